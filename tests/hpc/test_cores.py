@@ -1,0 +1,22 @@
+import os
+
+import pytest
+
+from wsi_idc.hpc.cores import available_cores
+
+
+def test_slurm_has_the_first_word(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert available_cores() == 3
+
+
+@pytest.mark.parametrize("given", ["", "0", "-2", "many", "²"])
+def test_else_the_affinity(monkeypatch, given):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert available_cores() == len(before)

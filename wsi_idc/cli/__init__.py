@@ -1,0 +1,111 @@
+"""The command line: parse, one call, say the result.
+
+This is the one place that imports click. A command imports what it needs when it runs, so that
+``wsi-idc --help`` answers at once.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+import click
+
+from wsi_idc import __version__
+from wsi_idc.cli.demo import demo
+from wsi_idc.cli.eval import eval_
+from wsi_idc.cli.fetch_weights import fetch_weights
+from wsi_idc.cli.info import info
+from wsi_idc.cli.map import map_
+from wsi_idc.cli.prepare import prepare
+from wsi_idc.cli.render import render
+from wsi_idc.cli.synth import synth
+from wsi_idc.cli.train import train
+from wsi_idc.errors import StoppedError, WsiIdcError
+
+
+class _InOrder(click.Group):
+    """A group whose help lists commands in the order of a first day's work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands as they were added."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="wsi-idc")
+def group() -> None:
+    """Map invasive ductal carcinoma (IDC) in breast tissue.
+
+    From patches to a probability map and a Grad-CAM mosaic for each patient, in HDF5.
+    Research use only: no output of this program is a diagnosis.
+
+    \b
+    Examples:
+      wsi-idc demo                      the whole job on synthetic tissue
+      wsi-idc prepare TREE              pack the patches of a data set
+      wsi-idc train --model resnet50    train on them
+      wsi-idc map --patient 10253       map a patient
+    """
+
+
+for _command in (demo, synth, prepare, train, eval_, map_, render, info, fetch_weights):
+    group.add_command(_command)
+
+
+def main() -> None:
+    """Run the program: 0 done, 1 the user's trouble, 2 bad usage, 75 stopped with all saved."""
+    # Asked to end, leave through every `finally`, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run(lambda: group.main(standalone_mode=False)))
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run ``command`` inside the error boundary and return the exit code."""
+    try:
+        result = command()
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except WsiIdcError as error:
+        _say_error(error)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped; nothing is half-written, and the same command goes on.", err=True)
+        return StoppedError.exit_code
+    except BrokenPipeError:
+        # The reader has gone (`| head`); keep Python from complaining at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        # A full disk, a missing permission, a file that vanished: the user's to mend.
+        if error.strerror is None:
+            return _report_bug()
+        _say_error(f"{error.filename or 'the system'}: {error.strerror}; nothing is half-written")
+        return 1
+    except Exception:  # noqa: BLE001
+        return _report_bug()
+
+
+def _say_error(message: object) -> None:
+    # One line, whatever a file name or another program's message holds.
+    line = " ".join(str(message).split())
+    click.echo(f"Error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+
+
+def _report_bug() -> int:
+    traceback.print_exc()
+    click.echo(f"This is a bug in wsi-idc {__version__}; please report all of the above.", err=True)
+    return 1
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

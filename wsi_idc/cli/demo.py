@@ -1,0 +1,48 @@
+"""``wsi-idc demo``."""
+
+from pathlib import Path
+
+import click
+
+from wsi_idc.cli.options import PATH, logging_options, say
+
+
+@click.command()
+@click.option("--out", type=PATH, default=Path("wsi-idc-demo"), show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@logging_options
+def demo(out: Path, seed: int) -> None:
+    """Do the whole job on synthetic tissue.
+
+    Draw, prepare, train, eval, map, render. Takes a minute or two on two cores. Run again, it goes on with what is left to do.
+
+    \b
+    Example:
+      wsi-idc demo --out /tmp/demo
+    """
+    from wsi_idc.demo import run_demo
+    from wsi_idc.hpc.preempt import stop_requests
+
+    with stop_requests() as stop:
+        result = run_demo(out, seed=seed, stop=stop)
+    found = result.evaluation
+    low, high = found.intervals["auc"]
+    say(
+        f"""
+Done. On {found.num_patches} patches of {found.num_patients} synthetic patients that the model had
+not seen: AUC {found.metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {found.metrics["f1"]:.3f}.
+That says nothing about real tissue.
+
+  pack        {result.pack}
+  model       {result.checkpoint}
+  evaluation  {result.evaluation_folder}/metrics.json
+  maps        {result.maps}/*.h5, one a patient
+  pictures    {result.maps}/*.png
+
+With patches of your own (PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png):
+  wsi-idc prepare TREE
+  wsi-idc map --all                 with the bundled model, or first
+  wsi-idc train --model cnn-bn
+  wsi-idc render
+Research use only: no output of this program is a diagnosis."""
+    )

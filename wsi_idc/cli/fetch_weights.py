@@ -1,0 +1,25 @@
+"""``wsi-idc fetch-weights``."""
+
+import click
+
+from wsi_idc.cli.options import logging_options, say
+
+
+@click.command("fetch-weights")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@logging_options
+def fetch_weights(models: tuple[str, ...]) -> None:
+    """Download ImageNet weights of MODELs.
+
+    They go into torchvision's cache.
+
+    Run it where there is internet; training downloads nothing. TORCH_HOME moves the cache.
+
+    \b
+    Example:
+      wsi-idc fetch-weights resnet50 efficientnet-b0
+    """
+    from wsi_idc.models.registry import architecture, fetch_imagenet
+
+    for model in models:
+        say(str(fetch_imagenet(architecture(model))))

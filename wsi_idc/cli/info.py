@@ -1,0 +1,126 @@
+"""``wsi-idc info``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsi_idc.cli.options import PATH, json_option, logging_options, say_json, say_rows
+from wsi_idc.errors import WsiIdcError
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@json_option
+@logging_options
+def info(file: Path, as_json: bool) -> None:
+    """Say what is in a file.
+
+    FILE is a pack, a checkpoint or a map; 'bundled' is the bundled model.
+
+    \b
+    Example:
+      wsi-idc info maps/10253.h5
+    """
+    found = _describe(file)
+    if as_json:
+        say_json(found)
+    else:
+        say_rows((name.replace("_", " "), _short(value)) for name, value in found.items())
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    from wsi_idc.data.pack import is_pack
+    from wsi_idc.maps.store import is_map
+    from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
+
+    if str(file) == BUNDLED:
+        file = bundled_checkpoint()
+    if not file.exists():
+        raise WsiIdcError(f"{file}: no such file; give a pack, a checkpoint or a map")
+    if is_pack(file):
+        return _describe_pack(file)
+    if is_map(file):
+        return _describe_map(file)
+    if file.is_file() and file.suffix != ".h5":
+        return _describe_checkpoint(file)
+    raise WsiIdcError(f"{file}: neither a pack, a checkpoint nor a map; see wsi-idc --help")
+
+
+def _describe_pack(file: Path) -> dict[str, Any]:
+    from wsi_idc.data.pack import Pack
+    from wsi_idc.data.splits import patient_table
+
+    pack = Pack(file)
+    edge = (pack.index[["height", "width"]] < pack.info.patch_px).any(axis=1)
+    table = patient_table(pack)
+    return {
+        "kind": "pack",
+        "file": file,
+        "patches": len(pack),
+        "patients": len(pack.patients),
+        "non_idc": int((pack.index["label"] == 0).sum()),
+        "idc": int((pack.index["label"] == 1).sum()),
+        "unknown_label": int((pack.index["label"] < 0).sum()),
+        "edge_patches": int(edge.sum()),
+        **vars(pack.info),
+        "patches_of": table["patches"].to_dict(),
+    }
+
+
+def _describe_map(file: Path) -> dict[str, Any]:
+    from wsi_idc.maps.store import read_map
+
+    content = read_map(file)
+    rows, cols = content.shape
+    return {
+        "kind": "map",
+        "file": file,
+        "patient": content.patient,
+        "source": content.source,
+        "patches": len(content.probability),
+        "grid": f"{rows} rows, {cols} cols",
+        "patch_px": content.patch_px,
+        "mpp": content.mpp,
+        "mpp_source": content.mpp_source,
+        "called_idc": float((content.probability >= content.threshold).mean()),
+        "labelled_idc": int((content.label == 1).sum()),
+        "threshold": content.threshold,
+        "temperature": content.temperature,
+        "cam": f"gradcam at {content.cam_layer}, {content.cam.shape[1]} x {content.cam.shape[2]}",
+        "model": dict(content.model),
+        "provenance": dict(content.provenance),
+    }
+
+
+def _describe_checkpoint(file: Path) -> dict[str, Any]:
+    from wsi_idc.models.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(file)
+    return {
+        "kind": "checkpoint",
+        "file": file,
+        **checkpoint.summary(),
+        "parameters": sum(value.numel() for value in checkpoint.state.values()),
+        "class_names": checkpoint.class_names,
+        "threshold": checkpoint.threshold,
+        "temperature": checkpoint.temperature,
+        "split": checkpoint.split_spec,
+        "patients_of": {
+            role: sorted(checkpoint.patients(role)) for role in ("train", "val", "test")
+        },
+        "config": dict(checkpoint.config),
+        "provenance": dict(checkpoint.provenance),
+    }
+
+
+def _short(value: Any) -> str:
+    """Return a value as text for people; ``--json`` has it whole."""
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        value = " ".join(_short(part) for part in value)
+    elif isinstance(value, float):
+        value = f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= 400 else f"{text[:397]}..."

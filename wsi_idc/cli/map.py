@@ -1,0 +1,112 @@
+"""``wsi-idc map``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    checkpoint_option,
+    compute_options,
+    data_option,
+    find_checkpoint,
+    json_option,
+    logging_options,
+    say,
+    say_json,
+)
+from wsi_idc.config import DEFAULT_MAPS
+from wsi_idc.errors import WsiIdcError
+
+if TYPE_CHECKING:
+    from wsi_idc.maps.build import MapReport
+
+
+@click.command("map")
+@click.option("--patient", "patients", multiple=True, help="A patient's id; may be repeated.")
+@click.option("--all", "everyone", is_flag=True, help="Every patient of the data.")
+@checkpoint_option
+@data_option
+@click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
+@click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
+@click.option("--overwrite", is_flag=True, help="Make maps anew that are there already.")
+@compute_options
+@json_option
+@logging_options
+def map_(
+    patients: tuple[str, ...],
+    everyone: bool,
+    checkpoint: Path | None,
+    data: Path | None,
+    out: Path,
+    no_image: bool,
+    overwrite: bool,
+    device: str,
+    precision: str,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Map patients: probability and Grad-CAM.
+
+    Writes one HDF5 file a patient, with a probability for every patch and the mosaic of its CAMs.
+
+    A map made before by the same checkpoint, settings and data is kept; any other is made anew.
+    Stopped, it exits with 75, and the same command goes on with the patients that are left.
+
+    \b
+    Examples:
+      wsi-idc map --patient 10253
+      wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
+    """
+    from wsi_idc.data.source import open_data
+    from wsi_idc.hpc.preempt import stop_requests
+    from wsi_idc.maps.build import build_maps
+    from wsi_idc.models.checkpoint import load_checkpoint
+    from wsi_idc.models.device import choose_compute
+
+    if everyone == bool(patients):
+        raise click.UsageError("give --patient P (once or more) or --all.")
+    compute = choose_compute(device, precision)
+    pack = open_data(data)
+    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    click.echo(f"data: {pack.path}; device: {compute}", err=True)
+    with stop_requests() as stop:
+        report = build_maps(
+            loaded,
+            pack,
+            pack.patients if everyone else list(dict.fromkeys(patients)),
+            out,
+            compute=compute,
+            batch_size=batch_size,
+            with_image=not no_image,
+            overwrite=overwrite,
+            stop=stop,
+        )
+    if as_json:
+        say_json(vars(report))
+    else:
+        _say_report(report)
+    if report.failed:
+        raise WsiIdcError(
+            f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
+            f"patients have no map: {', '.join(report.failed)}; the reasons are above"
+        )
+
+
+def _say_report(report: "MapReport") -> None:
+    for patient, path in report.made.items():
+        say(
+            f"{path}  {report.patches[patient]} patches, "
+            f"{report.idc_fraction[patient]:.1%} called IDC"
+        )
+    if report.kept:
+        names = ", ".join(list(report.kept)[:5]) + (", ..." if len(report.kept) > 5 else "")
+        say(
+            f"{len(report.kept)} kept, made before by the same checkpoint, settings and data: "
+            f"{names}"
+        )
+    if not (report.made or report.failed):
+        say("nothing to compute")
+    for patient, reason in report.failed.items():
+        click.echo(f"no map of {patient}: {reason}", err=True)

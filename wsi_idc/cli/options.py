@@ -1,0 +1,144 @@
+"""Options that several commands share, and how they say their result."""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsi_idc.config import DEFAULT_RUNS, PREDICT_BATCH_SIZE, TrainConfig
+from wsi_idc.errors import CheckpointError
+
+PATH = click.Path(path_type=Path)
+
+
+def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``-v`` and ``-q``, and set up the log before the command runs."""
+
+    @click.option("-v", "--verbose", count=True, help="Say more on standard error.")
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+    @functools.wraps(command)
+    def wrapped(verbose: int, quiet: bool, **arguments: Any) -> Any:
+        from wsi_idc.progress import set_up_logging
+
+        set_up_logging(-1 if quiet else verbose)
+        return command(**arguments)
+
+    return wrapped
+
+
+def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--data``."""
+    return click.option(
+        "--data",
+        type=PATH,
+        help="A pack or a patch tree.  [default: WSI_IDC_DATA, else data/]",
+    )(command)
+
+
+def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--checkpoint``; a command passes what it got to ``find_checkpoint``."""
+    return click.option(
+        "--checkpoint",
+        type=PATH,
+        help="A .pt file, a run directory, or 'bundled'.  [default: the newest finished run in "
+        "runs/, else the bundled model]",
+    )(command)
+
+
+def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--device``, ``--precision`` and ``--batch-size`` for running a trained model."""
+    options = [
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default="auto",
+            show_default=True,
+            help="auto: bf16 on a GPU that has it, else fp32.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=PREDICT_BATCH_SIZE,
+            show_default=True,
+            help="Patches at a time.",
+        ),
+    ]
+    return _all_of(options, command)
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each field of TrainConfig, spelled as the field."""
+    options = []
+    for option in fields(TrainConfig):
+        choices = option.metadata["choices"]
+        options.append(
+            click.option(
+                f"--{option.name.replace('_', '-')}",
+                type=click.Choice(choices) if choices else type(option.default),
+                default=option.default,
+                show_default=True,
+                help=option.metadata["help"],
+            )
+        )
+    return _all_of(options, command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Say the result as JSON.")(command)
+
+
+def _all_of(options: Sequence[Any], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def say(text: str) -> None:
+    """Write one line of the result to standard output."""
+    click.echo(text)
+
+
+def say_json(value: Any) -> None:
+    """Write the result to standard output as JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def say_rows(rows: Iterable[tuple[str, object]]) -> None:
+    """Write names and values to standard output, aligned."""
+    rows = [(name, str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def find_checkpoint(given: Path | None) -> Path:
+    """Return the checkpoint file that ``--checkpoint`` means, and say which one it is.
+
+    Raises:
+        CheckpointError: A run directory was given that has none.
+    """
+    from wsi_idc.learn.runs import newest_finished
+    from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
+
+    if given is None:
+        run = newest_finished(DEFAULT_RUNS)
+        path = run.best if run else bundled_checkpoint()
+        why = "the newest finished run" if run else "the bundled model; no run in runs/ is finished"
+    elif str(given) == BUNDLED:
+        path, why = bundled_checkpoint(), "the bundled model"
+    elif given.is_dir():
+        path, why = given / "best.pt", "as given"
+        if not path.exists():
+            raise CheckpointError(f"{given}: no best.pt in this folder; give a finished run")
+    else:
+        path, why = given, "as given"
+    click.echo(f"checkpoint: {path} ({why})", err=True)
+    return path

@@ -1,0 +1,101 @@
+"""``wsi-idc prepare``."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi_idc.cli.options import PATH, json_option, logging_options, say, say_json, say_rows
+from wsi_idc.errors import DataError
+
+if TYPE_CHECKING:
+    from wsi_idc.data.index import Problem
+    from wsi_idc.data.prepare import PrepareReport
+
+_NAMES_SHOWN = 10
+
+
+@click.command()
+@click.argument("tree", type=PATH, required=False)
+@click.option("--out", type=PATH, default=Path("data/idc.h5"), show_default=True, help="The pack.")
+@click.option(
+    "--mpp",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Microns per pixel of the patches.  [default: 4, noted as assumed]",
+)
+@click.option("--patch-px", type=click.IntRange(8, 255), default=50, show_default=True)
+@click.option("--num-workers", type=click.IntRange(min=1), help="[default: the cores given]")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any file had to be left out.")
+@json_option
+@logging_options
+def prepare(
+    tree: Path | None,
+    out: Path,
+    mpp: float | None,
+    patch_px: int,
+    num_workers: int | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Check patches and pack them into one file.
+
+    TREE holds PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png; without it, data/ is looked at. What is
+    left out goes into rejected.csv, what is kept but odd into flagged.csv, both beside the pack.
+
+    \b
+    Example:
+      wsi-idc prepare ~/IDC_regular_ps50_idx5 --out data/idc.h5
+    """
+    from wsi_idc.data.prepare import prepare as pack_tree
+
+    report = pack_tree(
+        tree or Path("data"), out, patch_px=patch_px, mpp=mpp, num_workers=num_workers
+    )
+    if as_json:
+        say_json(report.as_dict())
+    else:
+        _say_report(report)
+    if strict and report.rejected:
+        raise DataError(
+            f"{len(report.rejected)} files were left out (--strict); see "
+            f"{out.with_name('rejected.csv')}"
+        )
+
+
+def _say_report(report: "PrepareReport") -> None:
+    info = report.info
+    say_rows(
+        [
+            ("pack", report.pack),
+            ("patches", f"{report.num_patches} of {report.num_patients} patients"),
+            ("classes", f"{report.num_non_idc} non-IDC, {report.num_idc} IDC"),
+            ("resolution", f"{info.mpp:g} um/px ({info.mpp_source})"),
+            ("mean, std", f"{_numbers(info.mean)}, {_numbers(info.std)}"),
+            ("edge patches", f"{report.num_edge}, padded white"),
+        ]
+    )
+    if report.num_other_files:
+        say(f"{report.num_other_files} files that are not PNG were not looked at")
+    _say_problems("left out", report.rejected, report.pack.with_name("rejected.csv"))
+    odd = [problem for problem in report.flagged if problem.reason != "edge patch"]
+    edge = [problem for problem in report.flagged if problem.reason == "edge patch"]
+    flagged = report.pack.with_name("flagged.csv")
+    _say_problems("noted", odd, flagged)
+    _say_problems("padded", edge, flagged)
+
+
+def _say_problems(what: str, problems: "Sequence[Problem]", file: Path) -> None:
+    """Name the first problems of each reason, and say where the others are."""
+    for reason, count in sorted(Counter(problem.reason for problem in problems).items()):
+        say(f"{what}: {count} x {reason}")
+        of_reason = [problem for problem in problems if problem.reason == reason]
+        for problem in of_reason[:_NAMES_SHOWN]:
+            say(f"  {problem.path}: {problem.detail}")
+        if count > _NAMES_SHOWN:
+            say(f"  and {count - _NAMES_SHOWN} more, in {file}")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)

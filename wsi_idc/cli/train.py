@@ -1,0 +1,93 @@
+"""``wsi-idc train``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    config_options,
+    data_option,
+    json_option,
+    logging_options,
+    say,
+    say_json,
+    say_rows,
+)
+from wsi_idc.config import DEFAULT_RUNS, TrainConfig
+
+
+@click.command()
+@config_options
+@data_option
+@click.option("--out", type=PATH, help="Run directory.  [default: runs/MODEL-DIGEST]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--overwrite", is_flag=True, help="Train anew where there is a run already.")
+@json_option
+@logging_options
+def train(
+    data: Path | None, out: Path | None, device: str, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """Train a classifier of patches.
+
+    Patients, not patches, are split. Stopped by Ctrl-C, SIGTERM or SIGUSR1 it saves and exits with
+    75; the same command goes on where it was. DIGEST stands for the settings and the data.
+
+    \b
+    Examples:
+      wsi-idc train --model cnn-bn
+      wsi-idc train --model resnet50 --split kfold:5/0
+    """
+    from wsi_idc.data.source import open_data
+    from wsi_idc.data.splits import make_split, split_table
+    from wsi_idc.hpc.preempt import stop_requests
+    from wsi_idc.learn.runs import Run, default_run
+    from wsi_idc.learn.train import train as run_training
+    from wsi_idc.learn.train import what_is_asked
+    from wsi_idc.models.device import choose_compute
+
+    config = TrainConfig(**options)
+    compute = choose_compute(device, config.precision)
+    pack = open_data(data)
+    split = make_split(pack, config.split, seed=config.seed)
+    asked = what_is_asked(config, pack, split)
+    run = Run(out) if out else default_run(DEFAULT_RUNS, config.model, asked)
+    if overwrite:
+        run.clear()
+    for line in _describe(config, pack.path, split.spec, split_table(split, pack), run.folder):
+        click.echo(line, err=True)
+    was_finished = run.is_finished()
+    with stop_requests() as stop:
+        checkpoint = run_training(config, pack, split, run=run, compute=compute, stop=stop)
+    found = checkpoint.metrics["val"]
+    if as_json:
+        say_json({"run": run.folder, "checkpoint": run.best, "was_finished": was_finished, **found})
+        return
+    if was_finished:
+        say(f"{run.folder} is finished already; --overwrite trains anew")
+    names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
+    say_rows(
+        [
+            ("checkpoint", run.best),
+            ("best epoch", checkpoint.metrics["epoch"]),
+            ("val", ", ".join(f"{name} {found[name]:.3f}" for name in names)),
+            ("threshold", f"{checkpoint.threshold:.3f} (largest F1 on val)"),
+            ("temperature", f"{checkpoint.temperature:.3f}"),
+            ("next", "wsi-idc eval; wsi-idc map --all"),
+        ]
+    )
+
+
+def _describe(config: TrainConfig, data: Path, spec: str, table: Any, folder: Path) -> list[str]:
+    """Return lines that say what is going to be trained on what."""
+    settings = ", ".join(f"{name} {value}" for name, value in config.as_dict().items())
+    lines = [f"run: {folder}", f"data: {data}", f"settings: {settings}", f"split: {spec}"]
+    for role, row in table.iterrows():
+        lines.append(
+            f"  {role:<8} {row.patients:5.0f} patients {row.patches:7.0f} patches, "
+            f"{row.idc_fraction:.1%} IDC"
+        )
+    if "left out" in table.index and spec == "canonical":
+        lines.append("  left out: in no published list; --split canonical+unlisted trains on them")
+    return lines

@@ -1,0 +1,85 @@
+"""What ``--data`` means: a pack, a patch tree (packed once into a cache), or the default folder."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from wsi_idc.data.index import list_tree, tree_key
+from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
+from wsi_idc.data.prepare import REJECTED_CSV, prepare
+from wsi_idc.errors import BusyError, DataError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOLDER = "data"
+_SECONDS_BETWEEN_LOOKS = 2.0
+_HOW = "make a pack with wsi-idc prepare TREE, or give --data"
+
+
+def open_data(path: Path | None = None) -> Pack:
+    """Open a pack or a patch tree.
+
+    Args:
+        path: A pack, a patch tree, or a folder with one pack in it; None takes ``WSI_IDC_DATA``,
+            else ``data`` in the working folder.
+
+    Raises:
+        DataError: Nothing there can be used, or it is not clear what to use.
+    """
+    if path is None:
+        path = Path(os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
+        if not path.exists():
+            raise DataError(f"no data: there is no {path} here; {_HOW}")
+    if not path.is_dir():
+        return Pack(path)
+    packs = [file for file in sorted(path.glob("*.h5")) if is_pack(file)]
+    if len(packs) == 1:
+        return Pack(packs[0])
+    if packs:
+        names = ", ".join(pack.name for pack in packs)
+        raise DataError(f"{path} holds {len(packs)} packs ({names}); choose one with --data")
+    paths = list_tree(path).paths
+    if not paths:
+        raise DataError(f"no data: {path} holds neither a pack nor patches; {_HOW}")
+    return _open_tree(path, key=tree_key(path, paths))
+
+
+def _open_tree(tree: Path, *, key: str) -> Pack:
+    """Open the cached pack of a tree, made first if the tree has not been seen as it is now."""
+    pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
+    waiting = False
+    while not pack.exists():
+        # The tasks of a job array start together: one packs, the others wait for it.
+        try:
+            _pack_tree(tree, pack)
+        except BusyError:
+            if not waiting:
+                logger.info("waiting for another process that packs %s into %s", tree, pack)
+            waiting = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return Pack(pack)
+
+
+def _pack_tree(tree: Path, pack: Path) -> None:
+    logger.info("packing %s once, into %s", tree, pack)
+    report = prepare(tree, pack)
+    if report.rejected:
+        rejected = pack.with_name(REJECTED_CSV)
+        logger.warning("%d files left out; see %s", len(report.rejected), rejected)
+
+
+def cache_folder() -> Path:
+    """Return ``WSI_IDC_CACHE``, else wsi-idc in the user's cache folder.
+
+    Raises:
+        DataError: There is no home folder.
+    """
+    given = os.environ.get("WSI_IDC_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "wsi-idc"
+    except RuntimeError:
+        raise DataError("no home folder to keep packs in; set WSI_IDC_CACHE to a folder") from None

@@ -1,0 +1,202 @@
+"""Splits, always by patient: each patient of a run is train, val or test, never two of them.
+
+A split is asked for by a word: ``auto``, ``canonical``, ``canonical+unlisted``,
+``ratio:70/15/15``, ``kfold:5/0`` or a CSV file with the columns patient and split.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.errors import DataError
+
+ROLES = ("train", "val", "test")
+DEFAULT_RATIO = "ratio:70/15/15"
+# A data set counts as the canonical one when at least this share of its patients is listed.
+_LISTED_SHARE = 0.5
+_RATIO = re.compile(r"^ratio:(\d+)/(\d+)/(\d+)$")
+_KFOLD = re.compile(r"^kfold:(\d+)/(\d+)$")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Role of each patient of a run.
+
+    Attributes:
+        spec: How it was asked for, "auto" resolved.
+        roles: Patient to role.
+    """
+
+    spec: str
+    roles: Mapping[str, str]
+
+    def patients(self, role: str) -> list[str]:
+        """Return the sorted patients of a role."""
+        return sorted(patient for patient, has in self.roles.items() if has == role)
+
+
+def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
+    """Split the patients of a pack.
+
+    Raises:
+        DataError: The word is unknown, or a role would be empty or have one class only.
+    """
+    table = patient_table(pack)
+    if spec == "auto":
+        spec = _default(table)
+    if spec in ("canonical", "canonical+unlisted"):
+        roles = _canonical(table, unlisted_to_train=spec.endswith("unlisted"))
+    elif match := _RATIO.match(spec):
+        roles = _ratio(table, [int(part) for part in match.groups()], seed=seed)
+    elif match := _KFOLD.match(spec):
+        folds, fold = int(match[1]), int(match[2])
+        roles = _kfold(table, num_folds=folds, fold=fold, seed=seed)
+    elif spec.endswith(".csv"):
+        roles = _from_csv(Path(spec), table)
+    else:
+        raise DataError(
+            f"unknown split {spec!r}; use canonical, canonical+unlisted, {DEFAULT_RATIO}, "
+            "kfold:5/0 or a CSV file with the columns patient,split"
+        )
+    split = Split(spec, roles)
+    _check(split, table)
+    return split
+
+
+def patient_table(pack: Pack) -> pd.DataFrame:
+    """Return one row a patient with columns ``patches``, ``idc`` (counts of known labels)."""
+    index = pack.index
+    known = index[index["label"] >= 0]
+    labels = known.groupby("patient")["label"]
+    counts = pd.DataFrame({"patches": labels.size(), "idc": labels.sum()})
+    counts = counts.reindex(range(len(pack.patients)), fill_value=0)
+    counts.index = pd.Index(pack.patients, name="patient")
+    return counts
+
+
+def split_table(split: Split, pack: Pack) -> pd.DataFrame:
+    """Return one row a role: patients, patches, IDC fraction; and one for those left out."""
+    table = patient_table(pack)
+    role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
+    grouped = table.groupby(role)
+    result = grouped.sum().assign(patients=grouped.size())
+    result["idc_fraction"] = result["idc"] / result["patches"]
+    order = [name for name in (*ROLES, "left out") if name in result.index]
+    return result.loc[order][["patients", "patches", "idc_fraction"]]
+
+
+def canonical_roles() -> dict[str, str]:
+    """Return the published lists of Cruz-Roa 2014 (84 train, 29 val, 49 test)."""
+    source = resources.files("wsi_idc.data") / "canonical_split.csv"
+    lines = source.read_text(encoding="utf-8").split()[1:]
+    return dict(line.split(",") for line in lines)
+
+
+def _default(table: pd.DataFrame) -> str:
+    """Choose canonical where the patients are those of its lists, else a stratified ratio."""
+    roles = canonical_roles()
+    listed = table[table.index.isin(roles)]
+    present = {roles[patient] for patient in listed.index}
+    enough = len(listed) >= _LISTED_SHARE * len(table) and present == set(ROLES)
+    return "canonical" if enough else DEFAULT_RATIO
+
+
+def _canonical(table: pd.DataFrame, *, unlisted_to_train: bool) -> dict[str, str]:
+    lists = canonical_roles()
+    roles = {patient: lists[patient] for patient in table.index if patient in lists}
+    if unlisted_to_train:
+        roles |= {patient: "train" for patient in table.index if patient not in lists}
+    return roles
+
+
+def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
+    """Order patients by IDC fraction, ties at random: neighbours are alike."""
+    shuffled = table.sample(frac=1, random_state=seed)
+    fraction = shuffled["idc"] / shuffled["patches"].clip(lower=1)
+    return list(fraction.sort_values(kind="stable").index)
+
+
+def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str]:
+    """Deal patients of like IDC fraction to the roles in proportion to ``parts``."""
+    if sum(parts) == 0:
+        raise DataError("ratio:0/0/0 gives nobody a role; use " + DEFAULT_RATIO)
+    patients = _by_fraction(table, seed=seed)
+    rng = np.random.default_rng(seed)
+    share = np.array(parts) / sum(parts)
+    # The next patient goes to the role furthest behind its share, so that every stretch of the
+    # ordered list is dealt in proportion; who gets what within a stretch is up to the seed.
+    due = rng.permutation(3) * 1e-9
+    given = np.zeros(3)
+    dealt = []
+    for count in range(1, len(patients) + 1):
+        role = int(np.argmax(share * count - given + due))
+        given[role] += 1
+        dealt.append(ROLES[role])
+    stretch = round(1 / share[share > 0].min())
+    for start in range(0, len(dealt), stretch):
+        dealt[start : start + stretch] = rng.permutation(dealt[start : start + stretch]).tolist()
+    return dict(zip(patients, dealt, strict=True))
+
+
+def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict[str, str]:
+    """Test on fold ``fold``, validate on the next one, train on the rest."""
+    if not (3 <= num_folds <= len(table) and fold < num_folds):
+        raise DataError(
+            f"kfold:{num_folds}/{fold}: needs 3 to {len(table)} folds (the patients here), "
+            "counted from 0"
+        )
+    patients = _by_fraction(table, seed=seed)
+    rng = np.random.default_rng(seed)
+    roles = {}
+    for start in range(0, len(patients), num_folds):
+        stretch = patients[start : start + num_folds]
+        for patient, own in zip(stretch, rng.permutation(num_folds), strict=False):
+            is_test, is_val = own == fold, own == (fold + 1) % num_folds
+            roles[patient] = "test" if is_test else "val" if is_val else "train"
+    return roles
+
+
+def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give a CSV with patient,split") from None
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: not a readable CSV ({reason})") from None
+    if not {"patient", "split"} <= set(rows.columns):
+        raise DataError(f"{path}: needs the columns patient,split; has {','.join(rows.columns)}")
+    wrong = sorted(set(rows["split"]) - set(ROLES))
+    if wrong:
+        raise DataError(f"{path}: split {wrong[0]!r} is not one of train, val, test")
+    twice = rows.drop_duplicates(["patient", "split"])["patient"].duplicated(keep=False)
+    if twice.any():
+        patient = rows.drop_duplicates(["patient", "split"]).loc[twice, "patient"].iloc[0]
+        raise DataError(f"{path}: patient {patient!r} has more than one split; keep one row")
+    unknown = sorted(set(rows["patient"]) - set(table.index))
+    if unknown:
+        raise DataError(
+            f"{path}: {len(unknown)} patients are not in the data, {unknown[0]!r} first; "
+            "correct or remove them"
+        )
+    return dict(zip(rows["patient"], rows["split"], strict=True))
+
+
+def _check(split: Split, table: pd.DataFrame) -> None:
+    """Raise where a role cannot do its work."""
+    for role in ROLES:
+        counts = table.loc[split.patients(role)].sum()
+        if counts["patches"] == 0:
+            raise DataError(
+                f"split {split.spec}: {role} is empty; use another split, such as {DEFAULT_RATIO}"
+            )
+        if counts["idc"] in (0, counts["patches"]):
+            raise DataError(
+                f"split {split.spec}: {role} has one class only; use another split or seed"
+            )

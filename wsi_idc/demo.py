@@ -1,0 +1,104 @@
+"""The whole job on synthetic tissue: draw, prepare, train, evaluate, map, render."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_idc.config import PREDICT_BATCH_SIZE, TrainConfig
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.prepare import prepare
+from wsi_idc.data.splits import make_split
+from wsi_idc.data.synth import write_cohort
+from wsi_idc.errors import StoppedError
+from wsi_idc.files import write_text
+from wsi_idc.hpc.preempt import StopRequest
+from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate, write_evaluation
+from wsi_idc.learn.runs import Run
+from wsi_idc.learn.train import train
+from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.render import render_map
+from wsi_idc.models.device import choose_compute
+from wsi_idc.progress import progress
+
+logger = logging.getLogger(__name__)
+
+NUM_PATIENTS = 12
+PATCHES_PER_PATIENT = 150
+EPOCHS = 6
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made and where it is."""
+
+    pack: Path
+    checkpoint: Path
+    evaluation: Evaluation
+    evaluation_folder: Path
+    maps: Path
+
+
+def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> DemoResult:
+    """Run every step into the folder ``out``; a step that is done already is not done again.
+
+    Raises:
+        StoppedError: ``stop`` was set; the same call goes on.
+    """
+    compute = choose_compute()
+    pack = Pack(_cohort(out, seed=seed, stop=stop))
+    split = make_split(pack, "auto", seed=seed)
+    config = TrainConfig(seed=seed, epochs=EPOCHS)
+    logger.info("training %s on %d synthetic patches", config.model, len(pack))
+    run = Run(out / "runs" / config.model)
+    checkpoint = train(config, pack, split, run=run, compute=compute, stop=stop)
+    logger.info("evaluating on the test patients")
+    evaluation = evaluate(
+        checkpoint,
+        pack,
+        choose_patients(checkpoint, pack, "test"),
+        split="test",
+        compute=compute,
+        batch_size=PREDICT_BATCH_SIZE,
+        seed=seed,
+    )
+    folder = run.folder / "eval-test"
+    write_evaluation(evaluation, folder)
+    logger.info("mapping %d patients", len(pack.patients))
+    maps = out / "maps"
+    build_maps(checkpoint, pack, pack.patients, maps, compute=compute, stop=stop)
+    _render_all(maps, pack.patients, stop)
+    return DemoResult(pack.path, run.best, evaluation, folder, maps)
+
+
+def _cohort(out: Path, *, seed: int, stop: StopRequest | None) -> Path:
+    """Draw and pack the cohort, unless it is there; return the pack."""
+    pack, tree = out / "data" / "synthetic.h5", out / "cohort"
+    done = tree / ".complete"
+    if not done.exists():
+        logger.info("drawing %d synthetic patients", NUM_PATIENTS)
+        with progress(NUM_PATIENTS, what="drawing", unit="patient") as bar:
+            write_cohort(
+                tree,
+                num_patients=NUM_PATIENTS,
+                patches_per_patient=PATCHES_PER_PATIENT,
+                seed=seed,
+                on_patient=lambda _: bar.update(1),
+            )
+        write_text(done, f"seed {seed}\n")
+    if not pack.exists():
+        _check(stop)
+        prepare(tree, pack)
+    return pack
+
+
+def _render_all(maps: Path, patients: list[str], stop: StopRequest | None) -> None:
+    with progress(len(patients), what="drawing maps", unit="map") as bar:
+        for patient in patients:
+            _check(stop)
+            render_map(maps / f"{patient}.h5", maps / f"{patient}.png")
+            bar.update(1)
+
+
+def _check(stop: StopRequest | None) -> None:
+    if stop:
+        raise StoppedError(f"stopped by {stop.signal_name}; the same command goes on")

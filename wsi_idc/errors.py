@@ -1,0 +1,50 @@
+"""What can go wrong in the user's situation.
+
+A message is one line that says what, why and what to do; the command line prints it after
+``Error:`` and leaves with ``exit_code``. A mistake of ours is a ``ValueError`` or an assertion::
+
+    WsiIdcError
+    ├── DataError            a patch tree, pack, split or CSV that cannot be used
+    ├── CheckpointError      a checkpoint that cannot be read or does not fit
+    ├── MapError             a map file that cannot be read or must not be replaced
+    ├── RunError             a run directory that cannot be used
+    ├── DeviceError          a device or precision that this machine does not have
+    ├── BusyError            another process is at work on the same output
+    └── StoppedError         a signal asked to stop and everything is saved (exit 75)
+"""
+
+
+class WsiIdcError(Exception):
+    """The user's trouble, in one line: what, why, what to do."""
+
+    exit_code = 1
+
+
+class DataError(WsiIdcError):
+    """A patch tree, pack, split or CSV cannot be used."""
+
+
+class CheckpointError(WsiIdcError):
+    """A checkpoint cannot be read or does not fit."""
+
+
+class MapError(WsiIdcError):
+    """A map file cannot be read or must not be replaced."""
+
+
+class RunError(WsiIdcError):
+    """A run directory cannot be used."""
+
+
+class DeviceError(WsiIdcError):
+    """A device or precision is not available on this machine."""
+
+
+class BusyError(WsiIdcError):
+    """Another process is at work on the same output."""
+
+
+class StoppedError(WsiIdcError):
+    """A signal asked to stop; everything is saved and running again goes on."""
+
+    exit_code = 75

@@ -1,0 +1,158 @@
+"""Write files so that they are never half there, under names that stay in their folder."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsi_idc.errors import BusyError, DataError, WsiIdcError
+
+# A file system that has no locks (some network disks) answers with one of these.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MAX_NAME_BYTES = 128
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path``, fsynced, when the block ends well.
+
+    The temporary name is ``.NAME.partial`` beside ``path``. It is locked meanwhile, and removed
+    when the block raises; one that a killed process left behind is simply written over.
+
+    Raises:
+        BusyError: Another process is writing the same file.
+        WsiIdcError: The file cannot be written there, or the disk is full.
+    """
+    with scratch(path) as partial:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield the locked temporary path ``.NAME.partial`` beside ``path``, gone after the block.
+
+    Raises:
+        BusyError: Another process is using it.
+        WsiIdcError: The file cannot be written there, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with locked(partial, what=path) as fd:
+        try:
+            yield partial
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            reason = os.strerror(error.errno).lower()
+            raise WsiIdcError(f"{path}: {reason}; free some space and run again") from None
+        finally:
+            # After a rename, a file of this name is another process's.
+            if _is_same_file(fd, partial):
+                partial.unlink()
+
+
+@contextlib.contextmanager
+def locked(lock: Path, *, what: Path) -> Iterator[int]:
+    """Hold an exclusive lock on the file ``lock``, made if need be, on behalf of ``what``.
+
+    Yields:
+        The lock's file descriptor.
+
+    Raises:
+        BusyError: Another process holds the lock.
+        WsiIdcError: The lock's file cannot be made.
+    """
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise WsiIdcError(
+                f"{what}: cannot be written there ({error.strerror}); choose another place"
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise BusyError(
+                f"{what}: another process is writing it; wait for that one to end"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(fd)
+                raise
+        # The holder before us may have renamed the file under our feet: then lock the new one.
+        if _is_same_file(fd, lock):
+            break
+        os.close(fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut, where the file system can."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8 in one atomic step.
+
+    A byte of a file name that was no UTF-8 becomes an escape as JSON has it.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path`` as indented JSON in one atomic step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """Return ``name`` if it can be a file's name that stays in its folder.
+
+    Raises:
+        DataError: It is empty, hidden, too long, or holds a separator or control character.
+    """
+    bad = (
+        not name
+        or name.startswith(".")
+        or any(char in "/\\" for char in name)
+        or not name.isprintable()
+        or len(name.encode()) > _MAX_NAME_BYTES
+    )
+    if bad:
+        raise DataError(
+            f"{name!r} cannot be a patient id: it would not make a plain file name; "
+            "rename the patient"
+        )
+    return name

@@ -1,0 +1,1 @@
+"""What a run on a shared cluster needs to know about its surroundings."""

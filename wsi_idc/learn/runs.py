@@ -1,0 +1,136 @@
+"""The run directory: what one training asked for, how far it is, and what it left.
+
+``run.json`` says what was asked for and whether it is finished, ``metrics.jsonl`` has a line an
+epoch, ``best.pt`` is the checkpoint, ``last.pt`` the state to go on from.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wsi_idc.errors import RunError
+from wsi_idc.files import locked, write_json, write_text
+
+FORMAT = "wsi-idc-run"
+_FILES = ("run.json", "metrics.jsonl", "best.pt", "last.pt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory."""
+
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.folder / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """The training state to go on from."""
+        return self.folder / "last.pt"
+
+    def read(self) -> dict[str, Any]:
+        """Return what run.json says.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        path = self.folder / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: not a readable run ({error}); give another --out") from None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise RunError(f"{path}: not a run of wsi-idc; give another --out")
+        return record
+
+    def is_finished(self) -> bool:
+        """Return whether the training came to its end."""
+        return (self.folder / "run.json").exists() and self.read().get("status") == "finished"
+
+    def start(self, asked: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Write run.json for a training that asks for ``asked``; go on with one that did.
+
+        Raises:
+            RunError: The folder holds something else, or a run that asked for something else.
+        """
+        if (self.folder / "run.json").exists():
+            self._check_same(asked)
+            return
+        strangers = [p for p in self.folder.glob("*") if not p.name.startswith(".")]
+        if strangers:
+            raise RunError(f"{self.folder} is not empty and no run; give another --out")
+        self.write("running", asked, provenance)
+
+    def write(self, status: str, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"format": FORMAT, "status": status, "updated": now, "asked": asked, **more}
+        write_json(self.folder / "run.json", record)
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl, a line an epoch."""
+        lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
+        write_text(self.folder / "metrics.jsonl", lines)
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and nothing else."""
+        for name in _FILES:
+            (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in this folder.
+
+        Raises:
+            BusyError: One does already.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock", what=self.folder):
+            yield
+
+    def _check_same(self, asked: Mapping[str, Any]) -> None:
+        before = self.read().get("asked")
+        before = before if isinstance(before, dict) else {}
+        differences = [
+            f"{key} {_short(before.get(key))} -> {_short(asked.get(key))}"
+            for key in sorted(before.keys() | asked.keys())
+            if before.get(key) != asked.get(key)
+        ]
+        if differences:
+            raise RunError(
+                f"{self.folder} holds a run with other settings ({'; '.join(differences)}); give "
+                "another --out, or --overwrite to train anew"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def default_run(runs: Path, model: str, asked: Mapping[str, Any]) -> Run:
+    """Return the run that a training with these settings has by default: same words, same run."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return Run(runs / f"{model}-{digest[:8]}")
+
+
+def newest_finished(runs: Path) -> Run | None:
+    """Return the run that finished last, None where there is none; unreadable ones are passed."""
+    found = []
+    for file in runs.glob("*/run.json"):
+        run = Run(file.parent)
+        try:
+            record = run.read()
+        except RunError:
+            continue
+        if record.get("status") == "finished" and run.best.exists():
+            found.append((str(record.get("updated")), run.folder.name, run))
+    return max(found, key=lambda item: item[:2])[2] if found else None

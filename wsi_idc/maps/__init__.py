@@ -1,0 +1,1 @@
+"""Probability maps and CAM mosaics: geometry, files, pictures."""

@@ -1,0 +1,344 @@
+"""The map file: one patient's probabilities and CAMs in HDF5, by one schema.
+
+The groups ``/map`` and ``/cam`` are NeXus NXdata, so H5Web and silx open the file as a picture;
+``/coords`` carries the attributes by which CLAM, TRIDENT and WSInfer read theirs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.errors import MapError
+from wsi_idc.files import plain_name, replacing
+from wsi_idc.maps.grid import centres_um, lay, mosaic, shape_of
+
+FORMAT = "wsi-idc-map"
+FORMAT_VERSION = 1
+_MAX_CAM_SIDE = 256
+# Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
+_MAGNIFICATION_TIMES_MPP = 10.0
+_WHITE = 255
+
+
+@dataclass(frozen=True)
+class PatientMap:
+    """What a map file holds, one entry a patch; the grids follow from ``row_col``.
+
+    Attributes:
+        patient: Id.
+        source: "pack" or "slide".
+        class_names: Of class 0 and 1.
+        patch_px: Side of a patch in px.
+        mpp: Microns per pixel.
+        mpp_source: Where that number comes from.
+        threshold: Probability from which a patch is called IDC.
+        temperature: Divided the logits before the softmax.
+        model: What the checkpoint is, JSON-ready.
+        provenance: What made the map, JSON-ready; "identity" decides whether to make it anew.
+        coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
+        row_col: Grid cells, shape (N, 2), int32.
+        logit: Shape (N, 2), float32.
+        probability: Calibrated probability of IDC, shape (N,), float32.
+        label: 0, 1 or -1 unknown, shape (N,), int8.
+        cam: Raw Grad-CAM of IDC, shape (N, h, w), float32.
+        cam_layer: Name of the module that the CAM was taken from.
+        patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
+    """
+
+    patient: str
+    source: str
+    class_names: tuple[str, ...]
+    patch_px: int
+    mpp: float
+    mpp_source: str
+    threshold: float
+    temperature: float
+    model: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    coords: NDArray[np.int32]
+    row_col: NDArray[np.int32]
+    logit: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    label: NDArray[np.int8]
+    cam: NDArray[np.float32]
+    cam_layer: str
+    patches: NDArray[np.uint8] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and cols of the grid."""
+        return shape_of(self.row_col)
+
+    def probability_grid(self) -> NDArray[np.float32]:
+        """Probability map, shape (rows, cols), NaN where there is no patch."""
+        return lay(self.probability, self.row_col, shape=self.shape, fill=np.nan)
+
+    def label_grid(self) -> NDArray[np.int8]:
+        """Labels, shape (rows, cols), -1 where unknown or no patch."""
+        return lay(self.label, self.row_col, shape=self.shape, fill=-1)
+
+    def cam_mosaic(self) -> NDArray[np.float32]:
+        """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch."""
+        return mosaic(self.cam, self.row_col, shape=self.shape, fill=np.nan)
+
+
+def map_path(folder: Path, patient: str) -> Path:
+    """Return the map file of a patient in ``folder``.
+
+    Raises:
+        DataError: The id could lead out of the folder.
+    """
+    return folder / f"{plain_name(patient)}.h5"
+
+
+def write_map(path: Path, content: PatientMap) -> None:
+    """Write a map file in one atomic step.
+
+    Raises:
+        BusyError: Another process is writing the same map.
+    """
+    with replacing(path) as partial, h5py.File(partial, "w", locking=False) as file:
+        _write_root(file, content)
+        _write_columns(file, content)
+        _write_map_group(file, content)
+        _write_cam_group(file, content)
+        if content.patches is not None:
+            _write_image(file, content)
+        file.attrs["complete"] = 1
+
+
+def _write_root(file: h5py.File, content: PatientMap) -> None:
+    rows, cols = content.shape
+    file.attrs.update(
+        {
+            "NX_class": "NXroot",
+            "default": "map",
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "complete": 0,
+            "patient": content.patient,
+            "source": content.source,
+            "class_names": list(content.class_names),
+            "patch_px": content.patch_px,
+            "mpp": content.mpp,
+            "mpp_source": content.mpp_source,
+            "rows": rows,
+            "cols": cols,
+            "threshold": content.threshold,
+            "temperature": content.temperature,
+            "model": json.dumps(content.model),
+            "provenance": json.dumps(content.provenance),
+        }
+    )
+
+
+def _write_columns(file: h5py.File, content: PatientMap) -> None:
+    rows, cols = content.shape
+    side = content.patch_px
+    level_dim = np.array([cols * side, rows * side])  # width, height
+    file["coords"] = content.coords
+    file["coords"].attrs.update(
+        {
+            "name": content.patient,
+            "patch_size": side,
+            "patch_level": 0,
+            "patch_size_level0": side,
+            "patch_spacing_um_px": content.mpp,
+            "level0_magnification": _MAGNIFICATION_TIMES_MPP / content.mpp,
+            "target_magnification": _MAGNIFICATION_TIMES_MPP / content.mpp,
+            "overlap": 0,
+            "downsample": np.array([1.0, 1.0]),
+            "level_dim": level_dim,
+            "downsampled_level_dim": level_dim,
+        }
+    )
+    file["row_col"] = content.row_col
+    file["logit"] = content.logit
+    file["probability"] = content.probability
+    file["label"] = content.label
+
+
+def _write_map_group(file: h5py.File, content: PatientMap) -> None:
+    group = file.create_group("map")
+    group.attrs.update(
+        {
+            "NX_class": "NXdata",
+            "signal": "probability",
+            "axes": ["y", "x"],
+            "auxiliary_signals": ["label", "index"],
+            "title": f"Probability of IDC, patient {content.patient}",
+        }
+    )
+    group["probability"] = content.probability_grid()
+    group["label"] = content.label_grid()
+    index = np.arange(len(content.row_col), dtype=np.int32)
+    group["index"] = lay(index, content.row_col, shape=content.shape, fill=-1)
+    _write_axes(group, content, cells=(1, 1))
+
+
+def _write_cam_group(file: h5py.File, content: PatientMap) -> None:
+    group = file.create_group("cam")
+    group.attrs.update(
+        {
+            "NX_class": "NXdata",
+            "signal": "mosaic",
+            "axes": ["y", "x"],
+            "title": f"Grad-CAM of IDC, raw, patient {content.patient}",
+            "method": "gradcam",
+            "target_layer": content.cam_layer,
+            "class": content.class_names[1],
+            "normalized": 0,
+        }
+    )
+    group["raw"] = content.cam
+    values = content.cam_mosaic()
+    group.create_dataset("mosaic", data=values, compression="gzip", compression_opts=1)
+    _write_axes(group, content, cells=content.cam.shape[1:])
+
+
+def _write_axes(group: h5py.Group, content: PatientMap, *, cells: tuple[int, ...]) -> None:
+    """Write the centres of the grid's cells, each cut into ``cells`` (h, w), in um."""
+    patch_um = content.patch_px * content.mpp
+    for name, count, parts in zip("yx", content.shape, cells, strict=True):
+        group[name] = centres_um(count * parts, step_um=patch_um / parts)
+        group[name].attrs["units"] = "um"
+
+
+def _write_image(file: h5py.File, content: PatientMap) -> None:
+    """Write the stitched tissue, a row of patches at a time; white needs no room in the file."""
+    assert content.patches is not None
+    rows, cols = content.shape
+    side = content.patch_px
+    image = file.create_group("image").create_dataset(
+        "rgb",
+        (rows * side, cols * side, 3),
+        np.uint8,
+        chunks=(side, side * min(cols, 8), 3),
+        fillvalue=_WHITE,
+    )
+    image.attrs.update(
+        {"CLASS": np.bytes_("IMAGE"), "IMAGE_SUBCLASS": np.bytes_("IMAGE_TRUECOLOR")}
+    )
+    for row in np.unique(content.row_col[:, 0]):
+        members = np.flatnonzero(content.row_col[:, 0] == row)
+        columns = content.row_col[members, 1]
+        first, last = int(columns.min()), int(columns.max()) + 1
+        cells = np.stack([np.zeros_like(columns), columns - first], axis=1)
+        strip = mosaic(content.patches[members], cells, shape=(1, last - first), fill=_WHITE)
+        image[row * side : (row + 1) * side, first * side : last * side] = strip
+
+
+def read_map(path: Path) -> PatientMap:
+    """Read a map file, all but its image.
+
+    Raises:
+        MapError: It is missing, damaged, or something else.
+    """
+    with _opened(path) as file:
+        return _read(file)
+
+
+def read_image(path: Path) -> NDArray[np.uint8] | None:
+    """Read the stitched tissue, shape (rows * patch_px, cols * patch_px, 3), None if left out.
+
+    Raises:
+        MapError: The map is missing, damaged, or something else.
+    """
+    with _opened(path) as file:
+        content = _read(file)
+        if "image/rgb" not in file:
+            return None
+        rows, cols = content.shape
+        image, shape = file["image/rgb"], (rows * content.patch_px, cols * content.patch_px, 3)
+        if image.shape != shape or image.dtype != np.uint8:
+            raise ValueError(f"/image/rgb is not uint8 {shape}")
+        return image[:]
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """Return what a map was made of (checkpoint, settings, data); None where there is no file.
+
+    Raises:
+        MapError: The file is no complete map, so it is not ours to replace.
+    """
+    if not path.exists():
+        return None
+    identity = read_map(path).provenance.get("identity")
+    return dict(identity) if isinstance(identity, dict) else {}
+
+
+def is_map(path: Path) -> bool:
+    """Return whether a file says of itself that it is a map."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs.get("format")) == FORMAT
+    except OSError:
+        return False
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a map for reading; whatever is wrong with it becomes a MapError."""
+    try:
+        # A reader asks for no lock: many network disks have none.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
+    except IsADirectoryError:
+        raise MapError(f"{path} is a folder; give a map file in it") from None
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
+        raise MapError(f"{path}: not a usable map ({reason}); make it anew") from None
+
+
+def _read(file: h5py.File) -> PatientMap:
+    attrs: Any = file.attrs
+    if str(attrs.get("format")) != FORMAT:
+        raise ValueError("it is HDF5, but not a map")
+    if int(attrs["format_version"]) != FORMAT_VERSION:
+        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
+    if int(attrs["complete"]) != 1:
+        raise ValueError("it is not complete")
+    num = file["coords"].shape[0]
+    shapes: dict[str, tuple[int, ...]] = {
+        "coords": (num, 2),
+        "row_col": (num, 2),
+        "logit": (num, 2),
+    }
+    shapes |= {"probability": (num,), "label": (num,)}
+    for name, shape in shapes.items():
+        if file[name].shape != shape:
+            raise ValueError(f"/{name} has shape {file[name].shape}, not {shape}")
+    cam = file["cam/raw"]
+    if cam.ndim != 3 or cam.shape[0] != num or max(cam.shape[1:]) > _MAX_CAM_SIDE:
+        raise ValueError(f"/cam/raw has shape {cam.shape}")
+    row_col = file["row_col"][:].astype(np.int32)
+    if shape_of(row_col) != (int(attrs["rows"]), int(attrs["cols"])):
+        raise ValueError("rows and cols do not fit /row_col")
+    return PatientMap(
+        patient=plain_name(str(attrs["patient"])),
+        source=str(attrs["source"]),
+        class_names=tuple(str(name) for name in attrs["class_names"]),
+        patch_px=int(attrs["patch_px"]),
+        mpp=float(attrs["mpp"]),
+        mpp_source=str(attrs["mpp_source"]),
+        threshold=float(attrs["threshold"]),
+        temperature=float(attrs["temperature"]),
+        model=json.loads(attrs["model"]),
+        provenance=json.loads(attrs["provenance"]),
+        coords=file["coords"][:].astype(np.int32),
+        row_col=row_col,
+        logit=file["logit"][:].astype(np.float32),
+        probability=file["probability"][:].astype(np.float32),
+        label=file["label"][:].astype(np.int8),
+        cam=cam[:].astype(np.float32),
+        cam_layer=str(file["cam"].attrs["target_layer"]),
+    )

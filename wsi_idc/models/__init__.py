@@ -1,0 +1,1 @@
+"""Classifiers of patches, their checkpoints and their class activation maps."""

@@ -1,0 +1,195 @@
+"""The checkpoint: one file that rebuilds a classifier with nothing from memory."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsi_idc.errors import CheckpointError
+from wsi_idc.files import replacing, sha256
+from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.registry import architecture
+
+FORMAT = "wsi-idc-checkpoint"
+SCHEMA_VERSION = 1
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What patches the network takes.
+
+    Attributes:
+        patch_px: Side of a patch in px.
+        mpp: Microns per pixel of a patch.
+        input_px: Side that patches are resized to; None leaves them.
+        mean, std: Of each channel, 0..1.
+    """
+
+    patch_px: int
+    mpp: float
+    input_px: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier and how it came about.
+
+    Attributes:
+        architecture: Name in the registry.
+        state: Parameters and buffers of the network.
+        input: What patches it takes.
+        class_names: Of class 0 and 1.
+        cam_layer: Name of the module that CAMs are taken from.
+        temperature: Divides the logits before the softmax.
+        threshold: Probability of IDC from which a patch is called IDC.
+        split: Role of each patient ("train", "val", "test").
+        split_spec: How the split was asked for.
+        metrics: On the val patients.
+        provenance: Command, versions, data.
+        config: The training configuration.
+        source: Where it was read from, None for a fresh one.
+        fingerprint: SHA-256 of the file it was read from.
+    """
+
+    architecture: str
+    state: Mapping[str, Tensor]
+    input: InputSpec
+    class_names: tuple[str, ...]
+    cam_layer: str
+    temperature: float
+    threshold: float
+    split: Mapping[str, str]
+    split_spec: str
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    config: Mapping[str, Any]
+    source: Path | None = field(default=None, compare=False)
+    fingerprint: str | None = field(default=None, compare=False)
+
+    def build(self) -> PatchClassifier:
+        """Return the classifier in eval mode, on the CPU."""
+        arch = architecture(self.architecture)
+        network = arch.build(len(self.class_names))
+        try:
+            network.load_state_dict(dict(self.state))
+        except RuntimeError:
+            raise CheckpointError(
+                f"{self.source}: the weights do not fit {self.architecture}; train it anew"
+            ) from None
+        spec = self.input
+        classifier = PatchClassifier(
+            arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
+        )
+        return classifier.eval()
+
+    def patients(self, *roles: str) -> set[str]:
+        """Return the patients that had one of these roles."""
+        return {patient for patient, role in self.split.items() if role in roles}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what identifies it, JSON-ready, without weights and split."""
+        return {
+            "architecture": self.architecture,
+            "checkpoint": self.source.name if self.source else None,
+            "sha256": self.fingerprint,
+            "input": asdict(self.input),
+            "cam_layer": self.cam_layer,
+            "metrics": dict(self.metrics),
+        }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in one atomic step."""
+    content = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "architecture": checkpoint.architecture,
+        "state": {name: value.detach().cpu() for name, value in checkpoint.state.items()},
+        "input": asdict(checkpoint.input),
+        "class_names": list(checkpoint.class_names),
+        "cam_layer": checkpoint.cam_layer,
+        "temperature": checkpoint.temperature,
+        "threshold": checkpoint.threshold,
+        "split": dict(checkpoint.split),
+        "split_spec": checkpoint.split_spec,
+        "metrics": dict(checkpoint.metrics),
+        "provenance": dict(checkpoint.provenance),
+        "config": dict(checkpoint.config),
+    }
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is run.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another kind or another version.
+    """
+    content = load_dict(path, kind=FORMAT)
+    if content.get("schema_version") != SCHEMA_VERSION:
+        found = content.get("schema_version")
+        raise CheckpointError(
+            f"{path}: checkpoint version {found}, this program reads {SCHEMA_VERSION}; train anew"
+        )
+    try:
+        spec = dict(content["input"])
+        spec |= {key: tuple(float(v) for v in spec[key]) for key in ("mean", "std")}
+        checkpoint = Checkpoint(
+            architecture=str(content["architecture"]),
+            state=dict(content["state"]),
+            input=InputSpec(**spec),
+            class_names=tuple(str(name) for name in content["class_names"]),
+            cam_layer=str(content["cam_layer"]),
+            temperature=float(content["temperature"]),
+            threshold=float(content["threshold"]),
+            split={str(k): str(v) for k, v in content["split"].items()},
+            split_spec=str(content["split_spec"]),
+            metrics=dict(content["metrics"]),
+            provenance=dict(content["provenance"]),
+            config=dict(content["config"]),
+            source=path,
+            fingerprint=sha256(path),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged checkpoint ({type(error).__name__}: {error}); train it anew"
+        ) from None
+    checkpoint.build()  # raises where weights and architecture do not fit
+    return checkpoint
+
+
+def load_dict(path: Path, *, kind: str) -> dict[str, Any]:
+    """Read a dictionary that ``torch.save`` wrote and whose "format" is ``kind``.
+
+    Raises:
+        CheckpointError: It is missing, cannot be read or is something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; wsi-idc train makes one") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a folder; give the .pt file in it") from None
+    # torch.load answers a file of another kind with whatever its parsers raise.
+    except Exception as error:  # noqa: BLE001
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); give a .pt file that "
+            "wsi-idc train wrote"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise CheckpointError(f"{path}: not a {kind} file; give a .pt that wsi-idc train wrote")
+    return content
+
+
+def bundled_checkpoint() -> Path:
+    """Return the checkpoint that comes with the package."""
+    return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "cnn-bn.pt"))  # type: ignore[call-overload]

@@ -1,0 +1,50 @@
+"""From-scratch CNNs for 50 px patches, with and without batch norm."""
+
+from torch import Tensor, nn
+
+# Channels and convolutions of each stage; a 2x2 pooling halves the grid between stages, so that
+# 50 px end in a 6x6 feature map: enough cells for a CAM, few enough for each to see its surround.
+STAGES = ((24, 1), (48, 2), (96, 2), (192, 2))
+DROPOUT = 0.3
+
+
+class PatchCnn(nn.Module):
+    """VGG-like stages of 3x3 convolutions, global average pooling and one linear layer.
+
+    Attributes:
+        features: (N, 3, H, W) to the last feature map (N, 192, H // 8, W // 8).
+        classifier: The linear layer, 192 to ``num_classes``.
+    """
+
+    def __init__(self, *, num_classes: int, batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage, (width, num_convs) in enumerate(STAGES):
+            if stage > 0:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(num_convs):
+                layers.append(_convolution(channels, width, bias=not batch_norm))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                # Not in place: a hook on any layer must see what the layer gave.
+                layers.append(nn.ReLU())
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # He et al. 2015: without batch norm a deep stack trains only from here.
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes) of normalised images (N, 3, H, W)."""
+        x = self.pool(self.features(x)).flatten(1)  # (N, 192)
+        return self.classifier(self.dropout(x))
+
+
+def _convolution(in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:
+    # Padding by zeros would darken the rim of every patch's CAM, and the mosaic show a lattice.
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="replicate", bias=bias)

@@ -1,0 +1,74 @@
+"""Which device computes, and in which precision."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from wsi_idc.errors import DeviceError
+from wsi_idc.hpc.cores import available_cores
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision that the network runs in on it.
+
+    Attributes:
+        device: Where the network is.
+        precision: "fp32", "bf16" or "fp16".
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which to run the network."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def __str__(self) -> str:
+        name = str(self.device)
+        if self.device.type == "cuda":
+            name += f" ({torch.cuda.get_device_name(self.device)})"
+        if self.device.type == "cpu":
+            name += f" ({torch.get_num_threads()} threads)"
+        return f"{name}, {self.precision}"
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """Return the device and precision asked for, "auto" resolved to the best there is.
+
+    Raises:
+        DeviceError: This machine has no such device, or it cannot compute in that precision.
+    """
+    chosen = _choose_device(device)
+    if chosen.type == "cpu":
+        torch.set_num_threads(available_cores())
+    if precision == "auto":
+        good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if good else "fp32"
+    if precision not in _DTYPES:
+        raise DeviceError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and chosen.type == "cpu":
+        raise DeviceError("fp16 is no precision for a CPU; use --precision fp32 or bf16")
+    return Compute(chosen, precision)
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise DeviceError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, ..., mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("no MPS device here; use --device cpu")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise DeviceError(f"device {name}: torch sees {there} CUDA GPUs; use --device cpu or auto")
+    return torch.device(name)

@@ -1,0 +1,43 @@
+"""Where a result came from: command, versions, machine, time."""
+
+import functools
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wsi_idc import __version__
+
+_LIBRARIES = ("torch", "torchvision", "numpy", "h5py")
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """Return a JSON-ready record of this process, extended by ``more``."""
+    return {
+        "program": "wsi-idc",
+        "version": __version__,
+        "git_commit": _git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        **more,
+    }
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    """Return the commit of the checkout this package runs from, None where it is installed."""
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(package), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
