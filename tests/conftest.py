@@ -1,12 +1,21 @@
 """What every test stands on: a home of its own, and small worlds of real files."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.trees import make_tree
+from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
+from wsi_idc.data.splits import make_split
+from wsi_idc.data.synth import write_cohort
+from wsi_idc.learn.runs import Run
+from wsi_idc.learn.train import train
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.device import choose_compute
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +28,16 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Give the package's log back as it was: commands set it up."""
+    package = logging.getLogger("wsi_idc")
+    handlers, level = package.handlers[:], package.level
+    yield
+    package.handlers[:] = handlers
+    package.setLevel(level)
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a patch tree of three patients and seven patches."""
@@ -29,3 +48,20 @@ def tree(tmp_path: Path) -> Path:
 def pack(tree: Path, tmp_path: Path) -> Pack:
     """Return that tree, packed."""
     return Pack(prepare(tree, tmp_path / "pack" / "idc.h5").pack)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Return a packed synthetic cohort of six patients and about 250 patches."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder / "tree", num_patients=6, patches_per_patient=40, seed=1)
+    return Pack(prepare(folder / "tree", folder / "cohort.h5").pack)
+
+
+@pytest.fixture(scope="session")
+def trained(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Return a cnn-bn trained on that cohort for two epochs, in a finished run."""
+    run = Run(tmp_path_factory.mktemp("runs") / "cnn-bn")
+    config = TrainConfig(epochs=2, batch_size=16)
+    split = make_split(cohort, "ratio:50/25/25")
+    return train(config, cohort, split, run=run, compute=choose_compute("cpu"))

@@ -1,4 +1,3 @@
-import os
 import resource
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def hold(path: Path) -> subprocess.Popen:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path):
@@ -117,7 +116,10 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(WsiIdcError, match="file too large; free some space"), replacing(path) as p:
+        with (
+            pytest.raises(WsiIdcError, match="file too large; free some space"),
+            replacing(path) as p,
+        ):
             p.write_bytes(bytes(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -143,8 +145,10 @@ def test_plain_names(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", ".hidden", "../x", "a/b", "/etc", "a\\b", "a\nb", "a\0b", "a\x1b[2J", "x" * 129]
-    + ["ä" * 65, "\u202egnp", "\udcff", "\ud800", "a\u2028b"],
+    [
+        *("", ".", "..", ".hidden", "../x", "a/b", "/etc", "a\\b", "a\nb", "a\0b", "a\x1b[2J"),
+        *("x" * 129, "ä" * 65, "\u202egnp", "\udcff", "\ud800", "a\u2028b"),
+    ],
 )
 def test_names_that_would_leave_their_folder_or_deceive(name):
     with pytest.raises(DataError, match="cannot be a patient id") as caught:

@@ -37,9 +37,7 @@ def save_png(path: Path, pixels: NDArray) -> Path:
     return path
 
 
-def add_patch(
-    root: Path, patient: str, row: int, col: int, label: int, *, first: int = 1
-) -> Path:
+def add_patch(root: Path, patient: str, row: int, col: int, label: int, *, first: int = 1) -> Path:
     """Write one patch at its place in the tree and return its path."""
     name = file_name(patient, row, col, label, first=first)
     return save_png(root / patient / str(label) / name, pixels_of(patient, row, col))

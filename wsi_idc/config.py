@@ -10,6 +10,7 @@ from typing import Any
 
 from wsi_idc.errors import RunError
 
+PATCH_PX = 50
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")
 PREDICT_BATCH_SIZE = 64

@@ -10,7 +10,6 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
 from wsi_idc.data.synth import write_cohort
 from wsi_idc.errors import StoppedError
-from wsi_idc.files import write_text
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate, write_evaluation
 from wsi_idc.learn.runs import Run
@@ -49,7 +48,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     split = make_split(pack, "auto", seed=seed)
     config = TrainConfig(seed=seed, epochs=EPOCHS)
     logger.info("training %s on %d synthetic patches", config.model, len(pack))
-    run = Run(out / "runs" / config.model)
+    run = Run(out / "runs" / f"{config.model}-{seed}")
     checkpoint = train(config, pack, split, run=run, compute=compute, stop=stop)
     logger.info("evaluating on the test patients")
     evaluation = evaluate(
@@ -72,9 +71,8 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
 
 def _cohort(out: Path, *, seed: int, stop: StopRequest | None) -> Path:
     """Draw and pack the cohort, unless it is there; return the pack."""
-    pack, tree = out / "data" / "synthetic.h5", out / "cohort"
-    done = tree / ".complete"
-    if not done.exists():
+    tree, pack = out / f"cohort-{seed}", out / "data" / f"synthetic-{seed}.h5"
+    if not tree.exists():
         logger.info("drawing %d synthetic patients", NUM_PATIENTS)
         with progress(NUM_PATIENTS, what="drawing", unit="patient") as bar:
             write_cohort(
@@ -84,7 +82,6 @@ def _cohort(out: Path, *, seed: int, stop: StopRequest | None) -> Path:
                 seed=seed,
                 on_patient=lambda _: bar.update(1),
             )
-        write_text(done, f"seed {seed}\n")
     if not pack.exists():
         _check(stop)
         prepare(tree, pack)

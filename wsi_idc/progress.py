@@ -22,12 +22,12 @@ class _Lines(tqdm):
         return True
 
 
-class _AboveBar(logging.StreamHandler):
-    """Writes log lines above a bar that is being drawn."""
+class _AboveBar(logging.Handler):
+    """Writes log lines to standard error, above a bar that is being drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        tqdm.write(self.format(record), file=self.stream)
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def set_up_logging(verbosity: int) -> None:
@@ -37,7 +37,7 @@ def set_up_logging(verbosity: int) -> None:
         verbosity: -1 warnings only, 0 what happens and how far it is, 1 and more everything.
     """
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = _AboveBar(sys.stderr)
+    handler = _AboveBar()
     # A log file is read later: it wants the time of each line.
     line = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(message)s"
     handler.setFormatter(logging.Formatter(line, "%H:%M:%S"))

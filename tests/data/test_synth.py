@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi_idc.data.synth import CohortSummary, SynthSlide, draw_slide, write_cohort
+from wsi_idc.data.synth import CohortSummary, write_cohort
+from wsi_idc.data.tissue import SynthSlide, draw_slide
 from wsi_idc.errors import WsiIdcError
 
 NAME = re.compile(r"(S\d{4})_idx5_x(\d+)_y(\d+)_class([01])\.png")

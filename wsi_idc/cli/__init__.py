@@ -4,8 +4,6 @@ This is the one place that imports click. A command imports what it needs when i
 ``wsi-idc --help`` answers at once.
 """
 
-import contextlib
-import os
 import signal
 import sys
 import traceback
@@ -80,11 +78,6 @@ def run(command: Callable[[], object]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped; nothing is half-written, and the same command goes on.", err=True)
         return StoppedError.exit_code
-    except BrokenPipeError:
-        # The reader has gone (`| head`); keep Python from complaining at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         # A full disk, a missing permission, a file that vanished: the user's to mend.
         if error.strerror is None:

@@ -14,7 +14,8 @@ from wsi_idc.cli.options import PATH, logging_options, say
 def demo(out: Path, seed: int) -> None:
     """Do the whole job on synthetic tissue.
 
-    Draw, prepare, train, eval, map, render. Takes a minute or two on two cores. Run again, it goes on with what is left to do.
+    Draw, prepare, train, eval, map, render: a minute or two on two cores. Run again, it goes on
+    with what is left to do.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from wsi_idc.cli.options import PATH, logging_options, say
 @click.option("--num-patients", type=click.IntRange(1, 9999), default=12, show_default=True)
 @click.option(
     "--patches-per-patient",
-    type=click.IntRange(20, 100_000),
+    type=click.IntRange(40, 100_000),
     default=150,
     show_default=True,
     help="About so many.",

@@ -1,6 +1,7 @@
 """One patch file to pixels, or the reason why not."""
 
 import io
+import os
 import stat
 import struct
 import zlib
@@ -23,7 +24,7 @@ class UnreadablePatchError(Exception):
     """Why a file holds no usable patch, in a few words."""
 
 
-def read_patch(path: Path, *, patch_px: int) -> tuple[NDArray[np.uint8], int]:
+def read_patch(path: str | Path, *, patch_px: int) -> tuple[NDArray[np.uint8], int]:
     """Read one PNG of at most ``patch_px`` a side.
 
     Returns:
@@ -33,18 +34,18 @@ def read_patch(path: Path, *, patch_px: int) -> tuple[NDArray[np.uint8], int]:
         UnreadablePatchError: The file is no whole PNG, or too large.
     """
     try:
-        state = path.stat()
-        size = state.st_size
-        # Reading a named pipe would wait for ever.
-        if not stat.S_ISREG(state.st_mode):
-            raise UnreadablePatchError("not a regular file")
-        if size > MAX_FILE_BYTES:
-            with path.open("rb") as file:
-                _check_size(file.read(64), patch_px=patch_px)
-            raise UnreadablePatchError(f"{size} bytes are too many for a patch")
-        data = path.read_bytes()
+        # A named pipe would otherwise wait for its writer, for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            state = os.fstat(fd)
+            if not stat.S_ISREG(state.st_mode):
+                raise UnreadablePatchError("not a regular file")
+            data = file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
+    if state.st_size > MAX_FILE_BYTES:
+        _check_size(data, patch_px=patch_px)
+        raise UnreadablePatchError(f"{state.st_size} bytes are too many for a patch")
     return decode_png(data, patch_px=patch_px), zlib.crc32(data)
 
 

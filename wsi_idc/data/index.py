@@ -23,7 +23,6 @@ FILE_NAME = (
     r"^(?P<patient>.+)_idx[0-9]+_x(?P<x>[0-9]{1,9})_y(?P<y>[0-9]{1,9})"
     r"_class(?P<label>[01])\.(?i:png)$"
 )
-MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Listing:
 
     Attributes:
         paths: The PNG files as sorted paths below the root.
-        num_other: How many other or hidden files there are.
+        num_other: Count of other or hidden files.
         unreadable: Folders that could not be listed.
     """
 
@@ -110,27 +109,37 @@ def list_tree(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give a patch tree or a pack")
     listing = Listing()
-    failed: list[OSError] = []
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, onerror=failed.append, followlinks=True):
-        below = Path(folder).relative_to(root)
-        real = os.path.realpath(folder)
-        # A link that leads back up would go round for ever.
-        if real in seen or len(below.parts) >= MAX_DEPTH:
-            subfolders.clear()
-        if real in seen:
-            continue
-        seen.add(real)
-        subfolders.sort()
-        # macOS puts a hidden "._NAME.png" that is no PNG beside each file.
-        pngs = [name for name in files if name.lower().endswith(".png") and name[0] != "."]
-        listing.num_other += len(files) - len(pngs)
-        listing.paths += [(below / name).as_posix() for name in pngs]
+    # Level by level and links last: a folder reached twice is read under its own name, and a link
+    # that leads back up ends there.
+    level = [""]
+    while level:
+        below: list[tuple[bool, str]] = []
+        for folder in level:
+            real = os.path.realpath(root / folder)
+            if real not in seen:
+                seen.add(real)
+                below += _list_folder(root, folder, listing)
+        level = [folder for _, folder in sorted(below)]
     listing.paths.sort()
-    for error in failed:
-        below = Path(error.filename).relative_to(root)
-        listing.unreadable.append(Problem(f"{below}/", "unreadable", str(error.strerror)))
     return listing
+
+
+def _list_folder(root: Path, folder: str, listing: Listing) -> list[tuple[bool, str]]:
+    """Add the files of one folder; return its folders, each with whether it is a link."""
+    try:
+        with os.scandir(root / folder) as entries:
+            found = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in entries]
+    except OSError as error:
+        listing.unreadable.append(Problem(f"{folder}/", "unreadable", str(error.strerror)))
+        return []
+    start = f"{folder}/" if folder else ""
+    files = [name for is_folder, _, name in found if not is_folder]
+    # macOS puts a hidden "._NAME.png" that is no PNG beside each file.
+    pngs = [name for name in files if name.lower().endswith(".png") and name[0] != "."]
+    listing.num_other += len(files) - len(pngs)
+    listing.paths += [start + name for name in pngs]
+    return [(is_link, start + name) for is_folder, is_link, name in found if is_folder]
 
 
 def tree_key(root: Path, paths: Iterable[str]) -> str:
@@ -213,10 +222,8 @@ def _drop_nested_copies(
     if copies.empty:
         return kept, [], []
     pairs = copies.merge(kept[[*key, "path"]], on=key, suffixes=("", "_kept"))
-    size, size_kept = (
-        np.array([_size(root / path) for path in pairs[name]]) for name in ("path", "path_kept")
-    )
-    same = size == size_kept
+    sizes = pairs[["path", "path_kept"]].map(lambda path: _size(root / path))
+    same = sizes["path"] == sizes["path_kept"]
     folders = pairs[same]["path"].str.rsplit("/", n=3).str[0]
     nested = [
         Problem(f"{folder}/", "nested copy", f"{count} patches that stand above it too, left out")

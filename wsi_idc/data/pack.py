@@ -22,7 +22,6 @@ from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
 CLASS_NAMES = ("non-IDC", "IDC")
-PATCH_PX = 50
 MAX_PATCH_PX = 255  # /height and /width are uint8
 _COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
 # What h5py raises at a file that is damaged, or made to deceive.
@@ -77,7 +76,7 @@ class Pack:
             # A reader asks for no lock: many network disks have none.
             with h5py.File(self.path, "r", locking=False) as file:
                 self.info, self.patients, self.index, offset = _read(file)
-        except _UNREADABLE as error:
+        except (DataError, *_UNREADABLE) as error:
             reason = _first_line(error)
             raise DataError(f"{path}: not a usable pack ({reason}); make it anew") from None
         side = self.info.patch_px
@@ -210,7 +209,10 @@ def _read(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
         for name, dtype in {"patient": "i4", **_COLUMNS}.items()
     }
     index = pd.DataFrame(columns)
-    names = _dataset(file, "patients", shape=(int(columns["patient"].max()) + 1,))
+    codes = columns["patient"]
+    if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
+        raise ValueError("/patient is not sorted into /patients")
+    names = _dataset(file, "patients", shape=(int(codes[-1]) + 1,))
     patients = [plain_name(str(name)) for name in names.asstr()[:]]
     _check_index(index, patients, patch_px=side)
     return info, patients, index, int(offset)
@@ -263,9 +265,6 @@ def _dataset(
 
 def _check_index(index: pd.DataFrame, patients: list[str], *, patch_px: int) -> None:
     """Raise ValueError where the columns contradict each other."""
-    codes = index["patient"]
-    if list(codes.unique()) != list(range(len(patients))) or not codes.is_monotonic_increasing:
-        raise ValueError("/patient is not sorted into /patients")
     if sorted(set(patients)) != patients:
         raise ValueError("/patients are not sorted or not unique")
     xy = index[["x", "y"]].to_numpy()

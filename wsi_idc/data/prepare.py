@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.config import PATCH_PX
 from wsi_idc.data.decode import UnreadablePatchError, read_patch
 from wsi_idc.data.index import Problem, TreeIndex, index_tree, problem_table
-from wsi_idc.data.pack import MAX_PATCH_PX, PATCH_PX, PackInfo, write_pack
+from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, write_pack
 from wsi_idc.data.statistics import channel_histogram, channel_statistics
 from wsi_idc.errors import DataError
 from wsi_idc.files import scratch, write_text
@@ -79,9 +80,18 @@ class _Decoded:
     problems: list[Problem] = field(default_factory=list)
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
-    def count(self, patches: NDArray[np.uint8]) -> None:
-        """Add patches, shape (n, h, w, 3), to the histogram."""
-        self.histogram += channel_histogram(patches)
+    def add(self, chunk: "_Chunk") -> None:
+        """Add what the next chunk of paths holds."""
+        for found in chunk.found:
+            self.good.append(not isinstance(found, Problem))
+            if not isinstance(found, Problem):
+                self.sizes.append(found.size)
+                self.crcs.append(found.crc)
+                continue
+            self.problems.append(found)
+            if len(self.problems) <= _MAX_LOGGED:
+                logger.warning("left out: %r: %s", found.path, found.detail)
+        self.histogram += chunk.histogram
 
 
 def prepare(
@@ -159,28 +169,30 @@ def _decode_all(index: TreeIndex, raw: Path, *, patch_px: int, num_workers: int 
         closing(_read_chunks(index.root, paths, patch_px, num_workers)) as chunks,
         progress(len(paths), what="packing") as bar,
     ):
-        for chunk, patches in chunks:
-            for path, patch in zip(chunk, patches, strict=True):
-                result.good.append(not isinstance(patch, Problem))
-                if isinstance(patch, Problem):
-                    result.problems.append(patch)
-                    if len(result.problems) <= _MAX_LOGGED:
-                        logger.warning("left out: %r: %s", path, patch.detail)
-                else:
-                    file.write(patch.padded.tobytes())
-                    result.sizes.append(patch.size)
-                    result.crcs.append(patch.crc)
-            good = [patch.padded for patch in patches if not isinstance(patch, Problem)]
-            if good:
-                result.count(np.stack(good))
-            bar.update(len(chunk))
+        for chunk in chunks:
+            file.write(chunk.pixels.data)
+            result.add(chunk)
+            bar.update(len(chunk.found))
     return result
+
+
+@dataclass(frozen=True)
+class _Found:
+    size: tuple[int, int]  # height, width before padding
+    crc: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    found: list[_Found | Problem]  # one a path
+    pixels: NDArray[np.uint8]  # the good ones, padded, shape (n, patch_px, patch_px, 3)
+    histogram: NDArray[np.int64]  # of pixels
 
 
 def _read_chunks(
     root: Path, paths: list[str], patch_px: int, num_workers: int | None
-) -> Generator[tuple[list[str], list["_Patch | Problem"]], None, None]:
-    """Yield chunks of paths with what they hold, in order, a bounded number of them ahead.
+) -> Generator[_Chunk, None, None]:
+    """Yield what the paths hold, a chunk at a time, in order, a bounded number of them ahead.
 
     Threads do, since OpenCV decodes without the interpreter lock.
     """
@@ -188,39 +200,33 @@ def _read_chunks(
     chunks = [paths[at : at + _FILES_PER_TASK] for at in range(0, len(paths), _FILES_PER_TASK)]
     pool = ThreadPoolExecutor(workers)
     try:
-        ahead: deque[Future[list[_Patch | Problem]]] = deque()
+        ahead: deque[Future[_Chunk]] = deque()
         waiting = iter(chunks)
-        for chunk in chunks:
+        for _ in chunks:
             while len(ahead) < 2 * workers and (later := next(waiting, None)) is not None:
                 ahead.append(pool.submit(_read_chunk, root, later, patch_px))
-            yield chunk, ahead.popleft().result()
+            yield ahead.popleft().result()
     finally:
         # After Ctrl-C nobody waits for what lies ahead.
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _Patch:
-    padded: NDArray[np.uint8]  # (patch_px, patch_px, 3)
-    size: tuple[int, int]  # height, width before padding
-    crc: int
-
-
-def _read_chunk(root: Path, paths: list[str], patch_px: int) -> list[_Patch | Problem]:
-    return [_read_one(root, path, patch_px) for path in paths]
-
-
-def _read_one(root: Path, path: str, patch_px: int) -> _Patch | Problem:
-    try:
-        pixels, crc = read_patch(root / path, patch_px=patch_px)
-    except UnreadablePatchError as error:
-        return Problem(path, "unreadable", str(error))
-    height, width, _ = pixels.shape
-    if (height, width) != (patch_px, patch_px):
-        padded = np.full((patch_px, patch_px, 3), 255, np.uint8)
-        padded[:height, :width] = pixels
-        pixels = padded
-    return _Patch(pixels, (height, width), crc)
+def _read_chunk(root: Path, paths: list[str], patch_px: int) -> _Chunk:
+    padded = np.full((len(paths), patch_px, patch_px, 3), 255, np.uint8)
+    found: list[_Found | Problem] = []
+    num_good = 0
+    for path in paths:
+        try:
+            pixels, crc = read_patch(f"{root}/{path}", patch_px=patch_px)
+        except UnreadablePatchError as error:
+            found.append(Problem(path, "unreadable", str(error)))
+            continue
+        height, width, _ = pixels.shape
+        padded[num_good, :height, :width] = pixels
+        found.append(_Found((height, width), crc))
+        num_good += 1
+    padded = padded[:num_good]
+    return _Chunk(found, padded, channel_histogram(padded))
 
 
 def _good_rows(index: TreeIndex, decoded: _Decoded) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from wsi_idc.errors import BusyError, DataError
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = "data"
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LOOKS = 0.5
 _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 

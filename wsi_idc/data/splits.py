@@ -20,8 +20,8 @@ ROLES = ("train", "val", "test")
 DEFAULT_RATIO = "ratio:70/15/15"
 # A data set counts as the canonical one when at least this share of its patients is listed.
 _LISTED_SHARE = 0.5
-_RATIO = re.compile(r"^ratio:(\d+)/(\d+)/(\d+)$")
-_KFOLD = re.compile(r"^kfold:(\d+)/(\d+)$")
+_RATIO = re.compile(r"ratio:([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
+_KFOLD = re.compile(r"kfold:([0-9]{1,9})/([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
         spec = _default(table)
     if spec in ("canonical", "canonical+unlisted"):
         roles = _canonical(table, unlisted_to_train=spec.endswith("unlisted"))
-    elif match := _RATIO.match(spec):
+    elif match := _RATIO.fullmatch(spec):
         roles = _ratio(table, [int(part) for part in match.groups()], seed=seed)
-    elif match := _KFOLD.match(spec):
+    elif match := _KFOLD.fullmatch(spec):
         folds, fold = int(match[1]), int(match[2])
         roles = _kfold(table, num_folds=folds, fold=fold, seed=seed)
     elif spec.endswith(".csv"):
@@ -171,7 +171,8 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a readable CSV ({reason})") from None
     if not {"patient", "split"} <= set(rows.columns):
-        raise DataError(f"{path}: needs the columns patient,split; has {','.join(rows.columns)}")
+        has = ",".join(rows.columns)
+        raise DataError(f"{path}: needs the columns patient,split; has {has!r}")
     wrong = sorted(set(rows["split"]) - set(ROLES))
     if wrong:
         raise DataError(f"{path}: split {wrong[0]!r} is not one of train, val, test")

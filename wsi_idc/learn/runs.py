@@ -55,19 +55,34 @@ class Run:
         """Return whether the training came to its end."""
         return (self.folder / "run.json").exists() and self.read().get("status") == "finished"
 
-    def start(self, asked: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-        """Write run.json for a training that asks for ``asked``; go on with one that did.
+    def check_same(self, asked: Mapping[str, Any]) -> None:
+        """Raise unless the folder is free for, or holds, a training that asks for ``asked``.
 
         Raises:
-            RunError: The folder holds something else, or a run that asked for something else.
+            RunError: It holds something else, or a run that asked for something else.
         """
-        if (self.folder / "run.json").exists():
-            self._check_same(asked)
+        if not (self.folder / "run.json").exists():
+            if any(not path.name.startswith(".") for path in self.folder.glob("*")):
+                raise RunError(f"{self.folder} is not empty and no run; give another --out")
             return
-        strangers = [p for p in self.folder.glob("*") if not p.name.startswith(".")]
-        if strangers:
-            raise RunError(f"{self.folder} is not empty and no run; give another --out")
-        self.write("running", asked, provenance)
+        before = self.read().get("asked")
+        before = before if isinstance(before, dict) else {}
+        differences = [
+            f"{key} {_short(before.get(key))} -> {_short(asked.get(key))}"
+            for key in sorted(before.keys() | asked.keys())
+            if before.get(key) != asked.get(key)
+        ]
+        if differences:
+            raise RunError(
+                f"{self.folder} holds a run with other settings ({'; '.join(differences)}); give "
+                "another --out, or --overwrite to train anew"
+            )
+
+    def start(self, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """Write run.json for a training that asks for ``asked``, unless one goes on."""
+        self.check_same(asked)
+        if not (self.folder / "run.json").exists():
+            self.write("running", asked, more)
 
     def write(self, status: str, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         """Write run.json."""
@@ -95,20 +110,6 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", what=self.folder):
             yield
-
-    def _check_same(self, asked: Mapping[str, Any]) -> None:
-        before = self.read().get("asked")
-        before = before if isinstance(before, dict) else {}
-        differences = [
-            f"{key} {_short(before.get(key))} -> {_short(asked.get(key))}"
-            for key in sorted(before.keys() | asked.keys())
-            if before.get(key) != asked.get(key)
-        ]
-        if differences:
-            raise RunError(
-                f"{self.folder} holds a run with other settings ({'; '.join(differences)}); give "
-                "another --out, or --overwrite to train anew"
-            )
 
 
 def _short(value: Any) -> str:

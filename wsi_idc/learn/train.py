@@ -126,12 +126,14 @@ def train(
         StoppedError: ``stop`` was set; everything is saved and the same call goes on.
         RunError: ``run`` holds a training with other settings, or the loss is not finite.
     """
+    asked = what_is_asked(config, pack, split)
+    # Whatever can be refused is refused before the folder is made.
+    run.check_same(asked)
+    if run.is_finished():
+        return load_checkpoint(run.best)
+    training = _set_up(config, pack, split, run=run, compute=compute)
     with run.held():
-        asked = what_is_asked(config, pack, split)
-        run.start(asked, {"provenance": provenance(data=str(pack.path))})
-        if run.is_finished():
-            return load_checkpoint(run.best)
-        training = _set_up(config, pack, split, run=run, compute=compute)
+        run.start(asked, {"provenance": training.record})
         if run.last.exists():
             _resume(training)
         while not _is_over(training):

@@ -1,0 +1,278 @@
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import h5py
+import pytest
+
+from tests.trees import make_tree
+from wsi_idc.cli import group, run
+from wsi_idc.data.pack import Pack
+from wsi_idc.models.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working folder with the synthetic pack in data/."""
+    folder = tmp_path / "work"
+    (folder / "data").mkdir(parents=True)
+    shutil.copy(cohort.path, folder / "data")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+class Said:
+    """What a command said: exit code, standard output, standard error."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: object) -> None:
+        words = [str(argument) for argument in arguments]
+        capsys.readouterr()
+        self.code = run(lambda: group.main(words, prog_name="wsi-idc", standalone_mode=False))
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def error(self) -> str:
+        """The one line that begins with Error."""
+        lines = [line for line in self.err.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+def program(*arguments: object, **options: object) -> "subprocess.Popen[str]":
+    """Start the real program in a process of its own."""
+    words = [sys.executable, "-c", "from wsi_idc.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_help_imports_nothing_heavy_and_fetches_nothing():
+    code = (
+        "import sys; from wsi_idc.cli import group\n"
+        "try: group.main(['--help'], prog_name='wsi-idc')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'h5py', 'cv2', 'tqdm', 'matplotlib', 'sklearn'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or None)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "Research use only" in found.stdout
+
+
+@pytest.mark.parametrize("name", sorted(group.commands))
+def test_each_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, name, "--help")
+    assert said.code == 0
+    assert re.search(r"Examples?:\n +wsi-idc " + name, said.out)
+
+
+def test_from_a_tree_to_a_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tree = make_tree(tmp_path / "tree")
+    bad = next(tree.rglob("*.png"))
+    bad.write_text("no picture")
+    out = tmp_path / "data" / "idc.h5"
+    said = Said(capsys, "prepare", tree, "--out", out)
+    assert said.code == 0
+    assert "left out: 1 x unreadable" in said.out
+    assert str(bad.relative_to(tree)) in said.out
+    assert bad.name in (tmp_path / "data" / "rejected.csv").read_text()
+    strict = Said(capsys, "prepare", tree, "--out", out, "--strict", "--json")
+    assert strict.code == 1
+    assert "1 files were left out (--strict)" in strict.error
+    assert json.loads(strict.out)["rejected"][0]["path"] == str(bad.relative_to(tree))
+
+
+def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[str]):
+    train = ["train", "--model", "cnn-bn", "--epochs", 1, "--batch-size", 16]
+    train += ["--split", "ratio:50/25/25"]
+    said = Said(capsys, *train)
+    assert said.code == 0, said.err
+    assert "split: ratio:50/25/25" in said.err
+    assert "settings: model cnn-bn" in said.err
+    (folder,) = (work / "runs").iterdir()
+    assert str(folder.relative_to(work) / "best.pt") in said.out
+    again = Said(capsys, *train, "--json")
+    assert json.loads(again.out)["was_finished"] is True
+
+    said = Said(capsys, "eval", "--json")
+    assert said.code == 0, said.err
+    assert "the newest finished run" in said.err
+    found = json.loads(said.out)
+    written = json.loads((folder / "eval-test" / "metrics.json").read_text())
+    assert found["metrics"] == written["metrics"]
+    assert "auc" in Said(capsys, "eval").out
+
+    said = Said(capsys, "map", "--patient", "S0001", "--patient", "S0002")
+    assert said.code == 0, said.err
+    assert re.search(r"maps/S0001\.h5  \d+ patches, [\d.]+% called IDC", said.out)
+    said = Said(capsys, "map", "--all")
+    assert "2 kept, made before by the same checkpoint, settings and data" in said.out
+    assert len(list((work / "maps").glob("*.h5"))) == 6
+    assert "nothing to compute" in Said(capsys, "map", "--all").out
+
+    said = Said(capsys, "render", "maps/S0001.h5", "--dpi", 30)
+    assert said.out == "maps/S0001.png\n"
+    assert len(Said(capsys, "render", "--out", "pictures", "--dpi", 30).out.splitlines()) == 6
+
+    for file, kind in [
+        ("maps/S0001.h5", "map"),
+        ("data/cohort.h5", "pack"),
+        (folder / "best.pt", "checkpoint"),
+        ("bundled", "checkpoint"),
+    ]:
+        assert re.match(rf"kind +{kind}\n", Said(capsys, "info", file).out)
+        assert json.loads(Said(capsys, "info", file, "--json").out)["kind"] == kind
+
+
+def test_the_bundled_model_maps_a_tree_without_any_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tree = make_tree(tmp_path / "tree")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    patient = sorted(folder.name for folder in tree.iterdir())[0]
+    said = Said(capsys, "map", "--patient", patient, "--data", tree)
+    assert said.code == 0, said.err
+    assert "the bundled model" in said.err
+    with h5py.File(f"maps/{patient}.h5") as file:
+        assert json.loads(file.attrs["model"])["architecture"] == "cnn-bn"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["map", "--patient", "nobody"], 1, "no patient 'nobody'"),
+        (["map", "--patient", "../../x"], 1, "no patient '../../x'"),
+        (["map", "--patient", "S0001", "--data", "none.h5"], 1, "none.h5: no such file"),
+        (["map", "--patient", "S0001", "--checkpoint", "text.pt"], 1, "text.pt: not a readable"),
+        (["map", "--patient", "S0001", "--device", "cuda:99"], 1, "device cuda:99"),
+        (["map"], 2, "give --patient P"),
+        (["map", "--patient", "S0001", "--all"], 2, "give --patient P"),
+        (["map", "--patient", "S0001", "--batch-size", 0], 2, "--batch-size"),
+        (["eval", "--checkpoint", "data"], 1, "no best.pt in this folder"),
+        (["eval", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
+        (["train", "--epochs", 0], 1, "epochs is 0"),
+        (["train", "--model", "vgg"], 2, "--model"),
+        (["train", "--model", "resnet50"], 1, "wsi-idc fetch-weights resnet50"),
+        (["train", "--split", "half"], 1, "unknown split 'half'"),
+        (["prepare", "none"], 1, "none: no such folder"),
+        (["render"], 1, "no maps in maps/"),
+        (["info", "none"], 1, "none: no such file"),
+        (["info", "text.pt"], 1, "text.pt: not a readable checkpoint"),
+        (["synth", "data"], 1, "not an empty folder"),
+        (["fetch-weights", "cnn"], 1, "trained from scratch"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+    ],
+)
+def test_the_users_trouble_is_one_line(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    code: int,
+    error: str,
+):
+    (work / "text.pt").write_text("hello\n")
+    before = sorted(work.rglob("*"))
+    said = Said(capsys, *arguments)
+    assert said.code == code
+    assert error in said.error
+    assert sorted(work.rglob("*")) == before
+
+
+def test_no_data_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    said = Said(capsys, "train")
+    assert said.code == 1
+    assert "no data: there is no data here; make a pack with wsi-idc prepare" in said.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_map_is_listed_at_the_end_and_the_exit_code_tells(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    (work / "maps").mkdir()
+    (work / "maps" / "S0001.h5").write_text("mine")
+    said = Said(capsys, "map", "--patient", "S0001", "--patient", "S0002")
+    assert said.code == 1
+    assert "maps/S0002.h5" in said.out
+    assert "no map of S0001: maps/S0001.h5: not a usable map" in said.err
+    assert "1 of 2 patients have no map: S0001" in said.error
+
+
+def test_a_bug_shows_a_traceback_and_asks_for_a_report(capsys: pytest.CaptureFixture[str]):
+    def command() -> None:
+        raise ZeroDivisionError("ours")
+
+    assert run(command) == 1
+    assert "Traceback" in (err := capsys.readouterr().err)
+    assert "This is a bug in wsi-idc" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(28, "No space left on device", "maps/x.h5"), 1, "maps/x.h5: No space left"),
+        (PermissionError(13, "Permission denied", "data"), 1, "data: Permission denied"),
+        (KeyboardInterrupt(), 75, "Stopped; nothing is half-written"),
+        (click.UsageError("odd"), 2, "Error: odd"),
+    ],
+)
+def test_the_boundary_knows_the_system(
+    capfd: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+):
+    def command() -> None:
+        raise error
+
+    assert run(command) == code
+    err = capfd.readouterr().err
+    assert line in err
+    assert "Traceback" not in err
+
+
+def test_messages_cannot_forge_lines_or_move_the_cursor(capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "info", "none\nError: forged\x1b[2J")
+    assert "\x1b" not in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_a_training_and_the_same_command_ends_it(
+    work: Path, trained: Checkpoint, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+):
+    train = ["train", "--epochs", 2, "--batch-size", 16, "--split", "ratio:50/25/25"]
+    process = program(*train, "--out", "runs/r", cwd=work)
+    deadline = time.monotonic() + 120
+    while not (work / "runs/r/best.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, out + err
+    assert f"stopped by {number.name}" in err
+    assert json.loads((work / "runs/r/run.json").read_text())["status"] == "running"
+    said = Said(capsys, *train, "--out", "runs/r")
+    assert said.code == 0
+    ours = Pack(work / "data" / "cohort.h5")
+    assert ours.info.fingerprint == trained.provenance["data_fingerprint"]
+    from wsi_idc.models.checkpoint import load_checkpoint
+
+    resumed = load_checkpoint(work / "runs/r/best.pt")
+    assert all((resumed.state[name] == trained.state[name]).all() for name in trained.state)
+
+
+def test_a_reader_that_leaves_gets_no_traceback(cohort: Pack):
+    process = program("info", cohort.path, "--json")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()

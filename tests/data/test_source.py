@@ -1,0 +1,127 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trees import add_patch, file_name
+from wsi_idc.data.prepare import prepare
+from wsi_idc.data.source import cache_folder, open_data
+from wsi_idc.errors import DataError
+
+OPEN = "import sys, pathlib; from wsi_idc.data.source import open_data; " + (
+    "print(open_data(pathlib.Path(sys.argv[1])).path)"
+)
+
+
+def cached() -> list[Path]:
+    return sorted(cache_folder().glob("packs/*/*.h5"))
+
+
+def test_a_pack(pack):
+    assert open_data(pack.path).path == pack.path
+    assert cached() == []
+
+
+def test_a_folder_with_one_pack_in_it(pack):
+    (pack.path.parent / "other.h5").write_text("not a pack")
+    assert open_data(pack.path.parent).path == pack.path
+
+
+def test_a_folder_with_several_packs(pack):
+    shutil.copy(pack.path, pack.path.with_name("b.h5"))
+    with pytest.raises(DataError, match=r"holds 2 packs \(b.h5, idc.h5\); choose one with --data"):
+        open_data(pack.path.parent)
+
+
+def test_default_is_the_variable_then_the_working_folder(pack, tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no data: there is no data here; make a pack with wsi-idc"):
+        open_data()
+    tree.rename("data")
+    assert open_data().path == cached()[0]
+    monkeypatch.setenv("WSI_IDC_DATA", str(pack.path))
+    assert open_data().path == pack.path
+    monkeypatch.setenv("WSI_IDC_DATA", "nowhere")
+    with pytest.raises(DataError, match="there is no nowhere here"):
+        open_data()
+
+
+def test_nothing_of_use(tmp_path):
+    with pytest.raises(DataError, match="holds neither a pack nor patches; make a pack"):
+        open_data(tmp_path)
+    with pytest.raises(DataError, match="no such file; make one with wsi-idc prepare"):
+        open_data(tmp_path / "absent")
+    archive = tmp_path / "archive.zip"
+    archive.write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match="not an HDF5 file; give a pack, or a patch tree, unpacked"):
+        open_data(archive)
+
+
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    with pytest.raises(DataError, match="not an HDF5 file"):
+        open_data(tmp_path / "pipe.h5")
+    with pytest.raises(DataError, match="holds neither"):
+        open_data(tmp_path)
+
+
+def test_a_tree_is_packed_once(tree, caplog):
+    caplog.set_level("INFO", logger="wsi_idc")
+    pack = open_data(tree)
+    assert len(pack) == 7
+    assert [pack.path] == cached()
+    state = pack.path.stat()
+    again = open_data(tree)
+    assert (again.path, again.path.stat()) == (pack.path, state)
+    assert sum(line.startswith(f"packing {tree} once") for line in caplog.messages) == 1
+
+
+def test_a_copy_of_the_tree_shares_the_pack(tree, tmp_path):
+    copy = shutil.copytree(tree, tmp_path / "copy")
+    assert open_data(copy).path == open_data(tree).path
+
+
+def test_a_changed_tree_is_packed_anew(tree):
+    before = open_data(tree)
+    add_patch(tree, "9", 7, 7, 1)
+    after = open_data(tree)
+    assert (len(before), len(after)) == (7, 8)
+    (tree / f"9/1/{file_name('9', 7, 7, 1)}").unlink()
+    assert open_data(tree).path == before.path
+
+
+def test_left_out_files_are_pointed_at(tree, caplog):
+    (tree / "9/0" / file_name("9", 8, 8, 0)).touch()
+    pack = open_data(tree)
+    assert caplog.messages[-1] == f"1 files left out; see {pack.path.parent / 'rejected.csv'}"
+
+
+def test_processes_that_start_together_share_one_pack(tree):
+    children = [
+        subprocess.Popen([sys.executable, "-c", OPEN, str(tree)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    paths = {child.communicate()[0].strip() for child in children}
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert paths == {str(cached()[0])}
+    assert len(open_data(tree)) == 7
+
+
+def test_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WSI_IDC_CACHE", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere")
+    monkeypatch.delenv("WSI_IDC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/wsi-idc")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder() == Path("/home/me/.cache/wsi-idc")
+
+
+def test_default_file_is_found_where_prepare_puts_it(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(tree, Path("data/idc.h5"))
+    assert open_data().path == Path("data/idc.h5")

@@ -1,0 +1,239 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_idc.data.pack import Pack, PackInfo, write_pack
+from wsi_idc.data.splits import (
+    ROLES,
+    canonical_roles,
+    make_split,
+    patient_table,
+    split_table,
+)
+from wsi_idc.errors import DataError
+
+
+def write(folder: Path, patients: dict[str, tuple[int, int]]) -> Pack:
+    """Write a real pack of 1 px patches; patient to counts of class 0 and class 1."""
+    ids = sorted(patients)
+    labels = [[0] * patients[name][0] + [1] * patients[name][1] for name in ids]
+    counts = [len(own) for own in labels]
+    table = pd.DataFrame(
+        {
+            "patient": np.repeat(ids, counts),
+            "x": np.concatenate([np.arange(count) for count in counts]),
+            "label": np.concatenate(labels),
+        }
+    ).assign(y=0, height=1, width=1, path="")
+    info = PackInfo((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1, 4.0, "assumed", "00" * 32)
+    pixels = np.zeros((len(table), 1, 1, 3), np.uint8)
+    write_pack(folder / "a.h5", table, [pixels], info=info, provenance="{}")
+    return Pack(folder / "a.h5")
+
+
+def cohort(size: int, *, seed: int = 0) -> dict[str, tuple[int, int]]:
+    rng = np.random.default_rng(seed)
+    return {f"p{i:03}": tuple(map(int, rng.integers(1, 40, 2))) for i in range(size)}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Pack:
+    """Return a pack of 40 patients, both classes in each."""
+    return write(tmp_path_factory.mktemp("pack"), cohort(40))
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory) -> list[Pack]:
+    """Return packs of several numbers of patients."""
+    folder = tmp_path_factory.mktemp("packs")
+    return [write(folder / str(n), cohort(n, seed=n)) for n in (10, 13, 29, 60)]
+
+
+WHICH = st.integers(0, 3)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def assert_no_leak(split, patients: list[str]) -> None:
+    sides = [set(split.patients(role)) for role in ROLES]
+    assert sum(map(len, sides)) == len(set().union(*sides)) == len(split.roles)
+    assert set().union(*sides) <= set(patients)
+
+
+@given(WHICH, SEEDS)
+def test_ratio_gives_every_patient_one_role_in_proportion(packs, which, seed):
+    pack = packs[which]
+    split = make_split(pack, "ratio:70/15/15", seed=seed)
+    assert_no_leak(split, pack.patients)
+    assert set(split.roles) == set(pack.patients)
+    for role, share in zip(ROLES, (0.7, 0.15, 0.15), strict=True):
+        assert abs(len(split.patients(role)) - share * len(pack.patients)) <= 1
+    assert make_split(pack, "ratio:70/15/15", seed=seed) == split
+
+
+@settings(max_examples=40)
+@given(WHICH, st.integers(3, 10), SEEDS)
+def test_kfold_tests_and_validates_every_patient_once(packs, which, num_folds, seed):
+    pack = packs[which]
+    splits = [make_split(pack, f"kfold:{num_folds}/{k}", seed=seed) for k in range(num_folds)]
+    for split in splits:
+        assert_no_leak(split, pack.patients)
+        assert set(split.roles) == set(pack.patients)
+    for role in ("val", "test"):
+        seen = Counter(patient for split in splits for patient in split.patients(role))
+        assert seen == dict.fromkeys(pack.patients, 1)
+    sizes = [len(split.patients("test")) for split in splits]
+    assert max(sizes) - min(sizes) <= 1
+    assert make_split(pack, f"kfold:{num_folds}/0", seed=seed) == splits[0]
+
+
+@pytest.mark.parametrize("spec", ["ratio:70/15/15", "ratio:2/1/1", "kfold:5/0"])
+def test_each_seed_is_another_split(pack, spec):
+    splits = {tuple(sorted(make_split(pack, spec, seed=seed).roles.items())) for seed in range(10)}
+    assert len(splits) == 10
+
+
+@pytest.mark.parametrize("spec", ["ratio:70/15/15", "kfold:5/0"])
+def test_roles_are_alike_in_idc_fraction(pack, spec):
+    table = patient_table(pack)
+    fraction = table["idc"] / table["patches"]
+    for seed in range(5):
+        split = make_split(pack, spec, seed=seed)
+        means = [fraction[split.patients(role)].mean() for role in ROLES]
+        assert max(means) - min(means) < 0.1
+
+
+def test_patient_table_counts_known_labels(tmp_path):
+    pack = write(tmp_path, {"a": (3, 1), "b": (1, 2)})
+    pack.index.loc[0, "label"] = -1
+    table = patient_table(pack)
+    assert table.index.tolist() == ["a", "b"]
+    assert table["patches"].tolist() == [3, 3]
+    assert table["idc"].tolist() == [1, 2]
+    pack.index.loc[pack.index["patient"] == 1, "label"] = -1
+    assert patient_table(pack).loc["b"].tolist() == [0, 0]
+
+
+def test_split_table(tmp_path):
+    pack = write(tmp_path, {"a": (3, 1), "b": (1, 1), "c": (1, 3), "d": (1, 1), "e": (5, 5)})
+    csv = tmp_path / "s.csv"
+    csv.write_text("patient,split\na,train\nb,train\nc,val\nd,test\n")
+    table = split_table(make_split(pack, str(csv)), pack)
+    assert table.index.tolist() == ["train", "val", "test", "left out"]
+    assert table["patients"].tolist() == [2, 1, 1, 1]
+    assert table["patches"].tolist() == [6, 4, 2, 10]
+    assert table["idc_fraction"].tolist() == [2 / 6, 0.75, 0.5, 0.5]
+
+
+def test_published_lists():
+    roles = canonical_roles()
+    assert Counter(roles.values()) == {"train": 84, "val": 29, "test": 49}
+    assert (roles["9024"], roles["8915"]) == ("train", "train")  # not in the Kaggle release
+
+
+def test_canonical_and_unlisted(tmp_path):
+    lists = canonical_roles()
+    pack = write(tmp_path, dict.fromkeys([*lists, "unlisted"], (1, 1)))
+    split = make_split(pack, "canonical")
+    assert [len(split.patients(role)) for role in ROLES] == [84, 29, 49]
+    assert split.roles == lists
+    split = make_split(pack, "canonical+unlisted")
+    assert [len(split.patients(role)) for role in ROLES] == [85, 29, 49]
+    assert split.roles["unlisted"] == "train"
+
+
+def test_auto_takes_the_lists_where_they_fit_and_else_a_ratio(tmp_path, pack):
+    assert make_split(pack).spec == "ratio:70/15/15"
+    lists = canonical_roles()
+    some = [patient for role in ROLES for patient in lists if lists[patient] == role][::8]
+    for others, spec in [(len(some), "canonical"), (len(some) + 1, "ratio:70/15/15")]:
+        ids = some + [f"p{i}" for i in range(others)]
+        assert make_split(write(tmp_path, dict.fromkeys(ids, (1, 1)))).spec == spec
+    one_role = dict.fromkeys([p for p in lists if lists[p] == "train"], (1, 1))
+    assert make_split(write(tmp_path, one_role)).spec == "ratio:70/15/15"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ratio:70/15", r"unknown split 'ratio:70/15'; use canonical, canonical\+unlisted, ratio"),
+        ("kfold:5", "unknown split"),
+        ("", "unknown split"),
+        ("ratio:70/15/15\n", "unknown split"),
+        ("ratio:0/0/0", "gives nobody a role; use ratio:70/15/15"),
+        ("ratio:1/0/0", "split ratio:1/0/0: val is empty; use another split"),
+        ("kfold:2/0", "needs 3 to 40 folds"),
+        ("kfold:41/0", "needs 3 to 40 folds"),
+        ("kfold:5/5", "counted from 0"),
+        ("canonical", "split canonical: train is empty"),
+    ],
+)
+def test_words_that_make_no_split(pack, spec, message):
+    with pytest.raises(DataError, match=message) as caught:
+        make_split(pack, spec)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+GOOD = "patient,split\np000,train\np001,val\np002,test\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "\ufeff" + GOOD,
+        GOOD.replace("\n", "\r\n"),
+        GOOD + "p000,train\n",
+        "n,split,patient\n1,train,p000\n2,val,p001\n3,test,p002\n",
+    ],
+)
+def test_csv(pack, tmp_path, text):
+    path = tmp_path / "split.csv"
+    path.write_bytes(text.encode())
+    split = make_split(pack, str(path))
+    assert split.roles == {"p000": "train", "p001": "val", "p002": "test"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "no such file; give a CSV with patient,split"),
+        (b"", "not a readable CSV"),
+        (b"\x89HDF\r\n\x1a\n\xff\xfe", "not a readable CSV"),
+        (b"patient;split\np000;train\n", "needs the columns patient,split; has 'patient;split'"),
+        (b'patient,"a\nb"\n1,2\n', "needs the columns"),
+        (b"patient,split\np000,train\np001,Train\n", "split 'Train' is not one of train, val"),
+        (b"patient,split\np000,\n", "split '' is not one of"),
+        (GOOD.encode() + b"p002,train\n", "patient 'p002' has more than one split; keep one row"),
+        (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patients are not in the data, 'xé' first"),
+        (b"patient,split\n", "train is empty"),
+        (b"patient,split\np000,train\np001,val\n", "test is empty; use another split"),
+        (b"patient,split\np000,train,1\n", "not a readable CSV|is not one of"),
+    ],
+)
+def test_csv_that_cannot_be_used(pack, tmp_path, data, message):
+    path = tmp_path / "split.csv"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=message) as caught:
+        make_split(pack, str(path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_csv_that_is_a_folder(pack, tmp_path):
+    (tmp_path / "split.csv").mkdir()
+    with pytest.raises(DataError, match="not a readable CSV"):
+        make_split(pack, str(tmp_path / "split.csv"))
+
+
+@pytest.mark.parametrize("counts", [(4, 0), (0, 4)])
+def test_a_role_of_one_class_is_refused(tmp_path, counts):
+    pack = write(tmp_path, {"a": (2, 2), "b": (2, 2), "c": counts})
+    csv = tmp_path / "s.csv"
+    csv.write_text("patient,split\na,train\nb,val\nc,test\n")
+    with pytest.raises(DataError, match="test has one class only; use another split or seed"):
+        make_split(pack, str(csv))

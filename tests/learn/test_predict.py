@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.errors import CheckpointError
+from wsi_idc.learn.predict import check_fits, predict, predict_logits
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.classifier import logits_and_cam
+from wsi_idc.models.device import choose_compute
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batches_change_nothing(trained: Checkpoint, cohort: Pack, batch_size: int):
+    rows = np.arange(30)
+    classifier = trained.build()
+    with torch.inference_mode():
+        logit, cam = logits_and_cam(classifier, torch.from_numpy(cohort.patches[rows]))
+    parts = list(
+        predict(
+            classifier,
+            cohort,
+            rows,
+            compute=choose_compute("cpu"),
+            batch_size=batch_size,
+            with_cam=True,
+        )
+    )
+    assert [len(part.logit) for part in parts] == [
+        min(batch_size, 30 - start) for start in range(0, 30, batch_size)
+    ]
+    np.testing.assert_allclose(np.concatenate([p.logit for p in parts]), logit, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([p.cam for p in parts]), cam, atol=1e-5)
+
+
+def test_rows_come_in_their_order(trained: Checkpoint, cohort: Pack):
+    compute = choose_compute("cpu")
+    forward = predict_logits(trained.build(), cohort, np.arange(20), compute=compute)
+    backward = predict_logits(trained.build(), cohort, np.arange(20)[::-1], compute=compute)
+    np.testing.assert_allclose(forward, backward[::-1], atol=1e-5)
+
+
+def test_a_model_of_another_scale_or_size_is_refused(trained: Checkpoint, cohort: Pack):
+    check_fits(trained, cohort)
+    check_fits(replace(trained, input=replace(trained.input, mpp=4.2)), cohort)
+    with pytest.raises(CheckpointError, match="trained at 2 um/px"):
+        check_fits(replace(trained, input=replace(trained.input, mpp=2.0)), cohort)
+    with pytest.raises(CheckpointError, match="takes patches of 96 px"):
+        check_fits(replace(trained, input=replace(trained.input, patch_px=96)), cohort)

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.errors import RunError
+from wsi_idc.learn.runs import Run, default_run, newest_finished
+
+
+def test_the_same_settings_have_the_same_run_and_others_another(tmp_path: Path):
+    run = default_run(tmp_path, "cnn", {"epochs": 2, "seed": 0})
+    assert run == default_run(tmp_path, "cnn", {"seed": 0, "epochs": 2})
+    assert run != default_run(tmp_path, "cnn", {"seed": 1, "epochs": 2})
+    assert run.folder.name.startswith("cnn-")
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    run.start({"epochs": 2, "seed": 0}, {})
+    run.start({"epochs": 2, "seed": 0}, {})
+    with pytest.raises(RunError, match=r"\(epochs 2 -> 3\); give another --out, or --overwrite"):
+        run.check_same({"epochs": 3, "seed": 0})
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty and no run"):
+        Run(tmp_path).start({}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_clear_removes_the_files_of_a_run_and_nothing_else(tmp_path: Path):
+    run = Run(tmp_path)
+    run.start({}, {})
+    run.write_history([{"epoch": 1}])
+    (tmp_path / "notes.txt").write_text("mine")
+    run.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])
+def test_a_damaged_run_is_one_line(tmp_path: Path, content: str):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=r"run\.json: not a"):
+        Run(tmp_path).read()
+
+
+def test_the_newest_finished_run_is_found(tmp_path: Path):
+    assert newest_finished(tmp_path / "runs") is None
+    for name, status, updated in [
+        ("a", "finished", "2026-01-02T00:00:00+00:00"),
+        ("b", "finished", "2026-01-03T00:00:00+00:00"),
+        ("c", "running", "2026-01-04T00:00:00+00:00"),
+        ("d", "finished", "2026-01-05T00:00:00+00:00"),  # its checkpoint is gone
+    ]:
+        run = Run(tmp_path / name)
+        run.start({}, {})
+        record = run.read() | {"status": status, "updated": updated}
+        (run.folder / "run.json").write_text(json.dumps(record))
+        if name != "d":
+            run.best.write_bytes(b"weights")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "run.json").write_text("broken")
+    assert newest_finished(tmp_path) == Run(tmp_path / "b")
+
+
+def test_history_is_a_line_an_epoch(tmp_path: Path):
+    run = Run(tmp_path)
+    run.write_history([{"epoch": 1}, {"epoch": 2}])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]

@@ -1,0 +1,223 @@
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_idc.config import TrainConfig
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.splits import Split, make_split
+from wsi_idc.errors import BusyError, RunError, StoppedError
+from wsi_idc.files import locked
+from wsi_idc.hpc.preempt import StopRequest
+from wsi_idc.learn.runs import Run
+from wsi_idc.learn.train import rate_share, train, what_is_asked
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.device import Compute, choose_compute
+
+CONFIG = TrainConfig(epochs=2, batch_size=16)
+
+
+@pytest.fixture
+def compute() -> Compute:
+    return choose_compute("cpu")
+
+
+@pytest.fixture
+def split(cohort: Pack) -> Split:
+    return make_split(cohort, "ratio:50/25/25")
+
+
+def same_weights(one: Checkpoint, other: Checkpoint) -> bool:
+    return all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+
+
+class StopAfter(StopRequest):
+    """Asks to stop when it has been looked at ``num_looks`` times."""
+
+    def __init__(self, num_looks: int) -> None:
+        super().__init__()
+        self.num_looks = num_looks
+
+    def __bool__(self) -> bool:
+        self.num_looks -= 1
+        self.signal_name = "SIGTERM"
+        return self.num_looks < 0
+
+
+def test_a_finished_run_has_what_it_should(trained: Checkpoint, cohort: Pack, split: Split):
+    assert trained.source is not None
+    folder = trained.source.parent
+    names = {"run.json", "metrics.jsonl", "best.pt", "last.pt", ".lock"}
+    assert {path.name for path in folder.iterdir()} == names
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["asked"] == what_is_asked(CONFIG, cohort, split)
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    best = max(history, key=lambda epoch: epoch["val_average_precision"])
+    assert trained.metrics["epoch"] == best["epoch"]
+    assert trained.metrics["val"]["average_precision"] == pytest.approx(
+        best["val_average_precision"], abs=1e-6
+    )
+    assert trained.split == split.roles
+    assert 0 < trained.threshold < 1
+    assert trained.provenance["data_fingerprint"] == cohort.info.fingerprint
+
+
+def test_two_epochs_learn_something(trained: Checkpoint):
+    history = (trained.source.parent / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["train_loss"] for line in history]
+    assert losses[1] < losses[0]
+    assert trained.metrics["val"]["auc"] > 0.6
+
+
+def test_the_input_is_normalised_by_the_train_patients_alone(
+    trained: Checkpoint, cohort: Pack, split: Split
+):
+    member = np.isin(cohort.patient_of, split.patients("train"))
+    pixels = cohort.patches[member] / 255
+    assert trained.input.mean == pytest.approx(pixels.mean(axis=(0, 1, 2)), abs=1e-6)
+    assert trained.input.std == pytest.approx(pixels.std(axis=(0, 1, 2)), abs=1e-6)
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "stopped")
+    for num_looks in (2, 5, 3):
+        with pytest.raises(StoppedError, match="the same command goes on") as caught:
+            train(CONFIG, cohort, split, run=run, compute=compute, stop=StopAfter(num_looks))
+        assert caught.value.exit_code == 75
+    resumed = train(CONFIG, cohort, split, run=run, compute=compute)
+    assert same_weights(resumed, trained)
+    assert resumed.temperature == trained.temperature
+    assert resumed.threshold == trained.threshold
+    first = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in first] == [1, 2]
+
+
+def test_a_kill_before_the_run_is_marked_finished_does_no_harm(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "run")
+    config = replace(CONFIG, epochs=1)
+    first = train(config, cohort, split, run=run, compute=compute)
+    record = run.read()
+    run.write("running", record["asked"], {})
+    again = train(config, cohort, split, run=run, compute=compute)
+    assert same_weights(again, first)
+    assert again.threshold == first.threshold
+
+
+def test_a_finished_run_is_not_trained_again(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute
+):
+    run = Run(trained.source.parent)
+    before = run.best.stat().st_mtime_ns
+    assert same_weights(train(CONFIG, cohort, split, run=run, compute=compute), trained)
+    assert run.best.stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute
+):
+    run = Run(trained.source.parent)
+    with pytest.raises(RunError, match="seed 0 -> 1"):
+        train(replace(CONFIG, seed=1), cohort, split, run=run, compute=compute)
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path)
+    with locked(tmp_path / ".lock", what=tmp_path), pytest.raises(BusyError):
+        train(CONFIG, cohort, split, run=run, compute=compute)
+
+
+def test_the_seed_decides_the_weights(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+):
+    other = train(
+        replace(CONFIG, seed=1, epochs=1), cohort, split, run=Run(tmp_path / "r"), compute=compute
+    )
+    assert not same_weights(other, trained)
+
+
+@pytest.mark.parametrize("imbalance", ["class-weights", "none"])
+def test_class_weights_are_undone_in_the_bias(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, imbalance: str
+):
+    config = replace(CONFIG, epochs=1, imbalance=imbalance)
+    run = Run(tmp_path / "run")
+    finished = train(config, cohort, split, run=run, compute=compute)
+    raw = torch.load(run.last, weights_only=True)["network"]["classifier.bias"]
+    label = cohort.index["label"].to_numpy()[np.isin(cohort.patient_of, split.patients("train"))]
+    shift = math.log((label == 0).sum() / (label == 1).sum()) if imbalance != "none" else 0.0
+    assert finished.state["classifier.bias"][0] == raw[0]
+    assert float(raw[1] - finished.state["classifier.bias"][1]) == pytest.approx(shift, abs=1e-5)
+
+
+def test_early_stopping_waits_for_patience_epochs(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    # A learning rate of next to nothing: only chance makes a later epoch better.
+    config = TrainConfig(epochs=8, patience=1, batch_size=16, learning_rate=1e-12)
+    run = Run(tmp_path / "run")
+    finished = train(config, cohort, split, run=run, compute=compute)
+    history = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert len(history) == min(8, finished.metrics["epoch"] + 1)
+
+
+def test_a_loss_that_is_not_finite_stops_in_one_line(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    config = TrainConfig(model="cnn", epochs=2, batch_size=16, learning_rate=1e9)
+    with pytest.raises(RunError, match="not finite in epoch") as caught:
+        train(config, cohort, split, run=Run(tmp_path / "run"), compute=compute)
+    assert "lower --learning-rate" in str(caught.value)
+
+
+def test_imagenet_weights_for_a_model_from_scratch_leave_nothing_behind(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    with pytest.raises(RunError, match="cnn-bn has no ImageNet weights"):
+        train(
+            replace(CONFIG, weights="imagenet"),
+            cohort,
+            split,
+            run=Run(tmp_path / "run"),
+            compute=compute,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_labels_are_never_trained_on(cohort: Pack, split: Split, compute: Compute):
+    from wsi_idc.learn.train import _set_up
+
+    blinded = Pack(cohort.path)
+    blinded.index.loc[::2, "label"] = -1
+    training = _set_up(CONFIG, blinded, split, run=Run(Path("unused")), compute=compute)
+    for rows in training.rows.values():
+        assert (rows % 2 == 1).all()
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    shares = [rate_share(step, total=100) for step in range(100)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert max(shares) == 1.0
+    assert shares[5:] == sorted(shares[5:], reverse=True)
+    assert shares[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_epochs_are_logged_in_words(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO, logger="wsi_idc"):
+        train(replace(CONFIG, epochs=1), cohort, split, run=Run(tmp_path / "run"), compute=compute)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("epoch 1/1: train loss ") and "val AP" in line for line in lines)

@@ -1,0 +1,207 @@
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torchcam.methods import GradCAM
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.errors import DataError, StoppedError
+from wsi_idc.hpc.preempt import StopRequest
+from wsi_idc.learn.evaluate import evaluate
+from wsi_idc.maps.build import MapReport, build_maps
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi_idc.models.device import choose_compute
+
+NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png")
+
+
+def build(
+    checkpoint: Checkpoint, pack: Pack, patients: list[str], out: Path, **options: object
+) -> MapReport:
+    return build_maps(checkpoint, pack, patients, out, compute=choose_compute("cpu"), **options)
+
+
+@pytest.fixture(scope="module")
+def maps(trained: Checkpoint, cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("maps")
+    report = build(trained, cohort, cohort.patients, out)
+    assert list(report.made) == cohort.patients
+    return out
+
+
+def test_each_probability_is_at_the_cell_its_file_name_says(
+    maps: Path, trained: Checkpoint, cohort: Pack
+):
+    classifier = trained.build()
+    for patient in cohort.patients[:2]:
+        with h5py.File(maps / f"{patient}.h5") as file:
+            probability, label = file["map/probability"][:], file["map/label"][:]
+            rgb, raw, index = file["image/rgb"][:], file["cam/raw"][:], file["map/index"][:]
+        num_filled = 0
+        for position in cohort.rows_of(patient):
+            found = NAME.search(cohort.paths()[position])
+            row, col = (int(found["y"]) - 1) // 50, (int(found["x"]) - 1) // 50
+            with torch.inference_mode():
+                patch = torch.from_numpy(cohort.patches[[position]])
+                logit = classifier(patch) / trained.temperature
+            expected = float(torch.softmax(logit, dim=1)[0, 1])
+            assert probability[row, col] == pytest.approx(expected, abs=1e-5)
+            assert label[row, col] == int(found["label"])
+            tissue = rgb[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+            np.testing.assert_array_equal(tissue, cohort.patches[position])
+            assert raw[index[row, col]].shape == (6, 6)
+            num_filled += 1
+        assert np.isfinite(probability).sum() == num_filled
+
+
+def test_the_cams_are_torchcams(maps: Path, trained: Checkpoint, cohort: Pack):
+    patient = cohort.patients[0]
+    classifier = trained.build()
+    patches = torch.from_numpy(cohort.patches[cohort.rows_of(patient)])
+    with GradCAM(classifier.network, target_layer=trained.cam_layer) as extractor:
+        scores = classifier.network(classifier.preprocess(patches).requires_grad_())
+        expected = extractor(class_idx=1, scores=scores, normalized=False)[0].numpy()
+    with h5py.File(maps / f"{patient}.h5") as file:
+        raw = file["cam/raw"][:]
+    assert np.abs(raw - expected).max() / expected.max() < 1e-4
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_and_company_change_nothing(
+    maps: Path, trained: Checkpoint, cohort: Pack, tmp_path: Path, batch_size: int
+):
+    patient = cohort.patients[3]
+    build(trained, cohort, [patient], tmp_path, batch_size=batch_size)
+    with h5py.File(maps / f"{patient}.h5") as one, h5py.File(tmp_path / f"{patient}.h5") as other:
+        for name in ("logit", "probability", "cam/raw"):
+            np.testing.assert_allclose(one[name][:], other[name][:], atol=1e-5)
+
+
+def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack):
+    patient = sorted(trained.patients("test"))[0]
+    evaluation = evaluate(
+        trained,
+        cohort,
+        [patient],
+        split="test",
+        compute=choose_compute("cpu"),
+        batch_size=64,
+        num_resamples=1,
+    )
+    with h5py.File(maps / f"{patient}.h5") as file:
+        np.testing.assert_allclose(
+            evaluation.predictions["probability"], file["probability"][:], atol=1e-6
+        )
+
+
+def test_a_second_run_computes_nothing(maps: Path, trained: Checkpoint, cohort: Pack):
+    before = {path: path.stat().st_mtime_ns for path in maps.iterdir()}
+    report = build(trained, cohort, cohort.patients, maps)
+    assert list(report.kept) == cohort.patients
+    assert not report.made
+    assert {path: path.stat().st_mtime_ns for path in maps.iterdir()} == before
+
+
+@pytest.fixture
+def other(trained: Checkpoint, tmp_path: Path) -> Checkpoint:
+    """Return a checkpoint with another temperature."""
+    path = tmp_path / "checkpoints" / "other.pt"
+    save_checkpoint(path, replace(trained, temperature=3.0))
+    return load_checkpoint(path)
+
+
+def test_another_checkpoint_or_setting_computes_anew(
+    trained: Checkpoint,
+    other: Checkpoint,
+    cohort: Pack,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    patient = cohort.patients[0]
+    out = tmp_path / "maps"
+    build(trained, cohort, [patient], out)
+    with caplog.at_level(logging.INFO, logger="wsi_idc"):
+        assert list(build(other, cohort, [patient], out).made) == [patient]
+    assert "made with another checkpoint; making it anew" in caplog.text
+    assert list(build(other, cohort, [patient], out, with_image=False).made) == [patient]
+    assert list(build(other, cohort, [patient], out, with_image=False).kept) == [patient]
+    overwritten = build(other, cohort, [patient], out, with_image=False, overwrite=True)
+    assert list(overwritten.made) == [patient]
+
+
+def test_a_bad_item_is_set_aside_and_the_rest_done(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    first, second = cohort.patients[:2]
+    precious = tmp_path / f"{first}.h5"
+    precious.write_text("not a map at all")
+    report = build(trained, cohort, [first, second], tmp_path)
+    assert list(report.made) == [second]
+    assert "not a usable map" in report.failed[first]
+    assert "--overwrite" in report.failed[first]
+    assert precious.read_text() == "not a map at all"
+
+
+def test_a_map_that_another_process_writes_is_set_aside(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    from wsi_idc.files import locked
+
+    first, second = cohort.patients[:2]
+    with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
+        report = build(trained, cohort, [first, second], tmp_path)
+    assert list(report.made) == [second]
+    assert "another process is writing it" in report.failed[first]
+
+
+def test_what_a_kill_left_behind_is_written_over(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    (tmp_path / f".{patient}.h5.partial").write_bytes(b"half a map")
+    build(trained, cohort, [patient], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
+
+
+class StopAfter(StopRequest):
+    """Asks to stop when it has been looked at ``num_looks`` times."""
+
+    def __init__(self, num_looks: int) -> None:
+        super().__init__()
+        self.num_looks = num_looks
+
+    def __bool__(self) -> bool:
+        self.num_looks -= 1
+        self.signal_name = "SIGINT"
+        return self.num_looks < 0
+
+
+def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    with pytest.raises(StoppedError, match=r"stopped by SIGINT with [1-5] of 6 maps made"):
+        build(trained, cohort, cohort.patients, tmp_path, batch_size=16, stop=StopAfter(8))
+    made = {path.name for path in tmp_path.iterdir()}
+    assert 1 <= len(made) <= 5
+    assert not any(name.startswith(".") for name in made)
+    report = build(trained, cohort, cohort.patients, tmp_path)
+    assert {f"{patient}.h5" for patient in report.kept} == made
+    assert len(report.made) + len(report.kept) == 6
+
+
+def test_an_unknown_patient_writes_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    with pytest.raises(DataError, match=r"no patient '\.\./\.\./x'"):
+        build(trained, cohort, ["S0001", "../../x"], tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_map_says_which_role_its_patient_had(maps: Path, trained: Checkpoint):
+    import json
+
+    for role in ("train", "test"):
+        patient = sorted(trained.patients(role))[0]
+        with h5py.File(maps / f"{patient}.h5") as file:
+            assert json.loads(file.attrs["model"])["role_of_patient"] == role

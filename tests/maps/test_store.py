@@ -1,0 +1,221 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wsi_idc.errors import DataError, MapError
+from wsi_idc.maps.store import (
+    PatientMap,
+    is_map,
+    map_path,
+    read_identity,
+    read_image,
+    read_map,
+    write_map,
+)
+
+
+@pytest.fixture
+def content() -> PatientMap:
+    """Return a map of three patches on a grid of 2 x 3 cells."""
+    rng = np.random.default_rng(2)
+    row_col = np.array([[0, 1], [1, 0], [1, 2]], np.int32)
+    return PatientMap(
+        patient="P1",
+        source="pack",
+        class_names=("non-IDC", "IDC"),
+        patch_px=50,
+        mpp=4.0,
+        mpp_source="assumed",
+        threshold=0.4,
+        temperature=1.25,
+        model={"architecture": "cnn"},
+        provenance={"identity": {"checkpoint": "abc"}},
+        coords=row_col[:, ::-1] * 50,
+        row_col=row_col,
+        logit=rng.normal(size=(3, 2)).astype(np.float32),
+        probability=np.array([0.1, 0.5, 0.9], np.float32),
+        label=np.array([0, -1, 1], np.int8),
+        cam=rng.random((3, 6, 5)).astype(np.float32),
+        cam_layer="features",
+        patches=rng.integers(0, 255, (3, 50, 50, 3), dtype=np.uint8),
+    )
+
+
+@pytest.fixture
+def path(content: PatientMap, tmp_path: Path) -> Path:
+    path = tmp_path / "P1.h5"
+    write_map(path, content)
+    return path
+
+
+def test_the_root_says_what_the_map_is(path: Path):
+    with h5py.File(path) as file:
+        found = {name: file.attrs[name] for name in file.attrs}
+    assert list(found.pop("class_names")) == ["non-IDC", "IDC"]
+    assert json.loads(found.pop("model")) == {"architecture": "cnn"}
+    assert json.loads(found.pop("provenance")) == {"identity": {"checkpoint": "abc"}}
+    assert found == {
+        "NX_class": "NXroot",
+        "default": "map",
+        "format": "wsi-idc-map",
+        "format_version": 1,
+        "complete": 1,
+        "patient": "P1",
+        "source": "pack",
+        "patch_px": 50,
+        "mpp": 4.0,
+        "mpp_source": "assumed",
+        "rows": 2,
+        "cols": 3,
+        "threshold": 0.4,
+        "temperature": 1.25,
+    }
+
+
+def test_the_columns_are_one_row_a_patch(path: Path, content: PatientMap):
+    with h5py.File(path) as file:
+        types = {"coords": "i4", "row_col": "i4", "logit": "f4", "probability": "f4", "label": "i1"}
+        for name, dtype in types.items():
+            assert file[name].dtype == dtype
+            np.testing.assert_array_equal(file[name][:], getattr(content, name))
+
+
+def test_coords_carry_what_clam_trident_and_wsinfer_read(path: Path):
+    with h5py.File(path) as file:
+        attrs = file["coords"].attrs
+        assert attrs["name"] == "P1"
+        assert attrs["patch_size"] == attrs["patch_size_level0"] == 50
+        assert attrs["patch_level"] == attrs["overlap"] == 0
+        assert attrs["patch_spacing_um_px"] == 4.0
+        assert attrs["level0_magnification"] == attrs["target_magnification"] == 2.5
+        assert attrs["level_dim"].tolist() == [150, 100]  # width, height
+        assert attrs["downsample"].tolist() == [1.0, 1.0]
+
+
+def test_the_map_is_nxdata_with_nan_where_there_is_no_patch(path: Path):
+    with h5py.File(path) as file:
+        group = file["map"]
+        assert group.attrs["NX_class"] == "NXdata"
+        assert group.attrs["signal"] == "probability"
+        assert list(group.attrs["axes"]) == ["y", "x"]
+        nan = np.float32(np.nan)
+        np.testing.assert_array_equal(
+            group["probability"][:], np.array([[nan, 0.1, nan], [0.5, nan, 0.9]], np.float32)
+        )
+        assert group["label"][:].tolist() == [[-1, 0, -1], [-1, -1, 1]]
+        assert group["index"][:].tolist() == [[-1, 0, -1], [1, -1, 2]]
+        assert group["label"].dtype == np.int8
+        assert group["index"].dtype == np.int32
+        assert group["x"][:].tolist() == [100.0, 300.0, 500.0]
+        assert group["y"][:].tolist() == [100.0, 300.0]
+        assert group["x"].attrs["units"] == "um"
+
+
+def test_the_cam_mosaic_is_the_raw_cams_on_the_grid(path: Path, content: PatientMap):
+    with h5py.File(path) as file:
+        group = file["cam"]
+        assert group.attrs["NX_class"] == "NXdata"
+        assert group.attrs["method"] == "gradcam"
+        assert group.attrs["target_layer"] == "features"
+        assert group.attrs["class"] == "IDC"
+        assert group.attrs["normalized"] == 0
+        np.testing.assert_array_equal(group["raw"][:], content.cam)
+        mosaic = group["mosaic"][:]
+        assert mosaic.shape == (12, 15)
+        np.testing.assert_array_equal(mosaic[6:, 10:], content.cam[2])
+        np.testing.assert_array_equal(mosaic[:6, 5:10], content.cam[0])
+        assert np.isnan(mosaic[:6, :5]).all()
+        assert group["y"].shape == (12,)
+        assert group["x"][:3] == pytest.approx([20.0, 60.0, 100.0])
+
+
+def test_the_image_is_the_patches_on_white(path: Path, content: PatientMap):
+    with h5py.File(path) as file:
+        rgb = file["image/rgb"][:]
+    assert rgb.shape == (100, 150, 3)
+    np.testing.assert_array_equal(rgb[:50, 50:100], content.patches[0])
+    np.testing.assert_array_equal(rgb[50:, :50], content.patches[1])
+    np.testing.assert_array_equal(rgb[50:, 100:], content.patches[2])
+    assert (rgb[:50, :50] == 255).all()
+    assert (rgb[50:, 50:100] == 255).all()
+    np.testing.assert_array_equal(read_image(path), rgb)
+
+
+def test_the_image_can_be_left_out(content: PatientMap, tmp_path: Path):
+    write_map(tmp_path / "P1.h5", replace(content, patches=None))
+    with h5py.File(tmp_path / "P1.h5") as file:
+        assert "image" not in file
+    assert read_image(tmp_path / "P1.h5") is None
+
+
+def test_what_is_written_is_read(path: Path, content: PatientMap):
+    found = read_map(path)
+    for name in ("coords", "row_col", "logit", "probability", "label", "cam"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(content, name))
+    assert found.shape == (2, 3)
+    assert found.patches is None
+    assert read_identity(path) == {"checkpoint": "abc"}
+    assert is_map(path)
+
+
+def test_the_same_content_is_the_same_bytes(content: PatientMap, tmp_path: Path):
+    for name in ("a.h5", "b.h5"):
+        write_map(tmp_path / name, content)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_a_missing_map_has_no_identity(tmp_path: Path):
+    assert read_identity(tmp_path / "none.h5") is None
+    with pytest.raises(MapError, match="no such file"):
+        read_map(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_map_cut_short_is_one_line(path: Path, share: float):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(MapError, match="not a usable map") as caught:
+        read_map(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file: file.attrs.modify("format", "wsi-idc-pack"), "not a map"),
+        (lambda file: file.attrs.modify("format_version", 2), "format version 2"),
+        (lambda file: file.attrs.modify("complete", 0), "not complete"),
+        (lambda file: file.attrs.modify("rows", 99), "rows and cols"),
+        (lambda file: file.attrs.modify("model", "{"), "not a usable map"),
+        (lambda file: file.__delitem__("label"), "label"),
+        (lambda file: file["row_col"].__setitem__((0, 0), 10**6), "larger than any slide"),
+        (lambda file: file["row_col"].__setitem__((0, 0), -1), "no negative"),
+    ],
+)
+def test_a_map_that_contradicts_itself_is_refused(path: Path, change: object, reason: str):
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(MapError, match=reason):
+        read_map(path)
+
+
+def test_a_failing_write_leaves_the_old_map(path: Path, content: PatientMap):
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="larger than any slide"):
+        write_map(path, replace(content, row_col=content.row_col + 10**6))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["P1.h5"]
+
+
+@pytest.mark.parametrize("patient", ["../../x", "a/b", "", ".", ".hidden", "a\nb", "x" * 200])
+def test_a_patient_id_cannot_leave_the_folder(tmp_path: Path, patient: str):
+    with pytest.raises(DataError, match="cannot be a patient id"):
+        map_path(tmp_path, patient)
+
+
+def test_an_odd_but_harmless_id_is_kept(tmp_path: Path):
+    assert map_path(tmp_path, "<img src=x>").parent == tmp_path

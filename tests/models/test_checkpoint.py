@@ -1,0 +1,117 @@
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from wsi_idc.errors import CheckpointError
+from wsi_idc.models.checkpoint import (
+    Checkpoint,
+    bundled_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def test_a_checkpoint_comes_back_as_it_was(trained: Checkpoint, tmp_path: Path):
+    path = tmp_path / "copy.pt"
+    save_checkpoint(path, trained)
+    copy = load_checkpoint(path)
+    for name, value in trained.state.items():
+        assert torch.equal(copy.state[name], value)
+    assert replace(copy, state={}) == replace(trained, state={})
+    assert copy.fingerprint is not None
+    assert len(copy.fingerprint) == 64
+
+
+def test_a_checkpoint_alone_rebuilds_the_classifier(trained: Checkpoint):
+    patches = torch.zeros(1, 50, 50, 3, dtype=torch.uint8)
+    first, second = trained.build(), trained.build()
+    assert not first.training
+    assert torch.equal(first(patches), second(patches))
+    assert first.mean.flatten().tolist() == pytest.approx(trained.input.mean)
+
+
+def write(path: Path, trained: Checkpoint, **changes: object) -> Path:
+    save_checkpoint(path, trained)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | changes, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "other"}, "not a wsi-idc-checkpoint file"),
+        ({"schema_version": 99}, "version 99, this program reads 1"),
+        ({"architecture": "vgg"}, "unknown model 'vgg'"),
+        ({"architecture": "cnn"}, "do not fit cnn"),
+        ({"temperature": "warm"}, "damaged checkpoint"),
+        ({"input": {}}, "damaged checkpoint"),
+        ({"split": None}, "damaged checkpoint"),
+        ({"state": {}}, "do not fit cnn-bn"),
+    ],
+)
+def test_a_wrong_content_is_named(
+    trained: Checkpoint, tmp_path: Path, changes: dict[str, object], reason: str
+):
+    path = write(tmp_path / "wrong.pt", trained, **changes)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_is_no_checkpoint(tmp_path: Path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="not a wsi-idc-checkpoint"):
+        load_checkpoint(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04", b"\x80\x02K\x01."])
+def test_any_other_file_is_refused_in_one_line(tmp_path: Path, content: bytes):
+    path = tmp_path / "text.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_cut_short_is_refused(trained: Checkpoint, tmp_path: Path):
+    path = tmp_path / "cut.pt"
+    save_checkpoint(path, trained)
+    data = path.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+            load_checkpoint(path)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "wsi-idc-checkpoint", "state": _Bomb()}, "bomb.pt")
+    Path("plain.pt").write_bytes(pickle.dumps(_Bomb()))
+    for name in ("bomb.pt", "plain.pt"):
+        with pytest.raises(CheckpointError):
+            load_checkpoint(Path(name))
+    assert not Path("exploded").exists()
+
+
+def test_missing_files_and_folders_are_told_apart(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_bundled_model_is_small_and_loads():
+    assert bundled_checkpoint().stat().st_size < 8_000_000
+    bundled = load_checkpoint(bundled_checkpoint())
+    assert bundled.architecture == "cnn-bn"
+    assert bundled.patients("train").isdisjoint(bundled.patients("val", "test"))

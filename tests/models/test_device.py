@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from wsi_idc.errors import DeviceError
+from wsi_idc.models.device import choose_compute
+
+
+def test_auto_on_a_cpu_is_fp32():
+    compute = choose_compute("cpu")
+    assert compute.device == torch.device("cpu")
+    assert compute.precision == "fp32"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "", "mps:1"])
+def test_an_unknown_device_is_refused(name: str):
+    with pytest.raises(DeviceError, match="is not one of auto, cpu, cuda"):
+        choose_compute(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    number = torch.cuda.device_count()
+    with pytest.raises(DeviceError, match=f"torch sees {number} CUDA GPUs"):
+        choose_compute(f"cuda:{number}")
+
+
+def test_half_precision_is_none_for_a_cpu():
+    with pytest.raises(DeviceError, match="fp16 is no precision for a CPU"):
+        choose_compute("cpu", "fp16")
+
+
+def test_threads_are_the_cores_given(monkeypatch: pytest.MonkeyPatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    choose_compute("cpu")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_bf16_autocast_is_on_only_where_asked_for():
+    product = torch.ones(2, 2)
+    with choose_compute("cpu", "bf16").autocast():
+        assert (product @ product).dtype == torch.bfloat16
+    with choose_compute("cpu", "fp32").autocast():
+        assert (product @ product).dtype == torch.float32

@@ -1,0 +1,95 @@
+"""The real patches of the data set, where they are at hand."""
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.prepare import prepare
+from wsi_idc.learn.evaluate import choose_patients, evaluate
+from wsi_idc.maps.build import build_maps
+from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
+from wsi_idc.models.device import choose_compute
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "idc"
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not REAL.is_dir(), reason=f"the real patches are not in {REAL}"),
+]
+NAME = re.compile(r"_x(\d+)_y(\d+)_class([01])\.png$")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    subprocess.run(["bash", REAL / "unpack.sh", folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pack(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    report = prepare(tree, tmp_path_factory.mktemp("pack") / "idc.h5")
+    assert (report.num_patches, report.num_patients, report.num_edge) == (15_627, 233, 156)
+    assert report.rejected == ()
+    return Pack(report.pack)
+
+
+def test_every_pixel_comes_back(tree: Path, pack: Pack):
+    for path, patch in zip(pack.paths(), pack.patches, strict=True):
+        with Image.open(tree / path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        height, width, _ = expected.shape
+        np.testing.assert_array_equal(patch[:height, :width], expected)
+        assert (patch[height:] == 255).all()
+        assert (patch[:, width:] == 255).all()
+
+
+def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack, tmp_path: Path):
+    checkpoint = load_checkpoint(bundled_checkpoint())
+    build_maps(checkpoint, pack, ["8864"], tmp_path, compute=choose_compute("cpu"))
+    with h5py.File(tmp_path / "8864.h5") as file:
+        probability, label = file["map/probability"][:], file["map/label"][:]
+        rgb = file["image/rgb"][:]
+    files = sorted((tree / "8864").rglob("*.png"))
+    assert len(files) == 1133 == np.isfinite(probability).sum()
+    for path in files:
+        x, y, truth = (int(text) for text in NAME.search(path.name).groups())
+        row, col = (y - 1) // 50, (x - 1) // 50
+        assert np.isfinite(probability[row, col])
+        assert label[row, col] == truth
+        with Image.open(path) as image:
+            tissue = np.asarray(image.convert("RGB"))
+        height, width, _ = tissue.shape
+        where = np.s_[row * 50 : row * 50 + height, col * 50 : col * 50 + width]
+        np.testing.assert_array_equal(rgb[where], tissue)
+
+
+def test_the_model_card_says_what_eval_finds(pack: Pack):
+    checkpoint = load_checkpoint(bundled_checkpoint())
+    card = json.loads(bundled_checkpoint().with_suffix(".metrics.json").read_text())
+    found = evaluate(
+        checkpoint,
+        pack,
+        choose_patients(checkpoint, pack, "test"),
+        split="test",
+        compute=choose_compute("cpu"),
+        batch_size=256,
+        num_resamples=2,
+    )
+    for name, value in found.metrics.items():
+        assert card["test"]["metrics"][name] == pytest.approx(value, abs=2e-3)
+
+
+def test_the_test_patients_of_the_bundled_model_are_the_published_ones(pack: Pack):
+    source = Path(__file__).resolve().parents[1] / "wsi_idc" / "data" / "canonical_split.csv"
+    rows = csv.DictReader(source.read_text().splitlines())
+    published = {row["patient"] for row in rows if row["split"] == "test"}
+    checkpoint = load_checkpoint(bundled_checkpoint())
+    assert checkpoint.patients("test") == published & set(pack.patients)
