@@ -64,7 +64,7 @@ class TrainConfig:
     precision: str = _option(
         "auto",
         "auto: bf16 on a GPU that has it, else fp32.",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", "fp32", "bf16"),
     )
 
     def __post_init__(self) -> None:

@@ -98,4 +98,4 @@ def _render_all(maps: Path, patients: list[str], stop: StopRequest | None) -> No
 
 def _check(stop: StopRequest | None) -> None:
     if stop:
-        raise StoppedError(f"stopped by {stop.signal_name}; the same command goes on")
+        raise StoppedError(f"Stopped by {stop.signal_name}; the same command goes on")

@@ -80,16 +80,24 @@ def test_provenance_says_where_from(tree, pack):
 
 def test_edge_patch_is_padded_white_and_flagged(tree, tmp_path):
     path = f"9/0/{file_name('9', 0, 3, 0)}"
-    pixels = pixels_of("9", 0, 3, height=37)
+    pixels = pixels_of("9", 0, 3, width=37)
     save_png(tree / path, pixels)
     report = prepare(tree, tmp_path / "a.h5")
     assert report.num_edge == 1
-    assert report.flagged == (Problem(path, "edge patch", "50x37 px, padded white"),)
+    assert report.flagged == (Problem(path, "edge patch", "37x50 px, padded white"),)
     pack = Pack(report.pack)
-    assert pack.index.loc[5, ["height", "width"]].tolist() == [37, 50]
-    assert np.array_equal(pack.patches[5, :37], pixels)
-    assert (pack.patches[5, 37:] == 255).all()
+    assert pack.index.loc[5, ["height", "width"]].tolist() == [50, 37]
+    assert np.array_equal(pack.patches[5, :, :37], pixels)
+    assert (pack.patches[5, :, 37:] == 255).all()
     assert read_csv(tmp_path / "flagged.csv")[0]["reason"] == "edge patch"
+
+
+def test_a_small_patch_that_others_lie_beyond_is_told_apart(tree, tmp_path):
+    path = f"9/0/{file_name('9', 0, 3, 0)}"
+    save_png(tree / path, pixels_of("9", 0, 3, height=37))  # patient 9 goes on in row 4
+    report = prepare(tree, tmp_path / "a.h5")
+    assert report.num_edge == 1
+    assert report.flagged == (Problem(path, "small inside the slide", "50x37 px, padded white"),)
 
 
 def spoil(tree: Path) -> dict[str, tuple[str, str]]:
@@ -156,7 +164,7 @@ def test_nested_copy_changes_nothing(tree, tmp_path):
 
 def test_fingerprint_follows_content_not_the_place(tree, tmp_path):
     def fingerprint(root: Path) -> str:
-        return prepare(root, tmp_path / "a.h5").info.fingerprint
+        return prepare(root, tmp_path / "a.h5").info.source_fingerprint
 
     before = fingerprint(tree)
     assert len(before) == 64

@@ -66,7 +66,7 @@ def test_a_finished_run_has_what_it_should(trained: Checkpoint, cohort: Pack, sp
     )
     assert trained.split == split.roles
     assert 0 < trained.threshold < 1
-    assert trained.provenance["data_fingerprint"] == cohort.info.fingerprint
+    assert trained.provenance["data_fingerprint"] == cohort.info.source_fingerprint
 
 
 def test_two_epochs_learn_something(trained: Checkpoint):

@@ -182,7 +182,7 @@ class StopAfter(StopRequest):
 def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
-    with pytest.raises(StoppedError, match=r"stopped by SIGINT with [1-5] of 6 maps made"):
+    with pytest.raises(StoppedError, match=r"Stopped by SIGINT with [1-5] of 6 maps made"):
         build(trained, cohort, cohort.patients, tmp_path, batch_size=16, stop=StopAfter(8))
     made = {path.name for path in tmp_path.iterdir()}
     assert 1 <= len(made) <= 5

@@ -59,7 +59,8 @@ for _command in (demo, synth, prepare, train, eval_, map_, render, info, fetch_w
 def main() -> None:
     """Run the program: 0 done, 1 the user's trouble, 2 bad usage, 75 stopped with all saved."""
     # Asked to end, leave through every `finally`, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _interrupt)
     sys.exit(run(lambda: group.main(standalone_mode=False)))
 
 
@@ -69,6 +70,9 @@ def run(command: Callable[[], object]) -> int:
         result = command()
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except StoppedError as error:
+        click.echo(_one_line(error), err=True)
+        return error.exit_code
     except WsiIdcError as error:
         _say_error(error)
         return error.exit_code
@@ -89,9 +93,13 @@ def run(command: Callable[[], object]) -> int:
 
 
 def _say_error(message: object) -> None:
-    # One line, whatever a file name or another program's message holds.
+    click.echo(f"Error: {_one_line(message)}", err=True)
+
+
+def _one_line(message: object) -> str:
+    # Whatever a file name or another program's message holds.
     line = " ".join(str(message).split())
-    click.echo(f"Error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 def _report_bug() -> int:

@@ -79,11 +79,8 @@ def _say_report(report: "PrepareReport") -> None:
     if report.num_other_files:
         say(f"{report.num_other_files} files that are not PNG were not looked at")
     _say_problems("left out", report.rejected, report.pack.with_name("rejected.csv"))
-    odd = [problem for problem in report.flagged if problem.reason != "edge patch"]
-    edge = [problem for problem in report.flagged if problem.reason == "edge patch"]
     flagged = report.pack.with_name("flagged.csv")
-    _say_problems("noted", odd, flagged)
-    _say_problems("padded", edge, flagged)
+    _say_problems("noted", report.flagged, flagged)
 
 
 def _say_problems(what: str, problems: "Sequence[Problem]", file: Path) -> None:

@@ -89,5 +89,7 @@ def _describe(config: TrainConfig, data: Path, spec: str, table: Any, folder: Pa
             f"{row.idc_fraction:.1%} IDC"
         )
     if "left out" in table.index and spec == "canonical":
-        lines.append("  left out: in no published list; --split canonical+unlisted trains on them")
+        lines.append(
+            "  (left out: in no published list; --split canonical+unlisted trains on them)"
+        )
     return lines

@@ -38,7 +38,7 @@ class PackInfo:
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of the patches.
         mpp_source: "assumed" or "given".
-        fingerprint: SHA-256 over patient, place, label and content of the files, 64 hex digits.
+        source_fingerprint: SHA-256 over patient, place, label and bytes of every file, as hex.
         class_names: Names of class 0 and 1.
     """
 
@@ -47,7 +47,7 @@ class PackInfo:
     patch_px: int
     mpp: float
     mpp_source: str
-    fingerprint: str
+    source_fingerprint: str
     class_names: tuple[str, ...] = CLASS_NAMES
 
 
@@ -228,7 +228,7 @@ def _read_info(attrs: Any) -> PackInfo:
         patch_px=int(attrs["patch_px"]),
         mpp=float(attrs["mpp"]),
         mpp_source=str(attrs["mpp_source"]),
-        fingerprint=str(attrs["fingerprint"]),
+        source_fingerprint=str(attrs["source_fingerprint"]),
         class_names=tuple(str(name) for name in attrs["class_names"]),
     )
     if not all(0 <= value <= 1 for value in (*info.mean, *info.std)):

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 ASSUMED_MPP = 4.0
 REJECTED_CSV = "rejected.csv"
 FLAGGED_CSV = "flagged.csv"
+EDGE = "edge patch"
 _FILES_PER_TASK = 128
 _ROWS_PER_BLOCK = 4096
 # Of the files left out, the log names this many and rejected.csv all.
@@ -124,9 +125,9 @@ def prepare(
         decoded = _decode_all(index, raw, patch_px=patch_px, num_workers=num_workers)
         table = _good_rows(index, decoded)
         info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
-        edge = _edge_problems(table, patch_px=patch_px)
+        padded = _small_patches(table, patch_px=patch_px)
         rejected = (*index.rejected, *decoded.problems)
-        flagged = (*index.flagged, *edge)
+        flagged = (*index.flagged, *padded)
         # The pack comes last: where it is, all is there.
         write_text(out.with_name(REJECTED_CSV), problem_table(rejected).to_csv(index=False))
         write_text(out.with_name(FLAGGED_CSV), problem_table(flagged).to_csv(index=False))
@@ -143,7 +144,7 @@ def prepare(
         num_patients=table["patient"].nunique(),
         num_idc=int((table["label"] == 1).sum()),
         num_non_idc=int((table["label"] == 0).sum()),
-        num_edge=len(edge),
+        num_edge=len(padded),
         info=info,
         rejected=rejected,
         flagged=flagged,
@@ -256,15 +257,24 @@ def _pack_info(
         patch_px=patch_px,
         mpp=ASSUMED_MPP if mpp is None else mpp,
         mpp_source="assumed" if mpp is None else "given",
-        fingerprint=digest.hexdigest(),
+        source_fingerprint=digest.hexdigest(),
     )
 
 
-def _edge_problems(table: pd.DataFrame, *, patch_px: int) -> tuple[Problem, ...]:
+def _small_patches(table: pd.DataFrame, *, patch_px: int) -> tuple[Problem, ...]:
+    """Flag each patch that was padded; one that others lie beyond is at no edge of the slide."""
     small = table[(table["height"] < patch_px) | (table["width"] < patch_px)]
+    last = table.groupby("patient")[["x", "y"]].max().loc[small["patient"]].to_numpy()
+    inside = ((small["width"] < patch_px) & (small["x"] < last[:, 0])) | (
+        (small["height"] < patch_px) & (small["y"] < last[:, 1])
+    )
     return tuple(
-        Problem(path, "edge patch", f"{width}x{height} px, padded white")
-        for path, width, height in zip(small["path"], small["width"], small["height"], strict=True)
+        Problem(
+            path, "small inside the slide" if odd else EDGE, f"{width}x{height} px, padded white"
+        )
+        for path, width, height, odd in zip(
+            small["path"], small["width"], small["height"], inside, strict=True
+        )
     )
 
 

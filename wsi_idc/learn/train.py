@@ -106,7 +106,7 @@ def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, An
     return {
         **config.as_dict(),
         "split": split.spec,
-        "data": pack.info.fingerprint,
+        "data": pack.info.source_fingerprint,
         "roles": hashlib.sha256(roles.encode()).hexdigest(),
     }
 
@@ -182,7 +182,7 @@ def _set_up(
         ),
         class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
         rows=rows,
-        record=provenance(data=str(pack.path), data_fingerprint=pack.info.fingerprint),
+        record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
     )
 
 
@@ -208,7 +208,7 @@ def _train_epoch(training: Training, stop: StopRequest | None) -> None:
     """Do the steps that are left of the present epoch."""
     place, config = training.place, training.config
     order = np.random.default_rng([config.seed, place.epoch]).permutation(training.rows["train"])
-    loss_sum = torch.zeros((), device=training.compute.device, dtype=torch.float64)
+    loss_sum = torch.zeros((), device=training.compute.device)
     loss_sum += place.loss_sum
     training.classifier.train()
     started = saved = time.monotonic() - place.seconds
@@ -226,7 +226,7 @@ def _train_epoch(training: Training, stop: StopRequest | None) -> None:
                 _save(training)
             if stop:
                 raise StoppedError(
-                    f"stopped by {stop.signal_name} in {what}, saved in {training.run.folder}; "
+                    f"Stopped by {stop.signal_name} in {what}, saved in {training.run.folder}; "
                     "the same command goes on"
                 )
     place.loss_sum, place.seconds = float(loss_sum), time.monotonic() - started
@@ -251,7 +251,7 @@ def _step(training: Training, rows: NDArray[np.int64]) -> Tensor:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(training.classifier.parameters(), _CLIP_NORM)
     training.optimizer.step()
-    return loss.detach().double()
+    return loss.detach()
 
 
 def _set_rate(training: Training) -> None:

@@ -91,6 +91,13 @@ def build_maps(
     for patient in patients:
         pack.rows_of(patient)
         map_path(out, patient)
+    seen = sorted(checkpoint.patients("train").intersection(patients))
+    if seen:
+        logger.info(
+            "the model was trained on %d of these patients (%s first): their maps flatter it",
+            len(seen),
+            seen[0],
+        )
     identity = _identity(checkpoint, pack, precision=compute.precision, with_image=with_image)
     job = _Job(checkpoint, pack, compute, identity, with_image)
     report = MapReport()
@@ -107,7 +114,7 @@ def _identity(
     """Return all that decides what stands in a map, JSON-ready."""
     return {
         "checkpoint": checkpoint.fingerprint,
-        "data": pack.info.fingerprint,
+        "data": pack.info.source_fingerprint,
         "mpp": pack.info.mpp,
         "precision": precision,
         "image": with_image,
@@ -173,7 +180,7 @@ def _make(
             _settle(*writing.popleft(), out=out, report=report)
     if stop:
         raise StoppedError(
-            f"stopped by {stop.signal_name} with {len(report.made)} of {len(patients)} maps made; "
+            f"Stopped by {stop.signal_name} with {len(report.made)} of {len(patients)} maps made; "
             "the same command goes on"
         )
 
