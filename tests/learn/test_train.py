@@ -197,11 +197,11 @@ def test_imagenet_weights_for_a_model_from_scratch_leave_nothing_behind(
 
 
 def test_unknown_labels_are_never_trained_on(cohort: Pack, split: Split, compute: Compute):
-    from wsi_idc.learn.train import _set_up
+    from wsi_idc.learn.state import set_up
 
     blinded = Pack(cohort.path)
     blinded.index.loc[::2, "label"] = -1
-    training = _set_up(CONFIG, blinded, split, run=Run(Path("unused")), compute=compute)
+    training = set_up(CONFIG, blinded, split, run=Run(Path("unused")), compute=compute)
     for rows in training.rows.values():
         assert (rows % 2 == 1).all()
 

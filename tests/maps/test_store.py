@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from wsi_idc.errors import DataError, MapError
+from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import (
-    PatientMap,
     is_map,
     map_path,
     read_identity,

@@ -1,5 +1,6 @@
 """``wsi-idc map``."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from wsi_idc.errors import WsiIdcError
 
 if TYPE_CHECKING:
     from wsi_idc.maps.build import MapReport
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("map")
@@ -70,7 +73,7 @@ def map_(
     compute = choose_compute(device, precision)
     pack = open_data(data)
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    click.echo(f"data: {pack.path}; device: {compute}", err=True)
+    logger.info("data: %s; device: %s", pack.path, compute)
     with stop_requests() as stop:
         report = build_maps(
             loaded,

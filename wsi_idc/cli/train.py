@@ -1,5 +1,6 @@
 """``wsi-idc train``."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from wsi_idc.cli.options import (
     say_rows,
 )
 from wsi_idc.config import DEFAULT_RUNS, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -56,7 +59,7 @@ def train(
     if overwrite:
         run.clear()
     for line in _describe(config, pack.path, split.spec, split_table(split, pack), run.folder):
-        click.echo(line, err=True)
+        logger.info("%s", line)
     was_finished = run.is_finished()
     with stop_requests() as stop:
         checkpoint = run_training(config, pack, split, run=run, compute=compute, stop=stop)

@@ -9,9 +9,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,80 +21,29 @@ from wsi_idc.config import TrainConfig
 from wsi_idc.data.augment import random_dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.data.statistics import channel_histogram, channel_statistics
 from wsi_idc.errors import RunError, StoppedError
-from wsi_idc.files import replacing
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn import metrics
 from wsi_idc.learn.calibrate import best_f1_threshold, fit_temperature, idc_probability
 from wsi_idc.learn.predict import predict_logits
 from wsi_idc.learn.runs import Run
+from wsi_idc.learn.state import Training, as_checkpoint, resume, save_state, set_up
 from wsi_idc.models.checkpoint import (
     Checkpoint,
-    InputSpec,
     load_checkpoint,
-    load_dict,
     save_checkpoint,
 )
-from wsi_idc.models.classifier import IDC, PatchClassifier
+from wsi_idc.models.classifier import IDC
 from wsi_idc.models.device import Compute
-from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture, load_imagenet
 from wsi_idc.progress import progress
-from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
-STATE_FORMAT = "wsi-idc-training-state"
 SECONDS_BETWEEN_SAVES = 300.0
 _WARM_UP_SHARE = 0.05
 _LAST_RATE_SHARE = 0.01
 _CLIP_NORM = 5.0
 _EVAL_BATCH = 256
-
-
-@dataclass
-class Place:
-    """Where a training is.
-
-    Attributes:
-        epoch: Epochs done.
-        step: Steps done in the present epoch.
-        loss_sum: Sum of the loss over those steps.
-        seconds: Spent in the present epoch.
-        best_ap: Largest val average precision so far.
-        best_epoch: Where it was, counted from 1.
-        history: One record an epoch done.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    best_ap: float = -math.inf
-    best_epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Training:
-    """A training and all that it needs."""
-
-    config: TrainConfig
-    pack: Pack
-    split: Split
-    run: Run
-    compute: Compute
-    classifier: PatchClassifier
-    optimizer: torch.optim.Optimizer
-    class_weight: Tensor  # (2,)
-    rows: dict[str, NDArray[np.int64]]  # role to rows of the pack with a known label
-    record: dict[str, Any]  # provenance
-    place: Place = field(default_factory=Place)
-
-    @property
-    def steps_an_epoch(self) -> int:
-        """Whole batches of the train rows; a last one of few patches would upset batch norm."""
-        return max(1, len(self.rows["train"]) // self.config.batch_size)
 
 
 def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, Any]:
@@ -131,11 +77,11 @@ def train(
     run.check_same(asked)
     if run.is_finished():
         return load_checkpoint(run.best)
-    training = _set_up(config, pack, split, run=run, compute=compute)
+    training = set_up(config, pack, split, run=run, compute=compute)
     with run.held():
         run.start(asked, {"provenance": training.record})
         if run.last.exists():
-            _resume(training)
+            resume(training)
         while not _is_over(training):
             _train_epoch(training, stop)
             _close_epoch(training)
@@ -143,59 +89,6 @@ def train(
         best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
         run.write("finished", asked, {"provenance": training.record, "best": best})
         return checkpoint
-
-
-def _set_up(
-    config: TrainConfig, pack: Pack, split: Split, *, run: Run, compute: Compute
-) -> Training:
-    arch = architecture(config.model)
-    torch.manual_seed(config.seed)
-    network = arch.build(len(pack.info.class_names))
-    rows = {role: _labelled_rows(pack, split.patients(role)) for role in ("train", "val")}
-    pretrained = arch.imagenet is not None and config.weights != "none"
-    if pretrained:
-        load_imagenet(network, arch)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    elif config.weights == "imagenet":
-        raise RunError(f"{config.model} has no ImageNet weights; use --weights none")
-    else:
-        # Of the train patients alone: the others must not tell the model anything.
-        mean, std = channel_statistics(_histogram(pack, rows["train"]))
-    classifier = PatchClassifier(arch, network, input_px=arch.input_px, mean=mean, std=std)
-    classifier.to(compute.device).to(memory_format=torch.channels_last)
-    rate = config.learning_rate or (3e-4 if pretrained else 1e-3)
-    labels = pack.index["label"].to_numpy()[rows["train"]]
-    counts = np.bincount(labels, minlength=2)
-    weight = np.ones(2)
-    if config.imbalance == "class-weights":
-        weight = len(labels) / (2 * counts)
-    logger.info("device %s; learning rate %g; class weights %s", compute, rate, weight.round(3))
-    return Training(
-        config=config,
-        pack=pack,
-        split=split,
-        run=run,
-        compute=compute,
-        classifier=classifier,
-        optimizer=torch.optim.AdamW(
-            classifier.parameters(), lr=rate, weight_decay=config.weight_decay
-        ),
-        class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
-        rows=rows,
-        record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
-    )
-
-
-def _labelled_rows(pack: Pack, patients: list[str]) -> NDArray[np.int64]:
-    wanted = np.isin(pack.patient_of, patients) & (pack.index["label"].to_numpy() >= 0)
-    return np.flatnonzero(wanted)
-
-
-def _histogram(pack: Pack, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    total = np.zeros((3, 256), np.int64)
-    for start in range(0, len(rows), 4096):
-        total += channel_histogram(pack.patches[rows[start : start + 4096]])
-    return total
 
 
 def _is_over(training: Training) -> bool:
@@ -223,7 +116,7 @@ def _train_epoch(training: Training, stop: StopRequest | None) -> None:
             now = time.monotonic()
             if stop or now - saved > SECONDS_BETWEEN_SAVES:
                 place.loss_sum, place.seconds, saved = float(loss_sum), now - started, now
-                _save(training)
+                save_state(training)
             if stop:
                 raise StoppedError(
                     f"Stopped by {stop.signal_name} in {what}, saved in {training.run.folder}; "
@@ -300,9 +193,9 @@ def _close_epoch(training: Training) -> None:
     is_best = epoch["val_average_precision"] > place.best_ap
     if is_best:
         place.best_ap, place.best_epoch = epoch["val_average_precision"], place.epoch
-        save_checkpoint(run.best, _checkpoint(training))
+        save_checkpoint(run.best, as_checkpoint(training))
     place.step, place.loss_sum, place.seconds = 0, 0.0, 0.0
-    _save(training)
+    save_state(training)
     run.write_history(place.history)
     logger.info(
         "epoch %d/%d: train loss %.4f, val loss %.4f, val AUC %.4f, val AP %.4f%s, %.0f patches/s",
@@ -322,38 +215,6 @@ def _val_logits(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
     return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
 
 
-def _checkpoint(
-    training: Training,
-    *,
-    temperature: float = 1.0,
-    threshold: float = 0.5,
-    found: Mapping[str, Any] | None = None,
-) -> Checkpoint:
-    """Return the present weights as a checkpoint, uncalibrated unless said otherwise."""
-    classifier, info = training.classifier, training.pack.info
-    spec = InputSpec(
-        patch_px=info.patch_px,
-        mpp=info.mpp,
-        input_px=classifier.input_px,
-        mean=tuple(classifier.mean.flatten().tolist()),
-        std=tuple(classifier.std.flatten().tolist()),
-    )
-    return Checkpoint(
-        architecture=training.config.model,
-        state=classifier.network.state_dict(),
-        input=spec,
-        class_names=info.class_names,
-        cam_layer=classifier.arch.cam_layer,
-        temperature=temperature,
-        threshold=threshold,
-        metrics=found or {},
-        split=dict(training.split.roles),
-        split_spec=training.split.spec,
-        provenance=training.record,
-        config=training.config.as_dict(),
-    )
-
-
 def _finish(training: Training) -> Checkpoint:
     """Calibrate the best weights on the val patients and write them as the run's result."""
     best = load_checkpoint(training.run.best)
@@ -370,7 +231,7 @@ def _finish(training: Training) -> Checkpoint:
     probability = idc_probability(logit, temperature=temperature)
     threshold = best_f1_threshold(label, probability)
     found = metrics.all_metrics(label, probability, threshold=threshold)
-    result = _checkpoint(
+    result = as_checkpoint(
         training,
         temperature=temperature,
         threshold=threshold,
@@ -378,31 +239,3 @@ def _finish(training: Training) -> Checkpoint:
     )
     save_checkpoint(training.run.best, result)
     return load_checkpoint(training.run.best)
-
-
-def _save(training: Training) -> None:
-    """Write last.pt."""
-    content = {
-        "format": STATE_FORMAT,
-        "network": training.classifier.network.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "place": asdict(training.place),
-    }
-    with replacing(training.run.last) as partial:
-        torch.save(content, partial)
-
-
-def _resume(training: Training) -> None:
-    """Read last.pt."""
-    path: Path = training.run.last
-    content = load_dict(path, kind=STATE_FORMAT)
-    try:
-        training.classifier.network.load_state_dict(content["network"])
-        training.optimizer.load_state_dict(content["optimizer"])
-        training.place = Place(**content["place"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"{path}: the state does not fit this run ({type(error).__name__}); "
-            "--overwrite trains anew"
-        ) from None
-    logger.info("going on in epoch %d, step %d", training.place.epoch + 1, training.place.step + 1)

@@ -18,9 +18,9 @@ from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.calibrate import idc_probability
 from wsi_idc.learn.predict import Predicted, check_fits, predict
 from wsi_idc.maps.grid import cells_of
+from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import (
     FORMAT_VERSION,
-    PatientMap,
     map_path,
     read_identity,
     write_map,

@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from wsi_idc.files import replacing
-from wsi_idc.maps.store import PatientMap, read_image, read_map
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import read_image, read_map
 
 DEFAULT_DPI = 150
 NOTICE = "Research use only, not for diagnosis."

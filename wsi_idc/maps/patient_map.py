@@ -1,0 +1,72 @@
+"""What is known of one patient: an entry a patch, and the grids that follow from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.maps.grid import lay, mosaic, shape_of
+
+
+@dataclass(frozen=True)
+class PatientMap:
+    """What a map file holds.
+
+    Attributes:
+        patient: Id.
+        source: "pack" or "slide".
+        class_names: Of class 0 and 1.
+        patch_px: Side of a patch in px.
+        mpp: Microns per pixel.
+        mpp_source: Where that number comes from.
+        threshold: Probability from which a patch is called IDC.
+        temperature: Divided the logits before the softmax.
+        model: What the checkpoint is, JSON-ready.
+        provenance: What made the map, JSON-ready; "identity" decides whether to make it anew.
+        coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
+        row_col: Grid cells, shape (N, 2), int32.
+        logit: Shape (N, 2), float32.
+        probability: Calibrated probability of IDC, shape (N,), float32.
+        label: 0, 1 or -1 unknown, shape (N,), int8.
+        cam: Raw Grad-CAM of IDC, shape (N, h, w), float32.
+        cam_layer: Name of the module that the CAM was taken from.
+        patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
+    """
+
+    patient: str
+    source: str
+    class_names: tuple[str, ...]
+    patch_px: int
+    mpp: float
+    mpp_source: str
+    threshold: float
+    temperature: float
+    model: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    coords: NDArray[np.int32]
+    row_col: NDArray[np.int32]
+    logit: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    label: NDArray[np.int8]
+    cam: NDArray[np.float32]
+    cam_layer: str
+    patches: NDArray[np.uint8] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and cols of the grid."""
+        return shape_of(self.row_col)
+
+    def probability_grid(self) -> NDArray[np.float32]:
+        """Probability map, shape (rows, cols), NaN where there is no patch."""
+        return lay(self.probability, self.row_col, shape=self.shape, fill=np.nan)
+
+    def label_grid(self) -> NDArray[np.int8]:
+        """Labels, shape (rows, cols), -1 where unknown or no patch."""
+        return lay(self.label, self.row_col, shape=self.shape, fill=-1)
+
+    def cam_mosaic(self) -> NDArray[np.float32]:
+        """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch."""
+        return mosaic(self.cam, self.row_col, shape=self.shape, fill=np.nan)
