@@ -1,3 +1,4 @@
+import errno
 import resource
 import subprocess
 import sys
@@ -154,3 +155,19 @@ def test_names_that_would_leave_their_folder_or_deceive(name):
     with pytest.raises(DataError, match="cannot be a patient id") as caught:
         plain_name(name)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_without_locks_each_process_has_a_temporary_name_of_its_own(tmp_path, monkeypatch):
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with replacing(tmp_path / "a.txt") as first:
+        monkeypatch.setattr("os.getpid", lambda: 12345)
+        with replacing(tmp_path / "a.txt") as second:
+            assert first != second
+            first.write_text("first")
+            second.write_text("second")
+        assert (tmp_path / "a.txt").read_text() == "second"
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

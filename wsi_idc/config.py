@@ -4,6 +4,7 @@ A field is spelled the same here, as flag (``learning_rate`` is ``--learning-rat
 ``run.json``; its help text is the flag's.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from wsi_idc.errors import RunError
 
 PATCH_PX = 50
+MAX_SEED = 2**32 - 1
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")
 PREDICT_BATCH_SIZE = 64
@@ -75,9 +77,11 @@ class TrainConfig:
         for name in ("epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("seed", "learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise RunError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise RunError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RunError(f"{name} is {getattr(self, name)}; it must be finite, 0 or more")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-ready."""

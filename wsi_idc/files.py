@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def scratch(path: Path) -> Iterator[Path]:
         BusyError: Another process is using it.
         WsiIdcError: The file cannot be written there, or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # Where nothing can be locked, only a name of its own keeps another process out.
+    own = "" if _can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
+    partial = path.with_name(f".{path.name}{own}.partial")
     with locked(partial, what=path) as fd:
         try:
             yield partial
@@ -100,6 +103,22 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
         os.close(fd)
 
 
+def _can_lock(folder: Path) -> bool:
+    """Return whether the file system under ``folder``, which need not exist yet, has locks."""
+    while not folder.exists():
+        folder = folder.parent
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def _is_same_file(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
@@ -115,6 +134,12 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` in one atomic step."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -159,6 +159,9 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["eval", "--checkpoint", "data"], 1, "no best.pt in this folder"),
         (["eval", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
         (["train", "--epochs", 0], 1, "epochs is 0"),
+        (["train", "--seed", 2**32], 1, "seed is 4294967296; it must be from 0 to"),
+        (["train", "--learning-rate", "nan"], 1, "learning_rate is nan; it must be finite"),
+        (["demo", "--seed", 2**32], 2, "--seed"),
         (["train", "--model", "vgg"], 2, "--model"),
         (["train", "--model", "resnet50"], 1, "wsi-idc fetch-weights resnet50"),
         (["train", "--split", "half"], 1, "unknown split 'half'"),
@@ -184,6 +187,20 @@ def test_the_users_trouble_is_one_line(
     assert said.code == code
     assert error in said.error
     assert sorted(work.rglob("*")) == before
+
+
+def test_a_training_that_is_not_finished_is_not_used(
+    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str]
+):
+    from dataclasses import replace
+
+    from wsi_idc.models.checkpoint import save_checkpoint
+
+    save_checkpoint(work / "runs" / "u" / "best.pt", replace(trained, metrics={}))
+    said = Said(capsys, "map", "--patient", "S0001", "--checkpoint", "runs/u")
+    assert said.code == 1
+    assert "its training is not finished" in said.error
+    assert not (work / "maps").exists()
 
 
 def test_no_data_says_what_to_do(

@@ -165,11 +165,11 @@ def test_auto_takes_the_lists_where_they_fit_and_else_a_ratio(tmp_path, pack):
         ("", "unknown split"),
         ("ratio:70/15/15\n", "unknown split"),
         ("ratio:0/0/0", "gives nobody a role; use ratio:70/15/15"),
-        ("ratio:1/0/0", "split ratio:1/0/0: val is empty; use another split"),
+        ("ratio:1/0/0", "split ratio:1/0/0: no patient with labels is left for val"),
         ("kfold:2/0", "needs 3 to 40 folds"),
         ("kfold:41/0", "needs 3 to 40 folds"),
         ("kfold:5/5", "counted from 0"),
-        ("canonical", "split canonical: train is empty"),
+        ("canonical", "split canonical: no patient with labels is left for train"),
     ],
 )
 def test_words_that_make_no_split(pack, spec, message):
@@ -210,8 +210,8 @@ def test_csv(pack, tmp_path, text):
         (b"patient,split\np000,\n", "split '' is not one of"),
         (GOOD.encode() + b"p002,train\n", "patient 'p002' has more than one split; keep one row"),
         (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patients are not in the data, 'xé' first"),
-        (b"patient,split\n", "train is empty"),
-        (b"patient,split\np000,train\np001,val\n", "test is empty; use another split"),
+        (b"patient,split\n", "is left for train"),
+        (b"patient,split\np000,train\np001,val\n", "is left for test; give more"),
         (b"patient,split\np000,train,1\n", "not a readable CSV|is not one of"),
     ],
 )
@@ -235,5 +235,5 @@ def test_a_role_of_one_class_is_refused(tmp_path, counts):
     pack = write(tmp_path, {"a": (2, 2), "b": (2, 2), "c": counts})
     csv = tmp_path / "s.csv"
     csv.write_text("patient,split\na,train\nb,val\nc,test\n")
-    with pytest.raises(DataError, match="test has one class only; use another split or seed"):
+    with pytest.raises(DataError, match="test has one class only; use another --seed or split"):
         make_split(pack, str(csv))

@@ -7,7 +7,8 @@ import pytest
 
 from wsi_idc.data.synth import CohortSummary, write_cohort
 from wsi_idc.data.tissue import SynthSlide, draw_slide
-from wsi_idc.errors import WsiIdcError
+from wsi_idc.errors import BusyError, WsiIdcError
+from wsi_idc.files import locked
 
 NAME = re.compile(r"(S\d{4})_idx5_x(\d+)_y(\d+)_class([01])\.png")
 
@@ -180,6 +181,23 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert read_tree(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_the_working_folder_can_be_drawn_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    summary = write_cohort(Path(), num_patients=1, patches_per_patient=40, seed=0)
+    assert len(list(folder.rglob("*.png"))) == summary.patches
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_two_processes_do_not_draw_in_one_folder(tmp_path: Path):
+    with (
+        locked(tmp_path / ".tree.lock.partial", what=tmp_path),
+        pytest.raises(BusyError, match="another process"),
+    ):
+        write_cohort(tmp_path / "tree", num_patients=1, patches_per_patient=40, seed=0)
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:

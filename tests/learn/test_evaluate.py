@@ -85,4 +85,4 @@ def test_one_class_is_null_in_json(trained: Checkpoint, cohort: Pack):
     found = run(trained, benign, patients).as_dict()
     assert found["metrics"]["auc"] is None
     assert found["intervals_95"]["auc"] == [None, None]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    json.dumps(found, allow_nan=False)  # raises on a NaN

@@ -35,6 +35,31 @@ def test_batches_change_nothing(trained: Checkpoint, cohort: Pack, batch_size: i
     np.testing.assert_allclose(np.concatenate([p.cam for p in parts]), cam, atol=1e-5)
 
 
+def test_bf16_is_close_to_fp32_and_comes_as_float32(trained: Checkpoint, cohort: Pack):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        parts = predict(
+            trained.build(),
+            cohort,
+            np.arange(40),
+            compute=choose_compute("cpu", precision),
+            with_cam=True,
+        )
+        (found[precision],) = parts
+        assert found[precision].logit.dtype == found[precision].cam.dtype == np.float32
+    np.testing.assert_allclose(found["bf16"].logit, found["fp32"].logit, atol=0.1)
+    np.testing.assert_allclose(found["bf16"].cam, found["fp32"].cam, atol=0.02)
+    assert not np.array_equal(found["bf16"].logit, found["fp32"].logit)
+
+
+def test_logits_that_are_not_finite_are_never_a_result(trained: Checkpoint, cohort: Pack):
+    classifier = trained.build()
+    with torch.no_grad():
+        classifier.head.bias[0] = float("nan")
+    with pytest.raises(CheckpointError, match="not finite"):
+        predict_logits(classifier, cohort, np.arange(3), compute=choose_compute("cpu"))
+
+
 def test_rows_come_in_their_order(trained: Checkpoint, cohort: Pack):
     compute = choose_compute("cpu")
     forward = predict_logits(trained.build(), cohort, np.arange(20), compute=compute)

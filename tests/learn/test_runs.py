@@ -16,8 +16,9 @@ def test_the_same_settings_have_the_same_run_and_others_another(tmp_path: Path):
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
     run = Run(tmp_path / "run")
+    run.check_same({"epochs": 3})  # nothing there yet
     run.start({"epochs": 2, "seed": 0}, {})
-    run.start({"epochs": 2, "seed": 0}, {})
+    run.check_same({"epochs": 2, "seed": 0})
     with pytest.raises(RunError, match=r"\(epochs 2 -> 3\); give another --out, or --overwrite"):
         run.check_same({"epochs": 3, "seed": 0})
 
@@ -29,13 +30,15 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_clear_removes_the_files_of_a_run_and_nothing_else(tmp_path: Path):
+def test_starting_anew_forgets_the_run_and_leaves_the_rest(tmp_path: Path):
     run = Run(tmp_path)
-    run.start({}, {})
+    run.start({"seed": 0}, {})
     run.write_history([{"epoch": 1}])
+    run.best.write_bytes(b"weights")
     (tmp_path / "notes.txt").write_text("mine")
-    run.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    run.start({"seed": 1}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+    assert run.read()["asked"] == {"seed": 1}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])

@@ -11,12 +11,12 @@ import torch
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
-from wsi_idc.errors import BusyError, RunError, StoppedError
+from wsi_idc.errors import BusyError, CheckpointError, RunError, StoppedError
 from wsi_idc.files import locked
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.train import rate_share, train, what_is_asked
-from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_idc.models.device import Compute, choose_compute
 
 CONFIG = TrainConfig(epochs=2, batch_size=16)
@@ -121,6 +121,50 @@ def test_a_finished_run_is_not_trained_again(
     before = run.best.stat().st_mtime_ns
     assert same_weights(train(CONFIG, cohort, split, run=run, compute=compute), trained)
     assert run.best.stat().st_mtime_ns == before
+
+
+def test_overwriting_spares_what_is_not_the_runs(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "run")
+    train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute)
+    (run.folder / "eval-test").mkdir()
+    other = replace(CONFIG, epochs=1, seed=1)
+    again = train(other, cohort, split, run=run, compute=compute, overwrite=True)
+    assert again.config["seed"] == 1
+    assert (run.folder / "eval-test").is_dir()
+
+
+def test_overwriting_a_strangers_folder_is_refused(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    (tmp_path / "best.pt").write_text("of another program")
+    with pytest.raises(RunError, match="is not empty and no run"):
+        train(CONFIG, cohort, split, run=Run(tmp_path), compute=compute, overwrite=True)
+    assert (tmp_path / "best.pt").read_text() == "of another program"
+
+
+def test_a_refused_overwrite_costs_nothing(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute
+):
+    run = Run(trained.source.parent)
+    config = TrainConfig(model="resnet50", weights="imagenet")
+    with pytest.raises(CheckpointError, match="fetch-weights"):
+        train(config, cohort, split, run=run, compute=compute, overwrite=True)
+    assert load_checkpoint(run.best).fingerprint == trained.fingerprint
+
+
+def test_what_is_left_open_is_written_down(cohort: Pack, split: Split):
+    asked = what_is_asked(TrainConfig(), cohort, split)
+    assert (asked["weights"], asked["learning_rate"]) == ("none", 1e-3)
+    asked = what_is_asked(TrainConfig(model="resnet18"), cohort, split)
+    assert (asked["weights"], asked["learning_rate"]) == ("imagenet", 3e-4)
+
+
+def test_another_resolution_is_another_training(cohort: Pack, split: Split):
+    finer = Pack(cohort.path)
+    finer.info = replace(finer.info, mpp=0.5)
+    assert what_is_asked(CONFIG, finer, split) != what_is_asked(CONFIG, cohort, split)
 
 
 def test_other_settings_in_the_same_folder_are_refused(

@@ -1,5 +1,7 @@
 import logging
 import re
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +134,32 @@ def test_another_checkpoint_or_setting_computes_anew(
     assert list(build(other, cohort, [patient], out, with_image=False).kept) == [patient]
     overwritten = build(other, cohort, [patient], out, with_image=False, overwrite=True)
     assert list(overwritten.made) == [patient]
+
+
+def test_another_resolution_computes_anew(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    build(trained, cohort, [patient], tmp_path)
+    stated = Pack(cohort.path)
+    stated.info = replace(stated.info, mpp_source="given")
+    assert list(build(trained, stated, [patient], tmp_path).made) == [patient]
+    with h5py.File(tmp_path / f"{patient}.h5") as file:
+        assert file.attrs["mpp_source"] == "given"
+
+
+def test_a_full_disk_is_one_reason_and_leaves_nothing(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    patient = cohort.patients[0]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        report = build(trained, cohort, [patient], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "free some space" in report.failed[patient]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_item_is_set_aside_and_the_rest_done(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.errors import MapError
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import nice_length, render_map
+from wsi_idc.maps.store import read_map, write_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 
@@ -39,6 +41,17 @@ def test_the_picture_shows_tissue_and_map(
     quarter = pixels[:, : pixels.shape[1] // 4]
     stained = (quarter[..., 0] - quarter[..., 1] > 30).mean()  # pink has little green
     assert (stained > 0.1) == with_image
+
+
+def test_an_id_is_drawn_as_text_not_as_mathematics(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    patient = cohort.patients[0]
+    build_maps(trained, cohort, [patient], tmp_path, compute=choose_compute("cpu"))
+    odd = replace(read_map(tmp_path / f"{patient}.h5"), patient="P$^$", class_names=("$a$", "$^$"))
+    write_map(tmp_path / "odd.h5", odd)
+    render_map(tmp_path / "odd.h5", tmp_path / "odd.png", dpi=30)
+    assert (tmp_path / "odd.png").stat().st_size > 0
 
 
 def test_something_else_is_refused_and_nothing_written(tmp_path: Path):

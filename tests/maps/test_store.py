@@ -194,6 +194,9 @@ def test_a_map_cut_short_is_one_line(path: Path, share: float):
         (lambda file: file.__delitem__("label"), "label"),
         (lambda file: file["row_col"].__setitem__((0, 0), 10**6), "larger than any slide"),
         (lambda file: file["row_col"].__setitem__((0, 0), -1), "no negative"),
+        (lambda file: file.attrs.modify("mpp", np.nan), "mpp or patch_px"),
+        (lambda file: file.attrs.modify("model", "[]"), "no JSON object"),
+        (lambda file: file["label"].__setitem__(0, 7), "not two classes"),
     ],
 )
 def test_a_map_that_contradicts_itself_is_refused(path: Path, change: object, reason: str):

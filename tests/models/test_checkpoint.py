@@ -1,6 +1,6 @@
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,11 @@ def write(path: Path, trained: Checkpoint, **changes: object) -> Path:
         ({"input": {}}, "damaged checkpoint"),
         ({"split": None}, "damaged checkpoint"),
         ({"state": {}}, "do not fit cnn-bn"),
+        ({"temperature": 0.0}, "temperature or threshold out of range"),
+        ({"threshold": float("nan")}, "temperature or threshold out of range"),
+        ({"class_names": ["one"]}, "1 classes, not 2"),
+        ({"cam_layer": "nothing"}, "no CAM is taken from the layer 'nothing'"),
+        ({"metrics": {"auc": torch.zeros(1)}}, "damaged checkpoint"),
     ],
 )
 def test_a_wrong_content_is_named(
@@ -61,6 +66,24 @@ def test_a_wrong_content_is_named(
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mpp": "four"}, {"mean": (0.5, 0.5)}, {"input_px": 0}, {"std": (0.0, 1.0, 1.0)}]
+)
+def test_an_input_that_makes_no_sense_is_refused(
+    trained: Checkpoint, tmp_path: Path, change: dict[str, object]
+):
+    path = write(tmp_path / "wrong.pt", trained, input=asdict(trained.input) | change)
+    with pytest.raises(CheckpointError, match="damaged checkpoint"):
+        load_checkpoint(path)
+
+
+def test_weights_that_are_not_finite_are_refused(trained: Checkpoint, tmp_path: Path):
+    state = dict(trained.state) | {"classifier.bias": torch.tensor([float("nan"), 0.0])}
+    path = write(tmp_path / "nan.pt", trained, state=state)
+    with pytest.raises(CheckpointError, match="not a finite number"):
+        load_checkpoint(path)
 
 
 def test_a_list_is_no_checkpoint(tmp_path: Path):

@@ -30,7 +30,17 @@ def test_half_precision_is_none_for_a_cpu():
 
 def test_threads_are_the_cores_given(monkeypatch: pytest.MonkeyPatch):
     before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    choose_compute("cpu")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_fewer_threads_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     choose_compute("cpu")
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)

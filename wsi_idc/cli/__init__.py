@@ -17,6 +17,7 @@ from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
 from wsi_idc.cli.map import map_
+from wsi_idc.cli.options import one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.synth import synth
@@ -71,7 +72,7 @@ def run(command: Callable[[], object]) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except StoppedError as error:
-        click.echo(_one_line(error), err=True)
+        click.echo(one_line(error), err=True)
         return error.exit_code
     except WsiIdcError as error:
         _say_error(error)
@@ -93,13 +94,7 @@ def run(command: Callable[[], object]) -> int:
 
 
 def _say_error(message: object) -> None:
-    click.echo(f"Error: {_one_line(message)}", err=True)
-
-
-def _one_line(message: object) -> str:
-    # Whatever a file name or another program's message holds.
-    line = " ".join(str(message).split())
-    return "".join(char if char.isprintable() else "?" for char in line)
+    click.echo(f"Error: {one_line(message)}", err=True)
 
 
 def _report_bug() -> int:

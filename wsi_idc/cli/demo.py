@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.options import PATH, logging_options, say
+from wsi_idc.config import MAX_SEED
 
 
 @click.command()
 @click.option("--out", type=PATH, default=Path("wsi-idc-demo"), show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True)
 @logging_options
 def demo(out: Path, seed: int) -> None:
     """Do the whole job on synthetic tissue.

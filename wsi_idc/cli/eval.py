@@ -9,13 +9,14 @@ from wsi_idc.cli.options import (
     checkpoint_option,
     compute_options,
     data_option,
-    find_checkpoint,
     json_option,
     logging_options,
+    open_checkpoint,
     say,
     say_json,
     say_rows,
 )
+from wsi_idc.config import MAX_SEED
 
 
 @click.command("eval")
@@ -30,7 +31,7 @@ from wsi_idc.cli.options import (
 )
 @click.option("--out", type=PATH, help="[default: eval-SPLIT in the run, or eval/bundled-SPLIT]")
 @click.option("--allow-seen", is_flag=True, help="Also on patients that it was trained on.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True)
 @compute_options
 @json_option
 @logging_options
@@ -58,12 +59,11 @@ def eval_(
     """
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.evaluate import choose_patients, evaluate, write_evaluation
-    from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
+    from wsi_idc.models.checkpoint import bundled_checkpoint
     from wsi_idc.models.device import choose_compute
 
     compute = choose_compute(device, precision)
-    path = find_checkpoint(checkpoint)
-    loaded = load_checkpoint(path)
+    loaded = open_checkpoint(checkpoint)
     pack = open_data(data)
     patients = choose_patients(loaded, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(
@@ -75,8 +75,10 @@ def eval_(
         batch_size=batch_size,
         seed=seed,
     )
-    bundled = path == bundled_checkpoint()
-    folder = out or (Path("eval", f"bundled-{split}") if bundled else path.parent / f"eval-{split}")
+    assert loaded.source is not None
+    bundled = loaded.source == bundled_checkpoint()
+    beside = loaded.source.parent / f"eval-{split}"
+    folder = out or (Path("eval", f"bundled-{split}") if bundled else beside)
     write_evaluation(evaluation, folder)
     if as_json:
         say_json({**evaluation.as_dict(), "out": folder})

@@ -11,9 +11,10 @@ from wsi_idc.cli.options import (
     checkpoint_option,
     compute_options,
     data_option,
-    find_checkpoint,
     json_option,
     logging_options,
+    one_line,
+    open_checkpoint,
     say,
     say_json,
 )
@@ -65,14 +66,13 @@ def map_(
     from wsi_idc.data.source import open_data
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.maps.build import build_maps
-    from wsi_idc.models.checkpoint import load_checkpoint
     from wsi_idc.models.device import choose_compute
 
     if everyone == bool(patients):
         raise click.UsageError("give --patient P (once or more) or --all.")
     compute = choose_compute(device, precision)
     pack = open_data(data)
-    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    loaded = open_checkpoint(checkpoint)
     logger.info("data: %s; device: %s", pack.path, compute)
     with stop_requests() as stop:
         report = build_maps(
@@ -112,4 +112,4 @@ def _say_report(report: "MapReport") -> None:
     if not (report.made or report.failed):
         say("nothing to compute")
     for patient, reason in report.failed.items():
-        click.echo(f"no map of {patient}: {reason}", err=True)
+        click.echo(one_line(f"no map of {patient}: {reason}"), err=True)

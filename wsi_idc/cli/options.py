@@ -5,12 +5,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_idc.config import DEFAULT_RUNS, PREDICT_BATCH_SIZE, TrainConfig
 from wsi_idc.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from wsi_idc.models.checkpoint import Checkpoint
 
 PATH = click.Path(path_type=Path)
 
@@ -40,7 +43,7 @@ def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--checkpoint``; a command passes what it got to ``find_checkpoint``."""
+    """Add ``--checkpoint``; a command passes what it got to ``open_checkpoint``."""
     return click.option(
         "--checkpoint",
         type=PATH,
@@ -101,14 +104,20 @@ def _all_of(options: Sequence[Any], command: Callable[..., Any]) -> Callable[...
     return command
 
 
+def one_line(text: object) -> str:
+    """Return text as one line of printable characters, whatever a file name holds."""
+    line = " ".join(str(text).split("\n"))
+    return "".join(char if char.isprintable() else "?" for char in line)
+
+
 def say(text: str) -> None:
     """Write one line of the result to standard output."""
-    click.echo(text)
+    click.echo(one_line(text))
 
 
 def say_json(value: Any) -> None:
     """Write the result to standard output as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def say_rows(rows: Iterable[tuple[str, object]]) -> None:
@@ -116,29 +125,40 @@ def say_rows(rows: Iterable[tuple[str, object]]) -> None:
     rows = [(name, str(value)) for name, value in rows]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
 
 
-def find_checkpoint(given: Path | None) -> Path:
-    """Return the checkpoint file that ``--checkpoint`` means, and say which one it is.
+def open_checkpoint(given: Path | None) -> "Checkpoint":
+    """Read the checkpoint that ``--checkpoint`` means, and say which one it is.
 
     Raises:
-        CheckpointError: A run directory was given that has none.
+        CheckpointError: It cannot be read, or its training is not finished.
     """
+    from wsi_idc.models.checkpoint import load_checkpoint
+
+    path, why = _find_checkpoint(given)
+    click.echo(f"checkpoint: {path} ({why})", err=True)
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.metrics:
+        raise CheckpointError(
+            f"{path}: its training is not finished, so it is not calibrated; run the same "
+            "wsi-idc train again"
+        )
+    return checkpoint
+
+
+def _find_checkpoint(given: Path | None) -> tuple[Path, str]:
+    """Return the checkpoint file and why it is this one."""
     from wsi_idc.learn.runs import newest_finished
     from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
 
     if given is None:
         run = newest_finished(DEFAULT_RUNS)
-        path = run.best if run else bundled_checkpoint()
-        why = "the newest finished run" if run else "the bundled model; no run in runs/ is finished"
-    elif str(given) == BUNDLED:
-        path, why = bundled_checkpoint(), "the bundled model"
-    elif given.is_dir():
-        path, why = given / "best.pt", "as given"
-        if not path.exists():
-            raise CheckpointError(f"{given}: no best.pt in this folder; give a finished run")
-    else:
-        path, why = given, "as given"
-    click.echo(f"checkpoint: {path} ({why})", err=True)
-    return path
+        if run:
+            return run.best, "the newest finished run"
+        return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
+    if str(given) == BUNDLED:
+        return bundled_checkpoint(), "the bundled model"
+    if given.is_dir() and not (given / "best.pt").exists():
+        raise CheckpointError(f"{given}: no best.pt in this folder; give a finished run")
+    return (given / "best.pt" if given.is_dir() else given), "as given"

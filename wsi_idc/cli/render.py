@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, logging_options, say
+from wsi_idc.cli.options import PATH, logging_options, one_line, say
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError, WsiIdcError
 
@@ -35,9 +35,9 @@ def render(maps: tuple[Path, ...], out: Path | None, dpi: int) -> None:
         picture = (out or path.parent) / f"{path.stem}.png"
         try:
             render_map(path, picture, dpi=dpi)
-        except WsiIdcError as error:
+        except (WsiIdcError, OSError) as error:
             failed.append(path)
-            click.echo(f"not drawn: {error}", err=True)
+            click.echo(one_line(f"not drawn: {error}"), err=True)
         else:
             say(str(picture))
     if failed:

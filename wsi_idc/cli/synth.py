@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.options import PATH, logging_options, say
+from wsi_idc.config import MAX_SEED
 
 
 @click.command()
@@ -17,7 +18,7 @@ from wsi_idc.cli.options import PATH, logging_options, say
     show_default=True,
     help="About so many.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True)
 @logging_options
 def synth(folder: Path, num_patients: int, patches_per_patient: int, seed: int) -> None:
     """Draw a synthetic cohort into FOLDER.

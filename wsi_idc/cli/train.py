@@ -46,6 +46,7 @@ def train(
     from wsi_idc.data.splits import make_split, split_table
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.learn.runs import Run, default_run
+    from wsi_idc.learn.state import resolve
     from wsi_idc.learn.train import train as run_training
     from wsi_idc.learn.train import what_is_asked
     from wsi_idc.models.device import choose_compute
@@ -56,13 +57,15 @@ def train(
     split = make_split(pack, config.split, seed=config.seed)
     asked = what_is_asked(config, pack, split)
     run = Run(out) if out else default_run(DEFAULT_RUNS, config.model, asked)
-    if overwrite:
-        run.clear()
-    for line in _describe(config, pack.path, split.spec, split_table(split, pack), run.folder):
+    for line in _describe(
+        resolve(config), pack.path, split.spec, split_table(split, pack), run.folder
+    ):
         logger.info("%s", line)
-    was_finished = run.is_finished()
+    was_finished = run.is_finished() and not overwrite
     with stop_requests() as stop:
-        checkpoint = run_training(config, pack, split, run=run, compute=compute, stop=stop)
+        checkpoint = run_training(
+            config, pack, split, run=run, compute=compute, overwrite=overwrite, stop=stop
+        )
     found = checkpoint.metrics["val"]
     if as_json:
         say_json({"run": run.folder, "checkpoint": run.best, "was_finished": was_finished, **found})

@@ -105,7 +105,7 @@ class Pack:
             sample = ", ".join(self.patients[:5])
             raise DataError(
                 f"no patient {patient!r} in {self.path}; it has {len(self.patients)}, such as "
-                f"{sample}; wsi-idc info {self.path} lists them"
+                f"{sample}; wsi-idc info --json {self.path} lists them"
             )
         code = self.patients.index(patient)
         start, stop = np.searchsorted(self.index["patient"].to_numpy(), [code, code + 1])

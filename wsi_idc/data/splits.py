@@ -195,9 +195,11 @@ def _check(split: Split, table: pd.DataFrame) -> None:
         counts = table.loc[split.patients(role)].sum()
         if counts["patches"] == 0:
             raise DataError(
-                f"split {split.spec}: {role} is empty; use another split, such as {DEFAULT_RATIO}"
+                f"split {split.spec}: no patient with labels is left for {role}; give more "
+                "patients, or a CSV with patient,split"
             )
         if counts["idc"] in (0, counts["patches"]):
             raise DataError(
-                f"split {split.spec}: {role} has one class only; use another split or seed"
+                f"split {split.spec}: {role} has one class only; use another --seed or split, or "
+                "a CSV with patient,split"
             )

@@ -1,7 +1,8 @@
 """Write a synthetic cohort of drawn tissue in the layout of the Kaggle patch tree."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from wsi_idc.config import PATCH_PX
 from wsi_idc.data.tissue import SynthSlide, draw_slide
 from wsi_idc.errors import WsiIdcError
+from wsi_idc.files import scratch
 
 MIN_PATCHES = 40  # below it there is no room for both classes
 # Of a patch; low, so that some nearly blank patches stay as in the real set.
@@ -57,6 +59,7 @@ def write_cohort(
     """
     if num_patients < 1 or patches_per_patient < MIN_PATCHES:
         raise ValueError(f"needs 1 patient and {MIN_PATCHES} patches a patient, or more")
+    root = root.resolve()  # "." has no name to draw under
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise WsiIdcError(
             f"{root}: not an empty folder, and a synthetic cohort is never mixed with other files;"
@@ -64,9 +67,8 @@ def write_cohort(
         )
     # Drawn under another name: a cohort that is there is whole. What a kill left is drawn over.
     partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     counts = []
-    try:
+    with scratch(root.with_name(f"{root.name}.lock")), _emptied(partial):
         for index in range(1, num_patients + 1):
             patient = f"S{index:04d}"
             height, width = _slide_size(np.random.default_rng([seed, index]), patches_per_patient)
@@ -75,10 +77,18 @@ def write_cohort(
             if on_patient is not None:
                 on_patient(counts[-1][0])
         partial.replace(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     patches, idc_patches, edge_patches = (sum(column) for column in zip(*counts, strict=True))
     return CohortSummary(num_patients, patches, idc_patches, edge_patches)
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """See that a folder of ours is gone before and after a block."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:

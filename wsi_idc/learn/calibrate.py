@@ -33,4 +33,7 @@ def best_f1_threshold(label: NDArray[np.integer], probability: NDArray[np.floati
     precision, recall, thresholds = precision_recall_curve(label, probability)
     total = np.maximum(precision + recall, np.finfo(float).tiny)
     f1 = (2 * precision * recall / total)[:-1]
-    return float(thresholds[int(np.argmax(f1))])
+    best = int(np.argmax(f1))
+    # Between two patches, not on one: its call must not hang on the last digit.
+    below = thresholds[best - 1] if best > 0 else 0.0
+    return float((thresholds[best] + below) / 2)

@@ -17,6 +17,7 @@ from wsi_idc.learn.calibrate import idc_probability
 from wsi_idc.learn.predict import check_fits, predict_logits
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import Compute
+from wsi_idc.provenance import provenance
 
 ROLES = ("test", "val", "train", "unseen", "all")
 
@@ -35,6 +36,7 @@ class Evaluation:
         confusion: Counts.
         predictions: One row a patch: patient, x, y, label, probability.
         patients: One row a patient: patches, prevalence, auc, sensitivity, specificity.
+        record: What was evaluated on what, JSON-ready.
     """
 
     split: str
@@ -47,6 +49,7 @@ class Evaluation:
     confusion: measure.Confusion
     predictions: pd.DataFrame
     patients: pd.DataFrame
+    record: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all but the tables, JSON-ready; what is undefined is null."""
@@ -61,6 +64,7 @@ class Evaluation:
                 name: [_or_none(value) for value in pair] for name, pair in self.intervals.items()
             },
             "confusion": asdict(self.confusion),
+            "provenance": self.record,
         }
 
 
@@ -158,6 +162,11 @@ def evaluate(
         confusion=measure.confusion(label, probability, threshold=checkpoint.threshold),
         predictions=table,
         patients=_by_patient(table, checkpoint.threshold),
+        record=provenance(
+            checkpoint=checkpoint.summary(),
+            data_fingerprint=pack.info.source_fingerprint,
+            seed=seed,
+        ),
     )
 
 

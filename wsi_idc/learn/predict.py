@@ -84,7 +84,13 @@ def _forward(
 
 
 def _fetch(logit: Tensor, cam: Tensor | None) -> Predicted:
-    return Predicted(logit.cpu().numpy(), None if cam is None else cam.cpu().numpy())
+    found = Predicted(logit.cpu().numpy(), None if cam is None else cam.cpu().numpy())
+    # A NaN would read as "no patch" in a map.
+    if not np.isfinite(found.logit).all():
+        raise CheckpointError(
+            "the model gives logits that are not finite; use --precision fp32 or train it anew"
+        )
+    return found
 
 
 def _read_ahead(pack: Pack, batches: list[NDArray[np.int64]], *, pin: bool) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from wsi_idc.errors import RunError
 from wsi_idc.files import locked, write_json, write_text
 
 FORMAT = "wsi-idc-run"
-_FILES = ("run.json", "metrics.jsonl", "best.pt", "last.pt")
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,30 @@ class Run:
 
     def is_finished(self) -> bool:
         """Return whether the training came to its end."""
-        return (self.folder / "run.json").exists() and self.read().get("status") == "finished"
+        return self.is_there() and self.read().get("status") == "finished"
 
-    def check_same(self, asked: Mapping[str, Any]) -> None:
-        """Raise unless the folder is free for, or holds, a training that asks for ``asked``.
+    def is_there(self) -> bool:
+        """Return whether a training was started here."""
+        return (self.folder / "run.json").exists()
+
+    def check_ours(self) -> None:
+        """Raise where the folder holds something else than a run.
 
         Raises:
-            RunError: It holds something else, or a run that asked for something else.
+            RunError: It does.
         """
-        if not (self.folder / "run.json").exists():
-            if any(not path.name.startswith(".") for path in self.folder.glob("*")):
-                raise RunError(f"{self.folder} is not empty and no run; give another --out")
+        if self.is_there():
+            self.read()
+        elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
+            raise RunError(f"{self.folder} is not empty and no run; give another --out")
+
+    def check_same(self, asked: Mapping[str, Any]) -> None:
+        """Raise where the folder holds a run that asked for something else than ``asked``.
+
+        Raises:
+            RunError: It does; the message shows the difference.
+        """
+        if not self.is_there():
             return
         before = self.read().get("asked")
         before = before if isinstance(before, dict) else {}
@@ -79,10 +91,15 @@ class Run:
             )
 
     def start(self, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        """Write run.json for a training that asks for ``asked``, unless one goes on."""
-        self.check_same(asked)
-        if not (self.folder / "run.json").exists():
-            self.write("running", asked, more)
+        """Begin a training that asks for ``asked``, in place of an earlier one.
+
+        Raises:
+            RunError: The folder holds something else than a run.
+        """
+        self.check_ours()
+        for name in ("last.pt", "best.pt", "metrics.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.write("running", asked, more)
 
     def write(self, status: str, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         """Write run.json."""
@@ -94,11 +111,6 @@ class Run:
         """Write metrics.jsonl, a line an epoch."""
         lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
         write_text(self.folder / "metrics.jsonl", lines)
-
-    def clear(self) -> None:
-        """Remove the files of an earlier run, and nothing else."""
-        for name in _FILES:
-            (self.folder / name).unlink(missing_ok=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.data.statistics import channel_histogram, channel_statistics
 from wsi_idc.errors import RunError
-from wsi_idc.files import replacing
 from wsi_idc.learn.runs import Run
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, save_dict
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
 from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture, load_imagenet
@@ -27,6 +26,8 @@ from wsi_idc.provenance import provenance
 logger = logging.getLogger(__name__)
 
 STATE_FORMAT = "wsi-idc-training-state"
+RATE_FROM_SCRATCH = 1e-3
+RATE_PRETRAINED = 3e-4
 
 
 @dataclass
@@ -74,10 +75,19 @@ class Training:
         return max(1, len(self.rows["train"]) // self.config.batch_size)
 
 
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the weights and the learning rate that it leaves open."""
+    weights = config.weights
+    if weights == "auto":
+        weights = "imagenet" if architecture(config.model).imagenet is not None else "none"
+    rate = RATE_PRETRAINED if weights == "imagenet" else RATE_FROM_SCRATCH
+    return replace(config, weights=weights, learning_rate=config.learning_rate or rate)
+
+
 def set_up(
     config: TrainConfig, pack: Pack, split: Split, *, run: Run, compute: Compute
 ) -> Training:
-    """Return a training at its very beginning; nothing is written.
+    """Return a training of a resolved configuration at its very beginning; nothing is written.
 
     Raises:
         CheckpointError: ImageNet weights are asked for and not on this machine.
@@ -87,24 +97,22 @@ def set_up(
     torch.manual_seed(config.seed)
     network = arch.build(len(pack.info.class_names))
     rows = {role: _labelled_rows(pack, split.patients(role)) for role in ("train", "val")}
-    pretrained = arch.imagenet is not None and config.weights != "none"
-    if pretrained:
+    if config.weights == "imagenet" and arch.imagenet is None:
+        raise RunError(f"{config.model} has no ImageNet weights; use --weights none")
+    if config.weights == "imagenet":
         load_imagenet(network, arch)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-    elif config.weights == "imagenet":
-        raise RunError(f"{config.model} has no ImageNet weights; use --weights none")
     else:
         # Of the train patients alone: the others must not tell the model anything.
         mean, std = channel_statistics(_histogram(pack, rows["train"]))
     classifier = PatchClassifier(arch, network, input_px=arch.input_px, mean=mean, std=std)
     classifier.to(compute.device).to(memory_format=torch.channels_last)
-    rate = config.learning_rate or (3e-4 if pretrained else 1e-3)
     labels = pack.index["label"].to_numpy()[rows["train"]]
     counts = np.bincount(labels, minlength=2)
     weight = np.ones(2)
     if config.imbalance == "class-weights":
         weight = len(labels) / (2 * counts)
-    logger.info("device %s; learning rate %g; class weights %s", compute, rate, weight.round(3))
+    logger.info("device: %s; class weights: %s", compute, weight.round(3))
     return Training(
         config=config,
         pack=pack,
@@ -113,7 +121,7 @@ def set_up(
         compute=compute,
         classifier=classifier,
         optimizer=torch.optim.AdamW(
-            classifier.parameters(), lr=rate, weight_decay=config.weight_decay
+            classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         ),
         class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
         rows=rows,
@@ -173,8 +181,7 @@ def save_state(training: Training) -> None:
         "optimizer": training.optimizer.state_dict(),
         "place": asdict(training.place),
     }
-    with replacing(training.run.last) as partial:
-        torch.save(content, partial)
+    save_dict(training.run.last, content)
 
 
 def resume(training: Training) -> None:

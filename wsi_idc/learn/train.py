@@ -27,7 +27,7 @@ from wsi_idc.learn import metrics
 from wsi_idc.learn.calibrate import best_f1_threshold, fit_temperature, idc_probability
 from wsi_idc.learn.predict import predict_logits
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.state import Training, as_checkpoint, resume, save_state, set_up
+from wsi_idc.learn.state import Training, as_checkpoint, resolve, resume, save_state, set_up
 from wsi_idc.models.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -50,9 +50,10 @@ def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, An
     """Return all that decides a training's result, JSON-ready."""
     roles = json.dumps(sorted(split.roles.items()))
     return {
-        **config.as_dict(),
+        **resolve(config).as_dict(),
         "split": split.spec,
         "data": pack.info.source_fingerprint,
+        "mpp": pack.info.mpp,
         "roles": hashlib.sha256(roles.encode()).hexdigest(),
     }
 
@@ -64,9 +65,12 @@ def train(
     *,
     run: Run,
     compute: Compute,
+    overwrite: bool = False,
     stop: StopRequest | None = None,
 ) -> Checkpoint:
     """Train, or go on with a training that was stopped, and return the finished checkpoint.
+
+    A finished run is only read, unless ``overwrite`` trains it anew.
 
     Raises:
         StoppedError: ``stop`` was set; everything is saved and the same call goes on.
@@ -74,13 +78,16 @@ def train(
     """
     asked = what_is_asked(config, pack, split)
     # Whatever can be refused is refused before the folder is made.
-    run.check_same(asked)
-    if run.is_finished():
-        return load_checkpoint(run.best)
-    training = set_up(config, pack, split, run=run, compute=compute)
+    run.check_ours()
+    if not overwrite:
+        run.check_same(asked)
+        if run.is_finished():
+            return load_checkpoint(run.best)
+    training = set_up(resolve(config), pack, split, run=run, compute=compute)
     with run.held():
-        run.start(asked, {"provenance": training.record})
-        if run.last.exists():
+        if overwrite or not run.is_there():
+            run.start(asked, {"provenance": training.record})
+        elif run.last.exists():
             resume(training)
         while not _is_over(training):
             _train_epoch(training, stop)
@@ -104,7 +111,8 @@ def _train_epoch(training: Training, stop: StopRequest | None) -> None:
     loss_sum = torch.zeros((), device=training.compute.device)
     loss_sum += place.loss_sum
     training.classifier.train()
-    started = saved = time.monotonic() - place.seconds
+    saved = time.monotonic()
+    started = saved - place.seconds
     what = f"epoch {place.epoch + 1}/{config.epochs}"
     with progress(training.steps_an_epoch * config.batch_size, what=what) as bar:
         bar.update(place.step * config.batch_size)
@@ -170,13 +178,13 @@ def _close_epoch(training: Training) -> None:
     """Look at the val patients, keep the weights if they are the best, and save the state."""
     place, run = training.place, training.run
     loss = place.loss_sum / training.steps_an_epoch
-    logit, label = _val_logits(training)
-    if not (math.isfinite(loss) and np.isfinite(logit).all()):
+    if not math.isfinite(loss):
         kept = f"the best so far is {run.best}" if place.best_epoch else "nothing is kept"
         raise RunError(
             f"the loss is not finite in epoch {place.epoch + 1} ({kept}); "
             "lower --learning-rate or use --precision fp32, with another --out"
         )
+    logit, label = _val_logits(training)
     probability = idc_probability(logit, temperature=1.0)
     place.epoch += 1
     seen = training.steps_an_epoch * training.config.batch_size

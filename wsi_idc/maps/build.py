@@ -116,6 +116,7 @@ def _identity(
         "checkpoint": checkpoint.fingerprint,
         "data": pack.info.source_fingerprint,
         "mpp": pack.info.mpp,
+        "mpp_source": pack.info.mpp_source,
         "precision": precision,
         "image": with_image,
         "cam_method": "gradcam",

@@ -68,7 +68,7 @@ def _figure(content: PatientMap, image: NDArray[np.uint8] | None) -> Figure:
     axes[0].set_xlim(first_col * cell_mm, extent[1])
     axes[0].set_ylim(extent[2], first_row * cell_mm)
     _draw_scale_bar(axes[0])
-    figure.suptitle(_title(content), x=0.01, ha="left", fontsize=11)
+    figure.suptitle(_title(content), x=0.01, ha="left", fontsize=11, parse_math=False)
     return figure
 
 
@@ -137,7 +137,7 @@ def _draw_labels(ax: Axes, content: PatientMap, extent: tuple[float, float, floa
     colours, norm = ListedColormap(_LABEL_COLOURS), BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
     drawn = ax.imshow(grid, extent=extent, cmap=colours, norm=norm, interpolation="nearest")
     bar = _add_colour_bar(ax, drawn, ticks=[-1, 0, 1])
-    bar.ax.set_yticklabels(["unknown", *content.class_names])
+    bar.ax.set_yticklabels(["unknown", *content.class_names], parse_math=False)
 
 
 def _draw_scale_bar(ax: Axes) -> None:

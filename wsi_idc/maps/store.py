@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.errors import MapError
-from wsi_idc.files import plain_name, replacing
+from wsi_idc.files import plain_name, write_bytes
 from wsi_idc.maps.grid import centres_um, lay, mosaic, shape_of
 from wsi_idc.maps.patient_map import PatientMap
 
 FORMAT = "wsi-idc-map"
 FORMAT_VERSION = 1
+NUM_CLASSES = 2
 _MAX_CAM_SIDE = 256
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
 _MAGNIFICATION_TIMES_MPP = 10.0
@@ -42,7 +43,8 @@ def write_map(path: Path, content: PatientMap) -> None:
     Raises:
         BusyError: Another process is writing the same map.
     """
-    with replacing(path) as partial, h5py.File(partial, "w", locking=False) as file:
+    # In memory first: HDF5 may crash the process when the disk fills up under it.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         _write_root(file, content)
         _write_columns(file, content)
         _write_map_group(file, content)
@@ -50,6 +52,9 @@ def write_map(path: Path, content: PatientMap) -> None:
         if content.patches is not None:
             _write_image(file, content)
         file.attrs["complete"] = 1
+        file.flush()
+        data = file.id.get_file_image()
+    write_bytes(path, data)
 
 
 def _write_root(file: h5py.File, content: PatientMap) -> None:
@@ -232,7 +237,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
     except IsADirectoryError:
         raise MapError(f"{path} is a folder; give a map file in it") from None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
         raise MapError(f"{path}: not a usable map ({reason}); make it anew") from None
 
@@ -261,6 +266,13 @@ def _read(file: h5py.File) -> PatientMap:
     row_col = file["row_col"][:].astype(np.int32)
     if shape_of(row_col) != (int(attrs["rows"]), int(attrs["cols"])):
         raise ValueError("rows and cols do not fit /row_col")
+    model, record = json.loads(attrs["model"]), json.loads(attrs["provenance"])
+    if not isinstance(model, dict) or not isinstance(record, dict):
+        raise ValueError("model or provenance is no JSON object")
+    if not (np.isfinite(attrs["mpp"]) and attrs["mpp"] > 0 and attrs["patch_px"] > 0):
+        raise ValueError("mpp or patch_px is not a positive number")
+    if len(attrs["class_names"]) != NUM_CLASSES or not np.isin(file["label"][:], (-1, 0, 1)).all():
+        raise ValueError("not two classes")
     return PatientMap(
         patient=plain_name(str(attrs["patient"])),
         source=str(attrs["source"]),
@@ -270,8 +282,8 @@ def _read(file: h5py.File) -> PatientMap:
         mpp_source=str(attrs["mpp_source"]),
         threshold=float(attrs["threshold"]),
         temperature=float(attrs["temperature"]),
-        model=json.loads(attrs["model"]),
-        provenance=json.loads(attrs["provenance"]),
+        model=model,
+        provenance=record,
         coords=file["coords"][:].astype(np.int32),
         row_col=row_col,
         logit=file["logit"][:].astype(np.float32),

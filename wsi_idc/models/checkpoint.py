@@ -1,5 +1,8 @@
 """The checkpoint: one file that rebuilds a classifier with nothing from memory."""
 
+import io
+import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,12 +14,13 @@ import torch
 from torch import Tensor
 
 from wsi_idc.errors import CheckpointError
-from wsi_idc.files import replacing, sha256
+from wsi_idc.files import sha256, write_bytes
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
+NUM_CLASSES = 2
 BUNDLED = "bundled"
 
 
@@ -124,8 +128,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "provenance": dict(checkpoint.provenance),
         "config": dict(checkpoint.config),
     }
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    save_dict(path, content)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -141,12 +144,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: checkpoint version {found}, this program reads {SCHEMA_VERSION}; train anew"
         )
     try:
-        spec = dict(content["input"])
-        spec |= {key: tuple(float(v) for v in spec[key]) for key in ("mean", "std")}
         checkpoint = Checkpoint(
             architecture=str(content["architecture"]),
             state=dict(content["state"]),
-            input=InputSpec(**spec),
+            input=_input_spec(content["input"]),
             class_names=tuple(str(name) for name in content["class_names"]),
             cam_layer=str(content["cam_layer"]),
             temperature=float(content["temperature"]),
@@ -159,12 +160,51 @@ def load_checkpoint(path: Path) -> Checkpoint:
             source=path,
             fingerprint=sha256(path),
         )
+        _check_numbers(checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: damaged checkpoint ({type(error).__name__}: {error}); train it anew"
         ) from None
     checkpoint.build()  # raises where weights and architecture do not fit
     return checkpoint
+
+
+def _input_spec(content: Any) -> InputSpec:
+    """Return the input specification that a checkpoint states; ValueError where it is none."""
+    input_px = content["input_px"]
+    spec = InputSpec(
+        patch_px=int(content["patch_px"]),
+        mpp=float(content["mpp"]),
+        input_px=None if input_px is None else int(input_px),
+        mean=tuple(float(value) for value in content["mean"]),
+        std=tuple(float(value) for value in content["std"]),
+    )
+    sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
+    if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
+        raise ValueError("the input is not stated in positive numbers of three channels")
+    return spec
+
+
+def _check_numbers(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where a field cannot be what training wrote."""
+    if not 0 < checkpoint.temperature < math.inf or not 0 <= checkpoint.threshold <= 1:
+        raise ValueError("temperature or threshold out of range")
+    if len(checkpoint.class_names) != NUM_CLASSES:
+        raise ValueError(f"{len(checkpoint.class_names)} classes, not {NUM_CLASSES}")
+    if checkpoint.cam_layer != architecture(checkpoint.architecture).cam_layer:
+        raise ValueError(f"no CAM is taken from the layer {checkpoint.cam_layer!r}")
+    # Plain values only: all but the weights is written into maps as JSON.
+    json.dumps([checkpoint.metrics, checkpoint.provenance, checkpoint.config])
+    if not all(torch.isfinite(value).all() for value in checkpoint.state.values()):
+        raise ValueError("a weight is not a finite number")
+
+
+def save_dict(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values in one atomic step."""
+    # In memory first: torch answers a full disk with an error of its own kind.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_dict(path: Path, *, kind: str) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def logits_and_cam(classifier: PatchClassifier, patches: Tensor) -> tuple[Tensor
         logits = classifier(patches)
     features = kept[-1].float()  # (N, C, h, w)
     weights = classifier.head.weight[IDC].float()  # (C,)
-    cam = F.relu(torch.einsum("nchw,c->nhw", features, weights))
+    # Outside autocast, which would do the sum over channels in half precision.
+    with torch.autocast(features.device.type, enabled=False):
+        cam = F.relu(torch.einsum("nchw,c->nhw", features, weights))
     return logits.float(), cam / (features.shape[-2] * features.shape[-1])
 
 

@@ -1,6 +1,7 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     """
     chosen = _choose_device(device)
     if chosen.type == "cpu":
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(_num_threads())
     if precision == "auto":
         good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if good else "fp32"
@@ -55,7 +56,18 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         raise DeviceError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and chosen.type == "cpu":
         raise DeviceError("fp16 is no precision for a CPU; use --precision fp32 or bf16")
+    if precision == "fp32":
+        # Else convolutions on a GPU round to TF32's 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return Compute(chosen, precision)
+
+
+def _num_threads() -> int:
+    """Return the cores given, or fewer where OMP_NUM_THREADS says so."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    cores = available_cores()
+    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
 
 
 def _choose_device(name: str) -> torch.device:
