@@ -22,8 +22,8 @@ from wsi_idc.progress import progress
 logger = logging.getLogger(__name__)
 
 NUM_PATIENTS = 12
-PATCHES_PER_PATIENT = 150
-EPOCHS = 6
+PATCHES_PER_PATIENT = 110
+EPOCHS = 4
 
 
 @dataclass(frozen=True)

@@ -294,3 +294,19 @@ def test_a_reader_that_leaves_gets_no_traceback(cohort: Pack):
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_the_demo_ends_with_what_was_made_and_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from wsi_idc import demo
+
+    for name, value in [("NUM_PATIENTS", 6), ("PATCHES_PER_PATIENT", 40), ("EPOCHS", 1)]:
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.chdir(tmp_path)
+    said = Said(capsys, "demo")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert "  maps        wsi-idc-demo/maps/*.h5, one a patient" in lines
+    assert "  wsi-idc prepare TREE" in lines
+    assert lines[-1] == "Research use only: no output of this program is a diagnosis."

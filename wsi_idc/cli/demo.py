@@ -29,8 +29,7 @@ def demo(out: Path, seed: int) -> None:
         result = run_demo(out, seed=seed, stop=stop)
     found = result.evaluation
     low, high = found.intervals["auc"]
-    say(
-        f"""
+    text = f"""
 Done. On {found.num_patches} patches of {found.num_patients} synthetic patients that the model had
 not seen: AUC {found.metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {found.metrics["f1"]:.3f}.
 That says nothing about real tissue.
@@ -47,4 +46,5 @@ With patches of your own (PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png):
   wsi-idc train --model cnn-bn
   wsi-idc render
 Research use only: no output of this program is a diagnosis."""
-    )
+    for line in text.splitlines():
+        say(line)
