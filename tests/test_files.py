@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.files import locked, plain_name, replacing, scratch, sha256, write_json, write_text
+from wsi_idc.files import (
+    locked,
+    plain_name,
+    replacing,
+    resumable,
+    scratch,
+    sha256,
+    write_json,
+    write_text,
+)
 
 HOLDER = """
 import sys
@@ -154,3 +163,18 @@ def test_names_that_would_leave_their_folder_or_deceive(name):
     with pytest.raises(DataError, match="cannot be a patient id") as caught:
         plain_name(name)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_resumable_is_kept_when_stopped_and_only_then(tmp_path):
+    path, partial = tmp_path / "x", tmp_path / ".x.partial"
+    with pytest.raises(KeyboardInterrupt), resumable(path) as given:
+        given.write_text("half")
+        raise KeyboardInterrupt
+    assert partial.read_text() == "half"
+    with resumable(path) as given:
+        assert given.read_text() == "half"
+    assert not partial.exists()
+    with pytest.raises(ZeroDivisionError), resumable(path) as given:
+        given.write_text("half")
+        raise ZeroDivisionError
+    assert not partial.exists()
