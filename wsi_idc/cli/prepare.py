@@ -42,8 +42,9 @@ def prepare(
     """Check patches and pack them into one file.
 
     TREE is a folder of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of one, which is read
-    as it is; without it, data/ is looked at. What is left out goes into rejected.csv, what is kept
-    but odd into flagged.csv, both beside the pack. Stopped or killed, the same command goes on.
+    as it is; without it, what wsi-idc download brought is taken, else data/. What is left out goes
+    into rejected.csv, what is kept but odd into flagged.csv, both beside the pack. Stopped or
+    killed, the same command goes on.
 
     \b
     Examples:
@@ -51,9 +52,14 @@ def prepare(
       wsi-idc prepare archive.zip
     """
     from wsi_idc.data.prepare import prepare as pack_tree
+    from wsi_idc.data.source import DEFAULT_FOLDER, tree_in
 
     report = pack_tree(
-        tree or Path("data"), out, patch_px=patch_px, mpp=mpp, num_workers=num_workers
+        tree or tree_in(Path(DEFAULT_FOLDER)),
+        out,
+        patch_px=patch_px,
+        mpp=mpp,
+        num_workers=num_workers,
     )
     if as_json:
         say_json(report.as_dict())

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from wsi_idc.data.archive import is_zip
+from wsi_idc.data.download import downloaded
 from wsi_idc.data.index import content_key, open_origin
 from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
 from wsi_idc.data.prepare import REJECTED_CSV, prepare
@@ -43,7 +44,16 @@ def open_data(path: Path | None = None) -> Pack:
     if packs:
         names = ", ".join(pack.name for pack in packs)
         raise DataError(f"{path} holds {len(packs)} packs ({names}); choose one with --data")
-    return _open_tree(path)
+    return _open_tree(tree_in(path))
+
+
+def tree_in(folder: Path) -> Path:
+    """Return the patch tree that ``folder`` stands for: what was downloaded, else itself.
+
+    Raises:
+        DataError: What was downloaded is there no more.
+    """
+    return downloaded(folder) or folder
 
 
 def _open_tree(tree: Path) -> Pack:
