@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.files import locked, plain_name, replacing, scratch, sha256, write_json, write_text
+from wsi_idc.files import (
+    locked,
+    plain_name,
+    replacing,
+    resumable,
+    scratch,
+    sha256,
+    write_json,
+    write_text,
+)
 
 HOLDER = """
 import sys
@@ -171,3 +180,18 @@ def test_without_locks_each_process_has_a_temporary_name_of_its_own(tmp_path, mo
         assert (tmp_path / "a.txt").read_text() == "second"
     assert (tmp_path / "a.txt").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_resumable_is_kept_when_stopped_and_only_then(tmp_path):
+    path, partial = tmp_path / "x", tmp_path / ".x.partial"
+    with pytest.raises(KeyboardInterrupt), resumable(path) as given:
+        given.write_text("half")
+        raise KeyboardInterrupt
+    assert partial.read_text() == "half"
+    with resumable(path) as given:
+        assert given.read_text() == "half"
+    assert not partial.exists()
+    with pytest.raises(ZeroDivisionError), resumable(path) as given:
+        given.write_text("half")
+        raise ZeroDivisionError
+    assert not partial.exists()

@@ -46,21 +46,57 @@ def scratch(path: Path) -> Iterator[Path]:
         BusyError: Another process is using it.
         WsiIdcError: The file cannot be written there, or the disk is full.
     """
-    # Where nothing can be locked, only a name of its own keeps another process out.
-    own = "" if _can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
-    partial = path.with_name(f".{path.name}{own}.partial")
+    partial = _partial(path)
     with locked(partial, what=path) as fd:
         try:
-            yield partial
-        except OSError as error:
-            if error.errno not in _DISK_FULL:
-                raise
-            reason = os.strerror(error.errno).lower()
-            raise WsiIdcError(f"{path}: {reason}; free some space and run again") from None
+            with _full_disk_in_a_line(path):
+                yield partial
         finally:
-            # After a rename, a file of this name is another process's.
-            if _is_same_file(fd, partial):
-                partial.unlink()
+            _remove_own(fd, partial)
+
+
+@contextlib.contextmanager
+def resumable(path: Path) -> Iterator[Path]:
+    """Do as ``scratch``, but keep the file when the block is stopped by Ctrl-C or a signal.
+
+    What it holds at the start of the block is what an earlier, stopped one left there, if any.
+
+    Raises:
+        BusyError: Another process is using it.
+        WsiIdcError: The file cannot be written there, or the disk is full.
+    """
+    partial = _partial(path)
+    with locked(partial, what=path) as fd:
+        try:
+            with _full_disk_in_a_line(path):
+                yield partial
+        except Exception:
+            _remove_own(fd, partial)
+            raise
+        _remove_own(fd, partial)
+
+
+def _partial(path: Path) -> Path:
+    # Where nothing can be locked, only a name of its own keeps another process out.
+    own = "" if _can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
+    return path.with_name(f".{path.name}{own}.partial")
+
+
+def _remove_own(fd: int, partial: Path) -> None:
+    # After a rename, a file of this name is another process's.
+    if _is_same_file(fd, partial):
+        partial.unlink()
+
+
+@contextlib.contextmanager
+def _full_disk_in_a_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        reason = os.strerror(error.errno).lower()
+        raise WsiIdcError(f"{path}: {reason}; free some space and run again") from None
 
 
 @contextlib.contextmanager

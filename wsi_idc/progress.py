@@ -46,12 +46,14 @@ def set_up_logging(verbosity: int) -> None:
     package.setLevel(level)
 
 
-def progress(total: int, *, what: str, unit: str = "patch") -> Any:
+def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> Any:
     """Return a tqdm bar over ``total`` units, silent where the log shows no progress (``-q``).
 
-    Use it as a context manager and call ``update(n)``.
+    Use it as a context manager and call ``update(n)``. What an earlier run has ``done`` counts
+    neither for the rate nor for the time left.
     """
     options: dict[str, Any] = {"total": total, "desc": what, "unit": f" {unit}", "leave": False}
+    options["initial"] = done
     if not logger.isEnabledFor(logging.INFO):
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import click
@@ -87,6 +88,20 @@ def test_from_a_tree_to_a_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert strict.code == 1
     assert "1 files were left out (--strict)" in strict.error
     assert json.loads(strict.out)["rejected"][0]["path"] == str(bad.relative_to(tree))
+
+
+def test_from_a_zip_to_a_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tree = make_tree(tmp_path / "tree")
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tree)
+    said = Said(capsys, "prepare", archive, "--out", tmp_path / "idc.h5", "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["num_patches"] == 7
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("../evil.png", b"x")
+    said = Said(capsys, "prepare", archive, "--out", tmp_path / "evil.h5")
+    assert said.code == 1
+    assert "refused, it holds a file named '../evil.png'" in said.error
+    assert not (tmp_path / "evil.h5").exists()
 
 
 def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[str]):

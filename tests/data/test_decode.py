@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.trees import pixels_of, save_png
-from wsi_idc.data.decode import UnreadablePatchError, decode_png, read_patch
+from wsi_idc.data.decode import decode_png
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.origin import MAX_FILE_BYTES, UnreadablePatchError
 
 PIXELS = pixels_of("10253", 0, 0)
 
@@ -146,13 +148,6 @@ def test_reasons(data, reason):
         decode(data)
 
 
-def test_read_patch_gives_pixels_and_checksum(tmp_path):
-    path = save_png(tmp_path / "a.png", PIXELS)
-    pixels, crc = read_patch(path, patch_px=50)
-    assert np.array_equal(pixels, PIXELS)
-    assert crc == zlib.crc32(path.read_bytes())
-
-
 def test_files_that_are_no_patch(tmp_path):
     huge = tmp_path / "huge.png"
     save_png(huge, np.zeros((5000, 5000, 3), np.uint8))
@@ -162,12 +157,13 @@ def test_files_that_are_no_patch(tmp_path):
     os.mkfifo(pipe)
     link = tmp_path / "link.png"
     link.symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
     for path, reason in [
         (huge, "5000x5000 px is larger"),
-        (padded, f"{len(PLAIN) + 4_000_000} bytes are too many for a patch"),
+        (padded, f"more than {MAX_FILE_BYTES} bytes are too many for a patch"),
         (pipe, "not a regular file"),
         (link, "cannot be read: No such file"),
-        (tmp_path, "cannot be read: Is a directory"),
+        (tmp_path / "folder.png", "cannot be read: Is a directory"),
     ]:
         with pytest.raises(UnreadablePatchError, match=reason):
-            read_patch(path, patch_px=50)
+            decode(Folder(tmp_path.parent).read(f"{tmp_path.name}/{path.name}"))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trees import PATIENTS, add_patch, file_name, make_tree
-from wsi_idc.data.index import Problem, _parse, index_tree, list_tree, problem_table, tree_key
+from wsi_idc.data.index import _parse, content_key, index_tree, open_origin, problem_table
+from wsi_idc.data.origin import Problem
 from wsi_idc.errors import DataError
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
 
@@ -16,7 +17,13 @@ NUM_PATCHES = sum(map(len, PATIENTS.values()))
 
 
 def index(root):
-    return index_tree(root, patch_px=50)
+    with open_origin(root) as origin:
+        return index_tree(origin, patch_px=50)
+
+
+def key_of(root):
+    with open_origin(root) as origin:
+        return content_key(origin, origin.listing().paths)
 
 
 def rows(found) -> list[tuple]:
@@ -128,8 +135,10 @@ def test_working_folder(tree, monkeypatch):
 
 def test_stray_file_at_the_top_of_the_file_system(tree):
     # /data is a usual mount point: nothing stands above it.
-    table = _parse(["stray.png", "10253/0/10253_idx5_x1_y1_class0.png"], root=Path("/"))
-    assert table["ok"].tolist() == [False, True]
+    good = "10253/0/10253_idx5_x1_y1_class0.png"
+    table, problems = _parse(["stray.png", good], above=open_origin(Path("/")).above)
+    assert table["path"].tolist() == [good]
+    assert [problem.path for problem in problems] == ["stray.png"]
 
 
 def test_names_that_contradict_their_folders(tree):
@@ -210,7 +219,7 @@ def test_name_that_is_no_utf8_is_reported(tree):
     found = index(tree)
     assert rows(found) == EXPECTED
     assert [p.reason for p in found.rejected] == ["unsafe patient id"]
-    assert len(tree_key(tree, list_tree(tree).paths)) == 16
+    assert len(key_of(tree)) == 16
 
 
 def test_links_are_followed_and_each_folder_read_once(tree, tmp_path):
@@ -251,8 +260,8 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "no such folder; give a patch tree or a pack"),
-        (lambda path: path.write_bytes(b"PK\x03\x04"), "is a file; give the folder"),
+        (lambda path: None, "no such folder or file; give a patch tree"),
+        (lambda path: path.write_bytes(b"PNG"), "neither a folder nor a zip; give a patch tree"),
         (lambda path: path.mkdir(), "no patch found, but no PNG file; a patch tree holds PATIENT"),
         (
             lambda path: add_patch(path / "x", "9", 0, 0, 0).rename(path / "x/9/0/p.png"),
@@ -268,17 +277,14 @@ def test_no_tree(tmp_path, make, message):
 
 
 def test_key_follows_names_sizes_and_times_but_not_the_place(tree, tmp_path):
-    def key(root):
-        return tree_key(root, list_tree(root).paths)
-
-    before = key(tree)
+    before = key_of(tree)
     copy = shutil.copytree(tree, tmp_path / "copy")
-    assert key(copy) == before
+    assert key_of(copy) == before
     path = copy / "9/0" / file_name("9", 0, 3, 0)
     os.utime(path, ns=(0, 0))
-    touched = key(copy)
+    touched = key_of(copy)
     path.unlink()
-    assert len({before, touched, key(copy)}) == 3
+    assert len({before, touched, key_of(copy)}) == 3
 
 
 def test_problems_as_a_table():

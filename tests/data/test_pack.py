@@ -8,6 +8,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from tests.trees import PATIENTS, pixels_of
 from wsi_idc.data.pack import Pack, PackInfo, is_pack, write_pack
@@ -105,6 +107,29 @@ def test_pickle_holds_the_name_not_the_pixels(pack):
     assert np.array_equal(copy.patches, pack.patches)
 
 
+class Patches(Dataset):
+    """What a reader writes around a pack."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack = pack
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(self.pack.patches[at].copy()), int(self.pack.index["label"][at])
+
+
+def test_two_spawned_workers_of_a_loader_give_the_same_batches(cohort):
+    alone = DataLoader(Patches(cohort), batch_size=32)
+    spawned = DataLoader(
+        Patches(cohort), batch_size=32, num_workers=2, multiprocessing_context="spawn"
+    )
+    for (pixels, label), (expected, expected_label) in zip(spawned, alone, strict=True):
+        assert torch.equal(pixels, expected)
+        assert torch.equal(label, expected_label)
+
+
 def test_use_in_a_spawned_process(pack):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(mean_of, (pack, 3)) == mean_of(pack, 3)
@@ -135,7 +160,7 @@ def test_files_that_are_no_pack(tmp_path):
     path = tmp_path / "a.h5"
     assert_refused(path, "no such file; make one with wsi-idc prepare")
     path.write_text("patient,label\n")
-    assert_refused(path, "not an HDF5 file; give a pack, or a patch tree, unpacked")
+    assert_refused(path, "not an HDF5 file; give a pack, a patch tree, or a zip")
     path.write_bytes(b"")
     assert_refused(path, "not an HDF5 file")
     assert_refused(tmp_path, "not an HDF5 file")

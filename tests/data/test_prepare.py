@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.trees import add_patch, file_name, make_tree, pixels_of, save_png
-from wsi_idc.data.index import Problem
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.origin import Problem
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.files import scratch
+from wsi_idc.files import resumable
 
 INTERRUPTED = """
 import sys
@@ -209,7 +210,7 @@ def test_leftovers_of_a_killed_run_are_written_over(tree, tmp_path):
 
 def test_busy(tree, tmp_path):
     out = tmp_path / "a.h5"
-    with scratch(out.with_name("a.h5.pixels")), pytest.raises(BusyError):
+    with resumable(out.with_name("a.h5.pixels")), pytest.raises(BusyError):
         prepare(tree, out)
     assert not out.exists()
 
@@ -267,30 +268,139 @@ def test_bigger_patches(tmp_path):
     assert pack.index["x"].tolist() == [0, 96]
 
 
-def test_ctrl_c_leaves_nothing_and_no_thread(tmp_path):
-    tree, out = tmp_path / "tree", tmp_path / "out" / "a.h5"
-    source = add_patch(tree, "1", 0, 0, 0)
-    for row in range(60):
-        for col in range(200):
-            path = tree / "1" / "0" / file_name("1", row, col, 0)
-            if path != source:
-                os.link(source, path)
-    with subprocess.Popen(
+@pytest.fixture
+def long_tree(tmp_path: Path) -> Path:
+    """Return a tree of 12,000 links to a few patches."""
+    tree = tmp_path / "tree"
+    sources = [add_patch(tree, "1", 70, col, 0) for col in range(7)]
+    for at in range(12_000):
+        os.link(sources[at % 7], tree / "1" / "0" / file_name("1", at // 200, at % 200, 0))
+    return tree
+
+
+def start(tree: Path, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(tree), str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as child:
-        raw = out.with_name(".a.h5.pixels.partial")
-        while not (raw.exists() and raw.stat().st_size):
-            assert child.poll() is None
-            time.sleep(0.001)
+    )
+
+
+def wait_for_bytes(child: subprocess.Popen[str], path: Path, num_bytes: int = 1) -> None:
+    while not (path.exists() and path.stat().st_size >= num_bytes):
+        assert child.poll() is None
+        time.sleep(0.001)
+
+
+def test_ctrl_c_leaves_no_thread_and_the_next_run_goes_on(long_tree, tmp_path, caplog):
+    out = tmp_path / "out" / "a.h5"
+    raw = out.with_name(".a.h5.pixels.partial")
+    with start(long_tree, out) as child:
+        wait_for_bytes(child, raw)
         child.send_signal(signal.SIGINT)
-        start = time.monotonic()
+        begin = time.monotonic()
         _, errors = child.communicate(timeout=20)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - begin < 5
     assert "KeyboardInterrupt" in errors
-    assert names(out.parent) == []
+    assert names(out.parent) == [raw.name]
+    caplog.set_level("INFO", logger="wsi_idc")
+    prepare(long_tree, out)
+    (line,) = [line for line in caplog.messages if line.startswith("going on after")]
+    assert int(line.split()[3]) >= 128
+    assert names(out.parent) == ["a.h5", "flagged.csv", "rejected.csv"]
+    assert content(out) == content(prepare(long_tree, tmp_path / "b.h5").pack)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_in_the_same_bytes(long_tree, tmp_path):
+    (long_tree / "1" / "0" / file_name("1", 60, 0, 0)).write_bytes(b"bad")
+    out = tmp_path / "out" / "a.h5"
+    rng = np.random.default_rng(0)
+    for kill in range(10):
+        with start(long_tree, out) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(rng.uniform(0, 0.4) + 0.03 * kill)
+            child.kill()
+    report = prepare(long_tree, out)
+    assert names(out.parent) == ["a.h5", "flagged.csv", "rejected.csv"]
+    undisturbed = prepare(long_tree, tmp_path / "b" / "a.h5")
+    assert content(out) == content(undisturbed.pack)
+    assert [problem.path for problem in report.rejected] == [
+        problem.path for problem in undisturbed.rejected
+    ]
+    for name in ("rejected.csv", "flagged.csv"):
+        assert out.with_name(name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def leave_chunks(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stop prepare when all is decoded; return what it leaves for the next run."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("wsi_idc.data.prepare._good_rows", stop)
+        prepare(tree, out)
+    return out.with_name(f".{out.name}.pixels.partial")
+
+
+def decoded_again(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Prepare and return how many files were read."""
+    read = []
+    with monkeypatch.context() as patch:
+        folder = Folder.read
+        patch.setattr(Folder, "read", lambda self, path: read.append(path) or folder(self, path))
+        prepare(tree, out)
+    return len(read)
+
+
+def test_what_was_decoded_is_not_decoded_again(tmp_path, monkeypatch):
+    cells = [(row, col, col % 2) for row in range(20) for col in range(20)]
+    tree, out = make_tree(tmp_path / "tree", {"1": cells}), tmp_path / "a.h5"
+    (tree / "1/0" / file_name("1", 0, 0, 0)).write_bytes(b"bad")
+    expected = content(prepare(tree, tmp_path / "b.h5").pack)
+    raw = leave_chunks(tree, out, monkeypatch)
+    whole = raw.read_bytes()
+    assert decoded_again(tree, out, monkeypatch) == 0
+    assert content(out) == expected
+    # 400 files in chunks of 128: what is whole is kept, up to the first byte that is wrong.
+    record = 127 * 7500
+    for damaged, expected_reads in [
+        (whole[:-1], 400 - 3 * 128),
+        (whole[: len(whole) // 2], 400 - 128),
+        (whole[:record] + bytes([whole[record] ^ 1]) + whole[record + 1 :], 400),
+        (whole + b"more", 0),
+        (b"", 400),
+        (b"another program's", 400),
+    ]:
+        raw.write_bytes(damaged)
+        assert decoded_again(tree, out, monkeypatch) == expected_reads
+        assert content(out) == expected
+        assert not raw.exists()
+
+
+def test_a_file_that_changed_is_decoded_again(tmp_path, monkeypatch):
+    cells = [(row, col, col % 2) for row in range(20) for col in range(20)]
+    tree, out = make_tree(tmp_path / "tree", {"1": cells}), tmp_path / "a.h5"
+    leave_chunks(tree, out, monkeypatch)
+    path = tree / "1/1" / file_name("1", 10, 1, 1)  # of the second chunk
+    pixels = pixels_of("2", 0, 0)
+    save_png(path, pixels)
+    assert decoded_again(tree, out, monkeypatch) == 400 - 128
+    assert np.array_equal(Pack(out).patches[201], pixels)
+    assert content(out) == content(prepare(tree, tmp_path / "b.h5").pack)
+
+
+def test_another_patch_size_starts_over(tree, tmp_path, monkeypatch):
+    out = tmp_path / "a.h5"
+    leave_chunks(tree, out, monkeypatch)
+    report = prepare(tree, out, patch_px=50, mpp=2.0)
+    assert report.info.mpp == 2.0
+    leave_chunks(tree, out, monkeypatch)
+    with pytest.raises(DataError, match="no patch could be read"):
+        prepare(tree, out, patch_px=25)
 
 
 @pytest.mark.slow

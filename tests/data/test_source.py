@@ -56,7 +56,10 @@ def test_nothing_of_use(tmp_path):
         open_data(tmp_path / "absent")
     archive = tmp_path / "archive.zip"
     archive.write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match="not an HDF5 file; give a pack, or a patch tree, unpacked"):
+    with pytest.raises(DataError, match=r"not a whole zip \(its end is missing\); get it anew"):
+        open_data(archive)
+    archive.write_text("text")
+    with pytest.raises(DataError, match="not an HDF5 file; give a pack, a patch tree, or a zip"):
         open_data(archive)
 
 

@@ -1,4 +1,6 @@
+import re
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,32 @@ def test_kfold_tests_and_validates_every_patient_once(packs, which, num_folds, s
     assert make_split(pack, f"kfold:{num_folds}/0", seed=seed) == splits[0]
 
 
+COUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([*canonical_roles(), *"abcdefgh"]), COUNTS, min_size=3),
+    st.sampled_from(
+        ["auto", "canonical", "canonical+unlisted", "ratio:70/15/15", "ratio:1/1/1", "kfold:3/1"]
+    ),
+    SEEDS,
+)
+def test_no_cohort_ever_has_a_patient_on_two_sides(tmp_path_factory, patients, spec, seed):
+    pack = write(tmp_path_factory.mktemp("pack"), patients)
+    try:
+        split = make_split(pack, spec, seed=seed)
+    except DataError as error:
+        assert re.search("is empty|has one class only", str(error))
+        return
+    assert_no_leak(split, pack.patients)
+    assert make_split(pack, spec, seed=seed) == split
+    rows = {role: np.flatnonzero(np.isin(pack.patient_of, split.patients(role))) for role in ROLES}
+    assert not set(rows["train"]) & (set(rows["val"]) | set(rows["test"]))
+    for own in rows.values():
+        assert set(pack.index["label"].iloc[own]) == {0, 1}
+
+
 @pytest.mark.parametrize("spec", ["ratio:70/15/15", "ratio:2/1/1", "kfold:5/0"])
 def test_each_seed_is_another_split(pack, spec):
     splits = {tuple(sorted(make_split(pack, spec, seed=seed).roles.items())) for seed in range(10)}
@@ -133,6 +161,17 @@ def test_published_lists():
     roles = canonical_roles()
     assert Counter(roles.values()) == {"train": 84, "val": 29, "test": 49}
     assert (roles["9024"], roles["8915"]) == ("train", "train")  # not in the Kaggle release
+
+
+def test_the_lists_are_shipped_with_a_note_of_their_source():
+    folder = resources.files("wsi_idc.data")
+    rows = (folder / "canonical_split.csv").read_text(encoding="utf-8").splitlines()
+    patients = [row.split(",")[0] for row in rows[1:]]
+    assert rows[0] == "patient,split"
+    assert len(patients) == len(set(patients)) == 162
+    note = (folder / "canonical_split.md").read_text(encoding="utf-8")
+    assert "Cruz-Roa" in note
+    assert "84 train, 29 val, 49 test" in note
 
 
 def test_canonical_and_unlisted(tmp_path):

@@ -38,7 +38,7 @@ def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data",
         type=PATH,
-        help="A pack or a patch tree.  [default: WSI_IDC_DATA, else data/]",
+        help="A pack, a patch tree or a zip of one.  [default: WSI_IDC_DATA, else data/]",
     )(command)
 
 

@@ -41,17 +41,25 @@ def prepare(
 ) -> None:
     """Check patches and pack them into one file.
 
-    TREE holds PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png; without it, data/ is looked at. What is
-    left out goes into rejected.csv, what is kept but odd into flagged.csv, both beside the pack.
+    TREE is a folder of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of one, which is read
+    as it is; without it, what wsi-idc download brought is taken, else data/. What is left out goes
+    into rejected.csv, what is kept but odd into flagged.csv, both beside the pack. Stopped or
+    killed, the same command goes on.
 
     \b
-    Example:
+    Examples:
       wsi-idc prepare ~/IDC_regular_ps50_idx5 --out data/idc.h5
+      wsi-idc prepare archive.zip
     """
     from wsi_idc.data.prepare import prepare as pack_tree
+    from wsi_idc.data.source import DEFAULT_FOLDER, tree_in
 
     report = pack_tree(
-        tree or Path("data"), out, patch_px=patch_px, mpp=mpp, num_workers=num_workers
+        tree or tree_in(Path(DEFAULT_FOLDER)),
+        out,
+        patch_px=patch_px,
+        mpp=mpp,
+        num_workers=num_workers,
     )
     if as_json:
         say_json(report.as_dict())

@@ -1,52 +1,20 @@
 """One patch file to pixels, or the reason why not."""
 
 import io
-import os
-import stat
 import struct
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from wsi_idc.data.origin import MAX_FILE_BYTES, UnreadablePatchError
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# A 50x50 RGB patch is at most some 10 kB; what is larger by this much is something else.
-MAX_FILE_BYTES = 4_000_000
 _PLAIN_RGB = (8, 2, 0)  # bit depth, colour type, interlace
 # What of a PNG OpenCV reads as Pillow does; it turns pictures by eXIf and sees no tRNS.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"tEXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB"}
-
-
-class UnreadablePatchError(Exception):
-    """Why a file holds no usable patch, in a few words."""
-
-
-def read_patch(path: str | Path, *, patch_px: int) -> tuple[NDArray[np.uint8], int]:
-    """Read one PNG of at most ``patch_px`` a side.
-
-    Returns:
-        The pixels, shape (height, width, 3), uint8, and the CRC-32 of the file's bytes.
-
-    Raises:
-        UnreadablePatchError: The file is no whole PNG, or too large.
-    """
-    try:
-        # A named pipe would otherwise wait for its writer, for ever.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            state = os.fstat(fd)
-            if not stat.S_ISREG(state.st_mode):
-                raise UnreadablePatchError("not a regular file")
-            data = file.read(MAX_FILE_BYTES)
-    except OSError as error:
-        raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
-    if state.st_size > MAX_FILE_BYTES:
-        _check_size(data, patch_px=patch_px)
-        raise UnreadablePatchError(f"{state.st_size} bytes are too many for a patch")
-    return decode_png(data, patch_px=patch_px), zlib.crc32(data)
 
 
 def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
@@ -66,6 +34,8 @@ def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
         UnreadablePatchError: The bytes are no whole PNG, or the picture is too large.
     """
     kind = _check_size(data, patch_px=patch_px)
+    if len(data) > MAX_FILE_BYTES:
+        raise UnreadablePatchError(f"more than {MAX_FILE_BYTES} bytes are too many for a patch")
     chunks = _check_chunks(data)
     if kind == _PLAIN_RGB and chunks <= _PLAIN_CHUNKS:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)

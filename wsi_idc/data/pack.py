@@ -71,7 +71,7 @@ class Pack:
         if not self.path.exists():
             raise DataError(f"{path}: no such file; make one with wsi-idc prepare")
         if not (self.path.is_file() and h5py.is_hdf5(self.path)):
-            raise DataError(f"{path}: not an HDF5 file; give a pack, or a patch tree, unpacked")
+            raise DataError(f"{path}: not an HDF5 file; give a pack, a patch tree, or a zip")
         try:
             # A reader asks for no lock: many network disks have none.
             with h5py.File(self.path, "r", locking=False) as file:

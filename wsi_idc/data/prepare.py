@@ -4,25 +4,34 @@ import hashlib
 import json
 import logging
 import math
+from array import array
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.config import PATCH_PX
-from wsi_idc.data.decode import UnreadablePatchError, read_patch
-from wsi_idc.data.index import Problem, TreeIndex, index_tree, problem_table
+from wsi_idc.data.chunks import (
+    Chunk,
+    decode_chunk,
+    read_chunks,
+    read_pixels,
+    state_of,
+    write_chunk,
+)
+from wsi_idc.data.index import TreeIndex, index_tree, open_origin, problem_table
+from wsi_idc.data.origin import Origin, Problem
 from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, write_pack
-from wsi_idc.data.statistics import channel_histogram, channel_statistics
+from wsi_idc.data.statistics import channel_statistics
 from wsi_idc.errors import DataError
-from wsi_idc.files import scratch, write_text
+from wsi_idc.files import resumable, write_text
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
@@ -35,7 +44,8 @@ REJECTED_CSV = "rejected.csv"
 FLAGGED_CSV = "flagged.csv"
 EDGE = "edge patch"
 _FILES_PER_TASK = 128
-_ROWS_PER_BLOCK = 4096
+# More threads only wait for the interpreter; each holds two chunks.
+_MAX_WORKERS = 16
 # Of the files left out, the log names this many and rejected.csv all.
 _MAX_LOGGED = 20
 
@@ -76,22 +86,22 @@ class _Decoded:
     """What decoding found: ``good`` for each row of the tree's table, the rest for good rows."""
 
     good: list[bool] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    crcs: list[int] = field(default_factory=list)
+    sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
+    crcs: array = field(default_factory=lambda: array("L"))
     problems: list[Problem] = field(default_factory=list)
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
-    def add(self, chunk: "_Chunk") -> None:
+    def add(self, paths: list[str], chunk: Chunk) -> None:
         """Add what the next chunk of paths holds."""
-        for found in chunk.found:
-            self.good.append(not isinstance(found, Problem))
-            if not isinstance(found, Problem):
-                self.sizes.append(found.size)
-                self.crcs.append(found.crc)
-                continue
-            self.problems.append(found)
-            if len(self.problems) <= _MAX_LOGGED:
-                logger.warning("left out: %r: %s", found.path, found.detail)
+        for path, reason in zip(paths, chunk.reasons, strict=True):
+            self.good.append(not reason)
+            if reason:
+                self.problems.append(Problem(path, "unreadable", reason))
+                if len(self.problems) <= _MAX_LOGGED:
+                    logger.warning("left out: %r: %s", path, reason)
+        for size in chunk.sizes:
+            self.sizes.extend(size)
+        self.crcs.extend(chunk.crcs)
         self.histogram += chunk.histogram
 
 
@@ -105,8 +115,10 @@ def prepare(
 ) -> PrepareReport:
     """Pack the patch tree ``tree`` into ``out``, and write what was left out beside it.
 
+    Stopped or killed, it goes on where it was when called again.
+
     Args:
-        tree: Folder of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
+        tree: Folder, or zip, of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
         out: The pack to write; ``rejected.csv`` and ``flagged.csv`` go into its folder.
         patch_px: Side of a patch in px, at most 255; smaller ones are padded white, larger ones
             rejected.
@@ -118,26 +130,28 @@ def prepare(
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
     logger.info("reading the names in %s", tree)
-    index = index_tree(tree, patch_px=patch_px)
-    # The decoded pixels go to a file of their own first: how many there are is known at the
-    # end only, and a contiguous HDF5 data set cannot change its size.
-    with scratch(out.with_name(f"{out.name}.pixels")) as raw:
-        decoded = _decode_all(index, raw, patch_px=patch_px, num_workers=num_workers)
-        table = _good_rows(index, decoded)
-        info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
-        padded = _small_patches(table, patch_px=patch_px)
-        rejected = (*index.rejected, *decoded.problems)
-        flagged = (*index.flagged, *padded)
-        # The pack comes last: where it is, all is there.
-        write_text(out.with_name(REJECTED_CSV), problem_table(rejected).to_csv(index=False))
-        write_text(out.with_name(FLAGGED_CSV), problem_table(flagged).to_csv(index=False))
-        write_pack(
-            out,
-            table,
-            _blocks(raw, shape=(len(table), patch_px, patch_px, 3)),
-            info=info,
-            provenance=json.dumps(provenance(source=str(tree.resolve()))),
-        )
+    with open_origin(tree) as origin:
+        index = index_tree(origin, patch_px=patch_px)
+        # The decoded pixels go to a file of their own first: how many there are is known at the
+        # end only, and a contiguous HDF5 data set cannot change its size.
+        with resumable(out.with_name(f"{out.name}.pixels")) as raw, raw.open("r+b") as file:
+            decoded = _decode_all(index, file, patch_px=patch_px, num_workers=num_workers)
+            table = _good_rows(index, decoded)
+            info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
+            padded = _small_patches(table, patch_px=patch_px)
+            rejected = (*index.rejected, *decoded.problems)
+            flagged = (*index.flagged, *padded)
+            # The pack comes last: where it is, all is there.
+            write_text(out.with_name(REJECTED_CSV), problem_table(rejected).to_csv(index=False))
+            write_text(out.with_name(FLAGGED_CSV), problem_table(flagged).to_csv(index=False))
+            file.seek(0)
+            write_pack(
+                out,
+                table,
+                read_pixels(file, patch_px=patch_px),
+                info=info,
+                provenance=json.dumps(provenance(source=str(tree.resolve()))),
+            )
     return PrepareReport(
         pack=out,
         num_patches=len(table),
@@ -161,73 +175,67 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"{mpp} microns per pixel make no sense; give a number above 0")
 
 
-def _decode_all(index: TreeIndex, raw: Path, *, patch_px: int, num_workers: int | None) -> _Decoded:
-    """Decode every file of the table in order, and append the good patches to the file ``raw``."""
+def _decode_all(
+    index: TreeIndex, file: BinaryIO, *, patch_px: int, num_workers: int | None
+) -> _Decoded:
+    """Decode every file of the table in order, and append what they hold to ``file``.
+
+    What the file holds already, from a run that was stopped, is kept as far as it is whole and the
+    files are as they were.
+    """
     paths = index.table["path"].tolist()
+    tasks = [paths[at : at + _FILES_PER_TASK] for at in range(0, len(paths), _FILES_PER_TASK)]
     result = _Decoded()
+    num_kept = _keep(tasks, index.origin, file, result, patch_px=patch_px)
+    done = len(result.good)
+    if done:
+        logger.info("going on after %d patches that a stopped run has decoded", done)
     with (
-        raw.open("wb") as file,
-        closing(_read_chunks(index.root, paths, patch_px, num_workers)) as chunks,
-        progress(len(paths), what="packing") as bar,
+        closing(_decode_ahead(index.origin, tasks[num_kept:], patch_px, num_workers)) as chunks,
+        progress(len(paths), what="packing", done=done) as bar,
     ):
-        for chunk in chunks:
-            file.write(chunk.pixels.data)
-            result.add(chunk)
-            bar.update(len(chunk.found))
+        for task, chunk in zip(tasks[num_kept:], chunks, strict=True):
+            write_chunk(file, chunk)
+            result.add(task, chunk)
+            bar.update(len(task))
+    file.flush()
     return result
 
 
-@dataclass(frozen=True)
-class _Found:
-    size: tuple[int, int]  # height, width before padding
-    crc: int
+def _keep(
+    tasks: list[list[str]], origin: Origin, file: BinaryIO, result: _Decoded, *, patch_px: int
+) -> int:
+    """Add the chunks in ``file`` that are still true, cut off the rest; return their number."""
+    num_kept, end = 0, 0
+    for task, chunk in zip(tasks, read_chunks(file, patch_px=patch_px), strict=False):
+        if chunk.state != state_of(origin, task, patch_px=patch_px):
+            break
+        result.add(task, chunk)
+        num_kept, end = num_kept + 1, file.tell()
+    file.seek(end)
+    file.truncate()
+    return num_kept
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    found: list[_Found | Problem]  # one a path
-    pixels: NDArray[np.uint8]  # the good ones, padded, shape (n, patch_px, patch_px, 3)
-    histogram: NDArray[np.int64]  # of pixels
-
-
-def _read_chunks(
-    root: Path, paths: list[str], patch_px: int, num_workers: int | None
-) -> Generator[_Chunk, None, None]:
-    """Yield what the paths hold, a chunk at a time, in order, a bounded number of them ahead.
+def _decode_ahead(
+    origin: Origin, tasks: list[list[str]], patch_px: int, num_workers: int | None
+) -> Generator[Chunk, None, None]:
+    """Yield what each task's files hold, in order, a bounded number of tasks ahead.
 
     Threads do, since OpenCV decodes without the interpreter lock.
     """
-    workers = num_workers or available_cores()
-    chunks = [paths[at : at + _FILES_PER_TASK] for at in range(0, len(paths), _FILES_PER_TASK)]
+    workers = num_workers or min(available_cores(), _MAX_WORKERS)
     pool = ThreadPoolExecutor(workers)
     try:
-        ahead: deque[Future[_Chunk]] = deque()
-        waiting = iter(chunks)
-        for _ in chunks:
+        ahead: deque[Future[Chunk]] = deque()
+        waiting = iter(tasks)
+        for _ in tasks:
             while len(ahead) < 2 * workers and (later := next(waiting, None)) is not None:
-                ahead.append(pool.submit(_read_chunk, root, later, patch_px))
+                ahead.append(pool.submit(decode_chunk, origin, later, patch_px=patch_px))
             yield ahead.popleft().result()
     finally:
         # After Ctrl-C nobody waits for what lies ahead.
         pool.shutdown(cancel_futures=True)
-
-
-def _read_chunk(root: Path, paths: list[str], patch_px: int) -> _Chunk:
-    padded = np.full((len(paths), patch_px, patch_px, 3), 255, np.uint8)
-    found: list[_Found | Problem] = []
-    num_good = 0
-    for path in paths:
-        try:
-            pixels, crc = read_patch(f"{root}/{path}", patch_px=patch_px)
-        except UnreadablePatchError as error:
-            found.append(Problem(path, "unreadable", str(error)))
-            continue
-        height, width, _ = pixels.shape
-        padded[num_good, :height, :width] = pixels
-        found.append(_Found((height, width), crc))
-        num_good += 1
-    padded = padded[:num_good]
-    return _Chunk(found, padded, channel_histogram(padded))
 
 
 def _good_rows(index: TreeIndex, decoded: _Decoded) -> pd.DataFrame:
@@ -236,10 +244,10 @@ def _good_rows(index: TreeIndex, decoded: _Decoded) -> pd.DataFrame:
     if table.empty:
         first = decoded.problems[0]
         raise DataError(
-            f"{index.root}: no patch could be read; the first, {first.path}: {first.detail}"
+            f"{index.origin.path}: no patch could be read; the first, {first.path}: {first.detail}"
         )
-    heights, widths = zip(*decoded.sizes, strict=True)
-    return table.assign(height=heights, width=widths, crc=decoded.crcs)
+    sizes = np.array(decoded.sizes).reshape(-1, 2)
+    return table.assign(height=sizes[:, 0], width=sizes[:, 1], crc=np.array(decoded.crcs))
 
 
 def _pack_info(
@@ -276,10 +284,3 @@ def _small_patches(table: pd.DataFrame, *, patch_px: int) -> tuple[Problem, ...]
             small["path"], small["width"], small["height"], inside, strict=True
         )
     )
-
-
-def _blocks(raw: Path, *, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the patches of the file ``raw`` a block at a time."""
-    patches = np.memmap(raw, np.uint8, mode="r", shape=shape)
-    for start in range(0, len(patches), _ROWS_PER_BLOCK):
-        yield patches[start : start + _ROWS_PER_BLOCK]

@@ -1,11 +1,16 @@
-"""What ``--data`` means: a pack, a patch tree (packed once into a cache), or the default folder."""
+"""What ``--data`` means: a pack, a patch tree or a zip of one, or the default folder.
+
+A tree is packed once, into a cache.
+"""
 
 import logging
 import os
 import time
 from pathlib import Path
 
-from wsi_idc.data.index import list_tree, tree_key
+from wsi_idc.data.archive import is_zip
+from wsi_idc.data.download import downloaded
+from wsi_idc.data.index import content_key, open_origin
 from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
 from wsi_idc.data.prepare import REJECTED_CSV, prepare
 from wsi_idc.errors import BusyError, DataError
@@ -21,8 +26,8 @@ def open_data(path: Path | None = None) -> Pack:
     """Open a pack or a patch tree.
 
     Args:
-        path: A pack, a patch tree, or a folder with one pack in it; None takes ``WSI_IDC_DATA``,
-            else ``data`` in the working folder.
+        path: A pack, a patch tree, a zip of one, or a folder with one pack in it; None takes
+            ``WSI_IDC_DATA``, else ``data`` in the working folder.
 
     Raises:
         DataError: Nothing there can be used, or it is not clear what to use.
@@ -32,21 +37,32 @@ def open_data(path: Path | None = None) -> Pack:
         if not path.exists():
             raise DataError(f"no data: there is no {path} here; {_HOW}")
     if not path.is_dir():
-        return Pack(path)
+        return _open_tree(path) if is_zip(path) else Pack(path)
     packs = [file for file in sorted(path.glob("*.h5")) if is_pack(file)]
     if len(packs) == 1:
         return Pack(packs[0])
     if packs:
         names = ", ".join(pack.name for pack in packs)
         raise DataError(f"{path} holds {len(packs)} packs ({names}); choose one with --data")
-    paths = list_tree(path).paths
-    if not paths:
-        raise DataError(f"no data: {path} holds neither a pack nor patches; {_HOW}")
-    return _open_tree(path, key=tree_key(path, paths))
+    return _open_tree(tree_in(path))
 
 
-def _open_tree(tree: Path, *, key: str) -> Pack:
+def tree_in(folder: Path) -> Path:
+    """Return the patch tree that ``folder`` stands for: what was downloaded, else itself.
+
+    Raises:
+        DataError: What was downloaded is there no more.
+    """
+    return downloaded(folder) or folder
+
+
+def _open_tree(tree: Path) -> Pack:
     """Open the cached pack of a tree, made first if the tree has not been seen as it is now."""
+    with open_origin(tree) as origin:
+        paths = origin.listing().paths
+        if not paths:
+            raise DataError(f"no data: {tree} holds neither a pack nor patches; {_HOW}")
+        key = content_key(origin, paths)
     pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
     waiting = False
     while not pack.exists():

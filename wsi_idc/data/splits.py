@@ -92,7 +92,10 @@ def split_table(split: Split, pack: Pack) -> pd.DataFrame:
 
 
 def canonical_roles() -> dict[str, str]:
-    """Return the published lists of Cruz-Roa 2014 (84 train, 29 val, 49 test)."""
+    """Return the published lists of Cruz-Roa 2014 (84 train, 29 val, 49 test).
+
+    ``canonical_split.md`` beside them says where they come from.
+    """
     source = resources.files("wsi_idc.data") / "canonical_split.csv"
     lines = source.read_text(encoding="utf-8").split()[1:]
     return dict(line.split(",") for line in lines)

@@ -1,0 +1,210 @@
+"""The download through kagglehub itself; only Kaggle is played by a server on this machine."""
+
+import errno
+import gc
+import hashlib
+import json
+import shutil
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import kagglehub
+import kagglesdk.kaggle_env
+import pytest
+
+from tests.trees import make_tree
+from wsi_idc.cli import run
+from wsi_idc.data.download import HANDLE, download, downloaded
+from wsi_idc.data.prepare import prepare
+from wsi_idc.data.source import open_data, tree_in
+from wsi_idc.errors import DataError, WsiIdcError
+
+# kagglehub leaves the connection of a request that it sends a second time to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+BY_HAND = f"get the archive by hand from https://www.kaggle.com/datasets/{HANDLE}, then: wsi-idc"
+
+
+class Kaggle:
+    """What the server has and has been asked."""
+
+    def __init__(self, archive: bytes) -> None:
+        self.archive = archive
+        self.status = 200
+        self.ranges: list[str | None] = []
+        self.posts: list[str] = []
+
+
+def handler_of(kaggle: Kaggle) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            kaggle.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            md5 = b64encode(hashlib.md5(kaggle.archive).digest()).decode()
+            self.send_response(206 if asked else 200)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("X-Goog-Hash", f"md5={md5}")
+            self.send_header("Content-Length", str(len(kaggle.archive) - start))
+            self.end_headers()
+            self.wfile.write(kaggle.archive[start:])
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            kaggle.posts.append(self.path)
+            if kaggle.status != 200:
+                self.answer(kaggle.status, b'{"message": "no"}')
+            elif self.path.endswith("GetDataset"):
+                self.answer(200, json.dumps({"currentVersionNumber": 1}).encode())
+            else:
+                self.send_response(302)
+                self.send_header("Location", "/archive.zip")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Handler
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
+    tree = make_tree(tmp_path / "theirs")
+    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tree)
+    served = Kaggle(Path(archive).read_bytes())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(served))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    endpoints = kagglesdk.kaggle_env._env_to_endpoint
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setitem(endpoints, kagglesdk.kaggle_env.KaggleEnv.PROD, address)
+    monkeypatch.delenv("KAGGLE_API_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "token")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield served
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    gc.collect()  # while the filter above is in force
+
+
+def trouble(folder: Path) -> str:
+    with pytest.raises(WsiIdcError) as caught:
+        download(folder)
+    assert not (folder / "source.json").exists()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
+    from wsi_idc.cli import group
+
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda: group.main(["download", "--json"], standalone_mode=False)) == 0
+    path = Path(json.loads(capsys.readouterr().out)["path"])
+    assert path == tmp_path / "cache" / "datasets" / HANDLE / "versions" / "1"
+    assert len(list(path.rglob("*.png"))) == 14
+    assert run(lambda: group.main(["prepare", "--json"], standalone_mode=False)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["num_patches"], report["flagged"][0]["reason"]) == (7, "nested copy")
+    theirs = prepare(tmp_path / "theirs", tmp_path / "theirs.h5")
+    assert report["info"]["source_fingerprint"] == theirs.info.source_fingerprint
+    # Again: nothing is fetched twice.
+    assert kaggle.ranges == [None]
+    assert download(Path("data")) == path
+    assert kaggle.ranges == [None]
+
+
+def test_what_was_downloaded_is_data_without_prepare(kaggle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = download(Path("data"))
+    assert tree_in(Path("data")) == path
+    assert len(open_data()) == 7
+
+
+def test_a_download_that_was_cut_short_goes_on(kaggle, tmp_path):
+    part = tmp_path / "cache" / "datasets" / HANDLE / "1.archive"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(kaggle.archive[:5000])
+    assert len(list(download(tmp_path / "data").rglob("*.png"))) == 14
+    assert kaggle.ranges == [None, "bytes=5000-"]
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_credentials(kaggle, tmp_path, monkeypatch, status):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    kaggle.status = status
+    said = trouble(tmp_path / "data")
+    assert said.startswith("no credentials that Kaggle accepts")
+    assert "KAGGLE_API_TOKEN" in said
+    assert BY_HAND in said
+
+
+def test_a_credentials_file_that_is_no_json(kaggle, tmp_path, monkeypatch):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "kaggle.json").write_text("{")
+    assert "Invalid Kaggle credentials file" in trouble(tmp_path / "data")
+
+
+def test_no_network(tmp_path, kaggle, monkeypatch):
+    endpoints = kagglesdk.kaggle_env._env_to_endpoint
+    # Port 9 of this machine: nobody listens.
+    monkeypatch.setitem(endpoints, kagglesdk.kaggle_env.KaggleEnv.PROD, "http://127.0.0.1:9")
+    said = trouble(tmp_path / "data")
+    assert said.startswith("no network: Kaggle cannot be reached")
+    assert BY_HAND in said
+
+
+def test_kaggle_out_of_order(kaggle, tmp_path):
+    kaggle.status = 503
+    said = trouble(tmp_path / "data")
+    assert said.startswith("Kaggle answers 503; try later, or get the archive by hand")
+
+
+def test_no_space(kaggle, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kagglehub.clients._download_file", full)
+    said = trouble(tmp_path / "data")
+    assert said.startswith(f"no space in {tmp_path / 'cache'} for some 7 GB; free some")
+    assert BY_HAND in said
+
+
+def test_what_arrives_is_no_archive(kaggle, tmp_path):
+    kaggle.archive = b"<html>come back later</html>"
+    said = trouble(tmp_path / "data")
+    assert said.startswith("what arrived is no archive (Unsupported archive type.); remove ")
+    assert BY_HAND in said
+
+
+def test_the_note(tmp_path):
+    assert downloaded(tmp_path) is None
+    assert downloaded(tmp_path / "absent") is None
+    note = tmp_path / "source.json"
+    note.write_text(json.dumps({"path": str(tmp_path / "gone")}))
+    with pytest.raises(DataError, match=r"gone: no such folder, though .+source.json names it"):
+        downloaded(tmp_path)
+    for text in ("", "[]", "{}", '{"path": 1}', "\xff"):
+        note.write_text(text, encoding="latin-1")
+        with pytest.raises(DataError, match="not readable; run wsi-idc download"):
+            tree_in(tmp_path)
+
+
+def test_kagglehub_still_has_what_we_use():
+    assert callable(kagglehub.dataset_download)
+    for name in ("UnauthenticatedError", "CredentialError", "BackendError", "DataCorruptionError"):
+        assert issubclass(getattr(kagglehub.exceptions, name), Exception)
