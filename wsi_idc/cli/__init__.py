@@ -14,6 +14,7 @@ import click
 from wsi_idc import __version__
 from wsi_idc.cli.demo import demo
 from wsi_idc.cli.eval import eval_
+from wsi_idc.cli.explore import explore
 from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
 from wsi_idc.cli.map import map_
@@ -52,7 +53,7 @@ def group() -> None:
     """
 
 
-for _command in (demo, synth, prepare, train, eval_, map_, render, info, fetch_weights):
+for _command in (demo, synth, prepare, explore, train, eval_, map_, render, info, fetch_weights):
     group.add_command(_command)
 
 
