@@ -15,6 +15,7 @@ from wsi_idc import __version__
 from wsi_idc.cli.demo import demo
 from wsi_idc.cli.download import download
 from wsi_idc.cli.eval import eval_
+from wsi_idc.cli.explore import explore
 from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
 from wsi_idc.cli.map import map_
@@ -54,7 +55,20 @@ def group() -> None:
     """
 
 
-for _command in (demo, synth, download, prepare, train, eval_, map_, render, info, fetch_weights):
+_COMMANDS = (
+    demo,
+    synth,
+    download,
+    prepare,
+    explore,
+    train,
+    eval_,
+    map_,
+    render,
+    info,
+    fetch_weights,
+)
+for _command in _COMMANDS:
     group.add_command(_command)
 
 

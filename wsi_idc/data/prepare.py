@@ -269,18 +269,29 @@ def _pack_info(
     )
 
 
+def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
+    """Return which patches are small although others of the patient lie beyond the short side.
+
+    Args:
+        table: One row a patch, with columns patient, x, y, height, width.
+        patch_px: Side of a patch in px.
+    """
+    last = table.groupby("patient")[["x", "y"]].transform("max")
+    beyond_width = (table["width"] < patch_px) & (table["x"] < last["x"])
+    beyond_height = (table["height"] < patch_px) & (table["y"] < last["y"])
+    return (beyond_width | beyond_height).to_numpy()
+
+
 def _small_patches(table: pd.DataFrame, *, patch_px: int) -> tuple[Problem, ...]:
     """Flag each patch that was padded; one that others lie beyond is at no edge of the slide."""
-    small = table[(table["height"] < patch_px) | (table["width"] < patch_px)]
-    last = table.groupby("patient")[["x", "y"]].max().loc[small["patient"]].to_numpy()
-    inside = ((small["width"] < patch_px) & (small["x"] < last[:, 0])) | (
-        (small["height"] < patch_px) & (small["y"] < last[:, 1])
-    )
+    inside = is_small_inside(table, patch_px=patch_px)
+    is_small = (table["height"] < patch_px) | (table["width"] < patch_px)
+    small = table[is_small]
     return tuple(
         Problem(
             path, "small inside the slide" if odd else EDGE, f"{width}x{height} px, padded white"
         )
         for path, width, height, odd in zip(
-            small["path"], small["width"], small["height"], inside, strict=True
+            small["path"], small["width"], small["height"], inside[is_small], strict=True
         )
     )
