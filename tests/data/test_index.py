@@ -107,6 +107,17 @@ def test_nested_copy_that_differs(tree):
     assert found.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
 
 
+def test_a_whole_copy_stands_in_for_a_damaged_patch(tree):
+    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
+    path = "10253/1/10253_idx5_x51_y1_class1.png"
+    (tree / path).write_bytes((tree / path).read_bytes()[:500])
+    found = index(tree)
+    copy = f"IDC_regular_ps50_idx5/{path}"
+    assert found.rejected == (Problem(path, "differs from its copy", f"{copy} is kept"),)
+    assert copy in set(found.table["path"])
+    assert len(found.table) == NUM_PATCHES
+
+
 def test_tree_only_below_another_folder(tmp_path):
     make_tree(tmp_path / "archive" / "IDC_regular_ps50_idx5")
     found = index(tmp_path)

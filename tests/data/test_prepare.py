@@ -157,6 +157,14 @@ def test_other_kinds_of_png(tree, tmp_path, mode):
     assert np.array_equal(pack.patches[5], np.asarray(image.convert("RGB")))
 
 
+def test_a_file_that_is_no_pack_is_not_replaced(tree, tmp_path):
+    out = tmp_path / "notes.txt"
+    out.write_text("mine")
+    with pytest.raises(DataError, match=r"notes\.txt is there and is no pack"):
+        prepare(tree, out)
+    assert out.read_text() == "mine"
+
+
 def test_nested_copy_changes_nothing(tree, tmp_path):
     before = content(prepare(tree, tmp_path / "a.h5").pack)
     shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")

@@ -113,6 +113,14 @@ def test_processes_that_start_together_share_one_pack(tree):
     assert len(open_data(tree)) == 7
 
 
+def test_a_damaged_pack_in_the_cache_is_made_anew(tree):
+    before = open_data(tree)
+    before.path.write_bytes(before.path.read_bytes()[:1000])
+    after = open_data(tree)
+    assert after.path == before.path
+    assert len(after) == len(before.index)
+
+
 def test_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("WSI_IDC_CACHE", "/elsewhere")
     assert cache_folder() == Path("/elsewhere")

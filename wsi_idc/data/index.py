@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.data.archive import Archive, is_zip
+from wsi_idc.data.decode import decode_png
 from wsi_idc.data.folder import Folder
-from wsi_idc.data.origin import Origin, Problem
+from wsi_idc.data.origin import Origin, Problem, UnreadablePatchError
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
@@ -74,7 +75,7 @@ def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     listing = origin.listing()
     good, contradictions = _parse(listing.paths, above=origin.above)
     rejected = [*listing.unreadable, *contradictions]
-    good, nested, conflicting = _drop_nested_copies(good, origin=origin)
+    good, nested, conflicting = _drop_nested_copies(good, origin=origin, patch_px=patch_px)
     good, off_grid = _to_zero_based(good, patch_px=patch_px)
     good, duplicates, relabelled = _drop_duplicate_cells(good)
     if good.empty:
@@ -164,9 +165,9 @@ def _is_plain_id(patient: str) -> bool:
 
 
 def _drop_nested_copies(
-    table: pd.DataFrame, *, origin: Origin
+    table: pd.DataFrame, *, origin: Origin, patch_px: int
 ) -> tuple[pd.DataFrame, list[Problem], list[Problem]]:
-    """Keep the shallowest of the files with equal PATIENT/CLASS/NAME.
+    """Keep the shallowest of the files with equal PATIENT/CLASS/NAME, or a whole one instead.
 
     Returns:
         The table without copies, a note for each folder of copies, and the copies that differ
@@ -189,11 +190,22 @@ def _drop_nested_copies(
         Problem(f"{folder}/", "nested copy", f"{count} patches that stand above it too, left out")
         for folder, count in folders.value_counts().sort_index().items()
     ]
-    conflicting = [
-        Problem(path, "differs from its copy", f"{path_kept} is kept")
-        for path, path_kept in _rows(pairs[~same], "path", "path_kept")
-    ]
+    conflicting = []
+    for path, path_kept in _rows(pairs[~same], "path", "path_kept"):
+        better, worse = path_kept, path
+        if not _is_whole(origin, path_kept, patch_px) and _is_whole(origin, path, patch_px):
+            better, worse = path, path_kept
+            kept.loc[kept["path"] == path_kept, "path"] = path
+        conflicting.append(Problem(worse, "differs from its copy", f"{better} is kept"))
     return kept, nested, conflicting
+
+
+def _is_whole(origin: Origin, path: str, patch_px: int) -> bool:
+    try:
+        decode_png(origin.read(path), patch_px=patch_px)
+    except UnreadablePatchError:
+        return False
+    return True
 
 
 def _rows(table: pd.DataFrame, *columns: str) -> Iterable[tuple[str, ...]]:

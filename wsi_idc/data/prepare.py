@@ -28,7 +28,7 @@ from wsi_idc.data.chunks import (
 )
 from wsi_idc.data.index import TreeIndex, index_tree, open_origin, problem_table
 from wsi_idc.data.origin import Origin, Problem
-from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, write_pack
+from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
 from wsi_idc.data.statistics import channel_statistics
 from wsi_idc.errors import DataError
 from wsi_idc.files import resumable, write_text
@@ -169,6 +169,8 @@ def prepare(
 def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
     if out.is_dir():
         raise DataError(f"{out} is a folder; --out names the pack, such as {out / 'idc.h5'}")
+    if out.exists() and not is_pack(out):
+        raise DataError(f"{out} is there and is no pack; give another --out, or remove it")
     if not 1 <= patch_px <= MAX_PATCH_PX:
         raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):

@@ -74,7 +74,14 @@ def _open_tree(tree: Path) -> Pack:
                 logger.info("waiting for another process that packs %s into %s", tree, pack)
             waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return Pack(pack)
+    try:
+        return Pack(pack)
+    except DataError as error:
+        # Ours to mend: nobody should have to find it in the cache.
+        logger.warning("%s", error)
+        pack.unlink()
+        _pack_tree(tree, pack)
+        return Pack(pack)
 
 
 def _pack_tree(tree: Path, pack: Path) -> None:
