@@ -281,12 +281,16 @@ def test_a_signal_saves_a_training_and_the_same_command_ends_it(
     work: Path, trained: Checkpoint, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ):
     train = ["train", "--epochs", 2, "--batch-size", 16, "--split", "ratio:50/25/25"]
-    process = program(*train, "--out", "runs/r", cwd=work)
-    deadline = time.monotonic() + 120
-    while not (work / "runs/r/best.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    for _ in range(5):
+        process = program(*train, "--out", "runs/r", cwd=work)
+        deadline = time.monotonic() + 120
+        while not (work / "runs/r/best.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        if process.returncode != 0:
+            break
+        shutil.rmtree(work / "runs/r")  # on a busy machine it was done before the signal came
     assert process.returncode == 75, out + err
     assert f"Stopped by {number.name}" in err
     assert "Error" not in err
