@@ -21,10 +21,13 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.files import resumable
 
+# A shell's background job, and all that it starts, ignores Ctrl-C unless told otherwise.
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from wsi_idc.data.prepare import prepare
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("ready", flush=True)
 prepare(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2)
 """
