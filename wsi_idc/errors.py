@@ -9,6 +9,7 @@ A message is one line that says what, why and what to do; the command line print
     ├── MapError             a map file that cannot be read or must not be replaced
     ├── RunError             a run directory that cannot be used
     ├── DeviceError          a device or precision that this machine does not have
+    ├── PeerLostError        another process of a training on several devices has ended
     ├── BusyError            another process is at work on the same output
     └── StoppedError         a signal asked to stop and everything is saved (exit 75)
 """
@@ -38,6 +39,10 @@ class RunError(WsiIdcError):
 
 class DeviceError(WsiIdcError):
     """A device or precision is not available on this machine."""
+
+
+class PeerLostError(WsiIdcError):
+    """Another process of a training on several devices has ended before its time."""
 
 
 class BusyError(WsiIdcError):

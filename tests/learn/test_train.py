@@ -15,8 +15,10 @@ from wsi_idc.errors import BusyError, CheckpointError, RunError, StoppedError
 from wsi_idc.files import locked
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.train import rate_share, train, what_is_asked
+from wsi_idc.learn.state import resolve, set_up
+from wsi_idc.learn.train import train, what_is_asked
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute, choose_compute
 
 CONFIG = TrainConfig(epochs=2, batch_size=16)
@@ -53,6 +55,7 @@ def test_a_finished_run_has_what_it_should(trained: Checkpoint, cohort: Pack, sp
     assert trained.source is not None
     folder = trained.source.parent
     names = {"run.json", "metrics.jsonl", "best.pt", "last.pt", ".lock"}
+    names |= {"curves.png", "augment.png", "tensorboard"}
     assert {path.name for path in folder.iterdir()} == names
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
@@ -192,11 +195,11 @@ def test_the_seed_decides_the_weights(
     assert not same_weights(other, trained)
 
 
-@pytest.mark.parametrize("imbalance", ["class-weights", "none"])
-def test_class_weights_are_undone_in_the_bias(
+@pytest.mark.parametrize("imbalance", ["class-weights", "oversample", "none"])
+def test_what_evens_the_classes_out_is_undone_in_the_bias(
     cohort: Pack, split: Split, compute: Compute, tmp_path: Path, imbalance: str
 ):
-    config = replace(CONFIG, epochs=1, imbalance=imbalance)
+    config = replace(CONFIG, epochs=1, imbalance=imbalance, ema=0.0)
     run = Run(tmp_path / "run")
     finished = train(config, cohort, split, run=run, compute=compute)
     raw = torch.load(run.last, weights_only=True)["network"]["classifier.bias"]
@@ -241,21 +244,12 @@ def test_imagenet_weights_for_a_model_from_scratch_leave_nothing_behind(
 
 
 def test_unknown_labels_are_never_trained_on(cohort: Pack, split: Split, compute: Compute):
-    from wsi_idc.learn.state import set_up
-
     blinded = Pack(cohort.path)
     blinded.index.loc[::2, "label"] = -1
-    training = set_up(CONFIG, blinded, split, run=Run(Path("unused")), compute=compute)
+    run = Run(Path("unused"))
+    training = set_up(resolve(CONFIG), blinded, split, run=run, compute=compute)
     for rows in training.rows.values():
         assert (rows % 2 == 1).all()
-
-
-def test_the_learning_rate_warms_up_and_falls():
-    shares = [rate_share(step, total=100) for step in range(100)]
-    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert max(shares) == 1.0
-    assert shares[5:] == sorted(shares[5:], reverse=True)
-    assert shares[-1] == pytest.approx(0.01, abs=1e-3)
 
 
 def test_epochs_are_logged_in_words(
@@ -264,4 +258,160 @@ def test_epochs_are_logged_in_words(
     with caplog.at_level(logging.INFO, logger="wsi_idc"):
         train(replace(CONFIG, epochs=1), cohort, split, run=Run(tmp_path / "run"), compute=compute)
     lines = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("epoch 1/1: train loss ") and "val AP" in line for line in lines)
+    assert any(line.startswith("epoch 1/1: train loss ") and ", AP 0." in line for line in lines)
+
+
+EVERYTHING = replace(
+    CONFIG,
+    optimizer="sgd",
+    schedule="plateau",
+    imbalance="oversample",
+    augment="strong",
+    mixup=0.4,
+    label_smoothing=0.1,
+    freeze=1,
+    layer_decay=0.8,
+)
+
+
+def test_a_training_with_everything_on_resumes_to_the_same_weights(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    whole = train(EVERYTHING, cohort, split, run=Run(tmp_path / "whole"), compute=compute)
+    run = Run(tmp_path / "stopped")
+    for num_looks in (3, 8):
+        with pytest.raises(StoppedError):
+            train(EVERYTHING, cohort, split, run=run, compute=compute, stop=StopAfter(num_looks))
+    assert same_weights(train(EVERYTHING, cohort, split, run=run, compute=compute), whole)
+
+
+def test_a_batch_in_parts_is_a_batch(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Without batch norm and dropout the parts add up to the whole.
+    monkeypatch.setattr("wsi_idc.models.cnn.DROPOUT", 0.0)
+    config = replace(CONFIG, model="cnn", epochs=1, optimizer="sgd", mixup=0.4, label_smoothing=0.1)
+    whole, parts = (
+        train(
+            config,
+            cohort,
+            split,
+            run=Run(tmp_path / str(micro_batch)),
+            compute=compute,
+            micro_batch=micro_batch,
+        )
+        for micro_batch in (0, 5)
+    )
+    for name, value in whole.state.items():
+        torch.testing.assert_close(parts.state[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_out_of_memory_is_answered_by_smaller_parts(
+    cohort: Pack,
+    split: Split,
+    compute: Compute,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    forward = PatchClassifier.forward
+
+    def small_device(self: PatchClassifier, patches: torch.Tensor) -> torch.Tensor:
+        if self.training and len(patches) > 4:
+            raise torch.OutOfMemoryError("made")
+        return forward(self, patches)
+
+    run = Run(tmp_path / "run")
+    asked = train(
+        replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute, micro_batch=4
+    )
+    monkeypatch.setattr(PatchClassifier, "forward", small_device)
+    run = Run(tmp_path / "answered")
+    answered = train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute)
+    assert same_weights(answered, asked)
+    assert torch.load(run.last, weights_only=True)["micro_batch"] == 4
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert lines == [
+        "out of memory on cpu: from here on 8 patches at once, still 16 a step",
+        "out of memory on cpu: from here on 4 patches at once, still 16 a step",
+    ]
+
+
+def test_a_device_too_small_for_one_patch_is_an_error(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: PatchClassifier, patches: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("made")
+
+    monkeypatch.setattr(PatchClassifier, "forward", full)
+    with pytest.raises(RunError, match="out of memory on cpu with 1 patches at once"):
+        train(CONFIG, cohort, split, run=Run(tmp_path / "run"), compute=compute)
+
+
+def test_the_state_before_a_loss_that_is_not_finite_is_kept(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(tmp_path / "run")
+    with pytest.raises(StoppedError):
+        # In the second epoch: there is a best one.
+        train(CONFIG, cohort, split, run=run, compute=compute, stop=StopAfter(9))
+    before = run.last.read_bytes(), run.best.read_bytes()
+    place = torch.load(run.last, weights_only=True)["place"]
+    assert (place["epoch"], place["best_epoch"]) == (1, 1)
+    loss = torch.tensor(math.nan)
+    monkeypatch.setattr("wsi_idc.learn.objective.Objective.sum", lambda *_: loss.requires_grad_())
+    with pytest.raises(RunError, match="not finite in epoch 2 .the best so far is .*best.pt"):
+        train(CONFIG, cohort, split, run=run, compute=compute, save_minutes=0)
+    assert (run.last.read_bytes(), run.best.read_bytes()) == before
+
+
+def test_a_frozen_backbone_stays_as_it_is(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    config = replace(CONFIG, freeze=1, epochs=1, ema=0.0, imbalance="none")
+    finished = train(config, cohort, split, run=Run(tmp_path / "run"), compute=compute)
+    training = set_up(
+        resolve(config), cohort, split, run=Run(tmp_path / "unused"), compute=compute
+    )
+    start = training.classifier.network.state_dict()
+    changed = {name for name in start if not torch.equal(start[name], finished.state[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("monitor", ["loss", "f1", "auc"])
+def test_the_best_epoch_is_that_of_what_is_monitored(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monitor: str
+):
+    run = Run(tmp_path / "run")
+    config = replace(CONFIG, monitor=monitor)
+    finished = train(config, cohort, split, run=run, compute=compute)
+    history = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    choose = min if monitor == "loss" else max
+    best = choose(history, key=lambda epoch: epoch[f"val_{monitor}"])
+    assert finished.metrics["epoch"] == best["epoch"]
+
+
+def test_each_epoch_is_told_when_it_is_saved(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run, seen = Run(tmp_path / "run"), []
+
+    def on_epoch(record: dict) -> None:
+        assert torch.load(run.last, weights_only=True)["place"]["history"][-1] == record
+        seen.append(record["epoch"])
+
+    train(CONFIG, cohort, split, run=run, compute=compute, on_epoch=on_epoch)
+    assert seen == [1, 2]
+
+
+def test_another_file_of_weights_is_another_training(
+    cohort: Pack, split: Split, trained: Checkpoint, tmp_path: Path
+):
+    file = tmp_path / "start.pt"
+    config = replace(CONFIG, weights=str(file))
+    with pytest.raises(RunError, match="No such file"):
+        what_is_asked(config, cohort, split)
+    file.write_bytes(b"one")
+    one = what_is_asked(config, cohort, split)
+    file.write_bytes(b"other")
+    assert what_is_asked(config, cohort, split) != one

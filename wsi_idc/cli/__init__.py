@@ -12,6 +12,7 @@ from collections.abc import Callable
 import click
 
 from wsi_idc import __version__
+from wsi_idc.cli.bench import bench
 from wsi_idc.cli.demo import demo
 from wsi_idc.cli.download import download
 from wsi_idc.cli.eval import eval_
@@ -67,6 +68,7 @@ _COMMANDS = (
     render,
     info,
     fetch_weights,
+    bench,
 )
 for _command in _COMMANDS:
     group.add_command(_command)

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,10 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.config import DEFAULT_RUNS, TrainConfig
 
+if TYPE_CHECKING:
+    from wsi_idc.learn.runs import Run
+    from wsi_idc.models.checkpoint import Checkpoint
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,46 +30,95 @@ logger = logging.getLogger(__name__)
 @data_option
 @click.option("--out", type=PATH, help="Run directory.  [default: runs/MODEL-DIGEST]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Patches computed at once, more are accumulated into one step; 0: the batch, halved "
+    "where memory runs out.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile.")
+@click.option(
+    "--save-minutes",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Save so often within an epoch.",
+)
 @click.option("--overwrite", is_flag=True, help="Train anew where there is a run already.")
 @json_option
 @logging_options
 def train(
-    data: Path | None, out: Path | None, device: str, overwrite: bool, as_json: bool, **options: Any
+    data: Path | None,
+    out: Path | None,
+    device: str,
+    micro_batch: int,
+    compiled: bool,
+    save_minutes: float,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a classifier of patches.
 
     Patients, not patches, are split. Stopped by Ctrl-C, SIGTERM or SIGUSR1 it saves and exits with
-    75; the same command goes on where it was. DIGEST stands for the settings and the data.
+    75; the same command goes on where it was. DIGEST stands for the settings and the data. Started by
+    torchrun or srun, one process a device, they train one model together.
 
     \b
     Examples:
       wsi-idc train --model cnn-bn
       wsi-idc train --model resnet50 --split kfold:5/0
+      torchrun --nproc-per-node 4 --no-python wsi-idc train --model resnet50
     """
+    from dataclasses import replace
+
     from wsi_idc.data.source import open_data
     from wsi_idc.data.splits import make_split, split_table
+    from wsi_idc.hpc.distributed import joined
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.learn.runs import Run, default_run
     from wsi_idc.learn.state import resolve
     from wsi_idc.learn.train import train as run_training
     from wsi_idc.learn.train import what_is_asked
     from wsi_idc.models.device import choose_compute
+    from wsi_idc.progress import set_up_logging
 
     config = TrainConfig(**options)
-    compute = choose_compute(device, config.precision)
-    pack = open_data(data)
-    split = make_split(pack, config.split, seed=config.seed)
-    asked = what_is_asked(config, pack, split)
-    run = Run(out) if out else default_run(DEFAULT_RUNS, config.model, asked)
-    for line in _describe(
-        resolve(config), pack.path, split.spec, split_table(split, pack), run.folder
-    ):
-        logger.info("%s", line)
-    was_finished = run.is_finished() and not overwrite
-    with stop_requests() as stop:
-        checkpoint = run_training(
-            config, pack, split, run=run, compute=compute, overwrite=overwrite, stop=stop
-        )
+    resolved = resolve(config)
+    with joined(device) as world:
+        if not world.is_writer:
+            set_up_logging(-1)
+        compute = replace(choose_compute(device, config.precision), compiled=compiled)
+        with world.writer_first():
+            pack = open_data(data)
+        split = make_split(pack, config.split, seed=config.seed)
+        asked = what_is_asked(config, pack, split)
+        run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, asked)
+        for line in _describe(
+            resolved, pack.path, split.spec, split_table(split, pack), run.folder
+        ):
+            logger.info("%s", line)
+        was_finished = run.is_finished() and not overwrite
+        with stop_requests() as stop:
+            checkpoint = run_training(
+                config,
+                pack,
+                split,
+                run=run,
+                compute=compute,
+                world=world,
+                overwrite=overwrite,
+                micro_batch=micro_batch,
+                save_minutes=save_minutes,
+                stop=stop,
+            )
+    if world.is_writer:
+        _say_result(run, checkpoint, was_finished=was_finished, as_json=as_json)
+
+
+def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_json: bool) -> None:
     found = checkpoint.metrics["val"]
     if as_json:
         say_json({"run": run.folder, "checkpoint": run.best, "was_finished": was_finished, **found})

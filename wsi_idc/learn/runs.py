@@ -113,12 +113,18 @@ class Run:
         write_text(self.folder / "metrics.jsonl", lines)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, by: bool = True) -> Iterator[None]:
         """Keep other processes from training in this folder.
+
+        Args:
+            by: False for one of several that train together and does not write.
 
         Raises:
             BusyError: One does already.
         """
+        if not by:
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", what=self.folder):
             yield

@@ -4,23 +4,36 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.data.statistics import channel_histogram, channel_statistics
 from wsi_idc.errors import RunError
+from wsi_idc.files import sha256
+from wsi_idc.hpc.distributed import ALONE, World
+from wsi_idc.learn.objective import Objective, inverse_frequency
+from wsi_idc.learn.optim import make_optimizer, running_average
 from wsi_idc.learn.runs import Run
 from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, save_dict
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
-from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture, load_imagenet
+from wsi_idc.models.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    load_imagenet,
+    load_weights_file,
+    unfold_batch_norm,
+)
+from wsi_idc.models.registry import Architecture, architecture
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -28,6 +41,11 @@ logger = logging.getLogger(__name__)
 STATE_FORMAT = "wsi-idc-training-state"
 RATE_FROM_SCRATCH = 1e-3
 RATE_PRETRAINED = 3e-4
+SGD_RATE_FACTOR = 10
+# The same balance of classes is corrected by either, so the same shift of the odds is undone.
+SHIFTING = ("class-weights", "oversample")
+_SYMMETRIC = (0.5, 0.5, 0.5)
+_PATCHES_TO_UNFOLD = 256
 
 
 @dataclass
@@ -39,7 +57,7 @@ class Place:
         step: Steps done in the present epoch.
         loss_sum: Sum of the loss over those steps.
         seconds: Spent in the present epoch.
-        best_ap: Largest val average precision so far.
+        best: Largest value of what is monitored so far.
         best_epoch: Where it was, counted from 1.
         history: One record an epoch done.
     """
@@ -48,25 +66,42 @@ class Place:
     step: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
-    best_ap: float = -math.inf
+    best: float = -math.inf
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class Training:
-    """A training and all that it needs."""
+    """A training and all that it needs.
+
+    Attributes:
+        model: The classifier as a step calls it: compiled, or wrapped for several processes.
+        average: Running average of the classifier, None where none is asked for.
+        odds_shift: What the handling of the imbalance adds to the log odds of IDC.
+        rows: Role to rows of the pack with a known label.
+        micro_batch: Patches that a process computes at once.
+        record: Provenance.
+        fresh_loss: Sum of the loss, of this process, that is not yet in ``place``.
+    """
 
     config: TrainConfig
     pack: Pack
     split: Split
     run: Run
     compute: Compute
+    world: World
     classifier: PatchClassifier
+    model: nn.Module
+    average: AveragedModel | None
     optimizer: torch.optim.Optimizer
-    class_weight: Tensor  # (2,)
-    rows: dict[str, NDArray[np.int64]]  # role to rows of the pack with a known label
-    record: dict[str, Any]  # provenance
+    scaler: torch.amp.GradScaler
+    objective: Objective
+    odds_shift: float
+    rows: dict[str, NDArray[np.int64]]
+    micro_batch: int
+    record: dict[str, Any]
+    fresh_loss: Tensor
     place: Place = field(default_factory=Place)
 
     @property
@@ -74,59 +109,133 @@ class Training:
         """Whole batches of the train rows; a last one of few patches would upset batch norm."""
         return max(1, len(self.rows["train"]) // self.config.batch_size)
 
+    @property
+    def judged(self) -> PatchClassifier:
+        """What is evaluated and kept: the running average, or else the classifier itself."""
+        return self.classifier if self.average is None else self.average.module
+
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with the weights and the learning rate that it leaves open."""
+    """Return the configuration with all that it leaves open.
+
+    Raises:
+        CheckpointError: There is no such model.
+    """
+    arch = architecture(config.model)
     weights = config.weights
     if weights == "auto":
-        weights = "imagenet" if architecture(config.model).imagenet is not None else "none"
-    rate = RATE_PRETRAINED if weights == "imagenet" else RATE_FROM_SCRATCH
-    return replace(config, weights=weights, learning_rate=config.learning_rate or rate)
+        weights = "imagenet" if arch.imagenet is not None else "none"
+    rate = RATE_FROM_SCRATCH if weights == "none" else RATE_PRETRAINED
+    rate *= SGD_RATE_FACTOR if config.optimizer == "sgd" else 1
+    normalize = config.normalize
+    if normalize == "auto" and weights in ("imagenet", "none"):
+        normalize = "imagenet" if weights == "imagenet" else "dataset"
+    return replace(
+        config,
+        model=arch.name,
+        weights=weights,
+        normalize=normalize,
+        input_size=config.input_size or arch.input_px or 0,
+        learning_rate=config.learning_rate or rate,
+    )
+
+
+def weights_fingerprint(config: TrainConfig) -> str | None:
+    """Return the SHA-256 of the file to start from, None where there is none."""
+    if config.weights in ("auto", "imagenet", "none"):
+        return None
+    try:
+        return sha256(Path(config.weights))
+    except OSError as error:
+        raise RunError(
+            f"--weights {config.weights}: {error.strerror}; give imagenet, none or a .pt file"
+        ) from None
 
 
 def set_up(
-    config: TrainConfig, pack: Pack, split: Split, *, run: Run, compute: Compute
+    config: TrainConfig,
+    pack: Pack,
+    split: Split,
+    *,
+    run: Run,
+    compute: Compute,
+    world: World = ALONE,
+    micro_batch: int = 0,
 ) -> Training:
     """Return a training of a resolved configuration at its very beginning; nothing is written.
 
+    Args:
+        micro_batch: Patches that a process computes at once; 0: its part of the batch.
+
     Raises:
-        CheckpointError: ImageNet weights are asked for and not on this machine.
-        RunError: The model has no ImageNet weights.
+        CheckpointError: Weights are asked for that cannot be had or do not fit.
+        RunError: The settings do not fit the model or the number of processes.
     """
     arch = architecture(config.model)
-    torch.manual_seed(config.seed)
-    network = arch.build(len(pack.info.class_names))
     rows = {role: _labelled_rows(pack, split.patients(role)) for role in ("train", "val")}
-    if config.weights == "imagenet" and arch.imagenet is None:
-        raise RunError(f"{config.model} has no ImageNet weights; use --weights none")
-    if config.weights == "imagenet":
-        load_imagenet(network, arch)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    else:
-        # Of the train patients alone: the others must not tell the model anything.
-        mean, std = channel_statistics(_histogram(pack, rows["train"]))
-    classifier = PatchClassifier(arch, network, input_px=arch.input_px, mean=mean, std=std)
+    labels = pack.index["label"].to_numpy()[rows["train"]].astype(np.int64)
+    torch.manual_seed(config.seed)
+    classifier = _start(config, arch, pack, rows["train"])
     classifier.to(compute.device).to(memory_format=torch.channels_last)
-    labels = pack.index["label"].to_numpy()[rows["train"]]
-    counts = np.bincount(labels, minlength=2)
-    weight = np.ones(2)
-    if config.imbalance == "class-weights":
-        weight = len(labels) / (2 * counts)
+    if world.size > 1 and compute.device.type == "cuda":
+        classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
+    if config.batch_size < world.size:
+        raise RunError(f"a batch of {config.batch_size} cannot be shared by {world.size} processes")
+    balance = inverse_frequency(labels) if config.imbalance in SHIFTING else np.ones(2)
+    weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", compute, weight.round(3))
+    part = -(-config.batch_size // world.size)
     return Training(
         config=config,
         pack=pack,
         split=split,
         run=run,
         compute=compute,
+        world=world,
         classifier=classifier,
-        optimizer=torch.optim.AdamW(
-            classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        model=classifier,
+        average=running_average(classifier, config.ema) if config.ema else None,
+        optimizer=make_optimizer(classifier, config),
+        scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
+        objective=Objective(
+            class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
+            label_smoothing=config.label_smoothing,
+            focal_gamma=config.focal_gamma if config.imbalance == "focal" else 0.0,
         ),
-        class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
+        odds_shift=math.log(balance[1] / balance[0]),
         rows=rows,
+        micro_batch=min(micro_batch or part, part),
         record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
+        fresh_loss=torch.zeros((), device=compute.device),
     )
+
+
+def _start(
+    config: TrainConfig, arch: Architecture, pack: Pack, train_rows: NDArray[np.int64]
+) -> PatchClassifier:
+    """Return the classifier with the weights that it begins with, and the input these want."""
+    if config.weights == "imagenet" and arch.imagenet is None:
+        raise RunError(f"{config.model} has no ImageNet weights; use --weights none")
+    network = arch.build(len(pack.info.class_names))
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if config.weights == "imagenet":
+        load_imagenet(network, arch)
+    elif config.weights != "none":
+        mean, std = load_weights_file(network, arch, Path(config.weights)) or (mean, std)
+    if config.normalize == "imagenet":
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    elif config.normalize == "symmetric":
+        mean, std = _SYMMETRIC, _SYMMETRIC
+    elif config.normalize == "dataset":
+        # Of the train patients alone: the others must not tell the model anything.
+        mean, std = channel_statistics(_histogram(pack, train_rows))
+    classifier = PatchClassifier(
+        arch, network, input_px=config.input_size or None, mean=mean, std=std
+    )
+    if config.weights != "none":
+        some = np.random.default_rng(config.seed).permutation(train_rows)[:_PATCHES_TO_UNFOLD]
+        unfold_batch_norm(classifier, torch.from_numpy(pack.patches[np.sort(some)]))
+    return classifier
 
 
 def _labelled_rows(pack: Pack, patients: list[str]) -> NDArray[np.int64]:
@@ -149,7 +258,7 @@ def as_checkpoint(
     found: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Return the present weights as a checkpoint, uncalibrated unless said otherwise."""
-    classifier, info = training.classifier, training.pack.info
+    classifier, info = training.judged, training.pack.info
     spec = InputSpec(
         patch_px=info.patch_px,
         mpp=info.mpp,
@@ -174,11 +283,17 @@ def as_checkpoint(
 
 
 def save_state(training: Training) -> None:
-    """Write the run's last.pt in one atomic step."""
+    """Write the run's last.pt in one atomic step, if this is the process that writes."""
+    if not training.world.is_writer:
+        return
+    average = training.average
     content = {
         "format": STATE_FORMAT,
         "network": training.classifier.network.state_dict(),
+        "average": None if average is None else average.state_dict(),
         "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "micro_batch": training.micro_batch,
         "place": asdict(training.place),
     }
     save_dict(training.run.last, content)
@@ -194,11 +309,14 @@ def resume(training: Training) -> None:
     content = load_dict(path, kind=STATE_FORMAT)
     try:
         training.classifier.network.load_state_dict(content["network"])
+        if training.average is not None:
+            training.average.load_state_dict(content["average"])
         training.optimizer.load_state_dict(content["optimizer"])
+        training.scaler.load_state_dict(content["scaler"])
+        training.micro_batch = min(training.micro_batch, int(content["micro_batch"]))
         training.place = Place(**content["place"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RunError(
             f"{path}: the state does not fit this run ({type(error).__name__}); "
             "--overwrite trains anew"
         ) from None
-    logger.info("going on in epoch %d, step %d", training.place.epoch + 1, training.place.step + 1)

@@ -20,10 +20,12 @@ class Compute:
     Attributes:
         device: Where the network is.
         precision: "fp32", "bf16" or "fp16".
+        compiled: Whether training goes through torch.compile.
     """
 
     device: torch.device
     precision: str
+    compiled: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which to run the network."""

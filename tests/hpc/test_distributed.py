@@ -1,0 +1,126 @@
+"""Real processes that train together over gloo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.hpc.distributed import ALONE, World, joined
+
+# Dropout and batch norm see a process's own part of a batch; without them the sums must agree.
+PROGRAM = """
+import wsi_idc.models.cnn
+wsi_idc.models.cnn.DROPOUT = 0.0
+from wsi_idc.cli import main
+main()
+"""
+
+
+def start(cohort: Pack, out: Path, *more: str, num: int = 2) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["train", "--model", "cnn", "--split", "ratio:50/25/25", "--batch-size", "16"]
+    words += ["--optimizer", "sgd", "--device", "cpu", "--data", str(cohort.path)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words, "--out", str(out), *more],
+            env=os.environ
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(num),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num)
+    ]
+
+
+def history(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_an_epoch(out: Path, processes: list[subprocess.Popen]) -> None:
+    until = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists():
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.1)
+
+
+def test_the_parts_of_all_processes_are_the_whole():
+    for num, size in [(10, 3), (2, 3), (64, 2), (0, 2)]:
+        parts = [list(range(num))[World(rank, size).part(num)] for rank in range(size)]
+        assert sum(parts, []) == list(range(num))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_without_torchrun_or_srun_there_is_one_process(monkeypatch: pytest.MonkeyPatch):
+    # What sbatch sets without srun starts nothing.
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with joined("cpu") as world:
+        assert world is ALONE
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(cohort: Pack, tmp_path: Path):
+    found = {}
+    for num in (1, 2):
+        out = tmp_path / str(num)
+        processes = start(cohort, out, "--epochs", "2", num=num)
+        said = [process.communicate(timeout=240) for process in processes]
+        assert [process.returncode for process in processes] == [0] * num, said
+        assert [bool(stdout) for stdout, _ in said] == [True, False][:num]
+        found[num] = history(out)
+    for one, two in zip(found[1], found[2], strict=True):
+        for name in ("train_loss", "val_loss", "val_auc", "val_average_precision"):
+            assert two[name] == pytest.approx(one[name], abs=1e-3), name
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_others_with_an_error(cohort: Pack, tmp_path: Path):
+    out = tmp_path / "run"
+    processes = start(cohort, out, "--epochs", "500", "--patience", "500")
+    try:
+        wait_for_an_epoch(out, processes)
+        processes[1].kill()
+        killed = time.monotonic()
+        _, said = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert time.monotonic() - killed < 60
+    assert processes[0].returncode == 1
+    assert said.strip().splitlines()[-1].startswith("Error: process 0 of 2 lost its connection")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_with_everything_saved(cohort: Pack, tmp_path: Path):
+    out = tmp_path / "run"
+    words = ("--epochs", "500", "--patience", "500")
+    processes = start(cohort, out, *words)
+    try:
+        wait_for_an_epoch(out, processes)
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [75, 75], said
+    assert (out / "last.pt").exists()

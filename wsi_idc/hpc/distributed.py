@@ -1,0 +1,178 @@
+"""Several processes that train one model, a process a device.
+
+torchrun or srun starts them and says which is which; without either there is one.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from wsi_idc.errors import PeerLostError, RunError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# A dead process is noticed at once where its connection breaks, else after this.
+TIMEOUT = timedelta(minutes=10)
+# For what one process does while the others wait: packing a large tree.
+LONG_TIMEOUT = timedelta(hours=4)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one training, as one of them sees them.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are.
+        local_rank: Its number on its machine.
+        control: Group in which numbers on the CPU are exchanged, None where it is alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    control: Any = None
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def part(self, num: int) -> slice:
+        """Return which of ``num`` things, in order, are this process's."""
+        return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
+
+    def largest(self, value: int) -> int:
+        """Return the largest value that any process gives."""
+        return int(max(self._all(value)))
+
+    def sum(self, value: float) -> float:
+        """Return the sum of every process's value."""
+        return float(sum(self._all(value)))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, in their order."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value, group=self.control)
+        return found
+
+    def copy_from_writer(self, module: "nn.Module") -> None:
+        """Give all processes the writer's weights and buffers of a module."""
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        for tensor in module.state_dict().values():
+            distributed.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Wait until every process is here, for long if need be."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.monitored_barrier(self.control, timeout=LONG_TIMEOUT)
+
+    @contextmanager
+    def writer_first(self) -> Iterator[None]:
+        """Let the writer do a block before the others do it."""
+        if not self.is_writer:
+            self.wait()
+        yield
+        if self.is_writer:
+            self.wait()
+
+    def _all(self, value: float) -> list[float]:
+        if self.size == 1:
+            return [value]
+        import torch
+        from torch import distributed
+
+        found = torch.zeros(self.size, dtype=torch.float64)
+        found[self.rank] = value
+        distributed.all_reduce(found, group=self.control)
+        return [float(number) for number in found]
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that torchrun or srun started, for the length of a block.
+
+    Args:
+        device: Kind of device that they compute on, "cpu", "cuda" or "auto".
+
+    Raises:
+        PeerLostError: Another process ended before its time.
+        RunError: They do not find each other.
+    """
+    rank, size, local_rank = _place()
+    if size == 1:
+        yield ALONE
+        return
+    import torch
+    from torch import distributed
+
+    on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
+    if on_gpu:
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    try:
+        distributed.init_process_group(
+            "nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"the {size} processes of this training do not find each other "
+            f"({_first_line(error)}); start them with torchrun, or set MASTER_ADDR and MASTER_PORT"
+        ) from None
+    try:
+        control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        yield World(rank, size, local_rank, control)
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        logger.debug("%s", error)
+        raise PeerLostError(
+            f"process {rank} of {size} lost its connection to another one, which has ended or "
+            "hangs; see that one's log for why, then run the same command again: it goes on from "
+            "the last save"
+        ) from None
+    finally:
+        # Without it a process may abort at exit.
+        distributed.destroy_process_group()
+
+
+def _place() -> tuple[int, int, int]:
+    """Return rank, size and local rank as torchrun or srun say."""
+    env = os.environ
+    if "WORLD_SIZE" in env and "RANK" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+    # SLURM_NTASKS alone says what the job may start, not what srun did.
+    size = env.get("SLURM_STEP_NUM_TASKS", "1")
+    if "MASTER_ADDR" in env and size.isdecimal() and int(size) > 1:
+        return int(env["SLURM_PROCID"]), int(size), int(env.get("SLURM_LOCALID", "0"))
+    return 0, 1, 0
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    from torch import distributed
+
+    # gloo has no class of its own for it.
+    words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
