@@ -202,7 +202,7 @@ def _drop_nested_copies(
 
 def _is_whole(origin: Origin, path: str, patch_px: int) -> bool:
     try:
-        decode_png(origin.read(path), patch_px=patch_px)
+        decode_png(origin.read(path)[0], patch_px=patch_px)
     except UnreadablePatchError:
         return False
     return True
