@@ -66,6 +66,11 @@ def open_origin(path: Path) -> Origin:
     raise DataError(f"{path}: no such folder or file; give a patch tree, or a zip of one")
 
 
+def holds_patches(origin: Origin) -> bool:
+    """Return whether the name of any file is that of a patch."""
+    return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in origin.listing().paths)
+
+
 def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     """Read the index of a patch tree.
 
