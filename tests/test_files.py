@@ -8,6 +8,7 @@ import pytest
 
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.files import (
+    discard,
     locked,
     plain_name,
     replacing,
@@ -195,3 +196,14 @@ def test_resumable_is_kept_when_stopped_and_only_then(tmp_path):
         given.write_text("half")
         raise ZeroDivisionError
     assert not partial.exists()
+
+
+def test_discard_removes_what_resumable_kept_and_nobody_uses(tmp_path):
+    path, partial = tmp_path / "x", tmp_path / ".x.partial"
+    discard(path)
+    with resumable(path):
+        discard(path)
+        assert partial.exists()
+    partial.write_text("half")
+    discard(path)
+    assert names(tmp_path) == []

@@ -11,6 +11,7 @@ A message is one line that says what, why and what to do; the command line print
     ├── DeviceError          a device or precision that this machine does not have
     ├── PeerLostError        another process of a training on several devices has ended
     ├── BusyError            another process is at work on the same output
+    ├── WorkerError          a process of ours was killed; running again goes on
     └── StoppedError         a signal asked to stop and everything is saved (exit 75)
 """
 
@@ -47,6 +48,10 @@ class PeerLostError(WsiIdcError):
 
 class BusyError(WsiIdcError):
     """Another process is at work on the same output."""
+
+
+class WorkerError(WsiIdcError):
+    """A process that did part of the work was killed; running again goes on."""
 
 
 class StoppedError(WsiIdcError):

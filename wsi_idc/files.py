@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.errors import BusyError, DataError, WsiIdcError
+from wsi_idc.errors import BusyError, DataError, WorkerError, WsiIdcError
 
 # A file system that has no locks (some network disks) answers with one of these.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -39,53 +39,51 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def scratch(path: Path) -> Iterator[Path]:
+def scratch(path: Path, *, keep_after: tuple[type[BaseException], ...] = ()) -> Iterator[Path]:
     """Yield the locked temporary path ``.NAME.partial`` beside ``path``, gone after the block.
 
+    Args:
+        path: Beside which.
+        keep_after: What may end the block and leave the file, as it is, for the next block.
+
     Raises:
         BusyError: Another process is using it.
         WsiIdcError: The file cannot be written there, or the disk is full.
     """
     partial = _partial(path)
     with locked(partial, what=path) as fd:
+        keep = False
         try:
             with _full_disk_in_a_line(path):
                 yield partial
+        except keep_after:
+            keep = True
+            raise
         finally:
-            _remove_own(fd, partial)
+            # After a rename, a file of this name is another process's.
+            if not keep and _is_same_file(fd, partial):
+                partial.unlink()
 
 
-@contextlib.contextmanager
-def resumable(path: Path) -> Iterator[Path]:
-    """Do as ``scratch``, but keep the file when the block is stopped by Ctrl-C or a signal.
+def resumable(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """Do as ``scratch``, but keep the file when Ctrl-C, a signal or a killed worker ends the block.
 
     What it holds at the start of the block is what an earlier, stopped one left there, if any.
-
-    Raises:
-        BusyError: Another process is using it.
-        WsiIdcError: The file cannot be written there, or the disk is full.
     """
-    partial = _partial(path)
-    with locked(partial, what=path) as fd:
-        try:
-            with _full_disk_in_a_line(path):
-                yield partial
-        except Exception:
-            _remove_own(fd, partial)
-            raise
-        _remove_own(fd, partial)
+    return scratch(path, keep_after=(KeyboardInterrupt, WorkerError))
+
+
+def discard(path: Path) -> None:
+    """Remove what ``resumable`` has kept for ``path``, unless it is in use or not ours."""
+    if _partial(path).exists():
+        with contextlib.suppress(WsiIdcError, OSError), scratch(path):
+            pass
 
 
 def _partial(path: Path) -> Path:
     # Where nothing can be locked, only a name of its own keeps another process out.
     own = "" if _can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
-
-
-def _remove_own(fd: int, partial: Path) -> None:
-    # After a rename, a file of this name is another process's.
-    if _is_same_file(fd, partial):
-        partial.unlink()
 
 
 @contextlib.contextmanager

@@ -166,4 +166,4 @@ def test_files_that_are_no_patch(tmp_path):
         (tmp_path / "folder.png", "cannot be read: Is a directory"),
     ]:
         with pytest.raises(UnreadablePatchError, match=reason):
-            decode(Folder(tmp_path.parent).read(f"{tmp_path.name}/{path.name}"))
+            decode(Folder(tmp_path.parent).read(f"{tmp_path.name}/{path.name}")[0])

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,12 @@ import pytest
 from PIL import Image
 
 from tests.trees import add_patch, file_name, make_tree, pixels_of, save_png
+from wsi_idc.data.children import Children
 from wsi_idc.data.folder import Folder
 from wsi_idc.data.origin import Problem
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
-from wsi_idc.errors import BusyError, DataError, WsiIdcError
+from wsi_idc.errors import BusyError, DataError, WorkerError, WsiIdcError
 from wsi_idc.files import resumable
 
 # A shell's background job, and all that it starts, ignores Ctrl-C unless told otherwise.
@@ -26,11 +28,14 @@ INTERRUPTED = """
 import signal
 import sys
 from pathlib import Path
-from wsi_idc.data.prepare import prepare
+from wsi_idc.data import prepare
 signal.signal(signal.SIGINT, signal.default_int_handler)
+prepare._MIN_FILES_FOR_PROCESSES = int(sys.argv[3])
 print("ready", flush=True)
-prepare(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2)
+prepare.prepare(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2)
 """
+
+NEVER, ALWAYS = 10**9, 1  # from how many files on processes decode, not threads
 
 
 def names(folder: Path) -> list[str]:
@@ -280,6 +285,19 @@ def test_bigger_patches(tmp_path):
 
 
 @pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes decode, however small the tree."""
+    monkeypatch.setattr("wsi_idc.data.prepare._MIN_FILES_FOR_PROCESSES", ALWAYS)
+
+
+@pytest.fixture
+def square_tree(tmp_path: Path) -> Path:
+    """Return a tree of 20 rows of 20 patches, each its own."""
+    cells = [(row, col, col % 2) for row in range(20) for col in range(20)]
+    return make_tree(tmp_path / "tree", {"1": cells})
+
+
+@pytest.fixture
 def long_tree(tmp_path: Path) -> Path:
     """Return a tree of 12,000 links to a few patches."""
     tree = tmp_path / "tree"
@@ -289,38 +307,42 @@ def long_tree(tmp_path: Path) -> Path:
     return tree
 
 
-def start(tree: Path, out: Path) -> subprocess.Popen[str]:
+def start(tree: Path, out: Path, min_files: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tree), str(out)],
+        [sys.executable, "-c", INTERRUPTED, str(tree), str(out), str(min_files)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
-def interrupt(tree: Path, out: Path) -> float:
+def interrupt(tree: Path, out: Path, min_files: int) -> float:
     """Press Ctrl-C while patches are being packed; return the seconds until the process is gone.
 
     On a busy machine the process may be done before the signal is sent: then once more.
     """
     raw = out.with_name(f".{out.name}.pixels.partial")
     for _ in range(20):
-        with start(tree, out) as child:
+        with start(tree, out, min_files) as child:
             while child.poll() is None and not (raw.exists() and raw.stat().st_size):
                 time.sleep(0.001)
-            child.send_signal(signal.SIGINT)
+            # As a terminal does it: to the process and all that it has started.
+            os.killpg(child.pid, signal.SIGINT)
             begin = time.monotonic()
             _, errors = child.communicate(timeout=20)
         if "KeyboardInterrupt" in errors:
+            assert errors.count("Traceback") == 1
             return time.monotonic() - begin
         shutil.rmtree(out.parent)
     raise AssertionError("the process was never caught at work")
 
 
-def test_ctrl_c_leaves_no_thread_and_the_next_run_goes_on(long_tree, tmp_path, caplog):
+@pytest.mark.parametrize("min_files", [NEVER, ALWAYS])
+def test_ctrl_c_leaves_nobody_and_the_next_run_goes_on(long_tree, tmp_path, caplog, min_files):
     out = tmp_path / "out" / "a.h5"
     raw = out.with_name(".a.h5.pixels.partial")
-    assert interrupt(long_tree, out) < 5
+    assert interrupt(long_tree, out, min_files) < 5
     assert names(out.parent) == [raw.name]
     caplog.set_level("INFO", logger="wsi_idc")
     prepare(long_tree, out)
@@ -331,12 +353,13 @@ def test_ctrl_c_leaves_no_thread_and_the_next_run_goes_on(long_tree, tmp_path, c
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_ends_in_the_same_bytes(long_tree, tmp_path):
+@pytest.mark.parametrize("min_files", [NEVER, ALWAYS])
+def test_killed_ten_times_it_ends_in_the_same_bytes(long_tree, tmp_path, min_files):
     (long_tree / "1" / "0" / file_name("1", 60, 0, 0)).write_bytes(b"bad")
     out = tmp_path / "out" / "a.h5"
     rng = np.random.default_rng(0)
     for kill in range(10):
-        with start(long_tree, out) as child:
+        with start(long_tree, out, min_files) as child:
             assert child.stdout is not None
             child.stdout.readline()
             time.sleep(rng.uniform(0, 0.4) + 0.03 * kill)
@@ -374,9 +397,8 @@ def decoded_again(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int
     return len(read)
 
 
-def test_what_was_decoded_is_not_decoded_again(tmp_path, monkeypatch):
-    cells = [(row, col, col % 2) for row in range(20) for col in range(20)]
-    tree, out = make_tree(tmp_path / "tree", {"1": cells}), tmp_path / "a.h5"
+def test_what_was_decoded_is_not_decoded_again(square_tree, tmp_path, monkeypatch):
+    tree, out = square_tree, tmp_path / "a.h5"
     (tree / "1/0" / file_name("1", 0, 0, 0)).write_bytes(b"bad")
     expected = content(prepare(tree, tmp_path / "b.h5").pack)
     raw = leave_chunks(tree, out, monkeypatch)
@@ -384,11 +406,21 @@ def test_what_was_decoded_is_not_decoded_again(tmp_path, monkeypatch):
     assert decoded_again(tree, out, monkeypatch) == 0
     assert content(out) == expected
     # 400 files in chunks of 128: what is whole is kept, up to the first byte that is wrong.
-    record = 127 * 7500
+    second = 20 + 2**18 + 128 * 7500
+    assert whole[second:].startswith(b"WSIchunk")
+
+    def flipped(at: int) -> bytes:
+        return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
     for damaged, expected_reads in [
         (whole[:-1], 400 - 3 * 128),
-        (whole[: len(whole) // 2], 400 - 128),
-        (whole[:record] + bytes([whole[record] ^ 1]) + whole[record + 1 :], 400),
+        (whole[: second + 500_000], 400 - 128),
+        (whole[:second], 400 - 128),
+        (flipped(127 * 7500), 400),  # in the pixels
+        (flipped(second + 30), 400 - 128),  # in the text
+        (flipped(second + 11), 400 - 128),  # in the length of the text
+        (flipped(second + 19), 400 - 128),  # in the checksum
+        (bytes(len(whole)), 400),
         (whole + b"more", 0),
         (b"", 400),
         (b"another program's", 400),
@@ -399,9 +431,8 @@ def test_what_was_decoded_is_not_decoded_again(tmp_path, monkeypatch):
         assert not raw.exists()
 
 
-def test_a_file_that_changed_is_decoded_again(tmp_path, monkeypatch):
-    cells = [(row, col, col % 2) for row in range(20) for col in range(20)]
-    tree, out = make_tree(tmp_path / "tree", {"1": cells}), tmp_path / "a.h5"
+def test_a_file_that_changed_is_decoded_again(square_tree, tmp_path, monkeypatch):
+    tree, out = square_tree, tmp_path / "a.h5"
     leave_chunks(tree, out, monkeypatch)
     path = tree / "1/1" / file_name("1", 10, 1, 1)  # of the second chunk
     pixels = pixels_of("2", 0, 0)
@@ -409,6 +440,108 @@ def test_a_file_that_changed_is_decoded_again(tmp_path, monkeypatch):
     assert decoded_again(tree, out, monkeypatch) == 400 - 128
     assert np.array_equal(Pack(out).patches[201], pixels)
     assert content(out) == content(prepare(tree, tmp_path / "b.h5").pack)
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_only_if_it_changed(
+    square_tree, tmp_path, monkeypatch
+):
+    out = tmp_path / "a.h5"
+    path = square_tree / "1/1" / file_name("1", 10, 1, 1)  # of the second chunk
+    pixels = path.rename(tmp_path / "x.png")
+    path.symlink_to(tmp_path / "y.png")
+    leave_chunks(square_tree, out, monkeypatch)
+    assert decoded_again(square_tree, out, monkeypatch) == 0
+    assert len(Pack(out)) == 399
+    leave_chunks(square_tree, out, monkeypatch)
+    pixels.rename(tmp_path / "y.png")
+    assert decoded_again(square_tree, out, monkeypatch) == 400 - 128
+    assert np.array_equal(Pack(out).patches[201], pixels_of("1", 10, 1))
+
+
+def test_a_file_that_changes_while_it_is_read_is_decoded_again(square_tree, tmp_path, monkeypatch):
+    out = tmp_path / "a.h5"
+    path = square_tree / "1/1" / file_name("1", 10, 1, 1)  # of the second chunk
+    read = os.read
+
+    def late(fd: int, num_bytes: int) -> bytes:
+        data = read(fd, num_bytes)
+        if os.path.samestat(os.fstat(fd), path.stat()):
+            save_png(path, pixels_of("2", 0, 0))
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wsi_idc.data.folder.os.read", late)
+        leave_chunks(square_tree, out, monkeypatch)
+    assert decoded_again(square_tree, out, monkeypatch) == 400 - 128
+    assert np.array_equal(Pack(out).patches[201], pixels_of("2", 0, 0))
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_processes_give_what_threads_give(square_tree, tmp_path, monkeypatch):
+    tree, out = make_tree(square_tree), tmp_path / "b" / "a.h5"
+    threads = prepare(tree, tmp_path / "a" / "a.h5", num_workers=1)
+    expected = spoil(tree)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert decoded_again(tree, out, monkeypatch) == 0  # in this process
+    assert content(out) == content(threads.pack)
+    assert {row["path"] for row in read_csv(out.with_name("rejected.csv"))} == set(expected)
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_a_killed_process_is_one_line_and_the_next_run_goes_on(square_tree, tmp_path, monkeypatch):
+    out = tmp_path / "out" / "a.h5"
+    expected = content(prepare(square_tree, tmp_path / "b.h5").pack)
+    start_all = Children.__init__
+
+    def kill_one(self: Children, num: int) -> None:
+        start_all(self, num)
+        self._all[0].kill()
+
+    with monkeypatch.context() as patch, pytest.raises(WorkerError) as caught:
+        patch.setattr(Children, "__init__", kill_one)
+        prepare(square_tree, out, num_workers=2)
+    assert str(caught.value).startswith("a process that decodes patches was killed (SIGKILL), ")
+    assert len(str(caught.value).splitlines()) == 1
+    assert names(out.parent) == [".a.h5.pixels.partial"]
+    assert content(prepare(square_tree, out, num_workers=2).pack) == expected
+    assert names(out.parent) == ["a.h5", "flagged.csv", "rejected.csv"]
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_a_disk_that_is_full_for_a_process_is_one_line(square_tree, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(WsiIdcError, match="file too large; free some space and run again"):
+            prepare(square_tree, tmp_path / "out" / "a.h5", num_workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path / "out") == []
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc to find children in")
+def test_no_process_outlives_a_killed_parent(long_tree, tmp_path):
+    with start(long_tree, tmp_path / "a.h5", ALWAYS) as parent:
+        while parent.poll() is None and len(children_of(parent.pid)) < 2:
+            time.sleep(0.001)
+        children = children_of(parent.pid)
+        parent.kill()
+    assert len(children) == 2
+    end = time.monotonic() + 10
+    while any(map(is_running, children)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_another_patch_size_starts_over(tree, tmp_path, monkeypatch):

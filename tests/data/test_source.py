@@ -8,7 +8,7 @@ import pytest
 
 from tests.trees import add_patch, file_name
 from wsi_idc.data.prepare import prepare
-from wsi_idc.data.source import cache_folder, open_data
+from wsi_idc.data.source import cache_folder, open_data, tree_in
 from wsi_idc.errors import DataError
 
 OPEN = "import sys, pathlib; from wsi_idc.data.source import open_data; " + (
@@ -119,6 +119,28 @@ def test_a_damaged_pack_in_the_cache_is_made_anew(tree):
     after = open_data(tree)
     assert after.path == before.path
     assert len(after) == len(before.index)
+
+
+def test_what_a_kill_left_beside_a_whole_pack_is_removed(tree):
+    pack = open_data(tree).path
+    left = pack.with_name(f".{pack.name}.pixels.partial")
+    left.write_bytes(bytes(1000))
+    assert open_data(tree).path == pack
+    assert not left.exists()
+
+
+def test_a_zip_in_the_default_folder_is_found(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    archive = Path(shutil.make_archive("data/archive", "zip", tree)).relative_to(tmp_path)
+    Path("data/notes.zip").write_text("no zip")
+    Path("data/figure.png").write_bytes(b"no patch")
+    assert tree_in(Path("data")) == archive
+    assert len(open_data()) == 7
+    shutil.copy(archive, "data/b.zip")
+    with pytest.raises(DataError, match=r"data holds 2 zips \(archive.zip, b.zip\); say which one"):
+        open_data()
+    tree.rename("data/IDC_regular_ps50_idx5")
+    assert tree_in(Path("data")) == Path("data")
 
 
 def test_cache_folder(tmp_path, monkeypatch):

@@ -42,9 +42,9 @@ def prepare(
     """Check patches and pack them into one file.
 
     TREE is a folder of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of one, which is read
-    as it is; without it, what wsi-idc download brought is taken, else data/. What is left out goes
-    into rejected.csv, what is kept but odd into flagged.csv, both beside the pack. Stopped or
-    killed, the same command goes on.
+    as it is; without it, what wsi-idc download brought is taken, else data/ or the zip in it. What
+    is left out goes into rejected.csv, what is kept but odd into flagged.csv, both beside the pack.
+    Stopped or killed, the same command goes on.
 
     \b
     Examples:

@@ -93,10 +93,12 @@ class Archive(Origin):
     def state(self, path: str) -> str:
         """Return size and checksum of a file, as the archive has them."""
         at = self._at(path)
-        return f"{self._columns['size'][at]}\0crc {self._columns['crc'][at]:08x}"
+        return _state(self._columns["size"][at], self._columns["crc"][at])
 
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file, no more than the first ``MAX_FILE_BYTES + 1``.
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Return a file's bytes, and its ``state``.
+
+        They are no more than the first ``MAX_FILE_BYTES + 1``.
 
         Raises:
             UnreadablePatchError: The archive is damaged there.
@@ -117,12 +119,12 @@ class Archive(Origin):
             except zlib.error:
                 raise UnreadablePatchError("damaged archive: cannot be inflated") from None
         if size > MAX_FILE_BYTES:
-            return data[: MAX_FILE_BYTES + 1]
+            return data[: MAX_FILE_BYTES + 1], _state(size, crc)
         if len(data) > size:
             raise UnreadablePatchError(f"holds more than the {size} bytes that it claims")
         if len(data) < size or zlib.crc32(data) != crc:
             raise UnreadablePatchError("damaged archive: not the bytes that were packed")
-        return data
+        return data, _state(size, crc)
 
     def _at(self, path: str) -> int:
         return bisect_left(self._listing.paths, path)
@@ -169,6 +171,10 @@ class Archive(Origin):
 
     def _refuse_bomb(self, why: str) -> None:
         raise DataError(f"{self.path}: refused, it looks like a decompression bomb: {why}")
+
+
+def _state(size: int, crc: int) -> str:
+    return f"{size}\0crc {crc:08x}"
 
 
 def is_zip(path: Path) -> bool:

@@ -15,6 +15,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN_RGB = (8, 2, 0)  # bit depth, colour type, interlace
 # What of a PNG OpenCV reads as Pillow does; it turns pictures by eXIf and sees no tRNS.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"tEXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB"}
+_unpack_head = struct.Struct(">I4s").unpack_from
+_unpack_crc = struct.Struct(">I").unpack_from
 
 
 def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
@@ -63,16 +65,18 @@ def _check_size(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
 def _check_chunks(data: bytes) -> set[bytes]:
     """Return the kinds of chunk up to the end mark, each CRC checked (PNG specification, 5.3)."""
     at = len(PNG_SIGNATURE)
+    num_bytes = len(data)
+    view = memoryview(data)
     kinds = set()
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
+    while at + 12 <= num_bytes:
+        length, kind = _unpack_head(data, at)
         end = at + 8 + length
-        if end + 4 > len(data):
+        if end + 4 > num_bytes:
             break
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        if zlib.crc32(view[at + 4 : end]) != _unpack_crc(data, end)[0]:
             raise UnreadablePatchError("damaged PNG: a checksum is wrong")
-        kinds.add(data[at + 4 : at + 8])
-        if b"IEND" in kinds:
+        kinds.add(kind)
+        if kind == b"IEND":
             return kinds
         at = end + 4
     raise UnreadablePatchError("truncated PNG")

@@ -53,10 +53,12 @@ class Folder(Origin):
             found = os.stat(f"{self.path}/{path}")  # noqa: PTH116
         except OSError:
             return "unreadable"
-        return f"{found.st_size}\0{found.st_mtime_ns}"
+        return _state(found)
 
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file, no more than the first ``MAX_FILE_BYTES + 1``.
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Return a file's bytes, and its ``state`` as it was before they were read.
+
+        They are no more than the first ``MAX_FILE_BYTES + 1``.
 
         Raises:
             UnreadablePatchError: It cannot be read, or is no regular file.
@@ -71,11 +73,15 @@ class Folder(Origin):
                 if not stat.S_ISREG(found.st_mode):
                     raise UnreadablePatchError("not a regular file")
                 # A buffer of the file's size: one of the limit's costs more than the decoding.
-                return os.read(fd, min(found.st_size, MAX_FILE_BYTES) + 1)
+                return os.read(fd, min(found.st_size, MAX_FILE_BYTES) + 1), _state(found)
             finally:
                 os.close(fd)
         except OSError as error:
             raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
+
+
+def _state(found: os.stat_result) -> str:
+    return f"{found.st_size}\0{found.st_mtime_ns}"
 
 
 def _list_folder(root: Path, folder: str, listing: Listing) -> list[tuple[bool, str]]:

@@ -66,6 +66,11 @@ def open_origin(path: Path) -> Origin:
     raise DataError(f"{path}: no such folder or file; give a patch tree, or a zip of one")
 
 
+def holds_patches(origin: Origin) -> bool:
+    """Return whether the name of any file is that of a patch."""
+    return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in origin.listing().paths)
+
+
 def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     """Read the index of a patch tree.
 
@@ -202,7 +207,7 @@ def _drop_nested_copies(
 
 def _is_whole(origin: Origin, path: str, patch_px: int) -> bool:
     try:
-        decode_png(origin.read(path), patch_px=patch_px)
+        decode_png(origin.read(path)[0], patch_px=patch_px)
     except UnreadablePatchError:
         return False
     return True

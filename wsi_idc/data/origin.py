@@ -63,8 +63,10 @@ class Origin(ABC):
         """Return words that change when the file does, without reading it."""
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file, no more than the first ``MAX_FILE_BYTES + 1``.
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Return a file's bytes, and its ``state`` as it was before they were read.
+
+        They are no more than the first ``MAX_FILE_BYTES + 1``.
 
         Raises:
             UnreadablePatchError: It cannot be read.

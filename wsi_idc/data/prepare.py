@@ -8,30 +8,25 @@ from array import array
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.config import PATCH_PX
-from wsi_idc.data.chunks import (
-    Chunk,
-    decode_chunk,
-    read_chunks,
-    read_pixels,
-    state_of,
-    write_chunk,
-)
+from wsi_idc.data.children import Children
+from wsi_idc.data.chunks import FILES_PER_CHUNK, Chunk, ChunkFile
+from wsi_idc.data.folder import Folder
 from wsi_idc.data.index import TreeIndex, index_tree, open_origin, problem_table
 from wsi_idc.data.origin import Origin, Problem
 from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
 from wsi_idc.data.statistics import channel_statistics
 from wsi_idc.errors import DataError
-from wsi_idc.files import resumable, write_text
+from wsi_idc.files import discard, resumable, write_text
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
@@ -43,9 +38,10 @@ ASSUMED_MPP = 4.0
 REJECTED_CSV = "rejected.csv"
 FLAGGED_CSV = "flagged.csv"
 EDGE = "edge patch"
-_FILES_PER_TASK = 128
-# More threads only wait for the interpreter; each holds two chunks.
+# More threads would only wait for the interpreter.
 _MAX_WORKERS = 16
+# Processes wait for none, but take a third of a second to start.
+_MIN_FILES_FOR_PROCESSES = 20_000
 # Of the files left out, the log names this many and rejected.csv all.
 _MAX_LOGGED = 20
 
@@ -99,10 +95,9 @@ class _Decoded:
                 self.problems.append(Problem(path, "unreadable", reason))
                 if len(self.problems) <= _MAX_LOGGED:
                     logger.warning("left out: %r: %s", path, reason)
-        for size in chunk.sizes:
-            self.sizes.extend(size)
+        self.sizes.extend(chunk.sizes)
         self.crcs.extend(chunk.crcs)
-        self.histogram += chunk.histogram
+        self.histogram += np.array(chunk.histogram)
 
 
 def prepare(
@@ -123,10 +118,12 @@ def prepare(
         patch_px: Side of a patch in px, at most 255; smaller ones are padded white, larger ones
             rejected.
         mpp: Microns per pixel; None assumes 4.
-        num_workers: Threads that decode; None takes every core given.
+        num_workers: Threads, or for a large folder processes, that decode; None takes every core
+            given.
 
     Raises:
         DataError: There is no tree, or no readable patch in it.
+        WorkerError: A process that decodes was killed.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
     logger.info("reading the names in %s", tree)
@@ -134,8 +131,9 @@ def prepare(
         index = index_tree(origin, patch_px=patch_px)
         # The decoded pixels go to a file of their own first: how many there are is known at the
         # end only, and a contiguous HDF5 data set cannot change its size.
-        with resumable(out.with_name(f"{out.name}.pixels")) as raw, raw.open("r+b") as file:
-            decoded = _decode_all(index, file, patch_px=patch_px, num_workers=num_workers)
+        with resumable(_scratch_of(out)) as raw:
+            file = ChunkFile(raw, patch_px)
+            decoded = _decode_all(index, file, num_workers=num_workers)
             table = _good_rows(index, decoded)
             info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
             padded = _small_patches(table, patch_px=patch_px)
@@ -144,11 +142,10 @@ def prepare(
             # The pack comes last: where it is, all is there.
             write_text(out.with_name(REJECTED_CSV), problem_table(rejected).to_csv(index=False))
             write_text(out.with_name(FLAGGED_CSV), problem_table(flagged).to_csv(index=False))
-            file.seek(0)
             write_pack(
                 out,
                 table,
-                read_pixels(file, patch_px=patch_px),
+                file.pixels(len(index.table)),
                 info=info,
                 provenance=json.dumps(provenance(source=str(tree.resolve()))),
             )
@@ -166,6 +163,15 @@ def prepare(
     )
 
 
+def clear_scratch(pack: Path) -> None:
+    """Remove what a ``prepare`` left that was killed when it had just put ``pack`` there."""
+    discard(_scratch_of(pack))
+
+
+def _scratch_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.pixels")
+
+
 def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
     if out.is_dir():
         raise DataError(f"{out} is a folder; --out names the pack, such as {out / 'idc.h5'}")
@@ -177,67 +183,54 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"{mpp} microns per pixel make no sense; give a number above 0")
 
 
-def _decode_all(
-    index: TreeIndex, file: BinaryIO, *, patch_px: int, num_workers: int | None
-) -> _Decoded:
-    """Decode every file of the table in order, and append what they hold to ``file``.
+def _decode_all(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> _Decoded:
+    """Decode every file of the table, in order, into ``file``.
 
-    What the file holds already, from a run that was stopped, is kept as far as it is whole and the
-    files are as they were.
+    What it holds already, from a run that was stopped, is kept as far as it is whole and the files
+    are as they were.
     """
     paths = index.table["path"].tolist()
-    tasks = [paths[at : at + _FILES_PER_TASK] for at in range(0, len(paths), _FILES_PER_TASK)]
+    chunks = [paths[at : at + FILES_PER_CHUNK] for at in range(0, len(paths), FILES_PER_CHUNK)]
+    tasks = deque(enumerate(chunks))
     result = _Decoded()
-    num_kept = _keep(tasks, index.origin, file, result, patch_px=patch_px)
+    while tasks and (chunk := file.read(index.origin, *tasks[0])):
+        result.add(tasks.popleft()[1], chunk)
     done = len(result.good)
     if done:
         logger.info("going on after %d patches that a stopped run has decoded", done)
     with (
-        closing(_decode_ahead(index.origin, tasks[num_kept:], patch_px, num_workers)) as chunks,
         progress(len(paths), what="packing", done=done) as bar,
+        closing(_decode_ahead(file, index.origin, tasks, num_workers)) as decoded,
     ):
-        for task, chunk in zip(tasks[num_kept:], chunks, strict=True):
-            write_chunk(file, chunk)
-            result.add(task, chunk)
-            bar.update(len(task))
-    file.flush()
+        for names, chunk in decoded:
+            result.add(names, chunk)
+            bar.update(len(names))
     return result
 
 
-def _keep(
-    tasks: list[list[str]], origin: Origin, file: BinaryIO, result: _Decoded, *, patch_px: int
-) -> int:
-    """Add the chunks in ``file`` that are still true, cut off the rest; return their number."""
-    num_kept, end = 0, 0
-    for task, chunk in zip(tasks, read_chunks(file, patch_px=patch_px), strict=False):
-        if chunk.state != state_of(origin, task, patch_px=patch_px):
-            break
-        result.add(task, chunk)
-        num_kept, end = num_kept + 1, file.tell()
-    file.seek(end)
-    file.truncate()
-    return num_kept
-
-
 def _decode_ahead(
-    origin: Origin, tasks: list[list[str]], patch_px: int, num_workers: int | None
-) -> Generator[Chunk, None, None]:
-    """Yield what each task's files hold, in order, a bounded number of tasks ahead.
-
-    Threads do, since OpenCV decodes without the interpreter lock.
-    """
+    file: ChunkFile, origin: Origin, tasks: deque[tuple[int, list[str]]], num_workers: int | None
+) -> Generator[tuple[list[str], Chunk], None, None]:
+    """Decode chunks of files, and yield each with its files, in order."""
     workers = num_workers or min(available_cores(), _MAX_WORKERS)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        ahead: deque[Future[Chunk]] = deque()
-        waiting = iter(tasks)
-        for _ in tasks:
-            while len(ahead) < 2 * workers and (later := next(waiting, None)) is not None:
-                ahead.append(pool.submit(decode_chunk, origin, later, patch_px=patch_px))
-            yield ahead.popleft().result()
-    finally:
-        # After Ctrl-C nobody waits for what lies ahead.
-        pool.shutdown(cancel_futures=True)
+    many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
+    # A zip's table of contents is too much to send.
+    in_processes = many and workers > 1 and isinstance(origin, Folder)
+    with Children(workers) if in_processes else nullcontext() as children:
+        # OpenCV decodes without the interpreter lock.
+        decode = children.decode if children else ChunkFile.decode
+        pool = ThreadPoolExecutor(workers)
+        try:
+            ahead: deque[tuple[list[str], Future[Chunk]]] = deque()
+            while tasks or ahead:
+                while tasks and len(ahead) < 2 * workers:
+                    number, paths = tasks.popleft()
+                    ahead.append((paths, pool.submit(decode, file, origin, number, paths)))
+                paths, future = ahead.popleft()
+                yield paths, future.result()
+        finally:
+            # After Ctrl-C nobody waits for what lies ahead.
+            pool.shutdown(cancel_futures=True)
 
 
 def _good_rows(index: TreeIndex, decoded: _Decoded) -> pd.DataFrame:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from wsi_idc.data.archive import is_zip
 from wsi_idc.data.download import downloaded
-from wsi_idc.data.index import content_key, open_origin
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.index import content_key, holds_patches, open_origin
 from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
-from wsi_idc.data.prepare import REJECTED_CSV, prepare
+from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, prepare
 from wsi_idc.errors import BusyError, DataError
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,24 @@ def open_data(path: Path | None = None) -> Pack:
 
 
 def tree_in(folder: Path) -> Path:
-    """Return the patch tree that ``folder`` stands for: what was downloaded, else itself.
+    """Return the patch tree that ``folder`` stands for.
+
+    It is what was downloaded, else the folder itself, or the zip in it if it holds no patch.
 
     Raises:
-        DataError: What was downloaded is there no more.
+        DataError: What was downloaded is there no more, or there are several zips.
     """
-    return downloaded(folder) or folder
+    if tree := downloaded(folder):
+        return tree
+    zips = [file for file in sorted(folder.glob("*.zip")) if is_zip(file)]
+    if not zips or holds_patches(Folder(folder)):
+        return folder
+    if len(zips) > 1:
+        names = ", ".join(file.name for file in zips)
+        raise DataError(
+            f"{folder} holds {len(zips)} zips ({names}); say which one, such as {zips[0]}"
+        )
+    return zips[0]
 
 
 def _open_tree(tree: Path) -> Pack:
@@ -74,6 +87,7 @@ def _open_tree(tree: Path) -> Pack:
                 logger.info("waiting for another process that packs %s into %s", tree, pack)
             waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+    clear_scratch(pack)
     try:
         return Pack(pack)
     except DataError as error:
