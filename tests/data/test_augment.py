@@ -212,10 +212,10 @@ def test_stain_by_definition():
 def test_strong_draws_are_within_their_bounds_and_use_them():
     draws = draw("strong", 4000, generator=seeded())
     for values, middle, half_width in (
-        (draws.brightness, 1, 0.25),
+        (draws.brightness, 1, 0.2),
         (draws.contrast, 1, 0.25),
         (draws.saturation, 1, 0.25),
-        (draws.hue, 0, 0.05),
+        (draws.hue, 0, 0.02),
         (draws.angle, 0, math.pi),
     ):
         assert 0.98 * half_width < (values - middle).abs().max() <= half_width * (1 + 1e-6)
