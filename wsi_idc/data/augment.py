@@ -41,10 +41,9 @@ class _Strength:
     stain_shift: float = 0.0
 
 
-# Tissue has no up and no left: the 8 views are free. What Tellez et al. 2019 ("Quantifying the
-# effects of data augmentation and stain color normalization", Medical Image Analysis 58) found
-# best for H&E is colour that goes beyond what scanners do, so strong does, up to where a patch
-# would no longer pass for H&E: the widths are chosen by eye on wsi-idc explore's figure.
+# Tissue has no up and no left: the 8 views are free. Varied colour makes a network robust to other
+# laboratories (Tellez et al. 2019, arXiv:1902.06543); how far it is varied is chosen by eye on the
+# figure of wsi-idc explore: light passes for another slide, strong still passes for H&E.
 _STRENGTHS = {
     "none": _Strength(dihedral=False),
     "light": _Strength(brightness=0.1, contrast=0.1, saturation=0.1),
@@ -55,8 +54,7 @@ _STRENGTHS = {
         contrast=0.25,
         saturation=0.25,
         hue=0.02,  # at 0.05 eosin turns as brown as DAB, another staining
-        # Stronger than the 0.05 of their "HED-light", which is hardly seen, and with a smaller
-        # shift, which dyes the glass as well.
+        # Both are 0.05 in their "HED-light". A larger scale leaves glass white; a shift dyes it.
         stain_scale=0.15,
         stain_shift=0.03,
     ),
@@ -282,4 +280,4 @@ def mix(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def random_dihedral(patches: Tensor, *, generator: torch.Generator) -> Tensor:
     """Show each patch of a batch (N, H, H, C) in a random one of its 8 views."""
     element = torch.randint(NUM_DIHEDRAL, (len(patches),), generator=generator)
-    return dihedral(patches.permute(0, 3, 1, 2), element).permute(0, 2, 3, 1)
+    return dihedral(patches.permute(0, 3, 1, 2), element).permute(0, 2, 3, 1).contiguous()
