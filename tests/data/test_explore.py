@@ -12,6 +12,7 @@ from wsi_idc.data.explore import explore
 from wsi_idc.errors import DataError
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
 
+SEEDED = ("samples", "augmentation")
 WORLDS = {
     "one patch": [Cell("a", 0, 0, 1)],
     "one small patch": [Cell("a", 0, 0, 0, pixels_of("a", 0, 0, height=1, width=1))],
@@ -56,12 +57,13 @@ def test_the_same_pack_gives_the_same_bytes(cohort, tmp_path):
     explore(cohort, tmp_path / "b", seed=1)
     before, after = files(tmp_path / "a"), files(tmp_path / "b")
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"figures/samples.png", "figures/samples.svg", "summary.json"}
+    seeded = {f"figures/{name}.{kind}" for name in SEEDED for kind in ("png", "svg")}
+    assert changed == {*seeded, "summary.json"}
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_degenerate_packs(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsi_idc.data.explore._DPI", 40)  # it is not looked at
+    monkeypatch.setattr("wsi_idc.figures.DPI", 40)  # it is not looked at
     pack = make_pack(tmp_path / "a.h5", WORLDS[world])
     summary = explore(pack, tmp_path / "out")
     assert set(files(tmp_path / "out")) == {

@@ -27,7 +27,7 @@ from wsi_idc.cli.options import (
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the choice of sample patches.",
+    help="Of the choice of sample patches and of their augmentation.",
 )
 @json_option
 @logging_options
@@ -35,9 +35,9 @@ def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
     """Look at a data set before training on it.
 
     Writes tables (CSV), figures (PNG and SVG) and summary.json: class balance, channels, sizes,
-    samples, a stitched patient, and hints at what may be wrong: labels unlike all 8 neighbours,
-    near-identical patches of different patients, patches without tissue, the edge of the glass,
-    odd stains.
+    samples, what each augmentation makes of some, a stitched patient, and hints at what may be
+    wrong: labels unlike all 8 neighbours, near-identical patches of different patients, patches
+    without tissue, the edge of the glass, odd stains.
 
     \b
     Example:

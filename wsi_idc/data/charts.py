@@ -13,12 +13,12 @@ from wsi_idc.data import audit
 from wsi_idc.data.describe import Description
 from wsi_idc.data.measure import CHANNELS
 from wsi_idc.data.pack import Pack
+from wsi_idc.figures import INK
 
 # Label to colour: told apart without red and green, and in grey.
 COLOURS = {0: "#8fb7d9", 1: "#c2410c", -1: "#bdbdbd"}
 _COLUMN_OF = {0: "non_idc", 1: "idc", -1: "unknown"}
 _CHANNEL_COLOURS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
-_INK = "#333333"
 _NUM_BINS = 20
 _MAX_NAMED = 12
 
@@ -112,7 +112,7 @@ def sizes(description: Description, pack: Pack) -> Figure:
                 drawn = ax.scatter(
                     some["width"], some["height"], area[rows], colour, alpha=0.8, label=name
                 )
-                drawn.set(edgecolor=_INK, linewidth=0.5)
+                drawn.set(edgecolor=INK, linewidth=0.5)
         most = small.iloc[int(small["patches"].argmax())]
         text = f"{most['patches']:,} of {most['width']} x {most['height']} px"
         point = (most["width"], most["height"])
@@ -222,11 +222,11 @@ def _draw_limits(ax: Axes, table: pd.DataFrame, feature: str, *, vertical: bool)
     slope = (values[high] - values[low]) / (z[high] - z[low])
     for limit in (-audit.MAX_ABS_Z, audit.MAX_ABS_Z):
         draw = ax.axvline if vertical else ax.axhline
-        draw(values[low] + (limit - z[low]) * slope, color=_INK, linestyle="--", linewidth=0.8)
+        draw(values[low] + (limit - z[low]) * slope, color=INK, linestyle="--", linewidth=0.8)
 
 
 def _mark_median(ax: Axes, median: float, form: str) -> None:
-    ax.axvline(median, color=_INK, linestyle="--", label=f"median {form.format(median)}")
+    ax.axvline(median, color=INK, linestyle="--", label=f"median {form.format(median)}")
     ax.legend()
 
 

@@ -1,10 +1,12 @@
-"""Draw patches of a pack: samples, means, a patient, what the hints point at."""
+"""Draw patches of a pack: samples, augmented, means, a patient, what the hints point at."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
@@ -12,12 +14,16 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from wsi_idc.data import audit
+from wsi_idc.data.augment import augment, draw
 from wsi_idc.data.charts import COLOURS, label_names
 from wsi_idc.data.describe import Description
 from wsi_idc.data.pack import Pack
+from wsi_idc.figures import house_style, save_png
 from wsi_idc.maps.grid import cells_of, lay, mosaic
 
 _SAMPLES = (5, 8)  # rows, cols of each class
+_AUGMENTED_DRAWS = 8
+_MIN_TISSUE_SHARE = 0.5  # of a patch that shows what augmentation does
 _HINTS_SHOWN = 10
 _GROUPS_SHOWN = 10
 _GROUP_MEMBERS_SHOWN = 4
@@ -45,6 +51,64 @@ def samples(description: Description, pack: Pack, *, seed: int) -> Figure:
         ax.set_title(f"{names[label]}: {num} of {len(candidates):,} patches, seed {seed}")
         _bare(ax)
     return figure
+
+
+def augmentation(description: Description, pack: Pack, *, seed: int) -> Figure:
+    """Draw patches as they are and as each augmentation shows them in training."""
+    tissue = description.measures.table["tissue_px"].to_numpy()
+    rows = np.flatnonzero(tissue >= _MIN_TISSUE_SHARE * pack.info.patch_px**2)
+    if not len(rows):
+        rows = np.arange(len(pack))
+    rows = _some_of_each_class(pack, rows, num=2, seed=seed)
+    figure = Figure(figsize=(9.6, 2 * len(rows) + 1), layout="constrained")
+    for ax, name in zip(figure.subplots(2, 1), ("light", "strong"), strict=True):
+        _draw_augmented(ax, pack, rows, name, seed=seed)
+    return figure
+
+
+def augmented_samples(
+    pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int, path: Path
+) -> None:
+    """Write a PNG of some of the patches ``rows`` as the augmentation ``name`` shows them."""
+    chosen = _some_of_each_class(pack, rows, num=3, seed=seed)
+    with house_style():
+        figure = Figure(figsize=(9.6, len(chosen) + 0.7), layout="constrained")
+        _draw_augmented(figure.subplots(), pack, chosen, name, seed=seed)
+        save_png(figure, path)
+
+
+def _some_of_each_class(
+    pack: Pack, rows: NDArray[np.int64], *, num: int, seed: int
+) -> NDArray[np.int64]:
+    """Return up to ``num`` random ones of ``rows`` of each label."""
+    labels = pack.index["label"].to_numpy()[rows]
+    chosen = []
+    for label in (0, 1, -1):
+        some = rows[labels == label]
+        rng = np.random.default_rng([seed, label + 1])
+        chosen.append(np.sort(rng.choice(some, min(num, len(some)), replace=False)))
+    return np.concatenate(chosen)
+
+
+def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int) -> None:
+    """Draw one patch a row: as it is stored, then as ``name`` draws it."""
+    stored = pack.patches[rows]
+    images = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
+    images = images.repeat_interleave(_AUGMENTED_DRAWS, dim=0)
+    draws = draw(name, len(images), generator=torch.Generator().manual_seed(seed))
+    shown = (augment(images, draws) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    shown = shown.reshape(len(rows), _AUGMENTED_DRAWS, *stored.shape[1:])
+    cols = 1 + _AUGMENTED_DRAWS
+    pictures = np.concatenate([stored[:, None], shown], axis=1).reshape(-1, *stored.shape[1:])
+    sheet = _sheet(pictures, cols=cols)
+    ax.imshow(sheet, interpolation="nearest")
+    _bare(ax)
+    cell = sheet.shape[1] / cols
+    names, labels = label_names(pack), pack.index["label"].to_numpy()[rows]
+    ax.set_xticks((np.arange(cols) + 0.5) * cell, ["stored", *map(str, range(1, cols))])
+    ax.set_yticks((np.arange(len(rows)) + 0.5) * cell, [names[label] for label in labels])
+    ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    ax.set_title(f"Augmentation {name}: {_AUGMENTED_DRAWS} draws of each patch, seed {seed}")
 
 
 def mean_patches(description: Description, pack: Pack) -> Figure:
