@@ -14,7 +14,6 @@ from wsi_idc.data.augment import (
     draw,
     draw_mixup,
     mix,
-    random_dihedral,
 )
 
 SIDE = 10
@@ -251,14 +250,3 @@ def test_mix_weighs_the_first_by_its_share():
     result = mix(first, second, torch.tensor([1.0, 0.75, 0.5]))
     torch.testing.assert_close(result[:, 0, 0, 0], torch.tensor([0.8, 0.7, 0.6]))
     assert torch.equal(result[0], first[0])
-
-
-def test_random_dihedral_shows_stored_patches():
-    patches = (images(64) * 255).to(torch.uint8).permute(0, 2, 3, 1)
-    result = random_dihedral(patches, generator=seeded())
-    views = [all_views(patch.permute(2, 0, 1)[None]) for patch in patches]
-    found = [
-        next(k for k in range(NUM_DIHEDRAL) if torch.equal(view[k].permute(1, 2, 0), shown))
-        for view, shown in zip(views, result, strict=True)
-    ]
-    assert len(set(found)) == NUM_DIHEDRAL

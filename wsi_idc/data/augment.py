@@ -275,9 +275,3 @@ def draw_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple[T
 def mix(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """Return ``share`` (N,) of each image and the rest of the other one."""
     return torch.lerp(other, images, share.to(images)[:, None, None, None])
-
-
-def random_dihedral(patches: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Show each patch of a batch (N, H, H, C) in a random one of its 8 views."""
-    element = torch.randint(NUM_DIHEDRAL, (len(patches),), generator=generator)
-    return dihedral(patches.permute(0, 3, 1, 2), element).permute(0, 2, 3, 1).contiguous()

@@ -121,7 +121,7 @@ def _read(
 
     labels, others = Labels(torch.from_numpy(label)), None
     if config.mixup:
-        partner, share = draw_mixup(len(rows), config.mixup, generator=generator)
+        partner, share = draw_mixup(len(rows), alpha=config.mixup, generator=generator)
         labels = Labels(labels.label, labels.label[partner], share)
         chosen = partner[part].numpy()
         others = patches(rows[chosen]), draws.take(chosen)

@@ -11,18 +11,20 @@ from matplotlib.ticker import MaxNLocator
 
 from wsi_idc.figures import INK, house_style, save_png
 
-_BEST_BY = "val_average_precision"  # what training keeps the best epoch by
 _LOSSES = {"train_loss": ("train", "#2f6db3", "o"), "val_loss": ("val", "#c2410c", "s")}
-_SCORES = {_BEST_BY: ("AP", "#c2410c", "s"), "val_auc": ("AUC", "#2a9d6f", "^")}
+_SCORES = {"val_average_precision": ("AP", "#c2410c", "s"), "val_auc": ("AUC", "#2a9d6f", "^")}
 _RATE = {"learning_rate": ("learning rate", INK, "o")}
 
 
-def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_curves(
+    history: Sequence[dict[str, Any]], path: Path, *, best_epoch: int | None = None
+) -> None:
     """Write a PNG of loss, val scores and learning rate by epoch.
 
     Args:
         history: One record an epoch, as in ``metrics.jsonl``; what a record lacks is left out.
         path: The PNG, replaced in one atomic step.
+        best_epoch: To be marked.
     """
     with house_style():
         figure = Figure(figsize=(12, 3.8), layout="constrained")
@@ -31,7 +33,9 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         loss.set(title="Loss (cross-entropy)", ylabel="loss")
         _draw(score, history, _SCORES)
         score.set(title="Val patients", ylabel="AP and AUC")
-        _mark_best(score, _points(history, _BEST_BY))
+        if best_epoch:
+            score.axvline(best_epoch, color=INK, linestyle="--", linewidth=0.8, zorder=0)
+            score.set_title(f"Val patients; dashed: best epoch {best_epoch}")
         _draw(rate, history, _RATE)
         rate.set(title="Learning rate", ylabel="at the end of the epoch")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
@@ -57,14 +61,6 @@ def _draw(
     pad = max(0.5, 0.02 * last)
     ax.set(xlabel="epoch", xlim=(1 - pad, last + pad))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _mark_best(ax: Axes, points: list[tuple[int, float]]) -> None:
-    """Mark the first epoch with the highest val AP."""
-    if points:
-        epoch, value = max(points, key=lambda point: point[1])
-        ax.axvline(epoch, color=INK, linestyle="--", linewidth=0.8, zorder=0)
-        ax.set_title(f"Val patients; dashed: best epoch {epoch}, AP {value:.3f}")
 
 
 def _points(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:

@@ -55,7 +55,8 @@ class Journal:
         if not training.world.is_writer:
             return
         training.run.write_history(history)
-        plot_curves(history, training.run.folder / CURVES)
+        best = training.place.best_epoch
+        plot_curves(history, training.run.folder / CURVES, best_epoch=best)
         if self._board is None:
             return
         for name, value in history[-1].items():
