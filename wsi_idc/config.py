@@ -47,7 +47,7 @@ class TrainConfig:
     normalize: str = _option(
         "auto",
         "By mean and deviation of imagenet, of the dataset's train patients, or symmetric "
-        "(-1 to 1); auto: as the weights want it, the dataset's from scratch.",
+        "(-1 to 1); auto: as the weights want it, from scratch the dataset's.",
         choices=("auto", "imagenet", "dataset", "symmetric"),
     )
     freeze: int = _option(0, "Train the head alone for so many epochs first.")

@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_in_one_line(
 def test_imagenet_weights_for_a_model_from_scratch_leave_nothing_behind(
     cohort: Pack, split: Split, compute: Compute, tmp_path: Path
 ):
-    with pytest.raises(RunError, match="cnn-bn has no ImageNet weights"):
+    with pytest.raises(CheckpointError, match="it has no ImageNet weights"):
         train(
             replace(CONFIG, weights="imagenet"),
             cohort,

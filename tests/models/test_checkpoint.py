@@ -13,6 +13,8 @@ from wsi_idc.models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from wsi_idc.models.classifier import to_images, logits_and_cam
+from wsi_idc.models.registry import architecture
 
 
 def test_a_checkpoint_comes_back_as_it_was(trained: Checkpoint, tmp_path: Path):
@@ -32,6 +34,30 @@ def test_a_checkpoint_alone_rebuilds_the_classifier(trained: Checkpoint):
     assert not first.training
     assert torch.equal(first(patches), second(patches))
     assert first.mean.flatten().tolist() == pytest.approx(trained.input.mean)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mnasnet0_5"])
+def test_a_network_of_torchvision_is_rebuilt(trained: Checkpoint, tmp_path: Path, name: str):
+    arch = architecture(name)
+    torch.manual_seed(2)
+    network = arch.build(2).eval()
+    checkpoint = replace(
+        trained,
+        architecture=arch.name,
+        state=network.state_dict(),
+        input=replace(trained.input, input_px=64),
+        cam_layer=arch.cam_layer,
+    )
+    save_checkpoint(tmp_path / "other.pt", checkpoint)
+    before = torch.get_rng_state()
+    classifier = load_checkpoint(tmp_path / "other.pt").build()
+    assert torch.equal(torch.get_rng_state(), before)
+    patches = torch.randint(256, (2, 50, 50, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network(classifier.preprocess(to_images(patches)))
+    logits, cam = logits_and_cam(classifier, patches)
+    torch.testing.assert_close(logits, expected)
+    assert cam.ndim == 3
 
 
 def write(path: Path, trained: Checkpoint, **changes: object) -> Path:

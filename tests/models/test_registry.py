@@ -1,17 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from wsi_idc.errors import CheckpointError
-from wsi_idc.models.registry import (
-    ARCHITECTURES,
-    architecture,
-    fetch_imagenet,
-    load_imagenet,
-    weights_file,
-)
+from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -24,56 +16,66 @@ def test_the_named_layers_are_where_the_cam_comes_from(name: str):
     assert head.out_features == 2
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(CheckpointError, match="'vgg'; there are cnn, cnn-bn, resnet18"):
-        architecture("vgg")
+@pytest.mark.parametrize(
+    ("name", "cam_layer", "head", "closed_form", "input_px"),
+    [
+        ("mobilenet_v3_small", "features", "classifier.3", False, 224),
+        ("mobilenet_v2", "features", "classifier.1", True, 224),
+        ("densenet121", "features", "classifier", True, 224),
+        ("convnext_tiny", "features", "classifier.2", False, 224),
+        ("vgg16", "features.29", "classifier.6", False, 224),
+        ("squeezenet1_1", "features", "classifier.1", False, 224),
+        ("googlenet", "inception5b", "fc", True, 224),
+        ("inception_v3", "Mixed_7c", "fc", True, 299),
+        ("efficientnet_b2", "features", "classifier.1", True, 288),
+        ("regnet_y_400mf", "trunk_output", "fc", True, 224),
+        ("swin_t", "permute", "head", True, 224),
+    ],
+)
+def test_torchvisions_classifiers_are_known(
+    name: str, cam_layer: str, head: str, closed_form: bool, input_px: int
+):
+    arch = architecture(name)
+    assert (arch.name, arch.cam_layer, arch.head) == (name, cam_layer, head)
+    assert (arch.closed_form, arch.input_px) == (closed_form, input_px)
+    assert arch.imagenet is not None
 
 
-@pytest.fixture
-def resnet_weights() -> dict[str, torch.Tensor]:
-    """Put the weights of a random ResNet18 with 1000 classes where torchvision would."""
-    arch = architecture("resnet18")
-    torch.manual_seed(3)
-    state = arch.build(1000).state_dict()
-    weights_file(arch).parent.mkdir(parents=True)
-    torch.save(state, weights_file(arch))
-    return state
+def test_a_model_has_one_name_however_it_is_spelled():
+    assert architecture("efficientnet_b0") is architecture("efficientnet-b0")
+    assert architecture("efficientnet_b0").name == "efficientnet-b0"
+    assert architecture("cnn_bn") is architecture("cnn-bn")
+    assert architecture("squeezenet1-1") is architecture("squeezenet1_1")
 
 
-def test_weights_from_the_cache_fill_all_but_the_head(resnet_weights: dict[str, torch.Tensor]):
-    arch = architecture("resnet18")
+@pytest.mark.parametrize("name", ["googlenet", "squeezenet1_1", "mobilenet_v3_small"])
+def test_a_network_of_torchvision_gives_two_logits_in_training_too(name: str):
+    arch = architecture(name)
     network = arch.build(2)
-    head = network.fc.weight.clone()
-    load_imagenet(network, arch)
-    assert torch.equal(network.conv1.weight, resnet_weights["conv1.weight"])
-    assert torch.equal(network.layer4[1].bn2.bias, resnet_weights["layer4.1.bn2.bias"])
-    assert torch.equal(network.fc.weight, head)
+    images = torch.rand(2, 3, 64, 64)
+    assert network.train()(images).shape == (2, 2)
+    assert network.eval()(images).shape == (2, 2)
 
 
-def test_missing_weights_name_the_file_and_the_command():
-    arch = architecture("resnet50")
-    with pytest.raises(CheckpointError) as caught:
-        load_imagenet(arch.build(2), arch)
-    assert "resnet50-11ad3fa6.pth" in str(caught.value)
-    assert "wsi-idc fetch-weights resnet50" in str(caught.value)
+def test_a_transformer_of_tokens_is_refused():
+    with pytest.raises(CheckpointError, match="vit_b_16 has no convolutional feature map"):
+        architecture("vit_b_16")
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 broken zip"])
-def test_damaged_weights_are_refused(content: bytes):
-    arch = architecture("resnet18")
-    weights_file(arch).parent.mkdir(parents=True)
-    weights_file(arch).write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged weights"):
-        load_imagenet(arch.build(2), arch)
-
-
-def test_weights_of_another_model_are_refused(resnet_weights: dict[str, torch.Tensor]):
-    small, large = architecture("resnet18"), architecture("resnet50")
-    Path(weights_file(small)).rename(weights_file(large))
-    with pytest.raises(CheckpointError, match="weights"):
-        load_imagenet(large.build(2), large)
-
-
-def test_a_model_from_scratch_has_nothing_to_fetch():
-    with pytest.raises(CheckpointError, match="trained from scratch"):
-        fetch_imagenet(architecture("cnn"))
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet81", "did you mean resnet18 or"),
+        ("mobilnet-v3-small", "did you mean mobilenet_v3_small"),
+        ("vgg", "'vgg'; did you mean vgg"),
+        (
+            "?",
+            r"'\?'; There are cnn, cnn-bn, resnet18, resnet50, efficientnet-b0 and torchvision's",
+        ),
+        ("lraspp_mobilenet_v3_large", "did you mean mobilenet_v3_large"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(name: str, hint: str):
+    with pytest.raises(CheckpointError, match=hint) as caught:
+        architecture(name)
+    assert "\n" not in str(caught.value)

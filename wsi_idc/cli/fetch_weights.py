@@ -11,15 +11,17 @@ from wsi_idc.cli.options import logging_options, say
 def fetch_weights(models: tuple[str, ...]) -> None:
     """Download ImageNet weights of MODELs.
 
-    They go into torchvision's cache.
+    They go into torchvision's cache. A MODEL is resnet50 or any of torchvision's classifiers.
 
     Run it where there is internet; training downloads nothing. TORCH_HOME moves the cache.
 
     \b
     Example:
-      wsi-idc fetch-weights resnet50 efficientnet-b0
+      wsi-idc fetch-weights resnet50 mobilenet_v3_small
     """
-    from wsi_idc.models.registry import architecture, fetch_imagenet
+    from wsi_idc.models.pretrained import fetch_imagenet
+    from wsi_idc.models.registry import architecture
 
-    for model in models:
-        say(str(fetch_imagenet(architecture(model))))
+    # A wrong name is found before the first download.
+    for arch in [architecture(model) for model in models]:
+        say(str(fetch_imagenet(arch)))

@@ -23,17 +23,12 @@ from wsi_idc.hpc.distributed import ALONE, World
 from wsi_idc.learn.objective import Objective, inverse_frequency
 from wsi_idc.learn.optim import make_optimizer, running_average
 from wsi_idc.learn.runs import Run
+from wsi_idc.models.batch_norm import is_folded, unfold_batch_norm
 from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, save_dict
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
-from wsi_idc.models.pretrained import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    load_imagenet,
-    load_weights_file,
-    unfold_batch_norm,
-)
-from wsi_idc.models.registry import Architecture, architecture
+from wsi_idc.models.pretrained import Normalisation, load_imagenet, load_weights_file
+from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, Architecture, architecture
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -44,7 +39,8 @@ RATE_PRETRAINED = 3e-4
 SGD_RATE_FACTOR = 10
 # The same balance of classes is corrected by either, so the same shift of the odds is undone.
 SHIFTING = ("class-weights", "oversample")
-_SYMMETRIC = (0.5, 0.5, 0.5)
+_IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+_SYMMETRIC = Normalisation((0.5,) * 3, (0.5,) * 3)
 _PATCHES_TO_UNFOLD = 256
 
 
@@ -128,8 +124,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     rate = RATE_FROM_SCRATCH if weights == "none" else RATE_PRETRAINED
     rate *= SGD_RATE_FACTOR if config.optimizer == "sgd" else 1
     normalize = config.normalize
-    if normalize == "auto" and weights in ("imagenet", "none"):
-        normalize = "imagenet" if weights == "imagenet" else "dataset"
+    if normalize == "auto" and weights == "none":
+        normalize = "dataset"
     return replace(
         config,
         model=arch.name,
@@ -214,25 +210,25 @@ def _start(
     config: TrainConfig, arch: Architecture, pack: Pack, train_rows: NDArray[np.int64]
 ) -> PatchClassifier:
     """Return the classifier with the weights that it begins with, and the input these want."""
-    if config.weights == "imagenet" and arch.imagenet is None:
-        raise RunError(f"{config.model} has no ImageNet weights; use --weights none")
     network = arch.build(len(pack.info.class_names))
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    wanted = None
     if config.weights == "imagenet":
-        load_imagenet(network, arch)
+        wanted = load_imagenet(network, arch)
     elif config.weights != "none":
-        mean, std = load_weights_file(network, arch, Path(config.weights)) or (mean, std)
+        wanted = load_weights_file(network, arch, Path(config.weights))
+    mean, std = wanted or _IMAGENET
     if config.normalize == "imagenet":
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        mean, std = _IMAGENET
     elif config.normalize == "symmetric":
-        mean, std = _SYMMETRIC, _SYMMETRIC
+        mean, std = _SYMMETRIC
     elif config.normalize == "dataset":
         # Of the train patients alone: the others must not tell the model anything.
         mean, std = channel_statistics(_histogram(pack, train_rows))
     classifier = PatchClassifier(
         arch, network, input_px=config.input_size or None, mean=mean, std=std
     )
-    if config.weights != "none":
+    if config.weights != "none" and is_folded(network):
+        logger.info("the weights' batch norms are folded: unfolding them on train patches")
         some = np.random.default_rng(config.seed).permutation(train_rows)[:_PATCHES_TO_UNFOLD]
         unfold_batch_norm(classifier, torch.from_numpy(pack.patches[np.sort(some)]))
     return classifier

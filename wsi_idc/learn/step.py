@@ -21,7 +21,7 @@ def prepare_model(training: Training) -> None:
     classifier, place = training.classifier, training.place
     is_frozen = place.epoch < training.config.freeze
     classifier.train()
-    head = classifier.head
+    head = classifier.network.get_submodule(classifier.arch.head)
     for parameter in classifier.network.parameters():
         parameter.requires_grad_(not is_frozen)
     head.requires_grad_(True)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
 from wsi_idc.files import sha256, write_bytes
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
+from wsi_idc.models.trace import skeleton
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
@@ -81,9 +83,9 @@ class Checkpoint:
     def build(self) -> PatchClassifier:
         """Return the classifier in eval mode, on the CPU."""
         arch = architecture(self.architecture)
-        network = arch.build(len(self.class_names))
+        network = skeleton(arch.build, len(self.class_names)).to_empty(device="cpu")
         try:
-            network.load_state_dict(dict(self.state))
+            load_state(network, self.state)
         except RuntimeError:
             raise CheckpointError(
                 f"{self.source}: the weights do not fit {self.architecture}; train it anew"
@@ -199,6 +201,18 @@ def _check_numbers(checkpoint: Checkpoint) -> None:
         raise ValueError("a weight is not a finite number")
 
 
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fill all of ``network`` with the values of such a network.
+
+    Raises:
+        RuntimeError: A name is missing or unknown, or a shape differs.
+    """
+    ordered = OrderedDict(state)
+    # The versions of its modules, without which MNASNet takes no state.
+    ordered._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(ordered)
+
+
 def save_dict(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values in one atomic step."""
     # In memory first: torch answers a full disk with an error of its own kind.
@@ -213,21 +227,29 @@ def load_dict(path: Path, *, kind: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, cannot be read or is something else.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; wsi-idc train makes one") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder; give the .pt file in it") from None
-    # torch.load answers a file of another kind with whatever its parsers raise.
-    except Exception as error:  # noqa: BLE001
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); give a .pt file that "
-            "wsi-idc train wrote"
-        ) from None
+    content = load_plain(path, remedy="give a .pt file that wsi-idc train wrote")
     if not isinstance(content, dict) or content.get("format") != kind:
         raise CheckpointError(f"{path}: not a {kind} file; give a .pt that wsi-idc train wrote")
     return content
+
+
+def load_plain(path: Path, *, remedy: str) -> Any:
+    """Read what ``torch.save`` wrote, if it is tensors and plain values; no code in it is run.
+
+    Raises:
+        CheckpointError: It is missing or cannot be read; ``remedy`` ends the message.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; {remedy}") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a folder; {remedy}") from None
+    # torch.load answers a file of another kind with whatever its parsers raise.
+    except Exception as error:  # noqa: BLE001
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}"
+        ) from None
 
 
 def bundled_checkpoint() -> Path:

@@ -1,30 +1,33 @@
 """The architectures by name: how to build one, and where its CAM comes from."""
 
+import difflib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 
 from wsi_idc.errors import CheckpointError
 from wsi_idc.models.cnn import PatchCnn
+from wsi_idc.models.trace import find_layers
 
-WEIGHTS = ("imagenet", "none")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of network whose head is global average pooling and one linear layer.
+    """One kind of network that ends in a convolutional feature map and a head.
 
     Attributes:
-        name: As the user spells it.
+        name: Its one spelling.
         build: Number of classes to a fresh network with random weights.
         cam_layer: Name of the module whose output is the last convolutional feature map.
-        head: Name of the linear layer.
+        head: Name of the layer that gives the class scores.
+        closed_form: Whether the logits are the head, a linear layer, of that map's mean over its
+            cells; Grad-CAM then needs no gradient.
         input_px: Side that patches are resized to; None leaves them as they are.
         imagenet: torchvision's weights, None where there are none.
     """
@@ -33,44 +36,63 @@ class Architecture:
     build: Callable[[int], nn.Module]
     cam_layer: str
     head: str
+    closed_form: bool
     input_px: int | None = None
     imagenet: torchvision.models.WeightsEnum | None = None
 
 
-def _torchvision(
-    name: str, *, cam_layer: str, head: str, imagenet: torchvision.models.WeightsEnum
-) -> Architecture:
-    def build(num_classes: int) -> nn.Module:
-        return torchvision.models.get_model(
-            name.replace("-", "_"), weights=None, num_classes=num_classes
-        )
+def _build(name: str) -> Callable[[int], nn.Module]:
+    """Return how torchvision's network of that name is built."""
+    # Auxiliary heads help networks without batch norm; these two have it.
+    auxiliary = name in ("googlenet", "inception_v3")
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if auxiliary else {}
 
-    return Architecture(name, build, cam_layer, head, input_px=224, imagenet=imagenet)
+    def build(num_classes: int) -> nn.Module:
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+    return build
 
 
 _ALL = (
     Architecture(
-        "cnn", lambda n: PatchCnn(num_classes=n, batch_norm=False), "features", "classifier"
+        "cnn",
+        lambda n: PatchCnn(num_classes=n, batch_norm=False),
+        cam_layer="features",
+        head="classifier",
+        closed_form=True,
     ),
     Architecture(
-        "cnn-bn", lambda n: PatchCnn(num_classes=n, batch_norm=True), "features", "classifier"
+        "cnn-bn",
+        lambda n: PatchCnn(num_classes=n, batch_norm=True),
+        cam_layer="features",
+        head="classifier",
+        closed_form=True,
     ),
-    _torchvision(
+    Architecture(
         "resnet18",
+        _build("resnet18"),
         cam_layer="layer4",
         head="fc",
+        closed_form=True,
+        input_px=224,
         imagenet=torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
     ),
-    _torchvision(
+    Architecture(
         "resnet50",
+        _build("resnet50"),
         cam_layer="layer4",
         head="fc",
+        closed_form=True,
+        input_px=224,
         imagenet=torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
     ),
-    _torchvision(
+    Architecture(
         "efficientnet-b0",
+        _build("efficientnet_b0"),
         cam_layer="features",
         head="classifier.1",
+        closed_form=True,
+        input_px=224,
         imagenet=torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1,
     ),
 )
@@ -78,60 +100,39 @@ ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
 
 
 def architecture(name: str) -> Architecture:
-    """Return the architecture of that name.
+    """Return the architecture of that name, one of ``ARCHITECTURES`` or torchvision's.
+
+    Dashes and underscores are the same.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or it has no feature map to take a CAM from.
     """
-    if name not in ARCHITECTURES:
-        raise CheckpointError(f"unknown model {name!r}; there are {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    dashed, plain = name.replace("_", "-"), name.replace("-", "_")
+    if dashed in ARCHITECTURES:
+        return ARCHITECTURES[dashed]
+    known = torchvision.models.list_models(module=torchvision.models)
+    if plain in known:
+        return _of_torchvision(plain)
+    near = difflib.get_close_matches(plain, [*ARCHITECTURES, *known], n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise CheckpointError(
+        f"unknown model {name!r}; {hint}There are {', '.join(ARCHITECTURES)} and torchvision's "
+        "classifiers, such as mobilenet_v3_small"
+    )
 
 
-def weights_file(arch: Architecture) -> Path:
-    """Return where torchvision keeps the ImageNet weights of ``arch`` on this machine."""
-    assert arch.imagenet is not None
-    return Path(torch.hub.get_dir()) / "checkpoints" / arch.imagenet.url.rsplit("/", 1)[-1]
-
-
-def load_imagenet(network: nn.Module, arch: Architecture) -> None:
-    """Fill all but the head of ``network`` with ImageNet weights from torchvision's cache.
-
-    Nothing is downloaded: compute nodes have no internet.
-
-    Raises:
-        CheckpointError: The weights are not in the cache, or are damaged.
-    """
-    file = weights_file(arch)
-    if not file.exists():
-        raise CheckpointError(
-            f"ImageNet weights of {arch.name} are not on this machine ({file}); run "
-            f"`wsi-idc fetch-weights {arch.name}` where there is internet, or train with "
-            "--weights none"
-        )
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        state = {k: v for k, v in state.items() if not k.startswith(f"{arch.head}.")}
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except Exception as error:
-        raise CheckpointError(f"{file}: damaged weights; delete it and fetch it again") from error
-    if unexpected or any(not key.startswith(f"{arch.head}.") for key in missing):
-        raise CheckpointError(f"{file}: not the weights of {arch.name}; delete it, fetch again")
-
-
-def fetch_imagenet(arch: Architecture) -> Path:
-    """Download the ImageNet weights of ``arch`` into torchvision's cache; return the file.
-
-    Raises:
-        CheckpointError: There are none for this model, or the download failed.
-    """
-    if arch.imagenet is None:
-        raise CheckpointError(f"{arch.name} is trained from scratch; it has no ImageNet weights")
-    file = weights_file(arch)
-    try:
-        arch.imagenet.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"could not fetch {arch.imagenet.url} ({error}); download it by hand to {file}"
-        ) from None
-    return file
+@functools.cache
+def _of_torchvision(name: str) -> Architecture:
+    imagenet = torchvision.models.get_model_weights(name).DEFAULT
+    (input_px,) = imagenet.transforms().crop_size
+    build = _build(name)
+    layers = find_layers(name, build)
+    return Architecture(
+        name,
+        build,
+        cam_layer=layers.cam_layer,
+        head=layers.head,
+        closed_form=layers.closed_form,
+        input_px=input_px,
+        imagenet=imagenet,
+    )
