@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,12 @@ def train(
     compute: Compute,
     overwrite: bool = False,
     stop: StopRequest | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Checkpoint:
     """Train, or go on with a training that was stopped, and return the finished checkpoint.
 
-    A finished run is only read, unless ``overwrite`` trains it anew.
+    A finished run is only read, unless ``overwrite`` trains it anew. ``on_epoch`` is called with
+    the record of each epoch once all of it is saved; what it raises leaves the run unfinished.
 
     Raises:
         StoppedError: ``stop`` was set; everything is saved and the same call goes on.
@@ -92,6 +95,8 @@ def train(
         while not _is_over(training):
             _train_epoch(training, stop)
             _close_epoch(training)
+            if on_epoch:
+                on_epoch(dict(training.place.history[-1]))
         checkpoint = _finish(training)
         best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
         run.write("finished", asked, {"provenance": training.record, "best": best})
