@@ -8,6 +8,7 @@ A message is one line that says what, why and what to do; the command line print
     ├── CheckpointError      a checkpoint that cannot be read or does not fit
     ├── MapError             a map file that cannot be read or must not be replaced
     ├── RunError             a run directory that cannot be used
+    ├── JobError             a job file that cannot be used, or a search of another one
     ├── DeviceError          a device or precision that this machine does not have
     ├── PeerLostError        another process of a training on several devices has ended
     ├── BusyError            another process is at work on the same output
@@ -36,6 +37,10 @@ class MapError(WsiIdcError):
 
 class RunError(WsiIdcError):
     """A run directory cannot be used."""
+
+
+class JobError(WsiIdcError):
+    """A job file cannot be used, or its folder holds the work of another one."""
 
 
 class DeviceError(WsiIdcError):

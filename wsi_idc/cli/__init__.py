@@ -23,6 +23,7 @@ from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
+from wsi_idc.cli.search import search
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.errors import StoppedError, WsiIdcError
@@ -63,6 +64,7 @@ _COMMANDS = (
     prepare,
     explore,
     train,
+    search,
     eval_,
     map_,
     render,

@@ -78,16 +78,10 @@ class Run:
         if not self.is_there():
             return
         before = self.read().get("asked")
-        before = before if isinstance(before, dict) else {}
-        differences = [
-            f"{key} {_short(before.get(key))} -> {_short(asked.get(key))}"
-            for key in sorted(before.keys() | asked.keys())
-            if before.get(key) != asked.get(key)
-        ]
-        if differences:
+        if changed := difference(before, asked):
             raise RunError(
-                f"{self.folder} holds a run with other settings ({'; '.join(differences)}); give "
-                "another --out, or --overwrite to train anew"
+                f"{self.folder} holds a run with other settings ({changed}); give another --out, "
+                "or --overwrite to train anew"
             )
 
     def start(self, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -130,9 +124,19 @@ class Run:
             yield
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def difference(before: object, asked: Mapping[str, Any], *, longest: int = 40) -> str:
+    """Return in words how ``asked`` differs from the record ``before``, empty where it does not."""
+
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+    before = before if isinstance(before, dict) else {}
+    return "; ".join(
+        f"{key} {short(before.get(key))} -> {short(asked.get(key))}"
+        for key in sorted(before.keys() | asked.keys())
+        if before.get(key) != asked.get(key)
+    )
 
 
 def default_run(runs: Path, model: str, asked: Mapping[str, Any]) -> Run:

@@ -132,7 +132,7 @@ def train(
                 _close_epoch(training)
                 journal.note()
                 if on_epoch is not None:
-                    on_epoch(training.place.history[-1])
+                    on_epoch(dict(training.place.history[-1]))
         checkpoint = _finish(training)
         if world.is_writer:
             best = {"epoch": training.place.best_epoch, **checkpoint.metrics}

@@ -1,0 +1,123 @@
+"""``wsi-idc search``."""
+
+from collections.abc import Container
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    data_option,
+    json_option,
+    logging_options,
+    one_line,
+    say,
+    say_json,
+    say_rows,
+)
+from wsi_idc.config import DEFAULT_RUNS
+from wsi_idc.errors import JobError, RunError
+
+if TYPE_CHECKING:
+    from wsi_idc.learn.trials import SearchResult
+
+
+@click.command()
+@click.argument("job", type=PATH)
+@data_option
+@click.option("--out", type=PATH, help="Folder of the search.  [default: runs/NAME]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@json_option
+@logging_options
+def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
+    """Train at many settings and rank them.
+
+    JOB is a TOML file that names the fixed settings, the axes and the sampler: grid, random or tpe;
+    see jobs/search.toml. NAME is its name. Each trial is a run of its own. The same command in
+    several processes, also on several machines with one disk, shares the trials among them; stopped
+    or killed, it goes on where it was.
+
+    \b
+    Example:
+      wsi-idc search jobs/search.toml
+    """
+    from wsi_idc.data.source import open_data
+    from wsi_idc.hpc.jobs import read_job
+    from wsi_idc.hpc.preempt import stop_requests
+    from wsi_idc.learn.search import search as run_search
+    from wsi_idc.learn.space import SearchSpec
+
+    spec = read_job(job).settings
+    if not isinstance(spec, SearchSpec):
+        raise JobError(f'{job}: no search; give a file with command = "search"')
+    pack = open_data(data)
+    with stop_requests() as stop:
+        result = run_search(
+            spec, pack, folder=out or DEFAULT_RUNS / spec.name, device=device, stop=stop
+        )
+    if as_json:
+        say_json(_as_dict(result))
+    else:
+        _say_result(result)
+    failed = result.having("failed")
+    for trial in failed:
+        click.echo(one_line(f"trial {trial.number} failed: {trial.reason}"), err=True)
+    if failed:
+        numbers = ", ".join(str(trial.number) for trial in failed)
+        raise RunError(
+            f"{len(failed)} of {len(result.trials)} trials failed: {numbers}; the reasons are above"
+        )
+
+
+def _as_dict(result: "SearchResult") -> dict[str, Any]:
+    best = result.best
+    return {
+        "search": result.folder,
+        "metric": result.spec.metric,
+        "running_elsewhere": len(result.having("running")),
+        "trials": result.rows(),
+        "best": best
+        and {"number": best.number, "checkpoint": result.checkpoint, "config": best.config},
+    }
+
+
+def _say_result(result: "SearchResult") -> None:
+    from wsi_idc.learn.trials import BEST_JOB, FIGURE, TABLE
+
+    rows, axes = result.rows(), result.spec.axes
+    hidden = {"run", "reason"}
+    table = [[name.replace("_", " ") for name in rows[0] if name not in hidden]]
+    table += [[_cell(name, row[name], axes) for name in row if name not in hidden] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        say("  ".join(cells))
+    running = len(result.having("running"))
+    if running:
+        say(
+            f"{running} of {len(rows)} trials are still being run by other processes; the last to "
+            "end writes the complete table"
+        )
+    if result.best is None:
+        say(f"no trial is complete; table in {result.folder / TABLE}")
+        return
+    say_rows(
+        [
+            ("best", f"trial {result.best.number}, as job file in {result.folder / BEST_JOB}"),
+            ("table", result.folder / TABLE),
+            ("figure", result.folder / FIGURE),
+            ("checkpoint", result.checkpoint),
+            ("next", f"wsi-idc eval --checkpoint {result.checkpoint}"),
+        ]
+    )
+
+
+def _cell(name: str, value: object, axes: Container[str]) -> str:
+    from wsi_idc.learn.space import shown
+
+    if value is None:
+        return "-"
+    if isinstance(value, float) and name not in axes:
+        return f"{value:.0f}" if name == "seconds" else f"{value:.4f}"
+    return shown(value)
