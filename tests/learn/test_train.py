@@ -322,9 +322,7 @@ def test_out_of_memory_is_answered_by_smaller_parts(
         return forward(self, patches)
 
     run = Run(tmp_path / "run")
-    asked = train(
-        replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute, micro_batch=4
-    )
+    asked = train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute, micro_batch=4)
     monkeypatch.setattr(PatchClassifier, "forward", small_device)
     run = Run(tmp_path / "answered")
     answered = train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute)
@@ -370,9 +368,7 @@ def test_a_frozen_backbone_stays_as_it_is(
 ):
     config = replace(CONFIG, freeze=1, epochs=1, ema=0.0, imbalance="none")
     finished = train(config, cohort, split, run=Run(tmp_path / "run"), compute=compute)
-    training = set_up(
-        resolve(config), cohort, split, run=Run(tmp_path / "unused"), compute=compute
-    )
+    training = set_up(resolve(config), cohort, split, run=Run(tmp_path / "unused"), compute=compute)
     start = training.classifier.network.state_dict()
     changed = {name for name in start if not torch.equal(start[name], finished.state[name])}
     assert changed == {"classifier.weight", "classifier.bias"}

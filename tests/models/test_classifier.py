@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchcam.methods import GradCAM
 
-from wsi_idc.models.classifier import IDC, PatchClassifier, to_images, logits_and_cam
+from wsi_idc.models.classifier import IDC, PatchClassifier, logits_and_cam, to_images
 from wsi_idc.models.registry import architecture
 
 

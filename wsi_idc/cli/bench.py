@@ -34,9 +34,7 @@ def bench() -> None:
 )
 @json_option
 @logging_options
-def bench_train(
-    data: Path | None, device: str, steps: int, as_json: bool, **options: Any
-) -> None:
+def bench_train(data: Path | None, device: str, steps: int, as_json: bool, **options: Any) -> None:
     """Measure the training rate over the rate of bare steps on ready batches.
 
     Bare: forward, loss, backward, optimiser, on input that lies on the device. The two are

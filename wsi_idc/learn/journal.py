@@ -59,11 +59,12 @@ class Journal:
         plot_curves(history, training.run.folder / CURVES, best_epoch=best)
         if self._board is None:
             return
+        epoch = history[-1]["epoch"]
         for name, value in history[-1].items():
-            role, _, metric = name.partition("_") if name[:4] in ("val_", "trai") else ("", "", name)
-            if metric != "epoch":
-                tag = f"{metric}/{role}" if role else metric
-                self._board.add_scalar(tag, value, history[-1]["epoch"])
+            # Train and val in one chart: TensorBoard groups by what is before the slash.
+            role, _, metric = name.partition("_")
+            tag = f"{metric}/{role}" if role in ("train", "val") else name
+            self._board.add_scalar(tag, value, epoch)
         self._board.flush()
 
 

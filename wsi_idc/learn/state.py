@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -108,7 +108,9 @@ class Training:
     @property
     def judged(self) -> PatchClassifier:
         """What is evaluated and kept: the running average, or else the classifier itself."""
-        return self.classifier if self.average is None else self.average.module
+        return (
+            self.classifier if self.average is None else cast(PatchClassifier, self.average.module)
+        )
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -160,8 +162,7 @@ def set_up(
 ) -> Training:
     """Return a training of a resolved configuration at its very beginning; nothing is written.
 
-    Args:
-        micro_batch: Patches that a process computes at once; 0: its part of the batch.
+    The arguments are those of ``train``.
 
     Raises:
         CheckpointError: Weights are asked for that cannot be had or do not fit.

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def prepare_model(training: Training) -> None:
         return
     model: nn.Module = classifier
     if training.compute.compiled:
-        model = torch.compile(model)
+        model = cast(nn.Module, torch.compile(model))
     if training.world.size > 1:
         # It notes once, here, which weights are trained.
         model = DistributedDataParallel(model)
