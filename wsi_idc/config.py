@@ -125,7 +125,8 @@ class TrainConfig:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high or value == math.inf:
-                raise RunError(f"{name} is {value}; it must be from {low} to {high}")
+                wanted = f"finite, {low} or more" if high == math.inf else f"from {low} to {high}"
+                raise RunError(f"{name} is {value}; it must be {wanted}")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-ready."""

@@ -358,7 +358,7 @@ def test_the_state_before_a_loss_that_is_not_finite_is_kept(
     assert (place["epoch"], place["best_epoch"]) == (1, 1)
     loss = torch.tensor(math.nan)
     monkeypatch.setattr("wsi_idc.learn.objective.Objective.sum", lambda *_: loss.requires_grad_())
-    with pytest.raises(RunError, match="not finite in epoch 2 .the best so far is .*best.pt"):
+    with pytest.raises(RunError, match=r"not finite in epoch 2 .the best so far is .*best\.pt"):
         train(CONFIG, cohort, split, run=run, compute=compute, save_minutes=0)
     assert (run.last.read_bytes(), run.best.read_bytes()) == before
 

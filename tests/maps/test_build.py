@@ -17,7 +17,7 @@ from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.evaluate import evaluate
 from wsi_idc.maps.build import MapReport, build_maps
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from wsi_idc.models.classifier import images
+from wsi_idc.models.classifier import to_images
 from wsi_idc.models.device import choose_compute
 
 NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png")
@@ -67,7 +67,7 @@ def test_the_cams_are_torchcams(maps: Path, trained: Checkpoint, cohort: Pack):
     classifier = trained.build()
     patches = torch.from_numpy(cohort.patches[cohort.rows_of(patient)])
     with GradCAM(classifier.network, target_layer=trained.cam_layer) as extractor:
-        scores = classifier.network(classifier.preprocess(images(patches)).requires_grad_())
+        scores = classifier.network(classifier.preprocess(to_images(patches)).requires_grad_())
         expected = extractor(class_idx=1, scores=scores, normalized=False)[0].numpy()
     with h5py.File(maps / f"{patient}.h5") as file:
         raw = file["cam/raw"][:]

@@ -18,7 +18,12 @@ from wsi_idc.config import TrainConfig
 
 @click.group()
 def bench() -> None:
-    """Measure how fast this machine is, as ratios in one run."""
+    """Measure how fast this machine is, as ratios in one run.
+
+    \b
+    Example:
+      wsi-idc bench train
+    """
 
 
 @bench.command("train")

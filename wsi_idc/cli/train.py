@@ -63,8 +63,8 @@ def train(
     """Train a classifier of patches.
 
     Patients, not patches, are split. Stopped by Ctrl-C, SIGTERM or SIGUSR1 it saves and exits with
-    75; the same command goes on where it was. DIGEST stands for the settings and the data. Started by
-    torchrun or srun, one process a device, they train one model together.
+    75; the same command goes on where it was. DIGEST stands for the settings and the data.
+    Several processes, started by torchrun or srun, one a device, train one model together.
 
     \b
     Examples:

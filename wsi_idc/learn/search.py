@@ -20,6 +20,7 @@ from wsi_idc.files import write_json
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.runs import Run, difference
 from wsi_idc.learn.space import SearchSpec, in_words
+from wsi_idc.learn.state import resolve, weights_fingerprint
 from wsi_idc.learn.study import Claim, Pruned, Study, waiting_for
 from wsi_idc.learn.train import train
 from wsi_idc.learn.trials import SearchResult, ranked, run_folder, write_result
@@ -55,6 +56,7 @@ def search(
     Raises:
         StoppedError: ``stop`` was set; everything is saved and the same call goes on.
         JobError: ``folder`` holds something else than this search.
+        CheckpointError: There is no such model.
         DataError: A split cannot be made.
         DeviceError: There is no such device.
     """
@@ -106,8 +108,11 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
 
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
-    """Raise where there is no such device, or a split cannot be made."""
+    """Raise where there is no such device, model or file of weights, or no split can be made."""
     choose_compute(device)
+    for config in {(c.model, c.weights): c for c in map(spec.config, spec.points())}.values():
+        resolve(config)
+        weights_fingerprint(config)
     if {"seed", "split"} & spec.axes.keys():
         logger.warning("trials with another seed or split may be measured on other val patients")
     configs = {config.split: config for config in map(spec.config, spec.points())}

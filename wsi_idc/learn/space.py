@@ -14,8 +14,6 @@ from wsi_idc.errors import JobError, RunError
 
 SAMPLERS = ("grid", "random", "tpe")
 METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")
-# Known after each epoch, so that a trial can be cut short by it.
-EPOCH_METRICS = ("average_precision", "auc")
 MAX_POINTS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 
@@ -108,11 +106,6 @@ class SearchSpec:
             value = getattr(self, name)
             if value not in choices:
                 raise JobError(f"{name} {value!r} is not one of {', '.join(choices)}")
-        if self.prune and self.metric not in EPOCH_METRICS:
-            raise JobError(
-                f"metric {self.metric!r} is not known after each epoch; with prune = true use "
-                f"{' or '.join(EPOCH_METRICS)}"
-            )
         if self.trials < 1:
             raise JobError(f"trials is {self.trials}; it must be at least 1")
         if not 0 <= self.seed <= MAX_SEED:

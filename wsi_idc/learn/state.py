@@ -24,7 +24,7 @@ from wsi_idc.learn.objective import Objective, inverse_frequency
 from wsi_idc.learn.optim import make_optimizer, running_average
 from wsi_idc.learn.runs import Run
 from wsi_idc.models.batch_norm import is_folded, unfold_batch_norm
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, save_dict
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, load_state, save_dict
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
 from wsi_idc.models.pretrained import Normalisation, load_imagenet, load_weights_file
@@ -305,7 +305,7 @@ def resume(training: Training) -> None:
     path = training.run.last
     content = load_dict(path, kind=STATE_FORMAT)
     try:
-        training.classifier.network.load_state_dict(content["network"])
+        load_state(training.classifier.network, content["network"])
         if training.average is not None:
             training.average.load_state_dict(content["average"])
         training.optimizer.load_state_dict(content["optimizer"])

@@ -40,7 +40,12 @@ from wsi_idc.learn.state import (
     weights_fingerprint,
 )
 from wsi_idc.learn.step import prepare_model, step
-from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+)
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.device import Compute
 from wsi_idc.progress import progress
@@ -283,7 +288,7 @@ def _finish(training: Training) -> Checkpoint:
     best = load_checkpoint(run.best)
     world.wait()
     judged = training.judged
-    judged.network.load_state_dict(dict(best.state))
+    load_state(judged.network, best.state)
     if not best.metrics:  # else a kill came between this function and the end of the run
         # What evens out the classes shifts the odds of IDC; undo that where it shows in every
         # logit alike, so that the probabilities are those of the data.
