@@ -7,6 +7,7 @@ import pytest
 
 from tests.cli.test_cli import Said
 from wsi_idc.data.pack import Pack
+from wsi_idc.models.checkpoint import load_checkpoint
 
 JOB = """
 command = "search"
@@ -54,6 +55,21 @@ def test_a_search_says_its_table_and_what_to_do_next(
     assert found["best"]["checkpoint"] == checkpoint
     assert found["best"]["config"]["model"] == "cnn"
     assert Said(capsys, "eval", "--checkpoint", checkpoint).code == 0
+
+    said = Said(capsys, "job", "runs/rates/best.toml", "--device", "cpu", "--json", "-q")
+    assert (said.code, said.err) == (0, "")
+    again, best = (
+        load_checkpoint(Path(json.loads(said.out)["checkpoint"])),
+        load_checkpoint(Path(checkpoint)),
+    )
+    assert all(again.state[name].equal(value) for name, value in best.state.items())
+
+
+def test_a_job_may_be_a_search(work: Path, capsys: pytest.CaptureFixture[str]):
+    (work / "job.toml").write_text(JOB.replace("RATE", "nan"))
+    said = Said(capsys, "job", "job.toml")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("Error: job.toml: ")
 
 
 def test_failed_trials_are_listed_at_the_end(work: Path, capsys: pytest.CaptureFixture[str]):

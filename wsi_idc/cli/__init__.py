@@ -19,6 +19,7 @@ from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
+from wsi_idc.cli.job import job
 from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import one_line
 from wsi_idc.cli.prepare import prepare
@@ -65,6 +66,7 @@ _COMMANDS = (
     explore,
     train,
     search,
+    job,
     eval_,
     map_,
     render,
