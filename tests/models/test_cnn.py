@@ -19,3 +19,17 @@ def test_a_blank_patch_gives_a_flat_feature_map_up_to_its_rim():
     network = PatchCnn(num_classes=2, batch_norm=True).eval()
     features = network.features(torch.full((1, 3, 50, 50), 0.7))
     assert torch.allclose(features, features[:, :, :1, :1].expand_as(features), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_it_pads_and_learns_as_it_does_otherwise():
+    torch.manual_seed(0)
+    network = PatchCnn(num_classes=2, batch_norm=False).eval()
+    x = torch.rand(2, 3, 50, 50).to(memory_format=torch.channels_last)
+    found = []
+    for model in (network, torch.compile(network, backend="aot_eager")):
+        network.zero_grad()
+        logits = model(x)
+        logits.square().sum().backward()
+        found.append((logits.detach(), network.features[0].weight.grad.clone()))
+    torch.testing.assert_close(found[1], found[0])

@@ -52,3 +52,9 @@ def test_bf16_autocast_is_on_only_where_asked_for():
         assert (product @ product).dtype == torch.bfloat16
     with choose_compute("cpu", "fp32").autocast():
         assert (product @ product).dtype == torch.float32
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(DeviceError, match="--compile needs a C"):
+        choose_compute("cpu", compiled=True)

@@ -72,8 +72,6 @@ def train(
       wsi-idc train --model resnet50 --split kfold:5/0
       torchrun --nproc-per-node 4 --no-python wsi-idc train --model resnet50
     """
-    from dataclasses import replace
-
     from wsi_idc.data.source import open_data
     from wsi_idc.data.splits import make_split, split_table
     from wsi_idc.hpc.distributed import joined
@@ -90,7 +88,7 @@ def train(
     with joined(device) as world:
         if not world.is_writer:
             set_up_logging(-1)
-        compute = replace(choose_compute(device, config.precision), compiled=compiled)
+        compute = choose_compute(device, config.precision, compiled=compiled)
         with world.writer_first():
             pack = open_data(data)
         split = make_split(pack, config.split, seed=config.seed)

@@ -1,6 +1,8 @@
 """From-scratch CNNs for 50 px patches, with and without batch norm."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Channels and convolutions of each stage; a 2x2 pooling halves the grid between stages, so that
 # 50 px end in a 6x6 feature map: enough cells for a CAM, few enough for each to see its surround.
@@ -47,4 +49,19 @@ class PatchCnn(nn.Module):
 
 def _convolution(in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:
     # Padding by zeros would darken the rim of every patch's CAM, and the mosaic show a lattice.
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="replicate", bias=bias)
+    return _Convolution(
+        in_channels, out_channels, 3, padding=1, padding_mode="replicate", bias=bias
+    )
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution that replicates the rim, also where torch.compile gets that wrong."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (N, out, H, W) of a map (N, in, H, W)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        # Of its own padding's gradient, torch 2.15 expects another order in memory than it gets.
+        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
+        x = torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
+        return F.conv2d(x, self.weight, self.bias)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -42,12 +43,17 @@ class Compute:
         return f"{name}, {self.precision}"
 
 
-def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+def choose_compute(
+    device: str = "auto", precision: str = "auto", *, compiled: bool = False
+) -> Compute:
     """Return the device and precision asked for, "auto" resolved to the best there is.
 
     Raises:
-        DeviceError: This machine has no such device, or it cannot compute in that precision.
+        DeviceError: This machine has no such device, it cannot compute in that precision, or
+            nothing can be compiled here.
     """
+    if compiled and not shutil.which(os.environ.get("CXX", "g++")):
+        raise DeviceError("--compile needs a C++ compiler; install g++, or train without it")
     chosen = _choose_device(device)
     if chosen.type == "cpu":
         torch.set_num_threads(_num_threads())
@@ -62,7 +68,7 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         # Else convolutions on a GPU round to TF32's 10 bits.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return Compute(chosen, precision)
+    return Compute(chosen, precision, compiled)
 
 
 def _num_threads() -> int:
