@@ -203,7 +203,12 @@ def set_up(
         rows=rows,
         micro_batch=min(micro_batch or part, part),
         record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
-        fresh_loss=torch.zeros((), device=compute.device),
+        # Doubles add up to the same wherever a stop divides the sum; MPS has none.
+        fresh_loss=torch.zeros(
+            (),
+            dtype=torch.float32 if compute.device.type == "mps" else torch.float64,
+            device=compute.device,
+        ),
     )
 
 
