@@ -433,3 +433,11 @@ def test_killed_processes_lose_nothing(six: Path):
     log = process.communicate(timeout=200)[1]
     assert process.returncode == 0, log
     assert_six(six)
+
+
+def test_a_space_of_a_million_points_is_checked_at_once():
+    axes = {name: tuple(range(1, 101)) for name in ("seed", "patience", "batch_size")}
+    spec = replace(GRID, sampler="random", trials=1, axes={**axes, "split": ("auto", "canonical")})
+    assert spec.num_points == 2_000_000
+    assert [point["split"] for point in spec.points("split")] == ["auto", "canonical"]
+    assert {point["seed"] for point in spec.points("split")} == {1}

@@ -110,13 +110,12 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
     """Raise where there is no such device, model or file of weights, or no split can be made."""
     choose_compute(device)
-    for config in {(c.model, c.weights): c for c in map(spec.config, spec.points())}.values():
+    for config in map(spec.config, spec.points("model", "weights")):
         resolve(config)
         weights_fingerprint(config)
     if {"seed", "split"} & spec.axes.keys():
         logger.warning("trials with another seed or split may be measured on other val patients")
-    configs = {config.split: config for config in map(spec.config, spec.points())}
-    for config in configs.values():
+    for config in map(spec.config, spec.points("split")):
         make_split(pack, config.split, seed=config.seed)
 
 

@@ -134,11 +134,20 @@ class SearchSpec:
         """How many trials the whole search has."""
         return self.num_points if self.sampler == "grid" else self.trials
 
-    def points(self) -> Iterator[dict[str, Value]]:
-        """Yield the points of the grid, the last axis fastest; of a range, its two ends."""
-        values = (
+    def points(self, *varied: str) -> Iterator[dict[str, Value]]:
+        """Yield the points of the grid, the last axis fastest; of a range, its two ends.
+
+        Args:
+            varied: Axes to go through, with the others at their first value; none: all axes.
+        """
+        values = [
             (axis.low, axis.high) if isinstance(axis, Span) else axis for axis in self.axes.values()
-        )
+        ]
+        if varied:
+            values = [
+                value if name in varied else value[:1]
+                for name, value in zip(self.axes, values, strict=True)
+            ]
         for point in itertools.product(*values):
             yield dict(zip(self.axes, point, strict=True))
 
