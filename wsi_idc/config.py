@@ -88,7 +88,7 @@ class TrainConfig:
         "classes equally often; focal: weigh hard patches up.",
     )
     focal_gamma: float = _option(2.0, "Exponent of the focal loss.")
-    label_smoothing: float = _option(0.0, "Share of a label given to the other class.")
+    label_smoothing: float = _option(0.0, "Share of each label that is spread over both classes.")
     augment: str = _option(
         "light",
         "light: flips, quarter turns, a little of brightness, contrast, saturation; strong: also "

@@ -58,6 +58,7 @@ def test_a_search_says_its_table_and_what_to_do_next(
 
     said = Said(capsys, "job", "runs/rates/best.toml", "--device", "cpu", "--json", "-q")
     assert (said.code, said.err) == (0, "")
+    assert json.loads(said.out)["run"] == "runs/rates-best"
     again, best = (
         load_checkpoint(Path(json.loads(said.out)["checkpoint"])),
         load_checkpoint(Path(checkpoint)),

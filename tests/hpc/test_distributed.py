@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.data.pack import Pack
+from wsi_idc.errors import RunError
 from wsi_idc.hpc.distributed import ALONE, World, joined
 
 # Dropout and batch norm see a process's own part of a batch; without them the sums must agree.
@@ -124,3 +125,10 @@ def test_a_signal_to_one_process_stops_all_with_everything_saved(cohort: Pack, t
             process.kill()
     assert [process.returncode for process in processes] == [75, 75], said
     assert (out / "last.pt").exists()
+
+
+def test_srun_without_a_place_to_meet_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(RunError, match="set MASTER_ADDR"), joined("cpu"):
+        pass

@@ -63,3 +63,10 @@ def test_half_precision_logits_are_summed_in_full():
 def test_class_weights_even_out_the_classes():
     weight = inverse_frequency(np.array([0, 0, 0, 1]))
     assert weight.tolist() == [4 / 6, 2.0]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_of_a_sure_patch_has_a_slope(gamma: float):
+    logits = torch.tensor([[40.0, -40.0]], requires_grad=True)
+    Objective(torch.ones(2), focal_gamma=gamma).sum(logits, Labels(torch.tensor([0]))).backward()
+    assert torch.isfinite(logits.grad).all()

@@ -40,17 +40,18 @@ def test_each_plateau_of_half_the_patience_takes_the_rate_to_a_tenth():
     assert plateau_share(TrainConfig(), values) == 1.0
 
 
+@pytest.mark.parametrize("decay", [0.3, 0.0])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_every_weight_is_in_one_group_and_only_weights_decay(name: str):
+def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: float):
     network = classifier()
-    config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=0.3)
+    config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=decay)
     groups = make_optimizer(network, config).param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(network.parameters()))
     for group in groups:
         assert group["lr"] == 0.1
         for parameter in group["params"]:
-            assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
+            assert group["weight_decay"] == (decay if parameter.ndim > 1 else 0.0)
 
 
 @pytest.mark.parametrize("name", ["cnn-bn", "resnet18", "efficientnet-b0"])

@@ -14,6 +14,7 @@ from wsi_idc.data.splits import Split, make_split
 from wsi_idc.errors import BusyError, CheckpointError, RunError, StoppedError
 from wsi_idc.files import locked
 from wsi_idc.hpc.preempt import StopRequest
+from wsi_idc.learn.journal import Journal
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.state import resolve, set_up
 from wsi_idc.learn.train import train, what_is_asked
@@ -416,3 +417,84 @@ def test_another_file_of_weights_is_another_training(
     one = what_is_asked(config, cohort, split)
     file.write_bytes(b"other")
     assert what_is_asked(config, cohort, split) != one
+
+
+def test_a_kill_before_the_last_epoch_is_noted_loses_no_record(
+    cohort: Pack,
+    split: Split,
+    trained: Checkpoint,
+    compute: Compute,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    run = Run(tmp_path / "run")
+    note = Journal.note
+
+    def killed(journal: Journal) -> None:
+        if journal._training.place.epoch == 2:
+            raise KeyboardInterrupt
+        note(journal)
+
+    monkeypatch.setattr(Journal, "note", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, cohort, split, run=run, compute=compute)
+    assert len(history(run)) == 1
+    train(CONFIG, cohort, split, run=run, compute=compute)
+    assert history(run) == history(Run(trained.source.parent))
+
+
+def test_an_overwriting_training_that_was_stopped_goes_on(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run = Run(tmp_path / "run")
+    config = replace(CONFIG, epochs=1)
+    first = train(config, cohort, split, run=run, compute=compute)
+    stops = StopAfter(3), StopAfter(2), None
+    for stop in stops[:2]:
+        with pytest.raises(StoppedError):
+            train(config, cohort, split, run=run, compute=compute, overwrite=True, stop=stop)
+    assert torch.load(run.last, weights_only=True)["place"]["step"] == 7
+    again = train(config, cohort, split, run=run, compute=compute, overwrite=True)
+    assert same_weights(again, first)
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_no_checkpoints_fault(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    # One step an epoch: its loss is finite, what it does to the weights is not.
+    config = TrainConfig(
+        model="cnn", batch_size=10_000, optimizer="sgd", learning_rate=1e30, clip_norm=0.0
+    )
+    with pytest.raises(RunError, match=r"not finite in epoch 1 .no epoch is kept.; lower"):
+        train(config, cohort, split, run=Run(tmp_path / "run"), compute=compute)
+
+
+@pytest.mark.parametrize(("model", "input_size"), [("cnn", 3), ("resnet18", 32)])
+def test_images_too_small_for_the_network_are_refused(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, model: str, input_size: int
+):
+    config = TrainConfig(model=model, input_size=input_size, weights="none")
+    with pytest.raises(CheckpointError, match=f"cannot work on images of {input_size} px"):
+        train(config, cohort, split, run=Run(tmp_path / "run"), compute=compute)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_are_forgotten_where_memory_did_not_run_out(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "run")
+    config = replace(CONFIG, epochs=1)
+    train(config, cohort, split, run=run, compute=compute, micro_batch=5)
+    assert torch.load(run.last, weights_only=True)["micro_batch"] is None
+
+
+def test_the_same_weights_at_another_path_are_the_same_training(
+    cohort: Pack, split: Split, trained: Checkpoint, tmp_path: Path
+):
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(trained.source.read_bytes())
+    one, other = (
+        what_is_asked(replace(CONFIG, weights=str(path)), cohort, split)
+        for path in (trained.source, copy)
+    )
+    assert one == other

@@ -8,6 +8,7 @@ import click
 from wsi_idc.cli.options import (
     config_options,
     data_option,
+    device_option,
     json_option,
     logging_options,
     say_json,
@@ -29,7 +30,7 @@ def bench() -> None:
 @bench.command("train")
 @config_options
 @data_option
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 @click.option(
     "--steps",
     type=click.IntRange(min=8),

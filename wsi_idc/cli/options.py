@@ -52,12 +52,47 @@ def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--device``."""
+    return click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+    )(command)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says how, and not what, to train."""
+    options = [
+        data_option,
+        device_option,
+        click.option(
+            "--micro-batch",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Patches computed at once, more are accumulated into one step; 0: the batch, "
+            "halved where memory runs out.",
+        ),
+        click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile."),
+        click.option(
+            "--save-minutes",
+            type=click.FloatRange(min=0),
+            default=5.0,
+            show_default=True,
+            help="Save so often within an epoch.",
+        ),
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            help="Train anew where there is a finished run, or one with other settings.",
+        ),
+    ]
+    return _all_of(options, command)
+
+
 def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--device``, ``--precision`` and ``--batch-size`` for running a trained model."""
     options = [
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
-        ),
+        device_option,
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -9,6 +9,7 @@ import click
 from wsi_idc.cli.options import (
     PATH,
     data_option,
+    device_option,
     json_option,
     logging_options,
     one_line,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("job", type=PATH)
 @data_option
 @click.option("--out", type=PATH, help="Folder of the search.  [default: runs/NAME]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 @json_option
 @logging_options
 def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:

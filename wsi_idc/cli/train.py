@@ -9,9 +9,9 @@ import click
 from wsi_idc.cli.options import (
     PATH,
     config_options,
-    data_option,
     json_option,
     logging_options,
+    run_options,
     say,
     say_json,
     say_rows,
@@ -27,26 +27,8 @@ logger = logging.getLogger(__name__)
 
 @click.command()
 @config_options
-@data_option
+@run_options
 @click.option("--out", type=PATH, help="Run directory.  [default: runs/MODEL-DIGEST]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--micro-batch",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Patches computed at once, more are accumulated into one step; 0: the batch, halved "
-    "where memory runs out.",
-)
-@click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile.")
-@click.option(
-    "--save-minutes",
-    type=click.FloatRange(min=0),
-    default=5.0,
-    show_default=True,
-    help="Save so often within an epoch.",
-)
-@click.option("--overwrite", is_flag=True, help="Train anew where there is a run already.")
 @json_option
 @logging_options
 def train(

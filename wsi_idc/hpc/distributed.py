@@ -126,8 +126,13 @@ def joined(device: str) -> Iterator[World]:
     from torch import distributed
 
     on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
+    if on_gpu and (":" in device or local_rank >= torch.cuda.device_count()):
+        raise RunError(
+            f"{size} processes want a GPU each, of {torch.cuda.device_count()} on this machine; "
+            "start one a GPU, with --device auto"
+        )
     if on_gpu:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(local_rank)
     try:
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT
@@ -161,9 +166,15 @@ def _place() -> tuple[int, int, int]:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
     # SLURM_NTASKS alone says what the job may start, not what srun did.
     size = env.get("SLURM_STEP_NUM_TASKS", "1")
-    if "MASTER_ADDR" in env and size.isdecimal() and int(size) > 1:
-        return int(env["SLURM_PROCID"]), int(size), int(env.get("SLURM_LOCALID", "0"))
-    return 0, 1, 0
+    if not size.isdecimal() or int(size) == 1:
+        return 0, 1, 0
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        raise RunError(
+            f"srun started {size} processes that do not know where to meet; set MASTER_ADDR to the "
+            'first of `scontrol show hostnames "$SLURM_JOB_NODELIST"` and MASTER_PORT to a free '
+            "port, or start one process with srun --ntasks=1"
+        )
+    return int(env["SLURM_PROCID"]), int(size), int(env.get("SLURM_LOCALID", "0"))
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -20,6 +20,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.hpc.distributed import World
 from wsi_idc.learn.objective import Labels, inverse_frequency
 
+# What a draw is for comes first: numpy pads seeds by zeros, so [1, 2] and [1, 2, 0] are one.
+_ORDER, _STEP = 0, 1
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,7 +52,7 @@ def epoch_order(
     label: NDArray[np.integer], *, imbalance: str, seed: int, epoch: int
 ) -> NDArray[np.int64]:
     """Return positions in ``label`` in the order in which an epoch takes them."""
-    rng = np.random.default_rng([seed, epoch])
+    rng = np.random.default_rng([_ORDER, seed, epoch])
     if imbalance != "oversample":
         return rng.permutation(len(label))
     weights = inverse_frequency(label)[label]
@@ -110,7 +113,7 @@ def _read(
     world: World,
     pin: bool,
 ) -> Batch:
-    seed = int(np.random.default_rng([config.seed, *place]).integers(2**62))
+    seed = int(np.random.default_rng([_STEP, config.seed, *place]).integers(2**62))
     generator = torch.Generator().manual_seed(seed)
     draws = draw(config.augment, len(rows), generator=generator)
     part = world.part(len(rows))

@@ -81,7 +81,7 @@ def bench_train(
             for kind, source in enumerate((real, ready)):
                 spent[kind] += _seconds(source, a_round, compute)
                 bar.update(a_round)
-    num_patches = a_round * _NUM_ROUNDS * min(config.batch_size, len(whole.rows["train"]))
+    num_patches = a_round * _NUM_ROUNDS * whole.patches_a_step
     return TrainBench(num_patches / spent[0], num_patches / spent[1], num_patches)
 
 

@@ -6,13 +6,10 @@ from typing import Any
 
 from wsi_idc.data.pictures import augmented_samples
 from wsi_idc.learn.curves import plot_curves
+from wsi_idc.learn.runs import CURVES, EVENTS, SAMPLES
 from wsi_idc.learn.state import Training
 
 logger = logging.getLogger(__name__)
-
-CURVES = "curves.png"
-SAMPLES = "augment.png"
-EVENTS = "tensorboard"
 
 
 class Journal:
@@ -36,6 +33,11 @@ class Journal:
                 path=folder / SAMPLES,
             )
         self._board = _open_board(training)
+        # A killed process may have saved an epoch that it did not live to note.
+        for record in training.place.history:
+            self._add(record)
+        if training.place.history:
+            self._write()
 
     def __enter__(self) -> "Journal":
         return self
@@ -51,21 +53,25 @@ class Journal:
 
     def note(self) -> None:
         """Note the epoch that has just ended."""
-        training, history = self._training, self._training.place.history
-        if not training.world.is_writer:
-            return
-        training.run.write_history(history)
-        best = training.place.best_epoch
-        plot_curves(history, training.run.folder / CURVES, best_epoch=best)
+        if self._training.world.is_writer:
+            self._add(self._training.place.history[-1])
+            self._write()
+
+    def _add(self, record: dict[str, Any]) -> None:
         if self._board is None:
             return
-        epoch = history[-1]["epoch"]
-        for name, value in history[-1].items():
+        for name, value in record.items():
             # Train and val in one chart: TensorBoard groups by what is before the slash.
             role, _, metric = name.partition("_")
             tag = f"{metric}/{role}" if role in ("train", "val") else name
-            self._board.add_scalar(tag, value, epoch)
-        self._board.flush()
+            self._board.add_scalar(tag, value, record["epoch"])
+
+    def _write(self) -> None:
+        run, place = self._training.run, self._training.place
+        run.write_history(place.history)
+        plot_curves(place.history, run.folder / CURVES, best_epoch=place.best_epoch)
+        if self._board is not None:
+            self._board.flush()
 
 
 def _open_board(training: Training) -> Any:
@@ -75,7 +81,5 @@ def _open_board(training: Training) -> Any:
     except ImportError:
         logger.info("TensorBoard is not installed: no events are written")
         return None
-    # What a killed process noted of epochs that are done again must not show twice.
-    return SummaryWriter(
-        str(training.run.folder / EVENTS), purge_step=len(training.place.history) + 1
-    )
+    # What earlier processes noted is noted again, and must not show twice.
+    return SummaryWriter(str(training.run.folder / EVENTS), purge_step=1)

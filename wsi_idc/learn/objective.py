@@ -77,7 +77,8 @@ class Objective:
         if self.focal_gamma == 0:
             return losses
         found = logits.softmax(1).gather(1, label[:, None])[:, 0]
-        return (1 - found) ** self.focal_gamma * losses
+        # Away from 0, where a root has no slope.
+        return (1 - found).clamp(min=1e-6) ** self.focal_gamma * losses
 
 
 def inverse_frequency(label: NDArray[np.integer]) -> NDArray[np.float64]:

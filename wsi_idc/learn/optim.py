@@ -19,8 +19,8 @@ def make_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.op
     groups = []
     for depth, parameters in enumerate(reversed(_stages(classifier))):
         rate = config.learning_rate * config.layer_decay**depth
-        for decay in (config.weight_decay, 0.0):
-            chosen = [p for p in parameters if (p.ndim > 1) == (decay == config.weight_decay)]
+        for is_weight, decay in ((True, config.weight_decay), (False, 0.0)):
+            chosen = [p for p in parameters if (p.ndim > 1) == is_weight]
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
     if config.optimizer == "sgd":

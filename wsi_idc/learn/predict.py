@@ -69,7 +69,8 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """Return the logits, shape (N, num_classes), of the pack's patches ``rows``."""
     found = predict(classifier, pack, rows, compute=compute, batch_size=batch_size)
-    return np.concatenate([part.logit for part in found])
+    none = np.empty((0, len(pack.info.class_names)), np.float32)
+    return np.concatenate([none, *(part.logit for part in found)])
 
 
 @torch.inference_mode()

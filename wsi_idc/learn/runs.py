@@ -6,6 +6,7 @@ epoch, ``best.pt`` is the checkpoint, ``last.pt`` the state to go on from.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from wsi_idc.errors import RunError
 from wsi_idc.files import locked, write_json, write_text
 
 FORMAT = "wsi-idc-run"
+HISTORY = "metrics.jsonl"
+CURVES = "curves.png"
+SAMPLES = "augment.png"
+EVENTS = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Return whether the training came to its end."""
-        return self.is_there() and self.read().get("status") == "finished"
+        return self.best.exists() and self.is_there() and self.read().get("status") == "finished"
 
     def is_there(self) -> bool:
         """Return whether a training was started here."""
@@ -68,6 +73,10 @@ class Run:
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise RunError(f"{self.folder} is not empty and no run; give another --out")
+
+    def asks(self, asked: Mapping[str, Any]) -> bool:
+        """Return whether the folder holds a run that asked for just this."""
+        return self.is_there() and self.read().get("asked") == asked
 
     def check_same(self, asked: Mapping[str, Any]) -> None:
         """Raise where the folder holds a run that asked for something else than ``asked``.
@@ -91,8 +100,9 @@ class Run:
             RunError: The folder holds something else than a run.
         """
         self.check_ours()
-        for name in ("last.pt", "best.pt", "metrics.jsonl"):
+        for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / EVENTS, ignore_errors=True)
         self.write("running", asked, more)
 
     def write(self, status: str, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -104,7 +114,7 @@ class Run:
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl, a line an epoch."""
         lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
-        write_text(self.folder / "metrics.jsonl", lines)
+        write_text(self.folder / HISTORY, lines)
 
     @contextmanager
     def held(self, *, by: bool = True) -> Iterator[None]:

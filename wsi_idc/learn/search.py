@@ -25,6 +25,7 @@ from wsi_idc.learn.study import Claim, Pruned, Study, waiting_for
 from wsi_idc.learn.train import train
 from wsi_idc.learn.trials import SearchResult, ranked, run_folder, write_result
 from wsi_idc.models.device import choose_compute
+from wsi_idc.models.registry import architecture, check_input_px
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,8 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
     """Raise where there is no such device, model or file of weights, or no split can be made."""
     choose_compute(device)
-    for config in map(spec.config, spec.points("model", "weights")):
-        resolve(config)
+    for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
+        check_input_px(architecture(config.model), config.input_size or pack.info.patch_px)
         weights_fingerprint(config)
     if {"seed", "split"} & spec.axes.keys():
         logger.warning("trials with another seed or split may be measured on other val patients")

@@ -28,7 +28,13 @@ from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, load_sta
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
 from wsi_idc.models.pretrained import Normalisation, load_imagenet, load_weights_file
-from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, Architecture, architecture
+from wsi_idc.models.registry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Architecture,
+    architecture,
+    check_input_px,
+)
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -77,6 +83,7 @@ class Training:
         odds_shift: What the handling of the imbalance adds to the log odds of IDC.
         rows: Role to rows of the pack with a known label.
         micro_batch: Patches that a process computes at once.
+        was_halved: Whether it was lowered because memory ran out.
         record: Provenance.
         fresh_loss: Sum of the loss, of this process, that is not yet in ``place``.
     """
@@ -96,6 +103,7 @@ class Training:
     odds_shift: float
     rows: dict[str, NDArray[np.int64]]
     micro_batch: int
+    was_halved: bool
     record: dict[str, Any]
     fresh_loss: Tensor
     place: Place = field(default_factory=Place)
@@ -104,6 +112,11 @@ class Training:
     def steps_an_epoch(self) -> int:
         """Whole batches of the train rows; a last one of few patches would upset batch norm."""
         return max(1, len(self.rows["train"]) // self.config.batch_size)
+
+    @property
+    def patches_a_step(self) -> int:
+        """The batch size, or all train patches where they are fewer."""
+        return min(self.config.batch_size, len(self.rows["train"]))
 
     @property
     def judged(self) -> PatchClassifier:
@@ -176,8 +189,13 @@ def set_up(
     classifier.to(compute.device).to(memory_format=torch.channels_last)
     if world.size > 1 and compute.device.type == "cuda":
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
-    if config.batch_size < world.size:
-        raise RunError(f"a batch of {config.batch_size} cannot be shared by {world.size} processes")
+    if min(config.batch_size, len(labels)) < world.size:
+        raise RunError(
+            f"a batch of {min(config.batch_size, len(labels))} cannot be shared by {world.size} "
+            "processes; start fewer, or give a larger --batch-size"
+        )
+    if config.freeze and config.weights == "none":
+        logger.warning("--freeze %d trains a head on random features: no weights", config.freeze)
     balance = inverse_frequency(labels) if config.imbalance in SHIFTING else np.ones(2)
     weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", compute, weight.round(3))
@@ -202,6 +220,7 @@ def set_up(
         odds_shift=math.log(balance[1] / balance[0]),
         rows=rows,
         micro_batch=min(micro_batch or part, part),
+        was_halved=False,
         record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
         # Doubles add up to the same wherever a stop divides the sum; MPS has none.
         fresh_loss=torch.zeros(
@@ -216,6 +235,7 @@ def _start(
     config: TrainConfig, arch: Architecture, pack: Pack, train_rows: NDArray[np.int64]
 ) -> PatchClassifier:
     """Return the classifier with the weights that it begins with, and the input these want."""
+    check_input_px(arch, config.input_size or pack.info.patch_px)
     network = arch.build(len(pack.info.class_names))
     wanted = None
     if config.weights == "imagenet":
@@ -295,7 +315,9 @@ def save_state(training: Training) -> None:
         "average": None if average is None else average.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
-        "micro_batch": training.micro_batch,
+        # Memory that ran out would run out again; what was merely asked for may change.
+        "micro_batch": training.micro_batch if training.was_halved else None,
+        "compute": str(training.compute),
         "place": asdict(training.place),
     }
     save_dict(training.run.last, content)
@@ -315,10 +337,15 @@ def resume(training: Training) -> None:
             training.average.load_state_dict(content["average"])
         training.optimizer.load_state_dict(content["optimizer"])
         training.scaler.load_state_dict(content["scaler"])
-        training.micro_batch = min(training.micro_batch, int(content["micro_batch"]))
+        if content["micro_batch"] is not None:
+            training.micro_batch = min(training.micro_batch, int(content["micro_batch"]))
+            training.was_halved = True
+        before, now = content["compute"], str(training.compute)
         training.place = Place(**content["place"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RunError(
             f"{path}: the state does not fit this run ({type(error).__name__}); "
-            "--overwrite trains anew"
+            "delete it to train anew"
         ) from None
+    if before != now:
+        logger.warning("begun on %s, going on on %s: not the very same numbers", before, now)

@@ -81,7 +81,7 @@ def _halve(training: Training) -> None:
             f"out of memory on {training.compute.device} with {training.micro_batch} patches at "
             f"once; give --micro-batch {max(1, smaller)}, or a smaller --input-size or --model"
         )
-    training.micro_batch = smaller
+    training.micro_batch, training.was_halved = smaller, True
     logger.warning(
         "out of memory on %s: from here on %d patches at once, still %d a step",
         training.compute.device,
@@ -98,9 +98,12 @@ def _backward(training: Training, batch: Batch) -> Tensor:
     torch.manual_seed(batch.seed + world.rank)
     total = objective.total(batch.all_labels.to(device))
     loss_sum = torch.zeros((), device=device)
-    for start in range(0, len(batch), training.micro_batch):
-        part = slice(start, start + training.micro_batch)
-        with _not_yet_shared(training.model, more=part.stop < len(batch)):
+    # As many parts in each process: batch norm over all of them waits in each.
+    largest = -(-len(batch.all_labels.label) // world.size)
+    num_parts = -(-largest // training.micro_batch)
+    for number in range(num_parts):
+        part = slice(*(len(batch) * at // num_parts for at in (number, number + 1)))
+        with _not_yet_shared(training.model, more=number + 1 < num_parts):
             images = _images(batch, part, device)
             with training.compute.autocast():
                 logits = training.model(images)

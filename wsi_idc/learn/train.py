@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.errors import RunError, StoppedError
+from wsi_idc.errors import CheckpointError, RunError, StoppedError
 from wsi_idc.hpc.distributed import ALONE, World
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn import metrics
@@ -63,7 +63,8 @@ def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, An
     roles = json.dumps(sorted(split.roles.items()))
     return {
         **resolve(config).as_dict(),
-        "weights_sha256": weights_fingerprint(config),
+        # Of a file what is in it counts, not its path.
+        **({"weights": sha256} if (sha256 := weights_fingerprint(config)) else {}),
         "split": split.spec,
         "data": pack.info.source_fingerprint,
         "mpp": pack.info.mpp,
@@ -96,7 +97,7 @@ def train(
         run: Where all of it is kept.
         compute: Device and precision.
         world: The processes that train together, this one among them.
-        overwrite: Replace a run that is there.
+        overwrite: Replace a run that is there, unless it is this very one, unfinished.
         micro_batch: Patches that a process computes at once; 0: its part of a batch. More are
             accumulated into one step.
         save_minutes: Save so often within an epoch.
@@ -126,7 +127,10 @@ def train(
     )
     world.wait()
     with run.held(by=world.is_writer):
-        if world.is_writer and (overwrite or not run.is_there()):
+        # What is unfinished and just this is gone on with, also by a job that asks to overwrite
+        # each time that it is put back into the queue.
+        begun = run.asks(asked) and not run.is_finished()
+        if world.is_writer and not begun:
             run.start(asked, {"provenance": training.record})
         world.wait()
         if run.last.exists():
@@ -183,8 +187,11 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
     what = f"epoch {place.epoch + 1}/{config.epochs}"
     if place.step:
         logger.info("going on in %s after %d steps", what, place.step)
-    size = training.steps_an_epoch * config.batch_size
-    with progress(size, what=what, done=place.step * config.batch_size) as bar:
+    with progress(
+        training.steps_an_epoch * training.patches_a_step,
+        what=what,
+        done=place.step * training.patches_a_step,
+    ) as bar:
         for num_patches in steps(training):
             bar.update(num_patches)
             now = time.monotonic()
@@ -212,13 +219,18 @@ def _mean_loss(training: Training) -> float:
     Raises:
         RunError: It is not finite; what was saved before stays.
     """
-    place, run = training.place, training.run
+    place = training.place
     place.loss_sum += training.world.sum(float(training.fresh_loss))
     training.fresh_loss.zero_()
     if math.isfinite(place.loss_sum):
         return place.loss_sum / place.step
+    raise _diverged(training)
+
+
+def _diverged(training: Training) -> RunError:
+    place, run = training.place, training.run
     kept = f"the best so far is {run.best}" if place.best_epoch else "no epoch is kept"
-    raise RunError(
+    return RunError(
         f"the loss is not finite in epoch {place.epoch + 1} ({kept}); "
         "lower --learning-rate or use --precision fp32, with another --out"
     )
@@ -238,7 +250,7 @@ def _close_epoch(training: Training) -> None:
         "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
         **{f"val_{name}": value for name, value in found.items() if name != "prevalence"},
         "learning_rate": training.optimizer.param_groups[0]["lr"],
-        "patches_per_second": training.steps_an_epoch * config.batch_size / place.seconds,
+        "patches_per_second": training.steps_an_epoch * training.patches_a_step / place.seconds,
     }
     place.history.append(epoch)
     is_best = _value(config, epoch) > place.best
@@ -270,13 +282,16 @@ def _val_logits(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
     """Return logits and labels of all val patches; the processes share the work."""
     rows, world = training.rows["val"], training.world
     world.copy_from_writer(training.judged.network)
-    part = predict_logits(
-        training.judged,
-        training.pack,
-        rows[world.part(len(rows))],
-        compute=training.compute,
-        batch_size=min(_EVAL_BATCH, 2 * training.micro_batch),
-    )
+    try:
+        part = predict_logits(
+            training.judged,
+            training.pack,
+            rows[world.part(len(rows))],
+            compute=training.compute,
+            batch_size=min(_EVAL_BATCH, 2 * training.micro_batch),
+        )
+    except CheckpointError:  # logits that are not finite
+        raise _diverged(training) from None
     logit = np.concatenate(world.gather(part))
     return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
 

@@ -9,12 +9,14 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from wsi_idc.config import PATCH_PX
 from wsi_idc.errors import CheckpointError
 from wsi_idc.models.cnn import PatchCnn
-from wsi_idc.models.trace import find_layers
+from wsi_idc.models.trace import find_layers, map_cells
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MIN_CELLS = 2  # a CAM of one cell shows nothing
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,27 @@ def architecture(name: str) -> Architecture:
     known = torchvision.models.list_models(module=torchvision.models)
     if plain in known:
         return _of_torchvision(plain)
-    near = difflib.get_close_matches(plain, [*ARCHITECTURES, *known], n=3)
+    names = sorted({*ARCHITECTURES, *known})
+    near = difflib.get_close_matches(plain, names, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CheckpointError(
         f"unknown model {name!r}; {hint}There are {', '.join(ARCHITECTURES)} and torchvision's "
         "classifiers, such as mobilenet_v3_small"
     )
+
+
+def check_input_px(arch: Architecture, input_px: int) -> None:
+    """Raise where images of this size leave no map to take a CAM from.
+
+    Raises:
+        CheckpointError: They do.
+    """
+    if map_cells(arch.build, arch.cam_layer, input_px=input_px) < _MIN_CELLS:
+        usual = f"{arch.input_px} px is its own" if arch.input_px else f"{PATCH_PX} px is usual"
+        raise CheckpointError(
+            f"{arch.name} cannot work on images of {input_px} px, or makes no map of them; give "
+            f"another --input-size ({usual})"
+        )
 
 
 @functools.cache

@@ -100,7 +100,23 @@ def find_layers(name: str, build: Callable[[int], nn.Module]) -> Layers:
     return Layers(cam_layer, head, closed_form)
 
 
-def _outputs(network: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
+def map_cells(build: Callable[[int], nn.Module], cam_layer: str, *, input_px: int) -> int:
+    """Return how many cells the map of ``cam_layer`` has for images of ``input_px`` a side.
+
+    It is 0 where the network does not take images of this size.
+    """
+    network = skeleton(build, _NUM_CLASSES).to("meta").eval()
+    try:
+        done = _outputs(network, input_px=input_px)
+    # What layers answer an empty map, and attention one that it cannot divide.
+    except (RuntimeError, ValueError, AssertionError):
+        return 0
+    return max(out.shape[-2] * out.shape[-1] for name, _, out in done if name == cam_layer)
+
+
+def _outputs(
+    network: nn.Module, *, input_px: int = _INPUT_PX
+) -> list[tuple[str, nn.Module, Tensor]]:
     """Return name, module and output of every call in a forward pass, in order of completion."""
     done: list[tuple[str, nn.Module, Tensor]] = []
 
@@ -112,10 +128,12 @@ def _outputs(network: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
         module.register_forward_hook(functools.partial(note, name))
         for name, module in network.named_modules()
     ]
-    with torch.no_grad():
-        network(torch.empty(1, 3, _INPUT_PX, _INPUT_PX, device="meta"))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            network(torch.empty(1, 3, input_px, input_px, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return done
 
 
