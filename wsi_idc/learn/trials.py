@@ -8,22 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from wsi_idc.files import replacing, write_text
+from wsi_idc.figures import INK, house_style, save_png
+from wsi_idc.files import write_text
 from wsi_idc.learn.space import Axis, SearchSpec, Span, Value, in_words, shown
 
 TABLE, FIGURE, BEST_JOB = "trials.csv", "search.png", "best.toml"
 # In the order of a ranking; only the first three have a value of the metric.
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 _METRICS = ("average_precision", "auc", "f1", "sensitivity", "specificity")
-_COLOUR, _BEST_COLOUR, _INK = "#2f6db3", "#c2410c", "#333333"
-# A dollar sign in a value starts no formula.
-_STYLE = {"axes.spines.right": False, "axes.spines.top": False, "text.parse_math": False}
+_COLOUR, _BEST_COLOUR = "#2f6db3", "#c2410c"
 _MAX_COLUMNS = 3
 _MAX_TICK_LETTERS = 30
 _LETTERS_AN_INCH = 12
@@ -130,11 +127,9 @@ def write_result(result: SearchResult) -> None:
     write_text(result.folder / TABLE, table)
     if result.best is None:
         return
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = draw(result)
-        FigureCanvasAgg(figure)
-        with replacing(result.folder / FIGURE) as partial:
-            figure.savefig(partial, format="png", dpi=150)
+        save_png(figure, result.folder / FIGURE)
     write_text(result.folder / BEST_JOB, best_job(result))
 
 
@@ -225,7 +220,7 @@ def _draw_means(panel: Axes, result: SearchResult, name: str, axis: tuple[Value,
         known = [number for number in found if number is not None]
         if known:
             mean, at = sum(known) / len(known), _place(axis, value)
-            panel.hlines(mean, at - 0.25, at + 0.25, color=_INK, linewidth=1.5, label="mean")
+            panel.hlines(mean, at - 0.25, at + 0.25, color=INK, linewidth=1.5, label="mean")
 
 
 def _place(axis: Axis, value: Value) -> float:
