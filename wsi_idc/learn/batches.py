@@ -5,7 +5,6 @@ process takes its part: so neither a stop nor the number of devices changes what
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from wsi_idc.config import TrainConfig
 from wsi_idc.data.augment import Draws, draw, draw_mixup
 from wsi_idc.data.pack import Pack
 from wsi_idc.hpc.distributed import World
+from wsi_idc.learn.ahead import one_ahead
 from wsi_idc.learn.objective import Labels, inverse_frequency
 
 # What a draw is for comes first: numpy pads seeds by zeros, so [1, 2] and [1, 2, 0] are one.
@@ -93,14 +93,7 @@ def batches(
         chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
         return _read(config, pack, chosen, label[chosen], [epoch, step], world=world, pin=pin)
 
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, first_step) if first_step < num_steps else None
-        for step in range(first_step, num_steps):
-            assert ahead is not None
-            batch = ahead.result()
-            if step + 1 < num_steps:
-                ahead = reader.submit(read, step + 1)
-            yield batch
+    return one_ahead(read, range(first_step, num_steps))
 
 
 def _read(

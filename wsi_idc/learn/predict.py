@@ -1,7 +1,6 @@
 """Run a classifier over patches of a pack, in batches, while the next ones are being read."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
+from wsi_idc.learn.ahead import one_ahead
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, logits_and_cam
 from wsi_idc.models.device import Compute
@@ -101,12 +101,7 @@ def _read_ahead(pack: Pack, batches: list[NDArray[np.int64]], *, pin: bool) -> I
         patches = torch.from_numpy(pack.patches[rows])
         return patches.pin_memory() if pin else patches
 
-    with ThreadPoolExecutor(1) as reader:
-        following = [reader.submit(read, batch) for batch in batches[:1]]
-        for position in range(len(batches)):
-            if position + 1 < len(batches):
-                following.append(reader.submit(read, batches[position + 1]))
-            yield following.pop(0).result()
+    return one_ahead(read, batches)
 
 
 def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:
