@@ -498,3 +498,14 @@ def test_the_same_weights_at_another_path_are_the_same_training(
         for path in (trained.source, copy)
     )
     assert one == other
+
+
+def test_memory_that_runs_out_elsewhere_is_one_line(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("made")
+
+    monkeypatch.setattr("wsi_idc.learn.train.predict_logits", full)
+    with pytest.raises(RunError, match=r"out of memory on cpu; give --micro-batch 8"):
+        train(CONFIG, cohort, split, run=Run(tmp_path / "run"), compute=compute)

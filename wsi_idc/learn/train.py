@@ -107,7 +107,8 @@ def train(
 
     Raises:
         StoppedError: ``stop`` was set; everything is saved and the same call goes on.
-        RunError: ``run`` holds a training with other settings, or the loss is not finite.
+        RunError: ``run`` holds a training with other settings, the loss is not finite, or memory
+            ran out.
     """
     asked = what_is_asked(config, pack, split)
     # Whatever can be refused is refused before the folder is made.
@@ -126,27 +127,49 @@ def train(
         micro_batch=micro_batch,
     )
     world.wait()
-    with run.held(by=world.is_writer):
-        # What is unfinished and just this is gone on with, also by a job that asks to overwrite
-        # each time that it is put back into the queue.
-        begun = run.asks(asked) and not run.is_finished()
-        if world.is_writer and not begun:
-            run.start(asked, {"provenance": training.record})
-        world.wait()
-        if run.last.exists():
-            resume(training)
-        with Journal(training) as journal:
-            while not _is_over(training):
-                _train_epoch(training, stop, save_seconds=60 * save_minutes)
-                _close_epoch(training)
-                journal.note()
-                if on_epoch is not None:
-                    on_epoch(dict(training.place.history[-1]))
-        checkpoint = _finish(training)
-        if world.is_writer:
-            best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
-            run.write("finished", asked, {"provenance": training.record, "best": best})
-        return checkpoint
+    try:
+        with run.held(by=world.is_writer):
+            return _train(
+                training, asked, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
+            )
+    # Elsewhere than in a step, where a smaller part of the batch helps.
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"out of memory on {compute.device}; give --micro-batch "
+            f"{max(1, training.micro_batch // 2)}, or a smaller --input-size or --model"
+        ) from None
+
+
+def _train(
+    training: Training,
+    asked: dict[str, Any],
+    *,
+    stop: StopRequest | None,
+    save_seconds: float,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> Checkpoint:
+    """Do what is left of a training whose run this process, or its writer, holds."""
+    run, world = training.run, training.world
+    # What is unfinished and just this is gone on with, also by a job that asks to overwrite
+    # each time that it is put back into the queue.
+    begun = run.asks(asked) and not run.is_finished()
+    if world.is_writer and not begun:
+        run.start(asked, {"provenance": training.record})
+    world.wait()
+    if run.last.exists():
+        resume(training)
+    with Journal(training) as journal:
+        while not _is_over(training):
+            _train_epoch(training, stop, save_seconds=save_seconds)
+            _close_epoch(training)
+            journal.note()
+            if on_epoch is not None:
+                on_epoch(dict(training.place.history[-1]))
+    checkpoint = _finish(training)
+    if world.is_writer:
+        best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
+        run.write("finished", asked, {"provenance": training.record, "best": best})
+    return checkpoint
 
 
 def _is_over(training: Training) -> bool:
