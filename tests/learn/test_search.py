@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from tests.stops import StopAfter
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import BusyError, CheckpointError, DeviceError, JobError, StoppedError
 from wsi_idc.files import locked
 from wsi_idc.hpc.jobs import read_job
-from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn import study as study_module
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.search import search
@@ -42,19 +42,6 @@ split = "ratio:50/25/25"
 learning_rate = [1e-3, 3e-3, 1e-2]
 weight_decay = [0.0, 0.1]
 """
-
-
-class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at ``num_looks`` times."""
-
-    def __init__(self, num_looks: int) -> None:
-        super().__init__()
-        self.num_looks = num_looks
-
-    def __bool__(self) -> bool:
-        self.num_looks -= 1
-        self.signal_name = "SIGTERM"
-        return self.num_looks < 0
 
 
 def told(folder: Path) -> list[optuna.trial.FrozenTrial]:

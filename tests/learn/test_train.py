@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.stops import StopAfter
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.errors import BusyError, CheckpointError, RunError, StoppedError
 from wsi_idc.files import locked
-from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.journal import Journal
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.state import resolve, set_up
@@ -43,19 +43,6 @@ def history(run: Run) -> list[dict]:
     """Return the epochs' records, but for how long they took."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) | {"patches_per_second": None} for line in lines]
-
-
-class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at ``num_looks`` times."""
-
-    def __init__(self, num_looks: int) -> None:
-        super().__init__()
-        self.num_looks = num_looks
-
-    def __bool__(self) -> bool:
-        self.num_looks -= 1
-        self.signal_name = "SIGTERM"
-        return self.num_looks < 0
 
 
 def test_a_finished_run_has_what_it_should(trained: Checkpoint, cohort: Pack, split: Split):

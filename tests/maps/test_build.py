@@ -11,9 +11,9 @@ import pytest
 import torch
 from torchcam.methods import GradCAM
 
+from tests.stops import StopAfter
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError, StoppedError
-from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.evaluate import evaluate
 from wsi_idc.maps.build import MapReport, build_maps
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -195,23 +195,10 @@ def test_what_a_kill_left_behind_is_written_over(trained: Checkpoint, cohort: Pa
     assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
 
 
-class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at ``num_looks`` times."""
-
-    def __init__(self, num_looks: int) -> None:
-        super().__init__()
-        self.num_looks = num_looks
-
-    def __bool__(self) -> bool:
-        self.num_looks -= 1
-        self.signal_name = "SIGINT"
-        return self.num_looks < 0
-
-
 def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
-    with pytest.raises(StoppedError, match=r"Stopped by SIGINT with [1-5] of 6 maps made"):
+    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [1-5] of 6 maps made"):
         build(trained, cohort, cohort.patients, tmp_path, batch_size=16, stop=StopAfter(8))
     made = {path.name for path in tmp_path.iterdir()}
     assert 1 <= len(made) <= 5

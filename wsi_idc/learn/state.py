@@ -1,9 +1,8 @@
-"""The state of a training: set up from its configuration, saved, and read back."""
+"""The state of a training, and how it is set up from its configuration."""
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,6 @@ from wsi_idc.learn.objective import Objective, inverse_frequency
 from wsi_idc.learn.optim import make_optimizer, running_average
 from wsi_idc.learn.runs import Run
 from wsi_idc.models.batch_norm import is_folded, unfold_batch_norm
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, load_state, save_dict
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
 from wsi_idc.models.pretrained import Normalisation, load_imagenet, load_weights_file
@@ -39,7 +37,6 @@ from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
-STATE_FORMAT = "wsi-idc-training-state"
 RATE_FROM_SCRATCH = 1e-3
 RATE_PRETRAINED = 3e-4
 SGD_RATE_FACTOR = 10
@@ -270,82 +267,3 @@ def _histogram(pack: Pack, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     for start in range(0, len(rows), 4096):
         total += channel_histogram(pack.patches[rows[start : start + 4096]])
     return total
-
-
-def as_checkpoint(
-    training: Training,
-    *,
-    temperature: float = 1.0,
-    threshold: float = 0.5,
-    found: Mapping[str, Any] | None = None,
-) -> Checkpoint:
-    """Return the present weights as a checkpoint, uncalibrated unless said otherwise."""
-    classifier, info = training.judged, training.pack.info
-    spec = InputSpec(
-        patch_px=info.patch_px,
-        mpp=info.mpp,
-        input_px=classifier.input_px,
-        mean=tuple(classifier.mean.flatten().tolist()),
-        std=tuple(classifier.std.flatten().tolist()),
-    )
-    return Checkpoint(
-        architecture=training.config.model,
-        state=classifier.network.state_dict(),
-        input=spec,
-        class_names=info.class_names,
-        cam_layer=classifier.arch.cam_layer,
-        temperature=temperature,
-        threshold=threshold,
-        metrics=found or {},
-        split=dict(training.split.roles),
-        split_spec=training.split.spec,
-        provenance=training.record,
-        config=training.config.as_dict(),
-    )
-
-
-def save_state(training: Training) -> None:
-    """Write the run's last.pt in one atomic step, if this is the process that writes."""
-    if not training.world.is_writer:
-        return
-    average = training.average
-    content = {
-        "format": STATE_FORMAT,
-        "network": training.classifier.network.state_dict(),
-        "average": None if average is None else average.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": training.scaler.state_dict(),
-        # Memory that ran out would run out again; what was merely asked for may change.
-        "micro_batch": training.micro_batch if training.was_halved else None,
-        "compute": str(training.compute),
-        "place": asdict(training.place),
-    }
-    save_dict(training.run.last, content)
-
-
-def resume(training: Training) -> None:
-    """Go on where the run's last.pt is.
-
-    Raises:
-        RunError: The state is not of this run.
-    """
-    path = training.run.last
-    content = load_dict(path, kind=STATE_FORMAT)
-    try:
-        load_state(training.classifier.network, content["network"])
-        if training.average is not None:
-            training.average.load_state_dict(content["average"])
-        training.optimizer.load_state_dict(content["optimizer"])
-        training.scaler.load_state_dict(content["scaler"])
-        if content["micro_batch"] is not None:
-            training.micro_batch = min(training.micro_batch, int(content["micro_batch"]))
-            training.was_halved = True
-        before, now = content["compute"], str(training.compute)
-        training.place = Place(**content["place"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise RunError(
-            f"{path}: the state does not fit this run ({type(error).__name__}); "
-            "delete it to train anew"
-        ) from None
-    if before != now:
-        logger.warning("begun on %s, going on on %s: not the very same numbers", before, now)

@@ -30,15 +30,8 @@ from wsi_idc.learn.journal import Journal
 from wsi_idc.learn.optim import plateau_share, rate_share, set_rate
 from wsi_idc.learn.predict import predict_logits
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.state import (
-    Training,
-    as_checkpoint,
-    resolve,
-    resume,
-    save_state,
-    set_up,
-    weights_fingerprint,
-)
+from wsi_idc.learn.save import as_checkpoint, resume, save_state
+from wsi_idc.learn.state import Training, resolve, set_up, weights_fingerprint
 from wsi_idc.learn.step import prepare_model, step
 from wsi_idc.models.checkpoint import (
     Checkpoint,

@@ -1,0 +1,16 @@
+"""A signal at a chosen moment."""
+
+from wsi_idc.hpc.preempt import StopRequest
+
+
+class StopAfter(StopRequest):
+    """Asks to stop when it has been looked at ``num_looks`` times."""
+
+    def __init__(self, num_looks: int) -> None:
+        super().__init__()
+        self.num_looks = num_looks
+
+    def __bool__(self) -> bool:
+        self.num_looks -= 1
+        self.signal_name = "SIGTERM"
+        return self.num_looks < 0
