@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wsi_idc.errors import DataError, MapError
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import (
     is_map,
     map_path,
@@ -222,3 +222,50 @@ def test_a_patient_id_cannot_leave_the_folder(tmp_path: Path, patient: str):
 
 def test_an_odd_but_harmless_id_is_kept(tmp_path: Path):
     assert map_path(tmp_path, "<img src=x>").parent == tmp_path
+
+
+def test_what_was_asked_for_besides_comes_back(content: PatientMap, tmp_path: Path):
+    rng = np.random.default_rng(3)
+    slide = SlideView(
+        name="a.svs",
+        mpp=0.5,
+        width=1200,
+        height=800,
+        thumbnail=rng.integers(0, 255, (8, 12, 3), dtype=np.uint8),
+        tissue=rng.random((8, 12)) < 0.5,
+    )
+    asked = replace(
+        content,
+        source="slide",
+        coords=content.row_col[:, ::-1] * 400,
+        uncertainty=np.array([0.0, 0.1, 0.2], np.float32),
+        smoothed=np.array([0.2, 0.4, 0.8], np.float32),
+        smoothing={"sigma_um": 150.0, "temperature": 0.7, "threshold": 0.45},
+        slide=slide,
+    )
+    write_map(tmp_path / "P1.h5", asked)
+    found = read_map(tmp_path / "P1.h5")
+    assert found.smoothing == asked.smoothing
+    np.testing.assert_array_equal(found.uncertainty, asked.uncertainty)
+    np.testing.assert_array_equal(found.smoothed, asked.smoothed)
+    assert found.slide is not None
+    np.testing.assert_array_equal(found.slide.thumbnail, slide.thumbnail)
+    np.testing.assert_array_equal(found.slide.tissue, slide.tissue)
+    assert (found.slide.name, found.slide.mpp) == ("a.svs", 0.5)
+    assert found.level0_size == (1200, 800)
+    with h5py.File(tmp_path / "P1.h5") as file:
+        assert file["coords"].attrs["patch_size_level0"] == 400
+        assert file["coords"].attrs["level0_magnification"] == 20
+        assert file["coords"].attrs["target_magnification"] == 2.5
+        assert file["map/uncertainty"][1].tolist()[::2] == pytest.approx([0.1, 0.2])
+        assert file["map/probability_smoothed"][0, 1] == np.float32(0.2)
+        assert np.isnan(file["map/probability_smoothed"][0, 0])
+
+
+def test_a_map_without_cam_has_none(content: PatientMap, tmp_path: Path):
+    write_map(tmp_path / "P1.h5", replace(content, cam=None, cam_layer=""))
+    found = read_map(tmp_path / "P1.h5")
+    assert found.cam is None
+    assert found.uncertainty is found.smoothed is found.smoothing is found.slide is None
+    with pytest.raises(ValueError, match="without a CAM"):
+        found.cam_mosaic()

@@ -1,12 +1,15 @@
 """``wsi-idc info``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_idc.cli.options import PATH, json_option, logging_options, say_json, say_rows
 from wsi_idc.errors import WsiIdcError
+
+if TYPE_CHECKING:
+    from wsi_idc.maps.patient_map import PatientMap
 
 
 @click.command()
@@ -87,10 +90,17 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "labelled_idc": int((content.label == 1).sum()),
         "threshold": content.threshold,
         "temperature": content.temperature,
-        "cam": f"gradcam at {content.cam_layer}, {content.cam.shape[1]} x {content.cam.shape[2]}",
+        "cam": _describe_cam(content),
         "model": dict(content.model),
         "provenance": dict(content.provenance),
     }
+
+
+def _describe_cam(content: "PatientMap") -> str:
+    if content.cam is None:
+        return "none"
+    _, height, width = content.cam.shape
+    return f"{content.cam_method} at {content.cam_layer}, {height} x {width}"
 
 
 def _describe_checkpoint(file: Path) -> dict[str, Any]:

@@ -11,6 +11,26 @@ from wsi_idc.maps.grid import lay, mosaic, shape_of
 
 
 @dataclass(frozen=True)
+class SlideView:
+    """The slide that a map was made from, seen whole.
+
+    Attributes:
+        name: File name, without its folder.
+        mpp: Microns per level-0 px.
+        width, height: Of level 0, in px.
+        thumbnail: The whole slide, shape (h, w, 3), uint8.
+        tissue: Where tissue was found in the thumbnail, shape (h, w), bool.
+    """
+
+    name: str
+    mpp: float
+    width: int
+    height: int
+    thumbnail: NDArray[np.uint8]
+    tissue: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class PatientMap:
     """What a map file holds.
 
@@ -30,8 +50,15 @@ class PatientMap:
         logit: Shape (N, 2), float32.
         probability: Calibrated probability of IDC, shape (N,), float32.
         label: 0, 1 or -1 unknown, shape (N,), int8.
-        cam: Raw Grad-CAM of IDC, shape (N, h, w), float32.
+        cam: Raw Grad-CAM of IDC, shape (N, h, w), float32; None leaves it out.
         cam_layer: Name of the module that the CAM was taken from.
+        cam_method: How the CAM was computed.
+        uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
+            float32; None where there was one of each.
+        smoothed: Probability smoothed by the neighbours on the grid, shape (N,), float32; None
+            where it was not asked for.
+        smoothing: How, and the threshold that goes with it, JSON-ready.
+        slide: Where the patches were cut from; None for a pack.
         patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
     """
 
@@ -50,8 +77,13 @@ class PatientMap:
     logit: NDArray[np.float32]
     probability: NDArray[np.float32]
     label: NDArray[np.int8]
-    cam: NDArray[np.float32]
-    cam_layer: str
+    cam: NDArray[np.float32] | None = None
+    cam_layer: str = ""
+    cam_method: str = "gradcam"
+    uncertainty: NDArray[np.float32] | None = None
+    smoothed: NDArray[np.float32] | None = None
+    smoothing: Mapping[str, float] | None = None
+    slide: SlideView | None = None
     patches: NDArray[np.uint8] | None = None
 
     @property
@@ -59,14 +91,42 @@ class PatientMap:
         """Rows and cols of the grid."""
         return shape_of(self.row_col)
 
+    @property
+    def level0_mpp(self) -> float:
+        """Microns per level-0 px, the unit of ``coords``."""
+        return self.mpp if self.slide is None else self.slide.mpp
+
+    @property
+    def patch_size_level0(self) -> float:
+        """Side of a patch in level-0 px, whole only where the two resolutions divide."""
+        return self.patch_px * self.mpp / self.level0_mpp
+
+    @property
+    def level0_size(self) -> tuple[int, int]:
+        """Width and height of level 0 in px."""
+        if self.slide is not None:
+            return self.slide.width, self.slide.height
+        rows, cols = self.shape
+        return cols * self.patch_px, rows * self.patch_px
+
+    def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return one value a patch on the grid, shape (rows, cols), NaN where there is no patch."""
+        return lay(values, self.row_col, shape=self.shape, fill=np.nan)
+
     def probability_grid(self) -> NDArray[np.float32]:
         """Probability map, shape (rows, cols), NaN where there is no patch."""
-        return lay(self.probability, self.row_col, shape=self.shape, fill=np.nan)
+        return self.grid(self.probability)
 
     def label_grid(self) -> NDArray[np.int8]:
         """Labels, shape (rows, cols), -1 where unknown or no patch."""
         return lay(self.label, self.row_col, shape=self.shape, fill=-1)
 
     def cam_mosaic(self) -> NDArray[np.float32]:
-        """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch."""
+        """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch.
+
+        Raises:
+            ValueError: The map has no CAM.
+        """
+        if self.cam is None:
+            raise ValueError("the map was made without a CAM")
         return mosaic(self.cam, self.row_col, shape=self.shape, fill=np.nan)

@@ -119,6 +119,9 @@ def _draw_probability(
 
 def _draw_cam(ax: Axes, content: PatientMap, extent: tuple[float, float, float, float]) -> None:
     ax.set_title("Grad-CAM of IDC (raw, one scale for the patient)")
+    if content.cam is None:
+        ax.text(0.5, 0.5, "made without a CAM", transform=ax.transAxes, ha="center")
+        return
     top = float(np.percentile(content.cam, _CAM_TOP_PERCENTILE)) or 1.0
     drawn = ax.imshow(
         content.cam_mosaic(),

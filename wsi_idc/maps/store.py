@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
 from wsi_idc.maps.grid import centres_um, lay, mosaic, shape_of
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 FORMAT = "wsi-idc-map"
 FORMAT_VERSION = 1
 NUM_CLASSES = 2
 _MAX_CAM_SIDE = 256
+_MAX_THUMBNAIL_SIDE = 8192
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
+_OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
 
 
 def map_path(folder: Path, patient: str) -> Path:
@@ -48,7 +50,10 @@ def write_map(path: Path, content: PatientMap) -> None:
         _write_root(file, content)
         _write_columns(file, content)
         _write_map_group(file, content)
-        _write_cam_group(file, content)
+        if content.cam is not None:
+            _write_cam_group(file, content)
+        if content.slide is not None:
+            _write_slide(file, content.slide)
         if content.patches is not None:
             _write_image(file, content)
         file.attrs["complete"] = 1
@@ -80,21 +85,23 @@ def _write_root(file: h5py.File, content: PatientMap) -> None:
             "provenance": json.dumps(content.provenance),
         }
     )
+    if content.smoothing is not None:
+        file.attrs["smoothing"] = json.dumps(dict(content.smoothing))
 
 
 def _write_columns(file: h5py.File, content: PatientMap) -> None:
-    rows, cols = content.shape
     side = content.patch_px
-    level_dim = np.array([cols * side, rows * side])  # width, height
+    level_dim = np.array(content.level0_size)  # width, height
+    side_level0 = round(content.patch_size_level0)
     file["coords"] = content.coords
     file["coords"].attrs.update(
         {
             "name": content.patient,
             "patch_size": side,
             "patch_level": 0,
-            "patch_size_level0": side,
+            "patch_size_level0": side_level0,
             "patch_spacing_um_px": content.mpp,
-            "level0_magnification": _MAGNIFICATION_TIMES_MPP / content.mpp,
+            "level0_magnification": _MAGNIFICATION_TIMES_MPP / content.level0_mpp,
             "target_magnification": _MAGNIFICATION_TIMES_MPP / content.mpp,
             "overlap": 0,
             "downsample": np.array([1.0, 1.0]),
@@ -106,27 +113,38 @@ def _write_columns(file: h5py.File, content: PatientMap) -> None:
     file["logit"] = content.logit
     file["probability"] = content.probability
     file["label"] = content.label
+    for name, values in _optional_columns(content).items():
+        file[name] = values
+
+
+def _optional_columns(content: PatientMap) -> dict[str, NDArray[np.float32]]:
+    """Return what a map has only where it was asked for, one value a patch."""
+    columns = zip(_OPTIONAL_COLUMNS, (content.uncertainty, content.smoothed), strict=True)
+    return {name: values for name, values in columns if values is not None}
 
 
 def _write_map_group(file: h5py.File, content: PatientMap) -> None:
-    group = file.create_group("map")
+    group, optional = file.create_group("map"), _optional_columns(content)
     group.attrs.update(
         {
             "NX_class": "NXdata",
             "signal": "probability",
             "axes": ["y", "x"],
-            "auxiliary_signals": ["label", "index"],
+            "auxiliary_signals": ["label", "index", *optional],
             "title": f"Probability of IDC, patient {content.patient}",
         }
     )
     group["probability"] = content.probability_grid()
     group["label"] = content.label_grid()
+    for name, values in optional.items():
+        group[name] = content.grid(values)
     index = np.arange(len(content.row_col), dtype=np.int32)
     group["index"] = lay(index, content.row_col, shape=content.shape, fill=-1)
     _write_axes(group, content, cells=(1, 1))
 
 
 def _write_cam_group(file: h5py.File, content: PatientMap) -> None:
+    assert content.cam is not None
     group = file.create_group("cam")
     group.attrs.update(
         {
@@ -134,7 +152,7 @@ def _write_cam_group(file: h5py.File, content: PatientMap) -> None:
             "signal": "mosaic",
             "axes": ["y", "x"],
             "title": f"Grad-CAM of IDC, raw, patient {content.patient}",
-            "method": "gradcam",
+            "method": content.cam_method,
             "target_layer": content.cam_layer,
             "class": content.class_names[1],
             "normalized": 0,
@@ -144,6 +162,16 @@ def _write_cam_group(file: h5py.File, content: PatientMap) -> None:
     values = content.cam_mosaic()
     group.create_dataset("mosaic", data=values, compression="gzip", compression_opts=1)
     _write_axes(group, content, cells=content.cam.shape[1:])
+
+
+def _write_slide(file: h5py.File, slide: SlideView) -> None:
+    group = file.create_group("slide")
+    group.attrs.update(
+        {"name": slide.name, "mpp": slide.mpp, "width": slide.width, "height": slide.height}
+    )
+    options = {"compression": "gzip", "compression_opts": 1}
+    group.create_dataset("thumbnail", data=slide.thumbnail, **options)
+    group.create_dataset("tissue", data=slide.tissue.astype(np.uint8), **options)
 
 
 def _write_axes(group: h5py.Group, content: PatientMap, *, cells: tuple[int, ...]) -> None:
@@ -257,12 +285,10 @@ def _read(file: h5py.File) -> PatientMap:
         "logit": (num, 2),
     }
     shapes |= {"probability": (num,), "label": (num,)}
+    shapes |= {name: (num,) for name in _OPTIONAL_COLUMNS if name in file}
     for name, shape in shapes.items():
         if file[name].shape != shape:
             raise ValueError(f"/{name} has shape {file[name].shape}, not {shape}")
-    cam = file["cam/raw"]
-    if cam.ndim != 3 or cam.shape[0] != num or max(cam.shape[1:]) > _MAX_CAM_SIDE:
-        raise ValueError(f"/cam/raw has shape {cam.shape}")
     row_col = file["row_col"][:].astype(np.int32)
     if shape_of(row_col) != (int(attrs["rows"]), int(attrs["cols"])):
         raise ValueError("rows and cols do not fit /row_col")
@@ -289,6 +315,53 @@ def _read(file: h5py.File) -> PatientMap:
         logit=file["logit"][:].astype(np.float32),
         probability=file["probability"][:].astype(np.float32),
         label=file["label"][:].astype(np.int8),
-        cam=cam[:].astype(np.float32),
-        cam_layer=str(file["cam"].attrs["target_layer"]),
+        **_read_cam(file, num),
+        uncertainty=_read_column(file, "uncertainty"),
+        smoothed=_read_column(file, "probability_smoothed"),
+        smoothing=_read_smoothing(attrs),
+        slide=_read_slide(file),
+    )
+
+
+def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
+    """Return the fields of a PatientMap that are about CAMs, none where the file has none."""
+    if "cam" not in file:
+        return {}
+    raw = file["cam/raw"]
+    if raw.ndim != 3 or raw.shape[0] != num or not 0 < max(raw.shape[1:]) <= _MAX_CAM_SIDE:
+        raise ValueError(f"/cam/raw has shape {raw.shape}")
+    attrs = file["cam"].attrs
+    return {
+        "cam": raw[:].astype(np.float32),
+        "cam_layer": str(attrs["target_layer"]),
+        "cam_method": str(attrs["method"]),
+    }
+
+
+def _read_column(file: h5py.File, name: str) -> NDArray[np.float32] | None:
+    return file[name][:].astype(np.float32) if name in file else None
+
+
+def _read_smoothing(attrs: Any) -> dict[str, float] | None:
+    if "smoothing" not in attrs:
+        return None
+    return {str(key): float(value) for key, value in json.loads(attrs["smoothing"]).items()}
+
+
+def _read_slide(file: h5py.File) -> SlideView | None:
+    if "slide" not in file:
+        return None
+    group = file["slide"]
+    attrs, thumbnail, tissue = group.attrs, group["thumbnail"], group["tissue"]
+    if thumbnail.shape != (*tissue.shape, 3) or max(tissue.shape) > _MAX_THUMBNAIL_SIDE:
+        raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {tissue.shape}")
+    if not (np.isfinite(attrs["mpp"]) and attrs["mpp"] > 0):
+        raise ValueError("the slide's mpp is not a positive number")
+    return SlideView(
+        name=str(attrs["name"]),
+        mpp=float(attrs["mpp"]),
+        width=int(attrs["width"]),
+        height=int(attrs["height"]),
+        thumbnail=thumbnail[:].astype(np.uint8),
+        tissue=tissue[:].astype(bool),
     )
