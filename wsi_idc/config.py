@@ -17,6 +17,7 @@ MAX_SEED = 2**32 - 1
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")
 PREDICT_BATCH_SIZE = 64
+NUM_RESAMPLES = 2000  # of a bootstrap over patients
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
 
 
@@ -26,7 +27,7 @@ def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides which weights a training ends with, but for the data.
+    """Everything that decides which checkpoint a training ends with, but for the data.
 
     Raises:
         RunError: A value makes no sense.
@@ -105,6 +106,16 @@ class TrainConfig:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
 
+    threshold_by: str = _option(
+        "f1",
+        "Threshold with the largest F1 on val, or with the largest sum of sensitivity and "
+        "specificity (Youden).",
+        choices=("f1", "youden"),
+    )
+    target_sensitivity: float = _option(
+        0.0, "Instead, the largest threshold with at least this sensitivity on val; 0: don't."
+    )
+
     def __post_init__(self) -> None:
         for option in fields(self):
             _check_type(option.name, getattr(self, option.name), type(option.default))
@@ -128,10 +139,18 @@ class TrainConfig:
                 wanted = f"finite, {low} or more" if high == math.inf else f"from {low} to {high}"
                 raise RunError(f"{name} is {value}; it must be {wanted}")
 
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """The fields that decide the weights: all but how the finished ones are calibrated."""
+        return {k: v for k, v in asdict(self).items() if k not in CALIBRATION}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-ready."""
         return asdict(self)
 
+
+# The fields that may change when a training is finished: they do not touch its weights.
+CALIBRATION = ("threshold_by", "target_sensitivity")
 
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
@@ -146,6 +165,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 0.5),
     "mixup": (0, math.inf),
     "ema": (0, 0.99999),
+    "target_sensitivity": (0, 1),
 }
 
 

@@ -12,6 +12,7 @@ from wsi_idc.data.synth import write_cohort
 from wsi_idc.errors import StoppedError
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate, write_evaluation
+from wsi_idc.learn.method import Method
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.train import train
 from wsi_idc.maps.build import build_maps
@@ -50,11 +51,12 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     logger.info("training %s on %d synthetic patches", config.model, len(pack))
     run = Run(out / "runs" / f"{config.model}-{seed}")
     checkpoint = train(config, pack, split, run=run, compute=compute, stop=stop)
+    method = Method((checkpoint,))
     logger.info("evaluating on the test patients")
     evaluation = evaluate(
-        checkpoint,
+        method,
         pack,
-        choose_patients(checkpoint, pack, "test"),
+        choose_patients(method, pack, "test"),
         split="test",
         compute=compute,
         batch_size=PREDICT_BATCH_SIZE,
@@ -64,7 +66,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     write_evaluation(evaluation, folder)
     logger.info("mapping %d patients", len(pack.patients))
     maps = out / "maps"
-    build_maps(checkpoint, pack, pack.patients, maps, compute=compute, stop=stop)
+    build_maps(method, pack, pack.patients, maps, compute=compute, stop=stop)
     _render_all(maps, pack.patients, stop)
     return DemoResult(pack.path, run.best, evaluation, folder, maps)
 

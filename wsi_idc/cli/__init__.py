@@ -13,6 +13,7 @@ import click
 
 from wsi_idc import __version__
 from wsi_idc.cli.bench import bench
+from wsi_idc.cli.compare import compare
 from wsi_idc.cli.demo import demo
 from wsi_idc.cli.download import download
 from wsi_idc.cli.eval import eval_
@@ -68,6 +69,7 @@ _COMMANDS = (
     search,
     job,
     eval_,
+    compare,
     map_,
     render,
     info,

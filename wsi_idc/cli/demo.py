@@ -28,10 +28,10 @@ def demo(out: Path, seed: int) -> None:
     with stop_requests() as stop:
         result = run_demo(out, seed=seed, stop=stop)
     found = result.evaluation
-    low, high = found.intervals["auc"]
+    metrics, (low, high) = found.judged.metrics, found.judged.intervals["auc"]
     text = f"""
 Done. On {found.num_patches} patches of {found.num_patients} synthetic patients that the model had
-not seen: AUC {found.metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {found.metrics["f1"]:.3f}.
+not seen: AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.
 That says nothing about real tissue.
 
   pack        {result.pack}

@@ -1,106 +1,178 @@
 """``wsi-idc eval``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_idc.cli.options import (
     PATH,
-    checkpoint_option,
     compute_options,
     data_option,
     json_option,
     logging_options,
-    open_checkpoint,
+    method_options,
+    open_method,
+    resample_options,
     say,
     say_json,
     say_rows,
+    split_option,
 )
-from wsi_idc.config import MAX_SEED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from wsi_idc.learn.evaluate import Evaluation
 
 
 @click.command("eval")
-@checkpoint_option
+@click.argument("runs", nargs=-1, type=PATH)
+@method_options
 @data_option
+@split_option
 @click.option(
-    "--split",
-    type=click.Choice(["test", "val", "train", "unseen", "all"]),
-    default="test",
-    show_default=True,
-    help="Of the checkpoint's split; unseen: neither its train nor its val patients.",
+    "--out",
+    type=PATH,
+    help="[default: eval-SPLIT in the run, eval/ for the bundled model, ensembles and tables]",
 )
-@click.option("--out", type=PATH, help="[default: eval-SPLIT in the run, or eval/bundled-SPLIT]")
 @click.option("--allow-seen", is_flag=True, help="Also on patients that it was trained on.")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True)
+@click.option(
+    "--rank-by", default="auc", show_default=True, help="Metric that sorts the table of RUNS."
+)
+@click.option("--no-report", is_flag=True, help="Write tables only: no figures, no HTML page.")
+@resample_options
 @compute_options
 @json_option
 @logging_options
 def eval_(
-    checkpoint: Path | None,
+    runs: tuple[Path, ...],
+    checkpoints: tuple[Path, ...],
+    tta: bool,
+    smooth: bool,
     data: Path | None,
     split: str,
     out: Path | None,
     allow_seen: bool,
-    seed: int,
-    device: str,
-    precision: str,
-    batch_size: int,
+    rank_by: str,
+    no_report: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
-    """Measure a checkpoint on unseen patients.
+    """Measure checkpoints on unseen patients.
 
-    Intervals are 95 %, by bootstrap over patients. Writes metrics.json, patients.csv and
-    predictions.csv.
+    Intervals are 95 %, by bootstrap over patients. Writes metrics.json, patients.csv,
+    predictions.csv, figures/ and report.html.
+
+    Of several RUNS (run directories or .pt files) each is evaluated by itself, and a leaderboard
+    sets them beside published results. Several --checkpoint are one ensemble.
 
     \b
     Examples:
       wsi-idc eval
-      wsi-idc eval --checkpoint runs/mine --split val --json
+      wsi-idc eval --checkpoint runs/mine --tta --smooth
+      wsi-idc eval runs/a runs/b runs/c --rank-by average_precision
     """
     from wsi_idc.data.source import open_data
-    from wsi_idc.learn.evaluate import choose_patients, evaluate, write_evaluation
-    from wsi_idc.models.checkpoint import bundled_checkpoint
+    from wsi_idc.learn.evaluation_report import evaluate_into
+    from wsi_idc.learn.leaderboard import RANKABLE, leaderboard, same_patients, write_leaderboard
     from wsi_idc.models.device import choose_compute
 
-    compute = choose_compute(device, precision)
-    loaded = open_checkpoint(checkpoint)
+    if runs and checkpoints:
+        raise click.UsageError("give RUNS, each by itself, or --checkpoint, not both.")
+    if rank_by not in RANKABLE:
+        raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
+    compute = choose_compute(how.pop("device"), how.pop("precision"))
+    methods = [
+        open_method(given, tta=tta, smooth=smooth)
+        for given in ([(run,) for run in runs] or [checkpoints])
+    ]
     pack = open_data(data)
-    patients = choose_patients(loaded, pack, split, allow_seen=allow_seen)
-    evaluation = evaluate(
-        loaded,
-        pack,
-        patients,
-        split=split,
-        compute=compute,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    assert loaded.source is not None
-    bundled = loaded.source == bundled_checkpoint()
-    beside = loaded.source.parent / f"eval-{split}"
-    folder = out or (Path("eval", f"bundled-{split}") if bundled else beside)
-    write_evaluation(evaluation, folder)
+    found = []
+    for number, method in enumerate(methods):
+        name = str(runs[number]) if runs else "checkpoint"
+        folder = out / f"{number + 1}-{runs[number].stem}" if out and len(methods) > 1 else out
+        evaluation, written = evaluate_into(
+            folder,
+            method,
+            pack,
+            split=split,
+            allow_seen=allow_seen,
+            compute=compute,
+            with_report=not no_report,
+            **how,
+        )
+        found.append((name, evaluation))
+        if len(methods) == 1:
+            _say_evaluation(evaluation, written, as_json=as_json)
+    if len(methods) > 1:
+        table = leaderboard(found, rank_by=rank_by)
+        folder = out or Path("eval", f"leaderboard-{split}")
+        write_leaderboard(table, folder)
+        _say_leaderboard(
+            table, folder, rank_by=rank_by, is_fair=same_patients(found), as_json=as_json
+        )
+
+
+def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) -> None:
     if as_json:
         say_json({**evaluation.as_dict(), "out": folder})
         return
-    counts = evaluation.confusion
+    judged, counts = evaluation.judged, evaluation.judged.confusion
     say(
-        f"{split}: {evaluation.num_patches} patches of {evaluation.num_patients} patients, "
-        f"threshold {evaluation.threshold:.3f}"
+        f"{evaluation.split}: {evaluation.num_patches} patches of {evaluation.num_patients} "
+        f"patients, {judged.column.replace('_', ' ')}, threshold {judged.threshold:.3f}"
     )
-    say_rows((name, _with_interval(evaluation, name)) for name in evaluation.metrics)
+    say_rows((name, _with_interval(judged, name)) for name in judged.metrics)
+    for name, of in evaluation.regions.items():
+        say(
+            f"{name.replace('_', ' ')} of a patient: mean {of['mean']:.3f} "
+            f"[{of['low']:.3f}, {of['high']:.3f}], median {of['median']:.3f}, "
+            f"from {of['least']:.3f} to {of['largest']:.3f}"
+        )
+    if evaluation.raw is not None:
+        raw = evaluation.raw.metrics
+        say(f"without smoothing: AUC {raw['auc']:.4f}, F1 {raw['f1']:.4f}, ECE {raw['ece']:.4f}")
     say("confusion     called non-IDC  called IDC")
     say(f"  non-IDC     {counts.true_negative:14d}  {counts.false_positive:10d}")
     say(f"  IDC         {counts.false_negative:14d}  {counts.true_positive:10d}")
-    if evaluation.num_unknown:
-        say(f"{evaluation.num_unknown} patches of unknown label left out")
-    one_class = int(evaluation.patients["auc"].isna().sum())
-    if one_class:
-        say(f"{one_class} patients have one class only, so no AUC of their own")
+    for note in evaluation.notes:
+        say(f"note: {note}")
     say(f"written to {folder}")
 
 
-def _with_interval(evaluation: object, name: str) -> str:
-    value = evaluation.metrics[name]  # type: ignore[attr-defined]
-    interval = evaluation.intervals.get(name)  # type: ignore[attr-defined]
-    return f"{value:.4f}" + (f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+def _with_interval(judged: Any, name: str) -> str:
+    low, high = judged.intervals[name]
+    return f"{judged.metrics[name]:.4f}" + ("" if low != low else f"  [{low:.4f}, {high:.4f}]")
+
+
+def _say_leaderboard(
+    table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fair: bool, as_json: bool
+) -> None:
+    from wsi_idc.learn.leaderboard import MEASURED
+    from wsi_idc.learn.metrics import records
+
+    if as_json:
+        say_json({"leaderboard": records(table), "same_patients": is_fair, "out": folder})
+        return
+    columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
+    width = max(len(str(name)) for name in table["name"])
+    say(f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test")
+    for row in table.to_dict("records"):
+        ours = row["source"] == MEASURED
+        if not ours and row["name"] == table[table["source"] != MEASURED]["name"].iloc[0]:
+            say("published, on other patients, for context only:")
+        values = "  ".join(f"{_number(row[name]):>17}" for name in columns)
+        where = f"{row['test']}, {row['patients']:.0f} patients" if ours else row["test"]
+        say(
+            f"{row['rank']:4.0f}  {row['name']:{width}}  {values}  {where}"
+            if ours
+            else f"      {row['name']:{width}}  {values}  {where}"
+        )
+    if not is_fair:
+        say("note: these runs were not tested on the same patches, so the ranks mean little")
+    say(f"written to {folder}")
+
+
+def _number(value: float) -> str:
+    return "" if value != value else f"{value:.3f}"

@@ -86,7 +86,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "patch_px": content.patch_px,
         "mpp": content.mpp,
         "mpp_source": content.mpp_source,
-        "called_idc": float((content.probability >= content.threshold).mean()),
+        "called_idc": content.idc_fraction(),
         "labelled_idc": int((content.label == 1).sum()),
         "threshold": content.threshold,
         "temperature": content.temperature,

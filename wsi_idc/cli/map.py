@@ -8,13 +8,13 @@ import click
 
 from wsi_idc.cli.options import (
     PATH,
-    checkpoint_option,
     compute_options,
     data_option,
     json_option,
     logging_options,
+    method_options,
     one_line,
-    open_checkpoint,
+    open_method,
     say,
     say_json,
 )
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 @click.command("map")
 @click.option("--patient", "patients", multiple=True, help="A patient's id; may be repeated.")
 @click.option("--all", "everyone", is_flag=True, help="Every patient of the data.")
-@checkpoint_option
+@method_options
 @data_option
 @click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
 @click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
@@ -41,7 +41,9 @@ logger = logging.getLogger(__name__)
 def map_(
     patients: tuple[str, ...],
     everyone: bool,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
+    tta: bool,
+    smooth: bool,
     data: Path | None,
     out: Path,
     no_image: bool,
@@ -72,11 +74,11 @@ def map_(
         raise click.UsageError("give --patient P (once or more) or --all.")
     compute = choose_compute(device, precision)
     pack = open_data(data)
-    loaded = open_checkpoint(checkpoint)
+    method = open_method(checkpoints, tta=tta, smooth=smooth)
     logger.info("data: %s; device: %s", pack.path, compute)
     with stop_requests() as stop:
         report = build_maps(
-            loaded,
+            method,
             pack,
             pack.patients if everyone else list(dict.fromkeys(patients)),
             out,

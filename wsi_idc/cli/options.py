@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.config import DEFAULT_RUNS, PREDICT_BATCH_SIZE, TrainConfig
+from wsi_idc.config import (
+    DEFAULT_RUNS,
+    MAX_SEED,
+    NUM_RESAMPLES,
+    PREDICT_BATCH_SIZE,
+    TrainConfig,
+)
 from wsi_idc.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from wsi_idc.learn.method import Method
     from wsi_idc.models.checkpoint import Checkpoint
 
 PATH = click.Path(path_type=Path)
@@ -50,6 +57,32 @@ def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
         help="A .pt file, a run directory, or 'bundled'.  [default: the newest finished run in "
         "runs/, else the bundled model]",
     )(command)
+
+
+def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--checkpoint``, any number of them, ``--tta`` and ``--smooth``; for ``open_method``."""
+    options = [
+        click.option(
+            "--checkpoint",
+            "checkpoints",
+            type=PATH,
+            multiple=True,
+            help="A .pt file, a run directory, or 'bundled'; several are an ensemble, whose "
+            "probabilities are averaged.  [default: the newest finished run in runs/, else the "
+            "bundled model]",
+        ),
+        click.option(
+            "--tta",
+            is_flag=True,
+            help="See each patch in 8 flips and quarter turns and average; takes 8 times as long.",
+        ),
+        click.option(
+            "--smooth",
+            is_flag=True,
+            help="Also smooth each patient's probabilities by their neighbours on the grid.",
+        ),
+    ]
+    return _all_of(options, command)
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,6 +144,32 @@ def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _all_of(options, command)
 
 
+def split_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--split``: which patients to evaluate."""
+    return click.option(
+        "--split",
+        type=click.Choice(["test", "val", "train", "unseen", "all"]),
+        default="test",
+        show_default=True,
+        help="Of the checkpoint's split; unseen: neither its train nor its val patients.",
+    )(command)
+
+
+def resample_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--seed`` and ``--num-resamples`` of a bootstrap."""
+    options = [
+        click.option(
+            "--num-resamples",
+            type=click.IntRange(100, 100_000),
+            default=NUM_RESAMPLES,
+            show_default=True,
+            help="Of the bootstrap over patients.",
+        ),
+        click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True),
+    ]
+    return _all_of(options, command)
+
+
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of TrainConfig, spelled as the field."""
     options = []
@@ -161,6 +220,18 @@ def say_rows(rows: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         say(f"{name:<{width}}  {value}")
+
+
+def open_method(checkpoints: Sequence[Path], *, tta: bool, smooth: bool) -> "Method":
+    """Read what ``method_options`` mean, and say which checkpoints they are.
+
+    Raises:
+        CheckpointError: One cannot be read or is not finished, or they do not go together.
+    """
+    from wsi_idc.learn.method import Method
+
+    given: Sequence[Path | None] = checkpoints or (None,)
+    return Method(tuple(open_checkpoint(one) for one in given), tta=tta, smooth=smooth)
 
 
 def open_checkpoint(given: Path | None) -> "Checkpoint":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name, replacing
-from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
+from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
@@ -115,6 +115,10 @@ class Pack:
     def patient_of(self) -> NDArray[np.str_]:
         """Patient id of each patch, shape (N,)."""
         return np.array(self.patients)[self.index["patient"]]
+
+    def cells(self) -> NDArray[np.int32]:
+        """Return the cell of each patch on its patient's grid, shape (N, 2), row and column."""
+        return cells_of(self.index[["x", "y"]].to_numpy(np.int32), patch_px=self.info.patch_px)
 
     def paths(self) -> list[str]:
         """Return the source path of each patch.

@@ -1,6 +1,8 @@
-"""How well a checkpoint does on patients that it has not seen."""
+"""How well a method does on patients that its checkpoints have not seen."""
 
-import math
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,33 +11,80 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.config import NUM_RESAMPLES
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError
 from wsi_idc.files import write_json, write_text
 from wsi_idc.learn import metrics as measure
-from wsi_idc.learn.calibrate import idc_probability
-from wsi_idc.learn.predict import check_fits, predict_logits
-from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.learn.bootstrap import (
+    Band,
+    interval,
+    resample_patients,
+    resampled_metrics,
+    roc_and_pr_bands,
+)
+from wsi_idc.learn.method import Method
+from wsi_idc.learn.regions import DISTANCES, border_distances, patient_table, summary
+from wsi_idc.models.checkpoint import bundled_checkpoint
 from wsi_idc.models.device import Compute
+from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
 
 ROLES = ("test", "val", "train", "unseen", "all")
+# Bands are drawn, not quoted: fewer resamples do.
+_RESAMPLES_OF_BANDS = 500
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How good one column of probabilities is.
+
+    Attributes:
+        column: "probability" or "probability_smoothed".
+        threshold: From which a patch is called IDC; set on val patients.
+        metrics: Name to value over all patches, NaN where there is none.
+        intervals: Name to 95 % interval by bootstrap over patients.
+        confusion: Counts.
+    """
+
+    column: str
+    threshold: float
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    confusion: measure.Confusion
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it JSON-ready; what is undefined is null."""
+        return {
+            "judged": self.column,
+            "threshold": self.threshold,
+            "metrics": measure.or_none(self.metrics),
+            "intervals_95": {
+                name: list(measure.or_none(dict(zip("lh", pair, strict=True))).values())
+                for name, pair in self.intervals.items()
+            },
+            "confusion": asdict(self.confusion),
+        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a checkpoint over some patients.
+    """What a method is worth over some patients.
 
     Attributes:
         split: Which patients: test, val, train, unseen or all.
         num_patients, num_patches: Evaluated; patches of unknown label are left out.
         num_unknown: Patches left out for that.
-        threshold: Probability from which a patch is called IDC, from the checkpoint.
-        metrics: Name to value over all patches.
-        intervals: Name to 95 % interval by bootstrap over patients.
-        confusion: Counts.
-        predictions: One row a patch: patient, x, y, label, probability.
-        patients: One row a patient: patches, prevalence, auc, sensitivity, specificity.
+        judged: The probabilities that the method ends with.
+        raw: The same before smoothing; None where nothing is smoothed.
+        ece_uncalibrated: ECE of the raw probabilities had no temperature been fitted.
+        by_border: The metrics of the patches at each distance from the label border.
+        regions: Spread of the patients' own AUC, Dice and area bias.
+        predictions: One row a patch: patient, x, y, label, probability, what else the method
+            gives, border_distance.
+        patients: One row a patient, as ``regions.patient_table`` has it.
+        bands: ROC and PR curve; None where there is only one class.
+        notes: What a reader should know, in sentences.
         record: What was evaluated on what, JSON-ready.
     """
 
@@ -43,63 +92,66 @@ class Evaluation:
     num_patients: int
     num_patches: int
     num_unknown: int
-    threshold: float
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    confusion: measure.Confusion
+    judged: Judged
+    raw: Judged | None
+    ece_uncalibrated: float
+    by_border: Mapping[int, Judged]
+    regions: Mapping[str, Mapping[str, float]]
     predictions: pd.DataFrame
     patients: pd.DataFrame
+    bands: tuple[Band, Band] | None
+    notes: tuple[str, ...]
     record: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all but the tables, JSON-ready; what is undefined is null."""
+        """Return all but the tables and curves, JSON-ready; what is undefined is null."""
         return {
             "split": self.split,
             "num_patients": self.num_patients,
             "num_patches": self.num_patches,
             "num_unknown": self.num_unknown,
-            "threshold": self.threshold,
-            "metrics": {name: _or_none(value) for name, value in self.metrics.items()},
-            "intervals_95": {
-                name: [_or_none(value) for value in pair] for name, pair in self.intervals.items()
+            **self.judged.as_dict(),
+            "ece_uncalibrated": self.ece_uncalibrated,
+            "unsmoothed": None if self.raw is None else self.raw.as_dict(),
+            "patients": {name: measure.or_none(of) for name, of in self.regions.items()},
+            "by_border_distance": {
+                str(distance): {"patches": sum(asdict(of.confusion).values()), **of.as_dict()}
+                for distance, of in self.by_border.items()
             },
-            "confusion": asdict(self.confusion),
+            "notes": list(self.notes),
             "provenance": self.record,
         }
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def choose_patients(
-    checkpoint: Checkpoint, pack: Pack, split: str, *, allow_seen: bool = False
+    method: Method, pack: Pack, split: str, *, allow_seen: bool = False
 ) -> list[str]:
     """Return the patients of the pack that a word stands for.
 
     Args:
-        checkpoint: Knows which patients it was trained on and chosen by.
+        method: Its checkpoints know which patients they were trained on and chosen by.
         pack: The data.
-        split: test, val or train of the checkpoint's split; unseen, neither its train nor val;
+        split: test, val or train of every checkpoint's split; unseen, in no one's train or val;
             or all.
-        allow_seen: Let it be evaluated on patients that it was trained on.
+        allow_seen: Let it be evaluated on patients that a checkpoint was trained on.
 
     Raises:
-        DataError: There is none, or the checkpoint was trained on one of them.
+        DataError: There is none, or a checkpoint was trained on one of them.
     """
     here = set(pack.patients)
     if split == "all":
         chosen = here
     elif split == "unseen":
-        chosen = here - checkpoint.patients("train", "val")
+        chosen = here - method.patients("train", "val")
     else:
-        chosen = here & checkpoint.patients(split)
+        chosen = here.intersection(*(one.patients(split) for one in method.checkpoints))
     if not chosen:
+        whose = "the checkpoint's" if len(method.checkpoints) == 1 else "all checkpoints'"
         raise DataError(
-            f"none of the checkpoint's {split} patients is in {pack.path}; "
+            f"none of {whose} {split} patients is in {pack.path}; "
             "use --split unseen for data of your own"
         )
-    seen = sorted(chosen & checkpoint.patients("train"))
+    seen = sorted(chosen & method.patients("train"))
     if seen and not allow_seen:
         raise DataError(
             f"the checkpoint was trained on {len(seen)} of these patients, {seen[0]} first: the "
@@ -109,7 +161,7 @@ def choose_patients(
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    method: Method,
     pack: Pack,
     patients: list[str],
     *,
@@ -117,73 +169,202 @@ def evaluate(
     compute: Compute,
     batch_size: int,
     seed: int = 0,
-    num_resamples: int = measure.NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> Evaluation:
-    """Predict every patch of known label of ``patients`` and compare with the labels.
+    """Predict every patch of ``patients`` and compare those of known label with their labels.
 
     Raises:
-        CheckpointError: The checkpoint does not fit the data.
+        CheckpointError: A checkpoint does not fit the data.
         DataError: No patch has a known label.
     """
-    check_fits(checkpoint, pack)
-    member = np.isin(pack.patient_of, patients)
+    method.check_fits(pack)
+    members = np.isin(pack.patient_of, patients)
     known = pack.index["label"].to_numpy() >= 0
-    rows = np.flatnonzero(member & known)
-    if len(rows) == 0:
+    if not (members & known).any():
         raise DataError(f"{pack.path}: no patch of these patients has a known label")
-    logit = predict_logits(checkpoint.build(), pack, rows, compute=compute, batch_size=batch_size)
-    probability = idc_probability(logit, temperature=checkpoint.temperature)
+    rows = np.flatnonzero(members)
+    logit = _logits(method, pack, rows, compute=compute, batch_size=batch_size)
+    everything = predictions_table(method, pack, rows, logit)
+    is_known = known[rows]
+    predictions = everything[is_known].reset_index(drop=True)
+    cells = pack.cells()[rows][is_known]
+    label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
+    predictions["border_distance"] = border_distances(label, names, cells)
+    ids, code = np.unique(names, return_inverse=True)
+    weights = resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
+
+    smoothing = method.smoothing
+    raw = judge(predictions, "probability", method.threshold, code, weights)
+    judged = raw
+    if smoothing is not None:
+        judged = judge(predictions, "probability_smoothed", smoothing.threshold, code, weights)
+    table = patient_table(predictions, judged.column, threshold=judged.threshold)
+    drawn = weights[: min(num_resamples, _RESAMPLES_OF_BANDS)] if len(ids) > 1 else weights[:0]
+    uncalibrated = method.uncalibrated().combine(logit[is_known]).probability
+    return Evaluation(
+        split=split,
+        num_patients=len(ids),
+        num_patches=len(predictions),
+        num_unknown=int((~is_known).sum()),
+        judged=judged,
+        raw=None if smoothing is None else raw,
+        ece_uncalibrated=measure.ece(label, uncalibrated),
+        by_border={
+            distance: judge(
+                predictions[at := (predictions["border_distance"] == distance).to_numpy()],
+                judged.column,
+                judged.threshold,
+                code[at],
+                weights,
+            )
+            for distance in DISTANCES
+        },
+        regions=summary(table, weights),
+        predictions=predictions,
+        patients=table,
+        bands=roc_and_pr_bands(label, predictions[judged.column].to_numpy(), code, weights=drawn),
+        notes=tuple(_notes(predictions, table, num_unknown=int((~is_known).sum()))),
+        record=provenance(
+            method=method.summary(),
+            data_fingerprint=pack.info.source_fingerprint,
+            seed=seed,
+            num_resamples=num_resamples,
+        ),
+    )
+
+
+def _logits(
+    method: Method,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    *,
+    compute: Compute,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    parts = []
+    with progress(len(rows), what="predicting") as bar:
+        for part in method.predict(pack, rows, compute=compute, batch_size=batch_size):
+            parts.append(part.logit)
+            bar.update(len(part.logit))
+    return np.concatenate(parts)
+
+
+def predictions_table(
+    method: Method, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
+) -> pd.DataFrame:
+    """Return one row a patch of ``rows``, all that the method says of it.
+
+    Args:
+        method: Whose logits they are.
+        pack: The data.
+        rows: Whole patients, so that each patch has its neighbours.
+        logit: Shape (N, k, num_classes), as ``Method.predict`` gives them.
+    """
+    said = method.combine(logit)
     columns = pack.index.iloc[rows]
-    label = columns["label"].to_numpy()
     table = pd.DataFrame(
         {
             "patient": pack.patient_of[rows],
             "x": columns["x"].to_numpy(),
             "y": columns["y"].to_numpy(),
-            "label": label,
-            "probability": probability,
+            "label": columns["label"].to_numpy(),
+            "probability": said.probability,
         }
     )
-    ranked = {"auc": measure.auc, "average_precision": measure.average_precision}
-    code = columns["patient"].to_numpy()
-    return Evaluation(
-        split=split,
-        num_patients=table["patient"].nunique(),
-        num_patches=len(rows),
-        num_unknown=int((member & ~known).sum()),
-        threshold=checkpoint.threshold,
-        metrics=measure.all_metrics(label, probability, threshold=checkpoint.threshold),
+    if said.uncertainty is not None:
+        table["uncertainty"] = said.uncertainty
+    smoothed = method.smoothed(
+        said.probability,
+        columns["patient"].to_numpy(),
+        pack.cells()[rows],
+        patch_um=pack.info.patch_px * pack.info.mpp,
+    )
+    if smoothed is not None:
+        table["probability_smoothed"] = smoothed
+    return table
+
+
+def judge(
+    predictions: pd.DataFrame,
+    column: str,
+    threshold: float,
+    code: NDArray[np.integer],
+    weights: NDArray[np.integer],
+) -> Judged:
+    """Compare a column of probabilities with the labels.
+
+    Args:
+        predictions: Columns label (0 or 1) and ``column``.
+        column: The probability of IDC.
+        threshold: From which a patch is called IDC.
+        code: Each patch's patient, a column of ``weights``.
+        weights: How often each resample draws each patient, shape (R, P). One patient alone
+            gives no intervals.
+    """
+    label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
+    values = resampled_metrics(label, probability, code, threshold=threshold, weights=weights)
+    none = (np.nan, np.nan)
+    return Judged(
+        column=column,
+        threshold=threshold,
+        metrics=measure.all_metrics(label, probability, threshold=threshold),
         intervals={
-            name: measure.patient_bootstrap(
-                metric, label, probability, code, seed=seed, num_resamples=num_resamples
-            )
-            for name, metric in ranked.items()
+            name: interval(of) if weights.shape[1] > 1 else none for name, of in values.items()
         },
-        confusion=measure.confusion(label, probability, threshold=checkpoint.threshold),
-        predictions=table,
-        patients=_by_patient(table, checkpoint.threshold),
-        record=provenance(
-            checkpoint=checkpoint.summary(),
-            data_fingerprint=pack.info.source_fingerprint,
-            seed=seed,
-        ),
+        confusion=measure.confusion(label, probability, threshold=threshold),
     )
 
 
-def _by_patient(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    rows = []
-    for patient, part in table.groupby("patient"):
-        label: NDArray[np.integer] = part["label"].to_numpy()
-        found = measure.all_metrics(label, part["probability"].to_numpy(), threshold=threshold)
-        names = ("prevalence", "auc", "sensitivity", "specificity", "f1")
-        rows.append(
-            {"patient": patient, "patches": len(part), **{name: found[name] for name in names}}
+def _notes(predictions: pd.DataFrame, patients: pd.DataFrame, *, num_unknown: int) -> list[str]:
+    notes = []
+    if num_unknown:
+        notes.append(f"{num_unknown} patches of unknown label are left out")
+    if len(patients) == 1:
+        notes.append("one patient alone gives no intervals")
+    present = predictions["label"].unique()
+    if len(present) == 1:
+        only = "IDC" if present[0] else "non-IDC"
+        notes.append(f"every label is {only}: AUC and all that needs both classes has no value")
+    elif num_single := int(patients["auc"].isna().sum()):
+        who = "1 patient has" if num_single == 1 else f"{num_single} patients have"
+        notes.append(f"{who} one class only, so no AUC of their own")
+    columns = ("probability_smoothed", "probability")
+    judged = next(name for name in columns if name in predictions)
+    if predictions[judged].nunique() == 1:
+        notes.append("all probabilities are equal: the ranking is a coin's")
+    return notes
+
+
+def evaluation_folder(method: Method, split: str) -> Path:
+    """Return where an evaluation is written by default: in the run, or in eval/."""
+    way = split + "-tta" * method.tta + "-smooth" * method.smooth
+    first = method.checkpoints[0].source
+    assert first is not None
+    if len(method.checkpoints) > 1:
+        prints = json.dumps([one.fingerprint for one in method.checkpoints])
+        return Path("eval", f"ensemble-{hashlib.sha256(prints.encode()).hexdigest()[:8]}-{way}")
+    if first == bundled_checkpoint():
+        return Path("eval", f"bundled-{way}")
+    # Checkpoints that lie in one folder must not share one evaluation.
+    name = "eval" if first.name == "best.pt" else f"{first.stem}-eval"
+    return first.parent / f"{name}-{way}"
+
+
+def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
+    """Return whether a folder holds the evaluation of just this method on just this data."""
+    try:
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+        return bool(
+            record["method"] == json.loads(json.dumps(method.summary()))
+            and record["data_fingerprint"] == pack.info.source_fingerprint
         )
-    return pd.DataFrame(rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, patients.csv and predictions.csv into the folder ``out``."""
-    write_json(out / "metrics.json", evaluation.as_dict())
     write_text(out / "patients.csv", evaluation.patients.to_csv(index=False))
     write_text(out / "predictions.csv", evaluation.predictions.to_csv(index=False))
+    # Last: it vouches for the tables beside it.
+    write_json(out / "metrics.json", evaluation.as_dict())

@@ -1,18 +1,19 @@
-"""Metrics of patch predictions, with intervals by bootstrap over patients.
+"""Metrics of patch predictions against labels; docs/metrics.md has the formulas.
 
-Patches of one patient are alike, so the patient is what is drawn again: an interval over patches
-would be far too narrow.
+A metric without a value (no patch of one class, nothing called IDC) is NaN, never a made-up 0.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn import metrics as skm
 
-NUM_RESAMPLES = 1000
+ECE_BINS = 15  # as Guo et al. 2017
 
 
 @dataclass(frozen=True)
@@ -38,93 +39,126 @@ def confusion(
     )
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
+def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
+    """Return the metrics that follow from the four counts, NaN where one has no denominator.
 
-
-def threshold_metrics(counts: Confusion) -> dict[str, float]:
-    """Return the metrics that follow from the four counts; NaN where one has no denominator."""
-    tp, fp, tn, fn = (
-        counts.true_positive,
-        counts.false_positive,
-        counts.true_negative,
-        counts.false_negative,
-    )
-    sensitivity, specificity = _share(tp, tp + fn), _share(tn, tn + fp)
+    The counts of true and false positives and negatives are numbers or arrays of one shape.
+    """
+    tp, fp, tn, fn = (np.asarray(count, np.float64) for count in (tp, fp, tn, fn))
+    sensitivity, specificity = share(tp, tp + fn), share(tn, tn + fp)
+    spread = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
     return {
         "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": _share(2 * tp, 2 * tp + fp + fn),
+        "f1": share(2 * tp, 2 * tp + fp + fn),
         "sensitivity": sensitivity,
         "specificity": specificity,
+        "ppv": share(tp, tp + fp),
+        "npv": share(tn, tn + fn),
+        "accuracy": share(tp + tn, tp + fp + tn + fn),
+        "mcc": share(tp * tn - fp * fn, spread),
+        "prevalence": share(tp + fn, tp + fp + tn + fn),
     }
 
 
-def auc(
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    weight: NDArray[np.floating] | None = None,
-) -> float:
-    """Return the area under the ROC curve; NaN where only one class has weight."""
-    if not _has_both(label, weight):
+def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``part / whole``, NaN where ``whole`` is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
+
+
+def auc(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
+    """Return the area under the ROC curve; NaN where there is only one class."""
+    return float(skm.roc_auc_score(label, probability)) if _has_both(label) else math.nan
+
+
+def average_precision(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
+    """Return the average precision of IDC; NaN where there is only one class."""
+    return float(skm.average_precision_score(label, probability)) if _has_both(label) else math.nan
+
+
+def _has_both(label: NDArray[np.integer]) -> bool:
+    return bool((label == 0).any() and (label == 1).any())
+
+
+def ece_bin(probability: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return the bin of each probability, shape (N,), of ``ECE_BINS`` of equal width."""
+    return np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def ece(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
+    """Return the expected calibration error of the probability of IDC (Guo et al. 2017, eq. 3).
+
+    The mean over patches of how far, in the patch's bin, the mean probability is from the share
+    that is IDC.
+    """
+    if len(label) == 0:
         return math.nan
-    return float(skm.roc_auc_score(label, probability, sample_weight=weight))
+    gap = probability.astype(np.float64) - label
+    return float(np.abs(np.bincount(ece_bin(probability), gap)).sum() / len(label))
 
 
-def average_precision(
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    weight: NDArray[np.floating] | None = None,
-) -> float:
-    """Return the average precision of IDC; NaN where only one class has weight."""
-    if not _has_both(label, weight):
-        return math.nan
-    return float(skm.average_precision_score(label, probability, sample_weight=weight))
-
-
-def _has_both(label: NDArray[np.integer], weight: NDArray[np.floating] | None) -> bool:
-    seen = label if weight is None else label[weight > 0]
-    return bool((seen == 0).any() and (seen == 1).any())
+def brier(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
+    """Return the mean squared distance of the probability of IDC from the label."""
+    return float(np.mean((probability.astype(np.float64) - label) ** 2)) if len(label) else math.nan
 
 
 def all_metrics(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, threshold: float
 ) -> dict[str, float]:
-    """Return every metric of patches with labels 0 and 1."""
-    return {
+    """Return every metric of patches with labels 0 and 1.
+
+    Raises:
+        ValueError: A label is neither, or a probability is not within 0..1.
+    """
+    check(label, probability)
+    counts = vars(confusion(label, probability, threshold=threshold))
+    found = {
         "auc": auc(label, probability),
         "average_precision": average_precision(label, probability),
-        **threshold_metrics(confusion(label, probability, threshold=threshold)),
-        "prevalence": _share(int((label == 1).sum()), len(label)),
+        **{name: float(value) for name, value in threshold_metrics(*counts.values()).items()},
+        "brier": brier(label, probability),
+        "ece": ece(label, probability),
     }
+    return {name: found[name] for name in METRICS}
 
 
-def patient_bootstrap(
-    metric: Callable[[NDArray[np.integer], NDArray[np.floating], NDArray[np.floating]], float],
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    patient: NDArray[np.integer],
-    *,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
-) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a metric under resampling of patients.
+# In the order in which people read them; prevalence last, beside all that depends on it.
+METRICS = (
+    "auc",
+    "average_precision",
+    "balanced_accuracy",
+    "f1",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "accuracy",
+    "mcc",
+    "brier",
+    "ece",
+    "prevalence",
+)
+# Of these a smaller value is the better one; of prevalence neither is.
+SMALLER_IS_BETTER = ("brier", "ece")
 
-    Args:
-        metric: Labels, probabilities and weights, each of shape (N,), to a number.
-        label: 0 or 1, shape (N,).
-        probability: Of IDC, shape (N,).
-        patient: Code of each patch's patient, shape (N,).
-        seed: Of the resampling.
-        num_resamples: How often to draw as many patients as there are, with replacement.
-    """
-    _, code = np.unique(patient, return_inverse=True)
-    num_patients = int(code.max()) + 1
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(num_resamples):
-        drawn = np.bincount(rng.integers(num_patients, size=num_patients), minlength=num_patients)
-        values.append(metric(label, probability, drawn[code].astype(np.float64)))
-    if np.isnan(values).all():
-        return math.nan, math.nan
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
+
+def check(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
+    """Raise ValueError where labels are not 0 and 1 or probabilities not within 0..1."""
+    if len(label) != len(probability):
+        raise ValueError(f"{len(label)} labels for {len(probability)} probabilities")
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError("labels are not all 0 or 1")
+    if not ((probability >= 0) & (probability <= 1)).all():  # so NaN is refused too
+        raise ValueError("probabilities are not all within 0 and 1")
+
+
+def or_none(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the same with None, which JSON knows, in place of NaN."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table JSON-ready; what is undefined is null."""
+    return [
+        {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in table.to_dict("records")
+    ]

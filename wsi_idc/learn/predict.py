@@ -1,32 +1,41 @@
-"""Run a classifier over patches of a pack, in batches, while the next ones are being read."""
+"""Run classifiers over patches of a pack, in batches, while the next ones are being read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from wsi_idc.config import PREDICT_BATCH_SIZE
+from wsi_idc.data.augment import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.ahead import one_ahead
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.classifier import PatchClassifier, logits_and_cam
+from wsi_idc.models.classifier import PatchClassifier, logits_and_cam, to_images
 from wsi_idc.models.device import Compute
 
 # Networks bear a little of a difference in scale, and files state mpp with rounding.
 _MPP_TOLERANCE = 0.1
+# A short last batch is filled up to a multiple of this: a few patches would be computed by other
+# kernels, and the same patch would get other last digits in other company.
+_PATCHES_AT_LEAST = 16
+# Quarter turns are undone by those that complete them; a flip and a turn undo themselves.
+_UNDO = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a classifier says of consecutive patches.
+    """What classifiers say of consecutive patches.
 
     Attributes:
-        logit: Shape (n, num_classes), float32.
-        cam: Raw Grad-CAM of IDC, shape (n, h, w), float32; None where not asked for.
+        logit: Of each classifier on each view, classifiers outermost, shape (n, k, num_classes),
+            float32.
+        cam: Raw Grad-CAM of IDC, the mean over views and classifiers, shape (n, h, w), float32;
+            None where not asked for.
     """
 
     logit: NDArray[np.float32]
@@ -34,58 +43,112 @@ class Predicted:
 
 
 def predict(
-    classifier: PatchClassifier,
+    classifiers: Sequence[PatchClassifier],
     pack: Pack,
     rows: NDArray[np.int64],
     *,
     compute: Compute,
     batch_size: int = PREDICT_BATCH_SIZE,
     with_cam: bool = False,
+    tta: bool = False,
 ) -> Iterator[Predicted]:
     """Yield predictions of the pack's patches ``rows``, in their order, a batch at a time.
 
-    The classifier is put into eval mode and left in it.
+    The classifiers are put into eval mode and left in it.
+
+    Args:
+        classifiers: All of them see every patch.
+        pack: The data.
+        rows: Of the patches.
+        compute: Device and precision.
+        batch_size: Patches at a time.
+        with_cam: Compute CAMs too.
+        tta: Show each patch in the 8 flips and quarter turns instead of as it is.
     """
-    classifier.eval().to(compute.device).to(memory_format=torch.channels_last)
+    for classifier in classifiers:
+        classifier.eval().to(compute.device).to(memory_format=torch.channels_last)
     batches = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    views = range(NUM_DIHEDRAL if tta else 1)
     # One batch is under way on the device while the last one's results are fetched and used.
-    under_way: tuple[Tensor, Tensor | None] | None = None
-    for patches in _read_ahead(pack, batches, pin=compute.device.type == "cuda"):
-        started = _forward(classifier, patches, compute, with_cam=with_cam)
+    under_way: tuple[Tensor, Tensor | None, int] | None = None
+    for patches, num in _read_ahead(pack, batches, pin=compute.device.type == "cuda"):
+        started = _forward(classifiers, patches, compute, views=views, with_cam=with_cam)
         if under_way is not None:
             yield _fetch(*under_way)
-        under_way = started
+        under_way = *started, num
     if under_way is not None:
         yield _fetch(*under_way)
 
 
 def predict_logits(
-    classifier: PatchClassifier,
+    classifiers: Sequence[PatchClassifier],
     pack: Pack,
     rows: NDArray[np.int64],
     *,
     compute: Compute,
     batch_size: int = PREDICT_BATCH_SIZE,
+    tta: bool = False,
 ) -> NDArray[np.float32]:
-    """Return the logits, shape (N, num_classes), of the pack's patches ``rows``."""
-    found = predict(classifier, pack, rows, compute=compute, batch_size=batch_size)
-    none = np.empty((0, len(pack.info.class_names)), np.float32)
+    """Return the logits, shape (N, k, num_classes), of the pack's patches ``rows``."""
+    found = predict(classifiers, pack, rows, compute=compute, batch_size=batch_size, tta=tta)
+    num_logits = len(classifiers) * (NUM_DIHEDRAL if tta else 1)
+    none = np.empty((0, num_logits, len(pack.info.class_names)), np.float32)
     return np.concatenate([none, *(part.logit for part in found)])
 
 
 @torch.inference_mode()
 def _forward(
-    classifier: PatchClassifier, patches: Tensor, compute: Compute, *, with_cam: bool
+    classifiers: Sequence[PatchClassifier],
+    patches: Tensor,
+    compute: Compute,
+    *,
+    views: range,
+    with_cam: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    """Return logits (n, k, num_classes) and CAM (n, h, w) of patches (n, H, W, 3)."""
     patches = patches.to(compute.device, non_blocking=True)
-    with compute.autocast():
-        if with_cam:
-            return logits_and_cam(classifier, patches)
-        return classifier(patches).float(), None
+    logits, cams = [], []
+    for classifier in classifiers:
+        for view in views:
+            seen = patches if view == 0 else _turned(to_images(patches), view)
+            with compute.autocast():
+                if with_cam:
+                    logit, cam = logits_and_cam(classifier, seen)
+                    cams.append(_turned(cam[:, None], _UNDO[view])[:, 0])
+                else:
+                    logit = classifier(seen).float()
+            logits.append(logit)
+    return torch.stack(logits, dim=1), _mean_cam(cams) if cams else None
 
 
-def _fetch(logit: Tensor, cam: Tensor | None) -> Predicted:
-    found = Predicted(logit.cpu().numpy(), None if cam is None else cam.cpu().numpy())
+def _turned(images: Tensor, view: int) -> Tensor:
+    """Show all images (n, C, H, H) in one of the 8 views."""
+    if view == 0:
+        return images
+    turned = dihedral(images, torch.full((len(images),), view))
+    return turned.contiguous(memory_format=torch.channels_last)
+
+
+def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
+    """Return the mean of CAMs (n, h, w), on the grid of the first one.
+
+    A cell holds its part of the logit, so a finer grid's cells hold less each.
+    """
+    size = cams[0].shape[1:]
+    cells = size.numel()
+    same = [
+        cam
+        if cam.shape[1:] == size
+        else F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+        * (cam.shape[1:].numel() / cells)
+        for cam in cams
+    ]
+    return torch.stack(same).mean(dim=0)
+
+
+def _fetch(logit: Tensor, cam: Tensor | None, num: int) -> Predicted:
+    """Return the results of the first ``num`` patches on the host."""
+    found = Predicted(logit[:num].cpu().numpy(), None if cam is None else cam[:num].cpu().numpy())
     # A NaN would read as "no patch" in a map.
     if not np.isfinite(found.logit).all():
         raise CheckpointError(
@@ -94,12 +157,18 @@ def _fetch(logit: Tensor, cam: Tensor | None) -> Predicted:
     return found
 
 
-def _read_ahead(pack: Pack, batches: list[NDArray[np.int64]], *, pin: bool) -> Iterator[Tensor]:
-    """Yield batches of patches (n, H, W, 3), uint8, the next one read by a thread meanwhile."""
+def _read_ahead(
+    pack: Pack, batches: list[NDArray[np.int64]], *, pin: bool
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield batches of patches (n, H, W, 3), uint8, the next one read by a thread meanwhile.
 
-    def read(rows: NDArray[np.int64]) -> Tensor:
-        patches = torch.from_numpy(pack.patches[rows])
-        return patches.pin_memory() if pin else patches
+    Each with the number of patches asked for; what follows them only fills up the batch.
+    """
+
+    def read(rows: NDArray[np.int64]) -> tuple[Tensor, int]:
+        filled = np.append(rows, rows[:1].repeat(-len(rows) % _PATCHES_AT_LEAST))
+        patches = torch.from_numpy(pack.patches[filled])
+        return (patches.pin_memory() if pin else patches), len(rows)
 
     return one_ahead(read, batches)
 

@@ -1,9 +1,7 @@
 """A training's state on disk: the checkpoint to use, and the state to go on from."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from wsi_idc.errors import RunError
 from wsi_idc.learn.state import Place, Training
@@ -14,14 +12,8 @@ logger = logging.getLogger(__name__)
 STATE_FORMAT = "wsi-idc-training-state"
 
 
-def as_checkpoint(
-    training: Training,
-    *,
-    temperature: float = 1.0,
-    threshold: float = 0.5,
-    found: Mapping[str, Any] | None = None,
-) -> Checkpoint:
-    """Return the present weights as a checkpoint, uncalibrated unless said otherwise."""
+def as_checkpoint(training: Training) -> Checkpoint:
+    """Return the present weights as a checkpoint, uncalibrated and without metrics."""
     classifier, info = training.judged, training.pack.info
     spec = InputSpec(
         patch_px=info.patch_px,
@@ -36,9 +28,9 @@ def as_checkpoint(
         input=spec,
         class_names=info.class_names,
         cam_layer=classifier.arch.cam_layer,
-        temperature=temperature,
-        threshold=threshold,
-        metrics=found or {},
+        temperature=1.0,
+        threshold=0.5,
+        metrics={},
         split=dict(training.split.roles),
         split_spec=training.split.spec,
         provenance=training.record,

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -179,7 +180,7 @@ def set_up(
         RunError: The settings do not fit the model or the number of processes.
     """
     arch = architecture(config.model)
-    rows = {role: _labelled_rows(pack, split.patients(role)) for role in ("train", "val")}
+    rows = {role: labelled_rows(pack, split.patients(role)) for role in ("train", "val")}
     labels = pack.index["label"].to_numpy()[rows["train"]].astype(np.int64)
     torch.manual_seed(config.seed)
     classifier = _start(config, arch, pack, rows["train"])
@@ -257,8 +258,9 @@ def _start(
     return classifier
 
 
-def _labelled_rows(pack: Pack, patients: list[str]) -> NDArray[np.int64]:
-    wanted = np.isin(pack.patient_of, patients) & (pack.index["label"].to_numpy() >= 0)
+def labelled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
+    """Return the positions of all patches of these patients whose label is known."""
+    wanted = np.isin(pack.patient_of, list(patients)) & (pack.index["label"].to_numpy() >= 0)
     return np.flatnonzero(wanted)
 
 

@@ -12,50 +12,44 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.errors import CheckpointError, RunError, StoppedError
+from wsi_idc.errors import RunError, StoppedError
 from wsi_idc.hpc.distributed import ALONE, World
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn import metrics
 from wsi_idc.learn.batches import batches
-from wsi_idc.learn.calibrate import best_f1_threshold, fit_temperature, idc_probability
+from wsi_idc.learn.calibrate import idc_probability
 from wsi_idc.learn.journal import Journal
+from wsi_idc.learn.judge import diverged, finish, finished, val_logits
 from wsi_idc.learn.optim import plateau_share, rate_share, set_rate
-from wsi_idc.learn.predict import predict_logits
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.save import as_checkpoint, resume, save_state
 from wsi_idc.learn.state import Training, resolve, set_up, weights_fingerprint
 from wsi_idc.learn.step import prepare_model, step
 from wsi_idc.models.checkpoint import (
     Checkpoint,
-    load_checkpoint,
-    load_state,
     save_checkpoint,
 )
-from wsi_idc.models.classifier import IDC
 from wsi_idc.models.device import Compute
 from wsi_idc.progress import progress
 
 logger = logging.getLogger(__name__)
 
 MINUTES_BETWEEN_SAVES = 5.0
-_EVAL_BATCH = 256
 # Looking at the loss waits for the device.
 _STEPS_BETWEEN_LOOKS = 20
 
 
 def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, Any]:
-    """Return all that decides a training's result, JSON-ready."""
+    """Return all that decides a training's weights, JSON-ready."""
     roles = json.dumps(sorted(split.roles.items()))
     return {
-        **resolve(config).as_dict(),
+        **resolve(config).of_weights,
         # Of a file what is in it counts, not its path.
         **({"weights": sha256} if (sha256 := weights_fingerprint(config)) else {}),
         "split": split.spec,
@@ -81,7 +75,8 @@ def train(
 ) -> Checkpoint:
     """Train, or go on with a training that was stopped, and return the finished checkpoint.
 
-    A finished run is only read, unless ``overwrite`` trains it anew.
+    A finished run is only read, unless ``overwrite`` trains it anew; where it asked for another
+    threshold, that is set anew.
 
     Args:
         config: What decides the weights.
@@ -109,7 +104,7 @@ def train(
     if not overwrite:
         run.check_same(asked)
         if run.is_finished():
-            return load_checkpoint(run.best)
+            return finished(config, pack, run, compute=compute, world=world)
     training = set_up(
         resolve(config),
         pack,
@@ -158,7 +153,7 @@ def _train(
             journal.note()
             if on_epoch is not None:
                 on_epoch(dict(training.place.history[-1]))
-    checkpoint = _finish(training)
+    checkpoint = finish(training)
     if world.is_writer:
         best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
         run.write("finished", asked, {"provenance": training.record, "best": best})
@@ -240,23 +235,14 @@ def _mean_loss(training: Training) -> float:
     training.fresh_loss.zero_()
     if math.isfinite(place.loss_sum):
         return place.loss_sum / place.step
-    raise _diverged(training)
-
-
-def _diverged(training: Training) -> RunError:
-    place, run = training.place, training.run
-    kept = f"the best so far is {run.best}" if place.best_epoch else "no epoch is kept"
-    return RunError(
-        f"the loss is not finite in epoch {place.epoch + 1} ({kept}); "
-        "lower --learning-rate or use --precision fp32, with another --out"
-    )
+    raise diverged(training)
 
 
 def _close_epoch(training: Training) -> None:
     """Look at the val patients, keep the weights if they are the best, and save the state."""
     place, run, config = training.place, training.run, training.config
     loss = _mean_loss(training)
-    logit, label = _val_logits(training)
+    logit, label = val_logits(training)
     probability = idc_probability(logit, temperature=1.0)
     place.epoch += 1
     found = metrics.all_metrics(label, probability, threshold=0.5)
@@ -264,7 +250,11 @@ def _close_epoch(training: Training) -> None:
         "epoch": place.epoch,
         "train_loss": loss,
         "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
-        **{f"val_{name}": value for name, value in found.items() if name != "prevalence"},
+        **{
+            f"val_{name}": value
+            for name, value in found.items()
+            if name != "prevalence" and not math.isnan(value)
+        },
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_an_epoch * training.patches_a_step / place.seconds,
     }
@@ -292,51 +282,3 @@ def _value(config: TrainConfig, epoch: dict[str, Any]) -> float:
     """Return what is monitored in an epoch, larger being better."""
     value = epoch[f"val_{config.monitor}"]
     return -value if config.monitor == "loss" else value
-
-
-def _val_logits(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return logits and labels of all val patches; the processes share the work."""
-    rows, world = training.rows["val"], training.world
-    world.copy_from_writer(training.judged.network)
-    try:
-        part = predict_logits(
-            training.judged,
-            training.pack,
-            rows[world.part(len(rows))],
-            compute=training.compute,
-            batch_size=min(_EVAL_BATCH, 2 * training.micro_batch),
-        )
-    except CheckpointError:  # logits that are not finite
-        raise _diverged(training) from None
-    logit = np.concatenate(world.gather(part))
-    return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
-
-
-def _finish(training: Training) -> Checkpoint:
-    """Calibrate the best weights on the val patients and write them as the run's result."""
-    world, run = training.world, training.run
-    world.wait()
-    best = load_checkpoint(run.best)
-    world.wait()
-    judged = training.judged
-    load_state(judged.network, best.state)
-    if not best.metrics:  # else a kill came between this function and the end of the run
-        # What evens out the classes shifts the odds of IDC; undo that where it shows in every
-        # logit alike, so that the probabilities are those of the data.
-        with torch.no_grad():
-            judged.head.bias[IDC] -= training.odds_shift
-    logit, label = _val_logits(training)
-    temperature = fit_temperature(logit, label)
-    probability = idc_probability(logit, temperature=temperature)
-    threshold = best_f1_threshold(label, probability)
-    found = metrics.all_metrics(label, probability, threshold=threshold)
-    if world.is_writer:
-        result = as_checkpoint(
-            training,
-            temperature=temperature,
-            threshold=threshold,
-            found={"epoch": training.place.best_epoch, "val": found},
-        )
-        save_checkpoint(run.best, result)
-    world.wait()
-    return load_checkpoint(run.best)

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import MapError, StoppedError, WsiIdcError
 from wsi_idc.hpc.preempt import StopRequest
-from wsi_idc.learn.calibrate import idc_probability
-from wsi_idc.learn.predict import Predicted, check_fits, predict
+from wsi_idc.learn.method import Method
+from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.grid import cells_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import (
@@ -25,7 +25,6 @@ from wsi_idc.maps.store import (
     read_identity,
     write_map,
 )
-from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import Compute
 from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
@@ -58,7 +57,7 @@ class MapReport:
 class _Job:
     """What every map of one call shares."""
 
-    checkpoint: Checkpoint
+    method: Method
     pack: Pack
     compute: Compute
     identity: dict[str, Any]
@@ -66,7 +65,7 @@ class _Job:
 
 
 def build_maps(
-    checkpoint: Checkpoint,
+    method: Method,
     pack: Pack,
     patients: Sequence[str],
     out: Path,
@@ -79,27 +78,27 @@ def build_maps(
 ) -> MapReport:
     """Write the map of each patient into the folder ``out``, unless it is there already.
 
-    A map is kept only where the same checkpoint, settings and data made it; ``overwrite`` makes
+    A map is kept only where the same method, settings and data made it; ``overwrite`` makes
     all of them anew. A patient whose map cannot be made is set aside with the reason.
 
     Raises:
-        CheckpointError: The checkpoint does not fit the data.
+        CheckpointError: A checkpoint does not fit the data.
         DataError: The pack has no such patient, or its id cannot be a file name.
         StoppedError: ``stop`` was set; the finished maps are there, and the same call goes on.
     """
-    check_fits(checkpoint, pack)
+    method.check_fits(pack)
     for patient in patients:
         pack.rows_of(patient)
         map_path(out, patient)
-    seen = sorted(checkpoint.patients("train").intersection(patients))
+    seen = sorted(method.patients("train").intersection(patients))
     if seen:
         logger.info(
             "the model was trained on %d of these patients (%s first): their maps flatter it",
             len(seen),
             seen[0],
         )
-    identity = _identity(checkpoint, pack, precision=compute.precision, with_image=with_image)
-    job = _Job(checkpoint, pack, compute, identity, with_image)
+    identity = _identity(method, pack, precision=compute.precision, with_image=with_image)
+    job = _Job(method, pack, compute, identity, with_image)
     report = MapReport()
     due = [p for p in patients if _is_due(p, job, out, overwrite=overwrite, report=report)]
     if due:
@@ -108,19 +107,17 @@ def build_maps(
     return report
 
 
-def _identity(
-    checkpoint: Checkpoint, pack: Pack, *, precision: str, with_image: bool
-) -> dict[str, Any]:
+def _identity(method: Method, pack: Pack, *, precision: str, with_image: bool) -> dict[str, Any]:
     """Return all that decides what stands in a map, JSON-ready."""
     return {
-        "checkpoint": checkpoint.fingerprint,
+        **method.identity(),
         "data": pack.info.source_fingerprint,
         "mpp": pack.info.mpp,
         "mpp_source": pack.info.mpp_source,
         "precision": precision,
         "image": with_image,
         "cam_method": "gradcam",
-        "cam_layer": checkpoint.cam_layer,
+        "cam_layer": method.checkpoints[0].cam_layer,
         "format_version": FORMAT_VERSION,
     }
 
@@ -156,8 +153,7 @@ def _make(
 ) -> None:
     rows = {patient: job.pack.rows_of(patient) for patient in patients}
     everything = np.concatenate(list(rows.values()))
-    found = predict(
-        job.checkpoint.build(),
+    found = job.method.predict(
         job.pack,
         everything,
         compute=job.compute,
@@ -223,33 +219,47 @@ def _write(
     job: _Job, patient: str, rows: NDArray[np.int64], prediction: Predicted, out: Path
 ) -> PatientMap:
     """Write one map; return it without its pixels."""
-    checkpoint, info = job.checkpoint, job.pack.info
+    method, info = job.method, job.pack.info
     columns = job.pack.index.iloc[rows]
     coords = columns[["x", "y"]].to_numpy(np.int32)
-    assert prediction.cam is not None
-    role = checkpoint.split.get(patient, "in no split")
+    row_col = cells_of(coords, patch_px=info.patch_px)
+    said, smoothing = method.combine(prediction.logit), method.smoothing
     content = PatientMap(
         patient=patient,
         source="pack",
-        class_names=checkpoint.class_names,
+        class_names=method.checkpoints[0].class_names,
         patch_px=info.patch_px,
         mpp=info.mpp,
         mpp_source=info.mpp_source,
-        threshold=checkpoint.threshold,
-        temperature=checkpoint.temperature,
-        model={**checkpoint.summary(), "role_of_patient": role},
+        threshold=method.threshold,
+        temperature=method.temperature,
+        model={**method.summary(), "role_of_patient": _role(method, patient)},
         provenance=provenance(data=str(job.pack.path), identity=job.identity),
         coords=coords,
-        row_col=cells_of(coords, patch_px=info.patch_px),
-        logit=prediction.logit,
-        probability=idc_probability(prediction.logit, temperature=checkpoint.temperature),
+        row_col=row_col,
+        logit=said.logit,
+        probability=said.probability,
         label=columns["label"].to_numpy(np.int8),
         cam=prediction.cam,
-        cam_layer=checkpoint.cam_layer,
+        cam_layer=method.checkpoints[0].cam_layer,
+        uncertainty=said.uncertainty,
+        smoothed=method.smoothed(
+            said.probability,
+            columns["patient"].to_numpy(),
+            row_col,
+            patch_um=info.patch_px * info.mpp,
+        ),
+        smoothing=None if smoothing is None else asdict(smoothing),
         patches=job.pack.patches[rows] if job.with_image else None,
     )
     write_map(map_path(out, patient), content)
     return content
+
+
+def _role(method: Method, patient: str) -> str:
+    """Return what the patient was in the split; of several checkpoints, the worst that it was."""
+    roles = {one.split.get(patient, "in no split") for one in method.checkpoints}
+    return next(role for role in ("train", "val", "test", "in no split") if role in roles)
 
 
 def _settle(patient: str, future: "Future[PatientMap]", *, out: Path, report: MapReport) -> None:
@@ -262,4 +272,4 @@ def _settle(patient: str, future: "Future[PatientMap]", *, out: Path, report: Ma
         return
     report.made[patient] = map_path(out, patient)
     report.patches[patient] = len(content.probability)
-    report.idc_fraction[patient] = float((content.probability >= content.threshold).mean())
+    report.idc_fraction[patient] = content.idc_fraction()

@@ -5,10 +5,13 @@ Arrays are [row, col]; ``x, y`` are level-0 pixels, 0-based, of a patch's top le
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 # Far beyond any glass slide (75 mm are 375 cells of 200 um); keeps a forged coordinate from asking
 # for terabytes.
 MAX_CELLS_PER_SIDE = 2_000
+# Patches at least so far from a label border are interior.
+INTERIOR = 2
 
 
 def cells_of(xy: NDArray[np.int32], *, patch_px: int) -> NDArray[np.int32]:
@@ -81,3 +84,54 @@ def mosaic(
 def centres_um(count: int, *, step_um: float) -> NDArray[np.float64]:
     """Return the centres of ``count`` cells of ``step_um`` along one axis, in um from the edge."""
     return (np.arange(count, dtype=np.float64) + 0.5) * step_um
+
+
+def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:
+    """Return how many patches lie between each patch and the nearest one of the other label.
+
+    Counted as a king moves, diagonally too: 0 at the label border, up to ``INTERIOR`` from there
+    on, also where there is no other label. Cells without a patch are neither.
+
+    Args:
+        label: 0 or 1, shape (N,).
+        row_col: Cells of one patient, shape (N, 2).
+
+    Returns:
+        Shape (N,), int8.
+    """
+    grid = lay(label.astype(np.int8), row_col, shape=shape_of(row_col), fill=-1)
+    distance = np.full(len(label), INTERIOR, np.int8)
+    for own, other in ((0, 1), (1, 0)):
+        if (label == other).any():
+            steps = ndimage.distance_transform_cdt(grid != other, "chessboard")
+            members = label == own
+            found = steps[row_col[members, 0], row_col[members, 1]] - 1
+            distance[members] = np.minimum(found, INTERIOR)
+    return distance
+
+
+def smooth(
+    values: NDArray[np.floating], row_col: NDArray[np.int32], *, sigma: float
+) -> NDArray[np.float64]:
+    """Return the mean of each patch's value and its neighbours', by a Gaussian of the distance.
+
+    Cells without a patch weigh nothing (normalised convolution, Knutsson & Westin 1993).
+
+    Args:
+        values: One value a patch of one patient, shape (N,).
+        row_col: Cells, shape (N, 2).
+        sigma: Standard deviation of the Gaussian in cells; 0 changes nothing.
+
+    Returns:
+        Shape (N,).
+    """
+    if sigma == 0:
+        return values.astype(np.float64)
+    shape = shape_of(row_col)
+    weight = lay(np.ones(len(values)), row_col, shape=shape, fill=0)
+    total = lay(values.astype(np.float64), row_col, shape=shape, fill=0)
+    blurred, weights = (
+        ndimage.gaussian_filter(grid, sigma, mode="constant") for grid in (total, weight)
+    )
+    cells = row_col[:, 0], row_col[:, 1]
+    return blurred[cells] / weights[cells]

@@ -109,6 +109,16 @@ class PatientMap:
         rows, cols = self.shape
         return cols * self.patch_px, rows * self.patch_px
 
+    def called(self) -> NDArray[np.bool_]:
+        """Which patches are called IDC, by the smoothed probability where there is one, (N,)."""
+        if self.smoothed is not None and self.smoothing is not None:
+            return self.smoothed >= self.smoothing["threshold"]
+        return self.probability >= self.threshold
+
+    def idc_fraction(self) -> float:
+        """Share of the patches that are called IDC."""
+        return float(self.called().mean())
+
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one value a patch on the grid, shape (rows, cols), NaN where there is no patch."""
         return lay(values, self.row_col, shape=self.shape, fill=np.nan)

@@ -73,7 +73,7 @@ def _figure(content: PatientMap, image: NDArray[np.uint8] | None) -> Figure:
 
 
 def _title(content: PatientMap) -> str:
-    called = (content.probability >= content.threshold).mean()
+    called = content.idc_fraction()
     role = content.model.get("role_of_patient")
     return (
         f"Patient {content.patient}: {len(content.probability)} patches, {called:.0%} called IDC "

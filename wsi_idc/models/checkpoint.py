@@ -45,6 +45,29 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Smoothing:
+    """How a patient's probabilities are smoothed by their neighbours on the grid.
+
+    Attributes:
+        sigma_um: Standard deviation of the Gaussian that weighs the neighbours.
+        temperature: Divides the smoothed log odds.
+        threshold: Smoothed probability of IDC from which a patch is called IDC.
+    """
+
+    sigma_um: float
+    temperature: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.sigma_um < math.inf
+            and 0 < self.temperature < math.inf
+            and 0 <= self.threshold <= 1
+        ):
+            raise ValueError(f"{self} is out of range")
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A trained classifier and how it came about.
 
@@ -61,6 +84,7 @@ class Checkpoint:
         metrics: On the val patients.
         provenance: Command, versions, data.
         config: The training configuration.
+        smoothing: Set on the val patients; None in checkpoints that know none.
         source: Where it was read from, None for a fresh one.
         fingerprint: SHA-256 of the file it was read from.
     """
@@ -77,6 +101,7 @@ class Checkpoint:
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
     config: Mapping[str, Any]
+    smoothing: Smoothing | None = None
     source: Path | None = field(default=None, compare=False)
     fingerprint: str | None = field(default=None, compare=False)
 
@@ -129,6 +154,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "metrics": dict(checkpoint.metrics),
         "provenance": dict(checkpoint.provenance),
         "config": dict(checkpoint.config),
+        "smoothing": None if checkpoint.smoothing is None else asdict(checkpoint.smoothing),
     }
     save_dict(path, content)
 
@@ -159,6 +185,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metrics=dict(content["metrics"]),
             provenance=dict(content["provenance"]),
             config=dict(content["config"]),
+            smoothing=_smoothing(content.get("smoothing")),
             source=path,
             fingerprint=sha256(path),
         )
@@ -169,6 +196,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from None
     checkpoint.build()  # raises where weights and architecture do not fit
     return checkpoint
+
+
+def _smoothing(content: Any) -> Smoothing | None:
+    if content is None:
+        return None
+    names = ("sigma_um", "temperature", "threshold")
+    return Smoothing(**{name: float(content[name]) for name in names})
 
 
 def _input_spec(content: Any) -> InputSpec:

@@ -1,0 +1,105 @@
+"""``wsi-idc compare``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    compute_options,
+    data_option,
+    json_option,
+    logging_options,
+    open_method,
+    resample_options,
+    say,
+    say_json,
+    split_option,
+)
+
+if TYPE_CHECKING:
+    from wsi_idc.learn.compare import Comparison, Predictions
+
+
+@click.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@data_option
+@split_option
+@click.option("--out", type=PATH, help="Write comparison.json, metrics.csv and patients.csv there.")
+@resample_options
+@compute_options
+@json_option
+@logging_options
+def compare(
+    a: Path,
+    b: Path,
+    data: Path | None,
+    split: str,
+    out: Path | None,
+    as_json: bool,
+    seed: int,
+    num_resamples: int,
+    **how: Any,
+) -> None:
+    """Compare two runs on the same patients.
+
+    A and B are runs (or .pt files), or folders that wsi-idc eval has written. A run is evaluated
+    first unless that is done. Intervals are of the difference B - A, by bootstrap over the
+    patients of both.
+
+    \b
+    Examples:
+      wsi-idc compare runs/a runs/b
+      wsi-idc compare runs/a/eval-test runs/a/eval-test-tta
+    """
+    from wsi_idc.learn.compare import compare as compare_them
+    from wsi_idc.learn.compare import write_comparison
+
+    them = [
+        _read(one, data, split=split, seed=seed, num_resamples=num_resamples, **how)
+        for one in (a, b)
+    ]
+    found = compare_them(*them, seed=seed, num_resamples=num_resamples)
+    if out is not None:
+        write_comparison(found, out)
+    if as_json:
+        say_json({**found.as_dict(), "a": them[0].folder, "b": them[1].folder, "out": out})
+        return
+    _say(found, *them)
+    if out is not None:
+        say(f"written to {out}")
+
+
+def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predictions":
+    """Read the evaluation that an argument means; a run's is made where it is not there."""
+    from wsi_idc.data.source import open_data
+    from wsi_idc.learn.compare import read_predictions
+    from wsi_idc.learn.evaluate import evaluation_folder, is_evaluated
+    from wsi_idc.learn.evaluation_report import evaluate_into
+    from wsi_idc.models.device import choose_compute
+
+    if (given / "metrics.json").exists():
+        return read_predictions(given)
+    method = open_method([given], tta=False, smooth=False)
+    folder, pack = evaluation_folder(method, split), open_data(data)
+    if not is_evaluated(folder, method, pack):
+        compute = choose_compute(how.pop("device"), how.pop("precision"))
+        evaluate_into(folder, method, pack, split=split, compute=compute, **how)
+    return read_predictions(folder)
+
+
+def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
+    say(f"A: {a.folder}")
+    say(f"B: {b.folder}")
+    say(f"{found.num_patches} patches of {found.num_patients} patients")
+    say(f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval")
+    for row in found.metrics.to_dict("records"):
+        better = {"a": "  A is better", "b": "  B is better"}.get(row["better"], "")
+        say(
+            f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
+            f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
+        )
+    if not found.metrics["better"].any():
+        say("no difference is larger than chance between patients would make it")
