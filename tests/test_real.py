@@ -14,6 +14,7 @@ from PIL import Image
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.learn.evaluate import choose_patients, evaluate
+from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
 from wsi_idc.models.device import choose_compute
@@ -53,7 +54,7 @@ def test_every_pixel_comes_back(tree: Path, pack: Pack):
 
 def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(checkpoint, pack, ["8864"], tmp_path, compute=choose_compute("cpu"))
+    build_maps(Method((checkpoint,)), pack, ["8864"], tmp_path, compute=choose_compute("cpu"))
     with h5py.File(tmp_path / "8864.h5") as file:
         probability, label = file["map/probability"][:], file["map/label"][:]
         rgb = file["image/rgb"][:]
@@ -75,16 +76,16 @@ def test_the_model_card_says_what_eval_finds(pack: Pack):
     checkpoint = load_checkpoint(bundled_checkpoint())
     card = json.loads(bundled_checkpoint().with_suffix(".metrics.json").read_text())
     found = evaluate(
-        checkpoint,
+        Method((checkpoint,)),
         pack,
-        choose_patients(checkpoint, pack, "test"),
+        choose_patients(Method((checkpoint,)), pack, "test"),
         split="test",
         compute=choose_compute("cpu"),
         batch_size=256,
         num_resamples=2,
     )
-    for name, value in found.metrics.items():
-        assert card["test"]["metrics"][name] == pytest.approx(value, abs=2e-3)
+    for name, value in found.judged.metrics.items():
+        assert card["test"]["metrics"][name] == pytest.approx(value, abs=2e-3), name
 
 
 def test_the_test_patients_of_the_bundled_model_are_the_published_ones(pack: Pack):

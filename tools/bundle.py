@@ -18,6 +18,7 @@ from wsi_idc.data.splits import make_split, split_table
 from wsi_idc.files import write_json, write_text
 from wsi_idc.hpc.preempt import stop_requests
 from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate
+from wsi_idc.learn.method import Method
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.train import train
 from wsi_idc.maps.build import build_maps
@@ -40,11 +41,12 @@ def main(data: Path) -> None:
         checkpoint = train(
             CONFIG, pack, split, run=Run(Path("runs/bundled")), compute=compute, stop=stop
         )
+    method = Method((checkpoint,))
     found = {
         role: evaluate(
-            checkpoint,
+            method,
             pack,
-            choose_patients(checkpoint, pack, role),
+            choose_patients(method, pack, role),
             split=role,
             compute=compute,
             batch_size=256,
@@ -60,7 +62,7 @@ def main(data: Path) -> None:
     table = split_table(split, pack).reset_index(names="role").to_dict("records")
     write_text(target.with_suffix(".md"), card(checkpoint, found, table))
     maps = Path("maps/bundled")
-    build_maps(checkpoint, pack, [PICTURED], maps, compute=compute)
+    build_maps(method, pack, [PICTURED], maps, compute=compute)
     render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=90)
 
 
@@ -71,14 +73,14 @@ def card(checkpoint: Checkpoint, found: dict[str, Evaluation], table: list[dict[
         f"| {row['role']} | {row['patients']} | {row['patches']} | {row['idc_fraction']:.1%} |"
         for row in table
     )
-    names = list(found["test"].metrics)
+    names = list(found["test"].judged.metrics)
     rows = "\n".join(
         f"| {name} | " + " | ".join(with_interval(found[role], name) for role in found) + " |"
         for name in names
     )
     worst = found["test"].patients.query("patches >= 30").nsmallest(5, "auc")
     weak = "\n".join(
-        f"| {row.patient} | {row.patches} | {row.prevalence:.1%} | {row.auc:.3f} | "
+        f"| {row.patient} | {row.patches} | {row.area_true:.1%} | {row.auc:.3f} | "
         f"{row.sensitivity:.3f} | {row.specificity:.3f} |"
         for row in worst.itertuples()
     )
@@ -99,12 +101,9 @@ def card(checkpoint: Checkpoint, found: dict[str, Evaluation], table: list[dict[
 
 
 def with_interval(evaluation: Evaluation, name: str) -> str:
-    """Return a metric as text, with its interval where it has one."""
-    text = f"{evaluation.metrics[name]:.3f}"
-    if name in evaluation.intervals:
-        low, high = evaluation.intervals[name]
-        text += f" [{low:.3f}, {high:.3f}]"
-    return text
+    """Return a metric as text, with its interval."""
+    low, high = evaluation.judged.intervals[name]
+    return f"{evaluation.judged.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
-from wsi_idc.learn.calibrate import best_f1_threshold, fit_temperature, idc_probability
+from wsi_idc.config import TrainConfig
+from wsi_idc.learn.calibrate import (
+    best_f1_threshold,
+    best_youden_threshold,
+    calibrate,
+    choose_threshold,
+    fit_temperature,
+    idc_probability,
+    sensitivity_threshold,
+    smoothed_probability,
+)
+from wsi_idc.learn.metrics import ece
+from wsi_idc.models.checkpoint import Smoothing
 
 
 def test_a_known_temperature_is_found_again():
@@ -10,7 +24,10 @@ def test_a_known_temperature_is_found_again():
     logit = rng.normal(0, 2, (20_000, 2))
     chance = idc_probability(logit, temperature=1.0)
     label = (rng.random(len(logit)) < chance).astype(np.int64)
-    assert fit_temperature(logit * 2.5, label) == pytest.approx(2.5, rel=0.03)
+    temperature = fit_temperature(logit * 2.5, label)
+    assert temperature == pytest.approx(2.5, rel=0.03)
+    before = ece(label, idc_probability(logit * 2.5, temperature=1.0))
+    assert ece(label, idc_probability(logit * 2.5, temperature=temperature)) < before / 5
 
 
 def test_probability_is_the_softmax_of_the_scaled_logits():
@@ -24,11 +41,94 @@ def test_large_logits_do_not_overflow():
     assert idc_probability(np.array([[-1e4, 1e4]]), temperature=0.1).tolist() == [1.0]
 
 
-def test_the_threshold_has_the_largest_f1_of_all():
+@pytest.fixture
+def scored() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     label = rng.integers(0, 2, 200)
-    probability = np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1)
-    threshold = best_f1_threshold(label, probability)
-    best = max(f1_score(label, probability >= value) for value in probability)
-    assert f1_score(label, probability >= threshold) == pytest.approx(best)
+    return label, np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("choose", "score"),
+    [(best_f1_threshold, f1_score), (best_youden_threshold, balanced_accuracy_score)],
+)
+def test_the_threshold_is_the_best_of_all(scored: tuple[np.ndarray, np.ndarray], choose, score):
+    label, probability = scored
+    threshold = choose(label, probability)
+    best = max(score(label, probability >= value) for value in probability)
+    assert score(label, probability >= threshold) == pytest.approx(best)
     assert np.abs(probability - threshold).min() > 0  # between two patches, on none
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.95, 1.0])
+def test_a_wanted_sensitivity_is_reached_at_the_largest_threshold(
+    scored: tuple[np.ndarray, np.ndarray], target: float
+):
+    label, probability = scored
+    threshold = sensitivity_threshold(label, probability, target=target)
+    assert recall_score(label, probability >= threshold) >= target
+    higher = probability[probability > threshold].min() + 1e-9
+    assert recall_score(label, probability >= higher) < target
+    asked = replace(TrainConfig(), target_sensitivity=target)
+    assert choose_threshold(label, probability, asked) == threshold
+
+
+def test_the_rule_is_the_configurations(scored: tuple[np.ndarray, np.ndarray]):
+    youden = replace(TrainConfig(), threshold_by="youden")
+    assert choose_threshold(*scored, TrainConfig()) == best_f1_threshold(*scored)
+    assert choose_threshold(*scored, youden) == best_youden_threshold(*scored)
+
+
+def test_equal_probabilities_have_a_threshold_below_them():
+    label, probability = np.array([0, 1, 1]), np.full(3, 0.3)
+    for choose in (best_f1_threshold, best_youden_threshold):
+        assert choose(label, probability) == pytest.approx(0.15)
+
+
+def grid(side: int) -> np.ndarray:
+    return np.argwhere(np.ones((side, side))).astype(np.int32)
+
+
+def test_noise_over_regions_is_smoothed_and_noise_over_noise_is_not():
+    rng = np.random.default_rng(0)
+    cells, patient = grid(40), np.zeros(1600, int)
+    region = ((cells[:, 0] // 10 + cells[:, 1] // 10) % 2).astype(np.int64)
+    scattered = rng.permutation(region)
+    found = {}
+    for name, label in (("region", region), ("scattered", scattered)):
+        odds = rng.normal(2.0 * (2 * label - 1), 2.0)
+        logit = np.stack([np.zeros_like(odds), odds], axis=1)
+        found[name] = calibrate(logit, label, patient, cells, patch_um=200.0, config=TrainConfig())
+        probability = idc_probability(logit, temperature=found[name].temperature)
+        smoothed = smoothed_probability(
+            probability, patient, cells, smoothing=found[name].smoothing, patch_um=200.0
+        )
+        right = ((smoothed >= found[name].smoothing.threshold) == label).mean()
+        raw = ((probability >= found[name].threshold) == label).mean()
+        assert right > raw + 0.05 if name == "region" else right == pytest.approx(raw, abs=0.01)
+    assert found["region"].smoothing.sigma_um > 100
+    assert found["scattered"].smoothing.sigma_um < 60
+
+
+def test_smoothing_stays_within_a_patient():
+    cells = np.array([[0, 0], [0, 1], [0, 0], [0, 1]], np.int32)
+    patient = np.array(["a", "a", "b", "b"])
+    how = Smoothing(sigma_um=200.0, temperature=1.0, threshold=0.5)
+    probability = np.array([0.9, 0.9, 0.1, 0.1], np.float32)
+    found = smoothed_probability(probability, patient, cells, smoothing=how, patch_um=200.0)
+    np.testing.assert_allclose(found, probability, atol=1e-6)
+    # The order of the patches is nobody's business.
+    order = np.array([2, 0, 3, 1])
+    again = smoothed_probability(
+        probability[order], patient[order], cells[order], smoothing=how, patch_um=200.0
+    )
+    np.testing.assert_array_equal(again, found[order])
+
+
+def test_a_certain_patch_does_not_outweigh_all_neighbours():
+    how = Smoothing(sigma_um=400.0, temperature=1.0, threshold=0.5)
+    probability = np.full(25, 0.01, np.float32)
+    probability[12] = 1.0
+    found = smoothed_probability(probability, np.zeros(25), grid(5), smoothing=how, patch_um=200.0)
+    assert np.isfinite(found).all()
+    assert found[0] < 0.05

@@ -18,7 +18,7 @@ from wsi_idc.learn.journal import Journal
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.state import resolve, set_up
 from wsi_idc.learn.train import train, what_is_asked
-from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute, choose_compute
 
@@ -493,6 +493,37 @@ def test_memory_that_runs_out_elsewhere_is_one_line(
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("made")
 
-    monkeypatch.setattr("wsi_idc.learn.train.predict_logits", full)
+    monkeypatch.setattr("wsi_idc.learn.judge.predict_logits", full)
     with pytest.raises(RunError, match=r"out of memory on cpu; give --micro-batch 8"):
         train(CONFIG, cohort, split, run=Run(tmp_path / "run"), compute=compute)
+
+
+def test_another_threshold_needs_no_other_training(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "run")
+    first = train(CONFIG, cohort, split, run=run, compute=compute)
+    wanted = replace(CONFIG, target_sensitivity=0.99)
+    assert what_is_asked(wanted, cohort, split) == what_is_asked(CONFIG, cohort, split)
+    second = train(wanted, cohort, split, run=run, compute=compute)
+    assert second.threshold < first.threshold
+    assert second.metrics["val"]["sensitivity"] >= 0.99
+    assert second.metrics["epoch"] == first.metrics["epoch"]
+    assert second.temperature == pytest.approx(first.temperature, rel=1e-4)
+    for name, value in first.state.items():
+        assert torch.equal(second.state[name], value)
+    unchanged = run.best.stat().st_mtime_ns
+    third = train(wanted, cohort, split, run=run, compute=compute)
+    assert third.fingerprint == second.fingerprint
+    assert run.best.stat().st_mtime_ns == unchanged
+
+
+def test_a_checkpoint_of_before_smoothing_gets_it(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "run")
+    first = train(CONFIG, cohort, split, run=run, compute=compute)
+    save_checkpoint(run.best, replace(first, smoothing=None))
+    again = train(CONFIG, cohort, split, run=run, compute=compute)
+    assert again.smoothing is not None
+    assert again.metrics["val"]["ece_uncalibrated"] is not None

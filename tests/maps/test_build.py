@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 import resource
@@ -15,6 +16,7 @@ from tests.stops import StopAfter
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError, StoppedError
 from wsi_idc.learn.evaluate import evaluate
+from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import MapReport, build_maps
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import to_images
@@ -26,7 +28,9 @@ NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<labe
 def build(
     checkpoint: Checkpoint, pack: Pack, patients: list[str], out: Path, **options: object
 ) -> MapReport:
-    return build_maps(checkpoint, pack, patients, out, compute=choose_compute("cpu"), **options)
+    return build_maps(
+        Method((checkpoint,)), pack, patients, out, compute=choose_compute("cpu"), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def test_batch_size_and_company_change_nothing(
 def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack):
     patient = sorted(trained.patients("test"))[0]
     evaluation = evaluate(
-        trained,
+        Method((trained,)),
         cohort,
         [patient],
         split="test",
@@ -97,8 +101,9 @@ def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack
         num_resamples=1,
     )
     with h5py.File(maps / f"{patient}.h5") as file:
-        np.testing.assert_allclose(
-            evaluation.predictions["probability"], file["probability"][:], atol=1e-6
+        # To the last bit, though the map was made in the company of other patients.
+        np.testing.assert_array_equal(
+            evaluation.predictions["probability"].to_numpy(np.float32), file["probability"][:]
         )
 
 
@@ -221,3 +226,29 @@ def test_a_map_says_which_role_its_patient_had(maps: Path, trained: Checkpoint):
         patient = sorted(trained.patients(role))[0]
         with h5py.File(maps / f"{patient}.h5") as file:
             assert json.loads(file.attrs["model"])["role_of_patient"] == role
+
+
+def test_views_checkpoints_and_smoothing_reach_the_map(
+    trained: Checkpoint, cohort: Pack, other: Checkpoint, tmp_path: Path
+):
+    patient = sorted(trained.patients("test"))[0]
+    compute = choose_compute("cpu")
+    method = Method((trained, other), tta=True, smooth=True)
+    build_maps(method, cohort, [patient], tmp_path, compute=compute)
+    evaluation = evaluate(
+        method, cohort, [patient], split="test", compute=compute, batch_size=64, num_resamples=1
+    )
+    table = evaluation.predictions
+    with h5py.File(tmp_path / f"{patient}.h5") as file:
+        for name in ("probability", "uncertainty", "probability_smoothed"):
+            np.testing.assert_array_equal(table[name].to_numpy(np.float32), file[name][:])
+        assert json.loads(file.attrs["smoothing"]) == vars(method.smoothing)
+        model = json.loads(file.attrs["model"])
+        assert file.attrs["threshold"] == method.threshold
+        assert file.attrs["temperature"] == 1
+    assert (model["tta"], len(model["ensemble"])) == (True, 2)
+    # Another way to the probabilities is another map.
+    report = build_maps(method, cohort, [patient], tmp_path, compute=compute)
+    assert list(report.kept) == [patient]
+    report = build_maps(replace(method, tta=False), cohort, [patient], tmp_path, compute=compute)
+    assert list(report.made) == [patient]

@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of, centres_um, lay, mosaic, shape_of
+from wsi_idc.maps.grid import (
+    MAX_CELLS_PER_SIDE,
+    border_distance,
+    cells_of,
+    centres_um,
+    lay,
+    mosaic,
+    shape_of,
+    smooth,
+)
 
 CELLS = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1).map(
     lambda cells: np.array(sorted(cells), np.int32)
@@ -60,3 +69,27 @@ def test_mosaic_is_the_slow_one(cells, height, width, channels):
 
 def test_centres():
     assert centres_um(3, step_um=200).tolist() == [100, 300, 500]
+
+
+def test_the_distance_to_the_label_border():
+    label = np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]])
+    cells = np.argwhere(np.ones_like(label)).astype(np.int32)
+    found = border_distance(label.ravel(), cells).reshape(label.shape)
+    assert found.tolist() == [[2, 1, 1, 0, 0], [2, 1, 0, 0, 0], [2, 1, 0, 0, 0]]
+
+
+def test_cells_without_a_patch_are_no_border():
+    label = np.array([1, 1, 0])
+    cells = np.array([[0, 0], [0, 3], [0, 5]], np.int32)
+    assert border_distance(label, cells).tolist() == [2, 1, 1]
+    assert border_distance(label[:2], cells[:2]).tolist() == [2, 2]
+
+
+def test_smoothing_is_a_weighted_mean_of_the_patches_that_are_there():
+    cells = np.array([[0, 0], [0, 1], [2, 2]], np.int32)
+    values = np.array([0.0, 1.0, 5.0])
+    weight = np.exp(-0.5 * np.array([[0, 1, 8], [1, 0, 5], [8, 5, 0]]) / 0.7**2)
+    expected = weight @ values / weight.sum(axis=1)
+    np.testing.assert_allclose(smooth(values, cells, sigma=0.7), expected, atol=1e-3)
+    assert smooth(values, cells, sigma=0).tolist() == values.tolist()
+    np.testing.assert_allclose(smooth(np.full(3, 0.4), cells, sigma=2.0), 0.4)

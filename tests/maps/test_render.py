@@ -7,6 +7,7 @@ from PIL import Image
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import MapError
+from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import nice_length, render_map
 from wsi_idc.maps.store import read_map, write_map
@@ -27,7 +28,7 @@ def test_the_picture_shows_tissue_and_map(
 ):
     patient = cohort.patients[0]
     build_maps(
-        trained,
+        Method((trained,)),
         cohort,
         [patient],
         tmp_path,
@@ -47,7 +48,7 @@ def test_an_id_is_drawn_as_text_not_as_mathematics(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     patient = cohort.patients[0]
-    build_maps(trained, cohort, [patient], tmp_path, compute=choose_compute("cpu"))
+    build_maps(Method((trained,)), cohort, [patient], tmp_path, compute=choose_compute("cpu"))
     odd = replace(read_map(tmp_path / f"{patient}.h5"), patient="P$^$", class_names=("$a$", "$^$"))
     write_map(tmp_path / "odd.h5", odd)
     render_map(tmp_path / "odd.h5", tmp_path / "odd.png", dpi=30)

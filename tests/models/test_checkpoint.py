@@ -71,6 +71,8 @@ def write(path: Path, trained: Checkpoint, **changes: object) -> Path:
     ("changes", "reason"),
     [
         ({"format": "other"}, "not a wsi-idc-checkpoint file"),
+        ({"smoothing": {"sigma_um": -1.0, "temperature": 1.0, "threshold": 0.5}}, "out of range"),
+        ({"smoothing": {"sigma_um": 100.0}}, "damaged checkpoint"),
         ({"schema_version": 99}, "version 99, this program reads 1"),
         ({"architecture": "vgg"}, "unknown model 'vgg'"),
         ({"architecture": "cnn"}, "do not fit cnn"),

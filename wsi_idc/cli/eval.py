@@ -83,10 +83,8 @@ def eval_(
     if rank_by not in RANKABLE:
         raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
     compute = choose_compute(how.pop("device"), how.pop("precision"))
-    methods = [
-        open_method(given, tta=tta, smooth=smooth)
-        for given in ([(run,) for run in runs] or [checkpoints])
-    ]
+    given: list[tuple[Path, ...]] = [(run,) for run in runs] if runs else [checkpoints]
+    methods = [open_method(them, tta=tta, smooth=smooth) for them in given]
     pack = open_data(data)
     found = []
     for number, method in enumerate(methods):

@@ -111,11 +111,24 @@ def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_
             ("checkpoint", run.best),
             ("best epoch", checkpoint.metrics["epoch"]),
             ("val", ", ".join(f"{name} {found[name]:.3f}" for name in names)),
-            ("threshold", f"{checkpoint.threshold:.3f} (largest F1 on val)"),
-            ("temperature", f"{checkpoint.temperature:.3f}"),
+            ("threshold", f"{checkpoint.threshold:.3f} ({_rule(checkpoint)})"),
+            (
+                "temperature",
+                f"{checkpoint.temperature:.3f} (ECE on val {found['ece_uncalibrated']:.3f} "
+                f"-> {found['ece']:.3f})",
+            ),
             ("next", "wsi-idc eval; wsi-idc map --all"),
         ]
     )
+
+
+def _rule(checkpoint: "Checkpoint") -> str:
+    """Return in words how the threshold was chosen."""
+    if target := checkpoint.config["target_sensitivity"]:
+        return f"sensitivity of at least {target:g} on val"
+    return {"f1": "largest F1 on val", "youden": "largest Youden index on val"}[
+        checkpoint.config["threshold_by"]
+    ]
 
 
 def _describe(config: TrainConfig, data: Path, spec: str, table: Any, folder: Path) -> list[str]:

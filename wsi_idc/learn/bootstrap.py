@@ -64,8 +64,7 @@ def resampled_metrics(
     num_patients = weights.shape[1]
 
     def a_patient(values: NDArray) -> NDArray[np.float64]:
-        sums: NDArray[np.float64] = np.bincount(code, values, minlength=num_patients)
-        return sums  # (P,)
+        return np.bincount(code, values, minlength=num_patients).astype(np.float64)  # (P,)
 
     truth, called = label == 1, probability >= threshold
     cells = (truth & called, ~truth & called, ~truth & ~called, truth & ~called)
@@ -230,8 +229,8 @@ def _best_from(
     grid: NDArray[np.float64], recall: NDArray[np.float64], precision: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the precision at the first threshold that reaches each recall of the grid."""
-    # A recall of 0 is that of the surest patches.
-    first = np.searchsorted(recall, np.maximum(grid, np.finfo(float).tiny) - 1e-12)
+    # A recall of 0 stands for that of the surest IDC.
+    first = np.searchsorted(recall, np.maximum(grid - 1e-12, np.finfo(float).tiny))
     return precision[np.minimum(first, len(precision) - 1)]
 
 

@@ -1,0 +1,126 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.cli.test_cli import Said
+from wsi_idc.data.pack import Pack
+from wsi_idc.learn.runs import Run
+from wsi_idc.models.checkpoint import Checkpoint, Smoothing, save_checkpoint
+
+
+@pytest.fixture
+def work(
+    tmp_path: Path, cohort: Pack, trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Return a working folder with the synthetic pack in data/ and two finished runs."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(cohort.path, tmp_path / "data")
+    other = replace(
+        trained,
+        temperature=2.0,
+        threshold=0.9,
+        smoothing=Smoothing(sigma_um=300.0, temperature=1.5, threshold=0.6),
+    )
+    for name, checkpoint in (("a", trained), ("b", other)):
+        save_checkpoint(tmp_path / "runs" / name / "best.pt", checkpoint)
+        Run(tmp_path / "runs" / name).write("finished", {}, {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+QUICK = ("--num-resamples", 100, "--no-report")
+
+
+def test_every_metric_has_an_interval(work: Path, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "eval", "--checkpoint", "runs/a", *QUICK)
+    assert said.code == 0, said.err
+    for name in ("auc", "mcc", "ece", "npv", "brier"):
+        assert any(line.startswith(name) and "[" in line for line in said.out.splitlines()), name
+    assert "auc of a patient: mean" in said.out
+    assert "written to runs/a/eval-test" in said.out
+
+
+@pytest.mark.parametrize("flags", [(), ("--tta",), ("--smooth",), ("--tta", "--smooth")])
+def test_eval_and_map_agree_whatever_the_method(
+    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+):
+    both = ("--checkpoint", "runs/a", "--checkpoint", "runs/b", *flags)
+    said = Said(capsys, "eval", *both, "--out", "e", *QUICK)
+    assert said.code == 0, said.err
+    assert Said(capsys, "map", "--all", *both).code == 0
+    table = pd.read_csv("e/predictions.csv", dtype={"patient": str})
+    names = ["probability", "uncertainty"] + ["probability_smoothed"] * ("--smooth" in flags)
+    for patient, part in table.groupby("patient"):
+        with h5py.File(f"maps/{patient}.h5") as file:
+            for name in names:
+                np.testing.assert_array_equal(part[name].astype(np.float32), file[name][:])
+    assert set(table["patient"]) == trained.patients("test")
+
+
+def test_several_runs_make_a_leaderboard(work: Path, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "eval", "runs/a", "runs/b", "--rank-by", "brier", *QUICK)
+    assert said.code == 0, said.err
+    assert "published, on other patients, for context only" in said.out
+    assert "Cruz-Roa" in said.out
+    table = pd.read_csv("eval/leaderboard-test/leaderboard.csv")
+    ours = table[table["source"] == "measured"]
+    assert set(ours["name"]) == {"runs/a", "runs/b"}
+    assert ours["brier"].is_monotonic_increasing
+    assert (work / "runs" / "a" / "eval-test" / "metrics.json").exists()
+    found = json.loads(Said(capsys, "eval", "runs/a", "runs/b", *QUICK, "--json").out)
+    assert found["same_patients"] is True
+    assert len(found["leaderboard"]) == len(table)
+
+
+def test_two_runs_are_compared_and_evaluated_first(work: Path, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
+    assert said.code == 0, said.err
+    assert "A: runs/a/eval-test" in said.out
+    assert "95 % interval" in said.out
+    # Only the temperature differs, so the ranking is the same.
+    table = pd.read_csv("c/metrics.csv").set_index("metric")
+    assert table.loc["auc", "difference"] == pytest.approx(0, abs=1e-6)
+    assert table.loc["brier", "difference"] != 0
+    before = (work / "runs/a/eval-test/metrics.json").stat().st_mtime_ns
+    again = Said(capsys, "compare", "runs/a/eval-test", "runs/b", "--num-resamples", 100, "--json")
+    assert json.loads(again.out)["num_patients"] == 2
+    assert (work / "runs/a/eval-test/metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["eval", "runs/a", "--checkpoint", "runs/b"], 2, "not both"),
+        (["eval", "runs/a", "--rank-by", "luck"], 2, "--rank-by is one of auc"),
+        (["eval", "runs/none"], 1, "no such file"),
+        (["eval", "--checkpoint", "runs/a", "--checkpoint", "runs/a"], 1, "given twice"),
+        (["eval", "runs/a", "--split", "train"], 1, "--allow-seen"),
+        (["compare", "runs/a", "elsewhere"], 1, "no such file"),
+        (["compare", "runs/a"], 2, "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    error: str,
+):
+    said = Said(capsys, *arguments)
+    assert said.code == code
+    assert error in said.err
+    assert "Traceback" not in said.err
+
+
+def test_seen_patients_are_evaluated_only_when_asked_for(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    train = ("eval", "runs/a", "--split", "train", *QUICK)
+    assert "was trained on 3 of these patients" in Said(capsys, *train).error
+    assert Said(capsys, *train, "--allow-seen").code == 0
