@@ -115,6 +115,7 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
         "class_names": checkpoint.class_names,
         "threshold": checkpoint.threshold,
         "temperature": checkpoint.temperature,
+        "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
         "split": checkpoint.split_spec,
         "patients_of": {
             role: sorted(checkpoint.patients(role)) for role in ("train", "val", "test")
