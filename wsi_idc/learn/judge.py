@@ -91,12 +91,20 @@ def finished(
     logger.info("trained already; calibrating it anew on val")
     if world.is_writer:
         with run.held():
-            rows = labelled_rows(pack, checkpoint.patients("val"))
-            logit = predict_logits([checkpoint.build()], pack, rows, compute=compute)[:, 0]
-            anew = replace(checkpoint, config={**checkpoint.config, **wanted})
-            save_checkpoint(run.best, _calibrated(anew, logit, pack, rows, config))
+            save_checkpoint(run.best, recalibrated(checkpoint, config, pack, compute=compute))
     world.wait()
     return load_checkpoint(run.best)
+
+
+def recalibrated(
+    checkpoint: Checkpoint, config: TrainConfig, pack: Pack, *, compute: Compute
+) -> Checkpoint:
+    """Return a finished checkpoint as if it had ended with this configuration's calibration."""
+    rows = labelled_rows(pack, checkpoint.patients("val"))
+    logit = predict_logits([checkpoint.build()], pack, rows, compute=compute)[:, 0]
+    wanted = {name: getattr(config, name) for name in CALIBRATION}
+    anew = replace(checkpoint, config={**checkpoint.config, **wanted})
+    return _calibrated(anew, logit, pack, rows, config)
 
 
 def _calibrated(
