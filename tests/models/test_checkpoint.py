@@ -13,7 +13,8 @@ from wsi_idc.models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from wsi_idc.models.classifier import logits_and_cam, to_images
+from wsi_idc.models.cam import logits_and_cam
+from wsi_idc.models.classifier import to_images
 from wsi_idc.models.registry import architecture
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torchcam.methods import GradCAM
 
-from wsi_idc.models.classifier import IDC, PatchClassifier, logits_and_cam, to_images
+from wsi_idc.models.cam import logits_and_cam
+from wsi_idc.models.classifier import IDC, PatchClassifier, to_images
 from wsi_idc.models.registry import architecture
 
 

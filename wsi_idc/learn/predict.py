@@ -12,8 +12,9 @@ from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.ahead import one_ahead
+from wsi_idc.models.cam import logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.classifier import PatchClassifier, logits_and_cam
+from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
 
 # Networks bear a little of a difference in scale, and files state mpp with rounding.
