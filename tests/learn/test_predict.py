@@ -7,8 +7,8 @@ import torch
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.predict import check_fits, predict, predict_logits
-from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.cam import logits_and_cam
+from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 
 

@@ -39,14 +39,15 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
             f"--input-size ({arch.input_px or PATCH_PX} px is usual)"
         )
     names = [known for known, _ in skeleton(arch.build, 2).named_modules() if known]
-    usable = _listed(_candidates(grids, before=arch.cam_layer, min_side=1))
+    finer = _candidates(grids, before=arch.cam_layer)
+    remedy = f"give --cam-layer {_listed(finer)}" if finer else "train with a larger --input-size"
     if name in names:
         raise CheckpointError(
             f"layer {name} of {arch.name} gives no feature map (N, C, h, w) to take a CAM from; "
-            f"give --cam-layer {usable}"
+            f"{remedy}"
         )
     near = difflib.get_close_matches(name, names, n=_NUM_NAMED)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"give --cam-layer {usable}"
+    hint = f"did you mean {_either(near)}?" if near else remedy
     raise CheckpointError(f"{arch.name} has no layer {name!r}; {hint}")
 
 
@@ -66,7 +67,7 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None)
     if min(rows, cols) >= MIN_SIDE:
         return
     name = arch.cam_layer if layer is None else layer
-    finer = _candidates(_grids(arch, input_px), before=name, min_side=MIN_SIDE)
+    finer = _candidates(_grids(arch, input_px), before=name)
     enough = (
         px
         for px in _INPUT_SIZES
@@ -100,22 +101,24 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
     }
 
 
-def _candidates(
-    grids: Mapping[str, tuple[int, int]], *, before: str, min_side: int
-) -> dict[str, tuple[int, int]]:
-    """Return the main layer of each grid up to the layer ``before``, the last first."""
+def _candidates(grids: Mapping[str, tuple[int, int]], *, before: str) -> dict[str, tuple[int, int]]:
+    """Return the main layers, no later than ``before``, whose CAM is fine enough; last first."""
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
     for name in names[: names.index(before) + 1]:
         grid = grids[name]
-        # The least nested is a stage, not one of its convolutions.
+        # The least nested of a grid is a stage, not one of its convolutions.
         nested = chosen.get(grid, name).count(".")
-        if min(grid) >= min_side and name.count(".") <= nested:
+        if min(grid) >= MIN_SIDE and name.count(".") <= nested:
             chosen[grid] = name
     return {chosen[grid]: grid for grid in sorted(chosen)[:_NUM_NAMED]}
 
 
 def _listed(candidates: Mapping[str, tuple[int, int]]) -> str:
     """Return "layer4 (7x7), layer3 (14x14) or layer2 (28x28)"."""
-    *most, last = [f"{name} ({rows}x{cols})" for name, (rows, cols) in candidates.items()]
+    return _either([f"{name} ({rows}x{cols})" for name, (rows, cols) in candidates.items()])
+
+
+def _either(words: list[str]) -> str:
+    *most, last = words
     return f"{', '.join(most)} or {last}" if most else last
