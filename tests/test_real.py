@@ -16,6 +16,7 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.learn.evaluate import choose_patients, evaluate
 from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
 from wsi_idc.models.device import choose_compute
 
@@ -54,7 +55,7 @@ def test_every_pixel_comes_back(tree: Path, pack: Pack):
 
 def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(Method((checkpoint,)), pack, ["8864"], tmp_path, compute=choose_compute("cpu"))
+    build_maps(MapWork(Method((checkpoint,)), choose_compute("cpu"), tmp_path), pack, ["8864"])
     with h5py.File(tmp_path / "8864.h5") as file:
         probability, label = file["map/probability"][:], file["map/label"][:]
         rgb = file["image/rgb"][:]

@@ -25,6 +25,7 @@ from wsi_idc.learn.runs import Run
 from wsi_idc.learn.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
+from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import (
     Checkpoint,
     bundled_checkpoint,
@@ -73,7 +74,7 @@ def main(data: Path, *, keep_weights: bool) -> None:
     table = split_table(split, pack).reset_index(names="role").to_dict("records")
     write_text(target.with_suffix(".md"), card(checkpoint, found, table))
     maps = Path("maps/bundled")
-    build_maps(method, pack, [PICTURED], maps, compute=compute)
+    build_maps(MapWork(method, compute, maps), pack, [PICTURED])
     render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=90)
 
 

@@ -17,6 +17,7 @@ from wsi_idc.learn.runs import Run
 from wsi_idc.learn.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
+from wsi_idc.maps.work import MapWork
 from wsi_idc.models.device import choose_compute
 from wsi_idc.progress import progress
 
@@ -66,7 +67,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     write_evaluation(evaluation, folder)
     logger.info("mapping %d patients", len(pack.patients))
     maps = out / "maps"
-    build_maps(method, pack, pack.patients, maps, compute=compute, stop=stop)
+    build_maps(MapWork(method, compute, maps, stop=stop), pack, pack.patients)
     _render_all(maps, pack.patients, stop)
     return DemoResult(pack.path, run.best, evaluation, folder, maps)
 

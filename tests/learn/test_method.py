@@ -10,8 +10,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import predict, predict_logits
+from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, load_checkpoint, save_checkpoint
-from wsi_idc.models.classifier import logits_and_cam
 from wsi_idc.models.device import choose_compute
 
 
@@ -57,7 +57,7 @@ def test_the_eight_views_are_all_flips_and_turns(trained: Checkpoint, cohort: Pa
 def test_the_cam_of_all_views_lies_as_the_patch_does(trained: Checkpoint, cohort: Pack):
     rows = np.arange(3)
     compute = choose_compute("cpu")
-    (found,) = predict([trained.build()], cohort, rows, compute=compute, with_cam=True, tta=True)
+    (found,) = predict([trained.build()], cohort, rows, compute=compute, cam=CamSpec(), tta=True)
     classifier, patches = trained.build(), cohort.patches[rows]
     cams = []
     with torch.inference_mode():
@@ -137,10 +137,10 @@ def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
 ):
     larger = replace(trained, input=replace(trained.input, input_px=100))
     compute, rows = choose_compute("cpu"), np.arange(2)
-    parts = predict([trained.build(), larger.build()], cohort, rows, compute=compute, with_cam=True)
+    parts = predict([trained.build(), larger.build()], cohort, rows, compute=compute, cam=CamSpec())
     (both,) = parts
-    (first,) = predict([trained.build()], cohort, rows, compute=compute, with_cam=True)
-    (second,) = predict([larger.build()], cohort, rows, compute=compute, with_cam=True)
+    (first,) = predict([trained.build()], cohort, rows, compute=compute, cam=CamSpec())
+    (second,) = predict([larger.build()], cohort, rows, compute=compute, cam=CamSpec())
     assert second.cam.shape[1] > first.cam.shape[1]
     assert both.cam.shape == first.cam.shape
     # The share of the logit that the second one's CAM holds is kept.

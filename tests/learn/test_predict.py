@@ -7,8 +7,8 @@ import torch
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.predict import check_fits, predict, predict_logits
+from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.classifier import logits_and_cam
 from wsi_idc.models.device import choose_compute
 
 
@@ -25,7 +25,7 @@ def test_batches_change_nothing(trained: Checkpoint, cohort: Pack, batch_size: i
             rows,
             compute=choose_compute("cpu"),
             batch_size=batch_size,
-            with_cam=True,
+            cam=CamSpec(),
         )
     )
     assert [len(part.logit) for part in parts] == [
@@ -43,7 +43,7 @@ def test_bf16_is_close_to_fp32_and_comes_as_float32(trained: Checkpoint, cohort:
             cohort,
             np.arange(40),
             compute=choose_compute("cpu", precision),
-            with_cam=True,
+            cam=CamSpec(),
         )
         (found[precision],) = parts
         assert found[precision].logit.dtype == found[precision].cam.dtype == np.float32

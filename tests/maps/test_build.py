@@ -3,6 +3,7 @@ import logging
 import re
 import resource
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from torchcam.methods import GradCAM
 
 from tests.stops import StopAfter
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import DataError, StoppedError
+from wsi_idc.errors import CheckpointError, DataError, StoppedError
+from wsi_idc.files import locked
 from wsi_idc.learn.evaluate import evaluate
 from wsi_idc.learn.method import Method
-from wsi_idc.maps.build import MapReport, build_maps
+from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.store import read_map
+from wsi_idc.maps.work import MapReport, MapWork
+from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import to_images
 from wsi_idc.models.device import choose_compute
@@ -28,9 +33,8 @@ NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<labe
 def build(
     checkpoint: Checkpoint, pack: Pack, patients: list[str], out: Path, **options: object
 ) -> MapReport:
-    return build_maps(
-        Method((checkpoint,)), pack, patients, out, compute=choose_compute("cpu"), **options
-    )
+    work = MapWork(Method((checkpoint,)), choose_compute("cpu"), out, **options)
+    return build_maps(work, pack, patients)
 
 
 @pytest.fixture(scope="module")
@@ -181,16 +185,37 @@ def test_a_bad_item_is_set_aside_and_the_rest_done(
     assert precious.read_text() == "not a map at all"
 
 
-def test_a_map_that_another_process_writes_is_set_aside(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
+def test_a_map_that_another_process_never_ends_writing_is_set_aside(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from wsi_idc.files import locked
-
+    monkeypatch.setattr("wsi_idc.maps.work._PATIENCE_SECONDS", 0.5)
     first, second = cohort.patients[:2]
     with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
         report = build(trained, cohort, [first, second], tmp_path)
     assert list(report.made) == [second]
     assert "another process is writing it" in report.failed[first]
+
+
+def test_a_map_is_written_after_another_process_has_written_it(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    patient = cohort.patients[0]
+    released = threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path / f".{patient}.h5.partial", what=tmp_path):
+            held.set()
+            released.wait(3)
+
+    held = threading.Event()
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(10)
+    report = build(trained, cohort, [patient], tmp_path)
+    released.set()
+    other.join()
+    assert list(report.made) == [patient]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
 
 
 def test_what_a_kill_left_behind_is_written_over(trained: Checkpoint, cohort: Pack, tmp_path: Path):
@@ -234,7 +259,7 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
     patient = sorted(trained.patients("test"))[0]
     compute = choose_compute("cpu")
     method = Method((trained, other), tta=True, smooth=True)
-    build_maps(method, cohort, [patient], tmp_path, compute=compute)
+    build_maps(MapWork(method, compute, tmp_path), cohort, [patient])
     evaluation = evaluate(
         method, cohort, [patient], split="test", compute=compute, batch_size=64, num_resamples=1
     )
@@ -248,7 +273,31 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
         assert file.attrs["temperature"] == 1
     assert (model["tta"], len(model["ensemble"])) == (True, 2)
     # Another way to the probabilities is another map.
-    report = build_maps(method, cohort, [patient], tmp_path, compute=compute)
+    report = build_maps(MapWork(method, compute, tmp_path), cohort, [patient])
     assert list(report.kept) == [patient]
-    report = build_maps(replace(method, tta=False), cohort, [patient], tmp_path, compute=compute)
+    report = build_maps(MapWork(replace(method, tta=False), compute, tmp_path), cohort, [patient])
     assert list(report.made) == [patient]
+
+
+def test_another_cam_is_another_map(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    build(trained, cohort, [patient], tmp_path)
+    spec = CamSpec("layercam", "features.1", 0)
+    assert list(build(trained, cohort, [patient], tmp_path, cam=spec).made) == [patient]
+    found = read_map(tmp_path / f"{patient}.h5")
+    assert (found.cam_method, found.cam_layer) == ("layercam", "features.1")
+    assert found.cam_class == "non-IDC"
+    with cam_extractor(trained.build(), **vars(spec)) as extract:
+        rows = cohort.rows_of(patient)[:4]
+        _, expected = extract(torch.from_numpy(cohort.patches[rows]))
+    np.testing.assert_allclose(found.cam[:4], expected.numpy(), rtol=1e-3, atol=1e-6)
+    assert list(build(trained, cohort, [patient], tmp_path, cam=None).made) == [patient]
+    assert read_map(tmp_path / f"{patient}.h5").cam is None
+
+
+def test_a_cam_that_would_show_nothing_is_refused_and_nothing_written(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    with pytest.raises(CheckpointError, match=r"has no layer 'features\.99'"):
+        build(trained, cohort, cohort.patients, tmp_path / "m", cam=CamSpec(layer="features.99"))
+    assert not (tmp_path / "m").exists()

@@ -11,6 +11,7 @@ from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import nice_length, render_map
 from wsi_idc.maps.store import read_map, write_map
+from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 
@@ -27,14 +28,8 @@ def test_the_picture_shows_tissue_and_map(
     trained: Checkpoint, cohort: Pack, tmp_path: Path, with_image: bool
 ):
     patient = cohort.patients[0]
-    build_maps(
-        Method((trained,)),
-        cohort,
-        [patient],
-        tmp_path,
-        compute=choose_compute("cpu"),
-        with_image=with_image,
-    )
+    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path, with_image=with_image)
+    build_maps(work, cohort, [patient])
     render_map(tmp_path / f"{patient}.h5", tmp_path / "pictures" / "p.png", dpi=40)
     with Image.open(tmp_path / "pictures" / "p.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -48,7 +43,7 @@ def test_an_id_is_drawn_as_text_not_as_mathematics(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     patient = cohort.patients[0]
-    build_maps(Method((trained,)), cohort, [patient], tmp_path, compute=choose_compute("cpu"))
+    build_maps(MapWork(Method((trained,)), choose_compute("cpu"), tmp_path), cohort, [patient])
     odd = replace(read_map(tmp_path / f"{patient}.h5"), patient="P$^$", class_names=("$a$", "$^$"))
     write_map(tmp_path / "odd.h5", odd)
     render_map(tmp_path / "odd.h5", tmp_path / "odd.png", dpi=30)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from wsi_idc.errors import CheckpointError
+from wsi_idc.models.cam import logits_and_cam
 from wsi_idc.models.checkpoint import (
     Checkpoint,
     bundled_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from wsi_idc.models.classifier import logits_and_cam, to_images
+from wsi_idc.models.classifier import to_images
 from wsi_idc.models.registry import architecture
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from wsi_idc.cli.options import (
+    CAM_CLASSES,
     PATH,
+    cam_options,
     compute_options,
     data_option,
     json_option,
@@ -22,7 +24,7 @@ from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.build import MapReport
+    from wsi_idc.maps.work import MapReport
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 @method_options
 @data_option
 @click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
+@cam_options
 @click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
 @click.option("--overwrite", is_flag=True, help="Make maps anew that are there already.")
 @compute_options
@@ -46,6 +49,10 @@ def map_(
     smooth: bool,
     data: Path | None,
     out: Path,
+    cam_method: str,
+    cam_layer: str | None,
+    cam_class: str,
+    no_cam: bool,
     no_image: bool,
     overwrite: bool,
     device: str,
@@ -68,26 +75,30 @@ def map_(
     from wsi_idc.data.source import open_data
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.maps.build import build_maps
+    from wsi_idc.maps.work import MapWork
+    from wsi_idc.models.cam import CamSpec
     from wsi_idc.models.device import choose_compute
 
     if everyone == bool(patients):
         raise click.UsageError("give --patient P (once or more) or --all.")
+    cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
     compute = choose_compute(device, precision)
     pack = open_data(data)
     method = open_method(checkpoints, tta=tta, smooth=smooth)
     logger.info("data: %s; device: %s", pack.path, compute)
     with stop_requests() as stop:
-        report = build_maps(
-            method,
-            pack,
-            pack.patients if everyone else list(dict.fromkeys(patients)),
-            out,
+        work = MapWork(
+            method=method,
             compute=compute,
-            batch_size=batch_size,
+            out=out,
+            cam=cam,
             with_image=not no_image,
+            batch_size=batch_size,
             overwrite=overwrite,
             stop=stop,
         )
+        chosen = pack.patients if everyone else list(dict.fromkeys(patients))
+        report = build_maps(work, pack, chosen)
     if as_json:
         say_json(vars(report))
     else:

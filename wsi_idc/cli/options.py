@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsi_idc.models.checkpoint import Checkpoint
 
 PATH = click.Path(path_type=Path)
+CAM_CLASSES = ("non-idc", "idc")  # by index
 
 
 def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,6 +82,31 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Also smooth each patient's probabilities by their neighbours on the grid.",
         ),
+    ]
+    return _all_of(options, command)
+
+
+def cam_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says which CAM to compute."""
+    options = [
+        click.option(
+            "--cam-method",
+            type=click.Choice(["gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam"]),
+            default="gradcam",
+            show_default=True,
+            help="gradcam comes with the forward pass; the others go through torchcam.",
+        ),
+        click.option(
+            "--cam-layer", help="Module that CAMs are taken from.  [default: the last feature map]"
+        ),
+        click.option(
+            "--cam-class",
+            type=click.Choice(CAM_CLASSES),
+            default=CAM_CLASSES[1],
+            show_default=True,
+            help="Class whose logit is explained.",
+        ),
+        click.option("--no-cam", is_flag=True, help="Compute no CAMs."),
     ]
     return _all_of(options, command)
 

@@ -3,7 +3,7 @@
 ``eval`` and ``map`` both go this way, so they say the same of the same patch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,13 @@ from wsi_idc.data.augment import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.calibrate import idc_probability, smoothed_probability
-from wsi_idc.learn.predict import Predicted, check_fits, predict
+from wsi_idc.learn.predict import Predicted, check_fits, predict, predict_patches
+from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.cam_layer import check_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.device import Compute
+from wsi_idc.models.registry import architecture
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,16 @@ class Method:
         for one in self.checkpoints:
             check_fits(one, pack)
 
+    def check_cam(self, cam: CamSpec, *, patch_px: int) -> None:
+        """Raise where a checkpoint's network has no such CAM, or one too coarse to show anything.
+
+        Raises:
+            CheckpointError: It says what to do.
+        """
+        for one in self.checkpoints:
+            arch = architecture(one.architecture)
+            check_cam_layer(arch, one.input.input_px or patch_px, cam.layer)
+
     def predict(
         self,
         pack: Pack,
@@ -127,18 +140,24 @@ class Method:
         *,
         compute: Compute,
         batch_size: int = PREDICT_BATCH_SIZE,
-        with_cam: bool = False,
+        cam: CamSpec | None = None,
     ) -> Iterator[Predicted]:
         """Yield what the checkpoints say of the pack's patches ``rows``, a batch at a time."""
+        built = [one.build() for one in self.checkpoints]
         return predict(
-            [one.build() for one in self.checkpoints],
-            pack,
-            rows,
-            compute=compute,
-            batch_size=batch_size,
-            with_cam=with_cam,
-            tta=self.tta,
+            built, pack, rows, compute=compute, batch_size=batch_size, cam=cam, tta=self.tta
         )
+
+    def predict_patches(
+        self,
+        patches: Iterable[NDArray[np.uint8]],
+        *,
+        compute: Compute,
+        cam: CamSpec | None = None,
+    ) -> Iterator[Predicted]:
+        """Yield what the checkpoints say of batches of patches (n, H, W, 3), uint8."""
+        built = [one.build() for one in self.checkpoints]
+        return predict_patches(built, patches, compute=compute, cam=cam, tta=self.tta)
 
     def combine(self, logit: NDArray[np.float32]) -> Said:
         """Return what follows from the logits (N, k, num_classes) of ``predict``."""

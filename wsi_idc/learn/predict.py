@@ -1,6 +1,7 @@
 """Run classifiers over patches of a pack, in batches, while the next ones are being read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,13 @@ from wsi_idc.data.augment import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.ahead import one_ahead
+from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.classifier import PatchClassifier, logits_and_cam, to_images
+from wsi_idc.models.classifier import PatchClassifier, to_images
 from wsi_idc.models.device import Compute
+
+# Patches on the device to logits (n, num_classes) and CAM (n, h, w), or None for the latter.
+Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 # Networks bear a little of a difference in scale, and files state mpp with rounding.
 _MPP_TOLERANCE = 0.1
@@ -34,12 +39,32 @@ class Predicted:
     Attributes:
         logit: Of each classifier on each view, classifiers outermost, shape (n, k, num_classes),
             float32.
-        cam: Raw Grad-CAM of IDC, the mean over views and classifiers, shape (n, h, w), float32;
-            None where not asked for.
+        cam: Raw CAM, the mean over views and classifiers, shape (n, h, w), float32; None where not
+            asked for.
     """
 
     logit: NDArray[np.float32]
     cam: NDArray[np.float32] | None
+
+    def part(self, start: int, end: int) -> "Predicted":
+        """Return what is said of some of the patches."""
+        return Predicted(self.logit[start:end], None if self.cam is None else self.cam[start:end])
+
+    @staticmethod
+    def joined(parts: Sequence["Predicted"]) -> "Predicted":
+        """Return what is said of all the patches of the parts, one after another."""
+        cams = [part.cam for part in parts if part.cam is not None]
+        return Predicted(
+            np.concatenate([part.logit for part in parts]), np.concatenate(cams) if cams else None
+        )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Patches on the host, (n, H, W, 3), uint8, of which the first ``num`` are asked for."""
+
+    patches: Tensor
+    num: int
 
 
 def predict(
@@ -49,7 +74,7 @@ def predict(
     *,
     compute: Compute,
     batch_size: int = PREDICT_BATCH_SIZE,
-    with_cam: bool = False,
+    cam: CamSpec | None = None,
     tta: bool = False,
 ) -> Iterator[Predicted]:
     """Yield predictions of the pack's patches ``rows``, in their order, a batch at a time.
@@ -62,22 +87,29 @@ def predict(
         rows: Of the patches.
         compute: Device and precision.
         batch_size: Patches at a time.
-        with_cam: Compute CAMs too.
+        cam: Which CAM to compute; None computes none.
         tta: Show each patch in the 8 flips and quarter turns instead of as it is.
     """
-    for classifier in classifiers:
-        classifier.eval().to(compute.device).to(memory_format=torch.channels_last)
-    batches = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
-    views = range(NUM_DIHEDRAL if tta else 1)
-    # One batch is under way on the device while the last one's results are fetched and used.
-    under_way: tuple[Tensor, Tensor | None, int] | None = None
-    for patches, num in _read_ahead(pack, batches, pin=compute.device.type == "cuda"):
-        started = _forward(classifiers, patches, compute, views=views, with_cam=with_cam)
-        if under_way is not None:
-            yield _fetch(*under_way)
-        under_way = *started, num
-    if under_way is not None:
-        yield _fetch(*under_way)
+    pin = compute.device.type == "cuda"
+    batches = one_ahead(
+        lambda some: _filled(pack.patches[some], pin=pin),
+        (rows[at : at + batch_size] for at in range(0, len(rows), batch_size)),
+    )
+    return _predict(classifiers, batches, compute=compute, cam=cam, tta=tta)
+
+
+def predict_patches(
+    classifiers: Sequence[PatchClassifier],
+    patches: Iterable[NDArray[np.uint8]],
+    *,
+    compute: Compute,
+    cam: CamSpec | None = None,
+    tta: bool = False,
+) -> Iterator[Predicted]:
+    """Yield predictions of batches of patches (n, H, W, 3), uint8; else as ``predict``."""
+    pin = compute.device.type == "cuda"
+    batches = (_filled(some, pin=pin) for some in patches)
+    return _predict(classifiers, batches, compute=compute, cam=cam, tta=tta)
 
 
 def predict_logits(
@@ -96,28 +128,54 @@ def predict_logits(
     return np.concatenate([none, *(part.logit for part in found)])
 
 
+def _predict(
+    classifiers: Sequence[PatchClassifier],
+    batches: Iterable[_Batch],
+    *,
+    compute: Compute,
+    cam: CamSpec | None,
+    tta: bool,
+) -> Iterator[Predicted]:
+    views = range(NUM_DIHEDRAL if tta else 1)
+    with ExitStack() as stack:
+        run = []
+        for classifier in classifiers:
+            classifier.eval().to(compute.device).to(memory_format=torch.channels_last)
+            run.append(
+                _without_cam(classifier)
+                if cam is None
+                else stack.enter_context(cam_extractor(classifier, **vars(cam)))
+            )
+        # One batch is under way on the device while the last one's results are fetched and used.
+        under_way: tuple[Tensor, Tensor | None, int] | None = None
+        for batch in batches:
+            started = _forward(run, batch.patches, compute, views=views)
+            if under_way is not None:
+                yield _fetch(*under_way)
+            under_way = *started, batch.num
+        if under_way is not None:
+            yield _fetch(*under_way)
+
+
+def _without_cam(classifier: PatchClassifier) -> Extract:
+    return lambda patches: (classifier(patches).float(), None)
+
+
 @torch.inference_mode()
 def _forward(
-    classifiers: Sequence[PatchClassifier],
-    patches: Tensor,
-    compute: Compute,
-    *,
-    views: range,
-    with_cam: bool,
+    run: Sequence[Extract], patches: Tensor, compute: Compute, *, views: range
 ) -> tuple[Tensor, Tensor | None]:
     """Return logits (n, k, num_classes) and CAM (n, h, w) of patches (n, H, W, 3)."""
     patches = patches.to(compute.device, non_blocking=True)
     logits, cams = [], []
-    for classifier in classifiers:
+    for extract in run:
         for view in views:
             seen = patches if view == 0 else _turned(to_images(patches), view)
             with compute.autocast():
-                if with_cam:
-                    logit, cam = logits_and_cam(classifier, seen)
-                    cams.append(_turned(cam[:, None], _UNDO[view])[:, 0])
-                else:
-                    logit = classifier(seen).float()
+                logit, cam = extract(seen)
             logits.append(logit)
+            if cam is not None:
+                cams.append(_turned(cam[:, None], _UNDO[view])[:, 0])
     return torch.stack(logits, dim=1), _mean_cam(cams) if cams else None
 
 
@@ -157,20 +215,18 @@ def _fetch(logit: Tensor, cam: Tensor | None, num: int) -> Predicted:
     return found
 
 
-def _read_ahead(
-    pack: Pack, batches: list[NDArray[np.int64]], *, pin: bool
-) -> Iterator[tuple[Tensor, int]]:
-    """Yield batches of patches (n, H, W, 3), uint8, the next one read by a thread meanwhile.
+def _filled(patches: NDArray[np.uint8], *, pin: bool) -> _Batch:
+    """Return patches as a batch whose size is a multiple of ``_PATCHES_AT_LEAST``.
 
-    Each with the number of patches asked for; what follows them only fills up the batch.
+    Args:
+        patches: Shape (n, H, W, 3).
+        pin: Put them where a GPU fetches them fastest.
     """
-
-    def read(rows: NDArray[np.int64]) -> tuple[Tensor, int]:
-        filled = np.append(rows, rows[:1].repeat(-len(rows) % _PATCHES_AT_LEAST))
-        patches = torch.from_numpy(pack.patches[filled])
-        return (patches.pin_memory() if pin else patches), len(rows)
-
-    return one_ahead(read, batches)
+    num = len(patches)
+    padding = -num % _PATCHES_AT_LEAST
+    filled = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
+    tensor = torch.from_numpy(filled)
+    return _Batch(tensor.pin_memory() if pin else tensor, num)
 
 
 def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:

@@ -1,95 +1,41 @@
-"""Make the maps of a cohort: one pass over all patches, batches across patients."""
+"""Make the maps of a pack's patients: one pass over all patches, batches across patients."""
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import MapError, StoppedError, WsiIdcError
-from wsi_idc.hpc.preempt import StopRequest
-from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import Predicted
-from wsi_idc.maps.grid import cells_of
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import (
-    FORMAT_VERSION,
-    map_path,
-    read_identity,
-    write_map,
-)
-from wsi_idc.models.device import Compute
+from wsi_idc.maps.store import map_path
+from wsi_idc.maps.work import MapReport, MapWork, Writers, stopped
 from wsi_idc.progress import progress
-from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
-_WRITERS = 2
 
+def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
+    """Write the map of each patient into the folder ``work.out``, unless it is there already.
 
-@dataclass
-class MapReport:
-    """What became of each patient.
-
-    Attributes:
-        made: Patient to its map file, newly made.
-        kept: Patient to its map file that was there, made by the same checkpoint, settings, data.
-        failed: Patient to the reason why it has no map.
-        patches: Patient to number of patches in its map, for those made.
-        idc_fraction: Patient to share of patches called IDC, for those made.
-    """
-
-    made: dict[str, Path] = field(default_factory=dict)
-    kept: dict[str, Path] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    patches: dict[str, int] = field(default_factory=dict)
-    idc_fraction: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What every map of one call shares."""
-
-    method: Method
-    pack: Pack
-    compute: Compute
-    identity: dict[str, Any]
-    with_image: bool
-
-
-def build_maps(
-    method: Method,
-    pack: Pack,
-    patients: Sequence[str],
-    out: Path,
-    *,
-    compute: Compute,
-    batch_size: int = PREDICT_BATCH_SIZE,
-    with_image: bool = True,
-    overwrite: bool = False,
-    stop: StopRequest | None = None,
-) -> MapReport:
-    """Write the map of each patient into the folder ``out``, unless it is there already.
-
-    A map is kept only where the same method, settings and data made it; ``overwrite`` makes
-    all of them anew. A patient whose map cannot be made is set aside with the reason.
+    A map is kept only where the same method, settings and data made it. A patient whose map
+    cannot be made is set aside with the reason.
 
     Raises:
-        CheckpointError: A checkpoint does not fit the data.
+        CheckpointError: A checkpoint does not fit the data, or has no such CAM.
         DataError: The pack has no such patient, or its id cannot be a file name.
-        StoppedError: ``stop`` was set; the finished maps are there, and the same call goes on.
+        StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
     """
+    method = work.method
     method.check_fits(pack)
+    if work.cam is not None:
+        method.check_cam(work.cam, patch_px=pack.info.patch_px)
     for patient in patients:
         pack.rows_of(patient)
-        map_path(out, patient)
+        map_path(work.out, patient)
     seen = sorted(method.patients("train").intersection(patients))
     if seen:
         logger.info(
@@ -97,179 +43,77 @@ def build_maps(
             len(seen),
             seen[0],
         )
-    identity = _identity(method, pack, precision=compute.precision, with_image=with_image)
-    job = _Job(method, pack, compute, identity, with_image)
-    report = MapReport()
-    due = [p for p in patients if _is_due(p, job, out, overwrite=overwrite, report=report)]
+    report, identity = MapReport(), identity_of(work, pack)
+    due = [patient for patient in patients if work.is_due(patient, identity, report)]
     if due:
-        out.mkdir(parents=True, exist_ok=True)
-        _make(job, due, out, batch_size=batch_size, stop=stop, report=report)
+        work.out.mkdir(parents=True, exist_ok=True)
+        _make(work, pack, due, report=report)
     return report
 
 
-def _identity(method: Method, pack: Pack, *, precision: str, with_image: bool) -> dict[str, Any]:
-    """Return all that decides what stands in a map, JSON-ready."""
-    return {
-        **method.identity(),
-        "data": pack.info.source_fingerprint,
-        "mpp": pack.info.mpp,
-        "mpp_source": pack.info.mpp_source,
-        "precision": precision,
-        "image": with_image,
-        "cam_method": "gradcam",
-        "cam_layer": method.checkpoints[0].cam_layer,
-        "format_version": FORMAT_VERSION,
-    }
+def identity_of(work: MapWork, pack: Pack) -> dict[str, Any]:
+    """Return all that decides what stands in a map of a patient of the pack, JSON-ready."""
+    info = pack.info
+    return work.identity(data=info.source_fingerprint, mpp=info.mpp, mpp_source=info.mpp_source)
 
 
-def _is_due(patient: str, job: _Job, out: Path, *, overwrite: bool, report: MapReport) -> bool:
-    """Return whether to make a map, and note in the report why not."""
-    path = map_path(out, patient)
-    try:
-        found = read_identity(path)
-    except MapError as error:
-        if overwrite:
-            return True
-        report.failed[patient] = f"{error}, with --overwrite"
-        return False
-    if found is None or overwrite:
-        return True
-    if found == job.identity:
-        report.kept[patient] = path
-        return False
-    changed = sorted(key for key in job.identity if found.get(key) != job.identity[key])
-    logger.info("%s: made with another %s; making it anew", path, ", ".join(changed))
-    return True
-
-
-def _make(
-    job: _Job,
-    patients: list[str],
-    out: Path,
-    *,
-    batch_size: int,
-    stop: StopRequest | None,
-    report: MapReport,
-) -> None:
-    rows = {patient: job.pack.rows_of(patient) for patient in patients}
+def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) -> None:
+    rows = {patient: pack.rows_of(patient) for patient in patients}
     everything = np.concatenate(list(rows.values()))
-    found = job.method.predict(
-        job.pack,
-        everything,
-        compute=job.compute,
-        batch_size=batch_size,
-        with_cam=True,
+    found = work.method.predict(
+        pack, everything, compute=work.compute, batch_size=work.batch_size, cam=work.cam
     )
-    writing: deque[tuple[str, Future[PatientMap]]] = deque()
-    with (
-        progress(len(everything), what="mapping") as bar,
-        ThreadPoolExecutor(_WRITERS) as writers,
-    ):
-        counted = _count(found, bar, stop)
-        for patient, prediction in _by_patient(counted, rows):
-            writing.append(
-                (patient, writers.submit(_write, job, patient, rows[patient], prediction, out))
-            )
-            # A bounded number in memory: a slow disk makes the network wait.
-            if len(writing) > 2 * _WRITERS:
-                _settle(*writing.popleft(), out=out, report=report)
-        while writing:
-            _settle(*writing.popleft(), out=out, report=report)
-    if stop:
-        raise StoppedError(
-            f"Stopped by {stop.signal_name} with {len(report.made)} of {len(patients)} maps made; "
-            "the same command goes on"
-        )
+    with progress(len(everything), what="mapping") as bar, Writers(work, report) as writers:
+        for patient, prediction in _by_patient(_counted(found, bar, work), rows):
+            writers.submit(patient, partial(_content, work, pack, patient, prediction))
+    if work.stop and len(report.made) + len(report.failed) < len(patients):
+        raise stopped(work, report, num_due=len(patients))
 
 
-def _count(found: Iterator[Predicted], bar: Any, stop: StopRequest | None) -> Iterator[Predicted]:
+def _counted(found: Iterator[Predicted], bar: Any, work: MapWork) -> Iterator[Predicted]:
     """Pass predictions on, counted on the bar, until a stop is asked for."""
     for part in found:
-        if stop:
+        if work.stop:
             return
         bar.update(len(part.logit))
         yield part
 
 
 def _by_patient(
-    found: Iterator[Predicted], rows: dict[str, NDArray[np.int64]]
+    found: Iterator[Predicted], rows: Mapping[str, NDArray[np.int64]]
 ) -> Iterator[tuple[str, Predicted]]:
     """Cut a stream of batches, which knows no patients, into one prediction a patient."""
-    logits: list[NDArray[np.float32]] = []
-    cams: list[NDArray[np.float32]] = []
+    parts: list[Predicted] = []
     waiting = iter(rows.items())
     patient, members = next(waiting)
     have = 0
     for part in found:
-        assert part.cam is not None
         start = 0
         while start < len(part.logit):
             end = min(len(part.logit), start + len(members) - have)
-            logits.append(part.logit[start:end])
-            cams.append(part.cam[start:end])
+            parts.append(part.part(start, end))
             have += end - start
             start = end
             if have == len(members):
-                yield patient, Predicted(np.concatenate(logits), np.concatenate(cams))
+                yield patient, Predicted.joined(parts)
                 patient, members = next(waiting, (patient, members))
-                logits, cams, have = [], [], 0
+                parts, have = [], 0
 
 
-def _write(
-    job: _Job, patient: str, rows: NDArray[np.int64], prediction: Predicted, out: Path
-) -> PatientMap:
-    """Write one map; return it without its pixels."""
-    method, info = job.method, job.pack.info
-    columns = job.pack.index.iloc[rows]
-    coords = columns[["x", "y"]].to_numpy(np.int32)
-    row_col = cells_of(coords, patch_px=info.patch_px)
-    said, smoothing = method.combine(prediction.logit), method.smoothing
-    content = PatientMap(
-        patient=patient,
+def _content(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> PatientMap:
+    info, rows = pack.info, pack.rows_of(patient)
+    columns = pack.index.iloc[rows]
+    return work.content(
+        patient,
+        prediction,
+        row_col=pack.cells()[rows],
+        patch_um=info.patch_px * info.mpp,
+        identity=identity_of(work, pack),
         source="pack",
-        class_names=method.checkpoints[0].class_names,
         patch_px=info.patch_px,
         mpp=info.mpp,
         mpp_source=info.mpp_source,
-        threshold=method.threshold,
-        temperature=method.temperature,
-        model={**method.summary(), "role_of_patient": _role(method, patient)},
-        provenance=provenance(data=str(job.pack.path), identity=job.identity),
-        coords=coords,
-        row_col=row_col,
-        logit=said.logit,
-        probability=said.probability,
+        coords=columns[["x", "y"]].to_numpy(np.int32),
         label=columns["label"].to_numpy(np.int8),
-        cam=prediction.cam,
-        cam_layer=method.checkpoints[0].cam_layer,
-        uncertainty=said.uncertainty,
-        smoothed=method.smoothed(
-            said.probability,
-            columns["patient"].to_numpy(),
-            row_col,
-            patch_um=info.patch_px * info.mpp,
-        ),
-        smoothing=None if smoothing is None else asdict(smoothing),
-        patches=job.pack.patches[rows] if job.with_image else None,
+        patches=pack.patches[rows] if work.with_image else None,
     )
-    write_map(map_path(out, patient), content)
-    return content
-
-
-def _role(method: Method, patient: str) -> str:
-    """Return what the patient was in the split; of several checkpoints, the worst that it was."""
-    roles = {one.split.get(patient, "in no split") for one in method.checkpoints}
-    return next(role for role in ("train", "val", "test", "in no split") if role in roles)
-
-
-def _settle(patient: str, future: "Future[PatientMap]", *, out: Path, report: MapReport) -> None:
-    """Wait for a map to be written and note what became of it."""
-    try:
-        content = future.result()
-    except (WsiIdcError, OSError) as error:
-        report.failed[patient] = str(error)
-        logger.warning("%s: %s", patient, error)
-        return
-    report.made[patient] = map_path(out, patient)
-    report.patches[patient] = len(content.probability)
-    report.idc_fraction[patient] = content.idc_fraction()

@@ -50,9 +50,10 @@ class PatientMap:
         logit: Shape (N, 2), float32.
         probability: Calibrated probability of IDC, shape (N,), float32.
         label: 0, 1 or -1 unknown, shape (N,), int8.
-        cam: Raw Grad-CAM of IDC, shape (N, h, w), float32; None leaves it out.
+        cam: Raw CAM, shape (N, h, w), float32; None leaves it out.
         cam_layer: Name of the module that the CAM was taken from.
         cam_method: How the CAM was computed.
+        cam_class: Name of the class whose logit it explains.
         uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
             float32; None where there was one of each.
         smoothed: Probability smoothed by the neighbours on the grid, shape (N,), float32; None
@@ -80,6 +81,7 @@ class PatientMap:
     cam: NDArray[np.float32] | None = None
     cam_layer: str = ""
     cam_method: str = "gradcam"
+    cam_class: str = "IDC"
     uncertainty: NDArray[np.float32] | None = None
     smoothed: NDArray[np.float32] | None = None
     smoothing: Mapping[str, float] | None = None

@@ -151,10 +151,10 @@ def _write_cam_group(file: h5py.File, content: PatientMap) -> None:
             "NX_class": "NXdata",
             "signal": "mosaic",
             "axes": ["y", "x"],
-            "title": f"Grad-CAM of IDC, raw, patient {content.patient}",
+            "title": f"{content.cam_method} of {content.cam_class}, raw, {content.patient}",
             "method": content.cam_method,
             "target_layer": content.cam_layer,
-            "class": content.class_names[1],
+            "class": content.cam_class,
             "normalized": 0,
         }
     )
@@ -335,6 +335,7 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
         "cam": raw[:].astype(np.float32),
         "cam_layer": str(attrs["target_layer"]),
         "cam_method": str(attrs["method"]),
+        "cam_class": str(attrs["class"]),
     }
 
 

@@ -1,6 +1,7 @@
 """Where in a network its head and its last convolutional feature map are."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -105,13 +106,27 @@ def map_cells(build: Callable[[int], nn.Module], cam_layer: str, *, input_px: in
 
     It is 0 where the network does not take images of this size.
     """
+    return math.prod(output_shapes(build, input_px=input_px).get(cam_layer, (0,))[-2:])
+
+
+def output_shapes(
+    build: Callable[[int], nn.Module], *, input_px: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of what each module gives for one image of ``input_px`` a side.
+
+    In order of completion, of its last call where it works several times. There are none where
+    the network does not take images of this size.
+    """
     network = skeleton(build, _NUM_CLASSES).to("meta").eval()
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
-        done = _outputs(network, input_px=input_px)
+        for name, _, output in _outputs(network, input_px=input_px):
+            shapes.pop(name, None)  # for a place behind all before it
+            shapes[name] = tuple(output.shape)
     # What layers answer an empty map, and attention one that it cannot divide.
     except (RuntimeError, ValueError, AssertionError):
-        return 0
-    return max(out.shape[-2] * out.shape[-1] for name, _, out in done if name == cam_layer)
+        return {}
+    return shapes
 
 
 def _outputs(

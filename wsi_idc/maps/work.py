@@ -1,0 +1,238 @@
+"""What making maps from packs and from slides has in common: identity, writing, report."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.config import PREDICT_BATCH_SIZE
+from wsi_idc.errors import BusyError, MapError, StoppedError, WsiIdcError
+from wsi_idc.hpc.preempt import StopRequest
+from wsi_idc.learn.method import Method
+from wsi_idc.learn.predict import Predicted
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import FORMAT_VERSION, map_path, read_identity, write_map
+from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.device import Compute
+from wsi_idc.provenance import provenance
+
+logger = logging.getLogger(__name__)
+
+_WRITERS = 2
+# How long another process may take to write the same map.
+_PATIENCE_SECONDS = 60.0
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass
+class MapReport:
+    """What became of each patient.
+
+    Attributes:
+        made: Patient to its map file, newly made.
+        kept: Patient to its map file that was there, made by the same method, settings and data.
+        failed: Patient to the reason why it has no map.
+        patches: Patient to number of patches in its map, for those made.
+        idc_fraction: Patient to share of patches called IDC, for those made.
+    """
+
+    made: dict[str, Path] = field(default_factory=dict)
+    kept: dict[str, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    patches: dict[str, int] = field(default_factory=dict)
+    idc_fraction: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MapWork:
+    """What every map of one call shares.
+
+    Attributes:
+        method: From patches to probabilities.
+        compute: Device and precision.
+        out: Folder of the maps.
+        cam: Which CAM; None leaves CAMs out.
+        with_image: Whether the stitched tissue is in the file.
+        batch_size: Patches at a time.
+        overwrite: Make maps anew that are there already.
+        stop: Asks to leave after the map that is being made.
+    """
+
+    method: Method
+    compute: Compute
+    out: Path
+    cam: CamSpec | None = field(default_factory=CamSpec)
+    with_image: bool = True
+    batch_size: int = PREDICT_BATCH_SIZE
+    overwrite: bool = False
+    stop: StopRequest | None = None
+
+    @property
+    def cam_layer(self) -> str:
+        """Name of the module that CAMs are taken from; of an ensemble, the first one's."""
+        if self.cam is not None and self.cam.layer is not None:
+            return self.cam.layer
+        return self.method.checkpoints[0].cam_layer
+
+    def identity(self, **data: Any) -> dict[str, Any]:
+        """Return all that decides what stands in a map, JSON-ready."""
+        return {
+            **self.method.identity(),
+            **data,
+            "precision": self.compute.precision,
+            "image": self.with_image,
+            "cam": None if self.cam is None else {**vars(self.cam), "layer": self.cam_layer},
+            "format_version": FORMAT_VERSION,
+        }
+
+    def is_due(self, patient: str, identity: dict[str, Any], report: MapReport) -> bool:
+        """Return whether to make a map, and note in the report why not."""
+        path = map_path(self.out, patient)
+        try:
+            found = read_identity(path)
+        except MapError as error:
+            if self.overwrite:
+                return True
+            report.failed[patient] = f"{error}, with --overwrite"
+            return False
+        if found is None or self.overwrite:
+            return True
+        if found == identity:
+            report.kept[patient] = path
+            return False
+        changed = sorted(key for key in identity if found.get(key) != identity[key])
+        logger.info("%s: made with another %s; making it anew", path, ", ".join(changed))
+        return True
+
+    def content(
+        self,
+        patient: str,
+        prediction: Predicted,
+        *,
+        row_col: NDArray[np.int32],
+        patch_um: float,
+        identity: dict[str, Any],
+        **more: Any,
+    ) -> PatientMap:
+        """Return a patient's map.
+
+        Args:
+            patient: Id.
+            prediction: Of all its patches.
+            row_col: Their cells, shape (N, 2).
+            patch_um: Side of a cell.
+            identity: Of the map.
+            more: The fields of a PatientMap that the method does not know.
+        """
+        method = self.method
+        said, smoothing = method.combine(prediction.logit), method.smoothing
+        one = np.zeros(len(row_col), np.int64)
+        cam = self.cam or CamSpec()
+        return PatientMap(
+            patient=patient,
+            row_col=row_col,
+            class_names=method.checkpoints[0].class_names,
+            threshold=method.threshold,
+            temperature=method.temperature,
+            model={**method.summary(), "role_of_patient": _role(method, patient)},
+            provenance=provenance(identity=identity),
+            logit=said.logit,
+            probability=said.probability,
+            uncertainty=said.uncertainty,
+            smoothed=method.smoothed(said.probability, one, row_col, patch_um=patch_um),
+            smoothing=None if smoothing is None else asdict(smoothing),
+            cam=prediction.cam,
+            cam_layer=self.cam_layer,
+            cam_method=cam.method,
+            cam_class=method.checkpoints[0].class_names[cam.class_index],
+            **more,
+        )
+
+
+def _role(method: Method, patient: str) -> str:
+    """Return what the patient was in the split; of several checkpoints, the worst that it was."""
+    roles = {one.split.get(patient, "in no split") for one in method.checkpoints}
+    return next(role for role in ("train", "val", "test", "in no split") if role in roles)
+
+
+class Writers:
+    """Threads that write maps while the next ones are being computed; a context manager.
+
+    Args:
+        work: Where to, and when to stop.
+        report: Is told what became of each map.
+    """
+
+    def __init__(self, work: MapWork, report: MapReport) -> None:
+        self._work, self._report = work, report
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._writing: deque[tuple[str, Future[PatientMap]]] = deque()
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._pool:
+            while self._writing:
+                self._settle(*self._writing.popleft())
+
+    def submit(self, patient: str, make: Callable[[], PatientMap]) -> None:
+        """Make and write a patient's map in a thread."""
+        self._writing.append((patient, self._pool.submit(_write, self._work.out, make)))
+        # A bounded number in memory: a slow disk makes the network wait.
+        if len(self._writing) > 2 * _WRITERS:
+            self._settle(*self._writing.popleft())
+
+    def _settle(self, patient: str, future: "Future[PatientMap]") -> None:
+        """Wait for a map to be written and note what became of it."""
+        report = self._report
+        try:
+            content = future.result()
+        except (WsiIdcError, OSError) as error:
+            set_aside(report, patient, error)
+            return
+        report.made[patient] = map_path(self._work.out, patient)
+        report.patches[patient] = len(content.probability)
+        report.idc_fraction[patient] = content.idc_fraction()
+
+
+def set_aside(report: MapReport, patient: str, error: Exception) -> None:
+    """Note that a patient has no map, and go on."""
+    report.failed[patient] = str(error)
+    logger.warning("%s: %s", patient, error)
+
+
+def _write(out: Path, make: Callable[[], PatientMap]) -> PatientMap:
+    """Write one map; one that another process is writing at the same time is written after it."""
+    content = make()
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            write_map(map_path(out, content.patient), content)
+            return content
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def stopped(work: MapWork, report: MapReport, *, num_due: int) -> StoppedError:
+    """Return the error of a stop that was asked for, with every finished map in place."""
+    assert work.stop is not None
+    return StoppedError(
+        f"Stopped by {work.stop.signal_name} with {len(report.made)} of {num_due} maps made; "
+        "the same command goes on"
+    )
