@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_idc.ahead import one_ahead
 from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
-from wsi_idc.ahead import one_ahead
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, logits_and_cam
 from wsi_idc.models.device import Compute

@@ -1,11 +1,10 @@
 """Read a list of slides: a CSV with the columns slide, patient, mpp."""
 
+import csv
 import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name
@@ -39,11 +38,9 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     Raises:
         DataError: A row or column makes no sense; the message says which.
     """
-    table = _read_table(path)
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
-    # As an editor counts: the header is line 1.
-    for line, cells in enumerate(table.to_dict("records"), start=2):
+    for line, cells in _read_lines(path):
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
         if row.patient in line_of:
             raise DataError(
@@ -58,29 +55,42 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     return rows
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return each row that is not blank: its line, as an editor counts, and its cells."""
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False,
-            index_col=False, encoding="utf-8-sig",
-        )  # fmt: skip
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            header = [column.strip() for column in next(reader, [])]
+            _check_columns(path, header)
+            lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a CSV with the column slide") from None
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: not a readable CSV ({reason})") from None
-    for column in table.columns:
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV ({error})") from None
+    for line, cells in lines:
+        if len(cells) > len(header):
+            raise DataError(
+                f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; quote a "
+                "name that has a comma"
+            )
+    # A row may end early: what is left out is empty.
+    return [(line, dict(zip(header, cells, strict=False))) for line, cells in lines]
+
+
+def _check_columns(path: Path, header: list[str]) -> None:
+    for column in header:
         if column not in _COLUMNS:
-            near = difflib.get_close_matches(column.strip().lower(), _COLUMNS, n=1)
+            near = difflib.get_close_matches(column.lower(), _COLUMNS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(_COLUMNS)}"
             raise DataError(f"{path}: unknown column {column!r}; {hint}")
-    if "slide" not in table.columns:
-        raise DataError(f"{path}: needs the column slide; has {','.join(table.columns)!r}")
-    return table
+        if header.count(column) > 1:
+            raise DataError(f"{path}: has the column {column!r} twice")
+    if "slide" not in header:
+        raise DataError(f"{path}: needs the column slide; has {','.join(header)!r}")
 
 
-def _parse(cells: dict, *, folder: Path, where: str) -> ManifestRow:
-    slide, patient, mpp = (str(cells.get(column, "")).strip() for column in _COLUMNS)
+def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
+    slide, patient, mpp = (cells.get(column, "").strip() for column in _COLUMNS)
     if not slide or "\0" in slide:
         raise DataError(f"{where}: the column slide names no file")
     try:

@@ -92,4 +92,4 @@ def _is_set(image: Image.Image) -> NDArray[np.bool_]:
     if image.mode in ("P", "CMYK", "YCbCr"):
         image = image.convert("RGB")
     values = np.asarray(image)
-    return values != 0 if values.ndim == 2 else values.any(axis=2)
+    return np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))

@@ -28,7 +28,7 @@ MIN_TISSUE = 0.1
 # A slide this much coarser than the model wants lacks what the model looks at.
 _MAX_UPSAMPLING = 1.5
 # What one thread reads at one go: 4 bytes a px, some of it twice.
-_MAX_READ_PX = 2**22
+_MAX_READ_PX = 2**21
 # Two storage tiles: what a gap has to be for another read to pay.
 _MAX_GAP_PX = 512
 

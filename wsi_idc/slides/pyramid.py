@@ -34,7 +34,7 @@ class Pyramid(Source):
         self._path = path
         self._is_closed = False
         self._error = openslide.OpenSlideError
-        handle: openslide.OpenSlide | None = None
+        self._handle: openslide.OpenSlide | None = None
         try:
             handle = self._handle = self._open()
             self.sizes = handle.level_dimensions
@@ -49,25 +49,32 @@ class Pyramid(Source):
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
         """Return a region as ``Source.read`` does.
 
-        OpenSlide takes the corner in whole level-0 px. Where that is no whole px of the level, since
-        the downsample of real pyramids is 4.0003 or so, it shifts by interpolation, at most half a
-        level-0 px.
+        OpenSlide takes the corner in whole level-0 px. Where that is no whole px of the level,
+        since the downsample of real pyramids is 4.0003 or so, it shifts by interpolation, at most
+        half a level-0 px.
         """
         scale = self.downsamples[level]
         corner = (round(x * scale), round(y * scale))
-        # Kept here until the read has ended, whatever becomes of the attribute meanwhile.
-        handle = self._handle
+        # Held here until the read has ended, whatever becomes of the attribute meanwhile.
+        shared = self._handle
+        if shared is not None:
+            # After one error OpenSlide answers every call with it, also those under way in other
+            # threads: whose it was shows with a handle of one's own.
+            with contextlib.suppress(self._error):
+                return _pixels(shared, corner, level, (width, height))
+        if self._is_closed:
+            raise ValueError(f"{self._path} is closed")
         try:
-            handle = handle or self._reopen()
-            region = handle.read_region(corner, level, (width, height))
+            own = self._open()
+            pixels = _pixels(own, corner, level, (width, height))
         except self._error as error:
-            # After one error OpenSlide answers every call with it.
             self._handle = None
             raise SlideError(
                 f"{self._path}: cannot be read at x {corner[0]}, y {corner[1]} of level {level}; "
                 f"damaged or cut short ({_line(error)})"
             ) from None
-        return over_white(np.asarray(region))
+        self._handle = None if self._is_closed else own
+        return pixels
 
     def close(self) -> None:
         """Give the file back; it is closed when the last read that is under way has ended."""
@@ -81,12 +88,6 @@ class Pyramid(Source):
         handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         return handle
 
-    def _reopen(self) -> "openslide.OpenSlide":
-        if self._is_closed:
-            raise ValueError(f"{self._path} is closed")
-        self._handle = handle = self._open()
-        return handle
-
 
 def is_pyramid(path: Path) -> bool:
     """Return whether OpenSlide knows the format of a file."""
@@ -96,6 +97,12 @@ def is_pyramid(path: Path) -> bool:
         return openslide.OpenSlide.detect_format(path) is not None
     except openslide.OpenSlideError:
         return False
+
+
+def _pixels(
+    handle: "openslide.OpenSlide", corner: tuple[int, int], level: int, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    return over_white(np.asarray(handle.read_region(corner, level, size)))
 
 
 def _stated_mpp(x: str | None, y: str | None) -> tuple[float, float] | None:

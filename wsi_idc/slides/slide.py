@@ -27,7 +27,7 @@ MAX_MPP = 100.0
 _MAX_STRETCH = 0.03
 # A given number that differs by more from what the file states is worth a line.
 _MAX_CONTRADICTION = 0.1
-_BLOCK_PX = 2048
+_BLOCK_PX = 1024
 _MAX_READERS = 4
 
 
@@ -139,9 +139,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
     """
     path = Path(path)
     if mpp is not None and not _is_possible(mpp):
-        raise SlideError(
-            f"{path}: {mpp:g} um per pixel cannot be; give more than 0, to {MAX_MPP:g}"
-        )
+        raise SlideError(f"{path}: {mpp:g} um/px cannot be; give more than 0, to {MAX_MPP:g}")
     head = _head(path)
     if is_pyramid(path):
         source: Source = Pyramid(path)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +42,8 @@ def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Lay pixels of shape (h, w, 4), their colour not multiplied by alpha, on white."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
-        return np.ascontiguousarray(rgba[..., :3])
+        # Several times as fast as a copy of the first three channels.
+        return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), np.uint8)
     weight = alpha.astype(np.uint16)
     mixed = rgba[..., :3] * weight + _WHITE * (_WHITE - weight)
     # Rounded to nearest; 255 * 255 + 127 fits 16 bits.
