@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.slides.tiffs import halved, write_tiff
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.learn.evaluate import choose_patients, evaluate
 from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.grid import cells_of, mosaic, shape_of
 from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
 from wsi_idc.models.device import choose_compute
+from wsi_idc.slides.patches import SlidePatches
+from wsi_idc.slides.slide import open_slide
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "idc"
 pytestmark = [
@@ -71,6 +75,25 @@ def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack,
         height, width, _ = tissue.shape
         where = np.s_[row * 50 : row * 50 + height, col * 50 : col * 50 + width]
         np.testing.assert_array_equal(rgb[where], tissue)
+
+
+def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(pack: Pack, tmp_path: Path):
+    rows = pack.rows_of("8864")
+    cells = cells_of(pack.index.iloc[rows][["x", "y"]].to_numpy(np.int32), patch_px=50)
+    stitched = mosaic(np.asarray(pack.patches[rows]), cells, shape=shape_of(cells), fill=255)
+    path = write_tiff(tmp_path / "8864.tif", stitched, halved(stitched), mpp=4.0)
+    with open_slide(path) as slide:
+        patches = SlidePatches(slide, patch_px=50, mpp=4.0, min_tissue=0)
+        pixels = np.concatenate(list(patches.batches(256)))
+        with_tissue = SlidePatches(slide, patch_px=50, mpp=4.0)
+    rows_of, cols_of = cells.T
+    at = rows_of * patches.shape[1] + cols_of
+    np.testing.assert_array_equal(patches.row_col[at], cells)
+    np.testing.assert_array_equal(pixels[at], pack.patches[rows])
+    # Those without tissue are fat, dust, and the grey band at the edge of the glass.
+    known, found = (set(map(tuple, found.tolist())) for found in (cells, with_tissue.row_col))
+    assert len(found & known) > 1000
+    assert len(found - known) < 10
 
 
 def test_the_model_card_says_what_eval_finds(pack: Pack):

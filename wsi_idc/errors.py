@@ -5,6 +5,7 @@ A message is one line that says what, why and what to do; the command line print
 
     WsiIdcError
     ├── DataError            a patch tree, pack, split or CSV that cannot be used
+    ├── SlideError           a slide that cannot be read, or does not say what it must
     ├── CheckpointError      a checkpoint that cannot be read or does not fit
     ├── MapError             a map file that cannot be read or must not be replaced
     ├── RunError             a run directory that cannot be used
@@ -25,6 +26,10 @@ class WsiIdcError(Exception):
 
 class DataError(WsiIdcError):
     """A patch tree, pack, split or CSV cannot be used."""
+
+
+class SlideError(WsiIdcError):
+    """A slide cannot be read, or does not say what it must."""
 
 
 class CheckpointError(WsiIdcError):

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 
+from wsi_idc.ahead import one_ahead
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.augment import Draws, draw, draw_mixup
 from wsi_idc.data.pack import Pack
 from wsi_idc.hpc.distributed import World
-from wsi_idc.learn.ahead import one_ahead
 from wsi_idc.learn.objective import Labels, inverse_frequency
 
 # What a draw is for comes first: numpy pads seeds by zeros, so [1, 2] and [1, 2, 0] are one.

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from wsi_idc.ahead import one_ahead
 from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.augment import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
-from wsi_idc.learn.ahead import one_ahead
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, to_images

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from wsi_idc.learn.ahead import one_ahead
+from wsi_idc.ahead import one_ahead
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 5])

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.errors import DataError
+from wsi_idc.slides.manifest import ManifestRow, read_manifest
+
+
+def manifest(folder: Path, text: str) -> Path:
+    path = folder / "slides.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_all_columns(tmp_path):
+    path = manifest(tmp_path, "slide,patient,mpp\na/S1.svs,P1,0.5\n/b/S2.tif,P2,\n")
+    assert read_manifest(path) == [
+        ManifestRow(tmp_path / "a/S1.svs", "P1", 0.5),
+        ManifestRow(Path("/b/S2.tif"), "P2", None),
+    ]
+
+
+def test_patient_is_the_files_name_where_none_is_given(tmp_path):
+    path = manifest(tmp_path, "slide\na/S1.svs\nS2.ome.tif\n")
+    assert [(row.patient, row.mpp) for row in read_manifest(path)] == [
+        ("S1", None),
+        ("S2.ome", None),
+    ]
+    path = manifest(tmp_path, "patient,slide\n,S1.svs\nP2,S2.svs\n")
+    assert [row.patient for row in read_manifest(path)] == ["S1", "P2"]
+
+
+def test_what_spreadsheets_write_is_read(tmp_path):
+    text = '\ufeffslide, patient ,mpp\r\n"a, b.svs" , P1 , 0.25 \r\nc.svs\r\n,,\r\n\r\n'
+    assert read_manifest(manifest(tmp_path, text)) == [
+        ManifestRow(tmp_path / "a, b.svs", "P1", 0.25),
+        ManifestRow(tmp_path / "c.svs", "c", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "needs the column slide; has ''"),
+        ("slide\n", "lists no slide"),
+        ("patient\nP1\n", "needs the column slide; has 'patient'"),
+        ("slides\nS1.svs\n", "unknown column 'slides'; did you mean 'slide'?"),
+        ("slide,Patient_id\nS1.svs,P\n", "unknown column 'Patient_id'; did you mean 'patient'?"),
+        ("slide,x\nS1.svs,P\n", "unknown column 'x'; use slide, patient, mpp"),
+        ("slide,slide\na,b\n", "has the column 'slide' twice"),
+        ("slide,mpp\nS1.svs,\nS2.svs,half\n", "line 3: mpp 'half' is no number"),
+        ("slide,mpp\nS1.svs,0\n", "line 2: mpp '0' cannot be"),
+        ("slide,mpp\nS1.svs,nan\n", "line 2: mpp 'nan' cannot be"),
+        ("slide,mpp\nS1.svs,500\n", "line 2: mpp '500' cannot be"),
+        ("slide,patient\nS1.svs,../x\n", "line 2: '../x' cannot be a patient id"),
+        ("slide\na/.svs\n", "line 2: '.svs' cannot be a patient id"),
+        ("slide,patient\n,P1\n", "line 2: the column slide names no file"),
+        ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' is that of line 2 too"),
+        ("slide,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; quote a name"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error_in_a_line(tmp_path, text, says):
+    path = manifest(tmp_path, text)
+    with pytest.raises(DataError) as raised:
+        read_manifest(path)
+    said = str(raised.value)
+    assert said.startswith(str(path))
+    assert says in said
+    assert "\n" not in said
+
+
+def test_what_is_no_csv_is_an_error_in_a_line(tmp_path):
+    with pytest.raises(DataError, match=r"none.csv: no such file"):
+        read_manifest(tmp_path / "none.csv")
+    with pytest.raises(DataError, match=r"not a readable CSV"):
+        read_manifest(tmp_path)
+    path = tmp_path / "slides.csv"
+    path.write_bytes(b"slide\n\xff\xfe\x00\n")
+    with pytest.raises(DataError, match=r"slides.csv: not a readable CSV"):
+        read_manifest(path)
+    path.write_bytes(b"slide\na\0b\n")
+    with pytest.raises(DataError, match=r"slides.csv"):
+        read_manifest(path)

@@ -1,0 +1,276 @@
+import gc
+import logging
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.slides.tiffs import halved, noise, write_tiff
+from wsi_idc.data.synth_slide import write_slide
+from wsi_idc.errors import SlideError
+from wsi_idc.maps.grid import mosaic
+from wsi_idc.slides.patches import SlidePatches, rebatched
+from wsi_idc.slides.slide import Slide, open_slide
+
+# A grid of 4 x 6 known patches of 50 px at 4 um/px; the level of 8 um/px is another's.
+PATCHES = noise(24 * 50, 50, seed=1).reshape(24, 50, 50, 3)
+CELLS = np.indices((4, 6), np.int32).reshape(2, -1).T
+STITCHED = mosaic(PATCHES, CELLS, shape=(4, 6), fill=255)
+
+
+def all_of(slide: Slide, **options) -> SlidePatches:
+    options = {"patch_px": 50, "mpp": 4.0, "min_tissue": 0} | options
+    return SlidePatches(slide, **options)
+
+
+def pixels_of(path: Path, *, mpp_given: float | None = None, **options) -> np.ndarray:
+    with open_slide(path, mpp=mpp_given) as slide:
+        return np.concatenate(list(all_of(slide, **options).batches(7)))
+
+
+def readers() -> list[threading.Thread]:
+    return [found for found in threading.enumerate() if "ThreadPool" in found.name]
+
+
+@pytest.fixture
+def stitched(tmp_path: Path) -> Path:
+    return write_tiff(tmp_path / "S1.tif", STITCHED, halved(STITCHED), mpp=4.0)
+
+
+def test_a_stitched_slide_gives_back_its_patches(stitched):
+    with open_slide(stitched) as slide:
+        patches = all_of(slide)
+        assert (len(patches), patches.shape, patches.level) == (24, (4, 6), 0)
+        assert patches.row_col.dtype == patches.coords.dtype == np.int32
+        assert np.array_equal(patches.row_col, CELLS)
+        assert np.array_equal(patches.coords, CELLS[:, ::-1] * 50)
+        found = np.concatenate(list(patches.batches(7)))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, PATCHES)
+
+
+@pytest.mark.parametrize("size", [1, 5, 24, 100])
+def test_batches_are_full_and_the_same_at_any_size(stitched, size):
+    with open_slide(stitched) as slide:
+        batches = list(all_of(slide).batches(size))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (24 // size - (24 % size == 0))
+    assert np.array_equal(np.concatenate(batches), PATCHES)
+
+
+def test_finer_slides_are_averaged_down_to_the_very_pixels(tmp_path):
+    fine = STITCHED.repeat(4, axis=0).repeat(4, axis=1)
+    path = write_tiff(tmp_path / "S1.tif", fine, mpp=1.0)
+    with open_slide(path) as slide:
+        patches = all_of(slide)
+        assert np.array_equal(patches.coords, CELLS[:, ::-1] * 200)
+        assert np.array_equal(np.concatenate(list(patches.batches(24))), PATCHES)
+
+
+def test_the_level_of_the_models_mpp_is_read_as_it_is(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", noise(400, 600), STITCHED, mpp=2.0)
+    with open_slide(path) as slide:
+        patches = all_of(slide)
+        assert patches.level == 1
+        assert np.array_equal(patches.coords, CELLS[:, ::-1] * 100)
+        assert np.array_equal(np.concatenate(list(patches.batches(24))), PATCHES)
+
+
+def test_the_level_above_the_models_mpp_is_averaged(tmp_path):
+    # Levels of 1, 2 and 8 um/px: a model of 4 takes the second and halves it.
+    levels = [noise(400, 600), noise(200, 300, seed=1), noise(50, 75, seed=2)]
+    path = write_tiff(tmp_path / "S1.tif", *levels, mpp=1.0)
+    with open_slide(path) as slide:
+        patches = all_of(slide)
+        assert patches.level == 1
+        assert patches.shape == (2, 3)
+        found = np.concatenate(list(patches.batches(6)))
+    expected = levels[1].reshape(100, 2, 150, 2, 3).mean(axis=(1, 3))
+    expected = expected.reshape(2, 50, 3, 50, 3).transpose(0, 2, 1, 3, 4).reshape(6, 50, 50, 3)
+    assert np.abs(found - expected).max() <= 0.5
+
+
+def test_patches_over_the_edge_are_white_there(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", STITCHED[:170, :260], mpp=4.0)
+    with open_slide(path) as slide:
+        patches = all_of(slide)
+        assert patches.shape == (4, 6)
+        found = np.concatenate(list(patches.batches(24))).reshape(4, 6, 50, 50, 3)
+    truth = PATCHES.reshape(4, 6, 50, 50, 3).copy()
+    truth[3, :, 20:] = 255
+    truth[:, 5, :, 10:] = 255
+    assert np.array_equal(found, truth)
+
+
+@pytest.mark.parametrize("name", ["S1.tif", "S1.png"])
+def test_plain_pictures_are_slides_too(tmp_path, name):
+    Image.fromarray(STITCHED[:170, :260]).save(tmp_path / name)
+    found = pixels_of(tmp_path / name, mpp_given=4.0)
+    tiled = write_tiff(tmp_path / "tiled.tif", STITCHED[:170, :260], mpp=4.0)
+    assert np.array_equal(found, pixels_of(tiled))
+
+
+def test_every_patch_of_a_resolution_that_does_not_divide_is_its_own_box(tmp_path):
+    # 400.8 px a patch at level 0.
+    pixels = noise(850, 1300)
+    path = write_tiff(tmp_path / "S1.tif", pixels, mpp=0.499)
+    with open_slide(path) as slide:
+        patches = all_of(slide)
+        found = np.concatenate(list(patches.batches(100)))
+    assert patches.shape == (3, 4)
+    assert patches.coords[:4, 0].tolist() == [0, 401, 802, 1202]
+    scale = 4 / 0.499
+    padded = np.full((1300, 1700, 3), 255, np.uint8)
+    padded[:850, :1300] = pixels
+    for (row, col), patch in zip(patches.row_col, found, strict=True):
+        top, bottom, left, right = (round(at * 50 * scale) for at in (row, row + 1, col, col + 1))
+        box = padded[top:bottom, left:right]
+        assert np.array_equal(patch, cv2.resize(box, (50, 50), interpolation=cv2.INTER_AREA))
+
+
+def test_patches_overlap_where_the_stride_is_smaller(stitched):
+    with open_slide(stitched) as slide:
+        patches = all_of(slide, stride_px=25)
+        found = np.concatenate(list(patches.batches(64)))
+    assert patches.shape == (7, 11)
+    for (x, y), patch in zip(patches.coords, found, strict=True):
+        assert np.array_equal(patch, STITCHED[y : y + 50, x : x + 50])
+    with (
+        open_slide(stitched) as slide,
+        pytest.raises(SlideError, match=r"S1.tif, 300x200 px at 4 um/px: a stride of 51 px"),
+    ):
+        all_of(slide, stride_px=51)
+
+
+def test_tissue_decides_which_patches_there_are(tmp_path):
+    slide_px = np.full((200, 300, 3), 255, np.uint8)
+    slide_px[50:150, 100:200] = (200, 120, 170)
+    path = write_tiff(tmp_path / "S1.tif", slide_px, mpp=4.0)
+    with open_slide(path) as slide:
+        patches = all_of(slide, min_tissue=0.1)
+        assert patches.row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+        assert patches.shape == (4, 6)
+        found = np.concatenate(list(patches.batches(3)))
+        assert (found == slide_px[50, 100]).all()
+        mask = np.zeros((4, 6), bool)
+        mask[0, 5] = mask[3, 0] = True
+        chosen = all_of(slide, tissue=mask, min_tissue=1.0)
+        assert chosen.row_col.tolist() == [[0, 5], [3, 0]]
+        half = np.zeros((8, 12), bool)
+        half[0, 0] = True  # a quarter of the first patch
+        assert all_of(slide, tissue=half, min_tissue=0.25).row_col.tolist() == [[0, 0]]
+        with pytest.raises(SlideError, match=r"S1.tif: no tissue found; give a mask"):
+            all_of(slide, tissue=half, min_tissue=0.26)
+
+
+def test_what_lies_between_distant_patches_is_not_read(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "S1.tif", noise(100, 2000), mpp=4.0)
+    mask = np.zeros((2, 40), bool)
+    mask[0, [0, 1, 3, 39]] = True
+    with open_slide(path) as slide:
+        reads = spy_on(slide, monkeypatch)
+        assert len(np.concatenate(list(all_of(slide, tissue=mask, min_tissue=1).batches(9)))) == 4
+    assert sorted(reads) == [(0, 0, 0, 200, 50), (0, 1950, 0, 50, 50)]
+
+
+def test_a_read_is_bounded_whatever_the_width(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsi_idc.slides.patches._MAX_READ_PX", 200 * 650)
+    fine = STITCHED.repeat(4, axis=0).repeat(4, axis=1)
+    path = write_tiff(tmp_path / "S1.tif", fine, mpp=1.0)
+    with open_slide(path) as slide:
+        reads = spy_on(slide, monkeypatch)
+        assert np.array_equal(np.concatenate(list(all_of(slide).batches(5))), PATCHES)
+    assert [(width, height) for *_, width, height in reads] == [(600, 200)] * 8
+
+
+def spy_on(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    reads = []
+    read = slide.read
+
+    def note(level, x, y, *, width, height):
+        reads.append((level, x, y, width, height))
+        return read(level, x, y, width=width, height=height)
+
+    monkeypatch.setattr(slide, "read", note)
+    slide.num_readers = 1
+    return reads
+
+
+def test_a_slide_coarser_than_the_model_is_enlarged_a_little_or_refused(tmp_path, caplog):
+    path = write_tiff(tmp_path / "S1.tif", np.full((80, 120, 3), 90, np.uint8), mpp=5.0)
+    with caplog.at_level(logging.WARNING):
+        found = pixels_of(path)
+    assert found.shape == (6, 50, 50, 3)
+    assert (found == 90).all()
+    assert "5 um/px is coarser than the model's 4; its patches are enlarged" in caplog.text
+    with pytest.raises(SlideError, match=r"6.1 um/px \(given\) is too coarse for a model of 4"):
+        pixels_of(path, mpp_given=6.1)
+
+
+def test_readers_end_when_the_consumer_does(stitched, monkeypatch):
+    monkeypatch.setattr("wsi_idc.slides.patches._MAX_READ_PX", 50 * 50)
+    with open_slide(stitched) as slide:
+        patches = all_of(slide)
+        assert readers() == []
+        coming = patches.batches(2)
+        next(coming)
+        assert readers() != []
+        coming.close()
+        assert readers() == []
+        for _ in patches.batches(2):
+            break
+        gc.collect()
+        assert readers() == []
+        with pytest.raises(ZeroDivisionError):
+            consume_and_fail(patches)
+        gc.collect()
+        assert readers() == []
+        assert sum(len(batch) for batch in patches.batches(2)) == 24
+    assert readers() == []
+
+
+def consume_and_fail(patches: SlidePatches) -> None:
+    for batch in patches.batches(2):
+        assert len(batch) / 0
+
+
+def test_damage_under_a_patch_ends_the_reading_in_a_line(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", STITCHED, mpp=4.0)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        # The error of one reader must not become that of those beside it.
+        slide.num_readers = 4
+        coming = all_of(slide).batches(6)
+        assert np.array_equal(next(coming), PATCHES[:6])
+        with pytest.raises(SlideError, match=r"S1.tif: cannot be read at x 0, y \d+ of level 0"):
+            list(coming)
+    assert readers() == []
+
+
+def test_parts_are_rebatched():
+    parts = [np.arange(at, at + num) for at, num in ((0, 3), (3, 0), (3, 1), (4, 7))]
+    assert [found.tolist() for found in rebatched(parts, batch_size=4)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10],
+    ]
+    assert list(rebatched([], batch_size=4)) == []
+
+
+def test_a_synthetic_slide(tmp_path):
+    found = write_slide(tmp_path / "S1.tif", seed=1, width_px=2000, height_px=1600)
+    mask = cv2.imread(str(found.mask), cv2.IMREAD_UNCHANGED) > 0
+    with open_slide(found.slide) as slide:
+        patches = SlidePatches(slide, patch_px=50, mpp=4.0)
+        truly = SlidePatches(slide, patch_px=50, mpp=4.0, tissue=mask, min_tissue=0.5)
+        assert patches.level == 2
+        pixels = np.concatenate(list(patches.batches(64)))
+        level = slide.read(2, 0, 0, width=500, height=400)
+    for (row, col), patch in zip(patches.row_col, pixels, strict=True):
+        assert np.array_equal(patch, level[row * 50 :][:50, col * 50 :][:, :50])
+    have = set(map(tuple, patches.row_col.tolist()))
+    assert set(map(tuple, truly.row_col.tolist())) <= have

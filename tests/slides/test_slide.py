@@ -1,0 +1,290 @@
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.slides.tiffs import halved, noise, write_tiff
+from wsi_idc.errors import SlideError
+from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.source import over_white
+
+PICTURE = noise(90, 130)
+
+
+def whole(path: Path, **options) -> np.ndarray:
+    with open_slide(path, **options) as slide:
+        return slide.read(0, 0, 0, width=slide.width, height=slide.height)
+
+
+def test_a_pyramid_is_known_and_read_level_by_level(tmp_path):
+    levels = [noise(400, 600), noise(200, 300, seed=1), noise(100, 150, seed=2)]
+    path = write_tiff(tmp_path / "S1.tif", *levels, mpp=0.5)
+    with open_slide(path) as slide:
+        assert (slide.path, slide.width, slide.height) == (path, 600, 400)
+        assert (slide.mpp, slide.mpp_source) == (0.5, "file")
+        assert [level.mpp for level in slide.levels] == [0.5, 1.0, 2.0]
+        assert [(level.width, level.height) for level in slide.levels] == [
+            (600, 400),
+            (300, 200),
+            (150, 100),
+        ]
+        for at, pixels in enumerate(levels):
+            found = slide.read(at, 11, 7, width=50, height=40)
+            assert np.array_equal(found, pixels[7:47, 11:61])
+
+
+@pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "striped"])
+def test_outside_is_white(tmp_path, tile):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=1.0, tile=tile)
+    with open_slide(path) as slide:
+        found = slide.read(0, 100, 80, width=50, height=30)
+        assert np.array_equal(found[:10, :30], PICTURE[80:, 100:])
+        assert (found[10:] == 255).all()
+        assert (found[:, 30:] == 255).all()
+        assert (slide.read(0, 500, 500, width=5, height=4) == np.full((4, 5, 3), 255)).all()
+
+
+@pytest.mark.parametrize("unit", ["CENTIMETER", "INCH"])
+@pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "striped"])
+def test_resolution_tags_are_the_files_word(tmp_path, tile, unit):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.499, tile=tile, unit=unit)
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(0.499, rel=1e-6)
+        assert slide.mpp_source == "file"
+    assert np.array_equal(whole(path), PICTURE)
+
+
+@pytest.mark.parametrize("name", ["S1.png", "S1.jpg", "S1.tif", "S1.tiff"])
+def test_what_a_file_does_not_state_is_not_guessed(tmp_path, name):
+    path = tmp_path / name
+    # A PNG or JPEG states dots per inch of a printer.
+    options = {} if "tif" in name else {"dpi": (300, 300)}
+    Image.fromarray(PICTURE).save(path, **options)
+    with pytest.raises(SlideError) as raised:
+        open_slide(path)
+    assert str(raised.value) == (
+        f"{path}: the file does not state its microns per pixel; give --mpp"
+    )
+    with open_slide(path, mpp=4.0) as slide:
+        assert (slide.mpp, slide.mpp_source) == (4.0, "given")
+        assert slide.levels == (slide.levels[0],)
+        found = slide.read(0, 0, 0, width=130, height=90)
+    with Image.open(path) as image:
+        assert np.array_equal(found, np.asarray(image))
+
+
+def test_a_given_mpp_goes_before_the_files(tmp_path, caplog):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
+    with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.52) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.52, "given")
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.25) as slide:
+        assert slide.mpp == 0.25
+    assert caplog.messages == [f"{path}: 0.25 um/px as given; the file states 0.5"]
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf"), 100.1])
+def test_an_mpp_that_cannot_be_is_refused(tmp_path, mpp):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
+    with pytest.raises(SlideError, match=r"um/px cannot be; give more than 0, to 100$"):
+        open_slide(path, mpp=mpp)
+
+
+def test_72_dots_per_inch_are_no_resolution_of_a_slide(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=25_400 / 72)
+    with pytest.raises(SlideError, match=r"states 352.778 x 352.778 um .* cannot be; give --mpp"):
+        open_slide(path)
+    with open_slide(path, mpp=4) as slide:
+        assert slide.mpp == 4
+
+
+def test_pixels_that_are_not_square_are_refused(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=(0.5, 0.4))
+    with pytest.raises(SlideError, match=r"not square \(0.5 x 0.4 um\)"):
+        open_slide(path)
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == 0.5
+    nearly = write_tiff(tmp_path / "S2.tif", PICTURE, mpp=(0.5, 0.51))
+    with open_slide(nearly) as slide:
+        assert slide.mpp == pytest.approx(0.505, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["tiled", "striped", "png"])
+def test_transparency_is_laid_on_white(tmp_path, kind):
+    rgba = noise(70, 80, channels=4)
+    rgba[:20, :, 3], rgba[20:40, :, 3] = 0, 255
+    if kind == "png":
+        path = tmp_path / "S1.png"
+        Image.fromarray(rgba).save(path)
+    else:
+        tile = (64, 64) if kind == "tiled" else None
+        path = write_tiff(tmp_path / "S1.tif", rgba, tile=tile)
+    found = whole(path, mpp=4.0)
+    assert (found[:20] == 255).all()
+    assert np.array_equal(found[20:40], rgba[20:40, :, :3])
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    # libtiff multiplies by alpha in 8 bits and OpenSlide's binding divides again.
+    assert np.abs(found - expected).max() <= (2 if kind == "tiled" else 0.5)
+
+
+def test_over_white_rounds_to_nearest():
+    rgba = np.array([[[0, 100, 255, 128], [0, 0, 0, 254], [9, 9, 9, 0]]], np.uint8)
+    assert over_white(rgba).tolist() == [[[127, 177, 255], [1, 1, 1], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
+def test_other_kinds_of_pixels_become_rgb(tmp_path, mode):
+    image = Image.fromarray(PICTURE).convert(mode)
+    path = tmp_path / "S1.tif"
+    image.save(path)
+    assert np.array_equal(whole(path, mpp=1.0), np.asarray(image.convert("RGB")))
+
+
+def test_thumbnail_is_the_mean(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE[:80, :120], mpp=1.0)
+    with open_slide(path) as slide:
+        found = slide.thumbnail(30)
+        mean = PICTURE[:80, :120].reshape(20, 4, 30, 4, 3).mean(axis=(1, 3))
+        assert found.shape == (20, 30, 3)
+        assert np.abs(found - mean).max() <= 0.5
+        # Never larger than the slide.
+        assert np.array_equal(slide.thumbnail(5000), PICTURE[:80, :120])
+        assert slide.thumbnail(1).shape == (1, 1, 3)
+
+
+def test_thumbnail_comes_from_the_smallest_level_that_is_enough_and_in_blocks(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("wsi_idc.slides.slide._BLOCK_PX", 64)
+    levels = [noise(800, 1200)]
+    levels += [halved(levels[0])]
+    levels += [halved(levels[1])]
+    path = write_tiff(tmp_path / "S1.tif", *levels, mpp=1.0)
+    with open_slide(path) as slide:
+        reads = []
+        read = slide.read
+
+        def spy(level, x, y, *, width, height):
+            reads.append((level, width, height))
+            return read(level, x, y, width=width, height=height)
+
+        monkeypatch.setattr(slide, "read", spy)
+        assert np.array_equal(slide.thumbnail(300), levels[2])
+        assert {level for level, _, _ in reads} == {2}
+        assert max(max(width, height) for _, width, height in reads) == 64
+        reads.clear()
+        assert np.abs(slide.thumbnail(301).astype(int).mean() - levels[1].mean()) < 1
+        assert {level for level, _, _ in reads} == {1}
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Write files that cannot be read, each with what is to be said of it."""
+    good = write_tiff(folder / "good.tif", noise(300, 300), mpp=1.0, compression=None)
+    Image.fromarray(PICTURE).save(folder / "picture.jpg")
+    Image.fromarray(PICTURE).save(folder / "picture.png")
+    Image.fromarray(PICTURE).convert("I;16").save(folder / "deep.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    Image.new("1", (10_000, 10_000)).save(folder / "large.png")
+    jpeg, png = (folder / f"picture.{suffix}" for suffix in ("jpg", "png"))
+    (folder / "folder.svs").mkdir()
+    os.mkfifo(folder / "pipe.svs")
+    contents = {
+        "renamed.svs": jpeg.read_bytes(),
+        "text.svs": b"hello",
+        "text.tif": b"hello",
+        "empty.svs": b"",
+        "cut.svs": good.read_bytes()[:20],
+        "cut.png": png.read_bytes()[:5000],
+        "cut.jpg": jpeg.read_bytes()[:1500],
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    says = {
+        "renamed.svs": "is a plain JPEG picture; name it renamed.jpg and give --mpp",
+        "text.svs": "not a slide that OpenSlide reads",
+        "text.tif": "neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG",
+        "empty.svs": "is empty; copy the slide again",
+        "cut.svs": "a TIFF that is cut short, damaged or of a kind OpenSlide does not read",
+        "cut.png": "damaged or cut short",
+        "cut.jpg": "damaged or cut short",
+        "folder.svs": "is a folder; give the file of a slide",
+        "pipe.svs": "is no regular file",
+        "missing.svs": "no such file",
+        "deep.png": "a slide has 8 bits a channel",
+        "bomb.png": "more than 178956970 px are too many for a picture without tiles",
+        "large.png": "10000x10000 px are too many for a picture without tiles",
+    }
+    return {name: (folder / name, text) for name, text in says.items()}
+
+
+def test_a_file_that_cannot_be_read_is_an_error_in_a_line(tmp_path):
+    for name, (path, text) in bad_files(tmp_path).items():
+        with pytest.raises(SlideError) as raised:
+            open_slide(path, mpp=4.0)
+        said = str(raised.value)
+        assert said.startswith(f"{path}: "), name
+        assert text in said, name
+        assert "\n" not in said, name
+
+
+def test_a_file_without_permission_is_an_error_in_a_line(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
+
+    def deny(*_):
+        raise PermissionError(13, "Permission denied")
+
+    # Root may read everything.
+    monkeypatch.setattr("wsi_idc.slides.slide.os.open", deny)
+    with pytest.raises(SlideError, match=r"S1.tif: cannot be read \(Permission denied\)"):
+        open_slide(path)
+
+
+def test_damage_that_only_shows_in_reading_leaves_the_rest_readable(tmp_path):
+    pixels = noise(256, 256)
+    path = write_tiff(tmp_path / "S1.tif", pixels, mpp=1.0, tile=(64, 64))
+    content = bytearray(path.read_bytes())
+    # One tile in the middle of 16.
+    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    path.write_bytes(content)
+    bad = []
+    with open_slide(path) as slide:
+        for at in range(16):
+            y, x = at // 4 * 64, at % 4 * 64
+            try:
+                found = slide.read(0, x, y, width=64, height=64)
+            except SlideError as error:
+                bad.append(at)
+                assert f"S1.tif: cannot be read at x {x}, y {y} of level 0" in str(error)
+                assert "\n" not in str(error)
+            else:
+                assert np.array_equal(found, pixels[y : y + 64, x : x + 64])
+    assert len(bad) == 1
+    assert bad[0] not in (0, 15)
+
+
+def test_a_slide_cut_short_opens_and_fails_where_it_ends(tmp_path):
+    # So large that OpenSlide does not read all of it when it opens the file.
+    pixels = noise(1408, 1408)
+    path = write_tiff(tmp_path / "S1.tif", pixels, mpp=1.0, compression=None)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 5])
+    with open_slide(path) as slide:
+        assert np.array_equal(slide.read(0, 0, 0, width=1408, height=640), pixels[:640])
+        with pytest.raises(SlideError, match=r"at x 1344, y 1344 of level 0; damaged or cut"):
+            slide.read(0, 1344, 1344, width=64, height=64)
+        with pytest.raises(SlideError, match=r"damaged or cut"):
+            slide.thumbnail(100)
+        assert np.array_equal(slide.read(0, 0, 0, width=64, height=64), pixels[:64, :64])
+
+
+def test_a_closed_slide_is_our_mistake(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=1.0)
+    with open_slide(path) as slide:
+        pass
+    with pytest.raises(ValueError, match="is closed"):
+        slide.read(0, 0, 0, width=1, height=1)
+    slide.close()
