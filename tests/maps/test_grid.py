@@ -9,6 +9,7 @@ from wsi_idc.maps.grid import (
     cells_of,
     centres_um,
     lay,
+    middle,
     mosaic,
     shape_of,
     smooth,
@@ -93,3 +94,14 @@ def test_smoothing_is_a_weighted_mean_of_the_patches_that_are_there():
     np.testing.assert_allclose(smooth(values, cells, sigma=0.7), expected, atol=1e-3)
     assert smooth(values, cells, sigma=0).tolist() == values.tolist()
     np.testing.assert_allclose(smooth(np.full(3, 0.4), cells, sigma=2.0), 0.4)
+
+
+def test_the_middle_of_a_block_by_area():
+    block = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    assert middle(block, share=1) is block
+    assert middle(block, share=0.5).tolist() == [[[5, 6], [9, 10]]]
+    # Three quarters of four cells are three, each from the middle of its place.
+    found = middle(np.arange(4.0).reshape(1, 1, 4).repeat(4, axis=1), share=0.75)
+    assert found.shape == (1, 3, 3)
+    np.testing.assert_allclose(found[0, 0], [0.5, 1.5, 2.5])
+    np.testing.assert_allclose(middle(np.full((2, 7, 7), 3.0), share=0.6), 3.0)

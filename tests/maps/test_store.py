@@ -67,6 +67,7 @@ def test_the_root_says_what_the_map_is(path: Path):
         "patient": "P1",
         "source": "pack",
         "patch_px": 50,
+        "stride_px": 50,
         "mpp": 4.0,
         "mpp_source": "assumed",
         "rows": 2,

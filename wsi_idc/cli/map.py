@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,22 +19,34 @@ from wsi_idc.cli.options import (
     open_method,
     say,
     say_json,
+    slide_options,
 )
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.work import MapReport
+    from wsi_idc.hpc.preempt import StopRequest
+    from wsi_idc.maps.cohort_run import Planned
+    from wsi_idc.maps.work import MapReport, MapWork
 
 logger = logging.getLogger(__name__)
 
 
 @click.command("map")
+@click.argument("files", nargs=-1, type=PATH)
 @click.option("--patient", "patients", multiple=True, help="A patient's id; may be repeated.")
+@click.option("--patients-file", type=PATH, help="A text file with a patient's id on each line.")
 @click.option("--all", "everyone", is_flag=True, help="Every patient of the data.")
+@click.option("--slide", "slides", multiple=True, type=PATH, help="A slide; FILES are more.")
+@click.option("--manifest", type=PATH, help="A CSV of slides: slide, patient, mpp.")
+@click.option(
+    "--shard", metavar="I/N", help="Only the I-th of N parts, 1 to N, of about equal work."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and what it takes.")
 @method_options
 @data_option
 @click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
+@slide_options
 @cam_options
 @click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
 @click.option("--overwrite", is_flag=True, help="Make maps anew that are there already.")
@@ -42,27 +54,26 @@ logger = logging.getLogger(__name__)
 @json_option
 @logging_options
 def map_(
+    files: tuple[Path, ...],
     patients: tuple[str, ...],
+    patients_file: Path | None,
     everyone: bool,
-    checkpoints: tuple[Path, ...],
-    tta: bool,
-    smooth: bool,
-    data: Path | None,
-    out: Path,
-    cam_method: str,
-    cam_layer: str | None,
-    cam_class: str,
-    no_cam: bool,
-    no_image: bool,
-    overwrite: bool,
-    device: str,
-    precision: str,
-    batch_size: int,
+    slides: tuple[Path, ...],
+    manifest: Path | None,
+    shard: str | None,
+    dry_run: bool,
     as_json: bool,
+    data: Path | None,
+    mpp: float | None,
+    mask: Path | None,
+    min_tissue: float,
+    stride: int | None,
+    **how: Any,
 ) -> None:
-    """Map patients: probability and Grad-CAM.
+    """Map patients or slides: probability and CAM.
 
     Writes one HDF5 file a patient, with a probability for every patch and the mosaic of its CAMs.
+    The patches of a slide are cut where it has tissue, at the model's size and microns per pixel.
 
     A map made before by the same checkpoint, settings and data is kept; any other is made anew.
     Stopped, it exits with 75, and the same command goes on with the patients that are left.
@@ -71,34 +82,35 @@ def map_(
     Examples:
       wsi-idc map --patient 10253
       wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
+      wsi-idc map --slide scans/*.svs --checkpoint runs/mine
     """
     from wsi_idc.data.source import open_data
     from wsi_idc.hpc.preempt import stop_requests
-    from wsi_idc.maps.build import build_maps
-    from wsi_idc.maps.work import MapWork
-    from wsi_idc.models.cam import CamSpec
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.maps.build_slides import SlideSettings
+    from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of
 
-    if everyone == bool(patients):
-        raise click.UsageError("give --patient P (once or more) or --all.")
-    cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
-    compute = choose_compute(device, precision)
-    pack = open_data(data)
-    method = open_method(checkpoints, tta=tta, smooth=smooth)
-    logger.info("data: %s; device: %s", pack.path, compute)
-    with stop_requests() as stop:
-        work = MapWork(
-            method=method,
-            compute=compute,
-            out=out,
-            cam=cam,
-            with_image=not no_image,
-            batch_size=batch_size,
-            overwrite=overwrite,
-            stop=stop,
+    ways = [bool(patients or patients_file), everyone, bool(slides), manifest is not None]
+    if sum(ways) != 1 or (files and not slides):
+        raise click.UsageError(
+            "give --patient P (once or more) or --patients-file, or --all, or --slide FILE..., "
+            "or --manifest CSV."
         )
-        chosen = pack.patients if everyone else list(dict.fromkeys(patients))
-        report = build_maps(work, pack, chosen)
+    settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
+    with stop_requests() as stop:
+        work = _work(stop=stop, **how)
+        job: PackRun | SlideRun
+        if slides or manifest:
+            job = SlideRun.of(work, settings, slides=(*slides, *files), manifest=manifest)
+        else:
+            pack = open_data(data)
+            logger.info("data: %s", pack.path)
+            listed = read_patients(patients_file) if patients_file else []
+            job = PackRun(work, pack, pack.patients if everyone else [*patients, *listed])
+        job = job if shard is None else job.part(*shard_of(shard))
+        if dry_run:
+            _say_plan(job.plan(), as_json=as_json)
+            return
+        report = job.run()
     if as_json:
         say_json(vars(report))
     else:
@@ -108,6 +120,46 @@ def map_(
             f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
             f"patients have no map: {', '.join(report.failed)}; the reasons are above"
         )
+
+
+def _work(
+    *,
+    stop: "StopRequest",
+    checkpoints: tuple[Path, ...],
+    tta: bool,
+    smooth: bool,
+    cam_method: str,
+    cam_layer: str | None,
+    cam_class: str,
+    no_cam: bool,
+    no_image: bool,
+    device: str,
+    precision: str,
+    **more: Any,
+) -> "MapWork":
+    from wsi_idc.maps.work import MapWork
+    from wsi_idc.models.cam import CamSpec
+    from wsi_idc.models.device import choose_compute
+
+    compute = choose_compute(device, precision)
+    method = open_method(checkpoints, tta=tta, smooth=smooth)
+    logger.info("device: %s", compute)
+    cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
+    return MapWork(method, compute, cam=cam, with_image=not no_image, stop=stop, **more)
+
+
+def _say_plan(plan: "list[Planned]", *, as_json: bool) -> None:
+    if as_json:
+        say_json([vars(one) for one in plan])
+        return
+    for one in plan:
+        say(f"{one.patient}: {one.state}, {one.num_patches} patches, {one.disk_mb:.1f} MB")
+    due = [one for one in plan if one.state == "to do"]
+    say(
+        f"{len(due)} of {len(plan)} to do: {sum(one.num_patches for one in due)} patches, "
+        f"{sum(one.disk_mb for one in due):.0f} MB on disk, about "
+        f"{max((one.memory_mb for one in due), default=0):.0f} MB of memory beside the model"
+    )
 
 
 def _say_report(report: "MapReport") -> None:

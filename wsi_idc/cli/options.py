@@ -86,6 +86,32 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _all_of(options, command)
 
 
+def slide_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says how patches are cut from slides."""
+    options = [
+        click.option(
+            "--mpp",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Microns per level-0 px of the slides.  [default: as the files state]",
+        ),
+        click.option("--mask", type=PATH, help="A PNG of where a slide has tissue: what is not 0."),
+        click.option(
+            "--min-tissue",
+            type=click.FloatRange(0, 1),
+            default=0.1,
+            show_default=True,
+            help="Least share of tissue in a patch of a slide; 0 takes every patch.",
+        ),
+        click.option(
+            "--stride",
+            type=click.IntRange(min=1),
+            help="From one patch of a slide to the next, in px of the model, for patches that "
+            "overlap.  [default: a whole patch]",
+        ),
+    ]
+    return _all_of(options, command)
+
+
 def cam_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what says which CAM to compute."""
     options = [

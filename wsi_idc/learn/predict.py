@@ -24,7 +24,7 @@ from wsi_idc.models.device import Compute
 Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 # Networks bear a little of a difference in scale, and files state mpp with rounding.
-_MPP_TOLERANCE = 0.1
+MPP_TOLERANCE = 0.1
 # A short last batch is filled up to a multiple of this: a few patches would be computed by other
 # kernels, and the same patch would get other last digits in other company.
 _PATCHES_AT_LEAST = 16
@@ -241,7 +241,7 @@ def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:
             f"{checkpoint.source}: takes patches of {spec.patch_px} px, {pack.path} has "
             f"{info.patch_px} px; prepare the data at the model's size"
         )
-    if abs(spec.mpp / info.mpp - 1) > _MPP_TOLERANCE:
+    if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
         raise CheckpointError(
             f"{checkpoint.source}: was trained at {spec.mpp:g} um/px, {pack.path} has "
             f"{info.mpp:g} um/px; use data and model of one resolution"

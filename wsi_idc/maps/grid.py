@@ -81,9 +81,37 @@ def mosaic(
     return grid.reshape(rows * height, cols * width, *channels)
 
 
-def centres_um(count: int, *, step_um: float) -> NDArray[np.float64]:
+def centres_um(count: int, *, step_um: float, origin_um: float = 0.0) -> NDArray[np.float64]:
     """Return the centres of ``count`` cells of ``step_um`` along one axis, in um from the edge."""
-    return (np.arange(count, dtype=np.float64) + 0.5) * step_um
+    return origin_um + (np.arange(count, dtype=np.float64) + 0.5) * step_um
+
+
+def middle(blocks: NDArray, *, share: float) -> NDArray:
+    """Return the middle of each block, ``share`` of each side, by area.
+
+    Args:
+        blocks: Shape (N, h, w).
+        share: Above 0, at most 1; 1 returns the blocks themselves.
+
+    Returns:
+        Shape (N, h', w') with h' the nearest whole number to ``share`` h, at least 1; of
+        ``blocks``' dtype.
+    """
+    if share == 1:
+        return blocks
+    rows, cols = (_middle_weights(side, share).astype(blocks.dtype) for side in blocks.shape[1:])
+    return rows @ blocks @ cols.T
+
+
+def _middle_weights(side: int, share: float) -> NDArray[np.float64]:
+    """Return how much of each of ``side`` cells is in each cell of the middle, shape (n, side)."""
+    num = max(1, round(side * share))
+    edges = side * ((1 - share) / 2 + share * np.arange(num + 1) / num)
+    cells = np.arange(side)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    overlap = np.maximum(overlap, 0)
+    weights: NDArray[np.float64] = overlap / overlap.sum(axis=1, keepdims=True)
+    return weights
 
 
 def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:

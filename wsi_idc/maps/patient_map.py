@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.maps.grid import lay, mosaic, shape_of
+from wsi_idc.maps.grid import lay, middle, mosaic, shape_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class PatientMap:
         smoothed: Probability smoothed by the neighbours on the grid, shape (N,), float32; None
             where it was not asked for.
         smoothing: How, and the threshold that goes with it, JSON-ready.
+        stride_px: From one patch to the next, in px; None where patches do not overlap.
         slide: Where the patches were cut from; None for a pack.
         patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
     """
@@ -85,6 +86,7 @@ class PatientMap:
     uncertainty: NDArray[np.float32] | None = None
     smoothed: NDArray[np.float32] | None = None
     smoothing: Mapping[str, float] | None = None
+    stride_px: int | None = None
     slide: SlideView | None = None
     patches: NDArray[np.uint8] | None = None
 
@@ -92,6 +94,19 @@ class PatientMap:
     def shape(self) -> tuple[int, int]:
         """Rows and cols of the grid."""
         return shape_of(self.row_col)
+
+    @property
+    def cell_px(self) -> int:
+        """Side of a cell in px: that of a patch, less where patches overlap.
+
+        A cell is the middle of its patch, so that its picture lies where the patch does.
+        """
+        return self.stride_px or self.patch_px
+
+    @property
+    def origin_px(self) -> float:
+        """Where cell (0, 0) begins, in px from the slide's corner, along both axes."""
+        return (self.patch_px - self.cell_px) / 2
 
     @property
     def level0_mpp(self) -> float:
@@ -109,7 +124,7 @@ class PatientMap:
         if self.slide is not None:
             return self.slide.width, self.slide.height
         rows, cols = self.shape
-        return cols * self.patch_px, rows * self.patch_px
+        return cols * self.cell_px, rows * self.cell_px
 
     def called(self) -> NDArray[np.bool_]:
         """Which patches are called IDC, by the smoothed probability where there is one, (N,)."""
@@ -136,9 +151,12 @@ class PatientMap:
     def cam_mosaic(self) -> NDArray[np.float32]:
         """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch.
 
+        Where patches overlap each shows its middle.
+
         Raises:
             ValueError: The map has no CAM.
         """
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
-        return mosaic(self.cam, self.row_col, shape=self.shape, fill=np.nan)
+        cams = middle(self.cam, share=self.cell_px / self.patch_px)
+        return mosaic(cams, self.row_col, shape=self.shape, fill=np.nan)

@@ -75,6 +75,7 @@ def _write_root(file: h5py.File, content: PatientMap) -> None:
             "source": content.source,
             "class_names": list(content.class_names),
             "patch_px": content.patch_px,
+            "stride_px": content.cell_px,
             "mpp": content.mpp,
             "mpp_source": content.mpp_source,
             "rows": rows,
@@ -103,7 +104,7 @@ def _write_columns(file: h5py.File, content: PatientMap) -> None:
             "patch_spacing_um_px": content.mpp,
             "level0_magnification": _MAGNIFICATION_TIMES_MPP / content.level0_mpp,
             "target_magnification": _MAGNIFICATION_TIMES_MPP / content.mpp,
-            "overlap": 0,
+            "overlap": side - content.cell_px,
             "downsample": np.array([1.0, 1.0]),
             "level_dim": level_dim,
             "downsampled_level_dim": level_dim,
@@ -161,7 +162,8 @@ def _write_cam_group(file: h5py.File, content: PatientMap) -> None:
     group["raw"] = content.cam
     values = content.cam_mosaic()
     group.create_dataset("mosaic", data=values, compression="gzip", compression_opts=1)
-    _write_axes(group, content, cells=content.cam.shape[1:])
+    rows, cols = content.shape
+    _write_axes(group, content, cells=(values.shape[0] // rows, values.shape[1] // cols))
 
 
 def _write_slide(file: h5py.File, slide: SlideView) -> None:
@@ -176,9 +178,9 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
 
 def _write_axes(group: h5py.Group, content: PatientMap, *, cells: tuple[int, ...]) -> None:
     """Write the centres of the grid's cells, each cut into ``cells`` (h, w), in um."""
-    patch_um = content.patch_px * content.mpp
+    cell_um, origin_um = content.cell_px * content.mpp, content.origin_px * content.mpp
     for name, count, parts in zip("yx", content.shape, cells, strict=True):
-        group[name] = centres_um(count * parts, step_um=patch_um / parts)
+        group[name] = centres_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
         group[name].attrs["units"] = "um"
 
 
@@ -186,7 +188,8 @@ def _write_image(file: h5py.File, content: PatientMap) -> None:
     """Write the stitched tissue, a row of patches at a time; white needs no room in the file."""
     assert content.patches is not None
     rows, cols = content.shape
-    side = content.patch_px
+    side, margin = content.cell_px, (content.patch_px - content.cell_px) // 2
+    patches = content.patches[:, margin : margin + side, margin : margin + side]
     image = file.create_group("image").create_dataset(
         "rgb",
         (rows * side, cols * side, 3),
@@ -202,7 +205,7 @@ def _write_image(file: h5py.File, content: PatientMap) -> None:
         columns = content.row_col[members, 1]
         first, last = int(columns.min()), int(columns.max()) + 1
         cells = np.stack([np.zeros_like(columns), columns - first], axis=1)
-        strip = mosaic(content.patches[members], cells, shape=(1, last - first), fill=_WHITE)
+        strip = mosaic(patches[members], cells, shape=(1, last - first), fill=_WHITE)
         image[row * side : (row + 1) * side, first * side : last * side] = strip
 
 
@@ -217,7 +220,7 @@ def read_map(path: Path) -> PatientMap:
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
-    """Read the stitched tissue, shape (rows * patch_px, cols * patch_px, 3), None if left out.
+    """Read the stitched tissue, shape (rows * cell_px, cols * cell_px, 3), None if left out.
 
     Raises:
         MapError: The map is missing, damaged, or something else.
@@ -227,7 +230,7 @@ def read_image(path: Path) -> NDArray[np.uint8] | None:
         if "image/rgb" not in file:
             return None
         rows, cols = content.shape
-        image, shape = file["image/rgb"], (rows * content.patch_px, cols * content.patch_px, 3)
+        image, shape = file["image/rgb"], (rows * content.cell_px, cols * content.cell_px, 3)
         if image.shape != shape or image.dtype != np.uint8:
             raise ValueError(f"/image/rgb is not uint8 {shape}")
         return image[:]
@@ -304,6 +307,7 @@ def _read(file: h5py.File) -> PatientMap:
         source=str(attrs["source"]),
         class_names=tuple(str(name) for name in attrs["class_names"]),
         patch_px=int(attrs["patch_px"]),
+        stride_px=_read_stride(attrs),
         mpp=float(attrs["mpp"]),
         mpp_source=str(attrs["mpp_source"]),
         threshold=float(attrs["threshold"]),
@@ -321,6 +325,13 @@ def _read(file: h5py.File) -> PatientMap:
         smoothing=_read_smoothing(attrs),
         slide=_read_slide(file),
     )
+
+
+def _read_stride(attrs: Any) -> int | None:
+    stride, patch = int(attrs.get("stride_px", attrs["patch_px"])), int(attrs["patch_px"])
+    if not 0 < stride <= patch:
+        raise ValueError(f"a stride of {stride} px for patches of {patch}")
+    return None if stride == patch else stride
 
 
 def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:

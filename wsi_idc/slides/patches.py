@@ -1,7 +1,7 @@
 """The patches of a slide, at the size and resolution of a model."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import cv2
 import numpy as np
@@ -91,7 +91,7 @@ class SlidePatches:
     def __len__(self) -> int:
         return len(self.row_col)
 
-    def batches(self, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, batch_size: int) -> Generator[NDArray[np.uint8], None, None]:
         """Yield all patches in order, read by threads while the last ones are being used.
 
         Memory is bounded whatever the size of the slide. Close the iterator, or let go of it, to
@@ -141,7 +141,7 @@ class SlidePatches:
 
 def rebatched(
     parts: Iterable[NDArray[np.uint8]], *, batch_size: int
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8], None, None]:
     """Yield what the parts hold, in order, in pieces of ``batch_size``, but for the last."""
     held: list[NDArray[np.uint8]] = []
     have = 0

@@ -1,0 +1,209 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.stops import StopAfter
+from wsi_idc.data.pack import Pack
+from wsi_idc.errors import CheckpointError, DataError, StoppedError
+from wsi_idc.learn.method import Method
+from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.build_slides import SlideSettings, build_slide_maps, input_of
+from wsi_idc.maps.grid import mosaic, shape_of
+from wsi_idc.maps.store import read_image, read_map
+from wsi_idc.maps.work import MapWork
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.device import choose_compute
+from wsi_idc.slides.manifest import ManifestRow
+
+ALL = SlideSettings(min_tissue=0)
+
+
+def work(trained: Checkpoint, out: Path, **options: object) -> MapWork:
+    return MapWork(Method((trained,)), choose_compute("cpu"), out, **options)
+
+
+@pytest.fixture
+def stitched(cohort: Pack) -> np.ndarray:
+    """Return the tissue of the first patient, shape (rows * 50, cols * 50, 3)."""
+    rows = cohort.rows_of(cohort.patients[0])
+    cells = cohort.cells()[rows]
+    return mosaic(cohort.patches[rows], cells, shape=shape_of(cells), fill=255)
+
+
+def write_slide(path: Path, image: np.ndarray, *, mpp: float) -> ManifestRow:
+    """Write a tiled TIFF that states its resolution."""
+    with tifffile.TiffWriter(path) as file:
+        per_cm = 1e4 / mpp
+        file.write(
+            image,
+            tile=(64, 64),
+            photometric="rgb",
+            resolution=(per_cm, per_cm),
+            resolutionunit="CENTIMETER",
+        )
+    return ManifestRow(path, path.stem, None)
+
+
+@pytest.mark.parametrize("finer", [1, 4])
+def test_a_slide_of_stitched_patches_has_the_patients_map(
+    trained: Checkpoint, cohort: Pack, stitched: np.ndarray, tmp_path: Path, finer: int
+):
+    patient = cohort.patients[0]
+    build_maps(work(trained, tmp_path / "pack"), cohort, [patient])
+    image = stitched.repeat(finer, axis=0).repeat(finer, axis=1)
+    row = write_slide(tmp_path / "s.tif", image, mpp=4 / finer)
+    report = build_slide_maps(work(trained, tmp_path / "slides"), [row], ALL)
+    assert list(report.made) == ["s"]
+    expected = read_map(tmp_path / "pack" / f"{patient}.h5")
+    found = read_map(tmp_path / "slides" / "s.h5")
+    is_patch = np.isfinite(expected.probability_grid())
+    np.testing.assert_array_equal(
+        found.probability_grid()[is_patch], expected.probability_grid()[is_patch]
+    )
+    patient_cam, slide_cam = expected.cam_mosaic(), found.cam_mosaic()
+    np.testing.assert_array_equal(
+        slide_cam[np.isfinite(patient_cam)], patient_cam[np.isfinite(patient_cam)]
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "slides" / "s.h5"), stitched)
+    assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "file")
+    assert found.level0_mpp == pytest.approx(4 / finer)
+    assert found.coords[-1].tolist() == (found.row_col[-1][::-1] * 50 * finer).tolist()
+    assert found.level0_size == (image.shape[1], image.shape[0])
+    assert (found.label == -1).all()
+    assert found.slide.thumbnail.shape[:2] == found.slide.tissue.shape
+
+
+def test_only_tissue_is_mapped_and_a_mask_overrides(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    mask = np.zeros(stitched.shape[:2], np.uint8)
+    mask[50:100, 100:150] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    settings = SlideSettings(mask=tmp_path / "mask.png")
+    build_slide_maps(work(trained, tmp_path), [row], settings)
+    found = read_map(tmp_path / "s.h5")
+    assert found.row_col.tolist() == [[1, 2]]
+    assert found.slide.tissue.mean() == pytest.approx(mask.mean() / 255, rel=0.3)
+
+
+def test_overlapping_patches_lie_where_their_middles_are(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    build_slide_maps(work(trained, tmp_path / "a"), [row], ALL)
+    half = SlideSettings(min_tissue=0, stride_px=30)
+    build_slide_maps(work(trained, tmp_path / "b"), [row], half)
+    whole, found = read_map(tmp_path / "a" / "s.h5"), read_map(tmp_path / "b" / "s.h5")
+    # Every fifth patch of 30 px is every third of 50 px.
+    np.testing.assert_array_equal(
+        found.probability_grid()[::5, ::5], whole.probability_grid()[::3, ::3]
+    )
+    image = read_image(tmp_path / "b" / "s.h5")
+    rows, cols = found.shape
+    assert image.shape == (rows * 30, cols * 30, 3)
+    # The picture begins 10 px into the slide: the first cell is the middle of the first patch.
+    inside = image[: stitched.shape[0] - 60, : stitched.shape[1] - 60]
+    np.testing.assert_array_equal(
+        inside, stitched[10 : 10 + inside.shape[0], 10 : 10 + inside.shape[1]]
+    )
+    with h5py.File(tmp_path / "b" / "s.h5") as file:
+        assert file["map/x"][:2].tolist() == [100.0, 220.0]  # um: centres of the first two
+        assert file["coords"].attrs["overlap"] == 20
+        assert file.attrs["stride_px"] == 30
+        side = round(6 * 30 / 50)
+        assert file["cam/mosaic"].shape == (rows * side, cols * side)
+
+
+def test_a_bad_slide_is_set_aside_and_the_rest_done(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    good = write_slide(tmp_path / "good.tif", stitched, mpp=4.0)
+    Image.fromarray(stitched).save(tmp_path / "plain.png")
+    whole = (tmp_path / "good.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.svs").touch()
+    Image.fromarray(stitched).save(tmp_path / "fake.svs", format="JPEG")
+    names = ["plain.png", "cut.tif", "empty.svs", "fake.svs", "none.svs"]
+    rows = [ManifestRow(tmp_path / name, name.split(".")[0], None) for name in names]
+    report = build_slide_maps(work(trained, tmp_path / "maps"), [*rows, good], ALL)
+    assert list(report.made) == ["good"]
+    assert list(report.failed) == ["plain", "cut", "empty", "fake", "none"]
+    assert "give --mpp" in report.failed["plain"]
+    assert all("\n" not in reason for reason in report.failed.values())
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
+    given = SlideSettings(mpp=4.0, min_tissue=0)
+    again = build_slide_maps(work(trained, tmp_path / "maps"), rows[:1], given)
+    assert read_map(again.made["plain"]).mpp_source == "given"
+
+
+def test_a_slides_map_is_kept_until_something_changes(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    out = tmp_path / "maps"
+    assert build_slide_maps(work(trained, out), [row], ALL).made
+    assert build_slide_maps(work(trained, out), [row], ALL).kept
+    assert build_slide_maps(work(trained, out), [row], SlideSettings(min_tissue=0.2)).made
+    assert build_slide_maps(work(trained, out), [row], ALL).made
+    changed = stitched.copy()
+    changed[:50, :50] = 0
+    write_slide(tmp_path / "s.tif", changed, mpp=4.0)
+    assert build_slide_maps(work(trained, out), [row], ALL).made
+
+
+def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp_path: Path):
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched, mpp=4.0) for name in "abc"]
+    out = tmp_path / "maps"
+    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [12] of 3 maps made"):
+        build_slide_maps(work(trained, out, batch_size=16, stop=StopAfter(12)), rows, ALL)
+    made = {path.name for path in out.iterdir()}
+    assert made
+    assert not any(name.startswith(".") for name in made)
+    report = build_slide_maps(work(trained, out), rows, ALL)
+    assert len(report.kept) == len(made)
+    assert len(report.made) + len(report.kept) == 3
+
+
+def test_an_image_that_would_not_fit_is_left_out(
+    trained: Checkpoint,
+    stitched: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr("wsi_idc.maps.build_slides._MAX_IMAGE_BYTES", 1000)
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    build_slide_maps(work(trained, tmp_path), [row], ALL)
+    assert read_image(tmp_path / "s.h5") is None
+    assert "is left out of the map" in caplog.text
+
+
+def test_an_ensemble_of_other_patches_is_refused(trained: Checkpoint, tmp_path: Path):
+    other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
+    both = MapWork(Method((trained, other)), choose_compute("cpu"), tmp_path)
+    with pytest.raises(CheckpointError, match="take patches of other sizes, 50 px of 2 um"):
+        input_of(both)
+
+
+def test_ids_cannot_leave_the_folder(trained: Checkpoint, tmp_path: Path):
+    row = ManifestRow(tmp_path / "s.tif", "../evil", None)
+    with pytest.raises(DataError, match="cannot be a patient id"):
+        build_slide_maps(work(trained, tmp_path / "maps"), [row], ALL)
+
+
+def test_the_map_says_what_it_was_made_of(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    build_slide_maps(work(trained, tmp_path), [row], ALL)
+    with h5py.File(tmp_path / "s.h5") as file:
+        identity = json.loads(file.attrs["provenance"])["identity"]
+        assert file["slide"].attrs["name"] == "s.tif"
+    assert (identity["min_tissue"], identity["stride_px"], identity["mask"]) == (0, 50, None)

@@ -1,0 +1,214 @@
+"""Maps of many: which patients or slides, which part of them, and what it would take."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.errors import DataError, WsiIdcError
+from wsi_idc.files import plain_name
+from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.build import identity_of as identity_of_pack
+from wsi_idc.maps.build_slides import (
+    SlideSettings,
+    build_slide_maps,
+    identity_of,
+    input_of,
+    look,
+    open_row,
+)
+from wsi_idc.maps.grid import shape_of
+from wsi_idc.maps.work import MapReport, MapWork
+from wsi_idc.models.cam_layer import cam_grid
+from wsi_idc.models.registry import architecture
+from wsi_idc.slides.manifest import ManifestRow, read_manifest
+
+logger = logging.getLogger(__name__)
+
+TO_DO, DONE = "to do", "done"
+# Of a map: the patches, the file made of them in memory, and its bytes.
+_COPIES_IN_MEMORY = 3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would become of a patient.
+
+    Attributes:
+        patient: Id.
+        state: "to do", "done", or why not.
+        num_patches: Of its map.
+        disk_mb: Of its map.
+        memory_mb: While it is made, beside the model.
+    """
+
+    patient: str
+    state: str
+    num_patches: int = 0
+    disk_mb: float = 0.0
+    memory_mb: float = 0.0
+
+
+@dataclass(frozen=True)
+class PackRun:
+    """Maps of patients of a pack."""
+
+    work: MapWork
+    pack: Pack
+    patients: Sequence[str]
+
+    def part(self, index: int, count: int) -> "PackRun":
+        """Return the ``index``-th of ``count`` parts with about as many patches each."""
+        sizes = {patient: len(self.pack.rows_of(patient)) for patient in self.patients}
+        return replace(self, patients=shard(sizes, index, count))
+
+    def run(self) -> MapReport:
+        """Make the maps."""
+        return build_maps(self.work, self.pack, list(dict.fromkeys(self.patients)))
+
+    def plan(self) -> list[Planned]:
+        """Return what would be done."""
+        identity, cells = identity_of_pack(self.work, self.pack), self.pack.cells()
+        side = self.pack.info.patch_px
+        return [
+            _planned(self.work, patient, identity, cells[self.pack.rows_of(patient)], side, side)
+            for patient in self.patients
+        ]
+
+
+@dataclass(frozen=True)
+class SlideRun:
+    """Maps of slides."""
+
+    work: MapWork
+    settings: SlideSettings
+    slides: Sequence[ManifestRow]
+
+    @staticmethod
+    def of(
+        work: MapWork, settings: SlideSettings, *, slides: Sequence[Path], manifest: Path | None
+    ) -> "SlideRun":
+        """Return the run of slides that are named, or listed in a manifest.
+
+        Raises:
+            DataError: Two slides would have one map, a mask is given for several, or the manifest
+                makes no sense.
+        """
+        rows = read_manifest(manifest) if manifest else _rows(slides)
+        if settings.mask is not None and len(rows) > 1:
+            raise DataError("--mask is of one slide; map the others by themselves")
+        return SlideRun(work, settings, rows)
+
+    def part(self, index: int, count: int) -> "SlideRun":
+        """Return the ``index``-th of ``count`` parts with about as many bytes each."""
+        by_name = {row.patient: row for row in self.slides}
+        sizes = {
+            name: row.slide.stat().st_size if row.slide.is_file() else 0
+            for name, row in by_name.items()
+        }
+        return replace(self, slides=[by_name[name] for name in shard(sizes, index, count)])
+
+    def run(self) -> MapReport:
+        """Make the maps."""
+        return build_slide_maps(self.work, self.slides, self.settings)
+
+    def plan(self) -> list[Planned]:
+        """Return what would be done; every slide is opened for it."""
+        return [self._plan(row) for row in self.slides]
+
+    def _plan(self, row: ManifestRow) -> Planned:
+        spec = input_of(self.work)
+        try:
+            with open_row(row, self.settings) as slide:
+                identity = identity_of(self.work, slide, self.settings, spec)
+                _, patches = look(slide, self.settings, spec)
+        except (WsiIdcError, OSError) as error:
+            return Planned(row.patient, str(error))
+        cell_px = self.settings.stride_px or spec.patch_px
+        return _planned(self.work, row.patient, identity, patches.row_col, spec.patch_px, cell_px)
+
+
+def _rows(slides: Sequence[Path]) -> list[ManifestRow]:
+    """Return slides as rows of a manifest, each named by its file."""
+    rows: dict[str, ManifestRow] = {}
+    for path in slides:
+        name = plain_name(path.stem)
+        if name in rows:
+            raise DataError(
+                f"{rows[name].slide} and {path} would both be {name}.h5; name them in a --manifest"
+            )
+        rows[name] = ManifestRow(path, name, None)
+    return list(rows.values())
+
+
+def _planned(
+    work: MapWork,
+    patient: str,
+    identity: dict[str, Any],
+    row_col: NDArray[np.int32],
+    patch_px: int,
+    cell_px: int,
+) -> Planned:
+    report = MapReport()
+    state = TO_DO if work.is_due(patient, identity, report) else report.failed.get(patient, DONE)
+    rows, cols = shape_of(row_col)
+    num_bytes = len(row_col) * 64 + rows * cols * 32
+    if work.cam is not None:
+        first = work.method.checkpoints[0]
+        size = first.input.input_px or patch_px
+        height, width = cam_grid(architecture(first.architecture), size, work.cam.layer)
+        num_bytes += 4 * height * width * (len(row_col) + rows * cols)
+    if work.with_image:
+        num_bytes += 3 * cell_px**2 * rows * cols
+    return Planned(
+        patient, state, len(row_col), num_bytes / 1e6, _COPIES_IN_MEMORY * num_bytes / 1e6
+    )
+
+
+def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
+    """Return the names in the ``index``-th (from 1) of ``count`` parts of about equal size.
+
+    The largest first, each to the part that has least: no part depends on who computes it. The
+    order is that of ``sizes``.
+    """
+    loads = [0] * count
+    part_of = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        part = loads.index(min(loads))
+        loads[part] += sizes[name]
+        part_of[name] = part
+    return [name for name in sizes if part_of[name] == index - 1]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Return the two numbers of "2/8".
+
+    Raises:
+        DataError: It is something else.
+    """
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit()) or not 1 <= int(first) <= int(second):
+        raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
+    return int(first), int(second)
+
+
+def read_patients(path: Path) -> list[str]:
+    """Return the ids in a text file, one a line; empty lines and those after # are passed over.
+
+    Raises:
+        DataError: The file cannot be read or lists no one.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise DataError(f"{path}: {reason}; give a text file with an id on each line") from None
+    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not ids:
+        raise DataError(f"{path}: lists no patient; give an id on each line")
+    return ids
