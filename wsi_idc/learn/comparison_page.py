@@ -24,7 +24,8 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
     Args:
         comparison: What it shows.
         out: Where to.
-        name_a, name_b: What the two are called.
+        name_a: What the first is called.
+        name_b: What the second is called.
     """
     drawings = {
         "differences": partial(differences, comparison),
@@ -70,7 +71,7 @@ def differences(comparison: Comparison) -> Figure:
     table = comparison.metrics
     figure = Figure(figsize=(9, 1.3 + 0.34 * len(table)), layout="constrained")
     ax = figure.subplots()
-    ax.set_title("B - A; line: 95 % over patients")
+    ax.set_title("B \N{MINUS SIGN} A; line: 95 % over patients")
     place, values = np.arange(len(table)), table["difference"].to_numpy(float)
     if np.isnan(values).all():
         say_none(ax, "no metric has a value")
@@ -123,7 +124,7 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
         f"{TITLES[name]}: larger with B {found['b']}, with A {found['a']}, same {found['same']}"
     )
     if known.empty:
-        say_none(ax, f"no patient has a {TITLES[name]} of its own")
+        say_none(ax, f"no patient has a value of {TITLES[name]}")
         return
     a, b = known[f"{name}_a"].to_numpy(float), known[f"{name}_b"].to_numpy(float)
     colours = np.where(b > a, ACCENT, np.where(b < a, OTHER, GREY))

@@ -1,6 +1,7 @@
 """Draw an evaluation over all patches: charts, one function each."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,10 +56,12 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
     outcomes = (("true negatives", "false positives"), ("false negatives", "true positives"))
     for (row, col), num in np.ndenumerate(cells):
         colour = "white" if shares[row, col] > 0.6 else INK
-        where = {"ha": "center", "va": "center", "color": colour}
+        where: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
         ax.text(col, row - 0.1, f"{num:,}", fontsize=18, **where)
         of_row = (
-            f"{percent(shares[row, col])} of the row" if cells[row].sum() else "no patch in the row"
+            f"{percent(float(shares[row, col]))} of the row"
+            if cells[row].sum()
+            else "no patch in the row"
         )
         ax.text(col, row + 0.14, of_row, fontsize=10, **where)
         ax.text(col, row + 0.33, outcomes[row][col], fontsize=9, **where)

@@ -30,7 +30,6 @@ _BORDER_METRICS = (
     "ppv",
     "prevalence",
 )
-_NAMES = {"probability": "as predicted", "probability_smoothed": "smoothed"}
 _ROLES = {
     "test": "test patients of the checkpoint's split",
     "val": "val patients of the checkpoint's split",
@@ -117,7 +116,12 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
         path: Where to.
         uris: Figure of each name in ``CAPTIONS``, as far as there are, as data URIs.
     """
-    columns = [evaluation.judged, *([evaluation.raw] if evaluation.raw else [])]
+    columns = [{"name": "value", "judged": evaluation.judged}]
+    if evaluation.raw is not None:
+        columns = [
+            {"name": "smoothed", "judged": evaluation.judged},
+            {"name": "not smoothed", "judged": evaluation.raw},
+        ]
     write_page(
         path,
         "report.html",
@@ -127,7 +131,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
         headline=[_headline(evaluation.judged, name) for name in _HEADLINE],
         below_headline=_below_headline(evaluation),
         judged=evaluation.judged,
-        columns=[{"name": _NAMES[one.column], "judged": one} for one in columns],
+        columns=columns,
         notes=evaluation.notes,
         provenance=provenance_in_words(evaluation),
         figures=captioned(uris),

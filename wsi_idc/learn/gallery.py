@@ -1,6 +1,6 @@
 """Draw the patches that a method is surest of and wrong about."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ NUM_ROWS, NUM_COLS = 4, 6
 # So that one patient does not fill it.
 MOST_OF_A_PATIENT = 2
 _WHITE = 255
+_WIDTH, _TITLE_HEIGHT = 10, 0.45  # inches
 # Around a patch its neighbours are shown, if at least so many of the 8 are there in the mean.
 _MIN_NEIGHBOURS = 4
 _CAPTION_HEIGHT = 0.38  # of a picture's side
@@ -62,21 +63,22 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
         evaluation.predictions, judged.column, threshold=judged.threshold, label=label
     )
     total = counts.false_negative if label else counts.false_positive
-    num_rows = max(1, -(-len(chosen) // NUM_COLS))
-    height = num_rows * (1 + _CAPTION_HEIGHT)
     if chosen.empty:
-        figure = Figure(figsize=(10, 0.8))
+        figure = Figure(figsize=(_WIDTH, 0.8))
         figure.text(0.5, 0.5, f"{name}: none", ha="center", va="center")
         return figure
-    figure = Figure(figsize=(10, 0.45 + 10 / NUM_COLS * height), layout="constrained")
-    ax = figure.subplots()
+    rows = -(-len(chosen) // NUM_COLS) * (1 + _CAPTION_HEIGHT)
+    height = _TITLE_HEIGHT + _WIDTH / NUM_COLS * rows
+    figure = Figure(figsize=(_WIDTH, height))
+    # Nothing here needs to be laid out, which would take longer than all the rest.
+    ax = figure.add_axes((0, 0, 1, 1 - _TITLE_HEIGHT / height))
     pictures, with_neighbours = _pictures(chosen, pack)
     for index, (picture, row) in enumerate(zip(pictures, chosen.to_dict("records"), strict=True)):
         left, top = index % NUM_COLS + 0.04, index // NUM_COLS * (1 + _CAPTION_HEIGHT)
         _draw(ax, picture, left, top, framed=with_neighbours)
         caption = _caption(row, judged.column)
         ax.text(left, top + 0.96, caption, va="top", fontsize=8, color=INK, linespacing=1.25)
-    ax.set(xlim=(0, NUM_COLS), ylim=(height - 0.06, 0), aspect="equal")
+    ax.set(xlim=(0, NUM_COLS), ylim=(rows, 0))
     ax.set_axis_off()
     ax.set_title(
         f"{name}: the {len(chosen)} surest of {total:,}, at most {MOST_OF_A_PATIENT} a patient; "
@@ -102,13 +104,15 @@ def _draw(ax: Axes, picture: NDArray[np.uint8], left: float, top: float, *, fram
     """Draw one picture of side 0.92 in a cell of the sheet, its middle third framed."""
     side, third = 0.92, 0.92 / 3
     # Its pixels as they are: the viewer enlarges them.
-    ax.imshow(picture, extent=(left, left + side, top + side, top), interpolation="none")
+    ax.imshow(
+        picture, extent=(left, left + side, top + side, top), interpolation="none", aspect="auto"
+    )
     ax.add_patch(Rectangle((left, top), side, side, fill=False, ec="#cccccc", lw=0.6))
     if framed:
         ax.add_patch(Rectangle((left + third, top + third), third, third, fill=False, ec="black"))
 
 
-def _caption(row: dict[str, Any], column: str) -> str:
+def _caption(row: Mapping[Any, Any], column: str) -> str:
     distance = row["border_distance"]
     border = f"\N{GREATER-THAN OR EQUAL TO} {distance}" if distance == INTERIOR else str(distance)
     return (

@@ -45,7 +45,7 @@ def _strip(ax: Axes, table: pd.DataFrame, name: str, spread: Mapping[str, float]
     ax.set_ylabel(title)
     if spread is None or ordered.empty:
         ax.set_title(f"{title} of each patient")
-        say_none(ax, f"no patient has a {title} of its own")
+        say_none(ax, f"no patient has a value of {title}")
         ax.set_xticks([])
         return
     place, values = np.arange(1, len(ordered) + 1), ordered[name].to_numpy()

@@ -36,6 +36,8 @@ def number(value: float | None, *, digits: int = 3) -> str:
 
 def signed(value: float | None, *, digits: int = 3) -> str:
     """Return a difference with its sign, a dash where it has no value."""
+    if value == 0:
+        return number(value, digits=digits)
     return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
