@@ -12,6 +12,7 @@ from wsi_idc.learn.evaluation_charts import (
     roc_and_pr,
 )
 from wsi_idc.learn.metrics import ECE_BINS, ece
+from wsi_idc.learn.wording import NONE
 
 TWO = pd.concat(
     [patches("a", "00011", [0.1, 0.6, 0.2, 0.9, 0.3]), patches("b", "0111", [0.4, 0.8, 0.7, 0.2])],
@@ -55,7 +56,7 @@ def test_confusion_counts_and_row_shares():
         *("3", "60.0 % of the row", "true positives"),
     ]
     (ax,) = confusion_matrix(evaluation_of(patches("a", "00", [0.1, 0.2]))).axes
-    assert texts(ax)[7::3] == ["of none", "of none"]
+    assert texts(ax)[7::3] == [f"{NONE} of the row"] * 2
 
 
 def test_the_operating_point_is_on_both_curves():

@@ -58,12 +58,8 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
         colour = "white" if shares[row, col] > 0.6 else INK
         where: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
         ax.text(col, row - 0.1, f"{num:,}", fontsize=18, **where)
-        of_row = (
-            f"{percent(float(shares[row, col]))} of the row"
-            if cells[row].sum()
-            else "no patch in the row"
-        )
-        ax.text(col, row + 0.14, of_row, fontsize=10, **where)
+        of_row = percent(float(shares[row, col]))
+        ax.text(col, row + 0.14, f"{of_row} of the row", fontsize=10, **where)
         ax.text(col, row + 0.33, outcomes[row][col], fontsize=9, **where)
     ax.set_xticks([0, 1], ["called non-IDC", "called IDC"])
     ax.set_yticks([0, 1], ["labelled\nnon-IDC", "labelled\nIDC"])
