@@ -72,3 +72,24 @@ def test_history_is_a_line_an_epoch(tmp_path: Path):
     run.write_history([{"epoch": 1}, {"epoch": 2}])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_history_is_read_as_far_as_it_makes_sense(tmp_path):
+    run = Run(tmp_path)
+    assert run.read_history() is None
+    history = [{"epoch": 1, "val_auc": 0.5}, {"epoch": 2, "val_auc": 0.75}]
+    run.write_history(history)
+    assert run.read_history() == history
+    lines = [
+        '{"epoch": 3, "val_auc": NaN, "val_loss": "low", "train_loss": 0.5}',
+        '{"epoch": "4"}',
+        f'{{"epoch": 1{"0" * 400}}}',
+        "[5]",
+        "[" * 10_000,
+        '{"epoch": 6',
+    ]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(lines))
+    assert run.read_history() == [*history, {"epoch": 3, "train_loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
+    assert run.read_history() is None

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.argument("b", type=PATH)
 @data_option
 @split_option
-@click.option("--out", type=PATH, help="Write comparison.json, metrics.csv and patients.csv there.")
+@click.option(
+    "--out", type=PATH, help="Write comparison.html, .json, metrics.csv, patients.csv there."
+)
 @resample_options
 @compute_options
 @json_option
@@ -56,6 +58,7 @@ def compare(
     """
     from wsi_idc.learn.compare import compare as compare_them
     from wsi_idc.learn.compare import write_comparison
+    from wsi_idc.learn.comparison_page import write_comparison_page
 
     them = [
         _read(one, data, split=split, seed=seed, num_resamples=num_resamples, **how)
@@ -64,6 +67,7 @@ def compare(
     found = compare_them(*them, seed=seed, num_resamples=num_resamples)
     if out is not None:
         write_comparison(found, out)
+        write_comparison_page(found, out, name_a=str(a), name_b=str(b))
     if as_json:
         say_json({**found.as_dict(), "a": them[0].folder, "b": them[1].folder, "out": out})
         return

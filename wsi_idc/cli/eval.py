@@ -64,8 +64,8 @@ def eval_(
     Intervals are 95 %, by bootstrap over patients. Writes metrics.json, patients.csv,
     predictions.csv, figures/ and report.html.
 
-    Of several RUNS (run directories or .pt files) each is evaluated by itself, and a leaderboard
-    sets them beside published results. Several --checkpoint are one ensemble.
+    Of several RUNS (run directories or .pt files) each is evaluated by itself, and
+    leaderboard.html sets them beside published results. Several --checkpoint are one ensemble.
 
     \b
     Examples:
@@ -74,8 +74,10 @@ def eval_(
       wsi-idc eval runs/a runs/b runs/c --rank-by average_precision
     """
     from wsi_idc.data.source import open_data
+    from wsi_idc.learn.evaluate import choose_patients
     from wsi_idc.learn.evaluation_report import evaluate_into
     from wsi_idc.learn.leaderboard import RANKABLE, leaderboard, same_patients, write_leaderboard
+    from wsi_idc.learn.leaderboard_page import write_leaderboard_page
     from wsi_idc.models.device import choose_compute
 
     if runs and checkpoints:
@@ -86,6 +88,8 @@ def eval_(
     given: list[tuple[Path, ...]] = [(run,) for run in runs] if runs else [checkpoints]
     methods = [open_method(them, tta=tta, smooth=smooth) for them in given]
     pack = open_data(data)
+    for method in methods:  # ahead of the first evaluation, which takes long
+        choose_patients(method, pack, split, allow_seen=allow_seen)
     found = []
     for number, method in enumerate(methods):
         name = str(runs[number]) if runs else "checkpoint"
@@ -107,9 +111,9 @@ def eval_(
         table = leaderboard(found, rank_by=rank_by)
         folder = out or Path("eval", f"leaderboard-{split}")
         write_leaderboard(table, folder)
-        _say_leaderboard(
-            table, folder, rank_by=rank_by, is_fair=same_patients(found), as_json=as_json
-        )
+        is_fair = same_patients(found)
+        write_leaderboard_page(table, folder, is_fair=is_fair)
+        _say_leaderboard(table, folder, rank_by=rank_by, is_fair=is_fair, as_json=as_json)
 
 
 def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) -> None:

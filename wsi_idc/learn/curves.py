@@ -27,22 +27,27 @@ def plot_curves(
         best_epoch: To be marked.
     """
     with house_style():
-        figure = Figure(figsize=(12, 3.8), layout="constrained")
-        loss, score, rate = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
-        _draw(loss, history, _LOSSES)
-        loss.set(title="Loss (cross-entropy)", ylabel="loss")
-        _draw(score, history, _SCORES)
-        score.set(title="Val patients", ylabel="AP and AUC")
-        if best_epoch:
-            score.axvline(best_epoch, color=INK, linestyle="--", linewidth=0.8, zorder=0)
-            score.set_title(f"Val patients; dashed: best epoch {best_epoch}")
-        _draw(rate, history, _RATE)
-        rate.set(title="Learning rate", ylabel="at the end of the epoch")
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        for ax in (loss, score):
-            if ax.lines:
-                ax.legend(framealpha=1, edgecolor="none")
-        save_png(figure, path)
+        save_png(draw_curves(history, best_epoch=best_epoch), path)
+
+
+def draw_curves(history: Sequence[dict[str, Any]], *, best_epoch: int | None = None) -> Figure:
+    """Draw loss, val scores and learning rate by epoch, as ``plot_curves`` writes them."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    loss, score, rate = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
+    _draw(loss, history, _LOSSES)
+    loss.set(title="Loss (cross-entropy)", ylabel="loss")
+    _draw(score, history, _SCORES)
+    score.set(title="Val patients", ylabel="AP and AUC")
+    if best_epoch:
+        score.axvline(best_epoch, color=INK, linestyle="--", linewidth=0.8, zorder=0)
+        score.set_title(f"Val patients; dashed: best epoch {best_epoch}")
+    _draw(rate, history, _RATE)
+    rate.set(title="Learning rate", ylabel="at the end of the epoch")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    for ax in (loss, score):
+        if ax.lines:
+            ax.legend(framealpha=1, edgecolor="none")
+    return figure
 
 
 def _draw(

@@ -22,6 +22,7 @@ HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 SAMPLES = "augment.png"
 EVENTS = "tensorboard"
+_TOO_LARGE_TO_DRAW = 1e15
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,27 @@ class Run:
         lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
         write_text(self.folder / HISTORY, lines)
 
+    def read_history(self) -> list[dict[str, Any]] | None:
+        """Return the epochs of metrics.jsonl, with the numbers of each; None where there are none.
+
+        A line or value that is not as ``write_history`` writes it is passed over.
+        """
+        try:
+            lines = (self.folder / HISTORY).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return None
+        found = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                numbers = {k: v for k, v in record.items() if _is_plain_number(v)}
+                if "epoch" in numbers:
+                    found.append(numbers)
+        return found or None
+
     @contextmanager
     def held(self, *, by: bool = True) -> Iterator[None]:
         """Keep other processes from training in this folder.
@@ -132,6 +154,10 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", what=self.folder):
             yield
+
+
+def _is_plain_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _TOO_LARGE_TO_DRAW
 
 
 def difference(before: object, asked: Mapping[str, Any], *, longest: int = 40) -> str:

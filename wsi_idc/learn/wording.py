@@ -1,0 +1,77 @@
+"""How numbers, and names that come from files, stand in figures and on pages."""
+
+import math
+
+NONE = "\N{EN DASH}"
+
+# As people read them; the names of columns and keys are those of ``metrics.METRICS``.
+TITLES = {
+    "auc": "AUC",
+    "average_precision": "Average precision",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "F1",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "PPV (precision)",
+    "npv": "NPV",
+    "accuracy": "Accuracy",
+    "mcc": "MCC",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "prevalence": "Prevalence of IDC",
+    "dice": "Dice",
+    "area_bias": "Area bias",
+}
+BORDER_TITLES = {
+    0: "next to a patch of the other label",
+    1: "1 patch between",
+    2: "2 or more between, or no other label",
+}
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Return a number with some digits after the point, a dash where it has no value."""
+    return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float | None, *, digits: int = 3) -> str:
+    """Return a difference with its sign, a dash where it has no value."""
+    if value == 0:
+        return number(value, digits=digits)
+    return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float | None) -> str:
+    """Return a share as per cent, a dash where it has no value."""
+    return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
+
+
+def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """Return an interval, empty where there is none."""
+    if _is_none(low) or _is_none(high):
+        return ""
+    if low < 0:  # type: ignore[operator]
+        return signed_interval(low, high, digits=digits)
+    return f"{number(low, digits=digits)}\N{EN DASH}{number(high, digits=digits)}"
+
+
+def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """Return an interval of a difference, empty where there is none."""
+    if _is_none(low) or _is_none(high):
+        return ""
+    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
+
+
+def count(value: int, one: str, several: str) -> str:
+    """Return a count with its noun."""
+    return f"{value:,} {one if value == 1 else several}"
+
+
+def short(name: object, *, longest: int = 16) -> str:
+    """Return a name from a file on one line of at most ``longest`` characters."""
+    line = "".join(char if char.isprintable() else "?" for char in str(name))
+    return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _is_none(value: float | None) -> bool:
+    return value is None or math.isnan(value)
