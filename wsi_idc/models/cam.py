@@ -104,6 +104,7 @@ def logits_and_cam(
     return _by_gradient(classifier, patches, classifier.arch.cam_layer, class_index)
 
 
+@torch.no_grad()
 def _by_head(
     classifier: PatchClassifier, patches: Tensor, class_index: int
 ) -> tuple[Tensor, Tensor]:
