@@ -61,7 +61,7 @@ def main(data: Path) -> None:
     write_text(target.with_suffix(".md"), card(checkpoint, found, table))
     maps = Path("maps/bundled")
     build_maps(checkpoint, pack, [PICTURED], maps, compute=compute)
-    render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=90)
+    render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=200)
 
 
 def card(checkpoint: Checkpoint, found: dict[str, Evaluation], table: list[dict[str, Any]]) -> str:

@@ -98,7 +98,9 @@ def render(
             for picture in outs:
                 say(str(picture))
     if failed:
-        raise MapError(f"{len(failed)} of {len(pictures)} views not drawn; the reasons are above")
+        raise MapError(
+            f"{len(failed)} of {len(pictures)} views of maps not drawn; the reasons are above"
+        )
 
 
 def _check_names(pictures: dict[tuple[Path, str], list[Path]]) -> None:

@@ -46,7 +46,7 @@ def render_map(
         MapError: The map cannot be read, or has nothing to show in this view.
     """
     with page_style():
-        figure = _figure(path, view=view, dpi=dpi, threshold=threshold)
+        figure = figure_of(path, view=view, dpi=dpi, threshold=threshold)
         for out in outs:
             _SAVE[out.suffix](figure, out, dpi=dpi)
 
@@ -57,10 +57,19 @@ def picture_name(path: Path, *, view: str, suffix: str) -> str:
     return f"{path.stem}{part}.{suffix}"
 
 
-def _figure(path: Path, *, view: str, dpi: int, threshold: float | None) -> Figure:
+def figure_of(
+    path: Path, *, view: str = DEFAULT_VIEW, dpi: int = DEFAULT_DPI, threshold: float | None = None
+) -> Figure:
+    """Return the figure that ``render_map`` writes; call it in the style of a page.
+
+    Raises:
+        MapError: The map cannot be read, or has nothing to show in this view.
+    """
     content = read_map(path)
     if view == "cam" and content.cam is None:
-        raise MapError(f"{path}: it was made without a CAM; leave out --view cam, or make it anew")
+        raise MapError(
+            f"{path}: made without a CAM; leave out --view cam, or make it anew with one"
+        )
     makers = VIEWS[view](content)
     scene = read_scene(path, content, num_panels=len(makers), dpi=dpi, threshold=threshold)
     drawn = [maker(scene) for maker in makers]
