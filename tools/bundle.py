@@ -75,7 +75,7 @@ def main(data: Path, *, keep_weights: bool) -> None:
     write_text(target.with_suffix(".md"), card(checkpoint, found, table))
     maps = Path("maps/bundled")
     build_maps(MapWork(method, compute, maps), pack, [PICTURED])
-    render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=90)
+    render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=200)
 
 
 def card(checkpoint: Checkpoint, found: dict[str, Evaluation], table: list[dict[str, Any]]) -> str:

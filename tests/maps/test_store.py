@@ -13,6 +13,7 @@ from wsi_idc.maps.store import (
     map_path,
     read_identity,
     read_image,
+    read_image_rows,
     read_map,
     write_map,
 )
@@ -144,6 +145,7 @@ def test_the_image_is_the_patches_on_white(path: Path, content: PatientMap):
     assert (rgb[:50, :50] == 255).all()
     assert (rgb[50:, 50:100] == 255).all()
     np.testing.assert_array_equal(read_image(path), rgb)
+    np.testing.assert_array_equal(list(read_image_rows(path)), [rgb[:50], rgb[50:]])
 
 
 def test_the_image_can_be_left_out(content: PatientMap, tmp_path: Path):
@@ -151,6 +153,7 @@ def test_the_image_can_be_left_out(content: PatientMap, tmp_path: Path):
     with h5py.File(tmp_path / "P1.h5") as file:
         assert "image" not in file
     assert read_image(tmp_path / "P1.h5") is None
+    assert list(read_image_rows(tmp_path / "P1.h5")) == []
 
 
 def test_what_is_written_is_read(path: Path, content: PatientMap):
@@ -261,6 +264,29 @@ def test_what_was_asked_for_besides_comes_back(content: PatientMap, tmp_path: Pa
         assert file["map/uncertainty"][1].tolist()[::2] == pytest.approx([0.1, 0.2])
         assert file["map/probability_smoothed"][0, 1] == np.float32(0.2)
         assert np.isnan(file["map/probability_smoothed"][0, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"width": 0}, "not a positive number"),
+        ({"height": -1}, "not a positive number"),
+        ({"thumbnail": np.zeros((4, 5, 3), np.uint8)}, "thumbnail has shape"),
+        (
+            {"thumbnail": np.zeros((0, 12, 3), np.uint8), "tissue": np.zeros((0, 12), bool)},
+            "thumbnail has shape",
+        ),
+    ],
+)
+def test_a_slide_that_is_none_is_refused(
+    content: PatientMap, tmp_path: Path, changes: dict[str, object], reason: str
+):
+    slide = SlideView(
+        "a.svs", 0.5, 1200, 800, np.zeros((8, 12, 3), np.uint8), np.ones((8, 12), bool)
+    )
+    write_map(tmp_path / "P1.h5", replace(content, slide=replace(slide, **changes)))
+    with pytest.raises(MapError, match=reason):
+        read_map(tmp_path / "P1.h5")
 
 
 def test_a_map_without_cam_has_none(content: PatientMap, tmp_path: Path):

@@ -8,37 +8,108 @@ from wsi_idc.cli.options import PATH, logging_options, one_line, say
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError, WsiIdcError
 
+_VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
+
 
 @click.command()
 @click.argument("maps", nargs=-1, type=PATH)
+@click.option(
+    "--view",
+    "views",
+    type=click.Choice(_VIEWS),
+    multiple=True,
+    default=("panels",),
+    show_default=True,
+    help="What to draw; may be repeated.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["png", "pdf"]),
+    multiple=True,
+    default=("png",),
+    show_default=True,
+    help="May be repeated.",
+)
+@click.option(
+    "--dpi",
+    type=click.IntRange(30, 1200),
+    default=300,
+    show_default=True,
+    help="Of a PNG, and of the pictures in a PDF.",
+)
 @click.option("--out", type=PATH, help="Folder of pictures.  [default: beside each map]")
-@click.option("--dpi", type=click.IntRange(30, 1200), default=150, show_default=True)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Probability from which a patch is called IDC.  [default: the map's own]",
+)
 @logging_options
-def render(maps: tuple[Path, ...], out: Path | None, dpi: int) -> None:
-    """Draw MAPS as pictures.
+def render(
+    maps: tuple[Path, ...],
+    views: tuple[str, ...],
+    formats: tuple[str, ...],
+    dpi: int,
+    out: Path | None,
+    threshold: float | None,
+) -> None:
+    """Draw MAPS as pictures, no wider than a journal's page (180 mm).
 
-    Tissue, probability, Grad-CAM mosaic and labels side by side, one PNG a map.
+    \b
+    panels        tissue, probability, CAM mosaic, labels, and what else a map
+                  has: smoothed probability, uncertainty, the whole slide
+    overlay       probability over tissue in grey
+    contours      tissue with the outlines of what is called and labelled IDC
+    cam           CAM over tissue in grey, one scale for the patient
+    side-by-side  tissue, overlay, cam and labels in a row
+
+    Panels become PATIENT.png, another view PATIENT-VIEW.png. A PDF has text and outlines as such
+    and is the same, byte for byte, whenever it is made.
 
     Without MAPS, every map in maps/ is drawn.
 
     \b
-    Example:
-      wsi-idc render maps/10253.h5 --dpi 300
+    Examples:
+      wsi-idc render maps/10253.h5
+      wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
     """
-    from wsi_idc.maps.render import render_map
+    from wsi_idc.maps.render import picture_name, render_map
 
-    paths = list(maps) or sorted(DEFAULT_MAPS.glob("*.h5"))
+    paths = list(dict.fromkeys(maps)) or sorted(DEFAULT_MAPS.glob("*.h5"))
     if not paths:
         raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
-    failed = []
-    for path in paths:
-        picture = (out or path.parent) / f"{path.stem}.png"
+    pictures = {
+        (path, view): [
+            (out or path.parent) / picture_name(path, view=view, suffix=suffix)
+            for suffix in dict.fromkeys(formats)
+        ]
+        for path in paths
+        for view in views
+    }
+    _check_names(pictures)
+    failed = {}
+    for (path, view), outs in pictures.items():
         try:
-            render_map(path, picture, dpi=dpi)
+            render_map(path, *outs, view=view, dpi=dpi, threshold=threshold)
         except (WsiIdcError, OSError) as error:
-            failed.append(path)
+            failed[path, view] = error
             click.echo(one_line(f"not drawn: {error}"), err=True)
         else:
-            say(str(picture))
+            for picture in outs:
+                say(str(picture))
     if failed:
-        raise MapError(f"{len(failed)} of {len(paths)} maps not drawn; the reasons are above")
+        raise MapError(
+            f"{len(failed)} of {len(pictures)} views of maps not drawn; the reasons are above"
+        )
+
+
+def _check_names(pictures: dict[tuple[Path, str], list[Path]]) -> None:
+    """Raise if two pictures would be the same file."""
+    owners: dict[Path, Path] = {}
+    for (path, _), outs in pictures.items():
+        for picture in outs:
+            if owners.setdefault(picture, path) != path:
+                raise MapError(
+                    f"{owners[picture]} and {path} would both be drawn as {picture}; "
+                    "draw them into different folders with --out"
+                )

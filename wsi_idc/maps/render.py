@@ -1,154 +1,179 @@
-"""Draw a map: tissue, probability, CAM mosaic and labels side by side."""
+"""Draw a map as pictures: views of panels, PNG for the screen and PDF for print."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
-from wsi_idc.files import replacing
+from wsi_idc.errors import MapError
+from wsi_idc.figures import page_style, printable, save_pdf, save_png, to_px
+from wsi_idc.maps import panels
+from wsi_idc.maps.paint import Pixels, shrink
+from wsi_idc.maps.panels import PanelMaker, Scene
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import read_image, read_map
+from wsi_idc.maps.sheet import Places, sheet
+from wsi_idc.maps.store import read_image_rows, read_map
 
-DEFAULT_DPI = 150
+DEFAULT_DPI = 300
+DEFAULT_VIEW = "panels"
 NOTICE = "Research use only, not for diagnosis."
-_PANEL_INCHES = 4.6
-# A single glowing pixel should not darken the rest; what lies above is drawn at full strength.
-_CAM_TOP_PERCENTILE = 99.5
-_NO_PATCH = "#f4f4f4"
-_LABEL_COLOURS = ("#bdbdbd", "#8fb7d9", "#c2410c")  # unknown, non-IDC, IDC
+_SAVE = {".png": save_png, ".pdf": save_pdf}
+FORMATS = tuple(suffix[1:] for suffix in _SAVE)
+_LONGEST = 40
+_WHITE, _NO_IMAGE = 255, 214
 
 
-def render_map(path: Path, out: Path, *, dpi: int = DEFAULT_DPI) -> None:
-    """Draw the map file ``path`` as the PNG ``out``.
+def render_map(
+    path: Path,
+    *outs: Path,
+    view: str = DEFAULT_VIEW,
+    dpi: int = DEFAULT_DPI,
+    threshold: float | None = None,
+) -> None:
+    """Draw a view of the map file ``path`` as each of ``outs``.
+
+    Args:
+        path: The map.
+        outs: PNG or PDF by their suffixes, each replaced in one atomic step.
+        view: One of ``VIEWS``.
+        dpi: Of the PNG, and of the pictures in the PDF.
+        threshold: Probability from which a patch is called IDC; None takes the map's own.
+
+    Raises:
+        MapError: The map cannot be read, or has nothing to show in this view.
+    """
+    with page_style():
+        figure = figure_of(path, view=view, dpi=dpi, threshold=threshold)
+        for out in outs:
+            _SAVE[out.suffix](figure, out, dpi=dpi)
+
+
+def picture_name(path: Path, *, view: str, suffix: str) -> str:
+    """Return the file name of a view of a map file."""
+    part = "" if view == DEFAULT_VIEW else f"-{view}"
+    return f"{path.stem}{part}.{suffix}"
+
+
+def figure_of(
+    path: Path, *, view: str = DEFAULT_VIEW, dpi: int = DEFAULT_DPI, threshold: float | None = None
+) -> Figure:
+    """Return the figure that ``render_map`` writes; call it in the style of a page.
+
+    Raises:
+        MapError: The map cannot be read, or has nothing to show in this view.
+    """
+    content = read_map(path)
+    if view == "cam" and content.cam is None:
+        raise MapError(
+            f"{path}: made without a CAM; leave out --view cam, or make it anew with one"
+        )
+    makers = VIEWS[view](content)
+    scene = read_scene(path, content, num_panels=len(makers), dpi=dpi, threshold=threshold)
+    drawn = [maker(scene) for maker in makers]
+    if len(drawn) == 1:
+        drawn = [replace(drawn[0], has_scale=True)]
+    name = f"Patient {printable(content.patient, longest=_LONGEST)}"
+    return sheet(drawn, name=name, details=[_details(scene), NOTICE])
+
+
+def read_scene(
+    path: Path,
+    content: PatientMap,
+    *,
+    num_panels: int = 1,
+    dpi: int = DEFAULT_DPI,
+    threshold: float | None = None,
+) -> Scene:
+    """Return what the panels are drawn from, the tissue as large as they can show.
+
+    Args:
+        path: The map file.
+        content: What ``read_map`` says of it.
+        num_panels: How many share the page.
+        dpi: How fine they are drawn.
+        threshold: None takes the map's own.
 
     Raises:
         MapError: The map cannot be read.
     """
-    content, image = read_map(path), read_image(path)
-    figure = _figure(content, image)
-    FigureCanvasAgg(figure)
-    with replacing(out) as partial:
-        figure.savefig(partial, format="png", dpi=dpi)
+    first = content.row_col.min(axis=0)
+    cropped = replace(content, row_col=content.row_col - first)
+    rows, cols = cropped.shape
+    width, _ = Places(num_panels).fit((cols, rows))
+    cell_px = int(np.clip(np.ceil(to_px(width, dpi=dpi) / cols), 1, content.cell_px))
+    image = _read_tissue(path, first, cropped, cell_px)
+    return Scene(
+        content=cropped,
+        tissue=_patches_on_white(cropped, cell_px) if image is None else image,
+        has_image=image is not None,
+        cell_px=cell_px,
+        threshold=content.threshold if threshold is None else threshold,
+    )
 
 
-def nice_length(span: float) -> float:
-    """Return the largest of 1, 2, 5 times a power of ten that is at most a third of ``span``."""
-    power = 10.0 ** np.floor(np.log10(span / 3))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
+def _read_tissue(
+    path: Path, first: Sequence[int], cropped: PatientMap, cell_px: int
+) -> Pixels | None:
+    """Return the tissue from cell ``first`` on, each cell shrunk by itself; None if left out."""
+    cols = cropped.shape[1]
+    first_row, first_col = first
+    strips = [
+        shrink(strip[:, first_col * cropped.cell_px :], height=cell_px, width=cols * cell_px)
+        for strip in islice(read_image_rows(path), first_row, None)
+    ]
+    return np.concatenate(strips) if strips else None
 
 
-def _figure(content: PatientMap, image: NDArray[np.uint8] | None) -> Figure:
-    first_row, first_col = content.row_col.min(axis=0)
-    rows, cols = content.shape
-    # Everything is drawn in mm of the tissue, so that the four panels lie over each other.
-    cell_mm = content.patch_px * content.mpp / 1000
-    extent = (0, cols * cell_mm, rows * cell_mm, 0)
-    height = (rows - first_row) / (cols - first_col) * _PANEL_INCHES
-    height = float(np.clip(height, 1.5, 3 * _PANEL_INCHES))
-    size = (4 * (_PANEL_INCHES + 0.9), height + 1.3)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, 4, sharex=True, sharey=True)
-    _draw_tissue(axes[0], content, image, extent)
-    _draw_probability(axes[1], content, extent)
-    _draw_cam(axes[2], content, extent)
-    _draw_labels(axes[3], content, extent)
-    for ax in axes:
-        ax.set_facecolor(_NO_PATCH)
-        ax.set_aspect("equal")
-        ax.set_xticks([])
-        ax.set_yticks([])
-    axes[0].set_xlim(first_col * cell_mm, extent[1])
-    axes[0].set_ylim(extent[2], first_row * cell_mm)
-    _draw_scale_bar(axes[0])
-    figure.suptitle(_title(content), x=0.01, ha="left", fontsize=11, parse_math=False)
-    return figure
+def _patches_on_white(content: PatientMap, cell_px: int) -> Pixels:
+    cells = np.full((*content.shape, 3), _WHITE, np.uint8)
+    cells[tuple(content.row_col.T)] = _NO_IMAGE
+    return cells.repeat(cell_px, axis=0).repeat(cell_px, axis=1)
 
 
-def _title(content: PatientMap) -> str:
-    called = content.idc_fraction()
-    role = content.model.get("role_of_patient")
+def _details(scene: Scene) -> str:
+    content, model = scene.content, scene.content.model
+    num = len(content.probability)
+    called = (content.probability >= scene.threshold).mean()
+    architecture = printable(model.get("architecture"), longest=_LONGEST)
+    role = printable(model.get("role_of_patient"), longest=_LONGEST)
+    source = printable(content.mpp_source, longest=_LONGEST)
     return (
-        f"Patient {content.patient}: {len(content.probability)} patches, {called:.0%} called IDC "
-        f"(threshold {content.threshold:.2f}), {content.mpp:g} um/px ({content.mpp_source}); "
-        f"model {content.model.get('architecture')}, patient in its split: {role}. {NOTICE}"
+        f"{num:,} {'patch' if num == 1 else 'patches'}, {called:.0%} called IDC at threshold "
+        f"{scene.threshold:.2f}; {content.mpp:g} \N{MICRO SIGN}m/px ({source}); "
+        f"model {architecture}, patient in its split: {role}"
     )
 
 
-def _draw_tissue(
-    ax: Axes,
-    content: PatientMap,
-    image: NDArray[np.uint8] | None,
-    extent: tuple[float, float, float, float],
-) -> None:
-    ax.set_title("Tissue")
-    if image is None:
-        ax.text(0.5, 0.5, "made with --no-image", transform=ax.transAxes, ha="center")
-    else:
-        ax.imshow(image, extent=extent, interpolation="antialiased")
+def _all_panels(content: PatientMap) -> list[PanelMaker]:
+    makers = {
+        panels.thumbnail: content.slide is not None,
+        panels.tissue: True,
+        panels.probability: True,
+        panels.smoothed: content.smoothed is not None,
+        panels.uncertainty: content.uncertainty is not None,
+        panels.cam: content.cam is not None,
+        panels.labels: panels.knows_labels(content),
+    }
+    return [maker for maker, has in makers.items() if has]
 
 
-def _add_colour_bar(ax: Axes, drawn: ScalarMappable, **options: Any) -> Colorbar:
-    """Add a colour bar as high as the panel."""
-    assert isinstance(ax.figure, Figure)
-    return ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0, 0.05, 1)), **options)
+def _side_by_side(content: PatientMap) -> list[PanelMaker]:
+    makers = {
+        panels.tissue: True,
+        panels.overlay: True,
+        panels.cam_overlay: content.cam is not None,
+        panels.labels: panels.knows_labels(content),
+    }
+    return [maker for maker, has in makers.items() if has]
 
 
-def _draw_probability(
-    ax: Axes, content: PatientMap, extent: tuple[float, float, float, float]
-) -> None:
-    ax.set_title("Probability of IDC")
-    drawn = ax.imshow(
-        content.probability_grid(),
-        extent=extent,
-        vmin=0,
-        vmax=1,
-        cmap="magma",
-        interpolation="nearest",
-    )
-    bar = _add_colour_bar(ax, drawn)
-    bar.ax.axhline(content.threshold, color="white", linewidth=1.5)
-
-
-def _draw_cam(ax: Axes, content: PatientMap, extent: tuple[float, float, float, float]) -> None:
-    ax.set_title("Grad-CAM of IDC (raw, one scale for the patient)")
-    if content.cam is None:
-        ax.text(0.5, 0.5, "made without a CAM", transform=ax.transAxes, ha="center")
-        return
-    top = float(np.percentile(content.cam, _CAM_TOP_PERCENTILE)) or 1.0
-    drawn = ax.imshow(
-        content.cam_mosaic(),
-        extent=extent,
-        norm=Normalize(0, top),
-        cmap="viridis",
-        interpolation="nearest",
-    )
-    _add_colour_bar(ax, drawn, extend="max")
-
-
-def _draw_labels(ax: Axes, content: PatientMap, extent: tuple[float, float, float, float]) -> None:
-    ax.set_title("Labels")
-    grid = content.label_grid().astype(float)
-    grid[np.isnan(content.probability_grid())] = np.nan
-    colours, norm = ListedColormap(_LABEL_COLOURS), BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
-    drawn = ax.imshow(grid, extent=extent, cmap=colours, norm=norm, interpolation="nearest")
-    bar = _add_colour_bar(ax, drawn, ticks=[-1, 0, 1])
-    bar.ax.set_yticklabels(["unknown", *content.class_names], parse_math=False)
-
-
-def _draw_scale_bar(ax: Axes) -> None:
-    """Draw a bar of a round length at the lower left of a panel whose unit is mm."""
-    left, right = ax.get_xlim()
-    bottom, top = ax.get_ylim()
-    length = nice_length(right - left)
-    height = abs(bottom - top)
-    x, y = left + 0.03 * (right - left), bottom - 0.04 * height
-    ax.add_patch(Rectangle((x, y), length, 0.012 * height, color="black"))
-    ax.text(x + length / 2, y - 0.01 * height, f"{length:g} mm", ha="center", va="bottom")
+VIEWS: dict[str, Callable[[PatientMap], list[PanelMaker]]] = {
+    DEFAULT_VIEW: _all_panels,
+    "overlay": lambda content: [panels.overlay],
+    "contours": lambda content: [panels.contours],
+    "cam": lambda content: [panels.cam_overlay],
+    "side-by-side": _side_by_side,
+}

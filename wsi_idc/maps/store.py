@@ -226,14 +226,24 @@ def read_image(path: Path) -> NDArray[np.uint8] | None:
         MapError: The map is missing, damaged, or something else.
     """
     with _opened(path) as file:
+        image = _image_of(file, _read(file))
+        return None if image is None else image[:]
+
+
+def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the stitched tissue a row of cells at a time, for a whole slide's may be gigabytes.
+
+    Each is of shape (cell_px, cols * cell_px, 3); there is none if the image was left out.
+
+    Raises:
+        MapError: The map is missing, damaged, or something else.
+    """
+    with _opened(path) as file:
         content = _read(file)
-        if "image/rgb" not in file:
-            return None
-        rows, cols = content.shape
-        image, shape = file["image/rgb"], (rows * content.cell_px, cols * content.cell_px, 3)
-        if image.shape != shape or image.dtype != np.uint8:
-            raise ValueError(f"/image/rgb is not uint8 {shape}")
-        return image[:]
+        image, side = _image_of(file, content), content.cell_px
+        if image is not None:
+            for row in range(content.shape[0]):
+                yield image[row * side : (row + 1) * side]
 
 
 def read_identity(path: Path) -> dict[str, Any] | None:
@@ -334,6 +344,16 @@ def _read_stride(attrs: Any) -> int | None:
     return None if stride == patch else stride
 
 
+def _image_of(file: h5py.File, content: PatientMap) -> h5py.Dataset | None:
+    if "image/rgb" not in file:
+        return None
+    rows, cols = content.shape
+    image, shape = file["image/rgb"], (rows * content.cell_px, cols * content.cell_px, 3)
+    if image.shape != shape or image.dtype != np.uint8:
+        raise ValueError(f"/image/rgb is not uint8 {shape}")
+    return image
+
+
 def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
     """Return the fields of a PatientMap that are about CAMs, none where the file has none."""
     if "cam" not in file:
@@ -365,10 +385,11 @@ def _read_slide(file: h5py.File) -> SlideView | None:
         return None
     group = file["slide"]
     attrs, thumbnail, tissue = group.attrs, group["thumbnail"], group["tissue"]
-    if thumbnail.shape != (*tissue.shape, 3) or max(tissue.shape) > _MAX_THUMBNAIL_SIDE:
-        raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {tissue.shape}")
-    if not (np.isfinite(attrs["mpp"]) and attrs["mpp"] > 0):
-        raise ValueError("the slide's mpp is not a positive number")
+    sides = tissue.shape
+    if thumbnail.shape != (*sides, 3) or not 0 < min(sides) <= max(sides) <= _MAX_THUMBNAIL_SIDE:
+        raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {sides}")
+    if not (np.isfinite(attrs["mpp"]) and min(attrs["mpp"], attrs["width"], attrs["height"]) > 0):
+        raise ValueError("the slide's mpp, width or height is not a positive number")
     return SlideView(
         name=str(attrs["name"]),
         mpp=float(attrs["mpp"]),
