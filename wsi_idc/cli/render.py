@@ -26,8 +26,9 @@ def render(maps: tuple[Path, ...], out: Path | None, dpi: int) -> None:
       wsi-idc render maps/10253.h5 --dpi 300
     """
     from wsi_idc.maps.render import render_map
+    from wsi_idc.maps.store import map_paths
 
-    paths = list(maps) or sorted(DEFAULT_MAPS.glob("*.h5"))
+    paths = list(maps) or map_paths(DEFAULT_MAPS)
     if not paths:
         raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
     failed = []
