@@ -24,6 +24,7 @@ from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
+from wsi_idc.cli.report import report
 from wsi_idc.cli.search import search
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
@@ -70,6 +71,7 @@ _COMMANDS = (
     eval_,
     map_,
     render,
+    report,
     info,
     fetch_weights,
     bench,

@@ -74,6 +74,10 @@ class Cohort:
         )
         self.paths[content.patient] = path
 
+    def drop(self, patient: str) -> None:
+        """Take a patient out again."""
+        del self.rows[patient], self.paths[patient]
+
     def table(self) -> pd.DataFrame:
         """Return the table, one row a map, of the columns ``COLUMNS``."""
         rows = [row | {"map": self.paths[name].name} for name, row in self.rows.items()]
@@ -94,9 +98,7 @@ class Cohort:
         return csv, hdf5
 
 
-def cohort_table(
-    maps: Path | Sequence[Path], *, threshold: float | None = None
-) -> pd.DataFrame:
+def cohort_table(maps: Path | Sequence[Path], *, threshold: float | None = None) -> pd.DataFrame:
     """Return what the maps of a cohort say, one row a map.
 
     A map that cannot be used is left out; the log says which and why.

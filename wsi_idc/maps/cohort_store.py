@@ -80,4 +80,3 @@ def read_cohort_h5(path: Path) -> pd.DataFrame:
 
 def _read_column(column: h5py.Dataset) -> np.ndarray:
     return column[:] if column.dtype.kind in "if" else column.asstr()[:].astype(object)
-

@@ -72,9 +72,13 @@ def window_of(content: PatientMap) -> Window:
 def laid(values: NDArray, content: PatientMap, *, fill: float) -> NDArray:
     """Lay one value a patch on the window, shape (rows, cols)."""
     window = window_of(content)
-    return lay(
-        values, window.cells(content.row_col), shape=(window.rows, window.cols), fill=fill
-    )
+    return lay(values, window.cells(content.row_col), shape=(window.rows, window.cols), fill=fill)
+
+
+def stitched_in_window(image: NDArray[np.uint8], content: PatientMap) -> NDArray[np.uint8]:
+    """Return the part of the stitched tissue, shape (h, w, 3), that lies in the window."""
+    window, side = window_of(content), content.patch_px
+    return image[window.first_row * side :, window.first_col * side :]
 
 
 def label_names(content: PatientMap) -> dict[int, str]:

@@ -20,10 +20,12 @@ CALLED_COLOUR = "#19c8b9"
 TRUTH_COLOUR = "#ffffff"
 HALO_COLOUR = "#102a43"
 SELECTED_COLOUR = "#ffd400"
-# Perceptually uniform, so that equal steps of the value look like equal steps.
+# Perceptually uniform, so that equal steps of the value look like equal steps. Probability lies
+# over tissue on white: light where it is low, so that the tissue shows, and short of magma's black.
+_LIGHT_TO_DARK = list(Magma256[:59:-1])
 PALETTES = {
-    "probability": list(Magma256),
-    "smoothed": list(Magma256),
+    "probability": _LIGHT_TO_DARK,
+    "smoothed": _LIGHT_TO_DARK,
     "cam": list(Viridis256),
     "uncertainty": list(Cividis256),
 }
@@ -55,7 +57,7 @@ class Legend:
     name: str
     title: str
     shown: bool = False
-    opacity: float | None = 0.6
+    opacity: float | None = 0.5
     low: str = ""
     high: float | None = None
     palette: list[str] = field(default_factory=list)
@@ -64,18 +66,26 @@ class Legend:
     @property
     def gradient(self) -> str:
         """The colour bar, as CSS."""
-        return f"linear-gradient(90deg, {', '.join(self.palette[::15])})" if self.palette else ""
+        stops = [
+            self.palette[place] for place in np.linspace(0, len(self.palette) - 1, 16).astype(int)
+        ]
+        return f"linear-gradient(90deg, {', '.join(stops)})"
 
 
 def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
-    """Return the layers that a map has, top first."""
+    """Return the layers that a map has, top first.
+
+    Args:
+        content: The map.
+        with_tissue: Whether there is a picture under them.
+    """
     known = bool((content.label >= 0).any())
     names = label_names(content)
     found = [Legend("regions", "Called IDC", shown=True, opacity=None, keys=[(CALLED_COLOUR, "")])]
     if known:
         keys = [(TRUTH_COLOUR, "")]
         found.append(Legend("truth", "Labelled IDC", opacity=None, keys=keys))
-        words = ("true positive", "false positive", "false negative", "true negative")
+        words = ("true pos.", "false pos.", "false neg.", "true neg.")
         keys = [(OUTCOME_COLOURS[code], word) for code, word in enumerate(words, 1)]
         found.append(Legend("errors", "Errors", keys=keys))
         present = [label for label in (0, 1, -1) if (content.label == label).any()]
@@ -87,10 +97,15 @@ def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
         found.append(_bar("cam", "Grad-CAM", high=cam_top(content.cam)))
     if content.smoothed is not None:
         found.append(_bar("smoothed", "Smoothed", high=1))
-    found.append(_bar("probability", "Probability", high=1, shown=True))
+    found.append(legend_of_probability())
     if with_tissue:
         found.append(Legend("tissue", "Tissue", shown=True, opacity=1.0))
     return found
+
+
+def legend_of_probability() -> Legend:
+    """Return the layer that every map has."""
+    return _bar("probability", "Probability", high=1, shown=True)
 
 
 def _bar(name: str, title: str, *, high: float, shown: bool = False) -> Legend:

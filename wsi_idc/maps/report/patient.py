@@ -10,11 +10,15 @@ from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.report.layers import window_of
+from wsi_idc.maps.report.document import document_of
+from wsi_idc.maps.report.layers import stitched_in_window, window_of
 from wsi_idc.maps.report.legend import OUTCOME_COLOURS, legends_of
 from wsi_idc.maps.report.pictures import tissue_uri
-from wsi_idc.maps.report.plot import Tissue, document_of
+from wsi_idc.maps.report.sources import Tissue
 from wsi_idc.maps.report.template import NOTICE, POLICY_WITH_EVAL, read_text, template
+
+# Said in lines of their own.
+_ELSEWHERE = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
 
 
 def patient_page(
@@ -50,15 +54,7 @@ def patient_page(
     )
 
 
-def tissue_in_window(content: PatientMap, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the part of the stitched tissue that holds patches."""
-    window, side = window_of(content), content.patch_px
-    return image[window.first_row * side :, window.first_col * side :]
-
-
-def _pictures(
-    content: PatientMap, image: NDArray[np.uint8] | None
-) -> tuple[list[Tissue], float]:
+def _pictures(content: PatientMap, image: NDArray[np.uint8] | None) -> tuple[list[Tissue], float]:
     """Return the pictures under the layers, and px of the last for each px of a patch, or 0."""
     pictures, scale, window = [], 0.0, window_of(content)
     if content.slide is not None:
@@ -71,10 +67,8 @@ def _pictures(
         uri, _ = tissue_uri(content.slide.thumbnail)
         pictures.append(Tissue(uri, float(left), float(top), width, height))
     if image is not None:
-        uri, scale = tissue_uri(tissue_in_window(content, image))
-        pictures.append(
-            Tissue(uri, window.x_mm, window.y_mm, window.width_mm, window.height_mm)
-        )
+        uri, scale = tissue_uri(stitched_in_window(image, content))
+        pictures.append(Tissue(uri, window.x_mm, window.y_mm, window.width_mm, window.height_mm))
     return pictures, scale
 
 
@@ -86,6 +80,7 @@ def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
     libraries, smoothing = record.get("libraries"), content.smoothing
     program = " ".join(str(record.get(name) or "") for name in ("program", "version")).strip()
     slide = content.slide
+    cam = None if content.cam is None else f"{content.cam_method} at {content.cam_layer}"
     pairs = [
         ("made", record.get("created")),
         ("command", _words(record.get("command"))),
@@ -96,7 +91,7 @@ def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
         ("patient in its split", model.get("role_of_patient")),
         ("threshold, temperature", f"{content.threshold:.4g}, {content.temperature:.4g}"),
         ("smoothing", _pairs(smoothing) if smoothing else None),
-        ("CAM", f"{content.cam_method} at {content.cam_layer}" if content.cam is not None else None),
+        ("CAM", cam),
         ("settings", _pairs({k: v for k, v in identity.items() if k not in _ELSEWHERE})),
         ("tta", model.get("tta")),
         ("ensemble", model.get("ensemble")),
@@ -111,10 +106,6 @@ def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
         for name, value in pairs
         if value not in (None, "", {}, [])
     ]
-
-
-# Said in lines of their own.
-_ELSEWHERE = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

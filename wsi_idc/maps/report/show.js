@@ -9,7 +9,7 @@ const place = data.place[index], row = Math.floor(place / columns), col = place 
 
 const number = (name, digits) => name in data ? data[name][index].toFixed(digits) : "";
 const texts = {
-  "patch-place": `row ${data.row[index]}, col ${data.col[index]}`,
+  "patch-place": `${data.row[index]}, ${data.col[index]}`,
   "patch-xy": `${data.x[index]}, ${data.y[index]} px`,
   "patch-probability": number("probability", 3),
   "patch-smoothed": number("smoothed", 3),
