@@ -81,7 +81,7 @@ class Cohort:
     def table(self) -> pd.DataFrame:
         """Return the table, one row a map, of the columns ``COLUMNS``."""
         rows = [row | {"map": self.paths[name].name} for name, row in self.rows.items()]
-        types: dict[str, Any] = dict.fromkeys(_TEXT, object)
+        types: dict[str, Any] = dict.fromkeys(_TEXT, str)
         types |= dict.fromkeys(_NUMBERS, np.float64) | dict.fromkeys(_COUNTS, np.int64)
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 

@@ -166,8 +166,8 @@ def small_cam(cam: NDArray[np.float32]) -> NDArray[np.float32]:
         if side > _MAX_CAM_SIDE:
             starts = np.arange(_MAX_CAM_SIDE) * side // _MAX_CAM_SIDE
             sums = np.add.reduceat(cam, starts, axis=axis)
-            counts = np.diff(np.append(starts, side)).astype(np.float32)
-            cam = sums / (counts[:, None] if axis == 1 else counts)
+            counts = np.diff(np.append(starts, side))
+            cam = (sums / (counts[:, None] if axis == 1 else counts)).astype(np.float32)
     return cam
 
 
