@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -112,12 +110,12 @@ def test_large_cams_are_made_smaller_by_their_mean():
 
 
 def test_the_histogram_stacks_the_labels():
-    bars = histogram(hand_map())
+    bars = histogram(hand_map().probability, hand_map().label)
     assert len(bars["left"]) == 40
     assert bars["top_1"].sum() == pytest.approx(2 / 5)
     # 0.9 is of label 1, 0.8 of label 0, 0.7 unknown: each in a bin of its own.
     for label, value in ((1, 0.9), (0, 0.8), (-1, 0.7)):
         place = int(np.flatnonzero(bars[f"top_{label}"] > bars[f"bottom_{label}"])[-1])
         assert bars["left"][place] - 1e-6 <= np.float32(value) < bars["right"][place] + 1e-6
-    unlabelled = histogram(replace(hand_map(), label=np.full(5, -1, np.int8)))
+    unlabelled = histogram(hand_map().probability, np.full(5, -1, np.int8))
     assert unlabelled.keys() == {"left", "right", "bottom_-1", "top_-1"}

@@ -226,9 +226,11 @@ def test_layers_are_switched_and_faded_and_smoothing_can_call(tmp_path: Path):
         "const cam = model('canvas').renderers.find((r) => r.glyph.image?.field === 'cam');"
         "model('by').active = 1; await pause(300);"
         "return [cam.visible, cam.glyph.global_alpha.value, text('threshold-value'),"
-        " text('called-patches'), document.getElementById('mark-smoothed').hidden]",
+        " text('called-patches'), document.getElementById('mark-smoothed').hidden,"
+        " model('histogram').renderers.map((bars) => bars.visible)]",
     )
-    assert found == [True, 0.25, "0.300", "1 of 5", False]
+    # Three labels' bars of the probability, and three of what was smoothed.
+    assert found == [True, 0.25, "0.300", "1 of 5", False, [False] * 3 + [True] * 3]
 
 
 @needs_chromium

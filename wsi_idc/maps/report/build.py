@@ -1,6 +1,5 @@
 """Make a report: a page for each map, the cohort's page, the cohort's table."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,6 @@ from wsi_idc.maps.report.index import Card, card_of, cohort_page, page_name
 from wsi_idc.maps.report.patient import patient_page
 from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.progress import progress
-
-logger = logging.getLogger(__name__)
 
 INDEX_HTML = "index.html"
 
@@ -62,10 +59,10 @@ def build_report(
                 cards.append(_add(path, out, cohort, report, threshold))
             except (WsiIdcError, OSError) as error:
                 report.failed[path] = str(error)
-                logger.warning("no page: %s", error)
             bar.update(1)
     if not cards:
-        raise MapError(f"none of {len(maps)} maps can be used; the reasons are above")
+        first = next(iter(report.failed.values()), "there is none")
+        raise MapError(f"none of {len(maps)} maps can be used: {first}")
     failed = {str(path): reason for path, reason in report.failed.items()}
     report.csv, report.hdf5 = cohort.write(tables)
     report.index = out / INDEX_HTML

@@ -1,5 +1,6 @@
 """The controls of a patient's page: the threshold under its chart, layers and their opacity."""
 
+import numpy as np
 from bokeh.models import (
     Button,
     Checkbox,
@@ -13,6 +14,7 @@ from bokeh.models import (
 )
 from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
+from numpy.typing import NDArray
 
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.layers import histogram
@@ -36,13 +38,13 @@ def threshold_slider(threshold: float) -> Slider:
 
 def choice() -> RadioButtonGroup:
     """Return the choice of what patches are called by."""
-    return RadioButtonGroup(
-        labels=["probability", "smoothed probability"], active=0, name="by", stylesheets=[_SMALL]
-    )
+    by = RadioButtonGroup(labels=["probability", "smoothed probability"], active=0, name="by")
+    by.update(stylesheets=[_SMALL], margin=(0, 0, 8, 0))
+    return by
 
 
-def chart_of(content: PatientMap, threshold: float) -> tuple[figure, Span]:
-    """Return the spread of the probability by label, and the line at the threshold."""
+def chart_of(content: PatientMap, threshold: float, by: RadioButtonGroup) -> tuple[figure, Span]:
+    """Return the spread of what patches are called by, and the line at the threshold."""
     chart = figure(
         name="histogram",
         height=96,
@@ -56,26 +58,44 @@ def chart_of(content: PatientMap, threshold: float) -> tuple[figure, Span]:
         min_border_right=14,
         outline_line_color=None,
     )
-    bars = ColumnDataSource(histogram(content))
-    for place, label in enumerate(_LABEL_ORDER, 1):
-        if f"top_{label}" in bars.data:
-            chart.quad(
+    chart.y_range.update(start=0, only_visible=True)
+    chart.grid.visible = False
+    chart.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1]
+    chart.xaxis.formatter = NumeralTickFormatter(format="0.00")
+    bars = _bars(chart, content.probability, content.label)
+    if content.smoothed is not None:
+        others = _bars(chart, content.smoothed, content.label)
+        for bar in others:
+            bar.visible = False
+        code = "bars.forEach((bar) => { bar.visible = by.active === 0 }); "
+        code += "others.forEach((bar) => { bar.visible = by.active === 1 })"
+        arguments = {"bars": bars, "others": others, "by": by}
+        by.js_on_change("active", CustomJS(args=arguments, code=code))
+    line = Span(location=threshold, dimension="height", line_color="#111111", line_width=2)
+    chart.add_layout(line)
+    return chart, line
+
+
+def _bars(
+    chart: figure, values: NDArray[np.float32], label: NDArray[np.int8]
+) -> list[GlyphRenderer]:
+    """Draw how values are spread, a colour a label."""
+    bars = ColumnDataSource(histogram(values, label))
+    drawn = []
+    for place, one in enumerate(_LABEL_ORDER, 1):
+        if f"top_{one}" in bars.data:
+            quads = chart.quad(
                 left="left",
                 right="right",
-                bottom=f"bottom_{label}",
-                top=f"top_{label}",
+                bottom=f"bottom_{one}",
+                top=f"top_{one}",
                 fill_color=LABEL_COLOURS[place],
                 line_color="white",
                 line_width=0.5,
                 source=bars,
             )
-    chart.y_range.start = 0
-    chart.grid.visible = False
-    chart.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1]
-    chart.xaxis.formatter = NumeralTickFormatter(format="0.00")
-    line = Span(location=threshold, dimension="height", line_color="#111111", line_width=2)
-    chart.add_layout(line)
-    return chart, line
+            drawn.append(quads)
+    return drawn
 
 
 def reset_button(

@@ -37,7 +37,7 @@ def document_of(
     sources = sources_of(content, pictures, threshold=threshold)
     slider, by = threshold_slider(threshold), choice()
     canvas, renderers = canvas_of(content, sources)
-    chart, line = chart_of(content, threshold)
+    chart, line = chart_of(content, threshold, by)
     roots = [canvas, chart, slider, reset_button(slider, by, threshold, content)]
     if content.smoothed is not None:
         roots.append(by)

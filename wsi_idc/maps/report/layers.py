@@ -185,8 +185,12 @@ def cam_levels(content: PatientMap) -> NDArray[np.uint8]:
     return mosaic(levels, cells, shape=(window.rows, window.cols), fill=0)
 
 
-def histogram(content: PatientMap) -> dict[str, NDArray]:
-    """Return how the probability is spread, by label, as bars on top of each other.
+def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str, NDArray]:
+    """Return how values from 0 to 1 are spread, by label, as bars on top of each other.
+
+    Args:
+        values: Shape (N,).
+        label: Shape (N,).
 
     Returns:
         left and right of each bin, and for each label that occurs ``bottom_L`` and ``top_L``, the
@@ -195,11 +199,11 @@ def histogram(content: PatientMap) -> dict[str, NDArray]:
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     bars: dict[str, NDArray] = {"left": edges[:-1], "right": edges[1:]}
     below = np.zeros(_NUM_BINS)
-    for label in (1, 0, -1):
-        members = content.label == label
+    for one in (1, 0, -1):
+        members = label == one
         if members.any():
-            counts, _ = np.histogram(content.probability[members], edges)
-            above = below + counts / len(content.label)
-            bars |= {f"bottom_{label}": below, f"top_{label}": above}
+            counts, _ = np.histogram(values[members], edges)
+            above = below + counts / len(label)
+            bars |= {f"bottom_{one}": below, f"top_{one}": above}
             below = above
     return bars
