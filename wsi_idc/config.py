@@ -16,6 +16,7 @@ PATCH_PX = 50
 MAX_SEED = 2**32 - 1
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")
+DEFAULT_REPORT = Path("report")
 PREDICT_BATCH_SIZE = 64
 NUM_RESAMPLES = 2000  # of a bootstrap over patients
 IMBALANCES = ("none", "class-weights", "oversample", "focal")

@@ -25,6 +25,7 @@ from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
+from wsi_idc.cli.report import report
 from wsi_idc.cli.search import search
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
@@ -72,6 +73,7 @@ _COMMANDS = (
     compare,
     map_,
     render,
+    report,
     info,
     fetch_weights,
     bench,

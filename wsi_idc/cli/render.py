@@ -74,8 +74,9 @@ def render(
       wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
     """
     from wsi_idc.maps.render import picture_name, render_map
+    from wsi_idc.maps.store import map_paths
 
-    paths = list(dict.fromkeys(maps)) or sorted(DEFAULT_MAPS.glob("*.h5"))
+    paths = list(dict.fromkeys(maps)) or map_paths(DEFAULT_MAPS)
     if not paths:
         raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
     pictures = {

@@ -108,6 +108,7 @@ def _content(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> 
         prediction,
         row_col=pack.cells()[rows],
         patch_um=info.patch_px * info.mpp,
+        data=pack.path,
         identity=identity_of(work, pack),
         source="pack",
         patch_px=info.patch_px,

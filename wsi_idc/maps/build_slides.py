@@ -223,6 +223,7 @@ def _content(
         Predicted.joined(parts),
         row_col=patches.row_col,
         patch_um=stride_px * spec.mpp,
+        data=row.slide,
         identity=identity,
         source="slide",
         patch_px=spec.patch_px,

@@ -22,6 +22,8 @@ from wsi_idc.maps.patient_map import PatientMap, SlideView
 FORMAT = "wsi-idc-map"
 FORMAT_VERSION = 1
 NUM_CLASSES = 2
+# Lies among the maps and is none: the table of a cohort (maps/cohort_store.py).
+COHORT_H5 = "cohort.h5"
 _MAX_CAM_SIDE = 256
 _MAX_THUMBNAIL_SIDE = 8192
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
@@ -37,6 +39,12 @@ def map_path(folder: Path, patient: str) -> Path:
         DataError: The id could lead out of the folder.
     """
     return folder / f"{plain_name(patient)}.h5"
+
+
+def map_paths(folder: Path) -> list[Path]:
+    """Return the files of a folder that should be maps, usable or not, by name."""
+    found = sorted(folder.glob("*.h5"))
+    return [path for path in found if path.name != COHORT_H5 or is_map(path)]
 
 
 def write_map(path: Path, content: PatientMap) -> None:

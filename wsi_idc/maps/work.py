@@ -119,6 +119,7 @@ class MapWork:
         *,
         row_col: NDArray[np.int32],
         patch_um: float,
+        data: Path,
         identity: dict[str, Any],
         **more: Any,
     ) -> PatientMap:
@@ -129,6 +130,7 @@ class MapWork:
             prediction: Of all its patches.
             row_col: Their cells, shape (N, 2).
             patch_um: Side of a cell.
+            data: The pack or slide.
             identity: Of the map.
             more: The fields of a PatientMap that the method does not know.
         """
@@ -143,7 +145,7 @@ class MapWork:
             threshold=method.threshold,
             temperature=method.temperature,
             model={**method.summary(), "role_of_patient": _role(method, patient)},
-            provenance=provenance(identity=identity),
+            provenance=provenance(data=str(data), identity=identity),
             logit=said.logit,
             probability=said.probability,
             uncertainty=said.uncertainty,

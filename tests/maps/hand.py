@@ -1,0 +1,79 @@
+"""A map made by hand, small enough to reckon everything about it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import write_map
+
+PROBABILITY = (0.9, 0.8, 0.2, 0.1, 0.7)
+LABEL = (1, 0, 1, 0, -1)
+ROW_COL = ((0, 1), (1, 2), (1, 3), (2, 1), (3, 3))
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def hand_map(**changes: Any) -> PatientMap:
+    """Return a map of five patches on 4 x 4 cells of 0.04 mm2, whose first column is empty.
+
+    Called IDC at 0.5: the first two, which touch by a corner, and the last, alone. Of the four
+    labelled patches one is a true and one a false positive, one a true and one a false negative.
+    """
+    rng = np.random.default_rng(5)
+    row_col = np.array(ROW_COL, np.int32)
+    fields: dict[str, Any] = {
+        "patient": "P1",
+        "source": "pack",
+        "class_names": ("non-IDC", "IDC"),
+        "patch_px": 50,
+        "mpp": 4.0,
+        "mpp_source": "assumed",
+        "threshold": 0.5,
+        "temperature": 1.25,
+        "model": {
+            "architecture": "cnn",
+            "checkpoint": "best.pt",
+            "sha256": "0123456789abcdef" * 4,
+            "role_of_patient": "test",
+        },
+        "provenance": {"created": "2026-01-02", "identity": {"data": "fd" * 32}},
+        "coords": row_col[:, ::-1] * 50,
+        "row_col": row_col,
+        "logit": np.zeros((5, 2), np.float32),
+        "probability": np.array(PROBABILITY, np.float32),
+        "label": np.array(LABEL, np.int8),
+        "cam": np.arange(5 * 6, dtype=np.float32).reshape(5, 2, 3),
+        "cam_layer": "features",
+        "patches": rng.integers(0, 255, (5, 50, 50, 3), dtype=np.uint8),
+    }
+    return PatientMap(**fields | changes)
+
+
+def write_hand_map(folder: Path, **changes: Any) -> Path:
+    """Write that map as ``PATIENT.h5`` and return the file."""
+    content = hand_map(**changes)
+    path = folder / f"{content.patient}.h5"
+    write_map(path, content)
+    return path
+
+
+def big_map(num_patches: int, *, cols: int) -> PatientMap:
+    """Return a map with everything in it, on ``cols`` columns without gaps, of noise."""
+    rng = np.random.default_rng(6)
+    row_col = np.stack(np.divmod(np.arange(num_patches), cols), axis=1).astype(np.int32)
+    probability = rng.random(num_patches, dtype=np.float32)
+    # Noise is the worst that a JPEG can meet; half of the contrast is still beyond any tissue.
+    patches = rng.integers(64, 192, (num_patches, 50, 50, 3), dtype=np.uint8)
+    return hand_map(
+        coords=row_col[:, ::-1] * 50,
+        row_col=row_col,
+        logit=np.zeros((num_patches, 2), np.float32),
+        probability=probability,
+        label=rng.integers(0, 2, num_patches).astype(np.int8),
+        cam=rng.random((num_patches, 14, 14), dtype=np.float32),
+        uncertainty=rng.random(num_patches, dtype=np.float32) / 10,
+        smoothed=probability,
+        smoothing={"threshold": 0.4},
+        patches=patches,
+    )

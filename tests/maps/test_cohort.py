@@ -1,0 +1,193 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.maps.hand import EVIL, PROBABILITY, hand_map, write_hand_map
+from wsi_idc.errors import MapError
+from wsi_idc.maps.cohort import (
+    COLUMNS,
+    SHORT_SHA,
+    Cohort,
+    cohort_table,
+    largest_region,
+    num_cells,
+    read_cohort,
+    row_of,
+)
+from wsi_idc.maps.cohort_store import read_cohort_h5
+from wsi_idc.maps.store import map_paths, read_map, write_map
+
+
+def test_a_row_says_what_the_map_holds():
+    uncertainty = np.array([0.1, 0.2, 0.3, 0.2, 0.2], np.float32)
+    row = row_of(hand_map(uncertainty=uncertainty), threshold=0.5)
+    assert row == {
+        "patient": "P1",
+        "source": "pack",
+        "patches": 5,
+        "labelled_patches": 4,
+        "threshold": 0.5,
+        "area_mm2": pytest.approx(0.2),
+        "idc_area_mm2": pytest.approx(0.12),
+        "idc_fraction": 0.6,
+        "largest_region_mm2": pytest.approx(0.08),
+        "mean_probability": pytest.approx(0.54),
+        "mean_uncertainty": pytest.approx(0.2),
+        "true_fraction": 0.5,
+        "dice": 0.5,
+        "auc": 0.75,
+        "sensitivity": 0.5,
+        "specificity": 0.5,
+        "role": "test",
+        "architecture": "cnn",
+        "checkpoint_sha256": "0123456789ab",
+        "tta": "",
+        "ensemble": "",
+    }
+
+
+def test_the_threshold_is_the_lowest_probability_called():
+    lowest = float(np.float32(PROBABILITY[4]))
+    assert row_of(hand_map(), threshold=lowest)["idc_fraction"] == 0.6
+    row = row_of(hand_map(), threshold=0.95)
+    assert (row["idc_area_mm2"], row["largest_region_mm2"], row["sensitivity"]) == (0, 0, 0)
+    assert row["specificity"] == 1
+
+
+def test_without_labels_nothing_is_said_of_agreement():
+    row = row_of(hand_map(label=np.full(5, -1, np.int8)), threshold=0.5)
+    for name in ("true_fraction", "dice", "auc", "sensitivity", "specificity", "mean_uncertainty"):
+        assert np.isnan(row[name]), name
+    assert (row["labelled_patches"], row["idc_fraction"]) == (0, 0.6)
+
+
+def test_views_and_members_of_the_model_are_told():
+    model = {"tta": True, "ensemble": [{"sha256": "ab" * 32}, {"sha256": "cd" * 32}]}
+    row = row_of(hand_map(model=model), threshold=0.5)
+    assert row["tta"] == "true"
+    assert row["ensemble"].split() == [("ab" * 32)[:SHORT_SHA], ("cd" * 32)[:SHORT_SHA]]
+    assert (row["role"], row["checkpoint_sha256"]) == ("", "")
+
+
+def test_patches_in_the_same_cell_count_once():
+    cells = np.array([[0, 0], [0, 0], [5, 5]], np.int32)
+    assert num_cells(cells) == 2
+    assert largest_region(np.array([True, True, True]), cells) == 1
+    twice = replace(
+        hand_map(), row_col=np.array([[0, 1], [0, 1], [1, 3], [2, 1], [3, 3]], np.int32)
+    )
+    row = row_of(twice, threshold=0.5)
+    assert row["area_mm2"] == pytest.approx(4 * 0.04)
+    assert row["idc_area_mm2"] == pytest.approx(2 * 0.04)
+
+
+def test_the_largest_of_several_regions():
+    cells = np.array([[0, 0], [0, 1], [1, 2], [4, 4], [4, 5]], np.int32)
+    assert largest_region(np.ones(5, bool), cells) == 3
+    assert largest_region(np.array([True, False, True, True, True]), cells) == 2
+    assert largest_region(np.zeros(5, bool), cells) == 0
+
+
+def test_a_folder_is_a_table_and_bad_maps_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for patient in ("b", "a"):
+        write_hand_map(tmp_path, patient=patient)
+    (tmp_path / "bad.h5").write_text("no map")
+    write_hand_map(tmp_path, patient="odd", threshold=float("nan"))
+    table = cohort_table(tmp_path)
+    assert list(table.columns) == list(COLUMNS)
+    assert table["patient"].tolist() == ["a", "b"]
+    assert table["map"].tolist() == ["a.h5", "b.h5"]
+    cohort = read_cohort(tmp_path)
+    assert {path.name for path in cohort.failed} == {"bad.h5", "odd.h5"}
+    assert "not a usable map" in cohort.failed[tmp_path / "bad.h5"]
+    assert "threshold nan is not from 0 to 1" in cohort.failed[tmp_path / "odd.h5"]
+    assert "not a usable map" in caplog.text
+    assert len(cohort_table([tmp_path / "odd.h5"], threshold=0.3)) == 1
+    assert cohort_table([tmp_path / "a.h5"], threshold=0.85)["idc_fraction"].tolist() == [0.2]
+
+
+def test_the_same_patient_twice_is_refused(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_hand_map(tmp_path / name)
+    cohort = read_cohort([tmp_path / "one" / "P1.h5", tmp_path / "two" / "P1.h5"])
+    assert len(cohort.table()) == 1
+    assert "is in" in cohort.failed[tmp_path / "two" / "P1.h5"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of two maps, one of an odd name, and their table."""
+    folder = tmp_path / "maps"
+    for patient in ("P1", EVIL):
+        write_hand_map(folder, patient=patient, label=np.array([1, 0, 1, -1, -1], np.int8))
+    read_cohort(folder).write(folder)
+    return folder
+
+
+def test_both_files_hold_the_table(folder: Path):
+    table = cohort_table(folder)
+    pd.testing.assert_frame_equal(read_cohort_h5(folder / "cohort.h5"), table)
+    csv = pd.read_csv(folder / "cohort.csv", keep_default_na=False, na_values={"auc": [""]})
+    assert csv["patient"].tolist() == [EVIL, "P1"]
+    assert csv["dice"].tolist() == [0.5, 0.5]
+    assert not list(folder.glob(".*"))
+
+
+def test_the_links_lead_to_the_maps_from_anywhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moved = tmp_path / "elsewhere" / "maps"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    monkeypatch.chdir("/")
+    with h5py.File(os.path.relpath(moved / "cohort.h5")) as file:
+        assert file.attrs["format"] == "wsi-idc-cohort"
+        assert (file.attrs["complete"], file.attrs["num_maps"]) == (1, 2)
+        assert sorted(file["maps"]) == [EVIL, "P1"]
+        assert file["maps"].get("P1", getlink=True).filename == "P1.h5"
+        np.testing.assert_array_equal(
+            file[f"maps/{EVIL}/probability"][:], np.array(PROBABILITY, np.float32)
+        )
+
+
+def test_a_table_beside_its_maps_links_upwards(folder: Path, tmp_path: Path):
+    read_cohort(folder).write(tmp_path / "report")
+    with h5py.File(tmp_path / "report" / "cohort.h5") as file:
+        assert file["maps"].get("P1", getlink=True).filename == "../maps/P1.h5"
+        assert file["maps/P1"].attrs["patient"] == "P1"
+
+
+def test_the_table_is_no_map_and_no_map_is_replaced(folder: Path, tmp_path: Path):
+    assert [path.name for path in map_paths(folder)] == [f"{EVIL}.h5", "P1.h5"]
+    read_cohort(folder).write(folder)  # anew
+    path = write_hand_map(tmp_path, patient="cohort")
+    assert map_paths(tmp_path) == [path]
+    with pytest.raises(MapError, match="is the map of a patient"):
+        read_cohort(tmp_path).write(tmp_path)
+    assert read_map(path).patient == "cohort"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_damaged_table_is_one_line(folder: Path, share: float):
+    path = folder / "cohort.h5"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(MapError, match="not a usable cohort file"):
+        read_cohort_h5(path)
+    with pytest.raises(MapError, match="not a usable cohort file"):
+        read_cohort_h5(folder / "P1.h5")
+
+
+def test_an_empty_cohort_is_an_empty_table(tmp_path: Path):
+    table = Cohort().table()
+    assert (len(table), list(table.columns)) == (0, list(COLUMNS))
+    write_map(tmp_path / "x.h5", hand_map())
+    assert len(cohort_table(tmp_path)) == 1

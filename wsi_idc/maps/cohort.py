@@ -1,0 +1,218 @@
+"""What a cohort's maps say, a row each: areas, regions, and how calls agree with labels."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wsi_idc.errors import MapError, WsiIdcError
+from wsi_idc.files import write_text
+from wsi_idc.learn.metrics import auc, confusion, threshold_metrics
+from wsi_idc.maps.cohort_store import write_cohort_h5
+from wsi_idc.maps.grid import lay, shape_of
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import COHORT_H5, map_paths, read_map
+
+logger = logging.getLogger(__name__)
+
+COHORT_CSV = "cohort.csv"
+SHORT_SHA = 12
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+# What a checkpoint may say of views and members, as it stands in a map's "model".
+_MODEL_NOTES = ("tta", "ensemble")
+_TEXT = (
+    *("patient", "map", "source", "role", "architecture", "checkpoint_sha256"),
+    *_MODEL_NOTES,
+)
+_NUMBERS = (
+    *("threshold", "area_mm2", "idc_area_mm2", "idc_fraction", "largest_region_mm2"),
+    *("mean_probability", "mean_uncertainty", "true_fraction"),
+    *("dice", "auc", "sensitivity", "specificity"),
+)
+_COUNTS = ("patches", "labelled_patches")
+COLUMNS = (
+    *("patient", "map", "source", "patches", "labelled_patches", "threshold"),
+    *_NUMBERS[1:],
+    *("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES),
+)
+
+
+@dataclass
+class Cohort:
+    """Maps, a row each, in the order they were added.
+
+    Attributes:
+        rows: What ``row_of`` says of each patient.
+        paths: The map file of each patient.
+        failed: Map file to the reason why it is not in the cohort.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, path: Path, content: PatientMap, *, threshold: float | None = None) -> None:
+        """Add the map ``content``, read from ``path``.
+
+        Raises:
+            MapError: Its patient is there already, or its threshold is not from 0 to 1.
+        """
+        if content.patient in self.rows:
+            raise MapError(
+                f"{path}: patient {content.patient} is in {self.paths[content.patient]} too; "
+                "name one of the two"
+            )
+        self.rows[content.patient] = row_of(
+            content, threshold=checked_threshold(content, path, threshold)
+        )
+        self.paths[content.patient] = path
+
+    def drop(self, patient: str) -> None:
+        """Take a patient out again."""
+        del self.rows[patient], self.paths[patient]
+
+    def table(self) -> pd.DataFrame:
+        """Return the table, one row a map, of the columns ``COLUMNS``."""
+        rows = [row | {"map": self.paths[name].name} for name, row in self.rows.items()]
+        types: dict[str, Any] = dict.fromkeys(_TEXT, str)
+        types |= dict.fromkeys(_NUMBERS, np.float64) | dict.fromkeys(_COUNTS, np.int64)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write ``cohort.csv`` and ``cohort.h5`` into ``folder``, each in one atomic step.
+
+        Raises:
+            MapError: A map of a patient named cohort is where ``cohort.h5`` would be.
+        """
+        table = self.table()
+        csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
+        write_cohort_h5(hdf5, table, self.paths)
+        write_text(csv, table.to_csv(index=False, float_format="%.6g"))
+        return csv, hdf5
+
+
+def cohort_table(maps: Path | Sequence[Path], *, threshold: float | None = None) -> pd.DataFrame:
+    """Return what the maps of a cohort say, one row a map.
+
+    A map that cannot be used is left out; the log says which and why.
+
+    Args:
+        maps: A folder of maps, or their files.
+        threshold: Probability from which a patch is called IDC; None takes each map's own.
+    """
+    return read_cohort(maps, threshold=threshold).table()
+
+
+def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) -> Cohort:
+    """Read maps, all but their images, and set aside those that cannot be used."""
+    cohort = Cohort()
+    for path in map_paths(maps) if isinstance(maps, Path) else maps:
+        try:
+            cohort.add(path, read_map(path), threshold=threshold)
+        except (WsiIdcError, OSError) as error:
+            cohort.failed[path] = str(error)
+            logger.warning("not in the table: %s", error)
+    return cohort
+
+
+def checked_threshold(content: PatientMap, path: Path, wanted: float | None = None) -> float:
+    """Return the threshold to call patches by: the one ``wanted``, else the map's own.
+
+    Raises:
+        MapError: The map's is not a number from 0 to 1.
+    """
+    threshold = content.threshold if wanted is None else wanted
+    if not 0 <= threshold <= 1:
+        raise MapError(
+            f"{path}: its threshold {threshold} is not from 0 to 1; make the map anew, or give "
+            "--threshold"
+        )
+    return float(threshold)
+
+
+def row_of(content: PatientMap, *, threshold: float) -> dict[str, Any]:
+    """Return a map's row of the table, but for the name of its file.
+
+    Areas are cells of the grid times the area of a cell, so that patches which overlap count once.
+    What compares calls with labels looks at known labels alone, and is NaN where it cannot be told.
+    """
+    cell_mm2 = cell_area_mm2(content)
+    called = content.probability >= threshold
+    known = content.label >= 0
+    truth, probability = content.label[known], content.probability[known]
+    counts = vars(confusion(truth, probability, threshold=threshold))
+    agreed = threshold_metrics(*counts.values())
+    uncertainty = content.uncertainty
+    return {
+        "patient": content.patient,
+        "source": content.source,
+        "patches": len(called),
+        "labelled_patches": int(known.sum()),
+        "threshold": threshold,
+        "area_mm2": num_cells(content.row_col) * cell_mm2,
+        "idc_area_mm2": num_cells(content.row_col[called]) * cell_mm2,
+        "idc_fraction": float(called.mean()),
+        "largest_region_mm2": largest_region(called, content.row_col) * cell_mm2,
+        "mean_probability": float(content.probability.mean()),
+        "mean_uncertainty": np.nan if uncertainty is None else float(uncertainty.mean()),
+        "true_fraction": float((truth == 1).mean()) if len(truth) else np.nan,
+        "dice": float(agreed["f1"]),
+        "auc": auc(truth, probability) if np.isfinite(probability).all() else np.nan,
+        "sensitivity": float(agreed["sensitivity"]),
+        "specificity": float(agreed["specificity"]),
+        **_of_the_model(content.model),
+    }
+
+
+def _of_the_model(model: Mapping[str, Any]) -> dict[str, str]:
+    notes = {name: model_note(model[name]) for name in _MODEL_NOTES if model.get(name)}
+    return {
+        "role": str(model.get("role_of_patient") or ""),
+        "architecture": str(model.get("architecture") or ""),
+        "checkpoint_sha256": str(model.get("sha256") or "")[:SHORT_SHA],
+        **dict.fromkeys(_MODEL_NOTES, ""),
+        **notes,
+    }
+
+
+def model_note(value: Any) -> str:
+    """Return what a model says of itself as one cell of a table; of members their checkpoints."""
+    if isinstance(value, list):
+        return " ".join(
+            str(one.get("sha256"))[:SHORT_SHA] if isinstance(one, dict) else str(one)
+            for one in value
+        )
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def cell_area_mm2(content: PatientMap) -> float:
+    """Return the area of a cell of the grid in mm2; of what a patch alone stands for."""
+    return (content.cell_px * content.mpp / 1000) ** 2
+
+
+def num_cells(row_col: NDArray[np.int32]) -> int:
+    """Return how many different cells there are among ``row_col``, shape (N, 2)."""
+    return len(np.unique(row_col, axis=0))
+
+
+def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
+    """Return the number of cells of the largest region of called cells.
+
+    Cells that touch, be it by a corner alone (8-connectivity), are of one region.
+
+    Args:
+        called: Whether a patch is called IDC, shape (N,).
+        row_col: Cells, shape (N, 2).
+    """
+    if not called.any():
+        return 0
+    grid = lay(called, row_col, shape=shape_of(row_col), fill=False)
+    regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBOURS)
+    return int(np.bincount(regions[grid]).max())

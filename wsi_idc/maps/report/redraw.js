@@ -1,0 +1,101 @@
+// After the threshold moved: call the patches anew, redraw regions and errors, say the figures.
+// Arguments: patches, errors, regions, threshold, by, line, grid.
+const {rows, cols, first_row, first_col, cell_mm} = grid;
+const {data} = patches;
+const values = by.active === 1 ? data.smoothed : data.probability;
+// The probabilities are float32, and so is what they are compared with, as in Python.
+const limit = Math.fround(threshold.value);
+const mask = new Uint8Array(rows * cols);
+const codes = errors.data.errors[0];
+const count = {called: 0, tp: 0, fp: 0, fn: 0, tn: 0};
+
+codes.fill(0);
+for (let i = 0; i < values.length; i++) {
+  const called = values[i] >= limit;
+  if (called) {
+    count.called += 1;
+    mask[data.place[i]] = 1;
+  }
+  if (data.label[i] >= 0) {
+    const outcome = data.label[i] === 1 ? (called ? 1 : 3) : (called ? 2 : 4);
+    codes[data.place[i]] = outcome;
+    count[["tp", "fp", "fn", "tn"][outcome - 1]] += 1;
+  }
+}
+errors.change.emit();
+
+// Edges between called cells and others, each run of them as one line.
+const ends = {x0: [], y0: [], x1: [], y1: []};
+const is_called = (row, col) =>
+  row >= 0 && col >= 0 && row < rows && col < cols && mask[row * cols + col] === 1;
+function trace(lines, steps, is_edge, add) {
+  for (let line = 0; line <= lines; line++) {
+    let start = -1;
+    for (let step = 0; step <= steps; step++) {
+      const edge = step < steps && is_edge(line, step);
+      if (edge && start < 0) start = step;
+      if (!edge && start >= 0) {
+        add(line, start, step);
+        start = -1;
+      }
+    }
+  }
+}
+function add(x0, y0, x1, y1) {
+  ends.x0.push((x0 + first_col) * cell_mm);
+  ends.y0.push((y0 + first_row) * cell_mm);
+  ends.x1.push((x1 + first_col) * cell_mm);
+  ends.y1.push((y1 + first_row) * cell_mm);
+}
+trace(rows, cols, (row, col) => is_called(row - 1, col) !== is_called(row, col),
+  (row, from, to) => add(from, row, to, row));
+trace(cols, rows, (col, row) => is_called(row, col - 1) !== is_called(row, col),
+  (col, from, to) => add(col, from, col, to));
+regions.data = ends;
+
+// The largest region, cells that touch by a corner included.
+let largest = 0, area = 0;
+for (let i = 0; i < mask.length; i++) area += mask[i];
+for (let i = 0; i < mask.length; i++) {
+  if (mask[i] !== 1) continue;
+  let size = 0;
+  const todo = [i];
+  mask[i] = 2;
+  while (todo.length > 0) {
+    const at = todo.pop(), row = Math.floor(at / cols), col = at % cols;
+    size += 1;
+    for (let r = Math.max(0, row - 1); r <= Math.min(rows - 1, row + 1); r++) {
+      for (let c = Math.max(0, col - 1); c <= Math.min(cols - 1, col + 1); c++) {
+        if (mask[r * cols + c] === 1) {
+          mask[r * cols + c] = 2;
+          todo.push(r * cols + c);
+        }
+      }
+    }
+  }
+  largest = Math.max(largest, size);
+}
+
+const cell_mm2 = cell_mm * cell_mm;
+const mm2 = (number) => `${(number * cell_mm2).toFixed(2)} mm²`;
+const share = (part, whole) => whole > 0 ? (part / whole).toFixed(3) : "–";
+const {tp, fp, fn, tn} = count;
+const texts = {
+  "threshold-value": threshold.value.toFixed(3),
+  "idc-fraction": `${(100 * count.called / values.length).toFixed(1)} %`,
+  "idc-area": mm2(area),
+  "largest-region": mm2(largest),
+  "called-patches": `${count.called.toLocaleString("en")} of ${values.length.toLocaleString("en")}`,
+  "sensitivity": share(tp, tp + fn),
+  "specificity": share(tn, tn + fp),
+  "dice": share(2 * tp, 2 * tp + fp + fn),
+  "tp": tp, "fp": fp, "fn": fn, "tn": tn,
+};
+for (const [id, text] of Object.entries(texts)) {
+  const element = document.getElementById(id);
+  if (element) element.textContent = text;
+}
+const mark = document.getElementById(by.active === 1 ? "mark-smoothed" : "mark-probability");
+for (const other of document.querySelectorAll(".mark")) other.hidden = other !== mark;
+if (mark) mark.style.left = `${100 * threshold.value}%`;
+line.location = threshold.value;

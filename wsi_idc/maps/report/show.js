@@ -1,0 +1,54 @@
+// After a click: the patch enlarged beside its CAM, and what is known of it.
+// Arguments: patches, grids, tissue, cam, columns, side_px.
+const index = patches.selected.indices[0];
+const panel = document.getElementById("patch");
+panel.classList.toggle("empty", index === undefined);
+if (index === undefined) return;
+const {data} = patches;
+const place = data.place[index], row = Math.floor(place / columns), col = place % columns;
+
+const number = (name, digits) => name in data ? data[name][index].toFixed(digits) : "";
+const texts = {
+  "patch-place": `${data.row[index]}, ${data.col[index]}`,
+  "patch-xy": `${data.x[index]}, ${data.y[index]} px`,
+  "patch-probability": number("probability", 3),
+  "patch-smoothed": number("smoothed", 3),
+  "patch-uncertainty": number("uncertainty", 3),
+  "patch-cam": number("cam_max", 4),
+  "patch-label": data.label_name[index],
+};
+for (const [id, text] of Object.entries(texts)) {
+  const element = document.getElementById(id);
+  if (element) element.textContent = text;
+}
+
+const tissue_canvas = document.getElementById("patch-tissue");
+if (tissue_canvas && side_px > 0) {
+  const context = tissue_canvas.getContext("2d");
+  const urls = tissue.data.url;
+  const image = new Image();
+  image.onload = () => {
+    // The patch that was clicked on last, not the one whose picture came last.
+    if (patches.selected.indices[0] !== index) return;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, col * side_px, row * side_px, side_px, side_px,
+      0, 0, tissue_canvas.width, tissue_canvas.height);
+    tissue_canvas.dataset.shown = index;
+  };
+  image.src = urls[urls.length - 1];
+}
+
+const cam_canvas = document.getElementById("patch-map");
+if (cam_canvas && "cam" in grids.data) {
+  const levels = grids.data.cam[0];
+  const context = cam_canvas.getContext("2d");
+  const wide = cam_canvas.width / cam.width, high = cam_canvas.height / cam.height;
+  for (let r = 0; r < cam.height; r++) {
+    for (let c = 0; c < cam.width; c++) {
+      const level = levels[(row * cam.height + r) * cam.columns + col * cam.width + c];
+      context.fillStyle = cam.palette[level];
+      context.fillRect(Math.floor(c * wide), Math.floor(r * high), Math.ceil(wide) + 1, Math.ceil(high) + 1);
+    }
+  }
+  cam_canvas.dataset.shown = index;
+}
