@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 
@@ -15,6 +16,7 @@ from tests.cli.test_cli import Said, program
 from wsi_idc.data.pack import Pack
 from wsi_idc.learn.runs import Run
 from wsi_idc.maps.grid import mosaic, shape_of
+from wsi_idc.maps.store import map_paths
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -50,7 +52,7 @@ def ended(process: "subprocess.Popen[str]") -> int:
 
 def probabilities(folder: Path) -> dict[str, np.ndarray]:
     found = {}
-    for path in sorted(folder.glob("*.h5")):
+    for path in map_paths(folder):
         with h5py.File(path) as file:
             assert file.attrs["complete"] == 1
             found[path.stem] = file["probability"][:]
@@ -86,6 +88,17 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, capsys: pytest.Captu
     plan = json.loads(Said(capsys, "map", "--patients-file", "ids.txt", "--dry-run", "--json").out)
     assert [one["patient"] for one in plan] == ["S0001", "S0002"]
     assert not (work / "maps").exists()
+
+
+def test_the_cohort_is_summed_up(work: Path, cohort: Pack, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "map", "--all", "--tta", "--no-cam")
+    assert "maps/cohort.csv" in said.out
+    table = pd.read_csv("maps/cohort.csv", dtype={"patient": str})
+    assert table["patient"].tolist() == cohort.patients
+    assert table["patches"].sum() == len(cohort)
+    assert (table["mean_uncertainty"] > 0).all()
+    with h5py.File("maps/cohort.h5") as file:
+        assert file[f"maps/{cohort.patients[2]}/probability"].shape[0] == table["patches"][2]
 
 
 @pytest.mark.parametrize(

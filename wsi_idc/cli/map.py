@@ -75,6 +75,8 @@ def map_(
     Writes one HDF5 file a patient, with a probability for every patch and the mosaic of its CAMs.
     The patches of a slide are cut where it has tissue, at the model's size and microns per pixel.
 
+    After --all or --manifest, cohort.csv and cohort.h5 beside the maps sum them up.
+
     A map made before by the same checkpoint, settings and data is kept; any other is made anew.
     Stopped, it exits with 75, and the same command goes on with the patients that are left.
 
@@ -87,7 +89,7 @@ def map_(
     from wsi_idc.data.source import open_data
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.maps.build_slides import SlideSettings
-    from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of
+    from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of, write_cohort
 
     ways = [bool(patients or patients_file), everyone, bool(slides), manifest is not None]
     if sum(ways) != 1 or (files and not slides):
@@ -111,10 +113,14 @@ def map_(
             _say_plan(job.plan(), as_json=as_json)
             return
         report = job.run()
+    # A shard is not the cohort; wsi-idc report writes its table when all of them are done.
+    table = write_cohort(work.out) if (everyone or manifest) and shard is None else None
     if as_json:
-        say_json(vars(report))
+        say_json({**vars(report), "table": table})
     else:
         _say_report(report)
+        if table is not None:
+            say(f"{table[0]}  what each map says, a row a patient")
     if report.failed:
         raise WsiIdcError(
             f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import DataError, WsiIdcError
+from wsi_idc.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.files import plain_name
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.build import identity_of as identity_of_pack
@@ -22,6 +22,7 @@ from wsi_idc.maps.build_slides import (
     look,
     open_row,
 )
+from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.grid import shape_of
 from wsi_idc.maps.work import MapReport, MapWork
 from wsi_idc.models.cam_layer import cam_grid
@@ -168,6 +169,19 @@ def _planned(
     return Planned(
         patient, state, len(row_col), num_bytes / 1e6, _COPIES_IN_MEMORY * num_bytes / 1e6
     )
+
+
+def write_cohort(maps: Path) -> tuple[Path, Path] | None:
+    """Write the table of a folder's maps, cohort.csv and cohort.h5, and return the two files.
+
+    None where there is no map, or another process is writing them.
+    """
+    cohort = read_cohort(maps)
+    try:
+        return cohort.write(maps) if cohort.rows else None
+    except BusyError:
+        logger.info("another process is writing the table of %s", maps)
+        return None
 
 
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
