@@ -5,8 +5,8 @@ The groups ``/map`` and ``/cam`` are NeXus NXdata, so H5Web and silx open the fi
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ _MAX_THUMBNAIL_SIDE = 8192
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
 _OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
+
+ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
 def map_path(folder: Path, patient: str) -> Path:
@@ -222,15 +224,42 @@ def read_image(path: Path) -> NDArray[np.uint8] | None:
     Raises:
         MapError: The map is missing, damaged, or something else.
     """
-    with _opened(path) as file:
-        content = _read(file)
-        if "image/rgb" not in file:
-            return None
-        rows, cols = content.shape
-        image, shape = file["image/rgb"], (rows * content.patch_px, cols * content.patch_px, 3)
-        if image.shape != shape or image.dtype != np.uint8:
-            raise ValueError(f"/image/rgb is not uint8 {shape}")
-        return image[:]
+    with open_image(path) as read_rows:
+        return read_rows(0, None) if read_rows else None
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[ReadRows | None]:
+    """Yield what reads rows of px of the stitched tissue, None if it was left out.
+
+    ``read_rows(first, last)`` returns shape (last - first, cols * patch_px, 3), uint8; a ``last``
+    of None means to the end.
+
+    Raises:
+        MapError: The map is missing, damaged, or something else.
+    """
+    # What goes wrong in the caller's block is no fault of the map.
+    with ExitStack() as stack:
+        with _in_one_line(path):
+            file = stack.enter_context(h5py.File(path, "r", locking=False))
+            image = _image(file)
+
+        def read_rows(first: int, last: int | None) -> NDArray[np.uint8]:
+            with _in_one_line(path):
+                return image[first:last]
+
+        yield None if image is None else read_rows
+
+
+def _image(file: h5py.File) -> h5py.Dataset | None:
+    content = _read(file)
+    if "image/rgb" not in file:
+        return None
+    rows, cols = content.shape
+    image, shape = file["image/rgb"], (rows * content.patch_px, cols * content.patch_px, 3)
+    if image.shape != shape or image.dtype != np.uint8:
+        raise ValueError(f"/image/rgb is not uint8 {shape}")
+    return image
 
 
 def read_identity(path: Path) -> dict[str, Any] | None:
@@ -257,10 +286,16 @@ def is_map(path: Path) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a map for reading; whatever is wrong with it becomes a MapError."""
+    # A reader asks for no lock: many network disks have none.
+    with _in_one_line(path), h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+@contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the map at ``path`` into a MapError."""
     try:
-        # A reader asks for no lock: many network disks have none.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
     except IsADirectoryError:
