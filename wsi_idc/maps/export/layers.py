@@ -21,6 +21,8 @@ CAM_TOP_PERCENTILE = 99.5
 # No numbers in 0..1 have a larger standard deviation.
 MAX_DEVIATION = 0.5
 _OPAQUE = 255
+# Under the transparency white, for programs that know none.
+_NO_PATCH = (255, 255, 255, 0)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Layer:
         title: The same for people.
         scale: What its colours mean, JSON-ready.
         paint_row: A row of the grid, and the side of a cell in px, to the picture of that row,
-            shape (side, cols * side, 4), uint8, red, green, blue and alpha, transparent where
-            there is no patch.
+            shape (side, cols * side, 4), uint8, red, green, blue and alpha, transparent white
+            where there is no patch.
     """
 
     name: str
@@ -116,7 +118,7 @@ def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
         blocks = _paint(cam[index[row]], "viridis", top)  # (cols, h, w, 4)
-        blocks[index[row] < 0] = 0
+        blocks[index[row] < 0] = _NO_PATCH
         # Of each px the part of the CAM that its centre lies in: nothing is blended.
         down = ((np.arange(cell_px) + 0.5) * height / cell_px).astype(int)
         across = ((np.arange(cell_px) + 0.5) * width / cell_px).astype(int)
@@ -131,7 +133,7 @@ def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
 def _label_layer(content: PatientMap) -> Layer:
     colours = np.array([(*colour, _OPAQUE) for colour in LABEL_COLOURS], np.uint8)
     grid = colours[content.label_grid()]
-    grid[~_present(content)] = 0
+    grid[~_present(content)] = _NO_PATCH
     names = (*content.class_names, "unknown")
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
@@ -157,7 +159,7 @@ def _paint(values: NDArray[np.float32], colours: str, top: float) -> NDArray[np.
     table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)  # (256, 4)
     share = np.nan_to_num(np.clip(values / top, 0, 1), nan=0.0)
     painted = table[(share * 255).round().astype(np.uint8)]
-    painted[np.isnan(values)] = 0
+    painted[np.isnan(values)] = _NO_PATCH
     return painted
 
 
@@ -166,5 +168,5 @@ def _colour_scale(colours: str, top: float) -> dict[str, Any]:
 
 
 def _blow_up(cells: NDArray[np.uint8], cell_px: int) -> NDArray[np.uint8]:
-    """Return cells of a row, shape (cols, ...), as squares of px, (cell_px, cols * cell_px, ...)."""
+    """Return a row of cells, shape (cols, ...), as squares of px, (cell_px, cols * cell_px, ...)."""
     return np.repeat(np.repeat(cells[None], cell_px, axis=0), cell_px, axis=1)

@@ -33,7 +33,8 @@ def write_png(content: PatientMap, layer: Layer, out: Path) -> None:
     for row in range(rows):
         picture[row * cell_px : (row + 1) * cell_px] = layer.paint_row(row, cell_px)
     with replacing(out) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+        # A third of the usual level's time for 10 % more bytes.
+        Image.fromarray(picture).save(partial, format="PNG", compress_level=1)
 
 
 def write_legend(content: PatientMap, layers: Sequence[tuple[Layer, Path]], out: Path) -> None:
