@@ -17,6 +17,7 @@ from wsi_idc.cli.demo import demo
 from wsi_idc.cli.download import download
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
+from wsi_idc.cli.export import export
 from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job
@@ -70,6 +71,7 @@ _COMMANDS = (
     eval_,
     map_,
     render,
+    export,
     info,
     fetch_weights,
     bench,

@@ -7,6 +7,7 @@ The groups ``/map`` and ``/cam`` are NeXus NXdata, so H5Web and silx open the fi
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,12 +244,12 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
         with _in_one_line(path):
             file = stack.enter_context(h5py.File(path, "r", locking=False))
             image = _image(file)
+        yield None if image is None else partial(_read_rows, path, image)
 
-        def read_rows(first: int, last: int | None) -> NDArray[np.uint8]:
-            with _in_one_line(path):
-                return image[first:last]
 
-        yield None if image is None else read_rows
+def _read_rows(path: Path, image: h5py.Dataset, first: int, last: int | None) -> NDArray[np.uint8]:
+    with _in_one_line(path):
+        return image[first:last]
 
 
 def _image(file: h5py.File) -> h5py.Dataset | None:

@@ -32,16 +32,18 @@ Made by `wsi-idc export --format wsinfer` from a checkpoint (SHA-256 `{sha256}`)
 **Research use only. No output of this model is a diagnosis.**
 
 - **Input**: patches of {patch_px} x {patch_px} px at {mpp:g} um/px, {patch_um:g} um a side, of
-  H&E-stained breast tissue. `config.json` says how they are resized and normalised.
-- **Output**: two logits, of {classes}. They are divided by the temperature {temperature:.4g}, set on
-  val patients, so their softmax is the calibrated probability.
-- **Threshold**: {threshold:.4g} is the probability of {idc} with the largest F1 on val patients. WSInfer
-  has none, and QuPath names a tile by the larger probability, as a threshold of 0.5 would: use the
-  probabilities.
-- **Training**: split {split_spec}; {num_train} patients in train, {num_val} in val, {num_test} in test.
-  Results on the val patients: {metrics}.
+  H&E-stained breast tissue. This is the resolution that the training data state or, as for the
+  Kaggle set, are assumed to have. `config.json` says how patches are resized and normalised.
+- **Output**: two logits, of {classes}, already divided by the temperature ({temperature:.4g}, set
+  on val patients): their softmax is the calibrated probability.
+- **Threshold**: {threshold:.4g} is the probability of {idc} with the largest F1 on val patients.
+  WSInfer has none, and QuPath names a tile by the larger probability, as a threshold of 0.5 would:
+  go by the probabilities.
+- **Training**: split {split_spec} with {num_train} patients in train, {num_val} in val and
+  {num_test} in test. Metrics: {metrics}.
 
-    wsinfer run --config config.json --model-path torchscript_model.pt --wsi-dir SLIDES --results-dir OUT
+    wsinfer run --config config.json --model-path torchscript_model.pt \\
+        --wsi-dir SLIDES --results-dir OUT
 
 In QuPath, put this folder into the WSInfer extension's directory of local models.
 """
@@ -67,7 +69,9 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
         CheckpointError: Its classes have one name, or the network does not survive TorchScript.
     """
     if len(set(checkpoint.class_names)) < len(checkpoint.class_names):
-        raise CheckpointError(f"{checkpoint.source}: both classes have the same name; train it anew")
+        raise CheckpointError(
+            f"{checkpoint.source}: both classes have the same name; train it anew"
+        )
     files = [out / name for name in ("torchscript_model.pt", "config.json", "README.md")]
     write_bytes(files[0], torchscript(checkpoint))
     write_json(files[1], wsinfer_config(checkpoint))

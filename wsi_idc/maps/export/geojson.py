@@ -90,19 +90,21 @@ def _tiles(content: PatientMap, place: Place, threshold: float) -> Iterator[dict
 
 
 def _annotations(content: PatientMap, place: Place, threshold: float) -> Iterator[dict[str, Any]]:
-    probability = content.probability_grid()
+    probability, idc = content.probability_grid(), content.class_names[IDC]
     for number, region in enumerate(regions_of(probability >= threshold), start=1):
         row, col = region.cells[0].tolist()
         yield _feature(
             f"{content.patient}/region/{row}/{col}",
             _rings(region, place),
             objectType="annotation",
-            name=f"{content.class_names[IDC]} {number}",
+            name=f"{idc} {number}",
             classification=_classification(content, IDC),
             measurements=_finite(
-                _measure(
-                    region, probability[tuple(region.cells.T)], place, content.class_names[IDC]
-                )
+                {
+                    **_measure(region, place),
+                    f"mean_prob_{idc}": probability[tuple(region.cells.T)].mean(dtype=np.float64),
+                    "threshold": threshold,
+                }
             ),
         )
 
@@ -116,15 +118,12 @@ def _rings(region: Region, place: Place) -> list[Any]:
     ]
 
 
-def _measure(
-    region: Region, probability: np.ndarray, place: Place, class_name: str
-) -> dict[str, float]:
+def _measure(region: Region, place: Place) -> dict[str, float]:
     area = len(region.cells) * (place.side * place.mpp) ** 2
     return {
         "area_um2": area,
         "area_mm2": area / _UM2_PER_MM2,
         "num_patches": len(region.cells),
-        f"mean_prob_{class_name}": float(probability.mean(dtype=np.float64)),
     }
 
 
@@ -141,7 +140,7 @@ def _classification(content: PatientMap, label: int) -> dict[str, Any]:
     return {"name": content.class_names[label], "color": list(LABEL_COLOURS[label])}
 
 
-def _finite(measured: Mapping[str, float]) -> dict[str, float]:
+def _finite(measured: Mapping[Any, float]) -> dict[str, float]:
     """Return the numbers that are some, to the digits they have."""
     return {
         name: float(f"{value:.{_SIGNIFICANT}g}")

@@ -168,5 +168,5 @@ def _colour_scale(colours: str, top: float) -> dict[str, Any]:
 
 
 def _blow_up(cells: NDArray[np.uint8], cell_px: int) -> NDArray[np.uint8]:
-    """Return a row of cells, shape (cols, ...), as squares of px, (cell_px, cols * cell_px, ...)."""
+    """Return a row of cells, shape (cols, ...), as squares of px, (side, cols * side, ...)."""
     return np.repeat(np.repeat(cells[None], cell_px, axis=0), cell_px, axis=1)
