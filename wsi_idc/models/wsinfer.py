@@ -113,7 +113,8 @@ def torchscript(checkpoint: Checkpoint) -> bytes:
     model = _Calibrated(checkpoint.build().network, checkpoint.temperature).eval()
     side = _input_px(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    with _quiet(), torch.no_grad():
+    # Optimising what is run three times takes longer than running it.
+    with _quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
         example = torch.randn(_TRACED_BATCH, 3, side, side, generator=generator)
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.trace(model, example, check_trace=False), buffer)

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -103,7 +104,7 @@ def test_where_there_is_no_patch_it_is_white(content: PatientMap, files: dict[st
 def test_each_level_is_the_mean_of_the_last(files: dict[str, Path]):
     with tifffile.TiffFile(files["tissue"]) as file:
         levels = [level.asarray() for level in file.series[0].levels]
-    for large, small in zip(levels, levels[1:], strict=False):
+    for large, small in itertools.pairwise(levels):
         even = np.pad(large, ((0, large.shape[0] % 2), (0, large.shape[1] % 2), (0, 0)), "edge")
         height, width, _ = small.shape
         mean = even.reshape(height, 2, width, 2, 3).mean(axis=(1, 3))
@@ -127,6 +128,24 @@ def test_the_cam_lies_in_its_patch(tmp_path: Path):
         assert (np.abs(picture[rows, cols] - colour) <= 1).all()
 
 
+def test_nothing_drifts_to_the_last_row_and_column(tmp_path: Path):
+    cells = full_grid(300, 300)
+    last = (cells == [299, 299]).all(axis=1)
+    content = small_map(
+        cells,
+        last,
+        patch_px=7,
+        cam=np.where(last, 1, 0).astype(np.float32)[:, None, None].repeat(3, 1).repeat(3, 2),
+        patches=np.where(last, 0, 200).astype(np.uint8)[:, None, None, None]
+        * np.ones((1, 7, 7, 3), np.uint8),
+    )
+    for path in write_all(content, tmp_path).values():
+        picture = tifffile.imread(path)
+        assert picture.shape == (2100, 2100, 3)
+        other = np.argwhere((picture != picture[0, 0]).any(axis=-1))
+        assert other.tolist() == [[y, x] for y in range(2093, 2100) for x in range(2093, 2100)]
+
+
 def test_the_same_map_is_the_same_bytes(content: PatientMap, tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -142,9 +161,9 @@ def test_the_same_map_is_the_same_bytes(content: PatientMap, tmp_path: Path):
 
 
 def test_odd_names_stay_text(tmp_path: Path):
-    content = small_map([[0, 0]], [0.9], patient='<é "&\'>', class_names=("</Image>", "<b>&"))
+    content = small_map([[0, 0]], [0.9], patient="<é \"&'>", class_names=("</Image>", "<b>&"))
     path = write_all(content, tmp_path)["probability"]
     with tifffile.TiffFile(path) as file:
         image = ElementTree.fromstring(file.ome_metadata).find(f"{OME}Image")
-    assert image is not None and image.get("Name") == '<é "&\'> probability'
+    assert image is not None and image.get("Name") == "<é \"&'> probability"
     assert cv2.imread(str(path)).shape == (50, 50, 3)  # libtiff reads it too

@@ -19,7 +19,9 @@ def test_the_last_cell_of_a_slide_lies_as_well_as_the_first():
     content = on_slide(small_map(cells, np.zeros(len(cells))), 0.2527)
     place = place_of(content)
     side = 50 * 4 / 0.2527  # 791.45 px: rounded ones would be off by 135 px at the end
-    assert place.points(np.array([[300, 300]])).tolist() == [[pytest.approx(300 * side, abs=1e-3)] * 2]
+    assert place.points(np.array([[300, 300]])).tolist() == [
+        [pytest.approx(300 * side, abs=1e-3)] * 2
+    ]
     corners = place.points(cells[:, ::-1])
     assert np.abs(corners - content.coords).max() <= 0.5
 

@@ -42,9 +42,7 @@ def test_every_format_by_default(tmp_path: Path):
     assert report.failed == {}
 
 
-def test_without_image_or_cam_the_rest_is_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_without_image_or_cam_the_rest_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = stored(small_map([[0, 0]], [0.9]), tmp_path)
     with caplog.at_level(logging.WARNING, "wsi_idc"):
         export_maps([path], tmp_path / "out", ExportOptions(("ome-tiff", "png")))
