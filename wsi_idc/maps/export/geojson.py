@@ -21,8 +21,8 @@ from wsi_idc.maps.export.place import Place, place_of
 from wsi_idc.maps.export.regions import Region, regions_of
 from wsi_idc.maps.export.table import numbers_of
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.models.classifier import IDC
 
+_IDC = 1  # its label, and the index of its name
 # Any fixed UUID: the same patch has the same id in every export, and in no other program's.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "wsi-idc")
 _UM2_PER_MM2 = 1e6
@@ -90,7 +90,7 @@ def _tiles(content: PatientMap, place: Place, threshold: float) -> Iterator[dict
 
 
 def _annotations(content: PatientMap, place: Place, threshold: float) -> Iterator[dict[str, Any]]:
-    probability, idc = content.probability_grid(), content.class_names[IDC]
+    probability, idc = content.probability_grid(), content.class_names[_IDC]
     for number, region in enumerate(regions_of(probability >= threshold), start=1):
         row, col = region.cells[0].tolist()
         yield _feature(
@@ -98,7 +98,7 @@ def _annotations(content: PatientMap, place: Place, threshold: float) -> Iterato
             _rings(region, place),
             objectType="annotation",
             name=f"{idc} {number}",
-            classification=_classification(content, IDC),
+            classification=_classification(content, _IDC),
             measurements=_finite(
                 {
                     **_measure(region, place),
