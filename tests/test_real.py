@@ -4,12 +4,16 @@ import csv
 import json
 import re
 import subprocess
+import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
+import openslide
 import pytest
+import torch
 from PIL import Image
+from torchvision import transforms
 
 from tests.slides.tiffs import halved, write_tiff
 from wsi_idc.data.pack import Pack
@@ -17,10 +21,12 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.learn.evaluate import choose_patients, evaluate
 from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.export.write import ExportOptions, export_maps
 from wsi_idc.maps.grid import cells_of, mosaic, shape_of
 from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
 from wsi_idc.models.device import choose_compute
+from wsi_idc.models.wsinfer import write_wsinfer
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide
 
@@ -94,6 +100,46 @@ def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(pack: Pack, t
     known, found = (set(map(tuple, found.tolist())) for found in (cells, with_tissue.row_col))
     assert len(found & known) > 1000
     assert len(found - known) < 10
+
+
+def test_wsinfer_would_say_the_same_of_real_patches(pack: Pack, tmp_path: Path):
+    checkpoint = load_checkpoint(bundled_checkpoint())
+    write_wsinfer(checkpoint, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    transform = transforms.Compose(
+        [
+            getattr(transforms, item["name"])(**item.get("arguments", {}))
+            for item in config["transform"]
+        ]
+    )
+    rows = np.sort(np.random.default_rng(0).choice(len(pack), 100, replace=False))
+    patches = pack.patches[rows]
+    images = torch.stack([transform(Image.fromarray(patch)) for patch in patches])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="`?torch.jit")
+        found = torch.jit.load(tmp_path / "torchscript_model.pt")(images)
+        expected = checkpoint.build()(torch.from_numpy(patches)) / checkpoint.temperature
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_outlines_lie_on_the_tissue_they_mark(tree: Path, pack: Pack, tmp_path: Path):
+    checkpoint = load_checkpoint(bundled_checkpoint())
+    build_maps(MapWork(Method((checkpoint,)), choose_compute("cpu"), tmp_path), pack, ["9290"])
+    options = ExportOptions(("geojson", "ome-tiff"))
+    assert export_maps([tmp_path / "9290.h5"], tmp_path, options).failed == {}
+    features = json.loads((tmp_path / "9290.geojson").read_text())["features"]
+    corners = {tuple(f["geometry"]["coordinates"][0][0]): f for f in features[:85]}
+    with openslide.OpenSlide(tmp_path / "9290.tissue.ome.tif") as slide:
+        for path in (tree / "9290").rglob("*.png"):
+            x, y, truth = (int(text) for text in NAME.search(path.name).groups())
+            tile = corners.pop((x - 1, y - 1))
+            assert tile["properties"]["measurements"]["label"] == truth
+            with Image.open(path) as image:
+                tissue = np.asarray(image.convert("RGB"))
+            size = tissue.shape[1::-1]
+            found = np.asarray(slide.read_region((x - 1, y - 1), 0, size).convert("RGB"))
+            np.testing.assert_array_equal(found, tissue)
+    assert corners == {}
 
 
 def test_the_model_card_says_what_eval_finds(pack: Pack):

@@ -186,6 +186,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["train", "--split", "half"], 1, "unknown split 'half'"),
         (["prepare", "none"], 1, "none: no such folder"),
         (["render"], 1, "no maps in maps/"),
+        (["export"], 1, "no maps in maps/"),
         (["info", "none"], 1, "none: no such file"),
         (["info", "text.pt"], 1, "text.pt: not a readable checkpoint"),
         (["synth", "data"], 1, "not an empty folder"),

@@ -11,6 +11,7 @@ from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import (
     is_map,
     map_path,
+    open_image,
     read_identity,
     read_image,
     read_image_rows,
@@ -146,6 +147,18 @@ def test_the_image_is_the_patches_on_white(path: Path, content: PatientMap):
     assert (rgb[50:, 50:100] == 255).all()
     np.testing.assert_array_equal(read_image(path), rgb)
     np.testing.assert_array_equal(list(read_image_rows(path)), [rgb[:50], rgb[50:]])
+
+
+def test_the_image_is_read_by_rows(path: Path, content: PatientMap):
+    with open_image(path) as read_rows:
+        assert read_rows is not None
+        rows = read_rows(60, 80)
+    assert rows.shape == (20, 150, 3)
+    np.testing.assert_array_equal(rows[:, 100:], content.patches[2][10:30])
+    with pytest.raises(OSError, match="mine"), open_image(path):
+        raise OSError("mine")
+    with pytest.raises(MapError, match="no such file"), open_image(path.with_name("none.h5")):
+        pass
 
 
 def test_the_image_can_be_left_out(content: PatientMap, tmp_path: Path):

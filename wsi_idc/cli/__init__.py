@@ -18,6 +18,7 @@ from wsi_idc.cli.demo import demo
 from wsi_idc.cli.download import download
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
+from wsi_idc.cli.export import export
 from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job
@@ -73,6 +74,7 @@ _COMMANDS = (
     compare,
     map_,
     render,
+    export,
     report,
     info,
     fetch_weights,

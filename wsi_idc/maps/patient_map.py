@@ -119,6 +119,11 @@ class PatientMap:
         return self.patch_px * self.mpp / self.level0_mpp
 
     @property
+    def cell_size_level0(self) -> float:
+        """Side of a cell in level-0 px."""
+        return self.cell_px * self.mpp / self.level0_mpp
+
+    @property
     def level0_size(self) -> tuple[int, int]:
         """Width and height of level 0 in px."""
         if self.slide is not None:

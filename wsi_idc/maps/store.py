@@ -5,8 +5,9 @@ The groups ``/map`` and ``/cam`` are NeXus NXdata, so H5Web and silx open the fi
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _MAX_THUMBNAIL_SIDE = 8192
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
 _OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
+
+ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
 def map_path(folder: Path, patient: str) -> Path:
@@ -233,25 +236,47 @@ def read_image(path: Path) -> NDArray[np.uint8] | None:
     Raises:
         MapError: The map is missing, damaged, or something else.
     """
-    with _opened(path) as file:
-        image = _image_of(file, _read(file))
-        return None if image is None else image[:]
+    with open_image(path) as read_rows:
+        return read_rows(0, None) if read_rows else None
 
 
-def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the stitched tissue a row of cells at a time, for a whole slide's may be gigabytes.
+@contextmanager
+def open_image(path: Path) -> Iterator[ReadRows | None]:
+    """Yield what reads rows of px of the stitched tissue, None if it was left out.
 
-    Each is of shape (cell_px, cols * cell_px, 3); there is none if the image was left out.
+    A whole slide's may be gigabytes. ``read_rows(first, last)`` returns shape (last - first,
+    cols * cell_px, 3), uint8; a ``last`` of None means to the end.
 
     Raises:
         MapError: The map is missing, damaged, or something else.
     """
-    with _opened(path) as file:
-        content = _read(file)
-        image, side = _image_of(file, content), content.cell_px
-        if image is not None:
-            for row in range(content.shape[0]):
-                yield image[row * side : (row + 1) * side]
+    # What goes wrong in the caller's block is no fault of the map.
+    with ExitStack() as stack:
+        with _in_one_line(path):
+            file = stack.enter_context(h5py.File(path, "r", locking=False))
+            image = _image_of(file, _read(file))
+        yield None if image is None else partial(_read_rows, path, image)
+
+
+def _read_rows(path: Path, image: h5py.Dataset, first: int, last: int | None) -> NDArray[np.uint8]:
+    with _in_one_line(path):
+        return image[first:last]
+
+
+def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the stitched tissue a row of cells at a time; nothing if it was left out.
+
+    Each is of shape (cell_px, cols * cell_px, 3).
+
+    Raises:
+        MapError: The map is missing, damaged, or something else.
+    """
+    content = read_map(path)
+    side = content.cell_px
+    with open_image(path) as read_rows:
+        for row in range(content.shape[0] if read_rows else 0):
+            assert read_rows is not None
+            yield read_rows(row * side, (row + 1) * side)
 
 
 def read_identity(path: Path) -> dict[str, Any] | None:
@@ -278,10 +303,16 @@ def is_map(path: Path) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a map for reading; whatever is wrong with it becomes a MapError."""
+    # A reader asks for no lock: many network disks have none.
+    with _in_one_line(path), h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+@contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the map at ``path`` into a MapError."""
     try:
-        # A reader asks for no lock: many network disks have none.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
     except IsADirectoryError:

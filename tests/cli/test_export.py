@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_cli import Said
+from tests.maps.export.maps import small_map, stored
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working folder with two maps in maps/."""
+    (tmp_path / "maps").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for patient in ("P1", "P2"):
+        patches = np.zeros((1, 50, 50, 3), np.uint8)
+        stored(small_map([[0, 0]], [0.9], patient=patient, patches=patches), tmp_path / "maps")
+    return tmp_path
+
+
+def test_every_map_in_every_format(work: Path, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "export")
+    assert said.code == 0, said.err
+    files = said.out.splitlines()
+    assert len(files) == 14
+    assert files[:3] == ["export/P1.geojson", "export/P1.csv", "export/P1.tissue.ome.tif"]
+    assert all(Path(file).is_file() for file in files)
+
+
+def test_one_map_as_asked_for(work: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["export", "maps/P1.h5", "--format", "geojson", "--gzip", "--out", "a", "--json"]
+    said = Said(capsys, *words, "--threshold", 0.95)
+    assert said.code == 0, said.err
+    assert json.loads(said.out) == {"written": {"maps/P1.h5": ["a/P1.geojson.gz"]}, "failed": {}}
+    assert [path.name for path in Path("a").iterdir()] == ["P1.geojson.gz"]
+
+
+def test_a_bad_map_is_set_aside(work: Path, capsys: pytest.CaptureFixture[str]):
+    Path("maps/A.h5").write_text("no map")
+    said = Said(capsys, "export", "--format", "csv")
+    assert said.code == 1
+    assert said.out.splitlines() == ["export/P1.csv", "export/P2.csv"]
+    assert "not exported: maps/A.h5: not a usable map" in said.err
+    assert "1 of 3 maps not exported; the reasons are above" in said.error
+    said = Said(capsys, "export", "--format", "csv", "--json")
+    assert said.code == 1
+    assert list(json.loads(said.out)["failed"]) == ["maps/A.h5"]
+
+
+def test_a_model_folder(work: Path, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "export", "--format", "wsinfer", "--checkpoint", "bundled")
+    assert said.code == 0, said.err
+    assert "the bundled model" in said.err
+    assert said.out.splitlines() == [
+        "wsinfer/torchscript_model.pt",
+        "wsinfer/config.json",
+        "wsinfer/README.md",
+    ]
+    assert json.loads(Path("wsinfer/config.json").read_text())["architecture"] == "cnn-bn"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["--format", "wsinfer", "maps/P1.h5"], 2, "goes without maps, alone"),
+        (["--format", "wsinfer", "--format", "csv"], 2, "goes without maps, alone"),
+        (["--checkpoint", "bundled"], 2, "--checkpoint goes with --format wsinfer"),
+        (["--threshold", "1.5"], 2, "1.5 is not in the range"),
+        (["none.h5", "--format", "csv"], 1, "1 of 1 maps not exported"),
+        (["--format", "wsinfer", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
+    ],
+)
+def test_the_users_trouble_is_one_line(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    error: str,
+):
+    before = sorted(work.rglob("*"))
+    said = Said(capsys, "export", *arguments)
+    assert said.code == code
+    assert error in said.error
+    assert sorted(work.rglob("*")) == before
