@@ -121,7 +121,7 @@ def test_the_legend_says_where_and_what(tmp_path: Path):
         "file": "probability.png",
         "title": "Probability of IDC",
         "kind": "colour map",
-        "colour_map": "matplotlib magma",
+        "colour_map": "matplotlib viridis",
         "low": 0.0,
         "high": 1.0,
     }

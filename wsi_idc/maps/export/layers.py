@@ -99,7 +99,7 @@ def _value_layer(
     title: str,
     values: NDArray[np.float32],
     *,
-    colours: str = "magma",
+    colours: str = "viridis",
     top: float = 1.0,
 ) -> Layer:
     """Return a layer of one value a patch, its colours on the same scale for every patient."""
@@ -119,7 +119,7 @@ def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
     _, height, width = cam.shape
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
-        blocks = _paint(cam[index[row]], "viridis", top)  # (cols, h, w, 4)
+        blocks = _paint(cam[index[row]], "inferno", top)  # (cols, h, w, 4)
         blocks[index[row] < 0] = _NO_PATCH
         # Of each px the part of the CAM that its centre lies in: nothing is blended.
         down = ((np.arange(cell_px) + 0.5) * height / cell_px).astype(int)
@@ -128,7 +128,7 @@ def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
         return blocks.transpose(1, 0, 2, 3).reshape(cell_px, -1, 4)
 
     title = f"{content.cam_method} of {content.cam_class}, raw, one scale for the patient"
-    scale = _colour_scale("viridis", top) | {"top_percentile": CAM_TOP_PERCENTILE}
+    scale = _colour_scale("inferno", top) | {"top_percentile": CAM_TOP_PERCENTILE}
     return Layer("cam", title, scale, paint_row)
 
 
