@@ -93,9 +93,9 @@ def test_probability_is_on_an_absolute_scale(tmp_path: Path):
     for name, content in (("a", low), ("b", high)):
         (tmp_path / name).mkdir()
         pictures.append(draw(content, tmp_path / name)["probability"])
-    assert pictures[0][0, 0].tolist() == [0, 0, 3, 255]
+    assert pictures[0][0, 0].tolist() == [68, 1, 84, 255]
     assert pictures[0][0, 50].tolist() == pictures[1][0, 0].tolist()  # 0.1 in both
-    assert pictures[1][0, 50].tolist() == [251, 252, 191, 255]
+    assert pictures[1][0, 50].tolist() == [253, 231, 36, 255]
 
 
 def test_the_cam_has_one_scale_for_the_patient(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_the_cam_has_one_scale_for_the_patient(tmp_path: Path):
     cam[0], cam[1] = np.linspace(0, 0.1, 16).reshape(4, 4), np.linspace(0, 1, 16).reshape(4, 4)
     content = small_map([[0, 0], [0, 1]], [0.1, 0.9], cam=cam)
     picture = draw(content, tmp_path)["cam"].astype(int)
-    assert (np.abs(picture[49, 99] - [253, 231, 36, 255]) <= 1).all()
+    assert (np.abs(picture[49, 99] - [252, 254, 164, 255]) <= 1).all()
     # The faint patch stays dark: scaled by itself, it would glow as well.
     assert picture[:, :50, :3].max() < 130
 
@@ -135,7 +135,7 @@ def test_what_is_no_number_is_transparent_or_black_but_no_error(tmp_path: Path):
     content = small_map([[0, 0], [0, 1]], [np.nan, np.inf], cam=cam)
     pictures = draw(content, tmp_path)
     assert pictures["probability"][0, 0, 3] == 0
-    assert pictures["probability"][0, 50].tolist() == [251, 252, 191, 255]
+    assert pictures["probability"][0, 50].tolist() == [253, 231, 36, 255]
     assert (pictures["cam"][..., 3] == 0).all()
 
 
