@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import METHOD, evaluation_of, pack_of, patches
-from wsi_idc.learn.evaluation_page import CAPTIONS, provenance_in_words
+from wsi_idc.learn.evaluation_page import CAPTIONS, provenance_in_words, write_evaluation_page
 from wsi_idc.learn.evaluation_report import evaluate_into, write_report
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.wording import NONE
@@ -101,9 +101,8 @@ def test_what_a_file_says_is_text(tmp_path):
 
 
 def test_the_page_says_what_was_measured(tmp_path):
-    pack = pack_of(tmp_path / "a.h5", FEW)
     evaluation = evaluation_of(FEW)
-    write_report(evaluation, tmp_path, pack=pack, history=None)
+    write_evaluation_page(evaluation, tmp_path / "report.html", {})
     page = check_page(tmp_path / "report.html")
     headline = page.words[page.words.index("F1") + 1 :]
     assert next(word for word in headline if word.strip()) == "0.667"
@@ -114,8 +113,7 @@ def test_the_page_says_what_was_measured(tmp_path):
 
 def test_a_value_that_is_none_sorts_as_nothing(tmp_path):
     table = patches("a", "00", [0.1, 0.2])
-    pack = pack_of(tmp_path / "a.h5", table)
-    write_report(evaluation_of(table), tmp_path, pack=pack, history=None)
+    write_evaluation_page(evaluation_of(table), tmp_path / "report.html", {})
     text = (tmp_path / "report.html").read_text()
     assert f'<td data-value="">{NONE}</td>' in text
     assert '<td data-value="0.0">0.0 %</td>' in text
@@ -137,9 +135,8 @@ def test_provenance_tells_one_checkpoint_from_several():
 
 @pytest.mark.parametrize("split", ["train", "val", "all"])
 def test_a_flattering_split_is_warned_of(split, tmp_path):
-    pack = pack_of(tmp_path / "a.h5", FEW)
     evaluation = replace(evaluation_of(FEW), split=split)
-    write_report(evaluation, tmp_path, pack=pack, history=None)
+    write_evaluation_page(evaluation, tmp_path / "report.html", {})
     assert '<p class="warning">' in (tmp_path / "report.html").read_text()
 
 

@@ -91,13 +91,15 @@ CAPTIONS: dict[str, tuple[str, str, str]] = {
     "false_positives": (
         "Surest false positives",
         "Labelled non-IDC but called IDC, the largest probability first. Border: patches between "
-        "it and the nearest of the other label. Wrong labels show here too.",
+        "it and the nearest of the other label. A frame marks the patch where its neighbours are "
+        "shown. Wrong labels show here too.",
         "full",
     ),
     "false_negatives": (
         "Surest false negatives",
         "Labelled IDC but not called so, the smallest probability first. Border: patches between "
-        "it and the nearest of the other label. Wrong labels show here too.",
+        "it and the nearest of the other label. A frame marks the patch where its neighbours are "
+        "shown. Wrong labels show here too.",
         "full",
     ),
     "learning_curves": (
