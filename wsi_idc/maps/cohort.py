@@ -171,11 +171,7 @@ def row_of(content: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def _of_the_model(model: Mapping[str, Any]) -> dict[str, str]:
-    notes = {
-        name: model[name] if isinstance(model.get(name), str) else json.dumps(model[name])
-        for name in _MODEL_NOTES
-        if model.get(name) is not None
-    }
+    notes = {name: note_of(model[name]) for name in _MODEL_NOTES if model.get(name) is not None}
     return {
         "role": str(model.get("role_of_patient") or ""),
         "architecture": str(model.get("architecture") or ""),
@@ -183,6 +179,20 @@ def _of_the_model(model: Mapping[str, Any]) -> dict[str, str]:
         **dict.fromkeys(_MODEL_NOTES, ""),
         **notes,
     }
+
+
+def note_of(value: Any) -> str:
+    """Return what a checkpoint says of views or members in a few words.
+
+    A member that is a whole checkpoint's summary becomes the first digits of its SHA-256.
+    """
+    if isinstance(value, list) and value and all(_is_member(member) for member in value):
+        return " ".join(str(member["sha256"])[:SHORT_SHA] for member in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_member(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value.get("sha256"))
 
 
 def cell_area_mm2(content: PatientMap) -> float:

@@ -1,6 +1,5 @@
 """A patient's page: one HTML file with everything in it."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from bokeh.embed import file_html
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
+from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.document import document_of
 from wsi_idc.maps.report.layers import stitched_in_window, window_of
@@ -101,11 +101,7 @@ def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
         ("resolution", f"{content.mpp:g} µm/px ({content.mpp_source})"),
         ("classes", ", ".join(content.class_names)),
     ]
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value))
-        for name, value in pairs
-        if value not in (None, "", {}, [])
-    ]
+    return [(name, note_of(value)) for name, value in pairs if value not in (None, "", {}, [])]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
