@@ -72,6 +72,9 @@ def test_views_and_members_of_the_model_are_told():
     assert row["tta"] == "true"
     assert row["ensemble"].split() == [("ab" * 32)[:SHORT_SHA], ("cd" * 32)[:SHORT_SHA]]
     assert (row["role"], row["checkpoint_sha256"]) == ("", "")
+    members = [{"sha256": digit * 64, "metrics": {"auc": 1}} for digit in "ab"]
+    row = row_of(hand_map(model={"tta": False, "ensemble": members}), threshold=0.5)
+    assert (row["tta"], row["ensemble"]) == ("false", f"{'a' * 12} {'b' * 12}")
 
 
 def test_patches_in_the_same_cell_count_once():

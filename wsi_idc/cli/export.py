@@ -88,8 +88,9 @@ def export(
     if checkpoint is not None:
         raise click.UsageError("--checkpoint goes with --format wsinfer.")
     from wsi_idc.maps.export.write import ExportOptions, export_maps
+    from wsi_idc.maps.store import map_paths
 
-    paths = list(dict.fromkeys(maps)) or sorted(DEFAULT_MAPS.glob("*.h5"))
+    paths = list(dict.fromkeys(maps)) or map_paths(DEFAULT_MAPS)
     if not paths:
         raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
     options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)

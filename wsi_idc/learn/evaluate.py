@@ -223,7 +223,14 @@ def evaluate(
         predictions=predictions,
         patients=table,
         bands=roc_and_pr_bands(label, predictions[judged.column].to_numpy(), code, weights=drawn),
-        notes=tuple(_notes(predictions, table, num_unknown=int((~is_known).sum()))),
+        notes=tuple(
+            _notes(
+                predictions,
+                table,
+                num_unknown=int((~is_known).sum()),
+                seen=method.patients("train").intersection(ids),
+            )
+        ),
         record=provenance(
             method=method.summary(),
             data_fingerprint=pack.info.source_fingerprint,
@@ -315,8 +322,14 @@ def judge(
     )
 
 
-def _notes(predictions: pd.DataFrame, patients: pd.DataFrame, *, num_unknown: int) -> list[str]:
+def _notes(
+    predictions: pd.DataFrame, patients: pd.DataFrame, *, num_unknown: int, seen: set[str]
+) -> list[str]:
     notes = []
+    if seen:
+        notes.append(
+            f"a checkpoint was trained on {len(seen)} of these patients: the figures flatter it"
+        )
     if num_unknown:
         notes.append(f"{num_unknown} patches of unknown label are left out")
     if len(patients) == 1:
@@ -327,7 +340,8 @@ def _notes(predictions: pd.DataFrame, patients: pd.DataFrame, *, num_unknown: in
         notes.append(f"every label is {only}: AUC and all that needs both classes has no value")
     elif num_single := int(patients["auc"].isna().sum()):
         who = "1 patient has" if num_single == 1 else f"{num_single} patients have"
-        notes.append(f"{who} one class only, so no AUC of their own")
+        whose = "its" if num_single == 1 else "their"
+        notes.append(f"{who} one class only, so no AUC of {whose} own")
     columns = ("probability_smoothed", "probability")
     judged = next(name for name in columns if name in predictions)
     if predictions[judged].nunique() == 1:

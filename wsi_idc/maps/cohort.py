@@ -172,7 +172,7 @@ def row_of(content: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def _of_the_model(model: Mapping[str, Any]) -> dict[str, str]:
-    notes = {name: model_note(model[name]) for name in _MODEL_NOTES if model.get(name)}
+    notes = {name: note_of(model[name]) for name in _MODEL_NOTES if model.get(name) is not None}
     return {
         "role": str(model.get("role_of_patient") or ""),
         "architecture": str(model.get("architecture") or ""),
@@ -182,14 +182,18 @@ def _of_the_model(model: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def model_note(value: Any) -> str:
-    """Return what a model says of itself as one cell of a table; of members their checkpoints."""
-    if isinstance(value, list):
-        return " ".join(
-            str(one.get("sha256"))[:SHORT_SHA] if isinstance(one, dict) else str(one)
-            for one in value
-        )
+def note_of(value: Any) -> str:
+    """Return what a checkpoint says of views or members in a few words.
+
+    A member that is a whole checkpoint's summary becomes the first digits of its SHA-256.
+    """
+    if isinstance(value, list) and value and all(_is_member(member) for member in value):
+        return " ".join(str(member["sha256"])[:SHORT_SHA] for member in value)
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_member(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value.get("sha256"))
 
 
 def cell_area_mm2(content: PatientMap) -> float:

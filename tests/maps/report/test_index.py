@@ -54,6 +54,13 @@ def test_the_page_shows_every_patient_most_idc_first():
     assert by == ["idc_fraction", "auc", "patches", "patient"]
 
 
+def test_medians_leave_train_patients_out():
+    some = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
+    assert "<b>0.800</b> median AUC without train patients" in cohort_page(some, {})
+    assert "<b>0.800</b> median AUC ·" in cohort_page(some[:2], {})
+    assert "median" not in cohort_page(some[2:], {})
+
+
 def test_names_are_text_and_links_are_encoded():
     evil = card(EVIL, role="</script>")
     slashes = card('x"y?#%', role=EVIL)

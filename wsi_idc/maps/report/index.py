@@ -112,8 +112,11 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.0f}",
         "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.0f}",
     }
+    # How well a model does on patients that it was trained on says nothing.
+    unseen = [row for row in rows if row["role"] != "train"]
+    note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):
-        known = [row[column] for row in rows if not _is_unknown(row[column])]
+        known = [row[column] for row in unseen if not _is_unknown(row[column])]
         if known:
-            totals[name] = f"{float(np.median(known)):.3f}"
+            totals[name + note] = f"{float(np.median(known)):.3f}"
     return totals

@@ -1,6 +1,5 @@
 """A patient's page: one HTML file with everything in it."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from bokeh.embed import file_html
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
-from wsi_idc.maps.cohort import model_note
+from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.document import document_of
 from wsi_idc.maps.report.layers import stitched_in_window, window_of
@@ -95,18 +94,14 @@ def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
         ("CAM", cam),
         ("settings", _pairs({k: v for k, v in identity.items() if k not in _ELSEWHERE})),
         ("8 views", "yes" if model.get("tta") else None),
-        ("ensemble of", model_note(model["ensemble"]) if model.get("ensemble") else None),
+        ("ensemble of", model.get("ensemble")),
         ("data", record.get("data")),
         ("data fingerprint", identity.get("data")),
         ("slide", f"{slide.name}, {slide.width} x {slide.height} px" if slide else None),
         ("resolution", f"{content.mpp:g} µm/px ({content.mpp_source})"),
         ("classes", ", ".join(content.class_names)),
     ]
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value))
-        for name, value in pairs
-        if value not in (None, "", {}, [])
-    ]
+    return [(name, note_of(value)) for name, value in pairs if value not in (None, "", {}, [])]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
