@@ -18,9 +18,12 @@ def test_the_demo_does_the_whole_job_and_does_it_once(tmp_path: Path):
     assert result.pack.exists()
     assert result.checkpoint.exists()
     assert (result.evaluation_folder / "metrics.json").exists()
-    names = sorted(path.name for path in result.maps.iterdir())
+    assert (result.evaluation_folder / "report.html").exists()
+    assert result.report.exists()
+    assert len(list(result.report.parent.glob("S*.html"))) == 6
+    names = sorted(path.name for path in result.maps.glob("S*"))
     assert names == [f"S000{n}.{end}" for n in range(1, 7) for end in ("h5", "png")]
-    times = {path: path.stat().st_mtime_ns for path in result.maps.glob("*.h5")}
+    times = {path: path.stat().st_mtime_ns for path in result.maps.glob("S*.h5")}
     again = demo.run_demo(tmp_path / "demo")
-    assert again.evaluation.metrics == result.evaluation.metrics
-    assert {path: path.stat().st_mtime_ns for path in result.maps.glob("*.h5")} == times
+    assert again.evaluation.judged.metrics == result.evaluation.judged.metrics
+    assert {path: path.stat().st_mtime_ns for path in result.maps.glob("S*.h5")} == times

@@ -1,4 +1,4 @@
-"""The whole job on synthetic tissue: draw, prepare, train, evaluate, map, render."""
+"""The whole job on synthetic tissue: draw, prepare, train, evaluate, map, render, report."""
 
 import logging
 from dataclasses import dataclass
@@ -11,12 +11,15 @@ from wsi_idc.data.splits import make_split
 from wsi_idc.data.synth import write_cohort
 from wsi_idc.errors import StoppedError
 from wsi_idc.hpc.preempt import StopRequest
-from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate, write_evaluation
+from wsi_idc.learn.evaluate import Evaluation
+from wsi_idc.learn.evaluation_report import evaluate_into
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
+from wsi_idc.maps.report.build import build_report
+from wsi_idc.maps.store import map_paths
 from wsi_idc.maps.work import MapWork
 from wsi_idc.models.device import choose_compute
 from wsi_idc.progress import progress
@@ -37,6 +40,7 @@ class DemoResult:
     evaluation: Evaluation
     evaluation_folder: Path
     maps: Path
+    report: Path
 
 
 def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> DemoResult:
@@ -54,22 +58,23 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     checkpoint = train(config, pack, split, run=run, compute=compute, stop=stop)
     method = Method((checkpoint,))
     logger.info("evaluating on the test patients")
-    evaluation = evaluate(
+    evaluation, folder = evaluate_into(
+        run.folder / "eval-test",
         method,
         pack,
-        choose_patients(method, pack, "test"),
         split="test",
         compute=compute,
         batch_size=PREDICT_BATCH_SIZE,
         seed=seed,
     )
-    folder = run.folder / "eval-test"
-    write_evaluation(evaluation, folder)
     logger.info("mapping %d patients", len(pack.patients))
     maps = out / "maps"
     build_maps(MapWork(method, compute, maps, stop=stop), pack, pack.patients)
     _render_all(maps, pack.patients, stop)
-    return DemoResult(pack.path, run.best, evaluation, folder, maps)
+    _check(stop)
+    pages = out / "report"
+    build_report(map_paths(maps), pages, tables=maps)
+    return DemoResult(pack.path, run.best, evaluation, folder, maps, pages / "index.html")
 
 
 def _cohort(out: Path, *, seed: int, stop: StopRequest | None) -> Path:

@@ -36,15 +36,16 @@ That says nothing about real tissue.
 
   pack        {result.pack}
   model       {result.checkpoint}
-  evaluation  {result.evaluation_folder}/metrics.json
+  evaluation  {result.evaluation_folder}/report.html
   maps        {result.maps}/*.h5, one a patient
   pictures    {result.maps}/*.png
+  pages       {result.report}
 
 With patches of your own (PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png):
   wsi-idc prepare TREE
   wsi-idc map --all                 with the bundled model, or first
   wsi-idc train --model cnn-bn
-  wsi-idc render
+  wsi-idc report
 Research use only: no output of this program is a diagnosis."""
     for line in text.splitlines():
         say(line)
