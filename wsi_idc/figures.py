@@ -74,7 +74,7 @@ def to_px(length_mm: float, *, dpi: float) -> float:
     return length_mm / _MM_PER_INCH * dpi
 
 
-def printable(text: object, *, longest: int) -> str:
+def printable(text: object, *, longest: int = 16) -> str:
     """Return text from a file on one line of at most ``longest`` characters."""
     line = "".join(char if char.isprintable() else "?" for char in str(text))
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -8,7 +8,6 @@ from wsi_idc.learn.wording import (
     interval,
     number,
     percent,
-    short,
     signed,
     signed_interval,
 )
@@ -36,12 +35,6 @@ def test_intervals():
     assert interval(0.1, 0.25) == f"0.100{NONE}0.250"
     assert interval(-0.1, 0.25) == signed_interval(-0.1, 0.25) == f"{MINUS}0.100 to +0.250"
     assert interval(math.nan, math.nan) == signed_interval(None, None) == ""
-
-
-def test_names_of_files_stay_on_one_short_line():
-    assert short("10253") == "10253"
-    assert short("a\nb\u202ec") == "a?b?c"
-    assert short("x" * 17) == "x" * 15 + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def test_every_metric_has_a_title():

@@ -8,12 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wsi_idc.figures import printable
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.compare import Comparison
 from wsi_idc.learn.evaluation_charts import ACCENT, GREY, OTHER, say_none
 from wsi_idc.learn.page import write_figures, write_page
 from wsi_idc.learn.patient_charts import marker_areas
-from wsi_idc.learn.wording import TITLES, count, short, signed
+from wsi_idc.learn.wording import TITLES, count, signed
 
 _NUM_NAMED = 3
 
@@ -136,7 +137,7 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
             # Away from the diagonal, where it is empty.
             left = b[row] > a[row]
             ax.annotate(
-                short(known["patient"].iloc[row]),
+                printable(known["patient"].iloc[row]),
                 (a[row], b[row]),
                 (-6 if left else 6, 4 if left else -4),
                 textcoords="offset points",

@@ -11,10 +11,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.figures import INK
+from wsi_idc.figures import INK, printable
 from wsi_idc.learn.evaluate import Evaluation
 from wsi_idc.learn.evaluation_charts import in_words
-from wsi_idc.learn.wording import number, short
+from wsi_idc.learn.wording import number
 from wsi_idc.maps.grid import INTERIOR
 
 NUM_ROWS, NUM_COLS = 4, 6
@@ -116,7 +116,7 @@ def _caption(row: Mapping[Any, Any], column: str) -> str:
     distance = row["border_distance"]
     border = f"\N{GREATER-THAN OR EQUAL TO} {distance}" if distance == INTERIOR else str(distance)
     return (
-        f"{short(row['patient'])}\nx {row['x']}, y {row['y']}\n"
+        f"{printable(row['patient'])}\nx {row['x']}, y {row['y']}\n"
         f"p {number(row[column])}, border {border}"
     )
 

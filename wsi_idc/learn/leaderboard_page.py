@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wsi_idc.figures import printable
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.evaluation_charts import ACCENT, GREY, say_none
 from wsi_idc.learn.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.learn.page import write_figures, write_page
-from wsi_idc.learn.wording import TITLES, number, short
+from wsi_idc.learn.wording import TITLES, number
 
 _SHOWN = (
     "auc",
@@ -90,7 +91,7 @@ def leaderboard_chart(table: pd.DataFrame) -> Figure:
             va="center",
             fontsize=9,
         )
-    names = [short(name, longest=_LONGEST_NAME) for name in known["name"]]
+    names = [printable(name, longest=_LONGEST_NAME) for name in known["name"]]
     ax.set_yticks(place, names)
     for tick, is_ours in zip(ax.get_yticklabels(), ours, strict=True):
         tick.set(color="black" if is_ours else GREY, style="normal" if is_ours else "italic")

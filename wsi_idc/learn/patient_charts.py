@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from wsi_idc.figures import INK
+from wsi_idc.figures import INK, printable
 from wsi_idc.learn.evaluate import Evaluation
 from wsi_idc.learn.evaluation_charts import ACCENT, GREY, OTHER, say_none
-from wsi_idc.learn.wording import TITLES, interval, number, short, signed
+from wsi_idc.learn.wording import TITLES, interval, number, signed
 
 NUM_NAMED = 5
 
@@ -58,7 +58,7 @@ def _strip(ax: Axes, table: pd.DataFrame, name: str, spread: Mapping[str, float]
     ax.scatter(place, values, areas, colours, alpha=0.8, edgecolors="white", linewidths=0.5)
     if is_weak.any():
         named = [
-            f"{short(row['patient'])}  {number(row[name], digits=2)}"
+            f"{printable(row['patient'])}  {number(row[name], digits=2)}"
             for row in ordered[is_weak].to_dict("records")
         ]
         ax.text(
@@ -128,7 +128,9 @@ def _name_largest(ax: Axes, table: pd.DataFrame) -> None:
     for row in table.iloc[order[:2]].to_dict("records"):
         if row["area_bias"]:
             at = ((row["area_true"] + row["area_predicted"]) / 2, row["area_bias"])
-            ax.annotate(short(row["patient"]), at, (6, 5), textcoords="offset points", fontsize=8)
+            ax.annotate(
+                printable(row["patient"]), at, (6, 5), textcoords="offset points", fontsize=8
+            )
 
 
 CHARTS: dict[str, Callable[[Evaluation], Figure]] = {

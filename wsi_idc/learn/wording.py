@@ -67,11 +67,5 @@ def count(value: int, one: str, several: str) -> str:
     return f"{value:,} {one if value == 1 else several}"
 
 
-def short(name: object, *, longest: int = 16) -> str:
-    """Return a name from a file on one line of at most ``longest`` characters."""
-    line = "".join(char if char.isprintable() else "?" for char in str(name))
-    return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
 def _is_none(value: float | None) -> bool:
     return value is None or math.isnan(value)
