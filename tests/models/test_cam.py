@@ -268,6 +268,15 @@ def test_half_precision_is_near_and_its_logits_are_those_without_a_cam(
         assert (cam - expected).abs().max() < 0.05 * expected.max()
 
 
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_fp16_loses_no_power_of_a_gradient(method: str):
+    with cam_extractor(make_classifier("cnn-bn"), method=method) as extract:
+        _, expected = extract(random_patches(2))
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.float16):
+            _, cam = extract(random_patches(2))
+    assert (cam - expected).abs().max() < 0.01 * expected.max()
+
+
 def test_a_network_whose_head_is_bent_works_in_bf16():
     classifier = make_classifier("mobilenet_v3_small", input_px=64)
     patches = random_patches(3)
