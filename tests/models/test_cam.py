@@ -166,19 +166,18 @@ def hooks(model: nn.Module) -> int:
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
-class Broken(nn.Module):
-    """Raises where the head would be, once it has been passed ``after`` times."""
+class Broken(nn.Linear):
+    """A head that raises once it has been passed ``after`` times."""
 
-    def __init__(self, head: nn.Module, *, after: int) -> None:
-        super().__init__()
-        self.head = head
+    def __init__(self, *, after: int) -> None:
+        super().__init__(192, 2)
         self.left = after
 
     def forward(self, x: Tensor) -> Tensor:
         if self.left == 0:
             raise ZeroDivisionError
         self.left -= 1
-        return self.head(x)
+        return super().forward(x)
 
 
 @pytest.mark.parametrize("closed_form", [True, False])
@@ -188,7 +187,7 @@ class Broken(nn.Module):
 def test_all_is_given_back_whatever_comes(method: str, after: int, grad: bool, closed_form: bool):
     classifier = make_classifier("cnn-bn")
     network = classifier.network
-    network.classifier = Broken(network.classifier, after=after)
+    network.classifier = Broken(after=after)
     network.features.train()
     network.features[0].requires_grad_(False)
     modes = [module.training for module in classifier.modules()]
@@ -269,6 +268,15 @@ def test_half_precision_is_near_and_its_logits_are_those_without_a_cam(
         assert (cam - expected).abs().max() < 0.05 * expected.max()
 
 
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_fp16_loses_no_power_of_a_gradient(method: str):
+    with cam_extractor(make_classifier("cnn-bn"), method=method) as extract:
+        _, expected = extract(random_patches(2))
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.float16):
+            _, cam = extract(random_patches(2))
+    assert (cam - expected).abs().max() < 0.01 * expected.max()
+
+
 def test_a_network_whose_head_is_bent_works_in_bf16():
     classifier = make_classifier("mobilenet_v3_small", input_px=64)
     patches = random_patches(3)
@@ -282,7 +290,8 @@ def test_a_network_whose_head_is_bent_works_in_bf16():
 
 def tensors() -> int:
     gc.collect()
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    # Not isinstance, which asks proxies for their class.
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("method", CAM_METHODS)
@@ -300,15 +309,15 @@ def test_nothing_is_kept_of_a_batch(method: str):
 @pytest.mark.slow
 def test_memory_stays_flat():
     classifier, patches = make_classifier("cnn-bn"), random_patches(50)
-    for method in CAM_METHODS:
+    for method in ("layercam", "smoothgradcam++"):
         with cam_extractor(classifier, method=method) as extract:
-            for _ in range(5):
+            for _ in range(4):
                 extract(patches)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            for _ in range(20):
+            for _ in range(12):
                 extract(patches)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert grown < 20_000  # kB; the last maps of the 1000 patches are 27,648
+        assert grown < 10_000  # kB; the last maps of the 600 patches are 16,588
 
 
 def test_a_cam_that_shows_nothing_is_refused():

@@ -4,6 +4,10 @@ A CAM is raw: never scaled patch by patch. Grad-CAM is computed here, at the las
 a gradient of what follows it alone or, where that is average pooling and a linear layer, with none.
 torchcam has the formulas of the other methods; what is here makes them work on batches as on single
 patches, without a graph of what stands before the layer.
+
+Where torchcam departs from a paper, so does this. In 0.5.0 gradcam++ leaves out the denominator of
+its alphas (the weights are sums of the positive gradients' cubes), and smoothgradcam++ weighs the
+map of the last noisy image by the last gradients.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,7 +59,7 @@ def cam_extractor(
 
     Args:
         classifier: The network.
-        method: One of ``CAM_METHODS``.
+        method: One of ``CAM_METHODS``. Each has a scale of its own.
         layer: Name of the module in the network whose output is weighed; None is the last feature
             map.
         class_index: The class whose logit is explained.
