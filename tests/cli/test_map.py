@@ -71,6 +71,9 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, capsys: pytest.Captur
     assert said.code == 0, said.err
     found = json.loads(Said(capsys, "info", "maps/P7.h5", "--json").out)
     assert (found["source"], found["cam"]) == ("slide", "none")
+    assert found["slide"].startswith("s.tif, ")
+    found = json.loads(Said(capsys, "info", "s.tif", "--json").out)
+    assert (found["kind"], found["mpp"], found["mpp_source"]) == ("slide", 4.0, "file")
 
 
 def test_shards_make_the_whole(work: Path, cohort: Pack, capsys: pytest.CaptureFixture[str]):
@@ -107,6 +110,8 @@ def test_the_cohort_is_summed_up(work: Path, cohort: Pack, capsys: pytest.Captur
         (["map"], 2, "give --patient P"),
         (["map", "--all", "--slide", "s.tif"], 2, "give --patient P"),
         (["map", "--all", "s.tif"], 2, "give --patient P"),
+        (["map", "--all", "--stride", "25"], 2, "--stride is for slides"),
+        (["map", "--slide", "s.tif", "--min-tissue", "nan"], 2, "is not a number"),
         (["map", "--slide", "s.tif", "--cam-layer", "x"], 1, "has no layer 'x'"),
         (["map", "--all", "--cam-layer", "classifier"], 1, "gives no feature map"),
         (["map", "--slide", "s.tif", "--stride", "51"], 1, "s.tif"),

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.build_slides import SlideSettings, build_slide_maps, input_of
 from wsi_idc.maps.grid import mosaic, shape_of
+from wsi_idc.maps.report.layers import cam_levels
+from wsi_idc.maps.report.patient import _pictures
 from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.slide import open_slide
 
 ALL = SlideSettings(min_tissue=0)
 
@@ -207,3 +211,43 @@ def test_the_map_says_what_it_was_made_of(
         identity = json.loads(file.attrs["provenance"])["identity"]
         assert file["slide"].attrs["name"] == "s.tif"
     assert (identity["min_tissue"], identity["stride_px"], identity["mask"]) == (0, 50, None)
+
+
+@pytest.mark.parametrize(("make", "reason"), [(os.mkfifo, "not a regular"), (None, "no such file")])
+def test_a_mask_that_is_no_file_is_one_line(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, make, reason: str
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    if make:
+        make(tmp_path / "mask.png")
+    settings = SlideSettings(mask=tmp_path / "mask.png")
+    report = build_slide_maps(work(trained, tmp_path / "maps"), [row], settings)
+    assert reason in report.failed["s"]
+
+
+def test_a_slide_changed_in_the_middle_is_another_slide(stitched: np.ndarray, tmp_path: Path):
+    path = write_slide(tmp_path / "s.tif", stitched, mpp=4.0).slide
+    with open_slide(path) as slide:
+        before = slide.fingerprint()
+        assert slide.fingerprint() == before
+    (tmp_path / "s").mkdir()  # a folder of that name is no part of a TIFF
+    (tmp_path / "s" / "x").touch()
+    with open_slide(path) as slide:
+        assert slide.fingerprint() == before
+    os.utime(path, ns=(1, 1))
+    with open_slide(path) as slide:
+        assert slide.fingerprint() != before
+
+
+def test_what_overlaps_is_drawn_and_reported_in_its_place(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    half = SlideSettings(min_tissue=0, stride_px=30)
+    build_slide_maps(work(trained, tmp_path), [row], half)
+    content = read_map(tmp_path / "s.h5")
+    (thumbnail, *_), _ = _pictures(content, None)
+    # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
+    assert (thumbnail.x_mm, thumbnail.y_mm) == pytest.approx((-0.04, -0.04))
+    assert content.cell_cams().shape[1:] == (4, 4)
+    assert cam_levels(content).shape == tuple(4 * side for side in content.shape)

@@ -1,3 +1,5 @@
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import DataError
+from wsi_idc.errors import CheckpointError, DataError
 from wsi_idc.learn.method import Method
 from wsi_idc.maps.build_slides import SlideSettings
 from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard, shard_of
 from wsi_idc.maps.store import map_path
 from wsi_idc.maps.work import MapWork
+from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 
@@ -78,3 +81,28 @@ def test_a_bad_slide_is_in_the_plan_with_its_reason(trained: Checkpoint, tmp_pat
     run = SlideRun.of(work, SlideSettings(), slides=[tmp_path / "none.svs"], manifest=None)
     (one,) = run.part(1, 1).plan()
     assert "no such file" in one.state
+
+
+def test_what_only_looks_like_a_number_is_no_shard():
+    for text in ("²/3", "1/1000000000000000"):
+        with pytest.raises(DataError, match="I/N with I from 1 to N"):
+            shard_of(text)
+
+
+def test_a_list_of_patients_may_begin_with_a_mark_and_may_be_no_pipe(tmp_path: Path):
+    path = tmp_path / "ids.txt"
+    path.write_text("S0001\n", encoding="utf-8-sig")
+    assert read_patients(path) == ["S0001"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_patients(tmp_path / "pipe")
+
+
+def test_a_plan_counts_a_patient_once_and_refuses_what_the_run_would(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
+    assert len(PackRun(work, cohort, ["S0001", "S0001"]).plan()) == 1
+    lost = replace(work, cam=CamSpec(layer="nix"))
+    with pytest.raises(CheckpointError, match="has no layer 'nix'"):
+        PackRun(lost, cohort, ["S0001"]).plan()

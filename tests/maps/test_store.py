@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,8 +283,8 @@ def test_what_was_asked_for_besides_comes_back(content: PatientMap, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"width": 0}, "not a positive number"),
-        ({"height": -1}, "not a positive number"),
+        ({"width": 0}, "is out of range"),
+        ({"height": -1}, "is out of range"),
         ({"thumbnail": np.zeros((4, 5, 3), np.uint8)}, "thumbnail has shape"),
         (
             {"thumbnail": np.zeros((0, 12, 3), np.uint8), "tissue": np.zeros((0, 12), bool)},
@@ -309,3 +310,29 @@ def test_a_map_without_cam_has_none(content: PatientMap, tmp_path: Path):
     assert found.uncertainty is found.smoothed is found.smoothing is found.slide is None
     with pytest.raises(ValueError, match="without a CAM"):
         found.cam_mosaic()
+
+
+def _coords_a_group(file: h5py.File) -> None:
+    del file["coords"]
+    file.create_group("coords")
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        _coords_a_group,
+        lambda file: file.attrs.update(rows=np.inf),
+        lambda file: file.attrs.update(patch_px=np.inf),
+        lambda file: file.attrs.update(mpp=1e300),
+        lambda file: file.attrs.update(threshold=np.nan),
+        lambda file: file.attrs.update(temperature=np.nan),
+        lambda file: file.attrs.update(smoothing="[1]"),
+        lambda file: file.attrs.update(smoothing='{"a": 1}'),
+    ],
+)
+def test_a_forged_map_is_one_line(path: Path, forge: Callable[[h5py.File], None]):
+    with h5py.File(path, "r+") as file:
+        forge(file)
+    with pytest.raises(MapError, match="not a usable map") as caught:
+        read_map(path)
+    assert "\n" not in str(caught.value)

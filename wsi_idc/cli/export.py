@@ -7,6 +7,7 @@ import click
 
 from wsi_idc.cli.options import (
     PATH,
+    Number,
     checkpoint_option,
     json_option,
     logging_options,
@@ -39,7 +40,7 @@ _MODEL = "wsinfer"
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Probability from which GeoJSON calls a patch IDC.  [default: the map's own]",
 )
 @click.option(

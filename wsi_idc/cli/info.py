@@ -9,7 +9,7 @@ from wsi_idc.cli.options import PATH, json_option, logging_options, say_json, sa
 from wsi_idc.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.patient_map import PatientMap
+    from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 
 @click.command()
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def info(file: Path, as_json: bool) -> None:
     """Say what is in a file.
 
-    FILE is a pack, a checkpoint or a map; 'bundled' is the bundled model.
+    FILE is a pack, a checkpoint (.pt), a map or a slide; 'bundled' is the bundled model.
 
     \b
     Example:
@@ -45,9 +45,11 @@ def _describe(file: Path) -> dict[str, Any]:
         return _describe_pack(file)
     if is_map(file):
         return _describe_map(file)
-    if file.is_file() and file.suffix != ".h5":
+    if file.suffix.lower() == ".pt":
         return _describe_checkpoint(file)
-    raise WsiIdcError(f"{file}: neither a pack, a checkpoint nor a map; see wsi-idc --help")
+    if file.is_file() and file.suffix != ".h5":
+        return _describe_slide(file)
+    raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map nor a slide; see --help")
 
 
 def _describe_pack(file: Path) -> dict[str, Any]:
@@ -87,9 +89,16 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "mpp": content.mpp,
         "mpp_source": content.mpp_source,
         "called_idc": content.idc_fraction(),
+        "called_idc_smoothed": content.smoothed_idc_fraction(),
         "labelled_idc": int((content.label == 1).sum()),
         "threshold": content.threshold,
         "temperature": content.temperature,
+        "smoothing": None if content.smoothing is None else dict(content.smoothing),
+        "mean_uncertainty": (
+            None if content.uncertainty is None else float(content.uncertainty.mean())
+        ),
+        "stride_px": content.cell_px,
+        "slide": None if content.slide is None else _describe_view(content.slide),
         "cam": _describe_cam(content),
         "model": dict(content.model),
         "provenance": dict(content.provenance),
@@ -100,7 +109,27 @@ def _describe_cam(content: "PatientMap") -> str:
     if content.cam is None:
         return "none"
     _, height, width = content.cam.shape
-    return f"{content.cam_method} at {content.cam_layer}, {height} x {width}"
+    return f"{content.cam_method} of {content.cam_class} at {content.cam_layer}, {height} x {width}"
+
+
+def _describe_view(slide: "SlideView") -> str:
+    return f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px"
+
+
+def _describe_slide(file: Path) -> dict[str, Any]:
+    from wsi_idc.slides.slide import open_slide
+
+    with open_slide(file) as slide:
+        return {
+            "kind": "slide",
+            "file": file,
+            "width": slide.width,
+            "height": slide.height,
+            "mpp": slide.mpp,
+            "mpp_source": slide.mpp_source,
+            "levels": [f"{one.width} x {one.height}" for one in slide.levels],
+            "fingerprint": slide.fingerprint(),
+        }
 
 
 def _describe_checkpoint(file: Path) -> dict[str, Any]:

@@ -97,6 +97,9 @@ def map_(
             "give --patient P (once or more) or --patients-file, or --all, or --slide FILE..., "
             "or --manifest CSV."
         )
+    cut = {"--mpp": mpp, "--mask": mask, "--stride": stride}
+    if not (slides or manifest) and (given := [name for name, value in cut.items() if value]):
+        raise click.UsageError(f"{', '.join(given)} is for slides; a pack has its patches.")
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
     with stop_requests() as stop:
         work = _work(stop=stop, **how)

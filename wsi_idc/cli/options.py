@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
     from wsi_idc.models.checkpoint import Checkpoint
 
 PATH = click.Path(path_type=Path)
+
+
+class Number(click.FloatRange):
+    """A number within a range; NaN, which no comparison finds outside, is none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or fail as click does."""
+        found: float = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return found
+
+
 CAM_CLASSES = ("non-idc", "idc")  # by index
 
 
@@ -91,13 +107,13 @@ def slide_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--mpp",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Number(min=0, min_open=True),
             help="Microns per level-0 px of the slides.  [default: as the files state]",
         ),
         click.option("--mask", type=PATH, help="A PNG of where a slide has tissue: what is not 0."),
         click.option(
             "--min-tissue",
-            type=click.FloatRange(0, 1),
+            type=Number(0, 1),
             default=0.1,
             show_default=True,
             help="Least share of tissue in a patch of a slide; 0 takes every patch.",

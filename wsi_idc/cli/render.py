@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, logging_options, one_line, say
+from wsi_idc.cli.options import PATH, Number, logging_options, one_line, say
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError, WsiIdcError
 
@@ -41,7 +41,7 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
 @click.option("--out", type=PATH, help="Folder of pictures.  [default: beside each map]")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Probability from which a patch is called IDC.  [default: the map's own]",
 )
 @logging_options

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, json_option, logging_options, one_line, say, say_json
+from wsi_idc.cli.options import PATH, Number, json_option, logging_options, one_line, say, say_json
 from wsi_idc.config import DEFAULT_MAPS, DEFAULT_REPORT
 from wsi_idc.errors import MapError
 
@@ -16,7 +16,7 @@ from wsi_idc.errors import MapError
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Call a patch IDC from this probability.  [default: each map's own]",
 )
 @json_option
@@ -39,7 +39,7 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     from wsi_idc.maps.report.build import build_report
     from wsi_idc.maps.store import map_paths
 
-    paths = list(maps) or map_paths(DEFAULT_MAPS)
+    paths = list(dict.fromkeys(maps)) or map_paths(DEFAULT_MAPS)
     if not paths:
         raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
     tables = out if maps else DEFAULT_MAPS

@@ -29,14 +29,11 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
         DataError: The pack has no such patient, or its id cannot be a file name.
         StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
     """
-    method = work.method
-    method.check_fits(pack)
-    if work.cam is not None:
-        method.check_cam(work.cam, patch_px=pack.info.patch_px)
+    check_ahead(work, pack)
     for patient in patients:
         pack.rows_of(patient)
         map_path(work.out, patient)
-    seen = sorted(method.patients("train").intersection(patients))
+    seen = sorted(work.method.patients("train").intersection(patients))
     if seen:
         logger.info(
             "the model was trained on %d of these patients (%s first): their maps flatter it",
@@ -49,6 +46,17 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
         work.out.mkdir(parents=True, exist_ok=True)
         _make(work, pack, due, report=report)
     return report
+
+
+def check_ahead(work: MapWork, pack: Pack) -> None:
+    """Raise where no map of the pack can be made.
+
+    Raises:
+        CheckpointError: A checkpoint does not fit the data, or has no such CAM.
+    """
+    work.method.check_fits(pack)
+    if work.cam is not None:
+        work.method.check_cam(work.cam, patch_px=pack.info.patch_px)
 
 
 def identity_of(work: MapWork, pack: Pack) -> dict[str, Any]:

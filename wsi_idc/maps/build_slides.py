@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.errors import CheckpointError, WsiIdcError
+from wsi_idc.errors import CheckpointError, SlideError, WsiIdcError
 from wsi_idc.files import sha256
 from wsi_idc.learn.predict import MPP_TOLERANCE, Predicted
 from wsi_idc.maps.patient_map import PatientMap, SlideView
@@ -112,10 +112,17 @@ def identity_of(
         slide_mpp=slide.mpp,
         mpp=spec.mpp,
         mpp_source=slide.mpp_source,
-        mask=None if settings.mask is None else sha256(settings.mask),
+        mask=None if settings.mask is None else _fingerprint_of(settings.mask),
         min_tissue=settings.min_tissue,
         stride_px=settings.stride_px or spec.patch_px,
     )
+
+
+def _fingerprint_of(mask: Path) -> str:
+    if not mask.is_file():  # a pipe would be waited for
+        what = "not a regular file" if mask.exists() else "no such file"
+        raise SlideError(f"{mask}: {what}; give a mask as PNG")
+    return sha256(mask)
 
 
 def _make(

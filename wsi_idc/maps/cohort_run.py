@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.files import plain_name
-from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.build import build_maps, check_ahead
 from wsi_idc.maps.build import identity_of as identity_of_pack
 from wsi_idc.maps.build_slides import (
     SlideSettings,
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 TO_DO, DONE = "to do", "done"
 # Of a map: the patches, the file made of them in memory, and its bytes.
 _COPIES_IN_MEMORY = 3
+_MAX_SHARDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,17 @@ class PackRun:
         return build_maps(self.work, self.pack, list(dict.fromkeys(self.patients)))
 
     def plan(self) -> list[Planned]:
-        """Return what would be done."""
+        """Return what would be done.
+
+        Raises:
+            CheckpointError: A checkpoint does not fit the data, or has no such CAM.
+        """
+        check_ahead(self.work, self.pack)
         identity, cells = identity_of_pack(self.work, self.pack), self.pack.cells()
         side = self.pack.info.patch_px
         return [
             _planned(self.work, patient, identity, cells[self.pack.rows_of(patient)], side, side)
-            for patient in self.patients
+            for patient in dict.fromkeys(self.patients)
         ]
 
 
@@ -159,6 +165,7 @@ def _planned(
     state = TO_DO if work.is_due(patient, identity, report) else report.failed.get(patient, DONE)
     rows, cols = shape_of(row_col)
     num_bytes = len(row_col) * 64 + rows * cols * 32
+    pixels = len(row_col) * patch_px**2 * 3 if work.with_image else 0
     if work.cam is not None:
         first = work.method.checkpoints[0]
         size = first.input.input_px or patch_px
@@ -167,7 +174,11 @@ def _planned(
     if work.with_image:
         num_bytes += 3 * cell_px**2 * rows * cols
     return Planned(
-        patient, state, len(row_col), num_bytes / 1e6, _COPIES_IN_MEMORY * num_bytes / 1e6
+        patient,
+        state,
+        len(row_col),
+        num_bytes / 1e6,
+        (_COPIES_IN_MEMORY * num_bytes + 2 * pixels) / 1e6,
     )
 
 
@@ -206,9 +217,16 @@ def shard_of(text: str) -> tuple[int, int]:
         DataError: It is something else.
     """
     first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit()) or not 1 <= int(first) <= int(second):
+    are_numbers = all(part.isascii() and part.isdigit() for part in (first, second))
+    if not are_numbers or not 1 <= int(first) <= int(second) <= _MAX_SHARDS:
         raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
     return int(first), int(second)
+
+
+def _text_of(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: not a regular file; give a text file with an id on each line")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def read_patients(path: Path) -> list[str]:
@@ -218,7 +236,7 @@ def read_patients(path: Path) -> list[str]:
         DataError: The file cannot be read or lists no one.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _text_of(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise DataError(f"{path}: {reason}; give a text file with an id on each line") from None

@@ -165,7 +165,12 @@ def cam(scene: Scene) -> Panel:
     table = colour_table(_CAM)
     values, top = _cam_values(scene)
     key = _cam_bar(table[:, :3], top)
-    return _panel(scene, f"{_method(scene)} of IDC", _on_white(values, table), key)
+    return _panel(
+        scene,
+        f"{_method(scene)} of {printable(scene.content.cam_class, longest=_LONGEST_NAME)}",
+        _on_white(values, table),
+        key,
+    )
 
 
 def labels(scene: Scene) -> Panel:
@@ -263,7 +268,7 @@ def _cam_values(scene: Scene) -> tuple[NDArray[np.float32], float]:
     content, side = scene.content, scene.cell_px
     assert content.cam is not None
     top = _top(content.cam)
-    blocks = np.stack([shrink(block, height=side, width=side) for block in content.cam])
+    blocks = np.stack([shrink(block, height=side, width=side) for block in content.cell_cams()])
     return mosaic(blocks / top, content.row_col, shape=content.shape, fill=np.nan), top
 
 

@@ -131,15 +131,25 @@ class PatientMap:
         rows, cols = self.shape
         return cols * self.cell_px, rows * self.cell_px
 
-    def called(self) -> NDArray[np.bool_]:
-        """Which patches are called IDC, by the smoothed probability where there is one, (N,)."""
-        if self.smoothed is not None and self.smoothing is not None:
-            return self.smoothed >= self.smoothing["threshold"]
-        return self.probability >= self.threshold
-
     def idc_fraction(self) -> float:
-        """Share of the patches that are called IDC."""
-        return float(self.called().mean())
+        """Share of the patches that are called IDC, by the raw probability."""
+        return float((self.probability >= self.threshold).mean())
+
+    def smoothed_idc_fraction(self) -> float | None:
+        """Share of the patches that are called IDC by the smoothed probability, if there is one."""
+        if self.smoothed is None or self.smoothing is None:
+            return None
+        return float((self.smoothed >= self.smoothing["threshold"]).mean())
+
+    def cell_cams(self) -> NDArray[np.float32]:
+        """Return what each cell shows of its patch's CAM, shape (N, h, w).
+
+        Raises:
+            ValueError: The map has no CAM.
+        """
+        if self.cam is None:
+            raise ValueError("the map was made without a CAM")
+        return middle(self.cam, share=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one value a patch on the grid, shape (rows, cols), NaN where there is no patch."""
@@ -161,7 +171,4 @@ class PatientMap:
         Raises:
             ValueError: The map has no CAM.
         """
-        if self.cam is None:
-            raise ValueError("the map was made without a CAM")
-        cams = middle(self.cam, share=self.cell_px / self.patch_px)
-        return mosaic(cams, self.row_col, shape=self.shape, fill=np.nan)
+        return mosaic(self.cell_cams(), self.row_col, shape=self.shape, fill=np.nan)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
-from wsi_idc.maps.grid import centres_um, lay, mosaic, shape_of
+from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, centres_um, lay, mosaic, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 FORMAT = "wsi-idc-map"
@@ -27,10 +27,18 @@ NUM_CLASSES = 2
 COHORT_H5 = "cohort.h5"
 _MAX_CAM_SIDE = 256
 _MAX_THUMBNAIL_SIDE = 8192
+_MAX_PATCH_PX = 4096
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
 _OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
+
+# What h5py and numpy raise at a file that is damaged, or made to deceive.
+_UNREADABLE = (
+    *(OSError, KeyError, ValueError, TypeError, AttributeError),
+    *(RuntimeError, OverflowError, MemoryError),
+)
+_MAX_MPP = 100.0
 
 ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
@@ -317,7 +325,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
         raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
     except IsADirectoryError:
         raise MapError(f"{path} is a folder; give a map file in it") from None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
         raise MapError(f"{path}: not a usable map ({reason}); make it anew") from None
 
@@ -331,6 +339,8 @@ def _read(file: h5py.File) -> PatientMap:
     if int(attrs["complete"]) != 1:
         raise ValueError("it is not complete")
     num = file["coords"].shape[0]
+    if num > MAX_CELLS_PER_SIDE**2:
+        raise ValueError(f"{num} patches are more than any slide has")
     shapes: dict[str, tuple[int, ...]] = {
         "coords": (num, 2),
         "row_col": (num, 2),
@@ -347,8 +357,10 @@ def _read(file: h5py.File) -> PatientMap:
     model, record = json.loads(attrs["model"]), json.loads(attrs["provenance"])
     if not isinstance(model, dict) or not isinstance(record, dict):
         raise ValueError("model or provenance is no JSON object")
-    if not (np.isfinite(attrs["mpp"]) and attrs["mpp"] > 0 and attrs["patch_px"] > 0):
-        raise ValueError("mpp or patch_px is not a positive number")
+    if not (0 < attrs["mpp"] <= _MAX_MPP and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
+        raise ValueError("mpp or patch_px is out of range")
+    if not (0 <= attrs["threshold"] <= 1 and 0 < attrs["temperature"] < np.inf):
+        raise ValueError("threshold or temperature is out of range")
     if len(attrs["class_names"]) != NUM_CLASSES or not np.isin(file["label"][:], (-1, 0, 1)).all():
         raise ValueError("not two classes")
     return PatientMap(
@@ -416,7 +428,8 @@ def _read_column(file: h5py.File, name: str) -> NDArray[np.float32] | None:
 def _read_smoothing(attrs: Any) -> dict[str, float] | None:
     if "smoothing" not in attrs:
         return None
-    return {str(key): float(value) for key, value in json.loads(attrs["smoothing"]).items()}
+    found = json.loads(attrs["smoothing"])
+    return {name: float(found[name]) for name in ("sigma_um", "temperature", "threshold")}
 
 
 def _read_slide(file: h5py.File) -> SlideView | None:
@@ -427,8 +440,8 @@ def _read_slide(file: h5py.File) -> SlideView | None:
     sides = tissue.shape
     if thumbnail.shape != (*sides, 3) or not 0 < min(sides) <= max(sides) <= _MAX_THUMBNAIL_SIDE:
         raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {sides}")
-    if not (np.isfinite(attrs["mpp"]) and min(attrs["mpp"], attrs["width"], attrs["height"]) > 0):
-        raise ValueError("the slide's mpp, width or height is not a positive number")
+    if not (0 < attrs["mpp"] <= _MAX_MPP and min(attrs["width"], attrs["height"]) > 0):
+        raise ValueError("the slide's mpp, width or height is out of range")
     return SlideView(
         name=str(attrs["name"]),
         mpp=float(attrs["mpp"]),

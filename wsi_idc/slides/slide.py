@@ -83,24 +83,20 @@ class Slide:
         self.close()
 
     def fingerprint(self) -> str:
-        """Return a SHA-256, as hex, that tells this file from others.
+        """Return a SHA-256, as hex, that tells this file from others, and from itself if changed.
 
-        Over its size and samples of its bytes: reading the gigabytes of a slide takes as long as
-        mapping it. Of a format that is spread over a folder, over names, sizes and times there.
+        Over size, time of change and samples of its bytes: reading the gigabytes of a slide takes
+        as long as mapping it. Of a format that is spread over more files, over those beside it too.
         """
         digest = hashlib.sha256()
+        for file in (self.path, *_beside(self.path)):
+            state = file.stat()
+            digest.update(repr((file.name, state.st_size, state.st_mtime_ns)).encode())
         size = self.path.stat().st_size
-        digest.update(str(size).encode())
-        with self.path.open("rb") as file:
+        with self.path.open("rb") as opened:
             for part in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * part // max(1, _SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-        beside = self.path.with_suffix("")
-        if beside.is_dir() and beside != self.path:
-            for file_ in sorted(path for path in beside.rglob("*") if path.is_file()):
-                state = file_.stat()
-                line = (file_.relative_to(beside), state.st_size, state.st_mtime_ns)
-                digest.update(repr(line).encode())
+                opened.seek(max(0, size - _SAMPLE_BYTES) * part // (_SAMPLES - 1))
+                digest.update(opened.read(_SAMPLE_BYTES))
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -148,6 +144,18 @@ class Slide:
         for _ in some_ahead(draw, blocks, num=self.num_readers):
             pass
         return picture
+
+
+def _beside(path: Path) -> list[Path]:
+    """Return the other files of a slide whose format is spread over several."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        found = path.with_suffix("").rglob("*")
+    elif suffix in (".dcm", ".vms", ".vmu"):
+        found = path.parent.glob("*")
+    else:
+        return []
+    return sorted(file for file in found if file.is_file() and file != path)
 
 
 def open_slide(path: Path, *, mpp: float | None = None) -> Slide:

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.maps.grid import lay, middle
+from wsi_idc.maps.grid import lay
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import ReadRows
 
@@ -59,9 +59,7 @@ def layers_of(content: PatientMap, read_rows: ReadRows | None) -> list[Layer]:
         title = f"Probability of {idc}, smoothed"
         layers.append(_value_layer(content, "smoothed", title, content.smoothed))
     if content.cam is not None:
-        layers.append(
-            _cam_layer(content, middle(content.cam, share=content.cell_px / content.patch_px))
-        )
+        layers.append(_cam_layer(content, content.cell_cams()))
     if (content.label >= 0).any():
         layers.append(_label_layer(content))
     if content.uncertainty is not None:

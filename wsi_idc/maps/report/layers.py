@@ -179,7 +179,7 @@ def cam_levels(content: PatientMap) -> NDArray[np.uint8]:
     """
     assert content.cam is not None
     window, top = window_of(content), cam_top(content.cam)
-    share = np.clip(np.nan_to_num(small_cam(content.cam)) / top, 0, 1)
+    share = np.clip(np.nan_to_num(small_cam(content.cell_cams())) / top, 0, 1)
     levels = (1 + np.round(share * (_MAX_LEVEL - 1))).astype(np.uint8)
     cells = window.cells(content.row_col)
     return mosaic(levels, cells, shape=(window.rows, window.cols), fill=0)

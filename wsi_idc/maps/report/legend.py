@@ -72,6 +72,12 @@ class Legend:
         return f"linear-gradient(90deg, {', '.join(stops)})"
 
 
+def cam_title(content: PatientMap) -> str:
+    """Return what the CAM of a map is called."""
+    name = "Grad-CAM" if content.cam_method == "gradcam" else content.cam_method
+    return f"{name} of {content.cam_class}"
+
+
 def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
     """Return the layers that a map has, top first.
 
@@ -94,7 +100,7 @@ def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
     if content.uncertainty is not None:
         found.append(_bar("uncertainty", "Uncertainty", high=_top(content.uncertainty)))
     if content.cam is not None:
-        found.append(_bar("cam", "Grad-CAM", high=cam_top(content.cam)))
+        found.append(_bar("cam", cam_title(content), high=cam_top(content.cam)))
     if content.smoothed is not None:
         found.append(_bar("smoothed", "Smoothed", high=1))
     found.append(legend_of_probability())

@@ -12,7 +12,7 @@ from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.document import document_of
 from wsi_idc.maps.report.layers import stitched_in_window, window_of
-from wsi_idc.maps.report.legend import OUTCOME_COLOURS, legends_of
+from wsi_idc.maps.report.legend import OUTCOME_COLOURS, cam_title, legends_of
 from wsi_idc.maps.report.pictures import tissue_uri
 from wsi_idc.maps.report.sources import Tissue
 from wsi_idc.maps.report.template import NOTICE, POLICY_WITH_EVAL, read_text, template
@@ -46,6 +46,7 @@ def patient_page(
             "outcome_colours": OUTCOME_COLOURS,
             "has_image": scale > 0,
             "has_cam": content.cam is not None,
+            "cam_title": cam_title(content),
             "provenance": provenance_of(content),
             "notice": NOTICE,
             "policy": POLICY_WITH_EVAL,
@@ -59,8 +60,9 @@ def _pictures(content: PatientMap, image: NDArray[np.uint8] | None) -> tuple[lis
     pictures, scale, window = [], 0.0, window_of(content)
     if content.slide is not None:
         # Cell (0, 0) need not begin at the slide's corner.
-        corners = content.coords - content.row_col[:, ::-1] * content.patch_size_level0
-        left, top = -np.median(corners, axis=0) * content.slide.mpp / 1000
+        corners = content.coords - content.row_col[:, ::-1] * content.cell_size_level0
+        margin = content.origin_px * content.mpp / content.slide.mpp
+        left, top = -(np.median(corners, axis=0) + margin) * content.slide.mpp / 1000
         width, height = (
             side * content.slide.mpp / 1000 for side in (content.slide.width, content.slide.height)
         )
