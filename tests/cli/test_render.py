@@ -75,9 +75,7 @@ def test_the_options_are_what_can_be_drawn():
 
 def test_a_map_whose_numbers_are_none_is_drawn(maps: Path, capsys: pytest.CaptureFixture[str]):
     nothing = np.full(4, np.nan, np.float32)
-    odd = small_map(
-        patient="C", probability=nothing, threshold=np.nan, cam=np.full((4, 2, 2), np.inf)
-    )
+    odd = small_map(patient="C", probability=nothing, cam=np.full((4, 2, 2), np.inf))
     write_map(maps / "C.h5", odd)
     words = [word for view in VIEWS for word in ("--view", view)]
     assert Said(capsys, "render", maps / "C.h5", *words, "--dpi", 40).code == 0

@@ -62,7 +62,7 @@ class Cohort:
         """Add the map ``content``, read from ``path``.
 
         Raises:
-            MapError: Its patient is there already, or its threshold is not from 0 to 1.
+            MapError: Its patient is there already.
         """
         if content.patient in self.rows:
             raise MapError(
@@ -70,7 +70,7 @@ class Cohort:
                 "name one of the two"
             )
         self.rows[content.patient] = row_of(
-            content, threshold=checked_threshold(content, path, threshold)
+            content, threshold=content.threshold if threshold is None else threshold
         )
         self.paths[content.patient] = path
 
@@ -120,21 +120,6 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
             cohort.failed[path] = str(error)
             logger.warning("not in the table: %s", error)
     return cohort
-
-
-def checked_threshold(content: PatientMap, path: Path, wanted: float | None = None) -> float:
-    """Return the threshold to call patches by: the one ``wanted``, else the map's own.
-
-    Raises:
-        MapError: The map's is not a number from 0 to 1.
-    """
-    threshold = content.threshold if wanted is None else wanted
-    if not 0 <= threshold <= 1:
-        raise MapError(
-            f"{path}: its threshold {threshold} is not from 0 to 1; make the map anew, or give "
-            "--threshold"
-        )
-    return float(threshold)
 
 
 def row_of(content: PatientMap, *, threshold: float) -> dict[str, Any]:
