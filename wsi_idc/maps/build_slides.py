@@ -26,8 +26,9 @@ from wsi_idc.slides.slide import Slide, open_slide
 
 logger = logging.getLogger(__name__)
 
-# Tissue is stitched in memory: fine patches of a whole slide would take more than there is.
-_MAX_IMAGE_BYTES = 2**30
+# Tissue is stitched in memory, of several slides at a time: fine patches of whole ones would take
+# more than there is.
+_MAX_IMAGE_BYTES = 2**28
 
 
 @dataclass(frozen=True)

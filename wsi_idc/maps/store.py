@@ -28,6 +28,7 @@ COHORT_H5 = "cohort.h5"
 _MAX_CAM_SIDE = 256
 _MAX_THUMBNAIL_SIDE = 8192
 _MAX_PATCH_PX = 4096
+_MAX_CAM_BYTES = 2**32
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
@@ -412,6 +413,8 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
     raw = file["cam/raw"]
     if raw.ndim != 3 or raw.shape[0] != num or not 0 < max(raw.shape[1:]) <= _MAX_CAM_SIDE:
         raise ValueError(f"/cam/raw has shape {raw.shape}")
+    if raw.nbytes > _MAX_CAM_BYTES:
+        raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
     attrs = file["cam"].attrs
     return {
         "cam": raw[:].astype(np.float32),
