@@ -132,3 +132,39 @@ def test_a_certain_patch_does_not_outweigh_all_neighbours():
     found = smoothed_probability(probability, np.zeros(25), grid(5), smoothing=how, patch_um=200.0)
     assert np.isfinite(found).all()
     assert found[0] < 0.05
+
+
+def test_smoothed_log_odds_are_weighed_by_distance_and_divided_by_the_temperature():
+    cells = np.array([[0, 0], [0, 1]], np.int32)
+    how = Smoothing(sigma_um=100.0, temperature=2.0, threshold=0.5)
+    probability = np.array([0.9, 0.4], np.float32)
+    found = smoothed_probability(probability, np.zeros(2), cells, smoothing=how, patch_um=200.0)
+    odds = np.log(probability / (1 - probability))
+    near = np.exp(-0.5 * (200.0 / 100.0) ** 2)
+    expected = (odds + near * odds[::-1]) / (1 + near) / 2.0
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-expected)), atol=1e-3)
+
+
+def test_a_share_that_is_a_whole_number_of_patches_may_be_missed():
+    probability = np.arange(1, 11) / 11  # a tenth of 10 is 0.9999999999999998
+    threshold = sensitivity_threshold(np.ones(10, int), probability, target=0.9)
+    assert (probability < threshold).sum() == 1
+
+
+def test_the_threshold_of_the_smoothed_is_on_its_tempered_probability():
+    rng = np.random.default_rng(1)
+    cells, label = grid(20), ((grid(20)[:, 0] // 10) % 2).astype(np.int64)
+    odds = rng.normal(1.0 * (2 * label - 1), 2.0)
+    logit = np.stack([np.zeros_like(odds), odds], axis=1)
+    found = calibrate(logit, label, np.zeros(400), cells, patch_um=200.0, config=TrainConfig())
+    smoothed = smoothed_probability(
+        idc_probability(logit, temperature=found.temperature),
+        np.zeros(400),
+        cells,
+        smoothing=found.smoothing,
+        patch_um=200.0,
+    )
+    assert found.smoothing.temperature != pytest.approx(1, abs=0.05)
+    assert found.smoothing.threshold == pytest.approx(
+        choose_threshold(label, smoothed, TrainConfig()), abs=1e-6
+    )

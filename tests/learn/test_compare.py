@@ -64,11 +64,11 @@ def test_a_method_is_not_better_than_itself():
 
 
 def test_each_patient_is_paired():
-    a, b = made("a", noise=0.5), made("b", noise=0.2, seed=2)
+    a, b = made("a", noise=0.5), made("b", noise=0.2, threshold=0.6, seed=2)
     table = compare(a, b, num_resamples=10).patients.set_index("patient")
     rows = slice(50, 100)
     expected = all_metrics(
-        b.table["label"].to_numpy()[rows], b.table["probability"].to_numpy()[rows], threshold=0.5
+        b.table["label"].to_numpy()[rows], b.table["probability"].to_numpy()[rows], threshold=0.6
     )
     assert table.loc["P1", "auc_b"] == expected["auc"]
     assert table.loc["P1", "dice_b"] == expected["f1"]

@@ -167,6 +167,9 @@ def test_an_ensemble_is_tested_only_on_patients_that_no_member_saw(
     assert seen not in choose_patients(method, cohort, "unseen")
     with pytest.raises(DataError, match="was trained on"):
         choose_patients(method, cohort, "all")
+    tested = replace(trained, split=dict.fromkeys(trained.split, "test"))
+    with pytest.raises(DataError, match="was trained on 4 of these patients"):
+        choose_patients(Method((tested, other)), cohort, "all")
 
 
 def test_an_evaluation_is_known_by_method_and_data(

@@ -146,3 +146,23 @@ def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
     # The share of the logit that the second one's CAM holds is kept.
     rest = (2 * both.cam - first.cam).sum(axis=(1, 2))
     np.testing.assert_allclose(rest, second.cam.sum(axis=(1, 2)), rtol=0.1)
+
+
+def test_each_way_has_an_identity_of_its_own(trained: Checkpoint, other: Checkpoint):
+    ways = [
+        Method((trained,)),
+        Method((trained,), tta=True),
+        Method((trained,), smooth=True),
+        Method((trained, other)),
+    ]
+    found = [way.identity() for way in ways]
+    assert all(one not in found[:number] for number, one in enumerate(found))
+
+
+def test_uncalibrated_is_a_temperature_of_one(trained: Checkpoint, cohort: Pack):
+    method = Method((replace(trained, temperature=3.0),))
+    logit = logits(method, cohort, np.arange(4))
+    expected = softmax(logit[:, 0].astype(float), axis=1)[:, 1]
+    np.testing.assert_allclose(
+        method.uncalibrated().combine(logit).probability, expected, atol=1e-6
+    )

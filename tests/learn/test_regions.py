@@ -41,6 +41,8 @@ def test_a_patients_region_in_numbers():
     assert a["border1_dice"] == 1
     assert (a["border2_area_true"], a["border2_area_predicted"]) == (1, 1)
     assert b["area_predicted"] == b["area_true"] == 0
+    strict = patient_table(predictions(), "probability", threshold=0.85).set_index("patient")
+    assert strict.loc["A", "area_bias"] == pytest.approx(1 / 6 - 4 / 6)
     assert np.isnan(b["auc"])
     assert np.isnan(b["dice"])  # nothing there and nothing called: no region to compare
     assert b["border0_patches"] == 0

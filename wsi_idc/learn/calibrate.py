@@ -171,7 +171,7 @@ def sensitivity_threshold(
 ) -> float:
     """Return the largest threshold at which at least ``target`` of the IDC is called."""
     of_idc = np.sort(probability[label == IDC])
-    num_missed = int((1 - target) * len(of_idc) + 1e-9)  # 0.05 * 20 must be 1, not 0.99...
+    num_missed = int((1 - target) * len(of_idc) + 1e-9)  # 0.1 * 10 must be 1, not 0.99...
     lowest = of_idc[min(num_missed, len(of_idc) - 1)]
     values = np.unique(probability)
     return _below(values, int(np.searchsorted(values, lowest)))
