@@ -12,9 +12,11 @@ from tests.stops import StopAfter
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
-from wsi_idc.errors import BusyError, CheckpointError, RunError, StoppedError
+from wsi_idc.errors import BusyError, CheckpointError, DataError, RunError, StoppedError
 from wsi_idc.files import locked
+from wsi_idc.learn.evaluate import choose_patients
 from wsi_idc.learn.journal import Journal
+from wsi_idc.learn.method import Method
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.state import resolve, set_up
 from wsi_idc.learn.train import train, what_is_asked
@@ -527,3 +529,26 @@ def test_a_checkpoint_of_before_smoothing_gets_it(
     again = train(CONFIG, cohort, split, run=run, compute=compute)
     assert again.smoothing is not None
     assert again.metrics["val"]["ece_uncalibrated"] is not None
+
+
+def test_patients_behind_the_given_weights_are_never_unseen(
+    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    first = train(CONFIG, cohort, split, run=Run(tmp_path / "a"), compute=compute)
+    # Another split, in which train and test patients have changed places.
+    swapped = {"train": "test", "test": "train", "val": "val"}
+    other = replace(split, roles={p: swapped[role] for p, role in split.roles.items()})
+    assert first.source is not None
+    begun = replace(CONFIG, weights=str(first.source))
+    with caplog.at_level(logging.WARNING, logger="wsi_idc"):
+        second = train(begun, cohort, other, run=Run(tmp_path / "b"), compute=compute)
+    assert "was trained on" in caplog.text
+    assert set(second.inherited) == first.patients("train")
+    assert second.patients("train") == first.patients("train") | set(other.patients("train"))
+    method = Method((second,))
+    with pytest.raises(DataError, match="was trained on"):
+        choose_patients(method, cohort, "test")
+    # And so for what begins with that one.
+    third = replace(CONFIG, weights=str(second.source))
+    last = train(third, cohort, split, run=Run(tmp_path / "c"), compute=compute)
+    assert set(last.inherited) == second.patients("train")

@@ -35,6 +35,7 @@ def as_checkpoint(training: Training) -> Checkpoint:
         split_spec=training.split.spec,
         provenance=training.record,
         config=training.config.as_dict(),
+        inherited=training.inherited,
     )
 
 

@@ -26,7 +26,12 @@ from wsi_idc.learn.runs import Run
 from wsi_idc.models.batch_norm import is_folded, unfold_batch_norm
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute
-from wsi_idc.models.pretrained import Normalisation, load_imagenet, load_weights_file
+from wsi_idc.models.pretrained import (
+    Normalisation,
+    load_imagenet,
+    load_weights_file,
+    patients_behind,
+)
 from wsi_idc.models.registry import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -82,6 +87,7 @@ class Training:
         rows: Role to rows of the pack with a known label.
         micro_batch: Patches that a process computes at once.
         was_halved: Whether it was lowered because memory ran out.
+        inherited: Patients that the weights it begins with were trained on.
         record: Provenance.
         fresh_loss: Sum of the loss, of this process, that is not yet in ``place``.
     """
@@ -102,6 +108,7 @@ class Training:
     rows: dict[str, NDArray[np.int64]]
     micro_batch: int
     was_halved: bool
+    inherited: tuple[str, ...]
     record: dict[str, Any]
     fresh_loss: Tensor
     place: Place = field(default_factory=Place)
@@ -219,6 +226,7 @@ def set_up(
         rows=rows,
         micro_batch=min(micro_batch or part, part),
         was_halved=False,
+        inherited=_inherited(config, split),
         record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
         # Doubles add up to the same wherever a stop divides the sum; MPS has none.
         fresh_loss=torch.zeros(
@@ -227,6 +235,23 @@ def set_up(
             device=compute.device,
         ),
     )
+
+
+def _inherited(config: TrainConfig, split: Split) -> tuple[str, ...]:
+    """Return whom the given weights were trained on, and say so where that spoils val or test."""
+    if config.weights in ("auto", "imagenet", "none"):
+        return ()
+    found = patients_behind(Path(config.weights))
+    held_out = set(split.patients("val")) | set(split.patients("test"))
+    if seen := sorted(held_out.intersection(found)):
+        logger.warning(
+            "%s was trained on %d of the val and test patients (%s first): they are no test of "
+            "what begins with it; use the split that it was trained with",
+            config.weights,
+            len(seen),
+            seen[0],
+        )
+    return found
 
 
 def _start(

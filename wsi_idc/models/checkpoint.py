@@ -84,6 +84,7 @@ class Checkpoint:
         metrics: On the val patients.
         provenance: Command, versions, data.
         config: The training configuration.
+        inherited: Patients that the weights it began with were trained on.
         smoothing: Set on the val patients; None in checkpoints that know none.
         source: Where it was read from, None for a fresh one.
         fingerprint: SHA-256 of the file it was read from.
@@ -101,6 +102,7 @@ class Checkpoint:
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
     config: Mapping[str, Any]
+    inherited: tuple[str, ...] = ()
     smoothing: Smoothing | None = None
     source: Path | None = field(default=None, compare=False)
     fingerprint: str | None = field(default=None, compare=False)
@@ -122,8 +124,13 @@ class Checkpoint:
         return classifier.eval()
 
     def patients(self, *roles: str) -> set[str]:
-        """Return the patients that had one of these roles."""
-        return {patient for patient, role in self.split.items() if role in roles}
+        """Return the patients that had one of these roles.
+
+        Those that the weights it began with were trained on count as train patients too, whatever
+        its own split says of them.
+        """
+        own = {patient for patient, role in self.split.items() if role in roles}
+        return own.union(self.inherited) if "train" in roles else own
 
     def summary(self) -> dict[str, Any]:
         """Return what identifies it, JSON-ready, without weights and split."""
@@ -154,6 +161,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "metrics": dict(checkpoint.metrics),
         "provenance": dict(checkpoint.provenance),
         "config": dict(checkpoint.config),
+        "inherited": list(checkpoint.inherited),
         "smoothing": None if checkpoint.smoothing is None else asdict(checkpoint.smoothing),
     }
     save_dict(path, content)
@@ -185,6 +193,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metrics=dict(content["metrics"]),
             provenance=dict(content["provenance"]),
             config=dict(content["config"]),
+            inherited=tuple(str(patient) for patient in content.get("inherited", ())),
             smoothing=_smoothing(content.get("smoothing")),
             source=path,
             fingerprint=sha256(path),

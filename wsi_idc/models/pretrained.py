@@ -113,6 +113,18 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
     return Normalisation(checkpoint.input.mean, checkpoint.input.std)
 
 
+def patients_behind(path: Path) -> tuple[str, ...]:
+    """Return the patients that the weights in a file were trained on, as far as it says so.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    content = load_plain(path, remedy="give a checkpoint or a state dict")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return ()
+    return tuple(sorted(load_checkpoint(path).patients("train")))
+
+
 def _fill(network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str) -> None:
     """Fill all but the head of ``network`` from a state dict; CheckpointError if it is none."""
     own: dict[str, Tensor] = network.state_dict()
