@@ -29,7 +29,10 @@ def made(name: str, *, noise: float, threshold: float = 0.5, seed: int = 0) -> P
     return Predictions(Path(name), threshold, table, {})
 
 
-def test_differences_and_intervals_are_those_of_a_plain_paired_bootstrap():
+def test_differences_and_intervals_are_those_of_a_plain_paired_bootstrap(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("wsi_idc.learn.compare.MIN_PATIENTS", 8)
     a, b = made("a", noise=0.5), made("b", noise=0.2, threshold=0.55, seed=2)
     found = compare(a, b, seed=6, num_resamples=40)
     assert (found.num_patients, found.num_patches) == (8, 400)
@@ -57,7 +60,22 @@ def test_differences_and_intervals_are_those_of_a_plain_paired_bootstrap():
     assert table.loc["brier", "difference"] < 0  # less is better
 
 
-def test_a_method_is_not_better_than_itself():
+def test_of_few_patients_none_is_called_better():
+    found = compare(made("a", noise=0.5), made("b", noise=0.2, seed=2), num_resamples=50).metrics
+    assert (found.set_index("metric").loc["auc", ["low", "high"]] > 0).all()
+    assert (found["better"] == "").all()
+
+
+def test_a_patient_may_be_named_na(tmp_path: Path):
+    one = made("a", noise=0.3)
+    named = replace(one, table=one.table.replace({"patient": {"P3": "NA", "P4": "null"}}))
+    found = read_predictions(write(tmp_path / "a", named))
+    assert {"NA", "null"} < set(found.table["patient"])
+    assert compare(found, found, num_resamples=10).num_patients == 8
+
+
+def test_a_method_is_not_better_than_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wsi_idc.learn.compare.MIN_PATIENTS", 2)
     found = compare(made("a", noise=0.4), made("b", noise=0.4), num_resamples=50).metrics
     assert (found[["difference", "low", "high"]] == 0).all().all()
     assert (found["better"] == "").all()
@@ -99,10 +117,14 @@ def test_one_patient_has_no_intervals():
     assert found.as_dict()["metrics"][0]["low"] is None
 
 
+def record_of(judged: str, threshold: float) -> str:
+    method = {"method": {"a": 1}}
+    return json.dumps({"judged": judged, "threshold": threshold, "provenance": method})
+
+
 def write(folder: Path, one: Predictions) -> Path:
     folder.mkdir()
-    record = {"judged": "probability", "threshold": 0.5, "provenance": {"method": {"a": 1}}}
-    (folder / "metrics.json").write_text(json.dumps(record))
+    (folder / "metrics.json").write_text(record_of("probability", 0.5))
     one.table.iloc[::-1].to_csv(folder / "predictions.csv", index=False)
     return folder
 
@@ -119,6 +141,14 @@ def test_an_evaluation_is_read_as_it_was(tmp_path: Path):
     [
         ("metrics.json", "{", "not a readable evaluation"),
         ("metrics.json", "[]", "not a readable evaluation"),
+        ("metrics.json", "[" * 200_000, "not a readable evaluation"),
+        ("metrics.json", record_of("probability", 5), "a threshold of 5"),
+        ("metrics.json", record_of("probability", float("nan")), "a threshold of nan"),
+        (
+            "predictions.csv",
+            f"patient,x,y,label,probability\na,{10**30},0,1,0.5\n",
+            "not a readable evaluation",
+        ),
         ("metrics.json", '{"judged": "label"}', "not a readable evaluation"),
         ("predictions.csv", "patient,x,y,label,probability\na,0,0,1,nan\n", "within 0 and 1"),
         ("predictions.csv", "patient,x,y,label,probability\na,0,0,2,0.5\n", "0 or 1"),

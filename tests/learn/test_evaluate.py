@@ -105,6 +105,7 @@ def test_one_patient_gives_no_intervals_and_says_so(trained: Checkpoint, cohort:
     patient = choose_patients(Method((trained,)), cohort, "test")[:1]
     found = run(trained, cohort, patient)
     assert np.isnan(found.judged.intervals["auc"]).all()
+    assert np.isnan([found.regions["auc"]["low"], found.regions["auc"]["high"]]).all()
     assert "one patient alone gives no intervals" in found.notes
     assert found.bands is not None
     json.dumps(found.as_dict(), allow_nan=False)
@@ -200,3 +201,19 @@ def test_each_way_of_evaluating_has_a_folder_of_its_own(trained: Checkpoint, tmp
     assert evaluation_folder(Method((a,)), "val") == tmp_path / "a-eval-val"
     assert evaluation_folder(Method((b,)), "val") == tmp_path / "b-eval-val"
     assert evaluation_folder(Method((a, b)), "val").parent == Path("eval")
+
+
+def test_an_interrupted_rewrite_leaves_no_old_record(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    patients = choose_patients(Method((trained,)), cohort, "test")
+    first, second = run(trained, cohort, patients), run(trained, cohort, patients, tta=True)
+    write_evaluation(first, tmp_path)
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsi_idc.learn.evaluate.write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_evaluation(second, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()

@@ -95,6 +95,8 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
 
 
 def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
+    from wsi_idc.learn.compare import MIN_PATIENTS
+
     say(f"A: {a.folder}")
     say(f"B: {b.folder}")
     say(f"{found.num_patches} patches of {found.num_patients} patients")
@@ -105,5 +107,7 @@ def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
             f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
-    if not found.metrics["better"].any():
+    if found.num_patients < MIN_PATIENTS:
+        say(f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better")
+    elif not found.metrics["better"].any():
         say("no difference is larger than chance between patients would make it")

@@ -128,8 +128,8 @@ def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) ->
     say_rows((name, _with_interval(judged, name)) for name in judged.metrics)
     for name, of in evaluation.regions.items():
         say(
-            f"{name.replace('_', ' ')} of a patient: mean {of['mean']:.3f} "
-            f"[{of['low']:.3f}, {of['high']:.3f}], median {of['median']:.3f}, "
+            f"{name.replace('_', ' ')} of a patient: mean {of['mean']:.3f}"
+            f"{_interval(of['low'], of['high'])}, median {of['median']:.3f}, "
             f"from {of['least']:.3f} to {of['largest']:.3f}"
         )
     if evaluation.raw is not None:
@@ -146,6 +146,10 @@ def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) ->
 def _with_interval(judged: Any, name: str) -> str:
     low, high = judged.intervals[name]
     return f"{judged.metrics[name]:.4f}" + ("" if low != low else f"  [{low:.4f}, {high:.4f}]")
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if low != low else f" [{low:.3f}, {high:.3f}]"
 
 
 def _say_leaderboard(

@@ -25,6 +25,9 @@ from wsi_idc.learn.bootstrap import (
 
 _KEY = ["patient", "x", "y"]
 _MAX_NAMED = 5
+# Of fewer patients a percentile interval is too narrow: without any difference it misses 0 in 15 %
+# of comparisons of 5 patients, in 10 % of those of 10.
+MIN_PATIENTS = 10
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Comparison:
 
     Attributes:
         metrics: One row a metric: metric, a, b, difference (b - a), low, high (95 % interval of
-            the difference), better ("a", "b", or "" where the interval holds 0).
+            the difference), better ("a", "b", or "" where the interval holds 0 or there are
+            fewer than ``MIN_PATIENTS``).
         patients: One row a patient: patient, patches, then auc and dice of a, b, and b - a.
         num_patients, num_patches: Compared.
     """
@@ -82,12 +86,16 @@ def read_predictions(folder: Path) -> Predictions:
         column, threshold = str(record["judged"]), float(record["threshold"])
         method = dict(record["provenance"]["method"])
         kinds = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
-        table = pd.read_csv(folder / "predictions.csv", dtype=kinds)
+        # "NA" is a patient's name as good as any.
+        table = pd.read_csv(folder / "predictions.csv", dtype=kinds, keep_default_na=False)
         table = table[[*kinds, column]].rename(columns={column: "probability"})
-        measure.check(table["label"].to_numpy(), table["probability"].to_numpy(np.float64))
+        table["probability"] = table["probability"].astype(np.float64)
+        measure.check(table["label"].to_numpy(), table["probability"].to_numpy())
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"a threshold of {threshold}")
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no such file; {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{folder}: not a readable evaluation ({reason}); {remedy}") from None
     if table.duplicated(_KEY).any() or table.empty:
@@ -132,7 +140,7 @@ def _difference(
 ) -> dict[str, Any]:
     low, high = interval(resampled) if num_patients > 1 else (np.nan, np.nan)
     better = ""
-    if low > 0 or high < 0:
+    if num_patients >= MIN_PATIENTS and (low > 0 or high < 0):
         better = "b" if (low > 0) != (name in measure.SMALLER_IS_BETTER) else "a"
     return {"difference": difference, "low": low, "high": high, "better": better}
 

@@ -310,14 +310,12 @@ def judge(
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     values = resampled_metrics(label, probability, code, threshold=threshold, weights=weights)
-    none = (np.nan, np.nan)
+    none, num_patients = (np.nan, np.nan), len(np.unique(code))
     return Judged(
         column=column,
         threshold=threshold,
         metrics=measure.all_metrics(label, probability, threshold=threshold),
-        intervals={
-            name: interval(of) if weights.shape[1] > 1 else none for name, of in values.items()
-        },
+        intervals={name: interval(of) if num_patients > 1 else none for name, of in values.items()},
         confusion=measure.confusion(label, probability, threshold=threshold),
     )
 
@@ -372,12 +370,14 @@ def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
             record["method"] == json.loads(json.dumps(method.summary()))
             and record["data_fingerprint"] == pack.info.source_fingerprint
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, patients.csv and predictions.csv into the folder ``out``."""
+    # An old one must not vouch for new tables if this is interrupted.
+    (out / "metrics.json").unlink(missing_ok=True)
     write_text(out / "patients.csv", evaluation.patients.to_csv(index=False))
     write_text(out / "predictions.csv", evaluation.predictions.to_csv(index=False))
     # Last: it vouches for the tables beside it.

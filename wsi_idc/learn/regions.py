@@ -100,7 +100,7 @@ def _spread(values: NDArray[np.float64], weights: NDArray[np.integer]) -> dict[s
     known = ~np.isnan(values)
     drawn = weights[:, known]
     means = metrics.share(drawn @ values[known], drawn.sum(axis=1).astype(np.float64))
-    low, high = interval(means)
+    low, high = interval(means) if known.sum() > 1 else (math.nan, math.nan)
     statistics: dict[str, Callable[[NDArray[np.float64]], float]] = {
         "mean": np.mean,
         "median": np.median,
