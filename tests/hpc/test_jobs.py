@@ -1,16 +1,22 @@
+"""Job files: their tasks, the commands these stand for, and what is refused."""
+
+import os
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from wsi_idc.cli.job import COMMANDS, _flags, open_job
 from wsi_idc.config import TrainConfig
 from wsi_idc.errors import JobError
-from wsi_idc.hpc.jobs import read_job
-from wsi_idc.learn.space import SearchSpec, Span
+from wsi_idc.hpc.search_file import read_search
 
 JOBS = Path(__file__).parents[2] / "jobs"
-SEARCH = 'command = "search"\n'
-AXES = "[axes]\nseed = [0, 1]\n"
-TPE = SEARCH + '[search]\nsampler = "tpe"\n[axes]\n'
+ALL = sorted(JOBS.glob("*.toml"))
+NUM_TASKS = {"train_all_models": 5, "cv5": 5, "search": 3, "map_all": 4, "slides": 4}
+# Made for one question each, with what differs from the defaults.
+SHORT = {"imbalance"}
 
 
 def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
@@ -19,136 +25,167 @@ def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(JOBS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_each_job_that_comes_with_the_project_is_sound(path: Path):
-    job = read_job(path)
+    job = open_job(path, [])
     assert job.name == path.stem
-    assert f"wsi-idc {job.command} jobs/{path.name}" in path.read_text()
+    assert len(job.tasks) == NUM_TASKS.get(path.stem, 1)
+    text = path.read_text()
+    head = text[: text.index("command = ")]
+    command = "search" if job.command == "search" else "job"
+    assert f"wsi-idc {command} jobs/{path.name}" in head
+    if path.stem not in SHORT:
+        assert re.search("[Tt]akes |asks for ", head) and "Ends " in head  # how long, and with what
+        assert f"jobs/{path.name}" in head or "slurm/" in head
 
 
-def test_the_ranges_in_the_example_are_sound_too(tmp_path: Path):
-    text = (JOBS / "search.toml").read_text()
-    text = text.replace('sampler = "grid"', 'sampler = "tpe"').replace("# trials", "trials")
-    for axis in ("learning_rate", "batch_size"):
-        kept = [line for line in text.splitlines() if not line.startswith(f"{axis} = ")]
-        text = "\n".join(kept).replace(f"# {axis} = {{", f"{axis} = {{")
-    spec = read_job(write(tmp_path, text)).settings
-    assert isinstance(spec, SearchSpec)
-    assert spec.trials == 20
-    assert spec.axes["learning_rate"] == Span(1e-4, 1e-2, log=True)
-    assert spec.axes["batch_size"] == Span(32, 128, step=32)
-
-
-def test_a_search_is_read(tmp_path: Path):
-    text = """
-command = "search"
-name = "mine"
-[config]
-epochs = 3
-[search]
-metric = "auc"
-prune = true
-[axes]
-learning_rate = [1, 3e-4]
-model = ["cnn", "cnn-bn"]
-"""
-    job = read_job(write(tmp_path, text))
-    assert (job.command, job.name) == ("search", "mine")
-    spec = job.settings
-    assert isinstance(spec, SearchSpec)
-    assert (spec.sampler, spec.metric, spec.prune, spec.num_trials) == ("grid", "auc", True, 4)
-    assert list(spec.points()) == [
-        {"learning_rate": 1.0, "model": "cnn"},
-        {"learning_rate": 1.0, "model": "cnn-bn"},
-        {"learning_rate": 3e-4, "model": "cnn"},
-        {"learning_rate": 3e-4, "model": "cnn-bn"},
-    ]
-    # A whole number becomes a number where the setting is one.
-    assert type(spec.axes["learning_rate"][0]) is float
-    assert spec.config({"learning_rate": 0.5, "model": "cnn"}) == TrainConfig(
-        epochs=3, learning_rate=0.5, model="cnn"
-    )
+@pytest.mark.parametrize("path", [path for path in ALL if path.stem not in SHORT], ids=str)
+def test_each_job_has_every_key_with_a_comment(path: Path):
+    job = open_job(path, [])
+    lines = path.read_text().splitlines()
+    if job.command in ("train", "search"):
+        keys = [option.name for option in fields(TrainConfig)]
+    else:
+        keys = [key for key in _flags(COMMANDS[job.command]) if key != "shard"]
+    for key in keys:
+        there = [line for line in lines if line.removeprefix("# ").startswith(f"{key} =")]
+        assert there, key
+        # An axis has its comment above, or none: it says itself what it holds.
+        assert "#" in there[0].removeprefix("# ") or there[0].endswith("]"), there[0]
 
 
 def test_a_training_is_read_and_named_after_its_file(tmp_path: Path):
-    job = read_job(write(tmp_path, 'command = "train"\n[config]\nepochs = 2\n', "short.toml"))
-    assert (job.name, job.settings) == ("short", TrainConfig(epochs=2))
+    job = open_job(write(tmp_path, 'command = "train"\n[config]\nepochs = 2\n', "short.toml"), [])
+    assert (job.command, job.name) == ("train", "short")
+    assert job.task(1).arguments() == ["train", "--epochs", "2", "--out", "runs/short"]
+
+
+AXES = """
+command = "train"
+name = "both"
+[config]
+compile = true
+[axes]
+model = ["cnn", "cnn-bn"]
+split = ["kfold:2/0", "kfold:2/1"]
+"""
+
+
+def test_each_point_of_the_axes_is_a_task_with_a_run_of_its_own(tmp_path: Path):
+    job = open_job(write(tmp_path, AXES), ["--device", "cpu", "-q", "-v", "-v"])
+    end = ["--device", "cpu", "--verbose", "--verbose", "--quiet"]
+    second, third = (task.arguments() for task in job.tasks[1:3])
+    assert second[:6] == ["train", "--compile", "--model", "cnn", "--split", "kfold:2/1"]
+    assert second[6:] == ["--out", "runs/both-cnn-kfold-2-1", *end]
+    assert third[:6] == ["train", "--compile", "--model", "cnn-bn", "--split", "kfold:2/0"]
+    assert third[6:] == ["--out", "runs/both-cnn-bn-kfold-2-0", *end]
+    assert job.whole is None
+
+
+def test_what_is_given_overrides_the_file_and_names_the_run(tmp_path: Path):
+    path = write(tmp_path, 'command = "train"\nname = "n"\n[config]\nepochs = 2\n')
+    given = ["--epochs", "3", "--data", "here.h5", "--overwrite"]
+    assert open_job(path, given).task(1).arguments() == (
+        ["train", "--epochs", "3", "--data", "here.h5", "--out", "runs/n-3", "--overwrite"]
+    )
+    assert open_job(path, ["--epochs", "2"]).task(1).settings["out"] == "runs/n"
+    assert open_job(path, ["--out", "mine"]).task(1).settings["out"] == "mine"
+
+
+def test_runs_whose_names_would_be_one_are_told_apart(tmp_path: Path):
+    path = write(tmp_path, 'command = "train"\n[axes]\nsplit = ["a/b.csv", "a-b.csv"]\n')
+    assert [task.settings["out"] for task in open_job(path, []).tasks] == [
+        "runs/try-task-1",
+        "runs/try-task-2",
+    ]
+
+
+def test_a_map_is_split_into_shards(tmp_path: Path):
+    text = 'command = "map"\ntasks = 3\n[config]\nall = true\nno_cam = true\ntta = false\n'
+    job = open_job(write(tmp_path, text), [])
+    assert job.task(3).arguments() == ["map", "--all", "--no-cam", "--shard", "3/3"]
+    assert job.whole is not None
+    assert job.whole.arguments() == ["map", "--all", "--no-cam"]
+
+
+def test_the_processes_of_a_search_all_run_the_same(tmp_path: Path):
+    path = write(tmp_path, 'command = "search"\nname = "s"\ntasks = 2\n[axes]\nseed = [0, 1]\n')
+    job = open_job(path, ["--device", "cpu"])
+    assert [task.arguments() for task in job.tasks] == 2 * [
+        ["search", "--out", "runs/s", "--device", "cpu", str(path)]
+    ]
+    assert read_search(path).name == "s"
+
+
+def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'command = "eval"\n[config]\nruns = ["runs/a-*", "runs/b"]\ntta = true\n'
+    job = open_job(write(tmp_path, text), [])
+    assert job.task(1).arguments() == ["eval", "--tta", "runs/a-*", "runs/b"]
+    for name in ("a-2", "a-1"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert job.task(1).arguments() == ["eval", "--tta", "runs/a-1", "runs/a-2", "runs/b"]
+
+
+TRAIN = 'command = "train"\n'
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("command = ", "not a readable TOML file"),
-        ("", "command must be one of train, search, not None"),
-        ('command = "fly"', "not 'fly'"),
-        (SEARCH + 'name = "../up"\n' + AXES, "name '../up' is no plain name"),
-        (SEARCH + "name = 3\n" + AXES, "name must be a text, not 3"),
-        (SEARCH + "[axis]\nseed = [0]\n", "unknown 'axis'; did you mean axes?"),
-        (SEARCH + "axes = 3\n", r"axes must be a table, \[axes\]"),
-        (SEARCH, r"\[axes\] is empty"),
-        (SEARCH + "[axes]\nseed = []\n", "axis seed: the list is empty"),
-        (SEARCH + "[axes]\nseed = [1, 1]\n", "axis seed: 1 is there twice"),
-        (SEARCH + "[axes]\nseed = 1\n", "axis seed must be a list or a range, .*, not 1"),
-        (SEARCH + '[axes]\nmodel = "cnn"\n', "axis model must be a list, not 'cnn'"),
-        (SEARCH + "[axes]\nmodel = {low = 1, high = 2}\n", "axis model must be a list, not"),
-        (SEARCH + "[axes]\nseed = [1.5]\n", "axis seed must be a whole number, not 1.5"),
-        (SEARCH + "[axes]\nseed = [true]\n", "axis seed must be a whole number, not True"),
-        (SEARCH + "[axes]\nlearning-rate = [1]\n", "did you mean learning_rate?"),
-        (SEARCH + AXES + "[config]\nseed = 1\n", r"seed is both in \[config\] and in \[axes\]"),
-        (SEARCH + AXES + "[config]\nepochs = '3'\n", "epochs must be a whole number, not '3'"),
-        (SEARCH + AXES + "[config]\nepoch = 3\n", "did you mean epochs?"),
-        (SEARCH + AXES + "[config]\nepochs = 0\n", "at seed 0: epochs is 0; it must be at least 1"),
-        (SEARCH + "[axes]\nepochs = [3, 0]\n", "at epochs 0: epochs is 0"),
-        (SEARCH + "[axes]\nseed = {low = 0, high = 9}\n", "axis seed: a grid needs a list"),
-        (SEARCH + AXES + "[search]\ntrials = 3\n", "trials is for sampler random or tpe"),
-        (SEARCH + AXES + "[search]\nsampler = 'best'\n", "sampler 'best' is not one of grid"),
-        (SEARCH + AXES + "[search]\nmetric = 'loss'\n", "metric 'loss' is not one of"),
-        (SEARCH + AXES + "[search]\nprune = 'yes'\n", "prune must be true or false, not 'yes'"),
-        (SEARCH + AXES + "[search]\nsampler = 'tpe'\ntrials = 0", "trials is 0"),
-        (SEARCH + AXES + "[search]\nseed = -1", "seed is -1; it must be from 0"),
-        (SEARCH + AXES + "[search]\nsamplr = 'tpe'", "did you mean sampler?"),
-        (TPE + "seed = {low = 0}\n", "axis seed lacks high"),
-        (TPE + "seed = {low = 0, high = 9, logg = true}\n", "did you mean log?"),
-        (TPE + "seed = {low = 9, high = 0}\n", "axis seed: low must be below high"),
-        (TPE + "seed = {low = 0, high = 9, log = true}\n", "low must be above 0 for log"),
-        (TPE + "seed = {low = 1, high = 9, log = true, step = 2}\n", "log and step cannot"),
-        (TPE + "seed = {low = 0, high = 9, step = 2}\n", "step 2 does not lead from low to high"),
-        (TPE + "seed = {low = 0, high = 9, step = 0}\n", "step must be above 0"),
-        (TPE + "learning_rate = {low = nan, high = 9}\n", "low must be below high"),
-        (TPE + "weight_decay = {low = -1, high = 9}\n", "at weight_decay -1: weight_decay is -1"),
-        ('command = "train"\n[axes]\n', "the file has an unknown 'axes'"),
-        ('command = "train"\n[config]\noptimizer = "lion"\n', "optimizer 'lion' is not one of"),
+        ("", "command must be one of prepare, .*, not None"),
+        ('command = "tran"', "not 'tran'; did you mean train?"),
+        (TRAIN + 'name = "../up"\n', "name '../up' is no plain name"),
+        (TRAIN + "nme = 3\n", "the file has an unknown 'nme'; did you mean name?"),
+        (TRAIN + "config = 3\n", r"config must be a table, \[config\]"),
+        (TRAIN + "[config]\nepoch = 3\n", "unknown 'epoch'; did you mean epochs?"),
+        (TRAIN + "[config]\nepochs = '3'\n", "epochs must be a whole number, not '3'"),
+        (TRAIN + "[config]\nepochs = true\n", "epochs must be a whole number, not True"),
+        (TRAIN + "[config]\nepochs = 0\n", "epochs is 0; it must be at least 1"),
+        (TRAIN + "[config]\noptimizer = 'lion'\n", "optimizer 'lion' is not one of"),
+        (TRAIN + "[config]\ndevice = 'cuda'\n", "unknown 'device'"),
+        (TRAIN + "[config]\noverwrite = true\n", "unknown 'overwrite'"),
+        (TRAIN + "[axes]\nepochs = 3\n", "axis epochs must be a list"),
+        (TRAIN + "[axes]\nepochs = []\n", "axis epochs must be a list"),
+        (TRAIN + "[axes]\nepochs = [1, 1]\n", "axis epochs has a value twice"),
+        (TRAIN + "[axes]\nepochs = [1, 0]\n", "at epochs 0: epochs is 0"),
+        (TRAIN + "[axes]\nepochs = [1]\n[config]\nepochs = 1\n", "both in"),
+        (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out is one folder"),
+        (TRAIN + "tasks = 3\n", "tasks is for a search, or for a map"),
+        (TRAIN + "tasks = 0\n", "tasks is 0; it must be from 1 to"),
+        ('command = "map"\ntasks = 2.5\n', "tasks must be a whole number, not 2.5"),
+        ('command = "map"\n[config]\npatient = "10253"\n', "patient must be a list, not '10253'"),
+        ('command = "map"\n[config]\ncam_method = "x"\n', "Invalid value for '--cam-method'"),
+        ('command = "map"\n[config]\nmin_tissue = nan\n', "is not a number"),
+        ('command = "search"\n', r"\[axes\] is empty"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str):
     path = write(tmp_path, text)
     with pytest.raises(JobError, match=message) as caught:
-        read_job(path)
+        open_job(path, [])
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_is_one_line(tmp_path: Path):
-    with pytest.raises(JobError, match="No such file or directory; give a job file"):
-        read_job(tmp_path / "none.toml")
-    with pytest.raises(JobError, match="give a job file"):
-        read_job(tmp_path)
-    (tmp_path / "b.toml").write_bytes(b"\xff")
-    with pytest.raises(JobError, match="not a readable TOML file"):
-        read_job(tmp_path / "b.toml")
+def test_a_task_that_is_not_there_and_too_many_are_refused(tmp_path: Path):
+    job = open_job(write(tmp_path, AXES), [])
+    for number in (0, 5):
+        with pytest.raises(JobError, match=f"no task {number}; the job has 4 tasks, 1 to 4"):
+            job.task(number)
+    seeds = ", ".join(map(str, range(101)))
+    text = TRAIN + f"[axes]\nseed = [{seeds}]\nbatch_size = [{seeds.replace('0, ', '999, ', 1)}]"
+    with pytest.raises(JobError, match="10201 tasks; at most 10000"):
+        open_job(write(tmp_path, text), [])
+    with pytest.raises(JobError, match="split is an axis of this job"):
+        open_job(write(tmp_path, AXES), ["--split", "auto"])
 
 
-def test_a_grid_has_its_limit(tmp_path: Path):
-    numbers = ", ".join(map(str, range(101)))
-    text = (
-        SEARCH + f"[axes]\nseed = [{numbers}]\nbatch_size = [{numbers.replace('0, ', '999, ', 1)}]"
-    )
-    with pytest.raises(JobError, match="a grid of 10201 trials; at most 10000"):
-        read_job(write(tmp_path, text))
-
-
-def test_steps_are_counted_in_decimals(tmp_path: Path):
-    axis = "weight_decay = {low = 0, high = 0.3, step = 0.1}\n"
-    spec = read_job(write(tmp_path, TPE + axis)).settings
-    assert isinstance(spec, SearchSpec)
-    assert spec.axes["weight_decay"] == Span(0.0, 0.3, step=0.1)
+def test_a_pipe_or_a_huge_file_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(JobError, match="not a regular file"):
+        open_job(tmp_path / "pipe", [])
+    (tmp_path / "big.toml").write_bytes(b"#" * 2_000_000)
+    with pytest.raises(JobError, match="too large"):
+        open_job(tmp_path / "big.toml", [])

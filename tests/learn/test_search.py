@@ -14,11 +14,11 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from tests.stops import StopAfter
+from wsi_idc.cli.job import open_job
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import BusyError, CheckpointError, DeviceError, JobError, StoppedError
 from wsi_idc.files import locked
-from wsi_idc.hpc.jobs import read_job
 from wsi_idc.learn import study as study_module
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.search import search
@@ -88,11 +88,13 @@ def test_the_table_says_what_the_checkpoints_say(done: SearchResult):
 
 
 def test_the_best_job_gives_back_the_best_trials_configuration(done: SearchResult):
-    job = read_job(done.folder / "best.toml")
-    best = GRID.config(done.best.point)
+    job = open_job(done.folder / "best.toml", [])
+    settings = dict(job.task(1).settings)
     assert (job.command, job.name) == ("train", "grid-best")
-    assert job.settings == resolve(replace(best, split=job.settings.split))
-    assert job.settings == TrainConfig(**load_checkpoint(done.checkpoint).config)
+    assert settings.pop("out") == "runs/grid-best"
+    config = TrainConfig(**settings)
+    assert config == resolve(replace(GRID.config(done.best.point), split=config.split))
+    assert config == TrainConfig(**load_checkpoint(done.checkpoint).config)
 
 
 def test_a_finished_search_is_only_read(done: SearchResult, cohort: Pack):
@@ -350,7 +352,9 @@ def test_any_setting_survives_the_best_job(tmp_path: Path):
     best = Trial(7, "complete", {}, 0.5, config=config.as_dict())
     path = tmp_path / "best.toml"
     path.write_text(best_job(SearchResult(GRID, tmp_path, [best])), encoding="utf-8")
-    assert read_job(path).settings == config
+    settings = dict(open_job(path, []).task(1).settings)
+    assert settings.pop("out") == "runs/grid-best"
+    assert TrainConfig(**settings) == config
 
 
 def test_without_optuna_the_reason_is_one_line():

@@ -18,7 +18,7 @@ from wsi_idc.cli.options import (
     say_rows,
 )
 from wsi_idc.config import DEFAULT_RUNS
-from wsi_idc.errors import JobError, RunError
+from wsi_idc.errors import RunError
 
 if TYPE_CHECKING:
     from wsi_idc.learn.trials import SearchResult
@@ -44,14 +44,11 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
       wsi-idc search jobs/search.toml
     """
     from wsi_idc.data.source import open_data
-    from wsi_idc.hpc.jobs import read_job
     from wsi_idc.hpc.preempt import stop_requests
+    from wsi_idc.hpc.search_file import read_search
     from wsi_idc.learn.search import search as run_search
-    from wsi_idc.learn.space import SearchSpec
 
-    spec = read_job(job).settings
-    if not isinstance(spec, SearchSpec):
-        raise JobError(f'{job}: no search; give a file with command = "search"')
+    spec = read_search(job)
     pack = open_data(data)
     with stop_requests() as stop:
         result = run_search(

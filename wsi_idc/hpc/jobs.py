@@ -1,22 +1,77 @@
 """Read a job file: a TOML that says what to compute, and never where.
 
-``command`` is the name of a command and ``name`` (the file's stem by default) that of the job; the
-tables are the command's own. ``[config]`` has the flags of ``wsi-idc train``, spelled with
-underscores.
+``command`` is the name of a command and ``name`` (the file's stem by default) that of the job.
+``[config]`` has the command's flags, spelled with underscores; each combination of the lists in
+``[axes]`` is a task of its own. ``tasks`` splits what settings cannot tell apart: the patients of a
+``map``, the trials of a ``search``.
 """
 
-import difflib
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+import glob
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.config import TrainConfig
+from wsi_idc.config import DEFAULT_RUNS, TrainConfig
 from wsi_idc.errors import JobError, RunError
-from wsi_idc.learn.space import Axis, SearchSpec, Span, check_name
+from wsi_idc.hpc.job_file import MAX_TASKS, check_keys, command_and_name, load, num_tasks, table
+from wsi_idc.hpc.job_file import typed as typed_value
+from wsi_idc.hpc.search_file import SEARCH, search_spec, train_types
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+TRAIN, MAP = "train", "map"
+_LONGEST_SLUG = 60
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a command takes under one key.
+
+    Attributes:
+        option: As it is spelled on the command line, empty for a plain argument.
+        kind: bool for a switch, else int, float or str.
+        is_list: Whether it may be given more than once.
+    """
+
+    option: str
+    kind: type
+    is_list: bool = False
+
+
+Flags = Mapping[str, Flag]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a command.
+
+    Attributes:
+        command: Its name.
+        settings: Value of each key that is set.
+        flags: What the command takes.
+        extra: Arguments that go to the command as they are.
+    """
+
+    command: str
+    settings: Mapping[str, Any]
+    flags: Flags
+    extra: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """Return the command line behind ``wsi-idc``; patterns of files are matched now."""
+        options: list[str] = []
+        plain: list[str] = []
+        for key, value in self.settings.items():
+            flag = self.flags[key]
+            for one in value if flag.is_list else [value]:
+                if flag.kind is bool:
+                    options += [flag.option] if one else []
+                elif flag.option:
+                    options += [word for name in _matches(one) for word in (flag.option, name)]
+                else:
+                    plain += _matches(one)
+        return [self.command, *options, *self.extra, *plain]
 
 
 @dataclass(frozen=True)
@@ -24,119 +79,156 @@ class Job:
     """What a job file asks for.
 
     Attributes:
-        command: "train" or "search".
+        path: The file.
+        command: Name of the command that each task runs.
         name: Of the job.
-        settings: The command's settings.
+        tasks: Its pieces, the first one being task 1.
+        whole: The one call that does the work of all tasks, where there is such a call.
     """
 
+    path: Path
     command: str
     name: str
-    settings: TrainConfig | SearchSpec
+    tasks: Sequence[Task]
+    whole: Task | None = None
+
+    def task(self, number: int) -> Task:
+        """Return a task by its number, from 1.
+
+        Raises:
+            JobError: There is none of that number.
+        """
+        count = len(self.tasks)
+        if not 1 <= number <= count:
+            have = "one task, 1" if count == 1 else f"{count} tasks, 1 to {count}"
+            raise JobError(f"{self.path}: no task {number}; the job has {have}")
+        return self.tasks[number - 1]
 
 
-def read_job(path: Path) -> Job:
-    """Read and check a job file; all that it leads to is checked here, ahead of the first step.
+def read_job(
+    path: Path,
+    commands: Mapping[str, Flags],
+    *,
+    given: Mapping[str, Any] | None = None,
+    extra: Sequence[str] = (),
+) -> Job:
+    """Read and check a job file.
+
+    Args:
+        path: The file.
+        commands: What each command that a job may run takes.
+        given: Settings that override those of the file. A training with other settings than the
+            file's has a run of its own, named after them.
+        extra: Arguments for each task's command that are no settings, such as its device.
 
     Raises:
         JobError: It cannot be read, or asks for something that makes no sense.
     """
+    content, given = load(path), given or {}
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"{path}: {error.strerror}; give a job file") from None
-    except ValueError as error:  # what TOMLDecodeError and UnicodeDecodeError have in common
-        raise JobError(f"{path}: not a readable TOML file ({error})") from None
-    try:
-        command = content.pop("command", None)
-        if not isinstance(command, str) or command not in _READERS:
-            raise JobError(f"command must be one of {', '.join(_READERS)}, not {command!r}")
-        name = _typed("name", content.pop("name", path.stem), str)
-        check_name(name)
-        return Job(command, name, _READERS[command](name, content))
+        command, name = command_and_name(content, path, commands)
+        if command == SEARCH:
+            search_spec(name, content)
+            settings = {"job": str(path), "out": str(DEFAULT_RUNS / name), **given}
+            whole = Task(SEARCH, settings, commands[SEARCH], tuple(extra))
+            return Job(path, SEARCH, name, [whole] * num_tasks(content), whole=whole)
+        points, settings_of = _settings_of_tasks(content, name, command, commands[command], given)
+        tasks = [Task(command, one, commands[command], tuple(extra)) for one in settings_of]
+        num_parts = num_tasks(content)
+        if num_parts == 1:
+            return Job(path, command, name, tasks)
+        if command != MAP or len(points) > 1:
+            raise JobError("tasks is for a search, or for a map without [axes]; leave it out")
     except JobError as error:
         raise JobError(f"{path}: {error}") from None
+    whole = tasks[0]
+    parts = [
+        replace(whole, settings={**whole.settings, "shard": f"{number}/{num_parts}"})
+        for number in range(1, num_parts + 1)
+    ]
+    return Job(path, command, name, parts, whole=whole)
 
 
-def _read_train(name: str, content: Mapping[str, Any]) -> TrainConfig:
-    _check_keys("the file", content, ["config"])
-    try:
-        return TrainConfig(**_settings("config", _table(content, "config")))
-    except RunError as error:
-        raise JobError(str(error)) from None
+def _settings_of_tasks(
+    content: Mapping[str, Any], name: str, command: str, flags: Flags, given: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return, for each task, its place on the axes and all of its settings."""
+    check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
+    fixed = {
+        key: _typed(key, value, flags[key])
+        for key, value in _known(content, "config", flags).items()
+    }
+    axes = {
+        key: _axis(key, value, flags[key]) for key, value in _known(content, "axes", flags).items()
+    }
+    for key in axes:
+        if key in fixed:
+            raise JobError(f"{key} is both in [config] and in [axes]; choose one")
+        if key in given:
+            raise JobError(f"{key} is an axis of this job, so it cannot be set for all tasks")
+    points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    if len(points) > MAX_TASKS:
+        raise JobError(f"{len(points)} tasks; at most {MAX_TASKS}, so shorten an axis")
+    settings = [{**fixed, **point, **given} for point in points]
+    if command == TRAIN:
+        own = {key: value for key, value in given.items() if fixed.get(key) != value}
+        _name_runs(name, [{**point, **own} for point in points], settings)
+    return points, settings
 
 
-def _read_search(name: str, content: Mapping[str, Any]) -> SearchSpec:
-    _check_keys("the file", content, ["config", "search", "axes"])
-    options = _table(content, "search")
-    types = {"sampler": str, "trials": int, "seed": int, "prune": bool, "metric": str}
-    _check_keys("[search]", options, types)
-    options = {key: _typed(key, value, types[key]) for key, value in options.items()}
-    if "trials" in options and options.get("sampler", "grid") == "grid":
-        raise JobError("trials is for sampler random or tpe; a grid runs all of its points")
-    return SearchSpec(
-        name=name,
-        fixed=_settings("config", _table(content, "config")),
-        axes=_axes(_table(content, "axes")),
-        **options,
-    )
+def _name_runs(
+    name: str, apart: Sequence[Mapping[str, Any]], settings: Sequence[dict[str, Any]]
+) -> None:
+    """Check trainings, and give each a run named after the job and what sets it apart."""
+    known = train_types()
+    for point, one in zip(apart, settings, strict=True):
+        try:
+            TrainConfig(**{key: value for key, value in one.items() if key in known})
+        except RunError as error:
+            where = ", ".join(f"{key} {value}" for key, value in point.items())
+            raise JobError(f"at {where}: {error}" if where else str(error)) from None
+    if any("out" in one for one in settings):
+        if len(settings) > 1:
+            raise JobError("out is one folder, and each task needs its own; leave it out")
+        return
+    slugs = [_slug(value for key, value in point.items() if key in known) for point in apart]
+    are_unique = len(set(slugs)) == len(slugs)
+    for number, (slug, one) in enumerate(zip(slugs, settings, strict=True), start=1):
+        ending = slug if are_unique else f"task-{number}"
+        one["out"] = str(DEFAULT_RUNS / (f"{name}-{ending}" if ending else name))
 
 
-_READERS: dict[str, Callable[[str, Mapping[str, Any]], TrainConfig | SearchSpec]] = {
-    "train": _read_train,
-    "search": _read_search,
-}
+def _slug(values: Any) -> str:
+    text = "-".join(str(value) for value in values)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:_LONGEST_SLUG]
 
 
-def _table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    table = content.get(key, {})
-    if not isinstance(table, dict):
-        raise JobError(f"{key} must be a table, [{key}]")
-    return table
+def _known(content: Mapping[str, Any], key: str, flags: Flags) -> dict[str, Any]:
+    found = table(content, key)
+    check_keys(f"[{key}]", found, flags)
+    return found
 
 
-def _check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; it may have {', '.join(known)}"
-            raise JobError(f"{where} has an unknown {key!r}{hint}")
+def _typed(key: str, value: Any, flag: Flag) -> Any:
+    if not flag.is_list:
+        return typed_value(key, value, flag.kind)
+    if not isinstance(value, list):
+        raise JobError(f"{key} must be a list, not {value!r}")
+    return [typed_value(key, one, flag.kind) for one in value]
 
 
-def _settings(where: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    types = _types()
-    _check_keys(f"[{where}]", table, types)
-    return {name: _typed(name, value, types[name]) for name, value in table.items()}
+def _axis(key: str, value: Any, flag: Flag) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise JobError(f"axis {key} must be a list with a value for each task, not {value!r}")
+    found = [_typed(f"axis {key}", one, flag) for one in value]
+    if any(one in found[:number] for number, one in enumerate(found)):
+        raise JobError(f"axis {key} has a value twice")
+    return found
 
 
-def _types() -> dict[str, type]:
-    return {option.name: type(option.default) for option in fields(TrainConfig)}
-
-
-def _axes(table: Mapping[str, Any]) -> dict[str, Axis]:
-    types = _types()
-    _check_keys("[axes]", table, types)
-    return {name: _axis(name, value, types[name]) for name, value in table.items()}
-
-
-def _axis(name: str, value: Any, kind: type) -> Axis:
-    if isinstance(value, list):
-        return tuple(_typed(f"axis {name}", item, kind) for item in value)
-    if not isinstance(value, dict) or kind not in (int, float):
-        ranges = " or a range, {low = 1, high = 2}" if kind in (int, float) else ""
-        raise JobError(f"axis {name} must be a list{ranges}, not {value!r}")
-    ends = {"low": kind, "high": kind, "log": bool, "step": kind}
-    _check_keys(f"axis {name}", value, ends)
-    for end in ("low", "high"):
-        if end not in value:
-            raise JobError(f"axis {name} lacks {end}")
-    return Span(**{key: _typed(f"axis {name}: {key}", it, ends[key]) for key, it in value.items()})
-
-
-def _typed(what: str, value: Any, kind: type) -> Any:
-    """Return ``value`` if it is of the type ``kind``; a whole number will do for a number."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise JobError(f"{what} must be {_WORDS[kind]}, not {value!r}")
-    return value
+def _matches(value: Any) -> list[str]:
+    """Return the files that a pattern stands for, or the text itself where it is none."""
+    text = str(value)
+    if not any(sign in text for sign in "*?"):
+        return [text]
+    return sorted(glob.glob(text)) or [text]  # noqa: PTH207 - as the shell would, absolute or not

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Five-fold cross-validation by patient, a fold a task.
+#
+#   sbatch slurm/cv.sh                                        jobs/cv5.toml
+#   sbatch slurm/cv.sh --model resnet18                       other settings than the job's
+#   sbatch --array=2 slurm/cv.sh                              the second fold again
+#
+# Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours
+# at a time; it saves and requeues itself. Then `wsi-idc eval runs/cv5-*`. Account, partition and modules
+# of your site: slurm/site.env.example.
+#SBATCH --job-name=wsi-idc-cv
+#SBATCH --array=1-5
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=6G
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+set -euo pipefail
+# shellcheck source=slurm/turn.sh
+source slurm/turn.sh
+turn_job jobs/cv5.toml "$@"

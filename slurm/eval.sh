@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Evaluate on one GPU: metrics, figures, pages.
+#
+#   sbatch slurm/eval.sh                                      jobs/eval_all.toml, the five models ranked
+#   sbatch slurm/eval.sh runs/train runs/cv5-kfold-5-0        these runs instead
+#   sbatch slurm/eval.sh jobs/mine.toml                       another job
+#
+# Submit from the project's folder. It asks for what stands below: one GPU, 4 cores, 6 GB, 1 hour.
+# Account, partition and modules of your site: slurm/site.env.example.
+#SBATCH --job-name=wsi-idc-eval
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=6G
+#SBATCH --time=01:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -euo pipefail
+# shellcheck source=slurm/turn.sh
+source slurm/turn.sh
+turn_job jobs/eval_all.toml "$@"

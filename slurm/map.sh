@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Map every patient, or slides, in four parts side by side.
+#
+#   sbatch slurm/map.sh                                       jobs/map_all.toml
+#   sbatch slurm/map.sh jobs/slides.toml                      slides of a list
+#   sbatch slurm/map.sh jobs/map_all.toml --checkpoint runs/mine
+#   sbatch --array=3 slurm/map.sh                             the third part again; what is there is kept
+#
+# Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 2 hours
+# at a time; it saves and requeues itself. Account, partition and modules of your site:
+# slurm/site.env.example.
+#SBATCH --job-name=wsi-idc-map
+#SBATCH --array=1-4
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=6G
+#SBATCH --time=02:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+set -euo pipefail
+# shellcheck source=slurm/turn.sh
+source slurm/turn.sh
+turn_job jobs/map_all.toml "$@"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Three GPUs on one search: each task of the array takes trials until none is left.
+#
+#   sbatch slurm/search.sh                                    jobs/search.toml
+#   sbatch slurm/search.sh jobs/imbalance.toml                another search
+#   sbatch --array=1-8%4 slurm/search.sh                      more tasks; the job's `tasks` must be as many
+#
+# Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours
+# at a time; it saves and requeues itself. Account, partition and modules of your site:
+# slurm/site.env.example.
+#SBATCH --job-name=wsi-idc-search
+#SBATCH --array=1-3
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=6G
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+set -euo pipefail
+# shellcheck source=slurm/turn.sh
+source slurm/turn.sh
+turn_job jobs/search.toml "$@"
