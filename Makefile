@@ -28,7 +28,7 @@ check: .venv/dev.stamp
 
 # A test a core, each with one thread: most of them wait for something.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup --cov --cov-report=term
 
 clean:
 	rm -rf .venv build *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

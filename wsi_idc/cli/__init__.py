@@ -28,6 +28,8 @@ from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report
 from wsi_idc.cli.search import search
+from wsi_idc.cli.status import status
+from wsi_idc.cli.submit import submit
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.errors import StoppedError, WsiIdcError
@@ -70,6 +72,8 @@ _COMMANDS = (
     train,
     search,
     job,
+    submit,
+    status,
     eval_,
     compare,
     map_,

@@ -68,9 +68,9 @@ class Task:
                 if flag.kind is bool:
                     options += [flag.option] if one else []
                 elif flag.option:
-                    options += [word for name in _matches(one) for word in (flag.option, name)]
+                    options += [word for name in matches(one) for word in (flag.option, name)]
                 else:
-                    plain += _matches(one)
+                    plain += matches(one)
         return [self.command, *options, *self.extra, *plain]
 
 
@@ -226,7 +226,7 @@ def _axis(key: str, value: Any, flag: Flag) -> list[Any]:
     return found
 
 
-def _matches(value: Any) -> list[str]:
+def matches(value: Any) -> list[str]:
     """Return the files that a pattern stands for, or the text itself where it is none."""
     text = str(value)
     if not any(sign in text for sign in "*?"):

@@ -227,7 +227,11 @@ def set_up(
         micro_batch=min(micro_batch or part, part),
         was_halved=False,
         inherited=_inherited(config, split),
-        record=provenance(data=str(pack.path), data_fingerprint=pack.info.source_fingerprint),
+        record=provenance(
+            data=str(pack.path),
+            data_fingerprint=pack.info.source_fingerprint,
+            num_processes=world.size,
+        ),
         # Doubles add up to the same wherever a stop divides the sum; MPS has none.
         fresh_loss=torch.zeros(
             (),

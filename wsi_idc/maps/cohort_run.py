@@ -66,8 +66,9 @@ class PackRun:
 
     def part(self, index: int, count: int) -> "PackRun":
         """Return the ``index``-th of ``count`` parts with about as many patches each."""
-        sizes = {patient: len(self.pack.rows_of(patient)) for patient in self.patients}
-        return replace(self, patients=shard(sizes, index, count))
+        return replace(
+            self, patients=shard(sizes_of_patients(self.pack, self.patients), index, count)
+        )
 
     def run(self) -> MapReport:
         """Make the maps."""
@@ -114,11 +115,8 @@ class SlideRun:
     def part(self, index: int, count: int) -> "SlideRun":
         """Return the ``index``-th of ``count`` parts with about as many bytes each."""
         by_name = {row.patient: row for row in self.slides}
-        sizes = {
-            name: row.slide.stat().st_size if row.slide.is_file() else 0
-            for name, row in by_name.items()
-        }
-        return replace(self, slides=[by_name[name] for name in shard(sizes, index, count)])
+        chosen = shard(sizes_of_slides(self.slides), index, count)
+        return replace(self, slides=[by_name[name] for name in chosen])
 
     def run(self) -> MapReport:
         """Make the maps."""
@@ -193,6 +191,16 @@ def write_cohort(maps: Path) -> tuple[Path, Path] | None:
     except BusyError:
         logger.info("another process is writing the table of %s", maps)
         return None
+
+
+def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
+    """Return the number of patches of each patient."""
+    return {patient: len(pack.rows_of(patient)) for patient in patients}
+
+
+def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
+    """Return the bytes of each slide, by the name of its map."""
+    return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
 
 
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:

@@ -1,0 +1,170 @@
+"""`wsi-idc job`, `submit` and `status`; every job of the project at smoke size."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import Said
+from wsi_idc.data.pack import Pack
+
+JOBS = Path(__file__).parents[2] / "jobs"
+TRAIN = 'command = "train"\n[config]\nepochs = 1\nmodel = "cnn"\nsplit = "ratio:50/25/25"\n'
+SMALL = ["--epochs", "1", "--weights", "none", "--input-size", "64", "--batch-size", "64"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working folder with the synthetic pack in data/ and the project's jobs."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(cohort.path, tmp_path / "data" / "idc.h5")
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = Said(capsys, "job", "jobs/cv5.toml", "--count")
+    assert (said.code, said.out, said.err) == (0, "5\n", "")
+    said = Said(capsys, "job", "jobs/map_all.toml", "--dry-run", "--device", "cpu", "--no-image")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith("wsi-idc map --all --out maps ")
+    assert " --no-image " in lines[1]
+    assert lines[1].endswith(" --shard 2/4 --device cpu")
+    said = Said(capsys, "job", "jobs/map_all.toml", "--dry-run", "--task", "3")
+    assert [line.split()[-1] for line in said.out.splitlines()] == ["3/4"]
+    assert not (work / "runs").exists()
+
+
+def test_what_is_asked_wrongly_is_one_line(work: Path, capsys: pytest.CaptureFixture[str]):
+    said = Said(capsys, "job", "jobs/cv5.toml", "--task", "6")
+    assert (said.code, said.error) == (
+        1,
+        "Error: jobs/cv5.toml: no task 6; the job has 5 tasks, 1 to 5",
+    )
+    assert Said(capsys, "job", "jobs/cv5.toml", "--epoch", "3").code == 2
+    assert "give JOB first" in Said(capsys, "job", "--device", "cpu", "jobs/cv5.toml").err
+    assert "no sbatch here" in _on_slurm_without_sbatch(capsys)
+
+
+def _on_slurm_without_sbatch(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        return Said(capsys, "submit", "jobs/cv5.toml", "--on", "slurm").error
+
+
+def test_tasks_are_done_one_after_the_other_and_a_bad_one_is_listed(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    (work / "three.toml").write_text(TRAIN + '[axes]\nweights = ["none", "no.pt"]\nseed = [0]\n')
+    said = Said(capsys, "job", "three.toml", "--device", "cpu")
+    assert said.code == 1
+    assert "task 1 of 2: wsi-idc train --epochs 1 " in said.err
+    assert "task 2 failed: " in said.err
+    assert said.error == "Error: 1 of 2 tasks failed: 2; the reasons are above"
+    assert (work / "runs/three-none-0/best.pt").exists()
+
+    said = Said(capsys, "status", "three.toml")
+    assert said.out.splitlines() == [
+        "task 1   runs/three-none-0   finished     best epoch 1",
+        "task 2   runs/three-no.pt-0  not begun",
+        "1 of 2 finished",
+    ]
+
+
+def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 3") + "[axes]\nseed=[0,1]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsi_idc.learn.train._close_epoch", _stop_after(1))
+        said = Said(capsys, "job", "two.toml", "--device", "cpu")
+    assert said.code == 75
+    said = Said(capsys, "status", "two.toml", "--json")
+    tasks = json.loads(said.out)["tasks"]
+    assert [task["state"] for task in tasks] == ["stopped", "not begun"]
+    assert tasks[0]["detail"].startswith("1 of 3 epochs, val AP ")
+    assert Said(capsys, "job", "two.toml", "--device", "cpu").code == 0
+    assert "2 of 2 finished" in Said(capsys, "status", "two.toml").out
+
+
+def _stop_after(epochs: int):
+    from wsi_idc.learn.train import _close_epoch
+
+    def closing(training: object) -> None:
+        _close_epoch(training)  # type: ignore[arg-type]
+        if training.place.epoch == epochs:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    return closing
+
+
+def test_a_job_is_started_in_the_background(work: Path, capsys: pytest.CaptureFixture[str]):
+    (work / "one.toml").write_text(TRAIN)
+    said = Said(capsys, "submit", "one.toml", "--on", "local", "--device", "cpu")
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[1] == "log      logs/one.out"
+    end = time.monotonic() + 120
+    while "1 of 1 finished" not in Said(capsys, "status", "one.toml").out:
+        assert time.monotonic() < end, (work / "logs/one.out").read_text()
+        time.sleep(0.5)
+    said = Said(capsys, "submit", "one.toml", "--on", "local", "--dry-run")
+    assert said.out.startswith("wsi-idc train --epochs 1 ")
+
+
+def run(capsys: pytest.CaptureFixture[str], name: str, *flags: str) -> None:
+    said = Said(capsys, "job", f"jobs/{name}.toml", "--device", "cpu", *flags)
+    assert said.code == 0, said.err
+
+
+def reduced(path: Path, **axes: str) -> None:
+    """Leave a search two trials of one epoch."""
+    text = path.read_text()
+    kept = [line for line in text.split("\n[axes]")[0].splitlines() if "epochs =" not in line]
+    lines = [f"{key} = {value}" for key, value in axes.items()]
+    body = "\n".join(kept).replace("[config]", "[config]\nepochs = 1")
+    path.write_text("\n".join([body, "[axes]", *lines]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_job_of_the_project_runs_at_smoke_size(
+    work: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+):
+    done = set()
+
+    def job(name: str, *flags: str) -> None:
+        run(capsys, name, *flags)
+        done.add(name)
+
+    for name in ("train", "smoke", "train_resnet50", "train_all_models"):
+        job(name, *SMALL[: 2 if name == "train" else None], "--split", "ratio:50/25/25")
+    run(capsys, "cv5", "--epochs", "1", "--task", "2")
+    done.add("cv5")
+    # What is set beside a job stands in the names of its runs.
+    assert (work / "runs/train-ratio-50-25-25-1").exists()
+    assert len(list(work.glob("runs/train_all_models-*/best.pt"))) == 5
+    job("eval_all", "--num-resamples", "100", "--no-report")
+    job("eval", "--num-resamples", "100")
+    job("map_all", "--no-cam")
+    reduced(work / "jobs/search.toml", learning_rate="[1e-3, 1e-2]")
+    job("search")
+    reduced(work / "jobs/imbalance.toml", imbalance='["none", "focal"]')
+    job("imbalance")
+    assert Said(capsys, "job", "jobs/report.toml").code == 0
+    (work / "data/idc.h5").unlink()
+    assert Said(capsys, "job", "jobs/prepare.toml", str(tree)).code == 0
+    assert Said(capsys, "synth", "--slide", "a.tif").code == 0
+    (work / "slides.csv").write_text("slide\na.tif\n")
+    job("slides", "--checkpoint", "bundled")
+    assert "4 of 4 finished" in Said(capsys, "status", "jobs/slides.toml").out
+    done |= {"report", "prepare"}
+    assert done == {path.stem for path in JOBS.glob("*.toml")}

@@ -1,0 +1,111 @@
+"""The sbatch text against golden files, the scripts against bash and shellcheck, a fake sbatch."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.cli.job import open_job
+from wsi_idc.errors import JobError
+from wsi_idc.hpc.sbatch import Resources, sbatch_text, submit
+
+from .test_jobs import write
+
+REPOSITORY = Path(__file__).parents[2]
+GOLDEN = Path(__file__).with_name("golden")
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+WIDE = Resources(gpus=4, nodes=2, cpus=8, memory="64G", time="1-00:00:00")
+SITE = Resources(partition="gpu", account="idc 24", more=("--qos=long", "--constraint=a100|h100"))
+CASES = {
+    "cv5": (Resources(), ["--device", "cuda"]),
+    "train_resnet50": (WIDE, []),
+    "map_all": (SITE, ["--checkpoint", "runs/my run"]),
+    "prepare": (Resources(cpus=2), []),
+    "search": (Resources(gpus=0), []),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPOSITORY)
+    resources, flags = CASES[name]
+    text = sbatch_text(open_job(Path("jobs", f"{name}.toml"), flags), resources, flags)
+    golden = GOLDEN / f"{name}.sbatch"
+    # To make them anew: remove them, run this test, and look at what git shows.
+    if not golden.exists():
+        golden.write_text(text)
+        pytest.fail(f"{golden} was not there and is made")
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *sorted(GOLDEN.glob("*"))], ids=lambda path: path.name)
+def test_scripts_are_clean(path: Path):
+    subprocess.run(["bash", "-n", path], check=True)
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck here")
+    found = subprocess.run(
+        ["shellcheck", "--external-sources", path],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_ask_for_what_lets_them_go_on_and_set_nothing_of_the_work(path: Path):
+    if path.name == "turn.sh":
+        return
+    lines = path.read_text().splitlines()
+    head = [line for line in lines if line.startswith("#SBATCH")]
+    assert any("--output=%x-" in line for line in head)
+    if path.name != "pipeline.sh":
+        for wanted in ("--requeue", "--signal=USR1@120", "--open-mode=append"):
+            assert f"#SBATCH {wanted}" in head
+        assert lines[-1].startswith("turn_job jobs/")
+        assert lines[-1].endswith('.toml "$@"')
+        assert (REPOSITORY / lines[-1].split()[1]).exists()
+    settings = ("learning", "epochs", "batch-size", "optimizer", "patience")
+    assert not [line for line in lines if line[:1] != "#" and any(w in line for w in settings)]
+
+
+def test_the_arrays_of_the_scripts_are_as_long_as_their_jobs():
+    for path in SCRIPTS:
+        text = path.read_text()
+        if "--array=1-" in text.split("set -euo")[0] and "turn_job" in text:
+            directives = [line for line in text.splitlines() if line.startswith("#SBATCH --array")]
+            for line in directives:
+                job = open_job(REPOSITORY / text.split("turn_job ")[-1].split()[0], [])
+                assert line == f"#SBATCH --array=1-{len(job.tasks)}"
+
+
+def test_what_cannot_be_submitted_is_refused(tmp_path: Path):
+    search = open_job(REPOSITORY / "jobs/search.toml", [])
+    with pytest.raises(JobError, match="--nodes is for a training"):
+        sbatch_text(search, Resources(nodes=2))
+    with pytest.raises(JobError, match="one line of printable text"):
+        sbatch_text(search, Resources(account="a\n#SBATCH --mem=1T"))
+
+
+def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sbatch").write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.chdir(folder)
+
+
+def test_submit_reads_the_sites_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake(tmp_path, 'echo "$SBATCH_ACCOUNT $*" >given; echo "42;cluster"', monkeypatch)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/site.env").write_text("export SBATCH_ACCOUNT=mine\n")
+    assert submit(Path("a b.sbatch")) == "42"
+    assert (tmp_path / "given").read_text() == "mine --parsable a b.sbatch\n"
+
+
+def test_what_sbatch_says_against_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake(tmp_path, 'echo "sbatch: error: Invalid account" >&2; echo more >&2; exit 1', monkeypatch)
+    with pytest.raises(JobError, match=r"refuses x\.sbatch: sbatch: error: Invalid account more$"):
+        submit(write(tmp_path, "", "x.sbatch").relative_to(tmp_path))

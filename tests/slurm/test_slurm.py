@@ -1,0 +1,207 @@
+"""The SLURM scripts, on a real SLURM: to the end, through signals, preemption and failures."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wsi_idc.models.checkpoint import load_checkpoint
+
+from .conftest import Cluster
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("slurm"),
+]
+
+SMALL_SEARCH = """
+command = "search"
+name = "small"
+tasks = 3
+[config]
+epochs = 1
+[axes]
+learning_rate = [1e-3, 3e-3]
+optimizer = ["adamw", "sgd"]
+"""
+# An epoch takes about a second, so that a signal finds it at work.
+LONG = ("--epochs", "8", "--batch-size", "4", "--patience", "9", "--save-minutes", "0")
+
+
+def run_of(cluster: Cluster, name: str) -> dict:
+    return json.loads((cluster.folder / "runs" / name / "run.json").read_text())
+
+
+def epochs(folder: Path) -> int:
+    history = folder / "metrics.jsonl"
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def test_train_as_it_is_ends_in_a_finished_run(cluster: Cluster):
+    job = cluster.sbatch("slurm/train.sh")
+    cluster.wait_for_end(job)
+    assert run_of(cluster, "train")["status"] == "finished"
+    assert load_checkpoint(cluster.folder / "runs/train/best.pt").metrics["val"]["auc"] > 0.5
+    assert "finished" in cluster.run("wsi-idc", "status", "jobs/train.toml")
+
+
+def test_signals_and_preemption_end_in_the_weights_of_an_undisturbed_run(cluster: Cluster):
+    run = cluster.folder / "runs/long"
+    job = cluster.sbatch("slurm/train.sh", *LONG, "--out", "runs/long")
+    for number in (1, 2):
+        cluster.wait(lambda now=2 * number - 1: epochs(run) >= now, job=job)
+        cluster.run("scancel", "--signal=USR1", job)
+        cluster.wait(lambda now=number: cluster.field(job, "Restarts") == str(now), job=job)
+        cluster.wait(lambda: cluster.hurry(job) or cluster.state(job) == "RUNNING", job=job)
+    cluster.wait(lambda: epochs(run) >= 5, job=job)
+    words = ("--partition=high", "--nodes=2", "--exclusive", "--output=high.out")
+    higher = cluster.sbatch(*words, "--wrap=sleep 1")
+    cluster.wait(lambda: cluster.field(job, "Restarts") == "3", job=job)
+    cluster.wait_for_end(higher)
+    cluster.wait_for_end(job)
+    log = cluster.log(job)
+    assert log.count("Stopped by SIGUSR1") == 3
+    assert log.count("saved; back into the queue") == 3
+    assert epochs(run) == 8
+
+    cluster.run("wsi-idc", "job", "jobs/train.toml", *LONG, "--out", "runs/alone")
+    ours, other = (
+        load_checkpoint(cluster.folder / "runs" / name / "best.pt") for name in ("long", "alone")
+    )
+    assert ours.state.keys() == other.state.keys()
+    assert all(ours.state[name].equal(other.state[name]) for name in ours.state)
+    assert (ours.threshold, ours.temperature) == (other.threshold, other.temperature)
+
+
+def test_after_so_many_restarts_a_job_stays_away(cluster: Cluster):
+    (cluster.folder / "slurm/site.env").write_text("export WSI_IDC_MAX_RESTARTS=0\n")
+    job = cluster.sbatch("slurm/train.sh", *LONG)
+    cluster.wait(lambda: list(cluster.folder.glob("runs/*/last.pt")), job=job)
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.wait_for_end(job, "FAILED")
+    assert "not put back into the queue after 0 restarts" in cluster.log(job)
+    assert cluster.field(job, "ExitCode") == "75:0"
+
+
+def test_a_cancelled_job_does_not_come_back(cluster: Cluster):
+    job = cluster.sbatch("slurm/train.sh", *LONG)
+    cluster.wait(lambda: list(cluster.folder.glob("runs/*/last.pt")), job=job)
+    cluster.run("scancel", job)
+    cluster.wait_for_end(job, "CANCELLED")
+    assert cluster.field(job, "Restarts") == "0"
+    assert "saved in" in cluster.log(job)
+
+
+def test_an_array_of_maps_with_one_task_killed_and_run_again(cluster: Cluster):
+    job = cluster.sbatch("slurm/map.sh", "--no-image")
+    cluster.wait(lambda: cluster.state(f"{job}_2") == "RUNNING", job=job)
+    cluster.run("scancel", "--signal=KILL", f"{job}_2")
+    for number in (1, 3, 4):
+        cluster.wait_for_end(f"{job}_{number}")
+    cluster.wait_for_end(f"{job}_2", "FAILED")
+    maps = cluster.folder / "maps"
+    assert len(list(maps.glob("[!c]*.h5"))) == 9
+
+    again = cluster.sbatch("--array=2", "slurm/map.sh", "--no-image")
+    cluster.wait_for_end(f"{again}_2")
+    whole = cluster.folder / "whole"
+    cluster.run("wsi-idc", "map", "--all", "--no-image", "--out", str(whole))
+    found = sorted(path.name for path in maps.glob("[!c]*.h5"))
+    assert found == sorted(path.name for path in whole.glob("[!c]*.h5"))
+    for name in found:
+        with h5py.File(maps / name) as ours, h5py.File(whole / name) as other:
+            np.testing.assert_array_equal(ours["probability"][:], other["probability"][:])
+    assert not list(maps.glob(".*.partial"))
+    assert "4 of 4 finished" in cluster.run("wsi-idc", "status", "jobs/map_all.toml")
+
+
+def test_a_search_is_shared_by_an_array(cluster: Cluster):
+    (cluster.folder / "jobs/small.toml").write_text(SMALL_SEARCH)
+    job = cluster.sbatch("slurm/search.sh", "jobs/small.toml")
+    for number in (1, 2, 3):
+        cluster.wait_for_end(f"{job}_{number}")
+    lines = (cluster.folder / "runs/small/trials.csv").read_text().splitlines()
+    assert len(lines) == 5
+    assert sorted(path.name for path in cluster.folder.glob("runs/small/trial-*")) == [
+        f"trial-{number:04d}" for number in range(4)
+    ]
+    assert "finished" in cluster.run("wsi-idc", "status", "jobs/small.toml")
+
+
+def test_four_processes_on_two_nodes_train_one_model(cluster: Cluster):
+    job = cluster.sbatch("slurm/ddp.sh", "--epochs", "2")
+    cluster.wait_for_end(job)
+    record = run_of(cluster, "train-2")
+    assert record["status"] == "finished"
+    assert record["provenance"]["num_processes"] == 4
+    assert epochs(cluster.folder / "runs/train-2") == 2
+
+
+def pipeline(cluster: Cluster) -> dict[str, str]:
+    """Start the pipeline and return the job of each step."""
+    lines = cluster.run("bash", "slurm/pipeline.sh").splitlines()
+    return {line.split(":")[0]: line.split()[2].rstrip(",") for line in lines}
+
+
+def test_the_pipeline_goes_through_its_steps(cluster: Cluster, tree: Path):
+    (cluster.folder / "data/idc.h5").unlink()
+    (cluster.folder / "data/tree").symlink_to(tree)
+    (cluster.folder / "data/tree").unlink()
+    for patient in tree.iterdir():
+        (cluster.folder / "data" / patient.name).symlink_to(patient)
+    steps = pipeline(cluster)
+    assert list(steps) == ["prepare", "train", "eval", "map", "report"]
+    for name in ("prepare", "train", "eval"):
+        cluster.wait_for_end(steps[name])
+    cluster.wait_for_end(steps["report"])
+    assert (cluster.folder / "runs/train/eval-test/report.html").exists()
+    assert len(list((cluster.folder / "maps").glob("[!c]*.h5"))) == 12
+    assert (cluster.folder / "report/index.html").exists()
+
+
+def test_a_failing_step_stops_those_after_it(cluster: Cluster):
+    (cluster.folder / "data/idc.h5").unlink()
+    steps = pipeline(cluster)
+    cluster.wait_for_end(steps["prepare"], "FAILED")
+    assert "Error: " in cluster.log(steps["prepare"])
+    for name in ("train", "eval", "report"):
+        cluster.wait_for_end(steps[name], "CANCELLED")
+    assert not (cluster.folder / "runs").exists()
+
+
+def test_a_submitted_job_runs_and_is_found_again(cluster: Cluster):
+    (cluster.folder / "jobs/two.toml").write_text(
+        'command = "train"\n[config]\nepochs = 1\n[axes]\nmodel = ["cnn", "cnn-bn"]\n'
+    )
+    said = cluster.run("wsi-idc", "submit", "jobs/two.toml", "--cpus", "1", "--time", "00:05:00")
+    job = said.split("as job ")[1].split(",")[0]
+    for number in (1, 2):
+        cluster.wait_for_end(f"{job}_{number}")
+    assert sorted(path.name for path in (cluster.folder / "logs").iterdir()) == [
+        f"two-{job}_1.out",
+        f"two-{job}_2.out",
+        "two.sbatch",
+    ]
+    status = json.loads(cluster.run("wsi-idc", "status", "jobs/two.toml", "--json"))
+    assert [(task["out"], task["state"]) for task in status["tasks"]] == [
+        ("runs/two-cnn", "finished"),
+        ("runs/two-cnn-bn", "finished"),
+    ]
+
+
+def test_a_script_that_is_submitted_from_elsewhere_says_so(cluster: Cluster, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    job = subprocess.run(
+        ["sbatch", "--parsable", "../slurm/train.sh"],
+        cwd=tmp_path / "elsewhere",
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    cluster.wait_for_end(job, "FAILED")
+    assert "slurm/turn.sh" in cluster.log(job)

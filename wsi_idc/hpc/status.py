@@ -1,0 +1,177 @@
+"""How far the tasks of a job are, from what they have left on the disk."""
+
+import getpass
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_idc.config import DEFAULT_MAPS
+from wsi_idc.data.pack import Pack, is_pack
+from wsi_idc.data.source import DEFAULT_FOLDER
+from wsi_idc.errors import BusyError, WsiIdcError
+from wsi_idc.files import locked
+from wsi_idc.hpc.jobs import MAP, TRAIN, Job, Task, matches
+from wsi_idc.hpc.search_file import SEARCH, read_search
+from wsi_idc.learn.runs import Run
+from wsi_idc.maps.cohort_run import shard, shard_of, sizes_of_patients, sizes_of_slides
+from wsi_idc.maps.store import map_path
+from wsi_idc.slides.manifest import read_manifest
+
+NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
+PARTLY, UNKNOWN = "partly done", "unknown"
+_SECONDS_FOR_SQUEUE = 20
+# What each of the other commands leaves when it has come to its end.
+_RESULTS = {
+    "prepare": ("data/idc.h5", ""),
+    "explore": ("explore", "summary.json"),
+    "report": ("report", "index.html"),
+}
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """How far one task is.
+
+    Attributes:
+        number: Of the task, from 1.
+        out: Folder or file of its results.
+        state: "not begun", "running", "stopped" (the same command goes on), "partly done",
+            "finished" or "unknown".
+        detail: In words.
+    """
+
+    number: int
+    out: str
+    state: str
+    detail: str = ""
+
+
+def status_of(job: Job) -> list[TaskStatus]:
+    """Return how far each task of a job is; the processes of a search are one."""
+    if job.command == SEARCH:
+        return [_of_search(job)]
+    return [_of_task(number, task) for number, task in enumerate(job.tasks, start=1)]
+
+
+def _of_task(number: int, task: Task) -> TaskStatus:
+    if task.command == TRAIN:
+        run = Run(Path(task.settings["out"]))
+        try:
+            return TaskStatus(number, str(run.folder), *_of_run(run))
+        except WsiIdcError as error:
+            return TaskStatus(number, str(run.folder), UNKNOWN, str(error))
+    if task.command == MAP:
+        return _of_map(number, task)
+    if task.command in _RESULTS:
+        folder, name = _RESULTS[task.command]
+        out = Path(task.settings.get("out", folder))
+        state = FINISHED if (out / name if name else out).exists() else NOT_BEGUN
+        return TaskStatus(number, str(out), state)
+    if task.command == "eval" and task.settings.get("runs"):
+        return _of_eval(number, task)
+    return TaskStatus(number, "", UNKNOWN, f"see what wsi-idc {task.command} has written")
+
+
+def _of_eval(number: int, task: Task) -> TaskStatus:
+    runs = [run for pattern in task.settings["runs"] for run in matches(pattern)]
+    folder = f"eval-{task.settings.get('split', 'test')}"
+    there = sum((Path(run) / folder / "metrics.json").exists() for run in runs)
+    state = FINISHED if there == len(runs) else PARTLY if there else NOT_BEGUN
+    return TaskStatus(number, folder, state, f"{there} of {len(runs)} runs are evaluated")
+
+
+def _of_run(run: Run) -> tuple[str, str]:
+    """Return state and detail of a training."""
+    if not run.is_there():
+        return NOT_BEGUN, ""
+    record = run.read()
+    epochs = run.read_history() or []
+    if record.get("status") == "finished":
+        best = record.get("best")
+        return FINISHED, f"best epoch {best['epoch']}" if isinstance(best, dict) else ""
+    detail = "before the end of its first epoch"
+    if epochs:
+        last = epochs[-1]
+        wanted = (record.get("asked") or {}).get("epochs")
+        detail = f"{last['epoch']:.0f}{f' of {wanted}' if wanted else ''} epochs"
+        if "val_average_precision" in last:
+            detail += f", val AP {last['val_average_precision']:.4f}"
+    return (RUNNING if _is_held(run.folder / ".lock") else STOPPED), detail
+
+
+def _is_held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    try:
+        with locked(lock, what=lock):
+            return False
+    except BusyError:
+        return True
+
+
+def _of_search(job: Job) -> TaskStatus:
+    spec = read_search(job.path)
+    task = job.tasks[0]
+    folder = Path(task.settings["out"])
+    if not (folder / "search.json").exists():
+        return TaskStatus(1, str(folder), NOT_BEGUN, f"{spec.num_trials} trials")
+    runs = [Run(path) for path in sorted(folder.glob("trial-*"))]
+    states = [_of_run(run)[0] for run in runs]
+    finished, running = states.count(FINISHED), states.count(RUNNING)
+    detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
+    if (folder / "trials.csv").exists() and not running:
+        return TaskStatus(1, str(folder), FINISHED, f"{finished} trials finished; see trials.csv")
+    return TaskStatus(1, str(folder), RUNNING if running else STOPPED, detail)
+
+
+def _of_map(number: int, task: Task) -> TaskStatus:
+    out = Path(task.settings.get("out", DEFAULT_MAPS))
+    try:
+        sizes = _sizes(task.settings)
+    except WsiIdcError as error:
+        return TaskStatus(number, str(out), UNKNOWN, str(error))
+    if sizes is None:
+        there = len(list(out.glob("*.h5")))
+        return TaskStatus(number, str(out), UNKNOWN, f"{there} files; the data are not packed yet")
+    names = list(sizes)
+    if "shard" in task.settings:
+        names = shard(sizes, *shard_of(task.settings["shard"]))
+    there = sum(map_path(out, name).exists() for name in names)
+    state = FINISHED if there == len(names) else PARTLY if there else NOT_BEGUN
+    return TaskStatus(number, str(out), state, f"{there} of {len(names)} maps are there")
+
+
+def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return the size of each map's work by patient, None where that would take long to know."""
+    if "manifest" in settings:
+        return sizes_of_slides(read_manifest(Path(settings["manifest"])))
+    if not settings.get("all"):
+        return {str(name): 1 for name in settings.get("patient", ())}
+    data = Path(settings.get("data") or os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
+    packs = [path for path in ([data] if data.is_file() else data.glob("*.h5")) if is_pack(path)]
+    if len(packs) != 1:
+        return None
+    pack = Pack(packs[0])
+    return sizes_of_patients(pack, pack.patients)
+
+
+def queue_of(name: str) -> list[str]:
+    """Return a line for each job of this name that is in SLURM's queue, none without SLURM."""
+    if not shutil.which("squeue"):
+        return []
+    wanted = ["squeue", "-h", f"--user={getpass.getuser()}", f"--name={name},wsi-idc-{name}"]
+    try:
+        found = subprocess.run(
+            [*wanted, "--format=%i %T, %M of %l, %R"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_FOR_SQUEUE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return found.stdout.splitlines() if found.returncode == 0 else []
