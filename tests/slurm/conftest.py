@@ -29,7 +29,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert found.returncode == 0, found.stderr
         return found.stdout.strip()

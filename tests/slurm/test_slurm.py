@@ -29,7 +29,7 @@ learning_rate = [1e-3, 3e-3]
 optimizer = ["adamw", "sgd"]
 """
 # An epoch takes about a second, so that a signal finds it at work.
-LONG = ("--epochs", "8", "--batch-size", "4", "--patience", "9", "--save-minutes", "0")
+LONG = ("--epochs", "6", "--batch-size", "8", "--patience", "9")
 
 
 def run_of(cluster: Cluster, name: str) -> dict:
@@ -57,7 +57,7 @@ def test_signals_and_preemption_end_in_the_weights_of_an_undisturbed_run(cluster
         cluster.run("scancel", "--signal=USR1", job)
         cluster.wait(lambda now=number: cluster.field(job, "Restarts") == str(now), job=job)
         cluster.wait(lambda: cluster.hurry(job) or cluster.state(job) == "RUNNING", job=job)
-    cluster.wait(lambda: epochs(run) >= 5, job=job)
+    cluster.wait(lambda: epochs(run) >= 4, job=job)
     words = ("--partition=high", "--nodes=2", "--exclusive", "--output=high.out")
     higher = cluster.sbatch(*words, "--wrap=sleep 1")
     cluster.wait(lambda: cluster.field(job, "Restarts") == "3", job=job)
@@ -66,7 +66,7 @@ def test_signals_and_preemption_end_in_the_weights_of_an_undisturbed_run(cluster
     log = cluster.log(job)
     assert log.count("Stopped by SIGUSR1") == 3
     assert log.count("saved; back into the queue") == 3
-    assert epochs(run) == 8
+    assert epochs(run) == 6
 
     cluster.run("wsi-idc", "job", "jobs/train.toml", *LONG, "--out", "runs/alone")
     ours, other = (
@@ -80,7 +80,7 @@ def test_signals_and_preemption_end_in_the_weights_of_an_undisturbed_run(cluster
 def test_after_so_many_restarts_a_job_stays_away(cluster: Cluster):
     (cluster.folder / "slurm/site.env").write_text("export WSI_IDC_MAX_RESTARTS=0\n")
     job = cluster.sbatch("slurm/train.sh", *LONG)
-    cluster.wait(lambda: list(cluster.folder.glob("runs/*/last.pt")), job=job)
+    cluster.wait(lambda: list(cluster.folder.glob("runs/*/metrics.jsonl")), job=job)
     cluster.run("scancel", "--signal=USR1", job)
     cluster.wait_for_end(job, "FAILED")
     assert "not put back into the queue after 0 restarts" in cluster.log(job)
@@ -89,7 +89,7 @@ def test_after_so_many_restarts_a_job_stays_away(cluster: Cluster):
 
 def test_a_cancelled_job_does_not_come_back(cluster: Cluster):
     job = cluster.sbatch("slurm/train.sh", *LONG)
-    cluster.wait(lambda: list(cluster.folder.glob("runs/*/last.pt")), job=job)
+    cluster.wait(lambda: list(cluster.folder.glob("runs/*/metrics.jsonl")), job=job)
     cluster.run("scancel", job)
     cluster.wait_for_end(job, "CANCELLED")
     assert cluster.field(job, "Restarts") == "0"
@@ -99,7 +99,8 @@ def test_a_cancelled_job_does_not_come_back(cluster: Cluster):
 def test_an_array_of_maps_with_one_task_killed_and_run_again(cluster: Cluster):
     job = cluster.sbatch("slurm/map.sh", "--no-image")
     cluster.wait(lambda: cluster.state(f"{job}_2") == "RUNNING", job=job)
-    cluster.run("scancel", "--signal=KILL", f"{job}_2")
+    killed = ["pkill", "--signal", "KILL", "--full", "job jobs/map_all.toml --task=2"]
+    cluster.wait(lambda: subprocess.run(killed, check=False).returncode == 0, job=job)
     for number in (1, 3, 4):
         cluster.wait_for_end(f"{job}_{number}")
     cluster.wait_for_end(f"{job}_2", "FAILED")

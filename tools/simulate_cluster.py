@@ -1,0 +1,109 @@
+"""What a cohort asks of a cluster: python tools/simulate_cluster.py [--help]; docs/scaling.md has its table.
+
+Slides are drawn by size, split into shards by the program's own rule, and each shard is one task on
+one GPU. A slide takes the longest of computing its patches, reading its bytes (the shared disk is
+divided among all GPUs that read) and writing its map; the three overlap. Nothing is measured here: the
+rates are given, and their defaults say where they come from.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi_idc.maps.cohort_run import shard
+
+# Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty cells count
+# (patient 8864 of the data set, 1,133 patches: 22 MB).
+PACK_BYTES, MAP_BYTES = 7_540, 19_400
+# Of a slide: 200 x 200 px of JPEG, where the level of 4 times less is the closest one.
+SLIDE_BYTES = 25_000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is.
+
+    Attributes:
+        gpus: That compute at once, a task each.
+        rate: Patches a second of one GPU, everything included but reading and writing.
+        disk: MB a second of the shared disk, over all readers.
+        node: MB a second that one task can read at most (decoding a slide on its cores).
+        start: Seconds from the task's start to its first patch.
+    """
+
+    gpus: int
+    rate: float
+    disk: float
+    node: float
+    start: float
+
+
+@dataclass(frozen=True)
+class Slides:
+    """Patches and MB to read of each slide."""
+
+    patches: np.ndarray
+    megabytes: np.ndarray
+
+    @staticmethod
+    def drawn(num: int, *, median: int, spread: float, bytes_a_patch: float, seed: int) -> "Slides":
+        """Draw sizes from a log-normal distribution around a median number of patches."""
+        rng = np.random.default_rng(seed)
+        patches = np.maximum(1, rng.lognormal(np.log(median), spread, num)).astype(np.int64)
+        return Slides(patches, patches * bytes_a_patch / 1e6)
+
+
+def simulate(slides: Slides, cluster: Cluster) -> dict[str, float | str]:
+    """Return hours, the share of them that GPUs compute, and what they wait for most."""
+    sizes = {str(number): int(size) for number, size in enumerate(slides.patches)}
+    disk = min(cluster.disk / cluster.gpus, cluster.node)
+    hours, busy = [], 0.0
+    for index in range(1, cluster.gpus + 1):
+        own = [int(name) for name in shard(sizes, index, cluster.gpus)]
+        compute = slides.patches[own] / cluster.rate
+        read = slides.megabytes[own] / disk
+        write = slides.patches[own] * MAP_BYTES / 1e6 / disk
+        seconds = np.maximum(compute, read + write)
+        hours.append((cluster.start + seconds.sum()) / 3600)
+        busy += compute.sum() / 3600
+    total = max(hours)
+    wait = "the GPU"
+    if busy / (total * cluster.gpus) < 0.9:
+        shared = cluster.disk / cluster.gpus < cluster.node
+        wait = "the shared disk" if shared else "the cores that decode"
+        if len(slides.patches) < 4 * cluster.gpus or cluster.start / 3600 > 0.2 * total:
+            wait = "starting up, and the largest patient"
+    return {"hours": total, "busy": busy / (total * cluster.gpus), "waits for": wait}
+
+
+def table(rate: float, disk: float) -> str:
+    """Return the table of docs/scaling.md."""
+    pack = Slides.drawn(279, median=967, spread=0.45, bytes_a_patch=PACK_BYTES, seed=0)
+    slides = Slides.drawn(100_000, median=4_000, spread=0.8, bytes_a_patch=SLIDE_BYTES, seed=0)
+    rows = [
+        "| work | GPUs | patches | to read | maps on disk | time | GPU computes | what it waits for |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, work, node in (
+        ("the Kaggle set, packed", pack, 2000.0),
+        ("100,000 slides", slides, 250.0),
+    ):
+        for gpus in (1, 8, 64):
+            found = simulate(work, Cluster(gpus, rate, disk, node, start=20))
+            total = int(work.patches.sum())
+            hours = float(found["hours"])
+            time = f"{hours * 3600:.0f} s" if hours < 0.2 else f"{hours:.0f} h"
+            rows.append(
+                f"| {name} | {gpus} | {total / 1e6:.1f} M | {work.megabytes.sum() / 1e3:,.0f} GB "
+                f"| {total * MAP_BYTES / 1e9:,.0f} GB | {time} "
+                f"| {float(found['busy']):.0%} | {found['waits for']} |"
+            )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rate", type=float, default=8_000, help="patches a second of one GPU")
+    parser.add_argument("--disk", type=float, default=5_000, help="MB a second of the shared disk")
+    print(table(**vars(parser.parse_args())))
