@@ -126,13 +126,8 @@ def joined(device: str) -> Iterator[World]:
     from torch import distributed
 
     on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
-    if on_gpu and (":" in device or local_rank >= torch.cuda.device_count()):
-        raise RunError(
-            f"{size} processes want a GPU each, of {torch.cuda.device_count()} on this machine; "
-            "start one a GPU, with --device auto"
-        )
     if on_gpu:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(_own_gpu(device, size=size, local_rank=local_rank))
     try:
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT
@@ -157,6 +152,26 @@ def joined(device: str) -> Iterator[World]:
     finally:
         # Without it a process may abort at exit.
         distributed.destroy_process_group()
+
+
+def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
+    """Return which of the GPUs that this process sees is its own.
+
+    Raises:
+        RunError: There is none for it.
+    """
+    import torch
+
+    seen = torch.cuda.device_count()
+    # srun --gpus-per-task or --gpu-bind show each process its own one, as number 0.
+    if seen == 1 and local_rank > 0 and _is_bound(local_rank):
+        return 0
+    if ":" in device or local_rank >= seen:
+        raise RunError(
+            f"{size} processes want a GPU each, of {seen} on this machine; "
+            "start one a GPU, with --device auto"
+        )
+    return local_rank
 
 
 def _place() -> tuple[int, int, int]:
