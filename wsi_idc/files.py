@@ -147,11 +147,10 @@ def _can_lock(folder: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
     try:
-        probe = tempfile.TemporaryFile(dir=folder)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return locks_work(probe.fileno())
     except OSError:
         return True  # whoever writes there will say why that is not possible
-    with probe:
-        return locks_work(probe.fileno())
 
 
 def locks_work(fd: int) -> bool:

@@ -5,6 +5,7 @@ torchrun or srun starts them and says which is which; without either there is on
 
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +140,10 @@ def joined(device: str) -> Iterator[World]:
         ) from None
     try:
         control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
-        yield World(rank, size, local_rank, control)
+        world = World(rank, size, local_rank, control)
+        if on_gpu:
+            _check_own_gpu(world)
+        yield world
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
@@ -163,15 +167,27 @@ def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
     import torch
 
     seen = torch.cuda.device_count()
-    # srun --gpus-per-task or --gpu-bind show each process its own one, as number 0.
-    if seen == 1 and local_rank > 0 and _is_bound(local_rank):
-        return 0
-    if ":" in device or local_rank >= seen:
-        raise RunError(
-            f"{size} processes want a GPU each, of {seen} on this machine; "
-            "start one a GPU, with --device auto"
-        )
-    return local_rank
+    # With srun --gpus-per-task each process sees its own one alone, as number 0.
+    mine = 0 if seen == 1 else local_rank
+    if ":" in device or mine >= seen:
+        raise _too_few_gpus(size, seen)
+    return mine
+
+
+def _check_own_gpu(world: World) -> None:
+    """Raise RunError where two processes have one GPU, which would hang or fail far from here."""
+    import torch
+
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    if len(set(world.gather((platform.node(), str(uuid))))) < world.size:
+        raise _too_few_gpus(world.size, torch.cuda.device_count())
+
+
+def _too_few_gpus(size: int, seen: int) -> RunError:
+    return RunError(
+        f"{size} processes want a GPU each, of {seen} on this machine; "
+        "start one a GPU, with --device auto"
+    )
 
 
 def _place() -> tuple[int, int, int]:

@@ -1,6 +1,8 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import functools
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,6 +11,9 @@ import torch
 
 from wsi_idc.errors import DeviceError
 from wsi_idc.hpc.cores import available_cores
+from wsi_idc.hpc.gpus import gpus_given
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,6 +87,8 @@ def _choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
+        if given := gpus_given():
+            _warn_of_waste(given)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
@@ -92,3 +99,18 @@ def _choose_device(name: str) -> torch.device:
         there = torch.cuda.device_count()
         raise DeviceError(f"device {name}: torch sees {there} CUDA GPUs; use --device cpu or auto")
     return torch.device(name)
+
+
+@functools.cache
+def _warn_of_waste(given: str) -> None:
+    """Say, once, that GPUs lie idle that were asked for and that others wait for."""
+    if torch.version.cuda is None:
+        why = "this torch is built for CPUs; install one built for CUDA"
+    else:
+        why = f"torch needs a driver for CUDA {torch.version.cuda} and devices it may open"
+    logger.warning(
+        "SLURM gave this job GPUs (%s) and torch sees none, so all is computed on the CPU: %s; "
+        "wsi-idc doctor says more, and --device cpu says that no GPU is wanted",
+        given,
+        why,
+    )
