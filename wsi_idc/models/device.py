@@ -5,13 +5,14 @@ import functools
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from wsi_idc.errors import DeviceError
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.hpc.gpus import gpus_given
+from wsi_idc.models.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,16 @@ class Compute:
         device: Where the network is.
         precision: "fp32", "bf16" or "fp16".
         compiled: Whether training goes through torch.compile.
+        usage: How the device is used.
     """
 
     device: torch.device
     precision: str
     compiled: bool = False
+    usage: Usage = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "usage", Usage(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which to run the network."""
