@@ -47,15 +47,27 @@ def default_data() -> Path:
 
 
 def _open(path: Path) -> Pack:
+    pack = pack_at(path)
+    if pack is not None:
+        return pack
+    return _open_tree(tree_in(path) if path.is_dir() else path)
+
+
+def pack_at(path: Path) -> Pack | None:
+    """Open the pack that ``path`` is or holds; None where it is a patch tree, or a zip of one.
+
+    Raises:
+        DataError: It is no pack that can be used, or a folder of several.
+    """
     if not path.is_dir():
-        return _open_tree(path) if is_zip(path) else Pack(path)
+        return None if is_zip(path) else Pack(path)
     packs = [file for file in sorted(path.glob("*.h5")) if is_pack(file)]
     if len(packs) == 1:
         return Pack(packs[0])
     if packs:
         names = ", ".join(pack.name for pack in packs)
         raise DataError(f"{path} holds {len(packs)} packs ({names}); choose one with --data")
-    return _open_tree(tree_in(path))
+    return None
 
 
 def tree_in(folder: Path) -> Path:

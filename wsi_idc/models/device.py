@@ -50,7 +50,7 @@ class Compute:
         if self.device.type == "cuda":
             name += f" ({torch.cuda.get_device_name(self.device)})"
         if self.device.type == "cpu":
-            name += f" ({torch.get_num_threads()} threads)"
+            name += f" ({torch.getnum_threads()} threads)"
         return f"{name}, {self.precision}"
 
 
@@ -67,7 +67,7 @@ def choose_compute(
         raise DeviceError("--compile needs a C++ compiler; install g++, or train without it")
     chosen = _choose_device(device)
     if chosen.type == "cpu":
-        torch.set_num_threads(_num_threads())
+        torch.set_num_threads(num_threads())
     if precision == "auto":
         good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if good else "fp32"
@@ -82,7 +82,7 @@ def choose_compute(
     return Compute(chosen, precision, compiled)
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
     """Return the cores given, or fewer where OMP_NUM_THREADS says so."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     cores = available_cores()

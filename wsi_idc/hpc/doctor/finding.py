@@ -1,0 +1,91 @@
+"""A finding of the doctor, and how one is come by: no probe may raise or hang."""
+
+import os
+import pwd
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row.
+
+    Attributes:
+        name: What was looked at.
+        value: What was found.
+        state: "ok", "note" (worth knowing) or "problem" (to be mended).
+        advice: What to do about a problem, or about a note if anything.
+    """
+
+    name: str
+    value: str
+    state: str = OK
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A look at one thing.
+
+    Attributes:
+        name: Of what is looked at, for where nothing is found.
+        look: Returns the findings.
+        seconds: How long it may take: a network disk that is away answers never.
+    """
+
+    name: str
+    look: Callable[[], Iterable[Finding]]
+    seconds: float = SECONDS
+
+    def findings(self) -> list[Finding]:
+        """Return what is found, or why nothing is."""
+        found: list[Finding] = []
+        failed: list[Exception] = []
+
+        def look() -> None:
+            try:
+                found.extend(self.look())
+            except Exception as error:  # noqa: BLE001 - a doctor does not faint
+                failed.append(error)
+
+        # One that hangs is left behind, and does not keep the program from ending.
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
+        looking.join(self.seconds)
+        if looking.is_alive():
+            reason = f"no answer in {self.seconds:g} s"
+            return [
+                Finding(
+                    self.name,
+                    f"could not be found: {reason}",
+                    PROBLEM,
+                    "what it asks hangs; on a network disk, tell the cluster's support",
+                )
+            ]
+        if failed:
+            return [Finding(self.name, f"could not be found: {_reason(failed[0])}", NOTE)]
+        return found
+
+
+def _reason(error: Exception) -> str:
+    line = (str(error).splitlines() or [""])[0]
+    return line or type(error).__name__
+
+
+def without_names(finding: Finding) -> Finding:
+    """Return a finding that may be shown to anyone: the home folder is ~, the user USER."""
+    home = str(Path.home())
+    user = pwd.getpwuid(os.getuid()).pw_name
+
+    def plain(text: str) -> str:
+        if home != "/":
+            text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?=[/\s,;:)]|$)", "~", text)
+        return re.sub(rf"(?<=/){re.escape(user)}(?=[/\s,;:)]|$)", "USER", text)
+
+    return replace(finding, value=plain(finding.value), advice=plain(finding.advice))
