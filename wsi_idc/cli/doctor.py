@@ -35,8 +35,8 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
 
     found = list(examine(data=data, out=out))
     if as_json:
-        counts = {state: _num(found, state) for state in ("note", "problem")}
-        say_json({"findings": [asdict(one) for one in found], **counts})
+        num = {f"num_{state}s": _num(found, state) for state in ("note", "problem")}
+        say_json({"findings": [asdict(one) for one in found], **num})
         return
     width = max(len(one.name) for one in found)
     for one in found:

@@ -50,7 +50,7 @@ class Compute:
         if self.device.type == "cuda":
             name += f" ({torch.cuda.get_device_name(self.device)})"
         if self.device.type == "cpu":
-            name += f" ({torch.getnum_threads()} threads)"
+            name += f" ({torch.get_num_threads()} threads)"
         return f"{name}, {self.precision}"
 
 

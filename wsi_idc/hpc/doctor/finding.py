@@ -1,5 +1,6 @@
 """A finding of the doctor, and how one is come by: no probe may raise or hang."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -58,19 +59,20 @@ class Probe:
         looking = threading.Thread(target=look, daemon=True)
         looking.start()
         looking.join(self.seconds)
+        rows = list(found)
         if looking.is_alive():
             reason = f"no answer in {self.seconds:g} s"
-            return [
-                Finding(
-                    self.name,
-                    f"could not be found: {reason}",
-                    PROBLEM,
-                    "what it asks hangs; on a network disk, tell the cluster's support",
-                )
-            ]
-        if failed:
-            return [Finding(self.name, f"could not be found: {_reason(failed[0])}", NOTE)]
-        return found
+            advice = "what it asks hangs; if that is a network disk, tell the cluster's support"
+            rows.append(self._not_found(reason, PROBLEM, advice))
+        elif failed and isinstance(failed[0], ImportError):
+            advice = "install the program anew, in an environment of its own"
+            rows.append(self._not_found(_reason(failed[0]), PROBLEM, advice))
+        elif failed:
+            rows.append(self._not_found(_reason(failed[0]), NOTE))
+        return rows
+
+    def _not_found(self, reason: str, state: str, advice: str = "") -> Finding:
+        return Finding(self.name, f"could not be found: {reason}", state, advice)
 
 
 def _reason(error: Exception) -> str:
@@ -80,12 +82,15 @@ def _reason(error: Exception) -> str:
 
 def without_names(finding: Finding) -> Finding:
     """Return a finding that may be shown to anyone: the home folder is ~, the user USER."""
-    home = str(Path.home())
-    user = pwd.getpwuid(os.getuid()).pw_name
+    home, user = "/", ""
+    # A container may have a user of whom it knows neither.
+    with contextlib.suppress(KeyError, RuntimeError):
+        home = str(Path.home())
+        user = pwd.getpwuid(os.getuid()).pw_name
 
     def plain(text: str) -> str:
         if home != "/":
             text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?=[/\s,;:)]|$)", "~", text)
-        return re.sub(rf"(?<=/){re.escape(user)}(?=[/\s,;:)]|$)", "USER", text)
+        return re.sub(rf"(?<=/){re.escape(user)}(?=[/\s,;:)]|$)", "USER", text) if user else text
 
     return replace(finding, value=plain(finding.value), advice=plain(finding.advice))

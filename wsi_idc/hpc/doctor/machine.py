@@ -88,7 +88,7 @@ def memory_limit(
     return min(limits, default=None)
 
 
-def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S108
+def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
     """Find the shared memory through which processes on one machine talk."""
     usage = shutil.disk_usage(path)
     value = f"{usage.total / _GIB:.2f} GiB, {usage.free / _GIB:.2f} GiB free"
@@ -162,12 +162,16 @@ def _nvidia_smi(what: str) -> list[str]:
 def slurm() -> Iterator[Finding]:
     """Find SLURM's programs, and what it says of this job."""
     for name in ("srun", "sbatch"):
-        if shutil.which(name):
-            command = [name, "--version"]
-            said = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-            yield Finding(name, said.stdout.strip() or said.stderr.strip())
-        else:
+        if not shutil.which(name):
             yield Finding(name, "not here")
+            continue
+        command = [name, "--version"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        if answer.returncode == 0:
+            yield Finding(name, answer.stdout.strip())
+        else:
+            why = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+            yield Finding(name, f"does not work ({why})", NOTE, "this machine is in no cluster?")
     said = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     value = ", ".join(f"{name}={value}" for name, value in said.items())
     in_job = "SLURM_JOB_ID" in said

@@ -8,7 +8,6 @@ from importlib import metadata
 from wsi_idc import __version__
 from wsi_idc.hpc.doctor.finding import NOTE, PROBLEM, Finding
 from wsi_idc.provenance import provenance
-from wsi_idc.slides.pyramid import library_version
 
 # As in setup.cfg; a test holds the two together.
 PACKAGES = (
@@ -21,7 +20,10 @@ PACKAGES = (
 
 def program() -> Iterator[Finding]:
     """Find this program's version, and its commit where it runs from a checkout."""
-    commit = provenance()["git_commit"]
+    try:
+        commit = provenance()["git_commit"]
+    except metadata.PackageNotFoundError:  # which one, the packages tell
+        commit = None
     yield Finding("program", f"wsi-idc {__version__}" + (f", commit {commit}" if commit else ""))
 
 
@@ -49,6 +51,8 @@ def packages() -> Iterator[Finding]:
 
 def openslide() -> Iterator[Finding]:
     """Find the library that reads slides."""
+    from wsi_idc.slides.pyramid import library_version
+
     try:
         yield Finding("OpenSlide", library_version())
     except (ImportError, OSError) as error:
