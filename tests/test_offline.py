@@ -75,7 +75,8 @@ def node(tmp_path: Path, cohort: Pack) -> Node:
 
 @pytest.mark.slow
 def test_all_work_is_done_without_network(node: Node):
-    for words in (TRAIN, ["search", "job.toml"], ["eval"], ["map", "--all"], ["report"]):
+    rest = (["eval"], ["map", "--all"], ["report"], ["doctor"])
+    for words in (TRAIN, ["search", "job.toml"], *rest):
         done = node.run(*words)
         assert done.returncode == 0, done.stderr
     assert node.asked_for == ""

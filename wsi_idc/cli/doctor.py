@@ -35,8 +35,8 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
 
     found = list(examine(data=data, out=out))
     if as_json:
-        num = {f"num_{state}s": _num(found, state) for state in ("note", "problem")}
-        say_json({"findings": [asdict(one) for one in found], **num})
+        counts = {f"num_{state}s": _num(found, state) for state in ("note", "problem")}
+        say_json({"findings": [asdict(one) for one in found], **counts})
         return
     width = max(len(one.name) for one in found)
     for one in found:
@@ -45,7 +45,7 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
     for state in ("note", "problem"):
         for one in advised:
             if one.state == state:
-                say(f"{state}: {one.name}: {one.value}; {one.advice}")
+                say(f"{state}: {one.name}: {one.advice}")
     num = _num(found, "problem")
     say("no problem found" if not num else f"{num} problem{'s' * (num > 1)} found")
 
