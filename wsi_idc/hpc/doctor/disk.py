@@ -97,11 +97,13 @@ def scratch() -> Iterator[Finding]:
     folder = _existing(Path(given))
     usage = shutil.disk_usage(folder)
     value = f"{given} ({file_system(folder)}), {usage.free / _GB:.1f} GB free"
-    if os.access(folder, os.W_OK | os.X_OK):
-        yield Finding("scratch", value)
-    else:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            yield Finding("scratch", value)
+    except OSError as error:
+        value += f", cannot be written ({error.strerror})"
         advice = f"set {VARIABLE} to a folder that can be written, or unset it"
-        yield Finding("scratch", f"{value}, cannot be written", PROBLEM, advice)
+        yield Finding("scratch", value, PROBLEM, advice)
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
