@@ -24,7 +24,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("WSI_IDC_CACHE", str(home / "cache"))
-    for name in ("WSI_IDC_DATA", "XDG_CACHE_HOME", "SLURM_CPUS_PER_TASK"):
+    job = ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_STEP_NUM_TASKS")
+    for name in ("WSI_IDC_DATA", "WSI_IDC_SCRATCH", "XDG_CACHE_HOME", *job):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -1,5 +1,8 @@
 import errno
+import fcntl
+import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -167,9 +170,18 @@ def test_names_that_would_leave_their_folder_or_deceive(name):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_without_locks_each_process_has_a_temporary_name_of_its_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("folders_too", [True, False])
+def test_without_locks_each_process_has_a_temporary_name_of_its_own(
+    tmp_path, monkeypatch, number, folders_too
+):
+    flock = fcntl.flock
+
     def refuse(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        # NFS and Lustre lock a folder within the machine, and may still refuse files.
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and not folders_too:
+            return flock(fd, operation)
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with replacing(tmp_path / "a.txt") as first:

@@ -1,20 +1,23 @@
-"""What a cohort asks of a cluster: python tools/simulate_cluster.py [--help]; docs/scaling.md has its table.
+"""What a cohort asks of a cluster; docs/scaling.md has its table.
 
-Slides are drawn by size, split into shards by the program's own rule, and each shard is one task on
-one GPU. A slide takes the longest of computing its patches, reading its bytes (the shared disk is
-divided among all GPUs that read) and writing its map; the three overlap. Nothing is measured here: the
-rates are given, and their defaults say where they come from.
+    python tools/simulate_cluster.py
+
+Slides are drawn by size and split into shards by the program's own rule; each shard is a task on
+one GPU. A slide takes as long as computing its patches, or as reading its bytes and writing its
+map if that is longer; the shared disk is divided among all GPUs. Nothing is measured here: the
+rates are given.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
 from wsi_idc.maps.cohort_run import shard
 
-# Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty cells count
-# (patient 8864 of the data set, 1,133 patches: 22 MB).
+# Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty
+# cells count (patient 8864 of the data set, 1,133 patches: 22 MB).
 PACK_BYTES, MAP_BYTES = 7_540, 19_400
 # Of a slide: 200 x 200 px of JPEG, where the level of 4 times less is the closest one.
 SLIDE_BYTES = 25_000
@@ -82,7 +85,7 @@ def table(rate: float, disk: float) -> str:
     pack = Slides.drawn(279, median=967, spread=0.45, bytes_a_patch=PACK_BYTES, seed=0)
     slides = Slides.drawn(100_000, median=4_000, spread=0.8, bytes_a_patch=SLIDE_BYTES, seed=0)
     rows = [
-        "| work | GPUs | patches | to read | maps on disk | time | GPU computes | what it waits for |",
+        "| work | GPUs | patches | to read | maps | time | GPU computes | what it waits for |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, work, node in (
@@ -106,4 +109,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rate", type=float, default=8_000, help="patches a second of one GPU")
     parser.add_argument("--disk", type=float, default=5_000, help="MB a second of the shared disk")
-    print(table(**vars(parser.parse_args())))
+    sys.stdout.write(table(**vars(parser.parse_args())) + "\n")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,18 +139,28 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
 
 
 def _can_lock(folder: Path) -> bool:
-    """Return whether the file system under ``folder``, which need not exist yet, has locks."""
+    """Return whether files can be locked in ``folder``, which need not exist yet.
+
+    The folder itself tells nothing: on network disks it is locked, within this machine, where its
+    files cannot be.
+    """
     while not folder.exists():
         folder = folder.parent
-    fd = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return locks_work(probe.fileno())
+    except OSError:
+        return True  # whoever writes there will say why that is not possible
+
+
+def locks_work(fd: int) -> bool:
+    """Return whether the file system of an open file has locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
-    finally:
-        os.close(fd)
     return True
 
 

@@ -111,7 +111,12 @@ def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[st
     assert said.code == 0, said.err
     assert "split: ratio:50/25/25" in said.err
     assert "settings: model cnn-bn" in said.err
+    used = r"\d+ patches/s, \d+% of the time waiting for data, \d+% in the network\n"
+    assert re.search(r"epoch 1/1: train loss .+, " + used, said.err)
     (folder,) = (work / "runs").iterdir()
+    (epoch,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert 0 < epoch["network_share"] <= 1
+    assert 0 <= epoch["data_wait_share"] < 1
     assert str(folder.relative_to(work) / "best.pt") in said.out
     again = Said(capsys, *train, "--json")
     assert json.loads(again.out)["was_finished"] is True
@@ -119,6 +124,7 @@ def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[st
     said = Said(capsys, "eval", "--json")
     assert said.code == 0, said.err
     assert "the newest finished run" in said.err
+    assert re.search(r"predicted \d+ patches, " + used, said.err)
     found = json.loads(said.out)
     written = json.loads((folder / "eval-test" / "metrics.json").read_text())
     assert found["metrics"] == written["metrics"]
@@ -129,8 +135,11 @@ def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"maps/S0001\.h5  \d+ patches, [\d.]+% called IDC", said.out)
     said = Said(capsys, "map", "--all")
     assert "2 kept, made before by the same checkpoint, settings and data" in said.out
+    assert re.search(r"mapped \d+ patches, " + used, said.err)
     assert len(list((work / "maps").glob("S*.h5"))) == 6
-    assert "nothing to compute" in Said(capsys, "map", "--all").out
+    said = Said(capsys, "map", "--all")
+    assert "nothing to compute" in said.out
+    assert "mapped" not in said.err
 
     said = Said(capsys, "render", "maps/S0001.h5", "--dpi", 30)
     assert said.out == "maps/S0001.png\n"

@@ -2,18 +2,20 @@
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import RunError
-from wsi_idc.hpc.distributed import ALONE, World, joined
+from wsi_idc.hpc.distributed import ALONE, World, _check_own_gpu, _own_gpu, joined
 
 # Dropout and batch norm see a process's own part of a batch; without them the sums must agree.
 PROGRAM = """
@@ -132,3 +134,40 @@ def test_srun_without_a_place_to_meet_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(RunError, match="set MASTER_ADDR"), joined("cpu"):
         pass
+
+
+def seeing(monkeypatch: pytest.MonkeyPatch, *uuids: str) -> None:
+    """Let torch see GPUs that are not there."""
+    import torch
+
+    found = [SimpleNamespace(uuid=uuid) for uuid in uuids]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(found))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found[number])
+
+
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch):
+    seeing(monkeypatch, "a", "b")
+    assert [_own_gpu("auto", size=2, local_rank=rank) for rank in (0, 1)] == [0, 1]
+    for device, rank in [("auto", 2), ("cuda:0", 0)]:
+        with pytest.raises(RunError, match="3 processes want a GPU each, of 2 on this machine"):
+            _own_gpu(device, size=3, local_rank=rank)
+
+
+def test_a_process_that_sees_its_own_gpu_alone_takes_it(monkeypatch: pytest.MonkeyPatch):
+    seeing(monkeypatch, "b")
+    assert [_own_gpu("auto", size=4, local_rank=rank) for rank in (0, 1, 3)] == [0, 0, 0]
+    there = platform.node()
+    monkeypatch.setattr(World, "gather", lambda self, mine: [(there, "a"), mine])
+    _check_own_gpu(World(1, 2, 1))
+
+
+def test_processes_that_have_one_gpu_together_are_told(monkeypatch: pytest.MonkeyPatch):
+    seeing(monkeypatch, "a")
+    monkeypatch.setattr(World, "gather", lambda self, mine: [mine, mine])
+    with pytest.raises(RunError, match="2 processes want a GPU each, of 1 on this machine"):
+        _check_own_gpu(World(1, 2, 1))
+    # The same number on another machine is another GPU.
+    monkeypatch.setattr(World, "gather", lambda self, mine: [("elsewhere", "a"), mine])
+    _check_own_gpu(World(1, 2, 1))

@@ -44,7 +44,8 @@ def same_weights(one: Checkpoint, other: Checkpoint) -> bool:
 def history(run: Run) -> list[dict]:
     """Return the epochs' records, but for how long they took."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) | {"patches_per_second": None} for line in lines]
+    took = dict.fromkeys(("patches_per_second", "data_wait_share", "network_share"))
+    return [json.loads(line) | took for line in lines]
 
 
 def test_a_finished_run_has_what_it_should(trained: Checkpoint, cohort: Pack, split: Split):

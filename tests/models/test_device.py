@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wsi_idc.errors import DeviceError
-from wsi_idc.models.device import choose_compute
+from wsi_idc.models.device import _warn_of_waste, choose_compute
 
 
 def test_auto_on_a_cpu_is_fp32():
@@ -58,3 +58,41 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match="--compile needs a C"):
         choose_compute("cpu", compiled=True)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _warn_of_waste.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_gpus_that_slurm_gave_and_torch_does_not_see_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    choose_compute("cpu")
+    assert caplog.messages == []
+    for _ in range(2):
+        assert choose_compute().device.type in ("cpu", "mps")
+    assert caplog.messages == [
+        "SLURM gave this job GPUs (SLURM_JOB_GPUS=0,1) and torch sees none, so all is computed on "
+        "the CPU: this torch is built for CPUs; install one built for CUDA; wsi-idc doctor says "
+        "more, and --device cpu says that no GPU is wanted"
+    ]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_gpus_asked_for_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
+    choose_compute()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    assert choose_compute().device.type == "cuda"
+    assert caplog.messages == []

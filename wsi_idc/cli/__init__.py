@@ -15,6 +15,7 @@ from wsi_idc import __version__
 from wsi_idc.cli.bench import bench
 from wsi_idc.cli.compare import compare
 from wsi_idc.cli.demo import demo
+from wsi_idc.cli.doctor import doctor
 from wsi_idc.cli.download import download
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
@@ -82,6 +83,7 @@ _COMMANDS = (
     report,
     info,
     fetch_weights,
+    doctor,
     bench,
 )
 for _command in _COMMANDS:

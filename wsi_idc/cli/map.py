@@ -108,7 +108,7 @@ def map_(
             job = SlideRun.of(work, settings, slides=(*slides, *files), manifest=manifest)
         else:
             pack = open_data(data)
-            logger.info("data: %s", pack.path)
+            logger.info("data: %s", pack)
             listed = read_patients(patients_file) if patients_file else []
             job = PackRun(work, pack, pack.patients if everyone else [*patients, *listed])
         job = job if shard is None else job.part(*shard_of(shard))

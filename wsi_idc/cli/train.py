@@ -19,6 +19,7 @@ from wsi_idc.cli.options import (
 from wsi_idc.config import DEFAULT_RUNS, TrainConfig
 
 if TYPE_CHECKING:
+    from wsi_idc.data.pack import Pack
     from wsi_idc.learn.runs import Run
     from wsi_idc.models.checkpoint import Checkpoint
 
@@ -76,9 +77,7 @@ def train(
         split = make_split(pack, config.split, seed=config.seed)
         asked = what_is_asked(config, pack, split)
         run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, asked)
-        for line in _describe(
-            resolved, pack.path, split.spec, split_table(split, pack), run.folder
-        ):
+        for line in _describe(resolved, pack, split.spec, split_table(split, pack), run.folder):
             logger.info("%s", line)
         was_finished = run.is_finished() and not overwrite
         with stop_requests() as stop:
@@ -131,7 +130,7 @@ def _rule(checkpoint: "Checkpoint") -> str:
     ]
 
 
-def _describe(config: TrainConfig, data: Path, spec: str, table: Any, folder: Path) -> list[str]:
+def _describe(config: TrainConfig, data: "Pack", spec: str, table: Any, folder: Path) -> list[str]:
     """Return lines that say what is going to be trained on what."""
     settings = ", ".join(f"{name} {value}" for name, value in config.as_dict().items())
     lines = [f"run: {folder}", f"data: {data}", f"settings: {settings}", f"split: {spec}"]

@@ -122,13 +122,13 @@ def _blocks(pack: Pack) -> Iterator[NDArray[np.uint8]]:
     """
     assert isinstance(pack.patches, np.memmap)
     shape = pack.patches.shape[1:]
-    with pack.path.open("rb", buffering=0) as file:
+    with pack.file.open("rb", buffering=0) as file:
         file.seek(pack.patches.offset)
         for start in range(0, len(pack), _PATCHES_AT_A_TIME):
             num = min(_PATCHES_AT_A_TIME, len(pack) - start)
             block = np.fromfile(file, np.uint8, count=num * int(np.prod(shape)))
             if block.size < num * np.prod(shape):
-                raise DataError(f"{pack.path}: the pack was cut short meanwhile; make it anew")
+                raise DataError(f"{pack.file}: the pack was cut short meanwhile; make it anew")
             yield block.reshape(num, *shape)
 
 

@@ -54,8 +54,13 @@ class PackInfo:
 class Pack:
     """A pack opened for reading: the index in memory, the pixels memory-mapped.
 
-    Attributes:
+    Args:
         path: The file.
+        copy: A copy of it on a faster disk, which is read in its place.
+
+    Attributes:
+        path: The file, for people and records.
+        file: The file that is read: ``path``, or the copy.
         info: Its attributes.
         patients: Sorted patient ids.
         index: One row a patch with columns ``patient`` (int, into ``patients``), ``x``, ``y``
@@ -66,34 +71,38 @@ class Pack:
         DataError: The file is no complete pack.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copy: Path | None = None) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise DataError(f"{path}: no such file; make one with wsi-idc prepare")
-        if not (self.path.is_file() and h5py.is_hdf5(self.path)):
-            raise DataError(f"{path}: not an HDF5 file; give a pack, a patch tree, or a zip")
+        self.file = self.path if copy is None else copy
+        if not self.file.exists():
+            raise DataError(f"{self.file}: no such file; make one with wsi-idc prepare")
+        if not (self.file.is_file() and h5py.is_hdf5(self.file)):
+            raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
         try:
             # A reader asks for no lock: many network disks have none.
-            with h5py.File(self.path, "r", locking=False) as file:
+            with h5py.File(self.file, "r", locking=False) as file:
                 self.info, self.patients, self.index, offset = _read(file)
         except (DataError, *_UNREADABLE) as error:
             reason = _first_line(error)
-            raise DataError(f"{path}: not a usable pack ({reason}); make it anew") from None
+            raise DataError(f"{self.file}: not a usable pack ({reason}); make it anew") from None
         side = self.info.patch_px
         shape = (len(self.index), side, side, 3)
         try:
             self.patches: NDArray[np.uint8] = np.memmap(
-                self.path, np.uint8, mode="r", offset=offset, shape=shape
+                self.file, np.uint8, mode="r", offset=offset, shape=shape
             )
         except ValueError:
-            raise DataError(f"{path}: the pack is cut short; make it anew") from None
+            raise DataError(f"{self.file}: the pack is cut short; make it anew") from None
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __reduce__(self) -> tuple[type["Pack"], tuple[Path]]:
+    def __str__(self) -> str:
+        return str(self.path) + ("" if self.file is self.path else f", read from {self.file}")
+
+    def __reduce__(self) -> tuple[type["Pack"], tuple[Path, Path | None]]:
         # A worker process opens the file itself.
-        return Pack, (self.path,)
+        return Pack, (self.path, None if self.file is self.path else self.file)
 
     def rows_of(self, patient: str) -> NDArray[np.int64]:
         """Return the positions of a patient's patches, one contiguous run.
@@ -127,11 +136,11 @@ class Pack:
             DataError: They cannot be read.
         """
         try:
-            with h5py.File(self.path, "r", locking=False) as file:
+            with h5py.File(self.file, "r", locking=False) as file:
                 dataset = _dataset(file, "path", shape=(len(self),))
                 return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except _UNREADABLE as error:
-            raise DataError(f"{self.path}: /path cannot be read ({_first_line(error)})") from None
+            raise DataError(f"{self.file}: /path cannot be read ({_first_line(error)})") from None
 
 
 def write_pack(

@@ -14,6 +14,7 @@ from wsi_idc.data.folder import Folder
 from wsi_idc.data.index import content_key, holds_patches, open_origin
 from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
 from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, prepare
+from wsi_idc.data.stage import staged
 from wsi_idc.errors import BusyError, DataError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def open_data(path: Path | None = None) -> Pack:
-    """Open a pack or a patch tree.
+    """Open a pack or a patch tree; where ``WSI_IDC_SCRATCH`` is set, read from a copy there.
 
     Args:
         path: A pack, a patch tree, a zip of one, or a folder with one pack in it; None takes
@@ -34,18 +35,39 @@ def open_data(path: Path | None = None) -> Pack:
         DataError: Nothing there can be used, or it is not clear what to use.
     """
     if path is None:
-        path = Path(os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
+        path = default_data()
         if not path.exists():
             raise DataError(f"no data: there is no {path} here; {_HOW}")
+    return staged(_open(path))
+
+
+def default_data() -> Path:
+    """Return where data are looked for if ``--data`` says nothing."""
+    return Path(os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
+
+
+def _open(path: Path) -> Pack:
+    pack = pack_at(path)
+    if pack is not None:
+        return pack
+    return _open_tree(tree_in(path) if path.is_dir() else path)
+
+
+def pack_at(path: Path) -> Pack | None:
+    """Open the pack that ``path`` is or holds; None where it is a patch tree, or a zip of one.
+
+    Raises:
+        DataError: It is no pack that can be used, or a folder of several.
+    """
     if not path.is_dir():
-        return _open_tree(path) if is_zip(path) else Pack(path)
+        return None if is_zip(path) else Pack(path)
     packs = [file for file in sorted(path.glob("*.h5")) if is_pack(file)]
     if len(packs) == 1:
         return Pack(packs[0])
     if packs:
         names = ", ".join(pack.name for pack in packs)
         raise DataError(f"{path} holds {len(packs)} packs ({names}); choose one with --data")
-    return _open_tree(tree_in(path))
+    return None
 
 
 def tree_in(folder: Path) -> Path:

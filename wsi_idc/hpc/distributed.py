@@ -5,6 +5,7 @@ torchrun or srun starts them and says which is which; without either there is on
 
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,13 +127,8 @@ def joined(device: str) -> Iterator[World]:
     from torch import distributed
 
     on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
-    if on_gpu and (":" in device or local_rank >= torch.cuda.device_count()):
-        raise RunError(
-            f"{size} processes want a GPU each, of {torch.cuda.device_count()} on this machine; "
-            "start one a GPU, with --device auto"
-        )
     if on_gpu:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(_own_gpu(device, size=size, local_rank=local_rank))
     try:
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT
@@ -144,7 +140,10 @@ def joined(device: str) -> Iterator[World]:
         ) from None
     try:
         control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
-        yield World(rank, size, local_rank, control)
+        world = World(rank, size, local_rank, control)
+        if on_gpu:
+            _check_own_gpu(world)
+        yield world
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
@@ -157,6 +156,38 @@ def joined(device: str) -> Iterator[World]:
     finally:
         # Without it a process may abort at exit.
         distributed.destroy_process_group()
+
+
+def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
+    """Return which of the GPUs that this process sees is its own.
+
+    Raises:
+        RunError: There is none for it.
+    """
+    import torch
+
+    seen = torch.cuda.device_count()
+    # With srun --gpus-per-task each process sees its own one alone, as number 0.
+    mine = 0 if seen == 1 else local_rank
+    if ":" in device or mine >= seen:
+        raise _too_few_gpus(size, seen)
+    return mine
+
+
+def _check_own_gpu(world: World) -> None:
+    """Raise RunError where two processes have one GPU, which would hang or fail far from here."""
+    import torch
+
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    if len(set(world.gather((platform.node(), str(uuid))))) < world.size:
+        raise _too_few_gpus(world.size, torch.cuda.device_count())
+
+
+def _too_few_gpus(size: int, seen: int) -> RunError:
+    return RunError(
+        f"{size} processes want a GPU each, of {seen} on this machine; "
+        "start one a GPU, with --device auto"
+    )
 
 
 def _place() -> tuple[int, int, int]:

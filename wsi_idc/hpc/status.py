@@ -1,7 +1,6 @@
 """How far the tasks of a job are, from what they have left on the disk."""
 
 import getpass
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.config import DEFAULT_MAPS
-from wsi_idc.data.pack import Pack, is_pack
-from wsi_idc.data.source import DEFAULT_FOLDER
+from wsi_idc.data.source import default_data, pack_at
 from wsi_idc.errors import BusyError, WsiIdcError
 from wsi_idc.files import locked
 from wsi_idc.hpc.jobs import MAP, TRAIN, Job, Task, matches
@@ -151,12 +149,8 @@ def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
         return sizes_of_slides(read_manifest(Path(settings["manifest"])))
     if not settings.get("all"):
         return {str(name): 1 for name in settings.get("patient", ())}
-    data = Path(settings.get("data") or os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
-    packs = [path for path in ([data] if data.is_file() else data.glob("*.h5")) if is_pack(path)]
-    if len(packs) != 1:
-        return None
-    pack = Pack(packs[0])
-    return sizes_of_patients(pack, pack.patients)
+    pack = pack_at(Path(settings["data"]) if "data" in settings else default_data())
+    return None if pack is None else sizes_of_patients(pack, pack.patients)
 
 
 def queue_of(name: str) -> list[str]:

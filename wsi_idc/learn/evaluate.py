@@ -249,10 +249,12 @@ def _logits(
     batch_size: int,
 ) -> NDArray[np.float32]:
     parts = []
+    compute.usage.begin()
     with progress(len(rows), what="predicting") as bar:
         for part in method.predict(pack, rows, compute=compute, batch_size=batch_size):
             parts.append(part.logit)
             bar.update(len(part.logit))
+    compute.usage.log("predicted")
     return np.concatenate(parts)
 
 

@@ -148,8 +148,9 @@ def _predict(
             )
         # One batch is under way on the device while the last one's results are fetched and used.
         under_way: tuple[Tensor, Tensor | None, int] | None = None
-        for batch in batches:
-            started = _forward(run, batch.patches, compute, views=views)
+        for batch in compute.usage.waited_for(batches):
+            with compute.usage.computing(batch.num):
+                started = _forward(run, batch.patches, compute, views=views)
             if under_way is not None:
                 yield _fetch(*under_way)
             under_way = *started, batch.num

@@ -182,10 +182,12 @@ def steps(training: Training) -> Iterator[int]:
         world=training.world,
         pin=training.compute.device.type == "cuda",
     )
-    for batch in coming:
+    usage = training.compute.usage
+    for batch in usage.waited_for(coming):
         done = place.epoch * training.steps_an_epoch + place.step
         set_rate(training.optimizer, plateau * rate_share(config, done, total=total))
-        step(training, batch)
+        with usage.computing(len(batch.all_labels.label)):
+            step(training, batch)
         place.step += 1
         yield len(batch.all_labels.label)
 
@@ -193,6 +195,7 @@ def steps(training: Training) -> Iterator[int]:
 def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: float) -> None:
     """Do the steps that are left of the present epoch, and save now and then."""
     place, config, world = training.place, training.config, training.world
+    training.compute.usage.begin()
     saved = time.monotonic()
     started = saved - place.seconds
     what = f"epoch {place.epoch + 1}/{config.epochs}"
@@ -211,7 +214,8 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
             order = world.largest(2 if stop else int(due))
             if order or place.step % _STEPS_BETWEEN_LOOKS == 0:
                 loss = _mean_loss(training)
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                waiting = training.compute.usage.in_short()
+                bar.set_postfix_str(f"loss {loss:.3f}, {waiting}", refresh=False)
             if order:
                 place.seconds, saved = now - started, now
                 save_state(training)
@@ -242,6 +246,8 @@ def _close_epoch(training: Training) -> None:
     """Look at the val patients, keep the weights if they are the best, and save the state."""
     place, run, config = training.place, training.run, training.config
     loss = _mean_loss(training)
+    # Of this process alone, and since it began or went on with the epoch.
+    used = training.compute.usage.used()
     logit, label = val_logits(training)
     probability = idc_probability(logit, temperature=1.0)
     place.epoch += 1
@@ -257,6 +263,7 @@ def _close_epoch(training: Training) -> None:
         },
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_an_epoch * training.patches_a_step / place.seconds,
+        **used.shares(),
     }
     place.history.append(epoch)
     is_best = _value(config, epoch) > place.best
@@ -268,13 +275,14 @@ def _close_epoch(training: Training) -> None:
     save_state(training)
     logger.info(
         "epoch %d/%d: train loss %.4f, val loss %.4f, AUC %.4f, AP %.4f, F1 %.3f, sensitivity "
-        "%.3f%s, %.0f patches/s",
+        "%.3f%s, %.0f patches/s, %s",
         place.epoch,
         config.epochs,
         *(epoch[key] for key in ("train_loss", "val_loss", "val_auc", "val_average_precision")),
         *(epoch[key] for key in ("val_f1", "val_sensitivity")),
         " (best)" if is_best else "",
         epoch["patches_per_second"],
+        used,
     )
 
 

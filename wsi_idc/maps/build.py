@@ -44,7 +44,9 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
     due = [patient for patient in patients if work.is_due(patient, identity, report)]
     if due:
         work.out.mkdir(parents=True, exist_ok=True)
+        work.compute.usage.begin()
         _make(work, pack, due, report=report)
+        work.compute.usage.log("mapped")
     return report
 
 
@@ -83,6 +85,7 @@ def _counted(found: Iterator[Predicted], bar: Any, work: MapWork) -> Iterator[Pr
     for part in found:
         if work.stop:
             return
+        bar.set_postfix_str(work.compute.usage.in_short(), refresh=False)
         bar.update(len(part.logit))
         yield part
 

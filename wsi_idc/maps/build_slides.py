@@ -67,6 +67,7 @@ def build_slide_maps(
     for row in slides:
         map_path(work.out, row.patient)
     report = MapReport()
+    work.compute.usage.begin()
     with Writers(work, report) as writers:
         for number, row in enumerate(slides):
             if work.stop:
@@ -77,6 +78,7 @@ def build_slide_maps(
                 set_aside(report, row.patient, error)
     if work.stop and len(report.made) + len(report.kept) + len(report.failed) < len(slides):
         raise stopped(work, report, num_due=len(slides) - len(report.kept))
+    work.compute.usage.log("mapped")
     return report
 
 

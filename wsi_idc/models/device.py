@@ -1,14 +1,20 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import functools
+import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from wsi_idc.errors import DeviceError
 from wsi_idc.hpc.cores import available_cores
+from wsi_idc.hpc.gpus import gpus_given
+from wsi_idc.models.usage import Usage
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,11 +28,16 @@ class Compute:
         device: Where the network is.
         precision: "fp32", "bf16" or "fp16".
         compiled: Whether training goes through torch.compile.
+        usage: How the device is used.
     """
 
     device: torch.device
     precision: str
     compiled: bool = False
+    usage: Usage = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "usage", Usage(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which to run the network."""
@@ -56,7 +67,7 @@ def choose_compute(
         raise DeviceError("--compile needs a C++ compiler; install g++, or train without it")
     chosen = _choose_device(device)
     if chosen.type == "cpu":
-        torch.set_num_threads(_num_threads())
+        torch.set_num_threads(num_threads())
     if precision == "auto":
         good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if good else "fp32"
@@ -71,7 +82,7 @@ def choose_compute(
     return Compute(chosen, precision, compiled)
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
     """Return the cores given, or fewer where OMP_NUM_THREADS says so."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     cores = available_cores()
@@ -82,6 +93,8 @@ def _choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
+        if given := gpus_given():
+            _warn_of_waste(given)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
@@ -92,3 +105,18 @@ def _choose_device(name: str) -> torch.device:
         there = torch.cuda.device_count()
         raise DeviceError(f"device {name}: torch sees {there} CUDA GPUs; use --device cpu or auto")
     return torch.device(name)
+
+
+@functools.cache
+def _warn_of_waste(given: str) -> None:
+    """Say, once, that GPUs lie idle that were asked for and that others wait for."""
+    if torch.version.cuda is None:
+        why = "this torch is built for CPUs; install one built for CUDA"
+    else:
+        why = f"torch needs a driver for CUDA {torch.version.cuda} and devices it may open"
+    logger.warning(
+        "SLURM gave this job GPUs (%s) and torch sees none, so all is computed on the CPU: %s; "
+        "wsi-idc doctor says more, and --device cpu says that no GPU is wanted",
+        given,
+        why,
+    )

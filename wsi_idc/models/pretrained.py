@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsi_idc.errors import CheckpointError
 from wsi_idc.files import sha256
 from wsi_idc.models.checkpoint import FORMAT, load_checkpoint, load_plain, load_state
-from wsi_idc.models.registry import Architecture, architecture
+from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
 
 _MAX_NAMED = 3
 # Heads on the way, for training alone, that no network here is built with.
@@ -35,7 +35,23 @@ def weights_file(arch: Architecture) -> Path:
     Raises:
         CheckpointError: There are none for this model.
     """
-    return Path(torch.hub.get_dir()) / "checkpoints" / _imagenet(arch).url.rsplit("/", 1)[-1]
+    return imagenet_folder() / _imagenet(arch).url.rsplit("/", 1)[-1]
+
+
+def imagenet_folder() -> Path:
+    """Return torchvision's cache of weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def cached_imagenet() -> list[str]:
+    """Return the models whose ImageNet weights are in torchvision's cache, by our names."""
+    weights = {arch.name: arch.imagenet for arch in ARCHITECTURES.values() if arch.imagenet}
+    ours = {name.replace("-", "_") for name in weights}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if name not in ours:
+            weights[name] = torchvision.models.get_model_weights(name).DEFAULT
+    folder = imagenet_folder()
+    return [name for name, of in weights.items() if (folder / of.url.rsplit("/", 1)[-1]).exists()]
 
 
 def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:

@@ -89,6 +89,13 @@ class Pyramid(Source):
         return handle
 
 
+def library_version() -> str:
+    """Return the version of the OpenSlide library, which its Python package only calls."""
+    import openslide
+
+    return str(openslide.__library_version__)
+
+
 def is_pyramid(path: Path) -> bool:
     """Return whether OpenSlide knows the format of a file."""
     import openslide
