@@ -1,6 +1,7 @@
-"""docs/scaling.md has the table of the simulation, and the simulation is right where it is plain."""
+"""The simulation is right where it is plain, and docs/scaling.md has its table."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,6 @@ def _tool():
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module

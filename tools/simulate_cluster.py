@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsi_idc.maps.cohort_run import shard
+from wsi_idc.maps.cohort_run import parts
 
 # Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty
 # cells count (patient 8864 of the data set, 1,133 patches: 22 MB).
@@ -61,9 +61,10 @@ def simulate(slides: Slides, cluster: Cluster) -> dict[str, float | str]:
     """Return hours, the share of them that GPUs compute, and what they wait for most."""
     sizes = {str(number): int(size) for number, size in enumerate(slides.patches)}
     disk = min(cluster.disk / cluster.gpus, cluster.node)
+    part_of = np.array(list(parts(sizes, cluster.gpus).items()), dtype=np.int64)
     hours, busy = [], 0.0
-    for index in range(1, cluster.gpus + 1):
-        own = [int(name) for name in shard(sizes, index, cluster.gpus)]
+    for part in range(cluster.gpus):
+        own = part_of[part_of[:, 1] == part, 0]
         compute = slides.patches[own] / cluster.rate
         read = slides.megabytes[own] / disk
         write = slides.patches[own] * MAP_BYTES / 1e6 / disk

@@ -1,5 +1,6 @@
 """Maps of many: which patients or slides, which part of them, and what it would take."""
 
+import heapq
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,13 +210,19 @@ def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
     The largest first, each to the part that has least: no part depends on who computes it. The
     order is that of ``sizes``.
     """
-    loads = [0] * count
+    part_of = parts(sizes, count)
+    return [name for name in sizes if part_of[name] == index - 1]
+
+
+def parts(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Return the part, from 0, that each name is in."""
+    loads = [(0, part) for part in range(count)]  # a heap
     part_of = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        part = loads.index(min(loads))
-        loads[part] += sizes[name]
+        load, part = loads[0]
+        heapq.heapreplace(loads, (load + sizes[name], part))
         part_of[name] = part
-    return [name for name in sizes if part_of[name] == index - 1]
+    return part_of
 
 
 def shard_of(text: str) -> tuple[int, int]:
