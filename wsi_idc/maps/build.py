@@ -73,7 +73,7 @@ def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) 
     )
     with progress(len(everything), what="mapping") as bar, Writers(work, report) as writers:
         for patient, prediction in _by_patient(_counted(found, bar, work), rows):
-            writers.submit(patient, partial(_content, work, pack, patient, prediction))
+            writers.submit(patient, partial(content_of, work, pack, patient, prediction))
     if work.stop and len(report.made) + len(report.failed) < len(patients):
         raise stopped(work, report, num_due=len(patients))
 
@@ -108,7 +108,8 @@ def _by_patient(
                 parts, have = [], 0
 
 
-def _content(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> PatientMap:
+def content_of(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> PatientMap:
+    """Return the map of a patient of the pack, of whose patches a prediction says all."""
     info, rows = pack.info, pack.rows_of(patient)
     columns = pack.index.iloc[rows]
     return work.content(
