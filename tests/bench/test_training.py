@@ -2,43 +2,49 @@ from pathlib import Path
 
 import pytest
 
+from wsi_idc.bench import training
+from wsi_idc.bench.result import Bench
+from wsi_idc.bench.rounds import Rates
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
-from wsi_idc.learn import bench
 from wsi_idc.models.device import choose_compute
 
 CONFIG = TrainConfig(model="cnn", batch_size=16)
 
 
-def measure(pack: Pack) -> bench.TrainBench:
-    split = make_split(pack, "ratio:50/25/25")
-    return bench.bench_train(CONFIG, pack, split, compute=choose_compute("cpu"), num_steps=16)
+def measure(pack: Pack, folder: Path, *, plain_steps: int = 0) -> Bench:
+    return training.bench_train(
+        CONFIG,
+        pack,
+        make_split(pack, "ratio:50/25/25"),
+        options=training.TrainBenchOptions(16, plain_steps),
+        about="a cohort",
+        compute=choose_compute("cpu"),
+        folder=folder,
+    )
 
 
 def test_both_rates_are_of_the_steps_that_were_done(
     cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.chdir(tmp_path)
-    done = {}
-
-    def seconds(source: object, num_steps: int, compute: object) -> float:
+    def by_turns(ways: dict, **_: object) -> Rates:
         # The real steps, on a clock on which those of the training take twice as long.
-        for _ in range(num_steps):
-            assert next(source) == 16
-        kind = source.gi_code.co_name
-        done[kind] = done.get(kind, 0) + num_steps
-        return num_steps * {"_endless": 0.5, "_bare_steps": 0.25}[kind]
+        patches = {name: way() for name, way in ways.items()}
+        seconds = {"command": 0.5, "bare": 0.25}
+        return Rates({n: [patches[n] / (2 * seconds.get(n, 1.0))] for n in ways})
 
-    monkeypatch.setattr(bench, "_seconds", seconds)
-    found = measure(cohort)
-    assert done == {"_endless": 16 + 3, "_bare_steps": 16 + 3}
-    assert found == bench.TrainBench(train=32.0, step=64.0, num_patches=256)
-    assert found.as_dict()["ratio"] == 0.5
+    monkeypatch.setattr(training, "by_turns", by_turns)
+    found = measure(cohort, tmp_path)
+    assert found.rates == {"bare": 64.0, "command": 32.0}
+    assert found.ratios == {"command / bare": 0.5}
+    assert found.settings["patches a round"] == 32
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_clock_runs(cohort: Pack):
-    found = measure(cohort)
-    assert 0 < found.train < 1e6
-    assert 0 < found.step < 1e6
+@pytest.mark.slow
+def test_the_clock_runs_and_the_plain_way_trains(cohort: Pack, tmp_path: Path):
+    found = measure(cohort, tmp_path, plain_steps=8)
+    assert set(found.rates) == {"bare", "command", "plain"}
+    assert all(0 < rate < 1e6 for rate in found.rates.values())
+    assert set(found.parts) == {"read", "augment", "resize"}

@@ -94,15 +94,14 @@ def drawn_pack(path: Path, num_patches: int) -> Pack:
 def some_patients(pack: Pack, num_patches: int) -> list[str]:
     """Return patients, from all over the pack, that have about so many patches together."""
     sizes = np.bincount(pack.index["patient"], minlength=len(pack.patients))
-    chosen, have = [], 0
-    for number in np.random.default_rng(_SEED).permutation(len(sizes)):
+    order = np.random.default_rng(_SEED).permutation(len(sizes))
+    fitting = [number for number in order if sizes[number] <= 2 * num_patches]
+    chosen = [int(fitting[0] if fitting else sizes.argmin())]
+    have = int(sizes[chosen[0]])
+    for number in fitting[1:]:
         if have + sizes[number] <= 1.1 * num_patches:
             chosen.append(int(number))
             have += int(sizes[number])
-        if have >= num_patches:
-            break
-    if not chosen:
-        chosen = [int(sizes.argmin())]
     return [pack.patients[number] for number in sorted(chosen)]
 
 
@@ -151,7 +150,9 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     classifier = PatchClassifier(
         arch, arch.build(2), input_px=input_px, mean=spec.mean, std=spec.std
     )
-    _settle(classifier, torch.from_numpy(pack.patches[:_SETTLING_PATCHES]))
+    _settle(
+        classifier, torch.from_numpy(pack.patches[np.arange(min(len(pack), _SETTLING_PATCHES))])
+    )
     checkpoint = Checkpoint(
         architecture=arch.name,
         state=classifier.network.state_dict(),
