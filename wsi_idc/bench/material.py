@@ -61,31 +61,39 @@ def open_material(data: Path | None, *, synthetic: int, folder: Path) -> tuple[P
     return pack, f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
 
 
-def drawn_pack(path: Path, num_patches: int) -> Pack:
-    """Write a pack of drawn tissue, as many patches a patient as the real set has, and open it.
+def drawn_pack(
+    path: Path, num_patches: int, *, a_patient: int = _PATCHES_A_PATIENT, patch_px: int = PATCH_PX
+) -> Pack:
+    """Write a pack of drawn tissue and open it.
 
     One slide is drawn and cut, and its patches are repeated in an order of chance.
+
+    Args:
+        path: Where to.
+        num_patches: In it.
+        a_patient: Patches of each patient but the last; as the real set has.
+        patch_px: Side of a patch in px.
     """
     rng = np.random.default_rng(_SEED)
-    side = _DRAWN_CELLS * PATCH_PX
+    side = _DRAWN_CELLS * patch_px
     slide = draw_slide("R", seed=_SEED, height_px=side, width_px=side).rgb
-    cut = slide.reshape(_DRAWN_CELLS, PATCH_PX, _DRAWN_CELLS, PATCH_PX, 3).swapaxes(1, 2)
-    pool = rng.permutation(cut.reshape(-1, PATCH_PX, PATCH_PX, 3))
+    cut = slide.reshape(_DRAWN_CELLS, patch_px, _DRAWN_CELLS, patch_px, 3).swapaxes(1, 2)
+    pool = rng.permutation(cut.reshape(-1, patch_px, patch_px, 3))
     number = np.arange(num_patches)
-    patient, place = np.divmod(number, _PATCHES_A_PATIENT)
-    cols = int(np.ceil(np.sqrt(_PATCHES_A_PATIENT)))
+    patient, place = np.divmod(number, a_patient)
+    cols = int(np.ceil(np.sqrt(a_patient)))
     table = pd.DataFrame(
         {
             "patient": [f"R{one:05d}" for one in patient],
-            "x": place % cols * PATCH_PX,
-            "y": place // cols * PATCH_PX,
+            "x": place % cols * patch_px,
+            "y": place // cols * patch_px,
             "label": rng.integers(0, 2, num_patches),
-            "height": PATCH_PX,
-            "width": PATCH_PX,
+            "height": patch_px,
+            "width": patch_px,
             "path": [f"{one}.png" for one in number],
         }
     )
-    info = PackInfo(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX, _MPP, "assumed", "0" * 64)
+    info = PackInfo(IMAGENET_MEAN, IMAGENET_STD, patch_px, _MPP, "assumed", "0" * 64)
     blocks = (pool[number[at : at + _SPLIT] % len(pool)] for at in range(0, num_patches, _SPLIT))
     write_pack(path, table, blocks, info=info, provenance=json.dumps({"drawn": num_patches}))
     return Pack(path)

@@ -98,7 +98,7 @@ def predict(
     """
     link, multiple = Link(compute.device), _multiple(compute, batch_size)
     batches = one_ahead(
-        lambda some: _filled(pack.patches[some], link, multiple=multiple),
+        lambda some: _filled(pack.read(some), link, multiple=multiple),
         (rows[at : at + batch_size] for at in range(0, len(rows), batch_size)),
     )
     return _predict(classifiers, batches, link, compute=compute, cam=cam, tta=tta)

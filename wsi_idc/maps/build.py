@@ -125,5 +125,5 @@ def content_of(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -
         mpp_source=info.mpp_source,
         coords=columns[["x", "y"]].to_numpy(np.int32),
         label=columns["label"].to_numpy(np.int8),
-        patches=pack.patches[rows] if work.with_image else None,
+        patches=pack.read(rows) if work.with_image else None,
     )
