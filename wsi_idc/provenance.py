@@ -24,9 +24,15 @@ def provenance(**more: Any) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "libraries": dict(_library_versions()),
         **more,
     }
+
+
+@functools.cache
+def _library_versions() -> dict[str, str]:
+    # Each look parses a file of a hundred kilobytes, and every map has a record.
+    return {name: metadata.version(name) for name in _LIBRARIES}
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from wsi_idc.data.augment import augment
 from wsi_idc.data.pack import Pack
 from wsi_idc.hpc.distributed import ALONE, World
 from wsi_idc.learn.batches import Batch, batches, epoch_order
+from wsi_idc.learn.patch_source import PatchSource
 from wsi_idc.models.classifier import to_images
 
 CONFIG = TrainConfig(batch_size=10, augment="strong", mixup=0.4, seed=3)
@@ -19,9 +20,18 @@ def read(
     pack: Pack, config: TrainConfig = CONFIG, *, first_step: int = 0, world: World = ALONE
 ) -> list[Batch]:
     rows = np.arange(5, 105)
-    return list(
-        batches(config, pack, rows, epoch=2, first_step=first_step, num_steps=4, world=world)
+    source = PatchSource(pack, rows, torch.device("cpu"))
+    coming = batches(
+        config,
+        pack,
+        rows,
+        epoch=2,
+        first_step=first_step,
+        num_steps=4,
+        world=world,
+        source=source,
     )
+    return list(coming)
 
 
 def shown(batch: Batch) -> torch.Tensor:

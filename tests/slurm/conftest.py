@@ -63,7 +63,7 @@ class Cluster:
         assert self.state(job) == state, self.log(job)
 
     def hurry(self, job: str) -> None:
-        """Let a job that was requeued begin soon; at once, a node may take it for the killed one."""
+        """Let a requeued job begin soon; at once, a node may take it for the killed one."""
         if self.state(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
             self.run("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 

@@ -50,6 +50,12 @@ logger = logging.getLogger(__name__)
 @cam_options
 @click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
 @click.option("--overwrite", is_flag=True, help="Make maps anew that are there already.")
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Run the network through torch.compile: half a minute at first, then faster.",
+)
 @compute_options
 @json_option
 @logging_options
@@ -144,13 +150,14 @@ def _work(
     no_image: bool,
     device: str,
     precision: str,
+    compiled: bool,
     **more: Any,
 ) -> "MapWork":
     from wsi_idc.maps.work import MapWork
     from wsi_idc.models.cam import CamSpec
     from wsi_idc.models.device import choose_compute
 
-    compute = choose_compute(device, precision)
+    compute = choose_compute(device, precision, compiled=compiled)
     method = open_method(checkpoints, tta=tta, smooth=smooth)
     logger.info("device: %s", compute)
     cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))

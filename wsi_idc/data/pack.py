@@ -5,6 +5,7 @@ The pixels are contiguous and uncompressed, so a reader memory-maps them: no HDF
 open, none is shared with a worker process, and a disk without file locks does no harm.
 """
 
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
 CLASS_NAMES = ("non-IDC", "IDC")
+_HELD_BYTES = 2**25
 MAX_PATCH_PX = 255  # /height and /width are uint8
 _COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
 # What h5py raises at a file that is damaged, or made to deceive.
@@ -85,6 +87,7 @@ class Pack:
         except (DataError, *_UNREADABLE) as error:
             reason = _first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it anew") from None
+        self._held = 0
         side = self.info.patch_px
         shape = (len(self.index), side, side, 3)
         try:
@@ -99,6 +102,19 @@ class Pack:
 
     def __str__(self) -> str:
         return str(self.path) + ("" if self.file is self.path else f", read from {self.file}")
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return patches as ``patches[rows]``, without keeping hold of the file's pages for long.
+
+        Pages once read count as this process's memory, up to the whole file. Given back they stay
+        in the system's cache.
+        """
+        found = np.asarray(self.patches[rows])
+        self._held += found.nbytes
+        if self._held > _HELD_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._held = 0
+            self.patches._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return found
 
     def __reduce__(self) -> tuple[type["Pack"], tuple[Path, Path | None]]:
         # A worker process opens the file itself.

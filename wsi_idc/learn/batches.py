@@ -19,6 +19,7 @@ from wsi_idc.data.augment import Draws, draw, draw_mixup
 from wsi_idc.data.pack import Pack
 from wsi_idc.hpc.distributed import World
 from wsi_idc.learn.objective import Labels, inverse_frequency
+from wsi_idc.learn.patch_source import PatchSource
 
 # What a draw is for comes first: numpy pads seeds by zeros, so [1, 2] and [1, 2, 0] are one.
 _ORDER, _STEP = 0, 1
@@ -70,7 +71,7 @@ def batches(
     first_step: int,
     num_steps: int,
     world: World,
-    pin: bool = False,
+    source: PatchSource,
 ) -> Iterator[Batch]:
     """Yield the batches of an epoch from ``first_step`` on, the next one read meanwhile.
 
@@ -82,7 +83,7 @@ def batches(
         first_step: Counted from 0.
         num_steps: Of an epoch.
         world: The processes that share each batch.
-        pin: Put the patches where a GPU fetches them fastest.
+        source: Of the patches.
     """
     label = pack.index["label"].to_numpy().astype(np.int64)
     order = rows[
@@ -91,38 +92,33 @@ def batches(
 
     def read(step: int) -> Batch:
         chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
-        return _read(config, pack, chosen, label[chosen], [epoch, step], world=world, pin=pin)
+        return _read(config, source, chosen, label[chosen], [epoch, step], world=world)
 
     return one_ahead(read, range(first_step, num_steps))
 
 
 def _read(
     config: TrainConfig,
-    pack: Pack,
+    source: PatchSource,
     rows: NDArray[np.int64],
     label: NDArray[np.int64],
     place: list[int],
     *,
     world: World,
-    pin: bool,
 ) -> Batch:
     seed = int(np.random.default_rng([_STEP, config.seed, *place]).integers(2**62))
     generator = torch.Generator().manual_seed(seed)
     draws = draw(config.augment, len(rows), generator=generator)
     part = world.part(len(rows))
 
-    def patches(chosen: NDArray[np.int64]) -> Tensor:
-        read = torch.from_numpy(pack.patches[chosen])
-        return read.pin_memory() if pin else read
-
     labels, others = Labels(torch.from_numpy(label)), None
     if config.mixup:
         partner, share = draw_mixup(len(rows), alpha=config.mixup, generator=generator)
         labels = Labels(labels.label, labels.label[partner], share)
         chosen = partner[part].numpy()
-        others = patches(rows[chosen]), draws.take(chosen)
+        others = source.take(rows[chosen]), draws.take(chosen)
     return Batch(
-        patches=patches(rows[part]),
+        patches=source.take(rows[part]),
         draws=draws.take(part),
         others=others,
         labels=labels.take(part),

@@ -1,5 +1,6 @@
 """Run classifiers over patches of a pack, in batches, while the next ones are being read."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.augment import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
+from wsi_idc.learn.transfer import Coming, Link, Sent
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, to_images
+from wsi_idc.models.compiled import can_compile, compiled
 from wsi_idc.models.device import Compute
+from wsi_idc.models.folded import folded
+
+logger = logging.getLogger(__name__)
 
 # Patches on the device to logits (n, num_classes) and CAM (n, h, w), or None for the latter.
 Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -61,9 +67,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Patches on the host, (n, H, W, 3), uint8, of which the first ``num`` are asked for."""
+    """Patches on their way to the device, of which the first ``num`` are asked for."""
 
-    patches: Tensor
+    patches: Sent
     num: int
 
 
@@ -90,12 +96,12 @@ def predict(
         cam: Which CAM to compute; None computes none.
         tta: Show each patch in the 8 flips and quarter turns instead of as it is.
     """
-    pin = compute.device.type == "cuda"
+    link, multiple = Link(compute.device), _multiple(compute, batch_size)
     batches = one_ahead(
-        lambda some: _filled(pack.patches[some], pin=pin),
+        lambda some: _filled(pack.read(some), link, multiple=multiple),
         (rows[at : at + batch_size] for at in range(0, len(rows), batch_size)),
     )
-    return _predict(classifiers, batches, compute=compute, cam=cam, tta=tta)
+    return _predict(classifiers, batches, link, compute=compute, cam=cam, tta=tta)
 
 
 def predict_patches(
@@ -107,9 +113,9 @@ def predict_patches(
     tta: bool = False,
 ) -> Iterator[Predicted]:
     """Yield predictions of batches of patches (n, H, W, 3), uint8; else as ``predict``."""
-    pin = compute.device.type == "cuda"
-    batches = (_filled(some, pin=pin) for some in patches)
-    return _predict(classifiers, batches, compute=compute, cam=cam, tta=tta)
+    link = Link(compute.device)
+    batches = (_filled(some, link, multiple=_multiple(compute, len(some))) for some in patches)
+    return _predict(classifiers, batches, link, compute=compute, cam=cam, tta=tta)
 
 
 def predict_logits(
@@ -131,6 +137,7 @@ def predict_logits(
 def _predict(
     classifiers: Sequence[PatchClassifier],
     batches: Iterable[_Batch],
+    link: Link,
     *,
     compute: Compute,
     cam: CamSpec | None,
@@ -138,24 +145,35 @@ def _predict(
 ) -> Iterator[Predicted]:
     views = range(NUM_DIHEDRAL if tta else 1)
     with ExitStack() as stack:
-        run = []
-        for classifier in classifiers:
-            classifier.eval().to(compute.device).to(memory_format=torch.channels_last)
-            run.append(
-                _without_cam(classifier)
-                if cam is None
-                else stack.enter_context(cam_extractor(classifier, **vars(cam)))
-            )
-        # One batch is under way on the device while the last one's results are fetched and used.
-        under_way: tuple[Tensor, Tensor | None, int] | None = None
+        run = [_extract(classifier, compute, cam, stack) for classifier in classifiers]
+        # One batch is under way on the device while the last one's results are used.
+        under_way: tuple[Coming, int] | None = None
         for batch in compute.usage.waited_for(batches):
             with compute.usage.computing(batch.num):
-                started = _forward(run, batch.patches, compute, views=views)
+                logit, mean_cam = _forward(run, batch.patches.get(), compute, views=views)
+            coming = link.fetch([logit] if mean_cam is None else [logit, mean_cam])
             if under_way is not None:
-                yield _fetch(*under_way)
-            under_way = *started, batch.num
+                yield _found(*under_way)
+            under_way = coming, batch.num
         if under_way is not None:
-            yield _fetch(*under_way)
+            yield _found(*under_way)
+
+
+def _extract(
+    classifier: PatchClassifier, compute: Compute, cam: CamSpec | None, stack: ExitStack
+) -> Extract:
+    """Return how a classifier sees a batch; what that borrows is given back by the stack."""
+    classifier.eval().to(compute.device)
+    # A CAM may be taken from a convolution, which then must give what it always gave.
+    ready = folded(classifier, keep=None if cam is None else cam.layer)
+    ready.to(memory_format=torch.channels_last)
+    if compute.compiled and can_compile(ready, cam):
+        return compiled(ready, cam)
+    if compute.compiled:
+        logger.info("%s with such a CAM is not compiled", ready.arch.name)
+    if cam is None:
+        return _without_cam(ready)
+    return stack.enter_context(cam_extractor(ready, **vars(cam)))
 
 
 def _without_cam(classifier: PatchClassifier) -> Extract:
@@ -167,7 +185,6 @@ def _forward(
     run: Sequence[Extract], patches: Tensor, compute: Compute, *, views: range
 ) -> tuple[Tensor, Tensor | None]:
     """Return logits (n, k, num_classes) and CAM (n, h, w) of patches (n, H, W, 3)."""
-    patches = patches.to(compute.device, non_blocking=True)
     logits, cams = [], []
     for extract in run:
         for view in views:
@@ -205,29 +222,29 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
     return torch.stack(same).mean(dim=0)
 
 
-def _fetch(logit: Tensor, cam: Tensor | None, num: int) -> Predicted:
-    """Return the results of the first ``num`` patches on the host."""
-    found = Predicted(logit[:num].cpu().numpy(), None if cam is None else cam[:num].cpu().numpy())
+def _found(coming: Coming, num: int) -> Predicted:
+    """Return the results of the first ``num`` patches."""
+    logit, *cam = (array[:num] for array in coming.arrays())
     # A NaN would read as "no patch" in a map.
-    if not np.isfinite(found.logit).all():
+    if not np.isfinite(logit).all():
         raise CheckpointError(
             "the model gives logits that are not finite; use --precision fp32 or train it anew"
         )
-    return found
+    return Predicted(logit, cam[0] if cam else None)
 
 
-def _filled(patches: NDArray[np.uint8], *, pin: bool) -> _Batch:
-    """Return patches as a batch whose size is a multiple of ``_PATCHES_AT_LEAST``.
+def _multiple(compute: Compute, batch_size: int) -> int:
+    """Return of what number a batch's size is to be a multiple; compiled is one size alone."""
+    whole = -(-batch_size // _PATCHES_AT_LEAST) * _PATCHES_AT_LEAST
+    return whole if compute.compiled else _PATCHES_AT_LEAST
 
-    Args:
-        patches: Shape (n, H, W, 3).
-        pin: Put them where a GPU fetches them fastest.
-    """
+
+def _filled(patches: NDArray[np.uint8], link: Link, *, multiple: int) -> _Batch:
+    """Send patches (n, H, W, 3) as a batch whose size is a multiple of ``multiple``."""
     num = len(patches)
-    padding = -num % _PATCHES_AT_LEAST
+    padding = -num % multiple
     filled = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
-    tensor = torch.from_numpy(filled)
-    return _Batch(tensor.pin_memory() if pin else tensor, num)
+    return _Batch(link.send(filled), num)
 
 
 def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:

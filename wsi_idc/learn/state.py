@@ -22,6 +22,7 @@ from wsi_idc.files import sha256
 from wsi_idc.hpc.distributed import ALONE, World
 from wsi_idc.learn.objective import Objective, inverse_frequency
 from wsi_idc.learn.optim import make_optimizer, running_average
+from wsi_idc.learn.patch_source import PatchSource
 from wsi_idc.learn.runs import Run
 from wsi_idc.models.batch_norm import is_folded, unfold_batch_norm
 from wsi_idc.models.classifier import PatchClassifier
@@ -90,6 +91,7 @@ class Training:
         inherited: Patients that the weights it begins with were trained on.
         record: Provenance.
         fresh_loss: Sum of the loss, of this process, that is not yet in ``place``.
+        source: Of the train patches.
     """
 
     config: TrainConfig
@@ -111,6 +113,7 @@ class Training:
     inherited: tuple[str, ...]
     record: dict[str, Any]
     fresh_loss: Tensor
+    source: PatchSource
     place: Place = field(default_factory=Place)
 
     @property
@@ -238,6 +241,7 @@ def set_up(
             dtype=torch.float32 if compute.device.type == "mps" else torch.float64,
             device=compute.device,
         ),
+        source=PatchSource(pack, rows["train"], compute.device),
     )
 
 

@@ -180,7 +180,7 @@ def steps(training: Training) -> Iterator[int]:
         first_step=place.step,
         num_steps=training.steps_an_epoch,
         world=training.world,
-        pin=training.compute.device.type == "cuda",
+        source=training.source,
     )
     usage = training.compute.usage
     for batch in usage.waited_for(coming):

@@ -75,7 +75,7 @@ def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) 
     )
     with progress(len(everything), what="mapping") as bar, Writers(work, report) as writers:
         for patient, prediction in _by_patient(_counted(found, bar, work), rows):
-            writers.submit(patient, partial(_content, work, pack, patient, prediction))
+            writers.submit(patient, partial(content_of, work, pack, patient, prediction))
     if work.stop and len(report.made) + len(report.failed) < len(patients):
         raise stopped(work, report, num_due=len(patients))
 
@@ -111,7 +111,8 @@ def _by_patient(
                 parts, have = [], 0
 
 
-def _content(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> PatientMap:
+def content_of(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> PatientMap:
+    """Return the map of a patient of the pack, of whose patches a prediction says all."""
     info, rows = pack.info, pack.rows_of(patient)
     columns = pack.index.iloc[rows]
     return work.content(
@@ -127,5 +128,5 @@ def _content(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> 
         mpp_source=info.mpp_source,
         coords=columns[["x", "y"]].to_numpy(np.int32),
         label=columns["label"].to_numpy(np.int8),
-        patches=pack.patches[rows] if work.with_image else None,
+        patches=pack.read(rows) if work.with_image else None,
     )

@@ -32,6 +32,7 @@ _MAX_CAM_BYTES = 2**32
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
+_CELLS_PER_CHUNK = 8  # of the image, along a row
 _OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
 
 # What h5py and numpy raise at a file that is damaged, or made to deceive.
@@ -210,11 +211,12 @@ def _write_image(file: h5py.File, content: PatientMap) -> None:
     rows, cols = content.shape
     side, margin = content.cell_px, (content.patch_px - content.cell_px) // 2
     patches = content.patches[:, margin : margin + side, margin : margin + side]
+    wide = min(cols, _CELLS_PER_CHUNK)
     image = file.create_group("image").create_dataset(
         "rgb",
         (rows * side, cols * side, 3),
         np.uint8,
-        chunks=(side, side * min(cols, 8), 3),
+        chunks=(side, side * wide, 3),
         fillvalue=_WHITE,
     )
     image.attrs.update(
@@ -222,11 +224,13 @@ def _write_image(file: h5py.File, content: PatientMap) -> None:
     )
     for row in np.unique(content.row_col[:, 0]):
         members = np.flatnonzero(content.row_col[:, 0] == row)
-        columns = content.row_col[members, 1]
-        first, last = int(columns.min()), int(columns.max()) + 1
-        cells = np.stack([np.zeros_like(columns), columns - first], axis=1)
-        strip = mosaic(patches[members], cells, shape=(1, last - first), fill=_WHITE)
-        image[row * side : (row + 1) * side, first * side : last * side] = strip
+        chunk, place = np.divmod(content.row_col[members, 1], wide)
+        used, number = np.unique(chunk, return_inverse=True)
+        cells = np.stack([number, place], axis=1)
+        strips = mosaic(patches[members], cells, shape=(len(used), wide), fill=_WHITE)
+        # Whole chunks, as they lie in the file: HDF5 need not find out what goes where.
+        for at, strip in zip(used, strips.reshape(len(used), -1), strict=True):
+            image.id.write_direct_chunk((int(row) * side, int(at) * wide * side, 0), strip)
 
 
 def read_map(path: Path) -> PatientMap:

@@ -119,12 +119,21 @@ def _by_head(
     """
     with _outputs_of(classifier.network.get_submodule(classifier.arch.cam_layer)) as kept:
         logits = classifier(patches)
-    features = kept[-1].float()  # (N, C, h, w)
-    weights = classifier.head.weight[class_index].float()  # (C,)
+    return logits.float(), cam_of_head(kept[-1], classifier.head.weight[class_index])
+
+
+def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
+    """Return Grad-CAM (N, h, w), float32, of a feature map that a mean and a linear layer follow.
+
+    Args:
+        features: Shape (N, C, h, w).
+        weights: Of the linear layer for the class, shape (C,).
+    """
+    features = features.float()
     # Outside autocast, which would do the sum over channels in half precision.
     with torch.autocast(features.device.type, enabled=False):
-        cam = F.relu(torch.einsum("nchw,c->nhw", features, weights))
-    return logits.float(), cam / (features.shape[-2] * features.shape[-1])
+        cam = F.relu(torch.einsum("nchw,c->nhw", features, weights.float()))
+    return cam / (features.shape[-2] * features.shape[-1])
 
 
 def _by_gradient(

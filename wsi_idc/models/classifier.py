@@ -57,11 +57,12 @@ class PatchClassifier(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Return normalised images at the network's size of images (N, 3, H, W), 0..1."""
-        x = images
+        # Normalised while it is small: interpolation is a mean, and commutes with that.
+        x = (images - self.mean) / self.std
         if self.input_px is not None and self.input_px != x.shape[-1]:
             size = (self.input_px, self.input_px)
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return (x - self.mean) / self.std
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of patches as stored or of images made of them.

@@ -27,7 +27,7 @@ class Compute:
     Attributes:
         device: Where the network is.
         precision: "fp32", "bf16" or "fp16".
-        compiled: Whether training goes through torch.compile.
+        compiled: Whether the network goes through torch.compile.
         usage: How the device is used.
     """
 
@@ -64,7 +64,7 @@ def choose_compute(
             nothing can be compiled here.
     """
     if compiled and not shutil.which(os.environ.get("CXX", "g++")):
-        raise DeviceError("--compile needs a C++ compiler; install g++, or train without it")
+        raise DeviceError("--compile needs a C++ compiler; install g++, or go without it")
     chosen = _choose_device(device)
     if chosen.type == "cpu":
         torch.set_num_threads(num_threads())
