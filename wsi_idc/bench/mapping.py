@@ -24,7 +24,8 @@ from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import Compute
 
-SECONDS_A_ROUND = 5.0
+# Longer than what each call does once: building the network, folding it.
+SECONDS_A_ROUND = 15.0
 
 
 @dataclass(frozen=True)

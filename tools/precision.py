@@ -1,0 +1,60 @@
+"""What bf16 changes: probabilities, AUC and CAMs of unseen patches, against fp32.
+
+    python tools/precision.py data/idc.h5 [--patches 2000] [--model cnn-bn]
+
+prints the rows of the table in docs/performance.md. A CPU without bf16 of its own computes the
+same numbers, slowly.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from wsi_idc.bench.material import make_checkpoint
+from wsi_idc.data.pack import Pack
+from wsi_idc.learn.method import Method
+from wsi_idc.learn.predict import Predicted
+from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
+from wsi_idc.models.device import choose_compute
+
+
+def main() -> None:
+    """Compare both precisions on test patients of the bundled model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--patches", type=int, default=2000)
+    parser.add_argument("--model", default="cnn-bn")
+    parser.add_argument("--input-size", type=int, default=0)
+    given = parser.parse_args()
+    pack = Pack(given.pack)
+    test = list(load_checkpoint(bundled_checkpoint()).patients("test"))
+    rows = np.flatnonzero(np.isin(pack.patient_of, test) & (pack.index["label"] >= 0))
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[: given.patches])
+    checkpoint, name = make_checkpoint(given.model, input_size=given.input_size, pack=pack)
+    method, found = Method((checkpoint,)), {}
+    for precision in ("fp32", "bf16"):
+        compute = choose_compute("cpu", precision)
+        parts = method.predict(pack, rows, compute=compute, cam=CamSpec())
+        found[precision] = Predicted.joined(list(parts))
+    said = {key: method.combine(one.logit).probability for key, one in found.items()}
+    off = np.abs(said["bf16"] - said["fp32"])
+    label = pack.index["label"].to_numpy()[rows]
+    auc = {key: roc_auc_score(label, one) for key, one in said.items()}
+    flipped = np.mean(
+        (said["bf16"] >= checkpoint.threshold) != (said["fp32"] >= checkpoint.threshold)
+    )
+    cams = {key: one.cam for key, one in found.items() if one.cam is not None}
+    cam_off = np.abs(cams["bf16"] - cams["fp32"])
+    sys.stdout.write(
+        f"| {name} | {len(rows):,} | {np.median(off):.1e} | {off.max():.1e} | "
+        f"{auc['fp32']:.4f} | {auc['bf16']:.4f} | {flipped:.2%} | "
+        f"{cam_off.mean() / cams['fp32'].mean():.1e} | {cam_off.max() / cams['fp32'].max():.1e} |\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
