@@ -6,7 +6,7 @@
 #
 # Submit from the project's folder. It asks for what stands below: 4 cores, 6 GB, 2 hours; it goes on
 # where it was if it must be requeued. Account, partition and modules of your site: slurm/site.env.example.
-#SBATCH --job-name=wsi-idc-cpu
+#SBATCH --job-name=wsi-idc-prepare
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=6G
 #SBATCH --time=02:00:00

@@ -8,7 +8,7 @@
 # Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours
 # at a time; it saves and requeues itself. Then `wsi-idc eval runs/cv5-*`. Account, partition and modules
 # of your site: slurm/site.env.example.
-#SBATCH --job-name=wsi-idc-cv
+#SBATCH --job-name=wsi-idc-cv5
 #SBATCH --array=1-5
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4

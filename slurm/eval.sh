@@ -5,13 +5,14 @@
 #   sbatch slurm/eval.sh runs/train runs/cv5-kfold-5-0        these runs instead
 #   sbatch slurm/eval.sh jobs/mine.toml                       another job
 #
-# Submit from the project's folder. It asks for what stands below: one GPU, 4 cores, 6 GB, 1 hour.
-# Account, partition and modules of your site: slurm/site.env.example.
-#SBATCH --job-name=wsi-idc-eval
+# Submit from the project's folder. It asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours; stopped
+# before its end, it begins anew. Account, partition and modules of your
+# site: slurm/site.env.example.
+#SBATCH --job-name=wsi-idc-eval_all
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=6G
-#SBATCH --time=01:00:00
+#SBATCH --time=04:00:00
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -9,7 +9,7 @@
 # Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 2 hours
 # at a time; it saves and requeues itself. Account, partition and modules of your site:
 # slurm/site.env.example.
-#SBATCH --job-name=wsi-idc-map
+#SBATCH --job-name=wsi-idc-map_all
 #SBATCH --array=1-4
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4

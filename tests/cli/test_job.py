@@ -150,7 +150,7 @@ def test_every_job_of_the_project_runs_at_smoke_size(
     run(capsys, "cv5", "--epochs", "1", "--task", "2")
     done.add("cv5")
     # What is set beside a job stands in the names of its runs.
-    assert (work / "runs/train-ratio-50-25-25-1").exists()
+    assert (work / "runs/train-split-ratio-50-25-25-epochs-1").exists()
     assert len(list(work.glob("runs/train_all_models-*/best.pt"))) == 5
     job("eval_all", "--num-resamples", "100", "--no-report")
     job("eval", "--num-resamples", "100")

@@ -1,5 +1,6 @@
 """Job files: their tasks, the commands these stand for, and what is refused."""
 
+import json
 import os
 import re
 from dataclasses import fields
@@ -14,7 +15,14 @@ from wsi_idc.hpc.search_file import read_search
 
 JOBS = Path(__file__).parents[2] / "jobs"
 ALL = sorted(JOBS.glob("*.toml"))
-NUM_TASKS = {"train_all_models": 5, "cv5": 5, "search": 3, "map_all": 4, "slides": 4}
+NUM_TASKS = {
+    "train_all_models": 5,
+    "cv5": 5,
+    "search": 3,
+    "imbalance": 3,
+    "map_all": 4,
+    "slides": 4,
+}
 # Made for one question each, with what differs from the defaults.
 SHORT = {"imbalance"}
 
@@ -88,7 +96,7 @@ def test_what_is_given_overrides_the_file_and_names_the_run(tmp_path: Path):
     path = write(tmp_path, 'command = "train"\nname = "n"\n[config]\nepochs = 2\n')
     given = ["--epochs", "3", "--data", "here.h5", "--overwrite"]
     assert open_job(path, given).task(1).arguments() == (
-        ["train", "--epochs", "3", "--data", "here.h5", "--out", "runs/n-3", "--overwrite"]
+        ["train", "--epochs", "3", "--data", "here.h5", "--out", "runs/n-epochs-3", "--overwrite"]
     )
     assert open_job(path, ["--epochs", "2"]).task(1).settings["out"] == "runs/n"
     assert open_job(path, ["--out", "mine"]).task(1).settings["out"] == "mine"
@@ -114,7 +122,7 @@ def test_the_processes_of_a_search_all_run_the_same(tmp_path: Path):
     path = write(tmp_path, 'command = "search"\nname = "s"\ntasks = 2\n[axes]\nseed = [0, 1]\n')
     job = open_job(path, ["--device", "cpu"])
     assert [task.arguments() for task in job.tasks] == 2 * [
-        ["search", "--out", "runs/s", "--device", "cpu", str(path)]
+        ["search", "--out", "runs/s", "--device", "cpu", "--", str(path)]
     ]
     assert read_search(path).name == "s"
 
@@ -123,10 +131,22 @@ def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     text = 'command = "eval"\n[config]\nruns = ["runs/a-*", "runs/b"]\ntta = true\n'
     job = open_job(write(tmp_path, text), [])
-    assert job.task(1).arguments() == ["eval", "--tta", "runs/a-*", "runs/b"]
-    for name in ("a-2", "a-1"):
+    assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-*", "runs/b"]
+    for name in ("a-2", "a-1", "a-3"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-    assert job.task(1).arguments() == ["eval", "--tta", "runs/a-1", "runs/a-2", "runs/b"]
+        (tmp_path / "runs" / name / "best.pt").touch()
+        status = "running" if name == "a-3" else "finished"
+        record = json.dumps({"format": "wsi-idc-run", "status": status})
+        (tmp_path / "runs" / name / "run.json").write_text(record)
+    # What is still being trained is left out.
+    assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-1", "runs/a-2", "runs/b"]
+
+
+def test_nothing_of_a_file_becomes_an_option(tmp_path: Path):
+    text = 'command = "eval"\n[config]\nruns = ["--checkpoint=bundled"]\n'
+    assert open_job(write(tmp_path, text), []).task(1).arguments() == (
+        ["eval", "--", "--checkpoint=bundled"]
+    )
 
 
 TRAIN = 'command = "train"\n'
@@ -154,6 +174,9 @@ TRAIN = 'command = "train"\n'
         (TRAIN + "[axes]\nepochs = [1, 0]\n", "at epochs 0: epochs is 0"),
         (TRAIN + "[axes]\nepochs = [1]\n[config]\nepochs = 1\n", "both in"),
         (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out is one folder"),
+        (TRAIN + '[config]\nsplit = "a\\u0000b"\n', "split must be one line of printable text"),
+        ('command = "eval"\n[axes]\ntta = [true, false]\n', "is for train and search"),
+        ('command = "map"\ntasks = 2\n[config]\nshard = "1/2"\n', "leave one of the two out"),
         (TRAIN + "tasks = 3\n", "tasks is for a search, or for a map"),
         (TRAIN + "tasks = 0\n", "tasks is 0; it must be from 1 to"),
         ('command = "map"\ntasks = 2.5\n', "tasks must be a whole number, not 2.5"),

@@ -40,7 +40,12 @@ def test_the_text_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch):
     assert text == golden.read_text()
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *sorted(GOLDEN.glob("*"))], ids=lambda path: path.name)
+OTHERS = [REPOSITORY / "tests/slurm/lab.sh", REPOSITORY / ".ci/run"]
+
+
+@pytest.mark.parametrize(
+    "path", [*SCRIPTS, *OTHERS, *sorted(GOLDEN.glob("*"))], ids=lambda path: path.name
+)
 def test_scripts_are_clean(path: Path):
     subprocess.run(["bash", "-n", path], check=True)
     if not shutil.which("shellcheck"):
@@ -72,20 +77,40 @@ def test_scripts_ask_for_what_lets_them_go_on_and_set_nothing_of_the_work(path: 
     assert not [line for line in lines if line[:1] != "#" and any(w in line for w in settings)]
 
 
-def test_the_arrays_of_the_scripts_are_as_long_as_their_jobs():
+def _arrays() -> list[tuple[str, str]]:
+    """Return each array that a script's head asks for or shows, with its job."""
+    found = []
     for path in SCRIPTS:
-        text = path.read_text()
-        if "--array=1-" in text.split("set -euo")[0] and "turn_job" in text:
-            directives = [line for line in text.splitlines() if line.startswith("#SBATCH --array")]
-            for line in directives:
-                job = open_job(REPOSITORY / text.split("turn_job ")[-1].split()[0], [])
-                assert line == f"#SBATCH --array=1-{len(job.tasks)}"
+        lines = path.read_text().splitlines()
+        asked = [line.split("1-")[1] for line in lines if line.startswith("#SBATCH --array=1-")]
+        for line in lines:
+            words = line.removeprefix("#").split()
+            jobs = [word for word in words if word.endswith(".toml")]
+            if not jobs or not (line.startswith("#   sbatch") or line.startswith("turn_job")):
+                continue
+            own = [word.split("1-")[1] for word in words if word.startswith("--array=1-")]
+            found += [(size, jobs[0]) for size in own or asked]
+    return found
+
+
+def test_arrays_are_as_long_as_their_jobs():
+    arrays = _arrays()
+    assert len(arrays) >= 6
+    for size, job in arrays:
+        assert len(open_job(REPOSITORY / job, []).tasks) == int(size), job
+
+
+def test_the_scripts_and_what_is_submitted_share_one_text():
+    package = REPOSITORY / "wsi_idc/hpc/turn.sh"
+    assert (REPOSITORY / "slurm/turn.sh").read_text() == package.read_text()
+    assert not (REPOSITORY / "slurm/turn.sh").is_symlink()
 
 
 def test_what_cannot_be_submitted_is_refused(tmp_path: Path):
     search = open_job(REPOSITORY / "jobs/search.toml", [])
-    with pytest.raises(JobError, match="--nodes is for a training"):
-        sbatch_text(search, Resources(nodes=2))
+    for several in (Resources(nodes=2), Resources(gpus=2)):
+        with pytest.raises(JobError, match="several --nodes or --gpus are for a training"):
+            sbatch_text(search, several)
     with pytest.raises(JobError, match="one line of printable text"):
         sbatch_text(search, Resources(account="a\n#SBATCH --mem=1T"))
 
@@ -98,11 +123,13 @@ def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_submit_reads_the_sites_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    fake(tmp_path, 'echo "$SBATCH_ACCOUNT $*" >given; echo "42;cluster"', monkeypatch)
+    monkeypatch.setenv("SLURM_NTASKS", "7")  # of the job that this runs in
+    script = 'echo "$SBATCH_ACCOUNT ${SLURM_NTASKS:-none} $*" >given; echo "42;cluster"'
+    fake(tmp_path, script, monkeypatch)
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/site.env").write_text("export SBATCH_ACCOUNT=mine\n")
-    assert submit(Path("a b.sbatch")) == "42"
-    assert (tmp_path / "given").read_text() == "mine --parsable a b.sbatch\n"
+    assert submit(Path("a b.sbatch"), ["--time=5"]) == "42"
+    assert (tmp_path / "given").read_text() == "mine none --parsable --time=5 a b.sbatch\n"
 
 
 def test_what_sbatch_says_against_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -120,6 +120,32 @@ def test_an_array_of_maps_with_one_task_killed_and_run_again(cluster: Cluster):
     assert "4 of 4 finished" in cluster.run("wsi-idc", "status", "jobs/map_all.toml")
 
 
+TWO = 'command = "train"\n[config]\nepochs = 6\nbatch_size = 8\n[axes]\nseed = [0, 1]\n'
+
+
+def test_a_signal_to_the_last_task_of_an_array_requeues_that_task_alone(cluster: Cluster):
+    # The last task has the array's own number.
+    (cluster.folder / "jobs/two.toml").write_text(TWO)
+    job = cluster.sbatch("--array=1-2", "slurm/train.sh", "jobs/two.toml")
+    for name in ("two-0", "two-1"):
+        cluster.wait(lambda run=name: epochs(cluster.folder / "runs" / run), job=job)
+    cluster.run("scancel", "--signal=USR1", f"{job}_2")
+    cluster.wait(lambda: cluster.field(f"{job}_2", "Restarts") == "1", job=job)
+    for number in (1, 2):
+        cluster.wait_for_end(f"{job}_{number}")
+    assert cluster.field(f"{job}_1", "Restarts") == "0"
+
+
+def test_a_job_from_inside_an_array_is_no_task_of_it(cluster: Cluster):
+    words = ("--array=3", "--output=outer.out")
+    inner = "sbatch --parsable slurm/train.sh --epochs 1 >inner"
+    outer = cluster.sbatch(*words, f"--wrap={inner}")
+    cluster.wait_for_end(f"{outer}_3")
+    job = (cluster.folder / "inner").read_text().strip()
+    cluster.wait_for_end(job)
+    assert run_of(cluster, "train-epochs-1")["status"] == "finished"
+
+
 def test_a_search_is_shared_by_an_array(cluster: Cluster):
     (cluster.folder / "jobs/small.toml").write_text(SMALL_SEARCH)
     job = cluster.sbatch("slurm/search.sh", "jobs/small.toml")
@@ -136,26 +162,26 @@ def test_a_search_is_shared_by_an_array(cluster: Cluster):
 def test_four_processes_on_two_nodes_train_one_model(cluster: Cluster):
     job = cluster.sbatch("slurm/ddp.sh", "--epochs", "2")
     cluster.wait_for_end(job)
-    record = run_of(cluster, "train-2")
+    record = run_of(cluster, "train-epochs-2")
     assert record["status"] == "finished"
     assert record["provenance"]["num_processes"] == 4
-    assert epochs(cluster.folder / "runs/train-2") == 2
+    assert epochs(cluster.folder / "runs/train-epochs-2") == 2
 
 
 def pipeline(cluster: Cluster) -> dict[str, str]:
     """Start the pipeline and return the job of each step."""
-    lines = cluster.run("bash", "slurm/pipeline.sh").splitlines()
+    # From inside a job, as a login node would be asked to: SLURM tells that job a lot.
+    job = cluster.sbatch("--ntasks=2", "--mem-per-cpu=300", "--wait", "slurm/pipeline.sh")
+    lines = cluster.log(job).splitlines()
     return {line.split(":")[0]: line.split()[2].rstrip(",") for line in lines}
 
 
 def test_the_pipeline_goes_through_its_steps(cluster: Cluster, tree: Path):
     (cluster.folder / "data/idc.h5").unlink()
-    (cluster.folder / "data/tree").symlink_to(tree)
-    (cluster.folder / "data/tree").unlink()
     for patient in tree.iterdir():
         (cluster.folder / "data" / patient.name).symlink_to(patient)
     steps = pipeline(cluster)
-    assert list(steps) == ["prepare", "train", "eval", "map", "report"]
+    assert list(steps) == ["prepare", "train", "eval", "map_all", "report"]
     for name in ("prepare", "train", "eval"):
         cluster.wait_for_end(steps[name])
     cluster.wait_for_end(steps["report"])
@@ -178,8 +204,15 @@ def test_a_submitted_job_runs_and_is_found_again(cluster: Cluster):
     (cluster.folder / "jobs/two.toml").write_text(
         'command = "train"\n[config]\nepochs = 1\n[axes]\nmodel = ["cnn", "cnn-bn"]\n'
     )
-    said = cluster.run("wsi-idc", "submit", "jobs/two.toml", "--cpus", "1", "--time", "00:05:00")
+    (cluster.folder / "slurm/site.env").write_text(
+        "export SBATCH_PARTITION=main SBATCH_TIMELIMIT=1:00:00 EXTENDED=$NOT_SET:x\n"
+    )
+    words = ("--cpus", "1", "--time", "00:05:00", "--partition", "high")
+    said = cluster.run("wsi-idc", "submit", "jobs/two.toml", *words)
     job = said.split("as job ")[1].split(",")[0]
+    assert cluster.field(f"{job}_1", "Partition") == "high"
+    assert cluster.field(f"{job}_1", "TimeLimit") == "00:05:00"
+    assert "in the queue: " in cluster.run("wsi-idc", "status", "jobs/two.toml")
     for number in (1, 2):
         cluster.wait_for_end(f"{job}_{number}")
     assert sorted(path.name for path in (cluster.folder / "logs").iterdir()) == [

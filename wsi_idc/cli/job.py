@@ -111,7 +111,7 @@ def open_job(path: Path, flags: Sequence[str]) -> "Job":
 def _check(path: Path, task: "Task") -> None:
     """Let the command itself look at its settings, ahead of the first task."""
     try:
-        COMMANDS[task.command].make_context(task.command, task.arguments()[1:])
+        COMMANDS[task.command].make_context(f"wsi-idc {task.command}", task.arguments()[1:])
     except click.ClickException as error:
         raise JobError(f"{path}: {error.format_message()}") from None
 
@@ -137,7 +137,7 @@ def _given(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return settings that are given as flags, by key, and the other flags as they are."""
     needed = [str(path)] if command is search else []
-    ctx = command.make_context(str(command.name), [*flags, *needed])
+    ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", [*flags, *needed])
     given: dict[str, Any] = {}
     extra: list[str] = []
     for param in command.params:

@@ -26,7 +26,7 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     from wsi_idc.hpc.status import FINISHED, queue_of, status_of
 
     read = open_job(job, flags)
-    rows, queue = status_of(read), queue_of(read.name)
+    rows, queue = status_of(read), queue_of(read)
     if as_json:
         say_json({"job": read.name, "tasks": [vars(row) for row in rows], "queue": queue})
         return

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--account", default="", help="[default: the site's]")
 @click.option("--sbatch", "more", multiple=True, help="Another flag of sbatch, such as --qos=long.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def submit(
+    ctx: click.Context,
     job: Path,
     where: str | None,
     dry_run: bool,
@@ -70,16 +72,28 @@ def submit(
         raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
     script = LOGS / f"{read.name}.sbatch"
     write_text(script, text)
-    number = hand_over(script)
+    number = hand_over(script, _as_given(ctx))
     tasks = f", {len(read.tasks)} tasks" if len(read.tasks) > 1 else ""
     say_rows(
         [
             ("submitted", f"{read.name} as job {number}{tasks}"),
             ("script", script),
             ("logs", LOGS / f"{read.name}-{number}*.out"),
-            ("next", f"wsi-idc status {job}"),
+            ("next", _status(read, flags)),
         ]
     )
+
+
+def _as_given(ctx: click.Context) -> list[str]:
+    """Return as flags of sbatch what was asked for by name."""
+    names = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
+    source = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in names if ctx.get_parameter_source(name) is source]
+    return [*(f"--{names[name]}={ctx.params[name]}" for name in given), *ctx.params["more"]]
+
+
+def _status(read: "Job", flags: tuple[str, ...]) -> str:
+    return shlex.join(["wsi-idc", "status", str(read.path), *flags])
 
 
 def _start_here(read: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
@@ -110,6 +124,6 @@ def _start_here(read: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
             ("started", f"{read.name} in the background, process {process}"),
             ("log", log),
             ("stop", f"kill {process}  (it saves; the same command goes on)"),
-            ("next", f"wsi-idc status {read.path}"),
+            ("next", _status(read, flags)),
         ]
     )

@@ -99,4 +99,6 @@ def typed(what: str, value: Any, kind: type) -> Any:
         return float(value)
     if type(value) is not kind:
         raise JobError(f"{what} must be {_WORDS[kind]}, not {value!r}")
+    if isinstance(value, str) and not value.isprintable():
+        raise JobError(f"{what} must be one line of printable text, not {value!r}")
     return value

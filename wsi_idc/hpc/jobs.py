@@ -8,6 +8,7 @@
 
 import glob
 import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,9 @@ from wsi_idc.errors import JobError, RunError
 from wsi_idc.hpc.job_file import MAX_TASKS, check_keys, command_and_name, load, num_tasks, table
 from wsi_idc.hpc.job_file import typed as typed_value
 from wsi_idc.hpc.search_file import SEARCH, search_spec, train_types
+from wsi_idc.learn.runs import Run
+
+logger = logging.getLogger(__name__)
 
 TRAIN, MAP = "train", "map"
 _LONGEST_SLUG = 60
@@ -70,8 +74,9 @@ class Task:
                 elif flag.option:
                     options += [word for name in matches(one) for word in (flag.option, name)]
                 else:
-                    plain += matches(one)
-        return [self.command, *options, *self.extra, *plain]
+                    plain += _finished(matches(one)) if key == "runs" else matches(one)
+        # Behind -- nothing of a file can become an option.
+        return [self.command, *options, *self.extra, *(["--", *plain] if plain else [])]
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,8 @@ def read_job(
         num_parts = num_tasks(content)
         if num_parts == 1:
             return Job(path, command, name, tasks)
+        if "shard" in tasks[0].settings:
+            raise JobError("shard is one of the parts that tasks makes; leave one of the two out")
         if command != MAP or len(points) > 1:
             raise JobError("tasks is for a search, or for a map without [axes]; leave it out")
     except JobError as error:
@@ -167,12 +174,15 @@ def _settings_of_tasks(
         if key in given:
             raise JobError(f"{key} is an axis of this job, so it cannot be set for all tasks")
     points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    if axes and command != TRAIN:
+        raise JobError(f"[axes] is for train and search; tasks = N splits a map, {command} has one")
     if len(points) > MAX_TASKS:
         raise JobError(f"{len(points)} tasks; at most {MAX_TASKS}, so shorten an axis")
     settings = [{**fixed, **point, **given} for point in points]
     if command == TRAIN:
         own = {key: value for key, value in given.items() if fixed.get(key) != value}
-        _name_runs(name, [{**point, **own} for point in points], settings)
+        own_words = {key: f"{key} {value}" for key, value in own.items()}
+        _name_runs(name, [{**point, **own_words} for point in points], settings)
     return points, settings
 
 
@@ -185,7 +195,7 @@ def _name_runs(
         try:
             TrainConfig(**{key: value for key, value in one.items() if key in known})
         except RunError as error:
-            where = ", ".join(f"{key} {value}" for key, value in point.items())
+            where = ", ".join(f"{key} {one[key]}" for key in point)
             raise JobError(f"at {where}: {error}" if where else str(error)) from None
     if any("out" in one for one in settings):
         if len(settings) > 1:
@@ -224,6 +234,16 @@ def _axis(key: str, value: Any, flag: Flag) -> list[Any]:
     if any(one in found[:number] for number, one in enumerate(found)):
         raise JobError(f"axis {key} has a value twice")
     return found
+
+
+def _finished(found: list[str]) -> list[str]:
+    """Leave out runs that are not finished, unless that would leave none."""
+    if len(found) < 2:
+        return found
+    finished = [path for path in found if not Path(path).is_dir() or Run(Path(path)).is_finished()]
+    if left_out := sorted(set(found) - set(finished)):
+        logger.warning("not finished, so left out: %s", ", ".join(left_out))
+    return finished or found
 
 
 def matches(value: Any) -> list[str]:

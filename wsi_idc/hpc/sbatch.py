@@ -3,6 +3,7 @@
 Plain sbatch and no library: what is submitted is a text that one can read, keep and change.
 """
 
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -59,8 +60,11 @@ def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> st
     if gpus is None:
         gpus = 1 if job.command in _NEEDS_GPU else 0
     num_processes = max(1, gpus) if job.command == TRAIN else 1
-    if resources.nodes > 1 and job.command != TRAIN:
-        raise JobError(f"{job.path}: --nodes is for a training; split a map or search by its tasks")
+    if max(resources.nodes, gpus) > 1 and job.command != TRAIN:
+        raise JobError(
+            f"{job.path}: several --nodes or --gpus are for a training; the tasks of a map or "
+            "search have one GPU each"
+        )
     is_array = len(job.tasks) > 1
     directives = _directives(
         job, resources, gpus=gpus, num_processes=num_processes, is_array=is_array
@@ -113,17 +117,27 @@ def _quoted(directive: str) -> str:
     return shlex.quote(directive) if set(directive) & set(" #'\"\\") else directive
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, flags: Sequence[str] = ()) -> str:
     """Hand a script to sbatch, with the site's settings, and return the job's id.
+
+    Args:
+        script: As ``sbatch_text`` makes it.
+        flags: Of sbatch, that win over the site's settings, which win over what is in the script.
 
     Raises:
         JobError: There is no sbatch here, or it refuses.
     """
     # SBATCH_ACCOUNT and the like are set there.
-    words = 'if [[ -f "$1" ]]; then source "$1"; fi; exec sbatch --parsable "$2"'
+    words = 'if [[ -f "$1" ]]; then source "$1"; fi; exec sbatch --parsable "${@:2}"'
     try:
         found = subprocess.run(
-            ["bash", "-c", words, "bash", str(SITE), str(script)],
+            ["bash", "-c", words, "bash", str(SITE), *flags, str(script)],
+            env={
+                name: value
+                for name, value in os.environ.items()
+                # Inside a job, what SLURM says of it is not for the one that it submits.
+                if not name.startswith("SLURM_") or name == "SLURM_CONF"
+            },
             capture_output=True,
             text=True,
             timeout=_SECONDS_FOR_SBATCH,

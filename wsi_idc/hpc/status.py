@@ -15,7 +15,14 @@ from wsi_idc.files import locked
 from wsi_idc.hpc.jobs import MAP, TRAIN, Job, Task, matches
 from wsi_idc.hpc.search_file import SEARCH, read_search
 from wsi_idc.learn.runs import Run
-from wsi_idc.maps.cohort_run import shard, shard_of, sizes_of_patients, sizes_of_slides
+from wsi_idc.maps.cohort_run import (
+    read_patients,
+    rows_of,
+    shard,
+    shard_of,
+    sizes_of_patients,
+    sizes_of_slides,
+)
 from wsi_idc.maps.store import map_path
 from wsi_idc.slides.manifest import read_manifest
 
@@ -140,6 +147,8 @@ def _of_map(number: int, task: Task) -> TaskStatus:
         names = shard(sizes, *shard_of(task.settings["shard"]))
     there = sum(map_path(out, name).exists() for name in names)
     state = FINISHED if there == len(names) else PARTLY if there else NOT_BEGUN
+    if not names:
+        return TaskStatus(number, str(out), UNKNOWN, "the job names nothing to map")
     return TaskStatus(number, str(out), state, f"{there} of {len(names)} maps are there")
 
 
@@ -147,25 +156,36 @@ def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the size of each map's work by patient, None where that would take long to know."""
     if "manifest" in settings:
         return sizes_of_slides(read_manifest(Path(settings["manifest"])))
-    if not settings.get("all"):
-        return {str(name): 1 for name in settings.get("patient", ())}
+    if "slide" in settings:
+        paths = [*settings["slide"], *settings.get("files", ())]
+        return sizes_of_slides(rows_of([Path(path) for one in paths for path in matches(one)]))
     pack = pack_at(Path(settings["data"]) if "data" in settings else default_data())
-    return None if pack is None else sizes_of_patients(pack, pack.patients)
+    if pack is None:
+        return None
+    listed = read_patients(Path(settings["patients_file"])) if "patients_file" in settings else []
+    named = [*settings.get("patient", ()), *listed]
+    return sizes_of_patients(pack, pack.patients if settings.get("all") else named)
 
 
-def queue_of(name: str) -> list[str]:
-    """Return a line for each job of this name that is in SLURM's queue, none without SLURM."""
+def queue_of(job: Job) -> list[str]:
+    """Return a line for each entry of SLURM's queue that is of this job, none without SLURM.
+
+    What runs says which job file it is for; what waits is known by its name.
+    """
     if not shutil.which("squeue"):
         return []
-    wanted = ["squeue", "-h", f"--user={getpass.getuser()}", f"--name={name},wsi-idc-{name}"]
+    wanted = ["squeue", "-h", f"--user={getpass.getuser()}", "--format=%j|%k|%i %T, %M of %l, %R"]
     try:
         found = subprocess.run(
-            [*wanted, "--format=%i %T, %M of %l, %R"],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS_FOR_SQUEUE,
-            check=False,
+            wanted, capture_output=True, text=True, timeout=_SECONDS_FOR_SQUEUE, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return found.stdout.splitlines() if found.returncode == 0 else []
+    lines = []
+    for line in found.stdout.splitlines() if found.returncode == 0 else []:
+        name, comment, rest = [*line.split("|", 2), "", ""][:3]
+        is_named = name in (job.name, f"wsi-idc-{job.name}")
+        of_another = comment.startswith("wsi-idc job ") and comment != f"wsi-idc job {job.path}"
+        if comment == f"wsi-idc job {job.path}" or (is_named and not of_another):
+            lines.append(rest)
+    return lines

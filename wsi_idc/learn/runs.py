@@ -7,14 +7,15 @@ epoch, ``best.pt`` is the checkpoint, ``last.pt`` the state to go on from.
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.errors import RunError
+from wsi_idc.errors import BusyError, RunError
 from wsi_idc.files import locked, write_json, write_text
 
 FORMAT = "wsi-idc-run"
@@ -152,7 +153,16 @@ class Run:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".lock", what=self.folder):
+        with ExitStack() as stack:
+            # Whoever only looks whether somebody trains here holds the lock for a moment.
+            for wait in (0.1, 0.3, 0.6, None):
+                try:
+                    stack.enter_context(locked(self.folder / ".lock", what=self.folder))
+                    break
+                except BusyError:
+                    if wait is None:
+                        raise
+                    time.sleep(wait)
             yield
 
 

@@ -108,7 +108,7 @@ class SlideRun:
             DataError: Two slides would have one map, a mask is given for several, or the manifest
                 makes no sense.
         """
-        rows = read_manifest(manifest) if manifest else _rows(slides)
+        rows = read_manifest(manifest) if manifest else rows_of(slides)
         if settings.mask is not None and len(rows) > 1:
             raise DataError("--mask is of one slide; map the others by themselves")
         return SlideRun(work, settings, rows)
@@ -139,7 +139,7 @@ class SlideRun:
         return _planned(self.work, row.patient, identity, patches.row_col, spec.patch_px, cell_px)
 
 
-def _rows(slides: Sequence[Path]) -> list[ManifestRow]:
+def rows_of(slides: Sequence[Path]) -> list[ManifestRow]:
     """Return slides as rows of a manifest, each named by its file."""
     rows: dict[str, ManifestRow] = {}
     for path in slides:
