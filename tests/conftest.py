@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +67,15 @@ def trained(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
     config = TrainConfig(epochs=2, batch_size=16)
     split = make_split(cohort, "ratio:50/25/25")
     return train(config, cohort, split, run=run, compute=choose_compute("cpu"))
+
+
+@pytest.fixture
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the plain way of a bench load here: a forked worker dies where coverage is measured."""
+    from torch.utils.data import DataLoader
+
+    def loader(*arguments: Any, **options: Any) -> DataLoader:
+        return DataLoader(*arguments, **{**options, "num_workers": 0})
+
+    for module in ("plain", "loading"):
+        monkeypatch.setattr(f"wsi_idc.bench.{module}.DataLoader", loader)

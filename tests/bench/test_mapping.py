@@ -11,6 +11,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 
+pytestmark = pytest.mark.usefixtures("no_workers")
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.device import choose_compute
 
+pytestmark = pytest.mark.usefixtures("no_workers")
+
 CONFIG = TrainConfig(model="cnn", batch_size=16)
 
 

@@ -8,6 +8,8 @@ from wsi_idc.cli.bench import bench
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("no_workers")
+
 
 def test_map_as_json_and_nothing_is_left(
     cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
