@@ -147,7 +147,7 @@ def _of_map(number: int, task: Task) -> TaskStatus:
         names = shard(sizes, *shard_of(task.settings["shard"]))
     there = sum(map_path(out, name).exists() for name in names)
     state = FINISHED if there == len(names) else PARTLY if there else NOT_BEGUN
-    if not names:
+    if not sizes:
         return TaskStatus(number, str(out), UNKNOWN, "the job names nothing to map")
     return TaskStatus(number, str(out), state, f"{there} of {len(names)} maps are there")
 

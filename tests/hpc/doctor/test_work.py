@@ -98,6 +98,7 @@ def test_versions(monkeypatch):
         Finding("packages", "click 8.1, numpy 2.0"),
         Finding("missing packages", "h5py", PROBLEM, "pip install h5py"),
     ]
+    monkeypatch.setattr(program, "provenance", lambda: {"git_commit": None})
     assert list(program.program()) == [Finding("program", f"wsi-idc {__version__}")]
     monkeypatch.setattr(platform, "python_version", lambda: "3.11.0")
     monkeypatch.setattr(program.sys, "executable", "/opt/python")
