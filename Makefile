@@ -26,9 +26,11 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A test a core, each with one thread: most of them wait for something.
+# A test a core, each with one thread: most of them wait for something. Those of SLURM by themselves: its jobs
+# want the cores.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --ignore=tests/slurm --cov --cov-report=term
+	$(BIN)/pytest tests/slurm
 
 clean:
 	rm -rf .venv build *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

@@ -12,11 +12,7 @@ from wsi_idc.models.checkpoint import load_checkpoint
 
 from .conftest import Cluster
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.xdist_group("slurm"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL_SEARCH = """
 command = "search"
