@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ class Cluster:
     def hurry(self, job: str) -> None:
         """Let a requeued job begin soon; at once, a node may take it for the killed one."""
         if self.state(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
-            self.run("scontrol", "update", f"jobid={job}", "StartTime=now+2")
+            wait = datetime.fromisoformat(self.field(job, "StartTime")) - datetime.now()
+            if wait > timedelta(seconds=5):
+                self.run("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 
     def queue(self) -> str:
         return self.run("squeue", "-o", "%i %j %T %R")
