@@ -66,8 +66,9 @@ class Cluster:
     def hurry(self, job: str) -> None:
         """Let a requeued job begin soon; at once, a node may take it for the killed one."""
         if self.state(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
-            wait = datetime.fromisoformat(self.field(job, "StartTime")) - datetime.now()
-            if wait > timedelta(seconds=5):
+            start = self.field(job, "StartTime")
+            soon = datetime.now() + timedelta(seconds=5)
+            if start != "Unknown" and datetime.fromisoformat(start) > soon:
                 self.run("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 
     def queue(self) -> str:

@@ -101,7 +101,7 @@ def test_an_array_of_maps_with_one_task_killed_and_run_again(cluster: Cluster):
         cluster.wait_for_end(f"{job}_{number}")
     cluster.wait_for_end(f"{job}_2", "FAILED")
     maps = cluster.folder / "maps"
-    assert len(list(maps.glob("[!c]*.h5"))) == 9
+    assert len(list(maps.glob("[!c]*.h5"))) >= 9  # of the killed task, what it had done
 
     again = cluster.sbatch("--array=2", "slurm/map.sh", "--no-image")
     cluster.wait_for_end(f"{again}_2")
