@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.one_trial import ONE_TRIAL
 from wsi_idc.data.pack import Pack
 
 # Loaded by every Python process, those that the program starts too.
@@ -22,17 +23,6 @@ def refuse(event, arguments):
         raise OSError(101, "Network is unreachable")
 
 sys.addaudithook(refuse)
-"""
-JOB = """
-command = "search"
-name = "one"
-[config]
-model = "cnn"
-epochs = 1
-batch_size = 32
-split = "ratio:50/25/25"
-[axes]
-learning_rate = [1e-3]
 """
 TRAIN = ["train", "--epochs", 1, "--batch-size", 32, "--split", "ratio:50/25/25"]
 MAIN = "import sys; sys.argv[0] = 'wsi-idc'; from wsi_idc.cli import main; main()"
@@ -69,7 +59,7 @@ class Node:
 def node(tmp_path: Path, cohort: Pack) -> Node:
     (tmp_path / "data").mkdir()
     shutil.copy(cohort.path, tmp_path / "data")
-    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "job.toml").write_text(ONE_TRIAL)
     return Node(tmp_path)
 
 

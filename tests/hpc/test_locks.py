@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.one_trial import ONE_TRIAL
 from wsi_idc.data.pack import Pack
 
 # Between the program, with all its libraries, and the system: no file can be locked.
@@ -16,17 +17,6 @@ SHIM = """
 #include <errno.h>
 #include <stdlib.h>
 int flock(int fd, int operation) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
-"""
-JOB = """
-command = "search"
-name = "one"
-[config]
-model = "cnn"
-epochs = 1
-batch_size = 32
-split = "ratio:50/25/25"
-[axes]
-learning_rate = [1e-3]
 """
 MAIN = "from wsi_idc.cli import main; main()"
 LOCKING = "import h5py, sys; h5py.File(sys.argv[1], locking=True)"
@@ -72,7 +62,7 @@ def test_all_work_goes_on_without_locks(
     monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "scratch"))
     (tmp_path / "data").mkdir()
     shutil.copy(cohort.path, tmp_path / "data")
-    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "job.toml").write_text(ONE_TRIAL)
     train = ["train", "--epochs", 1, "--batch-size", 32, "--split", "ratio:50/25/25"]
     for words in (train, ["search", "job.toml"], ["map", "--all"], ["report"]):
         code, said = python(shim, errno.ENOLCK, MAIN, *words, cwd=tmp_path)
