@@ -203,12 +203,13 @@ def test_a_submitted_job_runs_and_is_found_again(cluster: Cluster):
     (cluster.folder / "slurm/site.env").write_text(
         "export SBATCH_PARTITION=main SBATCH_TIMELIMIT=1:00:00 EXTENDED=$NOT_SET:x\n"
     )
-    words = ("--cpus", "1", "--time", "00:05:00", "--partition", "high")
+    words = ("--cpus", "1", "--time", "00:05:00", "--partition", "high", "--sbatch=--hold")
     said = cluster.run("wsi-idc", "submit", "jobs/two.toml", *words)
     job = said.split("as job ")[1].split(",")[0]
-    assert cluster.field(f"{job}_1", "Partition") == "high"
-    assert cluster.field(f"{job}_1", "TimeLimit") == "00:05:00"
+    assert cluster.field(job, "Partition") == "high"
+    assert cluster.field(job, "TimeLimit") == "00:05:00"
     assert "in the queue: " in cluster.run("wsi-idc", "status", "jobs/two.toml")
+    cluster.run("scontrol", "release", job)
     for number in (1, 2):
         cluster.wait_for_end(f"{job}_{number}")
     assert sorted(path.name for path in (cluster.folder / "logs").iterdir()) == [
