@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from wsi_idc.hpc.heap import freed_memory_returned
 from wsi_idc.models.classifier import IDC, PatchClassifier
 
 _WHITE = 255
@@ -95,6 +96,7 @@ def plain_transform(
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 
+@freed_memory_returned()
 def plain_map(
     classifier: PatchClassifier,
     files: Sequence[Path],
@@ -166,6 +168,7 @@ def plain_prepare(files: Sequence[Path], *, patch_px: int, out: Path) -> int:
     return len(files)
 
 
+@freed_memory_returned()
 def plain_epoch(
     classifier: PatchClassifier,
     files: Sequence[Path],

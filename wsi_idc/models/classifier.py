@@ -4,9 +4,9 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wsi_idc.models.registry import Architecture
+from wsi_idc.models.resize import resize
 
 IDC = 1  # index of the class that maps and CAMs are of
 
@@ -60,8 +60,7 @@ class PatchClassifier(nn.Module):
         # Normalised while it is small: interpolation is a mean, and commutes with that.
         x = (images - self.mean) / self.std
         if self.input_px is not None and self.input_px != x.shape[-1]:
-            size = (self.input_px, self.input_px)
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+            x = resize(x, self.input_px)
         return x
 
     def forward(self, x: Tensor) -> Tensor:

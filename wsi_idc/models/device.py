@@ -12,6 +12,7 @@ import torch
 from wsi_idc.errors import DeviceError
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.hpc.gpus import gpus_given
+from wsi_idc.hpc.heap import keep_freed_memory
 from wsi_idc.models.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def choose_compute(
     chosen = _choose_device(device)
     if chosen.type == "cpu":
         torch.set_num_threads(num_threads())
+        keep_freed_memory()
     if precision == "auto":
         good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if good else "fp32"
