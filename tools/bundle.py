@@ -1,124 +1,165 @@
-"""Make the bundled model, its model card and the README's picture from a pack of real patches.
+"""Make the bundled model, its card and the README's picture from the runs of jobs/bundled.toml.
 
-    python tools/bundle.py data/idc.h5 [--keep-weights]
+    wsi-idc job jobs/bundled.toml --data data/idc.h5
+    python tools/bundle.py data/idc.h5 [--runs runs]
 
-Trains in runs/bundled (a stopped training goes on), or with --keep-weights calibrates the present
-weights anew; evaluates on the val and test patients of the published lists, and writes
-wsi_idc/models/bundled/ and docs/images/.
+Evaluates the model on the val and test patients of the published lists, and each fold's on the
+patients of its own fold; writes wsi_idc/models/bundled/ and docs/images/.
 """
 
+import argparse
 import json
 import shutil
-import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from wsi_idc.config import TrainConfig
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from wsi_idc.config import NUM_RESAMPLES
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.splits import Split, make_split, split_table
+from wsi_idc.data.splits import Split, split_table
 from wsi_idc.files import write_json, write_text
-from wsi_idc.hpc.preempt import stop_requests
-from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate
-from wsi_idc.learn.judge import recalibrated
+from wsi_idc.learn.bootstrap import resample_patients
+from wsi_idc.learn.evaluate import Evaluation, Judged, choose_patients, evaluate, judge
+from wsi_idc.learn.gallery import false_negatives, false_positives
 from wsi_idc.learn.method import Method
-from wsi_idc.learn.runs import Run
-from wsi_idc.learn.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
 from wsi_idc.maps.work import MapWork
-from wsi_idc.models.checkpoint import (
-    Checkpoint,
-    bundled_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from wsi_idc.models.device import choose_compute
+from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
+from wsi_idc.models.device import Compute, choose_compute
 from wsi_idc.progress import set_up_logging
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = TrainConfig(model="cnn-bn", split="canonical+unlisted")
-_BEFORE = " (`light` was then flips and quarter turns alone, and no running average was kept.)"
+NUM_FOLDS = 5
+# Of folds whose thresholds differ: at this one all of them are counted.
+POOLED_THRESHOLD = 0.5
+OF_FOLDS = ("auc", "average_precision", "f1", "sensitivity", "specificity", "ece")
 PICTURED = "8864"  # a test patient, whole
 
 
-def main(data: Path, *, keep_weights: bool) -> None:
-    """Train or calibrate, evaluate, write card and picture."""
+def main(data: Path, runs: Path) -> None:
+    """Evaluate, write model, card and picture."""
     set_up_logging(0)
     pack, compute = Pack(data), choose_compute()
-    if keep_weights:
-        present = load_checkpoint(bundled_checkpoint())
-        calibrated = recalibrated(present, CONFIG, pack, compute=compute)
-        save_checkpoint(bundled_checkpoint(), calibrated)
-        checkpoint = load_checkpoint(bundled_checkpoint())
-    else:
-        split, run = make_split(pack, CONFIG.split, seed=CONFIG.seed), Run(Path("runs/bundled"))
-        with stop_requests() as stop:
-            checkpoint = train(CONFIG, pack, split, run=run, compute=compute, stop=stop)
-        shutil.copy(run.best, bundled_checkpoint())
-    method = Method((checkpoint,))
-    found = {
-        role: evaluate(
-            method,
-            pack,
-            choose_patients(method, pack, role),
-            split=role,
-            compute=compute,
-            batch_size=256,
-        )
-        for role in ("val", "test")
-    }
     target = bundled_checkpoint()
+    shutil.copy(runs / "bundled-canonical-unlisted/best.pt", target)
+    checkpoint = load_checkpoint(target)
+    method = Method((checkpoint,))
+    found = {role: evaluated(method, pack, role, compute) for role in ("val", "test")}
+    folds = [
+        evaluated(Method((load_checkpoint(run / "best.pt"),)), pack, "test", compute)
+        for run in (runs / f"bundled-kfold-{NUM_FOLDS}-{fold}" for fold in range(NUM_FOLDS))
+    ]
+    predictions = pd.concat([fold.predictions for fold in folds], ignore_index=True)
+    together = pooled(predictions)
     metrics = {role: evaluation.as_dict() for role, evaluation in found.items()}
-    write_json(target.with_suffix(".metrics.json"), metrics)
-    split = Split(checkpoint.split_spec, checkpoint.split)
-    table = split_table(split, pack).reset_index(names="role").to_dict("records")
-    write_text(target.with_suffix(".md"), card(checkpoint, found, table))
+    of_folds = {"folds": [fold.as_dict() for fold in folds], "together": together.as_dict()}
+    record = {**metrics, "cross-validation": of_folds}
+    write_json(target.with_suffix(".metrics.json"), record)
+    write_text(target.with_suffix(".md"), card(checkpoint, pack, found, folds, together))
+    images = ROOT / "docs/images"
+    false_positives(found["test"], pack).savefig(images / "bundled_false_positives.png", dpi=110)
+    false_negatives(found["test"], pack).savefig(images / "bundled_false_negatives.png", dpi=110)
     maps = Path("maps/bundled")
     build_maps(MapWork(method, compute, maps), pack, [PICTURED])
-    render_map(maps / f"{PICTURED}.h5", ROOT / "docs/images/map.png", dpi=200)
+    render_map(maps / f"{PICTURED}.h5", images / "map.png", dpi=200)
 
 
-def card(checkpoint: Checkpoint, found: dict[str, Evaluation], table: list[dict[str, Any]]) -> str:
+def evaluated(method: Method, pack: Pack, role: str, compute: Compute) -> Evaluation:
+    """Return the evaluation of a method on the patients of a role in its split."""
+    chosen = choose_patients(method, pack, role)
+    return evaluate(method, pack, chosen, split=role, compute=compute, batch_size=256)
+
+
+def pooled(predictions: pd.DataFrame) -> Judged:
+    """Judge the predictions of all folds together, each patient by the model that it was new to."""
+    ids, code = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
+    weights = resample_patients(len(ids), seed=0, num_resamples=NUM_RESAMPLES)
+    return judge(predictions, "probability", POOLED_THRESHOLD, code, weights)
+
+
+def card(
+    checkpoint: Checkpoint,
+    pack: Pack,
+    found: Mapping[str, Evaluation],
+    folds: Sequence[Evaluation],
+    together: Judged,
+) -> str:
     """Return the model card as Markdown."""
-    size = sum(value.numel() for value in checkpoint.state.values())
-    split = "\n".join(
-        f"| {row['role']} | {row['patients']} | {row['patches']} | {row['idc_fraction']:.1%} |"
-        for row in table
-    )
-    names = list(found["test"].judged.metrics)
-    rows = "\n".join(
-        f"| {name} | " + " | ".join(with_interval(found[role], name) for role in found) + " |"
-        for name in names
-    )
+    split = split_table(Split(checkpoint.split_spec, checkpoint.split), pack)
     worst = found["test"].patients.query("patches >= 30").nsmallest(5, "auc")
-    weak = "\n".join(
-        f"| {row.patient} | {row.patches} | {row.area_true:.1%} | {row.auc:.3f} | "
-        f"{row.sensitivity:.3f} | {row.specificity:.3f} |"
-        for row in worst.itertuples()
-    )
+    size = sum(map(Tensor.numel, checkpoint.state.values()))
     return (
         (ROOT / "tools/card.md")
         .read_text(encoding="utf-8")
         .format(
+            model=checkpoint.architecture,
             size=size,
+            megabytes=bundled_checkpoint().stat().st_size / 1e6,
+            input_px=checkpoint.input.input_px or checkpoint.input.patch_px,
+            patches=len(pack),
+            patients=len(pack.patients),
             epoch=checkpoint.metrics["epoch"],
             config=json.dumps(checkpoint.config),
-            before="" if "ema" in checkpoint.config else _BEFORE,
             threshold=checkpoint.threshold,
             temperature=checkpoint.temperature,
             smoothing=checkpoint.smoothing,
-            split=split,
-            rows=rows,
-            weak=weak,
+            split="\n".join(
+                f"| {role} | {row.patients} | {row.patches} | {row.idc_fraction:.1%} |"
+                for role, row in split.iterrows()
+            ),
+            rows=metric_rows(
+                dict.fromkeys(found["test"].judged.metrics),
+                [found["val"].judged, found["test"].judged, together],
+            ),
+            folds=fold_rows(folds),
+            spread=spread(folds),
+            weak="\n".join(
+                f"| {row.patient} | {row.patches} | {row.area_true:.1%} | {row.auc:.3f} | "
+                f"{row.sensitivity:.3f} | {row.specificity:.3f} |"
+                for row in worst.itertuples()
+            ),
         )
     )
 
 
-def with_interval(evaluation: Evaluation, name: str) -> str:
+def metric_rows(names: Iterable[str], columns: Sequence[Judged]) -> str:
+    """Return a row a metric."""
+    return "\n".join(
+        f"| {name} | " + " | ".join(with_interval(one, name) for one in columns) + " |"
+        for name in names
+    )
+
+
+def fold_rows(folds: Sequence[Evaluation]) -> str:
+    """Return a row a fold, judged at the threshold that its own val patients gave."""
+    return "\n".join(
+        f"| {number} | {fold.num_patients} | {fold.num_patches} | "
+        + " | ".join(with_interval(fold.judged, name) for name in OF_FOLDS)
+        + " |"
+        for number, fold in enumerate(folds)
+    )
+
+
+def spread(folds: Sequence[Evaluation]) -> str:
+    """Return mean and standard deviation over the folds."""
+    values = {name: [fold.judged.metrics[name] for fold in folds] for name in OF_FOLDS}
+    cells = [f"{np.mean(of):.3f} +- {np.std(of, ddof=1):.3f}" for of in values.values()]
+    return "| mean +- SD | | | " + " | ".join(cells) + " |"
+
+
+def with_interval(judged: Judged, name: str) -> str:
     """Return a metric as text, with its interval."""
-    low, high = evaluation.judged.intervals[name]
-    return f"{evaluation.judged.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
+    low, high = judged.intervals[name]
+    return f"{judged.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), keep_weights="--keep-weights" in sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    given = parser.parse_args()
+    main(given.data, given.runs)

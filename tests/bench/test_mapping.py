@@ -8,7 +8,6 @@ from wsi_idc.bench.mapping import MapBenchOptions, bench_map
 from wsi_idc.bench.material import drawn_pack, make_checkpoint
 from wsi_idc.bench.result import Bench, markdown_row
 from wsi_idc.data.pack import Pack
-from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 
 pytestmark = pytest.mark.usefixtures("no_workers")
@@ -72,10 +71,8 @@ def test_drawn_patients_are_as_large_as_real_ones(tmp_path: Path):
     assert 0.1 < pack.patches[np.arange(500)].std() / 255 < 0.4
 
 
-def test_the_bundled_model_is_taken_where_it_fits(cohort: Pack):
-    def made(model: str, size: int = 0) -> Checkpoint:
-        return make_checkpoint(model, input_size=size, pack=cohort)[0]
-
-    assert made("cnn-bn").fingerprint is not None
-    assert made("cnn-bn", 64).fingerprint is None
-    assert made("cnn").fingerprint is None
+def test_the_bundled_model_is_measured_by_its_name(cohort: Pack):
+    bundled, name = make_checkpoint("bundled", input_size=0, pack=cohort)
+    assert bundled.fingerprint is not None
+    assert name == f"the bundled {bundled.architecture} at {bundled.input.input_px} px"
+    assert make_checkpoint(bundled.architecture, input_size=64, pack=cohort)[0].fingerprint is None

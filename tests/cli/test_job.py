@@ -145,6 +145,8 @@ def test_every_job_of_the_project_runs_at_smoke_size(
         run(capsys, name, *flags)
         done.add(name)
 
+    run(capsys, "bundled", *SMALL, "--task", "2")
+    done.add("bundled")
     for name in ("train", "smoke", "train_resnet50", "train_all_models"):
         job(name, *SMALL[: 2 if name == "train" else None], "--split", "ratio:50/25/25")
     run(capsys, "cv5", "--epochs", "1", "--task", "2")

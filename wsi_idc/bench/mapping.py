@@ -75,13 +75,8 @@ def bench_map(
     plain = None
     if options.plain_patches >= 0:
         rows = rows_of(pack, patients)[: options.plain_patches or max(1, num_patches // 4)]
-        plain = _Plain(checkpoint, pack, rows, options.batch_size, compute, folder)
-        ways[PLAIN] = plain
+        ways[PLAIN] = plain = _Plain(checkpoint, pack, rows, options.batch_size, compute, folder)
     rates = by_turns(ways, num_rounds=options.num_rounds, compute=compute, what=f"map, {name}")
-    differences = {} if plain is None else _differences(command, plain)
-    hints = [f"batch size: {best_batch_size(checkpoint, some, compute)}"]
-    if plain is not None and plain.said.cam is None:
-        hints.append("torchcam is not installed: the plain way made no CAM, and none was compared")
     return Bench(
         what="map",
         settings={
@@ -94,11 +89,11 @@ def bench_map(
             "rounds": options.num_rounds,
         },
         rates=rates.medians(),
-        ratios={f"{COMMAND} / {way}": rates.ratio(COMMAND, way) for way in ways if way != COMMAND},
+        ratios=rates.ratios_to(COMMAND),
         parts=map_parts(bare, pack, command.work, patients),
-        differences=differences,
+        differences={} if plain is None else _differences(command, plain),
         peak_memory_mb=memory,
-        hints=tuple(hints),
+        hints=_hints(best_batch_size(checkpoint, some, compute), plain),
     )
 
 
@@ -155,6 +150,13 @@ class _Plain:
             out=self._out,
         )
         return len(self._files)
+
+
+def _hints(batch_size: int, plain: _Plain | None) -> tuple[str, ...]:
+    hint = f"batch size: {batch_size}"
+    if plain is None or plain.said.cam is not None:
+        return (hint,)
+    return (hint, "torchcam is not installed: the plain way made no CAM, and none was compared")
 
 
 def _differences(command: _Command, plain: _Plain) -> dict[str, float]:

@@ -18,6 +18,7 @@ from wsi_idc.data.source import open_data
 from wsi_idc.data.tissue import draw_slide
 from wsi_idc.errors import DataError
 from wsi_idc.models.checkpoint import (
+    BUNDLED,
     Checkpoint,
     InputSpec,
     bundled_checkpoint,
@@ -135,22 +136,22 @@ def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
 def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpoint, str]:
     """Return a network to measure, and what it is.
 
-    The bundled model if it is the one asked for; else one with random weights, whose batch norms
-    have seen patches of the pack, so that its numbers are as large as a trained one's.
+    An architecture has random weights, whose batch norms have seen patches of the pack, so that its
+    numbers are as large as a trained one's.
 
     Args:
-        model: Name of the architecture.
+        model: Name of the architecture; "bundled" is the bundled model as it is.
         input_size: Side to resize patches to; 0: the model's own.
         pack: The data.
 
     Raises:
         CheckpointError: There is no such model, or it takes no images of this size.
     """
+    if model == BUNDLED:
+        bundled = load_checkpoint(bundled_checkpoint())
+        size = bundled.input.input_px or bundled.input.patch_px
+        return bundled, f"the bundled {bundled.architecture} at {size} px"
     arch, info = architecture(model), pack.info
-    bundled = load_checkpoint(bundled_checkpoint())
-    same_scale = (info.patch_px, info.mpp) == (bundled.input.patch_px, bundled.input.mpp)
-    if arch.name == bundled.architecture and not input_size and same_scale:
-        return bundled, f"{arch.name} at {info.patch_px} px"
     input_px = input_size or arch.input_px
     check_input_px(arch, input_px or info.patch_px)
     torch.manual_seed(_SEED)

@@ -33,6 +33,10 @@ class Rates:
         pairs = zip(self.rounds[way], self.rounds[other], strict=True)
         return statistics.median(rate / than for rate, than in pairs)
 
+    def ratios_to(self, way: str) -> dict[str, float]:
+        """Return the ratio of a way's rate to each other's, as "way / other"."""
+        return {f"{way} / {other}": self.ratio(way, other) for other in self.rounds if other != way}
+
     def medians(self) -> dict[str, float]:
         """Return the median rate of each way."""
         return {way: self.median(way) for way in self.rounds}

@@ -89,7 +89,7 @@ def bench_train(
             "rounds": _NUM_ROUNDS,
         },
         rates=rates.medians(),
-        ratios={f"{COMMAND} / {way}": rates.ratio(COMMAND, way) for way in ways if way != COMMAND},
+        ratios=rates.ratios_to(COMMAND),
         parts=_parts(whole, compute),
         peak_memory_mb=memory,
     )

@@ -24,7 +24,7 @@ from wsi_idc.cli.fetch_weights import fetch_weights
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job
 from wsi_idc.cli.map import map_
-from wsi_idc.cli.options import one_line
+from wsi_idc.cli.output import one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report

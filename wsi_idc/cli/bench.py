@@ -15,10 +15,8 @@ from wsi_idc.cli.options import (
     device_option,
     json_option,
     logging_options,
-    say,
-    say_json,
-    say_rows,
 )
+from wsi_idc.cli.output import say, say_json, say_rows
 from wsi_idc.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -66,7 +64,12 @@ _compile_option = click.option(
     "--compile", "compiled", is_flag=True, help="Run the network through torch.compile."
 )
 _model_options = (
-    click.option("--model", default="cnn-bn", show_default=True, help="As wsi-idc train takes it."),
+    click.option(
+        "--model",
+        default="cnn-bn",
+        show_default=True,
+        help="As wsi-idc train takes it; of maps also bundled.",
+    ),
     click.option("--input-size", type=click.IntRange(0, 1024), default=0, help="0: its own."),
 )
 

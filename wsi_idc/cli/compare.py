@@ -5,18 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.methods import open_method
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
     data_option,
     json_option,
     logging_options,
-    open_method,
     resample_options,
-    say,
-    say_json,
     split_option,
 )
+from wsi_idc.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from wsi_idc.learn.compare import Comparison, Predictions

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import PATH, data_option, json_option, logging_options, say, say_json
+from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
+from wsi_idc.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from wsi_idc.hpc.doctor.finding import Finding

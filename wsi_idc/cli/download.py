@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import json_option, logging_options, say, say_json
+from wsi_idc.cli.options import json_option, logging_options
+from wsi_idc.cli.output import say, say_json
 
 
 @click.command()

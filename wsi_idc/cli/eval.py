@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.methods import open_method
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
@@ -12,13 +13,10 @@ from wsi_idc.cli.options import (
     json_option,
     logging_options,
     method_options,
-    open_method,
     resample_options,
-    say,
-    say_json,
-    say_rows,
     split_option,
 )
+from wsi_idc.cli.output import say, say_json, say_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,15 +6,8 @@ from typing import Any
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    data_option,
-    json_option,
-    logging_options,
-    say,
-    say_json,
-    say_rows,
-)
+from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
+from wsi_idc.cli.output import say, say_json, say_rows
 
 
 @click.command()

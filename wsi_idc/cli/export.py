@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    Number,
-    checkpoint_option,
-    json_option,
-    logging_options,
-    one_line,
-    open_checkpoint,
-    say,
-    say_json,
-)
+from wsi_idc.cli.methods import open_checkpoint
+from wsi_idc.cli.options import PATH, Number, checkpoint_option, json_option, logging_options
+from wsi_idc.cli.output import one_line, say, say_json
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError
 

@@ -2,7 +2,8 @@
 
 import click
 
-from wsi_idc.cli.options import logging_options, say
+from wsi_idc.cli.options import logging_options
+from wsi_idc.cli.output import say
 
 
 @click.command("fetch-weights")

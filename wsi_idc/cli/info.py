@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import PATH, json_option, logging_options, say_json, say_rows
+from wsi_idc.cli.options import PATH, json_option, logging_options
+from wsi_idc.cli.output import say_json, say_rows
 from wsi_idc.errors import WsiIdcError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
-from wsi_idc.cli.options import PATH, one_line, say
+from wsi_idc.cli.options import PATH
+from wsi_idc.cli.output import one_line, say
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.methods import open_method
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
@@ -15,12 +16,9 @@ from wsi_idc.cli.options import (
     json_option,
     logging_options,
     method_options,
-    one_line,
-    open_method,
-    say,
-    say_json,
     slide_options,
 )
+from wsi_idc.cli.output import one_line, say, say_json
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import WsiIdcError
 

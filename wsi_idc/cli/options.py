@@ -1,9 +1,8 @@
 """Options that several commands share, and how they say their result."""
 
 import functools
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.config import (
-    DEFAULT_RUNS,
     MAX_SEED,
     NUM_RESAMPLES,
     PREDICT_BATCH_SIZE,
     TrainConfig,
 )
-from wsi_idc.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from wsi_idc.learn.method import Method
-    from wsi_idc.models.checkpoint import Checkpoint
+    pass
 
 PATH = click.Path(path_type=Path)
 
@@ -264,75 +260,3 @@ def _all_of(options: Sequence[Any], command: Callable[..., Any]) -> Callable[...
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def one_line(text: object) -> str:
-    """Return text as one line of printable characters, whatever a file name holds."""
-    line = " ".join(str(text).split("\n"))
-    return "".join(char if char.isprintable() else "?" for char in line)
-
-
-def say(text: str) -> None:
-    """Write one line of the result to standard output."""
-    click.echo(one_line(text))
-
-
-def say_json(value: Any) -> None:
-    """Write the result to standard output as JSON."""
-    click.echo(json.dumps(value, indent=2, default=str))
-
-
-def say_rows(rows: Iterable[tuple[str, object]]) -> None:
-    """Write names and values to standard output, aligned."""
-    rows = [(name, str(value)) for name, value in rows]
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        say(f"{name:<{width}}  {value}")
-
-
-def open_method(checkpoints: Sequence[Path], *, tta: bool, smooth: bool) -> "Method":
-    """Read what ``method_options`` mean, and say which checkpoints they are.
-
-    Raises:
-        CheckpointError: One cannot be read or is not finished, or they do not go together.
-    """
-    from wsi_idc.learn.method import Method
-
-    given: Sequence[Path | None] = checkpoints or (None,)
-    return Method(tuple(open_checkpoint(one) for one in given), tta=tta, smooth=smooth)
-
-
-def open_checkpoint(given: Path | None) -> "Checkpoint":
-    """Read the checkpoint that ``--checkpoint`` means, and say which one it is.
-
-    Raises:
-        CheckpointError: It cannot be read, or its training is not finished.
-    """
-    from wsi_idc.models.checkpoint import load_checkpoint
-
-    path, why = _find_checkpoint(given)
-    click.echo(f"checkpoint: {path} ({why})", err=True)
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.metrics:
-        raise CheckpointError(
-            f"{path}: its training is not finished, so it is not calibrated; run the same "
-            "wsi-idc train again"
-        )
-    return checkpoint
-
-
-def _find_checkpoint(given: Path | None) -> tuple[Path, str]:
-    """Return the checkpoint file and why it is this one."""
-    from wsi_idc.learn.runs import newest_finished
-    from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
-
-    if given is None:
-        run = newest_finished(DEFAULT_RUNS)
-        if run:
-            return run.best, "the newest finished run"
-        return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
-    if str(given) == BUNDLED:
-        return bundled_checkpoint(), "the bundled model"
-    if given.is_dir() and not (given / "best.pt").exists():
-        raise CheckpointError(f"{given}: no best.pt in this folder; give a finished run")
-    return (given / "best.pt" if given.is_dir() else given), "as given"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import PATH, json_option, logging_options, say, say_json, say_rows
+from wsi_idc.cli.options import PATH, json_option, logging_options
+from wsi_idc.cli.output import say, say_json, say_rows
 from wsi_idc.errors import DataError
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, Number, logging_options, one_line, say
+from wsi_idc.cli.options import PATH, Number, logging_options
+from wsi_idc.cli.output import one_line, say
 from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError, WsiIdcError
 

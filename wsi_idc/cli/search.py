@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    data_option,
-    device_option,
-    json_option,
-    logging_options,
-    one_line,
-    say,
-    say_json,
-    say_rows,
-)
+from wsi_idc.cli.options import PATH, data_option, device_option, json_option, logging_options
+from wsi_idc.cli.output import one_line, say, say_json, say_rows
 from wsi_idc.config import DEFAULT_RUNS
 from wsi_idc.errors import RunError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.job import open_job
-from wsi_idc.cli.options import PATH, json_option, say, say_json
+from wsi_idc.cli.options import PATH, json_option
+from wsi_idc.cli.output import say, say_json
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

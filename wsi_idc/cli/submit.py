@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.cli.job import open_job
-from wsi_idc.cli.options import PATH, say, say_rows
+from wsi_idc.cli.options import PATH
+from wsi_idc.cli.output import say, say_rows
 from wsi_idc.errors import JobError
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, logging_options, say
+from wsi_idc.cli.options import PATH, logging_options
+from wsi_idc.cli.output import say
 from wsi_idc.config import MAX_SEED
 
 

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    config_options,
-    json_option,
-    logging_options,
-    run_options,
-    say,
-    say_json,
-    say_rows,
-)
+from wsi_idc.cli.options import PATH, config_options, json_option, logging_options, run_options
+from wsi_idc.cli.output import say, say_json, say_rows
 from wsi_idc.config import DEFAULT_RUNS, TrainConfig
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ from wsi_idc.models.device import Compute
 from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
 
-ROLES = ("test", "val", "train", "unseen", "all")
 # Bands are drawn, not quoted: fewer resamples do.
 _RESAMPLES_OF_BANDS = 500
 
@@ -187,50 +186,31 @@ def evaluate(
     everything = predictions_table(method, pack, rows, logit)
     is_known = known[rows]
     predictions = everything[is_known].reset_index(drop=True)
-    cells = pack.cells()[rows][is_known]
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
-    predictions["border_distance"] = border_distances(label, names, cells)
+    predictions["border_distance"] = border_distances(label, names, pack.cells()[rows][is_known])
+    uncalibrated = method.uncalibrated().combine(logit[is_known]).probability
     ids, code = np.unique(names, return_inverse=True)
     weights = resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
-
-    smoothing = method.smoothing
-    raw = judge(predictions, "probability", method.threshold, code, weights)
-    judged = raw
-    if smoothing is not None:
-        judged = judge(predictions, "probability_smoothed", smoothing.threshold, code, weights)
+    raw, smoothed = _judged_ways(method, predictions, code, weights)
+    judged = smoothed or raw
     table = patient_table(predictions, judged.column, threshold=judged.threshold)
     drawn = weights[: min(num_resamples, _RESAMPLES_OF_BANDS)] if len(ids) > 1 else weights[:0]
-    uncalibrated = method.uncalibrated().combine(logit[is_known]).probability
+    num_unknown = int((~is_known).sum())
+    seen = method.patients("train").intersection(ids)
     return Evaluation(
         split=split,
         num_patients=len(ids),
         num_patches=len(predictions),
-        num_unknown=int((~is_known).sum()),
+        num_unknown=num_unknown,
         judged=judged,
-        raw=None if smoothing is None else raw,
+        raw=None if smoothed is None else raw,
         ece_uncalibrated=measure.ece(label, uncalibrated),
-        by_border={
-            distance: judge(
-                predictions[at := (predictions["border_distance"] == distance).to_numpy()],
-                judged.column,
-                judged.threshold,
-                code[at],
-                weights,
-            )
-            for distance in DISTANCES
-        },
+        by_border=_by_border(predictions, judged, code, weights),
         regions=summary(table, weights),
         predictions=predictions,
         patients=table,
         bands=roc_and_pr_bands(label, predictions[judged.column].to_numpy(), code, weights=drawn),
-        notes=tuple(
-            _notes(
-                predictions,
-                table,
-                num_unknown=int((~is_known).sum()),
-                seen=method.patients("train").intersection(ids),
-            )
-        ),
+        notes=tuple(_notes(predictions, table, num_unknown=num_unknown, seen=seen)),
         record=provenance(
             method=method.summary(),
             data_fingerprint=pack.info.source_fingerprint,
@@ -238,6 +218,34 @@ def evaluate(
             num_resamples=num_resamples,
         ),
     )
+
+
+def _judged_ways(
+    method: Method,
+    predictions: pd.DataFrame,
+    code: NDArray[np.integer],
+    weights: NDArray[np.integer],
+) -> tuple[Judged, Judged | None]:
+    """Judge the probabilities as they are and, where the method smooths, as smoothed."""
+    raw = judge(predictions, "probability", method.threshold, code, weights)
+    if method.smoothing is None:
+        return raw, None
+    threshold = method.smoothing.threshold
+    return raw, judge(predictions, "probability_smoothed", threshold, code, weights)
+
+
+def _by_border(
+    predictions: pd.DataFrame,
+    judged: Judged,
+    code: NDArray[np.integer],
+    weights: NDArray[np.integer],
+) -> dict[int, Judged]:
+    """Judge the patches at each distance from the label border as ``judged`` judges all."""
+    found = {}
+    for distance in DISTANCES:
+        at = (predictions["border_distance"] == distance).to_numpy()
+        found[distance] = judge(predictions[at], judged.column, judged.threshold, code[at], weights)
+    return found
 
 
 def _logits(

@@ -297,4 +297,4 @@ def load_plain(path: Path, *, remedy: str) -> Any:
 
 def bundled_checkpoint() -> Path:
     """Return the checkpoint that comes with the package."""
-    return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "cnn-bn.pt"))  # type: ignore[call-overload]
+    return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "idc.pt"))  # type: ignore[call-overload]
