@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test coverage check clean
 
 # An empty stamp file says which extras .venv holds, so that a changed setup.cfg installs again.
 .venv/demo.stamp: setup.cfg pyproject.toml
@@ -29,8 +29,12 @@ check: .venv/dev.stamp
 # A test a core, each with one thread: most of them wait for something. Those of SLURM by themselves: its jobs
 # want the cores.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --ignore=tests/slurm --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --ignore=tests/slurm
 	$(BIN)/pytest tests/slurm
+
+# Takes a third longer than the tests alone.
+coverage: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --ignore=tests/slurm --cov --cov-report=term
 
 clean:
 	rm -rf .venv build *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

@@ -33,7 +33,7 @@ from wsi_idc.models.device import Compute, choose_compute
 from wsi_idc.progress import set_up_logging
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_FOLDS = 5
+NUM_FOLDS = 4
 # Of folds whose thresholds differ: at this one all of them are counted.
 POOLED_THRESHOLD = 0.5
 OF_FOLDS = ("auc", "average_precision", "f1", "sensitivity", "specificity", "ece")
