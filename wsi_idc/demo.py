@@ -96,7 +96,8 @@ def synthetic_pack(
 
     Args:
         out: Holds the patch tree and the pack.
-        num_patients, patches_per_patient: As ``write_cohort`` takes them.
+        num_patients: Number of patients.
+        patches_per_patient: Wished number of patches of each.
         seed: Of the cohort.
         stop: Asks to leave.
 
