@@ -14,13 +14,14 @@ from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.evaluate import Evaluation
 from wsi_idc.learn.evaluation_report import evaluate_into
 from wsi_idc.learn.method import Method
-from wsi_idc.learn.runs import Run
-from wsi_idc.learn.train import train
+from wsi_idc.learn.runs import Run, default_run
+from wsi_idc.learn.train import train, what_is_asked
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
 from wsi_idc.maps.report.build import build_report
 from wsi_idc.maps.store import map_paths
 from wsi_idc.maps.work import MapWork
+from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 from wsi_idc.progress import progress
 
@@ -50,7 +51,13 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
         StoppedError: ``stop`` was set; the same call goes on.
     """
     compute = choose_compute()
-    pack = Pack(_cohort(out, seed=seed, stop=stop))
+    pack = synthetic_pack(
+        out,
+        num_patients=NUM_PATIENTS,
+        patches_per_patient=PATCHES_PER_PATIENT,
+        seed=seed,
+        stop=stop,
+    )
     split = make_split(pack, "auto", seed=seed)
     config = TrainConfig(seed=seed, epochs=EPOCHS)
     logger.info("training %s on %d synthetic patches", config.model, len(pack))
@@ -77,23 +84,53 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     return DemoResult(pack.path, run.best, evaluation, folder, maps, pages / "index.html")
 
 
-def _cohort(out: Path, *, seed: int, stop: StopRequest | None) -> Path:
-    """Draw and pack the cohort, unless it is there; return the pack."""
+def synthetic_pack(
+    out: Path,
+    *,
+    num_patients: int = 12,
+    patches_per_patient: int = 45,
+    seed: int = 0,
+    stop: StopRequest | None = None,
+) -> Pack:
+    """Draw and pack a synthetic cohort in the folder ``out``, unless it is there; open the pack.
+
+    Args:
+        out: Holds the patch tree and the pack.
+        num_patients: Number of patients.
+        patches_per_patient: Wished number of patches of each.
+        seed: Of the cohort.
+        stop: Asks to leave.
+
+    Raises:
+        StoppedError: ``stop`` was set; the same call goes on.
+    """
     tree, pack = out / f"cohort-{seed}", out / "data" / f"synthetic-{seed}.h5"
     if not tree.exists():
-        logger.info("drawing %d synthetic patients", NUM_PATIENTS)
-        with progress(NUM_PATIENTS, what="drawing", unit="patient") as bar:
+        logger.info("drawing %d synthetic patients", num_patients)
+        with progress(num_patients, what="drawing", unit="patient") as bar:
             write_cohort(
                 tree,
-                num_patients=NUM_PATIENTS,
-                patches_per_patient=PATCHES_PER_PATIENT,
+                num_patients=num_patients,
+                patches_per_patient=patches_per_patient,
                 seed=seed,
                 on_patient=lambda _: bar.update(1),
             )
     if not pack.exists():
         _check(stop)
         prepare(tree, pack)
-    return pack
+    return Pack(pack)
+
+
+def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
+    """Train a small network for seconds in the folder ``out``, unless it is there; return it.
+
+    Good enough to look at what comes of it on synthetic tissue, and for nothing else.
+    """
+    # Halved pixels, and an average over fewer steps: there are only about a hundred.
+    config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
+    split = make_split(pack, "ratio:50/25/25", seed=seed)
+    run = default_run(out / "runs", "small", what_is_asked(config, pack, split))
+    return train(config, pack, split, run=run, compute=choose_compute())
 
 
 def _render_all(maps: Path, patients: list[str], stop: StopRequest | None) -> None:
