@@ -3,8 +3,8 @@
     python tools/reference.py            # write the three documents
     python tools/reference.py --check    # exit with 1 if one of them is not as it should be
 
-Commands are read off click, files are written and walked, functions are read from the source. What a
-data set or key means stands in tools/reference.toml or in the docstring of its class; a name that
+Commands are read off click, files are written and walked, functions are read from the source. What
+a data set or key means stands in tools/reference.toml or in the docstring of its class; a name that
 has no meaning, and a meaning of no name, is an error.
 """
 
@@ -28,7 +28,9 @@ FOLDER = REPOSITORY / "docs/reference"
 TEXT: dict[str, Any] = tomllib.loads(
     (REPOSITORY / "tools/reference.toml").read_text(encoding="utf-8")
 )
-_NOTE = "<!-- Made by `python tools/reference.py`: change the program or tools/reference.toml. -->\n"
+_NOTE = (
+    "<!-- Made by `python tools/reference.py`: change the program or tools/reference.toml. -->\n\n"
+)
 # Each length occurs once, so that a shape can be said in words.
 _NUM, _ROWS, _COLS, _SIDE, _CAM = 7, 29, 31, 11, (13, 17)
 _WORDS = {
@@ -71,12 +73,12 @@ def commands() -> str:
 
 
 def _command(command: click.Command, context: click.Context) -> str:
-    depth = "##" if context.parent and context.parent.parent is None else "###"
     depth = "###" if context.parent and context.parent.parent else "##"
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     text = [f"\n{depth} {context.command_path}\n\n    {usage}\n\n{_prose(command.help or '')}"]
     rows = [_option(one) for one in command.params if isinstance(one, click.Option)]
-    text.append("\n| option | |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in rows))
+    if rows:
+        text.append("\n| option | |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in rows))
     return "".join(text)
 
 
@@ -101,12 +103,17 @@ def _prose(text: str) -> str:
 def _option(option: click.Option) -> tuple[str, str]:
     """Return how an option is written and what it does, without what depends on the machine."""
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    kind, said = option.type, [_plain(option.help or "")]
+    help_text = re.sub(r"\s*\[default: (.*)\]$", r" Default: \1.", option.help or "").strip()
+    kind, said = option.type, [_plain(help_text)]
     if isinstance(kind, click.Choice):
         said.append("One of " + ", ".join(f"`{one}`" for one in kind.choices) + ".")
-    elif isinstance(kind, click.IntRange | click.FloatRange):
+    elif isinstance(kind, click.IntRange | click.FloatRange) and not option.count:
         said.append(_range(kind))
-    if option.show_default and not option.is_flag and isinstance(option.default, str | float | Path):
+    if (
+        option.show_default
+        and not option.is_flag
+        and isinstance(option.default, str | int | float | Path)
+    ):
         said.append(f"Default: `{option.default}`." if str(option.default) else "")
     takes = "" if option.is_flag or option.count else f" {(option.metavar or kind.name).upper()}"
     return names + takes.replace("CHOICE", "").replace(" RANGE", "").rstrip(), " ".join(
@@ -140,7 +147,7 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["head"]
     yield text["pack_head"]
     _write_pack(folder / "p.h5")
-    yield from _hdf5(folder / "p.h5", {**_fields(PackInfo), **text["pack"]}, _NUM)
+    yield from _hdf5(folder / "p.h5", {**_fields(PackInfo), **text["pack"]})
     full, bare = _map(), {"cam": None, "uncertainty": None, "smoothed": None, "smoothing": None}
     write_map(folder / "full.h5", full)
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
@@ -153,7 +160,7 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["cohort_head"]
     yield "| column | type | |\n|---|---|---|\n"
     yield from _rows({str(k): (_kind(v),) for k, v in table.dtypes.items()}, text["cohort"])
-    yield text["cohort_h5"]
+    yield "\n" + text["cohort_h5"]
     with h5py.File(hdf5) as file:
         assert set(file["table"]) == set(table.columns), "cohort.h5 has other columns"
         assert set(file) == {"table", "maps"}, "cohort.h5 has other groups"
@@ -186,7 +193,9 @@ def _map() -> Any:
 
     row_col = np.array([[_ROWS - 1, _COLS - 1], *[[0, col] for col in range(_NUM - 1)]], np.int32)
     one = np.full(_NUM, 0.5, np.float32)
-    view = SlideView("s.svs", 1.0, 900, 900, np.zeros((19, 23, 3), np.uint8), np.ones((19, 23), bool))
+    view = SlideView(
+        "s.svs", 1.0, 900, 900, np.zeros((19, 23, 3), np.uint8), np.ones((19, 23), bool)
+    )
     return PatientMap(
         patient="P1",
         source="slide",
@@ -259,12 +268,13 @@ def _walk(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def _hdf5(
-    path: Path, meanings: Mapping[str, str], *_: Any, always: set[str] | None = None
+    path: Path, meanings: Mapping[str, str], *, always: set[str] | None = None
 ) -> Iterator[str]:
     found = _walk(path)
     kept = {k: v for k, v in found.items() if not k.endswith(tuple(TEXT["files"]["unsaid"]))}
     sets = {k: v for k, v in kept.items() if "@" not in k}
-    attributes = {k.removeprefix("/@").removeprefix("/"): v for k, v in kept.items() if "@" in k}
+    of_root_first = sorted((k for k in kept if "@" in k), key=lambda k: not k.startswith("/@"))
+    attributes = {k.removeprefix("/@").removeprefix("/"): kept[k] for k in of_root_first}
     optional = {k.removeprefix("/@").removeprefix("/") for k in kept if always and k not in always}
     optional |= {k for k in sets if always and k not in always}
     said = {**meanings}
