@@ -1,0 +1,372 @@
+"""Write docs/reference/ from the program itself: its commands, its files, its functions.
+
+    python tools/reference.py            # write the three documents
+    python tools/reference.py --check    # exit with 1 if one of them is not as it should be
+
+Commands are read off click, files are written and walked, functions are read from the source. What
+a data set or key means stands in tools/reference.toml or in the docstring of its class; a name that
+has no meaning, and a meaning of no name, is an error.
+"""
+
+import ast
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import pandas as pd
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDER = REPOSITORY / "docs/reference"
+TEXT: dict[str, Any] = tomllib.loads(
+    (REPOSITORY / "tools/reference.toml").read_text(encoding="utf-8")
+)
+_NOTE = (
+    "<!-- Made by `python tools/reference.py`: change the program or tools/reference.toml. -->\n\n"
+)
+# Each length occurs once, so that a shape can be said in words.
+_NUM, _ROWS, _COLS, _SIDE, _CAM = 7, 29, 31, 11, (13, 17)
+_WORDS = {
+    _NUM: "N",
+    _ROWS: "rows",
+    _COLS: "cols",
+    _SIDE: "side",
+    _CAM[0]: "h",
+    _CAM[1]: "w",
+    _ROWS * _CAM[0]: "rows h",
+    _COLS * _CAM[1]: "cols w",
+    _ROWS * _SIDE: "rows side",
+    _COLS * _SIDE: "cols side",
+    19: "height",
+    23: "width",
+    5: "patients",
+}
+
+
+def documents() -> dict[Path, str]:
+    """Return each document of the reference and its text."""
+    texts = {"commands.md": commands(), "files.md": files(), "python.md": functions()}
+    return {FOLDER / name: _NOTE + text for name, text in texts.items()}
+
+
+def commands() -> str:
+    """Return the page of the commands: usage, help, options."""
+    from wsi_idc.cli import group
+
+    parts = [TEXT["commands"]["head"]]
+    context = click.Context(group, info_name="wsi-idc")
+    for name, command in group.commands.items():
+        parts.append(f"- [`wsi-idc {name}`](#wsi-idc-{name}): {_first_line(command)}\n")
+    for name, command in group.commands.items():
+        parts.append(_command(command, click.Context(command, parent=context, info_name=name)))
+        for inner, sub in getattr(command, "commands", {}).items():
+            own = click.Context(command, parent=context, info_name=name)
+            parts.append(_command(sub, click.Context(sub, parent=own, info_name=inner)))
+    return "".join(parts)
+
+
+def _command(command: click.Command, context: click.Context) -> str:
+    depth = "###" if context.parent and context.parent.parent else "##"
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    text = [f"\n{depth} {context.command_path}\n\n    {usage}\n\n{_prose(command.help or '')}"]
+    rows = [_option(one) for one in command.params if isinstance(one, click.Option)]
+    if rows:
+        text.append("\n| option | |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in rows))
+    return "".join(text)
+
+
+def _first_line(command: click.Command) -> str:
+    return (command.help or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def _prose(text: str) -> str:
+    """Return a help text as Markdown: what click is told to leave as it is becomes a code block."""
+    parts = []
+    for part in re.split(r"\n\s*\n", text.strip()):
+        if not part.lstrip().startswith("\b"):
+            parts.append(_plain(" ".join(part.split())))
+            continue
+        lines = [line for line in part.splitlines() if line.strip("\b ")]
+        if lines[0].strip().rstrip(":") in ("Example", "Examples"):
+            parts.append(lines.pop(0).strip())
+        parts.append("\n".join(f"    {line.strip()}" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _option(option: click.Option) -> tuple[str, str]:
+    """Return how an option is written and what it does, without what depends on the machine."""
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    help_text = re.sub(r"\s*\[default: (.*)\]$", r" Default: \1.", option.help or "").strip()
+    kind, said = option.type, [_plain(help_text)]
+    if isinstance(kind, click.Choice):
+        said.append("One of " + ", ".join(f"`{one}`" for one in kind.choices) + ".")
+    elif isinstance(kind, click.IntRange | click.FloatRange) and not option.count:
+        said.append(_range(kind))
+    if (
+        option.show_default
+        and not option.is_flag
+        and isinstance(option.default, str | int | float | Path)
+    ):
+        said.append(f"Default: `{option.default}`." if str(option.default) else "")
+    takes = "" if option.is_flag or option.count else f" {(option.metavar or kind.name).upper()}"
+    return names + takes.replace("CHOICE", "").replace(" RANGE", "").rstrip(), " ".join(
+        filter(None, said)
+    )
+
+
+def _range(kind: Any) -> str:
+    low, high = kind.min, kind.max
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"More than {low}." if kind.min_open else f"At least {low}."
+    return f"From {low} to {high}."
+
+
+def files() -> str:
+    """Return the page of the files: each is written small and walked."""
+    with tempfile.TemporaryDirectory() as name:
+        return "".join(_files(Path(name)))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    from wsi_idc.data.pack import PackInfo
+    from wsi_idc.maps.cohort import Cohort
+    from wsi_idc.maps.patient_map import PatientMap
+    from wsi_idc.maps.store import read_map, write_map
+    from wsi_idc.models.checkpoint import Checkpoint, InputSpec, Smoothing
+
+    text = TEXT["files"]
+    yield text["head"]
+    yield text["pack_head"]
+    _write_pack(folder / "p.h5")
+    yield from _hdf5(folder / "p.h5", {**_fields(PackInfo), **text["pack"]})
+    full, bare = _map(), {"cam": None, "uncertainty": None, "smoothed": None, "smoothing": None}
+    write_map(folder / "full.h5", full)
+    write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
+    always = set(_walk(folder / "bare.h5"))
+    yield text["map_head"]
+    yield from _hdf5(folder / "full.h5", {**_fields(PatientMap), **text["map"]}, always=always)
+    cohort = Cohort()
+    cohort.add(folder / "full.h5", read_map(folder / "full.h5"))
+    table, (_, hdf5) = cohort.table(), cohort.write(folder)
+    yield text["cohort_head"]
+    yield "| column | type | |\n|---|---|---|\n"
+    yield from _rows({str(k): (_kind(v),) for k, v in table.dtypes.items()}, text["cohort"])
+    yield "\n" + text["cohort_h5"]
+    with h5py.File(hdf5) as file:
+        assert set(file["table"]) == set(table.columns), "cohort.h5 has other columns"
+        assert set(file) == {"table", "maps"}, "cohort.h5 has other groups"
+    yield text["checkpoint_head"]
+    yield "| key | type | |\n|---|---|---|\n"
+    content = _checkpoint(folder / "c.pt")
+    kinds = {name: (type(value).__name__,) for name, value in content.items()}
+    meanings = {**_fields(Checkpoint), **_fields(InputSpec, "input."), **text["checkpoint"]}
+    meanings |= _fields(Smoothing, "smoothing.")
+    for group in ("input", "smoothing"):
+        kinds |= {f"{group}.{k}": (type(v).__name__,) for k, v in content[group].items()}
+    yield from _rows(kinds, meanings, spare=("source", "fingerprint"))
+    yield text["run"]
+
+
+def _write_pack(path: Path) -> None:
+    from wsi_idc.data.pack import PackInfo, write_pack
+
+    info = PackInfo((0.5,) * 3, (0.2,) * 3, _SIDE, 4.0, "assumed", "ab")  # type: ignore[arg-type]
+    rows = {"x": np.arange(_NUM) * _SIDE, "y": 0, "label": 0, "height": _SIDE, "width": _SIDE}
+    patients = ["A", "A", "A", "B", "C", "D", "E"]
+    index = pd.DataFrame({"path": "", "patient": patients, **rows})
+    pixels = [np.zeros((_NUM, _SIDE, _SIDE, 3), np.uint8)]
+    write_pack(path, index, pixels, info=info, provenance="{}")
+
+
+def _map() -> Any:
+    """Return a map that has everything a map may have."""
+    from wsi_idc.maps.patient_map import PatientMap, SlideView
+
+    row_col = np.array([[_ROWS - 1, _COLS - 1], *[[0, col] for col in range(_NUM - 1)]], np.int32)
+    one = np.full(_NUM, 0.5, np.float32)
+    view = SlideView(
+        "s.svs", 1.0, 900, 900, np.zeros((19, 23, 3), np.uint8), np.ones((19, 23), bool)
+    )
+    return PatientMap(
+        patient="P1",
+        source="slide",
+        class_names=("non-IDC", "IDC"),
+        patch_px=_SIDE,
+        mpp=4.0,
+        mpp_source="given",
+        threshold=0.5,
+        temperature=1.0,
+        model={},
+        provenance={},
+        coords=row_col[:, ::-1] * _SIDE,
+        row_col=row_col,
+        logit=np.zeros((_NUM, 2), np.float32),
+        probability=one,
+        label=np.zeros(_NUM, np.int8),
+        cam=np.zeros((_NUM, *_CAM), np.float32),
+        cam_layer="features",
+        uncertainty=one,
+        smoothed=one,
+        smoothing={"sigma_um": 1.0, "temperature": 1.0, "threshold": 0.5},
+        slide=view,
+        patches=np.zeros((_NUM, _SIDE, _SIDE, 3), np.uint8),
+    )
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from wsi_idc.models.checkpoint import (
+        FORMAT,
+        Checkpoint,
+        InputSpec,
+        Smoothing,
+        load_dict,
+        save_checkpoint,
+    )
+
+    spec = InputSpec(_SIDE, 4.0, None, (0.5,) * 3, (0.2,) * 3)
+    names, smoothing = ("non-IDC", "IDC"), Smoothing(1.0, 1.0, 0.5)
+    plain: dict[str, Any] = {"split": {}, "metrics": {}, "provenance": {}, "config": {}}
+    save_checkpoint(
+        path,
+        Checkpoint(
+            *("cnn", {}, spec, names, "features", 1.0, 0.5),
+            **plain,
+            split_spec="auto",
+            smoothing=smoothing,
+        ),
+    )
+    return load_dict(path, kind=FORMAT)
+
+
+def _walk(path: Path) -> dict[str, tuple[str, str]]:
+    """Return type and shape of all that an HDF5 file holds: data sets, then attributes as @name."""
+    found: dict[str, tuple[str, str]] = {}
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found[f"/{name}"] = (_kind(node.dtype), _shape(node.shape))
+        attributes(f"/{name}", node)
+
+    def attributes(where: str, node: Any) -> None:
+        for name, value in node.attrs.items():
+            value = np.asarray(value)
+            found[f"{where}@{name}"] = (_kind(value.dtype), _shape(value.shape))
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+        attributes("/", file)
+    return found
+
+
+def _hdf5(
+    path: Path, meanings: Mapping[str, str], *, always: set[str] | None = None
+) -> Iterator[str]:
+    found = _walk(path)
+    kept = {k: v for k, v in found.items() if not k.endswith(tuple(TEXT["files"]["unsaid"]))}
+    sets = {k: v for k, v in kept.items() if "@" not in k}
+    of_root_first = sorted((k for k in kept if "@" in k), key=lambda k: not k.startswith("/@"))
+    attributes = {k.removeprefix("/@").removeprefix("/"): kept[k] for k in of_root_first}
+    optional = {k.removeprefix("/@").removeprefix("/") for k in kept if always and k not in always}
+    optional |= {k for k in sets if always and k not in always}
+    said = {**meanings}
+    used: set[str] = set()
+    yield "| data set | type | shape | |\n|---|---|---|---|\n"
+    yield from _rows(sets, said, optional=optional, used=used)
+    yield "\n| attribute | type | shape | |\n|---|---|---|---|\n"
+    yield from _rows(attributes, said, optional=optional, used=used)
+    spare = set(TEXT["files"]["fields_elsewhere"])
+    if left := set(said) - used - spare:
+        raise SystemExit(f"{path.name}: a meaning of nothing: {', '.join(sorted(left))}")
+
+
+def _rows(
+    found: Mapping[str, tuple[str, ...]],
+    meanings: Mapping[str, str],
+    *,
+    spare: tuple[str, ...] = (),
+    optional: set[str] | None = None,
+    used: set[str] | None = None,
+) -> Iterator[str]:
+    """Yield a row a name, with its meaning."""
+    for name, cells in found.items():
+        if name not in meanings:
+            raise SystemExit(f"{name} has no meaning; give it one in tools/reference.toml")
+        note = "*Optional.* " if optional and name in optional else ""
+        yield f"| `{name}` | {' | '.join(cells)} | {note}{_plain(meanings[name])} |\n"
+    if used is not None:
+        used |= set(found)
+    elif left := set(meanings) - set(found) - set(spare):
+        raise SystemExit(f"a meaning of nothing: {', '.join(sorted(left))}")
+
+
+def _kind(dtype: Any) -> str:
+    return "text" if getattr(dtype, "kind", "O") in "OUST" else str(dtype)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(_WORDS.get(one, str(one)) for one in shape)})" if shape else ""
+
+
+def _fields(kind: type, before: str = "") -> dict[str, str]:
+    """Return what a class's docstring says of each of its attributes."""
+    _, _, text = (kind.__doc__ or "").partition("Attributes:")
+    found = re.findall(r"^        (\w[\w, ]*): (.+(?:\n            .+)*)", text, re.MULTILINE)
+    return {
+        before + name: " ".join(said.split()) for names, said in found for name in names.split(", ")
+    }
+
+
+def functions() -> str:
+    """Return the page of the functions and classes that scripts want, from the source."""
+    parts = [TEXT["python"]["head"]]
+    for module in TEXT["python"]["modules"]:
+        tree = ast.parse((REPOSITORY / module.replace(".", "/")).with_suffix(".py").read_text())
+        parts.append(f"\n## {module}\n\n{ast.get_docstring(tree, clean=True)}\n\n")
+        for node in tree.body:
+            is_public = isinstance(node, ast.FunctionDef | ast.ClassDef)
+            if is_public and not node.name.startswith("_"):
+                said = (ast.get_docstring(node) or "").split("\n\n")[0]
+                parts.append(f"- `{_signature(node)}`: {_plain(' '.join(said.split()))}\n")
+    return "".join(parts)
+
+
+def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
+    if isinstance(node, ast.ClassDef):
+        return node.name
+    return f"{node.name}({ast.unparse(node.args)})"
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it stands, within a table too."""
+    text = text.replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"(?<=\w)\*(?=\w)| \* ", lambda found: found[0].replace("*", "\\*"), text)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the documents, or say which are not as they should be."""
+    stale = [
+        path
+        for path, text in documents().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    if "--check" in arguments:
+        for path in stale:
+            sys.stderr.write(f"{path} is not current; run python tools/reference.py\n")
+        return 1 if stale else 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
