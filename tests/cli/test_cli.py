@@ -166,7 +166,10 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
     assert said.code == 0, said.err
     assert "the bundled model" in said.err
     with h5py.File(f"maps/{patient}.h5") as file:
-        assert json.loads(file.attrs["model"])["architecture"] == "cnn-bn"
+        assert json.loads(file.attrs["model"])["architecture"] == "mobilenet_v2"
+        # Its last feature map, 3 x 3 at 96 px, would show nothing.
+        assert file["cam"].attrs["target_layer"] == "features.13"
+        assert file["cam/raw"].shape[1:] == (6, 6)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.errors import CheckpointError
-from wsi_idc.models.cam_layer import MIN_SIDE, cam_grid, check_cam_layer
+from wsi_idc.models.cam_layer import MIN_SIDE, cam_grid, check_cam_layer, usual_cam_layer
 from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 TOO_COARSE = "too coarse to show anything; give "
@@ -86,3 +86,18 @@ def test_the_layers_named_instead_are_there_and_fine_enough(name: str):
         rows, cols = cam_grid(arch, 80, layer)
         assert grid == f"({rows}x{cols})"
         assert rows >= MIN_SIDE
+
+
+@pytest.mark.parametrize(
+    ("name", "input_px", "expected"),
+    [
+        ("mobilenet_v2", 224, "features"),
+        ("mobilenet_v2", 96, "features.13"),
+        ("resnet18", 64, "layer3"),
+        ("cnn-bn", None, architecture("cnn-bn").cam_layer),
+        # None is fine enough: what refuses it says so.
+        ("resnet18", 1, "layer4"),
+    ],
+)
+def test_the_usual_layer_is_the_last_that_shows_something(name, input_px, expected):
+    assert usual_cam_layer(architecture(name), input_px) == expected

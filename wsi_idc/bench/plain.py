@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from wsi_idc.hpc.heap import freed_memory_returned
+from wsi_idc.models.cam_layer import usual_cam_layer
 from wsi_idc.models.classifier import IDC, PatchClassifier
 
 _WHITE = 255
@@ -124,7 +125,8 @@ def plain_map(
         if has_torchcam():
             from torchcam.methods import GradCAM
 
-            network, layer = classifier.network, classifier.arch.cam_layer
+            network = classifier.network
+            layer = usual_cam_layer(classifier.arch, classifier.input_px)
             extractor = stack.enter_context(GradCAM(network, target_layer=layer))
         for images, _ in loader:
             for image in images.to(device):

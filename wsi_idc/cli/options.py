@@ -135,7 +135,8 @@ def cam_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="gradcam comes with the forward pass; the others go through torchcam.",
         ),
         click.option(
-            "--cam-layer", help="Module that CAMs are taken from.  [default: the last feature map]"
+            "--cam-layer",
+            help="Module that CAMs are taken from.  [default: the last with at least 4 x 4 cells]",
         ),
         click.option(
             "--cam-class",

@@ -18,7 +18,7 @@ from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.calibrate import idc_probability, smoothed_probability
 from wsi_idc.learn.predict import Predicted, check_fits, predict, predict_patches
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.cam_layer import check_cam_layer
+from wsi_idc.models.cam_layer import check_cam_layer, usual_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.device import Compute
@@ -131,7 +131,8 @@ class Method:
         """
         for one in self.checkpoints:
             arch = architecture(one.architecture)
-            check_cam_layer(arch, one.input.input_px or patch_px, cam.layer)
+            layer = cam.layer or usual_cam_layer(arch, one.input.input_px)
+            check_cam_layer(arch, one.input.input_px or patch_px, layer)
 
     def predict(
         self,

@@ -164,6 +164,8 @@ def _extract(
 ) -> Extract:
     """Return how a classifier sees a batch; what that borrows is given back by the stack."""
     classifier.eval().to(compute.device)
+    if cam is not None:
+        cam = cam.of(classifier)
     # A CAM may be taken from a convolution, which then must give what it always gave.
     ready = folded(classifier, keep=None if cam is None else cam.layer)
     ready.to(memory_format=torch.channels_last)

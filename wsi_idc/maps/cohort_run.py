@@ -168,7 +168,7 @@ def _planned(
     if work.cam is not None:
         first = work.method.checkpoints[0]
         size = first.input.input_px or patch_px
-        height, width = cam_grid(architecture(first.architecture), size, work.cam.layer)
+        height, width = cam_grid(architecture(first.architecture), size, work.cam_layer)
         num_bytes += 4 * height * width * (len(row_col) + rows * cols)
     if work.with_image:
         num_bytes += 3 * cell_px**2 * rows * cols

@@ -21,7 +21,9 @@ from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import FORMAT_VERSION, map_path, read_identity, write_map
 from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.cam_layer import usual_cam_layer
 from wsi_idc.models.device import Compute
+from wsi_idc.models.registry import architecture
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ class MapWork:
         """Name of the module that CAMs are taken from; of an ensemble, the first one's."""
         if self.cam is not None and self.cam.layer is not None:
             return self.cam.layer
-        return self.method.checkpoints[0].cam_layer
+        first = self.method.checkpoints[0]
+        return usual_cam_layer(architecture(first.architecture), first.input.input_px)
 
     def identity(self, **data: Any) -> dict[str, Any]:
         """Return all that decides what stands in a map, JSON-ready."""

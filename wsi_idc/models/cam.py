@@ -12,7 +12,7 @@ map of the last noisy image by the last gradients.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_idc.config import PATCH_PX
-from wsi_idc.models.cam_layer import check_cam_layer
+from wsi_idc.models.cam_layer import check_cam_layer, usual_cam_layer
 from wsi_idc.models.classifier import IDC, PatchClassifier
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
@@ -34,13 +34,21 @@ class CamSpec:
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module whose output is weighed; None is the last feature map.
+        layer: Name of the module whose output is weighed; None is the last feature map that is
+            fine enough to show anything.
         class_index: The class whose logit is explained.
     """
 
     method: str = "gradcam"
     layer: str | None = None
     class_index: int = IDC
+
+    def of(self, classifier: PatchClassifier) -> "CamSpec":
+        """Return which it is of this classifier; ``layer`` is left None at the last feature map."""
+        if self.layer is not None:
+            return self
+        usual = usual_cam_layer(classifier.arch, classifier.input_px)
+        return self if usual == classifier.arch.cam_layer else replace(self, layer=usual)
 
 
 @contextmanager

@@ -52,6 +52,25 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
 
 
 @functools.cache
+def usual_cam_layer(arch: Architecture, input_px: int | None) -> str:
+    """Return the layer that CAMs are taken from where nobody asks for another.
+
+    The last feature map or, where the images are so small that it would be too coarse to show
+    anything, the last stage before it that is fine enough.
+
+    Args:
+        arch: What the network is.
+        input_px: Side of the images that the network gets; None: they are as they are stored.
+    """
+    if input_px is None:
+        return arch.cam_layer
+    grids = _grids(arch, input_px)
+    if min(grids.get(arch.cam_layer, (MIN_SIDE,))) >= MIN_SIDE:
+        return arch.cam_layer
+    return next(iter(_candidates(grids, before=arch.cam_layer)), arch.cam_layer)
+
+
+@functools.cache
 def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None) -> None:
     """Raise where a CAM from ``layer`` would show nothing.
 
