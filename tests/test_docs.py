@@ -177,7 +177,7 @@ def test_a_wrong_line_would_be_found():
 def test_troubleshooting_is_headed_by_what_the_program_says():
     headings = _messages_explained()
     assert len(headings) >= 25
-    patterns = _messages_of_the_code()
+    patterns = _messages_of_the_code("\n".join(headings))
     unknown = [one for one in headings if not any(p.fullmatch(one) for p in patterns)]
     assert unknown == []
 
@@ -187,17 +187,23 @@ def _messages_explained() -> list[str]:
     return re.findall(r"^### `(.+)`$", text, re.MULTILINE)
 
 
-def _messages_of_the_code() -> list[re.Pattern[str]]:
-    """Return a pattern for every text in the package, with anything where a value comes in."""
+def _messages_of_the_code(explained: str) -> list[re.Pattern[str]]:
+    """Return a pattern for every text in the package, with anything where a value comes in.
+
+    Only of those whose fixed parts all occur in ``explained``: patterns are slow.
+    """
     found = []
     for path in (REPOSITORY / "wsi_idc").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr | ast.Constant):
                 parts = _parts(node)
-                if sum(len(part) for part in parts if part is not None) >= _FIXED_CHARACTERS:
-                    found.append("".join(".+" if p is None else re.escape(p) for p in parts))
-    # Backticks cannot stand in a heading that is code.
-    return [re.compile(one.replace("`", "")) for one in found]
+                # Backticks cannot stand in a heading that is code.
+                fixed = [part.replace("`", "") for part in parts if part is not None]
+                is_said = all(part in explained for part in fixed)
+                if is_said and sum(map(len, fixed)) >= _FIXED_CHARACTERS:
+                    pattern = "".join(".+" if p is None else re.escape(p) for p in parts)
+                    found.append(re.compile(pattern.replace("`", "")))
+    return found
 
 
 def _parts(node: ast.expr) -> list[str | None]:
