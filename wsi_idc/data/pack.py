@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name, replacing
+from wsi_idc.heap_check import check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
@@ -81,8 +82,7 @@ class Pack:
         if not (self.file.is_file() and h5py.is_hdf5(self.file)):
             raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
         try:
-            # A reader asks for no lock: many network disks have none.
-            with h5py.File(self.file, "r", locking=False) as file:
+            with _opened(self.file) as file:
                 self.info, self.patients, self.index, offset = _read(file)
         except (DataError, *_UNREADABLE) as error:
             reason = _first_line(error)
@@ -152,7 +152,7 @@ class Pack:
             DataError: They cannot be read.
         """
         try:
-            with h5py.File(self.file, "r", locking=False) as file:
+            with _opened(self.file) as file:
                 dataset = _dataset(file, "path", shape=(len(self),))
                 return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except _UNREADABLE as error:
@@ -220,12 +220,18 @@ def _write_all_but_pixels(
         return int(patches.get_offset())
 
 
+def _opened(path: Path) -> h5py.File:
+    check_heaps(path)
+    # A reader asks for no lock: many network disks have none.
+    return h5py.File(path, "r", locking=False)
+
+
 def is_pack(path: Path) -> bool:
     """Return whether a file says of itself that it is a pack."""
     if not path.is_file():
         return False
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with _opened(path) as file:
             return str(file.attrs.get("format")) == FORMAT
     except _UNREADABLE:
         return False

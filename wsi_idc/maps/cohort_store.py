@@ -10,6 +10,7 @@ import pandas as pd
 
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
+from wsi_idc.heap_check import check_heaps
 from wsi_idc.maps.store import is_map
 
 FORMAT = "wsi-idc-cohort"
@@ -66,6 +67,7 @@ def read_cohort_h5(path: Path) -> pd.DataFrame:
         MapError: It is missing, damaged, or something else.
     """
     try:
+        check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             if str(file.attrs.get("format")) != FORMAT or int(file.attrs["complete"]) != 1:
                 raise ValueError("not a complete cohort file")

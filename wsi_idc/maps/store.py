@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
+from wsi_idc.heap_check import check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, centres_um, lay, mosaic, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -266,7 +267,7 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
     # What goes wrong in the caller's block is no fault of the map.
     with ExitStack() as stack:
         with _in_one_line(path):
-            file = stack.enter_context(h5py.File(path, "r", locking=False))
+            file = stack.enter_context(_file(path))
             image = _image_of(file, _read(file))
         yield None if image is None else partial(_read_rows, path, image)
 
@@ -307,17 +308,22 @@ def read_identity(path: Path) -> dict[str, Any] | None:
 def is_map(path: Path) -> bool:
     """Return whether a file says of itself that it is a map."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with _file(path) as file:
             return str(file.attrs.get("format")) == FORMAT
-    except OSError:
+    except _UNREADABLE:
         return False
+
+
+def _file(path: Path) -> h5py.File:
+    check_heaps(path)
+    # A reader asks for no lock: many network disks have none.
+    return h5py.File(path, "r", locking=False)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a map for reading; whatever is wrong with it becomes a MapError."""
-    # A reader asks for no lock: many network disks have none.
-    with _in_one_line(path), h5py.File(path, "r", locking=False) as file:
+    with _in_one_line(path), _file(path) as file:
         yield file
 
 
