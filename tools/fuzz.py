@@ -88,8 +88,9 @@ def _fuzz(name: str, kind: "Kind", numbers: list[int], seed: int, failures: Path
         outcomes, _ = _in_a_child(name, kind, batch, seed, failures)
         if len(outcomes) < len(batch):  # it died: of what, and the rest in another child
             guilty = batch[len(outcomes)]
-            died, waiting = _outcome_of_death(name, kind, guilty, seed, failures), (
-                batch[len(outcomes) + 1 :] + waiting
+            died, waiting = (
+                _outcome_of_death(name, kind, guilty, seed, failures),
+                (batch[len(outcomes) + 1 :] + waiting),
             )
             found[died] += 1
         found.update(outcomes)
@@ -224,9 +225,7 @@ def _peak_bytes(*, reset: bool = False) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _keep(
-    name: str, kind: "Kind", number: int, seed: int, failures: Path, why: str
-) -> None:
+def _keep(name: str, kind: "Kind", number: int, seed: int, failures: Path, why: str) -> None:
     folder = failures / f"{name.replace(' ', '-')}-{seed}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
     for file, data in spoilt(name, kind, number, seed).items():

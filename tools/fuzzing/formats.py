@@ -96,7 +96,9 @@ def _spoil_attribute(found: Any, rng: Random) -> None:
     elif how == 2:
         found.attrs[name] = rng.choice(TEXTS)
     elif how == 3:
-        found.attrs[name] = rng.choice((np.zeros(0), np.zeros((3, 3)), h5py.Empty("f4"), np.void(b"x")))
+        found.attrs[name] = rng.choice(
+            (np.zeros(0), np.zeros((3, 3)), h5py.Empty("f4"), np.void(b"x"))
+        )
     else:
         found.attrs[name] = [rng.choice(NUMBERS) for _ in range(rng.choice((1, 2, 3, 4)))]
 
@@ -193,7 +195,9 @@ def spoil_png(data: bytes, rng: Random) -> bytes:
         elif how == 4 and len(chunks) > 1:
             del chunks[where]
         elif how == 5:
-            kind = rng.choice((b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"gAMA", b"IDAT"))
+            kind = rng.choice(
+                (b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"gAMA", b"IDAT")
+            )
             chunks.insert(where, (kind, rng.randbytes(rng.choice((0, 1, 6, 300)))))
         else:
             bomb = zlib.compress(bytes(rng.choice((10, 10**6, 3 * 10**7))))
@@ -218,11 +222,29 @@ def spoil_tiff(data: bytes, rng: Random) -> bytes:
         (count,) = struct.unpack_from("<H", found, at)
         places += [at + 2 + 12 * number for number in range(count)]
         (at,) = struct.unpack_from("<I", found, at + 2 + 12 * count)
-    values = (0, 1, 2, 3, 7, 8, 16, 255, 2**15, 2**16, 2**24, 2**31, 2**32 - 1, len(data), len(data) - 4)
+    values = (
+        0,
+        1,
+        2,
+        3,
+        7,
+        8,
+        16,
+        255,
+        2**15,
+        2**16,
+        2**24,
+        2**31,
+        2**32 - 1,
+        len(data),
+        len(data) - 4,
+    )
     for _ in range(rng.choice((1, 1, 2, 3))):
         entry, how = rng.choice(places), rng.randrange(6)
         if how == 0:
-            struct.pack_into("<H", found, entry, rng.choice((254, 256, 257, 258, 259, 262, 322, 324, 65535)))
+            struct.pack_into(
+                "<H", found, entry, rng.choice((254, 256, 257, 258, 259, 262, 322, 324, 65535))
+            )
         elif how == 1:
             struct.pack_into("<H", found, entry + 2, rng.randrange(20))
         elif how == 2:

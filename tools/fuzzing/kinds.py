@@ -163,9 +163,7 @@ class _World:
         _say(info, path)
         pack = open_data(path)
         pack.paths(), pack.cells(), pack.patient_of, [pack.rows_of(one) for one in pack.patients]
-        report = build_maps(
-            self._work(self.method, path.parent / "maps"), pack, pack.patients[:1]
-        )
+        report = build_maps(self._work(self.method, path.parent / "maps"), pack, pack.patients[:1])
         _raise_bad(report.failed)
         _strict_json(split_table(make_split(pack, "ratio:50/25/25"), pack).to_dict())
 
@@ -275,8 +273,16 @@ class _World:
     def an_evaluation(self) -> Kind:
         out = self.folder / "eval"
         evaluate_into(
-            out, self.method, self.pack, split="all", allow_seen=True, with_report=False,
-            compute=self.compute, batch_size=64, num_resamples=100, seed=0,
+            out,
+            self.method,
+            self.pack,
+            split="all",
+            allow_seen=True,
+            with_report=False,
+            compute=self.compute,
+            batch_size=64,
+            num_resamples=100,
+            seed=0,
         )
         names = ("metrics.json", "predictions.csv")
         files = {name: (out / name).read_bytes() for name in names}

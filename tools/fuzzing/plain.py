@@ -15,7 +15,18 @@ NUMBERS = (
     *(math.nan, math.inf, -math.inf),
 )
 TEXTS = (
-    *("", "x", "x" * 20_000, "NaN", "1e400", "../../etc/passwd", "a\nb", "\x1b[2J", "\0", "é" * 300),
+    *(
+        "",
+        "x",
+        "x" * 20_000,
+        "NaN",
+        "1e400",
+        "../../etc/passwd",
+        "a\nb",
+        "\x1b[2J",
+        "\0",
+        "é" * 300,
+    ),
     *("<script>alert(1)</script>", ".", "..", "-rf", "%s{0}", "\ud800", "true", "=1+1", "9" * 5000),
 )
 
@@ -143,11 +154,44 @@ def spoil_json(data: bytes, rng: Random) -> bytes:
 
 
 _TOML = (
-    *("nan", "inf", "-inf", "0", "-1", "1e400", "1e-320", "1e13", "9223372036854775808", "1" * 4000),
-    *('""', "'x'", "true", "[]", "{}", "[[[]]]", "[1, 'a', []]", "1979-05-27T07:32:00Z", "07:32:00"),
-    *("1979-05-27", '"../../x"', '"\\u0000"', '"\\u001b[2J"', "[nan]", "[nan, nan]", "[1, 1.0, true]"),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "0",
+        "-1",
+        "1e400",
+        "1e-320",
+        "1e13",
+        "9223372036854775808",
+        "1" * 4000,
+    ),
+    *(
+        '""',
+        "'x'",
+        "true",
+        "[]",
+        "{}",
+        "[[[]]]",
+        "[1, 'a', []]",
+        "1979-05-27T07:32:00Z",
+        "07:32:00",
+    ),
+    *(
+        "1979-05-27",
+        '"../../x"',
+        '"\\u0000"',
+        '"\\u001b[2J"',
+        "[nan]",
+        "[nan, nan]",
+        "[1, 1.0, true]",
+    ),
     *("{low = 1, high = 0}", "{low = nan, high = 1.0}", "{low = 1e-320, high = 1e308, log = true}"),
-    *("{low = 0.0, high = 1.0, step = 1e-320}", "{low = 1, high = 9223372036854775807}", "0x7fffffff"),
+    *(
+        "{low = 0.0, high = 1.0, step = 1e-320}",
+        "{low = 1, high = 9223372036854775807}",
+        "0x7fffffff",
+    ),
     *('"*"', '"**/**"', '["*", "?"]', '"--help"', '"-rf"', "{a = {a = {a = {}}}}", "0.1", "1", "2"),
 )
 
@@ -170,7 +214,9 @@ def spoil_toml(data: bytes, rng: Random) -> bytes:
         elif how == 6 and sign:
             lines[at] = f"{key}= {_long(rng)}"
         else:
-            lines.insert(at, f"{rng.choice(('axes', 'config', 'name', 'é', 'a.b.c'))} = {_long(rng)}")
+            lines.insert(
+                at, f"{rng.choice(('axes', 'config', 'name', 'é', 'a.b.c'))} = {_long(rng)}"
+            )
     return "\n".join(lines).encode()
 
 

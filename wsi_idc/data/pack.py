@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.config import POSSIBLE_MPP
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name, replacing
 from wsi_idc.heap_check import check_heaps
@@ -284,7 +285,8 @@ def _read_info(attrs: Any) -> PackInfo:
     )
     if not all(0 <= value <= 1 for value in (*info.mean, *info.std)):
         raise ValueError("mean and std are not within 0..1")
-    if not (1 <= info.patch_px <= MAX_PATCH_PX and 0 < info.mpp < float("inf")):
+    finest, coarsest = POSSIBLE_MPP
+    if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
         raise ValueError(f"patches of {info.patch_px} px of {info.mpp} um")
     if len(info.class_names) != len(CLASS_NAMES):
         raise ValueError(f"{len(info.class_names)} class names")

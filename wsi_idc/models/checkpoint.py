@@ -1,7 +1,6 @@
 """The checkpoint: one file that rebuilds a classifier with nothing from memory."""
 
 import io
-import json
 import math
 import os
 from collections import OrderedDict
@@ -16,20 +15,24 @@ from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
 from wsi_idc.files import sha256, write_bytes
+from wsi_idc.models.checkpoint_check import (
+    check_input,
+    check_numbers,
+    check_weights,
+    is_temperature,
+)
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.models.trace import skeleton
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
-NUM_CLASSES = 2
-# Training ends within 0.05 and 20; far beyond, a division is no number any more.
-TEMPERATURES = (1e-3, 1e3)
-_MAX_MPP = 100.0
-_MAX_PATCH_PX = 4096
-_MAX_INPUT_PX = 1024
-_MAX_SIGMA_CELLS = 100.0
 BUNDLED = "bundled"
+# What reading the fields of a file made to deceive can raise.
+_DAMAGED = (
+    *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
+    *(OverflowError, RecursionError),
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,9 @@ class Smoothing:
     threshold: float
 
     def __post_init__(self) -> None:
-        coldest, warmest = TEMPERATURES
         if not (
             0 <= self.sigma_um < math.inf
-            and coldest <= self.temperature <= warmest
+            and is_temperature(self.temperature)
             and 0 <= self.threshold <= 1
         ):
             raise ValueError(f"{self} is out of range")
@@ -121,12 +123,18 @@ class Checkpoint:
         try:
             load_state(network, self.state)
         except RuntimeError:
-            raise _misfit(self) from None
+            raise self.misfit() from None
         spec = self.input
         classifier = PatchClassifier(
             arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
         )
         return classifier.eval()
+
+    def misfit(self) -> CheckpointError:
+        """Return the error of weights that are another network's."""
+        return CheckpointError(
+            f"{self.source}: the weights do not fit {self.architecture}; train it anew"
+        )
 
     def patients(self, *roles: str) -> set[str]:
         """Return the patients that had one of these roles.
@@ -203,25 +211,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             source=path,
             fingerprint=sha256(path),
         )
-        _check_numbers(checkpoint)
-        _check_weights(checkpoint)
+        arch = architecture(checkpoint.architecture)
+        check_numbers(checkpoint, arch)
+        wanted = skeleton(arch.build, len(checkpoint.class_names)).state_dict()
+        is_fitting = check_weights(checkpoint.state, wanted)
     except _DAMAGED as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path}: damaged checkpoint ({type(error).__name__}: {_first_line(error)}); train it "
-            "anew"
+            f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it anew"
         ) from None
+    if not is_fitting:
+        raise checkpoint.misfit()
     checkpoint.build()  # raises where weights and architecture do not fit
     return checkpoint
-
-
-_DAMAGED = (
-    *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
-    *(OverflowError, RecursionError),
-)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _smoothing(content: Any) -> Smoothing | None:
@@ -241,67 +243,8 @@ def _input_spec(content: Any) -> InputSpec:
         mean=tuple(float(value) for value in content["mean"]),
         std=tuple(float(value) for value in content["std"]),
     )
-    sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
-    if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
-        raise ValueError("the input is not stated in positive numbers of three channels")
-    if not all(0 <= value <= 1 for value in spec.mean):
-        raise ValueError("the input's mean is not within 0..1")
-    if spec.patch_px > _MAX_PATCH_PX or spec.mpp > _MAX_MPP or (input_px or 0) > _MAX_INPUT_PX:
-        raise ValueError(f"no model takes patches of {spec.patch_px} px of {spec.mpp:g} um")
+    check_input(spec)
     return spec
-
-
-def _check_numbers(checkpoint: Checkpoint) -> None:
-    """Raise ValueError where a field cannot be what training wrote."""
-    coldest, warmest = TEMPERATURES
-    if not (coldest <= checkpoint.temperature <= warmest and 0 <= checkpoint.threshold <= 1):
-        raise ValueError("temperature or threshold out of range")
-    smoothing, spec = checkpoint.smoothing, checkpoint.input
-    if smoothing and smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
-        raise ValueError(f"no smoothing reaches {smoothing.sigma_um:g} um")
-    if len(checkpoint.class_names) != NUM_CLASSES:
-        raise ValueError(f"{len(checkpoint.class_names)} classes, not {NUM_CLASSES}")
-    if checkpoint.cam_layer != architecture(checkpoint.architecture).cam_layer:
-        raise ValueError(f"no CAM is taken from the layer {checkpoint.cam_layer!r}")
-    # Plain values only: all but the weights is written into maps as JSON, which knows no NaN.
-    plain = [checkpoint.metrics, checkpoint.provenance, checkpoint.config]
-    json.dumps(plain, allow_nan=False)
-
-
-def _check_weights(checkpoint: Checkpoint) -> None:
-    """Raise where the state is not plain numbers, before any memory is taken for it.
-
-    Raises:
-        CheckpointError: It is that of another network.
-        ValueError: A weight is no finite number, or nothing that has a value.
-    """
-    build = architecture(checkpoint.architecture).build
-    wanted = skeleton(build, len(checkpoint.class_names)).state_dict()
-    state = checkpoint.state
-    for name, value in state.items():
-        if not _is_plain(value):
-            raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
-    misfits = wanted.keys() ^ state.keys()
-    if misfits or any(state[name].shape != value.shape for name, value in wanted.items()):
-        raise _misfit(checkpoint)
-    if not all(torch.isfinite(value).all() for value in state.values()):
-        raise ValueError("a weight is not a finite number")
-
-
-def _is_plain(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )
-
-
-def _misfit(checkpoint: Checkpoint) -> CheckpointError:
-    return CheckpointError(
-        f"{checkpoint.source}: the weights do not fit {checkpoint.architecture}; train it anew"
-    )
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
