@@ -4,9 +4,9 @@
     python tools/fuzz.py --kind pack --only 713     one of them again, with its traceback
 
 A spoilt file is either read, or refused by an error of one line. Anything else is our bug: a
-traceback, more than 5 s of work or a minute of waiting, more than 1 GB of memory, a process that dies. The files of those are kept
-in the folder of failures. Standard output is a Markdown table. Linux only: it forks, and looks
-into /proc.
+traceback, more than 5 s of work or a minute of waiting, more than 1 GB of memory, a process that
+dies. The files of those are kept in the folder of failures. Standard output is a Markdown table.
+Linux only: it forks, and looks into /proc.
 """
 
 import argparse
@@ -198,7 +198,7 @@ def _outcome(kind: "Kind", files: dict[str, bytes], folder: Path) -> tuple[str, 
             outcome, why = "memory", traceback.format_exc()
         elif "\n" in str(error):
             outcome = "traceback"
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         why = traceback.format_exc()
         is_of_the_system = isinstance(error, OSError) and error.strerror is not None
         outcome = "refused" if is_of_the_system else "traceback"

@@ -5,7 +5,6 @@ import struct
 import warnings
 import zipfile
 import zlib
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -263,18 +262,16 @@ def spoil_zip(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.6:
         return spoil_bytes(data, rng)
     memory = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(memory, "w") as new:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that are there twice
-            for name in old.namelist():
-                member = old.read(name)
-                if rng.random() < 0.1:
-                    member = spoil_png(member, rng)
-                if rng.random() < 0.1:
-                    name = _spoil_name(name, rng)
-                entry = zipfile.ZipInfo(name)
-                entry.external_attr = rng.choice((0, 0, 0, 0o120777, 0o010644, 0o040755)) << 16
-                new.writestr(entry, member, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+    old, new = zipfile.ZipFile(io.BytesIO(data)), zipfile.ZipFile(memory, "w")
+    with old, new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name in old.namelist():
+            member = old.read(name)
+            if rng.random() < 0.1:
+                member = spoil_png(member, rng)
+            entry = zipfile.ZipInfo(_spoil_name(name, rng) if rng.random() < 0.1 else name)
+            entry.external_attr = rng.choice((0, 0, 0, 0o120777, 0o010644, 0o040755)) << 16
+            new.writestr(entry, member, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
     return memory.getvalue()
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -245,10 +245,8 @@ class _World:
         def stop(record: dict[str, Any]) -> None:
             raise _StopHereError
 
-        try:
+        with suppress(_StopHereError):
             self._train(stopped, on_epoch=stop)
-        except _StopHereError:
-            pass
         names = ("run.json", "last.pt", "best.pt", "metrics.jsonl")
         files = {f"runs/a/{name}": (stopped.folder / name).read_bytes() for name in names}
         spoil: dict[str, Spoil] = {

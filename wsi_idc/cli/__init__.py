@@ -35,7 +35,6 @@ from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.errors import StoppedError, WsiIdcError
 
-
 _LONGEST_ERROR = 2000
 
 

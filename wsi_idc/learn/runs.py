@@ -134,7 +134,7 @@ class Run:
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                numbers = {k: v for k, v in record.items() if _is_plain_number(v)}
+                numbers = {k: v for k, v in record.items() if is_plain_number(v)}
                 if "epoch" in numbers:
                     found.append(numbers)
         return found or None
@@ -166,7 +166,8 @@ class Run:
             yield
 
 
-def _is_plain_number(value: Any) -> bool:
+def is_plain_number(value: Any) -> bool:
+    """Return whether it is a number that can be drawn."""
     return isinstance(value, int | float) and abs(value) < _TOO_LARGE_TO_DRAW
 
 

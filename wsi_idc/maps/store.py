@@ -478,7 +478,7 @@ def _read_slide(file: h5py.File) -> SlideView | None:
         raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {sides}")
     _check_plain(thumbnail)
     _check_plain(tissue)
-    if not (_is_mpp(attrs["mpp"]) and 0 < min(attrs["width"], attrs["height"])):
+    if not (_is_mpp(attrs["mpp"]) and min(attrs["width"], attrs["height"]) > 0):
         raise ValueError("the slide's mpp, width or height is out of range")
     return SlideView(
         name=str(attrs["name"]),

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 import stat
 from dataclasses import dataclass
