@@ -35,6 +35,8 @@ from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.errors import StoppedError, WsiIdcError
 
+_LONGEST_ERROR = 2000
+
 
 class _InOrder(click.Group):
     """A group whose help lists commands in the order of a first day's work."""
@@ -127,7 +129,10 @@ def run(command: Callable[[], object]) -> int:
 
 
 def _say_error(message: object) -> None:
-    click.echo(f"Error: {one_line(message)}", err=True)
+    line = one_line(message)
+    # A file may hold anything, and a message may quote it.
+    line = line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]}..."
+    click.echo(f"Error: {line}", err=True)
 
 
 def _report_bug() -> int:

@@ -40,7 +40,10 @@ def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
         raise UnreadablePatchError(f"more than {MAX_FILE_BYTES} bytes are too many for a patch")
     chunks = _check_chunks(data)
     if kind == _PLAIN_RGB and chunks <= _PLAIN_CHUNKS:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        try:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:
+            pixels = None
         if pixels is not None:
             return pixels
     return _decode_with_pillow(data)

@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.config import POSSIBLE_MPP
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name, replacing
+from wsi_idc.heap_check import check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
@@ -81,8 +83,7 @@ class Pack:
         if not (self.file.is_file() and h5py.is_hdf5(self.file)):
             raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
         try:
-            # A reader asks for no lock: many network disks have none.
-            with h5py.File(self.file, "r", locking=False) as file:
+            with _opened(self.file) as file:
                 self.info, self.patients, self.index, offset = _read(file)
         except (DataError, *_UNREADABLE) as error:
             reason = _first_line(error)
@@ -152,7 +153,7 @@ class Pack:
             DataError: They cannot be read.
         """
         try:
-            with h5py.File(self.file, "r", locking=False) as file:
+            with _opened(self.file) as file:
                 dataset = _dataset(file, "path", shape=(len(self),))
                 return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except _UNREADABLE as error:
@@ -220,12 +221,18 @@ def _write_all_but_pixels(
         return int(patches.get_offset())
 
 
+def _opened(path: Path) -> h5py.File:
+    check_heaps(path)
+    # A reader asks for no lock: many network disks have none.
+    return h5py.File(path, "r", locking=False)
+
+
 def is_pack(path: Path) -> bool:
     """Return whether a file says of itself that it is a pack."""
     if not path.is_file():
         return False
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with _opened(path) as file:
             return str(file.attrs.get("format")) == FORMAT
     except _UNREADABLE:
         return False
@@ -278,7 +285,8 @@ def _read_info(attrs: Any) -> PackInfo:
     )
     if not all(0 <= value <= 1 for value in (*info.mean, *info.std)):
         raise ValueError("mean and std are not within 0..1")
-    if not (1 <= info.patch_px <= MAX_PATCH_PX and 0 < info.mpp < float("inf")):
+    finest, coarsest = POSSIBLE_MPP
+    if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
         raise ValueError(f"patches of {info.patch_px} px of {info.mpp} um")
     if len(info.class_names) != len(CLASS_NAMES):
         raise ValueError(f"{len(info.class_names)} class names")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 from array import array
 from collections import deque
 from collections.abc import Generator
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.config import PATCH_PX
+from wsi_idc.config import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.data.children import Children
 from wsi_idc.data.chunks import FILES_PER_CHUNK, Chunk, ChunkFile
 from wsi_idc.data.folder import Folder
@@ -179,8 +178,9 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"{out} is there and is no pack; give another --out, or remove it")
     if not 1 <= patch_px <= MAX_PATCH_PX:
         raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
-    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
-        raise DataError(f"{mpp} microns per pixel make no sense; give a number above 0")
+    finest, coarsest = POSSIBLE_MPP
+    if mpp is not None and not finest <= mpp <= coarsest:
+        raise DataError(f"{mpp} um per pixel make no sense; give {finest:g} to {coarsest:g}")
 
 
 def _decode_all(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> _Decoded:

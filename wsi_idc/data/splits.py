@@ -5,6 +5,7 @@ A split is asked for by a word: ``auto``, ``canonical``, ``canonical+unlisted``,
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -167,10 +168,13 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
 
 def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with warnings.catch_warnings():
+            # A line with more cells than the first; pandas would drop them, or shift all others.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a CSV with patient,split") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a readable CSV ({reason})") from None
     if not {"patient", "split"} <= set(rows.columns):

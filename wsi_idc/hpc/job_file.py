@@ -11,6 +11,7 @@ from wsi_idc.learn.space import check_name
 
 MAX_TASKS = 10_000
 _MAX_BYTES = 1_000_000
+_MAX_NUMBER = 2**63 - 1  # what TOML promises
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -95,6 +96,8 @@ def typed(what: str, value: Any, kind: type) -> Any:
     Raises:
         JobError: It is of another.
     """
+    if type(value) is int and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
+        raise JobError(f"{what} is too large a number")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -9,6 +9,7 @@
 import glob
 import itertools
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,11 +174,12 @@ def _settings_of_tasks(
             raise JobError(f"{key} is both in [config] and in [axes]; choose one")
         if key in given:
             raise JobError(f"{key} is an axis of this job, so it cannot be set for all tasks")
+    num_points = math.prod(map(len, axes.values()))
+    if num_points > MAX_TASKS:  # ahead of making them
+        raise JobError(f"{num_points} tasks; at most {MAX_TASKS}, so shorten an axis")
     points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
     if axes and command != TRAIN:
         raise JobError(f"[axes] is for train and search; tasks = N splits a map, {command} has one")
-    if len(points) > MAX_TASKS:
-        raise JobError(f"{len(points)} tasks; at most {MAX_TASKS}, so shorten an axis")
     settings = [{**fixed, **point, **given} for point in points]
     if command == TRAIN:
         own = {key: value for key, value in given.items() if fixed.get(key) != value}
@@ -230,8 +232,10 @@ def _typed(key: str, value: Any, flag: Flag) -> Any:
 def _axis(key: str, value: Any, flag: Flag) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise JobError(f"axis {key} must be a list with a value for each task, not {value!r}")
+    if len(value) > MAX_TASKS:
+        raise JobError(f"axis {key} has {len(value)} values; at most {MAX_TASKS}")
     found = [_typed(f"axis {key}", one, flag) for one in value]
-    if any(one in found[:number] for number, one in enumerate(found)):
+    if len(set(map(repr, found))) < len(found):
         raise JobError(f"axis {key} has a value twice")
     return found
 

@@ -97,11 +97,13 @@ def _of_run(run: Run) -> tuple[str, str]:
     epochs = run.read_history() or []
     if record.get("status") == "finished":
         best = record.get("best")
-        return FINISHED, f"best epoch {best['epoch']}" if isinstance(best, dict) else ""
+        is_known = isinstance(best, dict) and "epoch" in best
+        return FINISHED, f"best epoch {best['epoch']}" if is_known else ""
     detail = "before the end of its first epoch"
     if epochs:
         last = epochs[-1]
-        wanted = (record.get("asked") or {}).get("epochs")
+        asked = record.get("asked")
+        wanted = asked.get("epochs") if isinstance(asked, dict) else None
         detail = f"{last['epoch']:.0f}{f' of {wanted}' if wanted else ''} epochs"
         if "val_average_precision" in last:
             detail += f", val AP {last['val_average_precision']:.4f}"

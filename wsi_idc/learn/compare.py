@@ -4,7 +4,6 @@ The same patients are drawn for both in each resample, so what is hard about a p
 both and leaves the difference: its interval is far narrower than either's own.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.config import NUM_RESAMPLES
 from wsi_idc.errors import DataError
-from wsi_idc.files import write_json, write_text
+from wsi_idc.files import parse_json, write_json, write_text
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.bootstrap import (
     interval,
@@ -24,6 +23,7 @@ from wsi_idc.learn.bootstrap import (
 )
 
 _KEY = ["patient", "x", "y"]
+_COLUMNS = ("probability", "probability_smoothed")
 _MAX_NAMED = 5
 # Of fewer patients a percentile interval is too narrow: without any difference it misses 0 in 15 %
 # of comparisons of 5 patients, in 10 % of those of 10.
@@ -82,14 +82,18 @@ def read_predictions(folder: Path) -> Predictions:
     """
     remedy = "run wsi-idc eval again"
     try:
-        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))
         column, threshold = str(record["judged"]), float(record["threshold"])
+        if column not in _COLUMNS:
+            raise ValueError(f"judged by {column!r}")
         method = dict(record["provenance"]["method"])
         kinds = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
         # "NA" is a patient's name as good as any.
         table = pd.read_csv(folder / "predictions.csv", dtype=kinds, keep_default_na=False)
         table = table[[*kinds, column]].rename(columns={column: "probability"})
         table["probability"] = table["probability"].astype(np.float64)
+        if table["patient"].isna().any():
+            raise ValueError("a line of predictions.csv ends early")
         measure.check(table["label"].to_numpy(), table["probability"].to_numpy())
         if not 0 <= threshold <= 1:
             raise ValueError(f"a threshold of {threshold}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.config import NUM_RESAMPLES
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError
-from wsi_idc.files import write_json, write_text
+from wsi_idc.files import parse_json, write_json, write_text
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.bootstrap import (
     Band,
@@ -375,7 +375,7 @@ def evaluation_folder(method: Method, split: str) -> Path:
 def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
     """Return whether a folder holds the evaluation of just this method on just this data."""
     try:
-        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+        record = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
         return bool(
             record["method"] == json.loads(json.dumps(method.summary()))
             and record["data_fingerprint"] == pack.info.source_fingerprint

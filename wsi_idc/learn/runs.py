@@ -51,7 +51,7 @@ class Run:
         path = self.folder / "run.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path}: not a readable run ({error}); give another --out") from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise RunError(f"{path}: not a run of wsi-idc; give another --out")
@@ -134,7 +134,7 @@ class Run:
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                numbers = {k: v for k, v in record.items() if _is_plain_number(v)}
+                numbers = {k: v for k, v in record.items() if is_plain_number(v)}
                 if "epoch" in numbers:
                     found.append(numbers)
         return found or None
@@ -166,7 +166,8 @@ class Run:
             yield
 
 
-def _is_plain_number(value: Any) -> bool:
+def is_plain_number(value: Any) -> bool:
+    """Return whether it is a number that can be drawn."""
     return isinstance(value, int | float) and abs(value) < _TOO_LARGE_TO_DRAW
 
 
@@ -174,7 +175,10 @@ def difference(before: object, asked: Mapping[str, Any], *, longest: int = 40) -
     """Return in words how ``asked`` differs from the record ``before``, empty where it does not."""
 
     def short(value: Any) -> str:
-        text = json.dumps(value)
+        try:
+            text = json.dumps(value)
+        except RecursionError:
+            return "..."
         return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
     before = before if isinstance(before, dict) else {}

@@ -99,7 +99,7 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
         return False
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{file}: not readable ({error}); give another name") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise JobError(f"{file}: not of a search; give another name")

@@ -48,6 +48,8 @@ class Span:
             return "log and step cannot go together"
         if not 0 < self.step < math.inf:
             return "step must be above 0"
+        if (self.high - self.low) / self.step > MAX_POINTS**2:
+            return "step is far too small"
         # In decimals, as written: 0.3 is three steps of 0.1.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return f"step {self.step} does not lead from low to high" if (high - low) % step else None

@@ -10,10 +10,13 @@ import pandas as pd
 
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
-from wsi_idc.maps.store import is_map
+from wsi_idc.heap_check import check_heaps
+from wsi_idc.maps.store import UNREADABLE, is_map
 
 FORMAT = "wsi-idc-cohort"
 FORMAT_VERSION = 1
+_MAX_MAPS = 1_000_000
+_MAX_ITEM_BYTES = 16  # of a number, or of where a text lies
 
 
 def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
@@ -66,17 +69,22 @@ def read_cohort_h5(path: Path) -> pd.DataFrame:
         MapError: It is missing, damaged, or something else.
     """
     try:
+        check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             if str(file.attrs.get("format")) != FORMAT or int(file.attrs["complete"]) != 1:
                 raise ValueError("not a complete cohort file")
-            names = [str(name) for name in file["table"].attrs["columns"]]
-            return pd.DataFrame({name: _read_column(file["table"][name]) for name in names})
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            table, num = file["table"], int(file.attrs["num_maps"])
+            names = [str(name) for name in table.attrs["columns"]]
+            return pd.DataFrame({name: _read_column(table[name], num) for name in names})
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
         raise MapError(
             f"{path}: not a usable cohort file ({reason}); make it anew with wsi-idc report"
         ) from None
 
 
-def _read_column(column: h5py.Dataset) -> np.ndarray:
+def _read_column(column: h5py.Dataset, num: int) -> np.ndarray:
+    # Before any of it is read: what is declared need not be there.
+    if column.shape != (num,) or num > _MAX_MAPS or column.dtype.itemsize > _MAX_ITEM_BYTES:
+        raise ValueError(f"{column.name} has shape {column.shape}, not {num} maps")
     return column[:] if column.dtype.kind in "if" else column.asstr()[:].astype(object)

@@ -15,8 +15,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.config import POSSIBLE_MPP, POSSIBLE_TEMPERATURE
 from wsi_idc.errors import MapError
-from wsi_idc.files import plain_name, write_bytes
+from wsi_idc.files import parse_json, plain_name, write_bytes
+from wsi_idc.heap_check import check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, centres_um, lay, mosaic, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -36,11 +38,12 @@ _CELLS_PER_CHUNK = 8  # of the image, along a row
 _OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
 
 # What h5py and numpy raise at a file that is damaged, or made to deceive.
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, AttributeError),
     *(RuntimeError, OverflowError, MemoryError),
 )
-_MAX_MPP = 100.0
+_MAX_IMAGE_BYTES = 2**32  # that is read at one go
+_MAX_RATIO, _SMALL_BYTES = 1100, 2**24  # deflate packs 1032 to 1
 
 ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
@@ -266,13 +269,15 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
     # What goes wrong in the caller's block is no fault of the map.
     with ExitStack() as stack:
         with _in_one_line(path):
-            file = stack.enter_context(h5py.File(path, "r", locking=False))
+            file = stack.enter_context(_file(path))
             image = _image_of(file, _read(file))
         yield None if image is None else partial(_read_rows, path, image)
 
 
 def _read_rows(path: Path, image: h5py.Dataset, first: int, last: int | None) -> NDArray[np.uint8]:
     with _in_one_line(path):
+        if last is None and image.nbytes > _MAX_IMAGE_BYTES:
+            raise ValueError(f"an image of {image.nbytes / 1e9:.0f} GB is too large to show")
         return image[first:last]
 
 
@@ -307,17 +312,22 @@ def read_identity(path: Path) -> dict[str, Any] | None:
 def is_map(path: Path) -> bool:
     """Return whether a file says of itself that it is a map."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with _file(path) as file:
             return str(file.attrs.get("format")) == FORMAT
-    except OSError:
+    except UNREADABLE:
         return False
+
+
+def _file(path: Path) -> h5py.File:
+    check_heaps(path)
+    # A reader asks for no lock: many network disks have none.
+    return h5py.File(path, "r", locking=False)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a map for reading; whatever is wrong with it becomes a MapError."""
-    # A reader asks for no lock: many network disks have none.
-    with _in_one_line(path), h5py.File(path, "r", locking=False) as file:
+    with _in_one_line(path), _file(path) as file:
         yield file
 
 
@@ -330,7 +340,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
         raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
     except IsADirectoryError:
         raise MapError(f"{path} is a folder; give a map file in it") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
         raise MapError(f"{path}: not a usable map ({reason}); make it anew") from None
 
@@ -356,15 +366,17 @@ def _read(file: h5py.File) -> PatientMap:
     for name, shape in shapes.items():
         if file[name].shape != shape:
             raise ValueError(f"/{name} has shape {file[name].shape}, not {shape}")
+        _check_plain(file[name])
     row_col = file["row_col"][:].astype(np.int32)
     if shape_of(row_col) != (int(attrs["rows"]), int(attrs["cols"])):
         raise ValueError("rows and cols do not fit /row_col")
-    model, record = json.loads(attrs["model"]), json.loads(attrs["provenance"])
+    model, record = parse_json(attrs["model"]), parse_json(attrs["provenance"])
     if not isinstance(model, dict) or not isinstance(record, dict):
         raise ValueError("model or provenance is no JSON object")
-    if not (0 < attrs["mpp"] <= _MAX_MPP and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
+    if not (_is_mpp(attrs["mpp"]) and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
         raise ValueError("mpp or patch_px is out of range")
-    if not (0 <= attrs["threshold"] <= 1 and 0 < attrs["temperature"] < np.inf):
+    coldest, warmest = POSSIBLE_TEMPERATURE
+    if not (0 <= attrs["threshold"] <= 1 and coldest <= attrs["temperature"] <= warmest):
         raise ValueError("threshold or temperature is out of range")
     if len(attrs["class_names"]) != NUM_CLASSES or not np.isin(file["label"][:], (-1, 0, 1)).all():
         raise ValueError("not two classes")
@@ -393,6 +405,19 @@ def _read(file: h5py.File) -> PatientMap:
     )
 
 
+def _is_mpp(value: Any) -> bool:
+    finest, coarsest = POSSIBLE_MPP
+    return bool(finest <= value <= coarsest)
+
+
+def _check_plain(dataset: h5py.Dataset) -> None:
+    """Raise ValueError where a data set is not of plain numbers, or claims more than it holds."""
+    if dataset.dtype.kind not in "iufb" or dataset.dtype.itemsize > np.dtype("f8").itemsize:
+        raise ValueError(f"{dataset.name} is of type {dataset.dtype}")
+    if dataset.nbytes > max(_SMALL_BYTES, _MAX_RATIO * dataset.id.get_storage_size()):
+        raise ValueError(f"{dataset.name} claims {dataset.nbytes} bytes that are not there")
+
+
 def _read_stride(attrs: Any) -> int | None:
     stride, patch = int(attrs.get("stride_px", attrs["patch_px"])), int(attrs["patch_px"])
     if not 0 < stride <= patch:
@@ -417,6 +442,7 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
     raw = file["cam/raw"]
     if raw.ndim != 3 or raw.shape[0] != num or not 0 < max(raw.shape[1:]) <= _MAX_CAM_SIDE:
         raise ValueError(f"/cam/raw has shape {raw.shape}")
+    _check_plain(raw)
     if raw.nbytes > _MAX_CAM_BYTES:
         raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
     attrs = file["cam"].attrs
@@ -435,8 +461,11 @@ def _read_column(file: h5py.File, name: str) -> NDArray[np.float32] | None:
 def _read_smoothing(attrs: Any) -> dict[str, float] | None:
     if "smoothing" not in attrs:
         return None
-    found = json.loads(attrs["smoothing"])
-    return {name: float(found[name]) for name in ("sigma_um", "temperature", "threshold")}
+    found = parse_json(attrs["smoothing"])
+    smoothing = {name: float(found[name]) for name in ("sigma_um", "temperature", "threshold")}
+    if not 0 <= smoothing["threshold"] <= 1:
+        raise ValueError("the threshold of the smoothing is out of range")
+    return smoothing
 
 
 def _read_slide(file: h5py.File) -> SlideView | None:
@@ -447,7 +476,9 @@ def _read_slide(file: h5py.File) -> SlideView | None:
     sides = tissue.shape
     if thumbnail.shape != (*sides, 3) or not 0 < min(sides) <= max(sides) <= _MAX_THUMBNAIL_SIDE:
         raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {sides}")
-    if not (0 < attrs["mpp"] <= _MAX_MPP and min(attrs["width"], attrs["height"]) > 0):
+    _check_plain(thumbnail)
+    _check_plain(tissue)
+    if not (_is_mpp(attrs["mpp"]) and min(attrs["width"], attrs["height"]) > 0):
         raise ValueError("the slide's mpp, width or height is out of range")
     return SlideView(
         name=str(attrs["name"]),

@@ -1,7 +1,6 @@
 """The checkpoint: one file that rebuilds a classifier with nothing from memory."""
 
 import io
-import json
 import math
 import os
 from collections import OrderedDict
@@ -16,14 +15,24 @@ from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
 from wsi_idc.files import sha256, write_bytes
+from wsi_idc.models.checkpoint_check import (
+    check_input,
+    check_numbers,
+    check_weights,
+    is_temperature,
+)
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.models.trace import skeleton
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
-NUM_CLASSES = 2
 BUNDLED = "bundled"
+# What reading the fields of a file made to deceive can raise.
+_DAMAGED = (
+    *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
+    *(OverflowError, RecursionError),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Smoothing:
     def __post_init__(self) -> None:
         if not (
             0 <= self.sigma_um < math.inf
-            and 0 < self.temperature < math.inf
+            and is_temperature(self.temperature)
             and 0 <= self.threshold <= 1
         ):
             raise ValueError(f"{self} is out of range")
@@ -114,14 +123,18 @@ class Checkpoint:
         try:
             load_state(network, self.state)
         except RuntimeError:
-            raise CheckpointError(
-                f"{self.source}: the weights do not fit {self.architecture}; train it anew"
-            ) from None
+            raise self.misfit() from None
         spec = self.input
         classifier = PatchClassifier(
             arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
         )
         return classifier.eval()
+
+    def misfit(self) -> CheckpointError:
+        """Return the error of weights that are another network's."""
+        return CheckpointError(
+            f"{self.source}: the weights do not fit {self.architecture}; train it anew"
+        )
 
     def patients(self, *roles: str) -> set[str]:
         """Return the patients that had one of these roles.
@@ -198,11 +211,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
             source=path,
             fingerprint=sha256(path),
         )
-        _check_numbers(checkpoint)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        arch = architecture(checkpoint.architecture)
+        check_numbers(checkpoint, arch)
+        wanted = skeleton(arch.build, len(checkpoint.class_names)).state_dict()
+        is_fitting = check_weights(checkpoint.state, wanted)
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path}: damaged checkpoint ({type(error).__name__}: {error}); train it anew"
+            f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it anew"
         ) from None
+    if not is_fitting:
+        raise checkpoint.misfit()
     checkpoint.build()  # raises where weights and architecture do not fit
     return checkpoint
 
@@ -224,24 +243,8 @@ def _input_spec(content: Any) -> InputSpec:
         mean=tuple(float(value) for value in content["mean"]),
         std=tuple(float(value) for value in content["std"]),
     )
-    sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
-    if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
-        raise ValueError("the input is not stated in positive numbers of three channels")
+    check_input(spec)
     return spec
-
-
-def _check_numbers(checkpoint: Checkpoint) -> None:
-    """Raise ValueError where a field cannot be what training wrote."""
-    if not 0 < checkpoint.temperature < math.inf or not 0 <= checkpoint.threshold <= 1:
-        raise ValueError("temperature or threshold out of range")
-    if len(checkpoint.class_names) != NUM_CLASSES:
-        raise ValueError(f"{len(checkpoint.class_names)} classes, not {NUM_CLASSES}")
-    if checkpoint.cam_layer != architecture(checkpoint.architecture).cam_layer:
-        raise ValueError(f"no CAM is taken from the layer {checkpoint.cam_layer!r}")
-    # Plain values only: all but the weights is written into maps as JSON.
-    json.dumps([checkpoint.metrics, checkpoint.provenance, checkpoint.config])
-    if not all(torch.isfinite(value).all() for value in checkpoint.state.values()):
-        raise ValueError("a weight is not a finite number")
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:

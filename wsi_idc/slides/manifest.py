@@ -2,13 +2,12 @@
 
 import csv
 import difflib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name
-from wsi_idc.slides.slide import MAX_MPP
+from wsi_idc.slides.slide import MAX_MPP, MIN_MPP
 
 _COLUMNS = ("slide", "patient", "mpp")
 
@@ -105,8 +104,8 @@ def _number(text: str, *, where: str) -> float:
         mpp = float(text)
     except ValueError:
         raise DataError(f"{where}: mpp {text!r} is no number") from None
-    if not (math.isfinite(mpp) and 0 < mpp <= MAX_MPP):
+    if not MIN_MPP <= mpp <= MAX_MPP:
         raise DataError(
-            f"{where}: mpp {text!r} cannot be; microns per pixel are more than 0, to {MAX_MPP:g}"
+            f"{where}: mpp {text!r} cannot be; microns per pixel are {MIN_MPP:g} to {MAX_MPP:g}"
         )
     return mpp

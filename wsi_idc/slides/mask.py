@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc.errors import SlideError
+from wsi_idc.slides.picture import DAMAGED
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tissue import MASK_MPP, tissue_mask
 
@@ -18,7 +19,7 @@ _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
 _MAX_STRETCH = 0.01
 _MAX_PX = 89_478_485
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, OverflowError, Image.DecompressionBombError)
+_DAMAGED = (*DAMAGED, Image.DecompressionBombError)
 
 
 def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -19,7 +19,10 @@ _CLEAR_MODES = ("LA", "PA", "RGBA")
 # Pillow holds 4 bytes a px; beyond its own limit against bombs a picture has to be tiled.
 _MAX_PX = 89_478_485
 # What Pillow answers a damaged file with.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, OverflowError)
+DAMAGED = (
+    *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, OverflowError),
+    *(KeyError, IndexError, TypeError, AttributeError, MemoryError),
+)
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 
@@ -81,7 +84,7 @@ def _load(path: Path) -> Image.Image:
             f"{path}: neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG picture, "
             "or damaged"
         ) from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SlideError(f"{path}: damaged or cut short ({reason})") from None
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 import stat
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.ahead import some_ahead
+from wsi_idc.config import POSSIBLE_MPP
 from wsi_idc.errors import SlideError
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.slides.picture import SUFFIXES, Picture
@@ -23,7 +23,7 @@ from wsi_idc.slides.source import Source
 
 logger = logging.getLogger(__name__)
 
-MAX_MPP = 100.0
+MIN_MPP, MAX_MPP = POSSIBLE_MPP
 # Pixels whose sides differ by more would squeeze the tissue for a network to see.
 _MAX_STRETCH = 0.03
 # A given number that differs by more from what the file states is worth a line.
@@ -170,7 +170,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
     """
     path = Path(path)
     if mpp is not None and not _is_possible(mpp):
-        raise SlideError(f"{path}: {mpp:g} um/px cannot be; give more than 0, to {MAX_MPP:g}")
+        raise SlideError(f"{path}: {mpp:g} um/px cannot be; give {MIN_MPP:g} to {MAX_MPP:g}")
     head = _head(path)
     if is_pyramid(path):
         source: Source = Pyramid(path)
@@ -220,7 +220,7 @@ def _what_it_is(path: Path, head: bytes) -> str:
 
 
 def _is_possible(mpp: float) -> bool:
-    return math.isfinite(mpp) and 0 < mpp <= MAX_MPP
+    return MIN_MPP <= mpp <= MAX_MPP
 
 
 def _choose_mpp(

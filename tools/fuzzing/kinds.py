@@ -1,0 +1,364 @@
+"""Every kind of file that the program reads: a good one, how to spoil it, and who reads it."""
+
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from fuzzing import formats, plain
+from wsi_idc.cli.info import info
+from wsi_idc.cli.job import open_job
+from wsi_idc.config import TrainConfig
+from wsi_idc.data.index import index_tree, open_origin
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.prepare import prepare
+from wsi_idc.data.source import open_data
+from wsi_idc.data.splits import make_split, split_table
+from wsi_idc.data.synth import write_cohort
+from wsi_idc.data.synth_slide import write_slide
+from wsi_idc.errors import RunError
+from wsi_idc.hpc.search_file import read_search
+from wsi_idc.hpc.status import status_of
+from wsi_idc.learn.compare import compare, read_predictions, write_comparison
+from wsi_idc.learn.evaluation_report import evaluate_into
+from wsi_idc.learn.method import Method
+from wsi_idc.learn.runs import Run, newest_finished
+from wsi_idc.learn.train import train
+from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.build_slides import SlideSettings, build_slide_maps
+from wsi_idc.maps.cohort import read_cohort
+from wsi_idc.maps.cohort_run import read_patients
+from wsi_idc.maps.cohort_store import read_cohort_h5
+from wsi_idc.maps.export.write import ExportOptions, export_maps
+from wsi_idc.maps.render import figure_of
+from wsi_idc.maps.report.build import build_report
+from wsi_idc.maps.store import read_identity, read_map
+from wsi_idc.maps.work import MapWork
+from wsi_idc.models.checkpoint import load_checkpoint
+from wsi_idc.models.device import choose_compute
+from wsi_idc.slides.manifest import ManifestRow, read_manifest
+from wsi_idc.slides.mask import read_mask
+from wsi_idc.slides.slide import open_slide
+
+_PICTURES_OF_ONE_IN = 8  # they take long
+Spoil = Callable[[bytes, Random], bytes]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        files: Name to bytes of the good ones, all that one reading needs.
+        spoil: For each name that may be spoilt, how.
+        read: Reads them in a folder, as far as a command would go with them.
+    """
+
+    files: Mapping[str, bytes]
+    spoil: Mapping[str, Spoil]
+    read: Callable[[Path], object]
+
+
+def make_kinds(folder: Path) -> dict[str, Kind]:
+    """Return every kind by name, its good files made in ``folder``."""
+    world = _World(folder)
+    one = world.one
+    return {
+        "pack": one("a.h5", world.pack.path, formats.spoil_hdf5, world.read_pack),
+        "map": one("P.h5", world.map, formats.spoil_hdf5, _read_map),
+        "cohort file": one("cohort.h5", world.cohort, formats.spoil_hdf5, _read_cohort),
+        "checkpoint": one("a.pt", world.run.best, formats.spoil_pt, world.read_checkpoint),
+        "job file": one("job.toml", _text(folder, _JOB), plain.spoil_toml, _read_job),
+        "search file": one("s.toml", _text(folder, _SEARCH), plain.spoil_toml, _read_search),
+        "split CSV": one("s.csv", world.split_csv(), plain.spoil_csv, world.read_split),
+        "slide list": one("l.csv", _text(folder, _SLIDES), plain.spoil_csv, _read_manifest),
+        "patient list": one("p.txt", _text(folder, "1\n# 2\n3\n"), plain.spoil_csv, _read_patients),
+        "PNG patch": world.patch(),
+        "TIFF slide": one("s.tif", world.tiff(), formats.spoil_tiff, world.read_slide),
+        "mask PNG": world.mask(),
+        "zip": one("t.zip", world.zip(), formats.spoil_zip, world.read_tree("t.zip")),
+        "run": world.a_run(),
+        "evaluation": world.an_evaluation(),
+    }
+
+
+_JOB = """command = "train"
+name = "all"
+tasks = 1
+[config]
+epochs = 3
+learning_rate = 0.1
+split = "ratio:70/15/15"
+freeze = 0
+compile = false
+[axes]
+model = ["cnn", "cnn-bn"]
+seed = [0, 1]
+"""
+_SEARCH = """command = "search"
+name = "s"
+tasks = 3
+[config]
+model = "cnn"
+epochs = 10
+weight_decay = 0.02
+[search]
+sampler = "random"
+seed = 0
+trials = 5
+prune = false
+metric = "auc"
+[axes]
+learning_rate = {low = 1e-4, high = 1e-2, log = true}
+batch_size = {low = 16, high = 64, step = 16}
+optimizer = ["adamw", "sgd"]
+"""
+_SLIDES = "slide,patient,mpp\na.svs,P1,0.25\nb.svs,P2,\nsub/c.tif,,0.5\n"
+
+
+class _StopHereError(Exception):
+    pass
+
+
+class _World:
+    """A small cohort and all that the program makes of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tree = folder / "tree"
+        write_cohort(self.tree, num_patients=4, patches_per_patient=40, seed=3)
+        self.pack = Pack(prepare(self.tree, folder / "pack" / "a.h5").pack)
+        self.compute = choose_compute("cpu")
+        self.config = TrainConfig(model="cnn", epochs=2, batch_size=32)
+        self.split = make_split(self.pack, "ratio:50/25/25")
+        self.run = Run(folder / "runs" / "a")
+        self.checkpoint = self._train(self.run)
+        self.method = Method((self.checkpoint,), smooth=True)
+        self.maps = folder / "maps"
+        build_maps(self._work(self.method, self.maps), self.pack, self.pack.patients[:1])
+        self.map = self.maps / f"{self.pack.patients[0]}.h5"
+        read_cohort(self.maps).write(self.maps)
+        self.cohort = self.maps / "cohort.h5"
+
+    def one(self, name: str, good: Path, spoil: Spoil, read: Callable[[Path], object]) -> Kind:
+        return Kind({name: good.read_bytes()}, {name: spoil}, lambda folder: read(folder / name))
+
+    def _train(self, run: Run, **how: Any) -> Any:
+        return train(self.config, self.pack, self.split, run=run, compute=self.compute, **how)
+
+    def _work(self, method: Method, out: Path) -> MapWork:
+        return MapWork(method, self.compute, out)
+
+    def read_pack(self, path: Path) -> None:
+        _say(info, path)
+        pack = open_data(path)
+        pack.paths(), pack.cells(), pack.patient_of, [pack.rows_of(one) for one in pack.patients]
+        report = build_maps(self._work(self.method, path.parent / "maps"), pack, pack.patients[:1])
+        _raise_bad(report.failed)
+        _strict_json(split_table(make_split(pack, "ratio:50/25/25"), pack).to_dict())
+
+    def read_checkpoint(self, path: Path) -> None:
+        _say(info, path)
+        checkpoint = load_checkpoint(path)
+        _strict_json(checkpoint.summary(), checkpoint.provenance, checkpoint.config)
+        method = Method((checkpoint,), smooth=checkpoint.smoothing is not None)
+        out = path.parent / "maps"
+        patient = self.pack.patients[0]
+        _raise_bad(build_maps(self._work(method, out), self.pack, [patient]).failed)
+        made = read_map(out / f"{patient}.h5")
+        for values in (made.probability, made.smoothed):
+            if values is not None and not ((values >= 0) & (values <= 1)).all():
+                raise AssertionError("a map with probabilities that are none")
+
+    def split_csv(self) -> Path:
+        rows = "".join(f"{patient},{role}\n" for patient, role in self.split.roles.items())
+        return _text(self.folder, f"patient,split\n{rows}")
+
+    def read_split(self, path: Path) -> None:
+        split_table(make_split(self.pack, str(path)), self.pack)
+
+    def patch(self) -> Kind:
+        paths = sorted(self.tree.rglob("*.png"))[:3]
+        names = [str(path.relative_to(self.folder)) for path in paths]
+        files = {name: (self.folder / name).read_bytes() for name in names}
+        return Kind(files, {names[0]: formats.spoil_png}, self.read_tree("tree"))
+
+    def zip(self) -> Path:
+        import zipfile
+
+        out = self.folder / "t.zip"
+        with zipfile.ZipFile(out, "w") as file:
+            for path in sorted(self.tree.rglob("*.png"))[:5]:
+                file.write(path, path.relative_to(self.folder))
+        return out
+
+    def read_tree(self, name: str) -> Callable[[Path], object]:
+        def read(folder: Path) -> None:
+            path = folder if (folder / name).is_dir() else folder / name if name != "" else folder
+            path = path if path.exists() else folder
+            with open_origin(path) as origin:
+                index_tree(origin, patch_px=50)
+            out = folder / "out" / "a.h5"
+            report = prepare(path, out, num_workers=1)
+            json.dumps(report.as_dict(), default=str)
+            Pack(out).paths()
+
+        return read if name == "tree" else lambda path: read(path.parent)
+
+    def tiff(self) -> Path:
+        write_slide(self.folder / "s.tif", seed=1, width_px=1000, height_px=1000)
+        return self.folder / "s.tif"
+
+    def read_slide(self, path: Path) -> None:
+        _say(info, path)
+        work = self._work(self.method, path.parent / "maps")
+        report = build_slide_maps(work, [ManifestRow(path, "P", None)], SlideSettings())
+        _raise_bad(report.failed)
+
+    def mask(self) -> Kind:
+        slide = self.folder / "s.tif"
+        with open_slide(slide) as opened:
+            thumbnail = opened.thumbnail(64)
+        memory = io.BytesIO()
+        Image.fromarray((thumbnail[..., 1] < 220).astype(np.uint8) * 255).save(memory, "PNG")
+
+        def read(folder: Path) -> None:
+            with open_slide(folder / "s.tif") as opened:
+                read_mask(folder / "m.png", slide=opened)
+
+        files = {"m.png": memory.getvalue(), "s.tif": slide.read_bytes()}
+        return Kind(files, {"m.png": formats.spoil_png}, read)
+
+    def a_run(self) -> Kind:
+        stopped = Run(self.folder / "stopped")
+
+        def stop(record: dict[str, Any]) -> None:
+            raise _StopHereError
+
+        with suppress(_StopHereError):
+            self._train(stopped, on_epoch=stop)
+        names = ("run.json", "last.pt", "best.pt", "metrics.jsonl")
+        files = {f"runs/a/{name}": (stopped.folder / name).read_bytes() for name in names}
+        spoil: dict[str, Spoil] = {
+            "runs/a/run.json": plain.spoil_json,
+            "runs/a/last.pt": formats.spoil_pt,
+            "runs/a/metrics.jsonl": plain.spoil_json,
+        }
+        return Kind(files, spoil, self.read_run)
+
+    def read_run(self, folder: Path) -> None:
+        run = Run(folder / "runs" / "a")
+        newest_finished(folder / "runs")
+        (folder / "job.toml").write_text(f'command = "train"\n[config]\nout = "{run.folder}"\n')
+        status_of(open_job(folder / "job.toml", []))
+        run.read_history()
+        run.is_finished()
+        self._train(run)
+        for line in (run.folder / "metrics.jsonl").read_text().splitlines():
+            if not all(math.isfinite(v) for v in json.loads(line).values() if v is not None):
+                raise AssertionError("a history with numbers that are none")
+
+    def an_evaluation(self) -> Kind:
+        out = self.folder / "eval"
+        evaluate_into(
+            out,
+            self.method,
+            self.pack,
+            split="all",
+            allow_seen=True,
+            with_report=False,
+            compute=self.compute,
+            batch_size=64,
+            num_resamples=100,
+            seed=0,
+        )
+        names = ("metrics.json", "predictions.csv")
+        files = {name: (out / name).read_bytes() for name in names}
+        spoil = {"metrics.json": plain.spoil_json, "predictions.csv": plain.spoil_csv}
+        self.evaluated = read_predictions(out)
+
+        def read(folder: Path) -> None:
+            one = read_predictions(folder)
+            found = compare(one, self.evaluated, num_resamples=100)
+            write_comparison(found, folder / "out")
+            _strict_json(found.as_dict(), one.method)
+
+        return Kind(files, spoil, read)
+
+
+def _text(folder: Path, text: str) -> Path:
+    path = folder / "text"
+    path.write_text(text)
+    return path
+
+
+def _say(command: Any, path: Path) -> None:
+    """Run a command as the program does, for what it says with --json."""
+    with redirect_stdout(io.StringIO()) as said:
+        command.main(["--json", "-q", str(path)], standalone_mode=False)
+    json.loads(said.getvalue(), parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def _strict_json(*values: Any) -> None:
+    for value in values:
+        json.dumps(value, allow_nan=False)
+
+
+def _raise_bad(failed: Mapping[Any, str]) -> None:
+    for reason in failed.values():
+        raise RunError(reason)
+
+
+def _read_map(path: Path) -> None:
+    read_identity(path)
+    _say(info, path)
+    out = path.parent / "out"
+    _raise_bad(build_report([path], out, tables=out).failed)
+    _raise_bad(export_maps([path], out, ExportOptions(formats=("geojson", "csv"))).failed)
+    for file in out.glob("*.geojson"):
+        json.loads(file.read_text(), parse_constant=_refuse)
+    if zlib.crc32(path.read_bytes()) % _PICTURES_OF_ONE_IN == 0:
+        _raise_bad(export_maps([path], out, ExportOptions(formats=("ome-tiff", "png"))).failed)
+        figure_of(path, view="panels", dpi=40, threshold=None)
+
+
+def _read_cohort(path: Path) -> None:
+    table = read_cohort_h5(path)
+    assert isinstance(table, pd.DataFrame)
+    table.to_csv(index=False)
+
+
+def _read_job(path: Path) -> None:
+    job = open_job(path, [])
+    for task in job.tasks:
+        task.arguments()
+    status_of(job)
+
+
+def _read_search(path: Path) -> None:
+    spec = read_search(path)
+    json.dumps(spec.as_dict(), allow_nan=False)
+    open_job(path, [])
+
+
+def _read_manifest(path: Path) -> None:
+    for row in read_manifest(path):
+        row.slide.exists()
+
+
+def _read_patients(path: Path) -> None:
+    read_patients(path)

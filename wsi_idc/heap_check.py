@@ -1,0 +1,48 @@
+"""Look at the texts of an HDF5 file before HDF5 does, which a damaged one keeps busy for ever.
+
+Texts of any length lie in *global heaps* (HDF5 File Format Specification 3.0, section III.E): one
+object after the other, each with its size. Where a size is 0, as in a block that a disk lost,
+libhdf5 2.0 looks at the same place again and again. What it would never come back from is found
+here.
+"""
+
+import struct
+from pathlib import Path
+
+_SIGNATURE = b"GCOL\x01\0\0\0"
+_HEAD = struct.Struct("<8sQ")
+_OBJECT = struct.Struct("<H6xQ")
+# Packs and maps have their heaps ahead of all pixels.
+_SEARCHED_BYTES = 2**24
+
+
+def check_heaps(path: Path) -> None:
+    """Raise where HDF5 would not come to the end of a global heap near the start of a file.
+
+    Raises:
+        ValueError: It would not.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(_SEARCHED_BYTES)
+    at = data.find(_SIGNATURE)
+    while at >= 0:
+        at = data.find(_SIGNATURE, _end_of_heap(data, at))
+
+
+def _end_of_heap(data: bytes, start: int) -> int:
+    """Return where a heap ends, or the first byte after its signature where it is none."""
+    after = start + len(_SIGNATURE)
+    if start + _HEAD.size > len(data):
+        return after
+    _, size = _HEAD.unpack_from(data, start)
+    end = min(start + size, len(data))  # HDF5 itself sees one that is cut short
+    at = start + _HEAD.size
+    while at + _OBJECT.size <= end:
+        index, length = _OBJECT.unpack_from(data, at)
+        # The size of free space, object 0, has its own head in it.
+        step = _OBJECT.size + -(-length // 8) * 8 if index else length
+        if step < _OBJECT.size:
+            raise ValueError("its texts are damaged")
+        at += step
+    return end
