@@ -97,8 +97,8 @@ def _of_run(run: Run) -> tuple[str, str]:
     epochs = run.read_history() or []
     if record.get("status") == "finished":
         best = record.get("best")
-        is_known = isinstance(best, dict) and "epoch" in best
-        return FINISHED, f"best epoch {best['epoch']}" if is_known else ""
+        epoch = best.get("epoch") if isinstance(best, dict) else None
+        return FINISHED, "" if epoch is None else f"best epoch {epoch}"
     detail = "before the end of its first epoch"
     if epochs:
         last = epochs[-1]
