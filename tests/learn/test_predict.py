@@ -6,7 +6,7 @@ import torch
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
-from wsi_idc.learn.predict import check_fits, predict, predict_logits
+from wsi_idc.learn.predict import check_fits, predict, predict_logits, predict_patches
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
@@ -74,3 +74,24 @@ def test_a_model_of_another_scale_or_size_is_refused(trained: Checkpoint, cohort
         check_fits(replace(trained, input=replace(trained.input, mpp=2.0)), cohort)
     with pytest.raises(CheckpointError, match="takes patches of 96 px"):
         check_fits(replace(trained, input=replace(trained.input, patch_px=96)), cohort)
+
+
+def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort: Pack):
+    def cams(patches: np.ndarray) -> np.ndarray:
+        parts = predict_patches(
+            [trained.build()],
+            [np.ascontiguousarray(patches)],
+            compute=choose_compute("cpu"),
+            cam=CamSpec(),
+            tta=True,
+        )
+        return np.concatenate([part.cam for part in parts])
+
+    patches = cohort.patches[np.arange(8)]
+    as_stored = cams(patches)
+    # Of one view alone this is far from so: the network knows no turns.
+    np.testing.assert_allclose(
+        cams(np.rot90(patches, axes=(1, 2))), np.rot90(as_stored, axes=(1, 2)), atol=1e-5
+    )
+    np.testing.assert_allclose(cams(patches[:, :, ::-1]), as_stored[:, :, ::-1], atol=1e-5)
+    assert np.abs(as_stored - np.rot90(as_stored, axes=(1, 2))).max() > 1e-2 * as_stored.max()
