@@ -13,6 +13,7 @@ from wsi_idc.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.files import (
     discard,
     locked,
+    parse_json,
     plain_name,
     replacing,
     resumable,
@@ -144,6 +145,19 @@ def test_json_is_indented_and_takes_any_file_name(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"name": "Müller", "odd": "\udcff"})
     assert path.read_bytes() == '{\n  "name": "Müller",\n  "odd": "\\udcff"\n}\n'.encode()
+
+
+def test_json_is_read_strictly():
+    assert parse_json('{"a": [1, 0.5, null]}') == {"a": [1, 0.5, None]}
+    for text, reason in [
+        ("[NaN]", "NaN is no JSON"),
+        ("[-Infinity]", "-Infinity is no JSON"),
+        ("[1e400]", "1e400 is too large a number"),
+        ("[" * 100_000, "nested too deep"),
+        ("{", "Expecting"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            parse_json(text)
 
 
 def test_sha256(tmp_path):

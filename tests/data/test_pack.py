@@ -182,6 +182,7 @@ DAMAGE = {
     "no attribute": (lambda f: f.attrs.__delitem__("mean"), "mean"),
     "mean": (lambda f: f.attrs.update(mean=[0.5]), "not enough values"),
     "nan": (lambda f: f.attrs.update(std=[0.5, np.nan, 0.5]), "mean and std are not within"),
+    "tiny mpp": (lambda f: f.attrs.update(mpp=1e-320), "patches of 50 px of 1e-320 um"),
     "mpp": (lambda f: f.attrs.update(mpp=0.0), "patches of 50 px of 0.0 um"),
     "patch_px": (lambda f: f.attrs.update(patch_px=49), "/patches is of shape"),
     "classes": (lambda f: f.attrs.update(class_names=["a"]), "1 class names"),

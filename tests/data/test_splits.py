@@ -251,7 +251,9 @@ def test_csv(pack, tmp_path, text):
         (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patients are not in the data, 'xé' first"),
         (b"patient,split\n", "is left for train"),
         (b"patient,split\np000,train\np001,val\n", "is left for test; give more"),
-        (b"patient,split\np000,train,1\n", "not a readable CSV|is not one of"),
+        (b"patient,split\np000,train,1\n", "not a readable CSV"),
+        (b"patient,split\n1,p000,train\n2,p001,val\n", "not a readable CSV"),
+        (b"patient,split\np000,train\np001\n", "split '' is not one of"),
     ],
 )
 def test_csv_that_cannot_be_used(pack, tmp_path, data, message):

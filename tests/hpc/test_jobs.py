@@ -184,6 +184,8 @@ TRAIN = 'command = "train"\n'
         ('command = "map"\n[config]\ncam_method = "x"\n', "Invalid value for '--cam-method'"),
         ('command = "map"\n[config]\nmin_tissue = nan\n', "is not a number"),
         ('command = "search"\n', r"\[axes\] is empty"),
+        (TRAIN + f"[config]\nweight_decay = {'9' * 400}\n", "weight_decay is too large a number"),
+        (TRAIN + f"[axes]\nseed = {list(range(10_001))}\n", "axis seed has 10001 values"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str):
@@ -205,6 +207,14 @@ def test_a_task_that_is_not_there_and_too_many_are_refused(tmp_path: Path):
         open_job(write(tmp_path, text), [])
     with pytest.raises(JobError, match="split is an axis of this job"):
         open_job(write(tmp_path, AXES), ["--split", "auto"])
+
+
+def test_the_points_of_long_axes_are_counted_before_they_are_made(tmp_path: Path):
+    numbers = list(range(1, 9_000))
+    text = TRAIN + "[axes]\n"
+    text += "".join(f"{name} = {numbers}\n" for name in ("seed", "epochs", "patience", "freeze"))
+    with pytest.raises(JobError, match="tasks; at most 10000, so shorten an axis"):
+        open_job(write(tmp_path, text), [])
 
 
 def test_a_pipe_or_a_huge_file_is_not_read(tmp_path: Path):

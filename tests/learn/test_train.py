@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -553,3 +554,68 @@ def test_patients_behind_the_given_weights_are_never_unseen(
     third = replace(CONFIG, weights=str(second.source))
     last = train(third, cohort, split, run=Run(tmp_path / "c"), compute=compute)
     assert set(last.inherited) == second.patients("train")
+
+
+@pytest.fixture
+def halfway(cohort: Pack, split: Split, compute: Compute, tmp_path: Path) -> Run:
+    """Return a training that was stopped after its first epoch."""
+    run = Run(tmp_path / "halfway")
+
+    def leave(record: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, cohort, split, run=run, compute=compute, on_epoch=leave)
+    return run
+
+
+def _state_of(content: dict, number: int = 0) -> dict:
+    return content["optimizer"]["state"][number]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda content: content["place"].update(epoch=-1),
+        lambda content: content["place"].update(epoch=10**9),
+        lambda content: content["place"].update(step="one"),
+        lambda content: content["place"].update(seconds=math.nan),
+        lambda content: content["place"].update(loss_sum=math.inf),
+        lambda content: content["place"].update(best=math.nan, best_epoch=7),
+        lambda content: content["place"]["history"].clear(),
+        lambda content: content["place"]["history"][0].update(val_auc=[1]),
+        lambda content: content["place"]["history"][0].pop("val_average_precision"),
+        lambda content: content["optimizer"]["param_groups"].pop(),
+        lambda content: content["optimizer"]["state"].update({10**6: _state_of(content)}),
+        lambda content: _state_of(content).pop("exp_avg"),
+        lambda content: _state_of(content).update(exp_avg=torch.zeros(3)),
+        lambda content: _state_of(content).update(step=torch.tensor(-1.0)),
+        lambda content: content["network"].popitem(),
+        lambda content: content["average"].update(n_averaged=torch.tensor(-10)),
+        lambda content: content.update(place=[]),
+    ],
+)
+def test_a_forged_state_is_one_line(
+    halfway: Run,
+    cohort: Pack,
+    split: Split,
+    compute: Compute,
+    forge: Callable[[dict], object],
+):
+    content = torch.load(halfway.last, weights_only=True)
+    forge(content)
+    torch.save(content, halfway.last)
+    with pytest.raises(RunError, match="the state does not fit this run") as caught:
+        train(CONFIG, cohort, split, run=halfway, compute=compute)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_optimisers_settings_are_those_of_the_configuration(
+    halfway: Run, cohort: Pack, split: Split, compute: Compute, trained: Checkpoint
+):
+    content = torch.load(halfway.last, weights_only=True)
+    for group in content["optimizer"]["param_groups"]:
+        group.update(lr=math.nan, peak=1e30, betas="none")
+    torch.save(content, halfway.last)
+    resumed = train(CONFIG, cohort, split, run=halfway, compute=compute)
+    assert same_weights(resumed, trained)

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,6 +187,31 @@ def test_a_damaged_table_is_one_line(folder: Path, share: float):
         read_cohort_h5(path)
     with pytest.raises(MapError, match="not a usable cohort file"):
         read_cohort_h5(folder / "P1.h5")
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda file: file.attrs.update(num_maps=2**40),
+        lambda file: file.__delitem__("table"),
+        lambda file: file["table"].attrs.update(columns=["none"]),
+        lambda file: file["table"].attrs.update(columns=3.5),
+        lambda file: replaced(file, "table/dice", shape=(2**40,), dtype="f8", chunks=(64,)),
+        lambda file: replaced(file, "table/patient", data=np.zeros((2, 2))),
+        lambda file: (file.__delitem__("table/auc"), file.create_group("table/auc")),
+    ],
+)
+def test_a_forged_table_is_one_line(folder: Path, forge: Callable[[h5py.File], None]):
+    with h5py.File(folder / "cohort.h5", "r+") as file:
+        forge(file)
+    with pytest.raises(MapError, match="not a usable cohort file") as caught:
+        read_cohort_h5(folder / "cohort.h5")
+    assert "\n" not in str(caught.value)
+
+
+def replaced(file: h5py.File, name: str, **dataset: object) -> None:
+    del file[name]
+    file.create_dataset(name, **dataset)
 
 
 def test_an_empty_cohort_is_an_empty_table(tmp_path: Path):

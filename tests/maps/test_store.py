@@ -312,6 +312,11 @@ def test_a_map_without_cam_has_none(content: PatientMap, tmp_path: Path):
         found.cam_mosaic()
 
 
+def _replace(file: h5py.File, name: str, **dataset: object) -> None:
+    del file[name]
+    file.create_dataset(name, **dataset)
+
+
 def _coords_a_group(file: h5py.File) -> None:
     del file["coords"]
     file.create_group("coords")
@@ -326,6 +331,17 @@ def _coords_a_group(file: h5py.File) -> None:
         lambda file: file.attrs.update(mpp=1e300),
         lambda file: file.attrs.update(threshold=np.nan),
         lambda file: file.attrs.update(temperature=np.nan),
+        lambda file: file.attrs.update(temperature=1e-320),
+        lambda file: file.attrs.update(mpp=1e-320),
+        lambda file: file.attrs.update(model='{"auc": NaN}'),
+        lambda file: file.attrs.update(provenance="[" * 100_000),
+        lambda file: file.attrs.update(
+            smoothing='{"sigma_um": 1, "temperature": 1, "threshold": 1e13}'
+        ),
+        lambda file: _replace(file, "logit", data=file["logit"][:].astype("S9")),
+        lambda file: _replace(
+            file, "cam/raw", shape=(len(file["coords"]), 256, 256), dtype="f8", chunks=(1, 64, 64)
+        ),
         lambda file: file.attrs.update(smoothing="[1]"),
         lambda file: file.attrs.update(smoothing='{"a": 1}'),
     ],

@@ -1,5 +1,7 @@
 import os
 import pickle
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -86,6 +88,13 @@ def write(path: Path, trained: Checkpoint, **changes: object) -> Path:
         ({"class_names": ["one"]}, "1 classes, not 2"),
         ({"cam_layer": "nothing"}, "no CAM is taken from the layer 'nothing'"),
         ({"metrics": {"auc": torch.zeros(1)}}, "damaged checkpoint"),
+        ({"metrics": {"val": {"auc": float("nan")}}}, "damaged checkpoint"),
+        ({"config": {"epochs": float("inf")}}, "damaged checkpoint"),
+        ({"temperature": 1e-320}, "temperature or threshold out of range"),
+        ({"temperature": 1e13}, "temperature or threshold out of range"),
+        ({"smoothing": {"sigma_um": 1e13, "temperature": 1.0, "threshold": 0.5}}, "reaches 1e"),
+        ({"smoothing": {"sigma_um": 1.0, "temperature": 1e-320, "threshold": 0.5}}, "of range"),
+        ({"architecture": "regnet_y_128gf"}, "no CAM is taken from the layer"),
     ],
 )
 def test_a_wrong_content_is_named(
@@ -98,7 +107,12 @@ def test_a_wrong_content_is_named(
 
 
 @pytest.mark.parametrize(
-    "change", [{"mpp": "four"}, {"mean": (0.5, 0.5)}, {"input_px": 0}, {"std": (0.0, 1.0, 1.0)}]
+    "change",
+    [
+        *({"mpp": "four"}, {"mpp": 1e-320}, {"mpp": 1e13}, {"mean": (0.5, 0.5)}, {"input_px": 0}),
+        *({"std": (0.0, 1.0, 1.0)}, {"mean": (float("nan"), 0.5, 0.5)}, {"input_px": 10**6}),
+        *({"patch_px": 10**9}, {"mean": (1e30, 0.5, 0.5)}),
+    ],
 )
 def test_an_input_that_makes_no_sense_is_refused(
     trained: Checkpoint, tmp_path: Path, change: dict[str, object]
@@ -113,6 +127,31 @@ def test_weights_that_are_not_finite_are_refused(trained: Checkpoint, tmp_path: 
     path = write(tmp_path / "nan.pt", trained, state=state)
     with pytest.raises(CheckpointError, match="not a finite number"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda value: torch.zeros(1).expand(2**40),
+        lambda value: torch.empty(value.shape, device="meta"),
+        lambda value: value.to_sparse(),
+        lambda value: value.to(torch.complex64),
+        lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        lambda value: value.tolist(),
+        lambda value: value[None],
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(
+    trained: Checkpoint, tmp_path: Path, forge: Callable[[torch.Tensor], object]
+):
+    bias = trained.state["classifier.bias"]
+    state = dict(trained.state) | {"classifier.bias": forge(bias)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to give quantised tensors up
+        path = write(tmp_path / "forged.pt", trained, state=state)
+    with pytest.raises(CheckpointError, match=r"damaged checkpoint|do not fit") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_list_is_no_checkpoint(tmp_path: Path):

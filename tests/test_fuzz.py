@@ -1,0 +1,35 @@
+"""No spoilt file brings a traceback, a hang, a crash or a flood: a few of tools/fuzz.py's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+MUTATIONS = 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to look into")
+def test_no_spoilt_file_is_our_bug(tmp_path: Path):
+    found = subprocess.run(
+        [
+            *(sys.executable, REPOSITORY / "tools/fuzz.py", "--mutations", str(MUTATIONS)),
+            *("--failures", tmp_path / "failures"),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    reasons = "".join(path.read_text() for path in tmp_path.rglob("why.txt"))
+    assert found.returncode == 0, found.stdout + reasons + found.stderr
+    rows = [line.strip("| ").split(" | ") for line in found.stdout.splitlines()[2:]]
+    assert len(rows) == 15
+    for name, total, valid, refused, *bad in rows:
+        assert int(total) == int(valid) + int(refused) == MUTATIONS, name
+        assert set(bad) == {"0"}, name
