@@ -108,7 +108,7 @@ def card(
             temperature=checkpoint.temperature,
             smoothing=checkpoint.smoothing,
             split="\n".join(
-                f"| {role} | {row.patients} | {row.patches} | {row.idc_fraction:.1%} |"
+                f"| {role} | {row.patients:.0f} | {row.patches:,.0f} | {row.idc_fraction:.1%} |"
                 for role, row in split.iterrows()
             ),
             rows=metric_rows(
