@@ -150,9 +150,9 @@ def test_every_other_result_is_whole_or_not_there(
             *("eval", "--checkpoint", trained.source, "--data", cohort.path, "--device", "cpu"),
             *("--num-resamples", 100, "--out", disk.path / "out"),
         ],
-        "report": ["report", maps, "--out", disk.path / "out"],
-        "render": ["render", maps, "--out", disk.path / "out"],
-        "export": ["export", maps, "--out", disk.path / "out"],
+        "report": ["report", *sorted(maps.glob("*.h5")), "--out", disk.path / "out"],
+        "render": ["render", *sorted(maps.glob("*.h5")), "--out", disk.path / "out"],
+        "export": ["export", *sorted(maps.glob("*.h5")), "--out", disk.path / "out"],
         "explore": ["explore", "--data", cohort.path, "--out", disk.path / "out"],
         "synth": ["synth", disk.path / "out", "--num-patients", 2],
     }[name]

@@ -16,6 +16,7 @@ from wsi_idc.hpc.search_file import read_search
 JOBS = Path(__file__).parents[2] / "jobs"
 ALL = sorted(JOBS.glob("*.toml"))
 NUM_TASKS = {
+    "bundled": 5,
     "train_all_models": 5,
     "cv5": 5,
     "search": 3,

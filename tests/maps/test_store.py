@@ -339,9 +339,6 @@ def _coords_a_group(file: h5py.File) -> None:
             smoothing='{"sigma_um": 1, "temperature": 1, "threshold": 1e13}'
         ),
         lambda file: _replace(file, "logit", data=file["logit"][:].astype("S9")),
-        lambda file: _replace(
-            file, "cam/raw", shape=(len(file["coords"]), 256, 256), dtype="f8", chunks=(1, 64, 64)
-        ),
         lambda file: file.attrs.update(smoothing="[1]"),
         lambda file: file.attrs.update(smoothing='{"a": 1}'),
     ],
@@ -352,3 +349,14 @@ def test_a_forged_map_is_one_line(path: Path, forge: Callable[[h5py.File], None]
     with pytest.raises(MapError, match="not a usable map") as caught:
         read_map(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_map_that_claims_more_than_it_holds_is_refused_before_it_takes_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with h5py.File(path, "r+") as file:
+        shape = (len(file["coords"]), 256, 256)
+        _replace(file, "cam/raw", shape=shape, dtype="f4", chunks=(1, 64, 64))
+    monkeypatch.setattr("wsi_idc.maps.store_read._SMALL_BYTES", 1000)
+    with pytest.raises(MapError, match=r"/cam/raw claims \d+ bytes that are not there"):
+        read_map(path)

@@ -19,7 +19,8 @@ from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import FORMAT_VERSION, map_path, read_identity, write_map
+from wsi_idc.maps.schema import FORMAT_VERSION
+from wsi_idc.maps.store import map_path, read_identity, write_map
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layer import usual_cam_layer
 from wsi_idc.models.device import Compute
