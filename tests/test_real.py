@@ -119,7 +119,9 @@ def test_wsinfer_would_say_the_same_of_real_patches(pack: Pack, tmp_path: Path):
         warnings.filterwarnings("ignore", message="`?torch.jit")
         found = torch.jit.load(tmp_path / "torchscript_model.pt")(images)
         expected = checkpoint.build()(torch.from_numpy(patches)) / checkpoint.temperature
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    # Pillow, which WSInfer resizes with, rounds pixels to 8 bits.
+    torch.testing.assert_close(found, expected, atol=0.2, rtol=0)
+    assert (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.98
 
 
 def test_the_outlines_lie_on_the_tissue_they_mark(tree: Path, pack: Pack, tmp_path: Path):

@@ -57,7 +57,7 @@ def test_a_model_folder(work: Path, capsys: pytest.CaptureFixture[str]):
         "wsinfer/config.json",
         "wsinfer/README.md",
     ]
-    assert json.loads(Path("wsinfer/config.json").read_text())["architecture"] == "cnn-bn"
+    assert json.loads(Path("wsinfer/config.json").read_text())["architecture"] == "mobilenet_v2"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_configuration_keeps_wsinfers_rules(name: str, input_px: int | None)
         assert isinstance(item.get("arguments", {}), dict)
     # QuPath resizes to a whole number and normalises by lists.
     resize, to_tensor, normalize = config["transform"]
-    assert resize == {"name": "Resize", "arguments": {"size": input_px or 50}}
+    assert resize == {"name": "Resize", "arguments": {"size": checkpoint.input.input_px}}
     assert to_tensor == {"name": "ToTensor"}
     assert normalize["arguments"] == {
         "mean": list(checkpoint.input.mean),
@@ -143,7 +143,12 @@ def test_the_file_names_no_folder_of_this_machine(tmp_path: Path):
 
 
 def test_the_card_says_what_the_program_would(tmp_path: Path):
-    odd = replace(checkpoint_of("bundled"), class_names=("<b>", "`x`\n# y"))
+    odd = replace(
+        checkpoint_of("bundled"),
+        class_names=("<b>", "`x`\n# y"),
+        temperature=0.8669,
+        threshold=0.3221,
+    )
     files = write_wsinfer(odd, tmp_path)
     assert [file.name for file in files] == ["torchscript_model.pt", "config.json", "README.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
