@@ -113,7 +113,8 @@ def _place_of(content: Mapping[str, Any], *, monitor: str) -> Place:
     if not 0 <= place.seconds < math.inf:
         raise ValueError("the time spent is no time")
     epochs = [record["epoch"] for record in place.history]
-    if epochs != list(range(1, place.epoch + 1)) or place.best_epoch > place.epoch:
+    counted = len(epochs) == place.epoch and epochs == list(range(1, len(epochs) + 1))
+    if not counted or place.best_epoch > place.epoch:
         raise ValueError("the history is not that of its epochs")
     for record in place.history:
         if not all(is_plain_number(value) for value in record.values()):
