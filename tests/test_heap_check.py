@@ -13,7 +13,7 @@ SIGNATURE = b"GCOL\x01\0\0\0"
 
 def written(path: Path) -> bytearray:
     with h5py.File(path, "w") as file:
-        file["texts"] = [f"text {number}" for number in range(300)]
+        file["texts"] = [f"text {number}" for number in range(9000)]
         file.attrs["one"] = "more"
     return bytearray(path.read_bytes())
 

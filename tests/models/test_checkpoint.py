@@ -145,12 +145,12 @@ def test_weights_that_are_no_plain_numbers_are_refused(
     trained: Checkpoint, tmp_path: Path, forge: Callable[[torch.Tensor], object]
 ):
     bias = trained.state["classifier.bias"]
-    state = dict(trained.state) | {"classifier.bias": forge(bias)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch is about to give quantised tensors up
+        state = dict(trained.state) | {"classifier.bias": forge(bias)}
         path = write(tmp_path / "forged.pt", trained, state=state)
-    with pytest.raises(CheckpointError, match=r"damaged checkpoint|do not fit") as caught:
-        load_checkpoint(path)
+        with pytest.raises(CheckpointError, match=r"damaged checkpoint|do not fit") as caught:
+            load_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 

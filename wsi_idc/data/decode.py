@@ -15,6 +15,11 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN_RGB = (8, 2, 0)  # bit depth, colour type, interlace
 # What of a PNG OpenCV reads as Pillow does; it turns pictures by eXIf and sees no tRNS.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"tEXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB"}
+# What Pillow answers a damaged file with.
+_DAMAGED = (
+    *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error),
+    *(IndexError, KeyError, TypeError, OverflowError, MemoryError),
+)
 _unpack_head = struct.Struct(">I4s").unpack_from
 _unpack_crc = struct.Struct(">I").unpack_from
 
@@ -89,10 +94,9 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             rgba = image.convert("RGBA")
-    # Pillow answers a damaged file with any of these.
     except UnidentifiedImageError:
         raise UnreadablePatchError("damaged PNG: the header makes no sense") from None
-    except (OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error) as error:
+    except _DAMAGED as error:
         raise UnreadablePatchError(f"damaged PNG: {error}") from None
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
