@@ -137,6 +137,7 @@ def test_any_bytes_are_a_patch_or_a_reason(data):
         (by_hand(STREAM[:3000]), "damaged PNG: "),
         (by_hand(zlib.compress(RAW[:4000])), "damaged PNG: "),
         (by_hand(b""), "damaged PNG: "),
+        (by_hand(STREAM, chunk(b"iCCP", b"")), "damaged PNG: "),
         (by_hand(STREAM, width=0), "damaged PNG: the header makes no sense"),
         (by_hand(STREAM, depth=3), "damaged PNG: the header makes no sense"),
         (by_hand(STREAM, width=51), r"51x50 px is larger than a 50x50 patch"),

@@ -248,8 +248,8 @@ def test_a_failed_run_keeps_the_old_pack(tree, tmp_path):
     [
         ({"patch_px": 0}, "a patch of 0 px cannot be packed; choose 1 to 255 px"),
         ({"patch_px": 256}, "a patch of 256 px cannot be packed"),
-        ({"mpp": 0.0}, "0.0 um per pixel make no sense; give 0.001 to 100"),
-        ({"mpp": float("nan")}, "nan um per pixel make no sense"),
+        ({"mpp": 0.0}, "0.0 microns per pixel make no sense; give 0.001 to 100"),
+        ({"mpp": float("nan")}, "nan microns per pixel make no sense"),
     ],
 )
 def test_senseless_sizes(tree, tmp_path, options, message):

@@ -317,6 +317,13 @@ def _replace(file: h5py.File, name: str, **dataset: object) -> None:
     file.create_dataset(name, **dataset)
 
 
+def _claim_a_thumbnail(file: h5py.File) -> None:
+    group, side = file.create_group("slide"), 8192
+    group.attrs.update({"name": "s.svs", "mpp": 0.5, "width": side, "height": side})
+    for name, shape in (("thumbnail", (side, side, 3)), ("tissue", (side, side))):
+        group.create_dataset(name, shape=shape, dtype="u1", chunks=True)
+
+
 def _coords_a_group(file: h5py.File) -> None:
     del file["coords"]
     file.create_group("coords")
@@ -339,6 +346,8 @@ def _coords_a_group(file: h5py.File) -> None:
             smoothing='{"sigma_um": 1, "temperature": 1, "threshold": 1e13}'
         ),
         lambda file: _replace(file, "logit", data=file["logit"][:].astype("S9")),
+        lambda file: _replace(file, "cam/raw", data=file["cam/raw"][:].astype("S9")),
+        _claim_a_thumbnail,
         lambda file: file.attrs.update(smoothing="[1]"),
         lambda file: file.attrs.update(smoothing='{"a": 1}'),
     ],

@@ -100,3 +100,9 @@ def test_a_mask_at_another_size():
     assert large.dtype == bool
     assert np.array_equal(large, MASK.repeat(2, axis=0).repeat(2, axis=1) > 0)
     assert np.array_equal(resize_mask(large, (8, 12)), MASK > 0)
+
+
+def test_a_slide_of_metres_is_not_searched(tmp_path):
+    path = write_tiff(tmp_path / "long.tif", np.full((64, 5000, 3), 255, np.uint8), mpp=90.0)
+    with open_slide(path) as slide, pytest.raises(SlideError, match=r"are 0\.5 m, which no slide"):
+        find_tissue(slide)

@@ -1,5 +1,6 @@
 import logging
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +289,27 @@ def test_a_closed_slide_is_our_mistake(tmp_path):
     with pytest.raises(ValueError, match="is closed"):
         slide.read(0, 0, 0, width=1, height=1)
     slide.close()
+
+
+def test_levels_of_another_picture_are_refused(tmp_path: Path):
+    path = write_tiff(tmp_path / "S1.tif", noise(400, 600), noise(5000, 150, seed=1), mpp=0.5)
+    with pytest.raises(SlideError, match="level 1 of 150x5000 px is not that of 600x400 px"):
+        open_slide(path)
+
+
+def test_a_level_that_is_padded_to_whole_tiles_is_read(tmp_path: Path):
+    path = write_tiff(tmp_path / "S1.tif", noise(400, 600), noise(256, 128, seed=1), mpp=0.5)
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 2
+
+
+def test_tiles_larger_than_anyone_writes_are_refused(tmp_path: Path):
+    path = write_tiff(tmp_path / "S1.tif", noise(400, 600), mpp=0.5)
+    data = path.read_bytes()
+    for tag in (322, 323):  # width and length of a tile
+        written = [struct.pack("<HHII", tag, kind, 1, 64) for kind in (3, 4)]
+        (old,) = [entry for entry in written if entry in data]
+        data = data.replace(old, struct.pack("<HHII", tag, 4, 1, 65_536))
+    path.write_bytes(data)
+    with pytest.raises(SlideError, match="its tiles are too large"):
+        open_slide(path)

@@ -180,7 +180,7 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
     finest, coarsest = POSSIBLE_MPP
     if mpp is not None and not finest <= mpp <= coarsest:
-        raise DataError(f"{mpp} um per pixel make no sense; give {finest:g} to {coarsest:g}")
+        raise DataError(f"{mpp} microns per pixel make no sense; give {finest:g} to {coarsest:g}")
 
 
 def _decode_all(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> _Decoded:

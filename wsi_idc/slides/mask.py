@@ -17,6 +17,7 @@ from wsi_idc.slides.tissue import MASK_MPP, tissue_mask
 # A slide is rarely more than 75 mm long, and so small that it is finer only by choice.
 _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
+_MAX_SIDE_UM = 400_000
 _MAX_STRETCH = 0.01
 _MAX_PX = 89_478_485
 _DAMAGED = (*DAMAGED, Image.DecompressionBombError)
@@ -32,6 +33,12 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         SlideError: The file is damaged.
     """
     longest = max(slide.width, slide.height)
+    if longest * slide.mpp > _MAX_SIDE_UM:
+        raise SlideError(
+            f"{slide.path}: {longest} px of {slide.mpp:g} um are "
+            f"{longest * slide.mpp / 1e6:.1f} m, which no slide is; give --mpp if that is wrong, "
+            "else copy the slide again"
+        )
     side = math.ceil(longest * slide.mpp / MASK_MPP)
     thumbnail = slide.thumbnail(min(max(side, _MIN_SIDE_PX), _MAX_SIDE_PX))
     mpp = longest * slide.mpp / max(thumbnail.shape)

@@ -1,6 +1,8 @@
 """A slide file that OpenSlide reads: the only place that knows OpenSlide."""
 
 import contextlib
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 # OpenSlide keeps decoded tiles; a strip of patches comes back to those of the strip above. Room
 # for a row of 256 px tiles of a slide of 130,000 px.
 _CACHE_BYTES = 128 * 2**20
+# A tile is decoded as a whole, and where there is no room for it OpenSlide ends the process.
+_MAX_TILE_PX = 2**26
 
 
 class Pyramid(Source):
@@ -37,6 +41,7 @@ class Pyramid(Source):
         self._handle: openslide.OpenSlide | None = None
         try:
             handle = self._handle = self._open()
+            _check_tiles(path, handle.properties)
             self.sizes = handle.level_dimensions
             self.downsamples = handle.level_downsamples
             self.stated_mpp = _stated_mpp(
@@ -104,6 +109,17 @@ def is_pyramid(path: Path) -> bool:
         return openslide.OpenSlide.detect_format(path) is not None
     except openslide.OpenSlideError:
         return False
+
+
+def _check_tiles(path: Path, properties: Mapping[str, str]) -> None:
+    """Raise SlideError where a level's tiles are larger than anyone would write."""
+    for level in range(int(properties.get("openslide.level-count", 0))):
+        sides = (
+            int(properties.get(f"openslide.level[{level}].tile-{side}", 0))
+            for side in ("width", "height")
+        )
+        if math.prod(sides) > _MAX_TILE_PX:
+            raise SlideError(f"{path}: damaged or cut short (its tiles are too large)")
 
 
 def _pixels(

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ MIN_MPP, MAX_MPP = POSSIBLE_MPP
 _MAX_STRETCH = 0.03
 # A given number that differs by more from what the file states is worth a line.
 _MAX_CONTRADICTION = 0.1
+_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024
 _BLOCK_PX = 1024
 _MAX_READERS = 4
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
@@ -179,11 +181,26 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
     else:
         raise SlideError(f"{path}: {_what_it_is(path, head)}")
     try:
+        _check_levels(path, source.sizes)
         mpp, mpp_source = _choose_mpp(path, source.stated_mpp, given=mpp)
     except SlideError:
         source.close()
         raise
     return Slide(path, source, mpp=mpp, mpp_source=mpp_source)
+
+
+def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise SlideError where levels are not of one picture; some are padded to whole tiles."""
+    width, height = sizes[0]
+    for number, (cols, rows) in enumerate(sizes):
+        if (
+            rows > _MAX_STRETCH_OF_LEVELS * cols * height / width + _PADDING_PX
+            or cols > _MAX_STRETCH_OF_LEVELS * rows * width / height + _PADDING_PX
+        ):
+            raise SlideError(
+                f"{path}: damaged or cut short (level {number} of {cols}x{rows} px is not that of "
+                f"{width}x{height} px)"
+            )
 
 
 def _head(path: Path) -> bytes:
