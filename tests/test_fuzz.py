@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-MUTATIONS = 40
+MUTATIONS = 10
 
 
 @pytest.mark.slow
