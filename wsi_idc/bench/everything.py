@@ -12,7 +12,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.device import Compute
 
-_MAPPED = ("cnn-bn", "resnet18", "resnet50", "efficientnet-b0")
+_MAPPED = ("cnn-bn", "resnet18", "resnet50", "efficientnet-b0", "bundled")
 # Steps to measure: those of a large network take seconds on a CPU.
 _TRAINED = {"cnn-bn": (80, 16), "resnet18": (16, 8)}
 _TRAIN_BATCH = {"cnn-bn": 64, "resnet18": 32}

@@ -13,7 +13,7 @@ from wsi_idc.learn.transfer import Link
 from wsi_idc.maps.build import content_of
 from wsi_idc.maps.store import map_path, write_map
 from wsi_idc.maps.work import MapWork
-from wsi_idc.models.cam import logits_and_cam
+from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
 
 _NUM_ROUNDS = 5
@@ -36,6 +36,8 @@ def map_parts(
     rows = rows[torch.arange(len(bare.ready)).numpy() % len(rows)]
     patches = pack.patches[rows]
     on_device = link.send(patches).get()
+    assert work.cam is not None
+    cam = vars(work.cam.of(classifier))
 
     @torch.inference_mode()
     def run(what: str) -> int:
@@ -47,7 +49,8 @@ def map_parts(
             elif what == "resize, forward":
                 classifier(on_device)
             else:
-                logits_and_cam(classifier, on_device)
+                with cam_extractor(classifier, **cam) as extract:
+                    extract(on_device)
         return len(rows)
 
     def read() -> int:
