@@ -14,7 +14,7 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
 from wsi_idc.data.synth import write_cohort
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.train import train
+from wsi_idc.learn.training.train import train
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
 

@@ -12,10 +12,10 @@ from wsi_idc.data.synth import write_cohort
 from wsi_idc.errors import StoppedError
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.evaluate import Evaluation
-from wsi_idc.learn.evaluation_report import evaluate_into
 from wsi_idc.learn.method import Method
+from wsi_idc.learn.pages.evaluation_report import evaluate_into
 from wsi_idc.learn.runs import Run, default_run
-from wsi_idc.learn.train import train, what_is_asked
+from wsi_idc.learn.training.train import train, what_is_asked
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
 from wsi_idc.maps.report.build import build_report

@@ -5,7 +5,7 @@ import pytest
 from wsi_idc.config import TrainConfig
 from wsi_idc.errors import JobError
 from wsi_idc.hpc.search_file import read_search
-from wsi_idc.learn.space import Span
+from wsi_idc.learn.searching.space import Span
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SEARCH = 'command = "search"\n'

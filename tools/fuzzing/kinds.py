@@ -30,10 +30,10 @@ from wsi_idc.errors import RunError
 from wsi_idc.hpc.search_file import read_search
 from wsi_idc.hpc.status import status_of
 from wsi_idc.learn.compare import compare, read_predictions, write_comparison
-from wsi_idc.learn.evaluation_report import evaluate_into
 from wsi_idc.learn.method import Method
+from wsi_idc.learn.pages.evaluation_report import evaluate_into
 from wsi_idc.learn.runs import Run, newest_finished
-from wsi_idc.learn.train import train
+from wsi_idc.learn.training.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.build_slides import SlideSettings, build_slide_maps
 from wsi_idc.maps.cohort import read_cohort

@@ -57,7 +57,7 @@ def compare(
     """
     from wsi_idc.learn.compare import compare as compare_them
     from wsi_idc.learn.compare import write_comparison
-    from wsi_idc.learn.comparison_page import write_comparison_page
+    from wsi_idc.learn.pages.comparison_page import write_comparison_page
 
     them = [
         _read(one, data, split=split, seed=seed, num_resamples=num_resamples, **how)
@@ -80,7 +80,7 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.compare import read_predictions
     from wsi_idc.learn.evaluate import evaluation_folder, is_evaluated
-    from wsi_idc.learn.evaluation_report import evaluate_into
+    from wsi_idc.learn.pages.evaluation_report import evaluate_into
     from wsi_idc.models.device import choose_compute
 
     if (given / "metrics.json").exists():

@@ -73,9 +73,9 @@ def eval_(
     """
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.evaluate import choose_patients
-    from wsi_idc.learn.evaluation_report import evaluate_into
     from wsi_idc.learn.leaderboard import RANKABLE, leaderboard, same_patients, write_leaderboard
-    from wsi_idc.learn.leaderboard_page import write_leaderboard_page
+    from wsi_idc.learn.pages.evaluation_report import evaluate_into
+    from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
     from wsi_idc.models.device import choose_compute
 
     if runs and checkpoints:

@@ -12,7 +12,7 @@ from wsi_idc.config import DEFAULT_RUNS
 from wsi_idc.errors import RunError
 
 if TYPE_CHECKING:
-    from wsi_idc.learn.trials import SearchResult
+    from wsi_idc.learn.searching.trials import SearchResult
 
 
 @click.command()
@@ -37,7 +37,7 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
     from wsi_idc.data.source import open_data
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.hpc.search_file import read_search
-    from wsi_idc.learn.search import search as run_search
+    from wsi_idc.learn.searching.search import search as run_search
 
     spec = read_search(job)
     pack = open_data(data)
@@ -72,7 +72,7 @@ def _as_dict(result: "SearchResult") -> dict[str, Any]:
 
 
 def _say_result(result: "SearchResult") -> None:
-    from wsi_idc.learn.trials import BEST_JOB, FIGURE, TABLE
+    from wsi_idc.learn.searching.trials import BEST_JOB, FIGURE, TABLE
 
     rows, axes = result.rows(), result.spec.axes
     hidden = {"run", "reason"}
@@ -103,7 +103,7 @@ def _say_result(result: "SearchResult") -> None:
 
 
 def _cell(name: str, value: object, axes: Container[str]) -> str:
-    from wsi_idc.learn.space import shown
+    from wsi_idc.learn.searching.space import shown
 
     if value is None:
         return "-"

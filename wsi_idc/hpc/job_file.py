@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.errors import JobError
-from wsi_idc.learn.space import check_name
+from wsi_idc.learn.searching.space import check_name
 
 MAX_TASKS = 10_000
 _MAX_BYTES = 1_000_000

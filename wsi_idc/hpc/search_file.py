@@ -8,7 +8,7 @@ from typing import Any
 from wsi_idc.config import TrainConfig
 from wsi_idc.errors import JobError
 from wsi_idc.hpc.job_file import check_keys, command_and_name, load, table, typed
-from wsi_idc.learn.space import Axis, SearchSpec, Span
+from wsi_idc.learn.searching.space import Axis, SearchSpec, Span
 
 SEARCH = "search"
 

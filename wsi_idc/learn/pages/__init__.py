@@ -1,0 +1,1 @@
+"""What people look at of a training or an evaluation: charts, galleries, pages."""

@@ -1,0 +1,1 @@
+"""Train a classifier: the loop, its steps, its state on disk."""
