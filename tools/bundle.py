@@ -22,7 +22,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, split_table
 from wsi_idc.files import write_json, write_text
 from wsi_idc.learn.bootstrap import resample_patients
-from wsi_idc.learn.evaluate import Evaluation, Judged, choose_patients, evaluate, judge
+from wsi_idc.learn.evaluate import choose_patients, evaluate, judge
+from wsi_idc.learn.evaluation import Evaluation, Judged
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.pages.gallery import false_negatives, false_positives
 from wsi_idc.maps.build import build_maps

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.learn.compare import Predictions, compare
-from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate
+from wsi_idc.learn.evaluate import choose_patients, evaluate
+from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.models.device import choose_compute

@@ -11,7 +11,7 @@ from wsi_idc.data.splits import make_split
 from wsi_idc.data.synth import write_cohort
 from wsi_idc.errors import StoppedError
 from wsi_idc.hpc.preempt import StopRequest
-from wsi_idc.learn.evaluate import Evaluation
+from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.pages.evaluation_report import evaluate_into
 from wsi_idc.learn.runs import Run, default_run

@@ -8,14 +8,9 @@ import pytest
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError
-from wsi_idc.learn.evaluate import (
-    Evaluation,
-    choose_patients,
-    evaluate,
-    evaluation_folder,
-    is_evaluated,
-    write_evaluation,
-)
+from wsi_idc.learn.evaluate import choose_patients, evaluate
+from wsi_idc.learn.evaluation import Evaluation
+from wsi_idc.learn.evaluation_files import evaluation_folder, is_evaluated, write_evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.metrics import all_metrics
 from wsi_idc.models.checkpoint import Checkpoint
@@ -213,7 +208,7 @@ def test_an_interrupted_rewrite_leaves_no_old_record(
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wsi_idc.learn.evaluate.write_json", stop)
+    monkeypatch.setattr("wsi_idc.learn.evaluation_files.write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         write_evaluation(second, tmp_path)
     assert not (tmp_path / "metrics.json").exists()

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.evaluate import Evaluation, choose_patients, evaluate
+from wsi_idc.learn.evaluate import choose_patients, evaluate
+from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.leaderboard import (
     leaderboard,
     published_results,

@@ -79,7 +79,7 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
     """Read the evaluation that an argument means; a run's is made where it is not there."""
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.compare import read_predictions
-    from wsi_idc.learn.evaluate import evaluation_folder, is_evaluated
+    from wsi_idc.learn.evaluation_files import evaluation_folder, is_evaluated
     from wsi_idc.learn.pages.evaluation_report import evaluate_into
     from wsi_idc.models.device import choose_compute
 

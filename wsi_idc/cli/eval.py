@@ -21,7 +21,7 @@ from wsi_idc.cli.output import say, say_json, say_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from wsi_idc.learn.evaluate import Evaluation
+    from wsi_idc.learn.evaluation import Evaluation
 
 
 @click.command("eval")

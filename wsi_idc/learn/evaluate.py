@@ -1,12 +1,5 @@
 """How well a method does on patients that its checkpoints have not seen."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -14,112 +7,22 @@ from numpy.typing import NDArray
 from wsi_idc.config import NUM_RESAMPLES
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError
-from wsi_idc.files import parse_json, write_json, write_text
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.bootstrap import (
-    Band,
     interval,
     resample_patients,
     resampled_metrics,
     roc_and_pr_bands,
 )
+from wsi_idc.learn.evaluation import Evaluation, Judged
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.regions import DISTANCES, border_distances, patient_table, summary
-from wsi_idc.models.checkpoint import bundled_checkpoint
 from wsi_idc.models.device import Compute
 from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
 
 # Bands are drawn, not quoted: fewer resamples do.
 _RESAMPLES_OF_BANDS = 500
-
-
-@dataclass(frozen=True)
-class Judged:
-    """How good one column of probabilities is.
-
-    Attributes:
-        column: "probability" or "probability_smoothed".
-        threshold: From which a patch is called IDC; set on val patients.
-        metrics: Name to value over all patches, NaN where there is none.
-        intervals: Name to 95 % interval by bootstrap over patients.
-        confusion: Counts.
-    """
-
-    column: str
-    threshold: float
-    metrics: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    confusion: measure.Confusion
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it JSON-ready; what is undefined is null."""
-        return {
-            "judged": self.column,
-            "threshold": self.threshold,
-            "metrics": measure.or_none(self.metrics),
-            "intervals_95": {
-                name: list(measure.or_none(dict(zip("lh", pair, strict=True))).values())
-                for name, pair in self.intervals.items()
-            },
-            "confusion": asdict(self.confusion),
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a method is worth over some patients.
-
-    Attributes:
-        split: Which patients: test, val, train, unseen or all.
-        num_patients, num_patches: Evaluated; patches of unknown label are left out.
-        num_unknown: Patches left out for that.
-        judged: The probabilities that the method ends with.
-        raw: The same before smoothing; None where nothing is smoothed.
-        ece_uncalibrated: ECE of the raw probabilities had no temperature been fitted.
-        by_border: The metrics of the patches at each distance from the label border.
-        regions: Spread of the patients' own AUC, Dice and area bias.
-        predictions: One row a patch: patient, x, y, label, probability, what else the method
-            gives, border_distance.
-        patients: One row a patient, as ``regions.patient_table`` has it.
-        bands: ROC and PR curve; None where there is only one class.
-        notes: What a reader should know, in sentences.
-        record: What was evaluated on what, JSON-ready.
-    """
-
-    split: str
-    num_patients: int
-    num_patches: int
-    num_unknown: int
-    judged: Judged
-    raw: Judged | None
-    ece_uncalibrated: float
-    by_border: Mapping[int, Judged]
-    regions: Mapping[str, Mapping[str, float]]
-    predictions: pd.DataFrame
-    patients: pd.DataFrame
-    bands: tuple[Band, Band] | None
-    notes: tuple[str, ...]
-    record: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all but the tables and curves, JSON-ready; what is undefined is null."""
-        return {
-            "split": self.split,
-            "num_patients": self.num_patients,
-            "num_patches": self.num_patches,
-            "num_unknown": self.num_unknown,
-            **self.judged.as_dict(),
-            "ece_uncalibrated": self.ece_uncalibrated,
-            "unsmoothed": None if self.raw is None else self.raw.as_dict(),
-            "patients": {name: measure.or_none(of) for name, of in self.regions.items()},
-            "by_border_distance": {
-                str(distance): {"patches": sum(asdict(of.confusion).values()), **of.as_dict()}
-                for distance, of in self.by_border.items()
-            },
-            "notes": list(self.notes),
-            "provenance": self.record,
-        }
 
 
 def choose_patients(
@@ -355,40 +258,3 @@ def _notes(
     if predictions[judged].nunique() == 1:
         notes.append("all probabilities are equal: the ranking is a coin's")
     return notes
-
-
-def evaluation_folder(method: Method, split: str) -> Path:
-    """Return where an evaluation is written by default: in the run, or in eval/."""
-    way = split + "-tta" * method.tta + "-smooth" * method.smooth
-    first = method.checkpoints[0].source
-    assert first is not None
-    if len(method.checkpoints) > 1:
-        prints = json.dumps([one.fingerprint for one in method.checkpoints])
-        return Path("eval", f"ensemble-{hashlib.sha256(prints.encode()).hexdigest()[:8]}-{way}")
-    if first == bundled_checkpoint():
-        return Path("eval", f"bundled-{way}")
-    # Checkpoints that lie in one folder must not share one evaluation.
-    name = "eval" if first.name == "best.pt" else f"{first.stem}-eval"
-    return first.parent / f"{name}-{way}"
-
-
-def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
-    """Return whether a folder holds the evaluation of just this method on just this data."""
-    try:
-        record = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
-        return bool(
-            record["method"] == json.loads(json.dumps(method.summary()))
-            and record["data_fingerprint"] == pack.info.source_fingerprint
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Write metrics.json, patients.csv and predictions.csv into the folder ``out``."""
-    # An old one must not vouch for new tables if this is interrupted.
-    (out / "metrics.json").unlink(missing_ok=True)
-    write_text(out / "patients.csv", evaluation.patients.to_csv(index=False))
-    write_text(out / "predictions.csv", evaluation.predictions.to_csv(index=False))
-    # Last: it vouches for the tables beside it.
-    write_json(out / "metrics.json", evaluation.as_dict())

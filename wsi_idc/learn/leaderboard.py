@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_idc.files import write_json, write_text
-from wsi_idc.learn.evaluate import Evaluation
+from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.metrics import METRICS, SMALLER_IS_BETTER, records
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.data.charts import COLOURS
 from wsi_idc.figures import INK
 from wsi_idc.learn.bootstrap import Band, interval, resample_patients
-from wsi_idc.learn.evaluate import Evaluation
+from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.metrics import ECE_BINS, ece_bin, share
 from wsi_idc.learn.pages.wording import BORDER_TITLES, TITLES, count, number, percent
 from wsi_idc.learn.pages.wording import interval as interval_in_words

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.learn import metrics as measure
-from wsi_idc.learn.evaluate import Evaluation, Judged
+from wsi_idc.learn.evaluation import Evaluation, Judged
 from wsi_idc.learn.pages.page import write_page
 from wsi_idc.learn.pages.wording import BORDER_TITLES, TITLES, count, interval, number, percent
 

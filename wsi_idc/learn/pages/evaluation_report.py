@@ -10,13 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.evaluate import (
-    Evaluation,
-    choose_patients,
-    evaluate,
-    evaluation_folder,
-    write_evaluation,
-)
+from wsi_idc.learn.evaluate import choose_patients, evaluate
+from wsi_idc.learn.evaluation import Evaluation
+from wsi_idc.learn.evaluation_files import evaluation_folder, write_evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.pages import evaluation_charts, patient_charts
 from wsi_idc.learn.pages.evaluation_page import CAPTIONS, write_evaluation_page

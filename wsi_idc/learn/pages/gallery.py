@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.figures import INK, printable
-from wsi_idc.learn.evaluate import Evaluation
+from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.pages.evaluation_charts import in_words
 from wsi_idc.learn.pages.wording import number
 from wsi_idc.maps.grid import INTERIOR

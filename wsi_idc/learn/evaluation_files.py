@@ -1,0 +1,48 @@
+"""An evaluation on disk: where it lies, what vouches for it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.files import parse_json, write_json, write_text
+from wsi_idc.learn.evaluation import Evaluation
+from wsi_idc.learn.method import Method
+from wsi_idc.models.checkpoint import bundled_checkpoint
+
+
+def evaluation_folder(method: Method, split: str) -> Path:
+    """Return where an evaluation is written by default: in the run, or in eval/."""
+    way = split + "-tta" * method.tta + "-smooth" * method.smooth
+    first = method.checkpoints[0].source
+    assert first is not None
+    if len(method.checkpoints) > 1:
+        prints = json.dumps([one.fingerprint for one in method.checkpoints])
+        return Path("eval", f"ensemble-{hashlib.sha256(prints.encode()).hexdigest()[:8]}-{way}")
+    if first == bundled_checkpoint():
+        return Path("eval", f"bundled-{way}")
+    # Checkpoints that lie in one folder must not share one evaluation.
+    name = "eval" if first.name == "best.pt" else f"{first.stem}-eval"
+    return first.parent / f"{name}-{way}"
+
+
+def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
+    """Return whether a folder holds the evaluation of just this method on just this data."""
+    try:
+        record = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+        return bool(
+            record["method"] == json.loads(json.dumps(method.summary()))
+            and record["data_fingerprint"] == pack.info.source_fingerprint
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """Write metrics.json, patients.csv and predictions.csv into the folder ``out``."""
+    # An old one must not vouch for new tables if this is interrupted.
+    (out / "metrics.json").unlink(missing_ok=True)
+    write_text(out / "patients.csv", evaluation.patients.to_csv(index=False))
+    write_text(out / "predictions.csv", evaluation.predictions.to_csv(index=False))
+    # Last: it vouches for the tables beside it.
+    write_json(out / "metrics.json", evaluation.as_dict())
