@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,30 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def check_output(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
+    """Raise where a command's files cannot go into ``folder``, ahead of the work.
+
+    Args:
+        folder: There or not.
+        writes: Names of the files.
+        marks: Those of them by which an earlier output of the same kind is known, which may be
+            replaced.
+
+    Raises:
+        WsiIdcError: It cannot be written to, or holds other files of these names.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise WsiIdcError(f"{there} is a file; give a folder as --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WsiIdcError(f"{there} cannot be written to; give another --out")
+    taken = [name for name in writes if (folder / name).exists()]
+    if taken and not any((folder / name).exists() for name in marks):
+        raise WsiIdcError(
+            f"{folder / taken[0]} is of something else and would be lost; give another --out"
+        )
 
 
 def write_bytes(path: Path, data: bytes) -> None:

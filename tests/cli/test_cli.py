@@ -119,7 +119,11 @@ def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[st
     assert 0 <= epoch["data_wait_share"] < 1
     assert str(folder.relative_to(work) / "best.pt") in said.out
     again = Said(capsys, *train, "--json")
-    assert json.loads(again.out)["was_finished"] is True
+    result = json.loads(again.out)
+    assert result["was_finished"] is True
+    assert result["threshold_rule"] == "largest F1 on val"
+    assert 0 < result["threshold"] < 1
+    assert {"temperature", "smoothing", "best_epoch", "auc"} <= set(result)
 
     said = Said(capsys, "eval", "--json")
     assert said.code == 0, said.err

@@ -124,3 +124,50 @@ def test_seen_patients_are_evaluated_only_when_asked_for(
     train = ("eval", "runs/a", "--split", "train", *QUICK)
     assert "was trained on 3 of these patients" in Said(capsys, *train).error
     assert Said(capsys, *train, "--allow-seen").code == 0
+
+
+def test_what_lies_in_a_folder_is_not_written_over(work: Path, capsys: pytest.CaptureFixture[str]):
+    mine = work / "mine"
+    mine.mkdir()
+    (mine / "report.html").write_text("of the user")
+    said = Said(capsys, "eval", "runs/a", "--out", "mine", *QUICK)
+    assert said.code == 1
+    assert "mine/report.html is of something else and would be lost; give another --out" in said.err
+    assert "predicting" not in said.err
+    assert (mine / "report.html").read_text() == "of the user"
+
+    assert Said(capsys, "eval", "runs/a", "--out", "e", *QUICK).code == 0
+    assert Said(capsys, "eval", "runs/b", "--out", "e", *QUICK).code == 0
+    before = Path("e/patients.csv").read_bytes()
+    said = Said(capsys, "compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "e")
+    assert said.code == 1
+    assert "e/patients.csv is of something else" in said.err
+    assert Path("e/patients.csv").read_bytes() == before
+    for _ in range(2):
+        both = ("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
+        assert Said(capsys, *both).code == 0
+    assert "is of something else" in Said(capsys, "eval", "runs/a", "--out", "c", *QUICK).err
+    Path("file").touch()
+    assert "file is a file; give a folder" in Said(capsys, "eval", "--out", "file", *QUICK).err
+
+
+def test_each_run_has_a_folder_of_its_name(work: Path, capsys: pytest.CaptureFixture[str]):
+    (work / "runs" / "b").rename(work / "runs" / "v1.2")
+    said = Said(capsys, "eval", "runs/a", "runs/v1.2", "--out", "e", *QUICK)
+    assert said.code == 0, said.err
+    assert {path.name for path in Path("e").iterdir()} == {
+        *("1-a", "2-v1.2"),
+        *("figures", "leaderboard.csv", "leaderboard.json", "leaderboard.html"),
+    }
+
+
+def test_a_comparison_says_who_has_seen_the_patients(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    seen = ("--split", "train", "--allow-seen", *QUICK)
+    assert Said(capsys, "eval", "runs/a", "runs/b", "--out", "e", *seen).code == 0
+    said = Said(capsys, "compare", "e/1-a", "e/2-b", "--num-resamples", 100, "--out", "c")
+    note = "a checkpoint was trained on 3 of these patients: the figures flatter it"
+    assert f"note: {note}" in said.out
+    assert note in Path("c/comparison.html").read_text()
+    assert note in json.loads(Path("c/comparison.json").read_text())["notes"]

@@ -91,9 +91,20 @@ def test_one_class_is_null_in_json(trained: Checkpoint, cohort: Pack):
     assert found["metrics"]["auc"] is None
     assert found["intervals_95"]["auc"] == [None, None]
     json.dumps(found, allow_nan=False)  # raises on a NaN
-    assert found["notes"] == [
-        "every label is non-IDC: AUC and all that needs both classes has no value"
-    ]
+    (note, *others) = found["notes"]
+    assert note == "every label is non-IDC: AUC and all that needs both classes has no value"
+    assert all("temperature" in other for other in others)
+
+
+def test_a_temperature_that_does_not_help_is_noted(trained: Checkpoint, cohort: Pack):
+    patients = choose_patients(Method((trained,)), cohort, "test")
+    plain = run(replace(trained, temperature=1.0), cohort, patients)
+    assert not any("temperature" in note for note in plain.notes)
+    # All probabilities about 0.5, whatever the label: worse than any that knows something.
+    spoilt = run(replace(trained, temperature=99.0), cohort, patients)
+    assert spoilt.judged.metrics["ece"] > spoilt.ece_uncalibrated
+    (note,) = (note for note in spoilt.notes if "temperature" in note)
+    assert note.endswith(f"{spoilt.ece_uncalibrated:.4f} without it")
 
 
 def test_one_patient_gives_no_intervals_and_says_so(trained: Checkpoint, cohort: Pack):

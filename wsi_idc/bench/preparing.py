@@ -15,7 +15,7 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.models.device import Compute
 
-_PATCHES = 4_000
+_PATCHES = 20_000
 
 
 def bench_prepare(
@@ -26,7 +26,7 @@ def bench_prepare(
     Args:
         pack: Whose patches are written as PNG files beforehand.
         about: What they are, for the report.
-        num_patches: So many at most; 0: 4,000.
+        num_patches: So many at most; 0: 20,000.
         num_rounds: How often each way is measured.
         compute: Of no matter here but for the report.
         folder: For files and packs.

@@ -55,10 +55,12 @@ def compare(
       wsi-idc compare runs/a runs/b
       wsi-idc compare runs/a/eval-test runs/a/eval-test-tta
     """
+    from wsi_idc.learn.compare import check_comparison_folder, write_comparison
     from wsi_idc.learn.compare import compare as compare_them
-    from wsi_idc.learn.compare import write_comparison
     from wsi_idc.learn.pages.comparison_page import write_comparison_page
 
+    if out is not None:
+        check_comparison_folder(out)
     them = [
         _read(one, data, split=split, seed=seed, num_resamples=num_resamples, **how)
         for one in (a, b)
@@ -106,6 +108,8 @@ def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
             f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
+    for note in found.notes:
+        say(f"note: {note}")
     if found.num_patients < MIN_PATIENTS:
         say(f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better")
     elif not found.metrics["better"].any():

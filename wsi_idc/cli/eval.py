@@ -73,6 +73,7 @@ def eval_(
     """
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.evaluate import choose_patients
+    from wsi_idc.learn.evaluation_files import check_evaluation_folder
     from wsi_idc.learn.leaderboard import RANKABLE, leaderboard, same_patients, write_leaderboard
     from wsi_idc.learn.pages.evaluation_report import evaluate_into
     from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
@@ -86,12 +87,18 @@ def eval_(
     given: list[tuple[Path, ...]] = [(run,) for run in runs] if runs else [checkpoints]
     methods = [open_method(them, tta=tta, smooth=smooth) for them in given]
     pack = open_data(data)
-    for method in methods:  # ahead of the first evaluation, which takes long
+    folders = [
+        out / f"{number}-{run.name.removesuffix('.pt')}" if out and len(runs) > 1 else out
+        for number, run in enumerate(runs or [Path()], 1)
+    ]
+    for method, folder in zip(methods, folders, strict=True):
+        # Ahead of the first evaluation, which takes long.
         choose_patients(method, pack, split, allow_seen=allow_seen)
+        if folder is not None:
+            check_evaluation_folder(folder)
     found = []
-    for number, method in enumerate(methods):
+    for number, (method, folder) in enumerate(zip(methods, folders, strict=True)):
         name = str(runs[number]) if runs else "checkpoint"
-        folder = out / f"{number + 1}-{runs[number].stem}" if out and len(methods) > 1 else out
         evaluation, written = evaluate_into(
             folder,
             method,

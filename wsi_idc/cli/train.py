@@ -92,7 +92,20 @@ def train(
 def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_json: bool) -> None:
     found = checkpoint.metrics["val"]
     if as_json:
-        say_json({"run": run.folder, "checkpoint": run.best, "was_finished": was_finished, **found})
+        smoothing = checkpoint.smoothing
+        say_json(
+            {
+                "run": run.folder,
+                "checkpoint": run.best,
+                "was_finished": was_finished,
+                "best_epoch": checkpoint.metrics["epoch"],
+                "threshold": checkpoint.threshold,
+                "threshold_rule": _rule(checkpoint),
+                "temperature": checkpoint.temperature,
+                "smoothing": None if smoothing is None else vars(smoothing),
+                **found,
+            }
+        )
         return
     if was_finished:
         say(f"{run.folder} is finished already; --overwrite trains anew")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.config import NUM_RESAMPLES
 from wsi_idc.errors import DataError
-from wsi_idc.files import parse_json, write_json, write_text
+from wsi_idc.files import check_output, parse_json, write_json, write_text
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.bootstrap import (
     interval,
@@ -38,13 +38,15 @@ class Predictions:
         folder: Where.
         threshold: From which a patch is called IDC.
         table: One row a patch, sorted: patient, x, y, label, probability (the judged one).
-        checkpoint: What metrics.json says of the method.
+        method: What metrics.json says of the method.
+        notes: What a reader of its figures should know, in sentences.
     """
 
     folder: Path
     threshold: float
     table: pd.DataFrame
     method: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,21 @@ class Comparison:
             fewer than ``MIN_PATIENTS``).
         patients: One row a patient: patient, patches, then auc and dice of a, b, and b - a.
         num_patients, num_patches: Compared.
+        notes: What a reader should know of A, B or both, in sentences.
     """
 
     metrics: pd.DataFrame
     patients: pd.DataFrame
     num_patients: int
     num_patches: int
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it JSON-ready; what is undefined is null."""
         return {
             "num_patients": self.num_patients,
             "num_patches": self.num_patches,
+            "notes": list(self.notes),
             "metrics": measure.records(self.metrics),
             "patients": measure.records(self.patients),
         }
@@ -87,6 +92,7 @@ def read_predictions(folder: Path) -> Predictions:
         if column not in _COLUMNS:
             raise ValueError(f"judged by {column!r}")
         method = dict(record["provenance"]["method"])
+        notes = tuple(str(note) for note in record.get("notes", ()))
         kinds = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
         # "NA" is a patient's name as good as any.
         table = pd.read_csv(folder / "predictions.csv", dtype=kinds, keep_default_na=False)
@@ -106,7 +112,8 @@ def read_predictions(folder: Path) -> Predictions:
         raise DataError(f"{folder}: a patch stands twice in predictions.csv, or none; {remedy}")
     # As precise as it was when it was judged, or calls at the threshold could differ.
     table["probability"] = table["probability"].astype(np.float32)
-    return Predictions(folder, threshold, table.sort_values(_KEY, ignore_index=True), method)
+    table = table.sort_values(_KEY, ignore_index=True)
+    return Predictions(folder, threshold, table, method, notes)
 
 
 def compare(
@@ -136,7 +143,16 @@ def compare(
         differences = resampled[1][name] - resampled[0][name]
         found = _difference(name, of_b - of_a, differences, len(ids))
         rows.append({"metric": name, "a": of_a, "b": of_b, **found})
-    return Comparison(pd.DataFrame(rows), _by_patient(a, b), len(ids), len(label))
+    return Comparison(
+        pd.DataFrame(rows), _by_patient(a, b), len(ids), len(label), _notes(a.notes, b.notes)
+    )
+
+
+def _notes(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what is noted of both once, and of the others whose it is."""
+    both = [note for note in a if note in b]
+    own = [(name, note) for name, notes in (("A", a), ("B", b)) for note in notes]
+    return (*both, *(f"{name}: {note}" for name, note in own if note not in both))
 
 
 def _difference(
@@ -191,6 +207,15 @@ def _check_same(a: Predictions, b: Predictions) -> None:
 def _some(names: set[str]) -> str:
     more = ", ..." if len(names) > _MAX_NAMED else ""
     return ", ".join(sorted(names)[:_MAX_NAMED]) + more
+
+
+def check_comparison_folder(out: Path) -> None:
+    """Raise where a comparison cannot be written into ``out``, or not without a loss.
+
+    Raises:
+        WsiIdcError: With the reason.
+    """
+    check_output(out, writes=("metrics.csv", "patients.csv"), marks=("metrics.csv",))
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:

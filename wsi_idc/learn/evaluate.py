@@ -100,6 +100,13 @@ def evaluate(
     drawn = weights[: min(num_resamples, _RESAMPLES_OF_BANDS)] if len(ids) > 1 else weights[:0]
     num_unknown = int((~is_known).sum())
     seen = method.patients("train").intersection(ids)
+    ece_uncalibrated = measure.ece(label, uncalibrated)
+    notes = _notes(predictions, table, num_unknown=num_unknown, seen=seen)
+    if (calibrated := raw.metrics["ece"]) > ece_uncalibrated:
+        notes.append(
+            f"the temperature, fitted on val patients, does not help here: ECE {calibrated:.4f}, "
+            f"{ece_uncalibrated:.4f} without it"
+        )
     return Evaluation(
         split=split,
         num_patients=len(ids),
@@ -107,13 +114,13 @@ def evaluate(
         num_unknown=num_unknown,
         judged=judged,
         raw=None if smoothed is None else raw,
-        ece_uncalibrated=measure.ece(label, uncalibrated),
+        ece_uncalibrated=ece_uncalibrated,
         by_border=_by_border(predictions, judged, code, weights),
         regions=summary(table, weights),
         predictions=predictions,
         patients=table,
         bands=roc_and_pr_bands(label, predictions[judged.column].to_numpy(), code, weights=drawn),
-        notes=tuple(_notes(predictions, table, num_unknown=num_unknown, seen=seen)),
+        notes=tuple(notes),
         record=provenance(
             method=method.summary(),
             data_fingerprint=pack.info.source_fingerprint,

@@ -5,10 +5,23 @@ import json
 from pathlib import Path
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.files import parse_json, write_json, write_text
+from wsi_idc.files import check_output, parse_json, write_json, write_text
 from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.models.checkpoint import bundled_checkpoint
+
+PAGE = "report.html"
+_METRICS, _PATIENTS, _PREDICTIONS = "metrics.json", "patients.csv", "predictions.csv"
+
+
+def check_evaluation_folder(folder: Path) -> None:
+    """Raise where an evaluation cannot be written into ``folder``, or not without a loss.
+
+    Raises:
+        WsiIdcError: With the reason.
+    """
+    writes = (_METRICS, _PATIENTS, _PREDICTIONS, PAGE)
+    check_output(folder, writes=writes, marks=(_METRICS, _PREDICTIONS))
 
 
 def evaluation_folder(method: Method, split: str) -> Path:
@@ -22,14 +35,14 @@ def evaluation_folder(method: Method, split: str) -> Path:
     if first == bundled_checkpoint():
         return Path("eval", f"bundled-{way}")
     # Checkpoints that lie in one folder must not share one evaluation.
-    name = "eval" if first.name == "best.pt" else f"{first.stem}-eval"
+    name = "eval" if first.name == "best.pt" else f"{first.name.removesuffix('.pt')}-eval"
     return first.parent / f"{name}-{way}"
 
 
 def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
     """Return whether a folder holds the evaluation of just this method on just this data."""
     try:
-        record = parse_json((folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+        record = parse_json((folder / _METRICS).read_text(encoding="utf-8"))["provenance"]
         return bool(
             record["method"] == json.loads(json.dumps(method.summary()))
             and record["data_fingerprint"] == pack.info.source_fingerprint
@@ -41,8 +54,9 @@ def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, patients.csv and predictions.csv into the folder ``out``."""
     # An old one must not vouch for new tables if this is interrupted.
-    (out / "metrics.json").unlink(missing_ok=True)
-    write_text(out / "patients.csv", evaluation.patients.to_csv(index=False))
-    write_text(out / "predictions.csv", evaluation.predictions.to_csv(index=False))
+    (out / _METRICS).unlink(missing_ok=True)
+    # First: the folder is an evaluation's from here on.
+    write_text(out / _PREDICTIONS, evaluation.predictions.to_csv(index=False))
+    write_text(out / _PATIENTS, evaluation.patients.to_csv(index=False))
     # Last: it vouches for the tables beside it.
-    write_json(out / "metrics.json", evaluation.as_dict())
+    write_json(out / _METRICS, evaluation.as_dict())

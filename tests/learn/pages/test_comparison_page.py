@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import patches
-from tests.learn.test_evaluation_report import HOSTILE, check_page
+from tests.learn.pages.test_evaluation_report import HOSTILE, check_page
 from wsi_idc.learn.compare import Comparison, Predictions, compare
 from wsi_idc.learn.pages.comparison_page import (
     differences,

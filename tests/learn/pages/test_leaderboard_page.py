@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import evaluation_of, patches
-from tests.learn.test_evaluation_report import HOSTILE, check_page
+from tests.learn.pages.test_evaluation_report import HOSTILE, check_page
 from wsi_idc.learn.leaderboard import leaderboard, published_results
 from wsi_idc.learn.pages.leaderboard_page import (
     leaderboard_chart,

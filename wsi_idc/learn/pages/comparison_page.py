@@ -44,6 +44,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
         name=names,
         facts=f"{count(comparison.num_patients, 'patient', 'patients')} · "
         f"{count(comparison.num_patches, 'patch', 'patches')} · the same ones for both",
+        notes=comparison.notes,
         verdicts={
             which: [TITLES[row["metric"]] for row in metrics if row["better"] == which]
             for which in names

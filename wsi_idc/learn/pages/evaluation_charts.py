@@ -164,8 +164,11 @@ def reliability(evaluation: Evaluation) -> Figure:
     ax.plot([0, 1], [0, 1], ":", color=GREY, label="perfectly calibrated")
     ax.vlines(some["probability"], some["low"], some["high"], ACCENT, lw=1.5, alpha=0.6)
     ax.plot(some["probability"], some["idc_share"], "o-", color=ACCENT, ms=5, label="observed")
-    after, before = evaluation.judged.metrics["ece"], evaluation.ece_uncalibrated
-    ax.set_title(f"ECE {number(after)}; {number(before)} before calibration")
+    # The temperature is of the probabilities before they are smoothed.
+    raw, title = evaluation.raw, f"ECE {number(evaluation.judged.metrics['ece'])}"
+    before = f"{number(evaluation.ece_uncalibrated)} before calibration"
+    unsmoothed = "" if raw is None else f"{number(raw.metrics['ece'])} before smoothing, "
+    ax.set_title(f"{title}; {unsmoothed}{before}")
     ax.set(ylabel="share that is IDC", xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
     ax.legend(loc="upper left", frameon=False)
     edges = np.linspace(0, 1, ECE_BINS + 1)

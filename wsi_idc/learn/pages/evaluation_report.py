@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from wsi_idc.data.pack import Pack
 from wsi_idc.learn.evaluate import choose_patients, evaluate
 from wsi_idc.learn.evaluation import Evaluation
-from wsi_idc.learn.evaluation_files import evaluation_folder, write_evaluation
+from wsi_idc.learn.evaluation_files import PAGE, evaluation_folder, write_evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.pages import evaluation_charts, patient_charts
 from wsi_idc.learn.pages.evaluation_page import CAPTIONS, write_evaluation_page
@@ -22,8 +22,6 @@ from wsi_idc.learn.runs import Run
 from wsi_idc.learn.training.curves import draw_curves
 
 logger = logging.getLogger(__name__)
-
-PAGE = "report.html"
 
 
 def evaluate_into(
