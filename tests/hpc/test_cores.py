@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from wsi_idc.hpc.cores import available_cores
+from wsi_idc.hpc.cores import available_cores, wait_briefly
 
 
 def test_slurm_has_the_first_word(monkeypatch):
@@ -20,3 +20,21 @@ def test_else_the_affinity(monkeypatch, given):
     finally:
         os.sched_setaffinity(0, before)
     assert available_cores() == len(before)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_wait_briefly_unless_told_otherwise(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -34,6 +34,7 @@ from wsi_idc.cli.submit import submit
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.errors import StoppedError, WsiIdcError
+from wsi_idc.hpc.cores import wait_briefly
 
 _LONGEST_ERROR = 2000
 
@@ -94,6 +95,7 @@ for _command in _COMMANDS:
 
 def main() -> None:
     """Run the program: 0 done, 1 the user's trouble, 2 bad usage, 75 stopped with all saved."""
+    wait_briefly()
     # Asked to end, leave through every `finally`, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)

@@ -205,8 +205,6 @@ def set_up(
     if config.freeze and config.weights == "none":
         logger.warning("--freeze %d trains a head on random features: no weights", config.freeze)
     balance = inverse_frequency(labels) if config.imbalance in SHIFTING else np.ones(2)
-    weight = balance if config.imbalance == "class-weights" else np.ones(2)
-    logger.info("device: %s; class weights: %s", compute, weight.round(3))
     part = -(-config.batch_size // world.size)
     return Training(
         config=config,
@@ -220,11 +218,7 @@ def set_up(
         average=running_average(classifier, config.ema) if config.ema else None,
         optimizer=make_optimizer(classifier, config),
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
-        objective=Objective(
-            class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
-            label_smoothing=config.label_smoothing,
-            focal_gamma=config.focal_gamma if config.imbalance == "focal" else 0.0,
-        ),
+        objective=_objective(config, balance, compute),
         odds_shift=math.log(balance[1] / balance[0]),
         rows=rows,
         micro_batch=min(micro_batch or part, part),
@@ -235,14 +229,27 @@ def set_up(
             data_fingerprint=pack.info.source_fingerprint,
             num_processes=world.size,
         ),
-        # Doubles add up to the same wherever a stop divides the sum; MPS has none.
-        fresh_loss=torch.zeros(
-            (),
-            dtype=torch.float32 if compute.device.type == "mps" else torch.float64,
-            device=compute.device,
-        ),
+        fresh_loss=_no_loss(compute.device),
         source=PatchSource(pack, rows["train"], compute.device),
     )
+
+
+def _objective(config: TrainConfig, balance: NDArray[np.float64], compute: Compute) -> Objective:
+    """Return the loss, with the weights of the classes where these are asked for."""
+    weight = balance if config.imbalance == "class-weights" else np.ones(2)
+    logger.info("device: %s; class weights: %s", compute, weight.round(3))
+    return Objective(
+        class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
+        label_smoothing=config.label_smoothing,
+        focal_gamma=config.focal_gamma if config.imbalance == "focal" else 0.0,
+    )
+
+
+def _no_loss(device: torch.device) -> Tensor:
+    """Return the sum of the losses of no step."""
+    # Doubles add up to the same wherever a stop divides the sum; MPS has none.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def _inherited(config: TrainConfig, split: Split) -> tuple[str, ...]:
