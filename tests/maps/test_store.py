@@ -333,6 +333,7 @@ def _coords_a_group(file: h5py.File) -> None:
     "forge",
     [
         _coords_a_group,
+        lambda file: _replace(file, "coords", data=7),
         lambda file: file.attrs.update(rows=np.inf),
         lambda file: file.attrs.update(patch_px=np.inf),
         lambda file: file.attrs.update(mpp=1e300),

@@ -94,6 +94,7 @@ def write(path: Path, trained: Checkpoint, **changes: object) -> Path:
         ({"temperature": 1e13}, "temperature or threshold out of range"),
         ({"smoothing": {"sigma_um": 1e13, "temperature": 1.0, "threshold": 0.5}}, "reaches 1e"),
         ({"smoothing": {"sigma_um": 1.0, "temperature": 1e-320, "threshold": 0.5}}, "of range"),
+        ({"split": {"S0001": "trein"}}, "no patient has the role 'trein'"),
         ({"architecture": "regnet_y_128gf"}, "no CAM is taken from the layer"),
     ],
 )

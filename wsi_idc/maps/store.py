@@ -27,7 +27,7 @@ COHORT_H5 = "cohort.h5"
 
 # What h5py and numpy raise at a file that is damaged, or made to deceive.
 UNREADABLE = (
-    *(OSError, KeyError, ValueError, TypeError, AttributeError),
+    *(OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
     *(RuntimeError, OverflowError, MemoryError),
 )
 _MAX_IMAGE_BYTES = 2**32  # that is read at one go

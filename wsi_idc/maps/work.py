@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.config import PREDICT_BATCH_SIZE
+from wsi_idc.config import PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.errors import BusyError, MapError, StoppedError, WsiIdcError
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.method import Method
@@ -166,7 +166,7 @@ class MapWork:
 def _role(method: Method, patient: str) -> str:
     """Return what the patient was in the split; of several checkpoints, the worst that it was."""
     roles = {one.split.get(patient, "in no split") for one in method.checkpoints}
-    return next(role for role in ("train", "val", "test", "in no split") if role in roles)
+    return next(role for role in (*ROLES, "in no split") if role in roles)
 
 
 class Writers:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wsi_idc.config import POSSIBLE_MPP, POSSIBLE_TEMPERATURE
+from wsi_idc.config import POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.models.registry import Architecture
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def check_numbers(checkpoint: "Checkpoint", arch: Architecture) -> None:
         raise ValueError(f"{len(checkpoint.class_names)} classes, not {NUM_CLASSES}")
     if checkpoint.cam_layer != arch.cam_layer:
         raise ValueError(f"no CAM is taken from the layer {checkpoint.cam_layer!r}")
+    if unknown := set(checkpoint.split.values()).difference(ROLES):
+        raise ValueError(f"no patient has the role {unknown.pop()!r}")
     # Plain values only: all but the weights is written into maps as JSON, which knows no NaN.
     plain = [checkpoint.metrics, checkpoint.provenance, checkpoint.config]
     json.dumps(plain, allow_nan=False)
