@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsi_idc.config import POSSIBLE_MPP
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name, replacing
-from wsi_idc.heap_check import check_heaps
+from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
@@ -233,14 +233,14 @@ def is_pack(path: Path) -> bool:
         return False
     try:
         with _opened(path) as file:
-            return str(file.attrs.get("format")) == FORMAT
+            return str(attributes(file).get("format")) == FORMAT
     except _UNREADABLE:
         return False
 
 
 def _read(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
     """Read and check everything but the pixels; return the byte offset of those too."""
-    attrs: Any = file.attrs
+    attrs = attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
     if int(attrs["format_version"]) != FORMAT_VERSION:
@@ -270,7 +270,7 @@ def _read(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
     return info, patients, index, int(offset)
 
 
-def _read_info(attrs: Any) -> PackInfo:
+def _read_info(attrs: dict[str, Any]) -> PackInfo:
     """Read and check the attributes."""
     red, green, blue = (float(value) for value in attrs["mean"])
     std_red, std_green, std_blue = (float(value) for value in attrs["std"])

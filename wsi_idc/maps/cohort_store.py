@@ -10,7 +10,7 @@ import pandas as pd
 
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
-from wsi_idc.heap_check import check_heaps
+from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.store import UNREADABLE, is_map
 
 FORMAT = "wsi-idc-cohort"
@@ -71,10 +71,11 @@ def read_cohort_h5(path: Path) -> pd.DataFrame:
     try:
         check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
-            if str(file.attrs.get("format")) != FORMAT or int(file.attrs["complete"]) != 1:
+            attrs, table = attributes(file), file["table"]
+            if str(attrs.get("format")) != FORMAT or int(attrs["complete"]) != 1:
                 raise ValueError("not a complete cohort file")
-            table, num = file["table"], int(file.attrs["num_maps"])
-            names = [str(name) for name in table.attrs["columns"]]
+            num = int(attrs["num_maps"])
+            names = [str(name) for name in attributes(table)["columns"]]
             return pd.DataFrame({name: _read_column(table[name], num) for name in names})
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")

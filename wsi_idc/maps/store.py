@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import MapError
 from wsi_idc.files import plain_name, write_bytes
-from wsi_idc.heap_check import check_heaps
+from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.schema import FORMAT
 from wsi_idc.maps.store_read import image_of, read_content
@@ -142,7 +142,7 @@ def is_map(path: Path) -> bool:
     """Return whether a file says of itself that it is a map."""
     try:
         with _file(path) as file:
-            return str(file.attrs.get("format")) == FORMAT
+            return str(attributes(file).get("format")) == FORMAT
     except UNREADABLE:
         return False
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.config import POSSIBLE_MPP, POSSIBLE_TEMPERATURE
 from wsi_idc.files import parse_json, plain_name
+from wsi_idc.hdf5_check import attributes
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.schema import FORMAT, FORMAT_VERSION, NUM_CLASSES, OPTIONAL_COLUMNS
@@ -25,7 +26,7 @@ def read_content(file: h5py.File) -> PatientMap:
     Raises:
         ValueError, or another of ``store.UNREADABLE``: The file is damaged, or something else.
     """
-    attrs: Any = file.attrs
+    attrs = attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a map")
     if int(attrs["format_version"]) != FORMAT_VERSION:
@@ -125,7 +126,7 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
     _check_plain(raw)
     if raw.nbytes > _MAX_CAM_BYTES:
         raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
-    attrs = file["cam"].attrs
+    attrs = attributes(file["cam"])
     return {
         "cam": raw[:].astype(np.float32),
         "cam_layer": str(attrs["target_layer"]),
@@ -152,7 +153,7 @@ def _read_slide(file: h5py.File) -> SlideView | None:
     if "slide" not in file:
         return None
     group = file["slide"]
-    attrs, thumbnail, tissue = group.attrs, group["thumbnail"], group["tissue"]
+    attrs, thumbnail, tissue = attributes(group), group["thumbnail"], group["tissue"]
     sides = tissue.shape
     if thumbnail.shape != (*sides, 3) or not 0 < min(sides) <= max(sides) <= _MAX_THUMBNAIL_SIDE:
         raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {sides}")

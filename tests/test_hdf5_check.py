@@ -6,7 +6,7 @@ import pytest
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import DataError
-from wsi_idc.heap_check import check_heaps
+from wsi_idc.hdf5_check import attributes, check_heaps
 
 SIGNATURE = b"GCOL\x01\0\0\0"
 
@@ -50,3 +50,16 @@ def test_a_pack_whose_heap_is_zeroed_is_one_line(pack: Pack):
     pack.path.write_bytes(data)
     with pytest.raises(DataError, match=r"not a usable pack \(its texts are damaged\)"):
         Pack(pack.path)
+
+
+def test_an_attribute_of_a_type_that_nobody_writes_is_refused_before_it_is_read(tmp_path: Path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"number": 1, "text": "t", "texts": ["a", "b"]})
+        assert attributes(file)["texts"].tolist() == ["a", "b"]
+    data = path.read_bytes()
+    # Class 9 (of any length), kind 1 (a string); there is no kind 15.
+    assert data.count(b"\x19\x01\x01\x00\x10\0\0\0") == 2
+    path.write_bytes(data.replace(b"\x19\x01\x01\x00\x10\0\0\0", b"\x19\xff\x01\x00\x10\0\0\0", 1))
+    with h5py.File(path) as file, pytest.raises(ValueError, match="'text' is of no known type"):
+        attributes(file)

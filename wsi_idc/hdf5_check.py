@@ -1,4 +1,4 @@
-"""Look at the texts of an HDF5 file before HDF5 does, which a damaged one keeps busy for ever.
+"""Look at an HDF5 file before libhdf5 does what a damaged one makes it do: crash, or never end.
 
 Texts of any length lie in *global heaps* (HDF5 File Format Specification 3.0, section III.E): one
 object after the other, each with its size. Where a size is 0, as in a block that a disk lost,
@@ -8,6 +8,9 @@ here.
 
 import struct
 from pathlib import Path
+from typing import Any
+
+import h5py
 
 _SIGNATURE = b"GCOL\x01\0\0\0"
 _HEAD = struct.Struct("<8sQ")
@@ -46,3 +49,16 @@ def _end_of_heap(data: bytes, start: int) -> int:
             raise ValueError("its texts are damaged")
         at += step
     return end
+
+
+def attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """Return the attributes of an open file, group or data set.
+
+    Raises:
+        ValueError: One is of a type that h5py did not write; libhdf5 may crash where it reads it.
+    """
+    for name in item.attrs:
+        dtype = item.attrs.get_id(name).dtype
+        if dtype.kind == "O" and h5py.check_string_dtype(dtype) is None:
+            raise ValueError(f"the attribute {name!r} is of no known type")
+    return dict(item.attrs)
