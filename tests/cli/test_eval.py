@@ -147,6 +147,13 @@ def test_what_lies_in_a_folder_is_not_written_over(work: Path, capsys: pytest.Ca
         both = ("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
         assert Said(capsys, *both).code == 0
     assert "is of something else" in Said(capsys, "eval", "runs/a", "--out", "c", *QUICK).err
+    for name in ("metrics.json", "figures", "leaderboard.json"):
+        (work / name).mkdir()
+        (work / name / "mine.png").touch()
+        both = ("runs/a", "runs/b") if name == "leaderboard.json" else ("runs/a",)
+        said = Said(capsys, "eval", *both, "--out", ".", *QUICK)
+        assert f"{name} is of something else" in said.err
+        shutil.rmtree(work / name)
     Path("file").touch()
     assert "file is a file; give a folder" in Said(capsys, "eval", "--out", "file", *QUICK).err
 

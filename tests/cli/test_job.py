@@ -44,6 +44,15 @@ def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(
     assert not (work / "runs").exists()
 
 
+def test_a_comparison_is_a_job_whatever_the_order_of_its_keys(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("c.toml").write_text('command = "compare"\n[config]\nout = "c"\nb = "two"\na = "one"\n')
+    said = Said(capsys, "job", "c.toml", "--dry-run", "--num-resamples", "200")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[-1].endswith("--out c --num-resamples 200 -- one two")
+
+
 def test_what_is_asked_wrongly_is_one_line(work: Path, capsys: pytest.CaptureFixture[str]):
     said = Said(capsys, "job", "jobs/cv5.toml", "--task", "6")
     assert (said.code, said.error) == (

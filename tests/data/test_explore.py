@@ -9,7 +9,7 @@ from PIL import Image
 from tests.packs import Cell, block, flat, make_pack
 from tests.trees import pixels_of
 from wsi_idc.data.explore import explore
-from wsi_idc.errors import DataError
+from wsi_idc.errors import WsiIdcError
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
 
 SEEDED = ("samples", "augmentation")
@@ -76,5 +76,14 @@ def test_degenerate_packs(world, tmp_path, monkeypatch):
 
 def test_a_file_in_the_way(cohort, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(DataError, match="is a file; --out names a folder"):
+    with pytest.raises(WsiIdcError, match="is a file; give a folder as --out"):
         explore(cohort, tmp_path / "out")
+
+
+def test_what_lies_in_the_folder_is_not_written_over(cohort, tmp_path):
+    mine = tmp_path / "patients.csv"
+    mine.write_text("of an evaluation")
+    with pytest.raises(WsiIdcError, match=r"patients\.csv is of something else and would be lost"):
+        explore(cohort, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["patients.csv"]
+    assert mine.read_text() == "of an evaluation"

@@ -71,6 +71,46 @@ def test_a_search_counts_its_trials(work: Path):
     assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running")
 
 
+def test_a_search_is_finished_when_every_trial_is(work: Path):
+    job = open_job(write(work, 'command = "search"\nname = "s"\n[axes]\nseed = [0, 1, 2]\n'), [])
+    folder = work / "runs/s"
+    folder.mkdir(parents=True)
+    (folder / "search.json").write_text("{}")
+    for states, expected in (
+        ((), "stopped"),
+        (("complete", "running", "pruned"), "stopped"),
+        (("complete", "failed", "pruned"), "finished"),
+    ):
+        lines = "".join(f"{number},{state}\n" for number, state in enumerate(states))
+        (folder / "trials.csv").write_text(f"number,state\n{lines}")
+        assert status_of(job)[0].state == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "folders"),
+    [
+        ("", ("runs/a/eval-test", "runs/more-eval-test")),
+        ('tta = true\nsplit = "val"\n', ("runs/a/eval-val-tta", "runs/more-eval-val-tta")),
+        ("tta = true\nsmooth = true\n", ("runs/a/eval-test-tta-smooth", "")),
+        ('out = "o"\n', ("o/1-a", "o/2-more")),
+    ],
+)
+def test_evaluations_are_looked_for_where_eval_writes_them(
+    work: Path, settings: str, folders: tuple[str, ...]
+):
+    (work / "runs/a").mkdir(parents=True)
+    text = f'command = "eval"\n[config]\nruns = ["runs/a", "runs/more.pt"]\n{settings}'
+    job = open_job(write(work, text), [])
+    assert status_of(job)[0].detail == "0 of 2 runs are evaluated"
+    there = [folder for folder in folders if folder]
+    for folder in there:
+        (work / folder).mkdir(parents=True)
+        (work / folder / "metrics.json").touch()
+    row = status_of(job)[0]
+    assert row.detail == f"{len(there)} of 2 runs are evaluated"
+    assert row.state == ("finished" if len(there) == 2 else "partly done")
+
+
 def test_a_damaged_run_is_unknown(work: Path):
     (work / "runs/try").mkdir(parents=True)
     (work / "runs/try/run.json").write_text("{")

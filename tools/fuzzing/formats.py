@@ -284,5 +284,7 @@ def _spoil_name(name: str, rng: Random) -> str:
     if how == 2:
         return name.replace("_", rng.choice(("é", "\x1b", "\n", "\\", "/", "")), 1)
     if how == 3:
-        return name.replace("1", str(weird(rng)).replace("\0", "")[:200])
+        return name.replace(
+            "1", str(weird(rng)).replace("\0", "").encode(errors="replace").decode()[:200]
+        )
     return name.upper()

@@ -36,7 +36,7 @@ class MapBenchOptions:
         model: Name of the architecture.
         input_size: Side to resize patches to; 0: the model's own.
         batch_size: Patches at a time.
-        num_patches: Of a round; 0: about five seconds' worth.
+        num_patches: Of a round; 0: about 15 seconds' worth.
         plain_patches: Of a round of the plain way; 0: a quarter of ``num_patches``; -1: leave the
             plain way out.
         num_rounds: How often each way is measured.

@@ -81,8 +81,8 @@ def peak_memory(compute: Compute) -> dict[str, float]:
 
 
 MARKDOWN_HEAD = (
-    "| command | model | patches/s | of bare | times plain | largest difference | peak memory |\n"
-    "|---|---|---:|---:|---:|---|---:|"
+    "| command | model | patches/s | of bare | times plain | largest difference |\n"
+    "|---|---|---:|---:|---:|---|"
 )
 
 
@@ -98,6 +98,5 @@ def markdown_row(bench: Bench) -> str:
         "" if of_bare is None else f"{of_bare:.2f}",
         "" if of_plain is None else f"{of_plain:.1f}",
         differences,
-        f"{bench.peak_memory_mb['process']:,.0f} MB" if bench.peak_memory_mb else "",
     )
     return f"| {' | '.join(cells)} |"

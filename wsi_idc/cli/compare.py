@@ -81,7 +81,11 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
     """Read the evaluation that an argument means; a run's is made where it is not there."""
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.compare import read_predictions
-    from wsi_idc.learn.evaluation_files import evaluation_folder, is_evaluated
+    from wsi_idc.learn.evaluation_files import (
+        check_evaluation_folder,
+        evaluation_folder,
+        is_evaluated,
+    )
     from wsi_idc.learn.pages.evaluation_report import evaluate_into
     from wsi_idc.models.device import choose_compute
 
@@ -90,6 +94,7 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
     method = open_method([given], tta=False, smooth=False)
     folder, pack = evaluation_folder(method, split), open_data(data)
     if not is_evaluated(folder, method, pack):
+        check_evaluation_folder(folder)
         compute = choose_compute(how.pop("device"), how.pop("precision"))
         evaluate_into(folder, method, pack, split=split, compute=compute, **how)
     return read_predictions(folder)

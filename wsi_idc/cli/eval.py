@@ -73,8 +73,18 @@ def eval_(
     """
     from wsi_idc.data.source import open_data
     from wsi_idc.learn.evaluate import choose_patients
-    from wsi_idc.learn.evaluation_files import check_evaluation_folder
-    from wsi_idc.learn.leaderboard import RANKABLE, leaderboard, same_patients, write_leaderboard
+    from wsi_idc.learn.evaluation_files import (
+        check_evaluation_folder,
+        evaluation_folder,
+        folders_of,
+    )
+    from wsi_idc.learn.leaderboard import (
+        RANKABLE,
+        check_leaderboard_folder,
+        leaderboard,
+        same_patients,
+        write_leaderboard,
+    )
     from wsi_idc.learn.pages.evaluation_report import evaluate_into
     from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
     from wsi_idc.models.device import choose_compute
@@ -87,15 +97,14 @@ def eval_(
     given: list[tuple[Path, ...]] = [(run,) for run in runs] if runs else [checkpoints]
     methods = [open_method(them, tta=tta, smooth=smooth) for them in given]
     pack = open_data(data)
-    folders = [
-        out / f"{number}-{run.name.removesuffix('.pt')}" if out and len(runs) > 1 else out
-        for number, run in enumerate(runs or [Path()], 1)
-    ]
+    folders = folders_of(runs, out) if out else [evaluation_folder(one, split) for one in methods]
     for method, folder in zip(methods, folders, strict=True):
         # Ahead of the first evaluation, which takes long.
         choose_patients(method, pack, split, allow_seen=allow_seen)
-        if folder is not None:
-            check_evaluation_folder(folder)
+        check_evaluation_folder(folder)
+    board = out or Path("eval", f"leaderboard-{split}")
+    if len(methods) > 1:
+        check_leaderboard_folder(board)
     found = []
     for number, (method, folder) in enumerate(zip(methods, folders, strict=True)):
         name = str(runs[number]) if runs else "checkpoint"
@@ -114,11 +123,10 @@ def eval_(
             _say_evaluation(evaluation, written, as_json=as_json)
     if len(methods) > 1:
         table = leaderboard(found, rank_by=rank_by)
-        folder = out or Path("eval", f"leaderboard-{split}")
-        write_leaderboard(table, folder)
+        write_leaderboard(table, board)
         is_fair = same_patients(found)
-        write_leaderboard_page(table, folder, is_fair=is_fair)
-        _say_leaderboard(table, folder, rank_by=rank_by, is_fair=is_fair, as_json=as_json)
+        write_leaderboard_page(table, board, is_fair=is_fair)
+        _say_leaderboard(table, board, rank_by=rank_by, is_fair=is_fair, as_json=as_json)
 
 
 def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
 from wsi_idc.cli.output import say, say_json, say_rows
+from wsi_idc.config import MAX_SEED
 
 
 @click.command()
@@ -17,7 +18,7 @@ from wsi_idc.cli.output import say, say_json, say_rows
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
     help="Of the choice of sample patches and of their augmentation.",

@@ -141,7 +141,7 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
         "kind": "checkpoint",
         "file": file,
         **checkpoint.summary(),
-        "parameters": sum(value.numel() for value in checkpoint.state.values()),
+        "parameters": sum(value.numel() for value in checkpoint.build().parameters()),
         "class_names": checkpoint.class_names,
         "threshold": checkpoint.threshold,
         "temperature": checkpoint.temperature,

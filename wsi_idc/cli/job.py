@@ -137,14 +137,16 @@ def _given(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """Return settings that are given as flags, by key, and the other flags as they are."""
-    needed = [str(path)] if command is search else []
+    # What a command line must have, the file has.
+    required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
+    needed = [str(path)] * len(required)
     ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", [*flags, *needed])
     given: dict[str, Any] = {}
     extra: list[str] = []
     for param in command.params:
         name = str(param.name)
         value, is_given = ctx.params.get(name), ctx.get_parameter_source(name) == _COMMANDLINE
-        if not is_given or name == "job":
+        if not is_given or param in required:
             continue
         if name not in NOT_IN_A_FILE:
             given[_key(param)] = _plain(value)

@@ -1,11 +1,11 @@
-"""Options that several commands share, and how they say their result."""
+"""Options that several commands share."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,9 +15,6 @@ from wsi_idc.config import (
     PREDICT_BATCH_SIZE,
     TrainConfig,
 )
-
-if TYPE_CHECKING:
-    pass
 
 PATH = click.Path(path_type=Path)
 
@@ -173,7 +170,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile."),
         click.option(
             "--save-minutes",
-            type=click.FloatRange(min=0),
+            type=Number(min=0),
             default=5.0,
             show_default=True,
             help="Save so often within an epoch.",

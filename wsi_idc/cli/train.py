@@ -121,7 +121,7 @@ def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_
                 f"{checkpoint.temperature:.3f} (ECE on val {found['ece_uncalibrated']:.3f} "
                 f"-> {found['ece']:.3f})",
             ),
-            ("next", "wsi-idc eval; wsi-idc map --all"),
+            ("next", f"wsi-idc eval {run.folder}; wsi-idc map --all --checkpoint {run.folder}"),
         ]
     )
 

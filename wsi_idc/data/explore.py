@@ -9,15 +9,16 @@ from wsi_idc.data.charts import CHARTS
 from wsi_idc.data.describe import SIGNIFICANT_DIGITS, describe
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.pictures import PICTURES, augmentation, samples
-from wsi_idc.errors import DataError
 from wsi_idc.figures import house_style, save_png_and_svg
-from wsi_idc.files import write_json, write_text
+from wsi_idc.files import check_output, write_json, write_text
 from wsi_idc.progress import progress
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_JSON = "summary.json"
 FIGURES = "figures"
+HINTS_CSV = "hints.csv"
+_WRITES = ("patients.csv", "classes.csv", "channels.csv", "sizes.csv", SUMMARY_JSON, FIGURES)
 
 
 def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
@@ -33,13 +34,14 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
         What ``summary.json`` holds: the numbers that matter most, and the names of the files.
 
     Raises:
-        DataError: ``out`` is a file, or the pack is cut short while it is read.
+        DataError: The pack is cut short while it is read.
+        WsiIdcError: ``out`` cannot be written to, or holds files of these names.
     """
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; --out names a folder")
+    check_output(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)
     tables = description.tables()
-    for name, table in tables.items():
+    # The hints first: from there on the folder is an exploration's.
+    for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
         # Whole numbers stay whole; six digits hide the last bits of a sum.
         text = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
         write_text(out / f"{name}.csv", text)

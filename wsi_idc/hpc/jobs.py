@@ -66,7 +66,6 @@ class Task:
     def arguments(self) -> list[str]:
         """Return the command line behind ``wsi-idc``; patterns of files are matched now."""
         options: list[str] = []
-        plain: list[str] = []
         for key, value in self.settings.items():
             flag = self.flags[key]
             for one in value if flag.is_list else [value]:
@@ -74,10 +73,20 @@ class Task:
                     options += [flag.option] if one else []
                 elif flag.option:
                     options += [word for name in matches(one) for word in (flag.option, name)]
-                else:
-                    plain += _finished(matches(one)) if key == "runs" else matches(one)
+        plain = self.plain_arguments()
         # Behind -- nothing of a file can become an option.
         return [self.command, *options, *self.extra, *(["--", *plain] if plain else [])]
+
+    def plain_arguments(self) -> list[str]:
+        """Return what the command takes without a flag, in the command's order."""
+        plain: list[str] = []
+        for key, flag in self.flags.items():
+            if flag.option or key not in self.settings:
+                continue
+            value = self.settings[key]
+            for one in value if flag.is_list else [value]:
+                plain += _finished(matches(one)) if key == "runs" else matches(one)
+        return plain
 
 
 @dataclass(frozen=True)

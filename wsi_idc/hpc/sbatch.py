@@ -17,7 +17,7 @@ from wsi_idc.hpc.jobs import TRAIN, Job
 LOGS = Path("logs")
 SITE = Path("slurm/site.env")
 _SECONDS_FOR_SBATCH = 120
-_NEEDS_GPU = ("train", "search", "eval", "map")
+_NEEDS_GPU = ("train", "search", "eval", "compare", "map")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How far the tasks of a job are, from what they have left on the disk."""
 
+import csv
 import getpass
 import shutil
 import subprocess
@@ -14,6 +15,12 @@ from wsi_idc.errors import BusyError, WsiIdcError
 from wsi_idc.files import locked
 from wsi_idc.hpc.jobs import MAP, TRAIN, Job, Task, matches
 from wsi_idc.hpc.search_file import SEARCH, read_search
+from wsi_idc.learn.evaluation_files import (
+    folder_beside,
+    folders_of,
+    is_evaluation,
+    way_of,
+)
 from wsi_idc.learn.runs import Run
 from wsi_idc.maps.cohort_run import (
     read_patients,
@@ -82,11 +89,17 @@ def _of_task(number: int, task: Task) -> TaskStatus:
 
 
 def _of_eval(number: int, task: Task) -> TaskStatus:
-    runs = [run for pattern in task.settings["runs"] for run in matches(pattern)]
-    folder = f"eval-{task.settings.get('split', 'test')}"
-    there = sum((Path(run) / folder / "metrics.json").exists() for run in runs)
+    given, runs = task.settings, [Path(run) for run in task.plain_arguments()]
+    out = given.get("out")
+    way = way_of(
+        given.get("split", "test"), tta=bool(given.get("tta")), smooth=bool(given.get("smooth"))
+    )
+    folders = folders_of(runs, Path(out)) if out else [folder_beside(run, way) for run in runs]
+    there = sum(is_evaluation(folder) for folder in folders)
     state = FINISHED if there == len(runs) else PARTLY if there else NOT_BEGUN
-    return TaskStatus(number, folder, state, f"{there} of {len(runs)} runs are evaluated")
+    return TaskStatus(
+        number, out or f"eval-{way}", state, f"{there} of {len(runs)} runs are evaluated"
+    )
 
 
 def _of_run(run: Run) -> tuple[str, str]:
@@ -130,9 +143,19 @@ def _of_search(job: Job) -> TaskStatus:
     states = [_of_run(run)[0] for run in runs]
     finished, running = states.count(FINISHED), states.count(RUNNING)
     detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
-    if (folder / "trials.csv").exists() and not running:
+    if not running and _num_settled(folder / "trials.csv") >= spec.num_trials:
         return TaskStatus(1, str(folder), FINISHED, f"{finished} trials finished; see trials.csv")
     return TaskStatus(1, str(folder), RUNNING if running else STOPPED, detail)
+
+
+def _num_settled(table: Path) -> int:
+    """Return how many trials of a search's table have come to an end."""
+    if not table.exists():
+        return 0
+    with table.open(encoding="utf-8", newline="") as file:
+        return sum(
+            row.get("state") in ("complete", "pruned", "failed") for row in csv.DictReader(file)
+        )
 
 
 def _of_map(number: int, task: Task) -> TaskStatus:

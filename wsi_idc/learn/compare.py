@@ -25,6 +25,7 @@ from wsi_idc.learn.bootstrap import (
 _KEY = ["patient", "x", "y"]
 _COLUMNS = ("probability", "probability_smoothed")
 _MAX_NAMED = 5
+_COMPARISON = "comparison.json"
 # Of fewer patients a percentile interval is too narrow: without any difference it misses 0 in 15 %
 # of comparisons of 5 patients, in 10 % of those of 10.
 MIN_PATIENTS = 10
@@ -215,11 +216,13 @@ def check_comparison_folder(out: Path) -> None:
     Raises:
         WsiIdcError: With the reason.
     """
-    check_output(out, writes=("metrics.csv", "patients.csv"), marks=("metrics.csv",))
+    writes = (_COMPARISON, "comparison.html", "metrics.csv", "patients.csv", "figures")
+    check_output(out, writes=writes, marks=(_COMPARISON,))
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write comparison.json, metrics.csv and patients.csv into the folder ``out``."""
+    # First: the folder is a comparison's from here on.
+    write_json(out / _COMPARISON, comparison.as_dict())
     write_text(out / "metrics.csv", comparison.metrics.to_csv(index=False))
     write_text(out / "patients.csv", comparison.patients.to_csv(index=False))
-    write_json(out / "comparison.json", comparison.as_dict())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_idc.data.pack import Pack
@@ -20,13 +21,13 @@ def check_evaluation_folder(folder: Path) -> None:
     Raises:
         WsiIdcError: With the reason.
     """
-    writes = (_METRICS, _PATIENTS, _PREDICTIONS, PAGE)
-    check_output(folder, writes=writes, marks=(_METRICS, _PREDICTIONS))
+    writes = (_METRICS, _PATIENTS, _PREDICTIONS, PAGE, "figures")
+    check_output(folder, writes=writes, marks=(_PREDICTIONS,))
 
 
 def evaluation_folder(method: Method, split: str) -> Path:
     """Return where an evaluation is written by default: in the run, or in eval/."""
-    way = split + "-tta" * method.tta + "-smooth" * method.smooth
+    way = way_of(split, tta=method.tta, smooth=method.smooth)
     first = method.checkpoints[0].source
     assert first is not None
     if len(method.checkpoints) > 1:
@@ -34,9 +35,34 @@ def evaluation_folder(method: Method, split: str) -> Path:
         return Path("eval", f"ensemble-{hashlib.sha256(prints.encode()).hexdigest()[:8]}-{way}")
     if first == bundled_checkpoint():
         return Path("eval", f"bundled-{way}")
+    return folder_beside(first, way)
+
+
+def way_of(split: str, *, tta: bool, smooth: bool) -> str:
+    """Return what stands in the name of an evaluation's folder, such as test-tta."""
+    return split + "-tta" * tta + "-smooth" * smooth
+
+
+def folder_beside(run: Path, way: str) -> Path:
+    """Return where the evaluation of a run, or of a .pt file, is written by default."""
+    if run.suffix != ".pt":
+        return run / f"eval-{way}"
     # Checkpoints that lie in one folder must not share one evaluation.
-    name = "eval" if first.name == "best.pt" else f"{first.name.removesuffix('.pt')}-eval"
-    return first.parent / f"{name}-{way}"
+    name = "eval" if run.name == "best.pt" else f"{run.name.removesuffix('.pt')}-eval"
+    return run.parent / f"{name}-{way}"
+
+
+def folders_of(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Return where the evaluation of each of some runs is written in ``out``."""
+    if len(runs) < 2:
+        return [out]
+    names = enumerate((run.name.removesuffix(".pt") for run in runs), start=1)
+    return [out / f"{number}-{name}" for number, name in names]
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Return whether a folder holds a whole evaluation, of whatever."""
+    return (folder / _METRICS).exists()
 
 
 def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wsi_idc.files import write_json, write_text
+from wsi_idc.files import check_output, write_json, write_text
 from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.metrics import METRICS, SMALLER_IS_BETTER, records
 
@@ -63,6 +63,16 @@ def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:
     """Return whether all evaluations are of the same patches, so that they may be compared."""
     keys = [one.predictions[["patient", "x", "y", "label"]] for _, one in evaluations]
     return all(key.equals(keys[0]) for key in keys)
+
+
+def check_leaderboard_folder(out: Path) -> None:
+    """Raise where a leaderboard cannot be written into ``out``, or not without a loss.
+
+    Raises:
+        WsiIdcError: With the reason.
+    """
+    writes = ("leaderboard.csv", "leaderboard.json", "leaderboard.html", "figures")
+    check_output(out, writes=writes, marks=("leaderboard.csv",))
 
 
 def write_leaderboard(table: pd.DataFrame, out: Path) -> None:

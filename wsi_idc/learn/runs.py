@@ -113,6 +113,10 @@ class Run:
         record = {"format": FORMAT, "status": status, "updated": now, "asked": asked, **more}
         write_json(self.folder / "run.json", record)
 
+    def tell_best(self, metrics: Mapping[str, Any]) -> None:
+        """Write in run.json what the best checkpoint says of itself now; the run is no newer."""
+        write_json(self.folder / "run.json", {**self.read(), "best": dict(metrics)})
+
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl, a line an epoch."""
         lines = "".join(json.dumps(epoch) + "\n" for epoch in history)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
-from wsi_idc.files import write_bytes, write_json, write_text
+from wsi_idc.files import check_output, write_bytes, write_json, write_text
 from wsi_idc.models.checkpoint import Checkpoint
 
 SPEC_VERSION = "1.0"
@@ -67,12 +67,15 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
 
     Raises:
         CheckpointError: Its classes have one name, or the network does not survive TorchScript.
+        WsiIdcError: ``out`` cannot be written to, or holds other files of these names.
     """
     if len(set(checkpoint.class_names)) < len(checkpoint.class_names):
         raise CheckpointError(
             f"{checkpoint.source}: both classes have the same name; train it anew"
         )
-    files = [out / name for name in ("torchscript_model.pt", "config.json", "README.md")]
+    names = ("torchscript_model.pt", "config.json", "README.md")
+    check_output(out, writes=names, marks=names[:1])
+    files = [out / name for name in names]
     write_bytes(files[0], torchscript(checkpoint))
     write_json(files[1], wsinfer_config(checkpoint))
     write_text(files[2], _card(checkpoint))

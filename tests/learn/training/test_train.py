@@ -518,6 +518,7 @@ def test_another_threshold_needs_no_other_training(
     assert second.temperature == pytest.approx(first.temperature, rel=1e-4)
     for name, value in first.state.items():
         assert torch.equal(second.state[name], value)
+    assert run.read()["best"] == second.metrics
     unchanged = run.best.stat().st_mtime_ns
     third = train(wanted, cohort, split, run=run, compute=compute)
     assert third.fingerprint == second.fingerprint

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.maps.hand import EVIL, write_hand_map
-from wsi_idc.errors import MapError
+from wsi_idc.errors import MapError, WsiIdcError
 from wsi_idc.maps.report.build import build_report
 from wsi_idc.maps.store import map_paths
 
@@ -34,9 +34,21 @@ def test_nothing_to_report_writes_nothing(tmp_path: Path):
     with pytest.raises(MapError, match="none of 1 maps can be used"):
         build_report([tmp_path / "bad.h5"], tmp_path / "report", tables=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(MapError, match="is a file"):
+    with pytest.raises(WsiIdcError, match="is a file"):
         build_report([], tmp_path / "file", tables=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"bad.h5", "file"}
+
+
+def test_a_page_of_something_else_is_not_written_over(tmp_path: Path):
+    write_hand_map(tmp_path, patient="P1")
+    mine = tmp_path / "index.html"
+    mine.write_text("<title>My site</title>")
+    with pytest.raises(WsiIdcError, match=r"index\.html is of something else and would be lost"):
+        build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
+    assert mine.read_text() == "<title>My site</title>"
+    mine.unlink()
+    for _ in range(2):
+        build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
 
 
 def test_a_page_that_cannot_be_written_is_set_aside(tmp_path: Path):

@@ -91,7 +91,9 @@ def finished(
     logger.info("trained already; calibrating it anew on val")
     if world.is_writer:
         with run.held():
-            save_checkpoint(run.best, recalibrated(checkpoint, config, pack, compute=compute))
+            anew = recalibrated(checkpoint, config, pack, compute=compute)
+            save_checkpoint(run.best, anew)
+            run.tell_best(anew.metrics)
     world.wait()
     return load_checkpoint(run.best)
 

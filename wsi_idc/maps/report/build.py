@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_idc.errors import MapError, WsiIdcError
-from wsi_idc.files import write_text
+from wsi_idc.files import check_output, write_text
 from wsi_idc.maps.cohort import Cohort
-from wsi_idc.maps.report.index import Card, card_of, cohort_page, page_name
+from wsi_idc.maps.report.index import Card, card_of, cohort_page, is_cohort_page, page_name
 from wsi_idc.maps.report.patient import patient_page
 from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.progress import progress
@@ -47,10 +47,11 @@ def build_report(
         threshold: Probability from which a patch is called IDC; None takes each map's own.
 
     Raises:
-        MapError: ``out`` is a file, or no map can be used.
+        MapError: No map can be used.
+        WsiIdcError: ``out`` cannot be written to, or has an index.html that is no report's.
     """
-    if out.exists() and not out.is_dir():
-        raise MapError(f"{out} is a file; --out names a folder")
+    index = out / INDEX_HTML
+    check_output(out, writes=(INDEX_HTML,), marks=(INDEX_HTML,) if is_cohort_page(index) else ())
     report, cohort = Report(), Cohort()
     cards: list[Card] = []
     with progress(len(maps), what="reporting", unit="map") as bar:
@@ -65,8 +66,8 @@ def build_report(
         raise MapError(f"none of {len(maps)} maps can be used: {first}")
     failed = {str(path): reason for path, reason in report.failed.items()}
     report.csv, report.hdf5 = cohort.write(tables)
-    report.index = out / INDEX_HTML
-    write_text(report.index, cohort_page(cards, failed))
+    report.index = index
+    write_text(index, cohort_page(cards, failed))
     return report
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,8 @@ from wsi_idc.maps.report.pictures import grid_uri, thumbnail_uri
 from wsi_idc.maps.report.template import NOTICE, POLICY, read_text, template
 
 _THUMBNAIL_PX = 260
+# By which the page is known again, and what it lies in.
+_TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
 # What cards can be sorted by: column, what the page calls it, whether the largest comes first.
 SORTS = (
     ("idc_fraction", "IDC fraction", True),
@@ -91,6 +94,15 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
         style=read_text("page.css") + read_text("index.css"),
         script=read_text("index.js"),
     )
+
+
+def is_cohort_page(path: Path) -> bool:
+    """Return whether a file is the cohort's page of an earlier report."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return _TITLE in file.read(_HEAD_CHARS)
+    except (OSError, ValueError):
+        return False
 
 
 def sort_key(value: Any, *, descending: bool) -> tuple[bool, Any]:
