@@ -45,7 +45,7 @@ class DemoResult:
 
 
 def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> DemoResult:
-    """Run every step into the folder ``out``; a step that is done already is not done again.
+    """Run every step into the folder ``out``; data, training and maps that are there are kept.
 
     Raises:
         StoppedError: ``stop`` was set; the same call goes on.

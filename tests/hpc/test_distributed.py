@@ -160,14 +160,14 @@ def test_a_process_that_sees_its_own_gpu_alone_takes_it(monkeypatch: pytest.Monk
     assert [_own_gpu("auto", size=4, local_rank=rank) for rank in (0, 1, 3)] == [0, 0, 0]
     there = platform.node()
     monkeypatch.setattr(World, "gather", lambda self, mine: [(there, "a"), mine])
-    _check_own_gpu(World(1, 2, 1))
+    _check_own_gpu(World(1, 2))
 
 
 def test_processes_that_have_one_gpu_together_are_told(monkeypatch: pytest.MonkeyPatch):
     seeing(monkeypatch, "a")
     monkeypatch.setattr(World, "gather", lambda self, mine: [mine, mine])
     with pytest.raises(RunError, match="2 processes want a GPU each, of 1 on this machine"):
-        _check_own_gpu(World(1, 2, 1))
+        _check_own_gpu(World(1, 2))
     # The same number on another machine is another GPU.
     monkeypatch.setattr(World, "gather", lambda self, mine: [("elsewhere", "a"), mine])
-    _check_own_gpu(World(1, 2, 1))
+    _check_own_gpu(World(1, 2))

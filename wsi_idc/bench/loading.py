@@ -36,7 +36,7 @@ def bench_loader(
         pack: The data.
         about: What they are, for the report.
         batch_size: Patches at a time.
-        num_patches: Of a round, at most; 0: 4,000.
+        num_patches: Of a round, about; 0: 4,000.
         num_rounds: How often each way is measured.
         compute: Whose device they come to.
         folder: For PNG files.

@@ -26,7 +26,7 @@ def bench_prepare(
     Args:
         pack: Whose patches are written as PNG files beforehand.
         about: What they are, for the report.
-        num_patches: So many at most; 0: 20,000.
+        num_patches: About so many; 0: 20,000.
         num_rounds: How often each way is measured.
         compute: Of no matter here but for the report.
         folder: For files and packs.

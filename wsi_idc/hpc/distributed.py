@@ -32,13 +32,11 @@ class World:
     Attributes:
         rank: Its number, from 0.
         size: How many there are.
-        local_rank: Its number on its machine.
         control: Group in which numbers on the CPU are exchanged, None where it is alone.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     control: Any = None
 
     @property
@@ -140,7 +138,7 @@ def joined(device: str) -> Iterator[World]:
         ) from None
     try:
         control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
-        world = World(rank, size, local_rank, control)
+        world = World(rank, size, control)
         if on_gpu:
             _check_own_gpu(world)
         yield world

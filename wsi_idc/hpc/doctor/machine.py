@@ -109,7 +109,7 @@ def torch_build() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """Find the driver, the GPUs that it has and those that torch sees."""
+    """Find the GPUs that torch sees, or why it sees none."""
     on_driver = _driver()
     num_seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for number in range(num_seen):

@@ -159,6 +159,7 @@ def reliability(evaluation: Evaluation) -> Figure:
         table["label"].to_numpy(),
         table[evaluation.judged.column].to_numpy(),
         table["patient"].to_numpy(),
+        seed=evaluation.record["seed"],
     )
     some = bins[bins["patches"] > 0]
     ax.plot([0, 1], [0, 1], ":", color=GREY, label="perfectly calibrated")

@@ -1,4 +1,4 @@
-"""How numbers, and names that come from files, stand in figures and on pages."""
+"""How numbers stand in figures and on pages."""
 
 import math
 
