@@ -14,6 +14,7 @@ from wsi_idc.errors import RunError
 
 PATCH_PX = 50
 ROLES = ("train", "val", "test")  # of a patient in a run
+NO_ROLE = "in no split"
 MAX_SEED = 2**32 - 1
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")

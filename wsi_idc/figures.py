@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from wsi_idc.files import replacing
 
 INK = "#333333"
-LABEL_COLOURS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}  # -1 unknown; unlike in lightness too
 DPI = 150
 PAGE_MM = 180.0  # what a journal's page is wide
 _MM_PER_INCH = 25.4

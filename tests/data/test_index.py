@@ -118,6 +118,22 @@ def test_a_whole_copy_stands_in_for_a_damaged_patch(tree):
     assert len(found.table) == NUM_PATCHES
 
 
+def test_the_first_whole_one_of_several_copies_is_kept(tree):
+    path = "10253/1/10253_idx5_x51_y1_class1.png"
+    whole = (tree / path).read_bytes()
+    contents = {path: whole[:500], f"b/{path}": whole, f"c/c/{path}": whole + b"more"}
+    for name, content in contents.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert found.table["path"][1] == f"b/{path}"
+    assert found.rejected == (
+        Problem(path, "differs from its copy", f"b/{path} is kept"),
+        Problem(f"c/c/{path}", "differs from its copy", f"b/{path} is kept"),
+    )
+
+
 def test_tree_only_below_another_folder(tmp_path):
     make_tree(tmp_path / "archive" / "IDC_regular_ps50_idx5")
     found = index(tmp_path)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.trees import add_patch, file_name
+from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.source import cache_folder, open_data, tree_in
-from wsi_idc.errors import DataError
+from wsi_idc.errors import BusyError, DataError
 
 OPEN = "import sys, pathlib; from wsi_idc.data.source import open_data; " + (
     "print(open_data(pathlib.Path(sys.argv[1])).path)"
@@ -119,6 +120,27 @@ def test_a_damaged_pack_in_the_cache_is_made_anew(tree):
     after = open_data(tree)
     assert after.path == before.path
     assert len(after) == len(before.index)
+
+
+def test_a_damaged_pack_that_another_process_mends_is_waited_for(tree, monkeypatch):
+    path = open_data(tree).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+
+    def busy(tree: Path, pack: Path) -> None:
+        assert not pack.exists()
+        pack.write_bytes(whole)
+        raise BusyError(f"{pack}: another process is writing it")
+
+    def gone(pack: Path) -> Pack:
+        if pack.stat().st_size == 1000:
+            pack.unlink()
+            raise DataError(f"{pack}: damaged")
+        return Pack(pack)
+
+    monkeypatch.setattr("wsi_idc.data.source._pack_tree", busy)
+    monkeypatch.setattr("wsi_idc.data.source.Pack", gone)
+    assert len(open_data(tree)) == 7
 
 
 def test_what_a_kill_left_beside_a_whole_pack_is_removed(tree):

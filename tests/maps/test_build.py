@@ -238,6 +238,15 @@ def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
     assert len(report.made) + len(report.kept) == 6
 
 
+def test_a_stop_is_told_also_where_a_patient_was_set_aside_before(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    first, second = cohort.patients[:2]
+    (tmp_path / f"{first}.h5").write_text("not a map at all")
+    with pytest.raises(StoppedError, match="with 0 of 1 maps made"):
+        build(trained, cohort, [first, second], tmp_path, stop=StopAfter(0))
+
+
 def test_an_unknown_patient_writes_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     with pytest.raises(DataError, match=r"no patient '\.\./\.\./x'"):
         build(trained, cohort, ["S0001", "../../x"], tmp_path / "maps")

@@ -75,7 +75,9 @@ def test_views_and_members_of_the_model_are_told():
     assert (row["role"], row["checkpoint_sha256"]) == ("", "")
     members = [{"sha256": digit * 64, "metrics": {"auc": 1}} for digit in "ab"]
     row = row_of(hand_map(model={"tta": False, "ensemble": members}), threshold=0.5)
-    assert (row["tta"], row["ensemble"]) == ("false", f"{'a' * 12} {'b' * 12}")
+    assert (row["tta"], row["ensemble"]) == ("", f"{'a' * 12} {'b' * 12}")
+    row = row_of(hand_map(model={"role_of_patient": "in no split"}), threshold=0.5)
+    assert row["role"] == ""
 
 
 def test_patches_in_the_same_cell_count_once():

@@ -106,3 +106,6 @@ def test_a_plan_counts_a_patient_once_and_refuses_what_the_run_would(
     lost = replace(work, cam=CamSpec(layer="nix"))
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):
         PackRun(lost, cohort, ["S0001"]).plan()
+    slides = SlideRun.of(lost, SlideSettings(), slides=[tmp_path / "a.svs"], manifest=None)
+    with pytest.raises(CheckpointError, match="has no layer 'nix'"):
+        slides.plan()

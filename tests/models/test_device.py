@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from wsi_idc.errors import DeviceError
-from wsi_idc.models.device import _warn_of_waste, choose_compute
+from wsi_idc.hpc.cores import available_cores
+from wsi_idc.models.device import _warn_of_waste, choose_compute, num_threads
 
 
 def test_auto_on_a_cpu_is_fp32():
@@ -11,7 +12,10 @@ def test_auto_on_a_cpu_is_fp32():
     assert compute.precision == "fp32"
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "", "mps:1"])
+@pytest.mark.parametrize(
+    "name",
+    ["gpu", "cuda:x", "cpu:1", "", "mps:1", "cpu:", "cuda:", "cuda:01", "cuda:²", "cuda:1000"],
+)
 def test_an_unknown_device_is_refused(name: str):
     with pytest.raises(DeviceError, match="is not one of auto, cpu, cuda"):
         choose_compute(name)
@@ -44,6 +48,11 @@ def test_fewer_threads_where_the_environment_says_so(monkeypatch: pytest.MonkeyP
     choose_compute("cpu")
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_threads_that_are_no_number_are_passed_over(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "²")
+    assert num_threads() == available_cores()
 
 
 def test_bf16_autocast_is_on_only_where_asked_for():

@@ -159,6 +159,24 @@ def test_the_card_says_what_the_program_would(tmp_path: Path):
     assert "Research use only" in card
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"threshold_by": "f1"}, "set on val patients for the largest F1."),
+        ({"threshold_by": "youden"}, "set on val patients for the largest Youden index."),
+        (
+            {"threshold_by": "f1", "target_sensitivity": 0.95},
+            "set on val patients for a sensitivity of 0.95.",
+        ),
+        ({}, "set on val patients. WSInfer"),
+        ({"threshold_by": ["`"]}, "set on val patients. WSInfer"),
+    ],
+)
+def test_the_card_says_what_the_threshold_was_set_for(config: dict, words: str, tmp_path: Path):
+    write_wsinfer(replace(checkpoint_of("bundled"), config=config), tmp_path)
+    assert words in " ".join((tmp_path / "README.md").read_text().split())
+
+
 def test_a_network_that_torchscript_changes_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.slides.tiffs import halved, noise, write_tiff
 from wsi_idc.errors import SlideError
-from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.slide import _beside, open_slide
 from wsi_idc.slides.source import over_white
 
 PICTURE = noise(90, 130)
@@ -313,3 +313,17 @@ def test_tiles_larger_than_anyone_writes_are_refused(tmp_path: Path):
     path.write_bytes(data)
     with pytest.raises(SlideError, match="its tiles are too large"):
         open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("a.dcm", ["b.DCM", "c.dcm"]),
+        ("a.vms", ["b.DCM", "c.dcm", "d.jpg", "e.opt", "f"]),
+        ("a.tif", []),
+    ],
+)
+def test_what_people_keep_beside_a_slide_is_no_part_of_it(tmp_path: Path, name: str, parts: list):
+    for file in (name, "b.DCM", "c.dcm", "d.jpg", "e.opt", "f", "n.csv", "n.TXT", "n.h5", "n.json"):
+        (tmp_path / file).touch()
+    assert [file.name for file in _beside(tmp_path / name)] == parts

@@ -9,14 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from wsi_idc.colours import LABEL_COLOURS as COLOURS
 from wsi_idc.data import audit
 from wsi_idc.data.describe import Description
 from wsi_idc.data.measure import CHANNELS
 from wsi_idc.data.pack import Pack
 from wsi_idc.figures import INK
-from wsi_idc.figures import LABEL_COLOURS as COLOURS
 
-# Label to colour: told apart without red and green, and in grey.
 _COLUMN_OF = {0: "non_idc", 1: "idc", -1: "unknown"}
 _CHANNEL_COLOURS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
 _NUM_BINS = 20

@@ -67,12 +67,11 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     return _groups(pack, component, hashes)
 
 
-def near_pairs(hashes: NDArray[np.uint64], *, max_bits: int = MAX_BITS_APART) -> Ints:
-    """Return the pairs of distinct hashes at most ``max_bits`` bits apart.
+def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
+    """Return the pairs of distinct hashes at most ``MAX_BITS_APART`` bits apart.
 
     Args:
         hashes: Distinct, shape (N,).
-        max_bits: At most 3.
 
     Returns:
         Positions i < j, shape (P, 2), sorted.
@@ -88,7 +87,7 @@ def near_pairs(hashes: NDArray[np.uint64], *, max_bits: int = MAX_BITS_APART) ->
                 break
             pairs = np.column_stack([order[earlier], order[later]])
             apart = bits_apart(hashes[pairs[:, 0]], hashes[pairs[:, 1]])
-            found.append(np.sort(pairs[apart <= max_bits], axis=1))
+            found.append(np.sort(pairs[apart <= MAX_BITS_APART], axis=1))
     if some_left:
         logger.warning("many patches look alike: not every pair of them was compared")
     return np.unique(np.concatenate(found), axis=0)

@@ -196,11 +196,14 @@ def _drop_nested_copies(
         for folder, count in folders.value_counts().sort_index().items()
     ]
     conflicting = []
+    now: dict[str, str] = {}  # what stands in for a patch, where there are several copies of it
     for path, path_kept in _rows(pairs[~same], "path", "path_kept"):
-        better, worse = path_kept, path
-        if not _is_whole(origin, path_kept, patch_px) and _is_whole(origin, path, patch_px):
-            better, worse = path, path_kept
-            kept.loc[kept["path"] == path_kept, "path"] = path
+        held = now.get(path_kept, path_kept)
+        better, worse = held, path
+        if not _is_whole(origin, held, patch_px) and _is_whole(origin, path, patch_px):
+            better, worse = path, held
+            kept.loc[kept["path"] == held, "path"] = path
+            now[path_kept] = path
         conflicting.append(Problem(worse, "differs from its copy", f"{better} is kept"))
     return kept, nested, conflicting
 

@@ -85,11 +85,6 @@ def measure(pack: Pack) -> Measures:
     return Measures(pd.concat(parts, ignore_index=True), mean_patches)
 
 
-def optical_density(values: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the optical density of channel values in whole thousandths: 0 for 255."""
-    return _od_table()[values].astype(np.int64)
-
-
 def perceptual_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return 63 bits a picture that near-identical pictures share.
 

@@ -99,6 +99,20 @@ def _open_tree(tree: Path) -> Pack:
             raise DataError(f"no data: {tree} holds neither a pack nor patches; {_HOW}")
         key = content_key(origin, paths)
     pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
+    _pack_once(tree, pack)
+    clear_scratch(pack)
+    try:
+        return Pack(pack)
+    except DataError as error:
+        # Ours to mend: nobody should have to find it in the cache.
+        logger.warning("%s", error)
+        pack.unlink(missing_ok=True)  # another process may have found it too
+        _pack_once(tree, pack)
+        return Pack(pack)
+
+
+def _pack_once(tree: Path, pack: Path) -> None:
+    """Make the pack unless it is there, or wait until another process has made it."""
     waiting = False
     while not pack.exists():
         # The tasks of a job array start together: one packs, the others wait for it.
@@ -109,15 +123,6 @@ def _open_tree(tree: Path) -> Pack:
                 logger.info("waiting for another process that packs %s into %s", tree, pack)
             waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-    clear_scratch(pack)
-    try:
-        return Pack(pack)
-    except DataError as error:
-        # Ours to mend: nobody should have to find it in the cache.
-        logger.warning("%s", error)
-        pack.unlink()
-        _pack_tree(tree, pack)
-        return Pack(pack)
 
 
 def _pack_tree(tree: Path, pack: Path) -> None:

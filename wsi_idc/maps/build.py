@@ -76,7 +76,9 @@ def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) 
     with progress(len(everything), what="mapping") as bar, Writers(work, report) as writers:
         for patient, prediction in _by_patient(_counted(found, bar, work), rows):
             writers.submit(patient, partial(content_of, work, pack, patient, prediction))
-    if work.stop and len(report.made) + len(report.failed) < len(patients):
+    # Those that failed are not all of these: some were set aside before.
+    settled = report.made.keys() | report.failed.keys()
+    if work.stop and not settled.issuperset(patients):
         raise stopped(work, report, num_due=len(patients))
 
 

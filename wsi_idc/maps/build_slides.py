@@ -61,9 +61,7 @@ def build_slide_maps(
         DataError: A patient's id cannot be a file name.
         StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
     """
-    spec = input_of(work)
-    if work.cam is not None:
-        work.method.check_cam(work.cam, patch_px=spec.patch_px)
+    spec = check_ahead(work)
     for row in slides:
         map_path(work.out, row.patient)
     report = MapReport()
@@ -80,6 +78,18 @@ def build_slide_maps(
         raise stopped(work, report, num_due=len(slides) - len(report.kept))
     work.compute.usage.log("mapped")
     return report
+
+
+def check_ahead(work: MapWork) -> InputSpec:
+    """Return what patches the method's checkpoints take; raise where no slide can be mapped.
+
+    Raises:
+        CheckpointError: They want patches of different sizes, or have no such CAM.
+    """
+    spec = input_of(work)
+    if work.cam is not None:
+        work.method.check_cam(work.cam, patch_px=spec.patch_px)
+    return spec
 
 
 def input_of(work: MapWork) -> InputSpec:
@@ -198,7 +208,7 @@ def _fits_in_memory(row: ManifestRow, patches: SlidePatches, spec: InputSpec) ->
     if num_bytes <= _MAX_IMAGE_BYTES:
         return True
     logger.warning(
-        "%s: the stitched tissue would be %.1f GB and is left out of the map",
+        "%s: its patches would take %.1f GB in memory, so the tissue is left out of the map",
         row.patient,
         num_bytes / 1e9,
     )

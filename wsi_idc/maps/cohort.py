@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from wsi_idc.config import NO_ROLE
 from wsi_idc.errors import MapError, WsiIdcError
 from wsi_idc.files import write_text
 from wsi_idc.learn.metrics import auc, confusion, threshold_metrics
@@ -157,9 +158,10 @@ def row_of(content: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def _of_the_model(model: Mapping[str, Any]) -> dict[str, str]:
-    notes = {name: note_of(model[name]) for name in _MODEL_NOTES if model.get(name) is not None}
+    notes = {name: note_of(model[name]) for name in _MODEL_NOTES if model.get(name)}
+    role = str(model.get("role_of_patient") or "")
     return {
-        "role": str(model.get("role_of_patient") or ""),
+        "role": "" if role == NO_ROLE else role,
         "architecture": str(model.get("architecture") or ""),
         "checkpoint_sha256": str(model.get("sha256") or "")[:SHORT_SHA],
         **dict.fromkeys(_MODEL_NOTES, ""),

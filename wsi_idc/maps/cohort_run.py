@@ -19,14 +19,15 @@ from wsi_idc.maps.build_slides import (
     SlideSettings,
     build_slide_maps,
     identity_of,
-    input_of,
     look,
     open_row,
 )
+from wsi_idc.maps.build_slides import check_ahead as check_slides_ahead
 from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.grid import shape_of
 from wsi_idc.maps.work import MapReport, MapWork
 from wsi_idc.models.cam_layer import cam_grid
+from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.models.registry import architecture
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 
@@ -124,11 +125,15 @@ class SlideRun:
         return build_slide_maps(self.work, self.slides, self.settings)
 
     def plan(self) -> list[Planned]:
-        """Return what would be done; every slide is opened for it."""
-        return [self._plan(row) for row in self.slides]
+        """Return what would be done; every slide is opened for it.
 
-    def _plan(self, row: ManifestRow) -> Planned:
-        spec = input_of(self.work)
+        Raises:
+            CheckpointError: The checkpoints want patches of different sizes, or have no such CAM.
+        """
+        spec = check_slides_ahead(self.work)
+        return [self._plan(row, spec) for row in self.slides]
+
+    def _plan(self, row: ManifestRow, spec: InputSpec) -> Planned:
         try:
             with open_row(row, self.settings) as slide:
                 identity = identity_of(self.work, slide, self.settings, spec)

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from wsi_idc.figures import LABEL_COLOURS, printable
+from wsi_idc.colours import LABEL_COLOURS
+from wsi_idc.figures import printable
 from wsi_idc.maps.grid import mosaic
 from wsi_idc.maps.outline import outline
 from wsi_idc.maps.paint import NUM_COLOURS, Pixels, colour_table, grey, paint, shrink

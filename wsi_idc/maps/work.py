@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.config import PREDICT_BATCH_SIZE, ROLES
+from wsi_idc.config import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.errors import BusyError, MapError, StoppedError, WsiIdcError
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.method import Method
@@ -165,8 +165,10 @@ class MapWork:
 
 def _role(method: Method, patient: str) -> str:
     """Return what the patient was in the split; of several checkpoints, the worst that it was."""
-    roles = {one.split.get(patient, "in no split") for one in method.checkpoints}
-    return next(role for role in (*ROLES, "in no split") if role in roles)
+    if patient in method.patients("train"):  # also those behind the weights it began with
+        return "train"
+    roles = {one.split.get(patient, NO_ROLE) for one in method.checkpoints}
+    return next(role for role in (*ROLES, NO_ROLE) if role in roles)
 
 
 class Writers:

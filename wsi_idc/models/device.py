@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from wsi_idc.models.usage import Usage
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,7 +90,8 @@ def num_threads() -> int:
     """Return the cores given, or fewer where OMP_NUM_THREADS says so."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     cores = available_cores()
-    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
+    is_number = wanted.isascii() and wanted.isdigit()
+    return min(cores, int(wanted)) if is_number and int(wanted) > 0 else cores
 
 
 def _choose_device(name: str) -> torch.device:
@@ -98,9 +101,9 @@ def _choose_device(name: str) -> torch.device:
         if given := gpus_given():
             _warn_of_waste(given)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+    if not _DEVICE.fullmatch(name):
         raise DeviceError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, ..., mps")
+    kind, _, number = name.partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("no MPS device here; use --device cpu")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():

@@ -9,6 +9,7 @@ import io
 import json
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _TRACED_BATCH = 2
 _CHECKED_BATCHES = (1, 7)
 _TOLERANCE = 1e-4
 
+_THRESHOLDS = {"f1": " for the largest F1", "youden": " for the largest Youden index"}
 _CARD = """\
 # {architecture}: {classes}
 
@@ -36,9 +38,9 @@ Made by `wsi-idc export --format wsinfer` from a checkpoint (SHA-256 `{sha256}`)
   Kaggle set, are assumed to have. `config.json` says how patches are resized and normalised.
 - **Output**: two logits, of {classes}, already divided by the temperature ({temperature:.4g}, set
   on val patients): their softmax is the calibrated probability.
-- **Threshold**: {threshold:.4g} is the probability of {idc} with the largest F1 on val patients.
-  WSInfer has none, and QuPath names a tile by the larger probability, as a threshold of 0.5 would:
-  go by the probabilities.
+- **Threshold**: {threshold:.4g} is the probability of {idc} from which a patch is called so, set on
+  val patients{threshold_how}. WSInfer has none, and QuPath names a tile by the larger probability,
+  as a threshold of 0.5 would: go by the probabilities.
 - **Training**: split {split_spec} with {num_train} patients in train, {num_val} in val and
   {num_test} in test. Metrics: {metrics}.
 
@@ -174,12 +176,20 @@ def _card(checkpoint: Checkpoint) -> str:
         patch_um=spec.patch_px * spec.mpp,
         temperature=checkpoint.temperature,
         threshold=checkpoint.threshold,
+        threshold_how=_how(checkpoint.config),
         split_spec=_code(checkpoint.split_spec),
         num_train=len(checkpoint.patients("train")),
         num_val=len(checkpoint.patients("val")),
         num_test=len(checkpoint.patients("test")),
         metrics=_code(json.dumps(dict(checkpoint.metrics))),
     )
+
+
+def _how(config: Mapping[str, Any]) -> str:
+    """Return what the threshold was set for, nothing where a checkpoint does not say."""
+    if target := config.get("target_sensitivity"):
+        return f" for a sensitivity of {target:g}" if isinstance(target, float) else ""
+    return _THRESHOLDS.get(str(config.get("threshold_by")), "")
 
 
 def _code(text: str) -> str:

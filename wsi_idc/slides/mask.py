@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc.errors import SlideError
-from wsi_idc.slides.picture import DAMAGED
+from wsi_idc.slides.picture import DAMAGED, MAX_PX
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tissue import MASK_MPP, tissue_mask
 
-# A slide is rarely more than 75 mm long, and so small that it is finer only by choice.
+# Sides of the thumbnail: few slides are longer than 4096 px of 32 um, 131 mm, and those are seen
+# coarser; one of few px is seen finer.
 _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
 _MAX_SIDE_UM = 400_000
 _MAX_STRETCH = 0.01
-_MAX_PX = 89_478_485
 _DAMAGED = (*DAMAGED, Image.DecompressionBombError)
 
 
@@ -58,7 +58,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("PNG", "TIFF")) as image:
-                if image.width * image.height > _MAX_PX:
+                if image.width * image.height > MAX_PX:
                     raise SlideError(
                         f"{path}: {image.width}x{image.height} px are too many for a mask; "
                         "make it smaller"

@@ -17,7 +17,7 @@ _FORMATS = ("TIFF", "PNG", "JPEG")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _CLEAR_MODES = ("LA", "PA", "RGBA")
 # Pillow holds 4 bytes a px; beyond its own limit against bombs a picture has to be tiled.
-_MAX_PX = 89_478_485
+MAX_PX = 89_478_485
 # What Pillow answers a damaged file with.
 DAMAGED = (
     *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, OverflowError),
@@ -69,7 +69,7 @@ class Picture(Source):
 def _load(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > _MAX_PX:
+            if image.width * image.height > MAX_PX:
                 raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
             if image.mode not in (*_OPAQUE_MODES, *_CLEAR_MODES):
                 raise SlideError(
@@ -78,7 +78,7 @@ def _load(path: Path) -> Image.Image:
             image.load()
             return image
     except Image.DecompressionBombError:
-        raise SlideError(_too_large(path, f"more than {2 * _MAX_PX}")) from None
+        raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None
     except UnidentifiedImageError:
         raise SlideError(
             f"{path}: neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG picture, "
@@ -91,7 +91,7 @@ def _load(path: Path) -> Image.Image:
 
 def _too_large(path: Path, size: str) -> str:
     return (
-        f"{path}: {size} px are too many for a picture without tiles (at most {_MAX_PX}); "
+        f"{path}: {size} px are too many for a picture without tiles (at most {MAX_PX}); "
         "save it as a tiled TIFF with levels"
     )
 

@@ -33,6 +33,7 @@ _MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024
 _BLOCK_PX = 1024
 _MAX_READERS = 4
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
+_FOREIGN = (".csv", ".h5", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,11 @@ def _beside(path: Path) -> list[Path]:
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         found = path.with_suffix("").rglob("*")
-    elif suffix in (".dcm", ".vms", ".vmu"):
-        found = path.parent.glob("*")
+    elif suffix == ".dcm":
+        found = (file for file in path.parent.glob("*") if file.suffix.lower() == suffix)
+    elif suffix in (".vms", ".vmu"):
+        # Their parts are of several suffixes; notes and maps that people keep there are none.
+        found = (file for file in path.parent.glob("*") if file.suffix.lower() not in _FOREIGN)
     else:
         return []
     return sorted(file for file in found if file.is_file() and file != path)

@@ -21,6 +21,9 @@ from wsi_idc.learn.runs import Run
 from wsi_idc.learn.training.journal import Journal
 from wsi_idc.learn.training.state import resolve, set_up
 from wsi_idc.learn.training.train import train, what_is_asked
+from wsi_idc.maps.build import build_maps
+from wsi_idc.maps.store import read_map
+from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import Compute, choose_compute
@@ -553,6 +556,10 @@ def test_patients_behind_the_given_weights_are_never_unseen(
     method = Method((second,))
     with pytest.raises(DataError, match="was trained on"):
         choose_patients(method, cohort, "test")
+    unlike = next(patient for patient in second.inherited if other.roles[patient] == "test")
+    work = MapWork(method, compute, tmp_path / "maps", cam=None, with_image=False)
+    build_maps(work, cohort, [unlike])
+    assert read_map(tmp_path / "maps" / f"{unlike}.h5").model["role_of_patient"] == "train"
     # And so for what begins with that one.
     third = replace(CONFIG, weights=str(second.source))
     last = train(third, cohort, split, run=Run(tmp_path / "c"), compute=compute)

@@ -6,10 +6,13 @@ import pytest
 from PIL import Image
 
 from tests.maps.export.maps import full_grid, on_slide, small_map, stored
+from wsi_idc.colours import LABEL_COLOURS
 from wsi_idc.maps.export import png
+from wsi_idc.maps.export.layers import LABEL_COLOURS as EXPORTED
 from wsi_idc.maps.export.layers import layers_of
 from wsi_idc.maps.export.png import write_legend, write_png
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.report.legend import LABEL_COLOURS as SHOWN
 from wsi_idc.maps.store import open_image
 
 
@@ -137,6 +140,12 @@ def test_what_is_no_number_is_transparent_or_black_but_no_error(tmp_path: Path):
     assert pictures["probability"][0, 0, 3] == 0
     assert pictures["probability"][0, 50].tolist() == [253, 231, 36, 255]
     assert (pictures["cam"][..., 3] == 0).all()
+
+
+def test_a_label_has_one_colour_in_pages_and_exports():
+    codes = {label: code for code, label in enumerate((-1, 0, 1), 1)}
+    for label, code in codes.items():
+        assert "#{:02x}{:02x}{:02x}".format(*EXPORTED[label]) == SHOWN[code] == LABEL_COLOURS[label]
 
 
 def test_without_a_label_there_is_no_layer_of_labels(tmp_path: Path):

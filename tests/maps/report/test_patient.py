@@ -87,6 +87,15 @@ def test_the_page_says_who_and_from_what_and_that_it_is_no_diagnosis():
     assert "trained on this patient" not in text
     seen = hand_map(model={"role_of_patient": "train"})
     assert "The model was trained on this patient" in page_of(seen)
+    unknown = page_of(hand_map(model={"role_of_patient": "in no split"}))
+    assert "· in no split of its model" in unknown
+    assert "patient of its split" not in unknown
+
+
+def test_the_side_said_is_that_of_what_is_shown():
+    assert "200 µm a side" in page_of(hand_map())
+    # Where patches overlap, a cell is the middle of its patch.
+    assert "100 µm a side" in page_of(hand_map(stride_px=25, patches=None))
 
 
 def test_nothing_that_a_map_holds_is_mark_up():

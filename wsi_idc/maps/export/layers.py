@@ -8,14 +8,18 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageColor
 
+from wsi_idc.colours import LABEL_COLOURS as HEX_COLOURS
 from wsi_idc.maps.grid import lay
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import ReadRows
 
 Colour = tuple[int, int, int]
 # By label, the unknown one last: LABEL_COLOURS[-1].
-LABEL_COLOURS: tuple[Colour, ...] = ((143, 183, 217), (194, 65, 12), (189, 189, 189))
+LABEL_COLOURS: tuple[Colour, ...] = tuple(
+    ImageColor.getrgb(HEX_COLOURS[label])[:3] for label in (0, 1, -1)
+)
 # A single glowing pixel should not darken the rest; what lies above is drawn at full strength.
 CAM_TOP_PERCENTILE = 99.5
 # No numbers in 0..1 have a larger standard deviation.

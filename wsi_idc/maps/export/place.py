@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from wsi_idc.errors import MapError
 from wsi_idc.maps.patient_map import PatientMap
 
-COORDINATES = ("level0", "image")
 # Corners are stored as whole px, so they lie off the true grid by what was cut off.
 _TOLERANCE_PX = 1.0
 _DECIMALS = 4

@@ -17,7 +17,7 @@ MAX_PX = 2**26
 
 
 def cell_px_of(content: PatientMap) -> int:
-    """Return the side of a patch in the PNGs: a whole number, so that no cell is off by a px.
+    """Return the side of a cell in the PNGs: a whole number, so that no cell is off by a px.
 
     It is that of the stitched tissue unless the picture would have more than ``MAX_PX``.
     """

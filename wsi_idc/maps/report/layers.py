@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.maps.grid import lay, mosaic
+from wsi_idc.maps.outline import outline as grid_outline
 from wsi_idc.maps.patient_map import PatientMap
 
 # What became of a patch; 0 where its label is unknown or there is no patch.
@@ -133,20 +134,8 @@ def outline(
     Returns:
         x and y of both ends in mm, each of shape (N, 2), horizontal lines first.
     """
-    around = np.pad(mask, 1).astype(np.int8)
-    across = _runs(np.diff(around, axis=0)[:, 1:-1] != 0)  # (line, first, end), line: a row edge
-    down = _runs((np.diff(around, axis=1)[1:-1] != 0).T)
-    x = np.concatenate([across[:, 1:], np.repeat(down[:, :1], 2, axis=1)])
-    y = np.concatenate([np.repeat(across[:, :1], 2, axis=1), down[:, 1:]])
-    return (x + window.first_col) * window.cell_mm, (y + window.first_row) * window.cell_mm
-
-
-def _runs(lines: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return line, first and end of each run of True along the lines, shape (N, 3)."""
-    steps = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    line, first = np.nonzero(steps == 1)
-    _, end = np.nonzero(steps == -1)
-    return np.stack([line, first, end], axis=1)
+    ends = grid_outline(mask) + np.array([window.first_col, window.first_row])
+    return ends[..., 0] * window.cell_mm, ends[..., 1] * window.cell_mm
 
 
 def cam_top(cam: NDArray[np.float32]) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from bokeh.palettes import Cividis256, Magma256, Viridis256
 
+from wsi_idc.colours import LABEL_COLOURS as HEX_COLOURS
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.layers import (
     FALSE_NEGATIVE,
@@ -30,7 +31,7 @@ PALETTES = {
     "uncertainty": list(Cividis256),
 }
 # By code: 1 unknown, 2 non-IDC, 3 IDC; told apart without red and green, and in grey.
-LABEL_COLOURS = {1: "#bdbdbd", 2: "#8fb7d9", 3: "#c2410c"}
+LABEL_COLOURS = {label + 2: HEX_COLOURS[label] for label in (-1, 0, 1)}
 OUTCOME_COLOURS = {
     TRUE_POSITIVE: "#0b6fb8",
     FALSE_POSITIVE: "#f0a202",

@@ -40,7 +40,7 @@ def patient_page(
         template=template("patient.html"),
         template_variables={
             "content": content,
-            "row": {**row, "patch_um": content.patch_px * content.mpp},
+            "row": {**row, "cell_um": content.cell_px * content.mpp},
             "layers": legends_of(content, with_tissue=bool(pictures)),
             "names": [root.name for root in document.roots],
             "outcome_colours": OUTCOME_COLOURS,

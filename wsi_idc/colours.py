@@ -1,0 +1,4 @@
+"""What labels look like, in figures, pages and exports alike; beside no drawing library."""
+
+# -1 is unknown; told apart without red and green, and in grey.
+LABEL_COLOURS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
