@@ -60,6 +60,10 @@ class BusyError(WsiIdcError):
     """Another process is at work on the same output."""
 
 
+class DiskFullError(WsiIdcError):
+    """There is no room for a file; nothing is half-written, and running again goes on."""
+
+
 class WorkerError(WsiIdcError):
     """A process that did part of the work was killed; running again goes on."""
 

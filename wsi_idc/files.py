@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.errors import BusyError, DataError, WorkerError, WsiIdcError
+from wsi_idc.errors import BusyError, DataError, DiskFullError, WorkerError, WsiIdcError
 
 # A file system that has no locks (some network disks) answers with one of these.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -96,7 +96,7 @@ def _full_disk_in_a_line(path: Path) -> Iterator[None]:
         if error.errno not in _DISK_FULL:
             raise
         reason = os.strerror(error.errno).lower()
-        raise WsiIdcError(f"{path}: {reason}; free some space and run again") from None
+        raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
 
 
 @contextlib.contextmanager

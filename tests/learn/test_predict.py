@@ -35,6 +35,28 @@ def test_batches_change_nothing(trained: Checkpoint, cohort: Pack, batch_size: i
     np.testing.assert_allclose(np.concatenate([p.cam for p in parts]), cam, atol=1e-5)
 
 
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [16] * 3), (20, [16]), (16, [16])])
+def test_no_batch_is_so_small_that_other_kernels_compute_it(
+    trained: Checkpoint, cohort: Pack, batch_size: int, sizes: list[int]
+):
+    classifier, seen = trained.build(), []
+
+    class Spy(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return self.network(images)
+
+    classifier.network = Spy(classifier.network)
+    some, compute = np.arange(3), choose_compute("cpu")
+    (*parts,) = predict([classifier], cohort, some, compute=compute, batch_size=batch_size)
+    assert seen == sizes[: len(parts)]
+    assert sum(len(part.logit) for part in parts) == 3
+
+
 def test_bf16_is_close_to_fp32_and_comes_as_float32(trained: Checkpoint, cohort: Pack):
     found = {}
     for precision in ("fp32", "bf16"):

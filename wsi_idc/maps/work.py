@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.config import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
-from wsi_idc.errors import BusyError, MapError, StoppedError, WsiIdcError
+from wsi_idc.errors import BusyError, DiskFullError, MapError, StoppedError, WsiIdcError
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import Predicted
@@ -218,7 +218,13 @@ class Writers:
 
 
 def set_aside(report: MapReport, patient: str, error: Exception) -> None:
-    """Note that a patient has no map, and go on."""
+    """Note that a patient has no map, and go on.
+
+    Raises:
+        DiskFullError: It was this: the next ones would only be computed to have no room.
+    """
+    if isinstance(error, DiskFullError):
+        raise error
     report.failed[patient] = str(error)
     logger.warning("%s: %s", patient, error)
 
