@@ -156,9 +156,7 @@ def test_another_resolution_computes_anew(trained: Checkpoint, cohort: Pack, tmp
         assert file.attrs["mpp_source"] == "given"
 
 
-def test_a_full_disk_ends_it_and_leaves_nothing(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
+def test_a_full_disk_ends_it_and_leaves_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     patient = cohort.patients[0]
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
