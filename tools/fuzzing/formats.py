@@ -156,7 +156,7 @@ def _spoil_tensor(content: Any, rng: Random) -> None:
             lambda: value[None],
             lambda: value.reshape(-1)[:0],
             lambda: torch.zeros(1).expand(rng.choice(_HUGE[:3])),
-            lambda: torch.zeros(1).expand(*value.shape),
+            lambda: torch.zeros(1).expand(value.shape),
             lambda: value.float().to_sparse() if value.dim() else value,
             lambda: torch.empty(value.shape, device="meta"),
             lambda: torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),

@@ -597,6 +597,7 @@ def _state_of(content: dict, number: int = 0) -> dict:
         lambda content: content["place"]["history"][0].pop("val_average_precision"),
         lambda content: content["optimizer"]["param_groups"].pop(),
         lambda content: content["optimizer"]["state"].update({10**6: _state_of(content)}),
+        lambda content: content["optimizer"]["param_groups"].reverse(),
         lambda content: _state_of(content).pop("exp_avg"),
         lambda content: _state_of(content).update(exp_avg=torch.zeros(3)),
         lambda content: _state_of(content).update(step=torch.tensor(-1.0)),
@@ -618,6 +619,17 @@ def test_a_forged_state_is_one_line(
     with pytest.raises(RunError, match="the state does not fit this run") as caught:
         train(CONFIG, cohort, split, run=halfway, compute=compute)
     assert "\n" not in str(caught.value)
+
+
+def test_a_state_whose_places_are_one_in_memory_is_gone_on_with(
+    halfway: Run, cohort: Pack, split: Split, compute: Compute
+):
+    content = torch.load(halfway.last, weights_only=True)
+    state = _state_of(content)
+    state["exp_avg_sq"] = torch.zeros(1).expand(state["exp_avg_sq"].shape)
+    torch.save(content, halfway.last)
+    train(CONFIG, cohort, split, run=halfway, compute=compute)
+    assert halfway.is_finished()
 
 
 def test_the_optimisers_settings_are_those_of_the_configuration(

@@ -135,6 +135,9 @@ def _load_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
         for group in optimizer.param_groups
     ]
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    order = [number for group in content["param_groups"] for number in group["params"]]
+    if order != list(range(len(parameters))):
+        raise ValueError("the optimiser's parameters are in another order")
     wanted = _SGD_STATE if isinstance(optimizer, torch.optim.SGD) else _ADAM_STATE
     for number, state in content["state"].items():
         if set(state) != wanted:
@@ -145,6 +148,11 @@ def _load_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
                 raise ValueError("the optimiser's state is of other parameters")
         if not 0 <= float(state.get("step", 0)) < math.inf:
             raise ValueError("the optimiser's steps are no count")
-    optimizer.load_state_dict(dict(content))
+    # Copied: two places of a tensor that came from a file may be one in memory.
+    copies = {
+        number: {name: value.clone() for name, value in state.items()}
+        for number, state in content["state"].items()
+    }
+    optimizer.load_state_dict({**content, "state": copies})
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update(kept)
