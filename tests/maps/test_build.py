@@ -168,6 +168,7 @@ def test_a_full_disk_ends_it_and_leaves_nothing(trained: Checkpoint, cohort: Pac
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
     assert list(tmp_path.iterdir()) == []
+    assert not [one for one in threading.enumerate() if "ThreadPool" in one.name]
 
 
 def test_a_bad_item_is_set_aside_and_the_rest_done(

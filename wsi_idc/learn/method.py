@@ -3,7 +3,7 @@
 ``eval`` and ``map`` both go this way, so they say the same of the same patch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,7 @@ class Method:
         compute: Compute,
         batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
-    ) -> Iterator[Predicted]:
+    ) -> Generator[Predicted, None, None]:
         """Yield what the checkpoints say of the pack's patches ``rows``, a batch at a time."""
         built = [one.build() for one in self.checkpoints]
         return predict(
@@ -155,7 +155,7 @@ class Method:
         *,
         compute: Compute,
         cam: CamSpec | None = None,
-    ) -> Iterator[Predicted]:
+    ) -> Generator[Predicted, None, None]:
         """Yield what the checkpoints say of batches of patches (n, H, W, 3), uint8."""
         built = [one.build() for one in self.checkpoints]
         return predict_patches(built, patches, compute=compute, cam=cam, tta=self.tta)

@@ -1,7 +1,7 @@
 """Run classifiers over patches of a pack, in batches, while the next ones are being read."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ def predict(
     batch_size: int = PREDICT_BATCH_SIZE,
     cam: CamSpec | None = None,
     tta: bool = False,
-) -> Iterator[Predicted]:
+) -> Generator[Predicted, None, None]:
     """Yield predictions of the pack's patches ``rows``, in their order, a batch at a time.
 
     The classifiers are put into eval mode and left in it.
@@ -111,7 +111,7 @@ def predict_patches(
     compute: Compute,
     cam: CamSpec | None = None,
     tta: bool = False,
-) -> Iterator[Predicted]:
+) -> Generator[Predicted, None, None]:
     """Yield predictions of batches of patches (n, H, W, 3), uint8; else as ``predict``."""
     link = Link(compute.device)
     batches = (_filled(some, link, multiple=_multiple(compute, len(some))) for some in patches)
@@ -142,7 +142,7 @@ def _predict(
     compute: Compute,
     cam: CamSpec | None,
     tta: bool,
-) -> Iterator[Predicted]:
+) -> Generator[Predicted, None, None]:
     views = range(NUM_DIHEDRAL if tta else 1)
     with ExitStack() as stack:
         run = [_extract(classifier, compute, cam, stack) for classifier in classifiers]

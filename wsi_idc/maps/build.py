@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -73,7 +74,12 @@ def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) 
     found = work.method.predict(
         pack, everything, compute=work.compute, batch_size=work.batch_size, cam=work.cam
     )
-    with progress(len(everything), what="mapping") as bar, Writers(work, report) as writers:
+    with (
+        # Whatever ends this ends its readers too.
+        closing(found),
+        progress(len(everything), what="mapping") as bar,
+        Writers(work, report) as writers,
+    ):
         for patient, prediction in _by_patient(_counted(found, bar, work), rows):
             writers.submit(patient, partial(content_of, work, pack, patient, prediction))
     # Those that failed are not all of these: some were set aside before.
