@@ -35,6 +35,11 @@ def readers() -> list[threading.Thread]:
     return [found for found in threading.enumerate() if "ThreadPool" in found.name]
 
 
+@pytest.fixture(autouse=True)
+def _no_readers_of_other_tests() -> None:
+    gc.collect()
+
+
 @pytest.fixture
 def stitched(tmp_path: Path) -> Path:
     return write_tiff(tmp_path / "S1.tif", STITCHED, halved(STITCHED), mpp=4.0)
