@@ -78,15 +78,8 @@ def eval_(
         evaluation_folder,
         folders_of,
     )
-    from wsi_idc.learn.leaderboard import (
-        RANKABLE,
-        check_leaderboard_folder,
-        leaderboard,
-        same_patients,
-        write_leaderboard,
-    )
+    from wsi_idc.learn.leaderboard import RANKABLE, check_leaderboard_folder
     from wsi_idc.learn.pages.evaluation_report import evaluate_into
-    from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
     from wsi_idc.models.device import choose_compute
 
     if runs and checkpoints:
@@ -105,28 +98,29 @@ def eval_(
     board = out or Path("eval", f"leaderboard-{split}")
     if len(methods) > 1:
         check_leaderboard_folder(board)
-    found = []
-    for number, (method, folder) in enumerate(zip(methods, folders, strict=True)):
-        name = str(runs[number]) if runs else "checkpoint"
-        evaluation, written = evaluate_into(
-            folder,
-            method,
-            pack,
-            split=split,
-            allow_seen=allow_seen,
-            compute=compute,
-            with_report=not no_report,
-            **how,
-        )
-        found.append((name, evaluation))
-        if len(methods) == 1:
-            _say_evaluation(evaluation, written, as_json=as_json)
-    if len(methods) > 1:
-        table = leaderboard(found, rank_by=rank_by)
-        write_leaderboard(table, board)
-        is_fair = same_patients(found)
-        write_leaderboard_page(table, board, is_fair=is_fair)
-        _say_leaderboard(table, board, rank_by=rank_by, is_fair=is_fair, as_json=as_json)
+    how |= {"allow_seen": allow_seen, "compute": compute, "with_report": not no_report}
+    found = [
+        evaluate_into(folder, method, pack, split=split, **how)
+        for method, folder in zip(methods, folders, strict=True)
+    ]
+    if len(methods) == 1:
+        _say_evaluation(*found[0], as_json=as_json)
+    else:
+        named = [(str(run), one) for run, (one, _) in zip(runs, found, strict=True)]
+        _rank(named, board, rank_by=rank_by, as_json=as_json)
+
+
+def _rank(
+    found: "list[tuple[str, Evaluation]]", board: Path, *, rank_by: str, as_json: bool
+) -> None:
+    """Write the table of several evaluations and its page, and say it."""
+    from wsi_idc.learn.leaderboard import leaderboard, same_patients, write_leaderboard
+    from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
+
+    table, is_fair = leaderboard(found, rank_by=rank_by), same_patients(found)
+    write_leaderboard(table, board)
+    write_leaderboard_page(table, board, is_fair=is_fair)
+    _say_leaderboard(table, board, rank_by=rank_by, is_fair=is_fair, as_json=as_json)
 
 
 def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) -> None:
