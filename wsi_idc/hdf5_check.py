@@ -52,13 +52,14 @@ def _end_of_heap(data: bytes, start: int) -> int:
 
 
 def attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Return the attributes of an open file, group or data set.
+    """Return the attributes of an open file, group or data set that are text, numbers or arrays.
 
-    Raises:
-        ValueError: One is of a type that h5py did not write; libhdf5 may crash where it reads it.
+    Those of other types are left out: none is ours, and libhdf5 may crash where it reads one whose
+    type is damaged.
     """
-    for name in item.attrs:
-        dtype = item.attrs.get_id(name).dtype
-        if dtype.kind == "O" and h5py.check_string_dtype(dtype) is None:
-            raise ValueError(f"the attribute {name!r} is of no known type")
-    return dict(item.attrs)
+    dtypes = {name: item.attrs.get_id(name).dtype for name in item.attrs}
+    return {
+        name: item.attrs[name]
+        for name, dtype in dtypes.items()
+        if dtype.kind != "O" or h5py.check_string_dtype(dtype) is not None
+    }

@@ -84,6 +84,8 @@ def test_a_search_is_finished_when_every_trial_is(work: Path):
         lines = "".join(f"{number},{state}\n" for number, state in enumerate(states))
         (folder / "trials.csv").write_text(f"number,state\n{lines}")
         assert status_of(job)[0].state == expected
+    (folder / "trials.csv").write_bytes(b"number,state\n0,\xff\n")
+    assert status_of(job)[0].state == "stopped"
 
 
 @pytest.mark.parametrize(

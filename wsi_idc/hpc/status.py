@@ -149,13 +149,13 @@ def _of_search(job: Job) -> TaskStatus:
 
 
 def _num_settled(table: Path) -> int:
-    """Return how many trials of a search's table have come to an end."""
-    if not table.exists():
+    """Return how many trials of a search's table have come to an end; 0 where it is no table."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            states = [row.get("state") for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error):
         return 0
-    with table.open(encoding="utf-8", newline="") as file:
-        return sum(
-            row.get("state") in ("complete", "pruned", "failed") for row in csv.DictReader(file)
-        )
+    return sum(state in ("complete", "pruned", "failed") for state in states)
 
 
 def _of_map(number: int, task: Task) -> TaskStatus:

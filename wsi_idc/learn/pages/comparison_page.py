@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from wsi_idc.figures import printable
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.compare import Comparison
-from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, OTHER, say_none
+from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, OTHER, say_none, write_beside
 from wsi_idc.learn.pages.page import write_figures, write_page
 from wsi_idc.learn.pages.patient_charts import marker_areas
 from wsi_idc.learn.pages.wording import TITLES, count, signed
@@ -82,16 +82,7 @@ def differences(comparison: Comparison) -> Figure:
     ax.axvline(0, color="black", lw=0.8)
     ax.hlines(place, table["low"], table["high"], colours, lw=2.5, alpha=0.6)
     ax.scatter(values, place, 60, colours, zorder=3)
-    for y, value in zip(place, values, strict=True):
-        ax.annotate(
-            signed(value),
-            (1, y),
-            (6, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+    write_beside(ax, place, [signed(value) for value in values])
     ax.set_yticks(place, [_metric_name(name) for name in table["metric"]])
     for colour, text in ((ACCENT, "B better"), (OTHER, "A better"), (GREY, "may be chance")):
         ax.plot([], [], "o", color=colour, label=text)

@@ -1,6 +1,6 @@
 """Draw an evaluation over all patches: charts, one function each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,20 @@ _BORDER_METRICS = ("auc", "balanced_accuracy", "sensitivity", "specificity")
 _NUM_HISTOGRAM_BINS = 40
 _RESAMPLES_OF_BINS = 500
 _NEEDS_BOTH = "needs patches of both classes"
+
+
+def write_beside(ax: Axes, places: Iterable[float], texts: Iterable[str]) -> None:
+    """Write a text right of the axes at each of the places along y."""
+    for y, text in zip(places, texts, strict=True):
+        ax.annotate(
+            text,
+            (1, y),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
 
 
 def say_none(ax: Axes, text: str) -> None:

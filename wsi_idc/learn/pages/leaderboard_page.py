@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from wsi_idc.figures import printable
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.leaderboard import MEASURED, PUBLISHED
-from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, say_none
+from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, say_none, write_beside
 from wsi_idc.learn.pages.page import write_figures, write_page
 from wsi_idc.learn.pages.wording import TITLES, number
 
@@ -81,16 +81,7 @@ def leaderboard_chart(table: pd.DataFrame) -> Figure:
     ax.plot(values[~ours], place[~ours], "o", mfc="white", mec=GREY, ms=8)
     if ours.any() and not ours.all():
         ax.axhline(ours.sum() - 0.5, color=GREY, lw=0.8, ls=":")
-    for y, value in zip(place, values, strict=True):
-        ax.annotate(
-            number(value),
-            (1, y),
-            (6, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+    write_beside(ax, place, [number(value) for value in values])
     names = [printable(name, longest=_LONGEST_NAME) for name in known["name"]]
     ax.set_yticks(place, names)
     for tick, is_ours in zip(ax.get_yticklabels(), ours, strict=True):
