@@ -9,6 +9,8 @@ from typing import TypeVar
 Key = TypeVar("Key")
 Found = TypeVar("Found")
 
+THREAD_NAME = "read-ahead"
+
 
 def one_ahead(read: Callable[[Key], Found], keys: Iterable[Key]) -> Iterator[Found]:
     """Yield ``read(key)`` of each key in order, the next one read by a thread meanwhile."""
@@ -18,7 +20,7 @@ def one_ahead(read: Callable[[Key], Found], keys: Iterable[Key]) -> Iterator[Fou
 def some_ahead(read: Callable[[Key], Found], keys: Iterable[Key], *, num: int) -> Iterator[Found]:
     """Yield ``read(key)`` of each key in order, the next ``num`` read by threads meanwhile."""
     waiting = iter(keys)
-    with ThreadPoolExecutor(num) as readers:
+    with ThreadPoolExecutor(num, thread_name_prefix=THREAD_NAME) as readers:
         try:
             coming = deque(readers.submit(read, key) for key in islice(waiting, num))
             while coming:

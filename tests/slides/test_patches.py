@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.slides.tiffs import halved, noise, write_tiff
+from wsi_idc.ahead import THREAD_NAME
 from wsi_idc.data.synth_slide import write_slide
 from wsi_idc.errors import SlideError
 from wsi_idc.maps.grid import mosaic
@@ -32,7 +33,7 @@ def pixels_of(path: Path, *, mpp_given: float | None = None, **options) -> np.nd
 
 
 def readers() -> list[threading.Thread]:
-    return [found for found in threading.enumerate() if "ThreadPool" in found.name]
+    return [found for found in threading.enumerate() if found.name.startswith(THREAD_NAME)]
 
 
 @pytest.fixture(autouse=True)
