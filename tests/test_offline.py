@@ -25,7 +25,6 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 """
 TRAIN = ["train", "--epochs", 1, "--batch-size", 32, "--split", "ratio:50/25/25"]
-MAIN = "import sys; sys.argv[0] = 'wsi-idc'; from wsi_idc.cli import main; main()"
 
 
 class Node:
@@ -41,7 +40,7 @@ class Node:
         """Run the program."""
         path = os.pathsep.join([str(self.folder / "site"), *sys.path[1:]])
         return subprocess.run(
-            [sys.executable, "-c", MAIN, *map(str, words)],
+            [sys.executable, "-m", "wsi_idc", *map(str, words)],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": path, "ASKED_FOR": str(self._asked_for)},
             capture_output=True,

@@ -48,10 +48,17 @@ class Said:
 
 def program(*arguments: object, **options: object) -> "subprocess.Popen[str]":
     """Start the real program in a process of its own."""
-    words = [sys.executable, "-c", "from wsi_idc.cli import main; main()", *map(str, arguments)]
+    words = [sys.executable, "-m", "wsi_idc", *map(str, arguments)]
     return subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def test_as_a_module_it_has_the_same_name():
+    process = program("info", "--nonsense")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.startswith("Usage: wsi-idc info [OPTIONS]")
 
 
 def test_help_imports_nothing_heavy_and_fetches_nothing():

@@ -99,7 +99,7 @@ def main() -> None:
     # Asked to end, leave through every `finally`, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)
-    sys.exit(run(lambda: group.main(standalone_mode=False)))
+    sys.exit(run(lambda: group.main(prog_name="wsi-idc", standalone_mode=False)))
 
 
 def run(command: Callable[[], object]) -> int:

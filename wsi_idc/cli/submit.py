@@ -105,13 +105,12 @@ def _start_here(read: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
         for task in read.tasks if read.whole is None else [read.whole]:
             say(shlex.join(["wsi-idc", *task.arguments()]))
         return
-    code = "import sys; sys.argv[0] = 'wsi-idc'; from wsi_idc.cli import main; main()"
     log = LOGS / f"{read.name}.out"
     log.parent.mkdir(parents=True, exist_ok=True)
     # In a session of its own it outlives the terminal.
     process = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-c", code, "job", str(read.path), *flags],
+        [sys.executable, "-m", "wsi_idc", "job", str(read.path), *flags],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -30,7 +30,7 @@ from wsi_idc.models.checkpoint import load_checkpoint
 
 FIXED = {"model": "cnn", "epochs": 1, "batch_size": 32, "split": "ratio:50/25/25"}
 GRID = SearchSpec("grid", FIXED, {"learning_rate": (1e-3, 1e-2), "imbalance": ("none",)})
-LAUNCH = [sys.executable, "-c", "from wsi_idc.cli import main; main()", "search", "job.toml"]
+LAUNCH = [sys.executable, "-m", "wsi_idc", "search", "job.toml"]
 SIX = """
 command = "search"
 [config]

@@ -1,0 +1,9 @@
+"""``python -m wsi_idc`` is ``wsi-idc``, where scripts are not on the path."""
+
+import sys
+
+from wsi_idc.cli import main
+
+if __name__ == "__main__":
+    sys.argv[0] = "wsi-idc"  # what usage lines and the files' provenance say
+    main()
