@@ -102,11 +102,7 @@ def evaluate(
     seen = method.patients("train").intersection(ids)
     ece_uncalibrated = measure.ece(label, uncalibrated)
     notes = _notes(predictions, table, num_unknown=num_unknown, seen=seen)
-    if (calibrated := raw.metrics["ece"]) > ece_uncalibrated:
-        notes.append(
-            f"the temperature, fitted on val patients, does not help here: ECE {calibrated:.4f}, "
-            f"{ece_uncalibrated:.4f} without it"
-        )
+    notes += _calibration_notes(raw.metrics["ece"], ece_uncalibrated)
     return Evaluation(
         split=split,
         num_patients=len(ids),
@@ -264,4 +260,14 @@ def _notes(
     judged = next(name for name in columns if name in predictions)
     if predictions[judged].nunique() == 1:
         notes.append("all probabilities are equal: the ranking is a coin's")
+    return notes
+
+
+def _calibration_notes(calibrated: float, uncalibrated: float) -> list[str]:
+    notes = []
+    if calibrated > uncalibrated:
+        notes.append(
+            f"the temperature, fitted on val patients, does not help here: ECE {calibrated:.4f}, "
+            f"{uncalibrated:.4f} without it"
+        )
     return notes

@@ -27,39 +27,14 @@ def read_content(file: h5py.File) -> PatientMap:
         ValueError, or another of ``store.UNREADABLE``: The file is damaged, or something else.
     """
     attrs = attributes(file)
-    if str(attrs.get("format")) != FORMAT:
-        raise ValueError("it is HDF5, but not a map")
-    if int(attrs["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
-    if int(attrs["complete"]) != 1:
-        raise ValueError("it is not complete")
-    num = file["coords"].shape[0]
-    if num > MAX_CELLS_PER_SIDE**2:
-        raise ValueError(f"{num} patches are more than any slide has")
-    shapes: dict[str, tuple[int, ...]] = {
-        "coords": (num, 2),
-        "row_col": (num, 2),
-        "logit": (num, 2),
-    }
-    shapes |= {"probability": (num,), "label": (num,)}
-    shapes |= {name: (num,) for name in OPTIONAL_COLUMNS if name in file}
-    for name, shape in shapes.items():
-        if file[name].shape != shape:
-            raise ValueError(f"/{name} has shape {file[name].shape}, not {shape}")
-        _check_plain(file[name])
+    _check_attributes(attrs)
+    num = _check_columns(file)
     row_col = file["row_col"][:].astype(np.int32)
     if shape_of(row_col) != (int(attrs["rows"]), int(attrs["cols"])):
         raise ValueError("rows and cols do not fit /row_col")
     model, record = parse_json(attrs["model"]), parse_json(attrs["provenance"])
     if not isinstance(model, dict) or not isinstance(record, dict):
         raise ValueError("model or provenance is no JSON object")
-    if not (_is_mpp(attrs["mpp"]) and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
-        raise ValueError("mpp or patch_px is out of range")
-    coldest, warmest = POSSIBLE_TEMPERATURE
-    if not (0 <= attrs["threshold"] <= 1 and coldest <= attrs["temperature"] <= warmest):
-        raise ValueError("threshold or temperature is out of range")
-    if len(attrs["class_names"]) != NUM_CLASSES or not np.isin(file["label"][:], (-1, 0, 1)).all():
-        raise ValueError("not two classes")
     return PatientMap(
         patient=plain_name(str(attrs["patient"])),
         source=str(attrs["source"]),
@@ -83,6 +58,39 @@ def read_content(file: h5py.File) -> PatientMap:
         smoothing=_read_smoothing(attrs),
         slide=_read_slide(file),
     )
+
+
+def _check_attributes(attrs: Any) -> None:
+    """Raise ValueError where the file is not a whole map, or a number in it cannot be."""
+    if str(attrs.get("format")) != FORMAT:
+        raise ValueError("it is HDF5, but not a map")
+    if int(attrs["format_version"]) != FORMAT_VERSION:
+        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
+    if int(attrs["complete"]) != 1:
+        raise ValueError("it is not complete")
+    if not (_is_mpp(attrs["mpp"]) and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
+        raise ValueError("mpp or patch_px is out of range")
+    coldest, warmest = POSSIBLE_TEMPERATURE
+    if not (0 <= attrs["threshold"] <= 1 and coldest <= attrs["temperature"] <= warmest):
+        raise ValueError("threshold or temperature is out of range")
+    if len(attrs["class_names"]) != NUM_CLASSES:
+        raise ValueError("not two classes")
+
+
+def _check_columns(file: h5py.File) -> int:
+    """Return the number of patches, once every data set with a row for each has been checked."""
+    num = int(file["coords"].shape[0])
+    if num > MAX_CELLS_PER_SIDE**2:
+        raise ValueError(f"{num} patches are more than any slide has")
+    widths = {"coords": (2,), "row_col": (2,), "logit": (2,), "probability": (), "label": ()}
+    widths |= {name: () for name in OPTIONAL_COLUMNS if name in file}
+    for name, width in widths.items():
+        if file[name].shape != (num, *width):
+            raise ValueError(f"/{name} has shape {file[name].shape}, not {(num, *width)}")
+        _check_plain(file[name])
+    if not np.isin(file["label"][:], (-1, 0, 1)).all():
+        raise ValueError("not two classes")
+    return num
 
 
 def _is_mpp(value: Any) -> bool:
