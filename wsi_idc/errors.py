@@ -13,6 +13,7 @@ A message is one line that says what, why and what to do; the command line print
     ├── DeviceError          a device or precision that this machine does not have
     ├── PeerLostError        another process of a training on several devices has ended
     ├── BusyError            another process is at work on the same output
+    ├── DiskFullError        there is no room for a file
     ├── WorkerError          a process of ours was killed; running again goes on
     └── StoppedError         a signal asked to stop and everything is saved (exit 75)
 """
@@ -72,3 +73,9 @@ class StoppedError(WsiIdcError):
     """A signal asked to stop; everything is saved and running again goes on."""
 
     exit_code = 75
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library's error says, or its name where it says nothing."""
+    line = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
+    return line.strip("'\"") if isinstance(error, KeyError) else line  # of which str is the repr

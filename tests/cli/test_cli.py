@@ -10,11 +10,14 @@ from pathlib import Path
 
 import click
 import h5py
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.trees import make_tree
 from wsi_idc.cli import group, run
 from wsi_idc.data.pack import Pack
+from wsi_idc.maps.cohort_store import write_cohort_h5
 from wsi_idc.models.checkpoint import Checkpoint
 
 
@@ -159,11 +162,41 @@ def test_train_eval_map_render_info(work: Path, capsys: pytest.CaptureFixture[st
     for file, kind in [
         ("maps/S0001.h5", "map"),
         ("data/cohort.h5", "pack"),
+        ("maps/cohort.h5", "cohort"),
         (folder / "best.pt", "checkpoint"),
+        (folder, "checkpoint"),
         ("bundled", "checkpoint"),
     ]:
         assert re.match(rf"kind +{kind}\n", Said(capsys, "info", file).out)
         assert json.loads(Said(capsys, "info", file, "--json").out)["kind"] == kind
+
+
+@pytest.mark.parametrize("patches", ["text", np.nan, np.inf, None])
+def test_info_of_a_forged_cohort_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], patches: object
+):
+    row = {"patient": "P1", "area_mm2": 1.0, "idc_area_mm2": 0.5, "idc_fraction": 0.5}
+    row |= {} if patches is None else {"patches": patches}
+    path = tmp_path / "cohort.h5"
+    write_cohort_h5(path, pd.DataFrame([row]), {"P1": tmp_path / "P1.h5"})
+    assert "without the columns of a cohort" in Said(capsys, "info", path).error
+
+
+def test_info_of_a_cohort_file_sums_it_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    row = {"patches": 6, "area_mm2": 0.25, "idc_area_mm2": 0.125, "idc_fraction": 0.5}
+    table = pd.DataFrame([{"patient": name, **row} for name in ("P1", "P2")])
+    path = tmp_path / "cohort.h5"
+    write_cohort_h5(path, table, {name: tmp_path / f"{name}.h5" for name in ("P1", "P2")})
+    found = json.loads(Said(capsys, "info", path, "--json").out)
+    assert found == {
+        "kind": "cohort",
+        "file": str(path),
+        "maps": 2,
+        "patches": 12,
+        "area_mm2": 0.5,
+        "idc_area_mm2": 0.25,
+        "called_idc_of": {"P1": 0.5, "P2": 0.5},
+    }
 
 
 def test_the_bundled_model_maps_a_tree_without_any_run(

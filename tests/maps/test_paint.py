@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from wsi_idc.maps.paint import colour_table, grey, paint, resize, shrink
+from wsi_idc.maps.paint import colour_table, full_strength, grey, paint, resize, shrink
 
 
 def test_a_table_has_the_colours_of_the_colour_map_and_an_opacity():
@@ -76,3 +76,16 @@ def test_enlarging_copies():
     assert resize(grid, height=2, width=5).tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
     mixed = resize(np.array([[0, 2], [4, 6]], np.float32), height=1, width=4)
     assert mixed.tolist() == [[2, 2, 4, 4]]
+
+
+def test_a_single_glowing_pixel_does_not_darken_the_rest():
+    values = np.ones(1001, np.float32)
+    values[7] = 1000
+    assert full_strength(values) == 1
+    values[9] = np.nan
+    assert full_strength(values) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, np.nan])
+def test_where_nothing_glows_full_strength_is_one(value):
+    assert full_strength(np.full((2, 3), value, np.float32)) == 1

@@ -10,10 +10,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from tests.small_maps import SHADES, slide_view, small_map, written
+from wsi_idc import NOTICE
 from wsi_idc.errors import MapError
 from wsi_idc.figures import page_style
 from wsi_idc.maps.render import (
-    NOTICE,
     VIEWS,
     figure_of,
     picture_name,

@@ -7,7 +7,7 @@ import click
 
 from wsi_idc.cli.options import PATH, json_option, logging_options
 from wsi_idc.cli.output import say_json, say_rows
-from wsi_idc.errors import WsiIdcError
+from wsi_idc.errors import MapError, WsiIdcError
 
 if TYPE_CHECKING:
     from wsi_idc.maps.patient_map import PatientMap, SlideView
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def info(file: Path, as_json: bool) -> None:
     """Say what is in a file.
 
-    FILE is a pack, a checkpoint (.pt), a map or a slide; 'bundled' is the bundled model.
+    FILE is a pack, a checkpoint (.pt) or the folder of its run, a map, a cohort file or a slide;
+    'bundled' is the bundled model.
 
     \b
     Example:
@@ -35,6 +36,7 @@ def info(file: Path, as_json: bool) -> None:
 
 def _describe(file: Path) -> dict[str, Any]:
     from wsi_idc.data.pack import is_pack
+    from wsi_idc.maps.cohort_store import is_cohort
     from wsi_idc.maps.store import is_map
     from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
 
@@ -42,15 +44,19 @@ def _describe(file: Path) -> dict[str, Any]:
         file = bundled_checkpoint()
     if not file.exists():
         raise WsiIdcError(f"{file}: no such file; give a pack, a checkpoint or a map")
+    if (file / "best.pt").is_file():
+        file = file / "best.pt"
     if is_pack(file):
         return _describe_pack(file)
     if is_map(file):
         return _describe_map(file)
+    if is_cohort(file):
+        return _describe_cohort(file)
     if file.suffix.lower() == ".pt":
         return _describe_checkpoint(file)
     if file.is_file() and file.suffix != ".h5":
         return _describe_slide(file)
-    raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map nor a slide; see --help")
+    raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
 
 
 def _describe_pack(file: Path) -> dict[str, Any]:
@@ -115,6 +121,29 @@ def _describe_cam(content: "PatientMap") -> str:
 
 def _describe_view(slide: "SlideView") -> str:
     return f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px"
+
+
+def _describe_cohort(file: Path) -> dict[str, Any]:
+    from wsi_idc.maps.cohort_store import read_cohort_h5
+
+    table = read_cohort_h5(file)
+    try:
+        totals = table[["patches", "area_mm2", "idc_area_mm2"]].astype(float).sum(skipna=False)
+        num_patches = int(totals["patches"])
+        fractions = dict(zip(table["patient"], table["idc_fraction"].astype(float), strict=True))
+    except (KeyError, ValueError, OverflowError):
+        raise MapError(
+            f"{file}: a table without the columns of a cohort; make it anew with wsi-idc report"
+        ) from None
+    return {
+        "kind": "cohort",
+        "file": file,
+        "maps": len(table),
+        "patches": num_patches,
+        "area_mm2": totals["area_mm2"],
+        "idc_area_mm2": totals["idc_area_mm2"],
+        "called_idc_of": fractions,
+    }
 
 
 def _describe_slide(file: Path) -> dict[str, Any]:

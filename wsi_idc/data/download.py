@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from wsi_idc.errors import DataError, WsiIdcError
+from wsi_idc.errors import DataError, WsiIdcError, first_line
 from wsi_idc.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -118,4 +118,4 @@ def _cache() -> str:
 
 
 def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return first_line(error)[:160]

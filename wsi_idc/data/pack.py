@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.config import POSSIBLE_MPP
-from wsi_idc.errors import DataError
+from wsi_idc.errors import DataError, first_line
 from wsi_idc.files import plain_name, replacing
 from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
@@ -86,7 +86,7 @@ class Pack:
             with _opened(self.file) as file:
                 self.info, self.patients, self.index, offset = _read(file)
         except (DataError, *_UNREADABLE) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it anew") from None
         self._held = 0
         side = self.info.patch_px
@@ -157,7 +157,7 @@ class Pack:
                 dataset = _dataset(file, "path", shape=(len(self),))
                 return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except _UNREADABLE as error:
-            raise DataError(f"{self.file}: /path cannot be read ({_first_line(error)})") from None
+            raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
 
 
 def write_pack(
@@ -330,7 +330,3 @@ def _check_index(index: pd.DataFrame, patients: list[str], *, patch_px: int) -> 
         raise ValueError(f"/height or /width is not 1 to {patch_px}")
     if not index["label"].isin([-1, 0, 1]).all():
         raise ValueError("/label is not -1, 0 or 1")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from wsi_idc.config import ROLES
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import DataError
+from wsi_idc.errors import DataError, first_line
 
 DEFAULT_RATIO = "ratio:70/15/15"
 # A data set counts as the canonical one when at least this share of its patients is listed.
@@ -175,7 +175,7 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a CSV with patient,split") from None
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{path}: not a readable CSV ({reason})") from None
     if not {"patient", "split"} <= set(rows.columns):
         has = ",".join(rows.columns)

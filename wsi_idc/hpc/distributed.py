@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from wsi_idc.errors import PeerLostError, RunError
+from wsi_idc.errors import PeerLostError, RunError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,7 +134,7 @@ def joined(device: str) -> Iterator[World]:
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"the {size} processes of this training do not find each other "
-            f"({_first_line(error)}); start them with torchrun, or set MASTER_ADDR and MASTER_PORT"
+            f"({first_line(error)}); start them with torchrun, or set MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
         control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
@@ -212,7 +212,3 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     # gloo has no class of its own for it.
     words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

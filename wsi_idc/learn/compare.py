@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.config import NUM_RESAMPLES
-from wsi_idc.errors import DataError
+from wsi_idc.errors import DataError, first_line
 from wsi_idc.files import check_output, parse_json, write_json, write_text
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.bootstrap import (
@@ -107,7 +107,7 @@ def read_predictions(folder: Path) -> Predictions:
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no such file; {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{folder}: not a readable evaluation ({reason}); {remedy}") from None
     if table.duplicated(_KEY).any() or table.empty:
         raise DataError(f"{folder}: a patch stands twice in predictions.csv, or none; {remedy}")

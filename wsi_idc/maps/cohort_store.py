@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from wsi_idc.errors import MapError
+from wsi_idc.errors import MapError, first_line
 from wsi_idc.files import plain_name, write_bytes
 from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.store import UNREADABLE, is_map
@@ -62,6 +62,16 @@ def _write_column(group: h5py.Group, name: str, values: pd.Series) -> None:
         group.create_dataset(name, data=values.to_numpy(object), dtype=h5py.string_dtype())
 
 
+def is_cohort(path: Path) -> bool:
+    """Return whether a file says of itself that it is a cohort file."""
+    try:
+        check_heaps(path)
+        with h5py.File(path, "r", locking=False) as file:
+            return str(attributes(file).get("format")) == FORMAT
+    except UNREADABLE:
+        return False
+
+
 def read_cohort_h5(path: Path) -> pd.DataFrame:
     """Read the table of a cohort file.
 
@@ -78,7 +88,7 @@ def read_cohort_h5(path: Path) -> pd.DataFrame:
             names = [str(name) for name in attributes(table)["columns"]]
             return pd.DataFrame({name: _read_column(table[name], num) for name in names})
     except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
+        reason = first_line(error)
         raise MapError(
             f"{path}: not a usable cohort file ({reason}); make it anew with wsi-idc report"
         ) from None

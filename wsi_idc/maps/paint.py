@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 NUM_COLOURS = 256
+TOP_PERCENTILE = 99.5
 _STRIP_PX = 256  # high; bounds what is held besides the picture itself
 
 
@@ -28,6 +29,16 @@ def colour_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pi
     colours = colormaps[name].resampled(NUM_COLOURS)(np.arange(NUM_COLOURS))
     colours[:, 3] = opacity
     return np.rint(colours * 255).astype(np.uint8)
+
+
+def full_strength(values: NDArray[np.float32]) -> float:
+    """Return the value that is drawn at full strength, one for all values of a patient.
+
+    What lies above is drawn alike: a single glowing pixel should not darken the rest.
+    """
+    finite = values[np.isfinite(values)]
+    top = float(np.percentile(finite, TOP_PERCENTILE)) if finite.size else 0.0
+    return top if top > 0 else 1.0
 
 
 def paint(ground: Pixels, values: NDArray[np.float32], table: Pixels) -> Pixels:

@@ -12,7 +12,7 @@ from wsi_idc.colours import LABEL_COLOURS
 from wsi_idc.figures import printable
 from wsi_idc.maps.grid import mosaic
 from wsi_idc.maps.outline import outline
-from wsi_idc.maps.paint import NUM_COLOURS, Pixels, colour_table, grey, paint, shrink
+from wsi_idc.maps.paint import NUM_COLOURS, Pixels, colour_table, full_strength, grey, paint, shrink
 from wsi_idc.maps.patient_map import PatientMap
 
 # Uniform to the eye, also to a colour-blind one, and one for each quantity.
@@ -20,8 +20,6 @@ _PROBABILITY, _CAM, _UNCERTAINTY = "viridis", "inferno", "cividis"
 _OPACITY = 0.5
 # What is next to nothing should hide nothing, and weak spots should still be seen.
 _CAM_OPACITY = 0.85 * np.sqrt(np.linspace(0, 1, NUM_COLOURS))
-# A single glowing pixel should not darken the rest; what lies above is drawn at full strength.
-_TOP_PERCENTILE = 99.5
 _METHODS = {"gradcam": "Grad-CAM"}
 _WHITE = 255
 # Where both outlines run along the same edge, the narrow one lies on the wide one.
@@ -155,7 +153,7 @@ def uncertainty(scene: Scene) -> Panel:
     """Show the standard deviation of the probability."""
     content, table = scene.content, colour_table(_UNCERTAINTY)
     assert content.uncertainty is not None
-    top = _top(content.uncertainty)
+    top = full_strength(content.uncertainty)
     picture = _on_white(content.grid(content.uncertainty) / top, table)
     key = Bar(table[:, :3], top, "standard deviation", is_open=True)
     return _panel(scene, "Uncertainty", picture, key)
@@ -268,16 +266,9 @@ def _cam_values(scene: Scene) -> tuple[NDArray[np.float32], float]:
     """Return the CAM mosaic as shares of what is drawn at full strength, and that."""
     content, side = scene.content, scene.cell_px
     assert content.cam is not None
-    top = _top(content.cam)
+    top = full_strength(content.cam)
     blocks = np.stack([shrink(block, height=side, width=side) for block in content.cell_cams()])
     return mosaic(blocks / top, content.row_col, shape=content.shape, fill=np.nan), top
-
-
-def _top(values: NDArray[np.float32]) -> float:
-    """Return what is drawn at full strength, one number for the whole patient."""
-    finite = values[np.isfinite(values)]
-    top = float(np.percentile(finite, _TOP_PERCENTILE)) if finite.size else 0.0
-    return top if top > 0 else 1.0
 
 
 def _cam_bar(colours: Pixels, top: float) -> Bar:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from wsi_idc import NOTICE
 from wsi_idc.errors import MapError
 from wsi_idc.figures import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.maps import panels
@@ -19,7 +20,6 @@ from wsi_idc.maps.store import read_image_rows, read_map
 
 DEFAULT_DPI = 300
 DEFAULT_VIEW = "panels"
-NOTICE = "Research use only, not for diagnosis."
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
 _LONGEST = 40

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.errors import MapError
+from wsi_idc.errors import MapError, first_line
 from wsi_idc.files import plain_name, write_bytes
 from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.patient_map import PatientMap
@@ -170,5 +170,5 @@ def _in_one_line(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise MapError(f"{path} is a folder; give a map file in it") from None
     except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].strip("'\"")
+        reason = first_line(error)
         raise MapError(f"{path}: not a usable map ({reason}); make it anew") from None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_idc.errors import SlideError
+from wsi_idc.errors import SlideError, first_line
 from wsi_idc.slides.picture import DAMAGED, MAX_PX
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tissue import MASK_MPP, tissue_mask
@@ -68,7 +68,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
     except FileNotFoundError:
         raise SlideError(f"{path}: no such file; give a mask as PNG") from None
     except _DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SlideError(f"{path}: not a readable mask ({reason}); give a PNG") from None
     if not mask.any():
         raise SlideError(f"{path}: the mask is empty; tissue is what is not 0")

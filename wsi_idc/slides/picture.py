@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsi_idc.errors import SlideError
+from wsi_idc.errors import SlideError, first_line
 from wsi_idc.slides.source import Source, over_white
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -85,7 +85,7 @@ def _load(path: Path) -> Image.Image:
             "or damaged"
         ) from None
     except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SlideError(f"{path}: damaged or cut short ({reason})") from None
 
 

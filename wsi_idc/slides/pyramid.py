@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.errors import SlideError
+from wsi_idc.errors import SlideError, first_line
 from wsi_idc.slides.source import Source, over_white
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Pyramid(Source):
                 handle.properties.get(openslide.PROPERTY_NAME_MPP_Y),
             )
         except openslide.OpenSlideError as error:
-            raise SlideError(f"{path}: damaged or cut short ({_line(error)})") from None
+            raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
         """Return a region as ``Source.read`` does.
@@ -76,7 +76,7 @@ class Pyramid(Source):
             self._handle = None
             raise SlideError(
                 f"{self._path}: cannot be read at x {corner[0]}, y {corner[1]} of level {level}; "
-                f"damaged or cut short ({_line(error)})"
+                f"damaged or cut short ({first_line(error)})"
             ) from None
         self._handle = None if self._is_closed else own
         return pixels
@@ -134,7 +134,3 @@ def _stated_mpp(x: str | None, y: str | None) -> tuple[float, float] | None:
     with contextlib.suppress(ValueError):
         return float(x), float(y)
     return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from tests.maps.hand import hand_map
+from wsi_idc.maps.paint import full_strength
 from wsi_idc.maps.report.layers import (
     Window,
     cam_levels,
-    cam_top,
     columns_of,
     histogram,
     laid,
@@ -81,7 +81,7 @@ def test_the_outline_runs_round_holes_and_joins_what_is_in_line():
 
 def test_cams_are_scaled_over_the_patient_not_the_patch():
     content = hand_map(cam=np.arange(10, dtype=np.float32).reshape(5, 1, 2))
-    top = cam_top(content.cam)
+    top = full_strength(content.cam)
     assert top == pytest.approx(np.percentile(np.arange(10), 99.5))
     levels = cam_levels(content)
     assert levels.shape == (4, 6)
@@ -92,12 +92,10 @@ def test_cams_are_scaled_over_the_patient_not_the_patch():
     assert (levels[0, 2:] == 0).all()
 
 
-def test_cams_of_nothing_or_of_no_number_do_no_harm():
+def test_a_cam_of_no_number_does_no_harm():
     cam = np.zeros((5, 2, 2), np.float32)
-    assert cam_top(cam) == 1.0
     cam[0, 0, 0] = np.nan
     assert cam_levels(hand_map(cam=cam))[0, 0] == 1
-    assert cam_top(np.full_like(cam, np.nan)) == 1.0
 
 
 def test_large_cams_are_made_smaller_by_their_mean():

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsi_idc.errors import first_line
+
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 SECONDS = 15.0
 
@@ -66,18 +68,13 @@ class Probe:
             rows.append(self._not_found(reason, PROBLEM, advice))
         elif failed and isinstance(failed[0], ImportError):
             advice = "install the program anew, in an environment of its own"
-            rows.append(self._not_found(_reason(failed[0]), PROBLEM, advice))
+            rows.append(self._not_found(first_line(failed[0]), PROBLEM, advice))
         elif failed:
-            rows.append(self._not_found(_reason(failed[0]), NOTE))
+            rows.append(self._not_found(first_line(failed[0]), NOTE))
         return rows
 
     def _not_found(self, reason: str, state: str, advice: str = "") -> Finding:
         return Finding(self.name, f"could not be found: {reason}", state, advice)
-
-
-def _reason(error: Exception) -> str:
-    line = (str(error).splitlines() or [""])[0]
-    return line or type(error).__name__
 
 
 def without_names(finding: Finding) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from wsi_idc import __version__
+from wsi_idc.errors import first_line
 from wsi_idc.hpc.doctor.finding import NOTE, PROBLEM, Finding
 from wsi_idc.provenance import provenance
 
@@ -56,7 +57,7 @@ def openslide() -> Iterator[Finding]:
     try:
         yield Finding("OpenSlide", library_version())
     except (ImportError, OSError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         yield Finding(
             "OpenSlide",
             f"cannot be loaded ({why})",

@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from wsi_idc import NOTICE
 from wsi_idc.figures import house_style, save_png_and_svg
 from wsi_idc.files import write_text
 from wsi_idc.learn.pages import wording
 from wsi_idc.progress import progress
 
-NOTICE = "Research use only, never a diagnosis."
 FIGURES = "figures"
 # The browser itself lets no request leave the page, and runs no script but the page's own.
 _POLICY = (

@@ -12,6 +12,7 @@ from PIL import ImageColor
 
 from wsi_idc.colours import LABEL_COLOURS as HEX_COLOURS
 from wsi_idc.maps.grid import lay
+from wsi_idc.maps.paint import TOP_PERCENTILE, full_strength
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import ReadRows
 
@@ -20,8 +21,6 @@ Colour = tuple[int, int, int]
 LABEL_COLOURS: tuple[Colour, ...] = tuple(
     ImageColor.getrgb(HEX_COLOURS[label])[:3] for label in (0, 1, -1)
 )
-# A single glowing pixel should not darken the rest; what lies above is drawn at full strength.
-CAM_TOP_PERCENTILE = 99.5
 # No numbers in 0..1 have a larger standard deviation.
 MAX_DEVIATION = 0.5
 _OPAQUE = 255
@@ -114,9 +113,7 @@ def _value_layer(
 
 
 def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
-    finite = cam[np.isfinite(cam)]
-    top = float(np.percentile(finite, CAM_TOP_PERCENTILE)) if finite.size else 0.0
-    top = top if top > 0 else 1.0
+    top = full_strength(cam)
     index = lay(np.arange(len(cam)), content.row_col, shape=content.shape, fill=-1)
     _, height, width = cam.shape
 
@@ -130,7 +127,7 @@ def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
         return blocks.transpose(1, 0, 2, 3).reshape(cell_px, -1, 4)
 
     title = f"{content.cam_method} of {content.cam_class}, raw, one scale for the patient"
-    scale = _colour_scale("inferno", top) | {"top_percentile": CAM_TOP_PERCENTILE}
+    scale = _colour_scale("inferno", top) | {"top_percentile": TOP_PERCENTILE}
     return Layer("cam", title, scale, paint_row)
 
 

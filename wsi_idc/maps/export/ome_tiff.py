@@ -17,6 +17,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from wsi_idc import NOTICE
 from wsi_idc.files import replacing
 from wsi_idc.maps.export.layers import Layer
 from wsi_idc.maps.patient_map import PatientMap
@@ -88,7 +89,7 @@ def _metadata(content: PatientMap, layer: Layer) -> dict[str, Any]:
         "axes": "YXS",
         "Name": name,
         "Description": f"{layer.title}. Colours: {json.dumps(dict(layer.scale))}. "
-        f"{content.mpp:g} um/px ({content.mpp_source}). Research use only, not for diagnosis.",
+        f"{content.mpp:g} um/px ({content.mpp_source}). {NOTICE}",
         "PhysicalSizeX": content.mpp,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": content.mpp,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from wsi_idc import NOTICE
 from wsi_idc.files import replacing, write_json
 from wsi_idc.maps.export.layers import Layer
 from wsi_idc.maps.export.place import place_of
@@ -64,6 +65,6 @@ def write_legend(content: PatientMap, layers: Sequence[tuple[Layer, Path]], out:
             {"name": layer.name, "file": path.name, "title": layer.title, **layer.scale}
             for layer, path in layers
         ],
-        "notice": "Research use only, not for diagnosis.",
+        "notice": NOTICE,
     }
     write_json(out, legend)

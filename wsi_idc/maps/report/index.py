@@ -10,11 +10,12 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc import NOTICE
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.layers import laid, stitched_in_window, window_of
 from wsi_idc.maps.report.legend import PALETTES, legend_of_probability
 from wsi_idc.maps.report.pictures import grid_uri, thumbnail_uri
-from wsi_idc.maps.report.template import NOTICE, POLICY, read_text, template
+from wsi_idc.maps.report.template import POLICY, read_text, template
 
 _THUMBNAIL_PX = 260
 # By which the page is known again, and what it lies in.

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from wsi_idc.maps.grid import lay, mosaic
 from wsi_idc.maps.outline import outline as grid_outline
+from wsi_idc.maps.paint import full_strength
 from wsi_idc.maps.patient_map import PatientMap
 
 # What became of a patch; 0 where its label is unknown or there is no patch.
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_NEGATIVE = 1, 2, 3, 4
-# A single glowing pixel should not darken the rest; what lies above is drawn at full strength.
-_CAM_TOP_PERCENTILE = 99.5
 _MAX_CAM_SIDE = 16
 _MAX_LEVEL = 255
 _NUM_BINS = 40
@@ -138,12 +137,6 @@ def outline(
     return ends[..., 0] * window.cell_mm, ends[..., 1] * window.cell_mm
 
 
-def cam_top(cam: NDArray[np.float32]) -> float:
-    """Return the CAM value drawn at full strength, one for the whole patient."""
-    finite = cam[np.isfinite(cam)]
-    return (float(np.percentile(finite, _CAM_TOP_PERCENTILE)) if len(finite) else 0.0) or 1.0
-
-
 def small_cam(cam: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return CAMs of at most 16 x 16 values, larger ones by the mean of equal blocks.
 
@@ -161,13 +154,13 @@ def small_cam(cam: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def cam_levels(content: PatientMap) -> NDArray[np.uint8]:
-    """Return the CAM mosaic in 255 equal steps from zero to ``cam_top``, 0 where no patch is.
+    """Return the CAM mosaic in 255 equal steps from zero to ``full_strength``, 0 where no patch is.
 
     Returns:
         Shape (rows * h, cols * w) of the window: 1 is a CAM of zero, 255 one of the top or more.
     """
     assert content.cam is not None
-    window, top = window_of(content), cam_top(content.cam)
+    window, top = window_of(content), full_strength(content.cam)
     share = np.clip(np.nan_to_num(small_cam(content.cell_cams())) / top, 0, 1)
     levels = (1 + np.round(share * (_MAX_LEVEL - 1))).astype(np.uint8)
     cells = window.cells(content.row_col)

@@ -6,13 +6,13 @@ import numpy as np
 from bokeh.palettes import Cividis256, Magma256, Viridis256
 
 from wsi_idc.colours import LABEL_COLOURS as HEX_COLOURS
+from wsi_idc.maps.paint import full_strength
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.layers import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     TRUE_NEGATIVE,
     TRUE_POSITIVE,
-    cam_top,
     label_names,
 )
 
@@ -38,7 +38,6 @@ OUTCOME_COLOURS = {
     FALSE_NEGATIVE: "#d6246e",
     TRUE_NEGATIVE: "#c9d1da",
 }
-_TOP_PERCENTILE = 99.5
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,9 @@ def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
         keys = [(LABEL_COLOURS[label + 2], names[label]) for label in present]
         found.append(Legend("labels", "Labels", keys=keys))
     if content.uncertainty is not None:
-        found.append(_bar("uncertainty", "Uncertainty", high=_top(content.uncertainty)))
+        found.append(_bar("uncertainty", "Uncertainty", high=full_strength(content.uncertainty)))
     if content.cam is not None:
-        found.append(_bar("cam", cam_title(content), high=cam_top(content.cam)))
+        found.append(_bar("cam", cam_title(content), high=full_strength(content.cam)))
     if content.smoothed is not None:
         found.append(_bar("smoothed", "Smoothed", high=1))
     found.append(legend_of_probability())
@@ -117,8 +116,3 @@ def legend_of_probability() -> Legend:
 
 def _bar(name: str, title: str, *, high: float, shown: bool = False) -> Legend:
     return Legend(name, title, shown=shown, low="0", high=high, palette=PALETTES[name])
-
-
-def _top(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return (float(np.percentile(finite, _TOP_PERCENTILE)) if len(finite) else 0.0) or 1.0

@@ -8,6 +8,7 @@ from bokeh.embed import file_html
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
+from wsi_idc import NOTICE
 from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.document import document_of
@@ -15,7 +16,7 @@ from wsi_idc.maps.report.layers import stitched_in_window, window_of
 from wsi_idc.maps.report.legend import OUTCOME_COLOURS, cam_title, legends_of
 from wsi_idc.maps.report.pictures import tissue_uri
 from wsi_idc.maps.report.sources import Tissue
-from wsi_idc.maps.report.template import NOTICE, POLICY_WITH_EVAL, read_text, template
+from wsi_idc.maps.report.template import POLICY_WITH_EVAL, read_text, template
 
 # Said in lines of their own.
 _ELSEWHERE = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}

@@ -4,7 +4,6 @@ from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-NOTICE = "Research use only, never a diagnosis."
 # The browser itself lets no request leave the page. Bokeh makes functions of CustomJS: eval.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'{eval}; style-src 'unsafe-inline'; "
