@@ -26,6 +26,12 @@ def test_the_document_has_the_table_of_the_command():
     assert table in (REPOSITORY / "docs/scaling.md").read_text()
 
 
+def test_the_rate_of_two_cores_is_the_measured_one():
+    rate = f"{_tool().MEASURED.rate:,}"
+    assert f"| map | cnn-bn at 50 px | {rate} |" in (REPOSITORY / "docs/performance.md").read_text()
+    assert f"{rate} patches/s of cnn-bn" in (REPOSITORY / "docs/scaling.md").read_text()
+
+
 def test_a_plain_cohort_takes_what_arithmetic_says():
     tool = _tool()
     slides = tool.Slides(np.full(8, 3600), np.full(8, 36.0))

@@ -92,7 +92,7 @@ def card(
     """Return the model card as Markdown."""
     split = split_table(Split(checkpoint.split_spec, checkpoint.split), pack)
     worst = found["test"].patients.query("patches >= 30").nsmallest(5, "auc")
-    size = sum(map(Tensor.numel, checkpoint.state.values()))
+    size = sum(map(Tensor.numel, checkpoint.build().parameters()))
     return (
         (ROOT / "tools/card.md")
         .read_text(encoding="utf-8")
