@@ -109,12 +109,16 @@ def _option(option: click.Option) -> tuple[str, str]:
         said.append("One of " + ", ".join(f"`{one}`" for one in kind.choices) + ".")
     elif isinstance(kind, click.IntRange | click.FloatRange) and not option.count:
         said.append(_range(kind))
+    default = option.default
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
     if (
         option.show_default
         and not option.is_flag
-        and isinstance(option.default, str | int | float | Path)
+        and isinstance(default, str | int | float | Path)
+        and str(default)
     ):
-        said.append(f"Default: `{option.default}`." if str(option.default) else "")
+        said.append(f"Default: `{default}`.")
     takes = "" if option.is_flag or option.count else f" {(option.metavar or kind.name).upper()}"
     return names + takes.replace("CHOICE", "").replace(" RANGE", "").rstrip(), " ".join(
         filter(None, said)
@@ -167,11 +171,11 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["checkpoint_head"]
     yield "| key | type | |\n|---|---|---|\n"
     content = _checkpoint(folder / "c.pt")
-    kinds = {name: (type(value).__name__,) for name, value in content.items()}
+    kinds = {name: (_type_of(value),) for name, value in content.items()}
     meanings = {**_fields(Checkpoint), **_fields(InputSpec, "input."), **text["checkpoint"]}
     meanings |= _fields(Smoothing, "smoothing.")
     for group in ("input", "smoothing"):
-        kinds |= {f"{group}.{k}": (type(v).__name__,) for k, v in content[group].items()}
+        kinds |= {f"{group}.{k}": (_type_of(v),) for k, v in content[group].items()}
     yield from _rows(kinds, meanings, spare=("source", "fingerprint"))
     yield text["run"]
 
@@ -312,6 +316,10 @@ def _kind(dtype: Any) -> str:
     return "text" if getattr(dtype, "kind", "O") in "OUST" else str(dtype)
 
 
+def _type_of(value: Any) -> str:
+    return "int or None" if value is None else type(value).__name__
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return f"({', '.join(_WORDS.get(one, str(one)) for one in shape)})" if shape else ""
 
@@ -335,14 +343,25 @@ def functions() -> str:
             is_public = isinstance(node, ast.FunctionDef | ast.ClassDef)
             if is_public and not node.name.startswith("_"):
                 said = (ast.get_docstring(node) or "").split("\n\n")[0]
-                parts.append(f"- `{_signature(node)}`: {_plain(' '.join(said.split()))}\n")
+                said = f"{_plain(' '.join(said.split()))}{_fields_of(node)}"
+                parts.append(f"- `{_signature(node)}`: {said}\n")
     return "".join(parts)
 
 
 def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
     if isinstance(node, ast.ClassDef):
         return node.name
-    return f"{node.name}({ast.unparse(node.args)})"
+    returns = f" -> {ast.unparse(node.returns).strip(chr(39))}" if node.returns else ""
+    return f"{node.name}({ast.unparse(node.args)}){returns}"
+
+
+def _fields_of(node: ast.FunctionDef | ast.ClassDef) -> str:
+    """Return the names of a dataclass's fields as a sentence."""
+    if isinstance(node, ast.FunctionDef):
+        return ""
+    names = [one.target.id for one in node.body if isinstance(one, ast.AnnAssign)]  # type: ignore[union-attr]
+    public = [f"`{name}`" for name in names if not name.startswith("_")]
+    return f" Fields: {', '.join(public)}." if public else ""
 
 
 def _plain(text: str) -> str:

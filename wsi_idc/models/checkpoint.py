@@ -85,7 +85,8 @@ class Checkpoint:
         state: Parameters and buffers of the network.
         input: What patches it takes.
         class_names: Of class 0 and 1.
-        cam_layer: Name of the module that CAMs are taken from.
+        cam_layer: Name of the network's last feature map: CAMs are taken there, or at an earlier
+            one where it has fewer than 4 x 4 cells.
         temperature: Divides the logits before the softmax.
         threshold: Probability of IDC from which a patch is called IDC.
         split: Role of each patient ("train", "val", "test").
