@@ -28,9 +28,9 @@ INTERRUPTED = """
 import signal
 import sys
 from pathlib import Path
-from wsi_idc.data import prepare
+from wsi_idc.data import decode_tree, prepare
 signal.signal(signal.SIGINT, signal.default_int_handler)
-prepare._MIN_FILES_FOR_PROCESSES = int(sys.argv[3])
+decode_tree._MIN_FILES_FOR_PROCESSES = int(sys.argv[3])
 print("ready", flush=True)
 prepare.prepare(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2)
 """
@@ -287,7 +287,7 @@ def test_bigger_patches(tmp_path):
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let processes decode, however small the tree."""
-    monkeypatch.setattr("wsi_idc.data.prepare._MIN_FILES_FOR_PROCESSES", ALWAYS)
+    monkeypatch.setattr("wsi_idc.data.decode_tree._MIN_FILES_FOR_PROCESSES", ALWAYS)
 
 
 @pytest.fixture

@@ -3,12 +3,7 @@
 import hashlib
 import json
 import logging
-from array import array
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.config import PATCH_PX, POSSIBLE_MPP
-from wsi_idc.data.children import Children
-from wsi_idc.data.chunks import FILES_PER_CHUNK, Chunk, ChunkFile
-from wsi_idc.data.folder import Folder
+from wsi_idc.data.chunks import ChunkFile
+from wsi_idc.data.decode_tree import Decoded, decode_tree
 from wsi_idc.data.index import TreeIndex, index_tree, open_origin, problem_table
-from wsi_idc.data.origin import Origin, Problem
+from wsi_idc.data.origin import Problem
 from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
 from wsi_idc.data.statistics import channel_statistics
 from wsi_idc.errors import DataError
 from wsi_idc.files import discard, resumable, write_text
-from wsi_idc.hpc.cores import available_cores
-from wsi_idc.progress import progress
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -37,12 +29,6 @@ ASSUMED_MPP = 4.0
 REJECTED_CSV = "rejected.csv"
 FLAGGED_CSV = "flagged.csv"
 EDGE = "edge patch"
-# More threads would only wait for the interpreter.
-_MAX_WORKERS = 16
-# Processes wait for none, but take a third of a second to start.
-_MIN_FILES_FOR_PROCESSES = 20_000
-# Of the files left out, the log names this many and rejected.csv all.
-_MAX_LOGGED = 20
 
 
 @dataclass(frozen=True)
@@ -74,29 +60,6 @@ class PrepareReport:
     def as_dict(self) -> dict[str, Any]:
         """Return it JSON-ready."""
         return asdict(self) | {"pack": str(self.pack)}
-
-
-@dataclass
-class _Decoded:
-    """What decoding found: ``good`` for each row of the tree's table, the rest for good rows."""
-
-    good: list[bool] = field(default_factory=list)
-    sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
-    crcs: array = field(default_factory=lambda: array("L"))
-    problems: list[Problem] = field(default_factory=list)
-    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
-
-    def add(self, paths: list[str], chunk: Chunk) -> None:
-        """Add what the next chunk of paths holds."""
-        for path, reason in zip(paths, chunk.reasons, strict=True):
-            self.good.append(not reason)
-            if reason:
-                self.problems.append(Problem(path, "unreadable", reason))
-                if len(self.problems) <= _MAX_LOGGED:
-                    logger.warning("left out: %r: %s", path, reason)
-        self.sizes.extend(chunk.sizes)
-        self.crcs.extend(chunk.crcs)
-        self.histogram += np.array(chunk.histogram)
 
 
 def prepare(
@@ -132,7 +95,7 @@ def prepare(
         # end only, and a contiguous HDF5 data set cannot change its size.
         with resumable(_scratch_of(out)) as raw:
             file = ChunkFile(raw, patch_px)
-            decoded = _decode_all(index, file, num_workers=num_workers)
+            decoded = decode_tree(index, file, num_workers=num_workers)
             table = _good_rows(index, decoded)
             info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
             padded = _small_patches(table, patch_px=patch_px)
@@ -183,57 +146,7 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"{mpp} microns per pixel make no sense; give {finest:g} to {coarsest:g}")
 
 
-def _decode_all(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> _Decoded:
-    """Decode every file of the table, in order, into ``file``.
-
-    What it holds already, from a run that was stopped, is kept as far as it is whole and the files
-    are as they were.
-    """
-    paths = index.table["path"].tolist()
-    chunks = [paths[at : at + FILES_PER_CHUNK] for at in range(0, len(paths), FILES_PER_CHUNK)]
-    tasks = deque(enumerate(chunks))
-    result = _Decoded()
-    while tasks and (chunk := file.read(index.origin, *tasks[0])):
-        result.add(tasks.popleft()[1], chunk)
-    done = len(result.good)
-    if done:
-        logger.info("going on after %d patches that a stopped run has decoded", done)
-    with (
-        progress(len(paths), what="packing", done=done) as bar,
-        closing(_decode_ahead(file, index.origin, tasks, num_workers)) as decoded,
-    ):
-        for names, chunk in decoded:
-            result.add(names, chunk)
-            bar.update(len(names))
-    return result
-
-
-def _decode_ahead(
-    file: ChunkFile, origin: Origin, tasks: deque[tuple[int, list[str]]], num_workers: int | None
-) -> Generator[tuple[list[str], Chunk], None, None]:
-    """Decode chunks of files, and yield each with its files, in order."""
-    workers = num_workers or min(available_cores(), _MAX_WORKERS)
-    many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
-    # A zip's table of contents is too much to send.
-    in_processes = many and workers > 1 and isinstance(origin, Folder)
-    with Children(workers) if in_processes else nullcontext() as children:
-        # OpenCV decodes without the interpreter lock.
-        decode = children.decode if children else ChunkFile.decode
-        pool = ThreadPoolExecutor(workers)
-        try:
-            ahead: deque[tuple[list[str], Future[Chunk]]] = deque()
-            while tasks or ahead:
-                while tasks and len(ahead) < 2 * workers:
-                    number, paths = tasks.popleft()
-                    ahead.append((paths, pool.submit(decode, file, origin, number, paths)))
-                paths, future = ahead.popleft()
-                yield paths, future.result()
-        finally:
-            # After Ctrl-C nobody waits for what lies ahead.
-            pool.shutdown(cancel_futures=True)
-
-
-def _good_rows(index: TreeIndex, decoded: _Decoded) -> pd.DataFrame:
+def _good_rows(index: TreeIndex, decoded: Decoded) -> pd.DataFrame:
     """Return the table's rows that could be decoded, with their sizes and checksums."""
     table = index.table[decoded.good].reset_index(drop=True)
     if table.empty:

@@ -1,0 +1,102 @@
+"""Decode every patch of a tree, chunk by chunk, in threads or processes, and go on where it was."""
+
+import logging
+from array import array
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.data.children import Children
+from wsi_idc.data.chunks import FILES_PER_CHUNK, Chunk, ChunkFile
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.index import TreeIndex
+from wsi_idc.data.origin import Origin, Problem
+from wsi_idc.hpc.cores import available_cores
+from wsi_idc.progress import progress
+
+logger = logging.getLogger(__name__)
+
+# More threads would only wait for the interpreter.
+_MAX_WORKERS = 16
+# Processes wait for none, but take a third of a second to start.
+_MIN_FILES_FOR_PROCESSES = 20_000
+# Of the files left out, the log names this many and rejected.csv all.
+_MAX_LOGGED = 20
+
+
+@dataclass
+class Decoded:
+    """What decoding found: ``good`` for each row of the tree's table, the rest for good rows."""
+
+    good: list[bool] = field(default_factory=list)
+    sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
+    crcs: array = field(default_factory=lambda: array("L"))
+    problems: list[Problem] = field(default_factory=list)
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+
+    def add(self, paths: list[str], chunk: Chunk) -> None:
+        """Add what the next chunk of paths holds."""
+        for path, reason in zip(paths, chunk.reasons, strict=True):
+            self.good.append(not reason)
+            if reason:
+                self.problems.append(Problem(path, "unreadable", reason))
+                if len(self.problems) <= _MAX_LOGGED:
+                    logger.warning("left out: %r: %s", path, reason)
+        self.sizes.extend(chunk.sizes)
+        self.crcs.extend(chunk.crcs)
+        self.histogram += np.array(chunk.histogram)
+
+
+def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> Decoded:
+    """Decode every file of the table, in order, into ``file``.
+
+    What it holds already, from a run that was stopped, is kept as far as it is whole and the files
+    are as they were.
+    """
+    paths = index.table["path"].tolist()
+    chunks = [paths[at : at + FILES_PER_CHUNK] for at in range(0, len(paths), FILES_PER_CHUNK)]
+    tasks = deque(enumerate(chunks))
+    result = Decoded()
+    while tasks and (chunk := file.read(index.origin, *tasks[0])):
+        result.add(tasks.popleft()[1], chunk)
+    done = len(result.good)
+    if done:
+        logger.info("going on after %d patches that a stopped run has decoded", done)
+    with (
+        progress(len(paths), what="packing", done=done) as bar,
+        closing(_decode_ahead(file, index.origin, tasks, num_workers)) as decoded,
+    ):
+        for names, chunk in decoded:
+            result.add(names, chunk)
+            bar.update(len(names))
+    return result
+
+
+def _decode_ahead(
+    file: ChunkFile, origin: Origin, tasks: deque[tuple[int, list[str]]], num_workers: int | None
+) -> Generator[tuple[list[str], Chunk], None, None]:
+    """Decode chunks of files, and yield each with its files, in order."""
+    workers = num_workers or min(available_cores(), _MAX_WORKERS)
+    many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
+    # A zip's table of contents is too much to send.
+    in_processes = many and workers > 1 and isinstance(origin, Folder)
+    with Children(workers) if in_processes else nullcontext() as children:
+        # OpenCV decodes without the interpreter lock.
+        decode = children.decode if children else ChunkFile.decode
+        pool = ThreadPoolExecutor(workers)
+        try:
+            ahead: deque[tuple[list[str], Future[Chunk]]] = deque()
+            while tasks or ahead:
+                while tasks and len(ahead) < 2 * workers:
+                    number, paths = tasks.popleft()
+                    ahead.append((paths, pool.submit(decode, file, origin, number, paths)))
+                paths, future = ahead.popleft()
+                yield paths, future.result()
+        finally:
+            # After Ctrl-C nobody waits for what lies ahead.
+            pool.shutdown(cancel_futures=True)
