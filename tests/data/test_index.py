@@ -90,7 +90,7 @@ def test_nested_copy_of_the_whole_tree(tree):
     found = index(tree)
     assert rows(found) == EXPECTED
     assert not found.table["path"].str.contains("IDC_regular").any()
-    detail = f"{NUM_PATCHES} patches that stand above it too, left out"
+    detail = f"{NUM_PATCHES} patches that stand above it too, taken only where those are damaged"
     assert found.flagged == (Problem("IDC_regular_ps50_idx5/", "nested copy", detail),)
     assert found.rejected == ()
 

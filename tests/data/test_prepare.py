@@ -179,6 +179,53 @@ def test_nested_copy_changes_nothing(tree, tmp_path):
     assert content(prepare(tree, tmp_path / "b.h5").pack) == before
 
 
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_a_damaged_patch_is_taken_from_its_whole_copy(tree, tmp_path, as_zip):
+    good = prepare(tree, tmp_path / "a.h5").pack
+    expected, paths = content(good), Pack(good).paths()
+    for folder in ("b", "c"):
+        shutil.copytree(tree, tmp_path / folder)
+        (tmp_path / folder).rename(tree / f"copy_{folder}")
+    path = f"9/0/{file_name('9', 0, 3, 0)}"
+    for damaged in (path, f"copy_b/{path}"):  # as large as they were
+        (tree / damaged).write_bytes(bytes((tree / damaged).stat().st_size))
+    root = Path(shutil.make_archive(str(tmp_path / "x"), "zip", tree)) if as_zip else tree
+    report = prepare(root, tmp_path / "b.h5")
+    copy = f"copy_c/{path}"
+    detail = f"not a PNG file; its copy {copy} is packed"
+    assert report.rejected == (Problem(path, "unreadable", detail),)
+    assert report.num_patches == 7
+    assert Pack(report.pack).paths() == [copy if one == path else one for one in paths]
+    assert content(report.pack) == expected | {"path": Pack(report.pack).paths()}
+
+
+def test_a_damaged_patch_without_a_whole_copy_is_left_out(tree, tmp_path):
+    path = f"9/0/{file_name('9', 0, 3, 0)}"
+    size = (tree / path).stat().st_size
+    for damaged in (tree / path, tree / "copy" / path):
+        damaged.parent.mkdir(parents=True, exist_ok=True)
+        damaged.write_bytes(bytes(size))
+    report = prepare(tree, tmp_path / "a.h5")
+    assert report.rejected == (Problem(path, "unreadable", "not a PNG file"),)
+    assert report.num_patches == 6
+
+
+def test_a_stopped_run_goes_on_with_the_copies_of_damaged_patches(
+    square_tree, tmp_path, monkeypatch
+):
+    path = f"1/1/{file_name('1', 10, 1, 1)}"  # of the second chunk
+    (square_tree / "copy" / path).parent.mkdir(parents=True)
+    shutil.copy(square_tree / path, square_tree / "copy" / path)
+    expected = content(prepare(square_tree, tmp_path / "a.h5").pack)["patches"]
+    (square_tree / path).write_bytes(bytes((square_tree / path).stat().st_size))
+    out = tmp_path / "b.h5"
+    leave_chunks(square_tree, out, monkeypatch)
+    report = prepare(square_tree, out)
+    assert content(out)["patches"] == expected
+    detail = f"not a PNG file; its copy copy/{path} is packed"
+    assert report.rejected == (Problem(path, "unreadable", detail),)
+
+
 def test_fingerprint_follows_content_not_the_place(tree, tmp_path):
     def fingerprint(root: Path) -> str:
         return prepare(root, tmp_path / "a.h5").info.source_fingerprint

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.data.children import Children
 from wsi_idc.data.chunks import FILES_PER_CHUNK, Chunk, ChunkFile
+from wsi_idc.data.copies import whole_copies
 from wsi_idc.data.folder import Folder
 from wsi_idc.data.index import TreeIndex
 from wsi_idc.data.origin import Origin, Problem
@@ -31,8 +32,12 @@ _MAX_LOGGED = 20
 
 @dataclass
 class Decoded:
-    """What decoding found: ``good`` for each row of the tree's table, the rest for good rows."""
+    """What decoding found.
 
+    For each row of the tree's table ``paths``, what was read, and ``good``; the rest for good rows.
+    """
+
+    paths: list[str] = field(default_factory=list)
     good: list[bool] = field(default_factory=list)
     sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
     crcs: array = field(default_factory=lambda: array("L"))
@@ -44,16 +49,21 @@ class Decoded:
         for path, reason in zip(paths, chunk.reasons, strict=True):
             self.good.append(not reason)
             if reason:
-                self.problems.append(Problem(path, "unreadable", reason))
-                if len(self.problems) <= _MAX_LOGGED:
-                    logger.warning("left out: %r: %s", path, reason)
+                self.leave_out(path, reason)
+        self.paths += paths
         self.sizes.extend(chunk.sizes)
         self.crcs.extend(chunk.crcs)
         self.histogram += np.array(chunk.histogram)
 
+    def leave_out(self, path: str, why: str) -> None:
+        """Note that a file is not what is packed."""
+        self.problems.append(Problem(path, "unreadable", why))
+        if len(self.problems) <= _MAX_LOGGED:
+            logger.warning("left out: %r: %s", path, why)
+
 
 def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> Decoded:
-    """Decode every file of the table, in order, into ``file``.
+    """Decode every file of the table, or a whole copy of it, in order, into ``file``.
 
     What it holds already, from a run that was stopped, is kept as far as it is whole and the files
     are as they were.
@@ -63,7 +73,7 @@ def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -
     tasks = deque(enumerate(chunks))
     result = Decoded()
     while tasks and (chunk := file.read(index.origin, *tasks[0])):
-        result.add(tasks.popleft()[1], chunk)
+        _add(result, index, file, *tasks.popleft(), chunk)
     done = len(result.good)
     if done:
         logger.info("going on after %d patches that a stopped run has decoded", done)
@@ -71,16 +81,30 @@ def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -
         progress(len(paths), what="packing", done=done) as bar,
         closing(_decode_ahead(file, index.origin, tasks, num_workers)) as decoded,
     ):
-        for names, chunk in decoded:
-            result.add(names, chunk)
+        for number, names, chunk in decoded:
+            _add(result, index, file, number, names, chunk)
             bar.update(len(names))
     return result
 
 
+def _add(
+    result: Decoded, index: TreeIndex, file: ChunkFile, number: int, paths: list[str], chunk: Chunk
+) -> None:
+    """Add a chunk, decoded again with their copies where damaged files have whole ones."""
+    damaged = {path: why for path, why in zip(paths, chunk.reasons, strict=True) if why}
+    copies = whole_copies(damaged.keys(), index.copies, origin=index.origin, patch_px=file.patch_px)
+    if copies:
+        for path, copy in copies.items():
+            result.leave_out(path, f"{damaged[path]}; its copy {copy} is packed")
+        paths = [copies.get(path, path) for path in paths]
+        chunk = file.decode(index.origin, number, paths)
+    result.add(paths, chunk)
+
+
 def _decode_ahead(
     file: ChunkFile, origin: Origin, tasks: deque[tuple[int, list[str]]], num_workers: int | None
-) -> Generator[tuple[list[str], Chunk], None, None]:
-    """Decode chunks of files, and yield each with its files, in order."""
+) -> Generator[tuple[int, list[str], Chunk], None, None]:
+    """Decode chunks of files, and yield each with its number and files, in order."""
     workers = num_workers or min(available_cores(), _MAX_WORKERS)
     many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
     # A zip's table of contents is too much to send.
@@ -90,13 +114,14 @@ def _decode_ahead(
         decode = children.decode if children else ChunkFile.decode
         pool = ThreadPoolExecutor(workers)
         try:
-            ahead: deque[tuple[list[str], Future[Chunk]]] = deque()
+            ahead: deque[tuple[int, list[str], Future[Chunk]]] = deque()
             while tasks or ahead:
                 while tasks and len(ahead) < 2 * workers:
                     number, paths = tasks.popleft()
-                    ahead.append((paths, pool.submit(decode, file, origin, number, paths)))
-                paths, future = ahead.popleft()
-                yield paths, future.result()
+                    future = pool.submit(decode, file, origin, number, paths)
+                    ahead.append((number, paths, future))
+                number, paths, future = ahead.popleft()
+                yield number, paths, future.result()
         finally:
             # After Ctrl-C nobody waits for what lies ahead.
             pool.shutdown(cancel_futures=True)

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.data.archive import Archive, is_zip
-from wsi_idc.data.decode import decode_png
+from wsi_idc.data.copies import copy_notes, drop_copies, rows_of
 from wsi_idc.data.folder import Folder
-from wsi_idc.data.origin import Origin, Problem, UnreadablePatchError
+from wsi_idc.data.origin import Origin, Problem
 from wsi_idc.errors import DataError
 from wsi_idc.files import plain_name
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
@@ -39,6 +39,8 @@ class TreeIndex:
         origin: The folder or zip.
         table: One row a patch to read, sorted by patient, row, column, with columns ``path``
             (below the top), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
+        copies: Files of PATIENT/CLASS/NAME and size as one of the table, left out unread, with
+            columns ``path`` and ``path_kept``, the one of the table.
         rejected: Files left out.
         flagged: Files kept, and folders left out, that a user should know of.
         num_other_files: Files that are not PNG, or hidden, and were not looked at.
@@ -46,6 +48,7 @@ class TreeIndex:
 
     origin: Origin
     table: pd.DataFrame
+    copies: pd.DataFrame
     rejected: tuple[Problem, ...]
     flagged: tuple[Problem, ...]
     num_other_files: int
@@ -80,7 +83,7 @@ def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     listing = origin.listing()
     good, contradictions = _parse(listing.paths, above=origin.above)
     rejected = [*listing.unreadable, *contradictions]
-    good, nested, conflicting = _drop_nested_copies(good, origin=origin, patch_px=patch_px)
+    good, copies, conflicting = drop_copies(good, origin=origin, patch_px=patch_px)
     good, off_grid = _to_zero_based(good, patch_px=patch_px)
     good, duplicates, relabelled = _drop_duplicate_cells(good)
     if good.empty:
@@ -93,8 +96,9 @@ def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     return TreeIndex(
         origin=origin,
         table=good[columns].sort_values(["patient", "y", "x"], ignore_index=True),
+        copies=copies,
         rejected=(*rejected, *conflicting, *off_grid, *duplicates),
-        flagged=(*nested, *relabelled),
+        flagged=(*copy_notes(copies), *relabelled),
         num_other_files=listing.num_other,
     )
 
@@ -169,57 +173,6 @@ def _is_plain_id(patient: str) -> bool:
         return False
 
 
-def _drop_nested_copies(
-    table: pd.DataFrame, *, origin: Origin, patch_px: int
-) -> tuple[pd.DataFrame, list[Problem], list[Problem]]:
-    """Keep the shallowest of the files with equal PATIENT/CLASS/NAME, or a whole one instead.
-
-    Returns:
-        The table without copies, a note for each folder of copies, and the copies that differ
-        in size from what they copy.
-    """
-    table = table.sort_values("depth", kind="stable")
-    copies = table.loc[table.duplicated("name"), ["path", "name"]]
-    kept = table.drop(copies.index)
-    if copies.empty:
-        return kept, [], []
-    pairs = copies.merge(kept[["name", "path"]], on="name", suffixes=("", "_kept"))
-    same = np.array(
-        [
-            origin.size(path) == origin.size(first)
-            for path, first in _rows(pairs, "path", "path_kept")
-        ]
-    )
-    folders = pairs[same]["path"].str.rsplit("/", n=3).str[0]
-    nested = [
-        Problem(f"{folder}/", "nested copy", f"{count} patches that stand above it too, left out")
-        for folder, count in folders.value_counts().sort_index().items()
-    ]
-    conflicting = []
-    now: dict[str, str] = {}  # what stands in for a patch, where there are several copies of it
-    for path, path_kept in _rows(pairs[~same], "path", "path_kept"):
-        held = now.get(path_kept, path_kept)
-        better, worse = held, path
-        if not _is_whole(origin, held, patch_px) and _is_whole(origin, path, patch_px):
-            better, worse = path, held
-            kept.loc[kept["path"] == held, "path"] = path
-            now[path_kept] = path
-        conflicting.append(Problem(worse, "differs from its copy", f"{better} is kept"))
-    return kept, nested, conflicting
-
-
-def _is_whole(origin: Origin, path: str, patch_px: int) -> bool:
-    try:
-        decode_png(origin.read(path)[0], patch_px=patch_px)
-    except UnreadablePatchError:
-        return False
-    return True
-
-
-def _rows(table: pd.DataFrame, *columns: str) -> Iterable[tuple[str, ...]]:
-    return zip(*(table[column] for column in columns), strict=True)
-
-
 def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[Problem]]:
     """Shift x and y so that they are multiples of ``patch_px``, and drop those that are not.
 
@@ -256,13 +209,13 @@ def _drop_duplicate_cells(
     pairs = repeated.merge(kept[[*key, "path", "label"]], on=key, suffixes=("", "_kept"))
     rejected = [
         Problem(path, "duplicate coordinate", f"{path_kept} is kept")
-        for path, path_kept in _rows(pairs, "path", "path_kept")
+        for path, path_kept in rows_of(pairs, "path", "path_kept")
     ]
     disputed = pairs[pairs["label"] != pairs["label_kept"]].drop_duplicates("path_kept")
     kept.loc[kept["path"].isin(disputed["path_kept"]), "label"] = -1
     flagged = [
         Problem(path_kept, "label unknown", f"{path} at the same place says otherwise")
-        for path, path_kept in _rows(disputed, "path", "path_kept")
+        for path, path_kept in rows_of(disputed, "path", "path_kept")
     ]
     return kept, rejected, flagged
 

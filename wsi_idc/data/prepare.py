@@ -148,7 +148,7 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
 
 def _good_rows(index: TreeIndex, decoded: Decoded) -> pd.DataFrame:
     """Return the table's rows that could be decoded, with their sizes and checksums."""
-    table = index.table[decoded.good].reset_index(drop=True)
+    table = index.table.assign(path=decoded.paths)[decoded.good].reset_index(drop=True)
     if table.empty:
         first = decoded.problems[0]
         raise DataError(
