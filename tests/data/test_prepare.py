@@ -17,7 +17,7 @@ from PIL import Image
 from tests.trees import add_patch, file_name, make_tree, pixels_of, save_png
 from wsi_idc.data.children import Children
 from wsi_idc.data.folder import Folder
-from wsi_idc.data.origin import Problem
+from wsi_idc.data.origin import Problem, UnreadablePatchError
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.errors import BusyError, DataError, WorkerError, WsiIdcError
@@ -450,7 +450,7 @@ def test_what_was_decoded_is_not_decoded_again(square_tree, tmp_path, monkeypatc
     expected = content(prepare(tree, tmp_path / "b.h5").pack)
     raw = leave_chunks(tree, out, monkeypatch)
     whole = raw.read_bytes()
-    assert decoded_again(tree, out, monkeypatch) == 0
+    assert decoded_again(tree, out, monkeypatch) == 1  # the bad one
     assert content(out) == expected
     # 400 files in chunks of 128: what is whole is kept, up to the first byte that is wrong.
     second = 20 + 2**18 + 128 * 7500
@@ -460,15 +460,15 @@ def test_what_was_decoded_is_not_decoded_again(square_tree, tmp_path, monkeypatc
         return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
 
     for damaged, expected_reads in [
-        (whole[:-1], 400 - 3 * 128),
-        (whole[: second + 500_000], 400 - 128),
-        (whole[:second], 400 - 128),
+        (whole[:-1], 400 - 3 * 128 + 1),
+        (whole[: second + 500_000], 400 - 128 + 1),
+        (whole[:second], 400 - 128 + 1),
         (flipped(127 * 7500), 400),  # in the pixels
-        (flipped(second + 30), 400 - 128),  # in the text
-        (flipped(second + 11), 400 - 128),  # in the length of the text
-        (flipped(second + 19), 400 - 128),  # in the checksum
+        (flipped(second + 30), 400 - 128 + 1),  # in the text
+        (flipped(second + 11), 400 - 128 + 1),  # in the length of the text
+        (flipped(second + 19), 400 - 128 + 1),  # in the checksum
         (bytes(len(whole)), 400),
-        (whole + b"more", 0),
+        (whole + b"more", 1),
         (b"", 400),
         (b"another program's", 400),
     ]:
@@ -489,20 +489,36 @@ def test_a_file_that_changed_is_decoded_again(square_tree, tmp_path, monkeypatch
     assert content(out) == content(prepare(tree, tmp_path / "b.h5").pack)
 
 
-def test_a_file_that_could_not_be_opened_is_tried_again_only_if_it_changed(
-    square_tree, tmp_path, monkeypatch
-):
+def test_what_could_not_be_opened_is_tried_again(square_tree, tmp_path, monkeypatch):
     out = tmp_path / "a.h5"
     path = square_tree / "1/1" / file_name("1", 10, 1, 1)  # of the second chunk
     pixels = path.rename(tmp_path / "x.png")
     path.symlink_to(tmp_path / "y.png")
     leave_chunks(square_tree, out, monkeypatch)
-    assert decoded_again(square_tree, out, monkeypatch) == 0
+    assert decoded_again(square_tree, out, monkeypatch) == 1
     assert len(Pack(out)) == 399
     leave_chunks(square_tree, out, monkeypatch)
     pixels.rename(tmp_path / "y.png")
     assert decoded_again(square_tree, out, monkeypatch) == 400 - 128
     assert np.array_equal(Pack(out).patches[201], pixels_of("1", 10, 1))
+
+
+def test_what_a_stopped_run_was_not_allowed_to_read_is_tried_again(
+    square_tree, tmp_path, monkeypatch
+):
+    out = tmp_path / "a.h5"
+    read, path = Folder.read, f"1/1/{file_name('1', 10, 1, 1)}"
+
+    def refuse(self: Folder, asked: str) -> tuple[bytes, str]:
+        if asked == path:
+            raise UnreadablePatchError("cannot be read: Permission denied")
+        return read(self, asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", refuse)
+        leave_chunks(square_tree, out, monkeypatch)
+    prepare(square_tree, out)
+    assert len(Pack(out)) == 400
 
 
 def test_a_file_that_changes_while_it_is_read_is_decoded_again(square_tree, tmp_path, monkeypatch):

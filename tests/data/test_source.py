@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.trees import add_patch, file_name
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.origin import UnreadablePatchError
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.source import cache_folder, open_data, tree_in
@@ -101,6 +103,53 @@ def test_left_out_files_are_pointed_at(tree, caplog):
     (tree / "9/0" / file_name("9", 8, 8, 0)).touch()
     pack = open_data(tree)
     assert caplog.messages[-1] == f"1 files left out; see {pack.path.parent / 'rejected.csv'}"
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the disk give an error where a file of this name is read."""
+    read = Folder.read
+
+    def fail(self: Folder, path: str) -> tuple[bytes, str]:
+        if path.endswith(name):
+            raise UnreadablePatchError("cannot be read: Input/output error")
+        return read(self, path)
+
+    monkeypatch.setattr(Folder, "read", fail)
+
+
+def test_each_command_says_what_its_cached_pack_lacks(tree, monkeypatch, caplog):
+    (tree / "9/0/notes.png").write_bytes((tree / "9/0" / file_name("9", 0, 3, 0)).read_bytes())
+    unreadable(monkeypatch, file_name("9", 0, 3, 0))
+    for _ in range(2):
+        caplog.clear()
+        pack = open_data(tree)
+        assert len(pack) == 6
+        line = f"2 files left out; see {pack.path.parent / 'rejected.csv'}"
+        assert caplog.messages[-1] == line
+    pack.path.with_name("rejected.csv").unlink()
+    caplog.clear()
+    assert (len(open_data(tree)), caplog.messages) == (6, [])
+
+
+def test_a_file_that_can_be_read_by_now_is_packed(tree, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="wsi_idc")
+    (tree / "9/0/notes.png").write_bytes((tree / "9/0" / file_name("9", 0, 3, 0)).read_bytes())
+    with monkeypatch.context() as patch:
+        unreadable(patch, file_name("9", 0, 3, 0))
+        assert len(open_data(tree)) == 6
+        assert len(open_data(tree)) == 6
+    assert len(open_data(tree)) == 7
+    assert len(open_data(tree)) == 7
+    assert len(cached()) == 1
+    assert sum(line.startswith(f"packing {tree} once") for line in caplog.messages) == 2
+
+
+def test_a_file_that_can_be_read_only_at_times_is_packed_once_a_command(tree, monkeypatch):
+    with monkeypatch.context() as patch:
+        unreadable(patch, file_name("9", 0, 3, 0))
+        open_data(tree)
+        patch.setattr("wsi_idc.data.source.is_whole", lambda *_: True)
+        assert len(open_data(tree)) == 6
 
 
 def test_processes_that_start_together_share_one_pack(tree):

@@ -97,6 +97,16 @@ def test_data_may_be_a_zip_packed_once_into_the_cache(archive, tree):
     assert len(list(cache_folder().glob("packs/*/*.h5"))) == 3
 
 
+def test_a_zip_that_was_mended_is_packed_anew(archive):
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        at = opened.getinfo(GOOD).header_offset
+    archive.write_bytes(whole[:at] + b"PK\0\0" + whole[at + 4 :])
+    assert len(open_data(archive)) == 6
+    archive.write_bytes(whole)
+    assert len(open_data(archive)) == 7
+
+
 def test_zip64_and_what_stands_before_the_archive(archive, tmp_path, monkeypatch):
     expected = content(prepare(archive, tmp_path / "a.h5").pack)
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)

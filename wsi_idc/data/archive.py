@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from wsi_idc.data.origin import (
     MAX_FILE_BYTES,
+    UNREADABLE,
     Listing,
     Origin,
     Problem,
@@ -140,7 +141,7 @@ class Archive(Origin):
             if not is_patch_name(entry.name.rpartition("/")[2]):
                 listing.num_other += 1
             elif why := _why_not(entry):
-                listing.unreadable.append(Problem(entry.name, "unreadable", why))
+                listing.unreadable.append(Problem(entry.name, UNREADABLE, why))
             else:
                 if entry.offset + entry.packed > num_bytes:
                     raise ValueError(f"{entry.name!r} lies beyond its end")

@@ -6,6 +6,7 @@ is used. A record also holds the state of the files it was decoded from.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.data.copies import is_whole
 from wsi_idc.data.decode import decode_png
 from wsi_idc.data.origin import Origin, UnreadablePatchError
 from wsi_idc.data.statistics import channel_histogram
@@ -88,7 +90,11 @@ class ChunkFile:
         return chunk
 
     def read(self, origin: Origin, number: int, paths: list[str]) -> Chunk | None:
-        """Return chunk ``number`` if it stands in its place, whole, and true of the files now."""
+        """Return chunk ``number`` if it stands in its place, whole, and true of the files now.
+
+        A file's state tells nothing of rights, and of a disk that had an error: what was left out
+        is tried again.
+        """
         with self.path.open("rb") as file:
             file.seek(self._place(number))
             head = file.read(_HEAD.size)
@@ -103,7 +109,10 @@ class ChunkFile:
             return None
         chunk = Chunk(**json.loads(text))
         states = [origin.state(path) for path in paths]
-        return chunk if chunk.state == self._digest(paths, states) else None
+        if chunk.state != self._digest(paths, states):
+            return None
+        left_out = itertools.compress(paths, chunk.reasons)
+        return None if any(is_whole(origin, path, self.patch_px) for path in left_out) else chunk
 
     def pixels(self, num_files: int) -> Iterator[NDArray[np.uint8]]:
         """Yield the good files' pixels, padded white, of all chunks, each decoded or read before.

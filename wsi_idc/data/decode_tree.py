@@ -16,7 +16,7 @@ from wsi_idc.data.chunks import FILES_PER_CHUNK, Chunk, ChunkFile
 from wsi_idc.data.copies import whole_copies
 from wsi_idc.data.folder import Folder
 from wsi_idc.data.index import TreeIndex
-from wsi_idc.data.origin import Origin, Problem
+from wsi_idc.data.origin import UNREADABLE, Origin, Problem
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.progress import progress
 
@@ -57,7 +57,7 @@ class Decoded:
 
     def leave_out(self, path: str, why: str) -> None:
         """Note that a file is not what is packed."""
-        self.problems.append(Problem(path, "unreadable", why))
+        self.problems.append(Problem(path, UNREADABLE, why))
         if len(self.problems) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, why)
 

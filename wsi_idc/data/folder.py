@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wsi_idc.data.origin import (
     MAX_FILE_BYTES,
+    UNREADABLE,
     Listing,
     Origin,
     Problem,
@@ -90,7 +91,7 @@ def _list_folder(root: Path, folder: str, listing: Listing) -> list[tuple[bool, 
         with os.scandir(root / folder) as entries:
             found = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in entries]
     except OSError as error:
-        listing.unreadable.append(Problem(f"{folder}/", "unreadable", str(error.strerror)))
+        listing.unreadable.append(Problem(f"{folder}/", UNREADABLE, str(error.strerror)))
         return []
     start = f"{folder}/" if folder else ""
     files = [name for is_folder, _, name in found if not is_folder]

@@ -224,3 +224,12 @@ def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
     """Return problems as a table with columns path, reason, detail, sorted by path."""
     rows = sorted((p.path, p.reason, p.detail) for p in problems)
     return pd.DataFrame(rows, columns=["path", "reason", "detail"], dtype=object)
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Return the problems of a table that was written, none where it is not there or no such."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return [Problem(*row) for row in rows_of(table, *Problem.__annotations__)]
+    except (OSError, ValueError, KeyError):
+        return []

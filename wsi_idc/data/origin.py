@@ -8,6 +8,7 @@ from typing import Self
 
 # A 50x50 RGB patch is at most some 10 kB; what is larger by this much is something else.
 MAX_FILE_BYTES = 4_000_000
+UNREADABLE = "unreadable"  # the reason of a problem
 
 
 class UnreadablePatchError(Exception):

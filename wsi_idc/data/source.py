@@ -6,12 +6,16 @@ A tree is packed once, into a cache.
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from wsi_idc.config import PATCH_PX
 from wsi_idc.data.archive import is_zip
+from wsi_idc.data.copies import is_whole
 from wsi_idc.data.download import downloaded
 from wsi_idc.data.folder import Folder
-from wsi_idc.data.index import content_key, holds_patches, open_origin
+from wsi_idc.data.index import content_key, holds_patches, open_origin, read_problems
+from wsi_idc.data.origin import UNREADABLE, Origin
 from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
 from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, prepare
 from wsi_idc.data.stage import staged
@@ -98,26 +102,41 @@ def _open_tree(tree: Path) -> Pack:
         if not paths:
             raise DataError(f"no data: {tree} holds neither a pack nor patches; {_HOW}")
         key = content_key(origin, paths)
-    pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
-    _pack_once(tree, pack)
+        pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
+        _pack_once(tree, pack, lambda: pack.exists() and not _can_read_more(origin, paths, pack))
     clear_scratch(pack)
     try:
-        return Pack(pack)
+        found = Pack(pack)
     except DataError as error:
         # Ours to mend: nobody should have to find it in the cache.
         logger.warning("%s", error)
         pack.unlink(missing_ok=True)  # another process may have found it too
-        _pack_once(tree, pack)
-        return Pack(pack)
+        _pack_once(tree, pack, pack.exists)
+        found = Pack(pack)
+    rejected = pack.with_name(REJECTED_CSV)
+    if left_out := read_problems(rejected):
+        logger.warning("%d files left out; see %s", len(left_out), rejected)
+    return found
 
 
-def _pack_once(tree: Path, pack: Path) -> None:
+def _can_read_more(origin: Origin, paths: list[str], pack: Path) -> bool:
+    """Return whether any file that was left out of a cached pack as unreadable is not so now.
+
+    Rights and a disk's errors come and go without a trace in names and states.
+    """
+    rejected = read_problems(pack.with_name(REJECTED_CSV))
+    left_out = {one.path for one in rejected if one.reason == UNREADABLE}
+    return any(is_whole(origin, path, PATCH_PX) for path in left_out.intersection(paths))
+
+
+def _pack_once(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
     """Make the pack unless it is there, or wait until another process has made it."""
     waiting = False
-    while not pack.exists():
+    while not is_made():
         # The tasks of a job array start together: one packs, the others wait for it.
         try:
             _pack_tree(tree, pack)
+            return
         except BusyError:
             if not waiting:
                 logger.info("waiting for another process that packs %s into %s", tree, pack)
@@ -127,10 +146,7 @@ def _pack_once(tree: Path, pack: Path) -> None:
 
 def _pack_tree(tree: Path, pack: Path) -> None:
     logger.info("packing %s once, into %s", tree, pack)
-    report = prepare(tree, pack)
-    if report.rejected:
-        rejected = pack.with_name(REJECTED_CSV)
-        logger.warning("%d files left out; see %s", len(report.rejected), rejected)
+    prepare(tree, pack)
 
 
 def cache_folder() -> Path:
