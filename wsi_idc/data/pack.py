@@ -7,52 +7,28 @@ open, none is shared with a worker process, and a disk without file locks does n
 
 import mmap
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.config import POSSIBLE_MPP
+from wsi_idc.data.pack_read import (
+    COLUMNS,
+    FORMAT,
+    FORMAT_VERSION,
+    UNREADABLE,
+    PackInfo,
+    dataset_of,
+    opened,
+    read_all_but_pixels,
+)
 from wsi_idc.errors import DataError, first_line
-from wsi_idc.files import plain_name, replacing
-from wsi_idc.hdf5_check import attributes, check_heaps
-from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
+from wsi_idc.files import replacing
+from wsi_idc.maps.grid import cells_of
 
-FORMAT = "wsi-idc-pack"
-FORMAT_VERSION = 1
-CLASS_NAMES = ("non-IDC", "IDC")
 _HELD_BYTES = 2**25
-MAX_PATCH_PX = 255  # /height and /width are uint8
-_COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
-# What h5py raises at a file that is damaged, or made to deceive.
-_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
-
-
-@dataclass(frozen=True)
-class PackInfo:
-    """A pack's attributes.
-
-    Attributes:
-        mean: Mean of each channel over all patches as stored, 0..1.
-        std: Standard deviation of each channel over all patches as stored, 0..1.
-        patch_px: Side of a patch in px.
-        mpp: Microns per pixel of the patches.
-        mpp_source: "assumed" or "given".
-        source_fingerprint: SHA-256 over patient, place, label and bytes of every file, as hex.
-        class_names: Names of class 0 and 1.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    patch_px: int
-    mpp: float
-    mpp_source: str
-    source_fingerprint: str
-    class_names: tuple[str, ...] = CLASS_NAMES
 
 
 class Pack:
@@ -83,9 +59,9 @@ class Pack:
         if not (self.file.is_file() and h5py.is_hdf5(self.file)):
             raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
         try:
-            with _opened(self.file) as file:
-                self.info, self.patients, self.index, offset = _read(file)
-        except (DataError, *_UNREADABLE) as error:
+            with opened(self.file) as file:
+                self.info, self.patients, self.index, offset = read_all_but_pixels(file)
+        except (DataError, *UNREADABLE) as error:
             reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it anew") from None
         self._held = 0
@@ -153,10 +129,10 @@ class Pack:
             DataError: They cannot be read.
         """
         try:
-            with _opened(self.file) as file:
-                dataset = _dataset(file, "path", shape=(len(self),))
+            with opened(self.file) as file:
+                dataset = dataset_of(file, "path", shape=(len(self),))
                 return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
 
 
@@ -201,7 +177,7 @@ def _write_all_but_pixels(
         text = h5py.string_dtype()
         file["patients"] = np.array(patients, dtype=text)
         file["patient"] = codes.astype(np.int32)
-        for name, dtype in _COLUMNS.items():
+        for name, dtype in COLUMNS.items():
             file[name] = index[name].to_numpy(dtype)
         file["path"] = np.array(index["path"], dtype=text)
         attributes = vars(info) | {
@@ -219,114 +195,3 @@ def _write_all_but_pixels(
         space = h5py.h5s.create_simple((len(index), info.patch_px, info.patch_px, 3))
         patches = h5py.h5d.create(file.id, b"patches", h5py.h5t.NATIVE_UINT8, space, layout)
         return int(patches.get_offset())
-
-
-def _opened(path: Path) -> h5py.File:
-    check_heaps(path)
-    # A reader asks for no lock: many network disks have none.
-    return h5py.File(path, "r", locking=False)
-
-
-def is_pack(path: Path) -> bool:
-    """Return whether a file says of itself that it is a pack."""
-    if not path.is_file():
-        return False
-    try:
-        with _opened(path) as file:
-            return str(attributes(file).get("format")) == FORMAT
-    except _UNREADABLE:
-        return False
-
-
-def _read(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
-    """Read and check everything but the pixels; return the byte offset of those too."""
-    attrs = attributes(file)
-    if str(attrs.get("format")) != FORMAT:
-        raise ValueError("it is HDF5, but not a pack")
-    if int(attrs["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
-    if int(attrs["complete"]) != 1:
-        raise ValueError("it is not complete")
-    info = _read_info(attrs)
-    side = info.patch_px
-    patches = _dataset(file, "patches", shape=(None, side, side, 3), dtype="u1")
-    num, offset = patches.shape[0], patches.id.get_offset()
-    if offset is None:
-        raise ValueError("/patches is not contiguous")
-    # Before any column is read: what the file cannot hold must not be allocated.
-    if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
-        raise ValueError(f"it is cut short, or has no room for {num} patches")
-    columns = {
-        name: _dataset(file, name, shape=(num,), dtype=dtype)[:]
-        for name, dtype in {"patient": "i4", **_COLUMNS}.items()
-    }
-    index = pd.DataFrame(columns)
-    codes = columns["patient"]
-    if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
-        raise ValueError("/patient is not sorted into /patients")
-    names = _dataset(file, "patients", shape=(int(codes[-1]) + 1,))
-    patients = [plain_name(str(name)) for name in names.asstr()[:]]
-    _check_index(index, patients, patch_px=side)
-    return info, patients, index, int(offset)
-
-
-def _read_info(attrs: dict[str, Any]) -> PackInfo:
-    """Read and check the attributes."""
-    red, green, blue = (float(value) for value in attrs["mean"])
-    std_red, std_green, std_blue = (float(value) for value in attrs["std"])
-    info = PackInfo(
-        mean=(red, green, blue),
-        std=(std_red, std_green, std_blue),
-        patch_px=int(attrs["patch_px"]),
-        mpp=float(attrs["mpp"]),
-        mpp_source=str(attrs["mpp_source"]),
-        source_fingerprint=str(attrs["source_fingerprint"]),
-        class_names=tuple(str(name) for name in attrs["class_names"]),
-    )
-    if not all(0 <= value <= 1 for value in (*info.mean, *info.std)):
-        raise ValueError("mean and std are not within 0..1")
-    finest, coarsest = POSSIBLE_MPP
-    if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
-        raise ValueError(f"patches of {info.patch_px} px of {info.mpp} um")
-    if len(info.class_names) != len(CLASS_NAMES):
-        raise ValueError(f"{len(info.class_names)} class names")
-    return info
-
-
-def _dataset(
-    file: h5py.File, name: str, *, shape: tuple[int | None, ...], dtype: str | None = None
-) -> Any:
-    """Return the data set ``name`` if its data lie in this very file.
-
-    Raises:
-        ValueError: It is not there, lies elsewhere, or has another shape or type; None in ``shape``
-            is any length, None as ``dtype`` is text.
-    """
-    link = file.get(name, getlink=True)
-    dataset = file[name] if isinstance(link, h5py.HardLink) else None
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"/{name} is not a data set of this file")
-    if dataset.dtype != (h5py.string_dtype() if dtype is None else np.dtype(dtype)):
-        raise ValueError(f"/{name} is of type {dataset.dtype}")
-    fits = len(dataset.shape) == len(shape) and all(
-        wanted in (None, has) for wanted, has in zip(shape, dataset.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"/{name} is of shape {dataset.shape}")
-    return dataset
-
-
-def _check_index(index: pd.DataFrame, patients: list[str], *, patch_px: int) -> None:
-    """Raise ValueError where the columns contradict each other."""
-    if sorted(set(patients)) != patients:
-        raise ValueError("/patients are not sorted or not unique")
-    xy = index[["x", "y"]].to_numpy()
-    if (xy % patch_px).any() or xy.min() < 0 or xy.max() >= MAX_CELLS_PER_SIDE * patch_px:
-        raise ValueError("/x and /y are not on a grid of patches")
-    if index.duplicated(["patient", "x", "y"]).any():
-        raise ValueError("two patches of a patient at one place")
-    sides = index[["height", "width"]].to_numpy()
-    if sides.min() < 1 or sides.max() > patch_px:
-        raise ValueError(f"/height or /width is not 1 to {patch_px}")
-    if not index["label"].isin([-1, 0, 1]).all():
-        raise ValueError("/label is not -1, 0 or 1")

@@ -16,7 +16,8 @@ from wsi_idc.data.download import downloaded
 from wsi_idc.data.folder import Folder
 from wsi_idc.data.index import content_key, holds_patches, open_origin, read_problems
 from wsi_idc.data.origin import UNREADABLE, Origin
-from wsi_idc.data.pack import FORMAT_VERSION, Pack, is_pack
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.pack_read import FORMAT_VERSION, is_pack
 from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, prepare
 from wsi_idc.data.stage import staged
 from wsi_idc.errors import BusyError, DataError
