@@ -199,6 +199,19 @@ def test_info_of_a_cohort_file_sums_it_up(tmp_path: Path, capsys: pytest.Capture
     }
 
 
+def test_info_of_a_damaged_pack_says_that_it_is_damaged(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    pack = work / "data" / "cohort.h5"
+    pack.write_bytes(pack.read_bytes()[:-1])
+    assert f"{pack}: HDF5 cannot read it (" in Said(capsys, "info", pack).error
+    pack.write_bytes(pack.read_bytes()[:3000])
+    assert f"{pack}: HDF5 cannot read it (" in Said(capsys, "info", pack).error
+    with h5py.File(pack, "w") as file:
+        file.attrs["format"] = "another"
+    assert f"{pack}: neither a pack, a checkpoint" in Said(capsys, "info", pack).error
+
+
 def test_the_bundled_model_maps_a_tree_without_any_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

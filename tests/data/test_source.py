@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 from tests.trees import add_patch, file_name
@@ -29,8 +30,25 @@ def test_a_pack(pack):
 
 
 def test_a_folder_with_one_pack_in_it(pack):
-    (pack.path.parent / "other.h5").write_text("not a pack")
+    with h5py.File(pack.path.with_name("other.h5"), "w") as file:
+        file.attrs["format"] = "wsi-idc-map"
+    h5py.File(pack.path.with_name("foreign.h5"), "w").close()
+    pack.path.with_name("._idc.h5").write_text("what macOS leaves")
+    pack.path.with_name("folder.h5").mkdir()
     assert open_data(pack.path.parent).path == pack.path
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 3000])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_damaged_pack_in_a_folder_is_named(pack, num_bytes, others):
+    folder = pack.path.parent
+    if others:
+        shutil.copy(pack.path, folder / "old.h5")
+    pack.path.write_bytes(pack.path.read_bytes()[:num_bytes])
+    with pytest.raises(
+        DataError, match=r"^.+/idc.h5: HDF5 cannot read it \(.+\); make it anew, or"
+    ):
+        open_data(folder)
 
 
 def test_a_folder_with_several_packs(pack):

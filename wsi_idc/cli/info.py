@@ -35,7 +35,7 @@ def info(file: Path, as_json: bool) -> None:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    from wsi_idc.data.pack_read import is_pack
+    from wsi_idc.data.pack_read import is_pack, stated_format
     from wsi_idc.maps.cohort_store import is_cohort
     from wsi_idc.maps.store import is_map
     from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
@@ -56,6 +56,8 @@ def _describe(file: Path) -> dict[str, Any]:
         return _describe_checkpoint(file)
     if file.is_file() and file.suffix != ".h5":
         return _describe_slide(file)
+    if file.is_file():
+        stated_format(file)  # raises where that is damaged
     raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.config import POSSIBLE_MPP
+from wsi_idc.errors import DataError, first_line
 from wsi_idc.files import plain_name
 from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
@@ -54,13 +55,25 @@ def opened(path: Path) -> h5py.File:
 
 def is_pack(path: Path) -> bool:
     """Return whether a file says of itself that it is a pack."""
-    if not path.is_file():
+    try:
+        return path.is_file() and stated_format(path) == FORMAT
+    except DataError:
         return False
+
+
+def stated_format(path: Path) -> str:
+    """Return what an HDF5 file says that it is, an empty text where it says nothing.
+
+    Raises:
+        DataError: HDF5 cannot read it, so it may have been anything.
+    """
     try:
         with opened(path) as file:
-            return str(attributes(file).get("format")) == FORMAT
-    except UNREADABLE:
-        return False
+            return str(attributes(file).get("format", ""))
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path}: HDF5 cannot read it ({first_line(error)}); make it anew, or remove it"
+        ) from None
 
 
 def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:

@@ -17,7 +17,7 @@ from wsi_idc.data.folder import Folder
 from wsi_idc.data.index import content_key, holds_patches, open_origin, read_problems
 from wsi_idc.data.origin import UNREADABLE, Origin
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.pack_read import FORMAT_VERSION, is_pack
+from wsi_idc.data.pack_read import FORMAT, FORMAT_VERSION, stated_format
 from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, prepare
 from wsi_idc.data.stage import staged
 from wsi_idc.errors import BusyError, DataError
@@ -62,11 +62,13 @@ def pack_at(path: Path) -> Pack | None:
     """Open the pack that ``path`` is or holds; None where it is a patch tree, or a zip of one.
 
     Raises:
-        DataError: It is no pack that can be used, or a folder of several.
+        DataError: It is no pack that can be used, or a folder of several, or of one that may have
+            been a pack and cannot be read.
     """
     if not path.is_dir():
         return None if is_zip(path) else Pack(path)
-    packs = [file for file in sorted(path.glob("*.h5")) if is_pack(file)]
+    files = [file for file in sorted(path.glob("[!.]*.h5")) if file.is_file()]
+    packs = [file for file in files if stated_format(file) == FORMAT]
     if len(packs) == 1:
         return Pack(packs[0])
     if packs:
