@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import warnings
@@ -178,6 +179,23 @@ def test_a_checkpoint_cut_short_is_refused(trained: Checkpoint, tmp_path: Path):
         path.write_bytes(data[: int(len(data) * share)])
         with pytest.raises(CheckpointError, match="not a readable checkpoint"):
             load_checkpoint(path)
+
+
+def test_the_fingerprint_is_that_of_the_bytes_that_were_read(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, trained)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    load = torch.load
+
+    def replace_meanwhile(*arguments: object, **options: object) -> object:
+        content = load(*arguments, **options)
+        path.write_bytes(b"another one's")
+        return content
+
+    monkeypatch.setattr(torch, "load", replace_meanwhile)
+    assert load_checkpoint(path).fingerprint == expected
 
 
 class _Bomb:

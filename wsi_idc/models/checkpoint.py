@@ -1,10 +1,12 @@
 """The checkpoint: one file that rebuilds a classifier with nothing from memory."""
 
+import contextlib
+import hashlib
 import io
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
-from wsi_idc.files import sha256, write_bytes
+from wsi_idc.files import write_bytes
 from wsi_idc.models.checkpoint_check import (
     check_input,
     check_numbers,
@@ -28,6 +30,7 @@ from wsi_idc.models.trace import skeleton
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
 BUNDLED = "bundled"
+_REMEDY = "give a .pt file that wsi-idc train wrote"
 # What reading the fields of a file made to deceive can raise.
 _DAMAGED = (
     *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
@@ -187,7 +190,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, of another kind or another version.
     """
-    content = load_dict(path, kind=FORMAT)
+    content, fingerprint = _load_with_fingerprint(path)
     if content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version")
         raise CheckpointError(
@@ -210,7 +213,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             inherited=tuple(str(patient) for patient in content.get("inherited", ())),
             smoothing=_smoothing(content.get("smoothing")),
             source=path,
-            fingerprint=sha256(path),
+            fingerprint=fingerprint,
         )
         arch = architecture(checkpoint.architecture)
         check_numbers(checkpoint, arch)
@@ -274,7 +277,19 @@ def load_dict(path: Path, *, kind: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, cannot be read or is something else.
     """
-    content = load_plain(path, remedy="give a .pt file that wsi-idc train wrote")
+    return _of_kind(load_plain(path, remedy=_REMEDY), path, kind=kind)
+
+
+def _load_with_fingerprint(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a checkpoint, and the SHA-256 of the very bytes that were read."""
+    # Once: a training may put another one there at any time.
+    with _readable(path, remedy=_REMEDY):
+        data = path.read_bytes()
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return _of_kind(content, path, kind=FORMAT), hashlib.sha256(data).hexdigest()
+
+
+def _of_kind(content: Any, path: Path, *, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         raise CheckpointError(f"{path}: not a {kind} file; give a .pt that wsi-idc train wrote")
     return content
@@ -286,8 +301,15 @@ def load_plain(path: Path, *, remedy: str) -> Any:
     Raises:
         CheckpointError: It is missing or cannot be read; ``remedy`` ends the message.
     """
-    try:
+    with _readable(path, remedy=remedy):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, *, remedy: str) -> Iterator[None]:
+    """Turn what reading a file raises into one line."""
+    try:
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; {remedy}") from None
     except IsADirectoryError:
