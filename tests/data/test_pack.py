@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import pickle
 import shutil
 from itertools import product
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tests.trees import PATIENTS, pixels_of
+from wsi_idc.data.measure import measure
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
 from wsi_idc.data.pack_read import is_pack
 from wsi_idc.errors import DataError
@@ -283,6 +285,36 @@ def test_data_of_another_file_are_not_read(pack, tmp_path, name, kind):
             external = [(str(secret), 0, h5py.h5f.UNLIMITED)]
             file.create_dataset(name, shape, dtype, external=external)
     assert_refused(pack.path, f"/{name} is not a data set of this file")
+
+
+def same_but_another(path: Path) -> None:
+    """Put another pack of the same size and time in the place of a pack."""
+    other, state = path.with_name("other.h5"), path.stat()
+    shutil.copy(path, other)
+    with h5py.File(other, "r+") as file:
+        file["path"][0] = "elsewhere"
+    os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert other.stat().st_size == state.st_size
+    other.replace(path)
+
+
+def test_a_pack_in_another_ones_place_is_not_mixed_with_it(pack, monkeypatch):
+    same_but_another(pack.path)
+    for read in (pack.paths, lambda: measure(pack)):
+        with pytest.raises(
+            DataError, match="the pack was replaced or changed meanwhile; run again"
+        ):
+            read()
+    assert Pack(pack.path).paths()[0] == "elsewhere"
+    memmap = np.memmap
+
+    def late(*arguments, **options):
+        same_but_another(pack.path)
+        return memmap(*arguments, **options)
+
+    monkeypatch.setattr(np, "memmap", late)
+    with pytest.raises(DataError, match="the pack was replaced or changed meanwhile; run again"):
+        Pack(pack.path)
 
 
 def test_damaged_source_paths_are_one_line(pack):

@@ -57,7 +57,7 @@ def measure(pack: Pack) -> Measures:
     """Measure every patch of a pack.
 
     Raises:
-        DataError: The pack is cut short while it is read.
+        DataError: The pack is cut short while it is read, or another has taken its place.
     """
     side = pack.info.patch_px
     sizes = pack.index[["height", "width"]].to_numpy(np.int64)
@@ -118,6 +118,7 @@ def _blocks(pack: Pack) -> Iterator[NDArray[np.uint8]]:
     assert isinstance(pack.patches, np.memmap)
     shape = pack.patches.shape[1:]
     with pack.file.open("rb", buffering=0) as file:
+        pack.check_same()
         file.seek(pack.patches.offset)
         for start in range(0, len(pack), _PATCHES_AT_A_TIME):
             num = min(_PATCHES_AT_A_TIME, len(pack) - start)

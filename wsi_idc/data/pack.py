@@ -58,6 +58,7 @@ class Pack:
             raise DataError(f"{self.file}: no such file; make one with wsi-idc prepare")
         if not (self.file.is_file() and h5py.is_hdf5(self.file)):
             raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
+        self._state = _state_of(self.file)
         try:
             with opened(self.file) as file:
                 self.info, self.patients, self.index, offset = read_all_but_pixels(file)
@@ -73,6 +74,7 @@ class Pack:
             )
         except ValueError:
             raise DataError(f"{self.file}: the pack is cut short; make it anew") from None
+        self.check_same()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,6 +98,15 @@ class Pack:
     def __reduce__(self) -> tuple[type["Pack"], tuple[Path, Path | None]]:
         # A worker process opens the file itself.
         return Pack, (self.path, None if self.file is self.path else self.file)
+
+    def check_same(self) -> None:
+        """Raise where the file's name now leads to other data than were opened.
+
+        Raises:
+            DataError: It does.
+        """
+        if _state_of(self.file) != self._state:
+            raise DataError(f"{self.file}: the pack was replaced or changed meanwhile; run again")
 
     def rows_of(self, patient: str) -> NDArray[np.int64]:
         """Return the positions of a patient's patches, one contiguous run.
@@ -128,12 +139,24 @@ class Pack:
         Raises:
             DataError: They cannot be read.
         """
+        self.check_same()
         try:
             with opened(self.file) as file:
                 dataset = dataset_of(file, "path", shape=(len(self),))
-                return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
+                found = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except UNREADABLE as error:
             raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
+        self.check_same()
+        return found
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from others, None where it is gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def write_pack(
