@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import CheckpointError
+from wsi_idc.errors import CheckpointError, DeviceError
 from wsi_idc.learn.predict import check_fits, predict, predict_logits, predict_patches
+from wsi_idc.learn.transfer import Link
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.device import choose_compute
@@ -55,6 +56,29 @@ def test_no_batch_is_so_small_that_other_kernels_compute_it(
     (*parts,) = predict([classifier], cohort, some, compute=compute, batch_size=batch_size)
     assert seen == sizes[: len(parts)]
     assert sum(len(part.logit) for part in parts) == 3
+
+
+def test_too_little_memory_is_a_line_and_still_torchs_own_error(
+    trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch
+):
+    classifier, compute = trained.build(), choose_compute("cpu")
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
+
+    def said() -> str:
+        with pytest.raises(DeviceError) as caught:
+            predict_logits([classifier], cohort, np.arange(30), compute=compute, batch_size=20)
+        assert isinstance(caught.value, torch.OutOfMemoryError)
+        return str(caught.value)
+
+    line = "cpu has too little memory for 20 patches at once; give a smaller --batch-size"
+    for owner, name in ((type(classifier.network), "forward"), (Link, "send")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            assert said() == line
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    assert said() == "cpu has too little memory for the model; end what else uses it"
 
 
 def test_bf16_is_close_to_fp32_and_comes_as_float32(trained: Checkpoint, cohort: Pack):

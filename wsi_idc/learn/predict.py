@@ -1,8 +1,8 @@
 """Run classifiers over patches of a pack, in batches, while the next ones are being read."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from wsi_idc.ahead import one_ahead
 from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.augment import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import CheckpointError
+from wsi_idc.errors import CheckpointError, DeviceError
 from wsi_idc.learn.transfer import Coming, Link, Sent
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint
@@ -36,6 +36,10 @@ MPP_TOLERANCE = 0.1
 _PATCHES_AT_LEAST = 16
 # Quarter turns are undone by those that complete them; a flip and a turn undo themselves.
 _UNDO = (0, 3, 2, 1, 4, 5, 6, 7)
+
+
+class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
+    """A device has too little memory; also torch's own error, for those that have an answer."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ def predict(
         batch_size: Patches at a time.
         cam: Which CAM to compute; None computes none.
         tta: Show each patch in the 8 flips and quarter turns instead of as it is.
+
+    Raises:
+        CheckpointError: A logit is not finite.
+        DeviceError: The device has too little memory.
     """
     link, multiple = Link(compute.device), _multiple(compute, batch_size)
     batches = one_ahead(
@@ -145,11 +153,12 @@ def _predict(
 ) -> Generator[Predicted, None, None]:
     views = range(NUM_DIHEDRAL if tta else 1)
     with ExitStack() as stack:
-        run = [_extract(classifier, compute, cam, stack) for classifier in classifiers]
+        with _memory_for("the model; end what else uses it", compute.device):
+            run = [_extract(classifier, compute, cam, stack) for classifier in classifiers]
         # One batch is under way on the device while the last one's results are used.
         under_way: tuple[Coming, int] | None = None
         for batch in compute.usage.waited_for(batches):
-            with compute.usage.computing(batch.num):
+            with compute.usage.computing(batch.num), _memory_for(batch.num, compute.device):
                 logit, mean_cam = _forward(run, batch.patches.get(), compute, views=views)
             coming = link.fetch([logit] if mean_cam is None else [logit, mean_cam])
             if under_way is not None:
@@ -246,7 +255,19 @@ def _filled(patches: NDArray[np.uint8], link: Link, *, multiple: int) -> _Batch:
     num = len(patches)
     padding = -num % multiple
     filled = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
-    return _Batch(link.send(filled), num)
+    with _memory_for(num, link.device):
+        return _Batch(link.send(filled), num)
+
+
+@contextmanager
+def _memory_for(what: int | str, device: torch.device) -> Iterator[None]:
+    """Turn a device's lack of memory for some patches, or something else, into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if isinstance(what, int):
+            what = f"{what} patches at once; give a smaller --batch-size"
+        raise TooLittleMemoryError(f"{device} has too little memory for {what}") from None
 
 
 def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:
