@@ -379,11 +379,14 @@ def test_a_signal_saves_a_training_and_the_same_command_ends_it(
     assert all((resumed.state[name] == trained.state[name]).all() for name in trained.state)
 
 
-def test_a_reader_that_leaves_gets_no_traceback(cohort: Pack):
-    process = program("info", cohort.path, "--json")
+@pytest.mark.parametrize(
+    "words", [("info", "bundled"), ("info", "bundled", "--json"), ("map", "--help")]
+)
+def test_a_reader_that_leaves_gets_no_word_about_it(words: tuple[str, ...]):
+    process = program(*words)
     assert process.stdout is not None
     process.stdout.close()
-    process.wait(timeout=60)
+    assert process.wait(timeout=60) == 141
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()

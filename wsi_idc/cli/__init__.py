@@ -4,6 +4,7 @@ This is the one place that imports click. A command imports what it needs when i
 ``wsi-idc --help`` answers at once.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -37,18 +38,27 @@ from wsi_idc.errors import StoppedError, WsiIdcError
 from wsi_idc.hpc.cores import wait_briefly
 
 _LONGEST_ERROR = 2000
+_READER_LEFT = 128 + signal.SIGPIPE  # as a shell says of those that the signal ends
 
 
-class _InOrder(click.Group):
-    """A group whose help lists commands in the order of a first day's work."""
+class _Commands(click.Group):
+    """All commands, in the order of a first day's work."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands as they were added."""
         return list(self.commands)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command, to which nobody may be listening any more."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _forget_reader()
+            return _READER_LEFT
+
 
 @click.group(
-    cls=_InOrder,
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="wsi-idc")
@@ -94,7 +104,11 @@ for _command in _COMMANDS:
 
 
 def main() -> None:
-    """Run the program: 0 done, 1 the user's trouble, 2 bad usage, 75 stopped with all saved."""
+    """Run the program.
+
+    It ends with 0 done, 1 the user's trouble, 2 bad usage, 75 stopped with all saved, 141 nobody
+    reads what it says.
+    """
     wait_briefly()
     # Asked to end, leave through every `finally`, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -118,7 +132,9 @@ def run(command: Callable[[], object]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped; nothing is half-written, and the same command goes on.", err=True)
+        click.echo(
+            "Stopped; nothing is half-written: the same command goes on, or begins anew.", err=True
+        )
         return StoppedError.exit_code
     except OSError as error:
         # A full disk, a missing permission, a file that vanished: the user's to mend.
@@ -141,6 +157,15 @@ def _report_bug() -> int:
     traceback.print_exc()
     click.echo(f"This is a bug in wsi-idc {__version__}; please report all of the above.", err=True)
     return 1
+
+
+def _forget_reader() -> None:
+    """Let what is still to be written go nowhere, at the interpreter's exit too."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _interrupt(signum: int, frame: object) -> None:
