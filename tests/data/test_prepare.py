@@ -173,6 +173,29 @@ def test_a_file_that_is_no_pack_is_not_replaced(tree, tmp_path):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["rejected.csv", "flagged.csv"])
+@pytest.mark.parametrize("mine", ["path,reason,details\na,b,c\n", "", None])
+def test_a_list_of_another_program_is_not_replaced(tree, tmp_path, name, mine, monkeypatch):
+    path, out = tmp_path / name, tmp_path / "idc.h5"
+    path.mkdir() if mine is None else path.write_text(mine)
+    monkeypatch.setattr("wsi_idc.data.prepare.decode_tree", None)  # ahead of the work
+    with pytest.raises(DataError, match=f"{name} is of something else and would be lost; rename"):
+        prepare(tree, out)
+    assert mine is None or path.read_text() == mine
+    assert not out.exists()
+
+
+def test_lists_of_another_pack_are_replaced_with_a_word(tree, tmp_path, caplog):
+    for _ in range(2):
+        prepare(tree, tmp_path / "a.h5")
+    (tmp_path / "rejected.csv").write_bytes(b"path,reason,detail\r\n")
+    assert caplog.messages == []
+    prepare(tree, tmp_path / "b.h5")
+    line = "rejected.csv and flagged.csv beside a.h5 are of this pack from now on"
+    assert caplog.messages == [line]
+    assert read_csv(tmp_path / "rejected.csv") == []
+
+
 def test_nested_copy_changes_nothing(tree, tmp_path):
     before = content(prepare(tree, tmp_path / "a.h5").pack)
     shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")

@@ -30,6 +30,8 @@ FILE_NAME = re.compile(
     r"_class(?P<label>[01])\.(?i:png)"
 )
 
+_PROBLEM_COLUMNS = ["path", "reason", "detail"]
+
 
 @dataclass(frozen=True)
 class TreeIndex:
@@ -223,13 +225,22 @@ def _drop_duplicate_cells(
 def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
     """Return problems as a table with columns path, reason, detail, sorted by path."""
     rows = sorted((p.path, p.reason, p.detail) for p in problems)
-    return pd.DataFrame(rows, columns=["path", "reason", "detail"], dtype=object)
+    return pd.DataFrame(rows, columns=_PROBLEM_COLUMNS, dtype=object)
+
+
+def is_problem_table(path: Path) -> bool:
+    """Return whether a file begins as a table of problems that was written as CSV."""
+    header = ",".join(_PROBLEM_COLUMNS).encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header) + 1).rstrip() == header
 
 
 def read_problems(path: Path) -> list[Problem]:
     """Return the problems of a table that was written, none where it is not there or no such."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return [Problem(*row) for row in rows_of(table, *Problem.__annotations__)]
+        return [Problem(*row) for row in rows_of(table, *_PROBLEM_COLUMNS)]
     except (OSError, ValueError, KeyError):
         return []

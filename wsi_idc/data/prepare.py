@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_idc.config import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.data.chunks import ChunkFile
 from wsi_idc.data.decode_tree import Decoded, decode_tree
-from wsi_idc.data.index import TreeIndex, index_tree, open_origin, problem_table
+from wsi_idc.data.index import TreeIndex, index_tree, is_problem_table, open_origin, problem_table
 from wsi_idc.data.origin import Problem
 from wsi_idc.data.pack import write_pack
 from wsi_idc.data.pack_read import MAX_PATCH_PX, PackInfo, is_pack
@@ -85,7 +86,8 @@ def prepare(
             given.
 
     Raises:
-        DataError: There is no tree, or no readable patch in it.
+        DataError: There is no tree, or no readable patch in it, or a file of another one would be
+            written over.
         WorkerError: A process that decodes was killed.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
@@ -103,15 +105,10 @@ def prepare(
             rejected = (*index.rejected, *decoded.problems)
             flagged = (*index.flagged, *padded)
             # The pack comes last: where it is, all is there.
-            write_text(out.with_name(REJECTED_CSV), problem_table(rejected).to_csv(index=False))
-            write_text(out.with_name(FLAGGED_CSV), problem_table(flagged).to_csv(index=False))
-            write_pack(
-                out,
-                table,
-                file.pixels(len(index.table)),
-                info=info,
-                provenance=json.dumps(provenance(source=str(tree.resolve()))),
-            )
+            _write_lists(out, {REJECTED_CSV: rejected, FLAGGED_CSV: flagged})
+            source = json.dumps(provenance(source=str(tree.resolve())))
+            pixels = file.pixels(len(index.table))
+            write_pack(out, table, pixels, info=info, provenance=source)
     return PrepareReport(
         pack=out,
         num_patches=len(table),
@@ -124,6 +121,17 @@ def prepare(
         flagged=flagged,
         num_other_files=index.num_other_files,
     )
+
+
+def _write_lists(out: Path, lists: Mapping[str, Iterable[Problem]]) -> None:
+    """Write what was left out and what is odd beside the pack."""
+    others = [file.name for file in out.parent.glob("*.h5") if file != out and is_pack(file)]
+    if others and not out.exists() and out.with_name(REJECTED_CSV).exists():
+        logger.warning(
+            "%s and %s beside %s are of this pack from now on", *lists, ", ".join(sorted(others))
+        )
+    for name, problems in lists.items():
+        write_text(out.with_name(name), problem_table(problems).to_csv(index=False))
 
 
 def clear_scratch(pack: Path) -> None:
@@ -140,6 +148,12 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"{out} is a folder; --out names the pack, such as {out / 'idc.h5'}")
     if out.exists() and not is_pack(out):
         raise DataError(f"{out} is there and is no pack; give another --out, or remove it")
+    for file in (out.with_name(REJECTED_CSV), out.with_name(FLAGGED_CSV)):
+        if file.exists() and not is_problem_table(file):
+            raise DataError(
+                f"{file} is of something else and would be lost; rename it, or give an --out in "
+                "another folder"
+            )
     if not 1 <= patch_px <= MAX_PATCH_PX:
         raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
     finest, coarsest = POSSIBLE_MPP
