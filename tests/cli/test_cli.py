@@ -254,6 +254,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["train", "--model", "resnet50"], 1, "wsi-idc fetch-weights resnet50"),
         (["train", "--split", "half"], 1, "unknown split 'half'"),
         (["prepare", "none"], 1, "none: no such folder"),
+        (["prepare", "none", "--mpp", "nan"], 2, "'nan' is not a number"),
         (["render"], 1, "no maps in maps/"),
         (["export"], 1, "no maps in maps/"),
         (["info", "none"], 1, "none: no such file"),
@@ -300,6 +301,34 @@ def test_no_data_says_what_to_do(
     assert said.code == 1
     assert "no data: there is no data here; make a pack with wsi-idc prepare" in said.error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", ["none", "empty", "a pack"])
+def test_nothing_to_prepare_says_how_to_get_the_data(
+    tmp_path: Path,
+    cohort: Pack,
+    data: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    if data != "none":
+        (tmp_path / "data").mkdir()
+    if data == "a pack":
+        shutil.copy(cohort.path, "data")
+    assert Said(capsys, "prepare").error == (
+        "Error: no patches: there is no tree or zip of them in data/; get the data set with "
+        "wsi-idc download, or give TREE"
+    )
+
+
+def test_patches_of_other_names_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").touch()
+    assert "data: no patch found, but 'a.png' (unknown name)" in Said(capsys, "prepare").error
 
 
 def test_a_bad_map_is_listed_at_the_end_and_the_exit_code_tells(

@@ -155,6 +155,16 @@ def test_one_patient_folder_or_class_folder(tree):
     assert rows(index(tree / "10253" / "1")) == [EXPECTED[1]]
 
 
+def test_a_link_is_the_folder_that_it_is_named(tree, tmp_path):
+    for name, folder in [("10253", "10253"), ("10254/1", "10254/1")]:
+        store = tmp_path / "store" / name.replace("/", "_")
+        store.parent.mkdir(exist_ok=True)
+        (tree / folder).rename(store)
+        (tree / folder).symlink_to(store)
+    assert rows(index(tree / "10253")) == EXPECTED[:3]
+    assert rows(index(tree / "10254" / "1")) == [EXPECTED[3]]
+
+
 def test_working_folder(tree, monkeypatch):
     monkeypatch.chdir(tree / "10253")
     assert rows(index(Path())) == EXPECTED[:3]
@@ -289,7 +299,7 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
     [
         (lambda path: None, "no such folder or file; give a patch tree"),
         (lambda path: path.write_bytes(b"PNG"), "neither a folder nor a zip; give a patch tree"),
-        (lambda path: path.mkdir(), "no patch found, but no PNG file; a patch tree holds PATIENT"),
+        (lambda path: path.mkdir(), "no PNG file found; a patch tree holds PATIENT"),
         (
             lambda path: add_patch(path / "x", "9", 0, 0, 0).rename(path / "x/9/0/p.png"),
             r"no patch found, but 'x/9/0/p.png' \(unknown name\)",

@@ -260,7 +260,7 @@ def test_cut_anywhere_it_is_no_zip(archive, tmp_path):
 def test_an_empty_zip_and_one_without_patches(tmp_path):
     path = tmp_path / "x.zip"
     zipfile.ZipFile(path, "w").close()
-    assert "no patch found, but no PNG file" in refused(path, tmp_path / "out")
+    assert "no PNG file found" in refused(path, tmp_path / "out")
     add(path, "slides/a.png", b"x")
     assert "'slides/a.png' (unknown name)" in refused(path, tmp_path / "out")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import PATH, json_option, logging_options
+from wsi_idc.cli.options import PATH, Number, json_option, logging_options
 from wsi_idc.cli.output import say, say_json, say_rows
 from wsi_idc.errors import DataError
 
@@ -23,7 +23,7 @@ _NAMES_SHOWN = 10
 @click.option("--out", type=PATH, default=Path("data/idc.h5"), show_default=True, help="The pack.")
 @click.option(
     "--mpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Microns per pixel of the patches.  [default: 4, noted as assumed]",
 )
 @click.option("--patch-px", type=click.IntRange(8, 255), default=50, show_default=True)
@@ -53,10 +53,10 @@ def prepare(
       wsi-idc prepare archive.zip
     """
     from wsi_idc.data.prepare import prepare as pack_tree
-    from wsi_idc.data.source import DEFAULT_FOLDER, tree_in
+    from wsi_idc.data.source import default_tree
 
     report = pack_tree(
-        tree or tree_in(Path(DEFAULT_FOLDER)),
+        tree or default_tree(),
         out,
         patch_px=patch_px,
         mpp=mpp,

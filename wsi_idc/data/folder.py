@@ -20,7 +20,8 @@ class Folder(Origin):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        base = path.resolve()
+        # As it was given, and not as a link leads: what a store calls a folder may be anything.
+        base = Path(os.path.abspath(path))  # noqa: PTH100
         self.above = (base.parent.name, base.name)
 
     def listing(self) -> Listing:

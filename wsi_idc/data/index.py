@@ -89,9 +89,10 @@ def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     good, off_grid = _to_zero_based(good, patch_px=patch_px)
     good, duplicates, relabelled = _drop_duplicate_cells(good)
     if good.empty:
-        first = next((f"{p.path!r} ({p.reason})" for p in (*rejected, *off_grid)), "no PNG file")
+        first = [f"{p.path!r} ({p.reason})" for p in (*rejected, *off_grid)][:1]
+        found = f"no patch found, but {first[0]}" if first else "no PNG file found"
         raise DataError(
-            f"{origin.path}: no patch found, but {first}; a patch tree holds "
+            f"{origin.path}: {found}; a patch tree holds "
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
         )
     columns = ["path", "patient", "x", "y", "label"]

@@ -98,6 +98,22 @@ def tree_in(folder: Path) -> Path:
     return zips[0]
 
 
+def default_tree() -> Path:
+    """Return the patch tree that is packed where none is named.
+
+    Raises:
+        DataError: There is none.
+    """
+    folder = Path(DEFAULT_FOLDER)
+    tree = tree_in(folder)
+    if tree == folder and not (folder.is_dir() and Folder(folder).listing().paths):
+        raise DataError(
+            f"no patches: there is no tree or zip of them in {folder}/; get the data set with "
+            "wsi-idc download, or give TREE"
+        )
+    return tree
+
+
 def _open_tree(tree: Path) -> Pack:
     """Open the cached pack of a tree, made first if the tree has not been seen as it is now."""
     with open_origin(tree) as origin:
