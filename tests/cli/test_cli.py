@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.trees import make_tree
+from tests.trees import make_tree, save_png
 from wsi_idc.cli import group, run
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.cohort_store import write_cohort_h5
@@ -210,6 +210,25 @@ def test_info_of_a_damaged_pack_says_that_it_is_damaged(
     with h5py.File(pack, "w") as file:
         file.attrs["format"] = "another"
     assert f"{pack}: neither a pack, a checkpoint" in Said(capsys, "info", pack).error
+
+
+def test_info_of_a_picture_that_states_no_resolution(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    picture = save_png(tmp_path / "scan.png", np.zeros((30, 40, 3), np.uint8))
+    found = json.loads(Said(capsys, "info", picture, "--json").out)
+    assert len(found.pop("fingerprint")) == 64
+    assert found == {
+        "kind": "slide",
+        "file": str(picture),
+        "width": 40,
+        "height": 30,
+        "mpp": None,
+        "mpp_source": "the file does not state its microns per pixel",
+        "levels": ["40 x 30"],
+    }
+    picture.write_bytes(picture.read_bytes()[:30])
+    assert "scan.png: " in Said(capsys, "info", picture).error
 
 
 def test_the_bundled_model_maps_a_tree_without_any_run(

@@ -7,7 +7,7 @@ import click
 
 from wsi_idc.cli.options import PATH, json_option, logging_options
 from wsi_idc.cli.output import say_json, say_rows
-from wsi_idc.errors import MapError, WsiIdcError
+from wsi_idc.errors import MapError, SlideError, WsiIdcError
 
 if TYPE_CHECKING:
     from wsi_idc.maps.patient_map import PatientMap, SlideView
@@ -151,14 +151,21 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
 def _describe_slide(file: Path) -> dict[str, Any]:
     from wsi_idc.slides.slide import open_slide
 
-    with open_slide(file) as slide:
+    try:
+        slide, why_not = open_slide(file), None
+    except SlideError as error:
+        # Without its resolution the rest can be seen all the same; what else may be wrong with
+        # the file is raised again.
+        slide = open_slide(file, mpp=1.0)
+        why_not = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
+    with slide:
         return {
             "kind": "slide",
             "file": file,
             "width": slide.width,
             "height": slide.height,
-            "mpp": slide.mpp,
-            "mpp_source": slide.mpp_source,
+            "mpp": None if why_not else slide.mpp,
+            "mpp_source": why_not or slide.mpp_source,
             "levels": [f"{one.width} x {one.height}" for one in slide.levels],
             "fingerprint": slide.fingerprint(),
         }
