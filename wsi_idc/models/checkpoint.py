@@ -226,7 +226,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from None
     if not is_fitting:
         raise checkpoint.misfit()
-    checkpoint.build()  # raises where weights and architecture do not fit
     return checkpoint
 
 
