@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.data.measure import CHANNELS, OD_UNIT
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, cells_of
+from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
 
 LABEL, BLANK, DARK_BAND, STAIN = "label", "blank", "dark band", "stain"
 PATCH_KINDS = (LABEL, BLANK, DARK_BAND)
@@ -37,7 +37,7 @@ def neighbours(pack: Pack) -> NDArray[np.int64]:
     """Return the positions of the 8 patches around each patch, shape (N, 8), -1 where is none."""
     # A border of one empty cell keeps what is left of a row apart from the end of the last one.
     stride = MAX_CELLS_PER_SIDE + 2
-    row_col = cells_of(pack.index[["x", "y"]].to_numpy(), patch_px=pack.info.patch_px)
+    row_col = pack.cells()
     patient = pack.index["patient"].to_numpy(np.int64)
     keys = (patient * stride + row_col[:, 0] + 1) * stride + row_col[:, 1] + 1
     order = np.argsort(keys, kind="stable")

@@ -12,7 +12,7 @@ from wsi_idc.data import audit, duplicates
 from wsi_idc.data.measure import CHANNELS, Measures, measure
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import is_small_inside
-from wsi_idc.maps.grid import cells_of, shape_of
+from wsi_idc.maps.grid import shape_of
 
 FORMAT = "wsi-idc-explore"
 FORMAT_VERSION = 1
@@ -35,6 +35,7 @@ class Description:
         sizes: One row a size of patch: patches by label, patients.
         hints: One row a hint at a patch; see ``audit.hint_table``.
         duplicates: One row a patch that looks like one of another patient.
+        neighbours: Positions of the 8 patches around each one; see ``audit.neighbours``.
         measures: What the pass over the pixels found.
         summary: The numbers that matter most, JSON-ready.
 
@@ -47,6 +48,7 @@ class Description:
     sizes: pd.DataFrame
     hints: pd.DataFrame
     duplicates: pd.DataFrame
+    neighbours: NDArray[np.int64]
     measures: Measures
     summary: dict[str, Any]
 
@@ -89,6 +91,7 @@ def describe(pack: Pack) -> Description:
         sizes=sizes,
         hints=hints,
         duplicates=alike,
+        neighbours=around,
         measures=measures,
         summary=_summary(pack, patients, classes, sizes, hints, alike, around),
     )
@@ -117,7 +120,7 @@ def _patients(
     index, patch_px = pack.index, pack.info.patch_px
     codes = index["patient"].to_numpy()
     table = _counts(index["label"], codes)
-    row_col = cells_of(index[["x", "y"]].to_numpy(), patch_px=patch_px)
+    row_col = pack.cells()
     shapes = [shape_of(row_col[codes == code]) for code in table.index]
     table["rows"], table["cols"] = zip(*shapes, strict=True)
     small = (index[["height", "width"]] < patch_px).any(axis=1)

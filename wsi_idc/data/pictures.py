@@ -19,7 +19,7 @@ from wsi_idc.data.charts import COLOURS, label_names
 from wsi_idc.data.describe import Description
 from wsi_idc.data.pack import Pack
 from wsi_idc.figures import house_style, save_png
-from wsi_idc.maps.grid import cells_of, lay, mosaic
+from wsi_idc.maps.grid import lay, mosaic
 
 _SAMPLES = (5, 8)  # rows, cols of each class
 _AUGMENTED_DRAWS = 8
@@ -137,7 +137,7 @@ def patient(description: Description, pack: Pack) -> Figure:
     both = table[(table["idc"] > 0) & (table["non_idc"] > 0)]
     chosen = (table if both.empty else both).sort_values("patches", kind="stable").iloc[-1]
     rows = pack.rows_of(str(chosen["patient"]))
-    row_col = cells_of(pack.index[["x", "y"]].to_numpy()[rows], patch_px=pack.info.patch_px)
+    row_col = pack.cells()[rows]
     row_col -= row_col.min(axis=0)
     shape = (int(row_col[:, 0].max()) + 1, int(row_col[:, 1].max()) + 1)
     extent_mm = pack.info.patch_px * pack.info.mpp / 1000 * np.array([0, shape[1], shape[0], 0])
@@ -160,7 +160,7 @@ def hints(description: Description, pack: Pack) -> Figure:
     """Draw some of the patches that each kind of hint points at."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(len(audit.PATCH_KINDS), 1)
-    around = audit.neighbours(pack)
+    around = description.neighbours
     for ax, kind in zip(axes, audit.PATCH_KINDS, strict=True):
         rows = description.hints["row"][description.hints["kind"] == kind].to_numpy()
         shown = _spread(rows, _HINTS_SHOWN)
