@@ -205,8 +205,6 @@ def _summary(
     known = patients["non_idc"] + patients["idc"]
     single = (known > 0) & ((patients["non_idc"] == 0) | (patients["idc"] == 0))
     full = (sizes["height"] == pack.info.patch_px) & (sizes["width"] == pack.info.patch_px)
-    kinds = hints["kind"].value_counts()
-    outliers = patients.loc[patients["stain_outlier"], "patient"].tolist()
     by_class = classes.drop(columns="class").to_dict("records")
     return {
         "format": FORMAT,
@@ -229,17 +227,22 @@ def _summary(
         "complete_3x3": int((around >= 0).all(axis=1).sum()),
         "small_patches": int(sizes.loc[~full, "patches"].sum()),
         "small_inside_slide": int(sizes["inside_slide"].sum()),
-        "hints": {
-            "rules": dict(audit.RULES),
-            "patches": {kind: int(kinds.get(kind, 0)) for kind in audit.PATCH_KINDS},
-            "stain_outliers": outliers,
-        },
+        "hints": _hint_summary(hints, patients),
         "near_duplicates": {
             "method": duplicates.METHOD,
             "groups": int(alike["group"].nunique()),
             "patches": len(alike),
             "patients": int(alike["patient"].nunique()),
         },
+    }
+
+
+def _hint_summary(hints: pd.DataFrame, patients: pd.DataFrame) -> dict[str, Any]:
+    kinds = hints["kind"].value_counts()
+    return {
+        "rules": dict(audit.RULES),
+        "patches": {kind: int(kinds.get(kind, 0)) for kind in audit.PATCH_KINDS},
+        "stain_outliers": patients.loc[patients["stain_outlier"], "patient"].tolist(),
     }
 
 
