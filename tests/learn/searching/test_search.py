@@ -144,6 +144,9 @@ def test_what_can_be_refused_leaves_nothing_behind(cohort: Pack, tmp_path: Path)
     folder = tmp_path / "search"
     with pytest.raises(DeviceError):
         search(GRID, cohort, folder=folder, device="abacus")
+    spec = replace(GRID, axes={"precision": ("fp32", "fp16")})
+    with pytest.raises(DeviceError, match="fp16"):
+        search(spec, cohort, folder=folder, device="cpu")
     with pytest.raises(CheckpointError, match="unknown model 'vgg'"):
         search(replace(GRID, fixed={"model": "vgg"}), cohort, folder=folder, device="cpu")
     spec = replace(GRID, axes={"split": ("ratio:50/25/25", "none.csv")}, fixed={"model": "cnn"})
@@ -175,6 +178,16 @@ def test_a_failed_trial_does_not_stop_the_others(cohort: Pack, tmp_path: Path):
     again = search(spec, cohort, folder=tmp_path / "s", device="cpu")
     assert again.having("failed") == result.having("failed")
     assert "loss is not finite" in (tmp_path / "s" / "trials.csv").read_text()
+
+
+def test_weights_that_cannot_be_had_fail_their_trial_alone(cohort: Pack, tmp_path: Path):
+    spec = replace(GRID, axes={"weights": ("imagenet", "none")})
+    result = search(spec, cohort, folder=tmp_path / "s", device="cpu")
+    assert [(trial.number, trial.state) for trial in result.trials] == [
+        (1, "complete"),
+        (0, "failed"),
+    ]
+    assert "it has no ImageNet weights" in result.trials[1].reason
 
 
 def test_where_all_fail_there_is_no_best(cohort: Pack, tmp_path: Path):

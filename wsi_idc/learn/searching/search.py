@@ -15,7 +15,7 @@ import torch
 from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
-from wsi_idc.errors import DataError, JobError, RunError, StoppedError
+from wsi_idc.errors import CheckpointError, DataError, JobError, RunError, StoppedError
 from wsi_idc.files import write_json
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.runs import Run, difference
@@ -59,7 +59,7 @@ def search(
         JobError: ``folder`` holds something else than this search.
         CheckpointError: There is no such model.
         DataError: A split cannot be made.
-        DeviceError: There is no such device.
+        DeviceError: There is no such device, or not with this precision.
     """
     asked = {**spec.as_dict(), "data": pack.info.source_fingerprint}
     # Whatever can be refused is refused before the folder is made.
@@ -110,7 +110,8 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
     """Raise where there is no such device, model or file of weights, or no split can be made."""
-    choose_compute(device)
+    for config in map(spec.config, spec.points("precision")):
+        choose_compute(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
         check_input_px(architecture(config.model), config.input_size or pack.info.patch_px)
         weights_fingerprint(config)
@@ -154,7 +155,7 @@ def _run_trial(
         claim.prune()
         logger.info("trial %d pruned", claim.number)
         return
-    except RunError as error:
+    except (RunError, CheckpointError) as error:
         _fail(claim, error)
         return
     except torch.OutOfMemoryError:
