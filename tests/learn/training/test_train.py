@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from wsi_idc.learn.evaluate import choose_patients
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.training.journal import Journal
-from wsi_idc.learn.training.state import resolve, set_up
+from wsi_idc.learn.training.state import Training, resolve, set_up
 from wsi_idc.learn.training.train import train, what_is_asked
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.store import read_map
@@ -124,6 +125,37 @@ def test_a_finished_run_is_not_trained_again(
     before = run.best.stat().st_mtime_ns
     assert same_weights(train(CONFIG, cohort, split, run=run, compute=compute), trained)
     assert run.best.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [(CONFIG, None), (replace(CONFIG, seed=1), "seed 1 -> 0")]
+)
+def test_a_run_that_another_process_finishes_meanwhile_is_kept(
+    cohort: Pack,
+    split: Split,
+    compute: Compute,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: TrainConfig,
+    message: str | None,
+):
+    run = Run(tmp_path / "run")
+    left = {}
+
+    def set_up_slowly(*arguments: Any, **options: Any) -> Training:
+        monkeypatch.undo()
+        train(replace(other, epochs=1), cohort, split, run=run, compute=compute)
+        left.update({path.name: path.read_bytes() for path in run.folder.glob("*.*")})
+        return set_up(*arguments, **options)
+
+    monkeypatch.setattr("wsi_idc.learn.training.train.set_up", set_up_slowly)
+    wanted = replace(CONFIG, epochs=1)
+    if message:
+        with pytest.raises(RunError, match=message):
+            train(wanted, cohort, split, run=run, compute=compute)
+    else:
+        assert train(wanted, cohort, split, run=run, compute=compute).source == run.best
+    assert {path.name: path.read_bytes() for path in run.folder.glob("*.*")} == left
 
 
 def test_overwriting_spares_what_is_not_the_runs(

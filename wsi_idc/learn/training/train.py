@@ -103,7 +103,7 @@ def train(
     run.check_ours()
     if not overwrite:
         run.check_same(asked)
-        if run.is_finished():
+        if _is_finished(run, world):
             return finished(config, pack, run, compute=compute, world=world)
     training = set_up(
         resolve(config),
@@ -117,15 +117,25 @@ def train(
     world.wait()
     try:
         with run.held(by=world.is_writer):
-            return _train(
-                training, asked, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
-            )
+            # Asked again: another process may have trained here before this one had the lock.
+            if world.is_writer and not overwrite:
+                run.check_same(asked)
+            if overwrite or not _is_finished(run, world):
+                return _train(
+                    training, asked, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
+                )
     # Elsewhere than in a step, where a smaller part of the batch helps.
     except torch.OutOfMemoryError:
         raise RunError(
             f"out of memory on {compute.device}; give --micro-batch "
             f"{max(1, training.micro_batch // 2)}, or a smaller --input-size or --model"
         ) from None
+    return finished(config, pack, run, compute=compute, world=world)
+
+
+def _is_finished(run: Run, world: World) -> bool:
+    """Return whether the run came to its end, as its writer sees it: all must do the same."""
+    return bool(world.largest(int(world.is_writer and run.is_finished())))
 
 
 def _train(
