@@ -25,7 +25,12 @@ if [[ ${1:-} == *.toml ]]; then
     shift
 fi
 flags=("$@")
-mapfile -t runs < <(wsi-idc status "$job" --json | sed -n 's/^ *"out": "\(.*\)",$/\1/p')
+found=$(wsi-idc status "$job" --json) # by itself, so that its failing ends this
+if [[ $found != *'"command": "train"'* ]]; then
+    echo "Error: $job is no training, so the steps after it have no runs; give a job file with command = \"train\"" >&2
+    exit 1
+fi
+mapfile -t runs < <(sed -n 's/^ *"out": "\(.*\)",$/\1/p' <<<"$found")
 
 last=
 step() { # SCRIPT JOB.toml ARGUMENTS...: submit a step behind the last one

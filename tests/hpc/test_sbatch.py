@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,44 @@ def test_what_sbatch_says_against_it_is_one_line(tmp_path: Path, monkeypatch: py
     fake(tmp_path, 'echo "sbatch: error: Invalid account" >&2; echo more >&2; exit 1', monkeypatch)
     with pytest.raises(JobError, match=r"refuses x\.sbatch: sbatch: error: Invalid account more$"):
         submit(write(tmp_path, "", "x.sbatch").relative_to(tmp_path))
+
+
+def pipeline(folder: Path, job: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """Run the pipeline beside a fake sbatch; return its error and what it submits."""
+    fake(folder, 'echo "$*" >>given; wc -l <given', monkeypatch)
+    (folder / "wsi-idc").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m wsi_idc "$@"\n')
+    (folder / "wsi-idc").chmod(0o755)
+    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    found = subprocess.run(["bash", "slurm/pipeline.sh", job], capture_output=True, text=True)
+    given = folder / "given"
+    assert (found.returncode == 0) == given.exists()
+    return found.stderr, given.read_text().splitlines() if given.exists() else []
+
+
+def test_the_pipeline_evaluates_the_runs_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = write(tmp_path, 'command = "train"\n[axes]\nseed = [1, 2]', "two.toml")
+    error, submitted = pipeline(tmp_path, job, monkeypatch)
+    assert error == ""
+    assert [line.split()[-1] for line in submitted] == [
+        *("jobs/prepare.toml", str(job), "runs/two-2", "runs/two-1", "jobs/report.toml")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("command =", "not a readable TOML file"),
+        ('command = "search"\n[axes]\nseed = [1, 2]', "is no training"),
+    ],
+)
+def test_a_pipeline_of_what_is_no_training_submits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+):
+    error, submitted = pipeline(tmp_path, write(tmp_path, content, "job.toml"), monkeypatch)
+    assert submitted == []
+    assert error.count("\n") == 1
+    assert error.startswith("Error: ")
+    assert message in error

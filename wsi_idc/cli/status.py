@@ -29,7 +29,8 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     read = open_job(job, flags)
     rows, queue = status_of(read), queue_of(read)
     if as_json:
-        say_json({"job": read.name, "tasks": [vars(row) for row in rows], "queue": queue})
+        tasks = [vars(row) for row in rows]
+        say_json({"job": read.name, "command": read.command, "tasks": tasks, "queue": queue})
         return
     width = max(len(row.out) for row in rows)
     for row in rows:
