@@ -105,6 +105,20 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     assert history(run) == history(Run(trained.source.parent))
 
 
+def test_a_stop_at_the_last_step_of_an_epoch_leaves_no_trace_in_its_record(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "stopped")
+    num_steps = set_up(resolve(CONFIG), cohort, split, run=run, compute=compute).steps_an_epoch
+    with pytest.raises(StoppedError):
+        train(CONFIG, cohort, split, run=run, compute=compute, stop=StopAfter(num_steps - 1))
+    assert torch.load(run.last, weights_only=True)["place"]["step"] == num_steps
+    train(CONFIG, cohort, split, run=run, compute=compute)
+    assert history(run) == history(Run(trained.source.parent))
+    shares = ["network_share" in epoch for epoch in run.read_history()]
+    assert shares == [False, True]  # nothing was measured of the first epoch's network
+
+
 def test_a_kill_before_the_run_is_marked_finished_does_no_harm(
     cohort: Pack, split: Split, compute: Compute, tmp_path: Path
 ):

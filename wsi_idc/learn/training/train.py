@@ -180,8 +180,15 @@ def steps(training: Training) -> Iterator[int]:
     """Do the steps that are left of the present epoch; yield the size of each batch after it."""
     place, config = training.place, training.config
     prepare_model(training)
+    first = place.epoch * training.steps_an_epoch
     total = config.epochs * training.steps_an_epoch
     plateau = plateau_share(config, [_value(config, record) for record in place.history])
+
+    def set_rate_of(step: int) -> None:
+        set_rate(training.optimizer, plateau * rate_share(config, first + step, total=total))
+
+    # Of the last step done: where a stop left none to do, the epoch is noted with it.
+    set_rate_of(max(0, place.step - 1))
     coming = batches(
         config,
         training.pack,
@@ -194,8 +201,7 @@ def steps(training: Training) -> Iterator[int]:
     )
     usage = training.compute.usage
     for batch in usage.waited_for(coming):
-        done = place.epoch * training.steps_an_epoch + place.step
-        set_rate(training.optimizer, plateau * rate_share(config, done, total=total))
+        set_rate_of(place.step)
         with usage.computing(len(batch.all_labels.label)):
             step(training, batch)
         place.step += 1
@@ -273,7 +279,7 @@ def _close_epoch(training: Training) -> None:
         },
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_an_epoch * training.patches_a_step / place.seconds,
-        **used.shares(),
+        **(used.shares() if used.num_patches else {}),
     }
     place.history.append(epoch)
     is_best = _value(config, epoch) > place.best
