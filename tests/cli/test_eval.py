@@ -78,6 +78,36 @@ def test_several_runs_make_a_leaderboard(work: Path, capsys: pytest.CaptureFixtu
     assert len(found["leaderboard"]) == len(table)
 
 
+def test_a_bad_run_is_listed_at_the_end_and_the_others_are_ranked(
+    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str]
+):
+    strange = replace(trained, split=dict.fromkeys(trained.split, "train"))
+    save_checkpoint(work / "runs/c/best.pt", strange)
+    runs = ("runs/none", "runs/a", "runs/c", "runs/b", "runs/a")
+    said = Said(capsys, "eval", *runs, "--out", "e", *QUICK)
+    assert said.code == 1
+    assert said.error == "Error: 2 of 4 runs are not evaluated; the reasons are above"
+    reasons = [line for line in said.err.splitlines() if line.startswith("no evaluation of ")]
+    assert [reason.split(":")[0] for reason in reasons] == [
+        *("no evaluation of runs/none", "no evaluation of runs/c")
+    ]
+    assert "none of the checkpoint's test patients" in reasons[1]
+    assert said.err.count("checkpoint: runs/a/best.pt") == 1
+    assert {path.name for path in Path("e").iterdir() if path.is_dir()} == {
+        *("2-a", "4-b", "figures")
+    }
+    table = pd.read_csv("e/leaderboard.csv")
+    assert set(table[table["source"] == "measured"]["name"]) == {"runs/a", "runs/b"}
+
+    said = Said(capsys, "eval", *runs, "--out", "e", *QUICK, "--json")
+    assert said.code == 1
+    assert set(json.loads(said.out)["failed"]) == {"runs/none", "runs/c"}
+    said = Said(capsys, "eval", "runs/none", "runs/c", *QUICK)
+    assert (said.code, said.out) == (1, "")
+    assert said.error == "Error: 2 of 2 runs are not evaluated; the reasons are above"
+    assert not (work / "eval").exists()
+
+
 def test_two_runs_are_compared_and_evaluated_first(work: Path, capsys: pytest.CaptureFixture[str]):
     said = Said(capsys, "compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
     assert said.code == 0, said.err

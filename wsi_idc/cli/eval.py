@@ -1,7 +1,9 @@
 """``wsi-idc eval``."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,12 +18,17 @@ from wsi_idc.cli.options import (
     resample_options,
     split_option,
 )
-from wsi_idc.cli.output import say, say_json, say_rows
+from wsi_idc.cli.output import one_line, say, say_json, say_rows
+from wsi_idc.errors import RunError, WsiIdcError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from wsi_idc.data.pack import Pack
     from wsi_idc.learn.evaluation import Evaluation
+    from wsi_idc.learn.method import Method
+
+Found = TypeVar("Found")
 
 
 @click.command("eval")
@@ -71,56 +78,132 @@ def eval_(
       wsi-idc eval --checkpoint runs/mine --tta --smooth
       wsi-idc eval runs/a runs/b runs/c --rank-by average_precision
     """
-    from wsi_idc.data.source import open_data
-    from wsi_idc.learn.evaluate import choose_patients
-    from wsi_idc.learn.evaluation_files import (
-        check_evaluation_folder,
-        evaluation_folder,
-        folders_of,
-    )
-    from wsi_idc.learn.leaderboard import RANKABLE, check_leaderboard_folder
-    from wsi_idc.learn.pages.evaluation_report import evaluate_into
+    from wsi_idc.learn.leaderboard import RANKABLE
     from wsi_idc.models.device import choose_compute
 
     if runs and checkpoints:
         raise click.UsageError("give RUNS, each by itself, or --checkpoint, not both.")
     if rank_by not in RANKABLE:
         raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
-    compute = choose_compute(how.pop("device"), how.pop("precision"))
-    given: list[tuple[Path, ...]] = [(run,) for run in runs] if runs else [checkpoints]
-    methods = [open_method(them, tta=tta, smooth=smooth) for them in given]
-    pack = open_data(data)
-    folders = folders_of(runs, out) if out else [evaluation_folder(one, split) for one in methods]
-    for method, folder in zip(methods, folders, strict=True):
-        # Ahead of the first evaluation, which takes long.
-        choose_patients(method, pack, split, allow_seen=allow_seen)
-        check_evaluation_folder(folder)
-    board = out or Path("eval", f"leaderboard-{split}")
-    if len(methods) > 1:
-        check_leaderboard_folder(board)
-    how |= {"allow_seen": allow_seen, "compute": compute, "with_report": not no_report}
-    found = [
-        evaluate_into(folder, method, pack, split=split, **how)
-        for method, folder in zip(methods, folders, strict=True)
-    ]
-    if len(methods) == 1:
-        _say_evaluation(*found[0], as_json=as_json)
+    how["compute"] = choose_compute(how.pop("device"), how.pop("precision"))
+    how |= {"split": split, "allow_seen": allow_seen, "with_report": not no_report}
+    open_these = partial(open_method, tta=tta, smooth=smooth)
+    runs = tuple(dict.fromkeys(runs))
+    if len(runs) > 1:
+        _evaluate_several(runs, open_these, data, out, rank_by=rank_by, as_json=as_json, **how)
     else:
-        named = [(str(run), one) for run, (one, _) in zip(runs, found, strict=True)]
-        _rank(named, board, rank_by=rank_by, as_json=as_json)
+        _evaluate_one(open_these(runs or checkpoints), data, out, as_json=as_json, **how)
+
+
+def _evaluate_one(
+    method: "Method", data: Path | None, out: Path | None, *, as_json: bool, **how: Any
+) -> None:
+    from wsi_idc.data.source import open_data
+    from wsi_idc.learn.pages.evaluation_report import evaluate_into
+
+    pack = open_data(data)
+    folder = _checked_folder(method, pack, out, **how)
+    _say_evaluation(*evaluate_into(folder, method, pack, **how), as_json=as_json)
+
+
+def _evaluate_several(
+    runs: Sequence[Path],
+    open_these: "Callable[[Sequence[Path]], Method]",
+    data: Path | None,
+    out: Path | None,
+    *,
+    rank_by: str,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Evaluate and rank runs; those that cannot be evaluated are listed at the end.
+
+    Raises:
+        RunError: There are such.
+    """
+    from wsi_idc.data.source import open_data
+    from wsi_idc.learn.evaluation_files import folders_of
+    from wsi_idc.learn.leaderboard import check_leaderboard_folder
+    from wsi_idc.learn.pages.evaluation_report import evaluate_into
+
+    board = out or Path("eval", f"leaderboard-{how['split']}")
+    check_leaderboard_folder(board)
+    failed: dict[Path, WsiIdcError] = {}
+    methods = _each(runs, lambda run: open_these([run]), failed)
+    pack = open_data(data)
+    own = dict(zip(runs, folders_of(runs, out), strict=True)) if out else {}
+    # Ahead of the first evaluation, which takes long.
+    folders = _each(
+        methods, lambda run: _checked_folder(methods[run], pack, own.get(run), **how), failed
+    )
+    found = _each(
+        folders, lambda run: evaluate_into(folders[run], methods[run], pack, **how)[0], failed
+    )
+    if found:
+        _rank(found, failed, board, rank_by=rank_by, as_json=as_json)
+    for run, error in failed.items():
+        click.echo(one_line(f"no evaluation of {run}: {error}"), err=True)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(runs)} runs are not evaluated; the reasons are above"
+        )
+
+
+def _each(
+    runs: Iterable[Path], act: Callable[[Path], Found], failed: dict[Path, WsiIdcError]
+) -> dict[Path, Found]:
+    """Return what ``act`` gives of each run; an error is set aside in ``failed``."""
+    found = {}
+    for run in runs:
+        try:
+            found[run] = act(run)
+        except WsiIdcError as error:
+            failed[run] = error
+    return found
+
+
+def _checked_folder(
+    method: "Method",
+    pack: "Pack",
+    out: Path | None,
+    *,
+    split: str,
+    allow_seen: bool,
+    **_: Any,
+) -> Path:
+    """Return where an evaluation goes, once it is sure that it can be made and written there."""
+    from wsi_idc.learn.evaluate import choose_patients
+    from wsi_idc.learn.evaluation_files import check_evaluation_folder, evaluation_folder
+
+    choose_patients(method, pack, split, allow_seen=allow_seen)
+    folder = out or evaluation_folder(method, split)
+    check_evaluation_folder(folder)
+    return folder
 
 
 def _rank(
-    found: "list[tuple[str, Evaluation]]", board: Path, *, rank_by: str, as_json: bool
+    found: "Mapping[Path, Evaluation]",
+    failed: Mapping[Path, WsiIdcError],
+    board: Path,
+    *,
+    rank_by: str,
+    as_json: bool,
 ) -> None:
     """Write the table of several evaluations and its page, and say it."""
     from wsi_idc.learn.leaderboard import leaderboard, same_patients, write_leaderboard
+    from wsi_idc.learn.metrics import records
     from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
 
-    table, is_fair = leaderboard(found, rank_by=rank_by), same_patients(found)
+    named = [(str(run), one) for run, one in found.items()]
+    table, is_fair = leaderboard(named, rank_by=rank_by), same_patients(named)
     write_leaderboard(table, board)
     write_leaderboard_page(table, board, is_fair=is_fair)
-    _say_leaderboard(table, board, rank_by=rank_by, is_fair=is_fair, as_json=as_json)
+    if as_json:
+        reasons = {str(run): str(error) for run, error in failed.items()}
+        said = {"leaderboard": records(table), "same_patients": is_fair, "out": board}
+        say_json({**said, "failed": reasons})
+    else:
+        _say_leaderboard(table, board, rank_by=rank_by, is_fair=is_fair)
 
 
 def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) -> None:
@@ -159,15 +242,9 @@ def _interval(low: float, high: float) -> str:
     return "" if low != low else f" [{low:.3f}, {high:.3f}]"
 
 
-def _say_leaderboard(
-    table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fair: bool, as_json: bool
-) -> None:
+def _say_leaderboard(table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fair: bool) -> None:
     from wsi_idc.learn.leaderboard import MEASURED
-    from wsi_idc.learn.metrics import records
 
-    if as_json:
-        say_json({"leaderboard": records(table), "same_patients": is_fair, "out": folder})
-        return
     columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
     width = max(len(str(name)) for name in table["name"])
     say(f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test")

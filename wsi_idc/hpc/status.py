@@ -89,7 +89,7 @@ def _of_task(number: int, task: Task) -> TaskStatus:
 
 
 def _of_eval(number: int, task: Task) -> TaskStatus:
-    given, runs = task.settings, [Path(run) for run in task.plain_arguments()]
+    given, runs = task.settings, list(dict.fromkeys(map(Path, task.plain_arguments())))
     out = given.get("out")
     way = way_of(
         given.get("split", "test"), tta=bool(given.get("tta")), smooth=bool(given.get("smooth"))
