@@ -76,6 +76,17 @@ class Run:
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise RunError(f"{self.folder} is not empty and no run; give another --out")
 
+    def check_spares(self, weights: Path) -> None:
+        """Raise where a file of weights to start from would go when this run is trained anew.
+
+        Raises:
+            RunError: It would.
+        """
+        if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
+            raise RunError(
+                f"{weights} is this run's own and would be lost; give another --out"
+            )
+
     def asks(self, asked: Mapping[str, Any]) -> bool:
         """Return whether the folder holds a run that asked for just this."""
         return self.is_there() and self.read().get("asked") == asked

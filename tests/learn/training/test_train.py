@@ -184,6 +184,23 @@ def test_overwriting_spares_what_is_not_the_runs(
     assert (run.folder / "eval-test").is_dir()
 
 
+def test_overwriting_spares_the_weights_that_it_would_start_from(
+    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+):
+    run = Run(tmp_path / "run")
+    train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute)
+    (tmp_path / "link.pt").symlink_to(run.best)
+    before = run.best.read_bytes()
+    for weights in (run.best, tmp_path / "link.pt", run.last):
+        config = replace(CONFIG, epochs=1, weights=str(weights))
+        with pytest.raises(RunError, match="own and would be lost; give another --out"):
+            train(config, cohort, split, run=run, compute=compute, overwrite=True)
+    assert run.best.read_bytes() == before
+    config = replace(CONFIG, epochs=1, weights=str(trained.source))
+    again = train(config, cohort, split, run=run, compute=compute, overwrite=True)
+    assert again.config["weights"] == str(trained.source)
+
+
 def test_overwriting_a_strangers_folder_is_refused(
     cohort: Pack, split: Split, compute: Compute, tmp_path: Path
 ):

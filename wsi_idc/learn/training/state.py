@@ -159,9 +159,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
+def is_file(weights: str) -> bool:
+    """Return whether the weights to start from are those of a file."""
+    return weights not in ("auto", "imagenet", "none")
+
+
 def weights_fingerprint(config: TrainConfig) -> str | None:
     """Return the SHA-256 of the file to start from, None where there is none."""
-    if config.weights in ("auto", "imagenet", "none"):
+    if not is_file(config.weights):
         return None
     try:
         return sha256(Path(config.weights))
@@ -254,7 +259,7 @@ def _no_loss(device: torch.device) -> Tensor:
 
 def _inherited(config: TrainConfig, split: Split) -> tuple[str, ...]:
     """Return whom the given weights were trained on, and say so where that spoils val or test."""
-    if config.weights in ("auto", "imagenet", "none"):
+    if not is_file(config.weights):
         return ()
     found = patients_behind(Path(config.weights))
     held_out = set(split.patients("val")) | set(split.patients("test"))

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from wsi_idc.learn.training.journal import Journal
 from wsi_idc.learn.training.judge import diverged, finish, finished, val_logits
 from wsi_idc.learn.training.optim import plateau_share, rate_share, set_rate
 from wsi_idc.learn.training.save import as_checkpoint, resume, save_state
-from wsi_idc.learn.training.state import Training, resolve, set_up, weights_fingerprint
+from wsi_idc.learn.training.state import Training, is_file, resolve, set_up, weights_fingerprint
 from wsi_idc.learn.training.step import prepare_model, step
 from wsi_idc.models.checkpoint import (
     Checkpoint,
@@ -105,6 +106,8 @@ def train(
         run.check_same(asked)
         if _is_finished(run, world):
             return finished(config, pack, run, compute=compute, world=world)
+    elif is_file(config.weights):
+        run.check_spares(Path(config.weights))
     training = set_up(
         resolve(config),
         pack,
