@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.cli.job import open_job
+from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.splits import make_split
 from wsi_idc.hpc.status import queue_of, status_of
+from wsi_idc.learn.runs import Run
+from wsi_idc.learn.training.train import what_is_asked
 from wsi_idc.maps.cohort_run import shard, sizes_of_patients
 
 from .test_jobs import write
@@ -69,6 +73,10 @@ def test_a_search_counts_its_trials(work: Path):
     (trial / "run.json").write_text(json.dumps(record))
     row = status_of(job)[0]
     assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running")
+    (work / "runs/s/trial-0001").mkdir()
+    (work / "runs/s/trial-0001/run.json").write_text("{")
+    row = status_of(job)[0]
+    assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running, 1 unknown")
 
 
 def test_a_search_is_finished_when_every_trial_is(work: Path):
@@ -119,6 +127,26 @@ def test_a_damaged_run_is_unknown(work: Path):
     row = status_of(open_job(write(work, 'command = "train"\n'), []))[0]
     assert row.state == "unknown"
     assert "not a readable run" in row.detail
+
+
+def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
+    config = TrainConfig(model="cnn", epochs=3)
+    asked = what_is_asked(config, cohort, make_split(cohort, "ratio:50/25/25"))
+    Run(work / "runs/try").write("finished", asked, {"best": {"epoch": 2}})
+
+    def status(settings: str) -> tuple[str, str]:
+        text = f'command = "train"\nname = "try"\n[config]\n{settings}'
+        row = status_of(open_job(write(work, text), []))[0]
+        return row.state, row.detail
+
+    same = 'model = "cnn"\nepochs = 3\n'
+    assert status(same) == ("finished", "best epoch 2")
+    assert status(f'{same}threshold_by = "youden"') == ("finished", "best epoch 2")
+    assert status('model = "cnn"\nepochs = 4') == ("other settings", "epochs 3 -> 4")
+    changed = ("other settings", 'split "ratio:50/25/25" -> "canonical"')
+    assert status(f'{same}split = "canonical"') == changed
+    Run(work / "runs/try").write("running", [], {})
+    assert status(same)[0] == "other settings"
 
 
 def test_the_queue_is_that_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

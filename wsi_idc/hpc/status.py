@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.config import DEFAULT_MAPS
+from wsi_idc.config import DEFAULT_MAPS, TrainConfig
 from wsi_idc.data.source import default_data, pack_at
-from wsi_idc.errors import BusyError, WsiIdcError
+from wsi_idc.errors import BusyError, CheckpointError, RunError, WsiIdcError
 from wsi_idc.files import locked
 from wsi_idc.hpc.jobs import MAP, TRAIN, Job, Task, matches
-from wsi_idc.hpc.search_file import SEARCH, read_search
+from wsi_idc.hpc.search_file import SEARCH, read_search, train_types
 from wsi_idc.learn.evaluation_files import (
     folder_beside,
     folders_of,
     is_evaluation,
     way_of,
 )
-from wsi_idc.learn.runs import Run
+from wsi_idc.learn.runs import Run, difference
+from wsi_idc.learn.training.state import is_file, resolve
 from wsi_idc.maps.cohort_run import (
     read_patients,
     rows_of,
@@ -34,7 +35,7 @@ from wsi_idc.maps.store import map_path
 from wsi_idc.slides.manifest import read_manifest
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
-PARTLY, UNKNOWN = "partly done", "unknown"
+PARTLY, UNKNOWN, OTHER = "partly done", "unknown", "other settings"
 _SECONDS_FOR_SQUEUE = 20
 # What each of the other commands leaves when it has come to its end.
 _RESULTS = {
@@ -52,7 +53,7 @@ class TaskStatus:
         number: Of the task, from 1.
         out: Folder or file of its results.
         state: "not begun", "running", "stopped" (the same command goes on), "partly done",
-            "finished" or "unknown".
+            "finished", "other settings" (the command would refuse what is there) or "unknown".
         detail: In words.
     """
 
@@ -72,10 +73,10 @@ def status_of(job: Job) -> list[TaskStatus]:
 def _of_task(number: int, task: Task) -> TaskStatus:
     if task.command == TRAIN:
         run = Run(Path(task.settings["out"]))
-        try:
-            return TaskStatus(number, str(run.folder), *_of_run(run))
-        except WsiIdcError as error:
-            return TaskStatus(number, str(run.folder), UNKNOWN, str(error))
+        state, detail = _of_run(run)
+        if state not in (NOT_BEGUN, UNKNOWN) and (changed := _changed(run, task.settings)):
+            state, detail = OTHER, changed
+        return TaskStatus(number, str(run.folder), state, detail)
     if task.command == MAP:
         return _of_map(number, task)
     if task.command in _RESULTS:
@@ -106,7 +107,10 @@ def _of_run(run: Run) -> tuple[str, str]:
     """Return state and detail of a training."""
     if not run.is_there():
         return NOT_BEGUN, ""
-    record = run.read()
+    try:
+        record = run.read()
+    except RunError as error:
+        return UNKNOWN, str(error)
     epochs = run.read_history() or []
     if record.get("status") == "finished":
         best = record.get("best")
@@ -121,6 +125,22 @@ def _of_run(run: Run) -> tuple[str, str]:
         if "val_average_precision" in last:
             detail += f", val AP {last['val_average_precision']:.4f}"
     return (RUNNING if _is_held(run.folder / ".lock") else STOPPED), detail
+
+
+def _changed(run: Run, settings: Mapping[str, Any]) -> str:
+    """Return in words how a run differs from a training's settings, as far as these say."""
+    config = TrainConfig(**{key: settings[key] for key in train_types() if key in settings})
+    try:
+        wanted = resolve(config).of_weights
+    except CheckpointError as error:
+        return str(error)
+    if is_file(config.weights):  # of which a run keeps the SHA-256
+        del wanted["weights"]
+    if config.split == "auto":
+        del wanted["split"]
+    asked = run.read().get("asked")
+    before = asked if isinstance(asked, dict) else {}
+    return difference({key: before.get(key) for key in wanted}, wanted)
 
 
 def _is_held(lock: Path) -> bool:
@@ -143,6 +163,8 @@ def _of_search(job: Job) -> TaskStatus:
     states = [_of_run(run)[0] for run in runs]
     finished, running = states.count(FINISHED), states.count(RUNNING)
     detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
+    if unknown := states.count(UNKNOWN):
+        detail += f", {unknown} unknown"
     if not running and _num_settled(folder / "trials.csv") >= spec.num_trials:
         return TaskStatus(1, str(folder), FINISHED, f"{finished} trials finished; see trials.csv")
     return TaskStatus(1, str(folder), RUNNING if running else STOPPED, detail)

@@ -83,9 +83,7 @@ class Run:
             RunError: It would.
         """
         if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
-            raise RunError(
-                f"{weights} is this run's own and would be lost; give another --out"
-            )
+            raise RunError(f"{weights} is this run's own and would be lost; give another --out")
 
     def asks(self, asked: Mapping[str, Any]) -> bool:
         """Return whether the folder holds a run that asked for just this."""
