@@ -96,6 +96,24 @@ def test_one_class_is_null_in_json(trained: Checkpoint, cohort: Pack):
     assert all("temperature" in other for other in others)
 
 
+@pytest.mark.parametrize(
+    ("split", "notes"),
+    [
+        ("test", []),
+        ("val", ["had its epoch and threshold chosen on 1"]),
+        ("train", ["was trained on 3"]),
+        ("all", ["was trained on 3", "had its epoch and threshold chosen on 1"]),
+    ],
+)
+def test_figures_that_flatter_are_noted(
+    trained: Checkpoint, cohort: Pack, split: str, notes: list[str]
+):
+    patients = choose_patients(Method((trained,)), cohort, split, allow_seen=True)
+    assert [note for note in run(trained, cohort, patients).notes if "flatter" in note] == [
+        f"a checkpoint {note} of these patients: the figures flatter it" for note in notes
+    ]
+
+
 def test_a_temperature_that_does_not_help_is_noted(trained: Checkpoint, cohort: Pack):
     patients = choose_patients(Method((trained,)), cohort, "test")
     plain = run(replace(trained, temperature=1.0), cohort, patients)

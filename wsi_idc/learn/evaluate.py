@@ -99,9 +99,8 @@ def evaluate(
     table = patient_table(predictions, judged.column, threshold=judged.threshold)
     drawn = weights[: min(num_resamples, _RESAMPLES_OF_BANDS)] if len(ids) > 1 else weights[:0]
     num_unknown = int((~is_known).sum())
-    seen = method.patients("train").intersection(ids)
     ece_uncalibrated = measure.ece(label, uncalibrated)
-    notes = _notes(predictions, table, num_unknown=num_unknown, seen=seen)
+    notes = _flattering_notes(method, set(ids)) + _notes(predictions, table, num_unknown)
     notes += _calibration_notes(raw.metrics["ece"], ece_uncalibrated)
     return Evaluation(
         split=split,
@@ -236,14 +235,18 @@ def judge(
     )
 
 
-def _notes(
-    predictions: pd.DataFrame, patients: pd.DataFrame, *, num_unknown: int, seen: set[str]
-) -> list[str]:
+def _flattering_notes(method: Method, patients: set[str]) -> list[str]:
     notes = []
-    if seen:
-        notes.append(
-            f"a checkpoint was trained on {len(seen)} of these patients: the figures flatter it"
-        )
+    for role, what in (("train", "was trained"), ("val", "had its epoch and threshold chosen")):
+        if seen := method.patients(role) & patients:
+            notes.append(
+                f"a checkpoint {what} on {len(seen)} of these patients: the figures flatter it"
+            )
+    return notes
+
+
+def _notes(predictions: pd.DataFrame, patients: pd.DataFrame, num_unknown: int) -> list[str]:
+    notes = []
     if num_unknown:
         notes.append(f"{num_unknown} patches of unknown label are left out")
     if len(patients) == 1:

@@ -133,13 +133,6 @@ def test_provenance_tells_one_checkpoint_from_several():
     assert words["Smoothing"] != "no"
 
 
-@pytest.mark.parametrize("split", ["train", "val", "all"])
-def test_a_flattering_split_is_warned_of(split, tmp_path):
-    evaluation = replace(evaluation_of(FEW), split=split)
-    write_evaluation_page(evaluation, tmp_path / "report.html", {})
-    assert '<p class="warning">' in (tmp_path / "report.html").read_text()
-
-
 def test_a_run_is_evaluated_with_its_curves_and_an_old_page_goes(trained, cohort, tmp_path):
     method, out = Method((trained,)), tmp_path / "eval"
     how = {"split": "test", "compute": choose_compute("cpu"), "batch_size": 32, "num_resamples": 20}

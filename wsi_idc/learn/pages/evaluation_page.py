@@ -37,13 +37,6 @@ _ROLES = {
     "unseen": "patients in no one's train or val",
     "all": "all patients of the data",
 }
-_WARNINGS = {
-    "train": "The checkpoint was trained on these patients: every number here flatters it.",
-    "val": "Best epoch, temperature and threshold were chosen on these patients: every number here "
-    "flatters it.",
-    "all": "All patients of the data: where some of them were train or val patients, the numbers "
-    "flatter the checkpoint.",
-}
 # Title, how to read it, and whether it takes the whole width.
 CAPTIONS: dict[str, tuple[str, str, str]] = {
     "confusion_matrix": (
@@ -129,7 +122,6 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
         "report.html",
         name=_name(evaluation),
         facts=_facts(evaluation),
-        warnings=[_WARNINGS[evaluation.split]] if evaluation.split in _WARNINGS else [],
         headline=[_headline(evaluation.judged, name) for name in _HEADLINE],
         below_headline=_below_headline(evaluation),
         judged=evaluation.judged,
