@@ -94,7 +94,7 @@ class TrainConfig:
         "none; class-weights: weigh the loss by inverse class frequency; oversample: draw both "
         "classes equally often; focal: weigh hard patches up.",
     )
-    focal_gamma: float = _option(2.0, "Exponent of the focal loss.")
+    focal_gamma: float = _option(2.0, "Exponent of the focal loss; only with imbalance focal.")
     label_smoothing: float = _option(0.0, "Share of each label that is spread over both classes.")
     augment: str = _option(
         "light",
@@ -144,6 +144,11 @@ class TrainConfig:
             if not low <= value <= high or value == math.inf:
                 wanted = f"finite, {low} or more" if high == math.inf else f"from {low} to {high}"
                 raise RunError(f"{name} is {value}; it must be {wanted}")
+        if self.imbalance != "focal" and self.focal_gamma != TrainConfig.focal_gamma:
+            raise RunError(
+                f"focal_gamma {self.focal_gamma:g} changes nothing where imbalance is "
+                f"{self.imbalance}; leave it out, or choose imbalance focal"
+            )
 
     @property
     def of_weights(self) -> dict[str, Any]:

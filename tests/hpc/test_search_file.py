@@ -84,6 +84,7 @@ model = ["cnn", "cnn-bn"]
         (SEARCH + AXES + "[config]\nepoch = 3\n", "did you mean epochs?"),
         (SEARCH + AXES + "[config]\nepochs = 0\n", "at seed 0: epochs is 0; it must be at least 1"),
         (SEARCH + "[axes]\nepochs = [3, 0]\n", "at epochs 0: epochs is 0"),
+        (SEARCH + "[axes]\nfocal_gamma = [1, 2]\n", "at focal_gamma 1: .* changes nothing where"),
         (SEARCH + "[axes]\nseed = {low = 0, high = 9}\n", "axis seed: a grid needs a list"),
         (SEARCH + AXES + "[search]\ntrials = 3\n", "trials is for sampler random or tpe"),
         (SEARCH + AXES + "[search]\nsampler = 'best'\n", "sampler 'best' is not one of grid"),
@@ -114,6 +115,11 @@ def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str
         read_search(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_search_over_the_focal_loss_is_of_the_focal_loss(tmp_path: Path):
+    axes = '[axes]\nfocal_gamma = [1, 2]\n[config]\nimbalance = "focal"\n'
+    assert read_search(write(tmp_path, SEARCH + axes)).num_points == 2
 
 
 def test_what_is_no_file_is_one_line(tmp_path: Path):
