@@ -8,6 +8,7 @@ from wsi_idc.bench.mapping import MapBenchOptions, bench_map
 from wsi_idc.bench.material import drawn_pack, make_checkpoint
 from wsi_idc.bench.result import Bench, markdown_row
 from wsi_idc.data.pack import Pack
+from wsi_idc.errors import CheckpointError
 from wsi_idc.models.device import choose_compute
 
 pytestmark = pytest.mark.usefixtures("no_workers")
@@ -73,6 +74,8 @@ def test_drawn_patients_are_as_large_as_real_ones(tmp_path: Path):
 
 def test_the_bundled_model_is_measured_by_its_name(cohort: Pack):
     bundled, name = make_checkpoint("bundled", input_size=0, pack=cohort)
+    with pytest.raises(CheckpointError, match="at 96 px, not 32; leave --input-size out"):
+        make_checkpoint("bundled", input_size=32, pack=cohort)
     assert bundled.fingerprint is not None
     assert name == f"the bundled {bundled.architecture} at {bundled.input.input_px} px"
     assert make_checkpoint(bundled.architecture, input_size=64, pack=cohort)[0].fingerprint is None

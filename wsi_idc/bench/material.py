@@ -16,7 +16,7 @@ from wsi_idc.config import PATCH_PX
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
 from wsi_idc.data.source import open_data
 from wsi_idc.data.tissue import draw_slide
-from wsi_idc.errors import DataError
+from wsi_idc.errors import CheckpointError, DataError
 from wsi_idc.models.checkpoint import (
     BUNDLED,
     Checkpoint,
@@ -150,6 +150,11 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     if model == BUNDLED:
         bundled = load_checkpoint(bundled_checkpoint())
         size = bundled.input.input_px or bundled.input.patch_px
+        if input_size not in (0, size):
+            raise CheckpointError(
+                f"the bundled model sees patches at {size} px, not {input_size}; leave "
+                f"--input-size out, or give --model {bundled.architecture}"
+            )
         return bundled, f"the bundled {bundled.architecture} at {size} px"
     arch, info = architecture(model), pack.info
     input_px = input_size or arch.input_px
