@@ -117,6 +117,10 @@ def test_two_runs_are_compared_and_evaluated_first(work: Path, capsys: pytest.Ca
     table = pd.read_csv("c/metrics.csv").set_index("metric")
     assert table.loc["auc", "difference"] == pytest.approx(0, abs=1e-6)
     assert table.loc["brier", "difference"] != 0
+    both = ("compare", "runs/a/eval-test", "runs/b/eval-test", "--split", "test")
+    assert Said(capsys, *both).code == 2
+    said = Said(capsys, *both, "--data", "data")
+    assert "--data and --split would do nothing: both folders are evaluations" in said.err
     before = (work / "runs/a/eval-test/metrics.json").stat().st_mtime_ns
     again = Said(capsys, "compare", "runs/a/eval-test", "runs/b", "--num-resamples", 100, "--json")
     assert json.loads(again.out)["num_patients"] == 2

@@ -125,8 +125,11 @@ def test_a_job_is_started_in_the_background(work: Path, capsys: pytest.CaptureFi
     while "1 of 1 finished" not in Said(capsys, "status", "one.toml").out:
         assert time.monotonic() < end, (work / "logs/one.out").read_text()
         time.sleep(0.5)
-    said = Said(capsys, "submit", "one.toml", "--on", "local", "--dry-run")
+    assert said.err == ""
+    resources = ("--time", "1:00:00", "--gpus", 2, "--sbatch", "--qos=long")
+    said = Said(capsys, "submit", "one.toml", "--on", "local", "--dry-run", *resources)
     assert said.out.startswith("wsi-idc train --epochs 1 ")
+    assert said.err == "for SLURM, so without effect here: --time, --gpus, --sbatch\n"
 
 
 def run(capsys: pytest.CaptureFixture[str], name: str, *flags: str) -> None:

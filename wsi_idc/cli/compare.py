@@ -10,6 +10,7 @@ from wsi_idc.cli.options import (
     PATH,
     compute_options,
     data_option,
+    is_given,
     json_option,
     logging_options,
     resample_options,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 @compute_options
 @json_option
 @logging_options
+@click.pass_context
 def compare(
+    ctx: click.Context,
     a: Path,
     b: Path,
     data: Path | None,
@@ -57,8 +60,15 @@ def compare(
     """
     from wsi_idc.learn.compare import check_comparison_folder, write_comparison
     from wsi_idc.learn.compare import compare as compare_them
+    from wsi_idc.learn.evaluation_files import is_evaluation
     from wsi_idc.learn.pages.comparison_page import write_comparison_page
 
+    ways = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
+    if ways and is_evaluation(a) and is_evaluation(b):
+        raise click.UsageError(
+            f"{' and '.join(ways)} would do nothing: both folders are evaluations already; leave "
+            "it out, or give the runs."
+        )
     if out is not None:
         check_comparison_folder(out)
     them = [
@@ -85,11 +95,12 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
         check_evaluation_folder,
         evaluation_folder,
         is_evaluated,
+        is_evaluation,
     )
     from wsi_idc.learn.pages.evaluation_report import evaluate_into
     from wsi_idc.models.device import choose_compute
 
-    if (given / "metrics.json").exists():
+    if is_evaluation(given):
         return read_predictions(given)
     method = open_method([given], tta=False, smooth=False)
     folder, pack = evaluation_folder(method, split), open_data(data)

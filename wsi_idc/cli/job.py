@@ -13,7 +13,7 @@ from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
-from wsi_idc.cli.options import PATH
+from wsi_idc.cli.options import PATH, is_given
 from wsi_idc.cli.output import one_line, say
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
@@ -46,9 +46,6 @@ COMMANDS: Mapping[str, click.Command] = {
 NOT_IN_A_FILE = frozenset(
     {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run"}
 )
-
-
-_COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -145,8 +142,8 @@ def _given(
     extra: list[str] = []
     for param in command.params:
         name = str(param.name)
-        value, is_given = ctx.params.get(name), ctx.get_parameter_source(name) == _COMMANDLINE
-        if not is_given or param in required:
+        value = ctx.params.get(name)
+        if not is_given(ctx, name) or param in required:
             continue
         if name not in NOT_IN_A_FILE:
             given[_key(param)] = _plain(value)

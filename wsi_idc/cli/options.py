@@ -254,6 +254,11 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Say the result as JSON.")(command)
 
 
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Return whether a parameter stands on the command line, whatever its value."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def _all_of(options: Sequence[Any], command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.cli.job import open_job
-from wsi_idc.cli.options import PATH
+from wsi_idc.cli.options import PATH, is_given
 from wsi_idc.cli.output import say, say_rows
 from wsi_idc.errors import JobError
 
@@ -63,6 +63,9 @@ def submit(
 
     read = open_job(job, flags)
     if (where or ("slurm" if shutil.which("sbatch") else "local")) == "local":
+        if ignored := [name for name in resources if is_given(ctx, name)]:
+            names = ", ".join(f"--{'sbatch' if name == 'more' else name}" for name in ignored)
+            click.echo(f"for SLURM, so without effect here: {names}", err=True)
         _start_here(read, flags, dry_run=dry_run)
         return
     text = sbatch_text(read, Resources(**resources), flags)
@@ -88,8 +91,7 @@ def submit(
 def _as_given(ctx: click.Context) -> list[str]:
     """Return as flags of sbatch what was asked for by name."""
     names = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
-    source = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in names if ctx.get_parameter_source(name) is source]
+    given = [name for name in names if is_given(ctx, name)]
     return [*(f"--{names[name]}={ctx.params[name]}" for name in given), *ctx.params["more"]]
 
 
