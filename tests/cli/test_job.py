@@ -60,6 +60,7 @@ def test_what_is_asked_wrongly_is_one_line(work: Path, capsys: pytest.CaptureFix
         "Error: jobs/cv5.toml: no task 6; the job has 5 tasks, 1 to 5",
     )
     assert Said(capsys, "job", "jobs/cv5.toml", "--epoch", "3").code == 2
+    assert "--json is for one task" in Said(capsys, "job", "jobs/cv5.toml", "--json").err
     assert "give JOB first" in Said(capsys, "job", "--device", "cpu", "jobs/cv5.toml").err
     assert "no sbatch here" in _on_slurm_without_sbatch(capsys)
 

@@ -80,6 +80,8 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
         _run(read.task(task))
     elif read.whole is not None:
         _run(read.whole)
+    elif len(read.tasks) > 1 and "--json" in read.tasks[0].extra:
+        raise click.UsageError("--json is for one task; give --task, or ask wsi-idc status --json.")
     else:
         _run_all(read)
 
