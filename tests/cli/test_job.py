@@ -44,6 +44,23 @@ def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(
     assert not (work / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [
+        ("map_all", ("--patient", "S0001")),
+        ("slides", ("--slide", "a.svs", "--slide", "b.svs")),
+        ("slides", ("--all",)),
+    ],
+)
+def test_what_is_given_to_map_takes_the_place_of_the_files(
+    work: Path, capsys: pytest.CaptureFixture[str], job: str, flags: tuple[str, ...]
+):
+    said = Said(capsys, "job", f"jobs/{job}.toml", "--dry-run", "--task", "1", *flags)
+    words = set(said.out.split())
+    assert words >= set(flags)
+    assert words & {"--all", "--patient", "--slide", "--manifest"} <= set(flags)
+
+
 def test_a_comparison_is_a_job_whatever_the_order_of_its_keys(
     work: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -26,6 +26,8 @@ from wsi_idc.learn.runs import Run
 logger = logging.getLogger(__name__)
 
 TRAIN, MAP = "train", "map"
+# Of these a map is of one kind: what is given takes the place of what the file has.
+_WHAT_TO_MAP = {"all", "patient", "patients_file", "slide", "files", "manifest"}
 _LONGEST_SLUG = 60
 
 
@@ -175,6 +177,8 @@ def _settings_of_tasks(
         key: _typed(key, value, flags[key])
         for key, value in _known(content, "config", flags).items()
     }
+    if command == MAP and _WHAT_TO_MAP & given.keys():
+        fixed = {key: value for key, value in fixed.items() if key not in _WHAT_TO_MAP}
     axes = {
         key: _axis(key, value, flags[key]) for key, value in _known(content, "axes", flags).items()
     }
