@@ -11,6 +11,8 @@ import pytest
 
 from tests.cli.test_cli import Said
 from wsi_idc.data.pack import Pack
+from wsi_idc.learn.runs import Run
+from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TRAIN = 'command = "train"\n[config]\nepochs = 1\nmodel = "cnn"\nsplit = "ratio:50/25/25"\n'
@@ -132,6 +134,19 @@ def _stop_after(epochs: int):
             os.kill(os.getpid(), signal.SIGUSR1)
 
     return closing
+
+
+def test_runs_that_are_left_out_are_named_once(
+    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str], caplog
+):
+    for name, status in (("a", "finished"), ("b", "running")):
+        save_checkpoint(work / "runs" / name / "best.pt", trained)
+        Run(work / "runs" / name).write(status, {}, {})
+    (work / "all.toml").write_text('command = "eval"\n[config]\nruns = ["runs/*"]\n')
+    said = Said(capsys, "job", "all.toml", "--no-report", "--num-resamples", "100")
+    assert said.code == 0, said.err
+    named = [message for message in caplog.messages if message.startswith("not finished")]
+    assert named == ["not finished, so left out: runs/b"]
 
 
 def test_a_job_is_started_in_the_background(work: Path, capsys: pytest.CaptureFixture[str]):

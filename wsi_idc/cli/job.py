@@ -175,6 +175,8 @@ def _plain(value: Any) -> Any:
 
 
 def _run(task: "Task") -> None:
+    if left_out := task.left_out():
+        logger.warning("not finished, so left out: %s", ", ".join(left_out))
     COMMANDS[task.command].main(
         task.arguments()[1:], prog_name=f"wsi-idc {task.command}", standalone_mode=False
     )

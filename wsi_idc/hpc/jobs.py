@@ -8,7 +8,6 @@
 
 import glob
 import itertools
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,6 @@ from wsi_idc.hpc.job_file import MAX_TASKS, check_keys, command_and_name, load, 
 from wsi_idc.hpc.job_file import typed as typed_value
 from wsi_idc.hpc.search_file import SEARCH, search_spec, train_types
 from wsi_idc.learn.runs import Run
-
-logger = logging.getLogger(__name__)
 
 TRAIN, MAP = "train", "map"
 # Of these a map is of one kind: what is given takes the place of what the file has.
@@ -89,6 +86,11 @@ class Task:
             for one in value if flag.is_list else [value]:
                 plain += _finished(matches(one)) if key == "runs" else matches(one)
         return plain
+
+    def left_out(self) -> list[str]:
+        """Return the runs that are not among the arguments because they are not finished."""
+        found = [matches(one) for one in self.settings.get("runs", ())]
+        return sorted({path for some in found for path in set(some) - set(_finished(some))})
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,6 @@ def _finished(found: list[str]) -> list[str]:
     if len(found) < 2:
         return found
     finished = [path for path in found if not Path(path).is_dir() or Run(Path(path)).is_finished()]
-    if left_out := sorted(set(found) - set(finished)):
-        logger.warning("not finished, so left out: %s", ", ".join(left_out))
     return finished or found
 
 
