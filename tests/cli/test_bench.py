@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from wsi_idc.bench.material import open_material
 from wsi_idc.cli.bench import bench
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.splits import make_split
 from wsi_idc.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("no_workers")
@@ -36,7 +38,15 @@ def test_without_data_it_draws_some_and_says_so(tmp_path: Path, monkeypatch: pyt
     result = CliRunner().invoke(bench, command, catch_exceptions=False)
     assert result.exit_code == 0
     assert "no data here: measuring on 200 synthetic patches" in result.stderr
-    assert "200 synthetic patches of 1 patients" in result.stdout
+    assert "200 synthetic patches of 10 patients" in result.stdout
+
+
+@pytest.mark.parametrize("num_patches", [500, 1500, 9940, 20_000])
+def test_synthetic_patches_can_be_split(tmp_path: Path, num_patches: int):
+    pack, about = open_material(None, synthetic=num_patches, folder=tmp_path)
+    assert len(pack) == num_patches
+    assert about.endswith(f"of {max(10, -(-num_patches // 994))} patients")
+    assert len(make_split(pack).patients("val")) >= 1
 
 
 def test_data_that_are_not_there_are_an_error(tmp_path: Path):

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Of the real set: 277,524 patches of 279 patients.
 _PATCHES_A_PATIENT = 994
+_LEAST_PATIENTS = 10
 _DEFAULT_PATCHES = 4_000
 _DRAWN_CELLS = 32
 _SPLIT = 1_000
@@ -58,7 +59,10 @@ def open_material(data: Path | None, *, synthetic: int, folder: Path) -> tuple[P
             if data is not None or not str(error).startswith("no data"):
                 raise
         logger.warning("no data here: measuring on %d synthetic patches", _DEFAULT_PATCHES)
-    pack = drawn_pack(folder / "synthetic.h5", synthetic or _DEFAULT_PATCHES)
+    num_patches = synthetic or _DEFAULT_PATCHES
+    # Enough patients for a split.
+    a_patient = min(_PATCHES_A_PATIENT, max(1, num_patches // _LEAST_PATIENTS))
+    pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=a_patient)
     return pack, f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
 
 
