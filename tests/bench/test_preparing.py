@@ -23,7 +23,7 @@ def test_the_plain_way_packs_the_same_pixels(cohort: Pack, tmp_path: Path):
 
 def test_rates_and_a_number_of_workers_are_found(cohort: Pack, tmp_path: Path):
     options = {"about": "x", "num_patches": 80, "num_rounds": 1}
-    found = bench_prepare(cohort, **options, compute=choose_compute("cpu"), folder=tmp_path)
+    found = bench_prepare(cohort, **options, folder=tmp_path)
     assert {"command", "plain"} <= set(found.rates)
     assert found.hints[0].startswith("--num-workers ")
     assert found.settings["patches a round"] <= 88

@@ -51,7 +51,6 @@ def bench_all(
         about=about,
         num_patches=0,
         num_rounds=num_rounds,
-        compute=compute,
         folder=_own(folder, "prepare"),
     )
 

@@ -13,13 +13,13 @@ from wsi_idc.bench.rounds import Way, by_turns
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.hpc.cores import available_cores
-from wsi_idc.models.device import Compute
+from wsi_idc.models.device import choose_compute
 
 _PATCHES = 20_000
 
 
 def bench_prepare(
-    pack: Pack, *, about: str, num_patches: int, num_rounds: int, compute: Compute, folder: Path
+    pack: Pack, *, about: str, num_patches: int, num_rounds: int, folder: Path
 ) -> Bench:
     """Measure packing on every number of workers up to the cores given, and the plain way.
 
@@ -28,11 +28,11 @@ def bench_prepare(
         about: What they are, for the report.
         num_patches: About so many; 0: 20,000.
         num_rounds: How often each way is measured.
-        compute: Of no matter here but for the report.
         folder: For files and packs.
     """
     rows = rows_of(pack, some_patients(pack, num_patches or _PATCHES))
     files = write_pngs(pack, rows, folder / "png")
+    compute = choose_compute("cpu")
     side, cores = pack.info.patch_px, available_cores()
     out = folder / "out"
     out.mkdir(exist_ok=True)

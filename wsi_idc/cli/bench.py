@@ -60,23 +60,25 @@ def _rounds_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return patches(rounds(command))
 
 
-_compile_option = click.option(
-    "--compile", "compiled", is_flag=True, help="Run the network through torch.compile."
-)
-_model_options = (
-    click.option(
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--model`` and ``--input-size``."""
+    model = click.option(
         "--model",
         default="cnn-bn",
         show_default=True,
         help="As wsi-idc train takes it; of maps also bundled.",
-    ),
-    click.option("--input-size", type=click.IntRange(0, 1024), default=0, help="0: its own."),
+    )
+    size = click.option("--input-size", type=click.IntRange(0, 1024), default=0, help="0: its own.")
+    return model(size(command))
+
+
+_compile_option = click.option(
+    "--compile", "compiled", is_flag=True, help="Run the network through torch.compile."
 )
 
 
 @bench.command("map")
-@_model_options[0]
-@_model_options[1]
+@_model_options
 @_material_options
 @_rounds_options
 @click.option(
@@ -197,17 +199,9 @@ def bench_prepare(
       wsi-idc bench prepare
     """
     from wsi_idc.bench.preparing import bench_prepare as measure
-    from wsi_idc.models.device import choose_compute
 
     with _material(data, synthetic) as (pack, about, folder):
-        found = measure(
-            pack,
-            about=about,
-            num_patches=patches,
-            num_rounds=rounds,
-            compute=choose_compute("cpu"),
-            folder=folder,
-        )
+        found = measure(pack, about=about, num_patches=patches, num_rounds=rounds, folder=folder)
     _say(found, as_json=as_json)
 
 
