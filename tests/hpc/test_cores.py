@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from wsi_idc.hpc.cores import available_cores, wait_briefly
+from wsi_idc.hpc.cores import available_cores, limit_spinning
 
 
 def test_slurm_has_the_first_word(monkeypatch):
@@ -30,11 +30,11 @@ def test_else_the_affinity(monkeypatch, given):
         ({"OMP_WAIT_POLICY": "active"}, None),
     ],
 )
-def test_threads_wait_briefly_unless_told_otherwise(monkeypatch, given, expected):
+def test_threads_spin_briefly_unless_told_otherwise(monkeypatch, given, expected):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    wait_briefly()
+    limit_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -35,7 +35,7 @@ from wsi_idc.cli.submit import submit
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.errors import StoppedError, WsiIdcError
-from wsi_idc.hpc.cores import wait_briefly
+from wsi_idc.hpc.cores import limit_spinning
 
 _LONGEST_ERROR = 2000
 _READER_LEFT = 128 + signal.SIGPIPE  # as a shell says of those that the signal ends
@@ -109,7 +109,7 @@ def main() -> None:
     It ends with 0 done, 1 the user's trouble, 2 bad usage, 75 stopped with all saved, 141 nobody
     reads what it says.
     """
-    wait_briefly()
+    limit_spinning()
     # Asked to end, leave through every `finally`, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)

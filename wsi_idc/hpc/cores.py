@@ -16,7 +16,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def wait_briefly() -> None:
+def limit_spinning() -> None:
     """Let torch's threads sleep soon where they wait for each other; ahead of torch's import.
 
     By default GNU OpenMP lets a thread that waits burn its core for milliseconds. Beside one other
