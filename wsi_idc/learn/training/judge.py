@@ -78,7 +78,7 @@ def finish(training: Training) -> Checkpoint:
     return load_checkpoint(run.best)
 
 
-def finished(
+def read_or_recalibrate(
     config: TrainConfig, pack: Pack, run: Run, *, compute: Compute, world: World
 ) -> Checkpoint:
     """Return the checkpoint of a finished run, calibrated as wanted."""

@@ -27,7 +27,7 @@ from wsi_idc.learn.calibrate import idc_probability
 from wsi_idc.learn.runs import Run
 from wsi_idc.learn.training.batches import batches
 from wsi_idc.learn.training.journal import Journal
-from wsi_idc.learn.training.judge import diverged, finish, finished, val_logits
+from wsi_idc.learn.training.judge import diverged, finish, read_or_recalibrate, val_logits
 from wsi_idc.learn.training.optim import plateau_share, rate_share, set_rate
 from wsi_idc.learn.training.save import as_checkpoint, resume, save_state
 from wsi_idc.learn.training.state import Training, is_file, resolve, set_up, weights_fingerprint
@@ -105,7 +105,7 @@ def train(
     if not overwrite:
         run.check_same(asked)
         if _is_finished(run, world):
-            return finished(config, pack, run, compute=compute, world=world)
+            return read_or_recalibrate(config, pack, run, compute=compute, world=world)
     elif is_file(config.weights):
         run.check_spares(Path(config.weights))
     training = set_up(
@@ -133,7 +133,7 @@ def train(
             f"out of memory on {compute.device}; give --micro-batch "
             f"{max(1, training.micro_batch // 2)}, or a smaller --input-size or --model"
         ) from None
-    return finished(config, pack, run, compute=compute, world=world)
+    return read_or_recalibrate(config, pack, run, compute=compute, world=world)
 
 
 def _is_finished(run: Run, world: World) -> bool:
