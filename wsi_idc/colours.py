@@ -2,3 +2,7 @@
 
 # -1 is unknown; told apart without red and green, and in grey.
 LABEL_COLOURS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
+
+# Lines and marks of figures, and what stands back behind them.
+ACCENT, OTHER, THIRD = "#2f6db3", "#c2410c", "#2a9d6f"
+GREY, GRID = "#8a8a8a", "#e4e4e4"

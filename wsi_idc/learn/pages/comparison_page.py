@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wsi_idc.colours import ACCENT, GREY, GRID, OTHER
 from wsi_idc.figures import printable
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.compare import Comparison
-from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, OTHER, say_none, write_beside
+from wsi_idc.learn.pages.evaluation_charts import say_none, write_beside
 from wsi_idc.learn.pages.page import write_figures, write_page
 from wsi_idc.learn.pages.patient_charts import marker_areas
 from wsi_idc.learn.pages.wording import TITLES, count, signed
@@ -89,7 +90,7 @@ def differences(comparison: Comparison) -> Figure:
     reach = np.nanmax(np.abs(table[["difference", "low", "high"]].to_numpy(float)), initial=0.001)
     ax.set(xlim=(-1.1 * reach, 1.1 * reach), ylim=(len(table) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color="#e4e4e4", lw=0.8)
+    ax.grid(axis="x", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from wsi_idc.colours import ACCENT, GREY, GRID, OTHER
 from wsi_idc.data.charts import COLOURS
 from wsi_idc.figures import INK
 from wsi_idc.learn.bootstrap import Band, interval, resample_patients
@@ -19,7 +20,6 @@ from wsi_idc.learn.metrics import ECE_BINS, ece_bin, share
 from wsi_idc.learn.pages.wording import BORDER_TITLES, TITLES, count, number, percent
 from wsi_idc.learn.pages.wording import interval as interval_in_words
 
-ACCENT, OTHER, GREY = "#2f6db3", "#c2410c", "#8a8a8a"
 # Light to dark: the further from the border, the surer is the label.
 _BORDER_COLOURS = {0: "#9ecae1", 1: "#4a90c4", 2: "#08437e"}
 # These do not depend on how common IDC is, so patches at any distance can be compared by them.
@@ -236,7 +236,7 @@ def border(evaluation: Evaluation) -> Figure:
     ax.set(xlim=(max(-0.02, min(0.45, ax.get_xlim()[0])), 1.02))
     ax.set_ylim(len(place) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.grid(axis="x", color="#e4e4e4", lw=0.8)
+    ax.grid(axis="x", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wsi_idc.colours import ACCENT, GREY, GRID
 from wsi_idc.figures import printable
 from wsi_idc.learn import metrics as measure
 from wsi_idc.learn.leaderboard import MEASURED, PUBLISHED
-from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, say_none, write_beside
+from wsi_idc.learn.pages.evaluation_charts import say_none, write_beside
 from wsi_idc.learn.pages.page import write_figures, write_page
 from wsi_idc.learn.pages.wording import TITLES, number
 
@@ -88,7 +89,7 @@ def leaderboard_chart(table: pd.DataFrame) -> Figure:
         tick.set(color="black" if is_ours else GREY, style="normal" if is_ours else "italic")
     ax.set_ylim(len(known) - 0.4, -0.6)
     ax.margins(x=0.08)
-    ax.grid(axis="x", color="#e4e4e4", lw=0.8)
+    ax.grid(axis="x", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
     return figure

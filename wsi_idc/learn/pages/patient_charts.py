@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from wsi_idc.colours import ACCENT, GREY, OTHER
 from wsi_idc.figures import INK, printable
 from wsi_idc.learn.evaluation import Evaluation
-from wsi_idc.learn.pages.evaluation_charts import ACCENT, GREY, OTHER, say_none
+from wsi_idc.learn.pages.evaluation_charts import say_none
 from wsi_idc.learn.pages.wording import TITLES, interval, number, signed
 
 NUM_NAMED = 5

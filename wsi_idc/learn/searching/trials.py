@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wsi_idc.colours import ACCENT, OTHER
 from wsi_idc.figures import INK, house_style, save_png
 from wsi_idc.files import write_text
 from wsi_idc.learn.searching.space import Axis, SearchSpec, Span, Value, in_words, shown
@@ -20,7 +21,6 @@ TABLE, FIGURE, BEST_JOB = "trials.csv", "search.png", "best.toml"
 # In the order of a ranking; only the first three have a value of the metric.
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 _METRICS = ("average_precision", "auc", "f1", "sensitivity", "specificity")
-_COLOUR, _BEST_COLOUR = "#2f6db3", "#c2410c"
 _MAX_COLUMNS = 3
 _MAX_TICK_LETTERS = 30
 _LETTERS_AN_INCH = 12
@@ -187,7 +187,7 @@ def draw(result: SearchResult) -> Figure:
 def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
     axis = result.spec.axes[name]
     panel.set_title(name.replace("_", " "), fontsize=10)
-    for state, fill, what in (("complete", _COLOUR, "trial"), ("pruned", "none", "pruned trial")):
+    for state, fill, what in (("complete", ACCENT, "trial"), ("pruned", "none", "pruned trial")):
         known = [
             (_place(axis, trial.point[name]), trial.value)
             for trial in result.having(state)
@@ -195,7 +195,7 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
         ]
         if known:
             at, values = zip(*known, strict=True)
-            panel.scatter(at, values, 28, fill, edgecolors=_COLOUR, alpha=0.8, label=what)
+            panel.scatter(at, values, 28, fill, edgecolors=ACCENT, alpha=0.8, label=what)
     if isinstance(axis, Span):
         panel.set_xscale("log" if axis.log else "linear")
     else:
@@ -210,7 +210,7 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
     best = result.best
     assert best is not None and best.value is not None
     at_best = [_place(axis, best.point[name])]
-    panel.scatter(at_best, [best.value], 170, _BEST_COLOUR, marker="*", zorder=3, label="best")
+    panel.scatter(at_best, [best.value], 170, OTHER, marker="*", zorder=3, label="best")
 
 
 def _draw_means(panel: Axes, result: SearchResult, name: str, axis: tuple[Value, ...]) -> None:

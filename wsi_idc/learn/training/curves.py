@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from wsi_idc.colours import ACCENT, OTHER, THIRD
 from wsi_idc.figures import INK, house_style, save_png
 
-_LOSSES = {"train_loss": ("train", "#2f6db3", "o"), "val_loss": ("val", "#c2410c", "s")}
-_SCORES = {"val_average_precision": ("AP", "#c2410c", "s"), "val_auc": ("AUC", "#2a9d6f", "^")}
+_LOSSES = {"train_loss": ("train", ACCENT, "o"), "val_loss": ("val", OTHER, "s")}
+_SCORES = {"val_average_precision": ("AP", OTHER, "s"), "val_auc": ("AUC", THIRD, "^")}
 _RATE = {"learning_rate": ("learning rate", INK, "o")}
 
 
