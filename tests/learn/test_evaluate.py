@@ -57,6 +57,8 @@ def test_metrics_are_those_of_the_written_predictions(
     write_evaluation(evaluation, tmp_path / "eval")
     table = pd.read_csv(tmp_path / "eval" / "predictions.csv")
     assert sorted(table["patient"].unique()) == patients
+    record = json.loads((tmp_path / "eval/metrics.json").read_text())["provenance"]
+    assert (record["precision"], record["num_resamples"]) == ("fp32", 20)
     found = all_metrics(
         table["label"].to_numpy(), table["probability"].to_numpy(), threshold=trained.threshold
     )

@@ -119,6 +119,7 @@ def evaluate(
         record=provenance(
             method=method.summary(),
             data_fingerprint=pack.info.source_fingerprint,
+            precision=compute.precision,
             seed=seed,
             num_resamples=num_resamples,
         ),
