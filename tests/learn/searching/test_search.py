@@ -149,6 +149,9 @@ def test_what_can_be_refused_leaves_nothing_behind(cohort: Pack, tmp_path: Path)
         search(spec, cohort, folder=folder, device="cpu")
     with pytest.raises(CheckpointError, match="unknown model 'vgg'"):
         search(replace(GRID, fixed={"model": "vgg"}), cohort, folder=folder, device="cpu")
+    spec = replace(GRID, axes={"model": ("cnn", "resnet18")}, fixed={"epochs": 1})
+    with pytest.raises(CheckpointError, match="run `wsi-idc fetch-weights resnet18`"):
+        search(spec, cohort, folder=folder, device="cpu")
     spec = replace(GRID, axes={"split": ("ratio:50/25/25", "none.csv")}, fixed={"model": "cnn"})
     with pytest.raises(Exception, match=r"none\.csv"):
         search(spec, cohort, folder=folder, device="cpu")

@@ -25,6 +25,7 @@ from wsi_idc.learn.searching.trials import SearchResult, ranked, run_folder, wri
 from wsi_idc.learn.training.state import resolve, weights_fingerprint
 from wsi_idc.learn.training.train import train
 from wsi_idc.models.device import choose_compute
+from wsi_idc.models.pretrained import weights_file
 from wsi_idc.models.registry import architecture, check_input_px
 from wsi_idc.provenance import provenance
 
@@ -57,7 +58,7 @@ def search(
     Raises:
         StoppedError: ``stop`` was set; everything is saved and the same call goes on.
         JobError: ``folder`` holds something else than this search.
-        CheckpointError: There is no such model.
+        CheckpointError: There is no such model, or its ImageNet weights are not on this machine.
         DataError: A split cannot be made.
         DeviceError: There is no such device, or not with this precision.
     """
@@ -113,8 +114,15 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
     for config in map(spec.config, spec.points("precision")):
         choose_compute(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
-        check_input_px(architecture(config.model), config.input_size or pack.info.patch_px)
+        arch = architecture(config.model)
+        check_input_px(arch, config.input_size or pack.info.patch_px)
         weights_fingerprint(config)
+        # A trial that failed stays so, and this can be mended.
+        if config.weights == "imagenet" and arch.imagenet and not weights_file(arch).exists():
+            raise CheckpointError(
+                f"ImageNet weights of {arch.name} are not on this machine; run `wsi-idc "
+                f"fetch-weights {arch.name}` where there is internet, or search with weights none"
+            )
     if {"seed", "split"} & spec.axes.keys():
         logger.warning("trials with another seed or split may be measured on other val patients")
     for config in map(spec.config, spec.points("split")):
