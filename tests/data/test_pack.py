@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.trees import PATIENTS, pixels_of
 from wsi_idc.data.measure import measure
-from wsi_idc.data.pack import Pack, PackInfo, write_pack
-from wsi_idc.data.pack_read import is_pack
+from wsi_idc.data.pack import Pack, PackInfo, is_pack, write_pack
 from wsi_idc.errors import DataError
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
 

@@ -35,7 +35,8 @@ def info(file: Path, as_json: bool) -> None:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    from wsi_idc.data.pack_read import is_pack, stated_format
+    from wsi_idc.data.pack import is_pack
+    from wsi_idc.data.pack_read import stated_format
     from wsi_idc.maps.cohort_store import is_cohort
     from wsi_idc.maps.store import is_map
     from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint

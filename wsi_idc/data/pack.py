@@ -23,6 +23,7 @@ from wsi_idc.data.pack_read import (
     dataset_of,
     opened,
     read_all_but_pixels,
+    stated_format,
 )
 from wsi_idc.errors import DataError, first_line
 from wsi_idc.files import replacing
@@ -148,6 +149,14 @@ class Pack:
             raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
         self.check_same()
         return found
+
+
+def is_pack(path: Path) -> bool:
+    """Return whether a file says of itself that it is a pack."""
+    try:
+        return path.is_file() and stated_format(path) == FORMAT
+    except DataError:
+        return False
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:

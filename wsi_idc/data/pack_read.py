@@ -53,14 +53,6 @@ def opened(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
-def is_pack(path: Path) -> bool:
-    """Return whether a file says of itself that it is a pack."""
-    try:
-        return path.is_file() and stated_format(path) == FORMAT
-    except DataError:
-        return False
-
-
 def stated_format(path: Path) -> str:
     """Return what an HDF5 file says that it is, an empty text where it says nothing.
 

@@ -17,8 +17,8 @@ from wsi_idc.data.chunks import ChunkFile
 from wsi_idc.data.decode_tree import Decoded, decode_tree
 from wsi_idc.data.index import TreeIndex, index_tree, is_problem_table, open_origin, problem_table
 from wsi_idc.data.origin import Problem
-from wsi_idc.data.pack import write_pack
-from wsi_idc.data.pack_read import MAX_PATCH_PX, PackInfo, is_pack
+from wsi_idc.data.pack import is_pack, write_pack
+from wsi_idc.data.pack_read import MAX_PATCH_PX, PackInfo
 from wsi_idc.data.statistics import channel_statistics
 from wsi_idc.errors import DataError
 from wsi_idc.files import discard, resumable, write_text
