@@ -61,3 +61,22 @@ def test_no_maps_and_bad_thresholds(
     monkeypatch.chdir(tmp_path)
     assert "no maps in maps/" in Said(capsys, "report").error
     assert Said(capsys, "report", "--threshold", 1.5).code == 2
+
+
+def test_folders_are_their_maps_and_tables_are_passed_over(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert Said(capsys, "report").code == 0  # writes maps/cohort.h5
+    pages = ["one/P1.html", "one/P2.html"]
+    for maps in (["maps"], sorted(Path("maps").glob("*.h5")), ["maps/P1.h5", "maps"]):
+        said = Said(capsys, "report", *maps, "--out", "one")
+        assert (said.code, said.out.split()[:2]) == (0, pages), said.err
+    said = Said(capsys, "render", "maps", "--dpi", 30, "--out", "p")
+    assert (said.code, said.out.split()) == (0, ["p/P1.png", "p/P2.png"])
+    said = Said(capsys, "export", "maps/cohort.h5", "maps/P2.h5", "--format", "csv", "--out", "e")
+    assert (said.code, said.out.split()) == (0, ["e/P2.csv"])
+    Path("none").mkdir()
+    assert (
+        "no maps in none, maps/cohort.h5; make"
+        in Said(capsys, "report", "none", "maps/cohort.h5").error
+    )

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsi_idc.cli.map_files import map_files
 from wsi_idc.cli.methods import open_checkpoint
 from wsi_idc.cli.options import PATH, Number, checkpoint_option, json_option, logging_options
 from wsi_idc.cli.output import one_line, say, say_json
-from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def export(
     png       transparent layers of one size, and what their colours mean
     wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
 
-    Without MAPS, every map in maps/ is written. Files of the same names are replaced.
+    MAPS are map files or folders of them; without any, every map in maps/ is written. Files of the
+    same names are replaced.
 
     \b
     Examples:
@@ -81,11 +82,8 @@ def export(
     if checkpoint is not None:
         raise click.UsageError("--checkpoint goes with --format wsinfer.")
     from wsi_idc.maps.export.write import ExportOptions, export_maps
-    from wsi_idc.maps.store import map_paths
 
-    paths = list(dict.fromkeys(maps)) or map_paths(DEFAULT_MAPS)
-    if not paths:
-        raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
+    paths = map_files(maps)
     options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)
     report = export_maps(paths, out or Path("export"), options)
     if as_json:

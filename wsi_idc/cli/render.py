@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
+from wsi_idc.cli.map_files import map_files
 from wsi_idc.cli.options import PATH, Number, logging_options
 from wsi_idc.cli.output import one_line, say
-from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import MapError, WsiIdcError
 
 _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
@@ -67,7 +67,7 @@ def render(
     Panels become PATIENT.png, another view PATIENT-VIEW.png. A PDF has text and outlines as such
     and is the same, byte for byte, whenever it is made.
 
-    Without MAPS, every map in maps/ is drawn.
+    MAPS are map files or folders of them; without any, every map in maps/ is drawn.
 
     \b
     Examples:
@@ -75,11 +75,8 @@ def render(
       wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
     """
     from wsi_idc.maps.render import picture_name, render_map
-    from wsi_idc.maps.store import map_paths
 
-    paths = list(dict.fromkeys(maps)) or map_paths(DEFAULT_MAPS)
-    if not paths:
-        raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
+    paths = map_files(maps)
     pictures = {
         (path, view): [
             (out or path.parent) / picture_name(path, view=view, suffix=suffix)

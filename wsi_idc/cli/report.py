@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from wsi_idc.cli.map_files import map_files
 from wsi_idc.cli.options import PATH, Number, json_option, logging_options
 from wsi_idc.cli.output import one_line, say, say_json
 from wsi_idc.config import DEFAULT_MAPS, DEFAULT_REPORT
@@ -29,8 +30,8 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     over it, a threshold to move. index.html shows every patient; cohort.csv and cohort.h5 are the
     table, the latter with a link to each map.
 
-    Without MAPS, every map in maps/ is in the report, and the table lies among them; the table of
-    MAPS that are named lies in the report's folder.
+    MAPS are map files or folders of them. Without any, every map in maps/ is in the report, and the
+    table lies among them; the table of MAPS that are named lies in the report's folder.
 
     \b
     Examples:
@@ -38,11 +39,8 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
       wsi-idc report maps/10253.h5 maps/8864.h5 --out two
     """
     from wsi_idc.maps.report.build import build_report
-    from wsi_idc.maps.store import map_paths
 
-    paths = list(dict.fromkeys(maps)) or map_paths(DEFAULT_MAPS)
-    if not paths:
-        raise MapError(f"no maps in {DEFAULT_MAPS}/; make some with wsi-idc map, or name them")
+    paths = map_files(maps)
     tables = out if maps else DEFAULT_MAPS
     made = build_report(paths, out, tables=tables, threshold=threshold)
     if as_json:
