@@ -13,7 +13,10 @@ import pytest
 import tifffile
 
 from tests.cli.test_cli import Said, program
+from tests.trees import make_tree
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.source import open_data
+from wsi_idc.files import scratch
 from wsi_idc.learn.runs import Run
 from wsi_idc.maps.grid import mosaic, shape_of
 from wsi_idc.maps.store import map_paths
@@ -153,6 +156,22 @@ def test_kills_leave_whole_maps_and_the_same_numbers(work: Path, cohort: Pack):
     for patient, values in expected.items():
         np.testing.assert_array_equal(found[patient], values)
     assert not list(work.glob("killed/.*"))
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_packing_of_a_tree(work: Path):
+    pack = open_data(make_tree(work / "tree")).path
+    pack.unlink()
+    with scratch(pack):
+        process = program("map", "--all", "--data", "tree")
+        assert any("waiting for another process that packs" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 75
+    assert "Stopped" in said
 
 
 @pytest.mark.slow

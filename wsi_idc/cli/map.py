@@ -1,6 +1,7 @@
 """``wsi-idc map``."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from wsi_idc.config import DEFAULT_MAPS
 from wsi_idc.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.hpc.preempt import StopRequest
     from wsi_idc.maps.cohort_run import Planned
     from wsi_idc.maps.work import MapReport, MapWork
 
@@ -105,21 +105,22 @@ def map_(
     if not (slides or manifest) and (given := [name for name, value in cut.items() if value]):
         raise click.UsageError(f"{', '.join(given)} is for slides; a pack has its patches.")
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
+    work = _work(**how)
+    job: PackRun | SlideRun
+    if slides or manifest:
+        job = SlideRun.of(work, settings, slides=(*slides, *files), manifest=manifest)
+    else:
+        pack = open_data(data)
+        logger.info("data: %s", pack)
+        listed = read_patients(patients_file) if patients_file else []
+        job = PackRun(work, pack, pack.patients if everyone else [*patients, *listed])
+    job = job if shard is None else job.part(*shard_of(shard))
+    if dry_run:
+        _say_plan(job.plan(), as_json=as_json)
+        return
+    # Not before: what packs a tree ends at a signal by itself, and at once.
     with stop_requests() as stop:
-        work = _work(stop=stop, **how)
-        job: PackRun | SlideRun
-        if slides or manifest:
-            job = SlideRun.of(work, settings, slides=(*slides, *files), manifest=manifest)
-        else:
-            pack = open_data(data)
-            logger.info("data: %s", pack)
-            listed = read_patients(patients_file) if patients_file else []
-            job = PackRun(work, pack, pack.patients if everyone else [*patients, *listed])
-        job = job if shard is None else job.part(*shard_of(shard))
-        if dry_run:
-            _say_plan(job.plan(), as_json=as_json)
-            return
-        report = job.run()
+        report = replace(job, work=replace(work, stop=stop)).run()
     # A shard is not the cohort; wsi-idc report writes its table when all of them are done.
     table = write_cohort(work.out) if (everyone or manifest) and shard is None else None
     if as_json:
@@ -137,7 +138,6 @@ def map_(
 
 def _work(
     *,
-    stop: "StopRequest",
     checkpoints: tuple[Path, ...],
     tta: bool,
     smooth: bool,
@@ -159,7 +159,7 @@ def _work(
     method = open_method(checkpoints, tta=tta, smooth=smooth)
     logger.info("device: %s", compute)
     cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
-    return MapWork(method, compute, cam=cam, with_image=not no_image, stop=stop, **more)
+    return MapWork(method, compute, cam=cam, with_image=not no_image, **more)
 
 
 def _say_plan(plan: "list[Planned]", *, as_json: bool) -> None:
