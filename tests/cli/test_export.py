@@ -67,6 +67,8 @@ def test_a_model_folder(work: Path, capsys: pytest.CaptureFixture[str]):
         (["--format", "wsinfer", "--format", "csv"], 2, "goes without maps, alone"),
         (["--checkpoint", "bundled"], 2, "--checkpoint goes with --format wsinfer"),
         (["--threshold", "1.5"], 2, "1.5 is not in the range"),
+        (["--format", "csv", "--gzip"], 2, "--gzip is of GeoJSON; add --format geojson"),
+        (["--format", "wsinfer", "--threshold", "0.5"], 2, "--threshold is of GeoJSON"),
         (["none.h5", "--format", "csv"], 1, "1 of 1 maps not exported"),
         (["--format", "wsinfer", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
     ],

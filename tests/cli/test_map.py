@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,7 @@ from wsi_idc.data.source import open_data
 from wsi_idc.files import scratch
 from wsi_idc.learn.runs import Run
 from wsi_idc.maps.grid import mosaic, shape_of
-from wsi_idc.maps.store import map_paths
+from wsi_idc.maps.store import map_paths, read_map, write_map
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -114,6 +115,9 @@ def test_the_cohort_is_summed_up(work: Path, cohort: Pack, capsys: pytest.Captur
         (["map", "--all", "--slide", "s.tif"], 2, "give --patient P"),
         (["map", "--all", "s.tif"], 2, "give --patient P"),
         (["map", "--all", "--stride", "25"], 2, "--stride is for slides"),
+        (["map", "--all", "--min-tissue", "0.9"], 2, "--min-tissue is for slides"),
+        (["map", "--slide", "s.tif", "--data", "data"], 2, "--data is for patients of a pack"),
+        (["map", "--all", "--no-cam", "--cam-class", "non-idc"], 2, "--cam-class says nothing"),
         (["map", "--slide", "s.tif", "--min-tissue", "nan"], 2, "is not a number"),
         (["map", "--slide", "s.tif", "--cam-layer", "x"], 1, "has no layer 'x'"),
         (["map", "--all", "--cam-layer", "classifier"], 1, "gives no feature map"),
@@ -131,6 +135,32 @@ def test_bad_usage_is_one_line_and_makes_no_map(
     assert error in said.err
     assert "Traceback" not in said.err
     assert not list(work.glob("maps/*.h5"))
+
+
+def test_an_option_at_its_default_asks_for_nothing(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    defaults = ["--min-tissue", 0.1, "--no-cam", "--cam-method", "gradcam", "--cam-class", "idc"]
+    said = Said(capsys, "map", "--patient", "S0001", *defaults)
+    assert said.code == 0, said.err
+    monkeypatch.setenv("WSI_IDC_DATA", str(work / "data"))
+    said = Said(capsys, "map", "--slide", "s.tif", "--min-tissue", 0)
+    assert said.code == 0, said.err
+
+
+def test_a_table_that_cannot_be_written_is_said_after_the_maps(
+    work: Path, cohort: Pack, capsys: pytest.CaptureFixture[str]
+):
+    maps = work / "maps"
+    assert Said(capsys, "map", "--patient", "S0001", "--no-cam").code == 0
+    write_map(maps / "cohort.h5", replace(read_map(maps / "S0001.h5"), patient="cohort"))
+    said = Said(capsys, "map", "--all", "--no-cam")
+    assert said.code == 1
+    assert [line for line in said.out.splitlines() if line.startswith("maps/S0002.h5  ")]
+    assert "1 kept" in said.out
+    assert "no table of the maps: maps/cohort.h5 is the map of a patient" in said.err
+    assert said.error == "Error: the maps are made, but no table of them; the reason is above"
+    assert read_map(maps / "cohort.h5").patient == "cohort"
 
 
 @pytest.mark.slow

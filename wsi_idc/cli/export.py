@@ -7,7 +7,14 @@ import click
 
 from wsi_idc.cli.map_files import map_files
 from wsi_idc.cli.methods import open_checkpoint
-from wsi_idc.cli.options import PATH, Number, checkpoint_option, json_option, logging_options
+from wsi_idc.cli.options import (
+    PATH,
+    Number,
+    changed,
+    checkpoint_option,
+    json_option,
+    logging_options,
+)
 from wsi_idc.cli.output import one_line, say, say_json
 from wsi_idc.errors import MapError
 
@@ -74,6 +81,9 @@ def export(
       wsi-idc export maps/10253.h5 --format geojson --format ome-tiff
       wsi-idc export --format wsinfer --checkpoint runs/mine --out my-model
     """
+    idle = changed("threshold", "coordinates", "compress")
+    if idle and formats and "geojson" not in formats:
+        raise click.UsageError(f"{', '.join(idle)} is of GeoJSON; add --format geojson.")
     if _MODEL in formats:
         if maps or set(formats) != {_MODEL}:
             raise click.UsageError("--format wsinfer writes a model: it goes without maps, alone.")

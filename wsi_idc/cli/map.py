@@ -12,6 +12,7 @@ from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
     cam_options,
+    changed,
     compute_options,
     data_option,
     json_option,
@@ -95,15 +96,7 @@ def map_(
     from wsi_idc.maps.build_slides import SlideSettings
     from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of, write_cohort
 
-    ways = [bool(patients or patients_file), everyone, bool(slides), manifest is not None]
-    if sum(ways) != 1 or (files and not slides):
-        raise click.UsageError(
-            "give --patient P (once or more) or --patients-file, or --all, or --slide FILE..., "
-            "or --manifest CSV."
-        )
-    cut = {"--mpp": mpp, "--mask": mask, "--stride": stride}
-    if not (slides or manifest) and (given := [name for name, value in cut.items() if value]):
-        raise click.UsageError(f"{', '.join(given)} is for slides; a pack has its patches.")
+    _check_usage()
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
     work = _work(**how)
     job: PackRun | SlideRun
@@ -122,18 +115,46 @@ def map_(
     with stop_requests() as stop:
         report = replace(job, work=replace(work, stop=stop)).run()
     # A shard is not the cohort; wsi-idc report writes its table when all of them are done.
-    table = write_cohort(work.out) if (everyone or manifest) and shard is None else None
+    table, no_table = None, None
+    if (everyone or manifest) and shard is None:
+        try:
+            table = write_cohort(work.out)
+        except (WsiIdcError, OSError) as error:
+            no_table = error  # to be said after what was made
     if as_json:
         say_json({**vars(report), "table": table})
     else:
         _say_report(report)
         if table is not None:
             say(f"{table[0]}  what each map says, a row a patient")
+    if no_table:
+        click.echo(one_line(f"no table of the maps: {no_table}"), err=True)
     if report.failed:
         raise WsiIdcError(
             f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
             f"patients have no map: {', '.join(report.failed)}; the reasons are above"
         )
+    if no_table:
+        raise WsiIdcError("the maps are made, but no table of them; the reason is above")
+
+
+def _check_usage() -> None:
+    """Raise where it is not clear what to map, or something is given that would do nothing."""
+    given = click.get_current_context().params
+    of_slides = bool(given["slides"] or given["manifest"])
+    named = bool(given["patients"] or given["patients_file"])
+    ways = [named, given["everyone"], bool(given["slides"]), bool(given["manifest"])]
+    if sum(ways) != 1 or (given["files"] and not given["slides"]):
+        raise click.UsageError(
+            "give --patient P (once or more) or --patients-file, or --all, or --slide FILE..., "
+            "or --manifest CSV."
+        )
+    if not of_slides and (idle := changed("mpp", "mask", "min_tissue", "stride")):
+        raise click.UsageError(f"{', '.join(idle)} is for slides; a pack has its patches.")
+    if of_slides and changed("data"):
+        raise click.UsageError("--data is for patients of a pack, not for slides.")
+    if given["no_cam"] and (idle := changed("cam_method", "cam_layer", "cam_class")):
+        raise click.UsageError(f"{', '.join(idle)} says nothing with --no-cam; leave out one.")
 
 
 def _work(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from wsi_idc.config import (
     MAX_SEED,
@@ -256,7 +257,21 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_given(ctx: click.Context, name: str) -> bool:
     """Return whether a parameter stands on the command line, whatever its value."""
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def changed(*names: str) -> list[str]:
+    """Return those options of the running command that were given another value than their default.
+
+    A job file gives each its default, which asks for nothing.
+    """
+    context = click.get_current_context()
+    options = {option.name: option for option in context.command.params}
+    return [
+        options[name].opts[0]
+        for name in names
+        if is_given(context, name) and context.params[name] != options[name].default
+    ]
 
 
 def _all_of(options: Sequence[Any], command: Callable[..., Any]) -> Callable[..., Any]:
