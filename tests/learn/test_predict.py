@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models.test_compiled import needs_a_compiler
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError, DeviceError
-from wsi_idc.learn.predict import check_fits, predict, predict_logits, predict_patches
+from wsi_idc.learn.predict import check_fits, patch_predictor, predict, predict_logits
 from wsi_idc.learn.transfer import Link
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
@@ -124,13 +125,10 @@ def test_a_model_of_another_scale_or_size_is_refused(trained: Checkpoint, cohort
 
 def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort: Pack):
     def cams(patches: np.ndarray) -> np.ndarray:
-        parts = predict_patches(
-            [trained.build()],
-            [np.ascontiguousarray(patches)],
-            compute=choose_compute("cpu"),
-            cam=CamSpec(),
-            tta=True,
-        )
+        with patch_predictor(
+            lambda: [trained.build()], compute=choose_compute("cpu"), cam=CamSpec(), tta=True
+        ) as predicted:
+            parts = list(predicted([np.ascontiguousarray(patches)]))
         return np.concatenate([part.cam for part in parts])
 
     patches = cohort.patches[np.arange(8)]
@@ -141,3 +139,21 @@ def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort
     )
     np.testing.assert_allclose(cams(patches[:, :, ::-1]), as_stored[:, :, ::-1], atol=1e-5)
     assert np.abs(as_stored - np.rot90(as_stored, axes=(1, 2))).max() > 1e-2 * as_stored.max()
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@pytest.mark.filterwarnings("default")
+def test_slides_of_any_size_are_compiled_once(trained: Checkpoint, cohort: Pack):
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compute = choose_compute("cpu", compiled=True)
+    patches = cohort.patches[np.arange(40)]
+    with patch_predictor(lambda: [trained.build()], compute=compute, batch_size=30) as predicted:
+        found = [
+            np.concatenate([part.logit for part in predicted(slide)])
+            for slide in ([patches[:30], patches[30:]], [patches[:3]])
+        ]
+    assert [len(logit) for logit in found] == [40, 3]
+    np.testing.assert_array_equal(found[0][:3], found[1])
+    assert counters["stats"]["unique_graphs"] == 1

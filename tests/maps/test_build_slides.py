@@ -21,6 +21,7 @@ from wsi_idc.maps.report.patient import _pictures
 from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.device import choose_compute
 from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.slide import open_slide
@@ -173,6 +174,22 @@ def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp
     report = build_slide_maps(work(trained, out), rows, ALL)
     assert len(report.kept) == len(made)
     assert len(report.made) + len(report.kept) == 3
+
+
+def test_one_network_maps_all_slides_and_none_is_built_for_none(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    built, build = [], Checkpoint.build
+
+    def counting(checkpoint: Checkpoint) -> PatchClassifier:
+        built.append(checkpoint)
+        return build(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "build", counting)
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched[:100], mpp=4.0) for name in "ab"]
+    for _ in range(2):
+        build_slide_maps(work(trained, tmp_path / "maps"), rows, ALL)
+        assert len(built) == 1
 
 
 def test_an_image_that_would_not_fit_is_left_out(

@@ -3,7 +3,8 @@
 ``eval`` and ``map`` both go this way, so they say the same of the same patch.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from wsi_idc.data.augment import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.calibrate import idc_probability, smoothed_probability
-from wsi_idc.learn.predict import Predicted, check_fits, predict, predict_patches
+from wsi_idc.learn.predict import PatchPredictor, Predicted, check_fits, patch_predictor, predict
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layer import check_cam_layer, usual_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
@@ -149,16 +150,21 @@ class Method:
             built, pack, rows, compute=compute, batch_size=batch_size, cam=cam, tta=self.tta
         )
 
-    def predict_patches(
+    def patch_predictor(
         self,
-        patches: Iterable[NDArray[np.uint8]],
         *,
         compute: Compute,
+        batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
-    ) -> Generator[Predicted, None, None]:
-        """Yield what the checkpoints say of batches of patches (n, H, W, 3), uint8."""
-        built = [one.build() for one in self.checkpoints]
-        return predict_patches(built, patches, compute=compute, cam=cam, tta=self.tta)
+    ) -> AbstractContextManager[PatchPredictor]:
+        """Lend what the checkpoints say of batches of patches, of any number of slides."""
+        return patch_predictor(
+            lambda: [one.build() for one in self.checkpoints],
+            compute=compute,
+            batch_size=batch_size,
+            cam=cam,
+            tta=self.tta,
+        )
 
     def combine(self, logit: NDArray[np.float32]) -> Said:
         """Return what follows from the logits (N, k, num_classes) of ``predict``."""

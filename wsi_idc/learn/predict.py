@@ -69,6 +69,10 @@ class Predicted:
         )
 
 
+# Batches of patches (n, H, W, 3), uint8, to what is said of them.
+PatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[Predicted, None, None]]
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Patches on their way to the device, of which the first ``num`` are asked for."""
@@ -109,21 +113,44 @@ def predict(
         lambda some: _filled(pack.read(some), link, multiple=multiple),
         (rows[at : at + batch_size] for at in range(0, len(rows), batch_size)),
     )
-    return _predict(classifiers, batches, link, compute=compute, cam=cam, tta=tta)
+    with ExitStack() as stack:
+        run = _ready(classifiers, compute, cam, stack)
+        yield from _predict(run, batches, link, compute=compute, tta=tta)
 
 
-def predict_patches(
-    classifiers: Sequence[PatchClassifier],
-    patches: Iterable[NDArray[np.uint8]],
+@contextmanager
+def patch_predictor(
+    build: Callable[[], Sequence[PatchClassifier]],
     *,
     compute: Compute,
+    batch_size: int = PREDICT_BATCH_SIZE,
     cam: CamSpec | None = None,
     tta: bool = False,
-) -> Generator[Predicted, None, None]:
-    """Yield predictions of batches of patches (n, H, W, 3), uint8; else as ``predict``."""
-    link = Link(compute.device)
-    batches = (_filled(some, link, multiple=_multiple(compute, len(some))) for some in patches)
-    return _predict(classifiers, batches, link, compute=compute, cam=cam, tta=tta)
+) -> Iterator[PatchPredictor]:
+    """Lend what predicts batches of patches, of one slide after another; else as ``predict``.
+
+    Networks are built, and compiled, once: when the first of them is asked for.
+
+    Args:
+        build: Returns the classifiers.
+        compute: Device and precision.
+        batch_size: Of the largest batch.
+        cam: Which CAM to compute; None computes none.
+        tta: Show each patch in 8 views.
+    """
+    multiple, run = _multiple(compute, batch_size), list[Extract]()
+    with ExitStack() as stack:
+
+        def predict_patches(
+            patches: Iterable[NDArray[np.uint8]],
+        ) -> Generator[Predicted, None, None]:
+            if not run:
+                run[:] = _ready(build(), compute, cam, stack)
+            link = Link(compute.device)
+            batches = (_filled(some, link, multiple=multiple) for some in patches)
+            yield from _predict(run, batches, link, compute=compute, tta=tta)
+
+        yield predict_patches
 
 
 def predict_logits(
@@ -143,29 +170,32 @@ def predict_logits(
 
 
 def _predict(
-    classifiers: Sequence[PatchClassifier],
+    run: Sequence[Extract],
     batches: Iterable[_Batch],
     link: Link,
     *,
     compute: Compute,
-    cam: CamSpec | None,
     tta: bool,
 ) -> Generator[Predicted, None, None]:
     views = range(NUM_DIHEDRAL if tta else 1)
-    with ExitStack() as stack:
-        with _memory_for("the model; end what else uses it", compute.device):
-            run = [_extract(classifier, compute, cam, stack) for classifier in classifiers]
-        # One batch is under way on the device while the last one's results are used.
-        under_way: tuple[Coming, int] | None = None
-        for batch in compute.usage.waited_for(batches):
-            with compute.usage.computing(batch.num), _memory_for(batch.num, compute.device):
-                logit, mean_cam = _forward(run, batch.patches.get(), compute, views=views)
-            coming = link.fetch([logit] if mean_cam is None else [logit, mean_cam])
-            if under_way is not None:
-                yield _found(*under_way)
-            under_way = coming, batch.num
+    # One batch is under way on the device while the last one's results are used.
+    under_way: tuple[Coming, int] | None = None
+    for batch in compute.usage.waited_for(batches):
+        with compute.usage.computing(batch.num), _memory_for(batch.num, compute.device):
+            logit, mean_cam = _forward(run, batch.patches.get(), compute, views=views)
+        coming = link.fetch([logit] if mean_cam is None else [logit, mean_cam])
         if under_way is not None:
             yield _found(*under_way)
+        under_way = coming, batch.num
+    if under_way is not None:
+        yield _found(*under_way)
+
+
+def _ready(
+    classifiers: Sequence[PatchClassifier], compute: Compute, cam: CamSpec | None, stack: ExitStack
+) -> list[Extract]:
+    with _memory_for("the model; end what else uses it", compute.device):
+        return [_extract(classifier, compute, cam, stack) for classifier in classifiers]
 
 
 def _extract(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import CheckpointError, SlideError, WsiIdcError
 from wsi_idc.files import sha256
-from wsi_idc.learn.predict import MPP_TOLERANCE, Predicted
+from wsi_idc.learn.predict import MPP_TOLERANCE, PatchPredictor, Predicted
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import map_path
 from wsi_idc.maps.work import MapReport, MapWork, Writers, set_aside, stopped
@@ -66,12 +66,16 @@ def build_slide_maps(
         map_path(work.out, row.patient)
     report = MapReport()
     work.compute.usage.begin()
-    with Writers(work, report) as writers:
+    lent = work.method.patch_predictor(
+        compute=work.compute, batch_size=work.batch_size, cam=work.cam
+    )
+    with Writers(work, report) as writers, lent as predict:
         for number, row in enumerate(slides):
             if work.stop:
                 break
+            place = (number + 1, len(slides))
             try:
-                _make(work, row, settings, spec, writers, report, place=(number + 1, len(slides)))
+                _make(work, row, settings, spec, predict, writers, report, place=place)
             except (WsiIdcError, OSError) as error:
                 set_aside(report, row.patient, error)
     if work.stop and len(report.made) + len(report.kept) + len(report.failed) < len(slides):
@@ -143,6 +147,7 @@ def _make(
     row: ManifestRow,
     settings: SlideSettings,
     spec: InputSpec,
+    predict: PatchPredictor,
     writers: Writers,
     report: MapReport,
     *,
@@ -164,7 +169,7 @@ def _make(
         ):
             parts = []
             coming = _kept(batches, pixels if keep else None)
-            for part in work.method.predict_patches(coming, compute=work.compute, cam=work.cam):
+            for part in predict(coming):
                 parts.append(part)
                 bar.update(len(part.logit))
                 if work.stop:
