@@ -35,3 +35,15 @@ def test_compiled_says_the_same(cam: CamSpec | None):
     else:
         assert cam.class_index == 0 or found.max() > 0
         torch.testing.assert_close(found, expected[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@pytest.mark.filterwarnings("default")
+def test_each_of_many_networks_is_compiled():
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    patches = random_patches(1)
+    for _ in range(9):  # one more than torch compiles of one code
+        compiled(make_classifier("cnn").requires_grad_(False), None)(patches)
+    assert counters["stats"]["unique_graphs"] == 9

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,14 @@ def compiled(
         {arch.cam_layer: "features", arch.head: "logits"},
         tracer_kwargs={"leaf_modules": [nn.Conv2d]},
     ).eval()
+
+    def forward(patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _run(classifier, both, patches, cam)
+
+    # torch compiles one code eight times at most, and an ensemble has more: each has its own.
+    own = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
     # torch reckons with any size at the second one that it meets; one size is faster.
-    run = torch.compile(lambda patches: _run(classifier, both, patches, cam), dynamic=False)
+    run = torch.compile(own, dynamic=False)
 
     def extract(patches: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
