@@ -96,6 +96,10 @@ def test_only_tissue_is_mapped_and_a_mask_overrides(
     found = read_map(tmp_path / "s.h5")
     assert found.row_col.tolist() == [[1, 2]]
     assert found.slide.tissue.mean() == pytest.approx(mask.mean() / 255, rel=0.3)
+    mask[98:102, 149:152] = 255  # a corner of three more
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    build_slide_maps(work(trained, tmp_path), [row], replace(settings, min_tissue=0))
+    assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
 def test_overlapping_patches_lie_where_their_middles_are(
@@ -190,6 +194,18 @@ def test_one_network_maps_all_slides_and_none_is_built_for_none(
     for _ in range(2):
         build_slide_maps(work(trained, tmp_path / "maps"), rows, ALL)
         assert len(built) == 1
+
+
+def test_a_map_of_a_train_patient_is_said_to_flatter(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    row = write_slide(tmp_path / "s.tif", stitched[:100], mpp=4.0)
+    seen = sorted(trained.patients("train"))[0]
+    with caplog.at_level("INFO", logger="wsi_idc"):
+        build_slide_maps(work(trained, tmp_path), [row], ALL)
+        assert "trained on" not in caplog.text
+        build_slide_maps(work(trained, tmp_path), [row, replace(row, patient=seen)], ALL)
+    assert f"trained on 1 of these patients ({seen} first): their maps flatter it" in caplog.text
 
 
 def test_an_image_that_would_not_fit_is_left_out(

@@ -110,7 +110,8 @@ def slide_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Number(0, 1),
             default=0.1,
             show_default=True,
-            help="Least share of tissue in a patch of a slide; 0 takes every patch.",
+            help="Least share of tissue in a patch of a slide; 0 takes every patch, with --mask "
+            "each that has any of it.",
         ),
         click.option(
             "--stride",

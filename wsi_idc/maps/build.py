@@ -1,6 +1,5 @@
 """Make the maps of a pack's patients: one pass over all patches, batches across patients."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -15,8 +14,6 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import map_path
 from wsi_idc.maps.work import MapReport, MapWork, Writers, stopped
 from wsi_idc.progress import progress
-
-logger = logging.getLogger(__name__)
 
 
 def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
@@ -34,13 +31,7 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
     for patient in patients:
         pack.rows_of(patient)
         map_path(work.out, patient)
-    seen = sorted(work.method.patients("train").intersection(patients))
-    if seen:
-        logger.info(
-            "the model was trained on %d of these patients (%s first): their maps flatter it",
-            len(seen),
-            seen[0],
-        )
+    work.tell_seen(patients)
     report, identity = MapReport(), identity_of(work, pack)
     due = [patient for patient in patients if work.is_due(patient, identity, report)]
     if due:

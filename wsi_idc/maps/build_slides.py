@@ -38,7 +38,8 @@ class SlideSettings:
     Attributes:
         mpp: Microns per level-0 px of every slide, instead of what files or list state.
         mask: A picture of where tissue is, for a single slide; None finds it.
-        min_tissue: Least share of tissue in a patch, 0..1; 0 takes every patch.
+        min_tissue: Least share of tissue in a patch, 0..1; 0 takes every patch, with a mask each
+            that has any of it.
         stride_px: From one patch to the next, in px of the model; None is a whole patch.
     """
 
@@ -64,6 +65,7 @@ def build_slide_maps(
     spec = check_ahead(work)
     for row in slides:
         map_path(work.out, row.patient)
+    work.tell_seen([row.patient for row in slides])
     report = MapReport()
     work.compute.usage.begin()
     lent = work.method.patch_predictor(
@@ -188,12 +190,13 @@ def look(slide: Slide, settings: SlideSettings, spec: InputSpec) -> tuple[SlideV
     """
     thumbnail, tissue = find_tissue(slide)
     mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
+    takes_all = settings.mask is None and settings.min_tissue == 0
     patches = SlidePatches(
         slide,
         patch_px=spec.patch_px,
         mpp=spec.mpp,
         stride_px=settings.stride_px,
-        tissue=mask,
+        tissue=None if takes_all else mask,
         min_tissue=settings.min_tissue,
     )
     view = SlideView(

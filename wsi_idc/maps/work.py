@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +96,16 @@ class MapWork:
             "cam": None if self.cam is None else {**vars(self.cam), "layer": self.cam_layer},
             "format_version": FORMAT_VERSION,
         }
+
+    def tell_seen(self, patients: Sequence[str]) -> None:
+        """Say in the log which patients the model was trained on."""
+        seen = sorted(self.method.patients("train").intersection(patients))
+        if seen:
+            logger.info(
+                "the model was trained on %d of these patients (%s first): their maps flatter it",
+                len(seen),
+                seen[0],
+            )
 
     def is_due(self, patient: str, identity: dict[str, Any], report: MapReport) -> bool:
         """Return whether to make a map, and note in the report why not."""

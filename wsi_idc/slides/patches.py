@@ -44,7 +44,8 @@ class SlidePatches:
             smaller for patches that overlap.
         tissue: Where there is tissue, shape (h, w), bool, over the whole slide; found if not
             given.
-        min_tissue: Least share of tissue in a patch, 0..1; 0 takes every patch.
+        min_tissue: Least share of tissue in a patch, 0..1; 0 takes every patch, or with
+            ``tissue`` each that has any of it.
 
     Attributes:
         coords: Level-0 x, y of the top left corners, shape (N, 2), int32.
@@ -69,11 +70,11 @@ class SlidePatches:
         _check_resolution(slide, mpp)
         grid = _grid_of(slide, patch_px=patch_px, mpp=mpp, stride_px=stride_px or patch_px)
         self.row_col = grid.cells()
-        if min_tissue > 0:
+        if min_tissue > 0 or tissue is not None:
             mask = find_tissue(slide)[1] if tissue is None else tissue
             share = share_of(mask, _boxes(grid, self.row_col, slide))
             # Sums of shares are off by some 1e-12.
-            self.row_col = self.row_col[share >= min_tissue - 1e-9]
+            self.row_col = self.row_col[(share >= min_tissue - 1e-9) & (share > 1e-9)]
         if len(self.row_col) == 0:
             raise SlideError(
                 f"{slide.path}: no tissue found; give a mask of it, or a smaller --min-tissue"
