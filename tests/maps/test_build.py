@@ -15,7 +15,7 @@ from torchcam.methods import GradCAM
 
 from tests.stops import StopAfter
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import CheckpointError, DataError, DiskFullError, StoppedError
+from wsi_idc.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
 from wsi_idc.files import locked
 from wsi_idc.learn.evaluate import evaluate
 from wsi_idc.learn.method import Method
@@ -311,3 +311,19 @@ def test_a_cam_that_would_show_nothing_is_refused_and_nothing_written(
     with pytest.raises(CheckpointError, match=r"has no layer 'features\.99'"):
         build(trained, cohort, cohort.patients, tmp_path / "m", cam=CamSpec(layer="features.99"))
     assert not (tmp_path / "m").exists()
+
+
+def test_cams_that_no_reader_would_take_are_not_computed(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fine = replace(trained, input=replace(trained.input, input_px=257))
+    early = CamSpec(layer="features.0")
+    patient = cohort.patients[0]
+    with pytest.raises(CheckpointError, match=r"CAM of 257x257 cells at layer features\.0: a map"):
+        build(fine, cohort, [patient], tmp_path, cam=early)
+    num = len(cohort.rows_of(patient))
+    monkeypatch.setattr("wsi_idc.maps.work.MAX_CAM_BYTES", num * 50 * 50 * 4 - 1)
+    with pytest.raises(MapError, match=rf"CAMs of {num} patches at layer features\.0, 0 GB, are"):
+        build(trained, cohort, [patient], tmp_path, cam=early)
+    assert not list(tmp_path.iterdir())
+    build(trained, cohort, [patient], tmp_path, cam=CamSpec())

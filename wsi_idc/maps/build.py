@@ -25,11 +25,11 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
     Raises:
         CheckpointError: A checkpoint does not fit the data, or has no such CAM.
         DataError: The pack has no such patient, or its id cannot be a file name.
+        MapError: The CAMs of one are more than a map can hold.
         StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
     """
-    check_ahead(work, pack)
+    check_ahead(work, pack, patients)
     for patient in patients:
-        pack.rows_of(patient)
         map_path(work.out, patient)
     work.tell_seen(patients)
     report, identity = MapReport(), identity_of(work, pack)
@@ -42,15 +42,18 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
     return report
 
 
-def check_ahead(work: MapWork, pack: Pack) -> None:
-    """Raise where no map of the pack can be made.
+def check_ahead(work: MapWork, pack: Pack, patients: Sequence[str]) -> None:
+    """Raise where the maps of a pack's patients cannot be made.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data, or has no such CAM.
+        DataError: The pack has no such patient.
+        MapError: The CAMs of one are more than a map can hold.
     """
     work.method.check_fits(pack)
-    if work.cam is not None:
-        work.method.check_cam(work.cam, patch_px=pack.info.patch_px)
+    work.check_cam(patch_px=pack.info.patch_px)
+    for patient in patients:
+        work.check_cams(len(pack.rows_of(patient)), patch_px=pack.info.patch_px)
 
 
 def identity_of(work: MapWork, pack: Pack) -> dict[str, Any]:

@@ -93,8 +93,7 @@ def check_ahead(work: MapWork) -> InputSpec:
         CheckpointError: They want patches of different sizes, or have no such CAM.
     """
     spec = input_of(work)
-    if work.cam is not None:
-        work.method.check_cam(work.cam, patch_px=spec.patch_px)
+    work.check_cam(patch_px=spec.patch_px)
     return spec
 
 
@@ -161,6 +160,7 @@ def _make(
         if not work.is_due(row.patient, identity, report):
             return
         view, patches = look(slide, settings, spec)
+        work.check_cams(len(patches), patch_px=spec.patch_px)
         work.out.mkdir(parents=True, exist_ok=True)
         keep = work.with_image and _fits_in_memory(row, patches, spec)
         pixels: list[NDArray[np.uint8]] = []

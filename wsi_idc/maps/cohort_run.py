@@ -26,9 +26,7 @@ from wsi_idc.maps.build_slides import check_ahead as check_slides_ahead
 from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.grid import shape_of
 from wsi_idc.maps.work import MapReport, MapWork
-from wsi_idc.models.cam_layer import cam_grid
 from wsi_idc.models.checkpoint import InputSpec
-from wsi_idc.models.registry import architecture
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -82,7 +80,7 @@ class PackRun:
         Raises:
             CheckpointError: A checkpoint does not fit the data, or has no such CAM.
         """
-        check_ahead(self.work, self.pack)
+        check_ahead(self.work, self.pack, self.patients)
         identity, cells = identity_of_pack(self.work, self.pack), self.pack.cells()
         side = self.pack.info.patch_px
         return [
@@ -138,6 +136,7 @@ class SlideRun:
             with open_row(row, self.settings) as slide:
                 identity = identity_of(self.work, slide, self.settings, spec)
                 _, patches = look(slide, self.settings, spec)
+                self.work.check_cams(len(patches), patch_px=spec.patch_px)
         except (WsiIdcError, OSError) as error:
             return Planned(row.patient, str(error))
         cell_px = self.settings.stride_px or spec.patch_px
@@ -171,9 +170,7 @@ def _planned(
     num_bytes = len(row_col) * 64 + rows * cols * 32
     pixels = len(row_col) * patch_px**2 * 3 if work.with_image else 0
     if work.cam is not None:
-        first = work.method.checkpoints[0]
-        size = first.input.input_px or patch_px
-        height, width = cam_grid(architecture(first.architecture), size, work.cam_layer)
+        height, width = work.cam_shape(patch_px=patch_px)
         num_bytes += 4 * height * width * (len(row_col) + rows * cols)
     if work.with_image:
         num_bytes += 3 * cell_px**2 * rows * cols

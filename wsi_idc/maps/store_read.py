@@ -11,12 +11,17 @@ from wsi_idc.files import parse_json, plain_name
 from wsi_idc.hdf5_check import attributes
 from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.schema import FORMAT, FORMAT_VERSION, NUM_CLASSES, OPTIONAL_COLUMNS
+from wsi_idc.maps.schema import (
+    FORMAT,
+    FORMAT_VERSION,
+    MAX_CAM_BYTES,
+    MAX_CAM_SIDE,
+    NUM_CLASSES,
+    OPTIONAL_COLUMNS,
+)
 
-_MAX_CAM_SIDE = 256
 _MAX_THUMBNAIL_SIDE = 8192
 _MAX_PATCH_PX = 4096
-_MAX_CAM_BYTES = 2**32
 _MAX_RATIO, _SMALL_BYTES = 1100, 2**24  # deflate packs 1032 to 1
 
 
@@ -129,10 +134,10 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
     if "cam" not in file:
         return {}
     raw = file["cam/raw"]
-    if raw.ndim != 3 or raw.shape[0] != num or not 0 < max(raw.shape[1:]) <= _MAX_CAM_SIDE:
+    if raw.ndim != 3 or raw.shape[0] != num or not 0 < max(raw.shape[1:]) <= MAX_CAM_SIDE:
         raise ValueError(f"/cam/raw has shape {raw.shape}")
     _check_plain(raw)
-    if raw.nbytes > _MAX_CAM_BYTES:
+    if raw.nbytes > MAX_CAM_BYTES:
         raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
     attrs = attributes(file["cam"])
     return {

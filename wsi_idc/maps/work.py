@@ -1,6 +1,7 @@
 """What making maps from packs and from slides has in common: identity, writing, report."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,15 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.config import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
-from wsi_idc.errors import BusyError, DiskFullError, MapError, StoppedError, WsiIdcError
+from wsi_idc.errors import (
+    BusyError,
+    CheckpointError,
+    DiskFullError,
+    MapError,
+    StoppedError,
+    WsiIdcError,
+)
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.schema import FORMAT_VERSION
+from wsi_idc.maps.schema import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
 from wsi_idc.maps.store import map_path, read_identity, write_map
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.cam_layer import usual_cam_layer
+from wsi_idc.models.cam_layer import cam_grid, usual_cam_layer
 from wsi_idc.models.device import Compute
 from wsi_idc.models.registry import architecture
 from wsi_idc.provenance import provenance
@@ -85,6 +93,44 @@ class MapWork:
             return self.cam.layer
         first = self.method.checkpoints[0]
         return usual_cam_layer(architecture(first.architecture), first.input.input_px)
+
+    def cam_shape(self, *, patch_px: int) -> tuple[int, int]:
+        """Return rows and columns of a patch's CAM."""
+        first = self.method.checkpoints[0]
+        size = first.input.input_px or patch_px
+        return cam_grid(architecture(first.architecture), size, self.cam_layer)
+
+    def check_cam(self, *, patch_px: int) -> None:
+        """Raise where no patch has such a CAM, or one of more cells than a map can hold.
+
+        Raises:
+            CheckpointError: It says what to do.
+        """
+        if self.cam is None:
+            return
+        self.method.check_cam(self.cam, patch_px=patch_px)
+        rows, cols = self.cam_shape(patch_px=patch_px)
+        if max(rows, cols) > MAX_CAM_SIDE:
+            raise CheckpointError(
+                f"CAM of {rows}x{cols} cells at layer {self.cam_layer}: a map holds at most "
+                f"{MAX_CAM_SIDE} a side; give a later --cam-layer"
+            )
+
+    def check_cams(self, num_patches: int, *, patch_px: int) -> None:
+        """Raise where the CAMs of so many patches are more than a map can hold.
+
+        Raises:
+            MapError: It says what to do.
+        """
+        if self.cam is None:
+            return
+        num_bytes = 4 * num_patches * math.prod(self.cam_shape(patch_px=patch_px))
+        if num_bytes > MAX_CAM_BYTES:
+            raise MapError(
+                f"CAMs of {num_patches} patches at layer {self.cam_layer}, "
+                f"{num_bytes / 1e9:.0f} GB, are more than a map holds; give a later --cam-layer, "
+                "or --no-cam"
+            )
 
     def identity(self, **data: Any) -> dict[str, Any]:
         """Return all that decides what stands in a map, JSON-ready."""
