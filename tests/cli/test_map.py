@@ -95,6 +95,13 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, capsys: pytest.Captu
     plan = json.loads(Said(capsys, "map", "--patients-file", "ids.txt", "--dry-run", "--json").out)
     assert [one["patient"] for one in plan] == ["S0001", "S0002"]
     assert not (work / "maps").exists()
+    said = Said(capsys, "map", "--slide", "s.tif", "none.svs", "--dry-run")
+    assert said.code == 1
+    assert "none: none.svs: no such file" in said.out
+    assert "1 of 2 to do" in said.out
+    assert said.error.startswith("Error: 1 of 2 patients would have no map: none; the reasons")
+    said = Said(capsys, "map", "--slide", "none.svs", "--dry-run", "--json")
+    assert (said.code, len(json.loads(said.out))) == (1, 1)
 
 
 def test_the_cohort_is_summed_up(work: Path, cohort: Pack, capsys: pytest.CaptureFixture[str]):

@@ -139,7 +139,7 @@ def test_another_checkpoint_or_setting_computes_anew(
     build(trained, cohort, [patient], out)
     with caplog.at_level(logging.INFO, logger="wsi_idc"):
         assert list(build(other, cohort, [patient], out).made) == [patient]
-    assert "made with another checkpoint; making it anew" in caplog.text
+    assert "made with another checkpoint, so due anew" in caplog.text
     assert list(build(other, cohort, [patient], out, with_image=False).made) == [patient]
     assert list(build(other, cohort, [patient], out, with_image=False).kept) == [patient]
     overwritten = build(other, cohort, [patient], out, with_image=False, overwrite=True)

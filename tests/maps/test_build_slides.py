@@ -15,6 +15,7 @@ from wsi_idc.errors import CheckpointError, DataError, StoppedError
 from wsi_idc.learn.method import Method
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.build_slides import SlideSettings, build_slide_maps, input_of
+from wsi_idc.maps.cohort_run import SlideRun
 from wsi_idc.maps.grid import mosaic, shape_of
 from wsi_idc.maps.report.layers import cam_levels
 from wsi_idc.maps.report.patient import _pictures
@@ -208,18 +209,44 @@ def test_a_map_of_a_train_patient_is_said_to_flatter(
     assert f"trained on 1 of these patients ({seen} first): their maps flatter it" in caplog.text
 
 
+def test_another_slide_of_the_same_name_is_warned_of(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for folder, image in (("a", stitched[:100]), ("b", stitched[50:150])):
+        (tmp_path / folder).mkdir()
+        row = write_slide(tmp_path / folder / "s.tif", image, mpp=4.0)
+        build_slide_maps(work(trained, tmp_path), [row], ALL)
+    (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    first, second = (tmp_path / folder / "s.tif" for folder in "ab")
+    assert f"s.h5 is of {first}, but that of {second} is due; give another --out" in warning
+    caplog.clear()
+    write_slide(second, stitched[:100], mpp=4.0)  # the same file, changed
+    assert build_slide_maps(work(trained, tmp_path), [row], ALL).made
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(("room", "has_image"), [(0, True), (-1, False)])
 def test_an_image_that_would_not_fit_is_left_out(
     trained: Checkpoint,
     stitched: np.ndarray,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    room: int,
+    has_image: bool,
 ):
-    monkeypatch.setattr("wsi_idc.maps.build_slides._MAX_IMAGE_BYTES", 1000)
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
-    build_slide_maps(work(trained, tmp_path), [row], ALL)
-    assert read_image(tmp_path / "s.h5") is None
-    assert "is left out of the map" in caplog.text
+    # 2 x 2 cells of 30 px, and a patch of 50 px in each.
+    needed = 4 * 50**2 * 3
+    monkeypatch.setattr("wsi_idc.maps.build_slides._MAX_IMAGE_BYTES", needed + room)
+    row = write_slide(tmp_path / "s.tif", stitched[:80, :80], mpp=4.0)
+    settings = SlideSettings(min_tissue=0, stride_px=30)
+    (planned,) = SlideRun(work(trained, tmp_path), settings, [row]).plan()
+    build_slide_maps(work(trained, tmp_path), [row], settings)
+    assert (read_image(tmp_path / "s.h5") is not None) is has_image
+    assert caplog.text.count("is left out of the map") == (0 if has_image else 2)
+    # 64 bytes a patch and 32 a cell, CAMs of 6 x 6 twice; then the picture.
+    without = 4 * (64 + 32 + 2 * 4 * 36)
+    assert planned.disk_mb * 1e6 == pytest.approx(without + has_image * 4 * 30**2 * 3)
 
 
 def test_an_ensemble_of_other_patches_is_refused(trained: Checkpoint, tmp_path: Path):

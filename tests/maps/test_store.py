@@ -13,10 +13,10 @@ from wsi_idc.maps.store import (
     is_map,
     map_path,
     open_image,
-    read_identity,
     read_image,
     read_image_rows,
     read_map,
+    read_provenance,
     write_map,
 )
 
@@ -176,7 +176,7 @@ def test_what_is_written_is_read(path: Path, content: PatientMap):
         np.testing.assert_array_equal(getattr(found, name), getattr(content, name))
     assert found.shape == (2, 3)
     assert found.patches is None
-    assert read_identity(path) == {"checkpoint": "abc"}
+    assert read_provenance(path)["identity"] == {"checkpoint": "abc"}
     assert is_map(path)
 
 
@@ -186,8 +186,26 @@ def test_the_same_content_is_the_same_bytes(content: PatientMap, tmp_path: Path)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
+def test_what_made_a_map_is_read_without_its_cams(path: Path, monkeypatch: pytest.MonkeyPatch):
+    read, names = h5py.Dataset.__getitem__, []
+
+    def noting(dataset: h5py.Dataset, *where: object) -> object:
+        names.append(dataset.name)
+        return read(dataset, *where)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", noting)
+    assert read_provenance(path)["identity"] == {"checkpoint": "abc"}
+    assert read_image(path) is not None
+    assert "/probability" in names
+    assert "/cam/raw" not in names
+    with h5py.File(path, "r+") as file:
+        del file["cam/raw"]
+    with pytest.raises(MapError, match="not a usable map"):
+        read_provenance(path)
+
+
 def test_a_missing_map_has_no_identity(tmp_path: Path):
-    assert read_identity(tmp_path / "none.h5") is None
+    assert read_provenance(tmp_path / "none.h5") is None
     with pytest.raises(MapError, match="no such file"):
         read_map(tmp_path / "none.h5")
 

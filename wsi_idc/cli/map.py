@@ -186,7 +186,16 @@ def _work(
 def _say_plan(plan: "list[Planned]", *, as_json: bool) -> None:
     if as_json:
         say_json([vars(one) for one in plan])
-        return
+    else:
+        _say_each(plan)
+    if failed := [one.patient for one in plan if not one.will_be]:
+        raise WsiIdcError(
+            f"{len(failed)} of {len(plan)} patients would have no map: {', '.join(failed)}; the "
+            "reasons are above"
+        )
+
+
+def _say_each(plan: "list[Planned]") -> None:
     for one in plan:
         say(f"{one.patient}: {one.state}, {one.num_patches} patches, {one.disk_mb:.1f} MB")
     due = [one for one in plan if one.state == "to do"]

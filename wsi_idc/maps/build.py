@@ -33,7 +33,9 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
         map_path(work.out, patient)
     work.tell_seen(patients)
     report, identity = MapReport(), identity_of(work, pack)
-    due = [patient for patient in patients if work.is_due(patient, identity, report)]
+    due = [
+        patient for patient in patients if work.is_due(patient, identity, report, data=pack.path)
+    ]
     if due:
         work.out.mkdir(parents=True, exist_ok=True)
         work.compute.usage.begin()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.errors import CheckpointError, SlideError, WsiIdcError
 from wsi_idc.files import sha256
 from wsi_idc.learn.predict import MPP_TOLERANCE, PatchPredictor, Predicted
+from wsi_idc.maps.grid import shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import map_path
 from wsi_idc.maps.work import MapReport, MapWork, Writers, set_aside, stopped
@@ -157,12 +158,13 @@ def _make(
     """Make the map of one slide, if it is due."""
     with open_row(row, settings) as slide:
         identity = identity_of(work, slide, settings, spec)
-        if not work.is_due(row.patient, identity, report):
+        if not work.is_due(row.patient, identity, report, data=row.slide):
             return
         view, patches = look(slide, settings, spec)
         work.check_cams(len(patches), patch_px=spec.patch_px)
         work.out.mkdir(parents=True, exist_ok=True)
-        keep = work.with_image and _fits_in_memory(row, patches, spec)
+        sides = spec.patch_px, settings.stride_px or spec.patch_px
+        keep = work.with_image and fits_in_memory(row.patient, patches.row_col, *sides)
         pixels: list[NDArray[np.uint8]] = []
         what = f"mapping {row.patient} ({place[0]} of {place[1]})"
         with (
@@ -210,14 +212,22 @@ def look(slide: Slide, settings: SlideSettings, spec: InputSpec) -> tuple[SlideV
     return view, patches
 
 
-def _fits_in_memory(row: ManifestRow, patches: SlidePatches, spec: InputSpec) -> bool:
-    rows, cols = patches.shape
-    num_bytes = rows * cols * spec.patch_px**2 * 3
+def fits_in_memory(patient: str, row_col: NDArray[np.int32], patch_px: int, cell_px: int) -> bool:
+    """Return whether patches and stitched tissue may be in memory; say in the log where not.
+
+    Args:
+        patient: Id.
+        row_col: Cells that have a patch, shape (N, 2).
+        patch_px: Side of a patch.
+        cell_px: Side of a cell of the tissue.
+    """
+    rows, cols = shape_of(row_col)
+    num_bytes = 3 * max(len(row_col) * patch_px**2, rows * cols * cell_px**2)
     if num_bytes <= _MAX_IMAGE_BYTES:
         return True
     logger.warning(
         "%s: its patches would take %.1f GB in memory, so the tissue is left out of the map",
-        row.patient,
+        patient,
         num_bytes / 1e9,
     )
     return False

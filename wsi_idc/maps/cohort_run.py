@@ -18,6 +18,7 @@ from wsi_idc.maps.build import identity_of as identity_of_pack
 from wsi_idc.maps.build_slides import (
     SlideSettings,
     build_slide_maps,
+    fits_in_memory,
     identity_of,
     look,
     open_row,
@@ -55,6 +56,11 @@ class Planned:
     disk_mb: float = 0.0
     memory_mb: float = 0.0
 
+    @property
+    def will_be(self) -> bool:
+        """Whether the patient has a map, or gets one."""
+        return self.state in (TO_DO, DONE)
+
 
 @dataclass(frozen=True)
 class PackRun:
@@ -83,9 +89,13 @@ class PackRun:
         check_ahead(self.work, self.pack, self.patients)
         identity, cells = identity_of_pack(self.work, self.pack), self.pack.cells()
         side = self.pack.info.patch_px
-        return [
-            _planned(self.work, patient, identity, cells[self.pack.rows_of(patient)], side, side)
+        states = {
+            patient: _state(self.work, patient, identity, self.pack.path)
             for patient in dict.fromkeys(self.patients)
+        }
+        return [
+            _planned(self.work, patient, state, cells[self.pack.rows_of(patient)], side, side)
+            for patient, state in states.items()
         ]
 
 
@@ -139,8 +149,11 @@ class SlideRun:
                 self.work.check_cams(len(patches), patch_px=spec.patch_px)
         except (WsiIdcError, OSError) as error:
             return Planned(row.patient, str(error))
-        cell_px = self.settings.stride_px or spec.patch_px
-        return _planned(self.work, row.patient, identity, patches.row_col, spec.patch_px, cell_px)
+        state = _state(self.work, row.patient, identity, row.slide)
+        sides = spec.patch_px, self.settings.stride_px or spec.patch_px
+        keep = self.work.with_image and fits_in_memory(row.patient, patches.row_col, *sides)
+        work = replace(self.work, with_image=keep)
+        return _planned(work, row.patient, state, patches.row_col, *sides)
 
 
 def rows_of(slides: Sequence[Path]) -> list[ManifestRow]:
@@ -156,16 +169,21 @@ def rows_of(slides: Sequence[Path]) -> list[ManifestRow]:
     return list(rows.values())
 
 
+def _state(work: MapWork, patient: str, identity: dict[str, Any], data: Path) -> str:
+    report = MapReport()
+    if work.is_due(patient, identity, report, data=data):
+        return TO_DO
+    return report.failed.get(patient, DONE)
+
+
 def _planned(
     work: MapWork,
     patient: str,
-    identity: dict[str, Any],
+    state: str,
     row_col: NDArray[np.int32],
     patch_px: int,
     cell_px: int,
 ) -> Planned:
-    report = MapReport()
-    state = TO_DO if work.is_due(patient, identity, report) else report.failed.get(patient, DONE)
     rows, cols = shape_of(row_col)
     num_bytes = len(row_col) * 64 + rows * cols * 32
     pixels = len(row_col) * patch_px**2 * 3 if work.with_image else 0

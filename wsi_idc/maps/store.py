@@ -19,7 +19,7 @@ from wsi_idc.files import plain_name, write_bytes
 from wsi_idc.hdf5_check import attributes, check_heaps
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.schema import FORMAT
-from wsi_idc.maps.store_read import image_of, read_content
+from wsi_idc.maps.store_read import image_of, read_all_but_cams, read_content
 from wsi_idc.maps.store_write import write_content
 
 # Lies among the maps and is none: the table of a cohort (maps/cohort_store.py).
@@ -99,7 +99,7 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
     with ExitStack() as stack:
         with _in_one_line(path):
             file = stack.enter_context(_file(path))
-            image = image_of(file, read_content(file))
+            image = image_of(file, read_all_but_cams(file))
         yield None if image is None else partial(_read_rows, path, image)
 
 
@@ -126,16 +126,16 @@ def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
             yield read_rows(row * side, (row + 1) * side)
 
 
-def read_identity(path: Path) -> dict[str, Any] | None:
-    """Return what a map was made of (checkpoint, settings, data); None where there is no file.
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """Return what made a map; None where there is no file. All but the CAMs is read and checked.
 
     Raises:
         MapError: The file is no complete map, so it is not ours to replace.
     """
     if not path.exists():
         return None
-    identity = read_map(path).provenance.get("identity")
-    return dict(identity) if isinstance(identity, dict) else {}
+    with _opened(path) as file:
+        return dict(read_all_but_cams(file).provenance)
 
 
 def is_map(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Read a patient's map from an open HDF5 file, whose every claim is checked."""
 
+from dataclasses import replace
 from typing import Any
 
 import h5py
@@ -27,6 +28,16 @@ _MAX_RATIO, _SMALL_BYTES = 1100, 2**24  # deflate packs 1032 to 1
 
 def read_content(file: h5py.File) -> PatientMap:
     """Return all that a map holds but its image.
+
+    Raises:
+        ValueError, or another of ``store.UNREADABLE``: The file is damaged, or something else.
+    """
+    content = read_all_but_cams(file)
+    return replace(content, cam=file["cam/raw"][:].astype(np.float32)) if "cam" in file else content
+
+
+def read_all_but_cams(file: h5py.File) -> PatientMap:
+    """Return all that a map holds but its image and the values of its CAMs, its largest part.
 
     Raises:
         ValueError, or another of ``store.UNREADABLE``: The file is damaged, or something else.
@@ -130,7 +141,7 @@ def image_of(file: h5py.File, content: PatientMap) -> h5py.Dataset | None:
 
 
 def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
-    """Return the fields of a PatientMap that are about CAMs, none where the file has none."""
+    """Return what a PatientMap says of its CAMs but their values, nothing where there are none."""
     if "cam" not in file:
         return {}
     raw = file["cam/raw"]
@@ -141,7 +152,6 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
         raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
     attrs = attributes(file["cam"])
     return {
-        "cam": raw[:].astype(np.float32),
         "cam_layer": str(attrs["target_layer"]),
         "cam_method": str(attrs["method"]),
         "cam_class": str(attrs["class"]),

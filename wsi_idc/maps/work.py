@@ -28,7 +28,7 @@ from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.schema import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
-from wsi_idc.maps.store import map_path, read_identity, write_map
+from wsi_idc.maps.store import map_path, read_provenance, write_map
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layer import cam_grid, usual_cam_layer
 from wsi_idc.models.device import Compute
@@ -153,23 +153,31 @@ class MapWork:
                 seen[0],
             )
 
-    def is_due(self, patient: str, identity: dict[str, Any], report: MapReport) -> bool:
-        """Return whether to make a map, and note in the report why not."""
+    def is_due(
+        self, patient: str, identity: dict[str, Any], report: MapReport, *, data: Path
+    ) -> bool:
+        """Return whether to make a map of a pack or slide, and note in the report why not."""
         path = map_path(self.out, patient)
         try:
-            found = read_identity(path)
+            record = read_provenance(path)
         except MapError as error:
             if self.overwrite:
                 return True
             report.failed[patient] = f"{error}, with --overwrite"
             return False
-        if found is None or self.overwrite:
+        if record is None or self.overwrite:
             return True
+        found = record.get("identity")
+        found = found if isinstance(found, dict) else {}
         if found == identity:
             report.kept[patient] = path
             return False
         changed = sorted(key for key in identity if found.get(key) != identity[key])
-        logger.info("%s: made with another %s; making it anew", path, ", ".join(changed))
+        other = record.get("data", str(data))
+        if "data" in changed and other != str(data):
+            remedy = "give another --out to keep both"
+            logger.warning("%s is of %s, but that of %s is due; %s", path, other, data, remedy)
+        logger.info("%s: made with another %s, so due anew", path, ", ".join(changed))
         return True
 
     def content(
