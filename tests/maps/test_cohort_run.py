@@ -39,8 +39,8 @@ def test_a_shard_is_two_numbers():
 
 def test_patients_come_from_a_file(tmp_path: Path):
     path = tmp_path / "ids.txt"
-    path.write_text("# mine\nS0001\n\n  S0003  \n")
-    assert read_patients(path) == ["S0001", "S0003"]
+    path.write_text("# mine\nS0001\n\n  S0003  \n  # no one\nS0004 # the last\nS#5\n")
+    assert read_patients(path) == ["S0001", "S0003", "S0004", "S#5"]
     path.write_text("\n")
     with pytest.raises(DataError, match="lists no patient"):
         read_patients(path)
@@ -84,7 +84,7 @@ def test_a_bad_slide_is_in_the_plan_with_its_reason(trained: Checkpoint, tmp_pat
 
 
 def test_what_only_looks_like_a_number_is_no_shard():
-    for text in ("²/3", "1/1000000000000000"):
+    for text in ("²/3", "1/1000000000000000", "1/" + "9" * 5000):
         with pytest.raises(DataError, match="I/N with I from 1 to N"):
             shard_of(text)
 

@@ -2,6 +2,7 @@
 
 import heapq
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,7 +253,10 @@ def shard_of(text: str) -> tuple[int, int]:
         DataError: It is something else.
     """
     first, _, second = text.partition("/")
-    are_numbers = all(part.isascii() and part.isdigit() for part in (first, second))
+    longest = len(str(_MAX_SHARDS))  # of what int() takes
+    are_numbers = all(
+        part.isascii() and part.isdigit() and len(part) <= longest for part in (first, second)
+    )
     if not are_numbers or not 1 <= int(first) <= int(second) <= _MAX_SHARDS:
         raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
     return int(first), int(second)
@@ -265,7 +269,7 @@ def _text_of(path: Path) -> str:
 
 
 def read_patients(path: Path) -> list[str]:
-    """Return the ids in a text file, one a line; empty lines and those after # are passed over.
+    """Return the ids in a text file, one a line; what comes after # is a comment.
 
     Raises:
         DataError: The file cannot be read or lists no one.
@@ -275,7 +279,8 @@ def read_patients(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise DataError(f"{path}: {reason}; give a text file with an id on each line") from None
-    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    # Within a word it is part of an id.
+    ids = [found for line in lines if (found := re.split(r"(?:^|\s)#", line)[0].strip())]
     if not ids:
         raise DataError(f"{path}: lists no patient; give an id on each line")
     return ids
