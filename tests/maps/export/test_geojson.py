@@ -1,6 +1,7 @@
 import gzip
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import geojson
@@ -103,9 +104,11 @@ def test_ids_are_uuids_of_patient_and_place(tmp_path: Path):
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 6
     assert all(str(uuid.UUID(one)) == one for one in ids[0])
-    other = small_map(full_grid(2, 2), content.probability, patient="P2")
-    tiles, _ = features_of(other, tmp_path / "c.geojson")
-    assert tiles[0]["id"] not in ids[0]
+    for change in ({"patient": "P2"}, {"stride_px": 25}, {"patch_px": 96}, {"mpp": 2.0}):
+        other = replace(content, **change)
+        other = replace(other, coords=other.row_col[:, ::-1] * other.cell_px)
+        found = [*features_of(other, tmp_path / "c.geojson")]
+        assert not {feature["id"] for each in found for feature in each}.intersection(ids[0])
 
 
 def test_compressed_is_the_same_in_fewer_bytes(tmp_path: Path):

@@ -17,7 +17,7 @@ import shapely
 
 from wsi_idc.files import replacing
 from wsi_idc.maps.export.layers import LABEL_COLOURS
-from wsi_idc.maps.export.place import Place, place_of
+from wsi_idc.maps.export.place import Place, grid_key, place_of
 from wsi_idc.maps.export.regions import Region, regions_of
 from wsi_idc.maps.export.table import numbers_of
 from wsi_idc.maps.patient_map import PatientMap
@@ -76,12 +76,13 @@ def _tiles(content: PatientMap, place: Place, threshold: float) -> Iterator[dict
     cells = content.row_col[:, ::-1]
     rings = place.points(cells[:, None] + _RING).tolist()  # (N, 5, 2)
     called = content.probability >= threshold
+    grid = grid_key(content)
     rows = zip(cells.tolist(), rings, called.tolist(), numbers.to_dict("records"), strict=True)
     for (col, row), ring, is_idc, measured in rows:
         if measured["label"] < 0:
             del measured["label"]
         yield _feature(
-            f"{content.patient}/tile/{row}/{col}",
+            f"{grid}/tile/{row}/{col}",
             [ring],
             objectType="tile",
             classification=_classification(content, int(is_idc)),
@@ -91,10 +92,11 @@ def _tiles(content: PatientMap, place: Place, threshold: float) -> Iterator[dict
 
 def _annotations(content: PatientMap, place: Place, threshold: float) -> Iterator[dict[str, Any]]:
     probability, idc = content.probability_grid(), content.class_names[_IDC]
+    grid = grid_key(content)
     for number, region in enumerate(regions_of(probability >= threshold), start=1):
         row, col = region.cells[0].tolist()
         yield _feature(
-            f"{content.patient}/region/{row}/{col}",
+            f"{grid}/region/{row}/{col}",
             _rings(region, place),
             objectType="annotation",
             name=f"{idc} {number}",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from wsi_idc import NOTICE
 from wsi_idc.files import replacing
 from wsi_idc.maps.export.layers import Layer
+from wsi_idc.maps.export.place import grid_key
 from wsi_idc.maps.patient_map import PatientMap
 
 TILE_PX = 256
@@ -84,7 +85,7 @@ def _metadata(content: PatientMap, layer: Layer) -> dict[str, Any]:
     """Return what the OME-XML says."""
     name = f"{content.patient} {layer.name}"
     return {
-        "UUID": str(uuid.uuid5(_NAMESPACE, name)),
+        "UUID": str(uuid.uuid5(_NAMESPACE, f"{grid_key(content)}/{layer.name}")),
         "Creator": "wsi-idc",
         "axes": "YXS",
         "Name": name,

@@ -45,6 +45,11 @@ class Place:
         return points.round(_DECIMALS)
 
 
+def grid_key(content: PatientMap) -> str:
+    """Return what tells a map's grid from every other one: cells of two have different ids."""
+    return f"{content.patient}/{content.patch_px}px/{content.cell_px}px/{content.mpp:g}um"
+
+
 def place_of(content: PatientMap, coordinates: str = "level0") -> Place:
     """Return where the grid lies.
 
