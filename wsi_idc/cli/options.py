@@ -131,7 +131,8 @@ def cam_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam"]),
             default="gradcam",
             show_default=True,
-            help="gradcam comes with the forward pass; the others go through torchcam.",
+            help="gradcam comes with the forward pass where only pooling and one linear layer "
+            "follow; the others go through torchcam.",
         ),
         click.option(
             "--cam-layer",
