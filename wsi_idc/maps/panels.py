@@ -8,15 +8,13 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from wsi_idc.colours import LABEL_COLOURS
+from wsi_idc.colours import COLOUR_MAPS, LABEL_COLOURS
 from wsi_idc.figures import printable
 from wsi_idc.maps.grid import mosaic
 from wsi_idc.maps.outline import outline
 from wsi_idc.maps.paint import NUM_COLOURS, Pixels, colour_table, full_strength, grey, paint, shrink
 from wsi_idc.maps.patient_map import PatientMap
 
-# Uniform to the eye, also to a colour-blind one, and one for each quantity.
-_PROBABILITY, _CAM, _UNCERTAINTY = "viridis", "inferno", "cividis"
 _OPACITY = 0.5
 # What is next to nothing should hide nothing, and weak spots should still be seen.
 _CAM_OPACITY = 0.85 * np.sqrt(np.linspace(0, 1, NUM_COLOURS))
@@ -151,7 +149,7 @@ def smoothed(scene: Scene) -> Panel:
 
 def uncertainty(scene: Scene) -> Panel:
     """Show the standard deviation of the probability."""
-    content, table = scene.content, colour_table(_UNCERTAINTY)
+    content, table = scene.content, colour_table(COLOUR_MAPS["uncertainty"])
     assert content.uncertainty is not None
     top = full_strength(content.uncertainty)
     picture = _on_white(content.grid(content.uncertainty) / top, table)
@@ -161,7 +159,7 @@ def uncertainty(scene: Scene) -> Panel:
 
 def cam(scene: Scene) -> Panel:
     """Show the CAM mosaic."""
-    table = colour_table(_CAM)
+    table = colour_table(COLOUR_MAPS["cam"])
     values, top = _cam_values(scene)
     key = _cam_bar(table[:, :3], top)
     return _panel(
@@ -189,7 +187,7 @@ def labels(scene: Scene) -> Panel:
 
 def overlay(scene: Scene) -> Panel:
     """Show the probability over the tissue in grey, which leaves the colours what they are."""
-    ground, table = grey(scene.tissue), colour_table(_PROBABILITY, opacity=_OPACITY)
+    ground, table = grey(scene.tissue), colour_table(COLOUR_MAPS["probability"], opacity=_OPACITY)
     picture = paint(ground, scene.content.probability_grid(), table)
     key = Bar(_over_mean(scene, table), 1.0, "probability of IDC", scene.threshold)
     return _panel(scene, "Probability over tissue", picture, key)
@@ -198,7 +196,7 @@ def overlay(scene: Scene) -> Panel:
 def cam_overlay(scene: Scene) -> Panel:
     """Show the CAM over the tissue in grey, stronger where it is stronger."""
     values, top = _cam_values(scene)
-    table = colour_table(_CAM, opacity=_CAM_OPACITY)
+    table = colour_table(COLOUR_MAPS["cam"], opacity=_CAM_OPACITY)
     picture = paint(grey(scene.tissue), values, table)
     key = _cam_bar(_over_mean(scene, table), top)
     return _panel(scene, f"{_method(scene)} over tissue", picture, key)
@@ -244,7 +242,7 @@ def _panel(
 def _probability_panel(
     scene: Scene, title: str, values: NDArray[np.float32], threshold: float
 ) -> Panel:
-    table = colour_table(_PROBABILITY)
+    table = colour_table(COLOUR_MAPS["probability"])
     key = Bar(table[:, :3], 1.0, "probability of IDC", threshold)
     return _panel(scene, title, _on_white(scene.content.grid(values), table), key)
 
@@ -265,9 +263,9 @@ def _over_mean(scene: Scene, table: Pixels) -> Pixels:
 def _cam_values(scene: Scene) -> tuple[NDArray[np.float32], float]:
     """Return the CAM mosaic as shares of what is drawn at full strength, and that."""
     content, side = scene.content, scene.cell_px
-    assert content.cam is not None
-    top = full_strength(content.cam)
-    blocks = np.stack([shrink(block, height=side, width=side) for block in content.cell_cams()])
+    cams = content.cell_cams()
+    top = full_strength(cams)
+    blocks = np.stack([shrink(block, height=side, width=side) for block in cams])
     return mosaic(blocks / top, content.row_col, shape=content.shape, fill=np.nan), top
 
 

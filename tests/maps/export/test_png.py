@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +7,17 @@ import pytest
 from PIL import Image
 
 from tests.maps.export.maps import full_grid, on_slide, small_map, stored
-from wsi_idc.colours import LABEL_COLOURS
+from wsi_idc.colours import COLOUR_MAPS, LABEL_COLOURS
+from wsi_idc.maps import panels
 from wsi_idc.maps.export import png
 from wsi_idc.maps.export.layers import LABEL_COLOURS as EXPORTED
 from wsi_idc.maps.export.layers import layers_of
 from wsi_idc.maps.export.png import write_legend, write_png
+from wsi_idc.maps.paint import full_strength
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.report.layers import cam_levels
 from wsi_idc.maps.report.legend import LABEL_COLOURS as SHOWN
+from wsi_idc.maps.report.legend import legends_of
 from wsi_idc.maps.store import open_image
 
 
@@ -150,3 +155,26 @@ def test_a_label_has_one_colour_in_pages_and_exports():
 
 def test_without_a_label_there_is_no_layer_of_labels(tmp_path: Path):
     assert list(draw(small_map([[0, 0]], [0.5]), tmp_path)) == ["probability"]
+
+
+@pytest.mark.parametrize("stride_px", [None, 20])
+def test_a_quantity_looks_the_same_in_every_picture(stride_px: int | None):
+    # Where patches overlap a cell shows the middle of its patch; what glows here lies outside.
+    cam = np.ones((6, 10, 10), np.float32)
+    cam[:, 0], cam[:, 5, 5] = 9, 2
+    ones = np.ones(6, np.float32)
+    content = all_of(full_grid(2, 3), cam=cam, stride_px=stride_px, smoothed=ones, uncertainty=ones)
+    content = replace(content, probability=ones)
+    top = full_strength(content.cell_cams())
+    assert (top < 9) is (stride_px is not None)
+    tissue = np.zeros((2, 3, 3), np.uint8)
+    scene = panels.Scene(content, tissue, has_image=False, cell_px=1, threshold=0.5)
+    layers = {layer.name: layer for layer in layers_of(content, None)}
+    legends = {legend.name: legend for legend in legends_of(content, with_tissue=False)}
+    for name in ("probability", "smoothed", "uncertainty", "cam"):
+        key = getattr(panels, name)(scene).key
+        assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colours] == legends[name].palette
+        assert layers[name].scale["colour_map"] == f"matplotlib {COLOUR_MAPS[name]}"
+        assert key.top == legends[name].high == (top if name == "cam" else 1)
+    assert layers["cam"].scale["high"] == top
+    assert cam_levels(content).max() == 255

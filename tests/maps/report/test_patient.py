@@ -221,8 +221,8 @@ def test_a_click_shows_the_patch_and_its_cam(tmp_path: Path):
     )
     assert found[:5] == ["0.200", "IDC", "17.0000", "1, 3", "150, 50 px"]
     assert np.abs(np.array(found[5]) - (200, 40, 40, 255)).max() <= 4  # a JPEG
-    # The lower middle of its CAM, 16 of a top of 28.85: green in viridis.
-    assert np.abs(np.array(found[6]) - (30, 152, 138, 255)).max() <= 8
+    # The lower middle of its CAM, 16 of a top of 28.85: red in inferno.
+    assert np.abs(np.array(found[6]) - (207, 68, 70, 255)).max() <= 8
 
 
 @needs_chromium

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
+from wsi_idc.colours import COLOUR_MAPS
 from wsi_idc.colours import LABEL_COLOURS as HEX_COLOURS
 from wsi_idc.maps.grid import lay
 from wsi_idc.maps.paint import TOP_PERCENTILE, full_strength
@@ -72,7 +73,6 @@ def layers_of(content: PatientMap, read_rows: ReadRows | None) -> list[Layer]:
                 "uncertainty",
                 "Standard deviation of the probability",
                 content.uncertainty,
-                colours="cividis",
                 top=MAX_DEVIATION,
             )
         )
@@ -100,10 +100,10 @@ def _value_layer(
     title: str,
     values: NDArray[np.float32],
     *,
-    colours: str = "viridis",
     top: float = 1.0,
 ) -> Layer:
     """Return a layer of one value a patch, its colours on the same scale for every patient."""
+    colours = COLOUR_MAPS[name]
     grid = _paint(content.grid(values), colours, top)  # (rows, cols, 4)
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
@@ -113,12 +113,12 @@ def _value_layer(
 
 
 def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
-    top = full_strength(cam)
+    top, colours = full_strength(cam), COLOUR_MAPS["cam"]
     index = lay(np.arange(len(cam)), content.row_col, shape=content.shape, fill=-1)
     _, height, width = cam.shape
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
-        blocks = _paint(cam[index[row]], "inferno", top)  # (cols, h, w, 4)
+        blocks = _paint(cam[index[row]], colours, top)  # (cols, h, w, 4)
         blocks[index[row] < 0] = _NO_PATCH
         # Of each px the part of the CAM that its centre lies in: nothing is blended.
         down = ((np.arange(cell_px) + 0.5) * height / cell_px).astype(int)
@@ -127,7 +127,7 @@ def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
         return blocks.transpose(1, 0, 2, 3).reshape(cell_px, -1, 4)
 
     title = f"{content.cam_method} of {content.cam_class}, raw, one scale for the patient"
-    scale = _colour_scale("inferno", top) | {"top_percentile": TOP_PERCENTILE}
+    scale = _colour_scale(colours, top) | {"top_percentile": TOP_PERCENTILE}
     return Layer("cam", title, scale, paint_row)
 
 

@@ -159,9 +159,8 @@ def cam_levels(content: PatientMap) -> NDArray[np.uint8]:
     Returns:
         Shape (rows * h, cols * w) of the window: 1 is a CAM of zero, 255 one of the top or more.
     """
-    assert content.cam is not None
-    window, top = window_of(content), full_strength(content.cam)
-    share = np.clip(np.nan_to_num(small_cam(content.cell_cams())) / top, 0, 1)
+    window, cams = window_of(content), content.cell_cams()
+    share = np.clip(np.nan_to_num(small_cam(cams)) / full_strength(cams), 0, 1)
     levels = (1 + np.round(share * (_MAX_LEVEL - 1))).astype(np.uint8)
     cells = window.cells(content.row_col)
     return mosaic(levels, cells, shape=(window.rows, window.cols), fill=0)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from bokeh.palettes import Cividis256, Magma256, Viridis256
 
+from wsi_idc.colours import COLOUR_MAPS
 from wsi_idc.colours import LABEL_COLOURS as HEX_COLOURS
-from wsi_idc.maps.paint import full_strength
+from wsi_idc.maps.paint import colour_table, full_strength
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.report.layers import (
     FALSE_NEGATIVE,
@@ -21,14 +21,9 @@ CALLED_COLOUR = "#19c8b9"
 TRUTH_COLOUR = "#ffffff"
 HALO_COLOUR = "#102a43"
 SELECTED_COLOUR = "#ffd400"
-# Perceptually uniform, so that equal steps of the value look like equal steps. Probability lies
-# over tissue on white: light where it is low, so that the tissue shows, and short of magma's black.
-_LIGHT_TO_DARK = list(Magma256[:59:-1])
 PALETTES = {
-    "probability": _LIGHT_TO_DARK,
-    "smoothed": _LIGHT_TO_DARK,
-    "cam": list(Viridis256),
-    "uncertainty": list(Cividis256),
+    quantity: ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in colour_table(name).tolist()]
+    for quantity, name in COLOUR_MAPS.items()
 }
 # By code: 1 unknown, 2 non-IDC, 3 IDC; told apart without red and green, and in grey.
 LABEL_COLOURS = {label + 2: HEX_COLOURS[label] for label in (-1, 0, 1)}
@@ -100,7 +95,7 @@ def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
     if content.uncertainty is not None:
         found.append(_bar("uncertainty", "Uncertainty", high=full_strength(content.uncertainty)))
     if content.cam is not None:
-        found.append(_bar("cam", cam_title(content), high=full_strength(content.cam)))
+        found.append(_bar("cam", cam_title(content), high=full_strength(content.cell_cams())))
     if content.smoothed is not None:
         found.append(_bar("smoothed", "Smoothed", high=1))
     found.append(legend_of_probability())
