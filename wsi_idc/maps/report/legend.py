@@ -20,7 +20,7 @@ CLEAR = "#00000000"
 CALLED_COLOUR = "#19c8b9"
 TRUTH_COLOUR = "#ffffff"
 HALO_COLOUR = "#102a43"
-SELECTED_COLOUR = "#ffd400"
+SELECTED_COLOUR = "#ff2bd6"  # neither in viridis nor in inferno
 PALETTES = {
     quantity: ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in colour_table(name).tolist()]
     for quantity, name in COLOUR_MAPS.items()
