@@ -44,6 +44,17 @@ def test_named_maps_are_a_report_of_their_own(work: Path, capsys: pytest.Capture
     assert ",0.85," in (work / "one" / "cohort.csv").read_text()
 
 
+def test_another_threshold_leaves_the_table_of_the_maps_as_it_is(
+    work: Path, capsys: pytest.CaptureFixture[str]
+):
+    Said(capsys, "report")
+    before = {name: (work / "maps" / name).read_bytes() for name in ("cohort.csv", "cohort.h5")}
+    said = Said(capsys, "report", "--threshold", 0.85)
+    assert "report/cohort.csv, report/cohort.h5: 2 patients" in said.out
+    assert ",0.85," in (work / "report" / "cohort.csv").read_text()
+    assert {name: (work / "maps" / name).read_bytes() for name in before} == before
+
+
 def test_a_bad_map_is_set_aside_and_the_rest_goes_on(
     work: Path, capsys: pytest.CaptureFixture[str]
 ):

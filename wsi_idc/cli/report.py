@@ -31,7 +31,7 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     table, the latter with a link to each map.
 
     MAPS are map files or folders of them. Without any, every map in maps/ is in the report, and the
-    table lies among them; the table of MAPS that are named lies in the report's folder.
+    table lies among them; that of MAPS, or at another --threshold, lies in the report's folder.
 
     \b
     Examples:
@@ -41,7 +41,8 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     from wsi_idc.maps.report.build import build_report
 
     paths = map_files(maps)
-    tables = out if maps else DEFAULT_MAPS
+    # A table at another threshold is not that of the maps.
+    tables = DEFAULT_MAPS if not maps and threshold is None else out
     made = build_report(paths, out, tables=tables, threshold=threshold)
     if as_json:
         say_json(vars(made) | {"failed": {str(path): why for path, why in made.failed.items()}})

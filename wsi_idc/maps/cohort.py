@@ -16,7 +16,7 @@ from wsi_idc.config import NO_ROLE
 from wsi_idc.errors import MapError, WsiIdcError
 from wsi_idc.files import write_text
 from wsi_idc.learn.metrics import auc, confusion, threshold_metrics
-from wsi_idc.maps.cohort_store import write_cohort_h5
+from wsi_idc.maps.cohort_store import check_replaceable, write_cohort_h5
 from wsi_idc.maps.grid import lay, shape_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import COHORT_H5, map_paths, read_map
@@ -90,13 +90,34 @@ class Cohort:
         """Write ``cohort.csv`` and ``cohort.h5`` into ``folder``, each in one atomic step.
 
         Raises:
-            MapError: A map of a patient named cohort is where ``cohort.h5`` would be.
+            MapError: As of ``check_tables``.
         """
+        check_tables(folder)
         table = self.table()
         csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
         write_cohort_h5(hdf5, table, self.paths)
         write_text(csv, table.to_csv(index=False, float_format="%.6g"))
         return csv, hdf5
+
+
+def check_tables(folder: Path) -> None:
+    """Raise where the table of a cohort would take the place of something else in ``folder``.
+
+    Raises:
+        MapError: A map of a patient named cohort, or what is no such table, is there.
+    """
+    check_replaceable(folder / COHORT_H5)
+    csv = folder / COHORT_CSV
+    if csv.exists() and not _is_table(csv):
+        raise MapError(f"{csv} is of something else and would be lost; move it away")
+
+
+def _is_table(csv: Path) -> bool:
+    start = ",".join(COLUMNS[:3]).encode()
+    if not csv.is_file():  # a pipe would be waited for
+        return False
+    with csv.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def cohort_table(maps: Path | Sequence[Path], *, threshold: float | None = None) -> pd.DataFrame:

@@ -31,13 +31,9 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
         maps: Patient to map file.
 
     Raises:
-        MapError: ``path`` is a patient's map.
+        MapError: ``path`` is a patient's map, or another file that is no such table.
     """
-    if is_map(path):
-        raise MapError(
-            f"{path} is the map of a patient, not a table to replace; put that map into another "
-            "folder"
-        )
+    check_replaceable(path)
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "complete": 0})
         file.attrs["num_maps"] = len(maps)
@@ -53,6 +49,21 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
         file.flush()
         data = file.id.get_file_image()
     write_bytes(path, data)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise where a cohort file would take the place of something else.
+
+    Raises:
+        MapError: It says what to do.
+    """
+    if is_map(path):
+        raise MapError(
+            f"{path} is the map of a patient, not a table to replace; put that map into another "
+            "folder"
+        )
+    if path.exists() and not is_cohort(path):
+        raise MapError(f"{path} is of something else and would be lost; move it away")
 
 
 def _write_column(group: h5py.Group, name: str, values: pd.Series) -> None:

@@ -51,6 +51,33 @@ def test_a_page_of_something_else_is_not_written_over(tmp_path: Path):
         build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
 
 
+def test_pages_and_tables_of_something_else_are_not_written_over(tmp_path: Path):
+    maps, out = tmp_path / "maps", tmp_path / "report"
+    for patient in ("P1", "P2"):
+        write_hand_map(maps, patient=patient)
+    out.mkdir()
+    mine = out / "P1.html"
+    mine.write_text("<title>Evaluation: wsi-idc</title>")
+    report = build_report(map_paths(maps), out, tables=maps)
+    assert list(report.pages) == ["P2"]
+    assert report.failed == {
+        maps / "P1.h5": f"{mine} is of something else and would be lost; give another --out"
+    }
+    assert mine.read_text() == "<title>Evaluation: wsi-idc</title>"
+    mine.unlink()
+    (out / "index.html").unlink()  # as where a report was stopped: its pages are known
+    assert list(build_report(map_paths(maps), out, tables=maps).pages) == ["P1", "P2"]
+    for name in ("cohort.csv", "cohort.h5"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        table = tmp_path / "other" / name
+        table.write_text("patient,age\n")
+        with pytest.raises(MapError, match=rf"{name} is of something else and would be lost"):
+            build_report(map_paths(maps), tmp_path / "new", tables=tmp_path / "other")
+        assert table.read_text() == "patient,age\n"
+        table.unlink()
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_page_that_cannot_be_written_is_set_aside(tmp_path: Path):
     for patient in ("P1", "P2"):
         write_hand_map(tmp_path, patient=patient)

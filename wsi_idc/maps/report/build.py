@@ -6,8 +6,15 @@ from pathlib import Path
 
 from wsi_idc.errors import MapError, WsiIdcError
 from wsi_idc.files import check_output, write_text
-from wsi_idc.maps.cohort import Cohort
-from wsi_idc.maps.report.index import Card, card_of, cohort_page, is_cohort_page, page_name
+from wsi_idc.maps.cohort import Cohort, check_tables
+from wsi_idc.maps.report.index import (
+    Card,
+    card_of,
+    cohort_page,
+    is_cohort_page,
+    is_patient_page,
+    page_name,
+)
 from wsi_idc.maps.report.patient import patient_page
 from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.progress import progress
@@ -48,10 +55,11 @@ def build_report(
 
     Raises:
         MapError: No map can be used.
-        WsiIdcError: ``out`` cannot be written to, or has an index.html that is no report's.
+        WsiIdcError: ``out`` cannot be written to, or what is there would be lost.
     """
     index = out / INDEX_HTML
     check_output(out, writes=(INDEX_HTML,), marks=(INDEX_HTML,) if is_cohort_page(index) else ())
+    check_tables(tables)
     report, cohort = Report(), Cohort()
     cards: list[Card] = []
     with progress(len(maps), what="reporting", unit="map") as bar:
@@ -78,6 +86,8 @@ def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float
     page = out / page_name(patient)
     if page.name.lower() == INDEX_HTML:
         raise MapError(f"{path}: the page of patient {patient} would be the cohort's; rename it")
+    if page.exists() and not is_patient_page(page):
+        raise MapError(f"{page} is of something else and would be lost; give another --out")
     cohort.add(path, content, threshold=threshold)
     row = cohort.rows[patient]
     try:

@@ -1,6 +1,7 @@
 """The cohort's page: every patient as a card, to be sorted and found."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from wsi_idc.maps.report.template import POLICY, read_text, template
 _THUMBNAIL_PX = 260
 # By which the page is known again, and what it lies in.
 _TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
+_PATIENTS_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
 # What cards can be sorted by: column, what the page calls it, whether the largest comes first.
 SORTS = (
     ("idc_fraction", "IDC fraction", True),
@@ -99,9 +101,18 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
 
 def is_cohort_page(path: Path) -> bool:
     """Return whether a file is the cohort's page of an earlier report."""
+    return _holds(path, _TITLE)
+
+
+def is_patient_page(path: Path) -> bool:
+    """Return whether a file is a patient's page of an earlier report."""
+    return _holds(path, _PATIENTS_TITLE)
+
+
+def _holds(path: Path, title: str) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
-            return _TITLE in file.read(_HEAD_CHARS)
+            return re.search(title, file.read(_HEAD_CHARS)) is not None
     except (OSError, ValueError):
         return False
 
