@@ -12,7 +12,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import map_path
-from wsi_idc.maps.work import MapReport, MapWork, Writers, stopped
+from wsi_idc.maps.work import MapReport, MapWork, stopped
+from wsi_idc.maps.writers import Writers
 from wsi_idc.progress import progress
 
 

@@ -17,7 +17,8 @@ from wsi_idc.learn.predict import MPP_TOLERANCE, PatchPredictor, Predicted
 from wsi_idc.maps.grid import shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import map_path
-from wsi_idc.maps.work import MapReport, MapWork, Writers, set_aside, stopped
+from wsi_idc.maps.work import MapReport, MapWork, stopped
+from wsi_idc.maps.writers import Writers, set_aside
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.progress import progress
 from wsi_idc.slides.manifest import ManifestRow

@@ -1,14 +1,10 @@
-"""What making maps from packs and from slides has in common: identity, writing, report."""
+"""What making maps from packs and from slides has in common: identity, content, report."""
 
 import logging
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,19 +12,16 @@ from numpy.typing import NDArray
 
 from wsi_idc.config import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.errors import (
-    BusyError,
     CheckpointError,
-    DiskFullError,
     MapError,
     StoppedError,
-    WsiIdcError,
 )
 from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import Predicted
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.schema import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
-from wsi_idc.maps.store import map_path, read_provenance, write_map
+from wsi_idc.maps.store import map_path, read_provenance
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layer import cam_grid, usual_cam_layer
 from wsi_idc.models.device import Compute
@@ -36,11 +29,6 @@ from wsi_idc.models.registry import architecture
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
-
-_WRITERS = 2
-# How long another process may take to write the same map.
-_PATIENCE_SECONDS = 60.0
-_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass
@@ -233,78 +221,6 @@ def _role(method: Method, patient: str) -> str:
         return "train"
     roles = {one.split.get(patient, NO_ROLE) for one in method.checkpoints}
     return next(role for role in (*ROLES, NO_ROLE) if role in roles)
-
-
-class Writers:
-    """Threads that write maps while the next ones are being computed; a context manager.
-
-    Args:
-        work: Where to, and when to stop.
-        report: Is told what became of each map.
-    """
-
-    def __init__(self, work: MapWork, report: MapReport) -> None:
-        self._work, self._report = work, report
-        self._pool = ThreadPoolExecutor(_WRITERS)
-        self._writing: deque[tuple[str, Future[PatientMap]]] = deque()
-
-    def __enter__(self) -> "Writers":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._pool:
-            while self._writing:
-                self._settle(*self._writing.popleft())
-
-    def submit(self, patient: str, make: Callable[[], PatientMap]) -> None:
-        """Make and write a patient's map in a thread."""
-        self._writing.append((patient, self._pool.submit(_write, self._work.out, make)))
-        # A bounded number in memory: a slow disk makes the network wait.
-        if len(self._writing) > 2 * _WRITERS:
-            self._settle(*self._writing.popleft())
-
-    def _settle(self, patient: str, future: "Future[PatientMap]") -> None:
-        """Wait for a map to be written and note what became of it."""
-        report = self._report
-        try:
-            content = future.result()
-        except (WsiIdcError, OSError) as error:
-            set_aside(report, patient, error)
-            return
-        report.made[patient] = map_path(self._work.out, patient)
-        report.patches[patient] = len(content.probability)
-        report.idc_fraction[patient] = content.idc_fraction()
-
-
-def set_aside(report: MapReport, patient: str, error: Exception) -> None:
-    """Note that a patient has no map, and go on.
-
-    Raises:
-        DiskFullError: It was this: the next ones would only be computed to have no room.
-    """
-    if isinstance(error, DiskFullError):
-        raise error
-    report.failed[patient] = str(error)
-    logger.warning("%s: %s", patient, error)
-
-
-def _write(out: Path, make: Callable[[], PatientMap]) -> PatientMap:
-    """Write one map; one that another process is writing at the same time is written after it."""
-    content = make()
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            write_map(map_path(out, content.patient), content)
-            return content
-        except BusyError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def stopped(work: MapWork, report: MapReport, *, num_due: int) -> StoppedError:
