@@ -149,6 +149,12 @@ _LAYERS = {
 }
 
 
+def test_numbers_of_the_smoothing_are_short():
+    smoothing = {"sigma_um": 399.1353414198707, "temperature": 0.70098960598, "threshold": 0.5}
+    names = dict(provenance_of(hand_map(smoothing=smoothing)))
+    assert names["smoothing"] == "sigma_um 399.1, temperature 0.701, threshold 0.5"
+
+
 def test_provenance_leaves_out_what_is_not_known():
     names = dict(provenance_of(hand_map(cam=None, model={}, provenance={"identity": "odd"})))
     assert set(names) == {"threshold, temperature", "resolution", "classes"} | (

@@ -93,7 +93,7 @@ def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
         ("sha256", model.get("sha256")),
         ("patient in its split", model.get("role_of_patient")),
         ("threshold, temperature", f"{content.threshold:.4g}, {content.temperature:.4g}"),
-        ("smoothing", _pairs(smoothing) if smoothing else None),
+        ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
         ("CAM", cam),
         ("settings", _pairs({k: v for k, v in identity.items() if k not in _ELSEWHERE})),
         ("8 views", "yes" if model.get("tta") else None),
