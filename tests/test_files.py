@@ -12,6 +12,7 @@ import pytest
 from wsi_idc.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.files import (
     discard,
+    is_in_work,
     locked,
     parse_json,
     plain_name,
@@ -116,6 +117,15 @@ def test_lock_is_held_once_and_given_back_also_on_failure(tmp_path):
             with pytest.raises(BusyError), locked(lock, what=tmp_path):
                 pass
             raise RuntimeError
+
+
+def test_whether_a_file_is_in_work_is_told_without_a_trace(tmp_path):
+    path = tmp_path / "result.txt"
+    assert not is_in_work(path)
+    with scratch(path):
+        assert is_in_work(path)
+    assert not is_in_work(path)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("place", ["file/result.txt", "/proc/result.txt", "x" * 250])

@@ -82,6 +82,11 @@ def discard(path: Path) -> None:
             pass
 
 
+def is_in_work(path: Path) -> bool:
+    """Return whether another process is in a block of ``scratch`` or ``resumable`` for ``path``."""
+    return is_held(_partial(path))
+
+
 def _partial(path: Path) -> Path:
     # Where nothing can be locked, only a name of its own keeps another process out.
     own = "" if _can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
@@ -137,6 +142,17 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether another process holds a lock of ``locked``."""
+    if not lock.exists():
+        return False
+    try:
+        with locked(lock, what=lock):
+            return False
+    except BusyError:
+        return True
 
 
 def _can_lock(folder: Path) -> bool:

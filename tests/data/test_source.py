@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 import subprocess
@@ -205,9 +206,34 @@ def test_a_damaged_pack_that_another_process_mends_is_waited_for(tree, monkeypat
             raise DataError(f"{pack}: damaged")
         return Pack(pack)
 
-    monkeypatch.setattr("wsi_idc.data.source._pack_tree", busy)
+    monkeypatch.setattr("wsi_idc.data.source.prepare", busy)
     monkeypatch.setattr("wsi_idc.data.source.Pack", gone)
     assert len(open_data(tree)) == 7
+
+
+def test_a_pack_in_the_making_is_waited_for_without_a_look_at_the_tree(tree, monkeypatch, caplog):
+    path = open_data(tree).path
+    whole = path.read_bytes()
+    path.unlink()
+    tried, looks = [], []
+
+    def busy(tree: Path, pack: Path) -> None:
+        tried.append(pack)
+        raise BusyError(f"{pack}: another process is writing it")
+
+    def is_in_making(pack: Path) -> bool:
+        looks.append(pack)
+        if len(looks) == 3:
+            pack.write_bytes(whole)
+        return len(looks) < 3
+
+    monkeypatch.setattr("wsi_idc.data.source.prepare", busy)
+    monkeypatch.setattr("wsi_idc.data.source.is_in_making", is_in_making)
+    monkeypatch.setattr("wsi_idc.data.source._SECONDS_BETWEEN_LOOKS", 0)
+    with caplog.at_level(logging.INFO):
+        assert len(open_data(tree)) == 7
+    assert (tried, looks) == ([path], [path] * 3)
+    assert sum("waiting for another process" in line for line in caplog.messages) == 1
 
 
 def test_what_a_kill_left_beside_a_whole_pack_is_removed(tree):

@@ -21,7 +21,7 @@ from wsi_idc.data.pack import is_pack, write_pack
 from wsi_idc.data.pack_read import MAX_PATCH_PX, PackInfo
 from wsi_idc.data.statistics import channel_statistics
 from wsi_idc.errors import DataError
-from wsi_idc.files import discard, resumable, write_text
+from wsi_idc.files import discard, is_in_work, resumable, write_text
 from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,11 @@ def _write_lists(out: Path, lists: Mapping[str, Iterable[Problem]]) -> None:
 def clear_scratch(pack: Path) -> None:
     """Remove what a ``prepare`` left that was killed when it had just put ``pack`` there."""
     discard(_scratch_of(pack))
+
+
+def is_in_making(pack: Path) -> bool:
+    """Return whether another process is making ``pack``."""
+    return is_in_work(_scratch_of(pack))
 
 
 def _scratch_of(out: Path) -> Path:

@@ -18,7 +18,7 @@ from wsi_idc.data.index import content_key, holds_patches, open_origin, read_pro
 from wsi_idc.data.origin import UNREADABLE, Origin
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.pack_read import FORMAT, FORMAT_VERSION, stated_format
-from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, prepare
+from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, is_in_making, prepare
 from wsi_idc.data.stage import staged
 from wsi_idc.errors import BusyError, DataError
 
@@ -150,22 +150,16 @@ def _can_read_more(origin: Origin, paths: list[str], pack: Path) -> bool:
 
 def _pack_once(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
     """Make the pack unless it is there, or wait until another process has made it."""
-    waiting = False
     while not is_made():
         # The tasks of a job array start together: one packs, the others wait for it.
         try:
-            _pack_tree(tree, pack)
+            logger.info("packing %s once, into %s", tree, pack)
+            prepare(tree, pack)
             return
         except BusyError:
-            if not waiting:
-                logger.info("waiting for another process that packs %s into %s", tree, pack)
-            waiting = True
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _pack_tree(tree: Path, pack: Path) -> None:
-    logger.info("packing %s once, into %s", tree, pack)
-    prepare(tree, pack)
+            logger.info("waiting for another process that packs %s into %s", tree, pack)
+            while is_in_making(pack):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def cache_folder() -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 
 from wsi_idc.config import DEFAULT_MAPS, TrainConfig
 from wsi_idc.data.source import default_data, pack_at
-from wsi_idc.errors import BusyError, CheckpointError, RunError, WsiIdcError
-from wsi_idc.files import locked
+from wsi_idc.errors import CheckpointError, RunError, WsiIdcError
+from wsi_idc.files import is_held
 from wsi_idc.hpc.jobs import MAP, TRAIN, Job, Task, matches
 from wsi_idc.hpc.search_file import SEARCH, read_search, train_types
 from wsi_idc.learn.evaluation_files import (
@@ -124,7 +124,7 @@ def _of_run(run: Run) -> tuple[str, str]:
         detail = f"{last['epoch']:.0f}{f' of {wanted}' if wanted else ''} epochs"
         if "val_average_precision" in last:
             detail += f", val AP {last['val_average_precision']:.4f}"
-    return (RUNNING if _is_held(run.folder / ".lock") else STOPPED), detail
+    return (RUNNING if is_held(run.folder / ".lock") else STOPPED), detail
 
 
 def _changed(run: Run, settings: Mapping[str, Any]) -> str:
@@ -141,16 +141,6 @@ def _changed(run: Run, settings: Mapping[str, Any]) -> str:
     asked = run.read().get("asked")
     before = asked if isinstance(asked, dict) else {}
     return difference({key: before.get(key) for key in wanted}, wanted)
-
-
-def _is_held(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    try:
-        with locked(lock, what=lock):
-            return False
-    except BusyError:
-        return True
 
 
 def _of_search(job: Job) -> TaskStatus:
