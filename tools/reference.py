@@ -232,9 +232,9 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         Checkpoint,
         InputSpec,
         Smoothing,
-        load_dict,
         save_checkpoint,
     )
+    from wsi_idc.models.dict_file import load_dict
 
     spec = InputSpec(_SIDE, 4.0, None, (0.5,) * 3, (0.2,) * 3)
     names, smoothing = ("non-IDC", "IDC"), Smoothing(1.0, 1.0, 0.5)

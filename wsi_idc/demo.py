@@ -15,7 +15,8 @@ from wsi_idc.learn.evaluation import Evaluation
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.pages.evaluation_report import evaluate_into
 from wsi_idc.learn.runs import Run, default_run
-from wsi_idc.learn.training.train import train, what_is_asked
+from wsi_idc.learn.training.asked import what_is_asked
+from wsi_idc.learn.training.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.render import render_map
 from wsi_idc.maps.report.build import build_report

@@ -12,7 +12,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.hpc.status import queue_of, status_of
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.training.train import what_is_asked
+from wsi_idc.learn.training.asked import what_is_asked
 from wsi_idc.maps.cohort_run import shard, sizes_of_patients
 
 from .test_jobs import write

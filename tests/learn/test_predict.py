@@ -7,7 +7,8 @@ import torch
 from tests.models.test_compiled import needs_a_compiler
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError, DeviceError
-from wsi_idc.learn.predict import check_fits, patch_predictor, predict, predict_logits
+from wsi_idc.learn.method import check_fits
+from wsi_idc.learn.predict import patch_predictor, predict, predict_logits
 from wsi_idc.learn.transfer import Link
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint

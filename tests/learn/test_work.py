@@ -22,7 +22,8 @@ from wsi_idc.data.splits import make_split
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.predict import predict
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.training.state import resolve, set_up
+from wsi_idc.learn.training.asked import resolve
+from wsi_idc.learn.training.state import set_up
 from wsi_idc.learn.training.train import steps
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.work import MapWork

@@ -19,7 +19,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.hpc.cores import available_cores
 from wsi_idc.learn.runs import Run
-from wsi_idc.learn.training.state import Training, resolve, set_up
+from wsi_idc.learn.training.asked import resolve
+from wsi_idc.learn.training.state import Training, set_up
 from wsi_idc.learn.training.train import steps
 from wsi_idc.models.classifier import to_images
 from wsi_idc.models.device import Compute

@@ -52,9 +52,8 @@ def train(
     from wsi_idc.hpc.distributed import joined
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.learn.runs import Run, default_run
-    from wsi_idc.learn.training.state import resolve
+    from wsi_idc.learn.training.asked import resolve, what_is_asked
     from wsi_idc.learn.training.train import train as run_training
-    from wsi_idc.learn.training.train import what_is_asked
     from wsi_idc.models.device import choose_compute
     from wsi_idc.progress import set_up_logging
 

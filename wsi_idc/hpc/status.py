@@ -22,7 +22,7 @@ from wsi_idc.learn.evaluation_files import (
     way_of,
 )
 from wsi_idc.learn.runs import Run, difference
-from wsi_idc.learn.training.state import is_file, resolve
+from wsi_idc.learn.training.asked import is_file, resolve
 from wsi_idc.maps.cohort_run import (
     read_patients,
     rows_of,

@@ -17,13 +17,16 @@ from wsi_idc.data.augment import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
 from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.calibrate import idc_probability, smoothed_probability
-from wsi_idc.learn.predict import PatchPredictor, Predicted, check_fits, patch_predictor, predict
+from wsi_idc.learn.predict import PatchPredictor, Predicted, patch_predictor, predict
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layer import check_cam_layer, usual_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.device import Compute
 from wsi_idc.models.registry import architecture
+
+# Networks bear a little of a difference in scale, and files state mpp with rounding.
+MPP_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -214,3 +217,22 @@ class Method:
         members = [one.summary() for one in self.checkpoints]
         found = {**members[0], "tta": self.tta, "smooth": self.smooth}
         return found if len(members) == 1 else {**found, "ensemble": members}
+
+
+def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:
+    """Raise where patches of the pack are not what the model was trained on.
+
+    Raises:
+        CheckpointError: Their size or their microns per pixel differ.
+    """
+    spec, info = checkpoint.input, pack.info
+    if spec.patch_px != info.patch_px:
+        raise CheckpointError(
+            f"{checkpoint.source}: takes patches of {spec.patch_px} px, {pack.path} has "
+            f"{info.patch_px} px; prepare the data at the model's size"
+        )
+    if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
+        raise CheckpointError(
+            f"{checkpoint.source}: was trained at {spec.mpp:g} um/px, {pack.path} has "
+            f"{info.mpp:g} um/px; use data and model of one resolution"
+        )

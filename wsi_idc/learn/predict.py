@@ -15,13 +15,12 @@ from wsi_idc.ahead import one_ahead
 from wsi_idc.config import PREDICT_BATCH_SIZE
 from wsi_idc.data.augment import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
-from wsi_idc.errors import CheckpointError, DeviceError
+from wsi_idc.errors import CheckpointError
 from wsi_idc.learn.transfer import Coming, Link, Sent
 from wsi_idc.models.cam import CamSpec, cam_extractor
-from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, to_images
 from wsi_idc.models.compiled import can_compile, compiled
-from wsi_idc.models.device import Compute
+from wsi_idc.models.device import Compute, memory_for
 from wsi_idc.models.folded import folded
 
 logger = logging.getLogger(__name__)
@@ -29,17 +28,11 @@ logger = logging.getLogger(__name__)
 # Patches on the device to logits (n, num_classes) and CAM (n, h, w), or None for the latter.
 Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-# Networks bear a little of a difference in scale, and files state mpp with rounding.
-MPP_TOLERANCE = 0.1
 # A short last batch is filled up to a multiple of this: a few patches would be computed by other
 # kernels, and the same patch would get other last digits in other company.
 _PATCHES_AT_LEAST = 16
 # Quarter turns are undone by those that complete them; a flip and a turn undo themselves.
 _UNDO = (0, 3, 2, 1, 4, 5, 6, 7)
-
-
-class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
-    """A device has too little memory; also torch's own error, for those that have an answer."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +174,7 @@ def _predict(
     # One batch is under way on the device while the last one's results are used.
     under_way: tuple[Coming, int] | None = None
     for batch in compute.usage.waited_for(batches):
-        with compute.usage.computing(batch.num), _memory_for(batch.num, compute.device):
+        with compute.usage.computing(batch.num), memory_for(batch.num, compute.device):
             logit, mean_cam = _forward(run, batch.patches.get(), compute, views=views)
         coming = link.fetch([logit] if mean_cam is None else [logit, mean_cam])
         if under_way is not None:
@@ -194,7 +187,7 @@ def _predict(
 def _ready(
     classifiers: Sequence[PatchClassifier], compute: Compute, cam: CamSpec | None, stack: ExitStack
 ) -> list[Extract]:
-    with _memory_for("the model; end what else uses it", compute.device):
+    with memory_for("the model; end what else uses it", compute.device):
         return [_extract(classifier, compute, cam, stack) for classifier in classifiers]
 
 
@@ -285,35 +278,5 @@ def _filled(patches: NDArray[np.uint8], link: Link, *, multiple: int) -> _Batch:
     num = len(patches)
     padding = -num % multiple
     filled = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
-    with _memory_for(num, link.device):
+    with memory_for(num, link.device):
         return _Batch(link.send(filled), num)
-
-
-@contextmanager
-def _memory_for(what: int | str, device: torch.device) -> Iterator[None]:
-    """Turn a device's lack of memory for some patches, or something else, into one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        if isinstance(what, int):
-            what = f"{what} patches at once; give a smaller --batch-size"
-        raise TooLittleMemoryError(f"{device} has too little memory for {what}") from None
-
-
-def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:
-    """Raise where patches of the pack are not what the model was trained on.
-
-    Raises:
-        CheckpointError: Their size or their microns per pixel differ.
-    """
-    spec, info = checkpoint.input, pack.info
-    if spec.patch_px != info.patch_px:
-        raise CheckpointError(
-            f"{checkpoint.source}: takes patches of {spec.patch_px} px, {pack.path} has "
-            f"{info.patch_px} px; prepare the data at the model's size"
-        )
-    if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
-        raise CheckpointError(
-            f"{checkpoint.source}: was trained at {spec.mpp:g} um/px, {pack.path} has "
-            f"{info.mpp:g} um/px; use data and model of one resolution"
-        )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from wsi_idc.errors import CheckpointError, SlideError, WsiIdcError
 from wsi_idc.files import sha256
-from wsi_idc.learn.predict import MPP_TOLERANCE, PatchPredictor, Predicted
+from wsi_idc.learn.method import MPP_TOLERANCE
+from wsi_idc.learn.predict import PatchPredictor, Predicted
 from wsi_idc.maps.grid import shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import map_path

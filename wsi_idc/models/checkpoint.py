@@ -1,22 +1,17 @@
 """The checkpoint: one file that rebuilds a classifier with nothing from memory."""
 
-import contextlib
-import hashlib
-import io
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
-from wsi_idc.files import write_bytes
 from wsi_idc.models.checkpoint_check import (
     check_input,
     check_numbers,
@@ -24,13 +19,13 @@ from wsi_idc.models.checkpoint_check import (
     is_temperature,
 )
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.dict_file import load_with_fingerprint, save_dict
 from wsi_idc.models.registry import architecture
 from wsi_idc.models.trace import skeleton
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
 BUNDLED = "bundled"
-_REMEDY = "give a .pt file that wsi-idc train wrote"
 # What reading the fields of a file made to deceive can raise.
 _DAMAGED = (
     *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
@@ -190,7 +185,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, of another kind or another version.
     """
-    content, fingerprint = _load_with_fingerprint(path)
+    content, fingerprint = load_with_fingerprint(path, kind=FORMAT)
     if content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version")
         raise CheckpointError(
@@ -260,64 +255,6 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     # The versions of its modules, without which MNASNet takes no state.
     ordered._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
     network.load_state_dict(ordered)
-
-
-def save_dict(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values in one atomic step."""
-    # In memory first: torch answers a full disk with an error of its own kind.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
-
-
-def load_dict(path: Path, *, kind: str) -> dict[str, Any]:
-    """Read a dictionary that ``torch.save`` wrote and whose "format" is ``kind``.
-
-    Raises:
-        CheckpointError: It is missing, cannot be read or is something else.
-    """
-    return _of_kind(load_plain(path, remedy=_REMEDY), path, kind=kind)
-
-
-def _load_with_fingerprint(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a checkpoint, and the SHA-256 of the very bytes that were read."""
-    # Once: a training may put another one there at any time.
-    with _readable(path, remedy=_REMEDY):
-        data = path.read_bytes()
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return _of_kind(content, path, kind=FORMAT), hashlib.sha256(data).hexdigest()
-
-
-def _of_kind(content: Any, path: Path, *, kind: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or content.get("format") != kind:
-        raise CheckpointError(f"{path}: not a {kind} file; give a .pt that wsi-idc train wrote")
-    return content
-
-
-def load_plain(path: Path, *, remedy: str) -> Any:
-    """Read what ``torch.save`` wrote, if it is tensors and plain values; no code in it is run.
-
-    Raises:
-        CheckpointError: It is missing or cannot be read; ``remedy`` ends the message.
-    """
-    with _readable(path, remedy=remedy):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextlib.contextmanager
-def _readable(path: Path, *, remedy: str) -> Iterator[None]:
-    """Turn what reading a file raises into one line."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; {remedy}") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder; {remedy}") from None
-    # torch.load answers a file of another kind with whatever its parsers raise.
-    except Exception as error:  # noqa: BLE001
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}"
-        ) from None
 
 
 def bundled_checkpoint() -> Path:

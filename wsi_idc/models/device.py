@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
+    """A device has too little memory; also torch's own error, for those that have an answer."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +130,18 @@ def _warn_of_waste(given: str) -> None:
         given,
         why,
     )
+
+
+@contextlib.contextmanager
+def memory_for(what: int | str, device: torch.device) -> Iterator[None]:
+    """Turn a device's lack of memory for some patches, or something else, into one line.
+
+    Raises:
+        TooLittleMemoryError: There is too little.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if isinstance(what, int):
+            what = f"{what} patches at once; give a smaller --batch-size"
+        raise TooLittleMemoryError(f"{device} has too little memory for {what}") from None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from wsi_idc.errors import CheckpointError
 from wsi_idc.files import sha256
-from wsi_idc.models.checkpoint import FORMAT, load_checkpoint, load_plain, load_state
+from wsi_idc.models.checkpoint import FORMAT, load_checkpoint, load_state
+from wsi_idc.models.dict_file import load_plain
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
 
 _MAX_NAMED = 3

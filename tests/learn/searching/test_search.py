@@ -25,7 +25,7 @@ from wsi_idc.learn.searching.search import search
 from wsi_idc.learn.searching.space import SearchSpec, Span
 from wsi_idc.learn.searching.study import Study
 from wsi_idc.learn.searching.trials import SearchResult, Trial, best_job, draw, ranked
-from wsi_idc.learn.training.state import resolve
+from wsi_idc.learn.training.asked import resolve
 from wsi_idc.models.checkpoint import load_checkpoint
 
 FIXED = {"model": "cnn", "epochs": 1, "batch_size": 32, "split": "ratio:50/25/25"}

@@ -19,9 +19,10 @@ from wsi_idc.files import locked
 from wsi_idc.learn.evaluate import choose_patients
 from wsi_idc.learn.method import Method
 from wsi_idc.learn.runs import Run
+from wsi_idc.learn.training.asked import resolve, what_is_asked
 from wsi_idc.learn.training.journal import Journal
-from wsi_idc.learn.training.state import Training, resolve, set_up
-from wsi_idc.learn.training.train import train, what_is_asked
+from wsi_idc.learn.training.state import Training, set_up
+from wsi_idc.learn.training.train import train
 from wsi_idc.maps.build import build_maps
 from wsi_idc.maps.store import read_map
 from wsi_idc.maps.work import MapWork

@@ -22,7 +22,7 @@ from wsi_idc.learn.runs import Run, difference
 from wsi_idc.learn.searching.space import SearchSpec, in_words
 from wsi_idc.learn.searching.study import Claim, Pruned, Study, waiting_for
 from wsi_idc.learn.searching.trials import SearchResult, ranked, run_folder, write_result
-from wsi_idc.learn.training.state import resolve, weights_fingerprint
+from wsi_idc.learn.training.asked import resolve, weights_fingerprint
 from wsi_idc.learn.training.train import train
 from wsi_idc.models.device import choose_compute
 from wsi_idc.models.pretrained import weights_file

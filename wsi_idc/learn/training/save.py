@@ -11,8 +11,9 @@ import torch
 from wsi_idc.errors import RunError
 from wsi_idc.learn.runs import is_plain_number
 from wsi_idc.learn.training.state import Place, Training
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_dict, load_state, save_dict
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_state
 from wsi_idc.models.checkpoint_check import is_plain
+from wsi_idc.models.dict_file import load_dict, save_dict
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.data.statistics import channel_histogram, channel_statistics
 from wsi_idc.errors import RunError
-from wsi_idc.files import sha256
 from wsi_idc.hpc.distributed import ALONE, World
 from wsi_idc.learn.runs import Run
+from wsi_idc.learn.training.asked import is_file
 from wsi_idc.learn.training.objective import Objective, inverse_frequency
 from wsi_idc.learn.training.optim import make_optimizer, running_average
 from wsi_idc.learn.training.patch_source import PatchSource
@@ -44,9 +44,6 @@ from wsi_idc.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
-RATE_FROM_SCRATCH = 1e-3
-RATE_PRETRAINED = 3e-4
-SGD_RATE_FACTOR = 10
 # The same balance of classes is corrected by either, so the same shift of the odds is undone.
 SHIFTING = ("class-weights", "oversample")
 _IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
@@ -132,48 +129,6 @@ class Training:
         return (
             self.classifier if self.average is None else cast(PatchClassifier, self.average.module)
         )
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with all that it leaves open.
-
-    Raises:
-        CheckpointError: There is no such model.
-    """
-    arch = architecture(config.model)
-    weights = config.weights
-    if weights == "auto":
-        weights = "imagenet" if arch.imagenet is not None else "none"
-    rate = RATE_FROM_SCRATCH if weights == "none" else RATE_PRETRAINED
-    rate *= SGD_RATE_FACTOR if config.optimizer == "sgd" else 1
-    normalize = config.normalize
-    if normalize == "auto" and weights == "none":
-        normalize = "dataset"
-    return replace(
-        config,
-        model=arch.name,
-        weights=weights,
-        normalize=normalize,
-        input_size=config.input_size or arch.input_px or 0,
-        learning_rate=config.learning_rate or rate,
-    )
-
-
-def is_file(weights: str) -> bool:
-    """Return whether the weights to start from are those of a file."""
-    return weights not in ("auto", "imagenet", "none")
-
-
-def weights_fingerprint(config: TrainConfig) -> str | None:
-    """Return the SHA-256 of the file to start from, None where there is none."""
-    if not is_file(config.weights):
-        return None
-    try:
-        return sha256(Path(config.weights))
-    except OSError as error:
-        raise RunError(
-            f"--weights {config.weights}: {error.strerror}; give imagenet, none or a .pt file"
-        ) from None
 
 
 def set_up(

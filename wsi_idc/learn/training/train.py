@@ -4,8 +4,6 @@ Every random draw is a function of the seed and of the place in the training (ep
 of what was drawn before: so a stopped training resumes to the very same weights.
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -25,17 +23,15 @@ from wsi_idc.hpc.preempt import StopRequest
 from wsi_idc.learn import metrics
 from wsi_idc.learn.calibrate import idc_probability
 from wsi_idc.learn.runs import Run
+from wsi_idc.learn.training.asked import is_file, resolve, what_is_asked
 from wsi_idc.learn.training.batches import batches
 from wsi_idc.learn.training.journal import Journal
 from wsi_idc.learn.training.judge import diverged, finish, read_or_recalibrate, val_logits
 from wsi_idc.learn.training.optim import plateau_share, rate_share, set_rate
 from wsi_idc.learn.training.save import as_checkpoint, resume, save_state
-from wsi_idc.learn.training.state import Training, is_file, resolve, set_up, weights_fingerprint
+from wsi_idc.learn.training.state import Training, set_up
 from wsi_idc.learn.training.step import prepare_model, step
-from wsi_idc.models.checkpoint import (
-    Checkpoint,
-    save_checkpoint,
-)
+from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.models.device import Compute
 from wsi_idc.progress import progress
 
@@ -44,20 +40,6 @@ logger = logging.getLogger(__name__)
 MINUTES_BETWEEN_SAVES = 5.0
 # Looking at the loss waits for the device.
 _STEPS_BETWEEN_LOOKS = 20
-
-
-def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, Any]:
-    """Return all that decides a training's weights, JSON-ready."""
-    roles = json.dumps(sorted(split.roles.items()))
-    return {
-        **resolve(config).of_weights,
-        # Of a file what is in it counts, not its path.
-        **({"weights": sha256} if (sha256 := weights_fingerprint(config)) else {}),
-        "split": split.spec,
-        "data": pack.info.source_fingerprint,
-        "mpp": pack.info.mpp,
-        "roles": hashlib.sha256(roles.encode()).hexdigest(),
-    }
 
 
 def train(
