@@ -42,7 +42,7 @@ from wsi_idc.maps.cohort_store import read_cohort_h5
 from wsi_idc.maps.export.write import ExportOptions, export_maps
 from wsi_idc.maps.render import figure_of
 from wsi_idc.maps.report.build import build_report
-from wsi_idc.maps.store import read_identity, read_map
+from wsi_idc.maps.store import read_map, read_provenance
 from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.models.device import choose_compute
@@ -324,7 +324,7 @@ def _raise_bad(failed: Mapping[Any, str]) -> None:
 
 
 def _read_map(path: Path) -> None:
-    read_identity(path)
+    read_provenance(path)
     _say(info, path)
     out = path.parent / "out"
     _raise_bad(build_report([path], out, tables=out).failed)
