@@ -7,6 +7,7 @@ the others are compared with, paired by patient. Costs are processor time, so th
 machine does not count.
 """
 
+import argparse
 import sys
 import time
 from dataclasses import dataclass
@@ -120,4 +121,7 @@ def table_of_patients(ways: list[Way]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    main(**vars(parser.parse_args()))

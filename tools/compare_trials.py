@@ -7,6 +7,7 @@ threshold even out what the handling of the imbalance does. Below the trials sta
 each value of each setting.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -53,4 +54,6 @@ def _markdown(table: pd.DataFrame, axes: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("search", type=Path)
+    main(parser.parse_args().search)
