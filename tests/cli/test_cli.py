@@ -456,6 +456,6 @@ def test_the_demo_ends_with_what_was_made_and_what_to_do_next(
     said = Said(capsys, "demo")
     assert said.code == 0, said.err
     lines = said.out.splitlines()
-    assert "  maps        wsi-idc-demo/maps/*.h5, one a patient" in lines
+    assert "  maps        wsi-idc-demo/maps/*.h5, one for each patient" in lines
     assert "  wsi-idc prepare TREE" in lines
     assert lines[-1] == "Research use only: no output of this program is a diagnosis."

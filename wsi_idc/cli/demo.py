@@ -38,7 +38,7 @@ That says nothing about real tissue.
   pack        {result.pack}
   model       {result.checkpoint}
   evaluation  {result.evaluation_folder}/report.html
-  maps        {result.maps}/*.h5, one a patient
+  maps        {result.maps}/*.h5, one for each patient
   pictures    {result.maps}/*.png
   pages       {result.report}
 

@@ -69,7 +69,7 @@ def export(
     \b
     geojson   tiles with measurements and outlines of regions, for QuPath
     ome-tiff  tissue, probability and CAM that lie over each other, for QuPath
-    csv       one line a patch, WSInfer's columns first
+    csv       one line for each patch, WSInfer's columns first
     png       transparent layers of one size, and what their colours mean
     wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
 

@@ -77,7 +77,8 @@ def map_(
 ) -> None:
     """Map patients or slides: probability and CAM.
 
-    Writes one HDF5 file a patient, with a probability for every patch and the mosaic of its CAMs.
+    Writes one HDF5 file for each patient, with a probability for every patch and the mosaic of
+    its CAMs.
     The patches of a slide are cut where it has tissue, at the model's size and microns per pixel.
 
     After --all or --manifest, cohort.csv and cohort.h5 beside the maps sum them up.
@@ -126,7 +127,7 @@ def map_(
     else:
         _say_report(report)
         if table is not None:
-            say(f"{table[0]}  what each map says, a row a patient")
+            say(f"{table[0]}  what each map says, a row for each patient")
     if no_table:
         click.echo(one_line(f"no table of the maps: {no_table}"), err=True)
     if report.failed:
