@@ -95,7 +95,7 @@ def map_(
     from wsi_idc.data.source import open_data
     from wsi_idc.hpc.preempt import stop_requests
     from wsi_idc.maps.build_slides import SlideSettings
-    from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of, write_cohort
+    from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of
 
     _check_usage()
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
@@ -116,27 +116,8 @@ def map_(
     with stop_requests() as stop:
         report = replace(job, work=replace(work, stop=stop)).run()
     # A shard is not the cohort; wsi-idc report writes its table when all of them are done.
-    table, no_table = None, None
-    if (everyone or manifest) and shard is None:
-        try:
-            table = write_cohort(work.out)
-        except (WsiIdcError, OSError) as error:
-            no_table = error  # to be said after what was made
-    if as_json:
-        say_json({**vars(report), "table": table})
-    else:
-        _say_report(report)
-        if table is not None:
-            say(f"{table[0]}  what each map says, a row for each patient")
-    if no_table:
-        click.echo(one_line(f"no table of the maps: {no_table}"), err=True)
-    if report.failed:
-        raise WsiIdcError(
-            f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
-            f"patients have no map: {', '.join(report.failed)}; the reasons are above"
-        )
-    if no_table:
-        raise WsiIdcError("the maps are made, but no table of them; the reason is above")
+    wants_table = bool(everyone or manifest) and shard is None
+    _say_made(report, work.out if wants_table else None, as_json=as_json)
 
 
 def _check_usage() -> None:
@@ -182,6 +163,37 @@ def _work(
     logger.info("device: %s", compute)
     cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
     return MapWork(method, compute, cam=cam, with_image=not no_image, **more)
+
+
+def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> None:
+    """Say which maps were made, and write and name the table of those in the folder ``tabled``.
+
+    Raises:
+        WsiIdcError: A map or the table could not be made; the reasons have been said.
+    """
+    from wsi_idc.maps.cohort_run import write_cohort
+
+    table, no_table = None, None
+    if tabled is not None:
+        try:
+            table = write_cohort(tabled)
+        except (WsiIdcError, OSError) as error:
+            no_table = error  # to be said after what was made
+    if as_json:
+        say_json({**vars(report), "table": table})
+    else:
+        _say_report(report)
+        if table is not None:
+            say(f"{table[0]}  what each map says, a row for each patient")
+    if no_table:
+        click.echo(one_line(f"no table of the maps: {no_table}"), err=True)
+    if report.failed:
+        raise WsiIdcError(
+            f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
+            f"patients have no map: {', '.join(report.failed)}; the reasons are above"
+        )
+    if no_table:
+        raise WsiIdcError("the maps are made, but no table of them; the reason is above")
 
 
 def _say_plan(plan: "list[Planned]", *, as_json: bool) -> None:
