@@ -20,8 +20,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 set -euo pipefail
-# shellcheck source=slurm/turn.sh
-source slurm/turn.sh
+# shellcheck source=slurm/slurm_job.sh
+source slurm/slurm_job.sh
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 turn_job jobs/train.toml "$@"

@@ -13,8 +13,8 @@
 #SBATCH --time=00:10:00
 #SBATCH --output=%x-%j.out
 set -euo pipefail
-# shellcheck source=slurm/turn.sh
-source slurm/turn.sh
+# shellcheck source=slurm/slurm_job.sh
+source slurm/slurm_job.sh
 # Where this runs in a job, what SLURM says of it is not for the steps.
 for name in "${!SLURM_@}"; do
     [[ $name == SLURM_CONF ]] || unset "$name"

@@ -19,6 +19,6 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 set -euo pipefail
-# shellcheck source=slurm/turn.sh
-source slurm/turn.sh
+# shellcheck source=slurm/slurm_job.sh
+source slurm/slurm_job.sh
 turn_job jobs/train.toml "$@"

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from tests.trees import make_tree
-from wsi_idc.config import TrainConfig
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
-from wsi_idc.data.synth import write_cohort
-from wsi_idc.learn.runs import Run
-from wsi_idc.learn.training.train import train
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.device import choose_compute
+from wsi_idc.runtime.device import choose_compute
+from wsi_idc.synthetic.cohort import write_cohort
+from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.runs import Run
+from wsi_idc.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,14 @@ import pandas as pd
 
 from tests.packs import Cell, make_pack
 from tests.trees import PATCH_PX
+from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.bootstrap import resample_patients, roc_and_pr_bands
-from wsi_idc.learn.evaluate import judge
-from wsi_idc.learn.evaluation import Evaluation
-from wsi_idc.learn.metrics import ece
-from wsi_idc.learn.regions import DISTANCES, border_distances, patient_table, summary
-from wsi_idc.maps.grid import cells_of
-from wsi_idc.provenance import provenance
+from wsi_idc.evaluation.evaluate import judge
+from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.geometry.grid import cells_of
+from wsi_idc.metrics.bootstrap import resample_patients, roc_and_pr_bands
+from wsi_idc.metrics.classification import ece
+from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
 
 METHOD = {
     "architecture": "cnn-bn",

@@ -1,6 +1,6 @@
 """A signal at a chosen moment."""
 
-from wsi_idc.hpc.preempt import StopRequest
+from wsi_idc.runtime.signals import StopRequest
 
 
 class StopAfter(StopRequest):

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from tests.small_maps import small_map
-from wsi_idc.cli import group, run
+from wsi_idc.cli.main import group, run
 from wsi_idc.maps.store import write_map
 
 REPOSITORY = Path(__file__).parents[1]

@@ -18,15 +18,15 @@ from torchvision import transforms
 from tests.slides.tiffs import halved, write_tiff
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
-from wsi_idc.learn.evaluate import choose_patients, evaluate
-from wsi_idc.learn.method import Method
-from wsi_idc.maps.build import build_maps
-from wsi_idc.maps.export.write import ExportOptions, export_maps
-from wsi_idc.maps.grid import cells_of, mosaic, shape_of
-from wsi_idc.maps.work import MapWork
+from wsi_idc.evaluation.evaluate import choose_patients, evaluate
+from wsi_idc.export.export import ExportOptions, export_maps
+from wsi_idc.export.wsinfer import write_wsinfer
+from wsi_idc.geometry.grid import cells_of, mosaic, shape_of
+from wsi_idc.inference.predictor import Method
+from wsi_idc.maps.builder import MapWork
+from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
-from wsi_idc.models.device import choose_compute
-from wsi_idc.models.wsinfer import write_wsinfer
+from wsi_idc.runtime.device import choose_compute
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide
 

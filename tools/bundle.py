@@ -17,21 +17,21 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from wsi_idc.config import NUM_RESAMPLES
+from wsi_idc.core.files import write_json, write_text
+from wsi_idc.core.progress import set_up_logging
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, split_table
-from wsi_idc.files import write_json, write_text
-from wsi_idc.learn.bootstrap import resample_patients
-from wsi_idc.learn.evaluate import choose_patients, evaluate, judge
-from wsi_idc.learn.evaluation import Evaluation, Judged
-from wsi_idc.learn.method import Method
-from wsi_idc.learn.pages.gallery import false_negatives, false_positives
-from wsi_idc.maps.build import build_maps
-from wsi_idc.maps.render import render_map
-from wsi_idc.maps.work import MapWork
+from wsi_idc.evaluation.evaluate import choose_patients, evaluate, judge
+from wsi_idc.evaluation.gallery import false_negatives, false_positives
+from wsi_idc.evaluation.results import Evaluation, Judged
+from wsi_idc.inference.predictor import Method
+from wsi_idc.maps.builder import MapWork
+from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.metrics.bootstrap import resample_patients
 from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
-from wsi_idc.models.device import Compute, choose_compute
-from wsi_idc.progress import set_up_logging
+from wsi_idc.render.render import render_map
+from wsi_idc.runtime.device import Compute, choose_compute
+from wsi_idc.training.config import NUM_RESAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_FOLDS = 4

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.compare import Predictions, compare
-from wsi_idc.learn.evaluate import choose_patients, evaluate
-from wsi_idc.learn.evaluation import Evaluation
-from wsi_idc.learn.method import Method
+from wsi_idc.evaluation.compare import Predictions, compare
+from wsi_idc.evaluation.evaluate import choose_patients, evaluate
+from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.inference.predictor import Method
 from wsi_idc.models.checkpoint import load_checkpoint
-from wsi_idc.models.device import choose_compute
+from wsi_idc.runtime.device import choose_compute
 
 _SHOWN = ("auc", "average_precision", "f1", "brier", "ece")
 

@@ -183,7 +183,7 @@ def spoilt(name: str, kind: "Kind", number: int, seed: int) -> dict[str, bytes]:
 
 def _outcome(kind: "Kind", files: dict[str, bytes], folder: Path) -> tuple[str, str]:
     """Read files as the program would; return what came of it and why."""
-    from wsi_idc.errors import WsiIdcError
+    from wsi_idc.core.errors import WsiIdcError
 
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

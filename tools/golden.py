@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc import __version__
-from wsi_idc.cli import group
+from wsi_idc.cli.main import group
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.cohort_store import read_cohort_h5
+from wsi_idc.maps.cohort_file import read_cohort_h5
 from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.models.checkpoint import load_checkpoint
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from wsi_idc.bench.material import make_checkpoint
+from wsi_idc.bench.fixtures import make_checkpoint
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.method import Method
-from wsi_idc.learn.predict import Predicted
+from wsi_idc.inference.predict import Predicted
+from wsi_idc.inference.predictor import Method
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
-from wsi_idc.models.device import choose_compute
+from wsi_idc.runtime.device import choose_compute
 
 
 def main() -> None:

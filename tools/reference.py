@@ -58,7 +58,7 @@ def documents() -> dict[Path, str]:
 
 def commands() -> str:
     """Return the page of the commands: usage, help, options."""
-    from wsi_idc.cli import group
+    from wsi_idc.cli.main import group
 
     parts = [TEXT["commands"]["head"]]
     context = click.Context(group, info_name="wsi-idc")
@@ -234,7 +234,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         Smoothing,
         save_checkpoint,
     )
-    from wsi_idc.models.dict_file import load_dict
+    from wsi_idc.models.serialization import load_dict
 
     spec = InputSpec(_SIDE, 4.0, None, (0.5,) * 3, (0.2,) * 3)
     names, smoothing = ("non-IDC", "IDC"), Smoothing(1.0, 1.0, 0.5)

@@ -2,7 +2,7 @@
 
 import sys
 
-from wsi_idc.cli import main
+from wsi_idc.cli.main import main
 
 if __name__ == "__main__":
     sys.argv[0] = "wsi-idc"  # what usage lines and the files' provenance say

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from wsi_idc.bench.material import open_material
+from wsi_idc.bench.fixtures import open_material
 from wsi_idc.cli.bench import bench
+from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
-from wsi_idc.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("no_workers")
 
@@ -19,7 +19,7 @@ def test_map_as_json_and_nothing_is_left(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("wsi_idc.bench.mapping.best_batch_size", lambda *_: 64)
+    monkeypatch.setattr("wsi_idc.bench.map.best_batch_size", lambda *_: 64)
     size = ["--patches", "60", "--plain-patches", "10", "--rounds", "1"]
     command = ["map", "--data", str(cohort.path), *size, "--json", "-q"]
     result = CliRunner().invoke(bench, command, catch_exceptions=False)
@@ -33,7 +33,7 @@ def test_map_as_json_and_nothing_is_left(
 
 def test_without_data_it_draws_some_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("wsi_idc.bench.material._DEFAULT_PATCHES", 200)
+    monkeypatch.setattr("wsi_idc.bench.fixtures._DEFAULT_PATCHES", 200)
     command = ["loader", "--patches", "100", "--rounds", "1"]
     result = CliRunner().invoke(bench, command, catch_exceptions=False)
     assert result.exit_code == 0

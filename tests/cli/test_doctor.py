@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from wsi_idc.data.pack import Pack
-from wsi_idc.hpc.doctor import examine as module
-from wsi_idc.hpc.doctor.finding import NOTE, PROBLEM, Finding
+from wsi_idc.doctor import doctor as module
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.runs import Run
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, save_checkpoint
+from wsi_idc.training.runs import Run
 
 
 @pytest.fixture

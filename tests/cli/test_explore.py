@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from tests.packs import block, make_pack
 from wsi_idc.data.pack import Pack
 

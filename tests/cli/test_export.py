@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import Said
-from tests.maps.export.maps import small_map, stored
+from tests.cli.test_main import Said
+from tests.export.maps import small_map, stored
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.runs import Run
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.training.runs import Run
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TRAIN = 'command = "train"\n[config]\nepochs = 1\nmodel = "cnn"\nsplit = "ratio:50/25/25"\n'
@@ -114,7 +114,7 @@ def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(
 ):
     (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 3") + "[axes]\nseed=[0,1]")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wsi_idc.learn.training.train._close_epoch", _stop_after(1))
+        patch.setattr("wsi_idc.training.train._close_epoch", _stop_after(1))
         said = Said(capsys, "job", "two.toml", "--device", "cpu")
     assert said.code == 75
     said = Said(capsys, "status", "two.toml", "--json")
@@ -126,7 +126,7 @@ def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(
 
 
 def _stop_after(epochs: int):
-    from wsi_idc.learn.training.train import _close_epoch
+    from wsi_idc.training.train import _close_epoch
 
     def closing(training: object) -> None:
         _close_epoch(training)  # type: ignore[arg-type]

@@ -13,15 +13,15 @@ import pandas as pd
 import pytest
 import tifffile
 
-from tests.cli.test_cli import Said, program
+from tests.cli.test_main import Said, program
 from tests.trees import make_tree
+from wsi_idc.core.files import scratch
+from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.source import open_data
-from wsi_idc.files import scratch
-from wsi_idc.learn.runs import Run
-from wsi_idc.maps.grid import mosaic, shape_of
+from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.maps.store import map_paths, read_map, write_map
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.training.runs import Run
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from tests.small_maps import small_map
 from wsi_idc.cli.render import render
-from wsi_idc.maps.render import DEFAULT_DPI, DEFAULT_VIEW, FORMATS, VIEWS
 from wsi_idc.maps.store import write_map
+from wsi_idc.render.render import DEFAULT_DPI, DEFAULT_VIEW, FORMATS, VIEWS
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from tests.maps.hand import write_hand_map
 
 

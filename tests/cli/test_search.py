@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import Said
+from tests.cli.test_main import Said
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 

@@ -16,11 +16,11 @@ import kagglesdk.kaggle_env
 import pytest
 
 from tests.trees import make_tree
-from wsi_idc.cli import run
+from wsi_idc.cli.main import run
+from wsi_idc.core.errors import DataError, WsiIdcError
 from wsi_idc.data.download import HANDLE, download, downloaded
+from wsi_idc.data.open_data import open_data, tree_in
 from wsi_idc.data.prepare import prepare
-from wsi_idc.data.source import open_data, tree_in
-from wsi_idc.errors import DataError, WsiIdcError
 
 # kagglehub leaves the connection of a request that it sends a second time to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -108,7 +108,7 @@ def trouble(folder: Path) -> str:
 
 
 def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
-    from wsi_idc.cli import group
+    from wsi_idc.cli.main import group
 
     monkeypatch.chdir(tmp_path)
     assert run(lambda: group.main(["download", "--json"], standalone_mode=False)) == 0

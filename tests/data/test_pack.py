@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tests.trees import PATIENTS, pixels_of
-from wsi_idc.data.measure import measure
+from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack, PackInfo, is_pack, write_pack
-from wsi_idc.errors import DataError
-from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
+from wsi_idc.explore.pixel_statistics import measure
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 INFO = PackInfo((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 50, 4.0, "assumed", "ab" * 32)
 

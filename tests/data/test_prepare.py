@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.trees import add_patch, file_name, make_tree, pixels_of, save_png
+from wsi_idc.core.errors import BusyError, DataError, WorkerError, WsiIdcError
+from wsi_idc.core.files import resumable
 from wsi_idc.data.children import Children
 from wsi_idc.data.folder import Folder
-from wsi_idc.data.origin import Problem, UnreadablePatchError
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.patch_store import Problem, UnreadablePatchError
 from wsi_idc.data.prepare import prepare
-from wsi_idc.errors import BusyError, DataError, WorkerError, WsiIdcError
-from wsi_idc.files import resumable
 
 # A shell's background job, and all that it starts, ignores Ctrl-C unless told otherwise.
 INTERRUPTED = """
@@ -357,7 +357,7 @@ def test_bigger_patches(tmp_path):
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let processes decode, however small the tree."""
-    monkeypatch.setattr("wsi_idc.data.decode_tree._MIN_FILES_FOR_PROCESSES", ALWAYS)
+    monkeypatch.setattr("wsi_idc.data.decode._MIN_FILES_FOR_PROCESSES", ALWAYS)
 
 
 @pytest.fixture

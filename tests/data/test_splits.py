@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
 from wsi_idc.data.splits import (
     ROLES,
@@ -17,7 +18,6 @@ from wsi_idc.data.splits import (
     patient_table,
     split_table,
 )
-from wsi_idc.errors import DataError
 
 
 def write(folder: Path, patients: dict[str, tuple[int, int]]) -> Pack:

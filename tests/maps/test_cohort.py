@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.maps.hand import EVIL, PROBABILITY, hand_map, write_hand_map
-from wsi_idc.errors import MapError
+from wsi_idc.core.errors import MapError
 from wsi_idc.maps.cohort import (
     COLUMNS,
     SHORT_SHA,
@@ -20,7 +20,7 @@ from wsi_idc.maps.cohort import (
     read_cohort,
     row_of,
 )
-from wsi_idc.maps.cohort_store import read_cohort_h5
+from wsi_idc.maps.cohort_file import read_cohort_h5
 from wsi_idc.maps.store import map_paths, read_map, write_map
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_idc.bench.material import drawn_pack, make_checkpoint
+from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.data import pack as pack_module
 from wsi_idc.data.pack import Pack
-from wsi_idc.learn.method import Method
-from wsi_idc.maps import build
-from wsi_idc.maps.work import MapWork
-from wsi_idc.models.device import choose_compute
+from wsi_idc.inference.predictor import Method
+from wsi_idc.maps import from_pack as build
+from wsi_idc.maps.builder import MapWork
+from wsi_idc.runtime.device import choose_compute
 
 STATM = Path("/proc/self/statm")
 _NUM_PATCHES, _A_PATIENT, _PATCH_PX = 20_000, 100, 32

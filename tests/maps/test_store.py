@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from wsi_idc.errors import DataError, MapError
+from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.maps.store import (
     is_map,
@@ -385,6 +385,6 @@ def test_a_map_that_claims_more_than_it_holds_is_refused_before_it_takes_memory(
     with h5py.File(path, "r+") as file:
         shape = (len(file["coords"]), 256, 256)
         _replace(file, "cam/raw", shape=shape, dtype="f4", chunks=(1, 64, 64))
-    monkeypatch.setattr("wsi_idc.maps.store_read._SMALL_BYTES", 1000)
+    monkeypatch.setattr("wsi_idc.maps.map_reader._SMALL_BYTES", 1000)
     with pytest.raises(MapError, match=r"/cam/raw claims \d+ bytes that are not there"):
         read_map(path)

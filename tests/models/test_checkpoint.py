@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsi_idc.errors import CheckpointError
+from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cam import logits_and_cam
 from wsi_idc.models.checkpoint import (
     Checkpoint,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsi_idc.errors import CheckpointError
+from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.models.pretrained import (
     fetch_imagenet,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_idc.errors import CheckpointError
+from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_idc.errors import DataError
+from wsi_idc.core.errors import DataError
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 
 

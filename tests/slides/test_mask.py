@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tests.slides.tiffs import write_tiff
-from wsi_idc.errors import SlideError
+from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.mask import find_tissue, read_mask, resize_mask
 from wsi_idc.slides.slide import open_slide
 

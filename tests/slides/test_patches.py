@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from tests.slides.tiffs import halved, noise, write_tiff
-from wsi_idc.ahead import THREAD_NAME
-from wsi_idc.data.synth_slide import write_slide
-from wsi_idc.errors import SlideError
-from wsi_idc.maps.grid import mosaic
+from wsi_idc.core.errors import SlideError
+from wsi_idc.geometry.grid import mosaic
+from wsi_idc.runtime.prefetch import THREAD_NAME
 from wsi_idc.slides.patches import SlidePatches, rebatched
 from wsi_idc.slides.slide import Slide, open_slide
+from wsi_idc.synthetic.slide import write_slide
 
 # A grid of 4 x 6 known patches of 50 px at 4 um/px; the level of 8 um/px is another's.
 PATCHES = noise(24 * 50, 50, seed=1).reshape(24, 50, 50, 3)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_idc.errors import SlideError
+from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.mask import find_tissue
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide

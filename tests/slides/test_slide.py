@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.slides.tiffs import halved, noise, write_tiff
-from wsi_idc.errors import SlideError
+from wsi_idc.core.errors import SlideError
+from wsi_idc.slides.reader import over_white
 from wsi_idc.slides.slide import _beside, open_slide
-from wsi_idc.slides.source import over_white
 
 PICTURE = noise(90, 130)
 

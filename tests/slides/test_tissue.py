@@ -1,8 +1,8 @@
 import cv2
 import numpy as np
 
-from wsi_idc.data.tissue import draw_slide
 from wsi_idc.slides.tissue import saturation_threshold, tissue_mask, without_small
+from wsi_idc.synthetic.tissue import draw_slide
 
 PINK = (220, 150, 190)
 

@@ -235,4 +235,4 @@ def test_a_script_that_is_submitted_from_elsewhere_says_so(cluster: Cluster, tmp
         check=True,
     ).stdout.strip()
     cluster.wait_for_end(job, "FAILED")
-    assert "slurm/turn.sh" in cluster.log(job)
+    assert "slurm/slurm_job.sh" in cluster.log(job)

@@ -18,37 +18,37 @@ from PIL import Image
 from fuzzing import formats, plain
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import open_job
-from wsi_idc.config import TrainConfig
-from wsi_idc.data.index import index_tree, open_origin
+from wsi_idc.core.errors import RunError
+from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.patch_index import index_tree, open_origin
 from wsi_idc.data.prepare import prepare
-from wsi_idc.data.source import open_data
 from wsi_idc.data.splits import make_split, split_table
-from wsi_idc.data.synth import write_cohort
-from wsi_idc.data.synth_slide import write_slide
-from wsi_idc.errors import RunError
-from wsi_idc.hpc.search_file import read_search
-from wsi_idc.hpc.status import status_of
-from wsi_idc.learn.compare import compare, read_predictions, write_comparison
-from wsi_idc.learn.method import Method
-from wsi_idc.learn.pages.evaluation_report import evaluate_into
-from wsi_idc.learn.runs import Run, newest_finished
-from wsi_idc.learn.training.train import train
-from wsi_idc.maps.build import build_maps
-from wsi_idc.maps.build_slides import SlideSettings, build_slide_maps
+from wsi_idc.evaluation.compare import compare, read_predictions, write_comparison
+from wsi_idc.evaluation.report import evaluate_into
+from wsi_idc.export.export import ExportOptions, export_maps
+from wsi_idc.inference.predictor import Method
+from wsi_idc.jobs.status import status_of
+from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.cohort import read_cohort
-from wsi_idc.maps.cohort_run import read_patients
-from wsi_idc.maps.cohort_store import read_cohort_h5
-from wsi_idc.maps.export.write import ExportOptions, export_maps
-from wsi_idc.maps.render import figure_of
-from wsi_idc.maps.report.build import build_report
+from wsi_idc.maps.cohort_file import read_cohort_h5
+from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps
+from wsi_idc.maps.plan import read_patients
 from wsi_idc.maps.store import read_map, read_provenance
-from wsi_idc.maps.work import MapWork
 from wsi_idc.models.checkpoint import load_checkpoint
-from wsi_idc.models.device import choose_compute
+from wsi_idc.render.render import figure_of
+from wsi_idc.report.report import build_report
+from wsi_idc.runtime.device import choose_compute
+from wsi_idc.search.search_file import read_search
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 from wsi_idc.slides.mask import read_mask
 from wsi_idc.slides.slide import open_slide
+from wsi_idc.synthetic.cohort import write_cohort
+from wsi_idc.synthetic.slide import write_slide
+from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.runs import Run, newest_finished
+from wsi_idc.training.train import train
 
 _PICTURES_OF_ONE_IN = 8  # they take long
 Spoil = Callable[[bytes, Random], bytes]

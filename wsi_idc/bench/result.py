@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from wsi_idc.hpc.cores import available_cores
-from wsi_idc.models.device import Compute
+from wsi_idc.runtime.cpu import available_cores
+from wsi_idc.runtime.device import Compute
 
 COMMAND, BARE, PLAIN = "command", "bare", "plain"
 _MB = 2**20

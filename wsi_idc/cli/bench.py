@@ -17,7 +17,7 @@ from wsi_idc.cli.options import (
     logging_options,
 )
 from wsi_idc.cli.output import say, say_json, say_rows
-from wsi_idc.config import TrainConfig
+from wsi_idc.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from wsi_idc.bench.result import Bench
@@ -113,9 +113,9 @@ def bench_map(
       wsi-idc bench map --model resnet18 --synthetic 277524 --patches 277524 --rounds 1 \\
         --plain-patches 2000 --batch-size 512 --compile --device cuda
     """
-    from wsi_idc.bench.mapping import MapBenchOptions
-    from wsi_idc.bench.mapping import bench_map as measure
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.bench.map import MapBenchOptions
+    from wsi_idc.bench.map import bench_map as measure
+    from wsi_idc.runtime.device import choose_compute
 
     compute = choose_compute(device, precision, compiled=compiled)
     wanted = MapBenchOptions(num_patches=patches, num_rounds=rounds, **options)
@@ -164,10 +164,10 @@ def bench_train(
       wsi-idc bench train
       wsi-idc bench train --model resnet18 --weights none --steps 16
     """
-    from wsi_idc.bench.training import TrainBenchOptions
-    from wsi_idc.bench.training import bench_train as measure
+    from wsi_idc.bench.train import TrainBenchOptions
+    from wsi_idc.bench.train import bench_train as measure
     from wsi_idc.data.splits import make_split
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.runtime.device import choose_compute
 
     config = TrainConfig(**options)
     compute = choose_compute(device, config.precision, compiled=compiled)
@@ -198,7 +198,7 @@ def bench_prepare(
     Example:
       wsi-idc bench prepare
     """
-    from wsi_idc.bench.preparing import bench_prepare as measure
+    from wsi_idc.bench.prepare import bench_prepare as measure
 
     with _material(data, synthetic) as (pack, about, folder):
         found = measure(pack, about=about, num_patches=patches, num_rounds=rounds, folder=folder)
@@ -227,8 +227,8 @@ def bench_loader(
     Example:
       wsi-idc bench loader
     """
-    from wsi_idc.bench.loading import bench_loader as measure
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.bench.loader import bench_loader as measure
+    from wsi_idc.runtime.device import choose_compute
 
     with _material(data, synthetic) as (pack, about, folder):
         found = measure(
@@ -256,9 +256,9 @@ def bench_all(data: Path | None, synthetic: int, device: str, rounds: int, as_js
     Example:
       wsi-idc bench all > table.md
     """
-    from wsi_idc.bench.everything import bench_all as measure
+    from wsi_idc.bench.all import bench_all as measure
     from wsi_idc.bench.result import MARKDOWN_HEAD, markdown_row
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.runtime.device import choose_compute
 
     compute = choose_compute(device)
     with _material(data, synthetic) as (pack, about, folder):
@@ -276,7 +276,7 @@ def bench_all(data: Path | None, synthetic: int, device: str, rounds: int, as_js
 @contextmanager
 def _material(data: Path | None, synthetic: int) -> Iterator[tuple["Pack", str, Path]]:
     """Yield patches, what they are, and a folder that is gone afterwards."""
-    from wsi_idc.bench.material import open_material
+    from wsi_idc.bench.fixtures import open_material
 
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
         folder = Path(name)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.methods import open_method
+from wsi_idc.cli.inputs import open_method
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
@@ -19,7 +19,7 @@ from wsi_idc.cli.options import (
 from wsi_idc.cli.output import say, say_json
 
 if TYPE_CHECKING:
-    from wsi_idc.learn.compare import Comparison, Predictions
+    from wsi_idc.evaluation.compare import Comparison, Predictions
 
 
 @click.command()
@@ -58,10 +58,10 @@ def compare(
       wsi-idc compare runs/a runs/b
       wsi-idc compare runs/a/eval-test runs/a/eval-test-tta
     """
-    from wsi_idc.learn.compare import check_comparison_folder, write_comparison
-    from wsi_idc.learn.compare import compare as compare_them
-    from wsi_idc.learn.evaluation_files import is_evaluation
-    from wsi_idc.learn.pages.comparison_page import write_comparison_page
+    from wsi_idc.evaluation.compare import check_comparison_folder, write_comparison
+    from wsi_idc.evaluation.compare import compare as compare_them
+    from wsi_idc.evaluation.comparison_page import write_comparison_page
+    from wsi_idc.evaluation.evaluation_files import is_evaluation
 
     ways = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
     if ways and is_evaluation(a) and is_evaluation(b):
@@ -89,16 +89,16 @@ def compare(
 
 def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predictions":
     """Read the evaluation that an argument means; a run's is made where it is not there."""
-    from wsi_idc.data.source import open_data
-    from wsi_idc.learn.compare import read_predictions
-    from wsi_idc.learn.evaluation_files import (
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.evaluation.compare import read_predictions
+    from wsi_idc.evaluation.evaluation_files import (
         check_evaluation_folder,
         evaluation_folder,
         is_evaluated,
         is_evaluation,
     )
-    from wsi_idc.learn.pages.evaluation_report import evaluate_into
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.evaluation.report import evaluate_into
+    from wsi_idc.runtime.device import choose_compute
 
     if is_evaluation(given):
         return read_predictions(given)
@@ -112,7 +112,7 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
 
 
 def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
-    from wsi_idc.learn.compare import MIN_PATIENTS
+    from wsi_idc.evaluation.compare import MIN_PATIENTS
 
     say(f"A: {a.folder}")
     say(f"B: {b.folder}")

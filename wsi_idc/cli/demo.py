@@ -6,7 +6,7 @@ import click
 
 from wsi_idc.cli.options import PATH, logging_options
 from wsi_idc.cli.output import say
-from wsi_idc.config import MAX_SEED
+from wsi_idc.training.config import MAX_SEED
 
 
 @click.command()
@@ -24,7 +24,7 @@ def demo(out: Path, seed: int) -> None:
       wsi-idc demo --out /tmp/demo
     """
     from wsi_idc.demo import run_demo
-    from wsi_idc.hpc.preempt import stop_requests
+    from wsi_idc.runtime.signals import stop_requests
 
     with stop_requests() as stop:
         result = run_demo(out, seed=seed, stop=stop)

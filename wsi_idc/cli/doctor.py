@@ -10,7 +10,7 @@ from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
 from wsi_idc.cli.output import say, say_json
 
 if TYPE_CHECKING:
-    from wsi_idc.hpc.doctor.finding import Finding
+    from wsi_idc.doctor.check_result import Finding
 
 
 @click.command()
@@ -32,7 +32,7 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
       wsi-idc doctor
       srun --gres=gpu:1 wsi-idc doctor --out /scratch/me
     """
-    from wsi_idc.hpc.doctor.examine import examine
+    from wsi_idc.doctor.doctor import examine
 
     found = list(examine(data=data, out=out))
     if as_json:

@@ -23,7 +23,7 @@ def download(as_json: bool) -> None:
       wsi-idc download && wsi-idc prepare
     """
     from wsi_idc.data.download import download as fetch
-    from wsi_idc.data.source import DEFAULT_FOLDER
+    from wsi_idc.data.open_data import DEFAULT_FOLDER
 
     path = fetch(Path(DEFAULT_FOLDER))
     if as_json:

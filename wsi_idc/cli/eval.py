@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wsi_idc.cli.methods import open_method
+from wsi_idc.cli.inputs import open_method
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
@@ -19,14 +19,14 @@ from wsi_idc.cli.options import (
     split_option,
 )
 from wsi_idc.cli.output import one_line, say, say_json, say_rows
-from wsi_idc.errors import RunError, WsiIdcError
+from wsi_idc.core.errors import RunError, WsiIdcError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from wsi_idc.data.pack import Pack
-    from wsi_idc.learn.evaluation import Evaluation
-    from wsi_idc.learn.method import Method
+    from wsi_idc.evaluation.results import Evaluation
+    from wsi_idc.inference.predictor import Method
 
 Found = TypeVar("Found")
 
@@ -78,8 +78,8 @@ def eval_(
       wsi-idc eval --checkpoint runs/mine --tta --smooth
       wsi-idc eval runs/a runs/b runs/c --rank-by average_precision
     """
-    from wsi_idc.learn.leaderboard import RANKABLE
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.evaluation.leaderboard import RANKABLE
+    from wsi_idc.runtime.device import choose_compute
 
     if runs and checkpoints:
         raise click.UsageError("give RUNS, each by itself, or --checkpoint, not both.")
@@ -98,8 +98,8 @@ def eval_(
 def _evaluate_one(
     method: "Method", data: Path | None, out: Path | None, *, as_json: bool, **how: Any
 ) -> None:
-    from wsi_idc.data.source import open_data
-    from wsi_idc.learn.pages.evaluation_report import evaluate_into
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.evaluation.report import evaluate_into
 
     pack = open_data(data)
     folder = _checked_folder(method, pack, out, **how)
@@ -121,10 +121,10 @@ def _evaluate_several(
     Raises:
         RunError: There are such.
     """
-    from wsi_idc.data.source import open_data
-    from wsi_idc.learn.evaluation_files import folders_of
-    from wsi_idc.learn.leaderboard import check_leaderboard_folder
-    from wsi_idc.learn.pages.evaluation_report import evaluate_into
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.evaluation.evaluation_files import folders_of
+    from wsi_idc.evaluation.leaderboard import check_leaderboard_folder
+    from wsi_idc.evaluation.report import evaluate_into
 
     board = out or Path("eval", f"leaderboard-{how['split']}")
     check_leaderboard_folder(board)
@@ -172,8 +172,8 @@ def _checked_folder(
     **_: Any,
 ) -> Path:
     """Return where an evaluation goes, once it is sure that it can be made and written there."""
-    from wsi_idc.learn.evaluate import choose_patients
-    from wsi_idc.learn.evaluation_files import check_evaluation_folder, evaluation_folder
+    from wsi_idc.evaluation.evaluate import choose_patients
+    from wsi_idc.evaluation.evaluation_files import check_evaluation_folder, evaluation_folder
 
     choose_patients(method, pack, split, allow_seen=allow_seen)
     folder = out or evaluation_folder(method, split)
@@ -190,9 +190,9 @@ def _rank(
     as_json: bool,
 ) -> None:
     """Write the table of several evaluations and its page, and say it."""
-    from wsi_idc.learn.leaderboard import leaderboard, same_patients, write_leaderboard
-    from wsi_idc.learn.metrics import records
-    from wsi_idc.learn.pages.leaderboard_page import write_leaderboard_page
+    from wsi_idc.evaluation.leaderboard import leaderboard, same_patients, write_leaderboard
+    from wsi_idc.evaluation.leaderboard_page import write_leaderboard_page
+    from wsi_idc.metrics.classification import records
 
     named = [(str(run), one) for run, one in found.items()]
     table, is_fair = leaderboard(named, rank_by=rank_by), same_patients(named)
@@ -243,7 +243,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _say_leaderboard(table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fair: bool) -> None:
-    from wsi_idc.learn.leaderboard import MEASURED
+    from wsi_idc.evaluation.leaderboard import MEASURED
 
     columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
     width = max(len(str(name)) for name in table["name"])

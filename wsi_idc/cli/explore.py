@@ -8,7 +8,7 @@ import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
 from wsi_idc.cli.output import say, say_json, say_rows
-from wsi_idc.config import MAX_SEED
+from wsi_idc.training.config import MAX_SEED
 
 
 @click.command()
@@ -37,8 +37,8 @@ def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
     Example:
       wsi-idc explore --data data/idc.h5 --out explore
     """
-    from wsi_idc.data.explore import explore as explore_pack
-    from wsi_idc.data.source import open_data
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.explore.explore import explore as explore_pack
 
     summary = explore_pack(open_data(data), out, seed=seed)
     if as_json:

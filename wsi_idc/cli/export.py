@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsi_idc.cli.inputs import open_checkpoint
 from wsi_idc.cli.map_files import map_files
-from wsi_idc.cli.methods import open_checkpoint
 from wsi_idc.cli.options import (
     PATH,
     Number,
@@ -16,10 +16,10 @@ from wsi_idc.cli.options import (
     logging_options,
 )
 from wsi_idc.cli.output import one_line, say, say_json
-from wsi_idc.errors import MapError
+from wsi_idc.core.errors import MapError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.export.write import ExportReport
+    from wsi_idc.export.export import ExportReport
 
 _FORMATS = ("geojson", "ome-tiff", "csv", "png")
 _MODEL = "wsinfer"
@@ -91,7 +91,7 @@ def export(
         return
     if checkpoint is not None:
         raise click.UsageError("--checkpoint goes with --format wsinfer.")
-    from wsi_idc.maps.export.write import ExportOptions, export_maps
+    from wsi_idc.export.export import ExportOptions, export_maps
 
     paths = map_files(maps)
     options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)
@@ -120,7 +120,7 @@ def _say_report(report: "ExportReport") -> None:
 
 
 def _export_model(checkpoint: Path | None, out: Path, *, as_json: bool) -> None:
-    from wsi_idc.models.wsinfer import write_wsinfer
+    from wsi_idc.export.wsinfer import write_wsinfer
 
     files = write_wsinfer(open_checkpoint(checkpoint), out)
     if as_json:

@@ -7,7 +7,7 @@ import click
 
 from wsi_idc.cli.options import PATH, json_option, logging_options
 from wsi_idc.cli.output import say_json, say_rows
-from wsi_idc.errors import MapError, SlideError, WsiIdcError
+from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 
 if TYPE_CHECKING:
     from wsi_idc.maps.patient_map import PatientMap, SlideView
@@ -37,7 +37,7 @@ def info(file: Path, as_json: bool) -> None:
 def _describe(file: Path) -> dict[str, Any]:
     from wsi_idc.data.pack import is_pack
     from wsi_idc.data.pack_read import stated_format
-    from wsi_idc.maps.cohort_store import is_cohort
+    from wsi_idc.maps.cohort_file import is_cohort
     from wsi_idc.maps.store import is_map
     from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
 
@@ -127,7 +127,7 @@ def _describe_view(slide: "SlideView") -> str:
 
 
 def _describe_cohort(file: Path) -> dict[str, Any]:
-    from wsi_idc.maps.cohort_store import read_cohort_h5
+    from wsi_idc.maps.cohort_file import read_cohort_h5
 
     table = read_cohort_h5(file)
     try:

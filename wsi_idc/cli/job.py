@@ -20,10 +20,10 @@ from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report
 from wsi_idc.cli.search import search
 from wsi_idc.cli.train import train
-from wsi_idc.errors import JobError, StoppedError, WsiIdcError
+from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.hpc.jobs import Flag, Job, Task
+    from wsi_idc.jobs.job import Flag, Job, Task
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ def open_job(path: Path, flags: Sequence[str]) -> "Job":
         JobError: The file cannot be read, or a command would refuse its settings.
         click.UsageError: A flag is none of the command's.
     """
-    from wsi_idc.hpc.job_file import load
-    from wsi_idc.hpc.jobs import read_job
+    from wsi_idc.core.toml_file import load
+    from wsi_idc.jobs.job import read_job
 
     if str(path).startswith("-"):
         raise click.UsageError("give JOB first, then flags for its command.")
@@ -118,7 +118,7 @@ def _check(path: Path, task: "Task") -> None:
 
 def _flags(command: click.Command) -> "dict[str, Flag]":
     """Return what a task may set of a command, by key."""
-    from wsi_idc.hpc.jobs import Flag
+    from wsi_idc.jobs.job import Flag
 
     kinds = {"integer": int, "float": float, "boolean": bool}
     return {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.methods import open_method
+from wsi_idc.cli.inputs import open_method
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
@@ -21,12 +21,12 @@ from wsi_idc.cli.options import (
     slide_options,
 )
 from wsi_idc.cli.output import one_line, say, say_json
-from wsi_idc.config import DEFAULT_MAPS
-from wsi_idc.errors import WsiIdcError
+from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.training.config import DEFAULT_MAPS
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.cohort_run import Planned
-    from wsi_idc.maps.work import MapReport, MapWork
+    from wsi_idc.maps.builder import MapReport, MapWork
+    from wsi_idc.maps.plan import Planned
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +92,10 @@ def map_(
       wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
       wsi-idc map --slide scans/*.svs --checkpoint runs/mine
     """
-    from wsi_idc.data.source import open_data
-    from wsi_idc.hpc.preempt import stop_requests
-    from wsi_idc.maps.build_slides import SlideSettings
-    from wsi_idc.maps.cohort_run import PackRun, SlideRun, read_patients, shard_of
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.maps.from_slides import SlideSettings
+    from wsi_idc.maps.plan import PackRun, SlideRun, read_patients, shard_of
+    from wsi_idc.runtime.signals import stop_requests
 
     _check_usage()
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
@@ -154,9 +154,9 @@ def _work(
     compiled: bool,
     **more: Any,
 ) -> "MapWork":
-    from wsi_idc.maps.work import MapWork
+    from wsi_idc.maps.builder import MapWork
     from wsi_idc.models.cam import CamSpec
-    from wsi_idc.models.device import choose_compute
+    from wsi_idc.runtime.device import choose_compute
 
     compute = choose_compute(device, precision, compiled=compiled)
     method = open_method(checkpoints, tta=tta, smooth=smooth)
@@ -171,7 +171,7 @@ def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> Non
     Raises:
         WsiIdcError: A map or the table could not be made; the reasons have been said.
     """
-    from wsi_idc.maps.cohort_run import write_cohort
+    from wsi_idc.maps.plan import write_cohort
 
     table, no_table = None, None
     if tabled is not None:

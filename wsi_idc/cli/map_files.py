@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_idc.config import DEFAULT_MAPS
-from wsi_idc.errors import MapError
+from wsi_idc.core.errors import MapError
+from wsi_idc.training.config import DEFAULT_MAPS
 
 
 def map_files(given: Sequence[Path]) -> list[Path]:
@@ -13,7 +13,7 @@ def map_files(given: Sequence[Path]) -> list[Path]:
     Raises:
         MapError: There is none among them.
     """
-    from wsi_idc.maps.cohort_store import is_cohort
+    from wsi_idc.maps.cohort_file import is_cohort
     from wsi_idc.maps.store import map_paths
 
     if not given:

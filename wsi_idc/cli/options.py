@@ -10,12 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from wsi_idc.config import (
-    MAX_SEED,
-    NUM_RESAMPLES,
-    PREDICT_BATCH_SIZE,
-    TrainConfig,
-)
+from wsi_idc.training.config import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE, TrainConfig
 
 PATH = click.Path(path_type=Path)
 
@@ -43,7 +38,7 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
     @functools.wraps(command)
     def wrapped(verbose: int, quiet: bool, **arguments: Any) -> Any:
-        from wsi_idc.progress import set_up_logging
+        from wsi_idc.core.progress import set_up_logging
 
         set_up_logging(-1 if quiet else verbose)
         return command(**arguments)

@@ -9,10 +9,10 @@ import click
 
 from wsi_idc.cli.options import PATH, Number, json_option, logging_options
 from wsi_idc.cli.output import say, say_json, say_rows
-from wsi_idc.errors import DataError
+from wsi_idc.core.errors import DataError
 
 if TYPE_CHECKING:
-    from wsi_idc.data.index import Problem
+    from wsi_idc.data.patch_index import Problem
     from wsi_idc.data.prepare import PrepareReport
 
 _NAMES_SHOWN = 10
@@ -52,8 +52,8 @@ def prepare(
       wsi-idc prepare ~/IDC_regular_ps50_idx5 --out data/idc.h5
       wsi-idc prepare archive.zip
     """
+    from wsi_idc.data.open_data import default_tree
     from wsi_idc.data.prepare import prepare as pack_tree
-    from wsi_idc.data.source import default_tree
 
     report = pack_tree(
         tree or default_tree(),

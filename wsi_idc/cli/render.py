@@ -7,7 +7,7 @@ import click
 from wsi_idc.cli.map_files import map_files
 from wsi_idc.cli.options import PATH, Number, logging_options
 from wsi_idc.cli.output import one_line, say
-from wsi_idc.errors import MapError, WsiIdcError
+from wsi_idc.core.errors import MapError, WsiIdcError
 
 _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
 
@@ -74,7 +74,7 @@ def render(
       wsi-idc render maps/10253.h5
       wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
     """
-    from wsi_idc.maps.render import picture_name, render_map
+    from wsi_idc.render.render import picture_name, render_map
 
     paths = map_files(maps)
     pictures = {

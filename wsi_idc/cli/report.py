@@ -7,8 +7,8 @@ import click
 from wsi_idc.cli.map_files import map_files
 from wsi_idc.cli.options import PATH, Number, json_option, logging_options
 from wsi_idc.cli.output import one_line, say, say_json
-from wsi_idc.config import DEFAULT_MAPS, DEFAULT_REPORT
-from wsi_idc.errors import MapError
+from wsi_idc.core.errors import MapError
+from wsi_idc.training.config import DEFAULT_MAPS, DEFAULT_REPORT
 
 
 @click.command()
@@ -38,7 +38,7 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
       wsi-idc report
       wsi-idc report maps/10253.h5 maps/8864.h5 --out two
     """
-    from wsi_idc.maps.report.build import build_report
+    from wsi_idc.report.report import build_report
 
     paths = map_files(maps)
     # A table at another threshold is not that of the maps.

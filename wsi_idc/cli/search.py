@@ -8,11 +8,11 @@ import click
 
 from wsi_idc.cli.options import PATH, data_option, device_option, json_option, logging_options
 from wsi_idc.cli.output import one_line, say, say_json, say_rows
-from wsi_idc.config import DEFAULT_RUNS
-from wsi_idc.errors import RunError
+from wsi_idc.core.errors import RunError
+from wsi_idc.training.config import DEFAULT_RUNS
 
 if TYPE_CHECKING:
-    from wsi_idc.learn.searching.trials import SearchResult
+    from wsi_idc.search.results import SearchResult
 
 
 @click.command()
@@ -34,10 +34,10 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
     Example:
       wsi-idc search jobs/search.toml
     """
-    from wsi_idc.data.source import open_data
-    from wsi_idc.hpc.preempt import stop_requests
-    from wsi_idc.hpc.search_file import read_search
-    from wsi_idc.learn.searching.search import search as run_search
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.runtime.signals import stop_requests
+    from wsi_idc.search.search import search as run_search
+    from wsi_idc.search.search_file import read_search
 
     spec = read_search(job)
     pack = open_data(data)
@@ -72,7 +72,7 @@ def _as_dict(result: "SearchResult") -> dict[str, Any]:
 
 
 def _say_result(result: "SearchResult") -> None:
-    from wsi_idc.learn.searching.trials import BEST_JOB, FIGURE, TABLE
+    from wsi_idc.search.results import BEST_JOB, FIGURE, TABLE
 
     rows, axes = result.rows(), result.spec.axes
     hidden = {"run", "reason"}
@@ -103,7 +103,7 @@ def _say_result(result: "SearchResult") -> None:
 
 
 def _cell(name: str, value: object, axes: Container[str]) -> str:
-    from wsi_idc.learn.searching.space import shown
+    from wsi_idc.search.config import shown
 
     if value is None:
         return "-"

@@ -12,10 +12,10 @@ import click
 from wsi_idc.cli.job import open_job
 from wsi_idc.cli.options import PATH, is_given
 from wsi_idc.cli.output import say, say_rows
-from wsi_idc.errors import JobError
+from wsi_idc.core.errors import JobError
 
 if TYPE_CHECKING:
-    from wsi_idc.hpc.jobs import Job
+    from wsi_idc.jobs.job import Job
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -57,9 +57,9 @@ def submit(
       wsi-idc submit jobs/cv5.toml --dry-run
       wsi-idc submit jobs/smoke.toml --on local
     """
-    from wsi_idc.files import write_text
-    from wsi_idc.hpc.sbatch import LOGS, Resources, sbatch_text
-    from wsi_idc.hpc.sbatch import submit as hand_over
+    from wsi_idc.core.files import write_text
+    from wsi_idc.jobs.slurm import LOGS, Resources, sbatch_text
+    from wsi_idc.jobs.slurm import submit as hand_over
 
     read = open_job(job, flags)
     if (where or ("slurm" if shutil.which("sbatch") else "local")) == "local":
@@ -101,7 +101,7 @@ def _status(read: "Job", flags: tuple[str, ...]) -> str:
 
 def _start_here(read: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
     """Start the job in the background, its log in a file."""
-    from wsi_idc.hpc.sbatch import LOGS
+    from wsi_idc.jobs.slurm import LOGS
 
     if dry_run:
         for task in read.tasks if read.whole is None else [read.whole]:

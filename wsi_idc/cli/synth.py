@@ -6,7 +6,7 @@ import click
 
 from wsi_idc.cli.options import PATH, logging_options
 from wsi_idc.cli.output import say
-from wsi_idc.config import MAX_SEED
+from wsi_idc.training.config import MAX_SEED
 
 
 @click.command()
@@ -51,7 +51,7 @@ def synth(
 
 
 def _draw_slide(path: Path, *, seed: int) -> None:
-    from wsi_idc.data.synth_slide import write_slide
+    from wsi_idc.synthetic.slide import write_slide
 
     found = write_slide(path, seed=seed)
     say(f"{found.slide}: {found.width_px}x{found.height_px} px at {found.mpp:g} um/px")
@@ -59,8 +59,8 @@ def _draw_slide(path: Path, *, seed: int) -> None:
 
 
 def _draw_cohort(folder: Path, *, num_patients: int, patches_per_patient: int, seed: int) -> None:
-    from wsi_idc.data.synth import write_cohort
-    from wsi_idc.progress import progress
+    from wsi_idc.core.progress import progress
+    from wsi_idc.synthetic.cohort import write_cohort
 
     with progress(num_patients, what="drawing", unit="patient") as bar:
         summary = write_cohort(

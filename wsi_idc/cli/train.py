@@ -8,12 +8,12 @@ import click
 
 from wsi_idc.cli.options import PATH, config_options, json_option, logging_options, run_options
 from wsi_idc.cli.output import say, say_json, say_rows
-from wsi_idc.config import DEFAULT_RUNS, TrainConfig
+from wsi_idc.training.config import DEFAULT_RUNS, TrainConfig
 
 if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack
-    from wsi_idc.learn.runs import Run
     from wsi_idc.models.checkpoint import Checkpoint
+    from wsi_idc.training.runs import Run
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +47,15 @@ def train(
       wsi-idc train --model resnet50 --split kfold:5/0
       torchrun --nproc-per-node 4 --no-python wsi-idc train --model resnet50
     """
-    from wsi_idc.data.source import open_data
+    from wsi_idc.core.progress import set_up_logging
+    from wsi_idc.data.open_data import open_data
     from wsi_idc.data.splits import make_split, split_table
-    from wsi_idc.hpc.distributed import joined
-    from wsi_idc.hpc.preempt import stop_requests
-    from wsi_idc.learn.runs import Run, default_run
-    from wsi_idc.learn.training.asked import resolve, what_is_asked
-    from wsi_idc.learn.training.train import train as run_training
-    from wsi_idc.models.device import choose_compute
-    from wsi_idc.progress import set_up_logging
+    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.distributed import joined
+    from wsi_idc.runtime.signals import stop_requests
+    from wsi_idc.training.resolve_config import resolve, what_is_asked
+    from wsi_idc.training.runs import Run, default_run
+    from wsi_idc.training.train import train as run_training
 
     config = TrainConfig(**options)
     resolved = resolve(config)

@@ -15,10 +15,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from wsi_idc.data.chunks import Chunk, ChunkFile
-from wsi_idc.data.origin import Origin
-from wsi_idc.errors import WorkerError
-from wsi_idc.hpc.preempt import STOP_SIGNALS
+from wsi_idc.core.errors import WorkerError
+from wsi_idc.data.decode_cache import Chunk, ChunkFile
+from wsi_idc.data.patch_store import Origin
+from wsi_idc.runtime.signals import STOP_SIGNALS
 
 # The parent's way to find modules, which may be its very own.
 _PROGRAM = """

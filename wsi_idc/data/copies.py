@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import pandas as pd
 
-from wsi_idc.data.decode import decode_png
-from wsi_idc.data.origin import Origin, Problem, UnreadablePatchError
+from wsi_idc.data.patch_store import Origin, Problem, UnreadablePatchError
+from wsi_idc.data.png import decode_png
 
 
 def drop_copies(

@@ -1,102 +1,127 @@
-"""One patch file to pixels, or the reason why not."""
+"""Decode every patch of a tree, chunk by chunk, in threads or processes, and go on where it was."""
 
-import io
-import struct
-import zlib
+import logging
+from array import array
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from wsi_idc.data.origin import MAX_FILE_BYTES, UnreadablePatchError
+from wsi_idc.core.progress import progress
+from wsi_idc.data.children import Children
+from wsi_idc.data.copies import whole_copies
+from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, ChunkFile
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.patch_index import TreeIndex
+from wsi_idc.data.patch_store import UNREADABLE, Origin, Problem
+from wsi_idc.runtime.cpu import available_cores
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PLAIN_RGB = (8, 2, 0)  # bit depth, colour type, interlace
-# What of a PNG OpenCV reads as Pillow does; it turns pictures by eXIf and sees no tRNS.
-_PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"tEXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB"}
-# What Pillow answers a damaged file with.
-_DAMAGED = (
-    *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error),
-    *(IndexError, KeyError, TypeError, OverflowError, MemoryError),
-)
-_unpack_head = struct.Struct(">I4s").unpack_from
-_unpack_crc = struct.Struct(">I").unpack_from
+logger = logging.getLogger(__name__)
+
+# More threads would only wait for the interpreter.
+_MAX_WORKERS = 16
+# Processes wait for none, but take a third of a second to start.
+_MIN_FILES_FOR_PROCESSES = 20_000
+# Of the files left out, the log names this many and rejected.csv all.
+_MAX_LOGGED = 20
 
 
-def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
-    """Decode a PNG whose every checksum is right.
+@dataclass
+class Decoded:
+    """What decoding found.
 
-    OpenCV decodes plain RGB about twice as fast as Pillow, but gives half a picture for half a
-    file; so the chunks are checked first. Anything but plain RGB goes through Pillow.
-
-    Args:
-        data: The file's bytes.
-        patch_px: Largest side allowed, in px.
-
-    Returns:
-        Pixels, shape (height, width, 3), uint8; transparency is laid on white.
-
-    Raises:
-        UnreadablePatchError: The bytes are no whole PNG, or the picture is too large.
+    For each row of the tree's table ``paths``, what was read, and ``good``; the rest for good rows.
     """
-    kind = _check_size(data, patch_px=patch_px)
-    if len(data) > MAX_FILE_BYTES:
-        raise UnreadablePatchError(f"more than {MAX_FILE_BYTES} bytes are too many for a patch")
-    chunks = _check_chunks(data)
-    if kind == _PLAIN_RGB and chunks <= _PLAIN_CHUNKS:
+
+    paths: list[str] = field(default_factory=list)
+    good: list[bool] = field(default_factory=list)
+    sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
+    crcs: array = field(default_factory=lambda: array("L"))
+    problems: list[Problem] = field(default_factory=list)
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+
+    def add(self, paths: list[str], chunk: Chunk) -> None:
+        """Add what the next chunk of paths holds."""
+        for path, reason in zip(paths, chunk.reasons, strict=True):
+            self.good.append(not reason)
+            if reason:
+                self.leave_out(path, reason)
+        self.paths += paths
+        self.sizes.extend(chunk.sizes)
+        self.crcs.extend(chunk.crcs)
+        self.histogram += np.array(chunk.histogram)
+
+    def leave_out(self, path: str, why: str) -> None:
+        """Note that a file is not what is packed."""
+        self.problems.append(Problem(path, UNREADABLE, why))
+        if len(self.problems) <= _MAX_LOGGED:
+            logger.warning("left out: %r: %s", path, why)
+
+
+def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> Decoded:
+    """Decode every file of the table, or a whole copy of it, in order, into ``file``.
+
+    What it holds already, from a run that was stopped, is kept as far as it is whole and the files
+    are as they were.
+    """
+    paths = index.table["path"].tolist()
+    chunks = [paths[at : at + FILES_PER_CHUNK] for at in range(0, len(paths), FILES_PER_CHUNK)]
+    tasks = deque(enumerate(chunks))
+    result = Decoded()
+    while tasks and (chunk := file.read(index.origin, *tasks[0])):
+        _add(result, index, file, *tasks.popleft(), chunk)
+    done = len(result.good)
+    if done:
+        logger.info("going on after %d patches that a stopped run has decoded", done)
+    with (
+        progress(len(paths), what="packing", done=done) as bar,
+        closing(_decode_ahead(file, index.origin, tasks, num_workers)) as decoded,
+    ):
+        for number, names, chunk in decoded:
+            _add(result, index, file, number, names, chunk)
+            bar.update(len(names))
+    return result
+
+
+def _add(
+    result: Decoded, index: TreeIndex, file: ChunkFile, number: int, paths: list[str], chunk: Chunk
+) -> None:
+    """Add a chunk, decoded again with their copies where damaged files have whole ones."""
+    damaged = {path: why for path, why in zip(paths, chunk.reasons, strict=True) if why}
+    copies = whole_copies(damaged.keys(), index.copies, origin=index.origin, patch_px=file.patch_px)
+    if copies:
+        for path, copy in copies.items():
+            result.leave_out(path, f"{damaged[path]}; its copy {copy} is packed")
+        paths = [copies.get(path, path) for path in paths]
+        chunk = file.decode(index.origin, number, paths)
+    result.add(paths, chunk)
+
+
+def _decode_ahead(
+    file: ChunkFile, origin: Origin, tasks: deque[tuple[int, list[str]]], num_workers: int | None
+) -> Generator[tuple[int, list[str], Chunk], None, None]:
+    """Decode chunks of files, and yield each with its number and files, in order."""
+    workers = num_workers or min(available_cores(), _MAX_WORKERS)
+    many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
+    # A zip's table of contents is too much to send.
+    in_processes = many and workers > 1 and isinstance(origin, Folder)
+    with Children(workers) if in_processes else nullcontext() as children:
+        # OpenCV decodes without the interpreter lock.
+        decode = children.decode if children else ChunkFile.decode
+        pool = ThreadPoolExecutor(workers)
         try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:
-            pixels = None
-        if pixels is not None:
-            return pixels
-    return _decode_with_pillow(data)
-
-
-def _check_size(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
-    """Return bit depth, colour type and interlace of a PNG of at most ``patch_px`` a side."""
-    if not data.startswith(PNG_SIGNATURE):
-        raise UnreadablePatchError("not a PNG file" if data else "empty file")
-    if len(data) < 33 or data[12:16] != b"IHDR":
-        raise UnreadablePatchError("damaged PNG: no header")
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
-    if width > patch_px or height > patch_px:
-        raise UnreadablePatchError(
-            f"{width}x{height} px is larger than a {patch_px}x{patch_px} patch"
-        )
-    if depth == 16:
-        raise UnreadablePatchError("16 bits a channel; a patch has 8")
-    return depth, colour, interlace
-
-
-def _check_chunks(data: bytes) -> set[bytes]:
-    """Return the kinds of chunk up to the end mark, each CRC checked (PNG specification, 5.3)."""
-    at = len(PNG_SIGNATURE)
-    num_bytes = len(data)
-    view = memoryview(data)
-    kinds = set()
-    while at + 12 <= num_bytes:
-        length, kind = _unpack_head(data, at)
-        end = at + 8 + length
-        if end + 4 > num_bytes:
-            break
-        if zlib.crc32(view[at + 4 : end]) != _unpack_crc(data, end)[0]:
-            raise UnreadablePatchError("damaged PNG: a checksum is wrong")
-        kinds.add(kind)
-        if kind == b"IEND":
-            return kinds
-        at = end + 4
-    raise UnreadablePatchError("truncated PNG")
-
-
-def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            rgba = image.convert("RGBA")
-    except UnidentifiedImageError:
-        raise UnreadablePatchError("damaged PNG: the header makes no sense") from None
-    except _DAMAGED as error:
-        raise UnreadablePatchError(f"damaged PNG: {error}") from None
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+            ahead: deque[tuple[int, list[str], Future[Chunk]]] = deque()
+            while tasks or ahead:
+                while tasks and len(ahead) < 2 * workers:
+                    number, paths = tasks.popleft()
+                    future = pool.submit(decode, file, origin, number, paths)
+                    ahead.append((number, paths, future))
+                number, paths, future = ahead.popleft()
+                yield number, paths, future.result()
+        finally:
+            # After Ctrl-C nobody waits for what lies ahead.
+            pool.shutdown(cancel_futures=True)

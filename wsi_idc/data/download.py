@@ -14,8 +14,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from wsi_idc.errors import DataError, WsiIdcError, first_line
-from wsi_idc.files import write_json
+from wsi_idc.core.errors import DataError, WsiIdcError, first_line
+from wsi_idc.core.files import write_json
 
 logger = logging.getLogger(__name__)
 

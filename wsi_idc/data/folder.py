@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from wsi_idc.data.origin import (
+from wsi_idc.data.patch_store import (
     MAX_FILE_BYTES,
     UNREADABLE,
     Listing,

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core.errors import DataError, first_line
+from wsi_idc.core.files import replacing
 from wsi_idc.data.pack_read import (
     COLUMNS,
     FORMAT,
@@ -25,9 +27,7 @@ from wsi_idc.data.pack_read import (
     read_all_but_pixels,
     stated_format,
 )
-from wsi_idc.errors import DataError, first_line
-from wsi_idc.files import replacing
-from wsi_idc.maps.grid import cells_of
+from wsi_idc.geometry.grid import cells_of
 
 _HELD_BYTES = 2**25
 

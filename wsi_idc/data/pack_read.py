@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from wsi_idc.config import POSSIBLE_MPP
-from wsi_idc.errors import DataError, first_line
-from wsi_idc.files import plain_name
-from wsi_idc.hdf5_check import attributes, check_heaps
-from wsi_idc.maps.grid import MAX_CELLS_PER_SIDE
+from wsi_idc.core.errors import DataError, first_line
+from wsi_idc.core.files import plain_name
+from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
+from wsi_idc.training.config import POSSIBLE_MPP
 
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1

@@ -12,14 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_idc.config import NO_ROLE
-from wsi_idc.errors import MapError, WsiIdcError
-from wsi_idc.files import write_text
-from wsi_idc.learn.metrics import auc, confusion, threshold_metrics
-from wsi_idc.maps.cohort_store import check_replaceable, write_cohort_h5
-from wsi_idc.maps.grid import lay, shape_of
+from wsi_idc.core.errors import MapError, WsiIdcError
+from wsi_idc.core.files import write_text
+from wsi_idc.geometry.grid import lay, shape_of
+from wsi_idc.maps.cohort_file import check_replaceable, write_cohort_h5
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.store import COHORT_H5, map_paths, read_map
+from wsi_idc.metrics.classification import auc, confusion, threshold_metrics
+from wsi_idc.training.config import NO_ROLE
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.maps.grid import lay, middle, mosaic, shape_of
+from wsi_idc.geometry.grid import lay, middle, mosaic, shape_of
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.errors import MapError, first_line
-from wsi_idc.files import plain_name, write_bytes
-from wsi_idc.hdf5_check import attributes, check_heaps
+from wsi_idc.core.errors import MapError, first_line
+from wsi_idc.core.files import plain_name, write_bytes
+from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.maps.map_reader import image_of, read_all_but_cams, read_content
+from wsi_idc.maps.map_writer import write_content
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.schema import FORMAT
-from wsi_idc.maps.store_read import image_of, read_all_but_cams, read_content
-from wsi_idc.maps.store_write import write_content
 
 # Lies among the maps and is none: the table of a cohort (maps/cohort_store.py).
 COHORT_H5 = "cohort.h5"

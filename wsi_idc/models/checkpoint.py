@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsi_idc.errors import CheckpointError
+from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.checkpoint_check import (
     check_input,
     check_numbers,
@@ -19,9 +19,9 @@ from wsi_idc.models.checkpoint_check import (
     is_temperature,
 )
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.dict_file import load_with_fingerprint, save_dict
 from wsi_idc.models.registry import architecture
-from wsi_idc.models.trace import skeleton
+from wsi_idc.models.serialization import load_with_fingerprint, save_dict
+from wsi_idc.models.tracing import skeleton
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wsi_idc.config import POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.models.registry import Architecture
+from wsi_idc.training.config import POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 
 if TYPE_CHECKING:
     from wsi_idc.models.checkpoint import Checkpoint, InputSpec

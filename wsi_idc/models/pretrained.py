@@ -10,11 +10,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from wsi_idc.errors import CheckpointError
-from wsi_idc.files import sha256
+from wsi_idc.core.errors import CheckpointError
+from wsi_idc.core.files import sha256
 from wsi_idc.models.checkpoint import FORMAT, load_checkpoint, load_state
-from wsi_idc.models.dict_file import load_plain
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
+from wsi_idc.models.serialization import load_plain
 
 _MAX_NAMED = 3
 # Heads on the way, for training alone, that no network here is built with.

@@ -5,8 +5,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_idc.errors import DataError
-from wsi_idc.files import plain_name
+from wsi_idc.core.errors import DataError
+from wsi_idc.core.files import plain_name
 from wsi_idc.slides.slide import MAX_MPP, MIN_MPP
 
 _COLUMNS = ("slide", "patient", "mpp")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_idc.errors import SlideError, first_line
-from wsi_idc.slides.picture import DAMAGED, MAX_PX
+from wsi_idc.core.errors import SlideError, first_line
+from wsi_idc.slides.image_reader import DAMAGED, MAX_PX
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tissue import MASK_MPP, tissue_mask
 

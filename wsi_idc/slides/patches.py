@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.ahead import some_ahead
-from wsi_idc.errors import SlideError
+from wsi_idc.core.errors import SlideError
+from wsi_idc.runtime.prefetch import some_ahead
 from wsi_idc.slides.mask import find_tissue
-from wsi_idc.slides.plan import (
+from wsi_idc.slides.slide import Slide
+from wsi_idc.slides.tiling import (
     FINE_ENOUGH,
     Grid,
     choose_level,
@@ -19,7 +20,6 @@ from wsi_idc.slides.plan import (
     runs,
     share_of,
 )
-from wsi_idc.slides.slide import Slide
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.ahead import some_ahead
-from wsi_idc.config import POSSIBLE_MPP
-from wsi_idc.errors import SlideError
-from wsi_idc.hpc.cores import available_cores
-from wsi_idc.slides.picture import SUFFIXES, Picture
-from wsi_idc.slides.plan import cuts, finest_needed, fit
-from wsi_idc.slides.pyramid import Pyramid, is_pyramid
-from wsi_idc.slides.source import Source
+from wsi_idc.core.errors import SlideError
+from wsi_idc.runtime.cpu import available_cores
+from wsi_idc.runtime.prefetch import some_ahead
+from wsi_idc.slides.image_reader import SUFFIXES, Picture
+from wsi_idc.slides.openslide_reader import Pyramid, is_pyramid
+from wsi_idc.slides.reader import Source
+from wsi_idc.slides.tiling import cuts, finest_needed, fit
+from wsi_idc.training.config import POSSIBLE_MPP
 
 logger = logging.getLogger(__name__)
 

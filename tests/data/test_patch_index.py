@@ -1,0 +1,348 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trees import PATIENTS, add_patch, file_name, make_tree
+from wsi_idc.core.errors import DataError
+from wsi_idc.data.patch_index import _parse, content_key, index_tree, open_origin, problem_table
+from wsi_idc.data.patch_store import Problem
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
+
+NUM_PATCHES = sum(map(len, PATIENTS.values()))
+
+
+def index(root):
+    with open_origin(root) as origin:
+        return index_tree(origin, patch_px=50)
+
+
+def key_of(root):
+    with open_origin(root) as origin:
+        return content_key(origin, origin.listing().paths)
+
+
+def rows(found) -> list[tuple]:
+    table = found.table
+    return list(zip(table["patient"], table["y"], table["x"], table["label"], strict=True))
+
+
+EXPECTED = sorted(
+    (patient, row * 50, col * 50, label)
+    for patient, patches in PATIENTS.items()
+    for row, col, label in patches
+)
+
+
+def test_sorted_by_patient_row_and_column(tree):
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert [row[0] for row in EXPECTED] == ["10253"] * 3 + ["10254"] * 2 + ["9"] * 2
+    assert found.table["path"][1] == "10253/1/10253_idx5_x51_y1_class1.png"
+    assert (found.rejected, found.flagged, found.num_other_files) == ((), (), 0)
+
+
+def test_x_and_y_are_numbers_not_text(tmp_path):
+    make_tree(tmp_path, {"1": [(0, 19, 0), (0, 3, 1), (11, 0, 0)]})
+    assert [(y, x) for _, y, x, _ in rows(index(tmp_path))] == [(0, 150), (0, 950), (550, 0)]
+
+
+@pytest.mark.parametrize("first", [0, 1, 26])
+def test_whatever_the_tree_counts_from(tmp_path, first):
+    found = index(make_tree(tmp_path, first=first))
+    assert rows(found) == EXPECTED
+    assert found.rejected == ()
+
+
+def test_off_the_grid(tree):
+    for x, y in [(0, 1), (51, 2), (50, 50)]:
+        (tree / f"9/0/9_idx5_x{x}_y{y}_class0.png").touch()
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert [(p.path, p.reason) for p in found.rejected] == [
+        ("9/0/9_idx5_x0_y1_class0.png", "off the grid"),
+        ("9/0/9_idx5_x50_y50_class0.png", "off the grid"),
+        ("9/0/9_idx5_x51_y2_class0.png", "off the grid"),
+    ]
+    assert found.rejected[0].detail == "x = 1 and y = 1 modulo 50 in this tree"
+
+
+def test_too_far_out(tree):
+    last = (MAX_CELLS_PER_SIDE - 1) * 50
+    for x in (last + 1, last + 51, 999_999_951):
+        (tree / f"9/0/9_idx5_x{x}_y1_class0.png").touch()
+    (tree / "9/0/9_idx5_x1000000001_y1_class0.png").touch()
+    found = index(tree)
+    assert found.table["x"].max() == last
+    assert {p.path: p.reason for p in found.rejected} == {
+        "9/0/9_idx5_x1000000001_y1_class0.png": "unknown name",
+        f"9/0/9_idx5_x{last + 51}_y1_class0.png": "too far out",
+        "9/0/9_idx5_x999999951_y1_class0.png": "too far out",
+    }
+
+
+def test_nested_copy_of_the_whole_tree(tree):
+    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert not found.table["path"].str.contains("IDC_regular").any()
+    detail = f"{NUM_PATCHES} patches that stand above it too, taken only where those are damaged"
+    assert found.flagged == (Problem("IDC_regular_ps50_idx5/", "nested copy", detail),)
+    assert found.rejected == ()
+
+
+def test_nested_copy_that_differs(tree):
+    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
+    path = "10253/1/10253_idx5_x51_y1_class1.png"
+    with (tree / "IDC_regular_ps50_idx5" / path).open("ab") as file:
+        file.write(b"more")
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    copy = f"IDC_regular_ps50_idx5/{path}"
+    assert found.rejected == (Problem(copy, "differs from its copy", f"{path} is kept"),)
+    assert found.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
+
+
+def test_a_whole_copy_stands_in_for_a_damaged_patch(tree):
+    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
+    path = "10253/1/10253_idx5_x51_y1_class1.png"
+    (tree / path).write_bytes((tree / path).read_bytes()[:500])
+    found = index(tree)
+    copy = f"IDC_regular_ps50_idx5/{path}"
+    assert found.rejected == (Problem(path, "differs from its copy", f"{copy} is kept"),)
+    assert copy in set(found.table["path"])
+    assert len(found.table) == NUM_PATCHES
+
+
+def test_the_first_whole_one_of_several_copies_is_kept(tree):
+    path = "10253/1/10253_idx5_x51_y1_class1.png"
+    whole = (tree / path).read_bytes()
+    contents = {path: whole[:500], f"b/{path}": whole, f"c/c/{path}": whole + b"more"}
+    for name, content in contents.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert found.table["path"][1] == f"b/{path}"
+    assert found.rejected == (
+        Problem(path, "differs from its copy", f"b/{path} is kept"),
+        Problem(f"c/c/{path}", "differs from its copy", f"b/{path} is kept"),
+    )
+
+
+def test_tree_only_below_another_folder(tmp_path):
+    make_tree(tmp_path / "archive" / "IDC_regular_ps50_idx5")
+    found = index(tmp_path)
+    assert rows(found) == EXPECTED
+    assert (found.rejected, found.flagged) == ((), ())
+
+
+def test_part_above_and_all_of_it_below(tree):
+    shutil.copytree(tree, tree / "nested")
+    shutil.rmtree(tree / "10254")
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    below = found.table["path"].str.startswith("nested/")
+    assert set(found.table["patient"][below]) == {"10254"}
+
+
+def test_one_patient_folder_or_class_folder(tree):
+    assert rows(index(tree / "10253")) == EXPECTED[:3]
+    assert rows(index(tree / "10253" / "1")) == [EXPECTED[1]]
+
+
+def test_a_link_is_the_folder_that_it_is_named(tree, tmp_path):
+    for name, folder in [("10253", "10253"), ("10254/1", "10254/1")]:
+        store = tmp_path / "store" / name.replace("/", "_")
+        store.parent.mkdir(exist_ok=True)
+        (tree / folder).rename(store)
+        (tree / folder).symlink_to(store)
+    assert rows(index(tree / "10253")) == EXPECTED[:3]
+    assert rows(index(tree / "10254" / "1")) == [EXPECTED[3]]
+
+
+def test_working_folder(tree, monkeypatch):
+    monkeypatch.chdir(tree / "10253")
+    assert rows(index(Path())) == EXPECTED[:3]
+
+
+def test_stray_file_at_the_top_of_the_file_system(tree):
+    # /data is a usual mount point: nothing stands above it.
+    good = "10253/0/10253_idx5_x1_y1_class0.png"
+    table, problems = _parse(["stray.png", good], above=open_origin(Path("/")).above)
+    assert table["path"].tolist() == [good]
+    assert [problem.path for problem in problems] == ["stray.png"]
+
+
+def test_names_that_contradict_their_folders(tree):
+    for path in [
+        "9/0/9_idx5_x1_y1_class1.png",
+        "9/0/8_idx5_x1_y1_class0.png",
+        "9/0/thumbnail.png",
+        "stray.png",
+        "9_idx5_x1_y1_class0.png",
+        "evil\n/0/evil\n_idx5_x1_y1_class0.png",
+        "a\\b/0/a\\b_idx5_x1_y1_class0.png",
+        "9/0/9_idx5_x-49_y1_class0.png",
+        "9/0/9_idx5_x٣_y1_class0.png",
+        "9/0/9_idx5_x1_y1_class2.png",
+    ]:
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).touch()
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    problems = {p.path: (p.reason, p.detail) for p in found.rejected}
+    assert len(problems) == 10
+    unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png")
+    contradiction = "name says class 1, folder says 0"
+    assert problems["9/0/9_idx5_x1_y1_class1.png"] == ("class contradicts folder", contradiction)
+    contradiction = "name says 8, folder says 9"
+    assert problems["9/0/8_idx5_x1_y1_class0.png"] == ("patient contradicts folder", contradiction)
+    assert problems["stray.png"] == problems["9/0/thumbnail.png"] == unknown
+    assert problems["9_idx5_x1_y1_class0.png"][0] == "patient contradicts folder"
+    assert problems["evil\n/0/evil\n_idx5_x1_y1_class0.png"] == unknown
+    assert problems["a\\b/0/a\\b_idx5_x1_y1_class0.png"][0] == "unsafe patient id"
+    assert problems["9/0/9_idx5_x-49_y1_class0.png"] == unknown
+    assert problems["9/0/9_idx5_x٣_y1_class0.png"] == unknown
+    assert problems["9/0/9_idx5_x1_y1_class2.png"] == unknown
+
+
+@pytest.mark.parametrize(("label", "expected"), [(1, 1), (0, -1)])
+def test_two_patches_at_one_place(tree, label, expected):
+    kept, left_out = "10253/1/10253_idx5_x51_y1_class1.png", f"10253/{label}/"
+    if label == 1:
+        left_out += "10253_idx6_x51_y1_class1.png"
+    else:
+        kept, left_out = "10253/0/10253_idx5_x51_y1_class0.png", kept
+    shutil.copy(tree / "10253/1/10253_idx5_x51_y1_class1.png", tree / (left_out if label else kept))
+    found = index(tree)
+    assert found.rejected == (Problem(left_out, "duplicate coordinate", f"{kept} is kept"),)
+    assert found.table.loc[1, ["path", "label"]].tolist() == [kept, expected]
+    assert len(found.table) == NUM_PATCHES
+    notes = (Problem(kept, "label unknown", f"{left_out} at the same place says otherwise"),)
+    assert found.flagged == (() if label else notes)
+
+
+def test_other_and_hidden_files_are_counted(tree):
+    (tree / "readme.txt").touch()
+    (tree / "10253/0/Thumbs.db").touch()
+    # What macOS leaves in an archive.
+    (tree / "10253/0/._10253_idx5_x1_y1_class0.png").touch()
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert (found.num_other_files, found.rejected) == (3, ())
+
+
+def test_upper_case_ending(tree):
+    path = tree / "10253/0/10253_idx5_x1_y1_class0.png"
+    path.rename(path.with_suffix(".PNG"))
+    assert rows(index(tree)) == EXPECTED
+
+
+def test_any_patient_id(tmp_path):
+    ids = ["Müller 1", "TCGA-A1-A0SB", "a_idx5_x1", "<b>", "病人"]
+    make_tree(tmp_path, {patient: [(0, 0, 0)] for patient in ids})
+    assert sorted(index(tmp_path).table["patient"]) == sorted(ids)
+
+
+def test_name_that_is_no_utf8_is_reported(tree):
+    odd = os.fsdecode(b"\xff")
+    (tree / odd / "0").mkdir(parents=True)
+    (tree / odd / "0" / f"{odd}_idx5_x1_y1_class0.png").touch()
+    found = index(tree)
+    assert rows(found) == EXPECTED
+    assert [p.reason for p in found.rejected] == ["unsafe patient id"]
+    assert len(key_of(tree)) == 16
+
+
+def test_links_are_followed_and_each_folder_read_once(tree, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "10254"
+    elsewhere.parent.mkdir()
+    (tree / "10254").rename(elsewhere)
+    (tree / "10254").symlink_to(elsewhere)
+    for patient in PATIENTS:
+        (tree / patient / "loop").symlink_to(tree)
+        (tree / patient / "other").symlink_to(elsewhere)
+    (tmp_path / "link").symlink_to(tree)
+    for root in (tree, tmp_path / "link"):
+        found = index(root)
+        assert rows(found) == EXPECTED
+        assert (found.rejected, found.flagged) == ((), ())
+
+
+def test_folder_that_cannot_be_listed_is_reported(tree):
+    if os.geteuid() != 0:
+        (tree / "10254").chmod(0)
+        found = index(tree)
+        (tree / "10254").chmod(0o755)
+    else:
+        # Nothing is closed to root; nobody is somebody else.
+        for folder in (tree, *tree.parents):
+            if folder.stat().st_uid == 0 and folder != folder.parent:
+                folder.chmod(folder.stat().st_mode | 0o055)
+        (tree / "10254").chmod(0o700)
+        os.seteuid(65534)
+        try:
+            found = index(tree)
+        finally:
+            os.seteuid(0)
+    assert found.rejected == (Problem("10254/", "unreadable", "Permission denied"),)
+    assert rows(found) == [row for row in EXPECTED if row[0] != "10254"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such folder or file; give a patch tree"),
+        (lambda path: path.write_bytes(b"PNG"), "neither a folder nor a zip; give a patch tree"),
+        (lambda path: path.mkdir(), "no PNG file found; a patch tree holds PATIENT"),
+        (
+            lambda path: add_patch(path / "x", "9", 0, 0, 0).rename(path / "x/9/0/p.png"),
+            r"no patch found, but 'x/9/0/p.png' \(unknown name\)",
+        ),
+    ],
+)
+def test_no_tree(tmp_path, make, message):
+    make(tmp_path / "tree")
+    with pytest.raises(DataError, match=message) as caught:
+        index(tmp_path / "tree")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_key_follows_names_sizes_and_times_but_not_the_place(tree, tmp_path):
+    before = key_of(tree)
+    copy = shutil.copytree(tree, tmp_path / "copy")
+    assert key_of(copy) == before
+    path = copy / "9/0" / file_name("9", 0, 3, 0)
+    os.utime(path, ns=(0, 0))
+    touched = key_of(copy)
+    path.unlink()
+    assert len({before, touched, key_of(copy)}) == 3
+
+
+def test_problems_as_a_table():
+    table = problem_table([Problem("b", "r", "d"), Problem("a\udcff", "r")])
+    assert table.to_numpy().tolist() == [["a\udcff", "r", ""], ["b", "r", "d"]]
+    assert list(problem_table([]).columns) == ["path", "reason", "detail"]
+
+
+@settings(max_examples=25)
+@given(
+    st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=12),
+    st.integers(0, 49),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_set_of_cells_comes_back(tmp_path_factory, cells, first, seed):
+    root = tmp_path_factory.mktemp("tree")
+    order = np.random.default_rng(seed).permutation(sorted(cells))
+    folder = root / "1" / "0"
+    folder.mkdir(parents=True)
+    for row, col in order:
+        (folder / file_name("1", row, col, 0, first=first)).touch()
+    found = index(root)
+    assert [(y // 50, x // 50) for _, y, x, _ in rows(found)] == sorted(cells)
+    assert found.rejected == ()

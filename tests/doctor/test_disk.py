@@ -1,0 +1,97 @@
+import errno
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from wsi_idc.doctor import disk
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+
+GB = 10**9
+MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /scratch rw - tmpfs tmpfs rw
+31 22 0:41 / /data\040of\040all rw - nfs4 server:/x rw
+32 30 0:42 / /scratch/deep rw shared:5 master:1 - lustre x rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/x", "ext4"),
+        ("/scratch", "tmpfs"),
+        ("/scratch/a", "tmpfs"),
+        ("/scratch/deep/a/b", "lustre"),
+        ("/scratchy", "ext4"),
+        ("/data of all/x", "nfs4"),
+    ],
+)
+def test_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str):
+    (tmp_path / "mounts").write_text(MOUNTS)
+    monkeypatch.setattr(disk, "_existing", lambda folder: folder)
+    assert disk.file_system(Path(path), tmp_path / "mounts") == kind
+
+
+def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = SimpleNamespace(total=100 * GB, free=50 * GB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk, "file_system", lambda path: "ext4")
+    out = tmp_path / "not" / "yet"
+    assert list(disk.room(out)) == [
+        Finding("output disk", f"{out} (ext4), 50.0 of 100.0 GB free"),
+    ]
+    usage.free = GB
+    (row,) = disk.room(out)
+    assert (row.value, row.state) == (f"{out} (ext4), 1.0 of 100.0 GB free", PROBLEM)
+    assert not out.exists()
+
+
+def test_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    times = iter([0.0, 0.5, 0.0, 64.0])
+    synced = []
+    monkeypatch.setattr(disk.time, "perf_counter", lambda: next(times))
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd))[-1]
+    )
+    assert list(disk.writing(tmp_path / "new")) == [Finding("writing", "134 MB/s with fsync")]
+    assert synced == [64 * 2**20]
+    (row,) = disk.writing(tmp_path)
+    assert (row.value, row.state) == ("1 MB/s with fsync", NOTE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written():
+    (row,) = disk.writing(Path("/proc"))
+    assert row.state == PROBLEM
+    assert row.value.startswith("not possible (")
+
+
+def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert list(disk.locks(tmp_path)) == [Finding("file locks", "work")]
+
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (row,) = disk.locks(tmp_path)
+    assert (row.value, row.state) == ("do not work there", PROBLEM)
+    assert list(disk.hdf5(tmp_path)) == [Finding("HDF5 files", "can be written and read")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (row,) = disk.scratch()
+    assert row.value == "WSI_IDC_SCRATCH is not set: data are read where they are"
+    usage = SimpleNamespace(total=100 * GB, free=50 * GB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk, "file_system", lambda path: "tmpfs")
+    monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "new"))
+    assert list(disk.scratch()) == [Finding("scratch", f"{tmp_path}/new (tmpfs), 50.0 GB free")]
+    monkeypatch.setenv("WSI_IDC_SCRATCH", "/proc/x")
+    (row,) = disk.scratch()
+    assert row.value.startswith("/proc/x (tmpfs), 50.0 GB free, cannot be written (")
+    assert row.state == PROBLEM
+    assert not (tmp_path / "new").exists()

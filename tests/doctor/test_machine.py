@@ -1,0 +1,188 @@
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from wsi_idc.doctor import machine
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+
+GIB = 2**30
+
+
+@pytest.fixture
+def two_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.mark.usefixtures("two_of_eight")
+def test_cores(monkeypatch: pytest.MonkeyPatch):
+    assert list(machine.cores()) == [
+        Finding("cores", "8 in the machine, 2 by affinity, none said by SLURM"),
+        Finding("threads of torch", "2"),
+    ]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert list(machine.cores())[1] == Finding(
+        *("threads of torch", "1 (OMP_NUM_THREADS=1)", NOTE),
+        "unset OMP_NUM_THREADS to use all cores given",
+    )
+
+
+@pytest.mark.usefixtures("two_of_eight")
+def test_more_threads_than_srun_gave_cores_are_a_problem(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    row, _ = machine.cores()
+    assert (row.value, row.state) == ("8 in the machine, 2 by affinity, 4 by SLURM", PROBLEM)
+    assert row.advice.startswith("4 threads would share 2 cores; start it with srun --cpus-per")
+
+
+def test_processor(tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC 7763\nflags\t: x\n")
+    assert list(machine.processor(tmp_path / "cpuinfo")) == [Finding("processor", "AMD EPYC 7763")]
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "1000", "job/step/memory.max": "max"}, 1000),
+        ("0::/job/step\n", {"job/memory.max": "1000", "job/step/memory.max": "500"}, 500),
+        ("0::/job\n", {"job/memory.max": "max"}, None),
+        ("0::/of/another/container\n", {"memory.max": "2000"}, 2000),
+        ("0::/../..\n", {}, None),
+        ("4:cpu:/a\n9:memory:/a\n", {"memory/a/memory.limit_in_bytes": "300"}, 300),
+        ("9:memory:/a\n", {"memory/a/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+    ],
+)
+def test_the_tightest_limit_of_memory_counts(
+    tmp_path: Path, own: str, files: dict[str, str], limit: int | None
+):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert machine.memory_limit(tmp_path / "own", tmp_path / "root") == limit
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="no /proc here")
+def test_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "memory_limit", lambda: 3 * GIB)
+    (row,) = machine.memory()
+    assert row.value.endswith(" GiB free, limit of this job 3.0 GiB")
+
+
+def test_little_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch):
+    usage = SimpleNamespace(total=GIB // 16, free=GIB // 16)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    (row,) = machine.shared_memory()
+    assert (row.value, row.state) == ("0.06 GiB, 0.06 GiB free", NOTE)
+    usage.total = usage.free = 4 * GIB
+    assert list(machine.shared_memory()) == [Finding("/dev/shm", "4.00 GiB, 4.00 GiB free")]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *there: str) -> dict[str, tuple[int, str, str]]:
+    """Let only these programs be here; return what they answer, to be filled."""
+    answers: dict[str, tuple[int, str, str]] = {}
+
+    def run(command: list[str], **options: object) -> "subprocess.CompletedProcess[str]":
+        assert options["timeout"] == 10
+        what = command[0] if command[0] != "nvidia-smi" else command[1].partition("=")[2]
+        return subprocess.CompletedProcess(command, *answers[what])
+
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(subprocess, "run", run)
+    return answers
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that lets torch see GPUs, by capability."""
+
+    def see(*capabilities: tuple[int, int]) -> None:
+        found = [
+            SimpleNamespace(name="NVIDIA X", total_memory=80 * GIB, major=major, minor=minor)
+            for major, minor in capabilities
+        ]
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(found))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found[number])
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return see
+
+
+def test_gpus(monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]):
+    answers = answering(monkeypatch, "nvidia-smi")
+    answers["name"] = (0, "NVIDIA X\nNVIDIA X\n", "")
+    answers["driver_version"] = (0, "550.54\n550.54\n", "")
+    seen((9, 0), (7, 5))
+    assert list(machine.driver()) == [Finding("driver", "NVIDIA 550.54")]
+    assert list(machine.gpus()) == [
+        Finding("GPU 0", "NVIDIA X, 80 GiB, compute capability 9.0, bf16"),
+        Finding("GPU 1", "NVIDIA X, 80 GiB, compute capability 7.5, no bf16"),
+    ]
+    seen()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (row,) = machine.gpus()
+    assert (row.value, row.state) == ("torch sees none, yet nvidia-smi shows 2", PROBLEM)
+    assert row.advice.startswith("the driver must be new enough for CUDA 13.0")
+
+
+def test_no_gpu_is_a_note_unless_slurm_gave_one(
+    monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]
+):
+    answering(monkeypatch)
+    seen()
+    assert list(machine.driver()) == [Finding("driver", "none of NVIDIA's (no nvidia-smi)")]
+    assert list(machine.gpus()) == [Finding("GPUs", "none: all is computed on the CPU", NOTE)]
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "3")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (row,) = machine.gpus()
+    assert row.value == "torch sees none, yet SLURM gave some (SLURM_JOB_GPUS=3)"
+    assert row.advice.startswith("install a torch that is built for CUDA")
+
+
+def test_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: None)
+    assert list(machine.torch_build()) == [Finding("torch", "2.9.0+cpu, built for CPUs only")]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
+    (row,) = machine.torch_build()
+    assert row.value == "2.9.0+cpu, built for CUDA 13.0, cuDNN 92400"
+
+
+def test_slurm(monkeypatch: pytest.MonkeyPatch):
+    for name in machine._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    answers = answering(monkeypatch)
+    assert list(machine.slurm()) == [
+        *(Finding("srun", "not here"), Finding("sbatch", "not here"), Finding("SLURM job", "none")),
+    ]
+    answers = answering(monkeypatch, "srun", "sbatch")
+    answers["srun"] = (0, "slurm-wlm 22.05.8\n", "")
+    answers["sbatch"] = (1, "", "sbatch: error: a\nsbatch: fatal: no configuration\n")
+    for name, value in {
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "4",
+        "SLURM_JOB_USER": "ada",
+        "SLURM_JOB_ACCOUNT": "secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    srun, sbatch, job = machine.slurm()
+    assert srun == Finding("srun", "slurm-wlm 22.05.8")
+    assert (sbatch.value, sbatch.state) == (
+        "does not work (sbatch: fatal: no configuration)",
+        NOTE,
+    )
+    assert job == Finding("SLURM job", "SLURM_JOB_ID=7, SLURM_CPUS_PER_TASK=4")

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from tests.packs import Cell, block, flat, make_pack
+from tests.trees import PATCH_PX, pixels_of
+from wsi_idc.explore import quality as audit
+from wsi_idc.explore.pixel_statistics import measure
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
+
+GLASS = flat(240, 240, 240)
+
+
+def hints(pack, kind):
+    table = audit.hint_table(pack, measure(pack).table, audit.neighbours(pack))
+    table = table[table["kind"] == kind]
+    return [(row.patient, row.y // 50, row.x // 50) for row in table.itertuples()]
+
+
+def plain_neighbours(pack):
+    """Return the same by looking each cell up in a dictionary."""
+    index = pack.index
+    keys = list(zip(index["patient"], index["y"] // 50, index["x"] // 50, strict=True))
+    place = {key: at for at, key in enumerate(keys)}
+    around = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+    return [[place.get((p, y + r, x + c), -1) for r, c in around] for p, y, x in keys]
+
+
+def test_neighbours_of_a_cohort(cohort):
+    found = audit.neighbours(cohort)
+    assert found.tolist() == plain_neighbours(cohort)
+    assert (found >= 0).all(axis=1).any()
+
+
+def test_no_neighbour_is_of_another_patient_or_across_the_edge(tmp_path):
+    last = MAX_CELLS_PER_SIDE - 1
+    corners = [(0, 0), (0, last), (1, 0), (1, last), (last, 0), (last, last)]
+    cells = [Cell(patient, row, col) for patient in "abc" for row, col in corners]
+    pack = make_pack(tmp_path / "a.h5", cells)
+    assert audit.neighbours(pack).tolist() == plain_neighbours(pack)
+
+
+def relabelled(cells, **labels):
+    for cell in cells:
+        cell.label = labels.get(f"r{cell.row}c{cell.col}", cell.label)
+    return cells
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_label_unlike_all_8_neighbours(tmp_path, label):
+    cells = relabelled(block("a", 4, 5, 1 - label), r1c2=label) + block("b", 3, 3, label)
+    pack = make_pack(tmp_path / "a.h5", cells)
+    assert hints(pack, audit.LABEL) == [("a", 1, 2)]
+    table = audit.hint_table(pack, measure(pack).table, audit.neighbours(pack))
+    (row,) = table.to_dict("records")
+    assert (row["x"], row["y"], row["label"], row["value"]) == (100, 50, label, 8)
+    assert row["path"] == f"a_idx5_x101_y51_class{label}.png"
+    assert pack.paths()[row["row"]] == row["path"]
+
+
+def test_an_incomplete_or_mixed_or_unknown_neighbourhood_is_no_hint(tmp_path):
+    two = relabelled(block("a", 4, 5), r1c2=1, r1c3=1)
+    unknown = relabelled(block("b", 3, 3), r1c1=1, r0c0=-1)
+    itself = relabelled(block("c", 3, 3), r1c1=-1)
+    missing = [cell for cell in block("d", 3, 3) if (cell.row, cell.col) != (2, 2)]
+    missing = relabelled(missing, r1c1=1)
+    pack = make_pack(tmp_path / "a.h5", two + unknown + itself + missing)
+    assert hints(pack, audit.LABEL) == []
+
+
+def test_a_patch_without_tissue(tmp_path):
+    little, enough = GLASS.copy(), GLASS.copy()
+    little[0, :49] = (160, 60, 140)  # 49 of 2500 px are below 2 %
+    enough[0] = (160, 60, 140)
+    cells = [Cell("a", 0, 0, 0, GLASS), Cell("a", 0, 1, 0, little), Cell("a", 0, 2, 0, enough)]
+    cells += [Cell("a", 0, 3, 0, flat(30, 30, 30)), Cell("a", 0, 4)]
+    small = np.full((4, 10, 3), (160, 60, 140), np.uint8)  # all tissue, but for its padding
+    cells += [Cell("a", 0, 5, 0, small)]
+    pack = make_pack(tmp_path / "a.h5", cells)
+    assert hints(pack, audit.BLANK) == [("a", 0, 0), ("a", 0, 1), ("a", 0, 3)]
+
+
+def test_a_dark_band(tmp_path):
+    rows, cols, few, short, ink = (GLASS.copy() for _ in range(5))
+    rows[40:43] = 120
+    cols[:, 10:13] = 120
+    few[40:42] = 120
+    short[40:43, :40] = 120
+    ink[:, :] = (20, 20, 90)  # dark, but coloured
+    pictures = [GLASS, rows, cols, few, short, ink, rows[:41, :20]]
+    pictures += [np.full((30, 50, 3), 120, np.uint8)]  # a small patch, grey all over
+    cells = [Cell("a", 0, col, 0, picture) for col, picture in enumerate(pictures)]
+    pack = make_pack(tmp_path / "a.h5", cells)
+    assert hints(pack, audit.DARK_BAND) == [("a", 0, 1), ("a", 0, 2), ("a", 0, 7)]
+
+
+def stained(patient, colour, count=10):
+    """Return patches of one colour, a little different in each patient."""
+    return [Cell(patient, 0, col, 0, flat(*colour)) for col in range(count)]
+
+
+def test_a_stain_outlier_among_patients(tmp_path):
+    colours = {f"p{at}": (180 + at, 110 + 2 * at, 170 + at) for at in range(9)}
+    cells = [cell for patient, colour in colours.items() for cell in stained(patient, colour)]
+    cells += stained("odd", (90, 40, 160)) + stained("few", (90, 40, 160), count=9)
+    cells += [Cell("none", 0, 0, 0, GLASS)]
+    pack = make_pack(tmp_path / "a.h5", cells)
+    table = audit.stain_table(pack, measure(pack).table).set_axis(pack.patients)
+    assert table.index[table["stain_outlier"]].tolist() == ["odd"]
+    density = -np.log10(np.array((90, 40, 160)) / 255)
+    odd = table.loc["odd"]
+    assert odd["stain_strength"] == pytest.approx(density.mean(), abs=5e-4)
+    assert odd["red_share"] == pytest.approx(density[0] / density.sum(), abs=1e-3)
+    assert table.loc["few", "stain_strength"] == odd["stain_strength"]
+    assert np.isnan(table.loc["few", "stain_strength_z"])
+    assert np.isnan(table.loc["none", "stain_strength"])
+
+
+def test_patients_stained_alike_are_no_outliers(tmp_path):
+    cells = [cell for patient in "abcdef" for cell in stained(patient, (180, 110, 170))]
+    pack = make_pack(tmp_path / "a.h5", cells)
+    table = audit.stain_table(pack, measure(pack).table)
+    assert not table["stain_outlier"].any()
+    assert (table["stain_strength_z"] == 0).all()
+
+
+def test_modified_z_is_the_published_one():
+    values = np.array([1.0, 2.0, 4.0, 7.0, 100.0, np.nan])
+    found = audit.modified_z(values)
+    # Median 4, absolute deviations 3 2 0 3 96, their median 3.
+    np.testing.assert_allclose(found[:5], 0.6745 * (values[:5] - 4) / 3, rtol=1e-4)
+    assert np.isnan(found[5])
+    assert audit.modified_z(np.array([5.0, 5.0, 5.0, 9.0])).tolist() == [0, 0, 0, 0]
+    assert np.isnan(audit.modified_z(np.array([np.nan, np.nan]))).all()
+
+
+def test_noise_as_of_these_tests_gives_no_hint(tmp_path):
+    assert pixels_of("a", 0, 0).shape == (PATCH_PX, PATCH_PX, 3)
+    pack = make_pack(tmp_path / "a.h5", block("a", 3, 3) + block("b", 3, 3, 1))
+    assert all(hints(pack, kind) == [] for kind in audit.PATCH_KINDS)

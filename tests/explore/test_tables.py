@@ -1,0 +1,149 @@
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.packs import Cell, block, make_pack
+from tests.trees import pixels_of
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.prepare import prepare
+from wsi_idc.explore.tables import describe
+
+CHANNELS = ("red", "green", "blue")
+REAL = Path(__file__).resolve().parents[3] / "shared" / "idc"
+
+
+def own_pixels(pack: Pack, rows) -> np.ndarray:
+    """Return every pixel of some patches without their padding, shape (n, 3), 0..1."""
+    parts = []
+    for row in rows:
+        height, width = pack.index.loc[row, ["height", "width"]]
+        parts.append(pack.patches[row, :height, :width].reshape(-1, 3))
+    return np.concatenate(parts) / 255
+
+
+def assert_channels(row, pack: Pack, rows) -> None:
+    pixels = own_pixels(pack, rows)
+    assert row["patches"] == len(rows)
+    found = [row[f"{what}_{name}"] for what in ("mean", "std") for name in CHANNELS]
+    np.testing.assert_allclose(found, [*pixels.mean(axis=0), *pixels.std(axis=0)], rtol=1e-9)
+
+
+def test_a_cohort_in_numbers(cohort):
+    description = describe(cohort)
+    labels = cohort.index["label"].to_numpy()
+    names = np.array(cohort.info.class_names)
+    for row in description.patients.to_dict("records"):
+        rows = np.flatnonzero(cohort.patient_of == row["patient"])
+        assert (row["non_idc"], row["idc"], row["unknown"]) == (
+            (labels[rows] == 0).sum(),
+            (labels[rows] == 1).sum(),
+            0,
+        )
+        assert row["idc_fraction"] == pytest.approx(labels[rows].mean())
+        assert row["rows"] == cohort.index["y"][rows].max() // 50 + 1
+        assert row["cols"] == cohort.index["x"][rows].max() // 50 + 1
+        sizes = cohort.index.loc[rows, ["height", "width"]].to_numpy()
+        assert row["small"] == (sizes < 50).any(axis=1).sum()
+        assert_channels(row, cohort, rows)
+    for row in description.channels.to_dict("records"):
+        rows = (cohort.patient_of == row["patient"]) & (names[labels] == row["class"])
+        assert_channels(row, cohort, np.flatnonzero(rows))
+    classes = description.classes.set_index("class")
+    assert classes.index.tolist() == ["non-IDC", "IDC", "all"]
+    assert_channels(classes.loc["IDC"], cohort, np.flatnonzero(labels == 1))
+    assert_channels(classes.loc["all"], cohort, np.arange(len(cohort)))
+    assert classes["patients"].tolist() == [6, 6, 6]
+    summary = description.summary
+    assert summary["idc_fraction"] == pytest.approx(labels.mean(), rel=1e-5)
+    assert summary["patches_of_patients"]["max"] == description.patients["patches"].max()
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_sizes(tmp_path):
+    cells = [
+        *block("a", 2, 2),
+        Cell("a", 2, 0, 1, pixels_of("a", 2, 0, height=20)),
+        Cell("a", 2, 1, 0, pixels_of("a", 2, 1, height=20)),
+        Cell("b", 0, 0, -1, pixels_of("b", 0, 0, height=20)),
+        Cell("b", 0, 3, 0, pixels_of("b", 0, 3, width=8)),
+        Cell("b", 1, 0, 1),
+    ]
+    description = describe(make_pack(tmp_path / "a.h5", cells))
+    columns = ["height", "width", "patches", "non_idc", "idc", "unknown", "patients"]
+    assert description.sizes[[*columns, "inside_slide"]].to_numpy().tolist() == [
+        [50, 50, 5, 4, 1, 0, 2, 0],
+        [20, 50, 3, 1, 1, 1, 2, 1],  # that of b has a patch below it
+        [50, 8, 1, 1, 0, 0, 1, 0],
+    ]
+    assert description.patients["small"].tolist() == [2, 2]
+    assert description.summary["small_patches"] == 4
+    assert description.summary["small_inside_slide"] == 1
+
+
+def test_unknown_labels_count_in_no_fraction(tmp_path):
+    cells = [*block("a", 1, 2, 1), Cell("a", 1, 0, 0), Cell("a", 1, 1, -1), Cell("b", 0, 0, -1)]
+    description = describe(make_pack(tmp_path / "a.h5", cells))
+    patients = description.patients.set_index("patient")
+    assert patients.loc["a", "idc_fraction"] == pytest.approx(2 / 3)
+    assert np.isnan(patients.loc["b", "idc_fraction"])
+    assert description.classes["class"].tolist() == ["non-IDC", "IDC", "unknown", "all"]
+    assert description.summary["idc_fraction"] == pytest.approx(2 / 3, rel=1e-5)
+    assert description.summary["patients_with_one_class"] == 0
+
+
+def test_hints_are_counted_for_each_patient(tmp_path):
+    copied = pixels_of("a", 0, 0)
+    white = np.full((50, 50, 3), 255, np.uint8)
+    cells = [*block("a", 3, 3), *block("b", 2, 2, 1), Cell("b", 5, 5, 1, copied)]
+    cells += [Cell("b", 6, 6, 0, white), Cell("a", 6, 6, 0, white), Cell("c", 0, 0, 0, white)]
+    next(cell for cell in cells if (cell.row, cell.col) == (1, 1)).label = 1
+    description = describe(make_pack(tmp_path / "a.h5", cells))
+    columns = ["label_hints", "blank_hints", "dark_band_hints", "near_duplicates"]
+    assert description.patients[columns].to_numpy().tolist() == [
+        [1, 1, 0, 1],
+        [0, 1, 0, 1],
+        [0, 1, 0, 0],  # white patches are not taken for copies of each other
+    ]
+    assert description.summary["hints"]["patches"] == {"label": 1, "blank": 3, "dark band": 0}
+    duplicates = description.duplicates[["group", "patient", "x", "y"]]
+    assert duplicates.to_numpy().tolist() == [[1, "a", 0, 0], [1, "b", 250, 250]]
+    assert description.summary["complete_3x3"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_real_patches_in_numbers(tmp_path):
+    if not REAL.is_dir():
+        pytest.skip(f"the real patches are not in {REAL}")
+    tree = tmp_path / "tree"
+    subprocess.run(["bash", REAL / "unpack.sh", tree], check=True, capture_output=True)
+    description = describe(Pack(prepare(tree, tmp_path / "a.h5").pack))
+    cells, sizes = {}, Counter()
+    for path in Folder(tree).listing().paths:
+        patient, label, name = path.split("/")
+        _, _, x, y, _ = name.split("_")
+        cells[patient, int(y[1:]), int(x[1:])] = int(label)
+        with Image.open(tree / path) as image:
+            sizes[image.height, image.width] += 1
+    around = [(r, c) for r in (-50, 0, 50) for c in (-50, 0, 50) if (r, c) != (0, 0)]
+    complete, alone = 0, []
+    for (patient, y, x), label in cells.items():
+        found = [cells.get((patient, y + r, x + c)) for r, c in around]
+        complete += None not in found
+        if found == [1 - label] * 8:
+            alone.append((patient, x - 1, y - 1))
+    counts = Counter((patient, label) for (patient, _, _), label in cells.items())
+    for row in description.patients.itertuples():
+        assert row.non_idc == counts[row.patient, 0]
+        assert row.idc == counts[row.patient, 1]
+    assert description.summary["complete_3x3"] == complete
+    hints = description.hints[description.hints["kind"] == "label"]
+    assert sorted(hints[["patient", "x", "y"]].itertuples(index=False, name=None)) == sorted(alone)
+    found = description.sizes.set_index(["height", "width"])["patches"]
+    assert found.to_dict() == sizes

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.export.maps import full_grid, on_slide, small_map
+from wsi_idc.export.csv_table import write_csv
+
+
+def test_wsinfers_columns_come_first(tmp_path: Path):
+    content = small_map(
+        [[0, 1], [1, 0]],
+        [0.25, 0.75],
+        label=np.array([-1, 1], np.int8),
+        cam=np.array([[[0, 1], [2, 3]], [[0, 0], [0, 0.5]]], np.float32),
+        uncertainty=np.array([0.125, 0.25], np.float32),
+        smoothed=np.array([0.5, 0.625], np.float32),
+    )
+    write_csv(content, tmp_path / "P1.csv")
+    first, *lines = (tmp_path / "P1.csv").read_text().splitlines()
+    assert first == (
+        "minx,miny,width,height,prob_non-IDC,prob_IDC,row,col,logit_non-IDC,logit_IDC,"
+        "label,uncertainty,smoothed,cam_mean,cam_max"
+    )
+    assert lines == [
+        "50,0,50,50,0.75,0.25,0,1,0,-1.098612,-1,0.125,0.5,1.5,3",
+        "0,50,50,50,0.25,0.75,1,0,0,1.098612,1,0.25,0.625,0.125,0.5",
+    ]
+
+
+def test_what_a_map_has_not_is_no_column(tmp_path: Path):
+    write_csv(small_map([[0, 0]], [0.5]), tmp_path / "P1.csv")
+    found = pd.read_csv(tmp_path / "P1.csv")
+    assert found.columns.tolist()[-3:] == ["logit_non-IDC", "logit_IDC", "label"]
+
+
+def test_patches_of_a_slide_are_whole_px_without_gaps(tmp_path: Path):
+    content = on_slide(small_map(full_grid(300, 300), np.zeros(90_000)), 0.2527)
+    write_csv(content, tmp_path / "P1.csv")
+    found = pd.read_csv(tmp_path / "P1.csv")
+    assert (found.dtypes[["minx", "miny", "width", "height"]] == np.int64).all()
+    np.testing.assert_array_equal(found[["minx", "miny"]], content.coords)
+    assert set(found["width"]) == {791, 792}
+    right = (found["minx"] + found["width"]).to_numpy().reshape(300, 300)
+    np.testing.assert_array_equal(right[:, :-1], found["minx"].to_numpy().reshape(300, 300)[:, 1:])
+    assert right[0, -1] == pytest.approx(300 * 200 / 0.2527, abs=0.5)

@@ -1,0 +1,169 @@
+import itertools
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from tests.export.maps import full_grid, small_map, stored
+from wsi_idc.export.layers import layers_of
+from wsi_idc.export.ome_tiff import write_ome_tiff
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import open_image
+
+OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
+
+
+def write_all(content: PatientMap, folder: Path) -> dict[str, Path]:
+    """Write each layer of a map and return the files."""
+    files = {}
+    with open_image(stored(content, folder)) as read_rows:
+        for layer in layers_of(content, read_rows):
+            files[layer.name] = folder / f"{layer.name}.ome.tif"
+            write_ome_tiff(content, layer, files[layer.name])
+    return files
+
+
+@pytest.fixture
+def content() -> PatientMap:
+    """Return a map of 13 x 21 cells of 51 px, some missing, so that no size is round."""
+    rng = np.random.default_rng(0)
+    cells = full_grid(13, 21)
+    cells = cells[(rng.random(len(cells)) < 0.8) | (cells == [12, 20]).all(axis=1)]
+    num = len(cells)
+    return small_map(
+        cells,
+        rng.random(num),
+        patch_px=51,
+        mpp=3.9,
+        cam=rng.random((num, 6, 6)).astype(np.float32),
+        patches=rng.integers(0, 256, (num, 51, 51, 3), dtype=np.uint8),
+    )
+
+
+@pytest.fixture
+def files(content: PatientMap, tmp_path: Path) -> dict[str, Path]:
+    return write_all(content, tmp_path)
+
+
+def test_each_layer_is_a_pyramid_of_one_size(files: dict[str, Path]):
+    assert list(files) == ["tissue", "probability", "cam"]
+    for path in files.values():
+        with tifffile.TiffFile(path) as file:
+            assert file.is_ome
+            (series,) = file.series
+            assert series.axes == "YXS"
+            sizes = [level.shape for level in series.levels]
+            assert sizes == [(663, 1071, 3), (332, 536, 3), (166, 268, 3), (83, 134, 3)]
+            assert len(file.pages) == 1  # the other levels are its children
+            for level in series.levels:
+                (page,) = level.pages
+                assert page.tile == (256, 256)
+                assert page.photometric.name == "RGB"
+                assert page.dtype == np.uint8
+
+
+def test_it_says_how_large_a_px_is(files: dict[str, Path]):
+    for name, path in files.items():
+        with tifffile.TiffFile(path) as file:
+            xml = ElementTree.fromstring(file.ome_metadata)
+        pixels = xml.find(f"{OME}Image/{OME}Pixels")
+        assert pixels is not None
+        found = {key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeY", "SizeX")}
+        assert found == {"PhysicalSizeX": "3.9", "PhysicalSizeY": "3.9", "SizeX": "1071"}
+        assert pixels.get("PhysicalSizeXUnit") == pixels.get("PhysicalSizeYUnit") == "µm"
+        image = xml.find(f"{OME}Image")
+        assert image is not None and image.get("Name") == f"P1 {name}"
+
+
+def test_openslide_reads_the_tissue_as_it_is(content: PatientMap, files: dict[str, Path]):
+    assert content.patches is not None
+    with openslide.OpenSlide(files["tissue"]) as slide:
+        # It knows no children of a page, so it sees full resolution alone.
+        assert slide.level_dimensions == ((1071, 663),)
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(3.9)
+        for number in (0, 100, len(content.row_col) - 1):
+            row, col = content.row_col[number].tolist()
+            patch = slide.read_region((col * 51, row * 51), 0, (51, 51)).convert("RGB")
+            np.testing.assert_array_equal(np.asarray(patch), content.patches[number])
+
+
+def test_where_there_is_no_patch_it_is_white(content: PatientMap, files: dict[str, Path]):
+    missing = np.isnan(content.probability_grid()).repeat(51, axis=0).repeat(51, axis=1)
+    assert 0 < missing.mean() < 0.3
+    for name, path in files.items():
+        picture = tifffile.imread(path)
+        assert (picture[missing] == 255).all()
+        if name != "tissue":
+            assert (picture[~missing] != 255).any(axis=-1).all()
+
+
+def test_each_level_is_the_mean_of_the_last(files: dict[str, Path]):
+    with tifffile.TiffFile(files["tissue"]) as file:
+        levels = [level.asarray() for level in file.series[0].levels]
+    for large, small in itertools.pairwise(levels):
+        even = np.pad(large, ((0, large.shape[0] % 2), (0, large.shape[1] % 2), (0, 0)), "edge")
+        height, width, _ = small.shape
+        mean = even.reshape(height, 2, width, 2, 3).mean(axis=(1, 3))
+        assert np.abs(mean - small).max() <= 0.5
+
+
+def test_the_cam_lies_in_its_patch(tmp_path: Path):
+    cam = np.zeros((2, 2, 2), np.float32)
+    cam[1, 0, 1] = 1  # upper right quarter of the second patch
+    content = small_map([[0, 0], [1, 1]], [0.2, 0.8], cam=cam)
+    picture = tifffile.imread(write_all(content, tmp_path)["cam"]).astype(int)
+    assert picture.shape == (100, 100, 3)
+    bright, dark = [252, 254, 164], [0, 0, 3]
+    for rows, cols, colour in [
+        (slice(50, 75), slice(75, 100), bright),
+        (slice(50, 75), slice(50, 75), dark),
+        (slice(75, 100), slice(50, 100), dark),
+        (slice(0, 50), slice(0, 50), dark),
+        (slice(0, 50), slice(50, 100), [255, 255, 255]),
+    ]:
+        assert (np.abs(picture[rows, cols] - colour) <= 1).all()
+
+
+def test_nothing_drifts_to_the_last_row_and_column(tmp_path: Path):
+    cells = full_grid(300, 300)
+    last = (cells == [299, 299]).all(axis=1)
+    content = small_map(
+        cells,
+        last,
+        patch_px=7,
+        cam=np.where(last, 1, 0).astype(np.float32)[:, None, None].repeat(3, 1).repeat(3, 2),
+        patches=np.where(last, 0, 200).astype(np.uint8)[:, None, None, None]
+        * np.ones((1, 7, 7, 3), np.uint8),
+    )
+    for path in write_all(content, tmp_path).values():
+        picture = tifffile.imread(path)
+        assert picture.shape == (2100, 2100, 3)
+        other = np.argwhere((picture != picture[0, 0]).any(axis=-1))
+        assert other.tolist() == [[y, x] for y in range(2093, 2100) for x in range(2093, 2100)]
+
+
+def test_the_same_map_is_the_same_bytes(content: PatientMap, tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = write_all(content, tmp_path / "a"), write_all(content, tmp_path / "b")
+    for name in first:
+        assert first[name].read_bytes() == second[name].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "P1.h5",
+        "cam.ome.tif",
+        "probability.ome.tif",
+        "tissue.ome.tif",
+    ]
+
+
+def test_odd_names_stay_text(tmp_path: Path):
+    content = small_map([[0, 0]], [0.9], patient="<é \"&'>", class_names=("</Image>", "<b>&"))
+    path = write_all(content, tmp_path)["probability"]
+    with tifffile.TiffFile(path) as file:
+        image = ElementTree.fromstring(file.ome_metadata).find(f"{OME}Image")
+    assert image is not None and image.get("Name") == "<é \"&'> probability"
+    assert cv2.imread(str(path)).shape == (50, 50, 3)  # libtiff reads it too

@@ -1,0 +1,180 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.export.maps import full_grid, on_slide, small_map, stored
+from wsi_idc.export import png
+from wsi_idc.export.layers import LABEL_COLOURS as EXPORTED
+from wsi_idc.export.layers import layers_of
+from wsi_idc.export.png import write_legend, write_png
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import open_image
+from wsi_idc.plotting.colors import COLOUR_MAPS, LABEL_COLOURS
+from wsi_idc.plotting.raster import full_strength
+from wsi_idc.render import panels
+from wsi_idc.report.layers import cam_levels
+from wsi_idc.report.legend import LABEL_COLOURS as SHOWN
+from wsi_idc.report.legend import legends_of
+
+
+def draw(content: PatientMap, folder: Path) -> dict[str, np.ndarray]:
+    """Write each layer and return the pictures, height x width x 4."""
+    pictures = {}
+    with open_image(stored(content, folder)) as read_rows:
+        layers = layers_of(content, read_rows)
+        for layer in layers:
+            write_png(content, layer, folder / f"{layer.name}.png")
+            with Image.open(folder / f"{layer.name}.png") as picture:
+                assert picture.mode == "RGBA"
+                pictures[layer.name] = np.asarray(picture)
+        write_legend(
+            content,
+            [(layer, folder / f"{layer.name}.png") for layer in layers],
+            folder / "layers.json",
+        )
+    return pictures
+
+
+def all_of(cells: np.ndarray, **changes: object) -> PatientMap:
+    """Return a map with everything that a map can have."""
+    num, side = len(cells), int(changes.get("patch_px", 50))
+    rng = np.random.default_rng(1)
+    given = {
+        "label": rng.integers(-1, 2, num).astype(np.int8),
+        "cam": rng.random((num, 3, 2)).astype(np.float32),
+        "uncertainty": (rng.random(num) / 2).astype(np.float32),
+        "smoothed": rng.random(num).astype(np.float32),
+        "patches": rng.integers(0, 200, (num, side, side, 3), dtype=np.uint8),
+    }
+    return small_map(cells, rng.random(num), **{**given, **changes})
+
+
+def test_all_layers_have_one_size_and_one_shape(tmp_path: Path):
+    content = all_of(np.array([[0, 1], [1, 0], [2, 3]]))
+    pictures = draw(content, tmp_path)
+    assert list(pictures) == ["tissue", "probability", "smoothed", "cam", "labels", "uncertainty"]
+    present = ~np.isnan(content.probability_grid()).repeat(50, axis=0).repeat(50, axis=1)
+    for picture in pictures.values():
+        assert picture.shape == (150, 200, 4)
+        np.testing.assert_array_equal(picture[..., 3], np.where(present, 255, 0))
+    np.testing.assert_array_equal(pictures["tissue"][50:100, :50, :3], content.patches[1])
+
+
+@pytest.mark.parametrize("max_px", [10**9, 300 * 300 * 5 * 5])
+def test_nothing_drifts_to_the_last_row_and_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_px: int
+):
+    monkeypatch.setattr(png, "MAX_PX", max_px)
+    side = 8 if max_px == 10**9 else 5
+    # Black tissue, probability 1, label 1 and a CAM at the last cell and along the edges alone.
+    cells = full_grid(300, 300)
+    edge = (cells[:, 0] == 299) | (cells[:, 1] == 299)
+    content = small_map(
+        cells,
+        edge,
+        patch_px=8,
+        label=edge.astype(np.int8),
+        cam=np.where(edge, 1, 0).astype(np.float32)[:, None, None].repeat(3, 1).repeat(3, 2),
+        uncertainty=np.where(edge, 0.5, 0).astype(np.float32),
+        patches=np.where(edge, 0, 200).astype(np.uint8)[:, None, None, None]
+        * np.ones((1, 8, 8, 3), np.uint8),
+    )
+    pictures = draw(content, tmp_path)
+    assert len(pictures) == 5
+    for name, picture in pictures.items():
+        assert picture.shape == (300 * side, 300 * side, 4)
+        inner, last = picture[0, 0].tolist(), picture[-1, -1].tolist()
+        assert inner != last
+        start = 299 * side
+        assert (picture[:start, :start] == inner).all(), name
+        assert (picture[start:] == last).all(), name
+        assert (picture[:, start:] == last).all(), name
+
+
+def test_probability_is_on_an_absolute_scale(tmp_path: Path):
+    low, high = small_map([[0, 0], [0, 1]], [0.0, 0.1]), small_map([[0, 0], [0, 1]], [0.1, 1.0])
+    pictures = []
+    for name, content in (("a", low), ("b", high)):
+        (tmp_path / name).mkdir()
+        pictures.append(draw(content, tmp_path / name)["probability"])
+    assert pictures[0][0, 0].tolist() == [68, 1, 84, 255]
+    assert pictures[0][0, 50].tolist() == pictures[1][0, 0].tolist()  # 0.1 in both
+    assert pictures[1][0, 50].tolist() == [253, 231, 36, 255]
+
+
+def test_the_cam_has_one_scale_for_the_patient(tmp_path: Path):
+    cam = np.zeros((2, 4, 4), np.float32)
+    cam[0], cam[1] = np.linspace(0, 0.1, 16).reshape(4, 4), np.linspace(0, 1, 16).reshape(4, 4)
+    content = small_map([[0, 0], [0, 1]], [0.1, 0.9], cam=cam)
+    picture = draw(content, tmp_path)["cam"].astype(int)
+    assert (np.abs(picture[49, 99] - [252, 254, 164, 255]) <= 1).all()
+    # The faint patch stays dark: scaled by itself, it would glow as well.
+    assert picture[:, :50, :3].max() < 130
+
+
+def test_the_legend_says_where_and_what(tmp_path: Path):
+    cells = full_grid(2, 3)
+    draw(on_slide(all_of(cells), 0.25), tmp_path)
+    legend = json.loads((tmp_path / "layers.json").read_text())
+    assert (legend["width_px"], legend["height_px"], legend["px_per_patch"]) == (150, 100, 50)
+    assert (legend["um_per_px"], legend["mpp_source"]) == (4.0, "assumed")
+    assert legend["level0"] == {"x0": 0.0, "y0": 0.0, "level0_px_per_px": 16.0, "mpp": 0.25}
+    layers = {layer["name"]: layer for layer in legend["layers"]}
+    assert layers["probability"] == {
+        "name": "probability",
+        "file": "probability.png",
+        "title": "Probability of IDC",
+        "kind": "colour map",
+        "colour_map": "matplotlib viridis",
+        "low": 0.0,
+        "high": 1.0,
+    }
+    assert layers["uncertainty"]["high"] == 0.5
+    assert 0.9 < layers["cam"]["high"] < 1
+    assert [entry["label"] for entry in layers["labels"]["classes"]] == [0, 1, -1]
+
+
+def test_what_is_no_number_is_transparent_or_black_but_no_error(tmp_path: Path):
+    cam = np.full((2, 2, 2), np.nan, np.float32)
+    content = small_map([[0, 0], [0, 1]], [np.nan, np.inf], cam=cam)
+    pictures = draw(content, tmp_path)
+    assert pictures["probability"][0, 0, 3] == 0
+    assert pictures["probability"][0, 50].tolist() == [253, 231, 36, 255]
+    assert (pictures["cam"][..., 3] == 0).all()
+
+
+def test_a_label_has_one_colour_in_pages_and_exports():
+    codes = {label: code for code, label in enumerate((-1, 0, 1), 1)}
+    for label, code in codes.items():
+        assert "#{:02x}{:02x}{:02x}".format(*EXPORTED[label]) == SHOWN[code] == LABEL_COLOURS[label]
+
+
+def test_without_a_label_there_is_no_layer_of_labels(tmp_path: Path):
+    assert list(draw(small_map([[0, 0]], [0.5]), tmp_path)) == ["probability"]
+
+
+@pytest.mark.parametrize("stride_px", [None, 20])
+def test_a_quantity_looks_the_same_in_every_picture(stride_px: int | None):
+    # Where patches overlap a cell shows the middle of its patch; what glows here lies outside.
+    cam = np.ones((6, 10, 10), np.float32)
+    cam[:, 0], cam[:, 5, 5] = 9, 2
+    ones = np.ones(6, np.float32)
+    content = all_of(full_grid(2, 3), cam=cam, stride_px=stride_px, smoothed=ones, uncertainty=ones)
+    content = replace(content, probability=ones)
+    top = full_strength(content.cell_cams())
+    assert (top < 9) is (stride_px is not None)
+    tissue = np.zeros((2, 3, 3), np.uint8)
+    scene = panels.Scene(content, tissue, has_image=False, cell_px=1, threshold=0.5)
+    layers = {layer.name: layer for layer in layers_of(content, None)}
+    legends = {legend.name: legend for legend in legends_of(content, with_tissue=False)}
+    for name in ("probability", "smoothed", "uncertainty", "cam"):
+        key = getattr(panels, name)(scene).key
+        assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colours] == legends[name].palette
+        assert layers[name].scale["colour_map"] == f"matplotlib {COLOUR_MAPS[name]}"
+        assert key.top == legends[name].high == (top if name == "cam" else 1)
+    assert layers["cam"].scale["high"] == top
+    assert cam_levels(content).max() == 255

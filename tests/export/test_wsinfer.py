@@ -1,0 +1,195 @@
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from wsi_idc.core.errors import CheckpointError
+from wsi_idc.export import wsinfer
+from wsi_idc.export.wsinfer import write_wsinfer, wsinfer_config
+from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
+from wsi_idc.models.registry import architecture
+
+TRANSFORMS = {name: getattr(transforms, name) for name in ("Resize", "ToTensor", "Normalize")}
+
+
+def checkpoint_of(name: str, input_px: int | None = None) -> Checkpoint:
+    """Return the bundled checkpoint, or one of another architecture with random weights."""
+    bundled = load_checkpoint(bundled_checkpoint())
+    if name == "bundled":
+        return bundled
+    torch.manual_seed(0)
+    arch = architecture(name)
+    return replace(
+        bundled,
+        architecture=name,
+        state=arch.build(2).state_dict(),
+        cam_layer=arch.cam_layer,
+        input=replace(bundled.input, input_px=input_px or arch.input_px),
+    )
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (7, 50, 50, 3), dtype=np.uint8)
+
+
+def load(folder: Path) -> torch.jit.ScriptModule:
+    """Read the model as WSInfer does."""
+    with wsinfer._quiet():
+        return torch.jit.load(folder / "torchscript_model.pt", map_location="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "input_px"),
+    [("bundled", None), ("resnet18", 64), ("mobilenet_v3_small", 64)],
+)
+def test_torchscript_gives_calibrated_logits_for_any_batch(
+    name: str, input_px: int | None, patches: np.ndarray, tmp_path: Path
+):
+    checkpoint = checkpoint_of(name, input_px)
+    write_wsinfer(checkpoint, tmp_path)
+    model, classifier = load(tmp_path), checkpoint.build()
+    for num in (1, 2, 7):
+        images = torch.from_numpy(patches[:num]).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad(), torch.jit.optimized_execution(False):
+            expected = classifier(images) / checkpoint.temperature
+            found = model(classifier.preprocess(images))
+        assert found.shape == (num, 2)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "input_px", "tolerance"),
+    # Pillow rounds a resized px to a whole number; without resizing nothing differs.
+    [("bundled", None, 1e-5), ("bundled", 100, 0.1), ("resnet18", 128, 0.02)],
+)
+def test_wsinfers_own_transform_comes_to_the_same_logits(
+    name: str, input_px: int | None, tolerance: float, patches: np.ndarray, tmp_path: Path
+):
+    checkpoint = checkpoint_of(name, input_px)
+    checkpoint = replace(checkpoint, input=replace(checkpoint.input, input_px=input_px))
+    write_wsinfer(checkpoint, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    transform = transforms.Compose(
+        [TRANSFORMS[item["name"]](**item.get("arguments", {})) for item in config["transform"]]
+    )
+    images = torch.stack([transform(Image.fromarray(patch)) for patch in patches])
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        found = load(tmp_path)(images)
+        expected = checkpoint.build()(torch.from_numpy(patches)) / checkpoint.temperature
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "input_px"), [("bundled", None), ("resnet18", 224)])
+def test_the_configuration_keeps_wsinfers_rules(name: str, input_px: int | None):
+    """The rules are those of model-config.schema.json of wsinfer-zoo."""
+    checkpoint = checkpoint_of(name, input_px)
+    config = json.loads(json.dumps(wsinfer_config(checkpoint)))
+    assert set(config) == {
+        "spec_version",
+        "architecture",
+        "num_classes",
+        "class_names",
+        "patch_size_pixels",
+        "spacing_um_px",
+        "transform",
+    }
+    assert config["spec_version"] == "1.0"
+    assert config["architecture"] == checkpoint.architecture
+    assert type(config["num_classes"]) is int and config["num_classes"] >= 1
+    assert config["class_names"] == ["non-IDC", "IDC"]
+    assert len(set(config["class_names"])) == config["num_classes"]
+    assert type(config["patch_size_pixels"]) is int and config["patch_size_pixels"] == 50
+    assert type(config["spacing_um_px"]) is float and config["spacing_um_px"] == 4.0
+    for item in config["transform"]:
+        assert set(item) <= {"name", "arguments"}
+        assert item["name"] in TRANSFORMS
+        assert isinstance(item.get("arguments", {}), dict)
+    # QuPath resizes to a whole number and normalises by lists.
+    resize, to_tensor, normalize = config["transform"]
+    assert resize == {"name": "Resize", "arguments": {"size": checkpoint.input.input_px}}
+    assert to_tensor == {"name": "ToTensor"}
+    assert normalize["arguments"] == {
+        "mean": list(checkpoint.input.mean),
+        "std": list(checkpoint.input.std),
+    }
+
+
+def test_the_weights_move_with_the_model(tmp_path: Path):
+    """WSInfer reads on the CPU and then moves; what is frozen would stay behind."""
+    checkpoint = checkpoint_of("bundled")
+    write_wsinfer(checkpoint, tmp_path)
+    model = load(tmp_path)
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        p.numel() for p in checkpoint.build().parameters()
+    )
+    # To another type as a stand-in for another device, which not every machine has.
+    with torch.no_grad():
+        assert model.to(torch.float64)(torch.zeros(1, 3, 50, 50).double()).dtype == torch.float64
+
+
+def test_the_file_names_no_folder_of_this_machine(tmp_path: Path):
+    write_wsinfer(checkpoint_of("bundled"), tmp_path)
+    with zipfile.ZipFile(tmp_path / "torchscript_model.pt") as file:
+        for name in file.namelist():
+            assert str(Path(torch.__file__).parent).encode() not in file.read(name)
+
+
+def test_the_card_says_what_the_program_would(tmp_path: Path):
+    odd = replace(
+        checkpoint_of("bundled"),
+        class_names=("<b>", "`x`\n# y"),
+        temperature=0.8669,
+        threshold=0.3221,
+    )
+    files = write_wsinfer(odd, tmp_path)
+    assert [file.name for file in files] == ["torchscript_model.pt", "config.json", "README.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
+    card = (tmp_path / "README.md").read_text()
+    assert "50 x 50 px at 4 um/px, 200 um a side" in card
+    assert "temperature (0.8669, set" in card
+    assert "0.3221 is the probability of `?x??# y`" in card
+    assert "Research use only" in card
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"threshold_by": "f1"}, "set on val patients for the largest F1."),
+        ({"threshold_by": "youden"}, "set on val patients for the largest Youden index."),
+        (
+            {"threshold_by": "f1", "target_sensitivity": 0.95},
+            "set on val patients for a sensitivity of 0.95.",
+        ),
+        ({}, "set on val patients. WSInfer"),
+        ({"threshold_by": ["`"]}, "set on val patients. WSInfer"),
+    ],
+)
+def test_the_card_says_what_the_threshold_was_set_for(config: dict, words: str, tmp_path: Path):
+    write_wsinfer(replace(checkpoint_of("bundled"), config=config), tmp_path)
+    assert words in " ".join((tmp_path / "README.md").read_text().split())
+
+
+def test_a_network_that_torchscript_changes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    wrong = io.BytesIO()
+    with wsinfer._quiet():
+        other = torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 50, 50))
+        torch.jit.save(other, wrong)
+    monkeypatch.setattr(wsinfer, "_without_paths", lambda data: wrong.getvalue())
+    with pytest.raises((CheckpointError, RuntimeError)):
+        write_wsinfer(checkpoint_of("bundled"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_of_one_name_are_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="both classes have the same name"):
+        write_wsinfer(replace(checkpoint_of("bundled"), class_names=("a", "a")), tmp_path)

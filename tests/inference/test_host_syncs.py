@@ -1,0 +1,148 @@
+"""Work a batch, counted: what a slow machine cannot blur and a fast one cannot hide."""
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.classifiers import make_classifier
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.splits import make_split
+from wsi_idc.inference.predict import predict
+from wsi_idc.inference.predictor import Method
+from wsi_idc.maps.builder import MapWork
+from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.runtime.device import choose_compute
+from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.resolve_config import resolve
+from wsi_idc.training.runs import Run
+from wsi_idc.training.setup import set_up
+from wsi_idc.training.train import steps
+
+# Each makes the host wait for a GPU.
+_WAITS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "nonzero")
+_BATCH = 16
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
+    """Count what this package's code, in the thread that computes, waits for or decodes.
+
+    torch's optimiser looks at its own count of steps, which lies on the CPU.
+    """
+    found: Counter = Counter()
+    thread = threading.get_ident()
+
+    def count(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            caller = sys._getframe(1).f_globals["__name__"]
+            if threading.get_ident() == thread and caller.startswith("wsi_idc."):
+                found[name] += 1
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, counting)
+
+    with monkeypatch.context() as patch:
+        for name in _WAITS:
+            count(Tensor, name)
+        count(torch.cuda, "synchronize")
+        count(cv2, "imdecode")
+        count(Image, "open")
+        yield found
+
+
+class _LargeResults(TorchDispatchMode):
+    """Counts results as large as a batch of images, by operation; views are none."""
+
+    def __init__(self, num_values: int) -> None:
+        super().__init__()
+        self.found: Counter = Counter()
+        self._num_values = num_values
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = {one.data_ptr() for one in args if isinstance(one, Tensor)}
+        if (
+            isinstance(result, Tensor)
+            and result.numel() >= self._num_values
+            and result.data_ptr() not in inputs
+        ):
+            self.found[func.overloadpacket.__name__] += 1
+        return result
+
+
+@pytest.mark.parametrize("num_batches", [2, 4])
+def test_a_map_waits_once_a_batch_and_decodes_nothing(
+    cohort: Pack, monkeypatch: pytest.MonkeyPatch, num_batches: int
+):
+    compute = choose_compute("cpu")
+    classifier = make_classifier("cnn-bn")
+    list(predict([classifier], cohort, np.arange(1), compute=compute, cam=CamSpec()))
+    rows = np.arange(num_batches * _BATCH)
+    with counted(monkeypatch) as found:
+        parts = predict(
+            [classifier], cohort, rows, compute=compute, batch_size=_BATCH, cam=CamSpec()
+        )
+        assert len(list(parts)) == num_batches
+    # Logits and CAM, each fetched and looked at; on a GPU the fetching does not wait.
+    assert found.pop("cpu") == found.pop("numpy") == 2 * num_batches
+    assert found == {}
+
+
+def test_a_map_touches_each_image_seldom_before_the_network(cohort: Pack):
+    classifier = make_classifier("cnn-bn", input_px=96)
+    patches = torch.from_numpy(cohort.patches[np.arange(_BATCH)])
+    with _LargeResults(_BATCH * 3 * 50 * 50) as mode, torch.no_grad():
+        classifier(patches)
+    before = {name: mode.found[name] for name in ("_to_copy", "div", "sub", "bmm", "mm")}
+    # From bytes, by 255, less the mean, by the deviation; and two products, the resize itself.
+    assert before == {"_to_copy": 1, "div": 2, "sub": 1, "bmm": 1, "mm": 1}
+    with _LargeResults(_BATCH * 3 * 96 * 96) as mode, torch.inference_mode():
+        classifier.preprocess(torch.rand(_BATCH, 3, 50, 50))
+    assert mode.found == {"matmul": 1}
+
+
+def test_a_training_waits_for_nothing_within_its_steps(
+    cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    config = resolve(TrainConfig(model="cnn-bn", batch_size=_BATCH, clip_norm=0.0))
+    split = make_split(cohort, "ratio:50/25/25")
+    training = set_up(
+        config, cohort, split, run=Run(tmp_path / "run"), compute=choose_compute("cpu")
+    )
+    todo = steps(training)
+    next(todo)
+    with counted(monkeypatch) as found:
+        for _ in range(4):
+            next(todo)
+    # Draws and the running average's count lie on the CPU, whatever the device.
+    draws, average = found.pop("__bool__"), found.pop("__int__")
+    assert (draws <= 4 * 6, average) == (True, 2 * 4)
+    assert found == {}
+    todo.close()
+
+
+def test_a_map_opens_no_picture_in_any_thread(
+    trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a pack holds pixels")
+
+    monkeypatch.setattr(cv2, "imdecode", refuse)
+    monkeypatch.setattr(Image, "open", refuse)
+    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
+    assert len(build_maps(work, cohort, cohort.patients).made) == len(cohort.patients)

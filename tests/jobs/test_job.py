@@ -1,0 +1,228 @@
+"""Job files: their tasks, the commands these stand for, and what is refused."""
+
+import json
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.cli.job import COMMANDS, _flags, open_job
+from wsi_idc.core.errors import JobError
+from wsi_idc.search.search_file import read_search
+from wsi_idc.training.config import TrainConfig
+
+JOBS = Path(__file__).parents[2] / "jobs"
+ALL = sorted(JOBS.glob("*.toml"))
+NUM_TASKS = {
+    "bundled": 5,
+    "train_all_models": 5,
+    "cv5": 5,
+    "search": 3,
+    "imbalance": 3,
+    "map_all": 4,
+    "slides": 4,
+}
+# Made for one question each, with what differs from the defaults.
+SHORT = {"imbalance"}
+
+
+def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_each_job_that_comes_with_the_project_is_sound(path: Path):
+    job = open_job(path, [])
+    assert job.name == path.stem
+    assert len(job.tasks) == NUM_TASKS.get(path.stem, 1)
+    text = path.read_text()
+    head = text[: text.index("command = ")]
+    command = "search" if job.command == "search" else "job"
+    assert f"wsi-idc {command} jobs/{path.name}" in head
+    if path.stem not in SHORT:
+        assert (
+            re.search("[Tt]akes |[Aa]sks for ", head) and "Ends " in head
+        )  # how long, and with what
+        assert f"jobs/{path.name}" in head or "slurm/" in head
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path.stem not in SHORT], ids=str)
+def test_each_job_has_every_key_with_a_comment(path: Path):
+    job = open_job(path, [])
+    lines = path.read_text().splitlines()
+    if job.command in ("train", "search"):
+        keys = [option.name for option in fields(TrainConfig)]
+    else:
+        keys = [key for key in _flags(COMMANDS[job.command]) if key != "shard"]
+    for key in keys:
+        there = [line for line in lines if line.removeprefix("# ").startswith(f"{key} =")]
+        assert there, key
+        # An axis has its comment above, or none: it says itself what it holds.
+        assert "#" in there[0].removeprefix("# ") or there[0].endswith("]"), there[0]
+
+
+def test_a_training_is_read_and_named_after_its_file(tmp_path: Path):
+    job = open_job(write(tmp_path, 'command = "train"\n[config]\nepochs = 2\n', "short.toml"), [])
+    assert (job.command, job.name) == ("train", "short")
+    assert job.task(1).arguments() == ["train", "--epochs", "2", "--out", "runs/short"]
+
+
+AXES = """
+command = "train"
+name = "both"
+[config]
+compile = true
+[axes]
+model = ["cnn", "cnn-bn"]
+split = ["kfold:2/0", "kfold:2/1"]
+"""
+
+
+def test_each_point_of_the_axes_is_a_task_with_a_run_of_its_own(tmp_path: Path):
+    job = open_job(write(tmp_path, AXES), ["--device", "cpu", "-q", "-v", "-v"])
+    end = ["--device", "cpu", "--verbose", "--verbose", "--quiet"]
+    second, third = (task.arguments() for task in job.tasks[1:3])
+    assert second[:6] == ["train", "--compile", "--model", "cnn", "--split", "kfold:2/1"]
+    assert second[6:] == ["--out", "runs/both-cnn-kfold-2-1", *end]
+    assert third[:6] == ["train", "--compile", "--model", "cnn-bn", "--split", "kfold:2/0"]
+    assert third[6:] == ["--out", "runs/both-cnn-bn-kfold-2-0", *end]
+    assert job.whole is None
+
+
+def test_what_is_given_overrides_the_file_and_names_the_run(tmp_path: Path):
+    path = write(tmp_path, 'command = "train"\nname = "n"\n[config]\nepochs = 2\n')
+    given = ["--epochs", "3", "--data", "here.h5", "--overwrite"]
+    assert open_job(path, given).task(1).arguments() == (
+        ["train", "--epochs", "3", "--data", "here.h5", "--out", "runs/n-epochs-3", "--overwrite"]
+    )
+    assert open_job(path, ["--epochs", "2"]).task(1).settings["out"] == "runs/n"
+    assert open_job(path, ["--out", "mine"]).task(1).settings["out"] == "mine"
+
+
+def test_runs_whose_names_would_be_one_are_told_apart(tmp_path: Path):
+    path = write(tmp_path, 'command = "train"\n[axes]\nsplit = ["a/b.csv", "a-b.csv"]\n')
+    assert [task.settings["out"] for task in open_job(path, []).tasks] == [
+        "runs/try-task-1",
+        "runs/try-task-2",
+    ]
+
+
+def test_a_map_is_split_into_shards(tmp_path: Path):
+    text = 'command = "map"\ntasks = 3\n[config]\nall = true\nno_cam = true\ntta = false\n'
+    job = open_job(write(tmp_path, text), [])
+    assert job.task(3).arguments() == ["map", "--all", "--no-cam", "--shard", "3/3"]
+    assert job.whole is not None
+    assert job.whole.arguments() == ["map", "--all", "--no-cam"]
+
+
+def test_the_processes_of_a_search_all_run_the_same(tmp_path: Path):
+    path = write(tmp_path, 'command = "search"\nname = "s"\ntasks = 2\n[axes]\nseed = [0, 1]\n')
+    job = open_job(path, ["--device", "cpu"])
+    assert [task.arguments() for task in job.tasks] == 2 * [
+        ["search", "--out", "runs/s", "--device", "cpu", "--", str(path)]
+    ]
+    assert read_search(path).name == "s"
+
+
+def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'command = "eval"\n[config]\nruns = ["runs/a-*", "runs/b"]\ntta = true\n'
+    job = open_job(write(tmp_path, text), [])
+    assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-*", "runs/b"]
+    for name in ("a-2", "a-1", "a-3"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "best.pt").touch()
+        status = "running" if name == "a-3" else "finished"
+        record = json.dumps({"format": "wsi-idc-run", "status": status})
+        (tmp_path / "runs" / name / "run.json").write_text(record)
+    # What is still being trained is left out.
+    assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-1", "runs/a-2", "runs/b"]
+    assert job.task(1).left_out() == ["runs/a-3"]
+
+
+def test_nothing_of_a_file_becomes_an_option(tmp_path: Path):
+    text = 'command = "eval"\n[config]\nruns = ["--checkpoint=bundled"]\n'
+    assert open_job(write(tmp_path, text), []).task(1).arguments() == (
+        ["eval", "--", "--checkpoint=bundled"]
+    )
+
+
+TRAIN = 'command = "train"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("command = ", "not a readable TOML file"),
+        ("", "command must be one of prepare, .*, not None"),
+        ('command = "tran"', "not 'tran'; did you mean train?"),
+        (TRAIN + 'name = "../up"\n', "name '../up' is no plain name"),
+        (TRAIN + "nme = 3\n", "the file has an unknown 'nme'; did you mean name?"),
+        (TRAIN + "config = 3\n", r"config must be a table, \[config\]"),
+        (TRAIN + "[config]\nepoch = 3\n", "unknown 'epoch'; did you mean epochs?"),
+        (TRAIN + "[config]\nepochs = '3'\n", "epochs must be a whole number, not '3'"),
+        (TRAIN + "[config]\nepochs = true\n", "epochs must be a whole number, not True"),
+        (TRAIN + "[config]\nepochs = 0\n", "epochs is 0; it must be at least 1"),
+        (TRAIN + "[config]\noptimizer = 'lion'\n", "optimizer 'lion' is not one of"),
+        (TRAIN + "[config]\ndevice = 'cuda'\n", "unknown 'device'"),
+        (TRAIN + "[config]\noverwrite = true\n", "unknown 'overwrite'"),
+        (TRAIN + "[axes]\nepochs = 3\n", "axis epochs must be a list"),
+        (TRAIN + "[axes]\nepochs = []\n", "axis epochs must be a list"),
+        (TRAIN + "[axes]\nepochs = [1, 1]\n", "axis epochs has a value twice"),
+        (TRAIN + "[axes]\nepochs = [1, 0]\n", "at epochs 0: epochs is 0"),
+        (TRAIN + "[axes]\nepochs = [1]\n[config]\nepochs = 1\n", "both in"),
+        (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out is one folder"),
+        (TRAIN + '[config]\nsplit = "a\\u0000b"\n', "split must be one line of printable text"),
+        ('command = "eval"\n[axes]\ntta = [true, false]\n', "is for train and search"),
+        ('command = "map"\ntasks = 2\n[config]\nshard = "1/2"\n', "leave one of the two out"),
+        (TRAIN + "tasks = 3\n", "tasks is for a search, or for a map"),
+        (TRAIN + "tasks = 0\n", "tasks is 0; it must be from 1 to"),
+        ('command = "map"\ntasks = 2.5\n', "tasks must be a whole number, not 2.5"),
+        ('command = "map"\n[config]\npatient = "10253"\n', "patient must be a list, not '10253'"),
+        ('command = "map"\n[config]\ncam_method = "x"\n', "Invalid value for '--cam-method'"),
+        ('command = "map"\n[config]\nmin_tissue = nan\n', "is not a number"),
+        ('command = "search"\n', r"\[axes\] is empty"),
+        (TRAIN + f"[config]\nweight_decay = {'9' * 400}\n", "weight_decay is too large a number"),
+        (TRAIN + f"[axes]\nseed = {list(range(10_001))}\n", "axis seed has 10001 values"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str):
+    path = write(tmp_path, text)
+    with pytest.raises(JobError, match=message) as caught:
+        open_job(path, [])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_that_is_not_there_and_too_many_are_refused(tmp_path: Path):
+    job = open_job(write(tmp_path, AXES), [])
+    for number in (0, 5):
+        with pytest.raises(JobError, match=f"no task {number}; the job has 4 tasks, 1 to 4"):
+            job.task(number)
+    seeds = ", ".join(map(str, range(101)))
+    text = TRAIN + f"[axes]\nseed = [{seeds}]\nbatch_size = [{seeds.replace('0, ', '999, ', 1)}]"
+    with pytest.raises(JobError, match="10201 tasks; at most 10000"):
+        open_job(write(tmp_path, text), [])
+    with pytest.raises(JobError, match="split is an axis of this job"):
+        open_job(write(tmp_path, AXES), ["--split", "auto"])
+
+
+def test_the_points_of_long_axes_are_counted_before_they_are_made(tmp_path: Path):
+    numbers = list(range(1, 9_000))
+    text = TRAIN + "[axes]\n"
+    text += "".join(f"{name} = {numbers}\n" for name in ("seed", "epochs", "patience", "freeze"))
+    with pytest.raises(JobError, match="tasks; at most 10000, so shorten an axis"):
+        open_job(write(tmp_path, text), [])
+
+
+def test_a_pipe_or_a_huge_file_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(JobError, match="not a regular file"):
+        open_job(tmp_path / "pipe", [])
+    (tmp_path / "big.toml").write_bytes(b"#" * 2_000_000)
+    with pytest.raises(JobError, match="too large"):
+        open_job(tmp_path / "big.toml", [])

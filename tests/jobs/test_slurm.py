@@ -1,0 +1,180 @@
+"""The sbatch text against golden files, the scripts against bash and shellcheck, a fake sbatch."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.cli.job import open_job
+from wsi_idc.core.errors import JobError
+from wsi_idc.jobs.slurm import Resources, sbatch_text, submit
+
+from .test_job import write
+
+REPOSITORY = Path(__file__).parents[2]
+GOLDEN = Path(__file__).with_name("golden")
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+WIDE = Resources(gpus=4, nodes=2, cpus=8, memory="64G", time="1-00:00:00")
+SITE = Resources(partition="gpu", account="idc 24", more=("--qos=long", "--constraint=a100|h100"))
+CASES = {
+    "cv5": (Resources(), ["--device", "cuda"]),
+    "train_resnet50": (WIDE, []),
+    "map_all": (SITE, ["--checkpoint", "runs/my run"]),
+    "prepare": (Resources(cpus=2), []),
+    "search": (Resources(gpus=0), []),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPOSITORY)
+    resources, flags = CASES[name]
+    text = sbatch_text(open_job(Path("jobs", f"{name}.toml"), flags), resources, flags)
+    golden = GOLDEN / f"{name}.sbatch"
+    # To make them anew: remove them, run this test, and look at what git shows.
+    if not golden.exists():
+        golden.write_text(text)
+        pytest.fail(f"{golden} was not there and is made")
+    assert text == golden.read_text()
+
+
+OTHERS = [REPOSITORY / "tests/slurm/lab.sh", REPOSITORY / ".ci/run"]
+
+
+@pytest.mark.parametrize(
+    "path", [*SCRIPTS, *OTHERS, *sorted(GOLDEN.glob("*"))], ids=lambda path: path.name
+)
+def test_scripts_are_clean(path: Path):
+    subprocess.run(["bash", "-n", path], check=True)
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck here")
+    found = subprocess.run(
+        ["shellcheck", "--external-sources", path],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_ask_for_what_lets_them_go_on_and_set_nothing_of_the_work(path: Path):
+    if path.name == "slurm_job.sh":
+        return
+    lines = path.read_text().splitlines()
+    head = [line for line in lines if line.startswith("#SBATCH")]
+    assert any("--output=%x-" in line for line in head)
+    if path.name != "pipeline.sh":
+        for wanted in ("--requeue", "--signal=USR1@120", "--open-mode=append"):
+            assert f"#SBATCH {wanted}" in head
+        assert lines[-1].startswith("turn_job jobs/")
+        assert lines[-1].endswith('.toml "$@"')
+        assert (REPOSITORY / lines[-1].split()[1]).exists()
+    settings = ("learning", "epochs", "batch-size", "optimizer", "patience")
+    assert not [line for line in lines if line[:1] != "#" and any(w in line for w in settings)]
+
+
+def _arrays() -> list[tuple[str, str]]:
+    """Return each array that a script's head asks for or shows, with its job."""
+    found = []
+    for path in SCRIPTS:
+        lines = path.read_text().splitlines()
+        asked = [line.split("1-")[1] for line in lines if line.startswith("#SBATCH --array=1-")]
+        for line in lines:
+            words = line.removeprefix("#").split()
+            jobs = [word for word in words if word.endswith(".toml")]
+            if not jobs or not (line.startswith("#   sbatch") or line.startswith("turn_job")):
+                continue
+            own = [word.split("1-")[1] for word in words if word.startswith("--array=1-")]
+            found += [(size, jobs[0]) for size in own or asked]
+    return found
+
+
+def test_arrays_are_as_long_as_their_jobs():
+    arrays = _arrays()
+    assert len(arrays) >= 6
+    for size, job in arrays:
+        assert len(open_job(REPOSITORY / job, []).tasks) == int(size), job
+
+
+def test_the_scripts_and_what_is_submitted_share_one_text():
+    package = REPOSITORY / "wsi_idc/jobs/slurm_job.sh"
+    assert (REPOSITORY / "slurm/slurm_job.sh").read_text() == package.read_text()
+    assert not (REPOSITORY / "slurm/slurm_job.sh").is_symlink()
+
+
+def test_what_cannot_be_submitted_is_refused(tmp_path: Path):
+    search = open_job(REPOSITORY / "jobs/search.toml", [])
+    for several in (Resources(nodes=2), Resources(gpus=2)):
+        with pytest.raises(JobError, match="several --nodes or --gpus are for a training"):
+            sbatch_text(search, several)
+    with pytest.raises(JobError, match="one line of printable text"):
+        sbatch_text(search, Resources(account="a\n#SBATCH --mem=1T"))
+
+
+def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sbatch").write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.chdir(folder)
+
+
+def test_submit_reads_the_sites_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_NTASKS", "7")  # of the job that this runs in
+    script = 'echo "$SBATCH_ACCOUNT ${SLURM_NTASKS:-none} $*" >given; echo "42;cluster"'
+    fake(tmp_path, script, monkeypatch)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/site.env").write_text("export SBATCH_ACCOUNT=mine\n")
+    assert submit(Path("a b.sbatch"), ["--time=5"]) == "42"
+    assert (tmp_path / "given").read_text() == "mine none --parsable --time=5 a b.sbatch\n"
+
+
+def test_what_sbatch_says_against_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake(tmp_path, 'echo "sbatch: error: Invalid account" >&2; echo more >&2; exit 1', monkeypatch)
+    with pytest.raises(JobError, match=r"refuses x\.sbatch: sbatch: error: Invalid account more$"):
+        submit(write(tmp_path, "", "x.sbatch").relative_to(tmp_path))
+
+
+def pipeline(folder: Path, job: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """Run the pipeline beside a fake sbatch; return its error and what it submits."""
+    fake(folder, 'echo "$*" >>given; wc -l <given', monkeypatch)
+    (folder / "wsi-idc").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m wsi_idc "$@"\n')
+    (folder / "wsi-idc").chmod(0o755)
+    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    found = subprocess.run(["bash", "slurm/pipeline.sh", job], capture_output=True, text=True)
+    given = folder / "given"
+    assert (found.returncode == 0) == given.exists()
+    return found.stderr, given.read_text().splitlines() if given.exists() else []
+
+
+def test_the_pipeline_evaluates_the_runs_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = write(tmp_path, 'command = "train"\n[axes]\nseed = [1, 2]', "two.toml")
+    error, submitted = pipeline(tmp_path, job, monkeypatch)
+    assert error == ""
+    assert [line.split()[-1] for line in submitted] == [
+        *("jobs/prepare.toml", str(job), "runs/two-2", "runs/two-1", "jobs/report.toml")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("command =", "not a readable TOML file"),
+        ('command = "search"\n[axes]\nseed = [1, 2]', "is no training"),
+    ],
+)
+def test_a_pipeline_of_what_is_no_training_submits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+):
+    error, submitted = pipeline(tmp_path, write(tmp_path, content, "job.toml"), monkeypatch)
+    assert submitted == []
+    assert error.count("\n") == 1
+    assert error.startswith("Error: ")
+    assert message in error

@@ -1,0 +1,164 @@
+"""How far tasks are, from files alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.cli.job import open_job
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.splits import make_split
+from wsi_idc.jobs.status import queue_of, status_of
+from wsi_idc.maps.plan import shard, sizes_of_patients
+from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.resolve_config import what_is_asked
+from wsi_idc.training.runs import Run
+
+from .test_job import write
+from .test_slurm import fake
+
+
+@pytest.fixture
+def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "maps").mkdir()
+    shutil.copy(cohort.path, tmp_path / "data" / "idc.h5")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def states(folder: Path, settings: str) -> list[tuple[str, str]]:
+    job = open_job(write(folder, f'command = "map"\n{settings}'), [])
+    return [(row.state, row.detail) for row in status_of(job)]
+
+
+def test_maps_are_counted_a_shard(work: Path, cohort: Pack):
+    second = shard(sizes_of_patients(cohort, cohort.patients), 2, 2)
+    for patient in second:
+        (work / "maps" / f"{patient}.h5").touch()
+    (work / "maps/cohort.h5").touch()
+    others = len(cohort.patients) - len(second)
+    assert states(work, "tasks = 2\n[config]\nall = true\n") == [
+        ("not begun", f"0 of {others} maps are there"),
+        ("finished", f"{len(second)} of {len(second)} maps are there"),
+    ]
+
+
+def test_patients_and_slides_by_name_are_counted(work: Path, cohort: Pack):
+    one, two = cohort.patients[:2]
+    (work / "ids.txt").write_text(f"{one}\n")
+    (work / "maps" / f"{two}.h5").touch()
+    settings = f'[config]\npatients_file = "ids.txt"\npatient = ["{two}"]\n'
+    assert states(work, settings) == [("partly done", "1 of 2 maps are there")]
+    (work / "a.tif").touch()
+    assert states(work, '[config]\nslide = ["*.tif"]\n') == [("not begun", "0 of 1 maps are there")]
+    assert states(work, "") == [("unknown", "the job names nothing to map")]
+    ((state, why),) = states(work, '[config]\npatient = ["none"]\n')
+    assert (state, why[:19]) == ("unknown", "no patient 'none' i")
+    (work / "data/idc.h5").unlink()
+    assert states(work, "[config]\nall = true\n")[0][0] == "unknown"
+
+
+def test_a_search_counts_its_trials(work: Path):
+    text = 'command = "search"\nname = "s"\n[axes]\nseed = [0, 1]\n'
+    job = open_job(write(work, text), [])
+    assert [vars(row) for row in status_of(job)] == [
+        {"number": 1, "out": "runs/s", "state": "not begun", "detail": "2 trials"}
+    ]
+    trial = work / "runs/s/trial-0000"
+    trial.mkdir(parents=True)
+    (work / "runs/s/search.json").write_text("{}")
+    record = {"format": "wsi-idc-run", "status": "finished"}
+    (trial / "run.json").write_text(json.dumps(record))
+    row = status_of(job)[0]
+    assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running")
+    (work / "runs/s/trial-0001").mkdir()
+    (work / "runs/s/trial-0001/run.json").write_text("{")
+    row = status_of(job)[0]
+    assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running, 1 unknown")
+
+
+def test_a_search_is_finished_when_every_trial_is(work: Path):
+    job = open_job(write(work, 'command = "search"\nname = "s"\n[axes]\nseed = [0, 1, 2]\n'), [])
+    folder = work / "runs/s"
+    folder.mkdir(parents=True)
+    (folder / "search.json").write_text("{}")
+    for states, expected in (
+        ((), "stopped"),
+        (("complete", "running", "pruned"), "stopped"),
+        (("complete", "failed", "pruned"), "finished"),
+    ):
+        lines = "".join(f"{number},{state}\n" for number, state in enumerate(states))
+        (folder / "trials.csv").write_text(f"number,state\n{lines}")
+        assert status_of(job)[0].state == expected
+    (folder / "trials.csv").write_bytes(b"number,state\n0,\xff\n")
+    assert status_of(job)[0].state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("settings", "folders"),
+    [
+        ("", ("runs/a/eval-test", "runs/more-eval-test")),
+        ('tta = true\nsplit = "val"\n', ("runs/a/eval-val-tta", "runs/more-eval-val-tta")),
+        ("tta = true\nsmooth = true\n", ("runs/a/eval-test-tta-smooth", "")),
+        ('out = "o"\n', ("o/1-a", "o/2-more")),
+    ],
+)
+def test_evaluations_are_looked_for_where_eval_writes_them(
+    work: Path, settings: str, folders: tuple[str, ...]
+):
+    (work / "runs/a").mkdir(parents=True)
+    text = f'command = "eval"\n[config]\nruns = ["runs/a", "runs/more.pt"]\n{settings}'
+    job = open_job(write(work, text), [])
+    assert status_of(job)[0].detail == "0 of 2 runs are evaluated"
+    there = [folder for folder in folders if folder]
+    for folder in there:
+        (work / folder).mkdir(parents=True)
+        (work / folder / "metrics.json").touch()
+    row = status_of(job)[0]
+    assert row.detail == f"{len(there)} of 2 runs are evaluated"
+    assert row.state == ("finished" if len(there) == 2 else "partly done")
+
+
+def test_a_damaged_run_is_unknown(work: Path):
+    (work / "runs/try").mkdir(parents=True)
+    (work / "runs/try/run.json").write_text("{")
+    row = status_of(open_job(write(work, 'command = "train"\n'), []))[0]
+    assert row.state == "unknown"
+    assert "not a readable run" in row.detail
+
+
+def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
+    config = TrainConfig(model="cnn", epochs=3)
+    asked = what_is_asked(config, cohort, make_split(cohort, "ratio:50/25/25"))
+    Run(work / "runs/try").write("finished", asked, {"best": {"epoch": 2}})
+
+    def status(settings: str) -> tuple[str, str]:
+        text = f'command = "train"\nname = "try"\n[config]\n{settings}'
+        row = status_of(open_job(write(work, text), []))[0]
+        return row.state, row.detail
+
+    same = 'model = "cnn"\nepochs = 3\n'
+    assert status(same) == ("finished", "best epoch 2")
+    assert status(f'{same}threshold_by = "youden"') == ("finished", "best epoch 2")
+    assert status('model = "cnn"\nepochs = 4') == ("other settings", "epochs 3 -> 4")
+    changed = ("other settings", 'split "ratio:50/25/25" -> "canonical"')
+    assert status(f'{same}split = "canonical"') == changed
+    Run(work / "runs/try").write("running", [], {})
+    assert status(same)[0] == "other settings"
+
+
+def test_the_queue_is_that_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = open_job(write(tmp_path, 'command = "train"\n', "mine.toml"), [])
+    lines = [
+        f"any|wsi-idc job {job.path}|1 RUNNING, 1:00 of 2:00, n1",
+        "wsi-idc-mine||2 PENDING, 0:00 of 2:00, (Priority)",
+        "mine|wsi-idc job another.toml|3 RUNNING, 0:10 of 2:00, n2",
+        "other||4 RUNNING, 0:10 of 2:00, n2",
+    ]
+    (tmp_path / "said").write_text("\n".join(lines))
+    fake(tmp_path, "exit 1", monkeypatch)
+    (tmp_path / "sbatch").rename(tmp_path / "squeue")
+    (tmp_path / "squeue").write_text(f"#!/usr/bin/env bash\ncat {tmp_path}/said\n")
+    assert queue_of(job) == ["1 RUNNING, 1:00 of 2:00, n1", "2 PENDING, 0:00 of 2:00, (Priority)"]

@@ -1,0 +1,329 @@
+import json
+import logging
+import re
+import resource
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torchcam.methods import GradCAM
+
+from tests.stops import StopAfter
+from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
+from wsi_idc.core.files import locked
+from wsi_idc.data.pack import Pack
+from wsi_idc.evaluation.evaluate import evaluate
+from wsi_idc.inference.predictor import Method
+from wsi_idc.maps.builder import MapReport, MapWork
+from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.store import read_map
+from wsi_idc.models.cam import CamSpec, cam_extractor
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi_idc.models.classifier import to_images
+from wsi_idc.runtime.device import choose_compute
+
+NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png")
+
+
+def build(
+    checkpoint: Checkpoint, pack: Pack, patients: list[str], out: Path, **options: object
+) -> MapReport:
+    work = MapWork(Method((checkpoint,)), choose_compute("cpu"), out, **options)
+    return build_maps(work, pack, patients)
+
+
+@pytest.fixture(scope="module")
+def maps(trained: Checkpoint, cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("maps")
+    report = build(trained, cohort, cohort.patients, out)
+    assert list(report.made) == cohort.patients
+    return out
+
+
+def test_each_probability_is_at_the_cell_its_file_name_says(
+    maps: Path, trained: Checkpoint, cohort: Pack
+):
+    classifier = trained.build()
+    for patient in cohort.patients[:2]:
+        with h5py.File(maps / f"{patient}.h5") as file:
+            probability, label = file["map/probability"][:], file["map/label"][:]
+            rgb, raw, index = file["image/rgb"][:], file["cam/raw"][:], file["map/index"][:]
+        num_filled = 0
+        for position in cohort.rows_of(patient):
+            found = NAME.search(cohort.paths()[position])
+            row, col = (int(found["y"]) - 1) // 50, (int(found["x"]) - 1) // 50
+            with torch.inference_mode():
+                patch = torch.from_numpy(cohort.patches[[position]])
+                logit = classifier(patch) / trained.temperature
+            expected = float(torch.softmax(logit, dim=1)[0, 1])
+            assert probability[row, col] == pytest.approx(expected, abs=1e-5)
+            assert label[row, col] == int(found["label"])
+            tissue = rgb[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+            np.testing.assert_array_equal(tissue, cohort.patches[position])
+            assert raw[index[row, col]].shape == (6, 6)
+            num_filled += 1
+        assert np.isfinite(probability).sum() == num_filled
+
+
+def test_the_cams_are_torchcams(maps: Path, trained: Checkpoint, cohort: Pack):
+    patient = cohort.patients[0]
+    classifier = trained.build()
+    patches = torch.from_numpy(cohort.patches[cohort.rows_of(patient)])
+    with GradCAM(classifier.network, target_layer=trained.cam_layer) as extractor:
+        scores = classifier.network(classifier.preprocess(to_images(patches)).requires_grad_())
+        expected = extractor(class_idx=1, scores=scores, normalized=False)[0].numpy()
+    with h5py.File(maps / f"{patient}.h5") as file:
+        raw = file["cam/raw"][:]
+    assert np.abs(raw - expected).max() / expected.max() < 1e-4
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_and_company_change_nothing(
+    maps: Path, trained: Checkpoint, cohort: Pack, tmp_path: Path, batch_size: int
+):
+    patient = cohort.patients[3]
+    build(trained, cohort, [patient], tmp_path, batch_size=batch_size)
+    with h5py.File(maps / f"{patient}.h5") as one, h5py.File(tmp_path / f"{patient}.h5") as other:
+        for name in ("logit", "probability", "cam/raw"):
+            np.testing.assert_allclose(one[name][:], other[name][:], atol=1e-5)
+
+
+def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack):
+    patient = sorted(trained.patients("test"))[0]
+    evaluation = evaluate(
+        Method((trained,)),
+        cohort,
+        [patient],
+        split="test",
+        compute=choose_compute("cpu"),
+        batch_size=64,
+        num_resamples=1,
+    )
+    with h5py.File(maps / f"{patient}.h5") as file:
+        # To the last bit, though the map was made in the company of other patients.
+        np.testing.assert_array_equal(
+            evaluation.predictions["probability"].to_numpy(np.float32), file["probability"][:]
+        )
+
+
+def test_a_second_run_computes_nothing(maps: Path, trained: Checkpoint, cohort: Pack):
+    before = {path: path.stat().st_mtime_ns for path in maps.iterdir()}
+    report = build(trained, cohort, cohort.patients, maps)
+    assert list(report.kept) == cohort.patients
+    assert not report.made
+    assert {path: path.stat().st_mtime_ns for path in maps.iterdir()} == before
+
+
+@pytest.fixture
+def other(trained: Checkpoint, tmp_path: Path) -> Checkpoint:
+    """Return a checkpoint with another temperature."""
+    path = tmp_path / "checkpoints" / "other.pt"
+    save_checkpoint(path, replace(trained, temperature=3.0))
+    return load_checkpoint(path)
+
+
+def test_another_checkpoint_or_setting_computes_anew(
+    trained: Checkpoint,
+    other: Checkpoint,
+    cohort: Pack,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    patient = cohort.patients[0]
+    out = tmp_path / "maps"
+    build(trained, cohort, [patient], out)
+    with caplog.at_level(logging.INFO, logger="wsi_idc"):
+        assert list(build(other, cohort, [patient], out).made) == [patient]
+    assert "made with another checkpoint, so due anew" in caplog.text
+    assert list(build(other, cohort, [patient], out, with_image=False).made) == [patient]
+    assert list(build(other, cohort, [patient], out, with_image=False).kept) == [patient]
+    overwritten = build(other, cohort, [patient], out, with_image=False, overwrite=True)
+    assert list(overwritten.made) == [patient]
+
+
+def test_another_resolution_computes_anew(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    build(trained, cohort, [patient], tmp_path)
+    stated = Pack(cohort.path)
+    stated.info = replace(stated.info, mpp_source="given")
+    assert list(build(trained, stated, [patient], tmp_path).made) == [patient]
+    with h5py.File(tmp_path / f"{patient}.h5") as file:
+        assert file.attrs["mpp_source"] == "given"
+
+
+def test_a_full_disk_ends_it_and_leaves_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    before = set(threading.enumerate())
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(DiskFullError, match="free some space"):
+            build(trained, cohort, [patient], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_bad_item_is_set_aside_and_the_rest_done(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    first, second = cohort.patients[:2]
+    precious = tmp_path / f"{first}.h5"
+    precious.write_text("not a map at all")
+    report = build(trained, cohort, [first, second], tmp_path)
+    assert list(report.made) == [second]
+    assert "not a usable map" in report.failed[first]
+    assert "--overwrite" in report.failed[first]
+    assert precious.read_text() == "not a map at all"
+
+
+def test_a_map_that_another_process_never_ends_writing_is_set_aside(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("wsi_idc.maps.writer_pool._PATIENCE_SECONDS", 0.5)
+    first, second = cohort.patients[:2]
+    with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
+        report = build(trained, cohort, [first, second], tmp_path)
+    assert list(report.made) == [second]
+    assert "another process is writing it" in report.failed[first]
+
+
+def test_a_map_is_written_after_another_process_has_written_it(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    patient = cohort.patients[0]
+    released = threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path / f".{patient}.h5.partial", what=tmp_path):
+            held.set()
+            released.wait(3)
+
+    held = threading.Event()
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(10)
+    report = build(trained, cohort, [patient], tmp_path)
+    released.set()
+    other.join()
+    assert list(report.made) == [patient]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
+
+
+def test_what_a_kill_left_behind_is_written_over(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    (tmp_path / f".{patient}.h5.partial").write_bytes(b"half a map")
+    build(trained, cohort, [patient], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
+
+
+def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [1-5] of 6 maps made"):
+        build(trained, cohort, cohort.patients, tmp_path, batch_size=16, stop=StopAfter(8))
+    made = {path.name for path in tmp_path.iterdir()}
+    assert 1 <= len(made) <= 5
+    assert not any(name.startswith(".") for name in made)
+    report = build(trained, cohort, cohort.patients, tmp_path)
+    assert {f"{patient}.h5" for patient in report.kept} == made
+    assert len(report.made) + len(report.kept) == 6
+
+
+def test_a_stop_is_told_also_where_a_patient_was_set_aside_before(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    first, second = cohort.patients[:2]
+    (tmp_path / f"{first}.h5").write_text("not a map at all")
+    with pytest.raises(StoppedError, match="with 0 of 1 maps made"):
+        build(trained, cohort, [first, second], tmp_path, stop=StopAfter(0))
+
+
+def test_an_unknown_patient_writes_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    with pytest.raises(DataError, match=r"no patient '\.\./\.\./x'"):
+        build(trained, cohort, ["S0001", "../../x"], tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_map_says_which_role_its_patient_had(maps: Path, trained: Checkpoint):
+    import json
+
+    for role in ("train", "test"):
+        patient = sorted(trained.patients(role))[0]
+        with h5py.File(maps / f"{patient}.h5") as file:
+            assert json.loads(file.attrs["model"])["role_of_patient"] == role
+
+
+def test_views_checkpoints_and_smoothing_reach_the_map(
+    trained: Checkpoint, cohort: Pack, other: Checkpoint, tmp_path: Path
+):
+    patient = sorted(trained.patients("test"))[0]
+    compute = choose_compute("cpu")
+    method = Method((trained, other), tta=True, smooth=True)
+    build_maps(MapWork(method, compute, tmp_path), cohort, [patient])
+    evaluation = evaluate(
+        method, cohort, [patient], split="test", compute=compute, batch_size=64, num_resamples=1
+    )
+    table = evaluation.predictions
+    with h5py.File(tmp_path / f"{patient}.h5") as file:
+        for name in ("probability", "uncertainty", "probability_smoothed"):
+            np.testing.assert_array_equal(table[name].to_numpy(np.float32), file[name][:])
+        assert json.loads(file.attrs["smoothing"]) == vars(method.smoothing)
+        model = json.loads(file.attrs["model"])
+        assert file.attrs["threshold"] == method.threshold
+        assert file.attrs["temperature"] == 1
+    assert (model["tta"], len(model["ensemble"])) == (True, 2)
+    # Another way to the probabilities is another map.
+    report = build_maps(MapWork(method, compute, tmp_path), cohort, [patient])
+    assert list(report.kept) == [patient]
+    report = build_maps(MapWork(replace(method, tta=False), compute, tmp_path), cohort, [patient])
+    assert list(report.made) == [patient]
+
+
+def test_another_cam_is_another_map(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    patient = cohort.patients[0]
+    build(trained, cohort, [patient], tmp_path)
+    spec = CamSpec("layercam", "features.1", 0)
+    assert list(build(trained, cohort, [patient], tmp_path, cam=spec).made) == [patient]
+    found = read_map(tmp_path / f"{patient}.h5")
+    assert (found.cam_method, found.cam_layer) == ("layercam", "features.1")
+    assert found.cam_class == "non-IDC"
+    with cam_extractor(trained.build(), **vars(spec)) as extract:
+        rows = cohort.rows_of(patient)[:4]
+        _, expected = extract(torch.from_numpy(cohort.patches[rows]))
+    # Behind max pooling a rounding may send a gradient to the neighbour.
+    assert np.isclose(found.cam[:4], expected.numpy(), rtol=1e-3, atol=1e-6).mean() > 0.99
+    assert list(build(trained, cohort, [patient], tmp_path, cam=None).made) == [patient]
+    assert read_map(tmp_path / f"{patient}.h5").cam is None
+
+
+def test_a_cam_that_would_show_nothing_is_refused_and_nothing_written(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
+    with pytest.raises(CheckpointError, match=r"has no layer 'features\.99'"):
+        build(trained, cohort, cohort.patients, tmp_path / "m", cam=CamSpec(layer="features.99"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_cams_that_no_reader_would_take_are_not_computed(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fine = replace(trained, input=replace(trained.input, input_px=257))
+    early = CamSpec(layer="features.0")
+    patient = cohort.patients[0]
+    with pytest.raises(CheckpointError, match=r"CAM of 257x257 cells at layer features\.0: a map"):
+        build(fine, cohort, [patient], tmp_path, cam=early)
+    num = len(cohort.rows_of(patient))
+    monkeypatch.setattr("wsi_idc.maps.builder.MAX_CAM_BYTES", num * 50 * 50 * 4 - 1)
+    with pytest.raises(MapError, match=rf"CAMs of {num} patches at layer features\.0, 0 GB, are"):
+        build(trained, cohort, [patient], tmp_path, cam=early)
+    assert not list(tmp_path.iterdir())
+    build(trained, cohort, [patient], tmp_path, cam=CamSpec())

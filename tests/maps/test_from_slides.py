@@ -1,0 +1,313 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.stops import StopAfter
+from wsi_idc.core.errors import CheckpointError, DataError, StoppedError
+from wsi_idc.data.pack import Pack
+from wsi_idc.geometry.grid import mosaic, shape_of
+from wsi_idc.inference.predictor import Method
+from wsi_idc.maps.builder import MapWork
+from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps, input_of
+from wsi_idc.maps.plan import SlideRun
+from wsi_idc.maps.store import read_image, read_map
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.report.layers import cam_levels
+from wsi_idc.report.patient_page import _pictures
+from wsi_idc.runtime.device import choose_compute
+from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.slide import open_slide
+
+ALL = SlideSettings(min_tissue=0)
+
+
+def work(trained: Checkpoint, out: Path, **options: object) -> MapWork:
+    return MapWork(Method((trained,)), choose_compute("cpu"), out, **options)
+
+
+@pytest.fixture
+def stitched(cohort: Pack) -> np.ndarray:
+    """Return the tissue of the first patient, shape (rows * 50, cols * 50, 3)."""
+    rows = cohort.rows_of(cohort.patients[0])
+    cells = cohort.cells()[rows]
+    return mosaic(cohort.patches[rows], cells, shape=shape_of(cells), fill=255)
+
+
+def write_slide(path: Path, image: np.ndarray, *, mpp: float) -> ManifestRow:
+    """Write a tiled TIFF that states its resolution."""
+    with tifffile.TiffWriter(path) as file:
+        per_cm = 1e4 / mpp
+        file.write(
+            image,
+            tile=(64, 64),
+            photometric="rgb",
+            resolution=(per_cm, per_cm),
+            resolutionunit="CENTIMETER",
+        )
+    return ManifestRow(path, path.stem, None)
+
+
+@pytest.mark.parametrize("finer", [1, 4])
+def test_a_slide_of_stitched_patches_has_the_patients_map(
+    trained: Checkpoint, cohort: Pack, stitched: np.ndarray, tmp_path: Path, finer: int
+):
+    patient = cohort.patients[0]
+    build_maps(work(trained, tmp_path / "pack"), cohort, [patient])
+    image = stitched.repeat(finer, axis=0).repeat(finer, axis=1)
+    row = write_slide(tmp_path / "s.tif", image, mpp=4 / finer)
+    report = build_slide_maps(work(trained, tmp_path / "slides"), [row], ALL)
+    assert list(report.made) == ["s"]
+    expected = read_map(tmp_path / "pack" / f"{patient}.h5")
+    found = read_map(tmp_path / "slides" / "s.h5")
+    is_patch = np.isfinite(expected.probability_grid())
+    np.testing.assert_array_equal(
+        found.probability_grid()[is_patch], expected.probability_grid()[is_patch]
+    )
+    patient_cam, slide_cam = expected.cam_mosaic(), found.cam_mosaic()
+    np.testing.assert_array_equal(
+        slide_cam[np.isfinite(patient_cam)], patient_cam[np.isfinite(patient_cam)]
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "slides" / "s.h5"), stitched)
+    assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "file")
+    assert found.level0_mpp == pytest.approx(4 / finer)
+    assert found.coords[-1].tolist() == (found.row_col[-1][::-1] * 50 * finer).tolist()
+    assert found.level0_size == (image.shape[1], image.shape[0])
+    assert (found.label == -1).all()
+    assert found.slide.thumbnail.shape[:2] == found.slide.tissue.shape
+
+
+def test_only_tissue_is_mapped_and_a_mask_overrides(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    mask = np.zeros(stitched.shape[:2], np.uint8)
+    mask[50:100, 100:150] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    settings = SlideSettings(mask=tmp_path / "mask.png")
+    build_slide_maps(work(trained, tmp_path), [row], settings)
+    found = read_map(tmp_path / "s.h5")
+    assert found.row_col.tolist() == [[1, 2]]
+    assert found.slide.tissue.mean() == pytest.approx(mask.mean() / 255, rel=0.3)
+    mask[98:102, 149:152] = 255  # a corner of three more
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    build_slide_maps(work(trained, tmp_path), [row], replace(settings, min_tissue=0))
+    assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+
+
+def test_overlapping_patches_lie_where_their_middles_are(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    build_slide_maps(work(trained, tmp_path / "a"), [row], ALL)
+    half = SlideSettings(min_tissue=0, stride_px=30)
+    build_slide_maps(work(trained, tmp_path / "b"), [row], half)
+    whole, found = read_map(tmp_path / "a" / "s.h5"), read_map(tmp_path / "b" / "s.h5")
+    # Every fifth patch of 30 px is every third of 50 px.
+    np.testing.assert_array_equal(
+        found.probability_grid()[::5, ::5], whole.probability_grid()[::3, ::3]
+    )
+    image = read_image(tmp_path / "b" / "s.h5")
+    rows, cols = found.shape
+    assert image.shape == (rows * 30, cols * 30, 3)
+    # The picture begins 10 px into the slide: the first cell is the middle of the first patch.
+    inside = image[: stitched.shape[0] - 60, : stitched.shape[1] - 60]
+    np.testing.assert_array_equal(
+        inside, stitched[10 : 10 + inside.shape[0], 10 : 10 + inside.shape[1]]
+    )
+    with h5py.File(tmp_path / "b" / "s.h5") as file:
+        assert file["map/x"][:2].tolist() == [100.0, 220.0]  # um: centres of the first two
+        assert file["coords"].attrs["overlap"] == 20
+        assert file.attrs["stride_px"] == 30
+        side = round(6 * 30 / 50)
+        assert file["cam/mosaic"].shape == (rows * side, cols * side)
+
+
+def test_a_bad_slide_is_set_aside_and_the_rest_done(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    good = write_slide(tmp_path / "good.tif", stitched, mpp=4.0)
+    Image.fromarray(stitched).save(tmp_path / "plain.png")
+    whole = (tmp_path / "good.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.svs").touch()
+    Image.fromarray(stitched).save(tmp_path / "fake.svs", format="JPEG")
+    names = ["plain.png", "cut.tif", "empty.svs", "fake.svs", "none.svs"]
+    rows = [ManifestRow(tmp_path / name, name.split(".")[0], None) for name in names]
+    report = build_slide_maps(work(trained, tmp_path / "maps"), [*rows, good], ALL)
+    assert list(report.made) == ["good"]
+    assert list(report.failed) == ["plain", "cut", "empty", "fake", "none"]
+    assert "give --mpp" in report.failed["plain"]
+    assert all("\n" not in reason for reason in report.failed.values())
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
+    given = SlideSettings(mpp=4.0, min_tissue=0)
+    again = build_slide_maps(work(trained, tmp_path / "maps"), rows[:1], given)
+    assert read_map(again.made["plain"]).mpp_source == "given"
+
+
+def test_a_slides_map_is_kept_until_something_changes(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    out = tmp_path / "maps"
+    assert build_slide_maps(work(trained, out), [row], ALL).made
+    assert build_slide_maps(work(trained, out), [row], ALL).kept
+    assert build_slide_maps(work(trained, out), [row], SlideSettings(min_tissue=0.2)).made
+    assert build_slide_maps(work(trained, out), [row], ALL).made
+    changed = stitched.copy()
+    changed[:50, :50] = 0
+    write_slide(tmp_path / "s.tif", changed, mpp=4.0)
+    assert build_slide_maps(work(trained, out), [row], ALL).made
+
+
+def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp_path: Path):
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched, mpp=4.0) for name in "abc"]
+    out = tmp_path / "maps"
+    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [12] of 3 maps made"):
+        build_slide_maps(work(trained, out, batch_size=16, stop=StopAfter(12)), rows, ALL)
+    made = {path.name for path in out.iterdir()}
+    assert made
+    assert not any(name.startswith(".") for name in made)
+    report = build_slide_maps(work(trained, out), rows, ALL)
+    assert len(report.kept) == len(made)
+    assert len(report.made) + len(report.kept) == 3
+
+
+def test_one_network_maps_all_slides_and_none_is_built_for_none(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    built, build = [], Checkpoint.build
+
+    def counting(checkpoint: Checkpoint) -> PatchClassifier:
+        built.append(checkpoint)
+        return build(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "build", counting)
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched[:100], mpp=4.0) for name in "ab"]
+    for _ in range(2):
+        build_slide_maps(work(trained, tmp_path / "maps"), rows, ALL)
+        assert len(built) == 1
+
+
+def test_a_map_of_a_train_patient_is_said_to_flatter(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    row = write_slide(tmp_path / "s.tif", stitched[:100], mpp=4.0)
+    seen = sorted(trained.patients("train"))[0]
+    with caplog.at_level("INFO", logger="wsi_idc"):
+        build_slide_maps(work(trained, tmp_path), [row], ALL)
+        assert "trained on" not in caplog.text
+        build_slide_maps(work(trained, tmp_path), [row, replace(row, patient=seen)], ALL)
+    assert f"trained on 1 of these patients ({seen} first): their maps flatter it" in caplog.text
+
+
+def test_another_slide_of_the_same_name_is_warned_of(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for folder, image in (("a", stitched[:100]), ("b", stitched[50:150])):
+        (tmp_path / folder).mkdir()
+        row = write_slide(tmp_path / folder / "s.tif", image, mpp=4.0)
+        build_slide_maps(work(trained, tmp_path), [row], ALL)
+    (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    first, second = (tmp_path / folder / "s.tif" for folder in "ab")
+    assert f"s.h5 is of {first}, but that of {second} is due; give another --out" in warning
+    caplog.clear()
+    write_slide(second, stitched[:100], mpp=4.0)  # the same file, changed
+    assert build_slide_maps(work(trained, tmp_path), [row], ALL).made
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(("room", "has_image"), [(0, True), (-1, False)])
+def test_an_image_that_would_not_fit_is_left_out(
+    trained: Checkpoint,
+    stitched: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    room: int,
+    has_image: bool,
+):
+    # 2 x 2 cells of 30 px, and a patch of 50 px in each.
+    needed = 4 * 50**2 * 3
+    monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + room)
+    row = write_slide(tmp_path / "s.tif", stitched[:80, :80], mpp=4.0)
+    settings = SlideSettings(min_tissue=0, stride_px=30)
+    (planned,) = SlideRun(work(trained, tmp_path), settings, [row]).plan()
+    build_slide_maps(work(trained, tmp_path), [row], settings)
+    assert (read_image(tmp_path / "s.h5") is not None) is has_image
+    assert caplog.text.count("is left out of the map") == (0 if has_image else 2)
+    # 64 bytes a patch and 32 a cell, CAMs of 6 x 6 twice; then the picture.
+    without = 4 * (64 + 32 + 2 * 4 * 36)
+    assert planned.disk_mb * 1e6 == pytest.approx(without + has_image * 4 * 30**2 * 3)
+
+
+def test_an_ensemble_of_other_patches_is_refused(trained: Checkpoint, tmp_path: Path):
+    other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
+    both = MapWork(Method((trained, other)), choose_compute("cpu"), tmp_path)
+    with pytest.raises(CheckpointError, match="take patches of other sizes, 50 px of 2 um"):
+        input_of(both)
+
+
+def test_ids_cannot_leave_the_folder(trained: Checkpoint, tmp_path: Path):
+    row = ManifestRow(tmp_path / "s.tif", "../evil", None)
+    with pytest.raises(DataError, match="cannot be a patient id"):
+        build_slide_maps(work(trained, tmp_path / "maps"), [row], ALL)
+
+
+def test_the_map_says_what_it_was_made_of(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    build_slide_maps(work(trained, tmp_path), [row], ALL)
+    with h5py.File(tmp_path / "s.h5") as file:
+        identity = json.loads(file.attrs["provenance"])["identity"]
+        assert file["slide"].attrs["name"] == "s.tif"
+    assert (identity["min_tissue"], identity["stride_px"], identity["mask"]) == (0, 50, None)
+
+
+@pytest.mark.parametrize(("make", "reason"), [(os.mkfifo, "not a regular"), (None, "no such file")])
+def test_a_mask_that_is_no_file_is_one_line(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, make, reason: str
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    if make:
+        make(tmp_path / "mask.png")
+    settings = SlideSettings(mask=tmp_path / "mask.png")
+    report = build_slide_maps(work(trained, tmp_path / "maps"), [row], settings)
+    assert reason in report.failed["s"]
+
+
+def test_a_slide_changed_in_the_middle_is_another_slide(stitched: np.ndarray, tmp_path: Path):
+    path = write_slide(tmp_path / "s.tif", stitched, mpp=4.0).slide
+    with open_slide(path) as slide:
+        before = slide.fingerprint()
+        assert slide.fingerprint() == before
+    (tmp_path / "s").mkdir()  # a folder of that name is no part of a TIFF
+    (tmp_path / "s" / "x").touch()
+    with open_slide(path) as slide:
+        assert slide.fingerprint() == before
+    os.utime(path, ns=(1, 1))
+    with open_slide(path) as slide:
+        assert slide.fingerprint() != before
+
+
+def test_what_overlaps_is_drawn_and_reported_in_its_place(
+    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
+):
+    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+    half = SlideSettings(min_tissue=0, stride_px=30)
+    build_slide_maps(work(trained, tmp_path), [row], half)
+    content = read_map(tmp_path / "s.h5")
+    (thumbnail, *_), _ = _pictures(content, None)
+    # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
+    assert (thumbnail.x_mm, thumbnail.y_mm) == pytest.approx((-0.04, -0.04))
+    assert content.cell_cams().shape[1:] == (4, 4)
+    assert cam_levels(content).shape == tuple(4 * side for side in content.shape)

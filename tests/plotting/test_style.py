@@ -1,0 +1,42 @@
+import matplotlib as mpl
+import pytest
+
+from wsi_idc.plotting.style import Page, page_style, printable, save_pdf, to_px
+
+
+def test_a_page_is_measured_in_mm_from_its_top_left_corner():
+    page = Page(100, 50)
+    assert page.figure.get_size_inches() * 25.4 == pytest.approx([100, 50])
+    ax = page.axes(10, 5, 40, 20)
+    assert ax.get_position().extents == pytest.approx([0.1, 0.5, 0.5, 0.9])
+    page.text(10, 5, "here")
+    assert page.figure.texts[0].get_position() == pytest.approx((0.1, 0.9))
+
+
+def test_mm_become_pixels():
+    assert to_px(25.4, dpi=300) == pytest.approx(300)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("8864", "8864"),
+        ("a\tb\nc", "a?b?c"),
+        ("x" * 11, "xxxxxxxxx\N{HORIZONTAL ELLIPSIS}"),
+        (None, "None"),
+    ],
+)
+def test_text_from_a_file_is_one_short_line(text: object, shown: str):
+    assert printable(text, longest=10) == shown
+
+
+def test_a_pdf_embeds_truetype_and_says_no_date(tmp_path):
+    with page_style():
+        page = Page(50, 20)
+        page.text(1, 1, "$x^$")
+        save_pdf(page.figure, tmp_path / "a.pdf")
+    pdf = (tmp_path / "a.pdf").read_bytes()
+    assert b"/CIDFontType2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"Date" not in pdf
+    assert mpl.rcParams["pdf.fonttype"] == mpl.rcParamsDefault["pdf.fonttype"]

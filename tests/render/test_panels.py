@@ -1,0 +1,171 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+
+from tests.small_maps import CELLS, SHADES, slide_view, small_map
+from wsi_idc.geometry.outline import outline
+from wsi_idc.render import panels
+from wsi_idc.render.panels import Bar, Scene
+
+WHITE = [255, 255, 255]
+
+
+def scene_of(*, threshold: float = 0.5, **changes: Any) -> Scene:
+    """Return what the small map is drawn from at 2 px a cell."""
+    content = small_map(**changes)
+    tissue = np.full((2, 3, 3), 255, np.uint8)
+    tissue[tuple(content.row_col.T)] = np.array(SHADES)[:, None]
+    tissue = tissue.repeat(2, axis=0).repeat(2, axis=1)
+    return Scene(content, tissue, has_image=True, cell_px=2, threshold=threshold)
+
+
+def colour(name: str, value: float) -> np.ndarray:
+    return np.rint(np.array(colormaps[name](value)[:3]) * 255).astype(int)
+
+
+def test_the_tissue_is_as_stained_and_says_where_there_is_none():
+    panel = panels.tissue(scene_of())
+    assert panel.title == "Tissue"
+    assert (panel.picture[2:4, 4:6] == 220).all()
+    assert (panel.size, panel.unit_mm, panel.has_scale) == ((3, 2), pytest.approx(0.04), True)
+    scene = scene_of()
+    bare = Scene(scene.content, scene.tissue, has_image=False, cell_px=2, threshold=0.5)
+    assert panels.tissue(bare).title == "Patches (the map has no image)"
+
+
+def test_the_probability_map_has_an_absolute_scale():
+    panel = panels.probability(scene_of())
+    for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
+        assert (panel.picture[cell] == colour("viridis", value)).all()
+    assert panel.picture[0, 0].tolist() == panel.picture[0, 2].tolist() == WHITE
+    assert isinstance(panel.key, Bar)
+    assert (panel.key.top, panel.key.threshold, panel.key.is_open) == (1.0, 0.5, False)
+
+
+def test_the_overlay_is_half_colour_half_grey_tissue():
+    scene = scene_of(threshold=0.3)
+    scene.tissue[2:4, 4:6] = [200, 50, 150]  # of luminance 106
+    panel = panels.overlay(scene)
+    expected = (106 * 127 + colour("viridis", 1.0) * 128 + 127) // 255
+    assert (panel.picture[2:4, 4:6] == expected).all()
+    assert (panel.picture[:2, :2] == 255).all()
+    assert isinstance(panel.key, Bar)
+    assert panel.key.threshold == 0.3
+    # The bar shows the colours as they are on the mean of the tissue's four patches.
+    mean = round((40 + 100 + 160 + 106) / 4)
+    assert panel.key.colours.shape == (256, 3)
+    assert abs(panel.key.colours[255] - (mean * 127 + colour("viridis", 1.0) * 128) / 255).max() < 2
+
+
+def test_cams_have_one_scale_for_the_patient():
+    cam = (
+        np.array([[[0, 1], [2, 4]]], np.float32) * np.array([0, 1, 1, 2], np.float32)[:, None, None]
+    )
+    scene = scene_of(cam=cam)
+    top = float(np.percentile(cam, 99.5))
+    panel = panels.cam(scene)
+    assert panel.title == "Grad-CAM of IDC"
+    assert isinstance(panel.key, Bar)
+    assert (panel.key.top, panel.key.is_open) == (pytest.approx(top), True)
+    assert panel.picture.shape == (4, 6, 3)  # two values of a CAM along each side of a cell
+    table = colormaps["inferno"]
+    for (row, col), block in zip(CELLS, cam, strict=True):
+        for y, x in np.ndindex(2, 2):
+            expected = np.rint(np.array(table(int(min(block[y, x] / top * 256, 255)))[:3]) * 255)
+            assert (panel.picture[2 * row + y, 2 * col + x] == expected).all()
+    assert (panel.picture[:2, :2] == 255).all()
+
+
+def test_a_cam_of_nothing_leaves_the_tissue_as_it_is():
+    scene = scene_of(cam=np.zeros((4, 2, 2), np.float32))
+    panel = panels.cam_overlay(scene)
+    assert (panel.picture == scene.tissue).all()  # it was grey before
+    assert isinstance(panel.key, Bar)
+    assert panel.key.top == 1.0
+
+
+def test_a_cam_finer_than_the_page_is_averaged_within_its_patch():
+    cam = np.zeros((4, 8, 8), np.float32)
+    cam[3, :4] = 2
+    scene = scene_of(cam=cam)
+    panel = panels.cam(scene)
+    assert panel.picture.shape == (4, 6, 3)
+    assert (panel.picture[2, 4:] == colour("inferno", 1.0)).all()
+    assert (panel.picture[3, 4:] == colour("inferno", 0.0)).all()
+
+
+def test_another_method_is_named_and_cut_short():
+    assert panels.cam(scene_of(cam_method="layercam")).title == "layercam of IDC"
+    assert len(panels.cam(scene_of(cam_method="x\n" * 99)).title) < 30
+
+
+def test_labels_are_counted_and_unknown_ones_shown():
+    panel = panels.labels(scene_of(label=np.array([0, -1, 1, 1], np.int8)))
+    assert [entry.name for entry in panel.key] == ["IDC (2)", "non-IDC (1)", "unknown (1)"]
+    shown = {tuple(panel.picture[cell]) for cell in CELLS}
+    assert shown == {(0x8F, 0xB7, 0xD9), (0xC2, 0x41, 0x0C), (0xDE, 0xDE, 0xDE)}
+    assert panel.picture[0, 0].tolist() == WHITE
+
+
+def test_contours_follow_the_cells():
+    scene = scene_of(threshold=0.25, label=np.array([1, 0, 0, 1], np.int8))
+    panel = panels.contours(scene)
+    labelled, called = panel.outlines
+    mask = np.array([[False, False, False], [True, True, True]])
+    assert (called.ends == outline(mask)).all()
+    mask = np.array([[False, True, False], [False, False, True]])
+    assert (labelled.ends == outline(mask)).all()
+    assert (labelled.colour, called.colour) == tuple(entry.colour for entry in panel.key)
+    assert [entry.name for entry in panel.key] == [
+        "labelled IDC",
+        "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.25)",
+    ]
+    assert labelled.width_pt > called.width_pt + 1  # both are seen where they coincide
+
+
+def test_what_is_not_labelled_has_no_outline():
+    panel = panels.contours(scene_of(label=np.full(4, -1, np.int8)))
+    assert len(panel.outlines) == len(panel.key) == 1
+
+
+def test_smoothed_and_uncertain():
+    values = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    scene = scene_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
+    panel = panels.smoothed(scene)
+    assert isinstance(panel.key, Bar)
+    assert panel.key.threshold == 0.4
+    assert (panel.picture[1, 2] == colour("viridis", 0.4)).all()
+    panel = panels.uncertainty(scene)
+    assert isinstance(panel.key, Bar)
+    assert panel.key.top == pytest.approx(np.percentile(values, 99.5))
+    assert (panel.picture[1, 2] == colour("cividis", 1.0)).all()
+
+
+def test_the_slide_is_shown_whole_with_its_tissue():
+    scene = scene_of(slide=slide_view())
+    panel = panels.thumbnail(scene)
+    # 6 px of tissue wide are all that is asked for: the longer side of 20 px becomes 6.
+    assert panel.picture.shape == (6, 3, 3)
+    assert panel.size == (3, 6)
+    assert panel.unit_mm == pytest.approx(4 / 3)
+    fine = Scene(scene.content, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
+    panel = panels.thumbnail(fine)
+    assert (panel.picture == slide_view().thumbnail).all()
+    (lines,) = panel.outlines
+    assert lines.ends.tolist() == [
+        [[2, 5], [8, 5]],
+        [[2, 15], [8, 15]],
+        [[2, 5], [2, 15]],
+        [[8, 5], [8, 15]],
+    ]
+    assert panel.unit_mm == pytest.approx(0.4)
+
+
+def test_numbers_that_are_none_are_drawn_as_nothing():
+    nothing = np.full(4, np.nan, np.float32)
+    scene = scene_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
+    assert (panels.probability(scene).picture == 255).all()
+    assert (panels.cam(scene).picture == 255).all()
+    assert panels.contours(scene).outlines[-1].ends.size == 0

@@ -1,0 +1,230 @@
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from tests.small_maps import SHADES, slide_view, small_map, written
+from wsi_idc import NOTICE
+from wsi_idc.core.errors import MapError
+from wsi_idc.maps.store import read_map
+from wsi_idc.plotting.style import page_style
+from wsi_idc.render.render import VIEWS, figure_of, picture_name, read_scene, render_map
+
+SIDE = 300
+CORNERS = [(0, 0), (0, SIDE - 1), (SIDE - 1, 0), (SIDE - 1, SIDE - 1)]
+CALLED = np.rint(np.multiply(to_rgb("#0b1f66"), 255))
+
+
+def pixels_of(path: Path, view: str, *, dpi: int) -> tuple[np.ndarray, Axes]:
+    """Return a figure's pixels, shape (h, w, 3), and the axes of its first picture."""
+    with page_style():
+        figure = figure_of(path, view=view, dpi=dpi)
+        figure.set_dpi(dpi)
+        for ax in figure.axes:
+            ax.spines[:].set_visible(False)  # the frame covers part of the outermost cells
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int), figure.axes[0]
+
+
+def pixel_box(ax: Axes, cell: tuple[int, int], num_rows: int) -> tuple[float, float, float, float]:
+    """Return left, top, right, bottom of a cell in px of the figure, from its top left corner."""
+    row, col = cell
+    (left, top), (right, bottom) = ax.transData.transform([(col, row), (col + 1, row + 1)])
+    return left, num_rows - top, right, num_rows - bottom
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a map of 300 x 300 cells with a patch in each corner, all called IDC."""
+    return written(
+        tmp_path_factory.mktemp("large"), cells=CORNERS, probability=np.ones(4, np.float32)
+    )
+
+
+@pytest.mark.parametrize("view", ["overlay", "cam", "side-by-side"])
+def test_nothing_drifts_over_300_cells(large: Path, view: str):
+    dpi = 900 if view == "side-by-side" else 300  # some px a cell
+    pixels, ax = pixels_of(large, view, dpi=dpi)
+    for cell in CORNERS:
+        left, top, right, bottom = pixel_box(ax, cell, len(pixels))
+        assert 4 < right - left < 7
+        inside = pixels[round(top) + 1 : round(bottom) - 1, round(left) + 1 : round(right) - 1]
+        assert inside.size > 0
+        assert (inside.min(axis=2) < 250).all()
+        row, col = (round(top + bottom) // 2, round(left + right) // 2)
+        towards = {0: 6, SIDE - 1: -6}  # a cell further to the middle of the grid, there is none
+        assert (pixels[row + towards[cell[0]], col] == 255).all()
+        assert (pixels[row, col + towards[cell[1]]] == 255).all()
+
+
+def test_outlines_lie_on_the_edges_of_the_last_cell(large: Path):
+    pixels, ax = pixels_of(large, "contours", dpi=300)
+    left, top, right, bottom = pixel_box(ax, (SIDE - 1, SIDE - 1), len(pixels))
+    middle = round((top + bottom) / 2), round((left + right) / 2)
+    for row, col in [
+        (middle[0], left),
+        (middle[0], right),
+        (top, middle[1]),
+        (bottom, middle[1]),
+    ]:
+        around = pixels[int(row) - 1 : int(row) + 2, int(col) - 1 : int(col) + 2]
+        assert abs(around - CALLED).max(axis=2).min() < 12
+
+
+def test_the_tissue_is_read_from_the_first_patch_on_and_shrunk(tmp_path: Path):
+    cells = [(2, 3), (3, 5)]
+    path = written(tmp_path, cells=cells)
+    scene = read_scene(path, read_map(path), dpi=30)
+    assert scene.content.shape == (2, 3)
+    assert scene.content.row_col.tolist() == [[0, 0], [1, 2]]
+    assert scene.cell_px == 10  # never more than there is
+    assert scene.tissue.shape == (20, 30, 3)
+    assert (scene.tissue[:10, :10] == SHADES[0]).all()
+    assert (scene.tissue[10:, 20:] == SHADES[1]).all()
+    assert (scene.tissue[:10, 10:] == 255).all()
+
+
+def test_no_more_tissue_is_held_than_the_page_shows(large: Path):
+    scene = read_scene(large, read_map(large), dpi=150)
+    assert scene.cell_px == 4  # 170 mm are 1004 px
+    assert scene.tissue.shape == (1200, 1200, 3)
+    assert (scene.tissue[-4:, -4:] == SHADES[3]).all()
+    assert (scene.tissue[-4:, -5] == 255).all()
+
+
+def test_a_map_without_image_has_grey_patches(tmp_path: Path):
+    path = written(tmp_path, patches=None)
+    scene = read_scene(path, read_map(path), dpi=30)
+    assert not scene.has_image
+    assert (scene.tissue[10:] == 214).all()
+    assert (scene.tissue[:10, :10] == 255).all()
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_drawn_as_png_and_pdf(tmp_path: Path, view: str, with_image: bool):
+    path = written(tmp_path, **({} if with_image else {"patches": None}))
+    outs = tmp_path / "pictures" / "p.png", tmp_path / "pictures" / "p.pdf"
+    render_map(path, *outs, view=view, dpi=100)
+    with Image.open(outs[0]) as picture:
+        assert 300 < picture.width <= 180 / 25.4 * 100 + 1
+        assert picture.info["dpi"] == pytest.approx((100, 100), abs=0.1)
+    assert outs[1].read_bytes().startswith(b"%PDF-")
+    assert sorted(path.name for path in outs[0].parent.iterdir()) == ["p.pdf", "p.png"]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_same_map_gives_the_same_bytes(tmp_path: Path, view: str):
+    path = written(tmp_path)
+    outs = [tmp_path / f"{number}.{kind}" for kind in ("pdf", "png") for number in (1, 2)]
+    for out in outs:
+        render_map(path, out, view=view, dpi=60)
+    first, second, third, fourth = (out.read_bytes() for out in outs)
+    assert first == second
+    assert third == fourth
+
+
+def test_outlines_and_text_of_a_pdf_are_no_pixels(tmp_path: Path):
+    render_map(written(tmp_path), tmp_path / "p.pdf", view="contours", dpi=100)
+    pdf = (tmp_path / "p.pdf").read_bytes()
+    assert len(re.findall(rb"/Subtype /Image", pdf)) == 1  # the tissue
+    width = int(re.search(rb"/Width (\d+)", pdf)[1])
+    assert width == pytest.approx(175 / 25.4 * 100, abs=1)  # at the dpi asked for
+    streams = [
+        zlib.decompress(part)
+        for part in re.findall(rb"FlateDecode\s*>>\s*stream\n(.*?)\nendstream", pdf, re.S)
+    ]
+    (page,) = [stream for stream in streams if b"BT" in stream]
+    assert page.count(b" l\n") > 8
+    assert page.count(b"BT") > 5
+    assert b"/FontFile2" in pdf
+    assert b"Date" not in pdf
+
+
+def test_each_view_says_what_it_is_and_what_it_is_not_for(tmp_path: Path):
+    path = written(tmp_path, slide=slide_view(), smoothed=np.ones(4, np.float32))
+    titles = {}
+    for view in VIEWS:
+        with page_style():
+            lines = [text.get_text() for text in figure_of(path, view=view, dpi=60).texts]
+        assert lines[:3] == [
+            "Patient P1",
+            "4 patches, 50% called IDC at threshold 0.50; 4 \N{MICRO SIGN}m/px (assumed); "
+            "model cnn, patient in its split: test",
+            NOTICE,
+        ]
+        titles[view] = lines[3:]
+    assert titles == {
+        "panels": [
+            "Slide",
+            "Tissue",
+            "Probability of IDC",
+            "Smoothed probability",
+            "Grad-CAM of IDC",
+            "Labels",
+        ],
+        "overlay": ["Probability over tissue"],
+        "contours": ["Tissue and outlines"],
+        "cam": ["Grad-CAM over tissue"],
+        "side-by-side": ["Tissue", "Probability over tissue", "Grad-CAM over tissue", "Labels"],
+    }
+
+
+def test_what_a_map_lacks_has_no_panel(tmp_path: Path):
+    path = written(tmp_path, cam=None, label=np.full(4, -1, np.int8))
+    with page_style():
+        for view, num in (("panels", 2), ("side-by-side", 2), ("contours", 1)):
+            assert len(figure_of(path, view=view, dpi=60).axes) == 2 * num  # with its foot
+    with pytest.raises(MapError, match="made without a CAM"):
+        render_map(path, tmp_path / "p.png", view="cam")
+
+
+def test_another_threshold_is_called_marked_and_outlined(tmp_path: Path):
+    path = written(tmp_path)
+    with page_style():
+        figure = figure_of(path, view="contours", dpi=60, threshold=0.75)
+    assert "25% called IDC at threshold 0.75" in figure.texts[1].get_text()
+    called = figure.axes[0].collections[-1]
+    assert len(called.get_segments()) == 4
+    said = [text.get_text() for text in figure.axes[1].texts]
+    assert "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.75)" in said
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_text_of_a_map_is_drawn_as_text(tmp_path: Path, suffix: str):
+    path = written(
+        tmp_path,
+        patient="P$^$ \u60a3\U0001f600" + "W" * 60,
+        class_names=("$a$\n", "$^$" * 99),
+        model={"architecture": "x\ty" * 99, "role_of_patient": {"$^$": None}},
+        mpp_source="$" * 500,
+        cam_method="$^$",
+    )
+    for view in VIEWS:
+        render_map(path, tmp_path / f"{view}.{suffix}", view=view, dpi=40)
+        assert (tmp_path / f"{view}.{suffix}").stat().st_size > 0
+
+
+def test_names_tell_the_view():
+    path = Path("maps/8864.h5")
+    assert picture_name(path, view="panels", suffix="png") == "8864.png"
+    assert picture_name(path, view="side-by-side", suffix="pdf") == "8864-side-by-side.pdf"
+
+
+def test_something_else_is_refused_and_nothing_written(tmp_path: Path):
+    (tmp_path / "x.h5").write_text("no map")
+    with pytest.raises(MapError, match="not a usable map"):
+        render_map(tmp_path / "x.h5", tmp_path / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5"]
+
+
+def test_a_small_map_is_what_the_tests_think(tmp_path: Path):
+    content = read_map(written(tmp_path))
+    assert content.row_col.tolist() == small_map().row_col.tolist()

@@ -1,0 +1,129 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.maps.hand import EVIL, hand_map
+from tests.report.browser import ask, needs_chromium, requests_in
+from tests.report.test_patient_page import assert_closed
+from wsi_idc.maps.cohort import row_of
+from wsi_idc.plotting.template import POLICY
+from wsi_idc.report.cohort_page import Card, card_of, cohort_page, sort_key
+
+IDS = "return [...document.querySelectorAll('#cards > a')].map((a) => a.dataset.patient)"
+
+
+def card(patient: str, **changes: Any) -> Card:
+    content = hand_map(patient=patient)
+    image = np.full((200, 200, 3), 120, np.uint8)
+    return card_of(content, image, row_of(content, threshold=0.5) | changes)
+
+
+def cards() -> list[Card]:
+    nan = math.nan
+    return [
+        card("P10", idc_fraction=0.2, auc=nan, patches=7),
+        card("P9", idc_fraction=0.7, auc=0.6, patches=3),
+        card("P100", idc_fraction=0.4, auc=0.9, patches=5),
+    ]
+
+
+def test_unknown_numbers_come_last_either_way():
+    values = [0.3, math.nan, 0.9, 0.1]
+    up = sorted(values, key=lambda value: sort_key(value, descending=False))
+    down = sorted(values, key=lambda value: sort_key(value, descending=True))
+    assert up[:3] == [0.1, 0.3, 0.9]
+    assert down[:3] == [0.9, 0.3, 0.1]
+    assert math.isnan(up[3])
+    assert math.isnan(down[3])
+
+
+def test_the_page_shows_every_patient_most_idc_first():
+    page = assert_closed(cohort_page(cards(), {"bad.h5": "it is no map"}))
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert links == ["P9.html", "P100.html", "P10.html"]
+    sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert [source[:15] for source in sources[:2]] == ["data:image/jpeg", "data:image/png;"]
+    text = " ".join(page.texts)
+    assert "it is no map" in text
+    assert "Research use only" in text
+    # No map has an uncertainty, so there is nothing to sort by.
+    by = [value for _, name, value in page.attributes if name == "data-by"]
+    assert by == ["idc_fraction", "auc", "patches", "patient"]
+
+
+def test_medians_leave_train_patients_out():
+    some = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
+    assert "<b>0.800</b> median AUC without train patients" in cohort_page(some, {})
+    assert "<b>0.800</b> median AUC ·" in cohort_page(some[:2], {})
+    assert "median" not in cohort_page(some[2:], {})
+
+
+def test_names_are_text_and_links_are_encoded():
+    evil = card(EVIL, role="</script>")
+    slashes = card('x"y?#%', role=EVIL)
+    page = assert_closed(cohort_page([evil, slashes], {EVIL: "</script>" + EVIL}))
+    links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
+    assert links == {
+        "%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E.html",
+        "x%22y%3F%23%25.html",
+    }
+    sources = {value[:5] for tag, name, value in page.attributes if (tag, name) == ("img", "src")}
+    assert sources == {"data:"}
+    assert page.texts.count(EVIL) == 3  # heading, role, file
+    assert card("javascript:alert(1)").link == "javascript%3Aalert%281%29.html"
+
+
+def test_a_patient_without_an_image_has_a_card():
+    content = hand_map()
+    bare = card_of(content, None, row_of(content, threshold=0.5))
+    assert bare.tissue is None
+    assert "no image" in cohort_page([bare], {})
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("clicks", "expected"),
+    [
+        (["patches"], ["P10", "P100", "P9"]),
+        (["patches", "patches"], ["P9", "P100", "P10"]),
+        (["auc"], ["P9", "P100", "P10"]),
+        (["auc", "auc"], ["P100", "P9", "P10"]),
+        (["patient"], ["P9", "P10", "P100"]),
+        (["patient", "idc_fraction"], ["P9", "P100", "P10"]),
+    ],
+)
+def test_a_button_sorts_the_cards(tmp_path: Path, clicks: list[str], expected: list[str]):
+    page = tmp_path / "index.html"
+    page.write_text(cohort_page(cards(), {}))
+    script = "".join(f"document.querySelector('[data-by={name}]').click();" for name in clicks)
+    log = tmp_path / "net.json"
+    assert ask(page, script + IDS, net_log=log) == expected
+    assert requests_in(log) == []
+
+
+@needs_chromium
+def test_an_id_is_found_as_it_is_typed(tmp_path: Path):
+    page = tmp_path / "index.html"
+    page.write_text(cohort_page(cards(), {}))
+    script = (
+        "const find = document.getElementById('find'); find.value = 'p10';"
+        "find.dispatchEvent(new Event('input'));"
+        "return [...document.querySelectorAll('#cards > a')]"
+        ".filter((a) => a.offsetParent !== null).map((a) => a.dataset.patient)"
+    )
+    assert ask(page, script) == ["P100", "P10"]
+
+
+@needs_chromium
+def test_a_request_would_be_seen(tmp_path: Path):
+    page, log = tmp_path / "leak.html", tmp_path / "net.json"
+    page.write_text("<body><img src='http://example.invalid/a.png'></body>")
+    assert ask(page, "await pause(300); return 1", net_log=log) == 1
+    assert requests_in(log) == ["http://example.invalid/a.png"]
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    page.write_text(f"{policy}<body><img src='http://example.invalid/a.png'></body>")
+    assert ask(page, "await pause(300); return 2", net_log=log) == 2
+    assert requests_in(log) == []

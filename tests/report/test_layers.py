@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from tests.maps.hand import hand_map
+from wsi_idc.plotting.raster import full_strength
+from wsi_idc.report.layers import (
+    Window,
+    cam_levels,
+    columns_of,
+    histogram,
+    laid,
+    outcomes,
+    outline,
+    small_cam,
+    stitched_in_window,
+    window_of,
+)
+
+
+def test_the_window_just_holds_the_patches():
+    window = window_of(hand_map())
+    assert window == Window(first_row=0, first_col=1, rows=4, cols=3, cell_mm=0.2)
+    edges = (window.x_mm, window.y_mm, window.width_mm, window.height_mm)
+    assert edges == pytest.approx((0.2, 0, 0.6, 0.8))
+    image = np.arange(200 * 200 * 3, dtype=np.uint32).reshape(200, 200, 3)
+    np.testing.assert_array_equal(stitched_in_window(image, hand_map()), image[:, 50:])
+
+
+def test_values_lie_in_their_cells():
+    grid = laid(hand_map().probability, hand_map(), fill=np.nan)
+    nan = np.nan
+    expected = [[0.9, nan, nan], [nan, 0.8, 0.2], [0.1, nan, nan], [nan, nan, 0.7]]
+    np.testing.assert_array_equal(grid, np.array(expected, np.float32))
+
+
+def test_a_column_has_one_entry_a_patch():
+    columns = columns_of(hand_map(class_names=("no", "<b>")))
+    assert {name: list(values) for name, values in columns.items()} == {
+        "row": [0, 1, 1, 2, 3],
+        "col": [1, 2, 3, 1, 3],
+        "x": [50, 100, 150, 50, 150],
+        "y": [0, 50, 50, 100, 150],
+        "x_mm": pytest.approx([0.3, 0.5, 0.7, 0.3, 0.7]),
+        "y_mm": pytest.approx([0.1, 0.3, 0.3, 0.5, 0.7]),
+        "place": [0, 4, 5, 6, 11],
+        "probability": pytest.approx([0.9, 0.8, 0.2, 0.1, 0.7]),
+        "label": [1, 0, 1, 0, -1],
+        "label_name": ["<b>", "no", "<b>", "no", "unknown"],
+        "cam_max": [5, 11, 17, 23, 29],
+    }
+    some = np.full(5, 0.25, np.float32)
+    more = columns_of(hand_map(cam=None, uncertainty=some, smoothed=some))
+    assert more.keys() - columns.keys() == {"uncertainty", "smoothed"}
+    assert "cam_max" not in more
+
+
+def test_each_outcome_has_its_code():
+    label = np.array([1, 0, 1, 0, -1, -1], np.int8)
+    called = np.array([True, True, False, False, True, False])
+    assert outcomes(label, called).tolist() == [1, 2, 3, 4, 0, 0]
+
+
+def _lines(mask: list[list[int]], window: Window) -> set[tuple[float, ...]]:
+    x, y = outline(np.array(mask, bool), window)
+    return {tuple(np.round([*xs, *ys], 6)) for xs, ys in zip(x, y, strict=True)}
+
+
+def test_the_outline_of_a_cell_is_its_four_sides():
+    window = Window(first_row=2, first_col=3, rows=1, cols=1, cell_mm=0.5)
+    sides = {(1.5, 2, 1, 1), (1.5, 2, 1.5, 1.5), (1.5, 1.5, 1, 1.5), (2, 2, 1, 1.5)}
+    assert _lines([[1]], window) == sides
+
+
+def test_the_outline_runs_round_holes_and_joins_what_is_in_line():
+    window = Window(first_row=0, first_col=0, rows=3, cols=3, cell_mm=1)
+    outer = {(0, 3, 0, 0), (0, 3, 3, 3), (0, 0, 0, 3), (3, 3, 0, 3)}
+    inner = {(1, 2, 1, 1), (1, 2, 2, 2), (1, 1, 1, 2), (2, 2, 1, 2)}
+    assert _lines([[1, 1, 1], [1, 0, 1], [1, 1, 1]], window) == outer | inner
+    assert _lines([[0] * 3] * 3, window) == set()
+
+
+def test_cams_are_scaled_over_the_patient_not_the_patch():
+    content = hand_map(cam=np.arange(10, dtype=np.float32).reshape(5, 1, 2))
+    top = full_strength(content.cam)
+    assert top == pytest.approx(np.percentile(np.arange(10), 99.5))
+    levels = cam_levels(content)
+    assert levels.shape == (4, 6)
+    assert levels.dtype == np.uint8
+    expected = [1 + round(min(value / top, 1) * 254) for value in range(10)]
+    assert levels[0, :2].tolist() == expected[:2]
+    assert levels[3, 4:].tolist() == expected[8:] == [expected[8], 255]
+    assert (levels[0, 2:] == 0).all()
+
+
+def test_a_cam_of_no_number_does_no_harm():
+    cam = np.zeros((5, 2, 2), np.float32)
+    cam[0, 0, 0] = np.nan
+    assert cam_levels(hand_map(cam=cam))[0, 0] == 1
+
+
+def test_large_cams_are_made_smaller_by_their_mean():
+    cam = np.arange(2 * 32 * 20, dtype=np.float32).reshape(2, 32, 20)
+    small = small_cam(cam)
+    assert small.shape == (2, 16, 16)
+    assert small[1, 3, 0] == cam[1, 6:8, :1].mean()
+    assert small[0, 0, 15] == cam[0, :2, 18:].mean()
+    assert small_cam(cam[:, :16, :16]).shape == (2, 16, 16)
+
+
+def test_the_histogram_stacks_the_labels():
+    bars = histogram(hand_map().probability, hand_map().label)
+    assert len(bars["left"]) == 40
+    assert bars["top_1"].sum() == pytest.approx(2 / 5)
+    # 0.9 is of label 1, 0.8 of label 0, 0.7 unknown: each in a bin of its own.
+    for label, value in ((1, 0.9), (0, 0.8), (-1, 0.7)):
+        place = int(np.flatnonzero(bars[f"top_{label}"] > bars[f"bottom_{label}"])[-1])
+        assert bars["left"][place] - 1e-6 <= np.float32(value) < bars["right"][place] + 1e-6
+    unlabelled = histogram(hand_map().probability, np.full(5, -1, np.int8))
+    assert unlabelled.keys() == {"left", "right", "bottom_-1", "top_-1"}

@@ -1,0 +1,265 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.maps.hand import EVIL, big_map, hand_map
+from tests.report.browser import ask, needs_chromium, requests_in
+from wsi_idc.geometry.grid import mosaic
+from wsi_idc.maps.cohort import row_of
+from wsi_idc.maps.patient_map import PatientMap, SlideView
+from wsi_idc.report.patient_page import patient_page, provenance_of
+
+FIGURES = """
+    const texts = {};
+    for (const id of ["threshold-value", "idc-fraction", "idc-area", "largest-region", "auc",
+        "called-patches", "sensitivity", "specificity", "dice", "tp", "fp", "fn", "tn"])
+        texts[id] = text(id);
+"""
+
+
+class Outline(HTMLParser):
+    """What a browser would see of a page: texts, attributes, styles; scripts apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.styles: list[str] = []
+        self.scripts: list[str] = []
+        self._inside = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        kind = {"style": self.styles, "script": self.scripts}.get(self._inside, self.texts)
+        kind.append(data)
+
+
+def assert_closed(html: str) -> Outline:
+    """Assert that nothing in a page's mark-up leads out of it; return what a browser sees."""
+    page = Outline(html)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert not re.match(r"\s*(https?:|//|javascript:)", value, re.I), (tag, name, value)
+    for style in [*page.styles, *(value for _, name, value in page.attributes if name == "style")]:
+        assert not re.search(r"url\(\s*['\"]?\s*(https?:|//)|@import", style)
+    policies = [value for tag, _, value in page.attributes if "default-src" in value]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; ")
+    assert "http" not in policies[0]
+    return page
+
+
+def page_of(content: PatientMap, *, threshold: float | None = None) -> str:
+    image = None
+    if content.patches is not None:
+        image = mosaic(content.patches, content.row_col, shape=content.shape, fill=255)
+    row = row_of(content, threshold=content.threshold if threshold is None else threshold)
+    return patient_page(content, image, row)
+
+
+def write_page(folder: Path, content: PatientMap) -> Path:
+    path = folder / "page.html"
+    path.write_text(page_of(content), encoding="utf-8")
+    return path
+
+
+def test_the_page_says_who_and_from_what_and_that_it_is_no_diagnosis():
+    page = assert_closed(page_of(hand_map()))
+    text = re.sub(r"\s+", " ", " ".join(page.texts))
+    assert "Patient P1: wsi-idc" in text
+    assert "5 patches · 0.2 mm² · 4 µm/px (assumed) · cnn · test patient of its split" in text
+    assert "Research use only, never a diagnosis." in text
+    assert "of 4 patches that have one" in text
+    for value in ("best.pt (cnn)", "0123456789abcdef" * 4, "fd" * 32, "2026-01-02"):
+        assert value in text
+    assert "trained on this patient" not in text
+    seen = hand_map(model={"role_of_patient": "train"})
+    assert "The model was trained on this patient" in page_of(seen)
+    unknown = page_of(hand_map(model={"role_of_patient": "in no split"}))
+    assert "· in no split of its model" in unknown
+    assert "patient of its split" not in unknown
+
+
+def test_the_side_said_is_that_of_what_is_shown():
+    assert "200 µm a side" in page_of(hand_map())
+    # Where patches overlap, a cell is the middle of its patch.
+    assert "100 µm a side" in page_of(hand_map(stride_px=25, patches=None))
+
+
+def test_nothing_that_a_map_holds_is_mark_up():
+    breaks = f"</script>{EVIL}$$x$$ &lt;"
+    odd = hand_map(
+        patient=EVIL,
+        class_names=(breaks, "IDC"),
+        mpp_source=breaks,
+        cam_layer=breaks,
+        model={"architecture": breaks, "sha256": EVIL, "role_of_patient": EVIL, "tta": [EVIL]},
+        provenance={"command": [breaks], "libraries": {EVIL: EVIL}, "identity": {EVIL: [EVIL]}},
+    )
+    html = page_of(odd)
+    page = assert_closed(html)
+    assert not [tag for tag, _, _ in page.attributes if tag == "img"]
+    assert "<img src=x" not in html
+    assert page.texts.count(EVIL) >= 3  # heading, sha256, role
+    assert any(EVIL in text and text.startswith("Patient ") for text in page.texts)
+    assert "mathjax" not in html.split("</head>")[1].lower()
+
+
+@pytest.mark.parametrize("what", ["all", "bare", "slide"])
+def test_a_layer_is_there_where_the_map_has_it(what: str):
+    some = np.full(5, 0.1, np.float32)
+    slide = SlideView("a.svs", 0.5, 1600, 1600, np.full((8, 8, 3), 200, np.uint8), np.ones((8, 8)))
+    content = {
+        "all": hand_map(uncertainty=some, smoothed=some, smoothing={"threshold": 0.4}),
+        "bare": hand_map(cam=None, patches=None, label=np.full(5, -1, np.int8)),
+        "slide": hand_map(slide=slide, patches=None),
+    }[what]
+    html = page_of(content)
+    assert_closed(html)
+    has = {name: f'"name":"{name}_on"' in html for name in _LAYERS}
+    assert has == {name: what in where for name, where in _LAYERS.items()}
+    assert ("made without its image" in html) == (what != "all")
+    assert ("made without a CAM" in html) == (what == "bare")
+    assert ('id="sensitivity"' in html) == (what != "bare")
+    assert ("a.svs, 1600 x 1600 px" in html) == (what == "slide")
+
+
+_LAYERS = {
+    "probability": ("all", "bare", "slide"),
+    "regions": ("all", "bare", "slide"),
+    "truth": ("all", "slide"),
+    "labels": ("all", "slide"),
+    "errors": ("all", "slide"),
+    "cam": ("all", "slide"),
+    "tissue": ("all", "slide"),
+    "uncertainty": ("all",),
+    "smoothed": ("all",),
+}
+
+
+def test_numbers_of_the_smoothing_are_short():
+    smoothing = {"sigma_um": 399.1353414198707, "temperature": 0.70098960598, "threshold": 0.5}
+    names = dict(provenance_of(hand_map(smoothing=smoothing)))
+    assert names["smoothing"] == "sigma_um 399.1, temperature 0.701, threshold 0.5"
+
+
+def test_provenance_leaves_out_what_is_not_known():
+    names = dict(provenance_of(hand_map(cam=None, model={}, provenance={"identity": "odd"})))
+    assert set(names) == {"threshold, temperature", "resolution", "classes"} | (
+        {"checkpoint"} & set(names)
+    )
+    assert names["threshold, temperature"] == "0.5, 1.25"
+
+
+def test_a_page_of_2000_patches_is_under_15_mb():
+    html = page_of(big_map(2000, cols=50))
+    assert 2_000_000 < len(html.encode()) < 15_000_000
+
+
+@needs_chromium
+def test_the_threshold_moves_figures_and_regions(tmp_path: Path):
+    page = write_page(tmp_path, hand_map())
+    log = tmp_path / "net.json"
+    found = ask(
+        page,
+        FIGURES + "const before = {...texts}, slider = model('threshold');"
+        "const lines = () => model('regions').data.x0.length;"
+        "const first = lines(), codes = [...model('errors').data.errors[0]];"
+        "slider.value = 0.85; await pause(300);"
+        + FIGURES.replace("const texts", "const after").replace("texts[", "after[")
+        + "return {before, after, first, codes, second: lines(),"
+        " later: [...model('errors').data.errors[0]]};",
+        net_log=log,
+    )
+    assert found["before"] == {
+        "threshold-value": "0.500",
+        "idc-fraction": "60.0 %",
+        "idc-area": "0.12 mm²",
+        "largest-region": "0.08 mm²",
+        "called-patches": "3 of 5",
+        "sensitivity": "0.500",
+        "specificity": "0.500",
+        "dice": "0.500",
+        "auc": "0.750",
+        **dict.fromkeys(("tp", "fp", "fn", "tn"), "1"),
+    }
+    assert (found["first"], found["second"]) == (10, 4)
+    assert found["codes"] == [1, 0, 0, 0, 2, 3, 4, 0, 0, 0, 0, 0]
+    assert found["after"] == found["before"] | {
+        "threshold-value": "0.850",
+        "idc-fraction": "20.0 %",
+        "idc-area": "0.04 mm²",
+        "largest-region": "0.04 mm²",
+        "called-patches": "1 of 5",
+        "specificity": "1.000",
+        "dice": "0.667",
+        "fp": "0",
+        "tn": "2",
+    }
+    assert found["later"] == [1, 0, 0, 0, 4, 3, 4, 0, 0, 0, 0, 0]
+    assert requests_in(log) == []
+
+
+@needs_chromium
+def test_a_click_shows_the_patch_and_its_cam(tmp_path: Path):
+    patches = np.zeros((5, 50, 50, 3), np.uint8)
+    patches[2] = (200, 40, 40)
+    page = write_page(tmp_path, hand_map(patches=patches))
+    found = ask(
+        page,
+        "model('patches').selected.indices = [2]; await pause(500);"
+        "const middle = (id) => [...document.getElementById(id).getContext('2d')"
+        ".getImageData(156, 156, 1, 1).data];"
+        "return [text('patch-probability'), text('patch-label'), text('patch-cam'),"
+        " text('patch-place'), text('patch-xy'), middle('patch-tissue'), middle('patch-map')]",
+    )
+    assert found[:5] == ["0.200", "IDC", "17.0000", "1, 3", "150, 50 px"]
+    assert np.abs(np.array(found[5]) - (200, 40, 40, 255)).max() <= 4  # a JPEG
+    # The lower middle of its CAM, 16 of a top of 28.85: red in inferno.
+    assert np.abs(np.array(found[6]) - (207, 68, 70, 255)).max() <= 8
+
+
+@needs_chromium
+def test_layers_are_switched_and_faded_and_smoothing_can_call(tmp_path: Path):
+    smoothed = np.array([0.9, 0.1, 0.1, 0.1, 0.1], np.float32)
+    content = hand_map(smoothed=smoothed, smoothing={"threshold": 0.3})
+    found = ask(
+        write_page(tmp_path, content),
+        "model('cam_on').active = true; model('cam_opacity').value = 0.25;"
+        "const cam = model('canvas').renderers.find((r) => r.glyph.image?.field === 'cam');"
+        "model('by').active = 1; await pause(300);"
+        "return [cam.visible, cam.glyph.global_alpha.value, text('threshold-value'),"
+        " text('called-patches'), document.getElementById('mark-smoothed').hidden,"
+        " model('histogram').renderers.map((bars) => bars.visible)]",
+    )
+    # Three labels' bars of the probability, and three of what was smoothed.
+    assert found == [True, 0.25, "0.300", "1 of 5", False, [False] * 3 + [True] * 3]
+
+
+@needs_chromium
+def test_an_evil_name_is_shown_as_text(tmp_path: Path):
+    content = hand_map(patient=EVIL, class_names=("</script>" + EVIL, EVIL + "&lt;"))
+    found = ask(
+        write_page(tmp_path, content),
+        "return [document.querySelector('h1').textContent, document.title, text('patch-label'),"
+        " document.images.length, model('patches').data.label_name[1]]",
+    )
+    assert found == [
+        f"Patient {EVIL}",
+        f"Patient {EVIL}: wsi-idc",
+        EVIL + "&lt;",
+        0,
+        "</script>" + EVIL,
+    ]

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.maps.hand import EVIL, write_hand_map
+from wsi_idc.core.errors import MapError, WsiIdcError
+from wsi_idc.maps.store import map_paths
+from wsi_idc.report.report import build_report
+
+
+def test_a_report_is_a_page_a_patient_and_one_for_all(tmp_path: Path):
+    maps, out = tmp_path / "maps", tmp_path / "report"
+    for patient in ("P1", EVIL, "index", "INDEX"):
+        write_hand_map(maps, patient=patient)
+    (maps / "bad.h5").write_text("no map")
+    report = build_report(map_paths(maps), out, tables=maps)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"P1.html", f"{EVIL}.html", "index.html"}
+    assert report.pages == {name: out / f"{name}.html" for name in ("P1", EVIL)}
+    assert {path.name for path in report.failed} == {"bad.h5", "index.h5", "INDEX.h5"}
+    assert "would be the cohort's" in report.failed[maps / "index.h5"]
+    index = (out / "index.html").read_text()
+    assert "Maps that are not here: 3" in index
+    assert pd.read_csv(maps / "cohort.csv")["patient"].tolist() == [EVIL, "P1"]
+    assert report.hdf5 == maps / "cohort.h5"
+    again = build_report(map_paths(maps), out, tables=maps, threshold=0.85)
+    assert again.pages == report.pages
+    assert pd.read_csv(maps / "cohort.csv")["idc_fraction"].tolist() == [0.2, 0.2]
+
+
+def test_nothing_to_report_writes_nothing(tmp_path: Path):
+    (tmp_path / "bad.h5").write_text("no map")
+    with pytest.raises(MapError, match="none of 1 maps can be used"):
+        build_report([tmp_path / "bad.h5"], tmp_path / "report", tables=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WsiIdcError, match="is a file"):
+        build_report([], tmp_path / "file", tables=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.h5", "file"}
+
+
+def test_a_page_of_something_else_is_not_written_over(tmp_path: Path):
+    write_hand_map(tmp_path, patient="P1")
+    mine = tmp_path / "index.html"
+    mine.write_text("<title>My site</title>")
+    with pytest.raises(WsiIdcError, match=r"index\.html is of something else and would be lost"):
+        build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
+    assert mine.read_text() == "<title>My site</title>"
+    mine.unlink()
+    for _ in range(2):
+        build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
+
+
+def test_pages_and_tables_of_something_else_are_not_written_over(tmp_path: Path):
+    maps, out = tmp_path / "maps", tmp_path / "report"
+    for patient in ("P1", "P2"):
+        write_hand_map(maps, patient=patient)
+    out.mkdir()
+    mine = out / "P1.html"
+    mine.write_text("<title>Evaluation: wsi-idc</title>")
+    report = build_report(map_paths(maps), out, tables=maps)
+    assert list(report.pages) == ["P2"]
+    assert report.failed == {
+        maps / "P1.h5": f"{mine} is of something else and would be lost; give another --out"
+    }
+    assert mine.read_text() == "<title>Evaluation: wsi-idc</title>"
+    mine.unlink()
+    (out / "index.html").unlink()  # as where a report was stopped: its pages are known
+    assert list(build_report(map_paths(maps), out, tables=maps).pages) == ["P1", "P2"]
+    for name in ("cohort.csv", "cohort.h5"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        table = tmp_path / "other" / name
+        table.write_text("patient,age\n")
+        with pytest.raises(MapError, match=rf"{name} is of something else and would be lost"):
+            build_report(map_paths(maps), tmp_path / "new", tables=tmp_path / "other")
+        assert table.read_text() == "patient,age\n"
+        table.unlink()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_page_that_cannot_be_written_is_set_aside(tmp_path: Path):
+    for patient in ("P1", "P2"):
+        write_hand_map(tmp_path, patient=patient)
+    (tmp_path / "report" / "P1.html").mkdir(parents=True)
+    report = build_report(map_paths(tmp_path), tmp_path / "report", tables=tmp_path)
+    assert list(report.pages) == ["P2"]
+    assert list(report.failed) == [tmp_path / "P1.h5"]
+    assert pd.read_csv(tmp_path / "cohort.csv")["patient"].tolist() == ["P2"]

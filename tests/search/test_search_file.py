@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.core.errors import JobError
+from wsi_idc.search.config import Span
+from wsi_idc.search.search_file import read_search
+from wsi_idc.training.config import TrainConfig
+
+JOBS = Path(__file__).parents[2] / "jobs"
+SEARCH = 'command = "search"\n'
+AXES = "[axes]\nseed = [0, 1]\n"
+TPE = SEARCH + '[search]\nsampler = "tpe"\n[axes]\n'
+
+
+def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_the_ranges_in_the_example_are_sound_too(tmp_path: Path):
+    text = (JOBS / "search.toml").read_text()
+    text = text.replace('sampler = "grid"', 'sampler = "tpe"').replace("# trials", "trials")
+    for axis in ("learning_rate", "batch_size"):
+        kept = [line for line in text.splitlines() if not line.startswith(f"{axis} = ")]
+        text = "\n".join(kept).replace(f"# {axis} = {{", f"{axis} = {{")
+    spec = read_search(write(tmp_path, text))
+    assert spec.trials == 20
+    assert spec.axes["learning_rate"] == Span(1e-4, 1e-2, log=True)
+    assert spec.axes["batch_size"] == Span(32, 128, step=32)
+
+
+def test_a_search_is_read(tmp_path: Path):
+    text = """
+command = "search"
+name = "mine"
+[config]
+epochs = 3
+[search]
+metric = "auc"
+prune = true
+[axes]
+learning_rate = [1, 3e-4]
+model = ["cnn", "cnn-bn"]
+"""
+    spec = read_search(write(tmp_path, text))
+    assert spec.name == "mine"
+    assert (spec.sampler, spec.metric, spec.prune, spec.num_trials) == ("grid", "auc", True, 4)
+    assert list(spec.points()) == [
+        {"learning_rate": 1.0, "model": "cnn"},
+        {"learning_rate": 1.0, "model": "cnn-bn"},
+        {"learning_rate": 3e-4, "model": "cnn"},
+        {"learning_rate": 3e-4, "model": "cnn-bn"},
+    ]
+    # A whole number becomes a number where the setting is one.
+    assert type(spec.axes["learning_rate"][0]) is float
+    assert spec.config({"learning_rate": 0.5, "model": "cnn"}) == TrainConfig(
+        epochs=3, learning_rate=0.5, model="cnn"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("command = ", "not a readable TOML file"),
+        ("", "no search; give a file with command"),
+        ('command = "train"', "no search; give a file with command"),
+        (SEARCH + 'name = "../up"\n' + AXES, "name '../up' is no plain name"),
+        (SEARCH + "name = 3\n" + AXES, "name must be a text, not 3"),
+        (SEARCH + "[axis]\nseed = [0]\n", "unknown 'axis'; did you mean axes?"),
+        (SEARCH + "axes = 3\n", r"axes must be a table, \[axes\]"),
+        (SEARCH, r"\[axes\] is empty"),
+        (SEARCH + "[axes]\nseed = []\n", "axis seed: the list is empty"),
+        (SEARCH + "[axes]\nseed = [1, 1]\n", "axis seed: 1 is there twice"),
+        (SEARCH + "[axes]\nseed = 1\n", "axis seed must be a list or a range, .*, not 1"),
+        (SEARCH + '[axes]\nmodel = "cnn"\n', "axis model must be a list, not 'cnn'"),
+        (SEARCH + "[axes]\nmodel = {low = 1, high = 2}\n", "axis model must be a list, not"),
+        (SEARCH + "[axes]\nseed = [1.5]\n", "axis seed must be a whole number, not 1.5"),
+        (SEARCH + "[axes]\nseed = [true]\n", "axis seed must be a whole number, not True"),
+        (SEARCH + "[axes]\nlearning-rate = [1]\n", "did you mean learning_rate?"),
+        (SEARCH + AXES + "[config]\nseed = 1\n", r"seed is both in \[config\] and in \[axes\]"),
+        (SEARCH + AXES + "[config]\nepochs = '3'\n", "epochs must be a whole number, not '3'"),
+        (SEARCH + AXES + "[config]\nepoch = 3\n", "did you mean epochs?"),
+        (SEARCH + AXES + "[config]\nepochs = 0\n", "at seed 0: epochs is 0; it must be at least 1"),
+        (SEARCH + "[axes]\nepochs = [3, 0]\n", "at epochs 0: epochs is 0"),
+        (SEARCH + "[axes]\nfocal_gamma = [1, 2]\n", "at focal_gamma 1: .* changes nothing where"),
+        (SEARCH + "[axes]\nseed = {low = 0, high = 9}\n", "axis seed: a grid needs a list"),
+        (SEARCH + AXES + "[search]\ntrials = 3\n", "trials is for sampler random or tpe"),
+        (SEARCH + AXES + "[search]\nsampler = 'best'\n", "sampler 'best' is not one of grid"),
+        (SEARCH + AXES + "[search]\nmetric = 'loss'\n", "metric 'loss' is not one of"),
+        (SEARCH + AXES + "[search]\nprune = 'yes'\n", "prune must be true or false, not 'yes'"),
+        (SEARCH + AXES + "[search]\nsampler = 'tpe'\ntrials = 0", "trials is 0"),
+        (SEARCH + AXES + "[search]\nseed = -1", "seed is -1; it must be from 0"),
+        (SEARCH + AXES + "[search]\nsamplr = 'tpe'", "did you mean sampler?"),
+        (TPE + "seed = {low = 0}\n", "axis seed lacks high"),
+        (TPE + "seed = {low = 0, high = 9, logg = true}\n", "did you mean log?"),
+        (TPE + "seed = {low = 9, high = 0}\n", "axis seed: low must be below high"),
+        (TPE + "seed = {low = 0, high = 9, log = true}\n", "low must be above 0 for log"),
+        (TPE + "seed = {low = 1, high = 9, log = true, step = 2}\n", "log and step cannot"),
+        (TPE + "seed = {low = 0, high = 9, step = 2}\n", "step 2 does not lead from low to high"),
+        (TPE + "seed = {low = 0, high = 9, step = 0}\n", "step must be above 0"),
+        (TPE + "weight_decay = {low = 0, high = 1, step = 1e-320}\n", "step is far too small"),
+        (TPE + f"weight_decay = {{low = 0, high = {'9' * 400}}}\n", "is too large a number"),
+        (SEARCH + f"[axes]\nweight_decay = [{'9' * 400}]\n", "is too large a number"),
+        (TPE + "learning_rate = {low = nan, high = 9}\n", "low must be below high"),
+        (TPE + "weight_decay = {low = -1, high = 9}\n", "at weight_decay -1: weight_decay is -1"),
+        (SEARCH + AXES + "tasks = 2\n", "'tasks'"),
+        ("a = " + "[" * 9999, "not a readable TOML file"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str):
+    path = write(tmp_path, text)
+    with pytest.raises(JobError, match=message) as caught:
+        read_search(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_search_over_the_focal_loss_is_of_the_focal_loss(tmp_path: Path):
+    axes = '[axes]\nfocal_gamma = [1, 2]\n[config]\nimbalance = "focal"\n'
+    assert read_search(write(tmp_path, SEARCH + axes)).num_points == 2
+
+
+def test_what_is_no_file_is_one_line(tmp_path: Path):
+    with pytest.raises(JobError, match="No such file or directory; give a job file"):
+        read_search(tmp_path / "none.toml")
+    with pytest.raises(JobError, match="give a job file"):
+        read_search(tmp_path)
+    (tmp_path / "b.toml").write_bytes(b"\xff")
+    with pytest.raises(JobError, match="not a readable TOML file"):
+        read_search(tmp_path / "b.toml")
+
+
+def test_a_grid_has_its_limit(tmp_path: Path):
+    numbers = ", ".join(map(str, range(101)))
+    text = (
+        SEARCH + f"[axes]\nseed = [{numbers}]\nbatch_size = [{numbers.replace('0, ', '999, ', 1)}]"
+    )
+    with pytest.raises(JobError, match="a grid of 10201 trials; at most 10000"):
+        read_search(write(tmp_path, text))
+
+
+def test_steps_are_counted_in_decimals(tmp_path: Path):
+    axis = "weight_decay = {low = 0, high = 0.3, step = 0.1}\n"
+    spec = read_search(write(tmp_path, TPE + axis))
+    assert spec.axes["weight_decay"] == Span(0.0, 0.3, step=0.1)

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.registry import architecture
+from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.optimizer import make_optimizer, plateau_share, rate_share, running_average
+
+
+def classifier(name: str = "cnn-bn") -> PatchClassifier:
+    arch = architecture(name)
+    return PatchClassifier(
+        arch, arch.build(2), input_px=None, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
+    )
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    shares = [rate_share(TrainConfig(), step, total=100) for step in range(100)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert max(shares) == 1.0
+    assert shares[5:] == sorted(shares[5:], reverse=True)
+    assert shares[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "constant"])
+def test_other_schedules_stay_at_the_peak(schedule: str):
+    config = TrainConfig(schedule=schedule, warm_up=0.02)
+    assert [rate_share(config, step, total=100) for step in (0, 1, 2, 99)] == [0.5, 1, 1, 1]
+
+
+def test_no_warm_up_begins_at_the_peak():
+    assert rate_share(TrainConfig(warm_up=0.0), 0, total=100) == 1.0
+
+
+def test_each_plateau_of_half_the_patience_takes_the_rate_to_a_tenth():
+    config = TrainConfig(schedule="plateau", patience=4)
+    values = [0.5, 0.6, 0.6, 0.5, 0.7, 0.1, 0.2, 0.3, 0.4]
+    shares = [plateau_share(config, values[:num]) for num in range(len(values) + 1)]
+    assert shares == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001])
+    assert plateau_share(TrainConfig(), values) == 1.0
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.0])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: float):
+    network = classifier()
+    config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=decay)
+    groups = make_optimizer(network, config).param_groups
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(network.parameters()))
+    for group in groups:
+        assert group["lr"] == 0.1
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (decay if parameter.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["cnn-bn", "resnet18", "efficientnet-b0"])
+def test_layer_decay_slows_what_is_far_from_the_head(name: str):
+    network = classifier(name)
+    config = TrainConfig(learning_rate=1.0, layer_decay=0.5)
+    groups = make_optimizer(network, config).param_groups
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    rates = [rate[id(parameter)] for parameter in network.parameters()]
+    assert rates == sorted(rates)
+    assert rates[-1] == 1.0
+    assert rates[0] < 0.1
+
+
+def test_the_running_average_looks_back_less_far_when_young():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = running_average(layer, 0.9)
+    expected = None
+    for num, value in enumerate([1.0, 2.0, 4.0, 3.0] + [5.0] * 200):
+        torch.nn.init.constant_(layer.weight, value)
+        average.update_parameters(layer)
+        share = 1 - min(0.9, (1 + num) / (10 + num))
+        expected = value if expected is None else expected + share * (value - expected)
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_running_average_holds_batch_norms_statistics_too():
+    norm = torch.nn.BatchNorm1d(1)
+    average = running_average(norm, 0.9)
+    for mean in (1.0, 2.0):
+        norm.running_mean.fill_(mean)
+        norm.num_batches_tracked += 1
+        average.update_parameters(norm)
+    assert float(average.module.running_mean) == pytest.approx(1 + 9 / 11)
+    assert int(average.module.num_batches_tracked) == 2

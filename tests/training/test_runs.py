@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.core.errors import RunError
+from wsi_idc.training.runs import Run, default_run, newest_finished
+
+
+def test_the_same_settings_have_the_same_run_and_others_another(tmp_path: Path):
+    run = default_run(tmp_path, "cnn", {"epochs": 2, "seed": 0})
+    assert run == default_run(tmp_path, "cnn", {"seed": 0, "epochs": 2})
+    assert run != default_run(tmp_path, "cnn", {"seed": 1, "epochs": 2})
+    assert run.folder.name.startswith("cnn-")
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    run.check_same({"epochs": 3})  # nothing there yet
+    run.start({"epochs": 2, "seed": 0}, {})
+    run.check_same({"epochs": 2, "seed": 0})
+    with pytest.raises(RunError, match=r"\(epochs 2 -> 3\); give another --out, or --overwrite"):
+        run.check_same({"epochs": 3, "seed": 0})
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty and no run"):
+        Run(tmp_path).start({}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_starting_anew_forgets_the_run_and_leaves_the_rest(tmp_path: Path):
+    run = Run(tmp_path)
+    run.start({"seed": 0}, {})
+    run.write_history([{"epoch": 1}])
+    run.best.write_bytes(b"weights")
+    (tmp_path / "notes.txt").write_text("mine")
+    run.start({"seed": 1}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+    assert run.read()["asked"] == {"seed": 1}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])
+def test_a_damaged_run_is_one_line(tmp_path: Path, content: str):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=r"run\.json: not a"):
+        Run(tmp_path).read()
+
+
+def test_the_newest_finished_run_is_found(tmp_path: Path):
+    assert newest_finished(tmp_path / "runs") is None
+    for name, status, updated in [
+        ("a", "finished", "2026-01-02T00:00:00+00:00"),
+        ("b", "finished", "2026-01-03T00:00:00+00:00"),
+        ("c", "running", "2026-01-04T00:00:00+00:00"),
+        ("d", "finished", "2026-01-05T00:00:00+00:00"),  # its checkpoint is gone
+    ]:
+        run = Run(tmp_path / name)
+        run.start({}, {})
+        record = run.read() | {"status": status, "updated": updated}
+        (run.folder / "run.json").write_text(json.dumps(record))
+        if name != "d":
+            run.best.write_bytes(b"weights")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "run.json").write_text("broken")
+    assert newest_finished(tmp_path) == Run(tmp_path / "b")
+
+
+def test_history_is_a_line_an_epoch(tmp_path: Path):
+    run = Run(tmp_path)
+    run.write_history([{"epoch": 1}, {"epoch": 2}])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_history_is_read_as_far_as_it_makes_sense(tmp_path):
+    run = Run(tmp_path)
+    assert run.read_history() is None
+    history = [{"epoch": 1, "val_auc": 0.5}, {"epoch": 2, "val_auc": 0.75}]
+    run.write_history(history)
+    assert run.read_history() == history
+    lines = [
+        '{"epoch": 3, "val_auc": NaN, "val_loss": "low", "train_loss": 0.5}',
+        '{"epoch": "4"}',
+        f'{{"epoch": 1{"0" * 400}}}',
+        "[5]",
+        "[" * 10_000,
+        '{"epoch": 6',
+    ]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(lines))
+    assert run.read_history() == [*history, {"epoch": 3, "train_loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
+    assert run.read_history() is None

@@ -1,0 +1,90 @@
+"""What each part of making maps takes by itself."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from wsi_idc.bench.forward_only import BareForward
+from wsi_idc.bench.timing import Way, by_turns
+from wsi_idc.data.pack import Pack
+from wsi_idc.inference.predict import Predicted
+from wsi_idc.maps.builder import MapWork
+from wsi_idc.maps.from_pack import content_of
+from wsi_idc.maps.store import map_path, write_map
+from wsi_idc.models.cam import cam_extractor
+from wsi_idc.models.classifier import to_images
+from wsi_idc.runtime.transfer import Link
+
+_NUM_ROUNDS = 5
+_NUM_PATIENTS = 10
+
+
+def map_parts(
+    bare: BareForward, pack: Pack, work: MapWork, patients: Sequence[str]
+) -> dict[str, float]:
+    """Return what each part takes, ms a patch: read, copy, resize, forward, CAM, write.
+
+    Args:
+        bare: The network and its batch.
+        pack: The data.
+        work: What is written, and where to.
+        patients: Some of these are written, after they have been predicted once.
+    """
+    compute, classifier = work.compute, bare.classifier
+    rows, link = pack.rows_of(patients[0]), Link(work.compute.device)
+    rows = rows[torch.arange(len(bare.ready)).numpy() % len(rows)]
+    patches = pack.patches[rows]
+    on_device = link.send(patches).get()
+    assert work.cam is not None
+    cam = vars(work.cam.of(classifier))
+
+    @torch.inference_mode()
+    def run(what: str) -> int:
+        with compute.autocast():
+            if what == "copy":
+                link.send(patches).get()
+            elif what == "resize":
+                classifier.preprocess(to_images(on_device))
+            elif what == "resize, forward":
+                classifier(on_device)
+            else:
+                with cam_extractor(classifier, **cam) as extract:
+                    extract(on_device)
+        return len(rows)
+
+    def read() -> int:
+        return len(pack.patches[rows])
+
+    few = patients[:_NUM_PATIENTS]
+    said = {patient: _said(work, pack, patient) for patient in few}
+
+    def write() -> int:
+        for patient in few:
+            content = content_of(work, pack, patient, said[patient])
+            write_map(map_path(work.out, patient), content)
+        return sum(len(one.logit) for one in said.values())
+
+    names = ("copy", "resize", "resize, forward", "resize, forward, CAM")
+    ways: dict[str, Way] = {
+        "read": read,
+        **{name: partial(run, name) for name in names},
+        "write": write,
+    }
+    found = by_turns(ways, num_rounds=_NUM_ROUNDS, compute=compute, what="parts").milliseconds()
+    forward, with_cam = found.pop("resize, forward"), found.pop("resize, forward, CAM")
+    write_ms = found.pop("write")
+    return {
+        **found,
+        "forward": max(0.0, forward - found["resize"]),
+        "CAM": max(0.0, with_cam - forward),
+        "write": write_ms,
+    }
+
+
+def _said(work: MapWork, pack: Pack, patient: str) -> Predicted:
+    rows = pack.rows_of(patient)
+    found = work.method.predict(
+        pack, rows, compute=work.compute, batch_size=work.batch_size, cam=work.cam
+    )
+    return Predicted.joined(list(found))

@@ -1,0 +1,1 @@
+"""Errors, atomic files, locks, HDF5 checks, TOML, progress, provenance, constants."""

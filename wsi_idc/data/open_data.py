@@ -1,0 +1,178 @@
+"""What ``--data`` means: a pack, a patch tree or a zip of one, or the default folder.
+
+A tree is packed once, into a cache.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from wsi_idc.core.errors import BusyError, DataError
+from wsi_idc.data.copies import is_whole
+from wsi_idc.data.download import downloaded
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.pack_read import FORMAT, FORMAT_VERSION, stated_format
+from wsi_idc.data.patch_index import content_key, holds_patches, open_origin, read_problems
+from wsi_idc.data.patch_store import UNREADABLE, Origin
+from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, is_in_making, prepare
+from wsi_idc.data.staging import staged
+from wsi_idc.data.zip_store import is_zip
+from wsi_idc.training.config import PATCH_PX
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOLDER = "data"
+_SECONDS_BETWEEN_LOOKS = 0.5
+_HOW = "make a pack with wsi-idc prepare TREE, or give --data"
+
+
+def open_data(path: Path | None = None) -> Pack:
+    """Open a pack or a patch tree; where ``WSI_IDC_SCRATCH`` is set, read from a copy there.
+
+    Args:
+        path: A pack, a patch tree, a zip of one, or a folder with one pack in it; None takes
+            ``WSI_IDC_DATA``, else ``data`` in the working folder.
+
+    Raises:
+        DataError: Nothing there can be used, or it is not clear what to use.
+    """
+    if path is None:
+        path = default_data()
+        if not path.exists():
+            raise DataError(f"no data: there is no {path} here; {_HOW}")
+    return staged(_open(path))
+
+
+def default_data() -> Path:
+    """Return where data are looked for if ``--data`` says nothing."""
+    return Path(os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
+
+
+def _open(path: Path) -> Pack:
+    pack = pack_at(path)
+    if pack is not None:
+        return pack
+    return _open_tree(tree_in(path) if path.is_dir() else path)
+
+
+def pack_at(path: Path) -> Pack | None:
+    """Open the pack that ``path`` is or holds; None where it is a patch tree, or a zip of one.
+
+    Raises:
+        DataError: It is no pack that can be used, or a folder of several, or of one that may have
+            been a pack and cannot be read.
+    """
+    if not path.is_dir():
+        return None if is_zip(path) else Pack(path)
+    files = [file for file in sorted(path.glob("[!.]*.h5")) if file.is_file()]
+    packs = [file for file in files if stated_format(file) == FORMAT]
+    if len(packs) == 1:
+        return Pack(packs[0])
+    if packs:
+        names = ", ".join(pack.name for pack in packs)
+        raise DataError(f"{path} holds {len(packs)} packs ({names}); choose one with --data")
+    return None
+
+
+def tree_in(folder: Path) -> Path:
+    """Return the patch tree that ``folder`` stands for.
+
+    It is what was downloaded, else the folder itself, or the zip in it if it holds no patch.
+
+    Raises:
+        DataError: What was downloaded is there no more, or there are several zips.
+    """
+    if tree := downloaded(folder):
+        return tree
+    zips = [file for file in sorted(folder.glob("*.zip")) if is_zip(file)]
+    if not zips or holds_patches(Folder(folder)):
+        return folder
+    if len(zips) > 1:
+        names = ", ".join(file.name for file in zips)
+        raise DataError(
+            f"{folder} holds {len(zips)} zips ({names}); say which one, such as {zips[0]}"
+        )
+    return zips[0]
+
+
+def default_tree() -> Path:
+    """Return the patch tree that is packed where none is named.
+
+    Raises:
+        DataError: There is none.
+    """
+    folder = Path(DEFAULT_FOLDER)
+    tree = tree_in(folder)
+    if tree == folder and not (folder.is_dir() and Folder(folder).listing().paths):
+        raise DataError(
+            f"no patches: there is no tree or zip of them in {folder}/; get the data set with "
+            "wsi-idc download, or give TREE"
+        )
+    return tree
+
+
+def _open_tree(tree: Path) -> Pack:
+    """Open the cached pack of a tree, made first if the tree has not been seen as it is now."""
+    with open_origin(tree) as origin:
+        paths = origin.listing().paths
+        if not paths:
+            raise DataError(f"no data: {tree} holds neither a pack nor patches; {_HOW}")
+        key = content_key(origin, paths)
+        pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
+        _pack_once(tree, pack, lambda: pack.exists() and not _can_read_more(origin, paths, pack))
+    clear_scratch(pack)
+    try:
+        found = Pack(pack)
+    except DataError as error:
+        # Ours to mend: nobody should have to find it in the cache.
+        logger.warning("%s", error)
+        pack.unlink(missing_ok=True)  # another process may have found it too
+        _pack_once(tree, pack, pack.exists)
+        found = Pack(pack)
+    rejected = pack.with_name(REJECTED_CSV)
+    if left_out := read_problems(rejected):
+        logger.warning("%d files left out; see %s", len(left_out), rejected)
+    return found
+
+
+def _can_read_more(origin: Origin, paths: list[str], pack: Path) -> bool:
+    """Return whether any file that was left out of a cached pack as unreadable is not so now.
+
+    Rights and a disk's errors come and go without a trace in names and states.
+    """
+    rejected = read_problems(pack.with_name(REJECTED_CSV))
+    left_out = {one.path for one in rejected if one.reason == UNREADABLE}
+    return any(is_whole(origin, path, PATCH_PX) for path in left_out.intersection(paths))
+
+
+def _pack_once(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
+    """Make the pack unless it is there, or wait until another process has made it."""
+    while not is_made():
+        # The tasks of a job array start together: one packs, the others wait for it.
+        try:
+            logger.info("packing %s once, into %s", tree, pack)
+            prepare(tree, pack)
+            return
+        except BusyError:
+            logger.info("waiting for another process that packs %s into %s", tree, pack)
+            while is_in_making(pack):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def cache_folder() -> Path:
+    """Return ``WSI_IDC_CACHE``, else wsi-idc in the user's cache folder.
+
+    Raises:
+        DataError: There is no home folder.
+    """
+    given = os.environ.get("WSI_IDC_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "wsi-idc"
+    except RuntimeError:
+        raise DataError("no home folder to keep packs in; set WSI_IDC_CACHE to a folder") from None

@@ -1,0 +1,247 @@
+"""The index of a patch tree: one row a patch, from folder and file names alone.
+
+A tree is ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. What is wrong or odd about a file is a
+problem with a name and a reason; this module finds those that the names tell, ``decode`` those
+that the bytes tell.
+"""
+
+import functools
+import hashlib
+import re
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wsi_idc.core.errors import DataError
+from wsi_idc.core.files import plain_name
+from wsi_idc.data.copies import copy_notes, drop_copies, rows_of
+from wsi_idc.data.folder import Folder
+from wsi_idc.data.patch_store import Origin, Problem
+from wsi_idc.data.zip_store import Archive, is_zip
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
+
+# The one place that reads meaning from a file name. "idx5" is a constant of the data set.
+FILE_NAME = re.compile(
+    r"(?P<patient>.+)_idx[0-9]+_x(?P<x>[0-9]{1,9})_y(?P<y>[0-9]{1,9})"
+    r"_class(?P<label>[01])\.(?i:png)"
+)
+
+_PROBLEM_COLUMNS = ["path", "reason", "detail"]
+
+
+@dataclass(frozen=True)
+class TreeIndex:
+    """What a patch tree holds.
+
+    Attributes:
+        origin: The folder or zip.
+        table: One row a patch to read, sorted by patient, row, column, with columns ``path``
+            (below the top), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
+        copies: Files of PATIENT/CLASS/NAME and size as one of the table, left out unread, with
+            columns ``path`` and ``path_kept``, the one of the table.
+        rejected: Files left out.
+        flagged: Files kept, and folders left out, that a user should know of.
+        num_other_files: Files that are not PNG, or hidden, and were not looked at.
+    """
+
+    origin: Origin
+    table: pd.DataFrame
+    copies: pd.DataFrame
+    rejected: tuple[Problem, ...]
+    flagged: tuple[Problem, ...]
+    num_other_files: int
+
+
+def open_origin(path: Path) -> Origin:
+    """Open the folder or zip of a patch tree.
+
+    Raises:
+        DataError: There is none, or the zip cannot be trusted.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if is_zip(path):
+        return Archive(path)
+    if path.exists():
+        raise DataError(f"{path}: neither a folder nor a zip; give a patch tree, or a zip of one")
+    raise DataError(f"{path}: no such folder or file; give a patch tree, or a zip of one")
+
+
+def holds_patches(origin: Origin) -> bool:
+    """Return whether the name of any file is that of a patch."""
+    return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in origin.listing().paths)
+
+
+def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
+    """Read the index of a patch tree.
+
+    Raises:
+        DataError: There is no patch in it.
+    """
+    listing = origin.listing()
+    good, contradictions = _parse(listing.paths, above=origin.above)
+    rejected = [*listing.unreadable, *contradictions]
+    good, copies, conflicting = drop_copies(good, origin=origin, patch_px=patch_px)
+    good, off_grid = _to_zero_based(good, patch_px=patch_px)
+    good, duplicates, relabelled = _drop_duplicate_cells(good)
+    if good.empty:
+        first = [f"{p.path!r} ({p.reason})" for p in (*rejected, *off_grid)][:1]
+        found = f"no patch found, but {first[0]}" if first else "no PNG file found"
+        raise DataError(
+            f"{origin.path}: {found}; a patch tree holds "
+            "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
+        )
+    columns = ["path", "patient", "x", "y", "label"]
+    return TreeIndex(
+        origin=origin,
+        table=good[columns].sort_values(["patient", "y", "x"], ignore_index=True),
+        copies=copies,
+        rejected=(*rejected, *conflicting, *off_grid, *duplicates),
+        flagged=(*copy_notes(copies), *relabelled),
+        num_other_files=listing.num_other,
+    )
+
+
+def content_key(origin: Origin, paths: Iterable[str]) -> str:
+    """Return a key of the files as they are now, from names and states, without reading them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        line = f"{path}\0{origin.state(path)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _parse(paths: list[str], *, above: tuple[str, str]) -> tuple[pd.DataFrame, list[Problem]]:
+    """Read file and folder names.
+
+    Returns:
+        One row a file whose names make sense, in the order of ``paths``, with columns path,
+        patient, x, y, label, ``name`` (equal for files of equal name) and ``depth``; and a problem
+        for each other file.
+    """
+    # There may be half a million files: numbers in arrays, and each name once.
+    kept: list[str] = []
+    patients: list[str] = []
+    numbers = array("q")
+    names: dict[str, int] = {}
+    known: dict[str, str] = {}
+    problems = []
+    for path in paths:
+        folders = path.rsplit("/", 3)
+        patient_folder, class_folder, name = [*above, *folders][-3:]
+        found = FILE_NAME.fullmatch(name)
+        if why := _contradiction(found, patient_folder, class_folder):
+            problems.append(Problem(path, *why))
+            continue
+        assert found is not None
+        patient, x, y, label = found.groups()
+        kept.append(path)
+        patients.append(known.setdefault(patient, patient))
+        code = names.setdefault(name, len(names))
+        numbers.extend((int(x), int(y), int(label), code, path.count("/")))
+    table = pd.DataFrame(
+        np.array(numbers, np.int32).reshape(-1, 5), columns=["x", "y", "label", "name", "depth"]
+    )
+    table.insert(0, "path", pd.Series(kept, dtype=object))
+    table.insert(1, "patient", pd.Series(patients, dtype=object))
+    return table, problems
+
+
+def _contradiction(
+    found: re.Match[str] | None, patient_folder: str, class_folder: str
+) -> tuple[str, str] | None:
+    """Return reason and detail of how a file's name and folders disagree, None if they do not."""
+    if found is None:
+        return "unknown name", "not PATIENT_idx5_xX_yY_classC.png"
+    patient, label = found["patient"], found["label"]
+    if patient != patient_folder:
+        detail = f"name says {patient}, folder says {patient_folder or '/'}"
+        return "patient contradicts folder", detail
+    if label != class_folder:
+        return "class contradicts folder", f"name says class {label}, folder says {class_folder}"
+    if not _is_plain_id(patient):
+        return "unsafe patient id", "not a plain file name"
+    return None
+
+
+@functools.cache
+def _is_plain_id(patient: str) -> bool:
+    try:
+        return bool(plain_name(patient))
+    except DataError:
+        return False
+
+
+def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[Problem]]:
+    """Shift x and y so that they are multiples of ``patch_px``, and drop those that are not.
+
+    The data set counts from 1; another may count from 0. What most patches do is the rule.
+    """
+    if table.empty:
+        return table, []
+    table = table.copy()
+    origin = {axis: int((table[axis] % patch_px).mode()[0]) for axis in ("x", "y")}
+    for axis, first in origin.items():
+        table[axis] -= first
+    aligned = (table["x"] % patch_px == 0) & (table["y"] % patch_px == 0)
+    end_px = MAX_CELLS_PER_SIDE * patch_px
+    near = (table["x"] < end_px) & (table["y"] < end_px)
+    rule = f"x = {origin['x']} and y = {origin['y']} modulo {patch_px} in this tree"
+    problems = [Problem(path, "off the grid", rule) for path in table[~aligned]["path"]]
+    problems += [
+        Problem(path, "too far out", f"no slide is {end_px} px wide")
+        for path in table[aligned & ~near]["path"]
+    ]
+    return table[aligned & near], problems
+
+
+def _drop_duplicate_cells(
+    table: pd.DataFrame,
+) -> tuple[pd.DataFrame, list[Problem], list[Problem]]:
+    """Keep one patch a place, the first by path; its label is unknown where they disagree."""
+    table = table.sort_index()
+    key = ["patient", "x", "y"]
+    repeated = table[table.duplicated(key)]
+    if repeated.empty:
+        return table, [], []
+    kept = table.drop(repeated.index)
+    pairs = repeated.merge(kept[[*key, "path", "label"]], on=key, suffixes=("", "_kept"))
+    rejected = [
+        Problem(path, "duplicate coordinate", f"{path_kept} is kept")
+        for path, path_kept in rows_of(pairs, "path", "path_kept")
+    ]
+    disputed = pairs[pairs["label"] != pairs["label_kept"]].drop_duplicates("path_kept")
+    kept.loc[kept["path"].isin(disputed["path_kept"]), "label"] = -1
+    flagged = [
+        Problem(path_kept, "label unknown", f"{path} at the same place says otherwise")
+        for path, path_kept in rows_of(disputed, "path", "path_kept")
+    ]
+    return kept, rejected, flagged
+
+
+def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
+    """Return problems as a table with columns path, reason, detail, sorted by path."""
+    rows = sorted((p.path, p.reason, p.detail) for p in problems)
+    return pd.DataFrame(rows, columns=_PROBLEM_COLUMNS, dtype=object)
+
+
+def is_problem_table(path: Path) -> bool:
+    """Return whether a file begins as a table of problems that was written as CSV."""
+    header = ",".join(_PROBLEM_COLUMNS).encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header) + 1).rstrip() == header
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Return the problems of a table that was written, none where it is not there or no such."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return [Problem(*row) for row in rows_of(table, *_PROBLEM_COLUMNS)]
+    except (OSError, ValueError, KeyError):
+        return []

@@ -1,0 +1,1 @@
+"""``wsi-idc doctor``: checks of the machine and the installation."""

@@ -1,0 +1,1 @@
+"""``wsi-idc eval`` and ``compare``: evaluation, comparison, leaderboard and their pages."""

@@ -1,0 +1,60 @@
+"""Write what there is to know about a data set: tables, figures and a summary."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wsi_idc.core.files import check_output, write_json, write_text
+from wsi_idc.core.progress import progress
+from wsi_idc.data.pack import Pack
+from wsi_idc.explore.charts import CHARTS
+from wsi_idc.explore.patch_figures import PICTURES, augmentation, samples
+from wsi_idc.explore.tables import SIGNIFICANT_DIGITS, describe
+from wsi_idc.plotting.style import house_style, save_png_and_svg
+
+logger = logging.getLogger(__name__)
+
+SUMMARY_JSON = "summary.json"
+FIGURES = "figures"
+HINTS_CSV = "hints.csv"
+_WRITES = ("patients.csv", "classes.csv", "channels.csv", "sizes.csv", SUMMARY_JSON, FIGURES)
+
+
+def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Describe ``pack`` and write tables, figures and a summary into the folder ``out``.
+
+    Args:
+        pack: The data set; its pixels are read once.
+        out: Folder of ``*.csv``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, which is
+            written last.
+        seed: Seed of the choice of sample patches and of their augmentation.
+
+    Returns:
+        What ``summary.json`` holds: the numbers that matter most, and the names of the files.
+
+    Raises:
+        DataError: The pack is cut short while it is read.
+        WsiIdcError: ``out`` cannot be written to, or holds files of these names.
+    """
+    check_output(out, writes=_WRITES, marks=(HINTS_CSV,))
+    description = describe(pack)
+    tables = description.tables()
+    # The hints first: from there on the folder is an exploration's.
+    for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
+        # Whole numbers stay whole; six digits hide the last bits of a sum.
+        text = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
+        write_text(out / f"{name}.csv", text)
+    seeded = {draw.__name__: partial(draw, seed=seed) for draw in (samples, augmentation)}
+    drawings = CHARTS | seeded | PICTURES
+    with progress(len(drawings), what="drawing", unit="figure") as bar, house_style():
+        for name, draw in drawings.items():
+            save_png_and_svg(draw(description, pack), out / FIGURES / name)
+            bar.update(1)
+    summary = description.summary | {
+        "seed": seed,
+        "tables": [f"{name}.csv" for name in tables],
+        "figures": [f"{FIGURES}/{name}.{kind}" for name in drawings for kind in ("png", "svg")],
+    }
+    write_json(out / SUMMARY_JSON, summary)
+    return summary

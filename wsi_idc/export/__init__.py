@@ -1,0 +1,1 @@
+"""``wsi-idc export``: GeoJSON, OME-TIFF, CSV, PNG, WSInfer."""

@@ -1,0 +1,1 @@
+"""Grids and regions: numbers in, numbers out."""

@@ -1,1 +1,0 @@
-"""What a run on a shared cluster needs to know about its surroundings."""

@@ -1,0 +1,1 @@
+"""``wsi-idc job``, ``submit`` and ``status``: job files and SLURM."""

@@ -1,1 +1,0 @@
-"""Train a classifier: the loop, its steps, its state on disk."""

@@ -1,0 +1,112 @@
+"""The cohort file: the table of a cohort in HDF5, with a link to each map."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from wsi_idc.core.errors import MapError, first_line
+from wsi_idc.core.files import plain_name, write_bytes
+from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.maps.store import UNREADABLE, is_map
+
+FORMAT = "wsi-idc-cohort"
+FORMAT_VERSION = 1
+_MAX_MAPS = 1_000_000
+_MAX_ITEM_BYTES = 16  # of a number, or of where a text lies
+
+
+def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
+    """Write the table of a cohort and links to its maps in one atomic step.
+
+    ``/table/COLUMN`` is a dataset, one entry a map; ``/maps/PATIENT`` is that patient's whole map,
+    by an external link relative to the file: move them together and the links stay good.
+
+    Args:
+        path: The file.
+        table: One row a map, columns of text, of counts and of numbers (NaN where unknown).
+        maps: Patient to map file.
+
+    Raises:
+        MapError: ``path`` is a patient's map, or another file that is no such table.
+    """
+    check_replaceable(path)
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "complete": 0})
+        file.attrs["num_maps"] = len(maps)
+        columns = file.create_group("table")
+        columns.attrs["columns"] = list(table.columns)
+        for name, values in table.items():
+            _write_column(columns, str(name), values)
+        links = file.create_group("maps")
+        for patient, target in maps.items():
+            relative = os.path.relpath(target.resolve(), path.parent.resolve())
+            links[plain_name(patient)] = h5py.ExternalLink(relative, "/")
+        file.attrs["complete"] = 1
+        file.flush()
+        data = file.id.get_file_image()
+    write_bytes(path, data)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise where a cohort file would take the place of something else.
+
+    Raises:
+        MapError: It says what to do.
+    """
+    if is_map(path):
+        raise MapError(
+            f"{path} is the map of a patient, not a table to replace; put that map into another "
+            "folder"
+        )
+    if path.exists() and not is_cohort(path):
+        raise MapError(f"{path} is of something else and would be lost; move it away")
+
+
+def _write_column(group: h5py.Group, name: str, values: pd.Series) -> None:
+    if values.dtype.kind in "if":
+        group[name] = values.to_numpy()
+    else:
+        group.create_dataset(name, data=values.to_numpy(object), dtype=h5py.string_dtype())
+
+
+def is_cohort(path: Path) -> bool:
+    """Return whether a file says of itself that it is a cohort file."""
+    try:
+        check_heaps(path)
+        with h5py.File(path, "r", locking=False) as file:
+            return str(attributes(file).get("format")) == FORMAT
+    except UNREADABLE:
+        return False
+
+
+def read_cohort_h5(path: Path) -> pd.DataFrame:
+    """Read the table of a cohort file.
+
+    Raises:
+        MapError: It is missing, damaged, or something else.
+    """
+    try:
+        check_heaps(path)
+        with h5py.File(path, "r", locking=False) as file:
+            attrs, table = attributes(file), file["table"]
+            if str(attrs.get("format")) != FORMAT or int(attrs["complete"]) != 1:
+                raise ValueError("not a complete cohort file")
+            num = int(attrs["num_maps"])
+            names = [str(name) for name in attributes(table)["columns"]]
+            return pd.DataFrame({name: _read_column(table[name], num) for name in names})
+    except UNREADABLE as error:
+        reason = first_line(error)
+        raise MapError(
+            f"{path}: not a usable cohort file ({reason}); make it anew with wsi-idc report"
+        ) from None
+
+
+def _read_column(column: h5py.Dataset, num: int) -> np.ndarray:
+    # Before any of it is read: what is declared need not be there.
+    if column.shape != (num,) or num > _MAX_MAPS or column.dtype.itemsize > _MAX_ITEM_BYTES:
+        raise ValueError(f"{column.name} has shape {column.shape}, not {num} maps")
+    return column[:] if column.dtype.kind in "if" else column.asstr()[:].astype(object)

@@ -1,1 +1,0 @@
-"""Turn a map into the files other tools read: GeoJSON, OME-TIFF, CSV, PNG."""

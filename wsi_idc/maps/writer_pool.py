@@ -1,0 +1,93 @@
+"""Write maps in threads, and note what became of each."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from wsi_idc.core.errors import BusyError, DiskFullError, WsiIdcError
+from wsi_idc.maps.builder import MapReport, MapWork
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.store import map_path, write_map
+
+logger = logging.getLogger(__name__)
+
+_WRITERS = 2
+# How long another process may take to write the same map.
+_PATIENCE_SECONDS = 60.0
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class Writers:
+    """Threads that write maps while the next ones are being computed; a context manager.
+
+    Args:
+        work: Where to, and when to stop.
+        report: Is told what became of each map.
+    """
+
+    def __init__(self, work: MapWork, report: MapReport) -> None:
+        self._work, self._report = work, report
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._writing: deque[tuple[str, Future[PatientMap]]] = deque()
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._pool:
+            while self._writing:
+                self._settle(*self._writing.popleft())
+
+    def submit(self, patient: str, make: Callable[[], PatientMap]) -> None:
+        """Make and write a patient's map in a thread."""
+        self._writing.append((patient, self._pool.submit(_write, self._work.out, make)))
+        # A bounded number in memory: a slow disk makes the network wait.
+        if len(self._writing) > 2 * _WRITERS:
+            self._settle(*self._writing.popleft())
+
+    def _settle(self, patient: str, future: "Future[PatientMap]") -> None:
+        """Wait for a map to be written and note what became of it."""
+        report = self._report
+        try:
+            content = future.result()
+        except (WsiIdcError, OSError) as error:
+            set_aside(report, patient, error)
+            return
+        report.made[patient] = map_path(self._work.out, patient)
+        report.patches[patient] = len(content.probability)
+        report.idc_fraction[patient] = content.idc_fraction()
+
+
+def set_aside(report: MapReport, patient: str, error: Exception) -> None:
+    """Note that a patient has no map, and go on.
+
+    Raises:
+        DiskFullError: It was this: the next ones would only be computed to have no room.
+    """
+    if isinstance(error, DiskFullError):
+        raise error
+    report.failed[patient] = str(error)
+    logger.warning("%s: %s", patient, error)
+
+
+def _write(out: Path, make: Callable[[], PatientMap]) -> PatientMap:
+    """Write one map; one that another process is writing at the same time is written after it."""
+    content = make()
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            write_map(map_path(out, content.patient), content)
+            return content
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_SECONDS_BETWEEN_LOOKS)

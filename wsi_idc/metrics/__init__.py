@@ -1,0 +1,1 @@
+"""Metrics of patches and patients, with bootstrap intervals."""

@@ -1,0 +1,1 @@
+"""Figure style, colors, raster painting, HTML shell, number formats."""

@@ -1,0 +1,1 @@
+"""``wsi-idc render``: pictures of a map."""

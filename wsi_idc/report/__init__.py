@@ -1,0 +1,1 @@
+"""``wsi-idc report``: Bokeh pages of maps."""

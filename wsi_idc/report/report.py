@@ -1,0 +1,100 @@
+"""Make a report: a page for each map, the cohort's page, the cohort's table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsi_idc.core.errors import MapError, WsiIdcError
+from wsi_idc.core.files import check_output, write_text
+from wsi_idc.core.progress import progress
+from wsi_idc.maps.cohort import Cohort, check_tables
+from wsi_idc.maps.store import read_image, read_map
+from wsi_idc.report.cohort_page import (
+    Card,
+    card_of,
+    cohort_page,
+    is_cohort_page,
+    is_patient_page,
+    page_name,
+)
+from wsi_idc.report.patient_page import patient_page
+
+INDEX_HTML = "index.html"
+
+
+@dataclass
+class Report:
+    """What a report consists of.
+
+    Attributes:
+        pages: Patient to page.
+        index: The cohort's page.
+        csv, hdf5: The cohort's table.
+        failed: Map file to the reason why it has no page.
+    """
+
+    pages: dict[str, Path] = field(default_factory=dict)
+    index: Path | None = None
+    csv: Path | None = None
+    hdf5: Path | None = None
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+def build_report(
+    maps: Sequence[Path], out: Path, *, tables: Path, threshold: float | None = None
+) -> Report:
+    """Write the pages of maps into the folder ``out`` and their table into ``tables``.
+
+    A map that cannot be used is set aside with the reason, which the cohort's page shows too.
+
+    Args:
+        maps: Map files.
+        out: Folder of ``PATIENT.html`` and ``index.html``.
+        tables: Folder of ``cohort.csv`` and ``cohort.h5``.
+        threshold: Probability from which a patch is called IDC; None takes each map's own.
+
+    Raises:
+        MapError: No map can be used.
+        WsiIdcError: ``out`` cannot be written to, or what is there would be lost.
+    """
+    index = out / INDEX_HTML
+    check_output(out, writes=(INDEX_HTML,), marks=(INDEX_HTML,) if is_cohort_page(index) else ())
+    check_tables(tables)
+    report, cohort = Report(), Cohort()
+    cards: list[Card] = []
+    with progress(len(maps), what="reporting", unit="map") as bar:
+        for path in maps:
+            try:
+                cards.append(_add(path, out, cohort, report, threshold))
+            except (WsiIdcError, OSError) as error:
+                report.failed[path] = str(error)
+            bar.update(1)
+    if not cards:
+        first = next(iter(report.failed.values()), "there is none")
+        raise MapError(f"none of {len(maps)} maps can be used: {first}")
+    failed = {str(path): reason for path, reason in report.failed.items()}
+    report.csv, report.hdf5 = cohort.write(tables)
+    report.index = index
+    write_text(index, cohort_page(cards, failed))
+    return report
+
+
+def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float | None) -> Card:
+    """Write the page of one map; return its card."""
+    content, image = read_map(path), read_image(path)
+    patient = content.patient
+    page = out / page_name(patient)
+    if page.name.lower() == INDEX_HTML:
+        raise MapError(f"{path}: the page of patient {patient} would be the cohort's; rename it")
+    if page.exists() and not is_patient_page(page):
+        raise MapError(f"{page} is of something else and would be lost; give another --out")
+    cohort.add(path, content, threshold=threshold)
+    row = cohort.rows[patient]
+    try:
+        write_text(page, patient_page(content, image, row))
+        card = card_of(content, image, row)
+    except BaseException:
+        cohort.drop(patient)
+        raise
+    report.pages[patient] = page
+    return card

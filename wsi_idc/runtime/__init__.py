@@ -1,0 +1,1 @@
+"""The machine: CPU cores, device and precision, signals, distributed processes, prefetching."""

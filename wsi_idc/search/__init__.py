@@ -1,0 +1,1 @@
+"""``wsi-idc search``: hyper-parameter search over trainings."""

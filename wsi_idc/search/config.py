@@ -1,0 +1,199 @@
+"""What a search is asked to do, as one immutable value: fixed settings, axes, and the sampler."""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from wsi_idc.core.errors import JobError, RunError
+from wsi_idc.training.config import MAX_SEED, TrainConfig
+
+SAMPLERS = ("grid", "random", "tpe")
+METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")
+MAX_POINTS = 10_000
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of numbers, both ends included.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        log: Draw evenly in the logarithm.
+        step: Distance between values, None for all values between the ends.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def problem(self) -> str | None:
+        """Return what makes no sense about the range, None where it does."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            return "low must be below high"
+        if self.log and self.low <= 0:
+            return "low must be above 0 for log"
+        if self.step is None:
+            return None
+        if self.log:
+            return "log and step cannot go together"
+        if not 0 < self.step < math.inf:
+            return "step must be above 0"
+        if (self.high - self.low) / self.step > MAX_POINTS**2:
+            return "step is far too small"
+        # In decimals, as written: 0.3 is three steps of 0.1.
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
+        return f"step {self.step} does not lead from low to high" if (high - low) % step else None
+
+
+Axis = tuple[Value, ...] | Span
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """A search over settings of a training.
+
+    Attributes:
+        name: Of the search and, by default, of its folder.
+        fixed: Settings that all trials share; fields of ``TrainConfig`` with values of their types.
+        axes: Settings that differ, in the order in which a grid nests them.
+        sampler: One of ``SAMPLERS``.
+        trials: Of random and tpe; a grid runs all of its points.
+        seed: Of the sampler.
+        prune: Cut trials short that are below the median of the earlier ones.
+        metric: On val, the larger the better.
+
+    Raises:
+        JobError: A value makes no sense, or ``TrainConfig`` refuses a point.
+    """
+
+    name: str
+    fixed: Mapping[str, Value]
+    axes: Mapping[str, Axis]
+    sampler: str = "grid"
+    trials: int = 20
+    seed: int = 0
+    prune: bool = False
+    metric: str = "average_precision"
+    num_points: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        self._check_options()
+        self._check_axes()
+        sizes = (2 if isinstance(axis, Span) else len(axis) for axis in self.axes.values())
+        object.__setattr__(self, "num_points", math.prod(sizes))
+        if self.sampler == "grid" and self.num_points > MAX_POINTS:
+            raise JobError(
+                f"a grid of {self.num_points} trials; at most {MAX_POINTS}, so shorten an axis or "
+                'use sampler = "random"'
+            )
+        for point in itertools.islice(self.points(), MAX_POINTS):
+            try:
+                self.config(point)
+            except RunError as error:
+                raise JobError(f"at {in_words(point)}: {error}") from None
+
+    def _check_options(self) -> None:
+        for name, choices in (("sampler", SAMPLERS), ("metric", METRICS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise JobError(f"{name} {value!r} is not one of {', '.join(choices)}")
+        if self.trials < 1:
+            raise JobError(f"trials is {self.trials}; it must be at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise JobError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
+
+    def _check_axes(self) -> None:
+        if not self.axes:
+            raise JobError("[axes] is empty; name at least one setting to search over")
+        for name, axis in self.axes.items():
+            if name in self.fixed:
+                raise JobError(f"{name} is both in [config] and in [axes]; choose one")
+            if isinstance(axis, Span):
+                problem = axis.problem()
+                if not problem and self.sampler == "grid":
+                    problem = "a grid needs a list of values, or choose another sampler"
+            elif not axis:
+                problem = "the list is empty"
+            else:
+                twice = [value for value, count in Counter(axis).items() if count > 1]
+                problem = f"{twice[0]!r} is there twice" if twice else None
+            if problem:
+                raise JobError(f"axis {name}: {problem}")
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials the whole search has."""
+        return self.num_points if self.sampler == "grid" else self.trials
+
+    def points(self, *varied: str) -> Iterator[dict[str, Value]]:
+        """Yield the points of the grid, the last axis fastest; of a range, its two ends.
+
+        Args:
+            varied: Axes to go through, with the others at their first value; none: all axes.
+        """
+        values = [
+            (axis.low, axis.high) if isinstance(axis, Span) else axis for axis in self.axes.values()
+        ]
+        if varied:
+            values = [
+                value if name in varied else value[:1]
+                for name, value in zip(self.axes, values, strict=True)
+            ]
+        for point in itertools.product(*values):
+            yield dict(zip(self.axes, point, strict=True))
+
+    def config(self, point: Mapping[str, Value]) -> TrainConfig:
+        """Return the configuration of the trial at ``point``.
+
+        Raises:
+            RunError: It makes no sense.
+        """
+        settings: dict[str, Any] = {**self.fixed, **point}
+        return TrainConfig(**settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all that must stay the same for two calls to be one search, JSON-ready.
+
+        More trials may be asked for later, so their number is not in it.
+        """
+        config = self.config(next(self.points())).as_dict()
+        return {
+            **{name: value for name, value in config.items() if name not in self.axes},
+            **{
+                f"axes.{name}": asdict(axis) if isinstance(axis, Span) else list(axis)
+                for name, axis in self.axes.items()
+            },
+            **{f"search.{name}": getattr(self, name) for name in ("sampler", "prune", "metric")},
+            "search.seed": None if self.sampler == "grid" else self.seed,
+        }
+
+
+def check_name(name: str) -> None:
+    """Raise where ``name`` could not be a folder's name.
+
+    Raises:
+        JobError: It could not.
+    """
+    if not _NAME.fullmatch(name):
+        raise JobError(f"name {name!r} is no plain name; use letters, digits, - and _")
+
+
+def in_words(point: Mapping[str, Value]) -> str:
+    """Return a point as text, such as ``learning_rate 0.001, optimizer sgd``."""
+    return ", ".join(f"{name} {shown(value)}" for name, value in point.items())
+
+
+def shown(value: object) -> str:
+    """Return a setting's value as short as can be."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,107 @@
+"""A plain picture as a slide of one level: striped TIFF, PNG or JPEG, decoded as a whole."""
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from wsi_idc.core.errors import SlideError, first_line
+from wsi_idc.slides.reader import Source, over_white
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+_FORMATS = ("TIFF", "PNG", "JPEG")
+_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_CLEAR_MODES = ("LA", "PA", "RGBA")
+# Pillow holds 4 bytes a px; beyond its own limit against bombs a picture has to be tiled.
+MAX_PX = 89_478_485
+# What Pillow answers a damaged file with.
+DAMAGED = (
+    *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, OverflowError),
+    *(KeyError, IndexError, TypeError, AttributeError, MemoryError),
+)
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
+
+
+class Picture(Source):
+    """A picture that Pillow reads, in memory.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SlideError: It is no picture, damaged, too large, or of more than 8 bits a channel.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with warnings.catch_warnings():
+            # Of odd tags in files that are read all the same.
+            warnings.simplefilter("ignore")
+            image = _load(path)
+        self.sizes = (image.size,)
+        self.downsamples = (1.0,)
+        self.stated_mpp = _tiff_mpp(image)
+        self._image = image
+        self._is_clear = image.mode in _CLEAR_MODES or "transparency" in image.info
+
+    def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
+        """Return a region as ``Source.read`` does."""
+        region = np.full((height, width, 3), 255, np.uint8)
+        box = (x, y, min(x + width, self._image.width), min(y + height, self._image.height))
+        if box[0] < box[2] and box[1] < box[3]:
+            crop = self._image.crop(box)
+            if self._is_clear:
+                pixels = over_white(np.asarray(crop.convert("RGBA")))
+            else:
+                pixels = np.asarray(crop.convert("RGB"))
+            region[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return region
+
+    def close(self) -> None:
+        """Forget the pixels."""
+        self._image = Image.new("RGB", (0, 0))
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PX:
+                raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
+            if image.mode not in (*_OPAQUE_MODES, *_CLEAR_MODES):
+                raise SlideError(
+                    f"{path}: pixels of kind {image.mode}; a slide has 8 bits a channel"
+                )
+            image.load()
+            return image
+    except Image.DecompressionBombError:
+        raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None
+    except UnidentifiedImageError:
+        raise SlideError(
+            f"{path}: neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG picture, "
+            "or damaged"
+        ) from None
+    except DAMAGED as error:
+        reason = first_line(error)
+        raise SlideError(f"{path}: damaged or cut short ({reason})") from None
+
+
+def _too_large(path: Path, size: str) -> str:
+    return (
+        f"{path}: {size} px are too many for a picture without tiles (at most {MAX_PX}); "
+        "save it as a tiled TIFF with levels"
+    )
+
+
+def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
+    """Return what the resolution tags of a TIFF say; a PNG or JPEG has only that of a printer."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    um = _UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
+    try:
+        per_unit = [float(tags[tag]) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
+        return None if um is None else (um / per_unit[0], um / per_unit[1])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None

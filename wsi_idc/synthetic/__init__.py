@@ -1,0 +1,1 @@
+"""Drawn tissue: a synthetic cohort and a synthetic slide."""

@@ -1,0 +1,103 @@
+"""Write a synthetic slide: a small pyramidal TIFF, and beside it the truth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.core.files import replacing
+from wsi_idc.synthetic.tissue import draw_slide
+
+# The tissue is drawn at 4 um/px; a scanner of low power gives about 1.
+DRAWN_MPP = 4.0
+MPP = 1.0
+TILE_PX = 256
+NUM_LEVELS = 3
+_SUFFIXES = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class SlideSummary:
+    """What ``write_slide`` wrote.
+
+    Attributes:
+        slide, mask: The files.
+        width_px, height_px: Size of level 0.
+        mpp: Microns per pixel of level 0.
+        idc_fraction: Share of the specimen, fat not counted, that is carcinoma.
+    """
+
+    slide: Path
+    mask: Path
+    width_px: int
+    height_px: int
+    mpp: float
+    idc_fraction: float
+
+
+def write_slide(
+    path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
+) -> SlideSummary:
+    """Draw a slide and write it as a tiled TIFF with a resolution, each level half the last.
+
+    The truth goes beside it as ``NAME.mask.png``, a quarter of level 0 a side: 0 background and
+    fat, 1 tissue, 2 invasive carcinoma. The same arguments give the same bytes.
+
+    Args:
+        path: The slide to write, ``.tif`` or ``.tiff``; its name is the patient's.
+        seed: Seed of tissue and stain.
+        width_px: Width of level 0, a multiple of 4, at least 1000 px.
+        height_px: Height of level 0, a multiple of 4, at least 1000 px.
+
+    Raises:
+        WsiIdcError: The name is not that of a TIFF, or one of the files is there already.
+        ValueError: A side is too small or no multiple of 4.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise WsiIdcError(f"{path}: a slide is written as TIFF; name it {path.stem}.tif")
+    mask_path = path.with_name(f"{path.stem}.mask.png")
+    for file in (path, mask_path):
+        if file.exists():
+            raise WsiIdcError(f"{file}: is there already and is not replaced; name another file")
+    scale = round(DRAWN_MPP / MPP)
+    if width_px % scale or height_px % scale:
+        raise ValueError(f"{width_px}x{height_px} px are no multiples of {scale}")
+    drawn = draw_slide(
+        path.stem, seed=seed, height_px=height_px // scale, width_px=width_px // scale
+    )
+    mask = (drawn.tissue.astype(np.uint8) + (drawn.tissue & drawn.idc)).astype(np.uint8)
+    rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
+    _, png = cv2.imencode(".png", mask)
+    with replacing(mask_path) as partial:
+        partial.write_bytes(png.tobytes())
+    with replacing(path) as partial:
+        _write_pyramid(partial, np.asarray(rgb, np.uint8))
+    share = float((mask == 2).sum() / (mask > 0).sum())
+    return SlideSummary(path, mask_path, width_px, height_px, MPP, share)
+
+
+def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
+    """Write levels as pages of their own: OpenSlide's generic tiled TIFF."""
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(NUM_LEVELS):
+            per_cm = 10_000 / (MPP * 2**level)
+            writer.write(
+                rgb,
+                photometric="rgb",
+                tile=(TILE_PX, TILE_PX),
+                compression="zlib",
+                predictor=True,
+                # Bit 0: a smaller version of another page.
+                subfiletype=1 if level else 0,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                description=f"synthetic tissue, {MPP * 2**level:g} um/px" if level == 0 else None,
+                software=False,
+                metadata=None,
+            )
+            size = (rgb.shape[1] // 2, rgb.shape[0] // 2)
+            rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -1,0 +1,261 @@
+"""Draw breast tissue that looks like H&E at about 4 um/px, with a known region of carcinoma.
+
+The tissue is made as a stain makes it: every structure adds haematoxylin and eosin, and the colour
+follows from the Beer-Lambert law with the stain of one patient. A nucleus is 1 to 3 px wide.
+Arrangement tells invasive carcinoma from the rest, cords and nests without order against rings of
+nuclei in lobules and ducts; mean colour does so badly, since there are dark lobules and
+lymphocytes, pale scars inside the tumour and a different stain for every patient.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.training.config import PATCH_PX
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+
+MIN_SLIDE_PX = 250
+
+# Optical density (R, G, B) of unit stain: Macenko estimates on patients of the Kaggle set.
+HAEMATOXYLIN = (0.56, 0.72, 0.42)
+EOSIN = (0.16, 0.83, 0.53)
+LIGHT = (241.0, 239.0, 240.0)  # empty glass
+
+
+@dataclass(frozen=True)
+class SynthSlide:
+    """One synthetic slide with its truth.
+
+    Attributes:
+        patient: Id, as in the name of the patient's folder.
+        rgb: Shape (height, width, 3), uint8.
+        idc: Shape (height, width), bool; inside the outline of invasive carcinoma.
+        tissue: Shape (height, width), bool; specimen without its fat and without background.
+    """
+
+    patient: str
+    rgb: Bytes
+    idc: Bools
+    tissue: Bools
+
+
+def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> SynthSlide:
+    """Draw the slide of one patient.
+
+    The same arguments give the same pixels, whatever was drawn before.
+
+    Args:
+        patient: Id; each id has its own anatomy and stain.
+        seed: Seed of the cohort.
+        height_px: Height of the slide, at least 250 px.
+        width_px: Width of the slide, at least 250 px.
+
+    Returns:
+        The slide; invasive carcinoma takes about 0.1 to 0.6 of its tissue.
+
+    Raises:
+        ValueError: The slide is too small to hold both classes.
+    """
+    if min(height_px, width_px) < MIN_SLIDE_PX:
+        raise ValueError(f"a side of {min(height_px, width_px)} px is below {MIN_SLIDE_PX} px")
+    rng = np.random.default_rng([seed, zlib.crc32(patient.encode())])
+    shape = (height_px, width_px)
+    specimen, idc = _outlines(rng, shape)
+    soft_idc = cv2.blur(idc.astype(np.float32), (39, 39))
+    epithelium, lumen, sheath = _glands(rng, specimen & ~idc)
+    fat_cell, fat = _fat(rng, sheath, soft_idc)
+    fibre, nest, speckle = _textures(rng, shape)
+    haematoxylin, eosin = _normal_tissue(rng, fibre, speckle, epithelium, sheath)
+    tumour = _tumour(rng, fibre, nest, speckle)
+    # Cords reach out of the drawn outline and stroma into it: labels at its border are noisy.
+    reach = soft_idc - 0.5 + 0.15 * _noise(rng, shape, 40)
+    edge = np.clip(5 * reach + 0.5 + 0.5 * nest, 0, 1)
+    haematoxylin += edge * (tumour[0] - haematoxylin)
+    eosin += edge * (tumour[1] - eosin)
+    stained = cv2.GaussianBlur(specimen.astype(np.float32), (0, 0), 1) * (1 - fat) * (1 - lumen)
+    rgb = _expose(rng, haematoxylin * stained, eosin * stained)
+    return SynthSlide(patient=patient, rgb=rgb, idc=idc, tissue=specimen & ~fat_cell)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> Floats:
+    """Draw smooth noise of mean 0 and deviation about 1 that varies over ``cell_px``."""
+    step = 4 if cell_px >= 16 else 1  # what varies slowly is as good enlarged, and much faster
+    coarse_shape = [int(side / cell_px) + 5 for side in shape]
+    coarse = rng.standard_normal(coarse_shape, dtype=np.float32) * 1.5
+    matrix = np.array([[step / cell_px, 0, 1], [0, step / cell_px, 1]])
+    size = (-(-shape[1] // step) + 1, -(-shape[0] // step) + 1)
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    small = cv2.warpAffine(coarse, matrix, size, flags=flags)
+    large = cv2.resize(small, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(large[: shape[0], : shape[1]])
+
+
+def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, Bools]:
+    """Draw ragged outlines of the specimen and of the carcinoma: two bool arrays of ``shape``."""
+    step = 3  # outlines are smooth at this scale
+    small = (-(-shape[0] // step), -(-shape[1] // step))
+    rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: small[0], : small[1]])
+    centre = rng.uniform(0.45, 0.6, 2)  # towards the far edges: some specimens run off there
+    radial = np.hypot(rows / small[0] - float(centre[0]), cols / small[1] - float(centre[1]))
+    rough, fine = _noise(rng, small, 10), _noise(rng, small, 3.5)
+    field = radial + 0.07 * _noise(rng, small, min(small) / 4) + 0.018 * rough + 0.006 * fine
+    limit = np.quantile(field, rng.uniform(0.66, 0.74))
+    specimen = cv2.resize(field, shape[::-1]) < limit
+    area = float((field < limit).sum())
+    wish = max(rng.uniform(0.08, 0.5), 6 * (PATCH_PX / step) ** 2 / area)  # less may own no patch
+    angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
+    row, col = (float(share) for share in rng.uniform(0.35, 0.65, 2) * small)
+    along = (rows - row) * np.sin(angle) + (cols - col) * np.cos(angle)
+    across = (rows - row) * np.cos(angle) - (cols - col) * np.sin(angle)
+    scale = float(np.sqrt(wish * area))
+    distance = np.hypot(along / stretch, across * stretch).astype(np.float32)
+    distance += scale * (0.12 * _noise(rng, small, 0.4 * scale) + 0.06 * rough + 0.02 * fine)
+    idc = cv2.resize(distance, shape[::-1]) < np.quantile(distance[field < limit], wish)
+    return specimen, specimen & idc
+
+
+def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
+    """Draw fibres and nests of cells that bend along one flow, and noise the size of nuclei."""
+    size = rng.uniform(1.5, 2.6)
+    # Blur of white noise along (the axis is stretched fourfold below) and across the flow, px.
+    sigmas = [(2.2, 0.7), (0.25 * size * rng.uniform(1.0, 1.7), size)]
+    tile = np.empty((1024, 256, 2), np.float32)
+    for channel, (along, across) in enumerate(sigmas):
+        white = rng.standard_normal(tile.shape[:2], dtype=np.float32)
+        layer = cv2.GaussianBlur(white, (0, 0), along, sigmaY=across)
+        tile[..., channel] = layer / layer.std()
+    rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: shape[0], : shape[1]])
+    angle = rng.uniform(0, np.pi)
+    sin, cos = float(np.sin(angle)), float(np.cos(angle))
+    across_px = rows * cos - cols * sin + 32 * _noise(rng, shape, 190) + 6 * _noise(rng, shape, 45)
+    along_px = (rows * sin + cols * cos) / 4 + 6 * _noise(rng, shape, 60)
+    across_px += _noise(rng, shape, 9)  # crimp, as collagen has
+    wrap = cv2.BORDER_WRAP
+    fibre, nest = cv2.split(cv2.remap(tile, along_px, across_px, cv2.INTER_LINEAR, borderMode=wrap))
+    speckle = cv2.GaussianBlur(rng.standard_normal(shape, dtype=np.float32), (0, 0), 0.72)
+    return fibre, 0.85 * nest + 0.5 * _noise(rng, shape, 5), speckle / float(speckle.std())
+
+
+def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, Floats]:
+    """Draw lobules and ducts where ``allowed``: epithelium, lumen and sheath, each 0..1."""
+    shape = (allowed.shape[0], allowed.shape[1])
+    planes = np.zeros((3, *shape), np.uint8)
+    where = np.flatnonzero(allowed)
+    for place in rng.choice(where, size=int(where.size / rng.uniform(5500, 12000))):
+        row, col = divmod(int(place), shape[1])
+        if rng.random() < 0.6:
+            _draw_lobule(rng, planes, row, col)
+        else:
+            _draw_duct(rng, planes, row, col)
+    rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: shape[0], : shape[1]])
+    warp = _noise(rng, shape, 6)  # no outline in tissue is an ellipse
+    bent = cv2.remap(cv2.merge(list(planes)), cols + warp, rows + warp, cv2.INTER_LINEAR)
+    epithelium, lumen, sheath = cv2.split(bent.astype(np.float32) / 255)
+    return epithelium, lumen, cv2.blur(sheath, (13, 13))
+
+
+def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
+    """Draw a cluster of acini, each a small ring, into (epithelium, lumen, sheath)."""
+    radius, acinus = rng.uniform(10, 36), rng.uniform(3.0, 5.5)
+    cv2.circle(planes[2], (col, row), int(radius * 1.25), 255, -1)
+    count = int((radius / acinus) ** 2 * rng.uniform(0.4, 0.8))
+    reach, turn = radius * np.sqrt(rng.random(count)), rng.uniform(0, 2 * np.pi, count)
+    centres = np.stack([col + reach * np.cos(turn), row + 0.8 * reach * np.sin(turn)], axis=1)
+    axes = 2 * acinus * rng.uniform((0.8, 0.75), (1.7, 1.1), (count, 2))
+    holes = rng.choice([0.0, 0.0, 0.3, 0.45], count)  # the lumen of many acini is closed
+    angles = rng.uniform(0, 180, count)
+    for centre, axis, angle, hole in zip(centres, axes, angles, holes, strict=True):
+        cv2.ellipse(planes[0], (centre, axis, angle), 255, -1, cv2.LINE_AA)
+        cv2.ellipse(planes[1], (centre, axis, angle), 0, -1)
+        if hole:
+            cv2.ellipse(planes[1], (centre, hole * axis, angle), 255, -1, cv2.LINE_AA)
+
+
+def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
+    """Draw a duct, a wavy tube cut at some angle, into (epithelium, lumen, sheath)."""
+    width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
+    turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
+    line = [col + 6 * np.cumsum(np.cos(turns)), row + 6 * np.cumsum(np.sin(turns))]
+    points = [np.rint(np.stack(line, axis=1)).astype(np.int32).reshape(-1, 1, 2)]
+    cv2.polylines(planes[2], points, False, 255, width * 3)
+    cv2.polylines(planes[0], points, False, 255, width, cv2.LINE_AA)
+    cv2.polylines(planes[1], points, False, 0, width)
+    hole = width - int(rng.integers(6, 10))  # two walls of 3 to 5 px
+    if hole > 0:
+        cv2.polylines(planes[1], points, False, 255, hole, cv2.LINE_AA)
+
+
+def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bools, Floats]:
+    """Draw fat, decided cell by cell: cells with their walls, and how empty a pixel is, 0..1."""
+    shape, pitch = (sheath.shape[0], sheath.shape[1]), 11.5
+    grid = np.mgrid[0 : shape[0] : pitch, 0 : shape[1] : pitch].reshape(2, -1)
+    grid = (grid + rng.uniform(0, pitch * 1.5, grid.shape)).astype(np.int32)
+    rows, cols = np.minimum(grid, np.array(shape)[:, None] - 1)
+    seeds = np.ones(shape, np.uint8)
+    seeds[rows, cols] = 0
+    label_type = cv2.DIST_LABEL_PIXEL
+    _, cell = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=label_type)
+    wish = _noise(rng, shape, 110) + 0.6 * _noise(rng, shape, 35) - 3 * sheath - 4 * soft_idc
+    chance = wish[rows, cols] + rng.normal(0, 0.3, rows.size) + rng.uniform(-0.9, 0.4)
+    is_fat = np.zeros(rows.size + 1, bool)
+    is_fat[cell[rows, cols]] = chance > 0
+    inside = is_fat[cell]
+    inner = inside.astype(np.uint8) * 255
+    wall = (cell[1:, 1:] != cell[:-1, 1:]) | (cell[1:, 1:] != cell[1:, :-1])
+    inner[1:, 1:][wall] = 0
+    soft = cv2.GaussianBlur(inner, (0, 0), 1.2)
+    return inside, np.clip((soft.astype(np.float32) - 130) / 70, 0, 0.97)
+
+
+def _nuclei(speckle: Floats, density: Floats) -> Floats:
+    """Make nuclei (0..1) out of noise: ``density`` 0 has almost none, 1 is packed."""
+    return np.clip((speckle - 2.1 + 2.5 * density) * 0.6, 0, 1)
+
+
+def _normal_tissue(
+    rng: np.random.Generator, fibre: Floats, speckle: Floats, epithelium: Floats, sheath: Floats
+) -> tuple[Floats, Floats]:
+    """Lay down haematoxylin and eosin of stroma, glands and lymphocytes."""
+    shape = (fibre.shape[0], fibre.shape[1])
+    lymph = _noise(rng, shape, 28) + 0.8 * _noise(rng, shape, 90) - rng.uniform(1.8, 2.6)
+    lymph = np.clip(lymph * 2, 0, 1)
+    cellular = np.clip(0.22 + 0.16 * _noise(rng, shape, 60) + 0.15 * sheath, 0, 0.6)
+    nuclei = _nuclei(speckle, np.maximum(np.maximum(cellular, 0.85 * epithelium), 0.9 * lymph))
+    eosin = 0.6 + 0.12 * fibre + 0.08 * _noise(rng, shape, 80) + 0.05 * speckle
+    cleft = np.clip((fibre - 1.6) * 2, 0, 1) * (1 - epithelium)  # fibres part when tissue dries
+    eosin *= (1 - 0.85 * cleft) * (1 - 0.4 * epithelium)
+    haematoxylin = 0.08 + 0.1 * cellular + 0.45 * epithelium + 0.25 * lymph + 1.1 * nuclei
+    return np.maximum(haematoxylin * (1 - 0.8 * cleft), 0), np.maximum(eosin, 0.02)
+
+
+def _tumour(
+    rng: np.random.Generator, fibre: Floats, nest: Floats, speckle: Floats
+) -> tuple[Floats, Floats]:
+    """Lay down haematoxylin and eosin of invasive carcinoma, nests and cords in reactive stroma."""
+    shape = (fibre.shape[0], fibre.shape[1])
+    rarity = rng.uniform(-0.5, 0.5) + 0.5 * _noise(rng, shape, 90) + 0.2 * _noise(rng, shape, 30)
+    cells = np.clip((nest - rarity) * 2.5, 0, 1)
+    lumen = 0.85 * cells * np.clip((nest - rng.uniform(1.3, 3.0)) * 4, 0, 1)  # well or badly formed
+    nuclei = _nuclei(speckle, 0.3 + 0.42 * cells)
+    haematoxylin = 0.18 + 0.38 * cells + 1.2 * nuclei
+    eosin = (0.56 + 0.11 * fibre + 0.05 * speckle) * (1 - 0.2 * cells)
+    return haematoxylin * (1 - lumen), np.maximum(eosin, 0.02) * (1 - lumen)
+
+
+def _expose(rng: np.random.Generator, haematoxylin: Floats, eosin: Floats) -> Bytes:
+    """Colour the slide with this patient's stain and scanner: uint8 (height, width, 3)."""
+    vectors = np.array([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.035, (2, 3))
+    vectors *= rng.uniform((0.75, 0.65), (1.3, 1.25))[:, None]
+    light = np.array(LIGHT) + rng.normal(0, 1.2, 3)
+    blur = rng.uniform(0.4, 0.65)
+    channels = []
+    for absorbed, white in zip(vectors.T.tolist(), light.tolist(), strict=True):
+        density = cv2.addWeighted(haematoxylin, -absorbed[0], eosin, -absorbed[1], 0)
+        channels.append(cv2.multiply(cv2.exp(density), white, dtype=cv2.CV_8U))
+    return np.asarray(cv2.GaussianBlur(cv2.merge(channels), (0, 0), blur), dtype=np.uint8)

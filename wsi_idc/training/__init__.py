@@ -1,0 +1,1 @@
+"""``wsi-idc train``: configuration, training loop, validation, run folder."""
