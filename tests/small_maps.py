@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.store import write_map
 
 CELLS = [(0, 1), (1, 0), (1, 1), (1, 2)]
 SHADES = (40, 100, 160, 220)  # of the four patches, each of one grey

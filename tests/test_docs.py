@@ -17,7 +17,7 @@ import pytest
 
 from tests.small_maps import small_map
 from wsi_idc.cli.main import group, run
-from wsi_idc.maps.store import write_map
+from wsi_idc.maps.map_writer import write_map
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(

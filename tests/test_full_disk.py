@@ -11,7 +11,7 @@ import torch
 from tests.full_disk import SmallDisk, small_disk
 from wsi_idc.cli.main import group, run
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.store import read_map
+from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_idc.synthetic.cohort import write_cohort
 

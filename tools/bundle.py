@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.core.files import write_json, write_text
 from wsi_idc.core.progress import set_up_logging
 from wsi_idc.data.pack import Pack
@@ -31,7 +32,6 @@ from wsi_idc.metrics.bootstrap import resample_patients
 from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
 from wsi_idc.render.render import render_map
 from wsi_idc.runtime.device import Compute, choose_compute
-from wsi_idc.training.config import NUM_RESAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_FOLDS = 4

@@ -143,8 +143,9 @@ def files() -> str:
 def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.data.pack import PackInfo
     from wsi_idc.maps.cohort import Cohort
+    from wsi_idc.maps.map_reader import read_map
+    from wsi_idc.maps.map_writer import write_map
     from wsi_idc.maps.patient_map import PatientMap
-    from wsi_idc.maps.store import read_map, write_map
     from wsi_idc.models.checkpoint import Checkpoint, InputSpec, Smoothing
 
     text = TEXT["files"]
@@ -181,7 +182,8 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _write_pack(path: Path) -> None:
-    from wsi_idc.data.pack import PackInfo, write_pack
+    from wsi_idc.data.pack import PackInfo
+    from wsi_idc.data.pack_writer import write_pack
 
     info = PackInfo((0.5,) * 3, (0.2,) * 3, _SIDE, 4.0, "assumed", "ab")  # type: ignore[arg-type]
     rows = {"x": np.arange(_NUM) * _SIDE, "y": 0, "label": 0, "height": _SIDE, "width": _SIDE}

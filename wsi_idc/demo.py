@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import StoppedError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
@@ -14,14 +15,14 @@ from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Method
 from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.maps.store import map_paths
+from wsi_idc.maps.map_reader import map_paths
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.render.render import render_map
 from wsi_idc.report.report import build_report
 from wsi_idc.runtime.device import choose_compute
 from wsi_idc.runtime.signals import StopRequest
 from wsi_idc.synthetic.cohort import write_cohort
-from wsi_idc.training.config import PREDICT_BATCH_SIZE, TrainConfig
+from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import what_is_asked
 from wsi_idc.training.runs import Run, default_run
 from wsi_idc.training.train import train

@@ -7,7 +7,7 @@ from wsi_idc.bench import baseline as plain
 from wsi_idc.bench import map as mapping
 from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.bench.map import MapBenchOptions, bench_map
-from wsi_idc.bench.result import Bench, markdown_row
+from wsi_idc.bench.timing import Bench, markdown_row
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.device import choose_compute

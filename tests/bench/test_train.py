@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.bench import train as training
-from wsi_idc.bench.result import Bench
-from wsi_idc.bench.timing import Rates
+from wsi_idc.bench.timing import Bench, Rates
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.runtime.device import choose_compute

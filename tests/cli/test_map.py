@@ -19,7 +19,8 @@ from wsi_idc.core.files import scratch
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import mosaic, shape_of
-from wsi_idc.maps.store import map_paths, read_map, write_map
+from wsi_idc.maps.map_reader import map_paths, read_map
+from wsi_idc.maps.map_writer import write_map
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.training.runs import Run
 

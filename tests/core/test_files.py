@@ -13,7 +13,6 @@ from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.core.files import (
     discard,
     is_in_work,
-    locked,
     parse_json,
     plain_name,
     replacing,
@@ -23,6 +22,7 @@ from wsi_idc.core.files import (
     write_json,
     write_text,
 )
+from wsi_idc.core.locks import locked
 
 HOLDER = """
 import sys

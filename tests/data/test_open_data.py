@@ -10,10 +10,9 @@ import pytest
 
 from tests.trees import add_patch, file_name
 from wsi_idc.core.errors import BusyError, DataError
-from wsi_idc.data.folder import Folder
 from wsi_idc.data.open_data import cache_folder, open_data, tree_in
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_store import UnreadablePatchError
+from wsi_idc.data.patch_store import Folder, UnreadablePatchError
 from wsi_idc.data.prepare import prepare
 
 OPEN = "import sys, pathlib; from wsi_idc.data.open_data import open_data; " + (

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.trees import pixels_of, save_png
-from wsi_idc.data.folder import Folder
-from wsi_idc.data.patch_store import MAX_FILE_BYTES, UnreadablePatchError
+from wsi_idc.data.patch_store import MAX_FILE_BYTES, Folder, UnreadablePatchError
 from wsi_idc.data.png import decode_png
 
 PIXELS = pixels_of("10253", 0, 0)

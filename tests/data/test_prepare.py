@@ -18,9 +18,8 @@ from tests.trees import add_patch, file_name, make_tree, pixels_of, save_png
 from wsi_idc.core.errors import BusyError, DataError, WorkerError, WsiIdcError
 from wsi_idc.core.files import resumable
 from wsi_idc.data.children import Children
-from wsi_idc.data.folder import Folder
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_store import Problem, UnreadablePatchError
+from wsi_idc.data.patch_store import Folder, Problem, UnreadablePatchError
 from wsi_idc.data.prepare import prepare
 
 # A shell's background job, and all that it starts, ignores Ctrl-C unless told otherwise.
@@ -556,7 +555,7 @@ def test_a_file_that_changes_while_it_is_read_is_decoded_again(square_tree, tmp_
         return data
 
     with monkeypatch.context() as patch:
-        patch.setattr("wsi_idc.data.folder.os.read", late)
+        patch.setattr("wsi_idc.data.patch_store.os.read", late)
         leave_chunks(square_tree, out, monkeypatch)
     assert decoded_again(square_tree, out, monkeypatch) == 400 - 128
     assert np.array_equal(Pack(out).patches[201], pixels_of("2", 0, 0))

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.data.pack import Pack, PackInfo, write_pack
+from wsi_idc.data.pack import Pack, PackInfo
+from wsi_idc.data.pack_writer import write_pack
 from wsi_idc.data.splits import (
     ROLES,
     canonical_roles,

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.packs import Cell, block, make_pack
 from tests.trees import pixels_of
-from wsi_idc.data.folder import Folder
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.patch_store import Folder
 from wsi_idc.data.prepare import prepare
 from wsi_idc.explore.tables import describe
 

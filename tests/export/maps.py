@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.store import write_map
 
 
 def small_map(row_col: object, probability: object, **changes: object) -> PatientMap:

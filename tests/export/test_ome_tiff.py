@@ -11,8 +11,8 @@ import tifffile
 from tests.export.maps import full_grid, small_map, stored
 from wsi_idc.export.layers import layers_of
 from wsi_idc.export.ome_tiff import write_ome_tiff
+from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import open_image
 
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 

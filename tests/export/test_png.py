@@ -11,8 +11,8 @@ from wsi_idc.export import png
 from wsi_idc.export.layers import LABEL_COLOURS as EXPORTED
 from wsi_idc.export.layers import layers_of
 from wsi_idc.export.png import write_legend, write_png
+from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import open_image
 from wsi_idc.plotting.colors import COLOUR_MAPS, LABEL_COLOURS
 from wsi_idc.plotting.raster import full_strength
 from wsi_idc.render import panels

@@ -10,7 +10,7 @@ import pytest
 
 from wsi_idc.cli.job import COMMANDS, _flags, open_job
 from wsi_idc.core.errors import JobError
-from wsi_idc.search.search_file import read_search
+from wsi_idc.search.config import read_search
 from wsi_idc.training.config import TrainConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"

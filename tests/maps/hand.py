@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import write_map
 
 PROBABILITY = (0.9, 0.8, 0.2, 0.1, 0.7)
 LABEL = (1, 0, 1, 0, -1)

@@ -10,18 +10,19 @@ import pytest
 
 from tests.maps.hand import EVIL, PROBABILITY, hand_map, write_hand_map
 from wsi_idc.core.errors import MapError
+from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.cohort import (
     COLUMNS,
     SHORT_SHA,
     Cohort,
     cohort_table,
-    largest_region,
     num_cells,
     read_cohort,
     row_of,
 )
 from wsi_idc.maps.cohort_file import read_cohort_h5
-from wsi_idc.maps.store import map_paths, read_map, write_map
+from wsi_idc.maps.map_reader import map_paths, read_map
+from wsi_idc.maps.map_writer import write_map
 
 
 def test_a_row_says_what_the_map_holds():

@@ -15,13 +15,13 @@ from torchcam.methods import GradCAM
 
 from tests.stops import StopAfter
 from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import evaluate
 from wsi_idc.inference.predictor import Method
 from wsi_idc.maps.builder import MapReport, MapWork
 from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.maps.store import read_map
+from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import to_images

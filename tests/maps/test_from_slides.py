@@ -17,8 +17,8 @@ from wsi_idc.inference.predictor import Method
 from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps, input_of
+from wsi_idc.maps.map_reader import read_image, read_map
 from wsi_idc.maps.plan import SlideRun
-from wsi_idc.maps.store import read_image, read_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels

@@ -11,8 +11,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Method
 from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.from_slides import SlideSettings
-from wsi_idc.maps.plan import PackRun, SlideRun, read_patients, shard, shard_of
-from wsi_idc.maps.store import map_path
+from wsi_idc.maps.map_reader import map_path
+from wsi_idc.maps.plan import PackRun, SlideRun, read_patients
+from wsi_idc.maps.sharding import shard, shard_of
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import choose_compute

@@ -5,7 +5,7 @@ import pytest
 from matplotlib import colormaps
 
 from tests.small_maps import CELLS, SHADES, slide_view, small_map
-from wsi_idc.geometry.outline import outline
+from wsi_idc.geometry.regions import outline
 from wsi_idc.render import panels
 from wsi_idc.render.panels import Bar, Scene
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.small_maps import SHADES, slide_view, small_map, written
 from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
-from wsi_idc.maps.store import read_map
+from wsi_idc.maps.map_reader import read_map
 from wsi_idc.plotting.style import page_style
 from wsi_idc.render.render import VIEWS, figure_of, picture_name, read_scene, render_map
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.maps.hand import EVIL, write_hand_map
 from wsi_idc.core.errors import MapError, WsiIdcError
-from wsi_idc.maps.store import map_paths
+from wsi_idc.maps.map_reader import map_paths
 from wsi_idc.report.report import build_report
 
 

@@ -3,7 +3,7 @@ import torch
 
 from wsi_idc.core.errors import DeviceError
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import _warn_of_waste, choose_compute, num_threads
+from wsi_idc.runtime.device import _warn_of_waste, choose_compute, gpus_given, num_threads
 
 
 def test_auto_on_a_cpu_is_fp32():
@@ -105,3 +105,24 @@ def test_without_gpus_asked_for_nothing_is_said(
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     assert choose_compute().device.type == "cuda"
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [
+        ({"SLURM_JOB_ID": "1"}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0"}, "SLURM_JOB_GPUS=0"),
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "2,3"}, "SLURM_STEP_GPUS=2,3"),
+        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2"),
+        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "0"}, None),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES=0"),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, None),
+    ],
+)
+def test_what_slurm_says(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], given: str | None):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert gpus_given() == given

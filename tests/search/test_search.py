@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from tests.stops import StopAfter
 from wsi_idc.cli.job import open_job
 from wsi_idc.core.errors import BusyError, CheckpointError, DeviceError, JobError, StoppedError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.search import study as study_module

@@ -8,9 +8,8 @@ from wsi_idc.data.augmentation import augment
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.distributed import ALONE, World
-from wsi_idc.training.batches import Batch, batches, epoch_order
+from wsi_idc.training.batches import Batch, PatchSource, batches, epoch_order
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.patch_source import PatchSource
 
 CONFIG = TrainConfig(batch_size=10, augment="strong", mixup=0.4, seed=3)
 LABEL = np.array([0] * 90 + [1] * 10)
@@ -101,3 +100,16 @@ def test_a_blended_patch_comes_with_the_other_ones_label(cohort: Pack):
             at = [i for i, own in enumerate(batch.patches) if torch.equal(own, patch)]
             assert int(label) in batch.labels.label[at]
         assert (batch.labels.share >= 0.5).all()
+
+
+def test_what_lies_on_the_device_is_what_is_in_the_pack(cohort: Pack):
+    rows = np.arange(7, 107, 2)
+    asked = np.array([105, 7, 7, 51])
+    expected = torch.from_numpy(cohort.patches[asked])
+    for resident in (True, False, None):
+        source = PatchSource(cohort, rows, torch.device("cpu"), resident=resident)
+        assert torch.equal(source.take(asked), expected)
+
+
+def test_a_cpu_keeps_no_second_copy(cohort: Pack):
+    assert PatchSource(cohort, np.arange(5), torch.device("cpu"))._all is None

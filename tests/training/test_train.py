@@ -12,14 +12,14 @@ import torch
 
 from tests.stops import StopAfter
 from wsi_idc.core.errors import BusyError, CheckpointError, DataError, RunError, StoppedError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.evaluation.evaluate import choose_patients
 from wsi_idc.inference.predictor import Method
 from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.maps.store import read_map
+from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.runtime.device import Compute, choose_compute
@@ -27,7 +27,8 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.logger import Journal
 from wsi_idc.training.resolve_config import resolve, what_is_asked
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import Training, set_up
+from wsi_idc.training.setup import set_up
+from wsi_idc.training.state import Training
 from wsi_idc.training.train import train
 
 CONFIG = TrainConfig(epochs=2, batch_size=16)

@@ -34,16 +34,16 @@ from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.cohort_file import read_cohort_h5
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps
+from wsi_idc.maps.map_reader import read_map, read_provenance
 from wsi_idc.maps.plan import read_patients
-from wsi_idc.maps.store import read_map, read_provenance
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.render.render import figure_of
 from wsi_idc.report.report import build_report
 from wsi_idc.runtime.device import choose_compute
-from wsi_idc.search.search_file import read_search
+from wsi_idc.search.config import read_search
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
-from wsi_idc.slides.mask import read_mask
 from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.tissue import read_mask
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.synthetic.slide import write_slide
 from wsi_idc.training.config import TrainConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from wsi_idc.bench.map import MapBenchOptions, bench_map
 from wsi_idc.bench.prepare import bench_prepare
-from wsi_idc.bench.result import Bench
+from wsi_idc.bench.timing import Bench
 from wsi_idc.bench.train import TrainBenchOptions, bench_train
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split

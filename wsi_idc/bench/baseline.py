@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from wsi_idc.models.cam_layers import usual_cam_layer
 from wsi_idc.models.classifier import IDC, PatchClassifier
-from wsi_idc.runtime.heap import freed_memory_returned
+from wsi_idc.runtime.cpu import freed_memory_returned
 
 _WHITE = 255
 

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.data.open_data import open_data
-from wsi_idc.data.pack import Pack, PackInfo, write_pack
+from wsi_idc.data.pack import Pack, PackInfo
+from wsi_idc.data.pack_writer import write_pack
 from wsi_idc.models.checkpoint import (
     BUNDLED,
     Checkpoint,
@@ -25,7 +27,6 @@ from wsi_idc.models.checkpoint import (
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture, check_input_px
 from wsi_idc.synthetic.tissue import draw_slide
-from wsi_idc.training.config import PATCH_PX
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_idc.bench.timing import rate_of
+from wsi_idc.models.batch_norm import folded
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, to_images
-from wsi_idc.models.folded import folded
 from wsi_idc.runtime.device import Compute
 
 _BATCH_SIZES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}

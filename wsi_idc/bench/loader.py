@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader
 
 from wsi_idc.bench.baseline import PngFiles, plain_transform
 from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
-from wsi_idc.bench.result import COMMAND, Bench, machine, peak_memory
-from wsi_idc.bench.timing import Way, by_turns
+from wsi_idc.bench.timing import COMMAND, Bench, Way, by_turns, machine, peak_memory
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import Compute

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from wsi_idc.bench.baseline import Said, plain_map
 from wsi_idc.bench.fixtures import make_checkpoint, rows_of, some_patients, write_pngs
 from wsi_idc.bench.forward_only import BareForward, best_batch_size
-from wsi_idc.bench.result import BARE, COMMAND, PLAIN, Bench, machine, peak_memory
 from wsi_idc.bench.stages import map_parts
-from wsi_idc.bench.timing import Way, by_turns
+from wsi_idc.bench.timing import BARE, COMMAND, PLAIN, Bench, Way, by_turns, machine, peak_memory
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predictor import Method
 from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.maps.store import map_path, read_map
+from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import Compute

@@ -8,8 +8,7 @@ import numpy as np
 
 from wsi_idc.bench.baseline import plain_prepare
 from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
-from wsi_idc.bench.result import COMMAND, PLAIN, Bench, peak_memory
-from wsi_idc.bench.timing import Way, by_turns
+from wsi_idc.bench.timing import COMMAND, PLAIN, Bench, Way, by_turns, peak_memory
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.runtime.cpu import available_cores

@@ -11,7 +11,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import Predicted
 from wsi_idc.maps.builder import MapWork
 from wsi_idc.maps.from_pack import content_of
-from wsi_idc.maps.store import map_path, write_map
+from wsi_idc.maps.map_reader import map_path
+from wsi_idc.maps.map_writer import write_map
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.transfer import Link

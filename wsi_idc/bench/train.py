@@ -11,8 +11,7 @@ from torch import Tensor
 
 from wsi_idc.bench.baseline import plain_epoch
 from wsi_idc.bench.fixtures import write_pngs
-from wsi_idc.bench.result import BARE, COMMAND, PLAIN, Bench, machine, peak_memory
-from wsi_idc.bench.timing import Way, by_turns
+from wsi_idc.bench.timing import BARE, COMMAND, PLAIN, Bench, Way, by_turns, machine, peak_memory
 from wsi_idc.data.augmentation import augment, draw
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
@@ -22,7 +21,8 @@ from wsi_idc.runtime.device import Compute
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import Training, set_up
+from wsi_idc.training.setup import set_up
+from wsi_idc.training.state import Training
 from wsi_idc.training.train import steps
 
 _NUM_ROUNDS = 8

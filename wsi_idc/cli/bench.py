@@ -20,7 +20,7 @@ from wsi_idc.cli.output import say, say_json, say_rows
 from wsi_idc.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from wsi_idc.bench.result import Bench
+    from wsi_idc.bench.timing import Bench
     from wsi_idc.data.pack import Pack
 
 
@@ -257,7 +257,7 @@ def bench_all(data: Path | None, synthetic: int, device: str, rounds: int, as_js
       wsi-idc bench all > table.md
     """
     from wsi_idc.bench.all import bench_all as measure
-    from wsi_idc.bench.result import MARKDOWN_HEAD, markdown_row
+    from wsi_idc.bench.timing import MARKDOWN_HEAD, markdown_row
     from wsi_idc.runtime.device import choose_compute
 
     compute = choose_compute(device)

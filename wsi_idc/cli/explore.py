@@ -8,7 +8,7 @@ import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
 from wsi_idc.cli.output import say, say_json, say_rows
-from wsi_idc.training.config import MAX_SEED
+from wsi_idc.core.constants import MAX_SEED
 
 
 @click.command()

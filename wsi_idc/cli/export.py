@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.inputs import open_checkpoint
-from wsi_idc.cli.map_files import map_files
+from wsi_idc.cli.inputs import map_files, open_checkpoint
 from wsi_idc.cli.options import (
     PATH,
     Number,

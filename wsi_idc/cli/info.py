@@ -35,10 +35,9 @@ def info(file: Path, as_json: bool) -> None:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    from wsi_idc.data.pack import is_pack
-    from wsi_idc.data.pack_read import stated_format
+    from wsi_idc.data.pack import is_pack, stated_format
     from wsi_idc.maps.cohort_file import is_cohort
-    from wsi_idc.maps.store import is_map
+    from wsi_idc.maps.map_reader import is_map
     from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
 
     if str(file) == BUNDLED:
@@ -84,7 +83,7 @@ def _describe_pack(file: Path) -> dict[str, Any]:
 
 
 def _describe_map(file: Path) -> dict[str, Any]:
-    from wsi_idc.maps.store import read_map
+    from wsi_idc.maps.map_reader import read_map
 
     content = read_map(file)
     rows, cols = content.shape

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.training.config import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Method
     from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.core.constants import DEFAULT_MAPS
+from wsi_idc.core.errors import MapError
 
 
 def open_method(checkpoints: Sequence[Path], *, tta: bool, smooth: bool) -> "Method":
@@ -60,3 +62,24 @@ def _find_checkpoint(given: Path | None) -> tuple[Path, str]:
     if given.is_dir() and not (given / "best.pt").exists():
         raise CheckpointError(f"{given}: no best.pt in this folder; give a finished run")
     return (given / "best.pt" if given.is_dir() else given), "as given"
+
+
+def map_files(given: Sequence[Path]) -> list[Path]:
+    """Return files, the maps of folders, and without any those in maps/; no table of a cohort.
+
+    Raises:
+        MapError: There is none among them.
+    """
+    from wsi_idc.maps.cohort_file import is_cohort
+    from wsi_idc.maps.map_reader import map_paths
+
+    if not given:
+        found = map_paths(DEFAULT_MAPS)
+    else:
+        # A shell's *.h5 holds the table that lies among the maps.
+        each = [map_paths(one) if one.is_dir() else [one] for one in given]
+        found = [path for paths in each for path in paths if not is_cohort(path)]
+    if not found:
+        where = ", ".join(map(str, given)) or f"{DEFAULT_MAPS}/"
+        raise MapError(f"no maps in {where}; make some with wsi-idc map, or name them")
+    return list(dict.fromkeys(found))

@@ -21,8 +21,8 @@ from wsi_idc.cli.options import (
     slide_options,
 )
 from wsi_idc.cli.output import one_line, say, say_json
+from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.training.config import DEFAULT_MAPS
 
 if TYPE_CHECKING:
     from wsi_idc.maps.builder import MapReport, MapWork
@@ -94,7 +94,8 @@ def map_(
     """
     from wsi_idc.data.open_data import open_data
     from wsi_idc.maps.from_slides import SlideSettings
-    from wsi_idc.maps.plan import PackRun, SlideRun, read_patients, shard_of
+    from wsi_idc.maps.plan import PackRun, SlideRun, read_patients
+    from wsi_idc.maps.sharding import shard_of
     from wsi_idc.runtime.signals import stop_requests
 
     _check_usage()
@@ -171,7 +172,7 @@ def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> Non
     Raises:
         WsiIdcError: A map or the table could not be made; the reasons have been said.
     """
-    from wsi_idc.maps.plan import write_cohort
+    from wsi_idc.maps.cohort import write_cohort
 
     table, no_table = None, None
     if tabled is not None:

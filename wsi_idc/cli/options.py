@@ -10,7 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from wsi_idc.training.config import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE, TrainConfig
+from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
+from wsi_idc.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.map_files import map_files
+from wsi_idc.cli.inputs import map_files
 from wsi_idc.cli.options import PATH, Number, logging_options
 from wsi_idc.cli.output import one_line, say
 from wsi_idc.core.errors import MapError, WsiIdcError

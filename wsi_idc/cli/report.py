@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.map_files import map_files
+from wsi_idc.cli.inputs import map_files
 from wsi_idc.cli.options import PATH, Number, json_option, logging_options
 from wsi_idc.cli.output import one_line, say, say_json
+from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 from wsi_idc.core.errors import MapError
-from wsi_idc.training.config import DEFAULT_MAPS, DEFAULT_REPORT
 
 
 @click.command()

@@ -8,8 +8,8 @@ import click
 
 from wsi_idc.cli.options import PATH, data_option, device_option, json_option, logging_options
 from wsi_idc.cli.output import one_line, say, say_json, say_rows
+from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import RunError
-from wsi_idc.training.config import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from wsi_idc.search.results import SearchResult
@@ -36,8 +36,8 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
     """
     from wsi_idc.data.open_data import open_data
     from wsi_idc.runtime.signals import stop_requests
+    from wsi_idc.search.config import read_search
     from wsi_idc.search.search import search as run_search
-    from wsi_idc.search.search_file import read_search
 
     spec = read_search(job)
     pack = open_data(data)

@@ -24,7 +24,8 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
       wsi-idc status jobs/train_all_models.toml
       wsi-idc status jobs/map_all.toml --json
     """
-    from wsi_idc.jobs.status import FINISHED, queue_of, status_of
+    from wsi_idc.jobs.slurm import queue_of
+    from wsi_idc.jobs.status import FINISHED, status_of
 
     read = open_job(job, flags)
     rows, queue = status_of(read), queue_of(read)

@@ -6,7 +6,7 @@ import click
 
 from wsi_idc.cli.options import PATH, logging_options
 from wsi_idc.cli.output import say
-from wsi_idc.training.config import MAX_SEED
+from wsi_idc.core.constants import MAX_SEED
 
 
 @click.command()

@@ -8,7 +8,8 @@ import click
 
 from wsi_idc.cli.options import PATH, config_options, json_option, logging_options, run_options
 from wsi_idc.cli.output import say, say_json, say_rows
-from wsi_idc.training.config import DEFAULT_RUNS, TrainConfig
+from wsi_idc.core.constants import DEFAULT_RUNS
+from wsi_idc.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack

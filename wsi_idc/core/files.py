@@ -2,21 +2,25 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
-import tempfile
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.errors import BusyError, DataError, DiskFullError, WorkerError, WsiIdcError
+from wsi_idc.core.errors import (
+    DataError,
+    DiskFullError,
+    JobError,
+    WorkerError,
+    WsiIdcError,
+)
+from wsi_idc.core.locks import can_lock, is_held, is_same_file, locked
 
-# A file system that has no locks (some network disks) answers with one of these.
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MAX_NAME_BYTES = 128
 
@@ -63,7 +67,7 @@ def scratch(path: Path, *, keep_after: tuple[type[BaseException], ...] = ()) -> 
             raise
         finally:
             # After a rename, a file of this name is another process's.
-            if not keep and _is_same_file(fd, partial):
+            if not keep and is_same_file(fd, partial):
                 partial.unlink()
 
 
@@ -89,7 +93,7 @@ def is_in_work(path: Path) -> bool:
 
 def _partial(path: Path) -> Path:
     # Where nothing can be locked, only a name of its own keeps another process out.
-    own = "" if _can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
+    own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
 
 
@@ -102,90 +106,6 @@ def _full_disk_in_a_line(path: Path) -> Iterator[None]:
             raise
         reason = os.strerror(error.errno).lower()
         raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
-
-
-@contextlib.contextmanager
-def locked(lock: Path, *, what: Path) -> Iterator[int]:
-    """Hold an exclusive lock on the file ``lock``, made if need be, on behalf of ``what``.
-
-    Yields:
-        The lock's file descriptor.
-
-    Raises:
-        BusyError: Another process holds the lock.
-        WsiIdcError: The lock's file cannot be made.
-    """
-    while True:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise WsiIdcError(
-                f"{what}: cannot be written there ({error.strerror}); choose another place"
-            ) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise BusyError(
-                f"{what}: another process is writing it; wait for that one to end"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise
-        # The holder before us may have renamed the file under our feet: then lock the new one.
-        if _is_same_file(fd, lock):
-            break
-        os.close(fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def is_held(lock: Path) -> bool:
-    """Return whether another process holds a lock of ``locked``."""
-    if not lock.exists():
-        return False
-    try:
-        with locked(lock, what=lock):
-            return False
-    except BusyError:
-        return True
-
-
-def _can_lock(folder: Path) -> bool:
-    """Return whether files can be locked in ``folder``, which need not exist yet.
-
-    The folder itself tells nothing: on network disks it is locked, within this machine, where its
-    files cannot be.
-    """
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            return locks_work(probe.fileno())
-    except OSError:
-        return True  # whoever writes there will say why that is not possible
-
-
-def locks_work(fd: int) -> bool:
-    """Return whether the file system of an open file has locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _is_same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def fsync_folder(folder: Path) -> None:
@@ -291,3 +211,16 @@ def plain_name(name: str) -> str:
             "rename the patient"
         )
     return name
+
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+
+
+def check_name(name: str) -> None:
+    """Raise where ``name`` could not be a folder's name.
+
+    Raises:
+        JobError: It could not.
+    """
+    if not _NAME.fullmatch(name):
+        raise JobError(f"name {name!r} is no plain name; use letters, digits, - and _")

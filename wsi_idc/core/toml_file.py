@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import JobError
-from wsi_idc.search.config import check_name
+from wsi_idc.core.files import check_name
 
 MAX_TASKS = 10_000
 _MAX_BYTES = 1_000_000

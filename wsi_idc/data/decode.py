@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.progress import progress
 from wsi_idc.data.children import Children
-from wsi_idc.data.copies import whole_copies
 from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, ChunkFile
-from wsi_idc.data.folder import Folder
-from wsi_idc.data.patch_index import TreeIndex
-from wsi_idc.data.patch_store import UNREADABLE, Origin, Problem
+from wsi_idc.data.patch_index import TreeIndex, whole_copies
+from wsi_idc.data.patch_store import UNREADABLE, Folder, Origin, Problem
 from wsi_idc.runtime.cpu import available_cores
 
 logger = logging.getLogger(__name__)

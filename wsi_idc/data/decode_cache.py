@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.data.copies import is_whole
 from wsi_idc.data.normalization import channel_histogram
+from wsi_idc.data.patch_index import is_whole
 from wsi_idc.data.patch_store import Origin, UnreadablePatchError
 from wsi_idc.data.png import decode_png
 

@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import BusyError, DataError
-from wsi_idc.data.copies import is_whole
 from wsi_idc.data.download import downloaded
-from wsi_idc.data.folder import Folder
-from wsi_idc.data.pack import Pack
-from wsi_idc.data.pack_read import FORMAT, FORMAT_VERSION, stated_format
-from wsi_idc.data.patch_index import content_key, holds_patches, open_origin, read_problems
-from wsi_idc.data.patch_store import UNREADABLE, Origin
+from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack, stated_format
+from wsi_idc.data.patch_index import (
+    content_key,
+    holds_patches,
+    is_whole,
+    open_origin,
+    read_problems,
+)
+from wsi_idc.data.patch_store import UNREADABLE, Folder, Origin
 from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, is_in_making, prepare
 from wsi_idc.data.staging import staged
 from wsi_idc.data.zip_store import is_zip
-from wsi_idc.training.config import PATCH_PX
 
 logger = logging.getLogger(__name__)
 

@@ -6,28 +6,168 @@ open, none is shared with a worker process, and a disk without file locks does n
 """
 
 import mmap
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
-from wsi_idc.core.files import replacing
-from wsi_idc.data.pack_read import (
-    COLUMNS,
-    FORMAT,
-    FORMAT_VERSION,
-    UNREADABLE,
-    PackInfo,
-    dataset_of,
-    opened,
-    read_all_but_pixels,
-    stated_format,
-)
-from wsi_idc.geometry.grid import cells_of
+from wsi_idc.core.files import plain_name
+from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
+
+FORMAT = "wsi-idc-pack"
+FORMAT_VERSION = 1
+CLASS_NAMES = ("non-IDC", "IDC")
+MAX_PATCH_PX = 255  # /height and /width are uint8
+COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
+# What h5py raises at a file that is damaged, or made to deceive.
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """A pack's attributes.
+
+    Attributes:
+        mean: Mean of each channel over all patches as stored, 0..1.
+        std: Standard deviation of each channel over all patches as stored, 0..1.
+        patch_px: Side of a patch in px.
+        mpp: Microns per pixel of the patches.
+        mpp_source: "assumed" or "given".
+        source_fingerprint: SHA-256 over patient, place, label and bytes of every file, as hex.
+        class_names: Names of class 0 and 1.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    patch_px: int
+    mpp: float
+    mpp_source: str
+    source_fingerprint: str
+    class_names: tuple[str, ...] = CLASS_NAMES
+
+
+def opened(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading."""
+    check_heaps(path)
+    # A reader asks for no lock: many network disks have none.
+    return h5py.File(path, "r", locking=False)
+
+
+def stated_format(path: Path) -> str:
+    """Return what an HDF5 file says that it is, an empty text where it says nothing.
+
+    Raises:
+        DataError: HDF5 cannot read it, so it may have been anything.
+    """
+    try:
+        with opened(path) as file:
+            return str(attributes(file).get("format", ""))
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path}: HDF5 cannot read it ({first_line(error)}); make it anew, or remove it"
+        ) from None
+
+
+def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
+    """Read and check everything but the pixels; return the byte offset of those too."""
+    attrs = attributes(file)
+    if str(attrs.get("format")) != FORMAT:
+        raise ValueError("it is HDF5, but not a pack")
+    if int(attrs["format_version"]) != FORMAT_VERSION:
+        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
+    if int(attrs["complete"]) != 1:
+        raise ValueError("it is not complete")
+    info = _read_info(attrs)
+    side = info.patch_px
+    patches = dataset_of(file, "patches", shape=(None, side, side, 3), dtype="u1")
+    num, offset = patches.shape[0], patches.id.get_offset()
+    if offset is None:
+        raise ValueError("/patches is not contiguous")
+    # Before any column is read: what the file cannot hold must not be allocated.
+    if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
+        raise ValueError(f"it is cut short, or has no room for {num} patches")
+    columns = {
+        name: dataset_of(file, name, shape=(num,), dtype=dtype)[:]
+        for name, dtype in {"patient": "i4", **COLUMNS}.items()
+    }
+    index = pd.DataFrame(columns)
+    codes = columns["patient"]
+    if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
+        raise ValueError("/patient is not sorted into /patients")
+    names = dataset_of(file, "patients", shape=(int(codes[-1]) + 1,))
+    patients = [plain_name(str(name)) for name in names.asstr()[:]]
+    _check_index(index, patients, patch_px=side)
+    return info, patients, index, int(offset)
+
+
+def _read_info(attrs: dict[str, Any]) -> PackInfo:
+    """Read and check the attributes."""
+    red, green, blue = (float(value) for value in attrs["mean"])
+    std_red, std_green, std_blue = (float(value) for value in attrs["std"])
+    info = PackInfo(
+        mean=(red, green, blue),
+        std=(std_red, std_green, std_blue),
+        patch_px=int(attrs["patch_px"]),
+        mpp=float(attrs["mpp"]),
+        mpp_source=str(attrs["mpp_source"]),
+        source_fingerprint=str(attrs["source_fingerprint"]),
+        class_names=tuple(str(name) for name in attrs["class_names"]),
+    )
+    if not all(0 <= value <= 1 for value in (*info.mean, *info.std)):
+        raise ValueError("mean and std are not within 0..1")
+    finest, coarsest = POSSIBLE_MPP
+    if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
+        raise ValueError(f"patches of {info.patch_px} px of {info.mpp} um")
+    if len(info.class_names) != len(CLASS_NAMES):
+        raise ValueError(f"{len(info.class_names)} class names")
+    return info
+
+
+def dataset_of(
+    file: h5py.File, name: str, *, shape: tuple[int | None, ...], dtype: str | None = None
+) -> Any:
+    """Return the data set ``name`` if its data lie in this very file.
+
+    Raises:
+        ValueError: It is not there, lies elsewhere, or has another shape or type; None in ``shape``
+            is any length, None as ``dtype`` is text.
+    """
+    link = file.get(name, getlink=True)
+    dataset = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise ValueError(f"/{name} is not a data set of this file")
+    if dataset.dtype != (h5py.string_dtype() if dtype is None else np.dtype(dtype)):
+        raise ValueError(f"/{name} is of type {dataset.dtype}")
+    fits = len(dataset.shape) == len(shape) and all(
+        wanted in (None, has) for wanted, has in zip(shape, dataset.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"/{name} is of shape {dataset.shape}")
+    return dataset
+
+
+def _check_index(index: pd.DataFrame, patients: list[str], *, patch_px: int) -> None:
+    """Raise ValueError where the columns contradict each other."""
+    if sorted(set(patients)) != patients:
+        raise ValueError("/patients are not sorted or not unique")
+    xy = index[["x", "y"]].to_numpy()
+    if (xy % patch_px).any() or xy.min() < 0 or xy.max() >= MAX_CELLS_PER_SIDE * patch_px:
+        raise ValueError("/x and /y are not on a grid of patches")
+    if index.duplicated(["patient", "x", "y"]).any():
+        raise ValueError("two patches of a patient at one place")
+    sides = index[["height", "width"]].to_numpy()
+    if sides.min() < 1 or sides.max() > patch_px:
+        raise ValueError(f"/height or /width is not 1 to {patch_px}")
+    if not index["label"].isin([-1, 0, 1]).all():
+        raise ValueError("/label is not -1, 0 or 1")
+
 
 _HELD_BYTES = 2**25
 
@@ -166,64 +306,3 @@ def _state_of(path: Path) -> tuple[int, ...] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def write_pack(
-    path: Path,
-    index: pd.DataFrame,
-    pixels: Iterable[NDArray[np.uint8]],
-    *,
-    info: PackInfo,
-    provenance: str,
-) -> None:
-    """Write a pack in one atomic step.
-
-    Args:
-        path: Where to.
-        index: One row a patch, sorted, with columns path, patient (id), x, y, label, height,
-            width.
-        pixels: Blocks of patches in the same order, each of shape (n, patch_px, patch_px, 3).
-        info: The pack's attributes.
-        provenance: JSON text that says where it came from.
-    """
-    with replacing(path) as partial:
-        offset = _write_all_but_pixels(partial, index, info=info, provenance=provenance)
-        num = 0
-        # Past HDF5, which takes four times as long and may crash on a full disk.
-        with partial.open("r+b") as file:
-            file.seek(offset)
-            for block in pixels:
-                file.write(np.ascontiguousarray(block).data)
-                num += len(block)
-        if num != len(index):
-            raise ValueError(f"{num} patches for {len(index)} rows")
-
-
-def _write_all_but_pixels(
-    path: Path, index: pd.DataFrame, *, info: PackInfo, provenance: str
-) -> int:
-    """Write a pack with room for its pixels; return the byte at which they begin."""
-    patients = sorted(index["patient"].unique())
-    codes = pd.Categorical(index["patient"], categories=patients).codes
-    with h5py.File(path, "w", locking=False) as file:
-        text = h5py.string_dtype()
-        file["patients"] = np.array(patients, dtype=text)
-        file["patient"] = codes.astype(np.int32)
-        for name, dtype in COLUMNS.items():
-            file[name] = index[name].to_numpy(dtype)
-        file["path"] = np.array(index["path"], dtype=text)
-        attributes = vars(info) | {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "class_names": list(info.class_names),
-            "provenance": provenance,
-            "complete": 1,
-        }
-        file.attrs.update(attributes)
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        space = h5py.h5s.create_simple((len(index), info.patch_px, info.patch_px, 3))
-        patches = h5py.h5d.create(file.id, b"patches", h5py.h5t.NATIVE_UINT8, space, layout)
-        return int(patches.get_offset())

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import discard, is_in_work, resumable, write_text
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import Decoded, decode_tree
 from wsi_idc.data.decode_cache import ChunkFile
 from wsi_idc.data.normalization import channel_statistics
-from wsi_idc.data.pack import is_pack, write_pack
-from wsi_idc.data.pack_read import MAX_PATCH_PX, PackInfo
+from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack
+from wsi_idc.data.pack_writer import write_pack
 from wsi_idc.data.patch_index import (
     TreeIndex,
     index_tree,
@@ -28,7 +29,6 @@ from wsi_idc.data.patch_index import (
     problem_table,
 )
 from wsi_idc.data.patch_store import Problem
-from wsi_idc.training.config import PATCH_PX, POSSIBLE_MPP
 
 logger = logging.getLogger(__name__)
 

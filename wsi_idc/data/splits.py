@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wsi_idc.core.constants import ROLES
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.data.pack import Pack
-from wsi_idc.training.config import ROLES
 
 DEFAULT_RATIO = "ratio:70/15/15"
 # A data set counts as the canonical one when at least this share of its patients is listed.

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wsi_idc.core.files import locks_work
-from wsi_idc.data.pack import Pack, PackInfo, write_pack
+from wsi_idc.core.locks import locks_work
+from wsi_idc.data.pack import Pack, PackInfo
+from wsi_idc.data.pack_writer import write_pack
 from wsi_idc.data.staging import VARIABLE
 from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
 

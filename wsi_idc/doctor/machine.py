@@ -11,8 +11,7 @@ import torch
 
 from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import num_threads
-from wsi_idc.runtime.gpus import gpus_given
+from wsi_idc.runtime.device import gpus_given, num_threads
 
 _GIB = 2**30
 # A limit that is none is written as a very large number.

@@ -4,15 +4,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import DataError
-from wsi_idc.data.folder import Folder
 from wsi_idc.data.open_data import default_data, pack_at, tree_in
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_index import holds_patches
+from wsi_idc.data.patch_store import Folder
 from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
 from wsi_idc.models.checkpoint import bundled_checkpoint
 from wsi_idc.models.pretrained import cached_imagenet, imagenet_folder
-from wsi_idc.training.config import DEFAULT_RUNS
 from wsi_idc.training.runs import newest_finished
 
 

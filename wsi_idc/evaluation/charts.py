@@ -1,4 +1,4 @@
-"""Draw an evaluation over all patches: charts, one function each."""
+"""Figures of an evaluation."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,10 +16,15 @@ from wsi_idc.explore.charts import COLOURS
 from wsi_idc.metrics.bootstrap import Band, interval, resample_patients
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, share
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
-from wsi_idc.plotting.number_format import BORDER_TITLES, TITLES, count, number, percent
+from wsi_idc.plotting.number_format import TITLES, count, number, percent
 from wsi_idc.plotting.number_format import interval as interval_in_words
 from wsi_idc.plotting.style import INK
 
+BORDER_TITLES = {
+    0: "next to a patch of the other label",
+    1: "1 patch between",
+    2: "2 or more between, or no other label",
+}
 # Light to dark: the further from the border, the surer is the label.
 _BORDER_COLOURS = {0: "#9ecae1", 1: "#4a90c4", 2: "#08437e"}
 # These do not depend on how common IDC is, so patches at any distance can be compared by them.

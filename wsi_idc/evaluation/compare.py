@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import check_output, parse_json, write_json, write_text
 from wsi_idc.metrics import classification as measure
 from wsi_idc.metrics.bootstrap import interval, resample_patients, resampled_metrics
-from wsi_idc.training.config import NUM_RESAMPLES
 
 _KEY = ["patient", "x", "y"]
 _COLUMNS = ("probability", "probability_smoothed")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
@@ -19,7 +20,6 @@ from wsi_idc.metrics.bootstrap import (
 )
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
 from wsi_idc.runtime.device import Compute
-from wsi_idc.training.config import NUM_RESAMPLES
 
 # Bands are drawn, not quoted: fewer resamples do.
 _RESAMPLES_OF_BANDS = 500

@@ -19,7 +19,7 @@ from wsi_idc.evaluation.report_page import CAPTIONS, write_evaluation_page
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Method
 from wsi_idc.plotting.html import remove_figures, write_figures
-from wsi_idc.training.curves import draw_curves
+from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
 
 logger = logging.getLogger(__name__)

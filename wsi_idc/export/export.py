@@ -13,8 +13,8 @@ from wsi_idc.export.geojson import write_geojson
 from wsi_idc.export.layers import Layer, layers_of
 from wsi_idc.export.ome_tiff import write_ome_tiff
 from wsi_idc.export.png import write_legend, write_png
+from wsi_idc.maps.map_reader import open_image, read_map
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import open_image, read_map
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from wsi_idc.geometry.grid import lay
+from wsi_idc.maps.map_reader import ReadRows
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import ReadRows
 from wsi_idc.plotting.colors import COLOUR_MAPS
 from wsi_idc.plotting.colors import LABEL_COLOURS as HEX_COLOURS
 from wsi_idc.plotting.raster import TOP_PERCENTILE, full_strength

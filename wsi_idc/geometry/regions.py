@@ -7,6 +7,37 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from wsi_idc.geometry.grid import lay, shape_of
+
+
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the border of the cells that are set, along the edges of cells.
+
+    Args:
+        mask: Cells, shape (rows, cols).
+
+    Returns:
+        Lines as long as they can be, shape (N, 2, 2): two ends, each x, y in cells from the top
+        left corner of the grid. First the horizontal ones from top to bottom, then the vertical
+        ones from left to right.
+    """
+    inside = np.pad(mask, 1)
+    across = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1])  # y, x from, x to
+    down = _runs((inside[1:-1, 1:] != inside[1:-1, :-1]).T)  # x, y from, y to
+    y, left, right = across.T
+    x, top, bottom = down.T
+    horizontal = np.stack([left, y, right, y], axis=1)
+    vertical = np.stack([x, top, x, bottom], axis=1)
+    return np.concatenate([horizontal, vertical]).reshape(-1, 2, 2)
+
+
+def _runs(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return line, start and end of each run of set edges in the rows of ``edges``."""
+    change = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    lines, starts = np.nonzero(change == 1)
+    ends = np.nonzero(change == -1)[1]  # as many and in the same order as the starts
+    return np.stack([lines, starts, ends], axis=1)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -49,3 +80,22 @@ def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
     polygon = outline.simplify(0)
     assert polygon.geom_type == "Polygon"
     return polygon
+
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
+    """Return the number of cells of the largest region of called cells.
+
+    Cells that touch, be it by a corner alone (8-connectivity), are of one region.
+
+    Args:
+        called: Whether a patch is called IDC, shape (N,).
+        row_col: Cells, shape (N, 2).
+    """
+    if not called.any():
+        return 0
+    grid = lay(called, row_col, shape=shape_of(row_col), fill=False)
+    regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBOURS)
+    return int(np.bincount(regions[grid]).max())

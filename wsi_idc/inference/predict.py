@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
+from wsi_idc.models.batch_norm import folded
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.classifier import PatchClassifier, to_images
 from wsi_idc.models.compile import can_compile, compiled
-from wsi_idc.models.folded import folded
 from wsi_idc.runtime.device import Compute, memory_for
 from wsi_idc.runtime.prefetch import one_ahead
 from wsi_idc.runtime.transfer import Coming, Link, Sent
-from wsi_idc.training.config import PREDICT_BATCH_SIZE
 
 logger = logging.getLogger(__name__)
 

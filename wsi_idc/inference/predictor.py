@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
@@ -23,7 +24,6 @@ from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import Compute
-from wsi_idc.training.config import PREDICT_BATCH_SIZE
 
 # Networks bear a little of a difference in scale, and files state mpp with rounding.
 MPP_TOLERANCE = 0.1

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import JobError, RunError
 from wsi_idc.core.toml_file import MAX_TASKS, check_keys, command_and_name, load, num_tasks, table
 from wsi_idc.core.toml_file import typed as typed_value
-from wsi_idc.search.search_file import SEARCH, search_spec, train_types
-from wsi_idc.training.config import DEFAULT_RUNS, TrainConfig
+from wsi_idc.search.config import SEARCH, search_spec, train_types
+from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"

@@ -3,8 +3,10 @@
 Plain sbatch and no library: what is submitted is a text that one can read, keep and change.
 """
 
+import getpass
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,3 +151,30 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
         reason = " ".join(found.stderr.split()) or f"exit code {found.returncode}"
         raise JobError(f"sbatch refuses {script}: {reason}")
     return found.stdout.strip().splitlines()[-1].partition(";")[0]
+
+
+_SECONDS_FOR_SQUEUE = 20
+
+
+def queue_of(job: Job) -> list[str]:
+    """Return a line for each entry of SLURM's queue that is of this job, none without SLURM.
+
+    What runs says which job file it is for; what waits is known by its name.
+    """
+    if not shutil.which("squeue"):
+        return []
+    wanted = ["squeue", "-h", f"--user={getpass.getuser()}", "--format=%j|%k|%i %T, %M of %l, %R"]
+    try:
+        found = subprocess.run(
+            wanted, capture_output=True, text=True, timeout=_SECONDS_FOR_SQUEUE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = []
+    for line in found.stdout.splitlines() if found.returncode == 0 else []:
+        name, comment, rest = [*line.split("|", 2), "", ""][:3]
+        is_named = name in (job.name, f"wsi-idc-{job.name}")
+        of_another = comment.startswith("wsi-idc job ") and comment != f"wsi-idc job {job.path}"
+        if comment == f"wsi-idc job {job.path}" or (is_named and not of_another):
+            lines.append(rest)
+    return lines

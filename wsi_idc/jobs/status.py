@@ -1,37 +1,28 @@
 """How far the tasks of a job are, from what they have left on the disk."""
 
 import csv
-import getpass
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
-from wsi_idc.core.files import is_held
+from wsi_idc.core.locks import is_held
 from wsi_idc.data.open_data import default_data, pack_at
 from wsi_idc.evaluation.evaluation_files import folder_beside, folders_of, is_evaluation, way_of
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task, matches
-from wsi_idc.maps.plan import (
-    read_patients,
-    rows_of,
-    shard,
-    shard_of,
-    sizes_of_patients,
-    sizes_of_slides,
-)
-from wsi_idc.maps.store import map_path
-from wsi_idc.search.search_file import SEARCH, read_search, train_types
+from wsi_idc.maps.map_reader import map_path
+from wsi_idc.maps.plan import read_patients, rows_of
+from wsi_idc.maps.sharding import shard, shard_of, sizes_of_patients, sizes_of_slides
+from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest
-from wsi_idc.training.config import DEFAULT_MAPS, TrainConfig
+from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import is_file, resolve
 from wsi_idc.training.runs import Run, difference
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
 PARTLY, UNKNOWN, OTHER = "partly done", "unknown", "other settings"
-_SECONDS_FOR_SQUEUE = 20
 # What each of the other commands leaves when it has come to its end.
 _RESULTS = {
     "prepare": ("data/idc.h5", ""),
@@ -197,27 +188,3 @@ def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
     listed = read_patients(Path(settings["patients_file"])) if "patients_file" in settings else []
     named = [*settings.get("patient", ()), *listed]
     return sizes_of_patients(pack, pack.patients if settings.get("all") else named)
-
-
-def queue_of(job: Job) -> list[str]:
-    """Return a line for each entry of SLURM's queue that is of this job, none without SLURM.
-
-    What runs says which job file it is for; what waits is known by its name.
-    """
-    if not shutil.which("squeue"):
-        return []
-    wanted = ["squeue", "-h", f"--user={getpass.getuser()}", "--format=%j|%k|%i %T, %M of %l, %R"]
-    try:
-        found = subprocess.run(
-            wanted, capture_output=True, text=True, timeout=_SECONDS_FOR_SQUEUE, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = []
-    for line in found.stdout.splitlines() if found.returncode == 0 else []:
-        name, comment, rest = [*line.split("|", 2), "", ""][:3]
-        is_named = name in (job.name, f"wsi-idc-{job.name}")
-        of_another = comment.startswith("wsi-idc job ") and comment != f"wsi-idc job {job.path}"
-        if comment == f"wsi-idc job {job.path}" or (is_named and not of_another):
-            lines.append(rest)
-    return lines

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.core.errors import CheckpointError, MapError, StoppedError
 from wsi_idc.core.provenance import provenance
 from wsi_idc.inference.predict import Predicted
 from wsi_idc.inference.predictor import Method
+from wsi_idc.maps.map_reader import map_path, read_provenance
+from wsi_idc.maps.map_writer import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.schema import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
-from wsi_idc.maps.store import map_path, read_provenance
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, usual_cam_layer
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import Compute
 from wsi_idc.runtime.signals import StopRequest
-from wsi_idc.training.config import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 
 logger = logging.getLogger(__name__)
 

@@ -10,22 +10,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from wsi_idc.core.errors import MapError, WsiIdcError
+from wsi_idc.core.constants import NO_ROLE
+from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
 from wsi_idc.core.files import write_text
-from wsi_idc.geometry.grid import lay, shape_of
+from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.cohort_file import check_replaceable, write_cohort_h5
+from wsi_idc.maps.map_reader import COHORT_H5, map_paths, read_map
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import COHORT_H5, map_paths, read_map
 from wsi_idc.metrics.classification import auc, confusion, threshold_metrics
-from wsi_idc.training.config import NO_ROLE
 
 logger = logging.getLogger(__name__)
-
 COHORT_CSV = "cohort.csv"
 SHORT_SHA = 12
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 # What a checkpoint may say of views and members, as it stands in a map's "model".
 _MODEL_NOTES = ("tta", "ensemble")
 _TEXT = (
@@ -214,17 +211,14 @@ def num_cells(row_col: NDArray[np.int32]) -> int:
     return len(np.unique(row_col, axis=0))
 
 
-def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
-    """Return the number of cells of the largest region of called cells.
+def write_cohort(maps: Path) -> tuple[Path, Path] | None:
+    """Write the table of a folder's maps, cohort.csv and cohort.h5, and return the two files.
 
-    Cells that touch, be it by a corner alone (8-connectivity), are of one region.
-
-    Args:
-        called: Whether a patch is called IDC, shape (N,).
-        row_col: Cells, shape (N, 2).
+    None where there is no map, or another process is writing them.
     """
-    if not called.any():
-        return 0
-    grid = lay(called, row_col, shape=shape_of(row_col), fill=False)
-    regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBOURS)
-    return int(np.bincount(regions[grid]).max())
+    cohort = read_cohort(maps)
+    try:
+        return cohort.write(maps) if cohort.rows else None
+    except BusyError:
+        logger.info("another process is writing the table of %s", maps)
+        return None

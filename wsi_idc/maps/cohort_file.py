@@ -11,7 +11,7 @@ import pandas as pd
 from wsi_idc.core.errors import MapError, first_line
 from wsi_idc.core.files import plain_name, write_bytes
 from wsi_idc.core.hdf5 import attributes, check_heaps
-from wsi_idc.maps.store import UNREADABLE, is_map
+from wsi_idc.maps.map_reader import UNREADABLE, is_map
 
 FORMAT = "wsi-idc-cohort"
 FORMAT_VERSION = 1

@@ -12,8 +12,8 @@ from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import Predicted
 from wsi_idc.maps.builder import MapReport, MapWork, stopped
+from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import map_path
 from wsi_idc.maps.writer_pool import Writers
 
 

@@ -18,14 +18,14 @@ from wsi_idc.geometry.grid import shape_of
 from wsi_idc.inference.predict import PatchPredictor, Predicted
 from wsi_idc.inference.predictor import MPP_TOLERANCE
 from wsi_idc.maps.builder import MapReport, MapWork, stopped
+from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.store import map_path
 from wsi_idc.maps.writer_pool import Writers, set_aside
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow
-from wsi_idc.slides.mask import find_tissue, read_mask, resize_mask
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
+from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,39 @@
 """Write a patient's map into an open HDF5 file."""
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.files import write_bytes
 from wsi_idc.geometry.grid import centres_um, lay, mosaic
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.schema import FORMAT, FORMAT_VERSION, OPTIONAL_COLUMNS
+
+FORMAT = "wsi-idc-map"
+FORMAT_VERSION = 1
+NUM_CLASSES = 2
+OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
+# Of CAMs, which an early layer has as fine as the patches: more than these no reader takes.
+MAX_CAM_SIDE = 256  # cells
+MAX_CAM_BYTES = 2**32  # of all patches
+
+
+def write_map(path: Path, content: PatientMap) -> None:
+    """Write a map file in one atomic step.
+
+    Raises:
+        BusyError: Another process is writing the same map.
+    """
+    # In memory first: HDF5 may crash the process when the disk fills up under it.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        write_content(file, content)
+        file.attrs["complete"] = 1
+        file.flush()
+        data = file.id.get_file_image()
+    write_bytes(path, data)
+
 
 # Magnification is a word of other tools: 10 um/px times mpp, as they reckon it.
 _MAGNIFICATION_TIMES_MPP = 10.0

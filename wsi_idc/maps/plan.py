@@ -1,9 +1,8 @@
 """Maps of many: which patients or slides, which part of them, and what it would take."""
 
-import heapq
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
+from wsi_idc.core.errors import DataError, WsiIdcError
 from wsi_idc.core.files import plain_name
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import shape_of
 from wsi_idc.maps.builder import MapReport, MapWork
-from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.from_pack import build_maps, check_ahead
 from wsi_idc.maps.from_pack import identity_of as identity_of_pack
 from wsi_idc.maps.from_slides import (
@@ -28,15 +26,14 @@ from wsi_idc.maps.from_slides import (
     open_row,
 )
 from wsi_idc.maps.from_slides import check_ahead as check_slides_ahead
+from wsi_idc.maps.sharding import shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 
 logger = logging.getLogger(__name__)
-
 TO_DO, DONE = "to do", "done"
 # Of a map: the patches, the file made of them in memory, and its bytes.
 _COPIES_IN_MEMORY = 3
-_MAX_SHARDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -200,66 +197,6 @@ def _planned(
         num_bytes / 1e6,
         (_COPIES_IN_MEMORY * num_bytes + 2 * pixels) / 1e6,
     )
-
-
-def write_cohort(maps: Path) -> tuple[Path, Path] | None:
-    """Write the table of a folder's maps, cohort.csv and cohort.h5, and return the two files.
-
-    None where there is no map, or another process is writing them.
-    """
-    cohort = read_cohort(maps)
-    try:
-        return cohort.write(maps) if cohort.rows else None
-    except BusyError:
-        logger.info("another process is writing the table of %s", maps)
-        return None
-
-
-def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
-    """Return the number of patches of each patient."""
-    return {patient: len(pack.rows_of(patient)) for patient in patients}
-
-
-def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return the bytes of each slide, by the name of its map."""
-    return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
-
-
-def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
-    """Return the names in the ``index``-th (from 1) of ``count`` parts of about equal size.
-
-    The largest first, each to the part that has least: no part depends on who computes it. The
-    order is that of ``sizes``.
-    """
-    part_of = parts(sizes, count)
-    return [name for name in sizes if part_of[name] == index - 1]
-
-
-def parts(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Return the part, from 0, that each name is in."""
-    loads = [(0, part) for part in range(count)]  # a heap
-    part_of = {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        load, part = loads[0]
-        heapq.heapreplace(loads, (load + sizes[name], part))
-        part_of[name] = part
-    return part_of
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """Return the two numbers of "2/8".
-
-    Raises:
-        DataError: It is something else.
-    """
-    first, _, second = text.partition("/")
-    longest = len(str(_MAX_SHARDS))  # of what int() takes
-    are_numbers = all(
-        part.isascii() and part.isdigit() and len(part) <= longest for part in (first, second)
-    )
-    if not are_numbers or not 1 <= int(first) <= int(second) <= _MAX_SHARDS:
-        raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
-    return int(first), int(second)
 
 
 def _text_of(path: Path) -> str:

@@ -10,8 +10,9 @@ from types import TracebackType
 
 from wsi_idc.core.errors import BusyError, DiskFullError, WsiIdcError
 from wsi_idc.maps.builder import MapReport, MapWork
+from wsi_idc.maps.map_reader import map_path
+from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import map_path, write_map
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.metrics.classification import ECE_BINS, METRICS, ece_bin, share, threshold_metrics
-from wsi_idc.training.config import NUM_RESAMPLES
 
 _PERCENTILES = (2.5, 97.5)
 # Values of a block of resamples at a time: as much as a processor's cache holds of them.

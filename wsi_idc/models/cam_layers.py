@@ -4,10 +4,10 @@ import difflib
 import functools
 from collections.abc import Mapping
 
+from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.registry import Architecture
 from wsi_idc.models.tracing import output_shapes, skeleton
-from wsi_idc.training.config import PATCH_PX
 
 MIN_SIDE = 4  # cells; a coarser CAM says no more than the patch's probability does
 _NUM_NAMED = 3

@@ -9,10 +9,10 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cnn import PatchCnn
 from wsi_idc.models.tracing import find_layers, map_cells
-from wsi_idc.training.config import PATCH_PX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -3,7 +3,6 @@
 import math
 
 NONE = "\N{EN DASH}"
-
 # As people read them; the names of columns and keys are those of ``metrics.METRICS``.
 TITLES = {
     "auc": "AUC",
@@ -21,11 +20,6 @@ TITLES = {
     "prevalence": "Prevalence of IDC",
     "dice": "Dice",
     "area_bias": "Area bias",
-}
-BORDER_TITLES = {
-    0: "next to a patch of the other label",
-    1: "1 patch between",
-    2: "2 or more between, or no other label",
 }
 
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic
-from wsi_idc.geometry.outline import outline
+from wsi_idc.geometry.regions import outline
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLOUR_MAPS, LABEL_COLOURS
 from wsi_idc.plotting.raster import (

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
+from wsi_idc.maps.map_reader import read_image_rows, read_map
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.store import read_image_rows, read_map
 from wsi_idc.plotting.raster import Pixels, shrink
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.render import panels

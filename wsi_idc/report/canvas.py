@@ -13,6 +13,7 @@ from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.report.bokeh_document import Sources
 from wsi_idc.report.layers import Window, window_of
 from wsi_idc.report.legend import (
     CALLED_COLOUR,
@@ -25,7 +26,6 @@ from wsi_idc.report.legend import (
     TRUTH_COLOUR,
     legends_of,
 )
-from wsi_idc.report.sources import Sources
 
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06

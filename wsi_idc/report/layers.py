@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import lay, mosaic
-from wsi_idc.geometry.outline import outline as grid_outline
+from wsi_idc.geometry.regions import outline as grid_outline
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.raster import full_strength
 

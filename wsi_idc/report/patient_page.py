@@ -13,10 +13,9 @@ from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.pictures import tissue_uri
 from wsi_idc.plotting.template import POLICY_WITH_EVAL, read_text, template
-from wsi_idc.report.bokeh_document import document_of
+from wsi_idc.report.bokeh_document import Tissue, document_of
 from wsi_idc.report.layers import stitched_in_window, window_of
 from wsi_idc.report.legend import OUTCOME_COLOURS, cam_title, legends_of
-from wsi_idc.report.sources import Tissue
 
 # Said in lines of their own.
 _ELSEWHERE = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}

@@ -8,7 +8,7 @@ from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.core.files import check_output, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.maps.cohort import Cohort, check_tables
-from wsi_idc.maps.store import read_image, read_map
+from wsi_idc.maps.map_reader import read_image, read_map
 from wsi_idc.report.cohort_page import (
     Card,
     card_of,

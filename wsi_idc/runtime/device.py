@@ -12,13 +12,28 @@ from dataclasses import dataclass, field
 import torch
 
 from wsi_idc.core.errors import DeviceError
-from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.gpus import gpus_given
-from wsi_idc.runtime.heap import keep_freed_memory
+from wsi_idc.runtime.cpu import available_cores, keep_freed_memory
 from wsi_idc.runtime.throughput import Usage
 
-logger = logging.getLogger(__name__)
+# Numbers of devices, as lists; and how many there are.
+_LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
+_COUNT = "SLURM_GPUS_ON_NODE"
+_NONE = ("", "-1", "NoDevFiles")
 
+
+def gpus_given() -> str | None:
+    """Return the variable by which SLURM says so, as ``NAME=value``; None where it gave none."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    for name in _LISTS:
+        if (value := os.environ.get(name, "")) not in _NONE:
+            return f"{name}={value}"
+    if (count := os.environ.get(_COUNT, "0")) not in ("", "0"):
+        return f"{_COUNT}={count}"
+    return None
+
+
+logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wsi_idc.core.errors import BusyError, JobError, StoppedError, WsiIdcError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.runtime.signals import StopRequest
 from wsi_idc.search.config import Axis, SearchSpec, Span, Value
 from wsi_idc.search.results import Trial

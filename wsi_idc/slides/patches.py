@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.errors import SlideError
 from wsi_idc.runtime.prefetch import some_ahead
-from wsi_idc.slides.mask import find_tissue
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tiling import (
     FINE_ENOUGH,
@@ -20,6 +19,7 @@ from wsi_idc.slides.tiling import (
     runs,
     share_of,
 )
+from wsi_idc.slides.tissue import find_tissue
 
 logger = logging.getLogger(__name__)
 

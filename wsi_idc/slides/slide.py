@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import SlideError
 from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.prefetch import some_ahead
@@ -20,7 +21,6 @@ from wsi_idc.slides.image_reader import SUFFIXES, Picture
 from wsi_idc.slides.openslide_reader import Pyramid, is_pyramid
 from wsi_idc.slides.reader import Source
 from wsi_idc.slides.tiling import cuts, finest_needed, fit
-from wsi_idc.training.config import POSSIBLE_MPP
 
 logger = logging.getLogger(__name__)
 

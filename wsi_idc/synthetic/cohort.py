@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import scratch
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
-from wsi_idc.training.config import PATCH_PX
 
 MIN_PATCHES = 40  # below it there is no room for both classes
 # Of a patch; low, so that some nearly blank patches stay as in the real set.

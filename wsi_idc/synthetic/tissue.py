@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.training.config import PATCH_PX
+from wsi_idc.core.constants import PATCH_PX
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

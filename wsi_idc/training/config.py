@@ -7,23 +7,11 @@ A field is spelled the same here, as flag (``learning_rate`` is ``--learning-rat
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
+from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import RunError
 
-PATCH_PX = 50
-ROLES = ("train", "val", "test")  # of a patient in a run
-NO_ROLE = "in no split"
-MAX_SEED = 2**32 - 1
-DEFAULT_RUNS = Path("runs")
-DEFAULT_MAPS = Path("maps")
-DEFAULT_REPORT = Path("report")
-PREDICT_BATCH_SIZE = 64
-NUM_RESAMPLES = 2000  # of a bootstrap over patients
-# Files come from anyone: what lies beyond is no slide's, or makes a division no number any more.
-POSSIBLE_MPP = (1e-3, 100.0)
-POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training ends within 0.05 and 20
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
 
 
@@ -162,7 +150,6 @@ class TrainConfig:
 
 # The fields that may change when a training is finished: they do not touch its weights.
 CALIBRATION = ("threshold_by", "target_sensitivity")
-
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "input_size": (0, 1024),

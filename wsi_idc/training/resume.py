@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_state
-from wsi_idc.models.checkpoint_check import is_plain
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec, is_plain, load_state
 from wsi_idc.models.serialization import load_dict, save_dict
 from wsi_idc.training.runs import is_plain_number
-from wsi_idc.training.setup import Place, Training
+from wsi_idc.training.state import Place, Training
 
 logger = logging.getLogger(__name__)
 

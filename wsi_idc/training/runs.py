@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import BusyError, RunError
-from wsi_idc.core.files import locked, write_json, write_text
+from wsi_idc.core.files import write_json, write_text
+from wsi_idc.core.locks import locked
 
 FORMAT = "wsi-idc-run"
 HISTORY = "metrics.jsonl"

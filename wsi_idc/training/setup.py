@@ -3,15 +3,12 @@
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.provenance import provenance
@@ -35,100 +32,20 @@ from wsi_idc.models.registry import (
 )
 from wsi_idc.runtime.device import Compute
 from wsi_idc.runtime.distributed import ALONE, World
+from wsi_idc.training.batches import PatchSource
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.loss import Objective, inverse_frequency
 from wsi_idc.training.optimizer import make_optimizer, running_average
-from wsi_idc.training.patch_source import PatchSource
 from wsi_idc.training.resolve_config import is_file
 from wsi_idc.training.runs import Run
+from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
-
 # The same balance of classes is corrected by either, so the same shift of the odds is undone.
 SHIFTING = ("class-weights", "oversample")
 _IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
 _SYMMETRIC = Normalisation((0.5,) * 3, (0.5,) * 3)
 _PATCHES_TO_UNFOLD = 256
-
-
-@dataclass
-class Place:
-    """Where a training is.
-
-    Attributes:
-        epoch: Epochs done.
-        step: Steps done in the present epoch.
-        loss_sum: Sum of the loss over those steps.
-        seconds: Spent in the present epoch.
-        best: Largest value of what is monitored so far.
-        best_epoch: Where it was, counted from 1.
-        history: One record an epoch done.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    best: float = -math.inf
-    best_epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Training:
-    """A training and all that it needs.
-
-    Attributes:
-        model: The classifier as a step calls it: compiled, or wrapped for several processes.
-        average: Running average of the classifier, None where none is asked for.
-        odds_shift: What the handling of the imbalance adds to the log odds of IDC.
-        rows: Role to rows of the pack with a known label.
-        micro_batch: Patches that a process computes at once.
-        was_halved: Whether it was lowered because memory ran out.
-        inherited: Patients that the weights it begins with were trained on.
-        record: Provenance.
-        fresh_loss: Sum of the loss, of this process, that is not yet in ``place``.
-        source: Of the train patches.
-    """
-
-    config: TrainConfig
-    pack: Pack
-    split: Split
-    run: Run
-    compute: Compute
-    world: World
-    classifier: PatchClassifier
-    model: nn.Module
-    average: AveragedModel | None
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    objective: Objective
-    odds_shift: float
-    rows: dict[str, NDArray[np.int64]]
-    micro_batch: int
-    was_halved: bool
-    inherited: tuple[str, ...]
-    record: dict[str, Any]
-    fresh_loss: Tensor
-    source: PatchSource
-    place: Place = field(default_factory=Place)
-
-    @property
-    def steps_an_epoch(self) -> int:
-        """Whole batches of the train rows; a last one of few patches would upset batch norm."""
-        return max(1, len(self.rows["train"]) // self.config.batch_size)
-
-    @property
-    def patches_a_step(self) -> int:
-        """The batch size, or all train patches where they are fewer."""
-        return min(self.config.batch_size, len(self.rows["train"]))
-
-    @property
-    def judged(self) -> PatchClassifier:
-        """What is evaluated and kept: the running average, or else the classifier itself."""
-        return (
-            self.classifier if self.average is None else cast(PatchClassifier, self.average.module)
-        )
 
 
 def set_up(

@@ -12,7 +12,7 @@ from wsi_idc.core.errors import RunError
 from wsi_idc.data.augmentation import Draws, augment, mix
 from wsi_idc.models.classifier import to_images
 from wsi_idc.training.batches import Batch
-from wsi_idc.training.setup import Training
+from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
 

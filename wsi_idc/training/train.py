@@ -31,7 +31,8 @@ from wsi_idc.training.optimizer import plateau_share, rate_share, set_rate
 from wsi_idc.training.resolve_config import is_file, resolve, what_is_asked
 from wsi_idc.training.resume import as_checkpoint, resume, save_state
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import Training, set_up
+from wsi_idc.training.setup import set_up
+from wsi_idc.training.state import Training
 from wsi_idc.training.step import prepare_model, step
 from wsi_idc.training.validation import diverged, finish, read_or_recalibrate, val_logits
 

@@ -19,7 +19,8 @@ from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import CALIBRATION, TrainConfig
 from wsi_idc.training.resume import as_checkpoint
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import Training, labelled_rows
+from wsi_idc.training.setup import labelled_rows
+from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
 

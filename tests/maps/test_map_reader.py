@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from wsi_idc.core.errors import DataError, MapError
-from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.store import (
+from wsi_idc.maps.map_reader import (
     is_map,
     map_path,
     open_image,
@@ -17,8 +16,9 @@ from wsi_idc.maps.store import (
     read_image_rows,
     read_map,
     read_provenance,
-    write_map,
 )
+from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 
 @pytest.fixture

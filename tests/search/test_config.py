@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.core.errors import JobError
-from wsi_idc.search.config import Span
-from wsi_idc.search.search_file import read_search
+from wsi_idc.search.config import Span, read_search
 from wsi_idc.training.config import TrainConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"

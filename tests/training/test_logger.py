@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_idc.training.curves import plot_curves
+from wsi_idc.training.logger import plot_curves
 
 WHITE = (255, 255, 255)
 TRAIN_LOSS, VAL_SCORE = (47, 109, 179), (194, 65, 12)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from wsi_idc.core.errors import SlideError
-from wsi_idc.slides.mask import find_tissue
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.tissue import find_tissue
 
 SVS = Path(__file__).resolve().parents[3] / "shared" / "slides" / "CMU-1-Small-Region.svs"
 pytestmark = [

@@ -1,0 +1,16 @@
+"""Constants that several packages share."""
+
+from pathlib import Path
+
+PATCH_PX = 50
+ROLES = ("train", "val", "test")  # of a patient in a run
+NO_ROLE = "in no split"
+MAX_SEED = 2**32 - 1
+DEFAULT_RUNS = Path("runs")
+DEFAULT_MAPS = Path("maps")
+DEFAULT_REPORT = Path("report")
+PREDICT_BATCH_SIZE = 64
+NUM_RESAMPLES = 2000  # of a bootstrap over patients
+# Files come from anyone: what lies beyond is no slide's, or makes a division no number any more.
+POSSIBLE_MPP = (1e-3, 100.0)
+POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training ends within 0.05 and 20
