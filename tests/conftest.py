@@ -12,7 +12,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
@@ -66,7 +66,7 @@ def trained(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
     run = Run(tmp_path_factory.mktemp("runs") / "cnn-bn")
     config = TrainConfig(epochs=2, batch_size=16)
     split = make_split(cohort, "ratio:50/25/25")
-    return train(config, cohort, split, run=run, compute=choose_compute("cpu"))
+    return train(config, cohort, split, run=run, compute=select_device("cpu"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from tests.packs import Cell, make_pack
 from tests.trees import PATCH_PX
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.evaluate import judge
+from wsi_idc.evaluation.evaluate import compute_metrics
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.geometry.grid import cells_of
 from wsi_idc.metrics.bootstrap import resample_patients, roc_and_pr_bands
@@ -59,14 +59,16 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
     predictions["border_distance"] = border_distances(label, patient, cells)
     ids, code = np.unique(patient, return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=20)
-    raw = judged = judge(predictions, "probability", threshold, code, weights)
+    raw = judged = compute_metrics(predictions, "probability", threshold, code, weights)
     if "probability_smoothed" in predictions:
-        judged = judge(predictions, "probability_smoothed", threshold, code, weights)
+        judged = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
     table = patient_table(predictions, judged.column, threshold=threshold)
     by_border = {}
     for distance in DISTANCES:
         at = (predictions["border_distance"] == distance).to_numpy()
-        by_border[distance] = judge(predictions[at], judged.column, threshold, code[at], weights)
+        by_border[distance] = compute_metrics(
+            predictions[at], judged.column, threshold, code[at], weights
+        )
     return Evaluation(
         split="test",
         num_patients=len(ids),

@@ -22,11 +22,11 @@ from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.export.export import ExportOptions, export_maps
 from wsi_idc.export.wsinfer import write_wsinfer
 from wsi_idc.geometry.grid import cells_of, mosaic, shape_of
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide
 
@@ -65,7 +65,7 @@ def test_every_pixel_comes_back(tree: Path, pack: Pack):
 
 def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(MapWork(Method((checkpoint,)), choose_compute("cpu"), tmp_path), pack, ["8864"])
+    build_maps(MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), pack, ["8864"])
     with h5py.File(tmp_path / "8864.h5") as file:
         probability, label = file["map/probability"][:], file["map/label"][:]
         rgb = file["image/rgb"][:]
@@ -126,7 +126,7 @@ def test_wsinfer_would_say_the_same_of_real_patches(pack: Pack, tmp_path: Path):
 
 def test_the_outlines_lie_on_the_tissue_they_mark(tree: Path, pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(MapWork(Method((checkpoint,)), choose_compute("cpu"), tmp_path), pack, ["9290"])
+    build_maps(MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), pack, ["9290"])
     options = ExportOptions(("geojson", "ome-tiff"))
     assert export_maps([tmp_path / "9290.h5"], tmp_path, options).failed == {}
     features = json.loads((tmp_path / "9290.geojson").read_text())["features"]
@@ -148,11 +148,11 @@ def test_the_model_card_says_what_eval_finds(pack: Pack):
     checkpoint = load_checkpoint(bundled_checkpoint())
     card = json.loads(bundled_checkpoint().with_suffix(".metrics.json").read_text())
     found = evaluate(
-        Method((checkpoint,)),
+        Predictor((checkpoint,)),
         pack,
-        choose_patients(Method((checkpoint,)), pack, "test"),
+        choose_patients(Predictor((checkpoint,)), pack, "test"),
         split="test",
-        compute=choose_compute("cpu"),
+        compute=select_device("cpu"),
         batch_size=256,
         num_resamples=2,
     )

@@ -22,16 +22,16 @@ from wsi_idc.core.files import write_json, write_text
 from wsi_idc.core.progress import set_up_logging
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, split_table
-from wsi_idc.evaluation.evaluate import choose_patients, evaluate, judge
+from wsi_idc.evaluation.evaluate import choose_patients, compute_metrics, evaluate
 from wsi_idc.evaluation.gallery import false_negatives, false_positives
-from wsi_idc.evaluation.results import Evaluation, Judged
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.evaluation.results import Evaluation, MetricSet
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.metrics.bootstrap import resample_patients
 from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
 from wsi_idc.render.render import render_map
-from wsi_idc.runtime.device import Compute, choose_compute
+from wsi_idc.runtime.device import DeviceConfig, select_device
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_FOLDS = 4
@@ -44,14 +44,14 @@ PICTURED = "8864"  # a test patient, whole
 def main(data: Path, runs: Path) -> None:
     """Evaluate, write model, card and picture."""
     set_up_logging(0)
-    pack, compute = Pack(data), choose_compute()
+    pack, compute = Pack(data), select_device()
     target = bundled_checkpoint()
     shutil.copy(runs / "bundled-canonical-unlisted/best.pt", target)
     checkpoint = load_checkpoint(target)
-    method = Method((checkpoint,))
+    method = Predictor((checkpoint,))
     found = {role: evaluated(method, pack, role, compute) for role in ("val", "test")}
     folds = [
-        evaluated(Method((load_checkpoint(run / "best.pt"),)), pack, "test", compute)
+        evaluated(Predictor((load_checkpoint(run / "best.pt"),)), pack, "test", compute)
         for run in (runs / f"bundled-kfold-{NUM_FOLDS}-{fold}" for fold in range(NUM_FOLDS))
     ]
     predictions = pd.concat([fold.predictions for fold in folds], ignore_index=True)
@@ -65,21 +65,21 @@ def main(data: Path, runs: Path) -> None:
     false_positives(found["test"], pack).savefig(images / "bundled_false_positives.png", dpi=110)
     false_negatives(found["test"], pack).savefig(images / "bundled_false_negatives.png", dpi=110)
     maps = Path("maps/bundled")
-    build_maps(MapWork(method, compute, maps), pack, [PICTURED])
+    build_maps(MapBuilder(method, compute, maps), pack, [PICTURED])
     render_map(maps / f"{PICTURED}.h5", images / "map.png", dpi=200)
 
 
-def evaluated(method: Method, pack: Pack, role: str, compute: Compute) -> Evaluation:
+def evaluated(method: Predictor, pack: Pack, role: str, compute: DeviceConfig) -> Evaluation:
     """Return the evaluation of a method on the patients of a role in its split."""
     chosen = choose_patients(method, pack, role)
     return evaluate(method, pack, chosen, split=role, compute=compute, batch_size=256)
 
 
-def pooled(predictions: pd.DataFrame) -> Judged:
+def pooled(predictions: pd.DataFrame) -> MetricSet:
     """Judge the predictions of all folds together, each patient by the model that it was new to."""
     ids, code = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=NUM_RESAMPLES)
-    return judge(predictions, "probability", POOLED_THRESHOLD, code, weights)
+    return compute_metrics(predictions, "probability", POOLED_THRESHOLD, code, weights)
 
 
 def card(
@@ -87,7 +87,7 @@ def card(
     pack: Pack,
     found: Mapping[str, Evaluation],
     folds: Sequence[Evaluation],
-    together: Judged,
+    together: MetricSet,
 ) -> str:
     """Return the model card as Markdown."""
     split = split_table(Split(checkpoint.split_spec, checkpoint.split), pack)
@@ -127,7 +127,7 @@ def card(
     )
 
 
-def metric_rows(names: Iterable[str], columns: Sequence[Judged]) -> str:
+def metric_rows(names: Iterable[str], columns: Sequence[MetricSet]) -> str:
     """Return a row a metric."""
     return "\n".join(
         f"| {name} | " + " | ".join(with_interval(one, name) for one in columns) + " |"
@@ -152,7 +152,7 @@ def spread(folds: Sequence[Evaluation]) -> str:
     return "| mean +- SD | | | " + " | ".join(cells) + " |"
 
 
-def with_interval(judged: Judged, name: str) -> str:
+def with_interval(judged: MetricSet, name: str) -> str:
     """Return a metric as text, with its interval."""
     low, high = judged.intervals[name]
     return f"{judged.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"

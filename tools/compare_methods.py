@@ -17,9 +17,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.compare import Predictions, compare
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.checkpoint import load_checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 _SHOWN = ("auc", "average_precision", "f1", "brier", "ece")
 
@@ -46,25 +46,25 @@ def main(data: Path, runs: list[Path]) -> None:
     loaded = tuple(load_checkpoint(run / "best.pt") for run in runs)
     first = loaded[:1]
     ways = [
-        measure(pack, "one checkpoint", Method(first)),
+        measure(pack, "one checkpoint", Predictor(first)),
         *(
-            measure(pack, f"another one ({run.name})", Method((one,)))
+            measure(pack, f"another one ({run.name})", Predictor((one,)))
             for run, one in zip(runs[1:], loaded[1:], strict=True)
         ),
-        measure(pack, "8 views", Method(first, tta=True)),
-        measure(pack, "smoothed", Method(first, smooth=True)),
-        measure(pack, "8 views, smoothed", Method(first, tta=True, smooth=True)),
-        measure(pack, f"ensemble of {len(runs)}", Method(loaded)),
-        measure(pack, "ensemble, smoothed", Method(loaded, smooth=True)),
-        measure(pack, "ensemble, 8 views, smoothed", Method(loaded, tta=True, smooth=True)),
+        measure(pack, "8 views", Predictor(first, tta=True)),
+        measure(pack, "smoothed", Predictor(first, smooth=True)),
+        measure(pack, "8 views, smoothed", Predictor(first, tta=True, smooth=True)),
+        measure(pack, f"ensemble of {len(runs)}", Predictor(loaded)),
+        measure(pack, "ensemble, smoothed", Predictor(loaded, smooth=True)),
+        measure(pack, "ensemble, 8 views, smoothed", Predictor(loaded, tta=True, smooth=True)),
     ]
     tables = (table_of_metrics(ways), table_of_differences(ways), table_of_patients(ways))
     sys.stdout.write("\n\n".join(tables) + "\n")
 
 
-def measure(pack: Pack, name: str, method: Method) -> Way:
+def measure(pack: Pack, name: str, method: Predictor) -> Way:
     """Evaluate a method on the test patients of all the runs."""
-    compute = choose_compute()
+    compute = select_device()
     patients = choose_patients(method, pack, "test")
     started = time.process_time()
     found = evaluate(method, pack, patients, split="test", compute=compute, batch_size=256)

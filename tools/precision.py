@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from wsi_idc.bench.fixtures import make_checkpoint
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import Predicted
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predict import RawPrediction
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 
 def main() -> None:
@@ -35,12 +35,12 @@ def main() -> None:
     rows = np.flatnonzero(np.isin(pack.patient_of, test) & (pack.index["label"] >= 0))
     rows = np.sort(np.random.default_rng(0).permutation(rows)[: given.patches])
     checkpoint, name = make_checkpoint(given.model, input_size=given.input_size, pack=pack)
-    method, found = Method((checkpoint,)), {}
+    method, found = Predictor((checkpoint,)), {}
     for precision in ("fp32", "bf16"):
-        compute = choose_compute("cpu", precision)
+        compute = select_device("cpu", precision)
         parts = method.predict(pack, rows, compute=compute, cam=CamSpec())
-        found[precision] = Predicted.joined(list(parts))
-    said = {key: method.combine(one.logit).probability for key, one in found.items()}
+        found[precision] = RawPrediction.joined(list(parts))
+    said = {key: method.aggregate(one.logit).probability for key, one in found.items()}
     off = np.abs(said["bf16"] - said["fp32"])
     label = pack.index["label"].to_numpy()[rows]
     auc = {key: roc_auc_score(label, one) for key, one in said.items()}

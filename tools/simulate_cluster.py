@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wsi_idc.maps.sharding import parts
+from wsi_idc.maps.sharding import assign_shards
 
 # Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty
 # cells count (patient 8864 of the data set, 1,133 patches: 18 MB).
@@ -65,7 +65,7 @@ def simulate(slides: Slides, cluster: Cluster) -> dict[str, float | str]:
     """Return hours, the share of them that GPUs compute, and what they wait for most."""
     sizes = {str(number): int(size) for number, size in enumerate(slides.patches)}
     disk = min(cluster.disk / cluster.gpus, cluster.node)
-    part_of = np.array(list(parts(sizes, cluster.gpus).items()), dtype=np.int64)
+    part_of = np.array(list(assign_shards(sizes, cluster.gpus).items()), dtype=np.int64)
     hours, busy = [], 0.0
     for part in range(cluster.gpus):
         own = part_of[part_of[:, 1] == part, 0]

@@ -12,18 +12,18 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
 from wsi_idc.evaluation.report import evaluate_into
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.map_reader import map_paths
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.render.render import render_map
 from wsi_idc.report.report import build_report
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.signals import StopRequest
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import what_is_asked
+from wsi_idc.training.resolve_config import resolved_config
 from wsi_idc.training.runs import Run, default_run
 from wsi_idc.training.train import train
 
@@ -52,7 +52,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     Raises:
         StoppedError: ``stop`` was set; the same call goes on.
     """
-    compute = choose_compute()
+    compute = select_device()
     pack = synthetic_pack(
         out,
         num_patients=NUM_PATIENTS,
@@ -65,7 +65,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     logger.info("training %s on %d synthetic patches", config.model, len(pack))
     run = Run(out / "runs" / f"{config.model}-{seed}")
     checkpoint = train(config, pack, split, run=run, compute=compute, stop=stop)
-    method = Method((checkpoint,))
+    method = Predictor((checkpoint,))
     logger.info("evaluating on the test patients")
     evaluation, folder = evaluate_into(
         run.folder / "eval-test",
@@ -78,7 +78,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     )
     logger.info("mapping %d patients", len(pack.patients))
     maps = out / "maps"
-    build_maps(MapWork(method, compute, maps, stop=stop), pack, pack.patients)
+    build_maps(MapBuilder(method, compute, maps, stop=stop), pack, pack.patients)
     _render_all(maps, pack.patients, stop)
     _check(stop)
     pages = out / "report"
@@ -131,8 +131,8 @@ def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
     # Halved pixels, and an average over fewer steps: there are only about a hundred.
     config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
     split = make_split(pack, "ratio:50/25/25", seed=seed)
-    run = default_run(out / "runs", "small", what_is_asked(config, pack, split))
-    return train(config, pack, split, run=run, compute=choose_compute())
+    run = default_run(out / "runs", "small", resolved_config(config, pack, split))
+    return train(config, pack, split, run=run, compute=select_device())
 
 
 def _render_all(maps: Path, patients: list[str], stop: StopRequest | None) -> None:

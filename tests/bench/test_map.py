@@ -7,10 +7,10 @@ from wsi_idc.bench import baseline as plain
 from wsi_idc.bench import map as mapping
 from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.bench.map import MapBenchOptions, bench_map
-from wsi_idc.bench.timing import Bench, markdown_row
+from wsi_idc.bench.timing import BenchmarkResult, markdown_row
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 pytestmark = pytest.mark.usefixtures("no_workers")
 
@@ -20,9 +20,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapping, "best_batch_size", lambda *_: 32)
 
 
-def measure(pack: Pack, folder: Path, **options: object) -> Bench:
+def measure(pack: Pack, folder: Path, **options: object) -> BenchmarkResult:
     wanted = MapBenchOptions(num_patches=60, plain_patches=20, num_rounds=1, **options)
-    return bench_map(wanted, pack, about="x", compute=choose_compute("cpu"), folder=folder)
+    return bench_map(wanted, pack, about="x", compute=select_device("cpu"), folder=folder)
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_difference_is_found(cohort: Pack, tmp_path: Path, monkeypatch: pytest
 
     def brighter(*args, **kwargs):
         said = original(*args, **kwargs)
-        return plain.Said(said.logit + np.float32([0, 1]), said.cam * 2)
+        return plain.BaselineOutput(said.logit + np.float32([0, 1]), said.cam * 2)
 
     monkeypatch.setattr(mapping, "plain_map", brighter)
     found = measure(cohort, tmp_path)
@@ -61,7 +61,7 @@ def test_without_torchcam_the_rest_goes_on(
 
 def test_the_plain_way_may_be_left_out(cohort: Pack, tmp_path: Path):
     wanted = MapBenchOptions(num_patches=60, plain_patches=-1, num_rounds=1)
-    found = bench_map(wanted, cohort, about="x", compute=choose_compute("cpu"), folder=tmp_path)
+    found = bench_map(wanted, cohort, about="x", compute=select_device("cpu"), folder=tmp_path)
     assert set(found.rates) == {"bare", "command"}
     assert found.differences == {}
 

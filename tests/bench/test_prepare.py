@@ -8,7 +8,7 @@ from wsi_idc.bench.fixtures import write_pngs
 from wsi_idc.bench.loader import bench_loader
 from wsi_idc.bench.prepare import bench_prepare
 from wsi_idc.data.pack import Pack
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 
 def test_the_plain_way_packs_the_same_pixels(cohort: Pack, tmp_path: Path):
@@ -31,6 +31,6 @@ def test_rates_and_a_number_of_workers_are_found(cohort: Pack, tmp_path: Path):
 
 def test_batches_come_from_pack_and_files(cohort: Pack, tmp_path: Path):
     options = {"about": "x", "num_patches": 80, "num_rounds": 1, "batch_size": 16}
-    found = bench_loader(cohort, **options, compute=choose_compute("cpu"), folder=tmp_path)
+    found = bench_loader(cohort, **options, compute=select_device("cpu"), folder=tmp_path)
     assert {"command", "in order", "PNG, 0 workers"} <= set(found.rates)
     assert found.ratios["command / plain"] > 1

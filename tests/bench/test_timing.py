@@ -3,8 +3,8 @@ import itertools
 import pytest
 
 from wsi_idc.bench import timing as rounds
-from wsi_idc.bench.timing import Rates, by_turns
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.bench.timing import Rates, interleave
+from wsi_idc.runtime.device import select_device
 
 
 def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch):
@@ -19,7 +19,7 @@ def test_ways_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.
         return run
 
     ways = {"a": way("a", 10), "b": way("b", 4)}
-    rates = by_turns(ways, num_rounds=2, compute=choose_compute("cpu"))
+    rates = interleave(ways, num_rounds=2, compute=select_device("cpu"))
     assert done == ["a", "b"] * 3
     assert rates.rounds == {"a": [10.0, 10.0], "b": [4.0, 4.0]}
     assert rates.milliseconds() == {"a": 100.0, "b": 250.0}

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.bench import train as training
-from wsi_idc.bench.timing import Bench, Rates
+from wsi_idc.bench.timing import BenchmarkResult, Rates
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("no_workers")
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.usefixtures("no_workers")
 CONFIG = TrainConfig(model="cnn", batch_size=16)
 
 
-def measure(pack: Pack, folder: Path, *, plain_steps: int = 0) -> Bench:
+def measure(pack: Pack, folder: Path, *, plain_steps: int = 0) -> BenchmarkResult:
     return training.bench_train(
         CONFIG,
         pack,
         make_split(pack, "ratio:50/25/25"),
         options=training.TrainBenchOptions(16, plain_steps),
         about="a cohort",
-        compute=choose_compute("cpu"),
+        compute=select_device("cpu"),
         folder=folder,
     )
 

@@ -9,15 +9,15 @@ import pytest
 from tests.cli.test_main import Said
 from wsi_idc.data.pack import Pack
 from wsi_idc.doctor import doctor as module
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
-    def examine(*, data: Path | None, out: Path) -> Iterator[Finding]:
-        yield Finding("data", f"{data}")
-        yield Finding("threads of torch", "1", NOTE, "unset it")
-        yield Finding("locks", f"none in {out}\x1b[2J", PROBLEM, "take another")
+    def examine(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
+        yield CheckResult("data", f"{data}")
+        yield CheckResult("threads of torch", "1", NOTE, "unset it")
+        yield CheckResult("locks", f"none in {out}\x1b[2J", PROBLEM, "take another")
 
     monkeypatch.setattr(module, "examine", examine)
 

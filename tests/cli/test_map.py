@@ -15,7 +15,7 @@ import tifffile
 
 from tests.cli.test_main import Said, program
 from tests.trees import make_tree
-from wsi_idc.core.files import scratch
+from wsi_idc.core.files import temporary_path
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import mosaic, shape_of
@@ -200,7 +200,7 @@ def test_kills_leave_whole_maps_and_the_same_numbers(work: Path, cohort: Pack):
 def test_a_signal_ends_the_packing_of_a_tree(work: Path):
     pack = open_data(make_tree(work / "tree")).path
     pack.unlink()
-    with scratch(pack):
+    with temporary_path(pack):
         process = program("map", "--all", "--data", "tree")
         assert any("waiting for another process that packs" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)

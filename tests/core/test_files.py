@@ -11,14 +11,14 @@ import pytest
 
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.core.files import (
-    discard,
-    is_in_work,
+    atomic_write,
+    is_being_written,
     parse_json,
-    plain_name,
-    replacing,
-    resumable,
-    scratch,
+    remove_partial,
+    resumable_path,
+    safe_filename,
     sha256,
+    temporary_path,
     write_json,
     write_text,
 )
@@ -53,7 +53,7 @@ def names(folder: Path) -> list[str]:
 
 def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "result.txt"
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         assert partial.name == ".result.txt.partial"
         partial.write_text("new")
         assert not path.exists()
@@ -65,7 +65,7 @@ def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path):
 def test_failure_inside_replacing_keeps_the_old_file(tmp_path, trouble):
     path = tmp_path / "result.txt"
     path.write_text("old")
-    with pytest.raises(trouble), replacing(path) as partial:
+    with pytest.raises(trouble), atomic_write(path) as partial:
         partial.write_text("half")
         raise trouble
     assert path.read_text() == "old"
@@ -103,7 +103,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path):
 
 def test_partial_that_another_process_made_after_the_rename_stays(tmp_path):
     path = tmp_path / "result.txt"
-    with scratch(path) as partial:
+    with temporary_path(path) as partial:
         partial.replace(path)
         # Now the name is free, and whoever comes next may take it.
         partial.write_text("theirs")
@@ -121,10 +121,10 @@ def test_lock_is_held_once_and_given_back_also_on_failure(tmp_path):
 
 def test_whether_a_file_is_in_work_is_told_without_a_trace(tmp_path):
     path = tmp_path / "result.txt"
-    assert not is_in_work(path)
-    with scratch(path):
-        assert is_in_work(path)
-    assert not is_in_work(path)
+    assert not is_being_written(path)
+    with temporary_path(path):
+        assert is_being_written(path)
+    assert not is_being_written(path)
     assert names(tmp_path) == []
 
 
@@ -143,7 +143,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     try:
         with (
             pytest.raises(WsiIdcError, match="file too large; free some space"),
-            replacing(path) as p,
+            atomic_write(path) as p,
         ):
             p.write_bytes(bytes(5000))
     finally:
@@ -178,7 +178,7 @@ def test_sha256(tmp_path):
 
 @pytest.mark.parametrize("name", ["10253", "a b", "Ä-1", "x" * 128, "a.b", "-rf"])
 def test_plain_names(name):
-    assert plain_name(name) == name
+    assert safe_filename(name) == name
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_plain_names(name):
 )
 def test_names_that_would_leave_their_folder_or_deceive(name):
     with pytest.raises(DataError, match="cannot be a patient id") as caught:
-        plain_name(name)
+        safe_filename(name)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -208,9 +208,9 @@ def test_without_locks_each_process_has_a_temporary_name_of_its_own(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with replacing(tmp_path / "a.txt") as first:
+    with atomic_write(tmp_path / "a.txt") as first:
         monkeypatch.setattr("os.getpid", lambda: 12345)
-        with replacing(tmp_path / "a.txt") as second:
+        with atomic_write(tmp_path / "a.txt") as second:
             assert first != second
             first.write_text("first")
             second.write_text("second")
@@ -221,14 +221,14 @@ def test_without_locks_each_process_has_a_temporary_name_of_its_own(
 
 def test_resumable_is_kept_when_stopped_and_only_then(tmp_path):
     path, partial = tmp_path / "x", tmp_path / ".x.partial"
-    with pytest.raises(KeyboardInterrupt), resumable(path) as given:
+    with pytest.raises(KeyboardInterrupt), resumable_path(path) as given:
         given.write_text("half")
         raise KeyboardInterrupt
     assert partial.read_text() == "half"
-    with resumable(path) as given:
+    with resumable_path(path) as given:
         assert given.read_text() == "half"
     assert not partial.exists()
-    with pytest.raises(ZeroDivisionError), resumable(path) as given:
+    with pytest.raises(ZeroDivisionError), resumable_path(path) as given:
         given.write_text("half")
         raise ZeroDivisionError
     assert not partial.exists()
@@ -236,10 +236,10 @@ def test_resumable_is_kept_when_stopped_and_only_then(tmp_path):
 
 def test_discard_removes_what_resumable_kept_and_nobody_uses(tmp_path):
     path, partial = tmp_path / "x", tmp_path / ".x.partial"
-    discard(path)
-    with resumable(path):
-        discard(path)
+    remove_partial(path)
+    with resumable_path(path):
+        remove_partial(path)
         assert partial.exists()
     partial.write_text("half")
-    discard(path)
+    remove_partial(path)
     assert names(tmp_path) == []

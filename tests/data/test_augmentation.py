@@ -8,12 +8,12 @@ from torchvision.transforms.v2 import functional as tv
 from wsi_idc.data.augmentation import (
     AUGMENTATIONS,
     NUM_DIHEDRAL,
-    Draws,
+    AugmentParams,
     augment,
     dihedral,
-    draw,
-    draw_mixup,
     mix,
+    sample_mixup,
+    sample_params,
 )
 
 SIDE = 10
@@ -30,10 +30,10 @@ def images(num: int = WHOLE_BATCH, *, side: int = SIDE) -> torch.Tensor:
     return stored.permute(0, 3, 1, 2).float() / 255
 
 
-def still(num: int, **changes: torch.Tensor) -> Draws:
+def still(num: int, **changes: torch.Tensor) -> AugmentParams:
     """Return draws that change nothing, but for ``changes``."""
-    parts = vars(draw("none", num, generator=seeded())) | changes
-    return Draws(**parts)
+    parts = vars(sample_params("none", num, generator=seeded())) | changes
+    return AugmentParams(**parts)
 
 
 def numbered(num: int, channels: int = 3) -> torch.Tensor:
@@ -79,14 +79,15 @@ def test_every_image_gets_its_own_element_in_its_own_place(memory_format, dtype)
 
 def test_none_is_the_very_same_images():
     batch = images()
-    assert augment(batch, draw("none", len(batch), generator=seeded())) is batch
+    assert augment(batch, sample_params("none", len(batch), generator=seeded())) is batch
 
 
 @pytest.mark.parametrize("name", ["light", "strong"])
 def test_the_seed_decides_and_every_image_differs(name):
     batch = images(1).expand(WHOLE_BATCH, -1, -1, -1)
     first, again, other = (
-        augment(batch, draw(name, WHOLE_BATCH, generator=seeded(seed))) for seed in (5, 5, 6)
+        augment(batch, sample_params(name, WHOLE_BATCH, generator=seeded(seed)))
+        for seed in (5, 5, 6)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -95,7 +96,7 @@ def test_the_seed_decides_and_every_image_differs(name):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_batch_in_parts_is_the_whole_batch(name):
-    batch, draws = images(), draw(name, WHOLE_BATCH, generator=seeded(1))
+    batch, draws = images(), sample_params(name, WHOLE_BATCH, generator=seeded(1))
     whole = augment(batch, draws)
     for rows in (slice(0, 7), slice(7, 24), torch.tensor([3]), np.array([23, 0, 5])):
         part = augment(batch[rows], draws.take(rows))
@@ -107,7 +108,7 @@ def test_range_type_and_memory_stay_and_the_input_is_not_touched(name):
     batch = images()
     batch[:4], batch[4:8] = 0, 1
     before = batch.clone()
-    result = augment(batch, draw(name, WHOLE_BATCH, generator=seeded()))
+    result = augment(batch, sample_params(name, WHOLE_BATCH, generator=seeded()))
     assert torch.equal(batch, before)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -117,7 +118,7 @@ def test_range_type_and_memory_stay_and_the_input_is_not_touched(name):
 
 
 def test_autocast_does_not_reach_the_colours():
-    batch, draws = images(), draw("strong", WHOLE_BATCH, generator=seeded())
+    batch, draws = images(), sample_params("strong", WHOLE_BATCH, generator=seeded())
     with torch.autocast("cpu", torch.bfloat16):
         inside = augment(batch, draws)
     assert torch.equal(inside, augment(batch, draws))
@@ -209,7 +210,7 @@ def test_stain_by_definition():
 
 
 def test_strong_draws_are_within_their_bounds_and_use_them():
-    draws = draw("strong", 4000, generator=seeded())
+    draws = sample_params("strong", 4000, generator=seeded())
     for values, middle, half_width in (
         (draws.brightness, 1, 0.2),
         (draws.contrast, 1, 0.25),
@@ -226,17 +227,17 @@ def test_strong_draws_are_within_their_bounds_and_use_them():
 
 def test_glass_stays_nearly_white():
     glass = torch.full((500, 3, 1, 1), 0.95)
-    draws = draw("strong", 500, generator=seeded())
+    draws = sample_params("strong", 500, generator=seeded())
     still_light = still(500, stain_scale=draws.stain_scale, stain_shift=draws.stain_shift)
     assert (augment(glass, still_light) - glass).abs().max() < 0.06
 
 
 def test_mixup_draws():
-    partner, share = draw_mixup(1000, alpha=0.4, generator=seeded(3))
-    again = draw_mixup(1000, alpha=0.4, generator=seeded(3))
+    partner, share = sample_mixup(1000, alpha=0.4, generator=seeded(3))
+    again = sample_mixup(1000, alpha=0.4, generator=seeded(3))
     assert torch.equal(partner, again[0])
     assert torch.equal(share, again[1])
-    assert not torch.equal(share, draw_mixup(1000, alpha=0.4, generator=seeded(4))[1])
+    assert not torch.equal(share, sample_mixup(1000, alpha=0.4, generator=seeded(4))[1])
     assert partner.sort().values.tolist() == list(range(1000))
     assert share.dtype == torch.float32
     assert share.min() >= 0.5

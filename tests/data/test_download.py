@@ -19,7 +19,7 @@ from tests.trees import make_tree
 from wsi_idc.cli.main import run
 from wsi_idc.core.errors import DataError, WsiIdcError
 from wsi_idc.data.download import HANDLE, download, downloaded
-from wsi_idc.data.open_data import open_data, tree_in
+from wsi_idc.data.open_data import find_patch_tree, open_data
 from wsi_idc.data.prepare import prepare
 
 # kagglehub leaves the connection of a request that it sends a second time to the collector.
@@ -129,7 +129,7 @@ def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
 def test_what_was_downloaded_is_data_without_prepare(kaggle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = download(Path("data"))
-    assert tree_in(Path("data")) == path
+    assert find_patch_tree(Path("data")) == path
     assert len(open_data()) == 7
 
 
@@ -201,7 +201,7 @@ def test_the_note(tmp_path):
     for text in ("", "[]", "{}", '{"path": 1}', "\xff"):
         note.write_text(text, encoding="latin-1")
         with pytest.raises(DataError, match="not readable; run wsi-idc download"):
-            tree_in(tmp_path)
+            find_patch_tree(tmp_path)
 
 
 def test_kagglehub_still_has_what_we_use():

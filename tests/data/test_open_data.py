@@ -10,9 +10,9 @@ import pytest
 
 from tests.trees import add_patch, file_name
 from wsi_idc.core.errors import BusyError, DataError
-from wsi_idc.data.open_data import cache_folder, open_data, tree_in
+from wsi_idc.data.open_data import cache_folder, find_patch_tree, open_data
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_store import Folder, UnreadablePatchError
+from wsi_idc.data.patch_store import FolderStore, UnreadablePatchError
 from wsi_idc.data.prepare import prepare
 
 OPEN = "import sys, pathlib; from wsi_idc.data.open_data import open_data; " + (
@@ -125,14 +125,14 @@ def test_left_out_files_are_pointed_at(tree, caplog):
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the disk give an error where a file of this name is read."""
-    read = Folder.read
+    read = FolderStore.read
 
-    def fail(self: Folder, path: str) -> tuple[bytes, str]:
+    def fail(self: FolderStore, path: str) -> tuple[bytes, str]:
         if path.endswith(name):
             raise UnreadablePatchError("cannot be read: Input/output error")
         return read(self, path)
 
-    monkeypatch.setattr(Folder, "read", fail)
+    monkeypatch.setattr(FolderStore, "read", fail)
 
 
 def test_each_command_says_what_its_cached_pack_lacks(tree, monkeypatch, caplog):
@@ -248,13 +248,13 @@ def test_a_zip_in_the_default_folder_is_found(tree, tmp_path, monkeypatch):
     archive = Path(shutil.make_archive("data/archive", "zip", tree)).relative_to(tmp_path)
     Path("data/notes.zip").write_text("no zip")
     Path("data/figure.png").write_bytes(b"no patch")
-    assert tree_in(Path("data")) == archive
+    assert find_patch_tree(Path("data")) == archive
     assert len(open_data()) == 7
     shutil.copy(archive, "data/b.zip")
     with pytest.raises(DataError, match=r"data holds 2 zips \(archive.zip, b.zip\); say which one"):
         open_data()
     tree.rename("data/IDC_regular_ps50_idx5")
-    assert tree_in(Path("data")) == Path("data")
+    assert find_patch_tree(Path("data")) == Path("data")
 
 
 def test_cache_folder(tmp_path, monkeypatch):

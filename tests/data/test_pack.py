@@ -16,7 +16,7 @@ from tests.trees import PATIENTS, pixels_of
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack, PackInfo, is_pack
 from wsi_idc.data.pack_writer import write_pack
-from wsi_idc.explore.pixel_statistics import measure
+from wsi_idc.explore.pixel_statistics import pixel_statistics
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 INFO = PackInfo((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 50, 4.0, "assumed", "ab" * 32)
@@ -300,7 +300,7 @@ def same_but_another(path: Path) -> None:
 
 def test_a_pack_in_another_ones_place_is_not_mixed_with_it(pack, monkeypatch):
     same_but_another(pack.path)
-    for read in (pack.paths, lambda: measure(pack)):
+    for read in (pack.paths, lambda: pixel_statistics(pack)):
         with pytest.raises(
             DataError, match="the pack was replaced or changed meanwhile; run again"
         ):

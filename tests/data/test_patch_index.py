@@ -9,20 +9,26 @@ from hypothesis import strategies as st
 
 from tests.trees import PATIENTS, add_patch, file_name, make_tree
 from wsi_idc.core.errors import DataError
-from wsi_idc.data.patch_index import _parse, content_key, index_tree, open_origin, problem_table
-from wsi_idc.data.patch_store import Problem
+from wsi_idc.data.patch_index import (
+    _parse,
+    content_key,
+    index_tree,
+    open_patch_store,
+    problem_table,
+)
+from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 NUM_PATCHES = sum(map(len, PATIENTS.values()))
 
 
 def index(root):
-    with open_origin(root) as origin:
+    with open_patch_store(root) as origin:
         return index_tree(origin, patch_px=50)
 
 
 def key_of(root):
-    with open_origin(root) as origin:
+    with open_patch_store(root) as origin:
         return content_key(origin, origin.listing().paths)
 
 
@@ -91,7 +97,7 @@ def test_nested_copy_of_the_whole_tree(tree):
     assert rows(found) == EXPECTED
     assert not found.table["path"].str.contains("IDC_regular").any()
     detail = f"{NUM_PATCHES} patches that stand above it too, taken only where those are damaged"
-    assert found.flagged == (Problem("IDC_regular_ps50_idx5/", "nested copy", detail),)
+    assert found.flagged == (FileIssue("IDC_regular_ps50_idx5/", "nested copy", detail),)
     assert found.rejected == ()
 
 
@@ -103,7 +109,7 @@ def test_nested_copy_that_differs(tree):
     found = index(tree)
     assert rows(found) == EXPECTED
     copy = f"IDC_regular_ps50_idx5/{path}"
-    assert found.rejected == (Problem(copy, "differs from its copy", f"{path} is kept"),)
+    assert found.rejected == (FileIssue(copy, "differs from its copy", f"{path} is kept"),)
     assert found.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
 
 
@@ -113,7 +119,7 @@ def test_a_whole_copy_stands_in_for_a_damaged_patch(tree):
     (tree / path).write_bytes((tree / path).read_bytes()[:500])
     found = index(tree)
     copy = f"IDC_regular_ps50_idx5/{path}"
-    assert found.rejected == (Problem(path, "differs from its copy", f"{copy} is kept"),)
+    assert found.rejected == (FileIssue(path, "differs from its copy", f"{copy} is kept"),)
     assert copy in set(found.table["path"])
     assert len(found.table) == NUM_PATCHES
 
@@ -129,8 +135,8 @@ def test_the_first_whole_one_of_several_copies_is_kept(tree):
     assert rows(found) == EXPECTED
     assert found.table["path"][1] == f"b/{path}"
     assert found.rejected == (
-        Problem(path, "differs from its copy", f"b/{path} is kept"),
-        Problem(f"c/c/{path}", "differs from its copy", f"b/{path} is kept"),
+        FileIssue(path, "differs from its copy", f"b/{path} is kept"),
+        FileIssue(f"c/c/{path}", "differs from its copy", f"b/{path} is kept"),
     )
 
 
@@ -173,7 +179,7 @@ def test_working_folder(tree, monkeypatch):
 def test_stray_file_at_the_top_of_the_file_system(tree):
     # /data is a usual mount point: nothing stands above it.
     good = "10253/0/10253_idx5_x1_y1_class0.png"
-    table, problems = _parse(["stray.png", good], above=open_origin(Path("/")).above)
+    table, problems = _parse(["stray.png", good], above=open_patch_store(Path("/")).above)
     assert table["path"].tolist() == [good]
     assert [problem.path for problem in problems] == ["stray.png"]
 
@@ -220,10 +226,10 @@ def test_two_patches_at_one_place(tree, label, expected):
         kept, left_out = "10253/0/10253_idx5_x51_y1_class0.png", kept
     shutil.copy(tree / "10253/1/10253_idx5_x51_y1_class1.png", tree / (left_out if label else kept))
     found = index(tree)
-    assert found.rejected == (Problem(left_out, "duplicate coordinate", f"{kept} is kept"),)
+    assert found.rejected == (FileIssue(left_out, "duplicate coordinate", f"{kept} is kept"),)
     assert found.table.loc[1, ["path", "label"]].tolist() == [kept, expected]
     assert len(found.table) == NUM_PATCHES
-    notes = (Problem(kept, "label unknown", f"{left_out} at the same place says otherwise"),)
+    notes = (FileIssue(kept, "label unknown", f"{left_out} at the same place says otherwise"),)
     assert found.flagged == (() if label else notes)
 
 
@@ -290,7 +296,7 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
             found = index(tree)
         finally:
             os.seteuid(0)
-    assert found.rejected == (Problem("10254/", "unreadable", "Permission denied"),)
+    assert found.rejected == (FileIssue("10254/", "unreadable", "Permission denied"),)
     assert rows(found) == [row for row in EXPECTED if row[0] != "10254"]
 
 
@@ -325,7 +331,7 @@ def test_key_follows_names_sizes_and_times_but_not_the_place(tree, tmp_path):
 
 
 def test_problems_as_a_table():
-    table = problem_table([Problem("b", "r", "d"), Problem("a\udcff", "r")])
+    table = problem_table([FileIssue("b", "r", "d"), FileIssue("a\udcff", "r")])
     assert table.to_numpy().tolist() == [["a\udcff", "r", ""], ["b", "r", "d"]]
     assert list(problem_table([]).columns) == ["path", "reason", "detail"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.trees import pixels_of, save_png
-from wsi_idc.data.patch_store import MAX_FILE_BYTES, Folder, UnreadablePatchError
+from wsi_idc.data.patch_store import MAX_FILE_BYTES, FolderStore, UnreadablePatchError
 from wsi_idc.data.png import decode_png
 
 PIXELS = pixels_of("10253", 0, 0)
@@ -166,4 +166,4 @@ def test_files_that_are_no_patch(tmp_path):
         (tmp_path / "folder.png", "cannot be read: Is a directory"),
     ]:
         with pytest.raises(UnreadablePatchError, match=reason):
-            decode(Folder(tmp_path.parent).read(f"{tmp_path.name}/{path.name}")[0])
+            decode(FolderStore(tmp_path.parent).read(f"{tmp_path.name}/{path.name}")[0])

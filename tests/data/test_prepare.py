@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.trees import add_patch, file_name, make_tree, pixels_of, save_png
 from wsi_idc.core.errors import BusyError, DataError, WorkerError, WsiIdcError
-from wsi_idc.core.files import resumable
-from wsi_idc.data.children import Children
+from wsi_idc.core.files import resumable_path
+from wsi_idc.data.children import DecodeWorkerPool
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_store import Folder, Problem, UnreadablePatchError
+from wsi_idc.data.patch_store import FileIssue, FolderStore, UnreadablePatchError
 from wsi_idc.data.prepare import prepare
 
 # A shell's background job, and all that it starts, ignores Ctrl-C unless told otherwise.
@@ -92,7 +92,7 @@ def test_edge_patch_is_padded_white_and_flagged(tree, tmp_path):
     save_png(tree / path, pixels)
     report = prepare(tree, tmp_path / "a.h5")
     assert report.num_edge == 1
-    assert report.flagged == (Problem(path, "edge patch", "37x50 px, padded white"),)
+    assert report.flagged == (FileIssue(path, "edge patch", "37x50 px, padded white"),)
     pack = Pack(report.pack)
     assert pack.index.loc[5, ["height", "width"]].tolist() == [50, 37]
     assert np.array_equal(pack.patches[5, :, :37], pixels)
@@ -105,7 +105,7 @@ def test_a_small_patch_that_others_lie_beyond_is_told_apart(tree, tmp_path):
     save_png(tree / path, pixels_of("9", 0, 3, height=37))  # patient 9 goes on in row 4
     report = prepare(tree, tmp_path / "a.h5")
     assert report.num_edge == 1
-    assert report.flagged == (Problem(path, "small inside the slide", "50x37 px, padded white"),)
+    assert report.flagged == (FileIssue(path, "small inside the slide", "50x37 px, padded white"),)
 
 
 def spoil(tree: Path) -> dict[str, tuple[str, str]]:
@@ -215,7 +215,7 @@ def test_a_damaged_patch_is_taken_from_its_whole_copy(tree, tmp_path, as_zip):
     report = prepare(root, tmp_path / "b.h5")
     copy = f"copy_c/{path}"
     detail = f"not a PNG file; its copy {copy} is packed"
-    assert report.rejected == (Problem(path, "unreadable", detail),)
+    assert report.rejected == (FileIssue(path, "unreadable", detail),)
     assert report.num_patches == 7
     assert Pack(report.pack).paths() == [copy if one == path else one for one in paths]
     assert content(report.pack) == expected | {"path": Pack(report.pack).paths()}
@@ -228,7 +228,7 @@ def test_a_damaged_patch_without_a_whole_copy_is_left_out(tree, tmp_path):
         damaged.parent.mkdir(parents=True, exist_ok=True)
         damaged.write_bytes(bytes(size))
     report = prepare(tree, tmp_path / "a.h5")
-    assert report.rejected == (Problem(path, "unreadable", "not a PNG file"),)
+    assert report.rejected == (FileIssue(path, "unreadable", "not a PNG file"),)
     assert report.num_patches == 6
 
 
@@ -245,7 +245,7 @@ def test_a_stopped_run_goes_on_with_the_copies_of_damaged_patches(
     report = prepare(square_tree, out)
     assert content(out)["patches"] == expected
     detail = f"not a PNG file; its copy copy/{path} is packed"
-    assert report.rejected == (Problem(path, "unreadable", detail),)
+    assert report.rejected == (FileIssue(path, "unreadable", detail),)
 
 
 def test_fingerprint_follows_content_not_the_place(tree, tmp_path):
@@ -295,7 +295,7 @@ def test_leftovers_of_a_killed_run_are_written_over(tree, tmp_path):
 
 def test_busy(tree, tmp_path):
     out = tmp_path / "a.h5"
-    with resumable(out.with_name("a.h5.pixels")), pytest.raises(BusyError):
+    with resumable_path(out.with_name("a.h5.pixels")), pytest.raises(BusyError):
         prepare(tree, out)
     assert not out.exists()
 
@@ -460,8 +460,10 @@ def decoded_again(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int
     """Prepare and return how many files were read."""
     read = []
     with monkeypatch.context() as patch:
-        folder = Folder.read
-        patch.setattr(Folder, "read", lambda self, path: read.append(path) or folder(self, path))
+        folder = FolderStore.read
+        patch.setattr(
+            FolderStore, "read", lambda self, path: read.append(path) or folder(self, path)
+        )
         prepare(tree, out)
     return len(read)
 
@@ -529,15 +531,15 @@ def test_what_a_stopped_run_was_not_allowed_to_read_is_tried_again(
     square_tree, tmp_path, monkeypatch
 ):
     out = tmp_path / "a.h5"
-    read, path = Folder.read, f"1/1/{file_name('1', 10, 1, 1)}"
+    read, path = FolderStore.read, f"1/1/{file_name('1', 10, 1, 1)}"
 
-    def refuse(self: Folder, asked: str) -> tuple[bytes, str]:
+    def refuse(self: FolderStore, asked: str) -> tuple[bytes, str]:
         if asked == path:
             raise UnreadablePatchError("cannot be read: Permission denied")
         return read(self, asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "read", refuse)
+        patch.setattr(FolderStore, "read", refuse)
         leave_chunks(square_tree, out, monkeypatch)
     prepare(square_tree, out)
     assert len(Pack(out)) == 400
@@ -576,14 +578,14 @@ def test_processes_give_what_threads_give(square_tree, tmp_path, monkeypatch):
 def test_a_killed_process_is_one_line_and_the_next_run_goes_on(square_tree, tmp_path, monkeypatch):
     out = tmp_path / "out" / "a.h5"
     expected = content(prepare(square_tree, tmp_path / "b.h5").pack)
-    start_all = Children.__init__
+    start_all = DecodeWorkerPool.__init__
 
-    def kill_one(self: Children, num: int) -> None:
+    def kill_one(self: DecodeWorkerPool, num: int) -> None:
         start_all(self, num)
         self._all[0].kill()
 
     with monkeypatch.context() as patch, pytest.raises(WorkerError) as caught:
-        patch.setattr(Children, "__init__", kill_one)
+        patch.setattr(DecodeWorkerPool, "__init__", kill_one)
         prepare(square_tree, out, num_workers=2)
     assert str(caught.value).startswith("a process that decodes patches was killed (SIGKILL), ")
     assert len(str(caught.value).splitlines()) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.packs import block, make_pack
-from wsi_idc.core.files import replacing
+from wsi_idc.core.files import atomic_write
 from wsi_idc.data.open_data import cache_folder, open_data
 
 OPEN = """
@@ -106,7 +106,7 @@ def test_the_one_that_waits_reads_what_the_other_made(pack, scratch, monkeypatch
     caplog.set_level("INFO", logger="wsi_idc")
     copy = open_data(pack.path).file
     copy.rename(aside := copy.with_name("aside"))
-    with replacing(copy) as partial:
+    with atomic_write(copy) as partial:
         # It looks again when this block has ended.
         def end(seconds: float) -> None:
             shutil.copy2(aside, partial)

@@ -19,7 +19,7 @@ from tests.trees import file_name, make_tree, pixels_of, save_png
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.open_data import cache_folder, open_data
 from wsi_idc.data.prepare import prepare
-from wsi_idc.data.zip_store import Archive
+from wsi_idc.data.zip_store import ZipStore
 
 GOOD = f"9/0/{file_name('9', 0, 3, 0)}"
 OTHER = f"9/1/{file_name('9', 7, 7, 1)}"
@@ -267,10 +267,10 @@ def test_an_empty_zip_and_one_without_patches(tmp_path):
 
 def test_nothing_stays_open(archive):
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with Archive(archive) as opened:
+    with ZipStore(archive) as opened:
         assert opened.size(GOOD) == len(opened.read(GOOD)[0])
     with pytest.raises(DataError):
-        Archive(Path(shutil.copy(__file__, archive)))
+        ZipStore(Path(shutil.copy(__file__, archive)))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

@@ -7,33 +7,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding, Probe, without_names
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult, Probe, without_names
 
 
 def test_a_probe_gives_what_it_finds():
-    rows = [Finding("a", "1"), Finding("b", "2", PROBLEM, "mend it")]
+    rows = [CheckResult("a", "1"), CheckResult("b", "2", PROBLEM, "mend it")]
     assert Probe("both", lambda: iter(rows)).findings() == rows
 
 
 def test_a_probe_that_raises_becomes_a_row():
-    def look() -> Iterator[Finding]:
-        yield Finding("a", "1")
+    def look() -> Iterator[CheckResult]:
+        yield CheckResult("a", "1")
         raise PermissionError(13, "Permission denied", "/secret")
 
     assert Probe("both", look).findings() == [
-        Finding("a", "1"),
-        Finding("both", "could not be found: [Errno 13] Permission denied: '/secret'", NOTE),
+        CheckResult("a", "1"),
+        CheckResult("both", "could not be found: [Errno 13] Permission denied: '/secret'", NOTE),
     ]
     assert Probe("x", lambda: 1 / 0).findings()[0].value == "could not be found: division by zero"
 
-    def silent() -> Iterator[Finding]:
+    def silent() -> Iterator[CheckResult]:
         raise KeyError
 
     assert Probe("x", silent).findings()[0].value == "could not be found: KeyError"
 
 
 def test_a_package_that_cannot_be_imported_is_a_problem():
-    def look() -> Iterator[Finding]:
+    def look() -> Iterator[CheckResult]:
         raise ImportError("libcudart.so.13: cannot open shared object file")
 
     (row,) = Probe("torch", look).findings()
@@ -47,8 +47,8 @@ def test_a_package_that_cannot_be_imported_is_a_problem():
 def test_a_probe_that_hangs_is_left_behind():
     end = threading.Event()
 
-    def look() -> Iterator[Finding]:
-        yield Finding("a", "1")
+    def look() -> Iterator[CheckResult]:
+        yield CheckResult("a", "1")
         end.wait(60)
 
     started = time.monotonic()
@@ -75,8 +75,8 @@ def test_a_probe_that_hangs_is_left_behind():
 def test_neither_home_nor_user_is_named(monkeypatch: pytest.MonkeyPatch, said: str, shown: str):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="ada"))
-    found = without_names(Finding("x", said, PROBLEM, f"see {said}"))
-    assert found == Finding("x", shown, PROBLEM, f"see {shown}")
+    found = without_names(CheckResult("x", said, PROBLEM, f"see {said}"))
+    assert found == CheckResult("x", shown, PROBLEM, f"see {shown}")
 
 
 def test_a_user_that_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch):
@@ -85,4 +85,4 @@ def test_a_user_that_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.setenv("HOME", "/")
-    assert without_names(Finding("x", "/data/x")) == Finding("x", "/data/x")
+    assert without_names(CheckResult("x", "/data/x")) == CheckResult("x", "/data/x")

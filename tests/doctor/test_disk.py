@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsi_idc.doctor import disk
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 
 GB = 10**9
 MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -40,7 +40,7 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(disk, "file_system", lambda path: "ext4")
     out = tmp_path / "not" / "yet"
     assert list(disk.room(out)) == [
-        Finding("output disk", f"{out} (ext4), 50.0 of 100.0 GB free"),
+        CheckResult("output disk", f"{out} (ext4), 50.0 of 100.0 GB free"),
     ]
     usage.free = GB
     (row,) = disk.room(out)
@@ -56,7 +56,7 @@ def test_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd))[-1]
     )
-    assert list(disk.writing(tmp_path / "new")) == [Finding("writing", "134 MB/s with fsync")]
+    assert list(disk.writing(tmp_path / "new")) == [CheckResult("writing", "134 MB/s with fsync")]
     assert synced == [64 * 2**20]
     (row,) = disk.writing(tmp_path)
     assert (row.value, row.state) == ("1 MB/s with fsync", NOTE)
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written():
 
 
 def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert list(disk.locks(tmp_path)) == [Finding("file locks", "work")]
+    assert list(disk.locks(tmp_path)) == [CheckResult("file locks", "work")]
 
     def refuse(fd: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -78,7 +78,7 @@ def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     (row,) = disk.locks(tmp_path)
     assert (row.value, row.state) == ("do not work there", PROBLEM)
-    assert list(disk.hdf5(tmp_path)) == [Finding("HDF5 files", "can be written and read")]
+    assert list(disk.hdf5(tmp_path)) == [CheckResult("HDF5 files", "can be written and read")]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +89,7 @@ def test_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(disk, "file_system", lambda path: "tmpfs")
     monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "new"))
-    assert list(disk.scratch()) == [Finding("scratch", f"{tmp_path}/new (tmpfs), 50.0 GB free")]
+    assert list(disk.scratch()) == [CheckResult("scratch", f"{tmp_path}/new (tmpfs), 50.0 GB free")]
     monkeypatch.setenv("WSI_IDC_SCRATCH", "/proc/x")
     (row,) = disk.scratch()
     assert row.value.startswith("/proc/x (tmpfs), 50.0 GB free, cannot be written (")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsi_idc.doctor import machine
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 
 GIB = 2**30
 
@@ -24,11 +24,11 @@ def two_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_of_eight")
 def test_cores(monkeypatch: pytest.MonkeyPatch):
     assert list(machine.cores()) == [
-        Finding("cores", "8 in the machine, 2 by affinity, none said by SLURM"),
-        Finding("threads of torch", "2"),
+        CheckResult("cores", "8 in the machine, 2 by affinity, none said by SLURM"),
+        CheckResult("threads of torch", "2"),
     ]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert list(machine.cores())[1] == Finding(
+    assert list(machine.cores())[1] == CheckResult(
         *("threads of torch", "1 (OMP_NUM_THREADS=1)", NOTE),
         "unset OMP_NUM_THREADS to use all cores given",
     )
@@ -44,7 +44,9 @@ def test_more_threads_than_srun_gave_cores_are_a_problem(monkeypatch: pytest.Mon
 
 def test_processor(tmp_path: Path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC 7763\nflags\t: x\n")
-    assert list(machine.processor(tmp_path / "cpuinfo")) == [Finding("processor", "AMD EPYC 7763")]
+    assert list(machine.processor(tmp_path / "cpuinfo")) == [
+        CheckResult("processor", "AMD EPYC 7763")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_little_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch):
     (row,) = machine.shared_memory()
     assert (row.value, row.state) == ("0.06 GiB, 0.06 GiB free", NOTE)
     usage.total = usage.free = 4 * GIB
-    assert list(machine.shared_memory()) == [Finding("/dev/shm", "4.00 GiB, 4.00 GiB free")]
+    assert list(machine.shared_memory()) == [CheckResult("/dev/shm", "4.00 GiB, 4.00 GiB free")]
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *there: str) -> dict[str, tuple[int, str, str]]:
@@ -123,10 +125,10 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]):
     answers["name"] = (0, "NVIDIA X\nNVIDIA X\n", "")
     answers["driver_version"] = (0, "550.54\n550.54\n", "")
     seen((9, 0), (7, 5))
-    assert list(machine.driver()) == [Finding("driver", "NVIDIA 550.54")]
+    assert list(machine.driver()) == [CheckResult("driver", "NVIDIA 550.54")]
     assert list(machine.gpus()) == [
-        Finding("GPU 0", "NVIDIA X, 80 GiB, compute capability 9.0, bf16"),
-        Finding("GPU 1", "NVIDIA X, 80 GiB, compute capability 7.5, no bf16"),
+        CheckResult("GPU 0", "NVIDIA X, 80 GiB, compute capability 9.0, bf16"),
+        CheckResult("GPU 1", "NVIDIA X, 80 GiB, compute capability 7.5, no bf16"),
     ]
     seen()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -140,8 +142,8 @@ def test_no_gpu_is_a_note_unless_slurm_gave_one(
 ):
     answering(monkeypatch)
     seen()
-    assert list(machine.driver()) == [Finding("driver", "none of NVIDIA's (no nvidia-smi)")]
-    assert list(machine.gpus()) == [Finding("GPUs", "none: all is computed on the CPU", NOTE)]
+    assert list(machine.driver()) == [CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")]
+    assert list(machine.gpus()) == [CheckResult("GPUs", "none: all is computed on the CPU", NOTE)]
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_GPUS", "3")
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -155,7 +157,7 @@ def test_torch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: None)
-    assert list(machine.torch_build()) == [Finding("torch", "2.9.0+cpu, built for CPUs only")]
+    assert list(machine.torch_build()) == [CheckResult("torch", "2.9.0+cpu, built for CPUs only")]
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
     (row,) = machine.torch_build()
@@ -167,7 +169,11 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
     answers = answering(monkeypatch)
     assert list(machine.slurm()) == [
-        *(Finding("srun", "not here"), Finding("sbatch", "not here"), Finding("SLURM job", "none")),
+        *(
+            CheckResult("srun", "not here"),
+            CheckResult("sbatch", "not here"),
+            CheckResult("SLURM job", "none"),
+        ),
     ]
     answers = answering(monkeypatch, "srun", "sbatch")
     answers["srun"] = (0, "slurm-wlm 22.05.8\n", "")
@@ -180,9 +186,9 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch):
     }.items():
         monkeypatch.setenv(name, value)
     srun, sbatch, job = machine.slurm()
-    assert srun == Finding("srun", "slurm-wlm 22.05.8")
+    assert srun == CheckResult("srun", "slurm-wlm 22.05.8")
     assert (sbatch.value, sbatch.state) == (
         "does not work (sbatch: fatal: no configuration)",
         NOTE,
     )
-    assert job == Finding("SLURM job", "SLURM_JOB_ID=7, SLURM_CPUS_PER_TASK=4")
+    assert job == CheckResult("SLURM job", "SLURM_JOB_ID=7, SLURM_CPUS_PER_TASK=4")

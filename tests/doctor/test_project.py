@@ -11,14 +11,14 @@ from wsi_idc import __version__
 from wsi_idc.data.open_data import cache_folder
 from wsi_idc.doctor import packages as program
 from wsi_idc.doctor import project as work
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 from wsi_idc.models.registry import architecture
 
 
 def test_a_pack(pack, monkeypatch):
     rows = [
-        Finding("data", f"{pack.path}, 7 patches of 3 patients, 50 px at 4 um/px"),
-        Finding("data fingerprint", pack.info.source_fingerprint),
+        CheckResult("data", f"{pack.path}, 7 patches of 3 patients, 50 px at 4 um/px"),
+        CheckResult("data fingerprint", pack.info.source_fingerprint),
     ]
     assert list(work.data(pack.path)) == rows
     assert list(work.data(pack.path.parent)) == rows
@@ -28,7 +28,7 @@ def test_a_pack(pack, monkeypatch):
 
 def test_a_tree_is_not_packed(tree, tmp_path):
     said = "a patch tree; it is packed when it is first used"
-    assert list(work.data(tree)) == [Finding("data", f"{tree}, {said}")]
+    assert list(work.data(tree)) == [CheckResult("data", f"{tree}, {said}")]
     archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tree))
     (row,) = work.data(archive)
     assert row.value == f"{archive}, a zip; it is packed when it is first used"
@@ -63,18 +63,18 @@ def test_weights(tmp_path, monkeypatch):
         (folder / architecture(name).imagenet.url.rsplit("/", 1)[-1]).touch()
     (folder / "vgg16-397923af.pth").touch()
     (folder / "mine.pth").touch()
-    found = [Finding("ImageNet weights", f"resnet50, efficientnet-b0, vgg16 in {folder}")]
+    found = [CheckResult("ImageNet weights", f"resnet50, efficientnet-b0, vgg16 in {folder}")]
     assert list(work.weights()) == found
 
 
 def test_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     newest, default = work.runs()
-    assert newest == Finding("newest finished run", "none in runs/")
+    assert newest == CheckResult("newest finished run", "none in runs/")
     assert re.fullmatch(r"the bundled model, \d\.\d MB", default.value)
     shutil.copytree(trained.source.parent, "runs/mine")
     newest, default = work.runs()
-    assert newest == Finding("newest finished run", "runs/mine")
+    assert newest == CheckResult("newest finished run", "runs/mine")
     assert re.fullmatch(r"runs/mine/best\.pt, \d\.\d MB", default.value)
 
 
@@ -96,16 +96,16 @@ def test_versions(monkeypatch):
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(program, "PACKAGES", ("click", "h5py", "numpy"))
     assert list(program.packages()) == [
-        Finding("packages", "click 8.1, numpy 2.0"),
-        Finding("missing packages", "h5py", PROBLEM, "pip install h5py"),
+        CheckResult("packages", "click 8.1, numpy 2.0"),
+        CheckResult("missing packages", "h5py", PROBLEM, "pip install h5py"),
     ]
     monkeypatch.setattr(program, "provenance", lambda: {"git_commit": None})
-    assert list(program.program()) == [Finding("program", f"wsi-idc {__version__}")]
+    assert list(program.program()) == [CheckResult("program", f"wsi-idc {__version__}")]
     monkeypatch.setattr(platform, "python_version", lambda: "3.11.0")
     monkeypatch.setattr(program.sys, "executable", "/opt/python")
-    assert next(program.python()) == Finding("python", "3.11.0 (/opt/python)")
+    assert next(program.python()) == CheckResult("python", "3.11.0 (/opt/python)")
     monkeypatch.setattr(program, "provenance", lambda: {"git_commit": "abc"})
-    assert list(program.program()) == [Finding("program", f"wsi-idc {__version__}, commit abc")]
+    assert list(program.program()) == [CheckResult("program", f"wsi-idc {__version__}, commit abc")]
 
 
 def test_openslide_that_cannot_be_loaded(monkeypatch):

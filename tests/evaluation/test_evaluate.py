@@ -11,19 +11,19 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.evaluation.evaluation_files import evaluation_folder, is_evaluated, write_evaluation
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import all_metrics
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 
 def run(checkpoint: Checkpoint, pack: Pack, patients: list[str], **method: bool) -> Evaluation:
     return evaluate(
-        Method((checkpoint,), **method),
+        Predictor((checkpoint,), **method),
         pack,
         patients,
         split="test",
-        compute=choose_compute("cpu"),
+        compute=select_device("cpu"),
         batch_size=32,
         num_resamples=20,
     )
@@ -31,28 +31,32 @@ def run(checkpoint: Checkpoint, pack: Pack, patients: list[str], **method: bool)
 
 def test_words_stand_for_patients(trained: Checkpoint, cohort: Pack):
     for role in ("test", "val"):
-        assert choose_patients(Method((trained,)), cohort, role) == sorted(trained.patients(role))
-    assert choose_patients(Method((trained,)), cohort, "unseen") == sorted(trained.patients("test"))
+        assert choose_patients(Predictor((trained,)), cohort, role) == sorted(
+            trained.patients(role)
+        )
+    assert choose_patients(Predictor((trained,)), cohort, "unseen") == sorted(
+        trained.patients("test")
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
 def test_patients_it_was_trained_on_are_refused(trained: Checkpoint, cohort: Pack, split: str):
     with pytest.raises(DataError, match="was trained on 3 of these patients") as caught:
-        choose_patients(Method((trained,)), cohort, split)
+        choose_patients(Predictor((trained,)), cohort, split)
     assert "--allow-seen" in str(caught.value)
-    assert len(choose_patients(Method((trained,)), cohort, split, allow_seen=True)) >= 3
+    assert len(choose_patients(Predictor((trained,)), cohort, split, allow_seen=True)) >= 3
 
 
 def test_a_split_that_is_not_in_the_data_says_what_to_do(trained: Checkpoint, pack: Pack):
     with pytest.raises(DataError, match="--split unseen"):
-        choose_patients(Method((trained,)), pack, "test")
-    assert choose_patients(Method((trained,)), pack, "unseen") == pack.patients
+        choose_patients(Predictor((trained,)), pack, "test")
+    assert choose_patients(Predictor((trained,)), pack, "unseen") == pack.patients
 
 
 def test_metrics_are_those_of_the_written_predictions(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     evaluation = run(trained, cohort, patients)
     write_evaluation(evaluation, tmp_path / "eval")
     table = pd.read_csv(tmp_path / "eval" / "predictions.csv")
@@ -73,7 +77,7 @@ def test_metrics_are_those_of_the_written_predictions(
 
 
 def test_unknown_labels_are_left_out(trained: Checkpoint, cohort: Pack):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     blinded = Pack(cohort.path)
     rows = np.concatenate([blinded.rows_of(patient) for patient in patients])
     blinded.index.loc[rows[::2], "label"] = -1
@@ -86,7 +90,7 @@ def test_unknown_labels_are_left_out(trained: Checkpoint, cohort: Pack):
 
 
 def test_one_class_is_null_in_json(trained: Checkpoint, cohort: Pack):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     benign = Pack(cohort.path)
     benign.index["label"] = 0
     found = run(trained, benign, patients).as_dict()
@@ -110,14 +114,14 @@ def test_one_class_is_null_in_json(trained: Checkpoint, cohort: Pack):
 def test_figures_that_flatter_are_noted(
     trained: Checkpoint, cohort: Pack, split: str, notes: list[str]
 ):
-    patients = choose_patients(Method((trained,)), cohort, split, allow_seen=True)
+    patients = choose_patients(Predictor((trained,)), cohort, split, allow_seen=True)
     assert [note for note in run(trained, cohort, patients).notes if "flatter" in note] == [
         f"a checkpoint {note} of these patients: the figures flatter it" for note in notes
     ]
 
 
 def test_a_temperature_that_does_not_help_is_noted(trained: Checkpoint, cohort: Pack):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     plain = run(replace(trained, temperature=1.0), cohort, patients)
     assert not any("temperature" in note for note in plain.notes)
     # All probabilities about 0.5, whatever the label: worse than any that knows something.
@@ -128,7 +132,7 @@ def test_a_temperature_that_does_not_help_is_noted(trained: Checkpoint, cohort: 
 
 
 def test_one_patient_gives_no_intervals_and_says_so(trained: Checkpoint, cohort: Pack):
-    patient = choose_patients(Method((trained,)), cohort, "test")[:1]
+    patient = choose_patients(Predictor((trained,)), cohort, "test")[:1]
     found = run(trained, cohort, patient)
     assert np.isnan(found.judged.intervals["auc"]).all()
     assert np.isnan([found.regions["auc"]["low"], found.regions["auc"]["high"]]).all()
@@ -138,7 +142,7 @@ def test_one_patient_gives_no_intervals_and_says_so(trained: Checkpoint, cohort:
 
 
 def test_the_patches_at_each_distance_make_up_all(trained: Checkpoint, cohort: Pack):
-    found = run(trained, cohort, choose_patients(Method((trained,)), cohort, "test"))
+    found = run(trained, cohort, choose_patients(Predictor((trained,)), cohort, "test"))
     counts = [sum(vars(one.confusion).values()) for one in found.by_border.values()]
     assert list(found.by_border) == [0, 1, 2]
     assert sum(counts) == found.num_patches
@@ -150,7 +154,7 @@ def test_the_patches_at_each_distance_make_up_all(trained: Checkpoint, cohort: P
 def test_smoothing_is_judged_and_the_raw_kept_beside_it(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     raw = run(trained, cohort, patients)
     both = run(trained, cohort, patients, smooth=True)
     pd.testing.assert_series_equal(raw.predictions["probability"], both.predictions["probability"])
@@ -165,7 +169,7 @@ def test_smoothing_is_judged_and_the_raw_kept_beside_it(
 
 
 def test_neighbours_of_unknown_label_smooth_too(trained: Checkpoint, cohort: Pack):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     whole = run(trained, cohort, patients, smooth=True)
     blinded = Pack(cohort.path)
     rows = np.concatenate([blinded.rows_of(patient) for patient in patients])
@@ -177,7 +181,7 @@ def test_neighbours_of_unknown_label_smooth_too(trained: Checkpoint, cohort: Pac
 
 
 def test_views_give_an_uncertainty(trained: Checkpoint, cohort: Pack):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     found = run(trained, cohort, patients, tta=True).predictions
     assert found["uncertainty"].between(0, 0.5).all()
     assert "uncertainty" not in run(trained, cohort, patients).predictions
@@ -189,30 +193,30 @@ def test_an_ensemble_is_tested_only_on_patients_that_no_member_saw(
     seen = sorted(trained.patients("test"))[0]
     moved = {**trained.split, seen: "train"}
     other = replace(trained, split=moved, fingerprint="other")
-    method = Method((trained, other))
+    method = Predictor((trained, other))
     assert choose_patients(method, cohort, "test") == sorted(trained.patients("test") - {seen})
     assert seen not in choose_patients(method, cohort, "unseen")
     with pytest.raises(DataError, match="was trained on"):
         choose_patients(method, cohort, "all")
     tested = replace(trained, split=dict.fromkeys(trained.split, "test"))
     with pytest.raises(DataError, match="was trained on 4 of these patients"):
-        choose_patients(Method((tested, other)), cohort, "all")
+        choose_patients(Predictor((tested, other)), cohort, "all")
 
 
 def test_an_evaluation_is_known_by_method_and_data(
     trained: Checkpoint, cohort: Pack, pack: Pack, tmp_path: Path
 ):
-    method = Method((trained,))
+    method = Predictor((trained,))
     write_evaluation(run(trained, cohort, choose_patients(method, cohort, "test")), tmp_path)
     assert is_evaluated(tmp_path, method, cohort)
     assert not is_evaluated(tmp_path, method, pack)
-    assert not is_evaluated(tmp_path, Method((trained,), tta=True), cohort)
+    assert not is_evaluated(tmp_path, Predictor((trained,), tta=True), cohort)
     assert not is_evaluated(tmp_path / "none", method, cohort)
 
 
 def test_each_way_of_evaluating_has_a_folder_of_its_own(trained: Checkpoint, tmp_path: Path):
     folders = {
-        evaluation_folder(Method((trained,), tta=tta, smooth=smooth), "test")
+        evaluation_folder(Predictor((trained,), tta=tta, smooth=smooth), "test")
         for tta in (False, True)
         for smooth in (False, True)
     }
@@ -224,15 +228,15 @@ def test_each_way_of_evaluating_has_a_folder_of_its_own(trained: Checkpoint, tmp
         "eval-test-tta-smooth",
     }
     a, b = (replace(trained, source=tmp_path / f"{name}.pt", fingerprint=name) for name in "ab")
-    assert evaluation_folder(Method((a,)), "val") == tmp_path / "a-eval-val"
-    assert evaluation_folder(Method((b,)), "val") == tmp_path / "b-eval-val"
-    assert evaluation_folder(Method((a, b)), "val").parent == Path("eval")
+    assert evaluation_folder(Predictor((a,)), "val") == tmp_path / "a-eval-val"
+    assert evaluation_folder(Predictor((b,)), "val") == tmp_path / "b-eval-val"
+    assert evaluation_folder(Predictor((a, b)), "val").parent == Path("eval")
 
 
 def test_an_interrupted_rewrite_leaves_no_old_record(
     trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    patients = choose_patients(Method((trained,)), cohort, "test")
+    patients = choose_patients(Predictor((trained,)), cohort, "test")
     first, second = run(trained, cohort, patients), run(trained, cohort, patients, tta=True)
     write_evaluation(first, tmp_path)
 

@@ -14,20 +14,20 @@ from wsi_idc.evaluation.leaderboard import (
     write_leaderboard,
 )
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 
 @pytest.fixture
 def evaluation(trained: Checkpoint, cohort: Pack) -> Evaluation:
-    method = Method((trained,))
+    method = Predictor((trained,))
     return evaluate(
         method,
         cohort,
         choose_patients(method, cohort, "test"),
         split="test",
-        compute=choose_compute("cpu"),
+        compute=select_device("cpu"),
         batch_size=64,
         num_resamples=10,
     )

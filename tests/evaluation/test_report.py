@@ -12,9 +12,9 @@ import pytest
 from tests.evaluations import METHOD, evaluation_of, pack_of, patches
 from wsi_idc.evaluation.report import evaluate_into, write_report
 from wsi_idc.evaluation.report_page import CAPTIONS, provenance_in_words, write_evaluation_page
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.plotting.number_format import NONE
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 FEW = pd.concat(
@@ -134,8 +134,8 @@ def test_provenance_tells_one_checkpoint_from_several():
 
 
 def test_a_run_is_evaluated_with_its_curves_and_an_old_page_goes(trained, cohort, tmp_path):
-    method, out = Method((trained,)), tmp_path / "eval"
-    how = {"split": "test", "compute": choose_compute("cpu"), "batch_size": 32, "num_resamples": 20}
+    method, out = Predictor((trained,)), tmp_path / "eval"
+    how = {"split": "test", "compute": select_device("cpu"), "batch_size": 32, "num_resamples": 20}
     evaluation, folder = evaluate_into(out, method, cohort, **how)
     assert folder == out
     check_page(out / "report.html")
@@ -147,6 +147,6 @@ def test_a_run_is_evaluated_with_its_curves_and_an_old_page_goes(trained, cohort
     assert left == {"metrics.json", "patients.csv", "predictions.csv"}
     # A checkpoint that was copied out of its run has no history beside it.
     copied = tmp_path / "copy.pt"
-    evaluate_into(out, Method((replace(trained, source=copied),)), cohort, **how)
+    evaluate_into(out, Predictor((replace(trained, source=copied),)), cohort, **how)
     assert not (out / "figures" / "learning_curves.svg").exists()
     assert (out / "report.html").exists()

@@ -7,11 +7,11 @@ from tests.packs import Cell, block, make_pack
 from tests.trees import pixels_of
 from wsi_idc.explore import duplicates
 from wsi_idc.explore.duplicates import bits_apart, find_duplicates, near_pairs
-from wsi_idc.explore.pixel_statistics import measure
+from wsi_idc.explore.pixel_statistics import pixel_statistics
 
 
 def find(pack):
-    hashes = measure(pack).table["hash"].to_numpy(np.uint64)
+    hashes = pixel_statistics(pack).table["hash"].to_numpy(np.uint64)
     return find_duplicates(pack, hashes, np.arange(len(pack)))
 
 
@@ -73,7 +73,7 @@ def test_patches_left_out_are_not_compared(tmp_path):
     copied = pixels_of("a", 0, 0)
     cells = [Cell("a", 0, 0), Cell("b", 0, 0, 0, copied), Cell("b", 0, 1)]
     pack = make_pack(tmp_path / "a.h5", cells)
-    hashes = measure(pack).table["hash"].to_numpy(np.uint64)
+    hashes = pixel_statistics(pack).table["hash"].to_numpy(np.uint64)
     assert len(find_duplicates(pack, hashes, np.arange(3))) == 2
     assert find_duplicates(pack, hashes, np.array([0, 2])).empty
     assert find_duplicates(pack, hashes, np.array([], int)).empty

@@ -8,7 +8,7 @@ from tests.packs import Cell, block, flat, make_pack
 from tests.trees import pixels_of
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
-from wsi_idc.explore.pixel_statistics import CHANNELS, measure, perceptual_hash
+from wsi_idc.explore.pixel_statistics import CHANNELS, perceptual_hash, pixel_statistics
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def mixed(tmp_path):
 
 
 def test_every_measure_is_that_of_a_plain_loop(mixed):
-    table = measure(mixed).table
+    table = pixel_statistics(mixed).table
     assert len(table) == len(mixed)
     for at, row in enumerate(table.itertuples()):
         height, width = mixed.index.loc[at, ["height", "width"]]
@@ -55,7 +55,7 @@ def test_every_measure_is_that_of_a_plain_loop(mixed):
 
 
 def test_mean_patches_are_of_full_size_only(mixed):
-    means = measure(mixed).mean_patches
+    means = pixel_statistics(mixed).mean_patches
     labels = mixed.index["label"].to_numpy()
     full = (mixed.index[["height", "width"]] == 50).all(axis=1).to_numpy()
     assert list(means) == [0, 1, -1]
@@ -66,12 +66,12 @@ def test_mean_patches_are_of_full_size_only(mixed):
 
 def test_a_label_without_full_patches_has_no_mean(tmp_path):
     cells = [Cell("a", 0, 0, 1), Cell("a", 0, 1, 0, pixels_of("a", 0, 1, width=9))]
-    assert list(measure(make_pack(tmp_path / "a.h5", cells)).mean_patches) == [1]
+    assert list(pixel_statistics(make_pack(tmp_path / "a.h5", cells)).mean_patches) == [1]
 
 
 def test_more_patches_than_are_read_at_a_time(tmp_path):
     pack = make_pack(tmp_path / "a.h5", block("a", 30, 20))
-    table = measure(pack).table
+    table = pixel_statistics(pack).table
     assert len(table) == 600
     expected = pack.patches[..., 0].sum(axis=(1, 2), dtype=np.int64)
     assert table["sum_red"].tolist() == expected.tolist()
@@ -82,7 +82,7 @@ def test_a_pack_that_is_cut_short_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(Pack, "check_same", lambda pack: os.truncate(pack.file, end))
     end = pack.path.stat().st_size - 8000
     with pytest.raises(DataError, match="cut short"):
-        measure(pack)
+        pixel_statistics(pack)
 
 
 def greys(count: int) -> np.ndarray:

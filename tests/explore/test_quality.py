@@ -4,14 +4,14 @@ import pytest
 from tests.packs import Cell, block, flat, make_pack
 from tests.trees import PATCH_PX, pixels_of
 from wsi_idc.explore import quality as audit
-from wsi_idc.explore.pixel_statistics import measure
+from wsi_idc.explore.pixel_statistics import pixel_statistics
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 GLASS = flat(240, 240, 240)
 
 
 def hints(pack, kind):
-    table = audit.hint_table(pack, measure(pack).table, audit.neighbours(pack))
+    table = audit.quality_flags(pack, pixel_statistics(pack).table, audit.neighbor_index(pack))
     table = table[table["kind"] == kind]
     return [(row.patient, row.y // 50, row.x // 50) for row in table.itertuples()]
 
@@ -26,7 +26,7 @@ def plain_neighbours(pack):
 
 
 def test_neighbours_of_a_cohort(cohort):
-    found = audit.neighbours(cohort)
+    found = audit.neighbor_index(cohort)
     assert found.tolist() == plain_neighbours(cohort)
     assert (found >= 0).all(axis=1).any()
 
@@ -36,7 +36,7 @@ def test_no_neighbour_is_of_another_patient_or_across_the_edge(tmp_path):
     corners = [(0, 0), (0, last), (1, 0), (1, last), (last, 0), (last, last)]
     cells = [Cell(patient, row, col) for patient in "abc" for row, col in corners]
     pack = make_pack(tmp_path / "a.h5", cells)
-    assert audit.neighbours(pack).tolist() == plain_neighbours(pack)
+    assert audit.neighbor_index(pack).tolist() == plain_neighbours(pack)
 
 
 def relabelled(cells, **labels):
@@ -50,7 +50,7 @@ def test_a_label_unlike_all_8_neighbours(tmp_path, label):
     cells = relabelled(block("a", 4, 5, 1 - label), r1c2=label) + block("b", 3, 3, label)
     pack = make_pack(tmp_path / "a.h5", cells)
     assert hints(pack, audit.LABEL) == [("a", 1, 2)]
-    table = audit.hint_table(pack, measure(pack).table, audit.neighbours(pack))
+    table = audit.quality_flags(pack, pixel_statistics(pack).table, audit.neighbor_index(pack))
     (row,) = table.to_dict("records")
     assert (row["x"], row["y"], row["label"], row["value"]) == (100, 50, label, 8)
     assert row["path"] == f"a_idx5_x101_y51_class{label}.png"
@@ -104,7 +104,7 @@ def test_a_stain_outlier_among_patients(tmp_path):
     cells += stained("odd", (90, 40, 160)) + stained("few", (90, 40, 160), count=9)
     cells += [Cell("none", 0, 0, 0, GLASS)]
     pack = make_pack(tmp_path / "a.h5", cells)
-    table = audit.stain_table(pack, measure(pack).table).set_axis(pack.patients)
+    table = audit.stain_table(pack, pixel_statistics(pack).table).set_axis(pack.patients)
     assert table.index[table["stain_outlier"]].tolist() == ["odd"]
     density = -np.log10(np.array((90, 40, 160)) / 255)
     odd = table.loc["odd"]
@@ -118,7 +118,7 @@ def test_a_stain_outlier_among_patients(tmp_path):
 def test_patients_stained_alike_are_no_outliers(tmp_path):
     cells = [cell for patient in "abcdef" for cell in stained(patient, (180, 110, 170))]
     pack = make_pack(tmp_path / "a.h5", cells)
-    table = audit.stain_table(pack, measure(pack).table)
+    table = audit.stain_table(pack, pixel_statistics(pack).table)
     assert not table["stain_outlier"].any()
     assert (table["stain_strength_z"] == 0).all()
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.packs import Cell, block, make_pack
 from tests.trees import pixels_of
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_store import Folder
+from wsi_idc.data.patch_store import FolderStore
 from wsi_idc.data.prepare import prepare
 from wsi_idc.explore.tables import describe
 
@@ -125,7 +125,7 @@ def test_the_real_patches_in_numbers(tmp_path):
     subprocess.run(["bash", REAL / "unpack.sh", tree], check=True, capture_output=True)
     description = describe(Pack(prepare(tree, tmp_path / "a.h5").pack))
     cells, sizes = {}, Counter()
-    for path in Folder(tree).listing().paths:
+    for path in FolderStore(tree).listing().paths:
         patient, label, name = path.split("/")
         _, _, x, y, _ = name.split("_")
         cells[patient, int(y[1:]), int(x[1:])] = int(label)

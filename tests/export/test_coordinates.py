@@ -5,11 +5,11 @@ import pytest
 
 from tests.export.maps import full_grid, on_slide, small_map
 from wsi_idc.core.errors import MapError
-from wsi_idc.export.coordinates import place_of
+from wsi_idc.export.coordinates import grid_transform
 
 
 def test_in_a_pack_a_cell_is_a_patch():
-    place = place_of(small_map([[0, 1], [2, 3]], [0.1, 0.9]))
+    place = grid_transform(small_map([[0, 1], [2, 3]], [0.1, 0.9]))
     assert (place.x, place.y, place.side, place.mpp) == (0, 0, 50, 4)
     assert place.points(np.array([[3, 2], [4, 3]])).tolist() == [[150, 100], [200, 150]]
 
@@ -17,7 +17,7 @@ def test_in_a_pack_a_cell_is_a_patch():
 def test_the_last_cell_of_a_slide_lies_as_well_as_the_first():
     cells = full_grid(300, 300)
     content = on_slide(small_map(cells, np.zeros(len(cells))), 0.2527)
-    place = place_of(content)
+    place = grid_transform(content)
     side = 50 * 4 / 0.2527  # 791.45 px: rounded ones would be off by 135 px at the end
     assert place.points(np.array([[300, 300]])).tolist() == [
         [pytest.approx(300 * side, abs=1e-3)] * 2
@@ -29,13 +29,13 @@ def test_the_last_cell_of_a_slide_lies_as_well_as_the_first():
 def test_a_grid_need_not_begin_at_the_slides_corner():
     content = on_slide(small_map(full_grid(20, 30), np.zeros(600)), 0.499)
     moved = replace(content, coords=content.coords + np.array([131, 17], np.int32))
-    place = place_of(moved)
+    place = grid_transform(moved)
     assert (place.x, place.y) == (131, 17)
 
 
 def test_the_image_of_a_slide_has_its_own_px():
     content = on_slide(small_map(full_grid(2, 2), np.zeros(4)), 0.5)
-    place = place_of(content, "image")
+    place = grid_transform(content, "image")
     assert (place.x, place.y, place.side, place.mpp) == (0, 0, 50, 4)
 
 
@@ -44,4 +44,4 @@ def test_corners_off_the_grid_are_refused():
     coords = content.coords.copy()
     coords[4] += 2
     with pytest.raises(MapError, match="do not lie on a grid of 50 px"):
-        place_of(replace(content, coords=coords))
+        grid_transform(replace(content, coords=coords))

@@ -13,8 +13,8 @@ from wsi_idc.export.layers import layers_of
 from wsi_idc.export.png import write_legend, write_png
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLOUR_MAPS, LABEL_COLOURS
-from wsi_idc.plotting.raster import full_strength
+from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
+from wsi_idc.plotting.raster import robust_max
 from wsi_idc.render import panels
 from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.legend import LABEL_COLOURS as SHOWN
@@ -150,7 +150,7 @@ def test_what_is_no_number_is_transparent_or_black_but_no_error(tmp_path: Path):
 def test_a_label_has_one_colour_in_pages_and_exports():
     codes = {label: code for code, label in enumerate((-1, 0, 1), 1)}
     for label, code in codes.items():
-        assert "#{:02x}{:02x}{:02x}".format(*EXPORTED[label]) == SHOWN[code] == LABEL_COLOURS[label]
+        assert "#{:02x}{:02x}{:02x}".format(*EXPORTED[label]) == SHOWN[code] == LABEL_COLORS[label]
 
 
 def test_without_a_label_there_is_no_layer_of_labels(tmp_path: Path):
@@ -165,16 +165,16 @@ def test_a_quantity_looks_the_same_in_every_picture(stride_px: int | None):
     ones = np.ones(6, np.float32)
     content = all_of(full_grid(2, 3), cam=cam, stride_px=stride_px, smoothed=ones, uncertainty=ones)
     content = replace(content, probability=ones)
-    top = full_strength(content.cell_cams())
+    top = robust_max(content.cell_cams())
     assert (top < 9) is (stride_px is not None)
     tissue = np.zeros((2, 3, 3), np.uint8)
-    scene = panels.Scene(content, tissue, has_image=False, cell_px=1, threshold=0.5)
+    scene = panels.PanelInput(content, tissue, has_image=False, cell_px=1, threshold=0.5)
     layers = {layer.name: layer for layer in layers_of(content, None)}
     legends = {legend.name: legend for legend in legends_of(content, with_tissue=False)}
     for name in ("probability", "smoothed", "uncertainty", "cam"):
         key = getattr(panels, name)(scene).key
         assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colours] == legends[name].palette
-        assert layers[name].scale["colour_map"] == f"matplotlib {COLOUR_MAPS[name]}"
+        assert layers[name].scale["colour_map"] == f"matplotlib {COLORMAPS[name]}"
         assert key.top == legends[name].high == (top if name == "cam" else 1)
     assert layers["cam"].scale["high"] == top
     assert cam_levels(content).max() == 255

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from wsi_idc.geometry.grid import (
     MAX_CELLS_PER_SIDE,
     border_distance,
+    cell_centers_um,
     cells_of,
-    centres_um,
-    lay,
-    middle,
+    crop_center,
     mosaic,
+    scatter_to_grid,
     shape_of,
     smooth,
 )
@@ -48,7 +48,7 @@ def test_no_grid_of_nothing_of_less_or_of_the_world(cells):
 @given(CELLS)
 def test_laid_values_can_be_picked_up_again(cells):
     values = np.arange(len(cells), dtype=np.float32)
-    grid = lay(values, cells, shape=shape_of(cells), fill=np.nan)
+    grid = scatter_to_grid(values, cells, shape=shape_of(cells), fill=np.nan)
     assert grid.dtype == np.float32
     assert (grid[cells[:, 0], cells[:, 1]] == values).all()
     assert np.isfinite(grid).sum() == len(cells)
@@ -69,7 +69,7 @@ def test_mosaic_is_the_slow_one(cells, height, width, channels):
 
 
 def test_centres():
-    assert centres_um(3, step_um=200).tolist() == [100, 300, 500]
+    assert cell_centers_um(3, step_um=200).tolist() == [100, 300, 500]
 
 
 def test_the_distance_to_the_label_border():
@@ -98,10 +98,10 @@ def test_smoothing_is_a_weighted_mean_of_the_patches_that_are_there():
 
 def test_the_middle_of_a_block_by_area():
     block = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-    assert middle(block, share=1) is block
-    assert middle(block, share=0.5).tolist() == [[[5, 6], [9, 10]]]
+    assert crop_center(block, share=1) is block
+    assert crop_center(block, share=0.5).tolist() == [[[5, 6], [9, 10]]]
     # Three quarters of four cells are three, each from the middle of its place.
-    found = middle(np.arange(4.0).reshape(1, 1, 4).repeat(4, axis=1), share=0.75)
+    found = crop_center(np.arange(4.0).reshape(1, 1, 4).repeat(4, axis=1), share=0.75)
     assert found.shape == (1, 3, 3)
     np.testing.assert_allclose(found[0, 0], [0.5, 1.5, 2.5])
-    np.testing.assert_allclose(middle(np.full((2, 7, 7), 3.0), share=0.6), 3.0)
+    np.testing.assert_allclose(crop_center(np.full((2, 7, 7), 3.0), share=0.6), 3.0)

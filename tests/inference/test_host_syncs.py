@@ -19,16 +19,16 @@ from tests.classifiers import make_classifier
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.inference.predict import predict
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import set_up
+from wsi_idc.training.setup import build_training
 from wsi_idc.training.train import steps
 
 # Each makes the host wait for a GPU.
@@ -89,7 +89,7 @@ class _LargeResults(TorchDispatchMode):
 def test_a_map_waits_once_a_batch_and_decodes_nothing(
     cohort: Pack, monkeypatch: pytest.MonkeyPatch, num_batches: int
 ):
-    compute = choose_compute("cpu")
+    compute = select_device("cpu")
     classifier = make_classifier("cnn-bn")
     list(predict([classifier], cohort, np.arange(1), compute=compute, cam=CamSpec()))
     rows = np.arange(num_batches * _BATCH)
@@ -121,8 +121,8 @@ def test_a_training_waits_for_nothing_within_its_steps(
 ):
     config = resolve(TrainConfig(model="cnn-bn", batch_size=_BATCH, clip_norm=0.0))
     split = make_split(cohort, "ratio:50/25/25")
-    training = set_up(
-        config, cohort, split, run=Run(tmp_path / "run"), compute=choose_compute("cpu")
+    training = build_training(
+        config, cohort, split, run=Run(tmp_path / "run"), compute=select_device("cpu")
     )
     todo = steps(training)
     next(todo)
@@ -144,5 +144,5 @@ def test_a_map_opens_no_picture_in_any_thread(
 
     monkeypatch.setattr(cv2, "imdecode", refuse)
     monkeypatch.setattr(Image, "open", refuse)
-    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
+    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     assert len(build_maps(work, cohort, cohort.patients).made) == len(cohort.patients)

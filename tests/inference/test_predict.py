@@ -7,12 +7,12 @@ import torch
 from tests.models.test_compile import needs_a_compiler
 from wsi_idc.core.errors import CheckpointError, DeviceError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import patch_predictor, predict, predict_logits
-from wsi_idc.inference.predictor import check_fits
+from wsi_idc.inference.predict import batch_predictor, predict, predict_logits
+from wsi_idc.inference.predictor import validate_input
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import choose_compute
-from wsi_idc.runtime.transfer import Link
+from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -26,7 +26,7 @@ def test_batches_change_nothing(trained: Checkpoint, cohort: Pack, batch_size: i
             [classifier],
             cohort,
             rows,
-            compute=choose_compute("cpu"),
+            compute=select_device("cpu"),
             batch_size=batch_size,
             cam=CamSpec(),
         )
@@ -54,7 +54,7 @@ def test_no_batch_is_so_small_that_other_kernels_compute_it(
             return self.network(images)
 
     classifier.network = Spy(classifier.network)
-    some, compute = np.arange(3), choose_compute("cpu")
+    some, compute = np.arange(3), select_device("cpu")
     (*parts,) = predict([classifier], cohort, some, compute=compute, batch_size=batch_size)
     assert seen == sizes[: len(parts)]
     assert sum(len(part.logit) for part in parts) == 3
@@ -63,7 +63,7 @@ def test_no_batch_is_so_small_that_other_kernels_compute_it(
 def test_too_little_memory_is_a_line_and_still_torchs_own_error(
     trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch
 ):
-    classifier, compute = trained.build(), choose_compute("cpu")
+    classifier, compute = trained.build(), select_device("cpu")
 
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
@@ -75,7 +75,7 @@ def test_too_little_memory_is_a_line_and_still_torchs_own_error(
         return str(caught.value)
 
     line = "cpu has too little memory for 20 patches at once; give a smaller --batch-size"
-    for owner, name in ((type(classifier.network), "forward"), (Link, "send")):
+    for owner, name in ((type(classifier.network), "forward"), (DeviceTransfer, "send")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert said() == line
@@ -90,7 +90,7 @@ def test_bf16_is_close_to_fp32_and_comes_as_float32(trained: Checkpoint, cohort:
             [trained.build()],
             cohort,
             np.arange(40),
-            compute=choose_compute("cpu", precision),
+            compute=select_device("cpu", precision),
             cam=CamSpec(),
         )
         (found[precision],) = parts
@@ -105,29 +105,29 @@ def test_logits_that_are_not_finite_are_never_a_result(trained: Checkpoint, coho
     with torch.no_grad():
         classifier.head.bias[0] = float("nan")
     with pytest.raises(CheckpointError, match="not finite"):
-        predict_logits([classifier], cohort, np.arange(3), compute=choose_compute("cpu"))
+        predict_logits([classifier], cohort, np.arange(3), compute=select_device("cpu"))
 
 
 def test_rows_come_in_their_order(trained: Checkpoint, cohort: Pack):
-    compute = choose_compute("cpu")
+    compute = select_device("cpu")
     forward = predict_logits([trained.build()], cohort, np.arange(20), compute=compute)
     backward = predict_logits([trained.build()], cohort, np.arange(20)[::-1], compute=compute)
     np.testing.assert_allclose(forward, backward[::-1], atol=1e-5)
 
 
 def test_a_model_of_another_scale_or_size_is_refused(trained: Checkpoint, cohort: Pack):
-    check_fits(trained, cohort)
-    check_fits(replace(trained, input=replace(trained.input, mpp=4.2)), cohort)
+    validate_input(trained, cohort)
+    validate_input(replace(trained, input=replace(trained.input, mpp=4.2)), cohort)
     with pytest.raises(CheckpointError, match="trained at 2 um/px"):
-        check_fits(replace(trained, input=replace(trained.input, mpp=2.0)), cohort)
+        validate_input(replace(trained, input=replace(trained.input, mpp=2.0)), cohort)
     with pytest.raises(CheckpointError, match="takes patches of 96 px"):
-        check_fits(replace(trained, input=replace(trained.input, patch_px=96)), cohort)
+        validate_input(replace(trained, input=replace(trained.input, patch_px=96)), cohort)
 
 
 def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort: Pack):
     def cams(patches: np.ndarray) -> np.ndarray:
-        with patch_predictor(
-            lambda: [trained.build()], compute=choose_compute("cpu"), cam=CamSpec(), tta=True
+        with batch_predictor(
+            lambda: [trained.build()], compute=select_device("cpu"), cam=CamSpec(), tta=True
         ) as predicted:
             parts = list(predicted([np.ascontiguousarray(patches)]))
         return np.concatenate([part.cam for part in parts])
@@ -148,9 +148,9 @@ def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort
 def test_slides_of_any_size_are_compiled_once(trained: Checkpoint, cohort: Pack):
     counters = torch._dynamo.utils.counters
     counters.clear()
-    compute = choose_compute("cpu", compiled=True)
+    compute = select_device("cpu", compiled=True)
     patches = cohort.patches[np.arange(40)]
-    with patch_predictor(lambda: [trained.build()], compute=compute, batch_size=30) as predicted:
+    with batch_predictor(lambda: [trained.build()], compute=compute, batch_size=30) as predicted:
         found = [
             np.concatenate([part.logit for part in predicted(slide)])
             for slide in ([patches[:30], patches[30:]], [patches[:3]])

@@ -9,10 +9,10 @@ from scipy.special import softmax
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import predict, predict_logits
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, load_checkpoint, save_checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 
 @pytest.fixture(scope="session")
@@ -32,14 +32,14 @@ def other(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Chec
     return load_checkpoint(path)
 
 
-def logits(method: Method, pack: Pack, rows: np.ndarray) -> np.ndarray:
-    parts = method.predict(pack, rows, compute=choose_compute("cpu"), batch_size=32)
+def logits(method: Predictor, pack: Pack, rows: np.ndarray) -> np.ndarray:
+    parts = method.predict(pack, rows, compute=select_device("cpu"), batch_size=32)
     return np.concatenate([part.logit for part in parts])
 
 
 def test_the_eight_views_are_all_flips_and_turns(trained: Checkpoint, cohort: Pack):
     rows = np.arange(5)
-    found = logits(Method((trained,), tta=True), cohort, rows)
+    found = logits(Predictor((trained,), tta=True), cohort, rows)
     assert found.shape == (5, 8, 2)
     classifier = trained.build()
     patches = cohort.patches[rows]
@@ -56,7 +56,7 @@ def test_the_eight_views_are_all_flips_and_turns(trained: Checkpoint, cohort: Pa
 
 def test_the_cam_of_all_views_lies_as_the_patch_does(trained: Checkpoint, cohort: Pack):
     rows = np.arange(3)
-    compute = choose_compute("cpu")
+    compute = select_device("cpu")
     (found,) = predict([trained.build()], cohort, rows, compute=compute, cam=CamSpec(), tta=True)
     classifier, patches = trained.build(), cohort.patches[rows]
     cams = []
@@ -73,9 +73,9 @@ def test_the_cam_of_all_views_lies_as_the_patch_does(trained: Checkpoint, cohort
 
 
 def test_one_checkpoint_and_one_view_are_as_ever(trained: Checkpoint, cohort: Pack):
-    method = Method((trained,))
+    method = Predictor((trained,))
     logit = logits(method, cohort, np.arange(10))
-    said = method.combine(logit)
+    said = method.aggregate(logit)
     np.testing.assert_array_equal(said.logit, logit[:, 0])
     expected = softmax(logit[:, 0].astype(float) / trained.temperature, axis=1)[:, 1]
     np.testing.assert_allclose(said.probability, expected, atol=1e-7)
@@ -88,12 +88,12 @@ def test_an_ensemble_is_the_mean_of_calibrated_probabilities(
     trained: Checkpoint, other: Checkpoint, cohort: Pack, tta: bool
 ):
     rows = np.arange(12)
-    method = Method((trained, other), tta=tta)
-    said = method.combine(logits(method, cohort, rows))
+    method = Predictor((trained, other), tta=tta)
+    said = method.aggregate(logits(method, cohort, rows))
     each = []
     for one in (trained, other):
         found = predict_logits(
-            [one.build()], cohort, rows, compute=choose_compute("cpu"), batch_size=32, tta=tta
+            [one.build()], cohort, rows, compute=select_device("cpu"), batch_size=32, tta=tta
         )
         each.append(softmax(found.astype(float) / one.temperature, axis=2)[:, :, 1])
     together = np.concatenate(each, axis=1)
@@ -108,35 +108,35 @@ def test_an_ensemble_is_the_mean_of_calibrated_probabilities(
 
 def test_what_does_not_go_together_is_refused(trained: Checkpoint, other: Checkpoint):
     with pytest.raises(CheckpointError, match="given twice"):
-        Method((trained, other, trained))
+        Predictor((trained, other, trained))
     with pytest.raises(CheckpointError, match="have other classes, benign, IDC and non-IDC, IDC"):
-        Method((trained, replace(other, class_names=("benign", "IDC"))))
+        Predictor((trained, replace(other, class_names=("benign", "IDC"))))
     with pytest.raises(CheckpointError, match="no smoothing was fitted"):
-        Method((replace(trained, smoothing=None),), smooth=True)
+        Predictor((replace(trained, smoothing=None),), smooth=True)
 
 
 def test_smoothing_is_the_mean_of_the_checkpoints_own(trained: Checkpoint, other: Checkpoint):
-    assert Method((trained,)).smoothing is None
-    assert Method((trained,), smooth=True).smoothing == trained.smoothing
-    found = Method((trained, other), smooth=True).smoothing
+    assert Predictor((trained,)).smoothing is None
+    assert Predictor((trained,), smooth=True).smoothing == trained.smoothing
+    found = Predictor((trained, other), smooth=True).smoothing
     assert found.sigma_um == pytest.approx((trained.smoothing.sigma_um + 100) / 2)
     assert found.threshold == pytest.approx((trained.smoothing.threshold + 0.9) / 2)
 
 
 def test_roles_are_those_of_any_checkpoint(trained: Checkpoint, other: Checkpoint):
     moved = dict.fromkeys(sorted(trained.split), "test")
-    method = Method((trained, replace(other, split=moved)))
+    method = Predictor((trained, replace(other, split=moved)))
     assert method.patients("train") == trained.patients("train")
     assert method.patients("test") == set(trained.split)
     assert method.identity()["checkpoint"] == [trained.fingerprint, other.fingerprint]
-    assert Method((trained,)).identity()["checkpoint"] == trained.fingerprint
+    assert Predictor((trained,)).identity()["checkpoint"] == trained.fingerprint
 
 
 def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     larger = replace(trained, input=replace(trained.input, input_px=100))
-    compute, rows = choose_compute("cpu"), np.arange(2)
+    compute, rows = select_device("cpu"), np.arange(2)
     parts = predict([trained.build(), larger.build()], cohort, rows, compute=compute, cam=CamSpec())
     (both,) = parts
     (first,) = predict([trained.build()], cohort, rows, compute=compute, cam=CamSpec())
@@ -150,19 +150,19 @@ def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
 
 def test_each_way_has_an_identity_of_its_own(trained: Checkpoint, other: Checkpoint):
     ways = [
-        Method((trained,)),
-        Method((trained,), tta=True),
-        Method((trained,), smooth=True),
-        Method((trained, other)),
+        Predictor((trained,)),
+        Predictor((trained,), tta=True),
+        Predictor((trained,), smooth=True),
+        Predictor((trained, other)),
     ]
     found = [way.identity() for way in ways]
     assert all(one not in found[:number] for number, one in enumerate(found))
 
 
 def test_uncalibrated_is_a_temperature_of_one(trained: Checkpoint, cohort: Pack):
-    method = Method((replace(trained, temperature=3.0),))
+    method = Predictor((replace(trained, temperature=3.0),))
     logit = logits(method, cohort, np.arange(4))
     expected = softmax(logit[:, 0].astype(float), axis=1)[:, 1]
     np.testing.assert_allclose(
-        method.uncalibrated().combine(logit).probability, expected, atol=1e-6
+        method.uncalibrated().aggregate(logit).probability, expected, atol=1e-6
     )

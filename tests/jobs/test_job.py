@@ -141,7 +141,7 @@ def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "runs" / name / "run.json").write_text(record)
     # What is still being trained is left out.
     assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-1", "runs/a-2", "runs/b"]
-    assert job.task(1).left_out() == ["runs/a-3"]
+    assert job.task(1).unfinished_runs() == ["runs/a-3"]
 
 
 def test_nothing_of_a_file_becomes_an_option(tmp_path: Path):

@@ -13,7 +13,7 @@ from wsi_idc.jobs.slurm import queue_of
 from wsi_idc.jobs.status import status_of
 from wsi_idc.maps.sharding import shard, sizes_of_patients
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import what_is_asked
+from wsi_idc.training.resolve_config import resolved_config
 from wsi_idc.training.runs import Run
 
 from .test_job import write
@@ -132,7 +132,7 @@ def test_a_damaged_run_is_unknown(work: Path):
 
 def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
     config = TrainConfig(model="cnn", epochs=3)
-    asked = what_is_asked(config, cohort, make_split(cohort, "ratio:50/25/25"))
+    asked = resolved_config(config, cohort, make_split(cohort, "ratio:50/25/25"))
     Run(work / "runs/try").write("finished", asked, {"best": {"epoch": 2}})
 
     def status(settings: str) -> tuple[str, str]:

@@ -18,14 +18,14 @@ from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapEr
 from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import evaluate
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapReport, MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder, MapReport
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import to_images
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png")
 
@@ -33,7 +33,7 @@ NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<labe
 def build(
     checkpoint: Checkpoint, pack: Pack, patients: list[str], out: Path, **options: object
 ) -> MapReport:
-    work = MapWork(Method((checkpoint,)), choose_compute("cpu"), out, **options)
+    work = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), out, **options)
     return build_maps(work, pack, patients)
 
 
@@ -96,11 +96,11 @@ def test_batch_size_and_company_change_nothing(
 def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack):
     patient = sorted(trained.patients("test"))[0]
     evaluation = evaluate(
-        Method((trained,)),
+        Predictor((trained,)),
         cohort,
         [patient],
         split="test",
-        compute=choose_compute("cpu"),
+        compute=select_device("cpu"),
         batch_size=64,
         num_resamples=1,
     )
@@ -266,9 +266,9 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
     trained: Checkpoint, cohort: Pack, other: Checkpoint, tmp_path: Path
 ):
     patient = sorted(trained.patients("test"))[0]
-    compute = choose_compute("cpu")
-    method = Method((trained, other), tta=True, smooth=True)
-    build_maps(MapWork(method, compute, tmp_path), cohort, [patient])
+    compute = select_device("cpu")
+    method = Predictor((trained, other), tta=True, smooth=True)
+    build_maps(MapBuilder(method, compute, tmp_path), cohort, [patient])
     evaluation = evaluate(
         method, cohort, [patient], split="test", compute=compute, batch_size=64, num_resamples=1
     )
@@ -282,9 +282,11 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
         assert file.attrs["temperature"] == 1
     assert (model["tta"], len(model["ensemble"])) == (True, 2)
     # Another way to the probabilities is another map.
-    report = build_maps(MapWork(method, compute, tmp_path), cohort, [patient])
+    report = build_maps(MapBuilder(method, compute, tmp_path), cohort, [patient])
     assert list(report.kept) == [patient]
-    report = build_maps(MapWork(replace(method, tta=False), compute, tmp_path), cohort, [patient])
+    report = build_maps(
+        MapBuilder(replace(method, tta=False), compute, tmp_path), cohort, [patient]
+    )
     assert list(report.made) == [patient]
 
 

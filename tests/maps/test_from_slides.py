@@ -13,25 +13,25 @@ from tests.stops import StopAfter
 from wsi_idc.core.errors import CheckpointError, DataError, StoppedError
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import mosaic, shape_of
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps, input_of
 from wsi_idc.maps.map_reader import read_image, read_map
-from wsi_idc.maps.plan import SlideRun
+from wsi_idc.maps.plan import SlideMapJob
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.patient_page import _pictures
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.slide import open_slide
 
 ALL = SlideSettings(min_tissue=0)
 
 
-def work(trained: Checkpoint, out: Path, **options: object) -> MapWork:
-    return MapWork(Method((trained,)), choose_compute("cpu"), out, **options)
+def work(trained: Checkpoint, out: Path, **options: object) -> MapBuilder:
+    return MapBuilder(Predictor((trained,)), select_device("cpu"), out, **options)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_an_image_that_would_not_fit_is_left_out(
     monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + room)
     row = write_slide(tmp_path / "s.tif", stitched[:80, :80], mpp=4.0)
     settings = SlideSettings(min_tissue=0, stride_px=30)
-    (planned,) = SlideRun(work(trained, tmp_path), settings, [row]).plan()
+    (planned,) = SlideMapJob(work(trained, tmp_path), settings, [row]).plan()
     build_slide_maps(work(trained, tmp_path), [row], settings)
     assert (read_image(tmp_path / "s.h5") is not None) is has_image
     assert caplog.text.count("is left out of the map") == (0 if has_image else 2)
@@ -251,7 +251,7 @@ def test_an_image_that_would_not_fit_is_left_out(
 
 def test_an_ensemble_of_other_patches_is_refused(trained: Checkpoint, tmp_path: Path):
     other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
-    both = MapWork(Method((trained, other)), choose_compute("cpu"), tmp_path)
+    both = MapBuilder(Predictor((trained, other)), select_device("cpu"), tmp_path)
     with pytest.raises(CheckpointError, match="take patches of other sizes, 50 px of 2 um"):
         input_of(both)
 

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_slides import SlideSettings
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.plan import PackRun, SlideRun, read_patients
-from wsi_idc.maps.sharding import shard, shard_of
+from wsi_idc.maps.plan import PackMapJob, SlideMapJob, read_patients
+from wsi_idc.maps.sharding import parse_shard, shard
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(1, 3000), min_size=1), st.integers(1, 9))
@@ -32,10 +32,10 @@ def test_a_shard_keeps_the_order_of_the_patients():
 
 
 def test_a_shard_is_two_numbers():
-    assert shard_of("2/8") == (2, 8)
+    assert parse_shard("2/8") == (2, 8)
     for text in ("0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/2"):
         with pytest.raises(DataError, match="I/N with I from 1 to N"):
-            shard_of(text)
+            parse_shard(text)
 
 
 def test_patients_come_from_a_file(tmp_path: Path):
@@ -53,11 +53,11 @@ def test_patients_come_from_a_file(tmp_path: Path):
 
 
 def test_a_plan_is_what_comes_of_it(trained: Checkpoint, cohort: Pack, tmp_path: Path):
-    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
+    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     first, second, third = cohort.patients[:3]
-    PackRun(work, cohort, [first]).run()
+    PackMapJob(work, cohort, [first]).run()
     (tmp_path / f"{second}.h5").write_text("mine")
-    run = PackRun(work, cohort, [first, second, third])
+    run = PackMapJob(work, cohort, [first, second, third])
     plan = run.plan()
     assert [one.state for one in plan[::2]] == ["done", "to do"]
     assert "not a usable map" in plan[1].state
@@ -68,18 +68,18 @@ def test_a_plan_is_what_comes_of_it(trained: Checkpoint, cohort: Pack, tmp_path:
 
 
 def test_slides_of_one_name_and_masks_of_many_are_refused(trained: Checkpoint, tmp_path: Path):
-    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
+    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     a, b = Path("one/a.svs"), Path("two/a.svs")
     with pytest.raises(DataError, match=r"would both be a\.h5"):
-        SlideRun.of(work, SlideSettings(), slides=[a, b], manifest=None)
+        SlideMapJob.of(work, SlideSettings(), slides=[a, b], manifest=None)
     masked = SlideSettings(mask=Path("m.png"))
     with pytest.raises(DataError, match="--mask is of one slide"):
-        SlideRun.of(work, masked, slides=[a, Path("b.svs")], manifest=None)
+        SlideMapJob.of(work, masked, slides=[a, Path("b.svs")], manifest=None)
 
 
 def test_a_bad_slide_is_in_the_plan_with_its_reason(trained: Checkpoint, tmp_path: Path):
-    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
-    run = SlideRun.of(work, SlideSettings(), slides=[tmp_path / "none.svs"], manifest=None)
+    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+    run = SlideMapJob.of(work, SlideSettings(), slides=[tmp_path / "none.svs"], manifest=None)
     (one,) = run.part(1, 1).plan()
     assert "no such file" in one.state
 
@@ -87,7 +87,7 @@ def test_a_bad_slide_is_in_the_plan_with_its_reason(trained: Checkpoint, tmp_pat
 def test_what_only_looks_like_a_number_is_no_shard():
     for text in ("²/3", "1/1000000000000000", "1/" + "9" * 5000):
         with pytest.raises(DataError, match="I/N with I from 1 to N"):
-            shard_of(text)
+            parse_shard(text)
 
 
 def test_a_list_of_patients_may_begin_with_a_mark_and_may_be_no_pipe(tmp_path: Path):
@@ -102,11 +102,11 @@ def test_a_list_of_patients_may_begin_with_a_mark_and_may_be_no_pipe(tmp_path: P
 def test_a_plan_counts_a_patient_once_and_refuses_what_the_run_would(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
-    work = MapWork(Method((trained,)), choose_compute("cpu"), tmp_path)
-    assert len(PackRun(work, cohort, ["S0001", "S0001"]).plan()) == 1
+    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+    assert len(PackMapJob(work, cohort, ["S0001", "S0001"]).plan()) == 1
     lost = replace(work, cam=CamSpec(layer="nix"))
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):
-        PackRun(lost, cohort, ["S0001"]).plan()
-    slides = SlideRun.of(lost, SlideSettings(), slides=[tmp_path / "a.svs"], manifest=None)
+        PackMapJob(lost, cohort, ["S0001"]).plan()
+    slides = SlideMapJob.of(lost, SlideSettings(), slides=[tmp_path / "a.svs"], manifest=None)
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):
         slides.plan()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.classifiers import make_classifier, random_patches
-from wsi_idc.models.batch_norm import folded, is_folded, unfold_batch_norm
+from wsi_idc.models.batch_norm import fuse_batch_norm, has_fused_batch_norm, unfold_batch_norm
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.pretrained import load_weights_file
@@ -39,17 +39,17 @@ def folded_network(request: pytest.FixtureRequest) -> PatchClassifier:
 
 
 def test_folded_batch_norms_are_told_from_others(folded_network: PatchClassifier):
-    assert is_folded(folded_network.network)
-    assert not is_folded(architecture("cnn-bn").build(2))  # fresh
-    assert not is_folded(architecture("cnn").build(2))  # has none
+    assert has_fused_batch_norm(folded_network.network)
+    assert not has_fused_batch_norm(architecture("cnn-bn").build(2))  # fresh
+    assert not has_fused_batch_norm(architecture("cnn").build(2))  # has none
     (*_, last) = (m for m in folded_network.network.modules() if isinstance(m, nn.BatchNorm2d))
     last.running_mean[3] = 0.1
-    assert not is_folded(folded_network.network)
+    assert not has_fused_batch_norm(folded_network.network)
 
 
 def test_one_without_statistics_is_not_folded():
-    assert not is_folded(nn.BatchNorm2d(2, track_running_stats=False))
-    assert not is_folded(nn.BatchNorm2d(2, affine=False))
+    assert not has_fused_batch_norm(nn.BatchNorm2d(2, track_running_stats=False))
+    assert not has_fused_batch_norm(nn.BatchNorm2d(2, affine=False))
 
 
 def train_mode_logits(classifier: PatchClassifier, patches: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def test_unfolding_keeps_the_function_in_both_modes(folded_network: PatchClassif
         expected = folded_network(patches)
         unfold_batch_norm(folded_network, patches)
         found = folded_network(patches)
-    assert not is_folded(folded_network.network)
+    assert not has_fused_batch_norm(folded_network.network)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     trained = train_mode_logits(folded_network, patches)
     torch.testing.assert_close(trained, expected, rtol=1e-3, atol=1e-3)
@@ -114,7 +114,7 @@ def test_real_folded_weights_unfold():
     torch.manual_seed(0)
     network = arch.build(2)
     assert load_weights_file(network, arch, WEIGHTS) is None
-    assert is_folded(network)
+    assert has_fused_batch_norm(network)
     classifier = around(network, input_px=96)
     patches = noise_patches(64)
     patches //= torch.arange(1, 65, dtype=torch.uint8).view(-1, 1, 1, 1)  # of many contrasts
@@ -160,7 +160,7 @@ def num_norms(classifier: PatchClassifier) -> int:
 )
 def test_norms_go_into_convolutions_and_nothing_changes(name: str, before: int, after: int):
     classifier = lived(name, input_px=None if name.startswith("cnn") else 64)
-    ready = folded(classifier)
+    ready = fuse_batch_norm(classifier)
     assert (num_norms(classifier), num_norms(ready)) == (before, after)
     patches = random_patches(4)
     with torch.inference_mode():
@@ -172,7 +172,7 @@ def test_norms_go_into_convolutions_and_nothing_changes(name: str, before: int, 
 def test_the_original_stays_as_it_is():
     classifier = lived("cnn-bn").train()
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
-    ready = folded(classifier)
+    ready = fuse_batch_norm(classifier)
     assert classifier.training and not ready.training
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, before[key])
@@ -184,7 +184,7 @@ def test_a_cam_of_any_layer_is_what_it_was(layer: str):
     # A convolution, its batch norm, and what the next one's batch norm takes.
     classifier, patches = lived("cnn-bn"), random_patches(3)
     found = []
-    for network in (classifier, folded(classifier, keep=layer)):
+    for network in (classifier, fuse_batch_norm(classifier, keep=layer)):
         with cam_extractor(network, layer=layer) as extract:
             found.append(extract(patches)[1].numpy())
     assert found[0].max() > 0
@@ -203,7 +203,7 @@ def test_a_network_that_cannot_be_traced_is_left_as_it_is():
 
     classifier = lived("cnn-bn")
     odd = PatchClassifier(classifier.arch, Odd(), input_px=None, mean=(0.5,) * 3, std=(0.5,) * 3)
-    ready = folded(odd)
+    ready = fuse_batch_norm(odd)
     assert num_norms(ready) == 1
 
 
@@ -219,7 +219,7 @@ def test_a_convolution_used_twice_keeps_its_norms():
     arch = lived("cnn-bn").arch
     twice = PatchClassifier(arch, Twice(), input_px=None, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
     twice.network.norm.running_mean.fill_(0.3)
-    ready = folded(twice)
+    ready = fuse_batch_norm(twice)
     patches = random_patches(2)
     with torch.inference_mode():
         assert torch.equal(ready(patches), twice(patches))

@@ -5,7 +5,7 @@ import torch
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.models.cam import CamSpec, logits_and_cam
-from wsi_idc.models.compile import can_compile, compiled
+from wsi_idc.models.compile import can_compile, compile_predictor
 
 needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 
@@ -27,7 +27,7 @@ def test_only_what_needs_no_gradient_is_compiled():
 def test_compiled_says_the_same(cam: CamSpec | None):
     classifier = make_classifier("cnn-bn").requires_grad_(False)
     patches = random_patches(16)
-    logits, found = compiled(classifier, cam)(patches)
+    logits, found = compile_predictor(classifier, cam)(patches)
     expected = logits_and_cam(classifier, patches, class_index=cam.class_index if cam else 1)
     torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=1e-4)
     if cam is None:
@@ -45,5 +45,5 @@ def test_each_of_many_networks_is_compiled():
     counters.clear()
     patches = random_patches(1)
     for _ in range(9):  # one more than torch compiles of one code
-        compiled(make_classifier("cnn").requires_grad_(False), None)(patches)
+        compile_predictor(make_classifier("cnn").requires_grad_(False), None)(patches)
     assert counters["stats"]["unique_graphs"] == 9

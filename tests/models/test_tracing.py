@@ -4,13 +4,15 @@ from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.registry import ARCHITECTURES, architecture
-from wsi_idc.models.tracing import Layers, find_layers, skeleton
+from wsi_idc.models.tracing import Layers, build_on_meta, find_cam_and_head
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_the_registry_declares_is_what_is_found(name: str):
     arch = ARCHITECTURES[name]
-    assert find_layers(name, arch.build) == Layers(arch.cam_layer, arch.head, arch.closed_form)
+    assert find_cam_and_head(name, arch.build) == Layers(
+        arch.cam_layer, arch.head, arch.closed_form
+    )
 
 
 class Small(nn.Module):
@@ -40,7 +42,7 @@ class Small(nn.Module):
     ],
 )
 def test_the_map_is_the_last_before_any_pooling(after: nn.Module, scale: float, expected: Layers):
-    assert find_layers("small", lambda n: Small(n, after=after, scale=scale)) == expected
+    assert find_cam_and_head("small", lambda n: Small(n, after=after, scale=scale)) == expected
 
 
 def test_tokens_are_no_map():
@@ -50,7 +52,7 @@ def test_tokens_are_no_map():
             return self.fc(self.after(tokens).mean(dim=1))
 
     with pytest.raises(CheckpointError, match="no convolutional feature map at its end") as caught:
-        find_layers("tokens", lambda n: Tokens(n, after=nn.LayerNorm(6)))
+        find_cam_and_head("tokens", lambda n: Tokens(n, after=nn.LayerNorm(6)))
     assert "\n" not in str(caught.value)
 
 
@@ -58,7 +60,7 @@ def test_a_skeleton_has_shapes_and_draws_no_random_number():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     arch = architecture("resnet18")
-    network = skeleton(arch.build, 2)
+    network = build_on_meta(arch.build, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     expected = {name: value.shape for name, value in arch.build(2).state_dict().items()}

@@ -4,7 +4,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from wsi_idc.plotting.pictures import grid_uri, shrunk, thumbnail_uri, tissue_uri
+from wsi_idc.plotting.pictures import downscaled, grid_uri, thumbnail_uri, tissue_uri
 
 
 def _pixels(uri: str, kind: str) -> np.ndarray:
@@ -29,7 +29,7 @@ def test_large_tissue_is_made_smaller_by_area():
     uri, scale = tissue_uri(image)
     assert scale == 8192 / 20_000
     assert _pixels(uri, "jpeg").shape == (4, 8192, 3)
-    small, half = shrunk(image, 10_000)
+    small, half = downscaled(image, 10_000)
     assert half == 0.5
     assert (small == 100).all()
     assert _pixels(thumbnail_uri(image, 100), "jpeg").shape == (1, 100, 3)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from wsi_idc.plotting.raster import colour_table, full_strength, grey, paint, resize, shrink
+from wsi_idc.plotting.raster import (
+    colour_table,
+    downscale,
+    overlay_colormap,
+    resize,
+    robust_max,
+    to_gray,
+)
 
 
 def test_a_table_has_the_colours_of_the_colour_map_and_an_opacity():
@@ -14,7 +21,7 @@ def test_a_table_has_the_colours_of_the_colour_map_and_an_opacity():
 
 def test_opaque_colours_hide_the_ground_and_nan_leaves_it():
     ground = np.full((2, 4, 3), 9, np.uint8)
-    painted = paint(ground, np.array([[0, np.nan]], np.float32), colour_table("viridis"))
+    painted = overlay_colormap(ground, np.array([[0, np.nan]], np.float32), colour_table("viridis"))
     assert (painted[:, :2] == [68, 1, 84]).all()
     assert (painted[:, 2:] == 9).all()
     assert (ground == 9).all()
@@ -24,7 +31,7 @@ def test_colours_and_ground_mix_by_the_opacity():
     ground = np.full((1, 3, 3), 200, np.uint8)
     table = np.zeros((256, 4), np.uint8)
     table[:, 0], table[:, 3] = np.arange(256), 128
-    painted = paint(ground, np.array([[0, 0.5, 1]], np.float32), table)
+    painted = overlay_colormap(ground, np.array([[0, 0.5, 1]], np.float32), table)
     # (200 * 127 + red * 128) / 255; 0.5 is the colour 128, 1 is the last one
     assert painted[0].tolist() == [[100, 100, 100], [164, 100, 100], [228, 100, 100]]
 
@@ -32,7 +39,7 @@ def test_colours_and_ground_mix_by_the_opacity():
 def test_values_beyond_the_scale_are_drawn_as_its_ends():
     table = colour_table("magma")
     values = np.array([[-3, -np.inf, 7, np.inf]], np.float32)
-    painted = paint(np.zeros((1, 4, 3), np.uint8), values, table)
+    painted = overlay_colormap(np.zeros((1, 4, 3), np.uint8), values, table)
     assert (painted[0, :2] == table[0, :3]).all()
     assert (painted[0, 2:] == table[-1, :3]).all()
 
@@ -42,7 +49,7 @@ def test_the_last_cell_of_a_large_grid_lies_on_the_last_pixels(side: int):
     values = np.zeros((300, 300), np.float32)
     values[299, 299] = 1
     table = colour_table("gray")
-    painted = paint(np.zeros((side, side, 3), np.uint8), values, table)[..., 0]
+    painted = overlay_colormap(np.zeros((side, side, 3), np.uint8), values, table)[..., 0]
     rows, cols = np.nonzero(painted)
     # the pixels whose centre is in the cell: from 299/300 of the side to its end
     first = int(np.ceil(side * 299 / 300 - 0.5))
@@ -52,7 +59,7 @@ def test_the_last_cell_of_a_large_grid_lies_on_the_last_pixels(side: int):
 
 
 def test_grey_has_no_hue_and_keeps_the_size():
-    picture = grey(np.array([[[255, 0, 0], [10, 10, 10]]], np.uint8))
+    picture = to_gray(np.array([[[255, 0, 0], [10, 10, 10]]], np.uint8))
     assert picture.tolist() == [[[76, 76, 76], [10, 10, 10]]]
 
 
@@ -61,14 +68,14 @@ def test_a_cell_is_shrunk_by_itself(cell_px: int):
     rng = np.random.default_rng(0)
     shades = rng.integers(0, 255, (4, 300), dtype=np.uint8)
     picture = shades.repeat(10, axis=0).repeat(10, axis=1)
-    shrunk = shrink(picture, height=4 * cell_px, width=300 * cell_px)
+    shrunk = downscale(picture, height=4 * cell_px, width=300 * cell_px)
     assert (shrunk == shades.repeat(cell_px, axis=0).repeat(cell_px, axis=1)).all()
 
 
 def test_shrinking_takes_means_and_never_enlarges():
     grid = np.array([[0, 2, 4, 6]], np.float32)
-    assert shrink(grid, height=1, width=2).tolist() == [[1, 5]]
-    assert shrink(grid, height=9, width=9) is grid
+    assert downscale(grid, height=1, width=2).tolist() == [[1, 5]]
+    assert downscale(grid, height=9, width=9) is grid
 
 
 def test_enlarging_copies():
@@ -81,11 +88,11 @@ def test_enlarging_copies():
 def test_a_single_glowing_pixel_does_not_darken_the_rest():
     values = np.ones(1001, np.float32)
     values[7] = 1000
-    assert full_strength(values) == 1
+    assert robust_max(values) == 1
     values[9] = np.nan
-    assert full_strength(values) == 1
+    assert robust_max(values) == 1
 
 
 @pytest.mark.parametrize("value", [0, -1, np.nan])
 def test_where_nothing_glows_full_strength_is_one(value):
-    assert full_strength(np.full((2, 3), value, np.float32)) == 1
+    assert robust_max(np.full((2, 3), value, np.float32)) == 1

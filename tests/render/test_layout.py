@@ -3,8 +3,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from wsi_idc.plotting.style import PAGE_MM, page_style
-from wsi_idc.render.layout import Places, nice_length, sheet
-from wsi_idc.render.panels import Bar, Entry, Panel
+from wsi_idc.render.layout import PanelLayout, layout_page, nice_length
+from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
 
 COLOURS = np.zeros((256, 3), np.uint8)
 
@@ -15,7 +15,7 @@ def panel(size: tuple[int, int] = (30, 20), **changes) -> Panel:
 
 def drawn(*panels: Panel, name: str = "Patient P") -> Figure:
     with page_style():
-        return sheet(panels, name=name, details=["some details", "a notice"])
+        return layout_page(panels, name=name, details=["some details", "a notice"])
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_scale_bar_is_a_round_number_up_to_a_third(span: float, length: floa
     [(1, 1, 1), (3, 1, 3), (4, 1, 4), (5, 2, 3), (6, 2, 3), (7, 2, 4)],
 )
 def test_panels_stand_four_in_a_row_at_most(num: int, rows: int, columns: int):
-    assert (Places(num).rows, Places(num).columns) == (rows, columns)
+    assert (PanelLayout(num).rows, PanelLayout(num).columns) == (rows, columns)
 
 
 @pytest.mark.parametrize("num", range(1, 8))
@@ -69,25 +69,25 @@ def test_a_short_scale_bar_is_in_micrometres():
 
 
 def test_the_bar_says_its_numbers_and_the_threshold():
-    foot = drawn(panel(key=Bar(COLOURS, 1.0, "probability", 0.25))).axes[1]
+    foot = drawn(panel(key=ColorBar(COLOURS, 1.0, "probability", 0.25))).axes[1]
     said = [text.get_text() for text in foot.texts]
     assert said == ["0", "0.5", "1", "probability", "threshold 0.25"]
     left, right = foot.images[0].get_extent()[:2]
     for line in foot.lines:
         assert line.get_xdata() == pytest.approx([left + 0.25 * (right - left)] * 2)
-    open_bar = Bar(COLOURS, 0.0784, "raw", is_open=True)
+    open_bar = ColorBar(COLOURS, 0.0784, "raw", is_open=True)
     said = [text.get_text() for text in drawn(panel(key=open_bar)).axes[1].texts]
     assert said == ["0", "0.039", "\N{GREATER-THAN OR EQUAL TO} 0.078", "raw"]
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), -1.0, 3.0])
 def test_a_threshold_off_the_scale_is_not_marked(threshold: float):
-    foot = drawn(panel(key=Bar(COLOURS, 1.0, "probability", threshold))).axes[1]
+    foot = drawn(panel(key=ColorBar(COLOURS, 1.0, "probability", threshold))).axes[1]
     assert not foot.lines
 
 
 def test_a_legend_has_areas_and_lines():
-    key = (Entry("IDC", "#c2410c"), Entry("called", "#0b1f66", 1.0))
+    key = (LegendEntry("IDC", "#c2410c"), LegendEntry("called", "#0b1f66", 1.0))
     foot = drawn(panel(key=key)).axes[1]
     assert [text.get_text() for text in foot.texts] == ["IDC", "called"]
     assert len(foot.patches) == len(foot.lines) == 1
@@ -95,7 +95,7 @@ def test_a_legend_has_areas_and_lines():
 
 def test_long_details_are_wrapped_and_nothing_is_mathematics():
     with page_style():
-        figure = sheet([panel()], name="Patient $^$", details=["many words " * 30, "$x$"])
+        figure = layout_page([panel()], name="Patient $^$", details=["many words " * 30, "$x$"])
     lines = [text.get_text() for text in figure.texts]
     assert lines[0] == "Patient $^$"
     assert max(map(len, lines)) <= PAGE_MM

@@ -5,20 +5,20 @@ import pytest
 from matplotlib import colormaps
 
 from tests.small_maps import CELLS, SHADES, slide_view, small_map
-from wsi_idc.geometry.regions import outline
+from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.render import panels
-from wsi_idc.render.panels import Bar, Scene
+from wsi_idc.render.panels import ColorBar, PanelInput
 
 WHITE = [255, 255, 255]
 
 
-def scene_of(*, threshold: float = 0.5, **changes: Any) -> Scene:
+def scene_of(*, threshold: float = 0.5, **changes: Any) -> PanelInput:
     """Return what the small map is drawn from at 2 px a cell."""
     content = small_map(**changes)
     tissue = np.full((2, 3, 3), 255, np.uint8)
     tissue[tuple(content.row_col.T)] = np.array(SHADES)[:, None]
     tissue = tissue.repeat(2, axis=0).repeat(2, axis=1)
-    return Scene(content, tissue, has_image=True, cell_px=2, threshold=threshold)
+    return PanelInput(content, tissue, has_image=True, cell_px=2, threshold=threshold)
 
 
 def colour(name: str, value: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_the_tissue_is_as_stained_and_says_where_there_is_none():
     assert (panel.picture[2:4, 4:6] == 220).all()
     assert (panel.size, panel.unit_mm, panel.has_scale) == ((3, 2), pytest.approx(0.04), True)
     scene = scene_of()
-    bare = Scene(scene.content, scene.tissue, has_image=False, cell_px=2, threshold=0.5)
+    bare = PanelInput(scene.content, scene.tissue, has_image=False, cell_px=2, threshold=0.5)
     assert panels.tissue(bare).title == "Patches (the map has no image)"
 
 
@@ -40,7 +40,7 @@ def test_the_probability_map_has_an_absolute_scale():
     for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
         assert (panel.picture[cell] == colour("viridis", value)).all()
     assert panel.picture[0, 0].tolist() == panel.picture[0, 2].tolist() == WHITE
-    assert isinstance(panel.key, Bar)
+    assert isinstance(panel.key, ColorBar)
     assert (panel.key.top, panel.key.threshold, panel.key.is_open) == (1.0, 0.5, False)
 
 
@@ -51,7 +51,7 @@ def test_the_overlay_is_half_colour_half_grey_tissue():
     expected = (106 * 127 + colour("viridis", 1.0) * 128 + 127) // 255
     assert (panel.picture[2:4, 4:6] == expected).all()
     assert (panel.picture[:2, :2] == 255).all()
-    assert isinstance(panel.key, Bar)
+    assert isinstance(panel.key, ColorBar)
     assert panel.key.threshold == 0.3
     # The bar shows the colours as they are on the mean of the tissue's four patches.
     mean = round((40 + 100 + 160 + 106) / 4)
@@ -67,7 +67,7 @@ def test_cams_have_one_scale_for_the_patient():
     top = float(np.percentile(cam, 99.5))
     panel = panels.cam(scene)
     assert panel.title == "Grad-CAM of IDC"
-    assert isinstance(panel.key, Bar)
+    assert isinstance(panel.key, ColorBar)
     assert (panel.key.top, panel.key.is_open) == (pytest.approx(top), True)
     assert panel.picture.shape == (4, 6, 3)  # two values of a CAM along each side of a cell
     table = colormaps["inferno"]
@@ -82,7 +82,7 @@ def test_a_cam_of_nothing_leaves_the_tissue_as_it_is():
     scene = scene_of(cam=np.zeros((4, 2, 2), np.float32))
     panel = panels.cam_overlay(scene)
     assert (panel.picture == scene.tissue).all()  # it was grey before
-    assert isinstance(panel.key, Bar)
+    assert isinstance(panel.key, ColorBar)
     assert panel.key.top == 1.0
 
 
@@ -114,9 +114,9 @@ def test_contours_follow_the_cells():
     panel = panels.contours(scene)
     labelled, called = panel.outlines
     mask = np.array([[False, False, False], [True, True, True]])
-    assert (called.ends == outline(mask)).all()
+    assert (called.ends == region_boundary(mask)).all()
     mask = np.array([[False, True, False], [False, False, True]])
-    assert (labelled.ends == outline(mask)).all()
+    assert (labelled.ends == region_boundary(mask)).all()
     assert (labelled.colour, called.colour) == tuple(entry.colour for entry in panel.key)
     assert [entry.name for entry in panel.key] == [
         "labelled IDC",
@@ -134,11 +134,11 @@ def test_smoothed_and_uncertain():
     values = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     scene = scene_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
     panel = panels.smoothed(scene)
-    assert isinstance(panel.key, Bar)
+    assert isinstance(panel.key, ColorBar)
     assert panel.key.threshold == 0.4
     assert (panel.picture[1, 2] == colour("viridis", 0.4)).all()
     panel = panels.uncertainty(scene)
-    assert isinstance(panel.key, Bar)
+    assert isinstance(panel.key, ColorBar)
     assert panel.key.top == pytest.approx(np.percentile(values, 99.5))
     assert (panel.picture[1, 2] == colour("cividis", 1.0)).all()
 
@@ -150,7 +150,7 @@ def test_the_slide_is_shown_whole_with_its_tissue():
     assert panel.picture.shape == (6, 3, 3)
     assert panel.size == (3, 6)
     assert panel.unit_mm == pytest.approx(4 / 3)
-    fine = Scene(scene.content, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
+    fine = PanelInput(scene.content, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
     panel = panels.thumbnail(fine)
     assert (panel.picture == slide_view().thumbnail).all()
     (lines,) = panel.outlines

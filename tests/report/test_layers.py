@@ -2,24 +2,24 @@ import numpy as np
 import pytest
 
 from tests.maps.hand import hand_map
-from wsi_idc.plotting.raster import full_strength
+from wsi_idc.plotting.raster import robust_max
 from wsi_idc.report.layers import (
-    Window,
+    BoundingBox,
+    bounding_box,
     cam_levels,
-    columns_of,
     histogram,
-    laid,
     outcomes,
-    outline,
+    patch_columns,
+    region_boundary,
     small_cam,
     stitched_in_window,
-    window_of,
+    to_bbox_grid,
 )
 
 
 def test_the_window_just_holds_the_patches():
-    window = window_of(hand_map())
-    assert window == Window(first_row=0, first_col=1, rows=4, cols=3, cell_mm=0.2)
+    window = bounding_box(hand_map())
+    assert window == BoundingBox(first_row=0, first_col=1, rows=4, cols=3, cell_mm=0.2)
     edges = (window.x_mm, window.y_mm, window.width_mm, window.height_mm)
     assert edges == pytest.approx((0.2, 0, 0.6, 0.8))
     image = np.arange(200 * 200 * 3, dtype=np.uint32).reshape(200, 200, 3)
@@ -27,14 +27,14 @@ def test_the_window_just_holds_the_patches():
 
 
 def test_values_lie_in_their_cells():
-    grid = laid(hand_map().probability, hand_map(), fill=np.nan)
+    grid = to_bbox_grid(hand_map().probability, hand_map(), fill=np.nan)
     nan = np.nan
     expected = [[0.9, nan, nan], [nan, 0.8, 0.2], [0.1, nan, nan], [nan, nan, 0.7]]
     np.testing.assert_array_equal(grid, np.array(expected, np.float32))
 
 
 def test_a_column_has_one_entry_a_patch():
-    columns = columns_of(hand_map(class_names=("no", "<b>")))
+    columns = patch_columns(hand_map(class_names=("no", "<b>")))
     assert {name: list(values) for name, values in columns.items()} == {
         "row": [0, 1, 1, 2, 3],
         "col": [1, 2, 3, 1, 3],
@@ -49,7 +49,7 @@ def test_a_column_has_one_entry_a_patch():
         "cam_max": [5, 11, 17, 23, 29],
     }
     some = np.full(5, 0.25, np.float32)
-    more = columns_of(hand_map(cam=None, uncertainty=some, smoothed=some))
+    more = patch_columns(hand_map(cam=None, uncertainty=some, smoothed=some))
     assert more.keys() - columns.keys() == {"uncertainty", "smoothed"}
     assert "cam_max" not in more
 
@@ -60,19 +60,19 @@ def test_each_outcome_has_its_code():
     assert outcomes(label, called).tolist() == [1, 2, 3, 4, 0, 0]
 
 
-def _lines(mask: list[list[int]], window: Window) -> set[tuple[float, ...]]:
-    x, y = outline(np.array(mask, bool), window)
+def _lines(mask: list[list[int]], window: BoundingBox) -> set[tuple[float, ...]]:
+    x, y = region_boundary(np.array(mask, bool), window)
     return {tuple(np.round([*xs, *ys], 6)) for xs, ys in zip(x, y, strict=True)}
 
 
 def test_the_outline_of_a_cell_is_its_four_sides():
-    window = Window(first_row=2, first_col=3, rows=1, cols=1, cell_mm=0.5)
+    window = BoundingBox(first_row=2, first_col=3, rows=1, cols=1, cell_mm=0.5)
     sides = {(1.5, 2, 1, 1), (1.5, 2, 1.5, 1.5), (1.5, 1.5, 1, 1.5), (2, 2, 1, 1.5)}
     assert _lines([[1]], window) == sides
 
 
 def test_the_outline_runs_round_holes_and_joins_what_is_in_line():
-    window = Window(first_row=0, first_col=0, rows=3, cols=3, cell_mm=1)
+    window = BoundingBox(first_row=0, first_col=0, rows=3, cols=3, cell_mm=1)
     outer = {(0, 3, 0, 0), (0, 3, 3, 3), (0, 0, 0, 3), (3, 3, 0, 3)}
     inner = {(1, 2, 1, 1), (1, 2, 2, 2), (1, 1, 1, 2), (2, 2, 1, 2)}
     assert _lines([[1, 1, 1], [1, 0, 1], [1, 1, 1]], window) == outer | inner
@@ -81,7 +81,7 @@ def test_the_outline_runs_round_holes_and_joins_what_is_in_line():
 
 def test_cams_are_scaled_over_the_patient_not_the_patch():
     content = hand_map(cam=np.arange(10, dtype=np.float32).reshape(5, 1, 2))
-    top = full_strength(content.cam)
+    top = robust_max(content.cam)
     assert top == pytest.approx(np.percentile(np.arange(10), 99.5))
     levels = cam_levels(content)
     assert levels.shape == (4, 6)

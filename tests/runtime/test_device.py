@@ -3,11 +3,11 @@ import torch
 
 from wsi_idc.core.errors import DeviceError
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import _warn_of_waste, choose_compute, gpus_given, num_threads
+from wsi_idc.runtime.device import _warn_of_waste, num_threads, select_device, visible_gpus
 
 
 def test_auto_on_a_cpu_is_fp32():
-    compute = choose_compute("cpu")
+    compute = select_device("cpu")
     assert compute.device == torch.device("cpu")
     assert compute.precision == "fp32"
 
@@ -18,25 +18,25 @@ def test_auto_on_a_cpu_is_fp32():
 )
 def test_an_unknown_device_is_refused(name: str):
     with pytest.raises(DeviceError, match="is not one of auto, cpu, cuda"):
-        choose_compute(name)
+        select_device(name)
 
 
 def test_a_gpu_that_is_not_there_is_refused():
     number = torch.cuda.device_count()
     with pytest.raises(DeviceError, match=f"torch sees {number} CUDA GPUs"):
-        choose_compute(f"cuda:{number}")
+        select_device(f"cuda:{number}")
 
 
 def test_half_precision_is_none_for_a_cpu():
     with pytest.raises(DeviceError, match="fp16 is no precision for a CPU"):
-        choose_compute("cpu", "fp16")
+        select_device("cpu", "fp16")
 
 
 def test_threads_are_the_cores_given(monkeypatch: pytest.MonkeyPatch):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    choose_compute("cpu")
+    select_device("cpu")
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
@@ -45,7 +45,7 @@ def test_fewer_threads_where_the_environment_says_so(monkeypatch: pytest.MonkeyP
     before = torch.get_num_threads()
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    choose_compute("cpu")
+    select_device("cpu")
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
@@ -57,16 +57,16 @@ def test_threads_that_are_no_number_are_passed_over(monkeypatch: pytest.MonkeyPa
 
 def test_bf16_autocast_is_on_only_where_asked_for():
     product = torch.ones(2, 2)
-    with choose_compute("cpu", "bf16").autocast():
+    with select_device("cpu", "bf16").autocast():
         assert (product @ product).dtype == torch.bfloat16
-    with choose_compute("cpu", "fp32").autocast():
+    with select_device("cpu", "fp32").autocast():
         assert (product @ product).dtype == torch.float32
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match="--compile needs a C"):
-        choose_compute("cpu", compiled=True)
+        select_device("cpu", compiled=True)
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def test_gpus_that_slurm_gave_and_torch_does_not_see_are_told_of_once(
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
-    choose_compute("cpu")
+    select_device("cpu")
     assert caplog.messages == []
     for _ in range(2):
-        assert choose_compute().device.type in ("cpu", "mps")
+        assert select_device().device.type in ("cpu", "mps")
     assert caplog.messages == [
         "SLURM gave this job GPUs (SLURM_JOB_GPUS=0,1) and torch sees none, so all is computed on "
         "the CPU: this torch is built for CPUs; install one built for CUDA; wsi-idc doctor says "
@@ -99,11 +99,11 @@ def test_without_gpus_asked_for_nothing_is_said(
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
-    choose_compute()
+    select_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
-    assert choose_compute().device.type == "cuda"
+    assert select_device().device.type == "cuda"
     assert caplog.messages == []
 
 
@@ -125,4 +125,4 @@ def test_what_slurm_says(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    assert gpus_given() == given
+    assert visible_gpus() == given

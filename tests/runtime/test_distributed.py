@@ -15,7 +15,13 @@ import pytest
 
 from wsi_idc.core.errors import RunError
 from wsi_idc.data.pack import Pack
-from wsi_idc.runtime.distributed import ALONE, World, _check_own_gpu, _own_gpu, joined
+from wsi_idc.runtime.distributed import (
+    SINGLE_PROCESS,
+    World,
+    _check_own_gpu,
+    _own_gpu,
+    init_distributed,
+)
 
 # Dropout and batch norm see a process's own part of a batch; without them the sums must agree.
 PROGRAM = """
@@ -75,8 +81,8 @@ def test_without_torchrun_or_srun_there_is_one_process(monkeypatch: pytest.Monke
     # What sbatch sets without srun starts nothing.
     for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
-    with joined("cpu") as world:
-        assert world is ALONE
+    with init_distributed("cpu") as world:
+        assert world is SINGLE_PROCESS
 
 
 @pytest.mark.slow
@@ -132,7 +138,7 @@ def test_a_signal_to_one_process_stops_all_with_everything_saved(cohort: Pack, t
 def test_srun_without_a_place_to_meet_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with pytest.raises(RunError, match="set MASTER_ADDR"), joined("cpu"):
+    with pytest.raises(RunError, match="set MASTER_ADDR"), init_distributed("cpu"):
         pass
 
 

@@ -2,12 +2,12 @@ import threading
 
 import pytest
 
-from wsi_idc.runtime.prefetch import one_ahead
+from wsi_idc.runtime.prefetch import prefetch_one
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 5])
 def test_all_come_in_order(num: int):
-    assert list(one_ahead(lambda key: key * 10, range(num))) == [key * 10 for key in range(num)]
+    assert list(prefetch_one(lambda key: key * 10, range(num))) == [key * 10 for key in range(num)]
 
 
 def test_just_one_is_read_while_another_is_used():
@@ -20,7 +20,7 @@ def test_just_one_is_read_while_another_is_used():
             second.set()
         return key
 
-    coming = one_ahead(note, range(5))
+    coming = prefetch_one(note, range(5))
     assert next(coming) == 0
     assert second.wait(10)
     assert read == [0, 1]
@@ -28,7 +28,7 @@ def test_just_one_is_read_while_another_is_used():
 
 
 def test_what_reading_raises_comes_at_its_turn():
-    coming = one_ahead(lambda key: 1 // key, (1, 0))
+    coming = prefetch_one(lambda key: 1 // key, (1, 0))
     assert next(coming) == 1
     with pytest.raises(ZeroDivisionError):
         next(coming)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from wsi_idc.runtime import throughput as module
-from wsi_idc.runtime.device import Compute, choose_compute
-from wsi_idc.runtime.throughput import Usage, Used
+from wsi_idc.runtime.device import DeviceConfig, select_device
+from wsi_idc.runtime.throughput import ThroughputMeter, ThroughputStats
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 2**30
@@ -77,19 +77,19 @@ def source(clock: Clock, num: int, seconds: float) -> Iterator[int]:
 
 
 def test_on_a_cpu_the_clock_tells(clock: Clock):
-    usage = Usage(CPU)
+    usage = ThroughputMeter(CPU)
     clock.pass_(50)
     usage.begin()
     seen = []
-    for item in usage.waited_for(source(clock, 4, 0.5)):
-        with usage.computing(8):
+    for item in usage.time_data_wait(source(clock, 4, 0.5)):
+        with usage.time_compute(8):
             clock.pass_(1.5)
         clock.pass_(0.5)
         seen.append(item)
     assert seen == [0, 1, 2, 3]
-    assert usage.in_short() == "20% waiting for data"
+    assert usage.summary_line() == "20% waiting for data"
     used = usage.used()
-    assert used == Used(10.0, 32, waited=2.0, computed=6.0, memory_gib=None)
+    assert used == ThroughputStats(10.0, 32, waited=2.0, computed=6.0, memory_gib=None)
     assert used.rate == 3.2
     assert used.shares() == {"data_wait_share": 0.2, "network_share": 0.6}
     assert str(used) == "20% of the time waiting for data, 60% in the network"
@@ -99,19 +99,21 @@ def test_on_a_gpu_events_tell_and_nobody_waits_for_them(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
     device = Device(clock, monkeypatch)
-    usage = Usage(CUDA)
+    usage = ThroughputMeter(CUDA)
     assert device.resets == 1
-    for _ in usage.waited_for(source(clock, 3, 1.0)):
+    for _ in usage.time_data_wait(source(clock, 3, 1.0)):
         device.behind = 3.0
-        with usage.computing(8):
+        with usage.time_compute(8):
             # The host only asks for it; the device takes two seconds.
             device.behind = 5.0
-    assert usage.used() == Used(3.0, 24, waited=3.0, computed=0.0, memory_gib=(3.0, 80.0))
+    assert usage.used() == ThroughputStats(
+        3.0, 24, waited=3.0, computed=0.0, memory_gib=(3.0, 80.0)
+    )
     clock.pass_(3.0)  # by now the device has come to the end of the first of three
     assert usage.used().computed == 2.0
     clock.pass_(4.0)
     used = usage.used()
-    assert used == Used(10.0, 24, waited=3.0, computed=6.0, memory_gib=(3.0, 80.0))
+    assert used == ThroughputStats(10.0, 24, waited=3.0, computed=6.0, memory_gib=(3.0, 80.0))
     assert used.shares() == {
         "data_wait_share": 0.3,
         "network_share": 0.6,
@@ -124,30 +126,32 @@ def test_on_a_gpu_events_tell_and_nobody_waits_for_them(
     usage.begin()
     assert device.resets == 2
     clock.pass_(1.0)
-    assert usage.used() == Used(1.0, 0, waited=0.0, computed=0.0, memory_gib=(3.0, 80.0))
+    assert usage.used() == ThroughputStats(1.0, 0, waited=0.0, computed=0.0, memory_gib=(3.0, 80.0))
 
 
 def test_events_of_a_long_epoch_are_read_on_the_way(clock: Clock, monkeypatch: pytest.MonkeyPatch):
     Device(clock, monkeypatch)
-    usage = Usage(CUDA)
+    usage = ThroughputMeter(CUDA)
     for _ in range(1000):
-        with usage.computing(1):
+        with usage.time_compute(1):
             clock.pass_(0.5)
     assert len(usage._unread) <= 65
-    assert usage.used() == Used(500.0, 1000, waited=0.0, computed=500.0, memory_gib=(3.0, 80.0))
+    assert usage.used() == ThroughputStats(
+        500.0, 1000, waited=0.0, computed=500.0, memory_gib=(3.0, 80.0)
+    )
 
 
 def test_work_that_failed_does_not_count(clock: Clock):
-    usage = Usage(CPU)
-    with pytest.raises(ZeroDivisionError), usage.computing(8):
+    usage = ThroughputMeter(CPU)
+    with pytest.raises(ZeroDivisionError), usage.time_compute(8):
         clock.pass_(1.0)
         raise ZeroDivisionError
-    assert usage.used() == Used(1.0, 0, waited=0.0, computed=0.0, memory_gib=None)
+    assert usage.used() == ThroughputStats(1.0, 0, waited=0.0, computed=0.0, memory_gib=None)
 
 
 def test_of_a_device_that_cannot_tell_only_the_wait_is_said(clock: Clock):
-    usage = Usage(torch.device("mps"))
-    with usage.computing(1):
+    usage = ThroughputMeter(torch.device("mps"))
+    with usage.time_compute(1):
         clock.pass_(1.0)
     assert usage.used().shares() == {"data_wait_share": 0.0}
     assert str(usage.used()) == "0% of the time waiting for data"
@@ -155,9 +159,9 @@ def test_of_a_device_that_cannot_tell_only_the_wait_is_said(clock: Clock):
 
 def test_the_line_at_the_end(clock: Clock, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", logger="wsi_idc")
-    usage = Usage(CPU)
+    usage = ThroughputMeter(CPU)
     usage.log("mapped")
-    with usage.computing(3000):
+    with usage.time_compute(3000):
         clock.pass_(2.0)
     usage.log("mapped")
     assert caplog.messages == [
@@ -167,6 +171,6 @@ def test_the_line_at_the_end(clock: Clock, caplog: pytest.LogCaptureFixture):
 
 
 def test_each_choice_of_a_device_has_a_stopwatch_of_its_own():
-    one, other = choose_compute("cpu"), choose_compute("cpu")
-    assert one == other == Compute(CPU, "fp32")
+    one, other = select_device("cpu"), select_device("cpu")
+    assert one == other == DeviceConfig(CPU, "fp32")
     assert one.usage is not other.usage

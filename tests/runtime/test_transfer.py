@@ -1,11 +1,11 @@
 import numpy as np
 import torch
 
-from wsi_idc.runtime.transfer import Link
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 
 def test_on_a_cpu_nothing_is_copied():
-    link = Link(torch.device("cpu"))
+    link = DeviceTransfer(torch.device("cpu"))
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
     tensor = link.send(array).get()
     array[0, 0] = 9

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.core.errors import JobError
-from wsi_idc.search.config import Span, read_search
+from wsi_idc.search.config import Range, read_search
 from wsi_idc.training.config import TrainConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -26,8 +26,8 @@ def test_the_ranges_in_the_example_are_sound_too(tmp_path: Path):
         text = "\n".join(kept).replace(f"# {axis} = {{", f"{axis} = {{")
     spec = read_search(write(tmp_path, text))
     assert spec.trials == 20
-    assert spec.axes["learning_rate"] == Span(1e-4, 1e-2, log=True)
-    assert spec.axes["batch_size"] == Span(32, 128, step=32)
+    assert spec.axes["learning_rate"] == Range(1e-4, 1e-2, log=True)
+    assert spec.axes["batch_size"] == Range(32, 128, step=32)
 
 
 def test_a_search_is_read(tmp_path: Path):
@@ -143,4 +143,4 @@ def test_a_grid_has_its_limit(tmp_path: Path):
 def test_steps_are_counted_in_decimals(tmp_path: Path):
     axis = "weight_decay = {low = 0, high = 0.3, step = 0.1}\n"
     spec = read_search(write(tmp_path, TPE + axis))
-    assert spec.axes["weight_decay"] == Span(0.0, 0.3, step=0.1)
+    assert spec.axes["weight_decay"] == Range(0.0, 0.3, step=0.1)

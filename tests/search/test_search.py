@@ -20,8 +20,8 @@ from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.search import study as study_module
-from wsi_idc.search.config import SearchSpec, Span
-from wsi_idc.search.results import SearchResult, Trial, best_job, draw, ranked
+from wsi_idc.search.config import Range, SearchSpec
+from wsi_idc.search.results import SearchResult, Trial, best_job, draw, rank_trials
 from wsi_idc.search.search import search
 from wsi_idc.search.study import Study
 from wsi_idc.training.config import TrainConfig
@@ -223,8 +223,8 @@ def test_a_poor_trial_is_pruned(cohort: Pack, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_drawn_points_depend_on_the_seed_alone(sampler: str, tmp_path: Path):
     axes = {
-        "learning_rate": Span(1e-4, 1e-2, log=True),
-        "batch_size": Span(16, 64, step=16),
+        "learning_rate": Range(1e-4, 1e-2, log=True),
+        "batch_size": Range(16, 64, step=16),
         "model": ("cnn", "cnn-bn"),
     }
 
@@ -251,7 +251,7 @@ def test_drawn_points_depend_on_the_seed_alone(sampler: str, tmp_path: Path):
 
 
 def test_more_trials_may_be_asked_for_later(cohort: Pack, tmp_path: Path):
-    spec = SearchSpec("r", FIXED, {"seed": Span(0, 99)}, sampler="random", trials=1)
+    spec = SearchSpec("r", FIXED, {"seed": Range(0, 99)}, sampler="random", trials=1)
     first = search(spec, cohort, folder=tmp_path / "s", device="cpu")
     more = search(replace(spec, trials=2), cohort, folder=tmp_path / "s", device="cpu")
     assert len(more.trials) == 2
@@ -332,11 +332,11 @@ def test_ranks_go_by_value_and_then_by_state():
         Trial(5, "running", {}, 0.95),
         Trial(6, "complete", {}, 0.7),
     ]
-    assert [trial.number for trial in ranked(trials)] == [4, 6, 2, 3, 5, 1, 0]
+    assert [trial.number for trial in rank_trials(trials)] == [4, 6, 2, 3, 5, 1, 0]
 
 
 def test_the_figure_has_a_panel_an_axis(tmp_path: Path):
-    axes = {"learning_rate": Span(1e-4, 1e-2, log=True), "batch_size": (64, 32), "seed": (0,)}
+    axes = {"learning_rate": Range(1e-4, 1e-2, log=True), "batch_size": (64, 32), "seed": (0,)}
     spec = SearchSpec("s", {}, axes, sampler="random")
     trials = [
         Trial(0, "complete", {"learning_rate": 1e-3, "batch_size": 32, "seed": 0}, 0.8),
@@ -344,7 +344,7 @@ def test_the_figure_has_a_panel_an_axis(tmp_path: Path):
         Trial(2, "pruned", {"learning_rate": 4e-3, "batch_size": 64, "seed": 0}, 0.5),
         Trial(3, "running", {"learning_rate": 5e-3, "batch_size": 64, "seed": 0}),
     ]
-    panels = draw(SearchResult(spec, tmp_path, ranked(trials))).axes
+    panels = draw(SearchResult(spec, tmp_path, rank_trials(trials))).axes
     assert [panel.get_title() for panel in panels] == ["learning rate", "batch size", "seed"]
     rate, batch, _ = panels
     assert rate.get_xscale() == "log"

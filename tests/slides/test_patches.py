@@ -12,7 +12,7 @@ from tests.slides.tiffs import halved, noise, write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.runtime.prefetch import THREAD_NAME
-from wsi_idc.slides.patches import SlidePatches, rebatched
+from wsi_idc.slides.patches import SlidePatches, rebatch
 from wsi_idc.slides.slide import Slide, open_slide
 from wsi_idc.synthetic.slide import write_slide
 
@@ -259,12 +259,12 @@ def test_damage_under_a_patch_ends_the_reading_in_a_line(tmp_path):
 
 def test_parts_are_rebatched():
     parts = [np.arange(at, at + num) for at, num in ((0, 3), (3, 0), (3, 1), (4, 7))]
-    assert [found.tolist() for found in rebatched(parts, batch_size=4)] == [
+    assert [found.tolist() for found in rebatch(parts, batch_size=4)] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9, 10],
     ]
-    assert list(rebatched([], batch_size=4)) == []
+    assert list(rebatch([], batch_size=4)) == []
 
 
 def test_a_synthetic_slide(tmp_path):

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.slides.tiffs import halved, noise, write_tiff
 from wsi_idc.core.errors import SlideError
-from wsi_idc.slides.reader import over_white
-from wsi_idc.slides.slide import _beside, open_slide
+from wsi_idc.slides.reader import composite_on_white
+from wsi_idc.slides.slide import _companion_files, open_slide
 
 PICTURE = noise(90, 130)
 
@@ -134,7 +134,7 @@ def test_transparency_is_laid_on_white(tmp_path, kind):
 
 def test_over_white_rounds_to_nearest():
     rgba = np.array([[[0, 100, 255, 128], [0, 0, 0, 254], [9, 9, 9, 0]]], np.uint8)
-    assert over_white(rgba).tolist() == [[[127, 177, 255], [1, 1, 1], [255, 255, 255]]]
+    assert composite_on_white(rgba).tolist() == [[[127, 177, 255], [1, 1, 1], [255, 255, 255]]]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
@@ -326,4 +326,4 @@ def test_tiles_larger_than_anyone_writes_are_refused(tmp_path: Path):
 def test_what_people_keep_beside_a_slide_is_no_part_of_it(tmp_path: Path, name: str, parts: list):
     for file in (name, "b.DCM", "c.dcm", "d.jpg", "e.opt", "f", "n.csv", "n.TXT", "n.h5", "n.json"):
         (tmp_path / file).touch()
-    assert [file.name for file in _beside(tmp_path / name)] == parts
+    assert [file.name for file in _companion_files(tmp_path / name)] == parts

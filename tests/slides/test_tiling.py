@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from wsi_idc.slides.tiling import (
     choose_level,
-    cuts,
-    finest_needed,
-    fit,
+    choose_thumbnail_level,
+    fit_size,
+    group_reads,
     has_pixels_of,
     make_grid,
-    runs,
-    share_of,
+    split_range,
+    tissue_fraction,
 )
 
 
@@ -114,16 +114,16 @@ def test_the_coarsest_level_that_is_fine_enough():
     assert choose_level([0.25, 1.0, 4.05, 16.0], 4.0) == 1
     assert choose_level([0.5, 2.0, 8.0], 4.0) == 1
     assert choose_level([5.0, 20.0], 4.0) == 0
-    assert finest_needed([1000, 500, 250], 250) == 2
-    assert finest_needed([1000, 500, 250], 251) == 1
-    assert finest_needed([1000], 1000) == 0
+    assert choose_thumbnail_level([1000, 500, 250], 250) == 2
+    assert choose_thumbnail_level([1000, 500, 250], 251) == 1
+    assert choose_thumbnail_level([1000], 1000) == 0
 
 
 def test_fit_and_cuts():
-    assert fit(4000, 1000, max_side=100) == (100, 25)
-    assert fit(10, 4000, max_side=100) == (1, 100)
-    assert fit(40, 10, max_side=100) == (40, 10)
-    assert cuts(10, step=4) == [(0, 4), (4, 8), (8, 10)]
+    assert fit_size(4000, 1000, max_side=100) == (100, 25)
+    assert fit_size(10, 4000, max_side=100) == (1, 100)
+    assert fit_size(40, 10, max_side=100) == (40, 10)
+    assert split_range(10, step=4) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_runs_stay_in_a_row_and_within_their_width_and_gap():
@@ -132,13 +132,13 @@ def test_runs_stay_in_a_row_and_within_their_width_and_gap():
     edges = np.stack([first, first + 10], axis=1)
 
     def cut(**limits):
-        return [(run.start, run.stop) for run in runs(rows, edges, **limits)]
+        return [(run.start, run.stop) for run in group_reads(rows, edges, **limits)]
 
     assert cut(max_width=1000, max_gap=1000) == [(0, 4), (4, 6), (6, 7)]
     assert cut(max_width=1000, max_gap=29) == [(0, 3), (3, 4), (4, 6), (6, 7)]
     assert cut(max_width=20, max_gap=30) == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
     assert cut(max_width=5, max_gap=30) == [(at, at + 1) for at in range(7)]
-    assert runs(rows[:0], edges[:0], max_width=1, max_gap=1) == []
+    assert group_reads(rows[:0], edges[:0], max_width=1, max_gap=1) == []
 
 
 def test_shares_of_a_mask():
@@ -154,7 +154,7 @@ def test_shares_of_a_mask():
         ]
     )
     expected = [0.5, 1, 0.5, 0.25, 2 / 3, 0]
-    assert share_of(mask, boxes) == pytest.approx(expected, abs=1e-12)
+    assert tissue_fraction(mask, boxes) == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 9))
@@ -167,4 +167,4 @@ def test_shares_are_the_slow_ones(seed, height, width):
     fine = np.zeros((4 * height + 1, 4 * width + 1))
     fine[: 2 * height, : 2 * width] = mask.repeat(2, axis=0).repeat(2, axis=1)
     box = np.array([[x[0] / width, y[0] / height, x[1] / width, y[1] / height]]) / 2
-    assert share_of(mask, box)[0] == pytest.approx(fine[y[0] : y[1], x[0] : x[1]].mean())
+    assert tissue_fraction(mask, box)[0] == pytest.approx(fine[y[0] : y[1], x[0] : x[1]].mean())

@@ -7,7 +7,7 @@ import torch
 from wsi_idc.data.augmentation import augment
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.classifier import to_images
-from wsi_idc.runtime.distributed import ALONE, World
+from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.training.batches import Batch, PatchSource, batches, epoch_order
 from wsi_idc.training.config import TrainConfig
 
@@ -16,7 +16,7 @@ LABEL = np.array([0] * 90 + [1] * 10)
 
 
 def read(
-    pack: Pack, config: TrainConfig = CONFIG, *, first_step: int = 0, world: World = ALONE
+    pack: Pack, config: TrainConfig = CONFIG, *, first_step: int = 0, world: World = SINGLE_PROCESS
 ) -> list[Batch]:
     rows = np.arange(5, 105)
     source = PatchSource(pack, rows, torch.device("cpu"))

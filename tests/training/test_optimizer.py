@@ -4,7 +4,7 @@ import torch
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.optimizer import make_optimizer, plateau_share, rate_share, running_average
+from wsi_idc.training.optimizer import lr_factor, make_optimizer, plateau_factor, running_average
 
 
 def classifier(name: str = "cnn-bn") -> PatchClassifier:
@@ -15,7 +15,7 @@ def classifier(name: str = "cnn-bn") -> PatchClassifier:
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    shares = [rate_share(TrainConfig(), step, total=100) for step in range(100)]
+    shares = [lr_factor(TrainConfig(), step, total=100) for step in range(100)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert max(shares) == 1.0
     assert shares[5:] == sorted(shares[5:], reverse=True)
@@ -25,19 +25,19 @@ def test_the_learning_rate_warms_up_and_falls():
 @pytest.mark.parametrize("schedule", ["plateau", "constant"])
 def test_other_schedules_stay_at_the_peak(schedule: str):
     config = TrainConfig(schedule=schedule, warm_up=0.02)
-    assert [rate_share(config, step, total=100) for step in (0, 1, 2, 99)] == [0.5, 1, 1, 1]
+    assert [lr_factor(config, step, total=100) for step in (0, 1, 2, 99)] == [0.5, 1, 1, 1]
 
 
 def test_no_warm_up_begins_at_the_peak():
-    assert rate_share(TrainConfig(warm_up=0.0), 0, total=100) == 1.0
+    assert lr_factor(TrainConfig(warm_up=0.0), 0, total=100) == 1.0
 
 
 def test_each_plateau_of_half_the_patience_takes_the_rate_to_a_tenth():
     config = TrainConfig(schedule="plateau", patience=4)
     values = [0.5, 0.6, 0.6, 0.5, 0.7, 0.1, 0.2, 0.3, 0.4]
-    shares = [plateau_share(config, values[:num]) for num in range(len(values) + 1)]
+    shares = [plateau_factor(config, values[:num]) for num in range(len(values) + 1)]
     assert shares == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001])
-    assert plateau_share(TrainConfig(), values) == 1.0
+    assert plateau_factor(TrainConfig(), values) == 1.0
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.0])

@@ -16,18 +16,18 @@ from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.evaluation.evaluate import choose_patients
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.runtime.device import Compute, choose_compute
+from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.logger import Journal
-from wsi_idc.training.resolve_config import resolve, what_is_asked
+from wsi_idc.training.logger import RunLogger
+from wsi_idc.training.resolve_config import resolve, resolved_config
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import set_up
+from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training
 from wsi_idc.training.train import train
 
@@ -35,8 +35,8 @@ CONFIG = TrainConfig(epochs=2, batch_size=16)
 
 
 @pytest.fixture
-def compute() -> Compute:
-    return choose_compute("cpu")
+def compute() -> DeviceConfig:
+    return select_device("cpu")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_finished_run_has_what_it_should(trained: Checkpoint, cohort: Pack, sp
     assert {path.name for path in folder.iterdir()} == names
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["asked"] == what_is_asked(CONFIG, cohort, split)
+    assert record["asked"] == resolved_config(CONFIG, cohort, split)
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     best = max(history, key=lambda epoch: epoch["val_average_precision"])
@@ -93,7 +93,7 @@ def test_the_input_is_normalised_by_the_train_patients_alone(
 
 
 def test_a_stopped_training_resumes_to_the_same_weights(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "stopped")
     for num_looks in (2, 5, 3):
@@ -108,10 +108,12 @@ def test_a_stopped_training_resumes_to_the_same_weights(
 
 
 def test_a_stop_at_the_last_step_of_an_epoch_leaves_no_trace_in_its_record(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "stopped")
-    num_steps = set_up(resolve(CONFIG), cohort, split, run=run, compute=compute).steps_an_epoch
+    num_steps = build_training(
+        resolve(CONFIG), cohort, split, run=run, compute=compute
+    ).steps_an_epoch
     with pytest.raises(StoppedError):
         train(CONFIG, cohort, split, run=run, compute=compute, stop=StopAfter(num_steps - 1))
     assert torch.load(run.last, weights_only=True)["place"]["step"] == num_steps
@@ -122,7 +124,7 @@ def test_a_stop_at_the_last_step_of_an_epoch_leaves_no_trace_in_its_record(
 
 
 def test_a_kill_before_the_run_is_marked_finished_does_no_harm(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "run")
     config = replace(CONFIG, epochs=1)
@@ -135,7 +137,7 @@ def test_a_kill_before_the_run_is_marked_finished_does_no_harm(
 
 
 def test_a_finished_run_is_not_trained_again(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig
 ):
     run = Run(trained.source.parent)
     before = run.best.stat().st_mtime_ns
@@ -149,7 +151,7 @@ def test_a_finished_run_is_not_trained_again(
 def test_a_run_that_another_process_finishes_meanwhile_is_kept(
     cohort: Pack,
     split: Split,
-    compute: Compute,
+    compute: DeviceConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     other: TrainConfig,
@@ -162,7 +164,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_kept(
         monkeypatch.undo()
         train(replace(other, epochs=1), cohort, split, run=run, compute=compute)
         left.update({path.name: path.read_bytes() for path in run.folder.glob("*.*")})
-        return set_up(*arguments, **options)
+        return build_training(*arguments, **options)
 
     monkeypatch.setattr("wsi_idc.training.train.set_up", set_up_slowly)
     wanted = replace(CONFIG, epochs=1)
@@ -175,7 +177,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_kept(
 
 
 def test_overwriting_spares_what_is_not_the_runs(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "run")
     train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute)
@@ -187,7 +189,7 @@ def test_overwriting_spares_what_is_not_the_runs(
 
 
 def test_overwriting_spares_the_weights_that_it_would_start_from(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "run")
     train(replace(CONFIG, epochs=1), cohort, split, run=run, compute=compute)
@@ -204,7 +206,7 @@ def test_overwriting_spares_the_weights_that_it_would_start_from(
 
 
 def test_overwriting_a_strangers_folder_is_refused(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     (tmp_path / "best.pt").write_text("of another program")
     with pytest.raises(RunError, match="is not empty and no run"):
@@ -213,7 +215,7 @@ def test_overwriting_a_strangers_folder_is_refused(
 
 
 def test_a_refused_overwrite_costs_nothing(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig
 ):
     run = Run(trained.source.parent)
     config = TrainConfig(model="resnet50", weights="imagenet")
@@ -223,20 +225,20 @@ def test_a_refused_overwrite_costs_nothing(
 
 
 def test_what_is_left_open_is_written_down(cohort: Pack, split: Split):
-    asked = what_is_asked(TrainConfig(), cohort, split)
+    asked = resolved_config(TrainConfig(), cohort, split)
     assert (asked["weights"], asked["learning_rate"]) == ("none", 1e-3)
-    asked = what_is_asked(TrainConfig(model="resnet18"), cohort, split)
+    asked = resolved_config(TrainConfig(model="resnet18"), cohort, split)
     assert (asked["weights"], asked["learning_rate"]) == ("imagenet", 3e-4)
 
 
 def test_another_resolution_is_another_training(cohort: Pack, split: Split):
     finer = Pack(cohort.path)
     finer.info = replace(finer.info, mpp=0.5)
-    assert what_is_asked(CONFIG, finer, split) != what_is_asked(CONFIG, cohort, split)
+    assert resolved_config(CONFIG, finer, split) != resolved_config(CONFIG, cohort, split)
 
 
 def test_other_settings_in_the_same_folder_are_refused(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig
 ):
     run = Run(trained.source.parent)
     with pytest.raises(RunError, match="seed 0 -> 1"):
@@ -244,7 +246,7 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 
 def test_two_processes_do_not_train_in_one_folder(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path)
     with locked(tmp_path / ".lock", what=tmp_path), pytest.raises(BusyError):
@@ -252,7 +254,7 @@ def test_two_processes_do_not_train_in_one_folder(
 
 
 def test_the_seed_decides_the_weights(
-    cohort: Pack, split: Split, trained: Checkpoint, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, trained: Checkpoint, compute: DeviceConfig, tmp_path: Path
 ):
     other = train(
         replace(CONFIG, seed=1, epochs=1), cohort, split, run=Run(tmp_path / "r"), compute=compute
@@ -262,7 +264,7 @@ def test_the_seed_decides_the_weights(
 
 @pytest.mark.parametrize("imbalance", ["class-weights", "oversample", "none"])
 def test_what_evens_the_classes_out_is_undone_in_the_bias(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, imbalance: str
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path, imbalance: str
 ):
     config = replace(CONFIG, epochs=1, imbalance=imbalance, ema=0.0)
     run = Run(tmp_path / "run")
@@ -275,7 +277,7 @@ def test_what_evens_the_classes_out_is_undone_in_the_bias(
 
 
 def test_early_stopping_waits_for_patience_epochs(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     # A learning rate of next to nothing: only chance makes a later epoch better.
     config = TrainConfig(epochs=8, patience=1, batch_size=16, learning_rate=1e-12)
@@ -286,7 +288,7 @@ def test_early_stopping_waits_for_patience_epochs(
 
 
 def test_a_loss_that_is_not_finite_stops_in_one_line(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     config = TrainConfig(model="cnn", epochs=2, batch_size=16, learning_rate=1e9)
     with pytest.raises(RunError, match="not finite in epoch") as caught:
@@ -295,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_in_one_line(
 
 
 def test_imagenet_weights_for_a_model_from_scratch_leave_nothing_behind(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     with pytest.raises(CheckpointError, match="it has no ImageNet weights"):
         train(
@@ -308,17 +310,21 @@ def test_imagenet_weights_for_a_model_from_scratch_leave_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_labels_are_never_trained_on(cohort: Pack, split: Split, compute: Compute):
+def test_unknown_labels_are_never_trained_on(cohort: Pack, split: Split, compute: DeviceConfig):
     blinded = Pack(cohort.path)
     blinded.index.loc[::2, "label"] = -1
     run = Run(Path("unused"))
-    training = set_up(resolve(CONFIG), blinded, split, run=run, compute=compute)
+    training = build_training(resolve(CONFIG), blinded, split, run=run, compute=compute)
     for rows in training.rows.values():
         assert (rows % 2 == 1).all()
 
 
 def test_epochs_are_logged_in_words(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
     with caplog.at_level(logging.INFO, logger="wsi_idc"):
         train(replace(CONFIG, epochs=1), cohort, split, run=Run(tmp_path / "run"), compute=compute)
@@ -340,7 +346,7 @@ EVERYTHING = replace(
 
 
 def test_a_training_with_everything_on_resumes_to_the_same_weights(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     whole = train(EVERYTHING, cohort, split, run=Run(tmp_path / "whole"), compute=compute)
     run = Run(tmp_path / "stopped")
@@ -351,7 +357,11 @@ def test_a_training_with_everything_on_resumes_to_the_same_weights(
 
 
 def test_a_batch_in_parts_is_a_batch(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     # Without batch norm and dropout the parts add up to the whole.
     monkeypatch.setattr("wsi_idc.models.cnn.DROPOUT", 0.0)
@@ -374,7 +384,7 @@ def test_a_batch_in_parts_is_a_batch(
 def test_out_of_memory_is_answered_by_smaller_parts(
     cohort: Pack,
     split: Split,
-    compute: Compute,
+    compute: DeviceConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -401,7 +411,11 @@ def test_out_of_memory_is_answered_by_smaller_parts(
 
 
 def test_a_device_too_small_for_one_patch_is_an_error(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     def full(self: PatchClassifier, patches: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("made")
@@ -412,7 +426,11 @@ def test_a_device_too_small_for_one_patch_is_an_error(
 
 
 def test_the_state_before_a_loss_that_is_not_finite_is_kept(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run = Run(tmp_path / "run")
     with pytest.raises(StoppedError):
@@ -429,11 +447,13 @@ def test_the_state_before_a_loss_that_is_not_finite_is_kept(
 
 
 def test_a_frozen_backbone_stays_as_it_is(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     config = replace(CONFIG, freeze=1, epochs=1, ema=0.0, imbalance="none")
     finished = train(config, cohort, split, run=Run(tmp_path / "run"), compute=compute)
-    training = set_up(resolve(config), cohort, split, run=Run(tmp_path / "unused"), compute=compute)
+    training = build_training(
+        resolve(config), cohort, split, run=Run(tmp_path / "unused"), compute=compute
+    )
     start = training.classifier.network.state_dict()
     changed = {name for name in start if not torch.equal(start[name], finished.state[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
@@ -441,7 +461,7 @@ def test_a_frozen_backbone_stays_as_it_is(
 
 @pytest.mark.parametrize("monitor", ["loss", "f1", "auc"])
 def test_the_best_epoch_is_that_of_what_is_monitored(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monitor: str
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path, monitor: str
 ):
     run = Run(tmp_path / "run")
     config = replace(CONFIG, monitor=monitor)
@@ -453,7 +473,7 @@ def test_the_best_epoch_is_that_of_what_is_monitored(
 
 
 def test_each_epoch_is_told_when_it_is_saved(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run, seen = Run(tmp_path / "run"), []
 
@@ -471,30 +491,30 @@ def test_another_file_of_weights_is_another_training(
     file = tmp_path / "start.pt"
     config = replace(CONFIG, weights=str(file))
     with pytest.raises(RunError, match="No such file"):
-        what_is_asked(config, cohort, split)
+        resolved_config(config, cohort, split)
     file.write_bytes(b"one")
-    one = what_is_asked(config, cohort, split)
+    one = resolved_config(config, cohort, split)
     file.write_bytes(b"other")
-    assert what_is_asked(config, cohort, split) != one
+    assert resolved_config(config, cohort, split) != one
 
 
 def test_a_kill_before_the_last_epoch_is_noted_loses_no_record(
     cohort: Pack,
     split: Split,
     trained: Checkpoint,
-    compute: Compute,
+    compute: DeviceConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
     run = Run(tmp_path / "run")
-    note = Journal.note
+    note = RunLogger.note
 
-    def killed(journal: Journal) -> None:
+    def killed(journal: RunLogger) -> None:
         if journal._training.place.epoch == 2:
             raise KeyboardInterrupt
         note(journal)
 
-    monkeypatch.setattr(Journal, "note", killed)
+    monkeypatch.setattr(RunLogger, "note", killed)
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, cohort, split, run=run, compute=compute)
     assert len(history(run)) == 1
@@ -503,7 +523,11 @@ def test_a_kill_before_the_last_epoch_is_noted_loses_no_record(
 
 
 def test_an_overwriting_training_that_was_stopped_goes_on(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
     run = Run(tmp_path / "run")
     config = replace(CONFIG, epochs=1)
@@ -518,7 +542,7 @@ def test_an_overwriting_training_that_was_stopped_goes_on(
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_no_checkpoints_fault(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     # One step an epoch: its loss is finite, what it does to the weights is not.
     config = TrainConfig(
@@ -530,7 +554,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_no_checkpoints_faul
 
 @pytest.mark.parametrize(("model", "input_size"), [("cnn", 3), ("resnet18", 32)])
 def test_images_too_small_for_the_network_are_refused(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, model: str, input_size: int
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path, model: str, input_size: int
 ):
     config = TrainConfig(model=model, input_size=input_size, weights="none")
     with pytest.raises(CheckpointError, match=f"cannot work on images of {input_size} px"):
@@ -539,7 +563,7 @@ def test_images_too_small_for_the_network_are_refused(
 
 
 def test_parts_are_forgotten_where_memory_did_not_run_out(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "run")
     config = replace(CONFIG, epochs=1)
@@ -553,14 +577,18 @@ def test_the_same_weights_at_another_path_are_the_same_training(
     copy = tmp_path / "copy.pt"
     copy.write_bytes(trained.source.read_bytes())
     one, other = (
-        what_is_asked(replace(CONFIG, weights=str(path)), cohort, split)
+        resolved_config(replace(CONFIG, weights=str(path)), cohort, split)
         for path in (trained.source, copy)
     )
     assert one == other
 
 
 def test_memory_that_runs_out_elsewhere_is_one_line(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("made")
@@ -571,12 +599,12 @@ def test_memory_that_runs_out_elsewhere_is_one_line(
 
 
 def test_another_threshold_needs_no_other_training(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "run")
     first = train(CONFIG, cohort, split, run=run, compute=compute)
     wanted = replace(CONFIG, target_sensitivity=0.99)
-    assert what_is_asked(wanted, cohort, split) == what_is_asked(CONFIG, cohort, split)
+    assert resolved_config(wanted, cohort, split) == resolved_config(CONFIG, cohort, split)
     second = train(wanted, cohort, split, run=run, compute=compute)
     assert second.threshold < first.threshold
     assert second.metrics["val"]["sensitivity"] >= 0.99
@@ -592,7 +620,7 @@ def test_another_threshold_needs_no_other_training(
 
 
 def test_a_checkpoint_of_before_smoothing_gets_it(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path
+    cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path
 ):
     run = Run(tmp_path / "run")
     first = train(CONFIG, cohort, split, run=run, compute=compute)
@@ -603,7 +631,11 @@ def test_a_checkpoint_of_before_smoothing_gets_it(
 
 
 def test_patients_behind_the_given_weights_are_never_unseen(
-    cohort: Pack, split: Split, compute: Compute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cohort: Pack,
+    split: Split,
+    compute: DeviceConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
     first = train(CONFIG, cohort, split, run=Run(tmp_path / "a"), compute=compute)
     # Another split, in which train and test patients have changed places.
@@ -616,11 +648,11 @@ def test_patients_behind_the_given_weights_are_never_unseen(
     assert "was trained on" in caplog.text
     assert set(second.inherited) == first.patients("train")
     assert second.patients("train") == first.patients("train") | set(other.patients("train"))
-    method = Method((second,))
+    method = Predictor((second,))
     with pytest.raises(DataError, match="was trained on"):
         choose_patients(method, cohort, "test")
     unlike = next(patient for patient in second.inherited if other.roles[patient] == "test")
-    work = MapWork(method, compute, tmp_path / "maps", cam=None, with_image=False)
+    work = MapBuilder(method, compute, tmp_path / "maps", cam=None, with_image=False)
     build_maps(work, cohort, [unlike])
     assert read_map(tmp_path / "maps" / f"{unlike}.h5").model["role_of_patient"] == "train"
     # And so for what begins with that one.
@@ -630,7 +662,7 @@ def test_patients_behind_the_given_weights_are_never_unseen(
 
 
 @pytest.fixture
-def halfway(cohort: Pack, split: Split, compute: Compute, tmp_path: Path) -> Run:
+def halfway(cohort: Pack, split: Split, compute: DeviceConfig, tmp_path: Path) -> Run:
     """Return a training that was stopped after its first epoch."""
     run = Run(tmp_path / "halfway")
 
@@ -673,7 +705,7 @@ def test_a_forged_state_is_one_line(
     halfway: Run,
     cohort: Pack,
     split: Split,
-    compute: Compute,
+    compute: DeviceConfig,
     forge: Callable[[dict], object],
 ):
     content = torch.load(halfway.last, weights_only=True)
@@ -685,7 +717,7 @@ def test_a_forged_state_is_one_line(
 
 
 def test_a_state_whose_places_are_one_in_memory_is_gone_on_with(
-    halfway: Run, cohort: Pack, split: Split, compute: Compute
+    halfway: Run, cohort: Pack, split: Split, compute: DeviceConfig
 ):
     content = torch.load(halfway.last, weights_only=True)
     state = _state_of(content)
@@ -696,7 +728,7 @@ def test_a_state_whose_places_are_one_in_memory_is_gone_on_with(
 
 
 def test_the_optimisers_settings_are_those_of_the_configuration(
-    halfway: Run, cohort: Pack, split: Split, compute: Compute, trained: Checkpoint
+    halfway: Run, cohort: Pack, split: Split, compute: DeviceConfig, trained: Checkpoint
 ):
     content = torch.load(halfway.last, weights_only=True)
     for group in content["optimizer"]["param_groups"]:

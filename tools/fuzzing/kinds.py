@@ -21,15 +21,15 @@ from wsi_idc.cli.job import open_job
 from wsi_idc.core.errors import RunError
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_index import index_tree, open_origin
+from wsi_idc.data.patch_index import index_tree, open_patch_store
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split, split_table
 from wsi_idc.evaluation.compare import compare, read_predictions, write_comparison
 from wsi_idc.evaluation.report import evaluate_into
 from wsi_idc.export.export import ExportOptions, export_maps
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.jobs.status import status_of
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.cohort_file import read_cohort_h5
 from wsi_idc.maps.from_pack import build_maps
@@ -39,7 +39,7 @@ from wsi_idc.maps.plan import read_patients
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.render.render import figure_of
 from wsi_idc.report.report import build_report
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.search.config import read_search
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 from wsi_idc.slides.slide import open_slide
@@ -138,12 +138,12 @@ class _World:
         self.tree = folder / "tree"
         write_cohort(self.tree, num_patients=4, patches_per_patient=40, seed=3)
         self.pack = Pack(prepare(self.tree, folder / "pack" / "a.h5").pack)
-        self.compute = choose_compute("cpu")
+        self.compute = select_device("cpu")
         self.config = TrainConfig(model="cnn", epochs=2, batch_size=32)
         self.split = make_split(self.pack, "ratio:50/25/25")
         self.run = Run(folder / "runs" / "a")
         self.checkpoint = self._train(self.run)
-        self.method = Method((self.checkpoint,), smooth=True)
+        self.method = Predictor((self.checkpoint,), smooth=True)
         self.maps = folder / "maps"
         build_maps(self._work(self.method, self.maps), self.pack, self.pack.patients[:1])
         self.map = self.maps / f"{self.pack.patients[0]}.h5"
@@ -156,8 +156,8 @@ class _World:
     def _train(self, run: Run, **how: Any) -> Any:
         return train(self.config, self.pack, self.split, run=run, compute=self.compute, **how)
 
-    def _work(self, method: Method, out: Path) -> MapWork:
-        return MapWork(method, self.compute, out)
+    def _work(self, method: Predictor, out: Path) -> MapBuilder:
+        return MapBuilder(method, self.compute, out)
 
     def read_pack(self, path: Path) -> None:
         _say(info, path)
@@ -171,7 +171,7 @@ class _World:
         _say(info, path)
         checkpoint = load_checkpoint(path)
         _strict_json(checkpoint.summary(), checkpoint.provenance, checkpoint.config)
-        method = Method((checkpoint,), smooth=checkpoint.smoothing is not None)
+        method = Predictor((checkpoint,), smooth=checkpoint.smoothing is not None)
         out = path.parent / "maps"
         patient = self.pack.patients[0]
         _raise_bad(build_maps(self._work(method, out), self.pack, [patient]).failed)
@@ -206,7 +206,7 @@ class _World:
         def read(folder: Path) -> None:
             path = folder if (folder / name).is_dir() else folder / name if name != "" else folder
             path = path if path.exists() else folder
-            with open_origin(path) as origin:
+            with open_patch_store(path) as origin:
                 index_tree(origin, patch_px=50)
             out = folder / "out" / "a.h5"
             report = prepare(path, out, num_workers=1)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from wsi_idc.bench.map import MapBenchOptions, bench_map
 from wsi_idc.bench.prepare import bench_prepare
-from wsi_idc.bench.timing import Bench
+from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.bench.train import TrainBenchOptions, bench_train
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.training.config import TrainConfig
 
 _MAPPED = ("cnn-bn", "resnet18", "resnet50", "efficientnet-b0", "bundled")
@@ -19,8 +19,8 @@ _TRAIN_BATCH = {"cnn-bn": 64, "resnet18": 32}
 
 
 def bench_all(
-    pack: Pack, *, about: str, num_rounds: int, compute: Compute, folder: Path
-) -> Iterator[Bench]:
+    pack: Pack, *, about: str, num_rounds: int, compute: DeviceConfig, folder: Path
+) -> Iterator[BenchmarkResult]:
     """Yield what each bench finds, as soon as it is found.
 
     Args:

@@ -21,13 +21,13 @@ from torchvision import transforms
 
 from wsi_idc.models.cam_layers import usual_cam_layer
 from wsi_idc.models.classifier import IDC, PatchClassifier
-from wsi_idc.runtime.cpu import freed_memory_returned
+from wsi_idc.runtime.cpu import return_freed_memory
 
 _WHITE = 255
 
 
 @dataclass(frozen=True)
-class Said:
+class BaselineOutput:
     """What the plain way says of patches.
 
     Attributes:
@@ -97,7 +97,7 @@ def plain_transform(
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 
-@freed_memory_returned()
+@return_freed_memory()
 def plain_map(
     classifier: PatchClassifier,
     files: Sequence[Path],
@@ -106,7 +106,7 @@ def plain_map(
     batch_size: int,
     num_workers: int,
     out: Path,
-) -> Said:
+) -> BaselineOutput:
     """Map patients the plain way, a file PATIENT.h5 each in ``out``.
 
     Args:
@@ -138,12 +138,12 @@ def plain_map(
                 (cam,) = extractor(class_idx=IDC, scores=scores, normalized=False)
                 logits.append(scores.detach().cpu())
                 cams.append(cam.cpu())
-    said = Said(torch.cat(logits).numpy(), torch.cat(cams).numpy() if cams else None)
+    said = BaselineOutput(torch.cat(logits).numpy(), torch.cat(cams).numpy() if cams else None)
     _write(said, [path.parents[1].name for path in files], out)
     return said
 
 
-def _write(said: Said, patients: Sequence[str], out: Path) -> None:
+def _write(said: BaselineOutput, patients: Sequence[str], out: Path) -> None:
     names = np.array(patients)
     for patient in dict.fromkeys(patients):
         rows = names == patient
@@ -170,7 +170,7 @@ def plain_prepare(files: Sequence[Path], *, patch_px: int, out: Path) -> int:
     return len(files)
 
 
-@freed_memory_returned()
+@return_freed_memory()
 def plain_epoch(
     classifier: PatchClassifier,
     files: Sequence[Path],

@@ -4,10 +4,10 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_idc.bench.timing import rate_of
-from wsi_idc.models.batch_norm import folded
+from wsi_idc.models.batch_norm import fuse_batch_norm
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, to_images
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 
 _BATCH_SIZES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}
 # A larger batch takes more memory: it must be this much faster to be worth it.
@@ -28,8 +28,8 @@ class BareForward:
         ready: Its input, shape (n, 3, h, w).
     """
 
-    def __init__(self, checkpoint: Checkpoint, patches: NDArray, compute: Compute) -> None:
-        classifier = folded(checkpoint.build()).to(compute.device)
+    def __init__(self, checkpoint: Checkpoint, patches: NDArray, compute: DeviceConfig) -> None:
+        classifier = fuse_batch_norm(checkpoint.build()).to(compute.device)
         self.classifier: PatchClassifier = classifier.to(memory_format=torch.channels_last)
         self._compute = compute
         self._network = classifier.network
@@ -56,7 +56,7 @@ class BareForward:
         return rate_of(self, self._compute)
 
 
-def best_batch_size(checkpoint: Checkpoint, patches: NDArray, compute: Compute) -> int:
+def best_batch_size(checkpoint: Checkpoint, patches: NDArray, compute: DeviceConfig) -> int:
     """Return the smallest batch size that is about as fast as any.
 
     Args:

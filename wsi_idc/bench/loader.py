@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader
 
 from wsi_idc.bench.baseline import PngFiles, plain_transform
 from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
-from wsi_idc.bench.timing import COMMAND, Bench, Way, by_turns, machine, peak_memory
+from wsi_idc.bench.timing import COMMAND, BenchmarkResult, Variant, interleave, machine, peak_memory
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import Compute
-from wsi_idc.runtime.prefetch import one_ahead
-from wsi_idc.runtime.transfer import Link
+from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.prefetch import prefetch_one
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 _PATCHES = 4_000
 
@@ -26,9 +26,9 @@ def bench_loader(
     batch_size: int,
     num_patches: int,
     num_rounds: int,
-    compute: Compute,
+    compute: DeviceConfig,
     folder: Path,
-) -> Bench:
+) -> BenchmarkResult:
     """Measure how fast batches come to the device; nothing is computed of them.
 
     Args:
@@ -43,12 +43,13 @@ def bench_loader(
     rows = rows_of(pack, some_patients(pack, num_patches or _PATCHES))
     shuffled = np.random.default_rng(0).permutation(rows)
     files = write_pngs(pack, rows, folder / "png")
-    link, device = Link(compute.device), compute.device
+    link, device = DeviceTransfer(compute.device), compute.device
 
     def from_pack(order: np.ndarray) -> int:
         parts = (order[at : at + batch_size] for at in range(0, len(order), batch_size))
         return sum(
-            len(sent.get()) for sent in one_ahead(lambda some: link.send(pack.patches[some]), parts)
+            len(sent.get())
+            for sent in prefetch_one(lambda some: link.send(pack.patches[some]), parts)
         )
 
     def from_files(num_workers: int) -> int:
@@ -57,16 +58,16 @@ def bench_loader(
         return sum(len(images.to(device)) for images, _ in loader)
 
     workers = range(available_cores() + 1)
-    ways: dict[str, Way] = {
+    ways: dict[str, Variant] = {
         COMMAND: partial(from_pack, shuffled),
         "in order": partial(from_pack, rows),
     }
     ways |= {f"PNG, {num} workers": partial(from_files, num) for num in workers}
     with torch.inference_mode():
-        rates = by_turns(ways, num_rounds=num_rounds, compute=compute, what="loader")
+        rates = interleave(ways, num_rounds=num_rounds, compute=compute, what="loader")
     best = max(workers, key=lambda num: rates.median(f"PNG, {num} workers"))
     plain = f"PNG, {best} workers"
-    return Bench(
+    return BenchmarkResult(
         what="loader",
         settings={
             "machine": machine(compute),

@@ -7,21 +7,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.bench.baseline import Said, plain_map
+from wsi_idc.bench.baseline import BaselineOutput, plain_map
 from wsi_idc.bench.fixtures import make_checkpoint, rows_of, some_patients, write_pngs
 from wsi_idc.bench.forward_only import BareForward, best_batch_size
 from wsi_idc.bench.stages import map_parts
-from wsi_idc.bench.timing import BARE, COMMAND, PLAIN, Bench, Way, by_turns, machine, peak_memory
+from wsi_idc.bench.timing import (
+    BARE,
+    COMMAND,
+    PLAIN,
+    BenchmarkResult,
+    Variant,
+    interleave,
+    machine,
+    peak_memory,
+)
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability
-from wsi_idc.inference.predictor import Method
-from wsi_idc.maps.builder import MapWork
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 
 # Longer than what each call does once: building the network, folding it.
 SECONDS_A_ROUND = 15.0
@@ -50,8 +59,8 @@ class MapBenchOptions:
 
 
 def bench_map(
-    options: MapBenchOptions, pack: Pack, *, about: str, compute: Compute, folder: Path
-) -> Bench:
+    options: MapBenchOptions, pack: Pack, *, about: str, compute: DeviceConfig, folder: Path
+) -> BenchmarkResult:
     """Measure the making of maps, with CAM and everything written, into ``folder``.
 
     Args:
@@ -70,13 +79,13 @@ def bench_map(
     num_patches = command()
     memory = peak_memory(compute)
     bare.num_batches = max(1, round(num_patches / options.batch_size))
-    ways: dict[str, Way] = {BARE: bare, COMMAND: command}
+    ways: dict[str, Variant] = {BARE: bare, COMMAND: command}
     plain = None
     if options.plain_patches >= 0:
         rows = rows_of(pack, patients)[: options.plain_patches or max(1, num_patches // 4)]
         ways[PLAIN] = plain = _Plain(checkpoint, pack, rows, options.batch_size, compute, folder)
-    rates = by_turns(ways, num_rounds=options.num_rounds, compute=compute, what=f"map, {name}")
-    return Bench(
+    rates = interleave(ways, num_rounds=options.num_rounds, compute=compute, what=f"map, {name}")
+    return BenchmarkResult(
         what="map",
         settings={
             "network": name,
@@ -105,10 +114,10 @@ class _Command:
         pack: Pack,
         patients: list[str],
         batch_size: int,
-        compute: Compute,
+        compute: DeviceConfig,
         out: Path,
     ) -> None:
-        self.work = MapWork(Method((checkpoint,)), compute, out, batch_size=batch_size)
+        self.work = MapBuilder(Predictor((checkpoint,)), compute, out, batch_size=batch_size)
         self.patients, self._pack = patients, pack
 
     def __call__(self) -> int:
@@ -122,7 +131,7 @@ class _Command:
 class _Plain:
     """The plain way on patches ``rows``; ``said`` is what it said last."""
 
-    said: Said
+    said: BaselineOutput
 
     def __init__(
         self,
@@ -130,7 +139,7 @@ class _Plain:
         pack: Pack,
         rows: NDArray[np.int64],
         batch_size: int,
-        compute: Compute,
+        compute: DeviceConfig,
         folder: Path,
     ) -> None:
         self._files = write_pngs(pack, rows, folder / "png")

@@ -8,18 +8,18 @@ import numpy as np
 
 from wsi_idc.bench.baseline import plain_prepare
 from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
-from wsi_idc.bench.timing import COMMAND, PLAIN, Bench, Way, by_turns, peak_memory
+from wsi_idc.bench.timing import COMMAND, PLAIN, BenchmarkResult, Variant, interleave, peak_memory
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 
 _PATCHES = 20_000
 
 
 def bench_prepare(
     pack: Pack, *, about: str, num_patches: int, num_rounds: int, folder: Path
-) -> Bench:
+) -> BenchmarkResult:
     """Measure packing on every number of workers up to the cores given, and the plain way.
 
     Args:
@@ -31,7 +31,7 @@ def bench_prepare(
     """
     rows = rows_of(pack, some_patients(pack, num_patches or _PATCHES))
     files = write_pngs(pack, rows, folder / "png")
-    compute = choose_compute("cpu")
+    compute = select_device("cpu")
     side, cores = pack.info.patch_px, available_cores()
     out = folder / "out"
     out.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def bench_prepare(
         return report.num_patches
 
     numbers = sorted({1, cores, *(2**power for power in range(1, 5) if 2**power < cores)})
-    ways: dict[str, Way] = {f"{one} workers": partial(packed, one) for one in numbers[:-1]}
+    ways: dict[str, Variant] = {f"{one} workers": partial(packed, one) for one in numbers[:-1]}
     ways[COMMAND] = partial(packed, numbers[-1])
     ways[PLAIN] = partial(plain_prepare, files, patch_px=side, out=out / "plain.h5")
     quiet = logging.getLogger("wsi_idc.data.prepare")
@@ -52,12 +52,12 @@ def bench_prepare(
     try:
         ways[COMMAND]()
         memory = peak_memory(compute)
-        rates = by_turns(ways, num_rounds=num_rounds, compute=compute, what="prepare")
+        rates = interleave(ways, num_rounds=num_rounds, compute=compute, what="prepare")
     finally:
         quiet.setLevel(level)
     best = max((way for way in ways if way != PLAIN), key=rates.median)
     workers = numbers[-1] if best == COMMAND else int(best.split()[0])
-    return Bench(
+    return BenchmarkResult(
         what="prepare",
         settings={
             "machine": f"{cores} CPU cores",

@@ -6,23 +6,23 @@ from functools import partial
 import torch
 
 from wsi_idc.bench.forward_only import BareForward
-from wsi_idc.bench.timing import Way, by_turns
+from wsi_idc.bench.timing import Variant, interleave
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import Predicted
-from wsi_idc.maps.builder import MapWork
-from wsi_idc.maps.from_pack import content_of
+from wsi_idc.inference.predict import RawPrediction
+from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.from_pack import patient_map_of
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
-from wsi_idc.runtime.transfer import Link
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 _NUM_ROUNDS = 5
 _NUM_PATIENTS = 10
 
 
 def map_parts(
-    bare: BareForward, pack: Pack, work: MapWork, patients: Sequence[str]
+    bare: BareForward, pack: Pack, work: MapBuilder, patients: Sequence[str]
 ) -> dict[str, float]:
     """Return what each part takes, ms a patch: read, copy, resize, forward, CAM, write.
 
@@ -33,7 +33,7 @@ def map_parts(
         patients: Some of these are written, after they have been predicted once.
     """
     compute, classifier = work.compute, bare.classifier
-    rows, link = pack.rows_of(patients[0]), Link(work.compute.device)
+    rows, link = pack.rows_of(patients[0]), DeviceTransfer(work.compute.device)
     rows = rows[torch.arange(len(bare.ready)).numpy() % len(rows)]
     patches = pack.patches[rows]
     on_device = link.send(patches).get()
@@ -62,17 +62,17 @@ def map_parts(
 
     def write() -> int:
         for patient in few:
-            content = content_of(work, pack, patient, said[patient])
+            content = patient_map_of(work, pack, patient, said[patient])
             write_map(map_path(work.out, patient), content)
         return sum(len(one.logit) for one in said.values())
 
     names = ("copy", "resize", "resize, forward", "resize, forward, CAM")
-    ways: dict[str, Way] = {
+    ways: dict[str, Variant] = {
         "read": read,
         **{name: partial(run, name) for name in names},
         "write": write,
     }
-    found = by_turns(ways, num_rounds=_NUM_ROUNDS, compute=compute, what="parts").milliseconds()
+    found = interleave(ways, num_rounds=_NUM_ROUNDS, compute=compute, what="parts").milliseconds()
     forward, with_cam = found.pop("resize, forward"), found.pop("resize, forward, CAM")
     write_ms = found.pop("write")
     return {
@@ -83,9 +83,9 @@ def map_parts(
     }
 
 
-def _said(work: MapWork, pack: Pack, patient: str) -> Predicted:
+def _said(work: MapBuilder, pack: Pack, patient: str) -> RawPrediction:
     rows = pack.rows_of(patient)
     found = work.method.predict(
         pack, rows, compute=work.compute, batch_size=work.batch_size, cam=work.cam
     )
-    return Predicted.joined(list(found))
+    return RawPrediction.joined(list(found))

@@ -12,14 +12,14 @@ import torch
 
 from wsi_idc.core.progress import progress
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 
 COMMAND, BARE, PLAIN = "command", "bare", "plain"
 _MB = 2**20
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchmarkResult:
     """What was measured.
 
     Attributes:
@@ -64,7 +64,7 @@ class Bench:
         ]
 
 
-def machine(compute: Compute) -> str:
+def machine(compute: DeviceConfig) -> str:
     """Return what computes, such as "2 CPU cores, fp32"."""
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
@@ -75,7 +75,7 @@ def machine(compute: Compute) -> str:
     return f"{name}, {compute.precision}{', compiled' if compute.compiled else ''}"
 
 
-def peak_memory(compute: Compute) -> dict[str, float]:
+def peak_memory(compute: DeviceConfig) -> dict[str, float]:
     """Return the largest memory so far, in MB, of the process and of a GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB}
@@ -90,7 +90,7 @@ MARKDOWN_HEAD = (
 )
 
 
-def markdown_row(bench: Bench) -> str:
+def markdown_row(bench: BenchmarkResult) -> str:
     """Return the bench as a row of the table that ``MARKDOWN_HEAD`` begins."""
     of_bare = bench.ratios.get(f"{COMMAND} / {BARE}")
     of_plain = bench.ratios.get(f"{COMMAND} / {PLAIN}")
@@ -107,7 +107,7 @@ def markdown_row(bench: Bench) -> str:
 
 
 # Does some work and returns the number of patches that it was.
-Way = Callable[[], int]
+Variant = Callable[[], int]
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class Rates:
         return {way: 1000 / self.median(way) for way in self.rounds}
 
 
-def by_turns(
-    ways: Mapping[str, Way], *, num_rounds: int, compute: Compute, what: str = "measuring"
+def interleave(
+    ways: Mapping[str, Variant], *, num_rounds: int, compute: DeviceConfig, what: str = "measuring"
 ) -> Rates:
     """Measure each way once a round, after one run of each that does not count.
 
@@ -164,7 +164,7 @@ def by_turns(
     return Rates(rates)
 
 
-def rate_of(way: Way, compute: Compute) -> float:
+def rate_of(way: Variant, compute: DeviceConfig) -> float:
     """Return how many patches a second one run of a way does."""
     wait_for(compute)
     started = time.perf_counter()
@@ -173,7 +173,7 @@ def rate_of(way: Way, compute: Compute) -> float:
     return num_patches / (time.perf_counter() - started)
 
 
-def wait_for(compute: Compute) -> None:
+def wait_for(compute: DeviceConfig) -> None:
     """Wait until the device has done all that it was asked for."""
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)

@@ -11,17 +11,26 @@ from torch import Tensor
 
 from wsi_idc.bench.baseline import plain_epoch
 from wsi_idc.bench.fixtures import write_pngs
-from wsi_idc.bench.timing import BARE, COMMAND, PLAIN, Bench, Way, by_turns, machine, peak_memory
-from wsi_idc.data.augmentation import augment, draw
+from wsi_idc.bench.timing import (
+    BARE,
+    COMMAND,
+    PLAIN,
+    BenchmarkResult,
+    Variant,
+    interleave,
+    machine,
+    peak_memory,
+)
+from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import set_up
+from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training
 from wsi_idc.training.train import steps
 
@@ -49,9 +58,9 @@ def bench_train(
     *,
     options: TrainBenchOptions,
     about: str,
-    compute: Compute,
+    compute: DeviceConfig,
     folder: Path,
-) -> Bench:
+) -> BenchmarkResult:
     """Measure training steps, bare steps and the plain way's by turns; no run is written.
 
     Args:
@@ -65,12 +74,12 @@ def bench_train(
     """
     config = replace(resolve(config), epochs=10**6)
     run = Run(folder / "unused")
-    whole, bare = (set_up(config, pack, split, run=run, compute=compute) for _ in range(2))
+    whole, bare = (build_training(config, pack, split, run=run, compute=compute) for _ in range(2))
     real, ready = _endless(whole), _bare_steps(bare)
     a_round = max(1, options.num_steps // _NUM_ROUNDS)
     _do(real, _WARM_UP_STEPS)
     memory = peak_memory(compute)
-    ways: dict[str, Way] = {
+    ways: dict[str, Variant] = {
         BARE: partial(_do, ready, a_round),
         COMMAND: partial(_do, real, a_round),
     }
@@ -78,8 +87,8 @@ def bench_train(
         ways[PLAIN] = _plain(config, whole, max(1, options.plain_steps // _NUM_ROUNDS), folder)
     size = config.input_size or pack.info.patch_px
     name = f"{config.model} at {size} px"
-    rates = by_turns(ways, num_rounds=_NUM_ROUNDS, compute=compute, what=f"train, {name}")
-    return Bench(
+    rates = interleave(ways, num_rounds=_NUM_ROUNDS, compute=compute, what=f"train, {name}")
+    return BenchmarkResult(
         what="train",
         settings={
             "network": name,
@@ -100,13 +109,13 @@ def _do(source: Iterator[int], num_steps: int) -> int:
     return sum(next(source) for _ in range(num_steps))
 
 
-def _plain(config: TrainConfig, training: Training, num_steps: int, folder: Path) -> Way:
+def _plain(config: TrainConfig, training: Training, num_steps: int, folder: Path) -> Variant:
     """Return the plain way over as many patches as so many steps have."""
     rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
     files = write_pngs(training.pack, rows[: num_steps * training.patches_a_step], folder / "png")
     return partial(
         plain_epoch,
-        set_up(
+        build_training(
             config, training.pack, training.split, run=training.run, compute=training.compute
         ).classifier.to(memory_format=torch.contiguous_format),
         files,
@@ -116,12 +125,12 @@ def _plain(config: TrainConfig, training: Training, num_steps: int, folder: Path
     )
 
 
-def _parts(training: Training, compute: Compute) -> dict[str, float]:
+def _parts(training: Training, compute: DeviceConfig) -> dict[str, float]:
     """Return what reading, augmenting and resizing take by themselves, ms a patch."""
     config, classifier = training.config, training.classifier
     rows = training.rows["train"][: config.batch_size]
     generator = torch.Generator().manual_seed(0)
-    draws = draw(config.augment, len(rows), generator=generator)
+    draws = sample_params(config.augment, len(rows), generator=generator)
     patches = torch.from_numpy(training.pack.patches[rows]).to(compute.device)
     images = to_images(patches)
 
@@ -135,8 +144,8 @@ def _parts(training: Training, compute: Compute) -> dict[str, float]:
     def resize() -> int:
         return len(classifier.preprocess(images))
 
-    ways: dict[str, Way] = {"read": read, "augment": show, "resize": resize}
-    return by_turns(ways, num_rounds=_NUM_ROUNDS, compute=compute, what="parts").milliseconds()
+    ways: dict[str, Variant] = {"read": read, "augment": show, "resize": resize}
+    return interleave(ways, num_rounds=_NUM_ROUNDS, compute=compute, what="parts").milliseconds()
 
 
 def _endless(training: Training) -> Iterator[int]:

@@ -16,11 +16,11 @@ from wsi_idc.cli.options import (
     json_option,
     logging_options,
 )
-from wsi_idc.cli.output import say, say_json, say_rows
+from wsi_idc.cli.output import echo, echo_json, echo_table
 from wsi_idc.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from wsi_idc.bench.timing import Bench
+    from wsi_idc.bench.timing import BenchmarkResult
     from wsi_idc.data.pack import Pack
 
 
@@ -115,9 +115,9 @@ def bench_map(
     """
     from wsi_idc.bench.map import MapBenchOptions
     from wsi_idc.bench.map import bench_map as measure
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
-    compute = choose_compute(device, precision, compiled=compiled)
+    compute = select_device(device, precision, compiled=compiled)
     wanted = MapBenchOptions(num_patches=patches, num_rounds=rounds, **options)
     with _material(data, synthetic) as (pack, about, folder):
         found = measure(wanted, pack, about=about, compute=compute, folder=folder)
@@ -167,10 +167,10 @@ def bench_train(
     from wsi_idc.bench.train import TrainBenchOptions
     from wsi_idc.bench.train import bench_train as measure
     from wsi_idc.data.splits import make_split
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
     config = TrainConfig(**options)
-    compute = choose_compute(device, config.precision, compiled=compiled)
+    compute = select_device(device, config.precision, compiled=compiled)
     with _material(data, synthetic) as (pack, about, folder):
         found = measure(
             config,
@@ -228,7 +228,7 @@ def bench_loader(
       wsi-idc bench loader
     """
     from wsi_idc.bench.loader import bench_loader as measure
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
     with _material(data, synthetic) as (pack, about, folder):
         found = measure(
@@ -237,7 +237,7 @@ def bench_loader(
             batch_size=batch_size,
             num_patches=patches,
             num_rounds=rounds,
-            compute=choose_compute(device, precision),
+            compute=select_device(device, precision),
             folder=folder,
         )
     _say(found, as_json=as_json)
@@ -258,9 +258,9 @@ def bench_all(data: Path | None, synthetic: int, device: str, rounds: int, as_js
     """
     from wsi_idc.bench.all import bench_all as measure
     from wsi_idc.bench.timing import MARKDOWN_HEAD, markdown_row
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
-    compute = choose_compute(device)
+    compute = select_device(device)
     with _material(data, synthetic) as (pack, about, folder):
         if not as_json:
             click.echo(f"{about}\n\n{MARKDOWN_HEAD}")
@@ -268,9 +268,9 @@ def bench_all(data: Path | None, synthetic: int, device: str, rounds: int, as_js
         for found in measure(pack, about=about, num_rounds=rounds, compute=compute, folder=folder):
             all_found.append(found.as_dict())
             if not as_json:
-                say(markdown_row(found))
+                echo(markdown_row(found))
     if as_json:
-        say_json(all_found)
+        echo_json(all_found)
 
 
 @contextmanager
@@ -283,8 +283,8 @@ def _material(data: Path | None, synthetic: int) -> Iterator[tuple["Pack", str, 
         yield *open_material(data, synthetic=synthetic, folder=folder), folder
 
 
-def _say(found: "Bench", *, as_json: bool) -> None:
+def _say(found: "BenchmarkResult", *, as_json: bool) -> None:
     if as_json:
-        say_json(found.as_dict())
+        echo_json(found.as_dict())
     else:
-        say_rows(found.rows())
+        echo_table(found.rows())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.inputs import open_method
+from wsi_idc.cli.inputs import open_predictor
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
@@ -16,7 +16,7 @@ from wsi_idc.cli.options import (
     resample_options,
     split_option,
 )
-from wsi_idc.cli.output import say, say_json
+from wsi_idc.cli.output import echo, echo_json
 
 if TYPE_CHECKING:
     from wsi_idc.evaluation.compare import Comparison, Predictions
@@ -80,11 +80,11 @@ def compare(
         write_comparison(found, out)
         write_comparison_page(found, out, name_a=str(a), name_b=str(b))
     if as_json:
-        say_json({**found.as_dict(), "a": them[0].folder, "b": them[1].folder, "out": out})
+        echo_json({**found.as_dict(), "a": them[0].folder, "b": them[1].folder, "out": out})
         return
     _say(found, *them)
     if out is not None:
-        say(f"written to {out}")
+        echo(f"written to {out}")
 
 
 def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predictions":
@@ -98,15 +98,15 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
         is_evaluation,
     )
     from wsi_idc.evaluation.report import evaluate_into
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
     if is_evaluation(given):
         return read_predictions(given)
-    method = open_method([given], tta=False, smooth=False)
+    method = open_predictor([given], tta=False, smooth=False)
     folder, pack = evaluation_folder(method, split), open_data(data)
     if not is_evaluated(folder, method, pack):
         check_evaluation_folder(folder)
-        compute = choose_compute(how.pop("device"), how.pop("precision"))
+        compute = select_device(how.pop("device"), how.pop("precision"))
         evaluate_into(folder, method, pack, split=split, compute=compute, **how)
     return read_predictions(folder)
 
@@ -114,19 +114,19 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
 def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
     from wsi_idc.evaluation.compare import MIN_PATIENTS
 
-    say(f"A: {a.folder}")
-    say(f"B: {b.folder}")
-    say(f"{found.num_patches} patches of {found.num_patients} patients")
-    say(f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval")
+    echo(f"A: {a.folder}")
+    echo(f"B: {b.folder}")
+    echo(f"{found.num_patches} patches of {found.num_patients} patients")
+    echo(f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval")
     for row in found.metrics.to_dict("records"):
         better = {"a": "  A is better", "b": "  B is better"}.get(row["better"], "")
-        say(
+        echo(
             f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
     for note in found.notes:
-        say(f"note: {note}")
+        echo(f"note: {note}")
     if found.num_patients < MIN_PATIENTS:
-        say(f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better")
+        echo(f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better")
     elif not found.metrics["better"].any():
-        say("no difference is larger than chance between patients would make it")
+        echo("no difference is larger than chance between patients would make it")

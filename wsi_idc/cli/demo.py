@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.options import PATH, logging_options
-from wsi_idc.cli.output import say
+from wsi_idc.cli.output import echo
 from wsi_idc.core.constants import MAX_SEED
 
 
@@ -49,4 +49,4 @@ With patches of your own (PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png):
   wsi-idc report
 Research use only: no output of this program is a diagnosis."""
     for line in text.splitlines():
-        say(line)
+        echo(line)

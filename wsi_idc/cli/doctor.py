@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
-from wsi_idc.cli.output import say, say_json
+from wsi_idc.cli.output import echo, echo_json
 
 if TYPE_CHECKING:
-    from wsi_idc.doctor.check_result import Finding
+    from wsi_idc.doctor.check_result import CheckResult
 
 
 @click.command()
@@ -32,24 +32,24 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
       wsi-idc doctor
       srun --gres=gpu:1 wsi-idc doctor --out /scratch/me
     """
-    from wsi_idc.doctor.doctor import examine
+    from wsi_idc.doctor.doctor import run_checks
 
-    found = list(examine(data=data, out=out))
+    found = list(run_checks(data=data, out=out))
     if as_json:
         counts = {f"num_{state}s": _num(found, state) for state in ("note", "problem")}
-        say_json({"findings": [asdict(one) for one in found], **counts})
+        echo_json({"findings": [asdict(one) for one in found], **counts})
         return
     width = max(len(one.name) for one in found)
     for one in found:
-        say(f"{one.state:<7}  {one.name:<{width}}  {one.value}")
+        echo(f"{one.state:<7}  {one.name:<{width}}  {one.value}")
     advised = [one for one in found if one.advice]
     for state in ("note", "problem"):
         for one in advised:
             if one.state == state:
-                say(f"{state}: {one.name}: {one.advice}")
+                echo(f"{state}: {one.name}: {one.advice}")
     num = _num(found, "problem")
-    say("no problem found" if not num else f"{num} problem{'s' * (num > 1)} found")
+    echo("no problem found" if not num else f"{num} problem{'s' * (num > 1)} found")
 
 
-def _num(found: "list[Finding]", state: str) -> int:
+def _num(found: "list[CheckResult]", state: str) -> int:
     return sum(one.state == state for one in found)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.options import json_option, logging_options
-from wsi_idc.cli.output import say, say_json
+from wsi_idc.cli.output import echo, echo_json
 
 
 @click.command()
@@ -27,7 +27,7 @@ def download(as_json: bool) -> None:
 
     path = fetch(Path(DEFAULT_FOLDER))
     if as_json:
-        say_json({"path": path})
+        echo_json({"path": path})
         return
-    say(f"data set  {path}")
-    say("next      wsi-idc prepare")
+    echo(f"data set  {path}")
+    echo("next      wsi-idc prepare")

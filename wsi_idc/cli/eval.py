@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wsi_idc.cli.inputs import open_method
+from wsi_idc.cli.inputs import open_predictor
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
     data_option,
     json_option,
     logging_options,
-    method_options,
+    predictor_options,
     resample_options,
     split_option,
 )
-from wsi_idc.cli.output import one_line, say, say_json, say_rows
+from wsi_idc.cli.output import echo, echo_json, echo_table, one_line
 from wsi_idc.core.errors import RunError, WsiIdcError
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
     from wsi_idc.data.pack import Pack
     from wsi_idc.evaluation.results import Evaluation
-    from wsi_idc.inference.predictor import Method
+    from wsi_idc.inference.predictor import Predictor
 
 Found = TypeVar("Found")
 
 
 @click.command("eval")
 @click.argument("runs", nargs=-1, type=PATH)
-@method_options
+@predictor_options
 @data_option
 @split_option
 @click.option(
@@ -79,15 +79,15 @@ def eval_(
       wsi-idc eval runs/a runs/b runs/c --rank-by average_precision
     """
     from wsi_idc.evaluation.leaderboard import RANKABLE
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
     if runs and checkpoints:
         raise click.UsageError("give RUNS, each by itself, or --checkpoint, not both.")
     if rank_by not in RANKABLE:
         raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
-    how["compute"] = choose_compute(how.pop("device"), how.pop("precision"))
+    how["compute"] = select_device(how.pop("device"), how.pop("precision"))
     how |= {"split": split, "allow_seen": allow_seen, "with_report": not no_report}
-    open_these = partial(open_method, tta=tta, smooth=smooth)
+    open_these = partial(open_predictor, tta=tta, smooth=smooth)
     runs = tuple(dict.fromkeys(runs))
     if len(runs) > 1:
         _evaluate_several(runs, open_these, data, out, rank_by=rank_by, as_json=as_json, **how)
@@ -96,7 +96,7 @@ def eval_(
 
 
 def _evaluate_one(
-    method: "Method", data: Path | None, out: Path | None, *, as_json: bool, **how: Any
+    method: "Predictor", data: Path | None, out: Path | None, *, as_json: bool, **how: Any
 ) -> None:
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.report import evaluate_into
@@ -108,7 +108,7 @@ def _evaluate_one(
 
 def _evaluate_several(
     runs: Sequence[Path],
-    open_these: "Callable[[Sequence[Path]], Method]",
+    open_these: "Callable[[Sequence[Path]], Predictor]",
     data: Path | None,
     out: Path | None,
     *,
@@ -163,7 +163,7 @@ def _each(
 
 
 def _checked_folder(
-    method: "Method",
+    method: "Predictor",
     pack: "Pack",
     out: Path | None,
     *,
@@ -201,36 +201,36 @@ def _rank(
     if as_json:
         reasons = {str(run): str(error) for run, error in failed.items()}
         said = {"leaderboard": records(table), "same_patients": is_fair, "out": board}
-        say_json({**said, "failed": reasons})
+        echo_json({**said, "failed": reasons})
     else:
         _say_leaderboard(table, board, rank_by=rank_by, is_fair=is_fair)
 
 
 def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) -> None:
     if as_json:
-        say_json({**evaluation.as_dict(), "out": folder})
+        echo_json({**evaluation.as_dict(), "out": folder})
         return
     judged, counts = evaluation.judged, evaluation.judged.confusion
-    say(
+    echo(
         f"{evaluation.split}: {evaluation.num_patches} patches of {evaluation.num_patients} "
         f"patients, {judged.column.replace('_', ' ')}, threshold {judged.threshold:.3f}"
     )
-    say_rows((name, _with_interval(judged, name)) for name in judged.metrics)
+    echo_table((name, _with_interval(judged, name)) for name in judged.metrics)
     for name, of in evaluation.regions.items():
-        say(
+        echo(
             f"{name.replace('_', ' ')} of a patient: mean {of['mean']:.3f}"
             f"{_interval(of['low'], of['high'])}, median {of['median']:.3f}, "
             f"from {of['least']:.3f} to {of['largest']:.3f}"
         )
     if evaluation.raw is not None:
         raw = evaluation.raw.metrics
-        say(f"without smoothing: AUC {raw['auc']:.4f}, F1 {raw['f1']:.4f}, ECE {raw['ece']:.4f}")
-    say("confusion     called non-IDC  called IDC")
-    say(f"  non-IDC     {counts.true_negative:14d}  {counts.false_positive:10d}")
-    say(f"  IDC         {counts.false_negative:14d}  {counts.true_positive:10d}")
+        echo(f"without smoothing: AUC {raw['auc']:.4f}, F1 {raw['f1']:.4f}, ECE {raw['ece']:.4f}")
+    echo("confusion     called non-IDC  called IDC")
+    echo(f"  non-IDC     {counts.true_negative:14d}  {counts.false_positive:10d}")
+    echo(f"  IDC         {counts.false_negative:14d}  {counts.true_positive:10d}")
     for note in evaluation.notes:
-        say(f"note: {note}")
-    say(f"written to {folder}")
+        echo(f"note: {note}")
+    echo(f"written to {folder}")
 
 
 def _with_interval(judged: Any, name: str) -> str:
@@ -247,21 +247,21 @@ def _say_leaderboard(table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fa
 
     columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
     width = max(len(str(name)) for name in table["name"])
-    say(f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test")
+    echo(f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test")
     for row in table.to_dict("records"):
         ours = row["source"] == MEASURED
         if not ours and row["name"] == table[table["source"] != MEASURED]["name"].iloc[0]:
-            say("published, on other patients, for context only:")
+            echo("published, on other patients, for context only:")
         values = "  ".join(f"{_number(row[name]):>17}" for name in columns)
         where = f"{row['test']}, {row['patients']:.0f} patients" if ours else row["test"]
-        say(
+        echo(
             f"{row['rank']:4.0f}  {row['name']:{width}}  {values}  {where}"
             if ours
             else f"      {row['name']:{width}}  {values}  {where}"
         )
     if not is_fair:
-        say("note: these runs were not tested on the same patches, so the ranks mean little")
-    say(f"written to {folder}")
+        echo("note: these runs were not tested on the same patches, so the ranks mean little")
+    echo(f"written to {folder}")
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
-from wsi_idc.cli.output import say, say_json, say_rows
+from wsi_idc.cli.output import echo, echo_json, echo_table
 from wsi_idc.core.constants import MAX_SEED
 
 
@@ -42,7 +42,7 @@ def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
 
     summary = explore_pack(open_data(data), out, seed=seed)
     if as_json:
-        say_json(summary)
+        echo_json(summary)
     else:
         _say_summary(summary, out)
 
@@ -50,7 +50,7 @@ def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
 def _say_summary(summary: dict[str, Any], out: Path) -> None:
     hints, alike = summary["hints"], summary["near_duplicates"]
     classes = {name: row for name, row in summary["classes"].items() if name != "all"}
-    say_rows(
+    echo_table(
         [
             ("patches", f"{summary['patches']} of {summary['patients']} patients"),
             ("classes", ", ".join(f"{row['patches']} {name}" for name, row in classes.items())),
@@ -74,8 +74,8 @@ def _say_summary(summary: dict[str, Any], out: Path) -> None:
         ]
     )
     if hints["stain_outliers"]:
-        say(f"odd stains: {', '.join(hints['stain_outliers'])}")
-    say(f"{out}/summary.json, {len(summary['tables'])} tables, figures in {out}/figures")
+        echo(f"odd stains: {', '.join(hints['stain_outliers'])}")
+    echo(f"{out}/summary.json, {len(summary['tables'])} tables, figures in {out}/figures")
 
 
 def _rule(hints: dict[str, Any], kind: str) -> str:

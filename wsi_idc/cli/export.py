@@ -14,7 +14,7 @@ from wsi_idc.cli.options import (
     json_option,
     logging_options,
 )
-from wsi_idc.cli.output import one_line, say, say_json
+from wsi_idc.cli.output import echo, echo_json, one_line
 from wsi_idc.core.errors import MapError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def export(
     options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)
     report = export_maps(paths, out or Path("export"), options)
     if as_json:
-        say_json(
+        echo_json(
             {
                 "written": {str(path): files for path, files in report.written.items()},
                 "failed": {str(path): reason for path, reason in report.failed.items()},
@@ -113,7 +113,7 @@ def export(
 def _say_report(report: "ExportReport") -> None:
     for files in report.written.values():
         for file in files:
-            say(str(file))
+            echo(str(file))
     for reason in report.failed.values():
         click.echo(one_line(f"not exported: {reason}"), err=True)
 
@@ -123,7 +123,7 @@ def _export_model(checkpoint: Path | None, out: Path, *, as_json: bool) -> None:
 
     files = write_wsinfer(open_checkpoint(checkpoint), out)
     if as_json:
-        say_json({"written": files})
+        echo_json({"written": files})
         return
     for file in files:
-        say(str(file))
+        echo(str(file))

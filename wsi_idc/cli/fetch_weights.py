@@ -3,7 +3,7 @@
 import click
 
 from wsi_idc.cli.options import logging_options
-from wsi_idc.cli.output import say
+from wsi_idc.cli.output import echo
 
 
 @click.command("fetch-weights")
@@ -25,4 +25,4 @@ def fetch_weights(models: tuple[str, ...]) -> None:
 
     # A wrong name is found before the first download.
     for arch in [architecture(model) for model in models]:
-        say(str(fetch_imagenet(arch)))
+        echo(str(fetch_imagenet(arch)))

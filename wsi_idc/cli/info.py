@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.cli.options import PATH, json_option, logging_options
-from wsi_idc.cli.output import say_json, say_rows
+from wsi_idc.cli.output import echo_json, echo_table
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def info(file: Path, as_json: bool) -> None:
     """
     found = _describe(file)
     if as_json:
-        say_json(found)
+        echo_json(found)
     else:
-        say_rows((name.replace("_", " "), _short(value)) for name, value in found.items())
+        echo_table((name.replace("_", " "), _short(value)) for name, value in found.items())
 
 
 def _describe(file: Path) -> dict[str, Any]:

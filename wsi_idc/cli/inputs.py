@@ -10,22 +10,22 @@ from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from wsi_idc.inference.predictor import Method
+    from wsi_idc.inference.predictor import Predictor
     from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import MapError
 
 
-def open_method(checkpoints: Sequence[Path], *, tta: bool, smooth: bool) -> "Method":
-    """Read what ``method_options`` mean, and say which checkpoints they are.
+def open_predictor(checkpoints: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
+    """Read what ``predictor_options`` mean, and say which checkpoints they are.
 
     Raises:
         CheckpointError: One cannot be read or is not finished, or they do not go together.
     """
-    from wsi_idc.inference.predictor import Method
+    from wsi_idc.inference.predictor import Predictor
 
     given: Sequence[Path | None] = checkpoints or (None,)
-    return Method(tuple(open_checkpoint(one) for one in given), tta=tta, smooth=smooth)
+    return Predictor(tuple(open_checkpoint(one) for one in given), tta=tta, smooth=smooth)
 
 
 def open_checkpoint(given: Path | None) -> "Checkpoint":

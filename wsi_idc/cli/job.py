@@ -14,7 +14,7 @@ from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import PATH, is_given
-from wsi_idc.cli.output import one_line, say
+from wsi_idc.cli.output import echo, one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report
@@ -23,7 +23,7 @@ from wsi_idc.cli.train import train
 from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.jobs.job import Flag, Job, Task
+    from wsi_idc.jobs.job import Job, OptionSpec, Task
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +70,11 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
     """
     read = open_job(job, flags)
     if count:
-        say(str(len(read.tasks)))
+        echo(str(len(read.tasks)))
         return
     if dry_run:
         for one in [read.task(task)] if task is not None else read.tasks:
-            say(shlex.join(["wsi-idc", *one.arguments()]))
+            echo(shlex.join(["wsi-idc", *one.arguments()]))
         return
     if task is not None:
         _run(read.task(task))
@@ -93,13 +93,13 @@ def open_job(path: Path, flags: Sequence[str]) -> "Job":
         JobError: The file cannot be read, or a command would refuse its settings.
         click.UsageError: A flag is none of the command's.
     """
-    from wsi_idc.core.toml_file import load
+    from wsi_idc.core.toml_file import load_toml
     from wsi_idc.jobs.job import read_job
 
     if str(path).startswith("-"):
         raise click.UsageError("give JOB first, then flags for its command.")
     known = {name: _flags(command) for name, command in COMMANDS.items()}
-    name = str(load(path).get("command"))
+    name = str(load_toml(path).get("command"))
     given, extra = _given(COMMANDS[name], flags, path) if name in known else ({}, [])
     read = read_job(path, known, given=given, extra=extra)
     for task in [*read.tasks, read.whole]:
@@ -116,13 +116,13 @@ def _check(path: Path, task: "Task") -> None:
         raise JobError(f"{path}: {error.format_message()}") from None
 
 
-def _flags(command: click.Command) -> "dict[str, Flag]":
+def _flags(command: click.Command) -> "dict[str, OptionSpec]":
     """Return what a task may set of a command, by key."""
-    from wsi_idc.jobs.job import Flag
+    from wsi_idc.jobs.job import OptionSpec
 
     kinds = {"integer": int, "float": float, "boolean": bool}
     return {
-        _key(param): Flag(
+        _key(param): OptionSpec(
             "" if isinstance(param, click.Argument) else _option(param),
             kinds.get(param.type.name.removesuffix(" range"), str),
             param.multiple or param.nargs == -1,
@@ -175,7 +175,7 @@ def _plain(value: Any) -> Any:
 
 
 def _run(task: "Task") -> None:
-    if left_out := task.left_out():
+    if left_out := task.unfinished_runs():
         logger.warning("not finished, so left out: %s", ", ".join(left_out))
     COMMANDS[task.command].main(
         task.arguments()[1:], prog_name=f"wsi-idc {task.command}", standalone_mode=False

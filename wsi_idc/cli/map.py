@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.inputs import open_method
+from wsi_idc.cli.inputs import open_predictor
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
@@ -17,16 +17,16 @@ from wsi_idc.cli.options import (
     data_option,
     json_option,
     logging_options,
-    method_options,
+    predictor_options,
     slide_options,
 )
-from wsi_idc.cli.output import one_line, say, say_json
+from wsi_idc.cli.output import echo, echo_json, one_line
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.builder import MapReport, MapWork
-    from wsi_idc.maps.plan import Planned
+    from wsi_idc.maps.builder import MapBuilder, MapReport
+    from wsi_idc.maps.plan import PlannedMap
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
     "--shard", metavar="I/N", help="Only the I-th of N parts, 1 to N, of about equal work."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what it takes.")
-@method_options
+@predictor_options
 @data_option
 @click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
 @slide_options
@@ -94,22 +94,22 @@ def map_(
     """
     from wsi_idc.data.open_data import open_data
     from wsi_idc.maps.from_slides import SlideSettings
-    from wsi_idc.maps.plan import PackRun, SlideRun, read_patients
-    from wsi_idc.maps.sharding import shard_of
+    from wsi_idc.maps.plan import PackMapJob, SlideMapJob, read_patients
+    from wsi_idc.maps.sharding import parse_shard
     from wsi_idc.runtime.signals import stop_requests
 
     _check_usage()
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
     work = _work(**how)
-    job: PackRun | SlideRun
+    job: PackMapJob | SlideMapJob
     if slides or manifest:
-        job = SlideRun.of(work, settings, slides=(*slides, *files), manifest=manifest)
+        job = SlideMapJob.of(work, settings, slides=(*slides, *files), manifest=manifest)
     else:
         pack = open_data(data)
         logger.info("data: %s", pack)
         listed = read_patients(patients_file) if patients_file else []
-        job = PackRun(work, pack, pack.patients if everyone else [*patients, *listed])
-    job = job if shard is None else job.part(*shard_of(shard))
+        job = PackMapJob(work, pack, pack.patients if everyone else [*patients, *listed])
+    job = job if shard is None else job.part(*parse_shard(shard))
     if dry_run:
         _say_plan(job.plan(), as_json=as_json)
         return
@@ -154,16 +154,16 @@ def _work(
     precision: str,
     compiled: bool,
     **more: Any,
-) -> "MapWork":
-    from wsi_idc.maps.builder import MapWork
+) -> "MapBuilder":
+    from wsi_idc.maps.builder import MapBuilder
     from wsi_idc.models.cam import CamSpec
-    from wsi_idc.runtime.device import choose_compute
+    from wsi_idc.runtime.device import select_device
 
-    compute = choose_compute(device, precision, compiled=compiled)
-    method = open_method(checkpoints, tta=tta, smooth=smooth)
+    compute = select_device(device, precision, compiled=compiled)
+    method = open_predictor(checkpoints, tta=tta, smooth=smooth)
     logger.info("device: %s", compute)
     cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
-    return MapWork(method, compute, cam=cam, with_image=not no_image, **more)
+    return MapBuilder(method, compute, cam=cam, with_image=not no_image, **more)
 
 
 def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> None:
@@ -181,11 +181,11 @@ def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> Non
         except (WsiIdcError, OSError) as error:
             no_table = error  # to be said after what was made
     if as_json:
-        say_json({**vars(report), "table": table})
+        echo_json({**vars(report), "table": table})
     else:
         _say_report(report)
         if table is not None:
-            say(f"{table[0]}  what each map says, a row for each patient")
+            echo(f"{table[0]}  what each map says, a row for each patient")
     if no_table:
         click.echo(one_line(f"no table of the maps: {no_table}"), err=True)
     if report.failed:
@@ -197,23 +197,23 @@ def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> Non
         raise WsiIdcError("the maps are made, but no table of them; the reason is above")
 
 
-def _say_plan(plan: "list[Planned]", *, as_json: bool) -> None:
+def _say_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
     if as_json:
-        say_json([vars(one) for one in plan])
+        echo_json([vars(one) for one in plan])
     else:
         _say_each(plan)
-    if failed := [one.patient for one in plan if not one.will_be]:
+    if failed := [one.patient for one in plan if not one.is_mappable]:
         raise WsiIdcError(
             f"{len(failed)} of {len(plan)} patients would have no map: {', '.join(failed)}; the "
             "reasons are above"
         )
 
 
-def _say_each(plan: "list[Planned]") -> None:
+def _say_each(plan: "list[PlannedMap]") -> None:
     for one in plan:
-        say(f"{one.patient}: {one.state}, {one.num_patches} patches, {one.disk_mb:.1f} MB")
+        echo(f"{one.patient}: {one.state}, {one.num_patches} patches, {one.disk_mb:.1f} MB")
     due = [one for one in plan if one.state == "to do"]
-    say(
+    echo(
         f"{len(due)} of {len(plan)} to do: {sum(one.num_patches for one in due)} patches, "
         f"{sum(one.disk_mb for one in due):.0f} MB on disk, about "
         f"{max((one.memory_mb for one in due), default=0):.0f} MB of memory beside the model"
@@ -222,17 +222,17 @@ def _say_each(plan: "list[Planned]") -> None:
 
 def _say_report(report: "MapReport") -> None:
     for patient, path in report.made.items():
-        say(
+        echo(
             f"{path}  {report.patches[patient]} patches, "
             f"{report.idc_fraction[patient]:.1%} called IDC"
         )
     if report.kept:
         names = ", ".join(list(report.kept)[:5]) + (", ..." if len(report.kept) > 5 else "")
-        say(
+        echo(
             f"{len(report.kept)} kept, made before by the same checkpoint, settings and data: "
             f"{names}"
         )
     if not (report.made or report.failed):
-        say("nothing to compute")
+        echo("nothing to compute")
     for patient, reason in report.failed.items():
         click.echo(one_line(f"no map of {patient}: {reason}"), err=True)

@@ -66,8 +66,8 @@ def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--checkpoint``, any number of them, ``--tta`` and ``--smooth``; for ``open_method``."""
+def predictor_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--checkpoint``, any number of them, ``--tta`` and ``--smooth``; for ``open_predictor``."""
     options = [
         click.option(
             "--checkpoint",

@@ -13,19 +13,19 @@ def one_line(text: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in line)
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Write one line of the result to standard output."""
     click.echo(one_line(text))
 
 
-def say_json(value: Any) -> None:
+def echo_json(value: Any) -> None:
     """Write the result to standard output as JSON."""
     click.echo(json.dumps(value, indent=2, default=str))
 
 
-def say_rows(rows: Iterable[tuple[str, object]]) -> None:
+def echo_table(rows: Iterable[tuple[str, object]]) -> None:
     """Write names and values to standard output, aligned."""
     rows = [(name, str(value)) for name, value in rows]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        say(f"{name:<{width}}  {value}")
+        echo(f"{name:<{width}}  {value}")

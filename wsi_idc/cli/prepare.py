@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from wsi_idc.cli.options import PATH, Number, json_option, logging_options
-from wsi_idc.cli.output import say, say_json, say_rows
+from wsi_idc.cli.output import echo, echo_json, echo_table
 from wsi_idc.core.errors import DataError
 
 if TYPE_CHECKING:
-    from wsi_idc.data.patch_index import Problem
+    from wsi_idc.data.patch_index import FileIssue
     from wsi_idc.data.prepare import PrepareReport
 
 _NAMES_SHOWN = 10
@@ -63,7 +63,7 @@ def prepare(
         num_workers=num_workers,
     )
     if as_json:
-        say_json(report.as_dict())
+        echo_json(report.as_dict())
     else:
         _say_report(report)
     if strict and report.rejected:
@@ -75,7 +75,7 @@ def prepare(
 
 def _say_report(report: "PrepareReport") -> None:
     info = report.info
-    say_rows(
+    echo_table(
         [
             ("pack", report.pack),
             ("patches", f"{report.num_patches} of {report.num_patients} patients"),
@@ -86,21 +86,21 @@ def _say_report(report: "PrepareReport") -> None:
         ]
     )
     if report.num_other_files:
-        say(f"{report.num_other_files} files that are not PNG were not looked at")
+        echo(f"{report.num_other_files} files that are not PNG were not looked at")
     _say_problems("left out", report.rejected, report.pack.with_name("rejected.csv"))
     flagged = report.pack.with_name("flagged.csv")
     _say_problems("noted", report.flagged, flagged)
 
 
-def _say_problems(what: str, problems: "Sequence[Problem]", file: Path) -> None:
+def _say_problems(what: str, problems: "Sequence[FileIssue]", file: Path) -> None:
     """Name the first problems of each reason, and say where the others are."""
     for reason, count in sorted(Counter(problem.reason for problem in problems).items()):
-        say(f"{what}: {count} x {reason}")
+        echo(f"{what}: {count} x {reason}")
         of_reason = [problem for problem in problems if problem.reason == reason]
         for problem in of_reason[:_NAMES_SHOWN]:
-            say(f"  {problem.path}: {problem.detail}")
+            echo(f"  {problem.path}: {problem.detail}")
         if count > _NAMES_SHOWN:
-            say(f"  and {count - _NAMES_SHOWN} more, in {file}")
+            echo(f"  and {count - _NAMES_SHOWN} more, in {file}")
 
 
 def _numbers(values: tuple[float, ...]) -> str:

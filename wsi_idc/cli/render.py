@@ -6,7 +6,7 @@ import click
 
 from wsi_idc.cli.inputs import map_files
 from wsi_idc.cli.options import PATH, Number, logging_options
-from wsi_idc.cli.output import one_line, say
+from wsi_idc.cli.output import echo, one_line
 from wsi_idc.core.errors import MapError, WsiIdcError
 
 _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
@@ -95,7 +95,7 @@ def render(
             click.echo(one_line(f"not drawn: {error}"), err=True)
         else:
             for picture in outs:
-                say(str(picture))
+                echo(str(picture))
     if failed:
         raise MapError(
             f"{len(failed)} of {len(pictures)} views of maps not drawn; the reasons are above"

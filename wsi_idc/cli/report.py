@@ -6,7 +6,7 @@ import click
 
 from wsi_idc.cli.inputs import map_files
 from wsi_idc.cli.options import PATH, Number, json_option, logging_options
-from wsi_idc.cli.output import one_line, say, say_json
+from wsi_idc.cli.output import echo, echo_json, one_line
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 from wsi_idc.core.errors import MapError
 
@@ -45,12 +45,12 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     tables = DEFAULT_MAPS if not maps and threshold is None else out
     made = build_report(paths, out, tables=tables, threshold=threshold)
     if as_json:
-        say_json(vars(made) | {"failed": {str(path): why for path, why in made.failed.items()}})
+        echo_json(vars(made) | {"failed": {str(path): why for path, why in made.failed.items()}})
     else:
         for path in made.pages.values():
-            say(str(path))
-        say(f"{made.csv}, {made.hdf5}: {len(made.pages)} patients")
-        say(f"open {made.index}")
+            echo(str(path))
+        echo(f"{made.csv}, {made.hdf5}: {len(made.pages)} patients")
+        echo(f"open {made.index}")
         for reason in made.failed.values():
             click.echo(one_line(f"not in the report: {reason}"), err=True)
     if made.failed:

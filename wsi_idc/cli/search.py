@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.cli.options import PATH, data_option, device_option, json_option, logging_options
-from wsi_idc.cli.output import one_line, say, say_json, say_rows
+from wsi_idc.cli.output import echo, echo_json, echo_table, one_line
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import RunError
 
@@ -46,7 +46,7 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
             spec, pack, folder=out or DEFAULT_RUNS / spec.name, device=device, stop=stop
         )
     if as_json:
-        say_json(_as_dict(result))
+        echo_json(_as_dict(result))
     else:
         _say_result(result)
     failed = result.having("failed")
@@ -81,17 +81,17 @@ def _say_result(result: "SearchResult") -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         cells = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        say("  ".join(cells))
+        echo("  ".join(cells))
     running = len(result.having("running"))
     if running:
-        say(
+        echo(
             f"{running} of {len(rows)} trials are still being run by other processes; the last to "
             "end writes the complete table"
         )
     if result.best is None:
-        say(f"no trial is complete; table in {result.folder / TABLE}")
+        echo(f"no trial is complete; table in {result.folder / TABLE}")
         return
-    say_rows(
+    echo_table(
         [
             ("best", f"trial {result.best.number}, as job file in {result.folder / BEST_JOB}"),
             ("table", result.folder / TABLE),
@@ -103,10 +103,10 @@ def _say_result(result: "SearchResult") -> None:
 
 
 def _cell(name: str, value: object, axes: Container[str]) -> str:
-    from wsi_idc.search.config import shown
+    from wsi_idc.search.config import format_value
 
     if value is None:
         return "-"
     if isinstance(value, float) and name not in axes:
         return f"{value:.0f}" if name == "seconds" else f"{value:.4f}"
-    return shown(value)
+    return format_value(value)

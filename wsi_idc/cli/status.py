@@ -6,7 +6,7 @@ import click
 
 from wsi_idc.cli.job import open_job
 from wsi_idc.cli.options import PATH, json_option
-from wsi_idc.cli.output import say, say_json
+from wsi_idc.cli.output import echo, echo_json
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -31,12 +31,12 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     rows, queue = status_of(read), queue_of(read)
     if as_json:
         tasks = [vars(row) for row in rows]
-        say_json({"job": read.name, "command": read.command, "tasks": tasks, "queue": queue})
+        echo_json({"job": read.name, "command": read.command, "tasks": tasks, "queue": queue})
         return
     width = max(len(row.out) for row in rows)
     for row in rows:
-        say(f"task {row.number:<3} {row.out:<{width}}  {row.state:<11}  {row.detail}".rstrip())
+        echo(f"task {row.number:<3} {row.out:<{width}}  {row.state:<11}  {row.detail}".rstrip())
     for line in queue:
-        say(f"in the queue: {line}")
+        echo(f"in the queue: {line}")
     finished = sum(row.state == FINISHED for row in rows)
-    say(f"{finished} of {len(rows)} finished")
+    echo(f"{finished} of {len(rows)} finished")

@@ -11,7 +11,7 @@ import click
 
 from wsi_idc.cli.job import open_job
 from wsi_idc.cli.options import PATH, is_given
-from wsi_idc.cli.output import say, say_rows
+from wsi_idc.cli.output import echo, echo_table
 from wsi_idc.core.errors import JobError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def submit(
     write_text(script, text)
     number = hand_over(script, _as_given(ctx))
     tasks = f", {len(read.tasks)} tasks" if len(read.tasks) > 1 else ""
-    say_rows(
+    echo_table(
         [
             ("submitted", f"{read.name} as job {number}{tasks}"),
             ("script", script),
@@ -105,7 +105,7 @@ def _start_here(read: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
 
     if dry_run:
         for task in read.tasks if read.whole is None else [read.whole]:
-            say(shlex.join(["wsi-idc", *task.arguments()]))
+            echo(shlex.join(["wsi-idc", *task.arguments()]))
         return
     log = LOGS / f"{read.name}.out"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _start_here(read: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
         ],
         setsid=True,
     )
-    say_rows(
+    echo_table(
         [
             ("started", f"{read.name} in the background, process {process}"),
             ("log", log),

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.options import PATH, logging_options
-from wsi_idc.cli.output import say
+from wsi_idc.cli.output import echo
 from wsi_idc.core.constants import MAX_SEED
 
 
@@ -54,8 +54,8 @@ def _draw_slide(path: Path, *, seed: int) -> None:
     from wsi_idc.synthetic.slide import write_slide
 
     found = write_slide(path, seed=seed)
-    say(f"{found.slide}: {found.width_px}x{found.height_px} px at {found.mpp:g} um/px")
-    say(f"{found.mask}: its truth, {found.idc_fraction:.1%} of the tissue is IDC")
+    echo(f"{found.slide}: {found.width_px}x{found.height_px} px at {found.mpp:g} um/px")
+    echo(f"{found.mask}: its truth, {found.idc_fraction:.1%} of the tissue is IDC")
 
 
 def _draw_cohort(folder: Path, *, num_patients: int, patches_per_patient: int, seed: int) -> None:
@@ -70,7 +70,7 @@ def _draw_cohort(folder: Path, *, num_patients: int, patches_per_patient: int, s
             seed=seed,
             on_patient=lambda _: bar.update(1),
         )
-    say(
+    echo(
         f"{folder}: {summary.patches} patches of {summary.patients} synthetic patients, "
         f"{summary.idc_patches} of them IDC, {summary.edge_patches} edge patches"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.cli.options import PATH, config_options, json_option, logging_options, run_options
-from wsi_idc.cli.output import say, say_json, say_rows
+from wsi_idc.cli.output import echo, echo_json, echo_table
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.training.config import TrainConfig
 
@@ -51,23 +51,23 @@ def train(
     from wsi_idc.core.progress import set_up_logging
     from wsi_idc.data.open_data import open_data
     from wsi_idc.data.splits import make_split, split_table
-    from wsi_idc.runtime.device import choose_compute
-    from wsi_idc.runtime.distributed import joined
+    from wsi_idc.runtime.device import select_device
+    from wsi_idc.runtime.distributed import init_distributed
     from wsi_idc.runtime.signals import stop_requests
-    from wsi_idc.training.resolve_config import resolve, what_is_asked
+    from wsi_idc.training.resolve_config import resolve, resolved_config
     from wsi_idc.training.runs import Run, default_run
     from wsi_idc.training.train import train as run_training
 
     config = TrainConfig(**options)
     resolved = resolve(config)
-    with joined(device) as world:
+    with init_distributed(device) as world:
         if not world.is_writer:
             set_up_logging(-1)
-        compute = choose_compute(device, config.precision, compiled=compiled)
+        compute = select_device(device, config.precision, compiled=compiled)
         with world.writer_first():
             pack = open_data(data)
         split = make_split(pack, config.split, seed=config.seed)
-        asked = what_is_asked(config, pack, split)
+        asked = resolved_config(config, pack, split)
         run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, asked)
         for line in _describe(resolved, pack, split.spec, split_table(split, pack), run.folder):
             logger.info("%s", line)
@@ -93,7 +93,7 @@ def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_
     found = checkpoint.metrics["val"]
     if as_json:
         smoothing = checkpoint.smoothing
-        say_json(
+        echo_json(
             {
                 "run": run.folder,
                 "checkpoint": run.best,
@@ -108,9 +108,9 @@ def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_
         )
         return
     if was_finished:
-        say(f"{run.folder} is finished already; --overwrite trains anew")
+        echo(f"{run.folder} is finished already; --overwrite trains anew")
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
-    say_rows(
+    echo_table(
         [
             ("checkpoint", run.best),
             ("best epoch", checkpoint.metrics["epoch"]),

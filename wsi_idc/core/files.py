@@ -26,7 +26,7 @@ _MAX_NAME_BYTES = 128
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path``, fsynced, when the block ends well.
 
     The temporary name is ``.NAME.partial`` beside ``path``. It is locked meanwhile, and removed
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         BusyError: Another process is writing the same file.
         WsiIdcError: The file cannot be written there, or the disk is full.
     """
-    with scratch(path) as partial:
+    with temporary_path(path) as partial:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -45,7 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def scratch(path: Path, *, keep_after: tuple[type[BaseException], ...] = ()) -> Iterator[Path]:
+def temporary_path(
+    path: Path, *, keep_after: tuple[type[BaseException], ...] = ()
+) -> Iterator[Path]:
     """Yield the locked temporary path ``.NAME.partial`` beside ``path``, gone after the block.
 
     Args:
@@ -71,22 +73,22 @@ def scratch(path: Path, *, keep_after: tuple[type[BaseException], ...] = ()) -> 
                 partial.unlink()
 
 
-def resumable(path: Path) -> contextlib.AbstractContextManager[Path]:
+def resumable_path(path: Path) -> contextlib.AbstractContextManager[Path]:
     """Do as ``scratch``, but keep the file when Ctrl-C, a signal or a killed worker ends the block.
 
     What it holds at the start of the block is what an earlier, stopped one left there, if any.
     """
-    return scratch(path, keep_after=(KeyboardInterrupt, WorkerError))
+    return temporary_path(path, keep_after=(KeyboardInterrupt, WorkerError))
 
 
-def discard(path: Path) -> None:
+def remove_partial(path: Path) -> None:
     """Remove what ``resumable`` has kept for ``path``, unless it is in use or not ours."""
     if _partial(path).exists():
-        with contextlib.suppress(WsiIdcError, OSError), scratch(path):
+        with contextlib.suppress(WsiIdcError, OSError), temporary_path(path):
             pass
 
 
-def is_in_work(path: Path) -> bool:
+def is_being_written(path: Path) -> bool:
     """Return whether another process is in a block of ``scratch`` or ``resumable`` for ``path``."""
     return is_held(_partial(path))
 
@@ -118,7 +120,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def check_output(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
+def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
     """Raise where a command's files cannot go into ``folder``, ahead of the work.
 
     Args:
@@ -144,7 +146,7 @@ def check_output(folder: Path, *, writes: Collection[str], marks: Collection[str
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` in one atomic step."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data)
 
 
@@ -153,7 +155,7 @@ def write_text(path: Path, text: str) -> None:
 
     A byte of a file name that was no UTF-8 becomes an escape as JSON has it.
     """
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -192,7 +194,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def plain_name(name: str) -> str:
+def safe_filename(name: str) -> str:
     """Return ``name`` if it can be a file's name that stays in its folder.
 
     Raises:

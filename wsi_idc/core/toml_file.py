@@ -15,7 +15,7 @@ _MAX_NUMBER = 2**63 - 1  # what TOML promises
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file holds.
 
     Raises:

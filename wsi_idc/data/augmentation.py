@@ -81,7 +81,7 @@ _YIQ = torch.tensor(
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class AugmentParams:
     """What happens to each patch of a batch, on the CPU.
 
     Attributes:
@@ -105,12 +105,12 @@ class Draws:
     def __len__(self) -> int:
         return len(self.element)
 
-    def take(self, rows: Tensor | NDArray[np.int64] | slice) -> "Draws":
+    def take(self, rows: Tensor | NDArray[np.int64] | slice) -> "AugmentParams":
         """Return the draws of a part of the batch."""
-        return Draws(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return AugmentParams(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def draw(name: str, num: int, *, generator: torch.Generator) -> Draws:
+def sample_params(name: str, num: int, *, generator: torch.Generator) -> AugmentParams:
     """Draw for ``num`` patches what the augmentation ``name`` does to them.
 
     Args:
@@ -126,7 +126,7 @@ def draw(name: str, num: int, *, generator: torch.Generator) -> Draws:
     # All is drawn, wanted or not: what one part draws does not depend on another's strength.
     element = torch.randint(NUM_DIHEDRAL, (num,), generator=generator)
     is_turned = torch.rand(num, generator=generator) < strength.turned
-    return Draws(
+    return AugmentParams(
         element=element * strength.dihedral,
         angle=uniform(math.pi) * is_turned,
         stain_scale=1 + uniform(strength.stain_scale, 3),
@@ -138,7 +138,7 @@ def draw(name: str, num: int, *, generator: torch.Generator) -> Draws:
     )
 
 
-def augment(images: Tensor, draws: Draws) -> Tensor:
+def augment(images: Tensor, draws: AugmentParams) -> Tensor:
     """Show images as drawn: first turned, then stained, then seen in another light.
 
     Args:
@@ -156,12 +156,12 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
         if draws.element.any():
             result = dihedral(result, draws.element)
         if draws.angle.any():
-            result = _turn(result, draws.angle)
+            result = _rotate(result, draws.angle)
         if (draws.stain_scale != 1).any() or draws.stain_shift.any():
-            result = _stain(result, draws)
+            result = _stain_jitter(result, draws)
         factors = torch.stack([draws.brightness, draws.contrast, draws.saturation])
         if (factors != 1).any() or draws.hue.any():
-            result = _light(result, draws)
+            result = _color_jitter(result, draws)
         if result is images:
             return images
         return result.clamp_(0, 1).contiguous(memory_format=torch.channels_last)
@@ -192,7 +192,7 @@ def _places(side: int) -> Tensor:
     return torch.stack(views).flatten(1)
 
 
-def _turn(images: Tensor, angle: Tensor) -> Tensor:
+def _rotate(images: Tensor, angle: Tensor) -> Tensor:
     """Turn the images whose angle is not 0; the rim is mirrored, so that corners hold tissue."""
     rows = angle.nonzero().squeeze(1)
     side, device = images.shape[-1], images.device
@@ -206,7 +206,7 @@ def _turn(images: Tensor, angle: Tensor) -> Tensor:
     return images.index_copy(0, rows, turned)
 
 
-def _stain(images: Tensor, draws: Draws) -> Tensor:
+def _stain_jitter(images: Tensor, draws: AugmentParams) -> Tensor:
     """Vary the amount of each stain (Tellez et al. 2018, IEEE Trans. Medical Imaging 37(9)).
 
     Optical density is linear in the stains: taking it apart, scaling, shifting and putting it
@@ -220,7 +220,7 @@ def _stain(images: Tensor, draws: Draws) -> Tensor:
     return _linear(log, matrix, -offset[:, :, None].to(log)).exp_()
 
 
-def _light(images: Tensor, draws: Draws) -> Tensor:
+def _color_jitter(images: Tensor, draws: AugmentParams) -> Tensor:
     """Change brightness, contrast, saturation and hue, in this order.
 
     The first three are torchvision's blends with black, with the mean grey and with the pixel's
@@ -254,7 +254,7 @@ def _linear(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return torch.baddbmm(offset, matrix.to(images), images.flatten(2)).view(images.shape)
 
 
-def draw_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw with whom and how each patch is mixed (Zhang et al. 2018, arXiv:1710.09412).
 
     Args:

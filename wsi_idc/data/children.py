@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from wsi_idc.core.errors import WorkerError
-from wsi_idc.data.decode_cache import Chunk, ChunkFile
-from wsi_idc.data.patch_store import Origin
+from wsi_idc.data.decode_cache import Chunk, DecodeCache
+from wsi_idc.data.patch_store import PatchStore
 from wsi_idc.runtime.signals import STOP_SIGNALS
 
 # The parent's way to find modules, which may be its very own.
@@ -29,7 +29,7 @@ serve()
 """
 
 
-class Children:
+class DecodeWorkerPool:
     """Processes that decode chunks; used as a context manager, all gone after the block."""
 
     def __init__(self, num: int) -> None:
@@ -48,7 +48,7 @@ class Children:
         for child in self._all:
             self._idle.put(child)
 
-    def decode(self, file: ChunkFile, origin: Origin, number: int, paths: list[str]) -> Chunk:
+    def decode(self, file: DecodeCache, origin: PatchStore, number: int, paths: list[str]) -> Chunk:
         """Do as ``file.decode``, in the next child that is idle. Any thread may call it.
 
         Raises:
@@ -56,7 +56,7 @@ class Children:
         """
         child = self._idle.get()
         try:
-            answer = _ask(child, (file, origin, number, paths))
+            answer = _request(child, (file, origin, number, paths))
         finally:
             self._idle.put(child)
         if isinstance(answer, Exception):
@@ -79,7 +79,7 @@ class Children:
             child.communicate()
 
 
-def _ask(child: "subprocess.Popen[bytes]", task: object) -> Chunk | Exception:
+def _request(child: "subprocess.Popen[bytes]", task: object) -> Chunk | Exception:
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -96,7 +96,7 @@ def _ask(child: "subprocess.Popen[bytes]", task: object) -> Chunk | Exception:
     return answer
 
 
-def serve() -> None:
+def worker_main() -> None:
     """Decode what standard input asks for, until it ends."""
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # Whatever a library prints must not mix with the answers.
@@ -110,7 +110,9 @@ def serve() -> None:
         os._exit(0)
 
 
-def _answer(file: ChunkFile, origin: Origin, number: int, paths: list[str]) -> Chunk | Exception:
+def _answer(
+    file: DecodeCache, origin: PatchStore, number: int, paths: list[str]
+) -> Chunk | Exception:
     try:
         return file.decode(origin, number, paths)
     except Exception as error:  # noqa: BLE001 - the parent raises it

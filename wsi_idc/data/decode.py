@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.progress import progress
-from wsi_idc.data.children import Children
-from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, ChunkFile
-from wsi_idc.data.patch_index import TreeIndex, whole_copies
-from wsi_idc.data.patch_store import UNREADABLE, Folder, Origin, Problem
+from wsi_idc.data.children import DecodeWorkerPool
+from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache
+from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
+from wsi_idc.data.patch_store import UNREADABLE, FileIssue, FolderStore, PatchStore
 from wsi_idc.runtime.cpu import available_cores
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Decoded:
     good: list[bool] = field(default_factory=list)
     sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
     crcs: array = field(default_factory=lambda: array("L"))
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FileIssue] = field(default_factory=list)
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
     def add(self, paths: list[str], chunk: Chunk) -> None:
@@ -55,12 +55,12 @@ class Decoded:
 
     def leave_out(self, path: str, why: str) -> None:
         """Note that a file is not what is packed."""
-        self.problems.append(Problem(path, UNREADABLE, why))
+        self.problems.append(FileIssue(path, UNREADABLE, why))
         if len(self.problems) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, why)
 
 
-def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -> Decoded:
+def decode_tree(index: TreeIndex, file: DecodeCache, *, num_workers: int | None) -> Decoded:
     """Decode every file of the table, or a whole copy of it, in order, into ``file``.
 
     What it holds already, from a run that was stopped, is kept as far as it is whole and the files
@@ -86,11 +86,18 @@ def decode_tree(index: TreeIndex, file: ChunkFile, *, num_workers: int | None) -
 
 
 def _add(
-    result: Decoded, index: TreeIndex, file: ChunkFile, number: int, paths: list[str], chunk: Chunk
+    result: Decoded,
+    index: TreeIndex,
+    file: DecodeCache,
+    number: int,
+    paths: list[str],
+    chunk: Chunk,
 ) -> None:
     """Add a chunk, decoded again with their copies where damaged files have whole ones."""
     damaged = {path: why for path, why in zip(paths, chunk.reasons, strict=True) if why}
-    copies = whole_copies(damaged.keys(), index.copies, origin=index.origin, patch_px=file.patch_px)
+    copies = readable_duplicates(
+        damaged.keys(), index.copies, origin=index.origin, patch_px=file.patch_px
+    )
     if copies:
         for path, copy in copies.items():
             result.leave_out(path, f"{damaged[path]}; its copy {copy} is packed")
@@ -100,16 +107,19 @@ def _add(
 
 
 def _decode_ahead(
-    file: ChunkFile, origin: Origin, tasks: deque[tuple[int, list[str]]], num_workers: int | None
+    file: DecodeCache,
+    origin: PatchStore,
+    tasks: deque[tuple[int, list[str]]],
+    num_workers: int | None,
 ) -> Generator[tuple[int, list[str], Chunk], None, None]:
     """Decode chunks of files, and yield each with its number and files, in order."""
     workers = num_workers or min(available_cores(), _MAX_WORKERS)
     many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
     # A zip's table of contents is too much to send.
-    in_processes = many and workers > 1 and isinstance(origin, Folder)
-    with Children(workers) if in_processes else nullcontext() as children:
+    in_processes = many and workers > 1 and isinstance(origin, FolderStore)
+    with DecodeWorkerPool(workers) if in_processes else nullcontext() as children:
         # OpenCV decodes without the interpreter lock.
-        decode = children.decode if children else ChunkFile.decode
+        decode = children.decode if children else DecodeCache.decode
         pool = ThreadPoolExecutor(workers)
         try:
             ahead: deque[tuple[int, list[str], Future[Chunk]]] = deque()

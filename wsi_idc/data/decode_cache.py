@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.data.normalization import channel_histogram
-from wsi_idc.data.patch_index import is_whole
-from wsi_idc.data.patch_store import Origin, UnreadablePatchError
+from wsi_idc.data.patch_index import is_decodable
+from wsi_idc.data.patch_store import PatchStore, UnreadablePatchError
 from wsi_idc.data.png import decode_png
 
 FILES_PER_CHUNK = 128
@@ -55,13 +55,13 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class ChunkFile:
+class DecodeCache:
     """The file at ``path``, with a place for each chunk of patches of ``patch_px`` a side."""
 
     path: Path
     patch_px: int
 
-    def decode(self, origin: Origin, number: int, paths: list[str]) -> Chunk:
+    def decode(self, origin: PatchStore, number: int, paths: list[str]) -> Chunk:
         """Decode the files of chunk ``number``, and write the chunk to its place."""
         padded = np.full((len(paths), self.patch_px, self.patch_px, 3), 255, np.uint8)
         states, reasons = [""] * len(paths), [""] * len(paths)
@@ -89,7 +89,7 @@ class ChunkFile:
         self._write(number, chunk, padded)
         return chunk
 
-    def read(self, origin: Origin, number: int, paths: list[str]) -> Chunk | None:
+    def read(self, origin: PatchStore, number: int, paths: list[str]) -> Chunk | None:
         """Return chunk ``number`` if it stands in its place, whole, and true of the files now.
 
         A file's state tells nothing of rights, and of a disk that had an error: what was left out
@@ -112,7 +112,9 @@ class ChunkFile:
         if chunk.state != self._digest(paths, states):
             return None
         left_out = itertools.compress(paths, chunk.reasons)
-        return None if any(is_whole(origin, path, self.patch_px) for path in left_out) else chunk
+        return (
+            None if any(is_decodable(origin, path, self.patch_px) for path in left_out) else chunk
+        )
 
     def pixels(self, num_files: int) -> Iterator[NDArray[np.uint8]]:
         """Yield the good files' pixels, padded white, of all chunks, each decoded or read before.

@@ -16,13 +16,13 @@ from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack, stated_format
 from wsi_idc.data.patch_index import (
     content_key,
     holds_patches,
-    is_whole,
-    open_origin,
+    is_decodable,
+    open_patch_store,
     read_problems,
 )
-from wsi_idc.data.patch_store import UNREADABLE, Folder, Origin
-from wsi_idc.data.prepare import REJECTED_CSV, clear_scratch, is_in_making, prepare
-from wsi_idc.data.staging import staged
+from wsi_idc.data.patch_store import UNREADABLE, FolderStore, PatchStore
+from wsi_idc.data.prepare import REJECTED_CSV, is_being_prepared, prepare, remove_partial_pack
+from wsi_idc.data.staging import stage_to_scratch
 from wsi_idc.data.zip_store import is_zip
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def open_data(path: Path | None = None) -> Pack:
         path = default_data()
         if not path.exists():
             raise DataError(f"no data: there is no {path} here; {_HOW}")
-    return staged(_open(path))
+    return stage_to_scratch(_open(path))
 
 
 def default_data() -> Path:
@@ -55,13 +55,13 @@ def default_data() -> Path:
 
 
 def _open(path: Path) -> Pack:
-    pack = pack_at(path)
+    pack = find_pack(path)
     if pack is not None:
         return pack
-    return _open_tree(tree_in(path) if path.is_dir() else path)
+    return _open_tree(find_patch_tree(path) if path.is_dir() else path)
 
 
-def pack_at(path: Path) -> Pack | None:
+def find_pack(path: Path) -> Pack | None:
     """Open the pack that ``path`` is or holds; None where it is a patch tree, or a zip of one.
 
     Raises:
@@ -80,7 +80,7 @@ def pack_at(path: Path) -> Pack | None:
     return None
 
 
-def tree_in(folder: Path) -> Path:
+def find_patch_tree(folder: Path) -> Path:
     """Return the patch tree that ``folder`` stands for.
 
     It is what was downloaded, else the folder itself, or the zip in it if it holds no patch.
@@ -91,7 +91,7 @@ def tree_in(folder: Path) -> Path:
     if tree := downloaded(folder):
         return tree
     zips = [file for file in sorted(folder.glob("*.zip")) if is_zip(file)]
-    if not zips or holds_patches(Folder(folder)):
+    if not zips or holds_patches(FolderStore(folder)):
         return folder
     if len(zips) > 1:
         names = ", ".join(file.name for file in zips)
@@ -108,8 +108,8 @@ def default_tree() -> Path:
         DataError: There is none.
     """
     folder = Path(DEFAULT_FOLDER)
-    tree = tree_in(folder)
-    if tree == folder and not (folder.is_dir() and Folder(folder).listing().paths):
+    tree = find_patch_tree(folder)
+    if tree == folder and not (folder.is_dir() and FolderStore(folder).listing().paths):
         raise DataError(
             f"no patches: there is no tree or zip of them in {folder}/; get the data set with "
             "wsi-idc download, or give TREE"
@@ -119,21 +119,23 @@ def default_tree() -> Path:
 
 def _open_tree(tree: Path) -> Pack:
     """Open the cached pack of a tree, made first if the tree has not been seen as it is now."""
-    with open_origin(tree) as origin:
+    with open_patch_store(tree) as origin:
         paths = origin.listing().paths
         if not paths:
             raise DataError(f"no data: {tree} holds neither a pack nor patches; {_HOW}")
         key = content_key(origin, paths)
         pack = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
-        _pack_once(tree, pack, lambda: pack.exists() and not _can_read_more(origin, paths, pack))
-    clear_scratch(pack)
+        build_cached_pack(
+            tree, pack, lambda: pack.exists() and not has_newly_readable_files(origin, paths, pack)
+        )
+    remove_partial_pack(pack)
     try:
         found = Pack(pack)
     except DataError as error:
         # Ours to mend: nobody should have to find it in the cache.
         logger.warning("%s", error)
         pack.unlink(missing_ok=True)  # another process may have found it too
-        _pack_once(tree, pack, pack.exists)
+        build_cached_pack(tree, pack, pack.exists)
         found = Pack(pack)
     rejected = pack.with_name(REJECTED_CSV)
     if left_out := read_problems(rejected):
@@ -141,17 +143,17 @@ def _open_tree(tree: Path) -> Pack:
     return found
 
 
-def _can_read_more(origin: Origin, paths: list[str], pack: Path) -> bool:
+def has_newly_readable_files(origin: PatchStore, paths: list[str], pack: Path) -> bool:
     """Return whether any file that was left out of a cached pack as unreadable is not so now.
 
     Rights and a disk's errors come and go without a trace in names and states.
     """
     rejected = read_problems(pack.with_name(REJECTED_CSV))
     left_out = {one.path for one in rejected if one.reason == UNREADABLE}
-    return any(is_whole(origin, path, PATCH_PX) for path in left_out.intersection(paths))
+    return any(is_decodable(origin, path, PATCH_PX) for path in left_out.intersection(paths))
 
 
-def _pack_once(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
+def build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
     """Make the pack unless it is there, or wait until another process has made it."""
     while not is_made():
         # The tasks of a job array start together: one packs, the others wait for it.
@@ -161,7 +163,7 @@ def _pack_once(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
             return
         except BusyError:
             logger.info("waiting for another process that packs %s into %s", tree, pack)
-            while is_in_making(pack):
+            while is_being_prepared(pack):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 

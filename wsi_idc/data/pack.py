@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
-from wsi_idc.core.files import plain_name
+from wsi_idc.core.files import safe_filename
 from wsi_idc.core.hdf5 import attributes, check_heaps
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
@@ -102,7 +102,7 @@ def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFr
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
         raise ValueError("/patient is not sorted into /patients")
     names = dataset_of(file, "patients", shape=(int(codes[-1]) + 1,))
-    patients = [plain_name(str(name)) for name in names.asstr()[:]]
+    patients = [safe_filename(str(name)) for name in names.asstr()[:]]
     _check_index(index, patients, patch_px=side)
     return info, patients, index, int(offset)
 

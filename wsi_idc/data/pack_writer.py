@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.core.files import replacing
+from wsi_idc.core.files import atomic_write
 from wsi_idc.data.pack import (
     COLUMNS,
     FORMAT,
@@ -35,7 +35,7 @@ def write_pack(
         info: The pack's attributes.
         provenance: JSON text that says where it came from.
     """
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         offset = _write_all_but_pixels(partial, index, info=info, provenance=provenance)
         num = 0
         # Past HDF5, which takes four times as long and may crash on a full disk.

@@ -17,16 +17,16 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import plain_name
-from wsi_idc.data.patch_store import Folder, Origin, Problem, UnreadablePatchError
+from wsi_idc.core.files import safe_filename
+from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore, UnreadablePatchError
 from wsi_idc.data.png import decode_png
-from wsi_idc.data.zip_store import Archive, is_zip
+from wsi_idc.data.zip_store import ZipStore, is_zip
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 
-def drop_copies(
-    table: pd.DataFrame, *, origin: Origin, patch_px: int
-) -> tuple[pd.DataFrame, pd.DataFrame, list[Problem]]:
+def drop_duplicate_files(
+    table: pd.DataFrame, *, origin: PatchStore, patch_px: int
+) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep the shallowest of the files of one name; of several sizes, the first whole one.
 
     Args:
@@ -52,37 +52,37 @@ def drop_copies(
     for path, path_kept in rows_of(pairs[~same], *pairs):
         held = now.get(path_kept, path_kept)
         better, worse = held, path
-        if not is_whole(origin, held, patch_px) and is_whole(origin, path, patch_px):
+        if not is_decodable(origin, held, patch_px) and is_decodable(origin, path, patch_px):
             better, worse = path, held
             kept.loc[kept["path"] == held, "path"] = path
             now[path_kept] = path
-        conflicting.append(Problem(worse, "differs from its copy", f"{better} is kept"))
+        conflicting.append(FileIssue(worse, "differs from its copy", f"{better} is kept"))
     return kept, pairs[same], conflicting
 
 
-def copy_notes(copies: pd.DataFrame) -> list[Problem]:
+def duplicate_notes(copies: pd.DataFrame) -> list[FileIssue]:
     """Return a note for each folder of copies."""
     folders = copies["path"].str.rsplit("/", n=3).str[0]
     what = "patches that stand above it too, taken only where those are damaged"
     return [
-        Problem(f"{folder}/", "nested copy", f"{count} {what}")
+        FileIssue(f"{folder}/", "nested copy", f"{count} {what}")
         for folder, count in folders.value_counts().sort_index().items()
     ]
 
 
-def whole_copies(
-    damaged: Collection[str], copies: pd.DataFrame, *, origin: Origin, patch_px: int
+def readable_duplicates(
+    damaged: Collection[str], copies: pd.DataFrame, *, origin: PatchStore, patch_px: int
 ) -> dict[str, str]:
     """Return for files that cannot be decoded the first of their copies that can, if any."""
     found: dict[str, str] = {}
     if damaged:
         for path, path_kept in rows_of(copies[copies["path_kept"].isin(damaged)], *copies):
-            if path_kept not in found and is_whole(origin, path, patch_px):
+            if path_kept not in found and is_decodable(origin, path, patch_px):
                 found[path_kept] = path
     return found
 
 
-def is_whole(origin: Origin, path: str, patch_px: int) -> bool:
+def is_decodable(origin: PatchStore, path: str, patch_px: int) -> bool:
     """Return whether a file can be read and decoded."""
     try:
         decode_png(origin.read(path)[0], patch_px=patch_px)
@@ -119,35 +119,35 @@ class TreeIndex:
         num_other_files: Files that are not PNG, or hidden, and were not looked at.
     """
 
-    origin: Origin
+    origin: PatchStore
     table: pd.DataFrame
     copies: pd.DataFrame
-    rejected: tuple[Problem, ...]
-    flagged: tuple[Problem, ...]
+    rejected: tuple[FileIssue, ...]
+    flagged: tuple[FileIssue, ...]
     num_other_files: int
 
 
-def open_origin(path: Path) -> Origin:
+def open_patch_store(path: Path) -> PatchStore:
     """Open the folder or zip of a patch tree.
 
     Raises:
         DataError: There is none, or the zip cannot be trusted.
     """
     if path.is_dir():
-        return Folder(path)
+        return FolderStore(path)
     if is_zip(path):
-        return Archive(path)
+        return ZipStore(path)
     if path.exists():
         raise DataError(f"{path}: neither a folder nor a zip; give a patch tree, or a zip of one")
     raise DataError(f"{path}: no such folder or file; give a patch tree, or a zip of one")
 
 
-def holds_patches(origin: Origin) -> bool:
+def holds_patches(origin: PatchStore) -> bool:
     """Return whether the name of any file is that of a patch."""
     return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in origin.listing().paths)
 
 
-def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
+def index_tree(origin: PatchStore, *, patch_px: int) -> TreeIndex:
     """Read the index of a patch tree.
 
     Raises:
@@ -156,7 +156,7 @@ def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
     listing = origin.listing()
     good, contradictions = _parse(listing.paths, above=origin.above)
     rejected = [*listing.unreadable, *contradictions]
-    good, copies, conflicting = drop_copies(good, origin=origin, patch_px=patch_px)
+    good, copies, conflicting = drop_duplicate_files(good, origin=origin, patch_px=patch_px)
     good, off_grid = _to_zero_based(good, patch_px=patch_px)
     good, duplicates, relabelled = _drop_duplicate_cells(good)
     if good.empty:
@@ -172,12 +172,12 @@ def index_tree(origin: Origin, *, patch_px: int) -> TreeIndex:
         table=good[columns].sort_values(["patient", "y", "x"], ignore_index=True),
         copies=copies,
         rejected=(*rejected, *conflicting, *off_grid, *duplicates),
-        flagged=(*copy_notes(copies), *relabelled),
+        flagged=(*duplicate_notes(copies), *relabelled),
         num_other_files=listing.num_other,
     )
 
 
-def content_key(origin: Origin, paths: Iterable[str]) -> str:
+def content_key(origin: PatchStore, paths: Iterable[str]) -> str:
     """Return a key of the files as they are now, from names and states, without reading them."""
     digest = hashlib.sha256()
     for path in paths:
@@ -186,7 +186,7 @@ def content_key(origin: Origin, paths: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parse(paths: list[str], *, above: tuple[str, str]) -> tuple[pd.DataFrame, list[Problem]]:
+def _parse(paths: list[str], *, above: tuple[str, str]) -> tuple[pd.DataFrame, list[FileIssue]]:
     """Read file and folder names.
 
     Returns:
@@ -206,7 +206,7 @@ def _parse(paths: list[str], *, above: tuple[str, str]) -> tuple[pd.DataFrame, l
         patient_folder, class_folder, name = [*above, *folders][-3:]
         found = FILE_NAME.fullmatch(name)
         if why := _contradiction(found, patient_folder, class_folder):
-            problems.append(Problem(path, *why))
+            problems.append(FileIssue(path, *why))
             continue
         assert found is not None
         patient, x, y, label = found.groups()
@@ -242,12 +242,12 @@ def _contradiction(
 @functools.cache
 def _is_plain_id(patient: str) -> bool:
     try:
-        return bool(plain_name(patient))
+        return bool(safe_filename(patient))
     except DataError:
         return False
 
 
-def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[Problem]]:
+def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
     """Shift x and y so that they are multiples of ``patch_px``, and drop those that are not.
 
     The data set counts from 1; another may count from 0. What most patches do is the rule.
@@ -262,9 +262,9 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
     end_px = MAX_CELLS_PER_SIDE * patch_px
     near = (table["x"] < end_px) & (table["y"] < end_px)
     rule = f"x = {origin['x']} and y = {origin['y']} modulo {patch_px} in this tree"
-    problems = [Problem(path, "off the grid", rule) for path in table[~aligned]["path"]]
+    problems = [FileIssue(path, "off the grid", rule) for path in table[~aligned]["path"]]
     problems += [
-        Problem(path, "too far out", f"no slide is {end_px} px wide")
+        FileIssue(path, "too far out", f"no slide is {end_px} px wide")
         for path in table[aligned & ~near]["path"]
     ]
     return table[aligned & near], problems
@@ -272,7 +272,7 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
 
 def _drop_duplicate_cells(
     table: pd.DataFrame,
-) -> tuple[pd.DataFrame, list[Problem], list[Problem]]:
+) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
     """Keep one patch a place, the first by path; its label is unknown where they disagree."""
     table = table.sort_index()
     key = ["patient", "x", "y"]
@@ -282,19 +282,19 @@ def _drop_duplicate_cells(
     kept = table.drop(repeated.index)
     pairs = repeated.merge(kept[[*key, "path", "label"]], on=key, suffixes=("", "_kept"))
     rejected = [
-        Problem(path, "duplicate coordinate", f"{path_kept} is kept")
+        FileIssue(path, "duplicate coordinate", f"{path_kept} is kept")
         for path, path_kept in rows_of(pairs, "path", "path_kept")
     ]
     disputed = pairs[pairs["label"] != pairs["label_kept"]].drop_duplicates("path_kept")
     kept.loc[kept["path"].isin(disputed["path_kept"]), "label"] = -1
     flagged = [
-        Problem(path_kept, "label unknown", f"{path} at the same place says otherwise")
+        FileIssue(path_kept, "label unknown", f"{path} at the same place says otherwise")
         for path, path_kept in rows_of(disputed, "path", "path_kept")
     ]
     return kept, rejected, flagged
 
 
-def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
+def problem_table(problems: Iterable[FileIssue]) -> pd.DataFrame:
     """Return problems as a table with columns path, reason, detail, sorted by path."""
     rows = sorted((p.path, p.reason, p.detail) for p in problems)
     return pd.DataFrame(rows, columns=_PROBLEM_COLUMNS, dtype=object)
@@ -309,10 +309,10 @@ def is_problem_table(path: Path) -> bool:
         return file.read(len(header) + 1).rstrip() == header
 
 
-def read_problems(path: Path) -> list[Problem]:
+def read_problems(path: Path) -> list[FileIssue]:
     """Return the problems of a table that was written, none where it is not there or no such."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return [Problem(*row) for row in rows_of(table, *_PROBLEM_COLUMNS)]
+        return [FileIssue(*row) for row in rows_of(table, *_PROBLEM_COLUMNS)]
     except (OSError, ValueError, KeyError):
         return []

@@ -18,7 +18,7 @@ class UnreadablePatchError(Exception):
 
 
 @dataclass(frozen=True)
-class Problem:
+class FileIssue:
     """One file (or folder) that was left out, or kept although something is odd about it."""
 
     path: str
@@ -27,7 +27,7 @@ class Problem:
 
 
 @dataclass
-class Listing:
+class FileList:
     """The files of a patch tree, not yet understood.
 
     Attributes:
@@ -38,10 +38,10 @@ class Listing:
 
     paths: list[str] = field(default_factory=list)
     num_other: int = 0
-    unreadable: list[Problem] = field(default_factory=list)
+    unreadable: list[FileIssue] = field(default_factory=list)
 
 
-class Origin(ABC):
+class PatchStore(ABC):
     """A place with patches in it. Any number of threads may read from one.
 
     Attributes:
@@ -54,7 +54,7 @@ class Origin(ABC):
     above: tuple[str, str] = ("", "")
 
     @abstractmethod
-    def listing(self) -> Listing:
+    def listing(self) -> FileList:
         """List the files."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ def is_patch_name(name: str) -> bool:
     return name.lower().endswith(".png") and name[0] != "."
 
 
-class Folder(Origin):
+class FolderStore(PatchStore):
     """A patch tree in a folder."""
 
     def __init__(self, path: Path) -> None:
@@ -106,9 +106,9 @@ class Folder(Origin):
         base = Path(os.path.abspath(path))  # noqa: PTH100
         self.above = (base.parent.name, base.name)
 
-    def listing(self) -> Listing:
+    def listing(self) -> FileList:
         """List the files below the folder, links followed, each folder once."""
-        listing = Listing()
+        listing = FileList()
         seen: set[str] = set()
         # Level by level and links last: a folder reached twice is read under its own name, and a
         # link that leads back up ends there.
@@ -168,13 +168,13 @@ def _state(found: os.stat_result) -> str:
     return f"{found.st_size}\0{found.st_mtime_ns}"
 
 
-def _list_folder(root: Path, folder: str, listing: Listing) -> list[tuple[bool, str]]:
+def _list_folder(root: Path, folder: str, listing: FileList) -> list[tuple[bool, str]]:
     """Add the files of one folder; return its folders, each with whether it is a link."""
     try:
         with os.scandir(root / folder) as entries:
             found = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in entries]
     except OSError as error:
-        listing.unreadable.append(Problem(f"{folder}/", UNREADABLE, str(error.strerror)))
+        listing.unreadable.append(FileIssue(f"{folder}/", UNREADABLE, str(error.strerror)))
         return []
     start = f"{folder}/" if folder else ""
     files = [name for is_folder, _, name in found if not is_folder]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import discard, is_in_work, resumable, write_text
+from wsi_idc.core.files import is_being_written, remove_partial, resumable_path, write_text
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import Decoded, decode_tree
-from wsi_idc.data.decode_cache import ChunkFile
+from wsi_idc.data.decode_cache import DecodeCache
 from wsi_idc.data.normalization import channel_statistics
 from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack
 from wsi_idc.data.pack_writer import write_pack
@@ -25,10 +25,10 @@ from wsi_idc.data.patch_index import (
     TreeIndex,
     index_tree,
     is_problem_table,
-    open_origin,
+    open_patch_store,
     problem_table,
 )
-from wsi_idc.data.patch_store import Problem
+from wsi_idc.data.patch_store import FileIssue
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class PrepareReport:
     num_non_idc: int
     num_edge: int
     info: PackInfo
-    rejected: tuple[Problem, ...]
-    flagged: tuple[Problem, ...]
+    rejected: tuple[FileIssue, ...]
+    flagged: tuple[FileIssue, ...]
     num_other_files: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def prepare(
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
     logger.info("reading the names in %s", tree)
-    with open_origin(tree) as origin:
+    with open_patch_store(tree) as origin:
         index = index_tree(origin, patch_px=patch_px)
         # The decoded pixels go to a file of their own first: how many there are is known at the
         # end only, and a contiguous HDF5 data set cannot change its size.
-        with resumable(_scratch_of(out)) as raw:
-            file = ChunkFile(raw, patch_px)
+        with resumable_path(_scratch_of(out)) as raw:
+            file = DecodeCache(raw, patch_px)
             decoded = decode_tree(index, file, num_workers=num_workers)
             table = _good_rows(index, decoded)
             info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
@@ -129,7 +129,7 @@ def prepare(
     )
 
 
-def _write_lists(out: Path, lists: Mapping[str, Iterable[Problem]]) -> None:
+def _write_lists(out: Path, lists: Mapping[str, Iterable[FileIssue]]) -> None:
     """Write what was left out and what is odd beside the pack."""
     others = [file.name for file in out.parent.glob("*.h5") if file != out and is_pack(file)]
     if others and not out.exists() and out.with_name(REJECTED_CSV).exists():
@@ -140,14 +140,14 @@ def _write_lists(out: Path, lists: Mapping[str, Iterable[Problem]]) -> None:
         write_text(out.with_name(name), problem_table(problems).to_csv(index=False))
 
 
-def clear_scratch(pack: Path) -> None:
+def remove_partial_pack(pack: Path) -> None:
     """Remove what a ``prepare`` left that was killed when it had just put ``pack`` there."""
-    discard(_scratch_of(pack))
+    remove_partial(_scratch_of(pack))
 
 
-def is_in_making(pack: Path) -> bool:
+def is_being_prepared(pack: Path) -> bool:
     """Return whether another process is making ``pack``."""
-    return is_in_work(_scratch_of(pack))
+    return is_being_written(_scratch_of(pack))
 
 
 def _scratch_of(out: Path) -> Path:
@@ -216,13 +216,13 @@ def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
     return (beyond_width | beyond_height).to_numpy()
 
 
-def _small_patches(table: pd.DataFrame, *, patch_px: int) -> tuple[Problem, ...]:
+def _small_patches(table: pd.DataFrame, *, patch_px: int) -> tuple[FileIssue, ...]:
     """Flag each patch that was padded; one that others lie beyond is at no edge of the slide."""
     inside = is_small_inside(table, patch_px=patch_px)
     is_small = (table["height"] < patch_px) | (table["width"] < patch_px)
     small = table[is_small]
     return tuple(
-        Problem(
+        FileIssue(
             path, "small inside the slide" if odd else EDGE, f"{width}x{height} px, padded white"
         )
         for path, width, height, odd in zip(

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.core.files import replacing
+from wsi_idc.core.files import atomic_write
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "WSI_IDC_SCRATCH"
+SCRATCH_ENV = "WSI_IDC_SCRATCH"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _MB = 10**6
 _BLOCK = 16 * _MB
@@ -29,20 +29,20 @@ _BLOCK = 16 * _MB
 _LEFT_FREE = 256 * _MB
 
 
-def staged(pack: Pack) -> Pack:
+def stage_to_scratch(pack: Pack) -> Pack:
     """Return a pack that is read from its copy in ``WSI_IDC_SCRATCH``, made if need be.
 
     The tasks on one node share one copy: the first one makes it, the others wait for it. Without
     the variable, or where no copy can be had, the pack itself is returned.
     """
-    scratch = os.environ.get(VARIABLE)
+    scratch = os.environ.get(SCRATCH_ENV)
     if not scratch:
         return pack
     try:
         return _staged(pack, Path(scratch))
     except (WsiIdcError, OSError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        logger.warning("%s is read where it is, not from %s: %s", pack.path, VARIABLE, reason)
+        logger.warning("%s is read where it is, not from %s: %s", pack.path, SCRATCH_ENV, reason)
         return pack
 
 
@@ -118,7 +118,7 @@ def _copy(pack: Pack, copy: Path) -> None:
         BusyError: Another process is doing so, or has just done it.
         WsiIdcError: There is not enough room.
     """
-    with replacing(copy) as partial:
+    with atomic_write(copy) as partial:
         if _opened(pack, copy) is not None:
             raise BusyError(f"{copy}: made by another process meanwhile")
         # What is damaged, or what a killed process left, takes room.

@@ -20,9 +20,9 @@ from wsi_idc.core.errors import DataError
 from wsi_idc.data.patch_store import (
     MAX_FILE_BYTES,
     UNREADABLE,
-    Listing,
-    Origin,
-    Problem,
+    FileIssue,
+    FileList,
+    PatchStore,
     UnreadablePatchError,
     is_patch_name,
 )
@@ -52,7 +52,7 @@ class _Entry(NamedTuple):
     offset: int
 
 
-class Archive(Origin):
+class ZipStore(PatchStore):
     """A patch tree in a zip.
 
     Raises:
@@ -62,7 +62,7 @@ class Archive(Origin):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._listing = Listing()
+        self._listing = FileList()
         columns = ("crc", "packed", "size", "offset", "method")
         self._columns = {name: array("Q") for name in columns}
         self._fd = os.open(path, os.O_RDONLY)
@@ -83,7 +83,7 @@ class Archive(Origin):
             os.close(self._fd)
             self._fd = -1
 
-    def listing(self) -> Listing:
+    def listing(self) -> FileList:
         """List the files."""
         return self._listing
 
@@ -141,7 +141,7 @@ class Archive(Origin):
             if not is_patch_name(entry.name.rpartition("/")[2]):
                 listing.num_other += 1
             elif why := _why_not(entry):
-                listing.unreadable.append(Problem(entry.name, UNREADABLE, why))
+                listing.unreadable.append(FileIssue(entry.name, UNREADABLE, why))
             else:
                 if entry.offset + entry.packed > num_bytes:
                     raise ValueError(f"{entry.name!r} lies beyond its end")
@@ -163,7 +163,9 @@ class Archive(Origin):
         twice = [at for last, at in pairwise(order) if names[at] == names[last]]
         if twice:
             why = "the archive has several files of this name; the first is kept"
-            self._listing.unreadable += [Problem(names[at], "duplicate name", why) for at in twice]
+            self._listing.unreadable += [
+                FileIssue(names[at], "duplicate name", why) for at in twice
+            ]
             out = set(twice)
             order = array("Q", (at for at in order if at not in out))
         self._listing.paths = [names[at] for at in order]

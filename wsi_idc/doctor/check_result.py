@@ -16,7 +16,7 @@ SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One row.
 
     Attributes:
@@ -43,12 +43,12 @@ class Probe:
     """
 
     name: str
-    look: Callable[[], Iterable[Finding]]
+    look: Callable[[], Iterable[CheckResult]]
     seconds: float = SECONDS
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[CheckResult]:
         """Return what is found, or why nothing is."""
-        found: list[Finding] = []
+        found: list[CheckResult] = []
         failed: list[Exception] = []
 
         def look() -> None:
@@ -73,11 +73,11 @@ class Probe:
             rows.append(self._not_found(first_line(failed[0]), NOTE))
         return rows
 
-    def _not_found(self, reason: str, state: str, advice: str = "") -> Finding:
-        return Finding(self.name, f"could not be found: {reason}", state, advice)
+    def _not_found(self, reason: str, state: str, advice: str = "") -> CheckResult:
+        return CheckResult(self.name, f"could not be found: {reason}", state, advice)
 
 
-def without_names(finding: Finding) -> Finding:
+def without_names(finding: CheckResult) -> CheckResult:
     """Return a finding that may be shown to anyone: the home folder is ~, the user USER."""
     home, user = "/", ""
     # A container may have a user of whom it knows neither.

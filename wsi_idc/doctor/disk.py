@@ -13,8 +13,8 @@ import pandas as pd
 from wsi_idc.core.locks import locks_work
 from wsi_idc.data.pack import Pack, PackInfo
 from wsi_idc.data.pack_writer import write_pack
-from wsi_idc.data.staging import VARIABLE
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.data.staging import SCRATCH_ENV
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 
 _MB, _GB = 10**6, 10**9
 _BLOCK, _NUM_BLOCKS = 8 * 2**20, 8
@@ -23,7 +23,7 @@ _SLOW_MB_A_SECOND = 20
 _PREFIX = ".wsi-idc-doctor-"
 
 
-def room(folder: Path) -> Iterator[Finding]:
+def room(folder: Path) -> Iterator[CheckResult]:
     """Find the file system of a folder, which need not exist yet, and how much it holds."""
     usage = shutil.disk_usage(_existing(folder))
     value = (
@@ -32,12 +32,12 @@ def room(folder: Path) -> Iterator[Finding]:
     )
     if usage.free < _LITTLE_ROOM:
         advice = "free some space, or give another --out: a map has a few MB, a run up to 1 GB"
-        yield Finding("output disk", value, PROBLEM, advice)
+        yield CheckResult("output disk", value, PROBLEM, advice)
     else:
-        yield Finding("output disk", value)
+        yield CheckResult("output disk", value)
 
 
-def writing(folder: Path) -> Iterator[Finding]:
+def writing(folder: Path) -> Iterator[CheckResult]:
     """Write 64 MB that no disk can shorten, and remove them."""
     block = np.random.default_rng(0).bytes(_BLOCK)
     try:
@@ -49,25 +49,25 @@ def writing(folder: Path) -> Iterator[Finding]:
             os.fsync(file.fileno())
             seconds = time.perf_counter() - started
     except OSError as error:
-        yield Finding(
+        yield CheckResult(
             "writing", f"not possible ({error.strerror})", PROBLEM, "give another folder as --out"
         )
         return
     speed = _BLOCK * _NUM_BLOCKS / _MB / seconds
     value = f"{speed:.0f} MB/s with fsync"
     if speed < _SLOW_MB_A_SECOND:
-        yield Finding("writing", value, NOTE, "maps are written slowly there; try another disk")
+        yield CheckResult("writing", value, NOTE, "maps are written slowly there; try another disk")
     else:
-        yield Finding("writing", value)
+        yield CheckResult("writing", value)
 
 
-def locks(folder: Path) -> Iterator[Finding]:
+def locks(folder: Path) -> Iterator[CheckResult]:
     """Lock a file of our own."""
     with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=_PREFIX) as file:
         if locks_work(file.fileno()):
-            yield Finding("file locks", "work")
+            yield CheckResult("file locks", "work")
         else:
-            yield Finding(
+            yield CheckResult(
                 "file locks",
                 "do not work there",
                 PROBLEM,
@@ -76,7 +76,7 @@ def locks(folder: Path) -> Iterator[Finding]:
             )
 
 
-def hdf5(folder: Path) -> Iterator[Finding]:
+def hdf5(folder: Path) -> Iterator[CheckResult]:
     """Make the smallest pack, and read it."""
     info = PackInfo((0.5,) * 3, (0.5,) * 3, 1, 1.0, "assumed", "0" * 64)
     row = {"path": "", "patient": "0", "x": 0, "y": 0, "label": 0, "height": 1, "width": 1}
@@ -86,25 +86,25 @@ def hdf5(folder: Path) -> Iterator[Finding]:
         write_pack(path, pd.DataFrame([row]), [pixels], info=info, provenance="{}")
         num_patches = len(Pack(path))
     assert num_patches == 1
-    yield Finding("HDF5 files", "can be written and read")
+    yield CheckResult("HDF5 files", "can be written and read")
 
 
-def scratch() -> Iterator[Finding]:
+def scratch() -> Iterator[CheckResult]:
     """Find the folder for copies of packs."""
-    given = os.environ.get(VARIABLE)
+    given = os.environ.get(SCRATCH_ENV)
     if not given:
-        yield Finding("scratch", f"{VARIABLE} is not set: data are read where they are")
+        yield CheckResult("scratch", f"{SCRATCH_ENV} is not set: data are read where they are")
         return
     folder = _existing(Path(given))
     usage = shutil.disk_usage(folder)
     value = f"{given} ({file_system(folder)}), {usage.free / _GB:.1f} GB free"
     try:
         with tempfile.TemporaryFile(dir=folder):
-            yield Finding("scratch", value)
+            yield CheckResult("scratch", value)
     except OSError as error:
         value += f", cannot be written ({error.strerror})"
-        advice = f"set {VARIABLE} to a folder that can be written, or unset it"
-        yield Finding("scratch", value, PROBLEM, advice)
+        advice = f"set {SCRATCH_ENV} to a folder that can be written, or unset it"
+        yield CheckResult("scratch", value, PROBLEM, advice)
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import gpus_given, num_threads
+from wsi_idc.runtime.device import num_threads, visible_gpus
 
 _GIB = 2**30
 # A limit that is none is written as a very large number.
@@ -27,21 +27,21 @@ _VARIABLES = (
 )
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[CheckResult]:
     """Find the kind of processor."""
     named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
     if named:
-        yield Finding("processor", named[1])
+        yield CheckResult("processor", named[1])
 
 
-def cores() -> Iterator[Finding]:
+def cores() -> Iterator[CheckResult]:
     """Find the cores that there are, that may be used, and that are."""
     there, used, threads = os.cpu_count() or 1, available_cores(), num_threads()
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
     given = os.environ.get("SLURM_CPUS_PER_TASK")
     value = f"{there} in the machine, {seen} by affinity, {given or 'none said'} by SLURM"
     if used > seen:
-        yield Finding(
+        yield CheckResult(
             "cores",
             value,
             PROBLEM,
@@ -49,22 +49,22 @@ def cores() -> Iterator[Finding]:
             "or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK ahead of srun",
         )
     else:
-        yield Finding("cores", value)
+        yield CheckResult("cores", value)
     if threads < used:
         omp = os.environ.get("OMP_NUM_THREADS")
         advice = "unset OMP_NUM_THREADS to use all cores given"
-        yield Finding("threads of torch", f"{threads} (OMP_NUM_THREADS={omp})", NOTE, advice)
+        yield CheckResult("threads of torch", f"{threads} (OMP_NUM_THREADS={omp})", NOTE, advice)
     else:
-        yield Finding("threads of torch", str(threads))
+        yield CheckResult("threads of torch", str(threads))
 
 
-def memory() -> Iterator[Finding]:
+def memory() -> Iterator[CheckResult]:
     """Find the memory of the machine, and how much of it this process may have."""
     info = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
     total, free = (int(info[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
     limit = memory_limit()
     of_limit = f"limit of this job {limit / _GIB:.1f} GiB" if limit else "no limit set"
-    yield Finding("memory", f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB free, {of_limit}")
+    yield CheckResult("memory", f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB free, {of_limit}")
 
 
 def memory_limit(
@@ -87,27 +87,27 @@ def memory_limit(
     return min(limits, default=None)
 
 
-def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
+def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
     """Find the shared memory through which processes on one machine talk."""
     usage = shutil.disk_usage(path)
     value = f"{usage.total / _GIB:.2f} GiB, {usage.free / _GIB:.2f} GiB free"
     if usage.free < _GIB / 4:
         advice = "several processes or GPUs may fail with a bus error; in a container --shm-size=1g"
-        yield Finding(str(path), value, NOTE, advice)
+        yield CheckResult(str(path), value, NOTE, advice)
     else:
-        yield Finding(str(path), value)
+        yield CheckResult(str(path), value)
 
 
-def torch_build() -> Iterator[Finding]:
+def torch_build() -> Iterator[CheckResult]:
     """Find what torch was built for."""
     cudnn = torch.backends.cudnn.version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     built += f", ROCm {torch.version.hip}" if torch.version.hip else ""
     built += f", cuDNN {cudnn}" if cudnn else ""
-    yield Finding("torch", f"{torch.__version__}, built for {built}")
+    yield CheckResult("torch", f"{torch.__version__}, built for {built}")
 
 
-def gpus() -> Iterator[Finding]:
+def gpus() -> Iterator[CheckResult]:
     """Find the GPUs that torch sees, or why it sees none."""
     on_driver = _driver()
     num_seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -118,15 +118,15 @@ def gpus() -> Iterator[Finding]:
             f"{one.name}, {one.total_memory / _GIB:.0f} GiB, compute capability "
             f"{one.major}.{one.minor}, {bf16}"
         )
-        yield Finding(f"GPU {number}", value)
+        yield CheckResult(f"GPU {number}", value)
     if num_seen:
         return
     if torch.backends.mps.is_available():
-        yield Finding("GPUs", "one of Apple's (MPS)")
+        yield CheckResult("GPUs", "one of Apple's (MPS)")
         return
-    given = gpus_given()
+    given = visible_gpus()
     if not given and not on_driver:
-        yield Finding("GPUs", "none: all is computed on the CPU", NOTE)
+        yield CheckResult("GPUs", "none: all is computed on the CPU", NOTE)
         return
     advice = (
         "install a torch that is built for CUDA (https://pytorch.org/get-started)"
@@ -135,16 +135,16 @@ def gpus() -> Iterator[Finding]:
         "asked for GPUs (--gres=gpu:1) and not hide them (CUDA_VISIBLE_DEVICES)"
     )
     there = f"SLURM gave some ({given})" if given else f"nvidia-smi shows {on_driver}"
-    yield Finding("GPUs", f"torch sees none, yet {there}", PROBLEM, advice)
+    yield CheckResult("GPUs", f"torch sees none, yet {there}", PROBLEM, advice)
 
 
-def driver() -> Iterator[Finding]:
+def driver() -> Iterator[CheckResult]:
     """Find the driver of the GPUs."""
     if not shutil.which("nvidia-smi"):
-        yield Finding("driver", "none of NVIDIA's (no nvidia-smi)")
+        yield CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")
         return
     versions = sorted(set(_nvidia_smi("driver_version")))
-    yield Finding("driver", f"NVIDIA {', '.join(versions)}" if versions else "says nothing")
+    yield CheckResult("driver", f"NVIDIA {', '.join(versions)}" if versions else "says nothing")
 
 
 def _driver() -> int:
@@ -158,20 +158,22 @@ def _nvidia_smi(what: str) -> list[str]:
     return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
 
 
-def slurm() -> Iterator[Finding]:
+def slurm() -> Iterator[CheckResult]:
     """Find SLURM's programs, and what it says of this job."""
     for name in ("srun", "sbatch"):
         if not shutil.which(name):
-            yield Finding(name, "not here")
+            yield CheckResult(name, "not here")
             continue
         command = [name, "--version"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
         if answer.returncode == 0:
-            yield Finding(name, answer.stdout.strip())
+            yield CheckResult(name, answer.stdout.strip())
         else:
             why = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-            yield Finding(name, f"does not work ({why})", NOTE, "this machine is in no cluster?")
+            yield CheckResult(
+                name, f"does not work ({why})", NOTE, "this machine is in no cluster?"
+            )
     said = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     value = ", ".join(f"{name}={value}" for name, value in said.items())
     in_job = "SLURM_JOB_ID" in said
-    yield Finding("SLURM job", value if in_job else f"none{f' ({value})' if value else ''}")
+    yield CheckResult("SLURM job", value if in_job else f"none{f' ({value})' if value else ''}")

@@ -8,7 +8,7 @@ from importlib import metadata
 from wsi_idc import __version__
 from wsi_idc.core.errors import first_line
 from wsi_idc.core.provenance import provenance
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, Finding
+from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 
 # As in setup.cfg; a test holds the two together.
 PACKAGES = (
@@ -19,24 +19,26 @@ PACKAGES = (
 )
 
 
-def program() -> Iterator[Finding]:
+def program() -> Iterator[CheckResult]:
     """Find this program's version, and its commit where it runs from a checkout."""
     try:
         commit = provenance()["git_commit"]
     except metadata.PackageNotFoundError:  # which one, the packages tell
         commit = None
-    yield Finding("program", f"wsi-idc {__version__}" + (f", commit {commit}" if commit else ""))
+    yield CheckResult(
+        "program", f"wsi-idc {__version__}" + (f", commit {commit}" if commit else "")
+    )
 
 
-def python() -> Iterator[Finding]:
+def python() -> Iterator[CheckResult]:
     """Find Python and the system."""
-    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+    yield CheckResult("python", f"{platform.python_version()} ({sys.executable})")
     libc = " ".join(platform.libc_ver()).strip()
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    yield Finding("system", system + (f", {libc}" if libc else ""))
+    yield CheckResult("system", system + (f", {libc}" if libc else ""))
 
 
-def packages() -> Iterator[Finding]:
+def packages() -> Iterator[CheckResult]:
     """Find the versions of the packages that are asked for at installation."""
     found, missing = {}, []
     for name in PACKAGES:
@@ -44,21 +46,21 @@ def packages() -> Iterator[Finding]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             missing.append(name)
-    yield Finding("packages", ", ".join(f"{name} {version}" for name, version in found.items()))
+    yield CheckResult("packages", ", ".join(f"{name} {version}" for name, version in found.items()))
     if missing:
         names = " ".join(missing)
-        yield Finding("missing packages", names, PROBLEM, f"pip install {names}")
+        yield CheckResult("missing packages", names, PROBLEM, f"pip install {names}")
 
 
-def openslide() -> Iterator[Finding]:
+def openslide() -> Iterator[CheckResult]:
     """Find the library that reads slides."""
     from wsi_idc.slides.openslide_reader import library_version
 
     try:
-        yield Finding("OpenSlide", library_version())
+        yield CheckResult("OpenSlide", library_version())
     except (ImportError, OSError) as error:
         why = first_line(error)
-        yield Finding(
+        yield CheckResult(
             "OpenSlide",
             f"cannot be loaded ({why})",
             NOTE,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.explore.charts import COLOURS
 from wsi_idc.metrics.bootstrap import Band, interval, resample_patients
-from wsi_idc.metrics.classification import ECE_BINS, ece_bin, share
+from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
 from wsi_idc.plotting.number_format import TITLES, count, number, percent
 from wsi_idc.plotting.number_format import interval as interval_in_words
@@ -69,7 +69,9 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
             [counts.false_negative, counts.true_positive],
         ]
     )
-    shares = share(cells.astype(float), np.broadcast_to(cells.sum(axis=1, keepdims=True), (2, 2)))
+    shares = safe_divide(
+        cells.astype(float), np.broadcast_to(cells.sum(axis=1, keepdims=True), (2, 2))
+    )
     colours = LinearSegmentedColormap.from_list("white to blue", ["#ffffff", ACCENT])
     ax.imshow(np.nan_to_num(shares), cmap=colours, vmin=0, vmax=1.15)
     outcomes = (("true negatives", "false positives"), ("false negatives", "true positives"))
@@ -154,15 +156,15 @@ def reliability_bins(
 
     patches, positive = by_patient(), by_patient(label == 1)
     weights = resample_patients(len(ids), seed=seed, num_resamples=_RESAMPLES_OF_BINS)
-    resampled = share(weights @ positive, weights @ patches)  # (R, ECE_BINS)
+    resampled = safe_divide(weights @ positive, weights @ patches)  # (R, ECE_BINS)
     limits = np.array([interval(values) for values in resampled.T])
     limits[(patches > 0).sum(axis=0) < 2] = np.nan
     num = patches.sum(axis=0)
     return pd.DataFrame(
         {
             "patches": num.astype(int),
-            "probability": share(by_patient(probability.astype(float)).sum(axis=0), num),
-            "idc_share": share(positive.sum(axis=0), num),
+            "probability": safe_divide(by_patient(probability.astype(float)).sum(axis=0), num),
+            "idc_share": safe_divide(positive.sum(axis=0), num),
             "low": limits[:, 0],
             "high": limits[:, 1],
         }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.core.errors import DataError, first_line
-from wsi_idc.core.files import check_output, parse_json, write_json, write_text
+from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
 from wsi_idc.metrics import classification as measure
 from wsi_idc.metrics.bootstrap import interval, resample_patients, resampled_metrics
 
@@ -213,7 +213,7 @@ def check_comparison_folder(out: Path) -> None:
         WsiIdcError: With the reason.
     """
     writes = (_COMPARISON, "comparison.html", "metrics.csv", "patients.csv", "figures")
-    check_output(out, writes=writes, marks=(_COMPARISON,))
+    ensure_writable(out, writes=writes, marks=(_COMPARISON,))
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:

@@ -9,8 +9,8 @@ from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.results import Evaluation, Judged
-from wsi_idc.inference.predictor import Method
+from wsi_idc.evaluation.results import Evaluation, MetricSet
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics import classification as measure
 from wsi_idc.metrics.bootstrap import (
     interval,
@@ -19,14 +19,14 @@ from wsi_idc.metrics.bootstrap import (
     roc_and_pr_bands,
 )
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 
 # Bands are drawn, not quoted: fewer resamples do.
 _RESAMPLES_OF_BANDS = 500
 
 
 def choose_patients(
-    method: Method, pack: Pack, split: str, *, allow_seen: bool = False
+    method: Predictor, pack: Pack, split: str, *, allow_seen: bool = False
 ) -> list[str]:
     """Return the patients of the pack that a word stands for.
 
@@ -63,12 +63,12 @@ def choose_patients(
 
 
 def evaluate(
-    method: Method,
+    method: Predictor,
     pack: Pack,
     patients: list[str],
     *,
     split: str,
-    compute: Compute,
+    compute: DeviceConfig,
     batch_size: int,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
@@ -79,7 +79,7 @@ def evaluate(
         CheckpointError: A checkpoint does not fit the data.
         DataError: No patch has a known label.
     """
-    method.check_fits(pack)
+    method.validate_input(pack)
     members = np.isin(pack.patient_of, patients)
     known = pack.index["label"].to_numpy() >= 0
     if not (members & known).any():
@@ -91,7 +91,7 @@ def evaluate(
     predictions = everything[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
     predictions["border_distance"] = border_distances(label, names, pack.cells()[rows][is_known])
-    uncalibrated = method.uncalibrated().combine(logit[is_known]).probability
+    uncalibrated = method.uncalibrated().aggregate(logit[is_known]).probability
     ids, code = np.unique(names, return_inverse=True)
     weights = resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
     raw, smoothed = _judged_ways(method, predictions, code, weights)
@@ -127,39 +127,41 @@ def evaluate(
 
 
 def _judged_ways(
-    method: Method,
+    method: Predictor,
     predictions: pd.DataFrame,
     code: NDArray[np.integer],
     weights: NDArray[np.integer],
-) -> tuple[Judged, Judged | None]:
+) -> tuple[MetricSet, MetricSet | None]:
     """Judge the probabilities as they are and, where the method smooths, as smoothed."""
-    raw = judge(predictions, "probability", method.threshold, code, weights)
+    raw = compute_metrics(predictions, "probability", method.threshold, code, weights)
     if method.smoothing is None:
         return raw, None
     threshold = method.smoothing.threshold
-    return raw, judge(predictions, "probability_smoothed", threshold, code, weights)
+    return raw, compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
 
 
 def _by_border(
     predictions: pd.DataFrame,
-    judged: Judged,
+    judged: MetricSet,
     code: NDArray[np.integer],
     weights: NDArray[np.integer],
-) -> dict[int, Judged]:
+) -> dict[int, MetricSet]:
     """Judge the patches at each distance from the label border as ``judged`` judges all."""
     found = {}
     for distance in DISTANCES:
         at = (predictions["border_distance"] == distance).to_numpy()
-        found[distance] = judge(predictions[at], judged.column, judged.threshold, code[at], weights)
+        found[distance] = compute_metrics(
+            predictions[at], judged.column, judged.threshold, code[at], weights
+        )
     return found
 
 
 def _logits(
-    method: Method,
+    method: Predictor,
     pack: Pack,
     rows: NDArray[np.int64],
     *,
-    compute: Compute,
+    compute: DeviceConfig,
     batch_size: int,
 ) -> NDArray[np.float32]:
     parts = []
@@ -173,7 +175,7 @@ def _logits(
 
 
 def predictions_table(
-    method: Method, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
+    method: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
 ) -> pd.DataFrame:
     """Return one row a patch of ``rows``, all that the method says of it.
 
@@ -183,7 +185,7 @@ def predictions_table(
         rows: Whole patients, so that each patch has its neighbours.
         logit: Shape (N, k, num_classes), as ``Method.predict`` gives them.
     """
-    said = method.combine(logit)
+    said = method.aggregate(logit)
     columns = pack.index.iloc[rows]
     table = pd.DataFrame(
         {
@@ -207,13 +209,13 @@ def predictions_table(
     return table
 
 
-def judge(
+def compute_metrics(
     predictions: pd.DataFrame,
     column: str,
     threshold: float,
     code: NDArray[np.integer],
     weights: NDArray[np.integer],
-) -> Judged:
+) -> MetricSet:
     """Compare a column of probabilities with the labels.
 
     Args:
@@ -227,7 +229,7 @@ def judge(
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     values = resampled_metrics(label, probability, code, threshold=threshold, weights=weights)
     none, num_patients = (np.nan, np.nan), len(np.unique(code))
-    return Judged(
+    return MetricSet(
         column=column,
         threshold=threshold,
         metrics=measure.all_metrics(label, probability, threshold=threshold),
@@ -236,7 +238,7 @@ def judge(
     )
 
 
-def _flattering_notes(method: Method, patients: set[str]) -> list[str]:
+def _flattering_notes(method: Predictor, patients: set[str]) -> list[str]:
     notes = []
     for role, what in (("train", "was trained"), ("val", "had its epoch and threshold chosen")):
         if seen := method.patients(role) & patients:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_idc.core.files import check_output, parse_json, write_json, write_text
+from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.checkpoint import bundled_checkpoint
 
 PAGE = "report.html"
@@ -22,10 +22,10 @@ def check_evaluation_folder(folder: Path) -> None:
         WsiIdcError: With the reason.
     """
     writes = (_METRICS, _PATIENTS, _PREDICTIONS, PAGE, "figures")
-    check_output(folder, writes=writes, marks=(_PREDICTIONS,))
+    ensure_writable(folder, writes=writes, marks=(_PREDICTIONS,))
 
 
-def evaluation_folder(method: Method, split: str) -> Path:
+def evaluation_folder(method: Predictor, split: str) -> Path:
     """Return where an evaluation is written by default: in the run, or in eval/."""
     way = way_of(split, tta=method.tta, smooth=method.smooth)
     first = method.checkpoints[0].source
@@ -65,7 +65,7 @@ def is_evaluation(folder: Path) -> bool:
     return (folder / _METRICS).exists()
 
 
-def is_evaluated(folder: Path, method: Method, pack: Pack) -> bool:
+def is_evaluated(folder: Path, method: Predictor, pack: Pack) -> bool:
     """Return whether a folder holds the evaluation of just this method on just this data."""
     try:
         record = parse_json((folder / _METRICS).read_text(encoding="utf-8"))["provenance"]

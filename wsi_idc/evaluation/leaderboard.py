@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wsi_idc.core.files import check_output, write_json, write_text
+from wsi_idc.core.files import ensure_writable, write_json, write_text
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import METRICS, SMALLER_IS_BETTER, records
 
@@ -72,7 +72,7 @@ def check_leaderboard_folder(out: Path) -> None:
         WsiIdcError: With the reason.
     """
     writes = ("leaderboard.csv", "leaderboard.json", "leaderboard.html", "figures")
-    check_output(out, writes=writes, marks=("leaderboard.csv",))
+    ensure_writable(out, writes=writes, marks=("leaderboard.csv",))
 
 
 def write_leaderboard(table: pd.DataFrame, out: Path) -> None:

@@ -17,7 +17,7 @@ from wsi_idc.evaluation.evaluation_files import PAGE, evaluation_folder, write_e
 from wsi_idc.evaluation.gallery import GALLERIES
 from wsi_idc.evaluation.report_page import CAPTIONS, write_evaluation_page
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.plotting.html import remove_figures, write_figures
 from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def evaluate_into(
     folder: Path | None,
-    method: Method,
+    method: Predictor,
     pack: Pack,
     *,
     split: str,
@@ -88,7 +88,7 @@ def write_report(
     logger.info("report: %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
 
 
-def _history_of(method: Method) -> list[dict[str, Any]] | None:
+def _history_of(method: Predictor) -> list[dict[str, Any]] | None:
     """Return the epochs of the training that gave the one checkpoint, None where not known."""
     first = method.checkpoints[0].source
     if len(method.checkpoints) > 1 or first is None:

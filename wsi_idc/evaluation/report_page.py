@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.evaluation.charts import BORDER_TITLES
-from wsi_idc.evaluation.results import Evaluation, Judged
+from wsi_idc.evaluation.results import Evaluation, MetricSet
 from wsi_idc.metrics import classification as measure
 from wsi_idc.plotting.html import write_page
 from wsi_idc.plotting.number_format import TITLES, count, interval, number, percent
@@ -153,7 +153,7 @@ def captioned(uris: Mapping[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def _headline(judged: Judged, name: str) -> dict[str, str]:
+def _headline(judged: MetricSet, name: str) -> dict[str, str]:
     value, limits = judged.metrics[name], interval(*judged.intervals[name])
     beside = limits
     if name == "prevalence":

@@ -11,7 +11,7 @@ from wsi_idc.metrics.bootstrap import Band
 
 
 @dataclass(frozen=True)
-class Judged:
+class MetricSet:
     """How good one column of probabilities is.
 
     Attributes:
@@ -67,10 +67,10 @@ class Evaluation:
     num_patients: int
     num_patches: int
     num_unknown: int
-    judged: Judged
-    raw: Judged | None
+    judged: MetricSet
+    raw: MetricSet | None
     ece_uncalibrated: float
-    by_border: Mapping[int, Judged]
+    by_border: Mapping[int, MetricSet]
     regions: Mapping[str, Mapping[str, float]]
     predictions: pd.DataFrame
     patients: pd.DataFrame

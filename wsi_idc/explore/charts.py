@@ -13,7 +13,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.explore import quality as audit
 from wsi_idc.explore.pixel_statistics import CHANNELS
 from wsi_idc.explore.tables import Description
-from wsi_idc.plotting.colors import LABEL_COLOURS as COLOURS
+from wsi_idc.plotting.colors import LABEL_COLORS as COLOURS
 from wsi_idc.plotting.style import INK
 
 _COLUMN_OF = {0: "non_idc", 1: "idc", -1: "unknown"}

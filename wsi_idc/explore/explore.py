@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.files import check_output, write_json, write_text
+from wsi_idc.core.files import ensure_writable, write_json, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.charts import CHARTS
@@ -37,7 +37,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
         DataError: The pack is cut short while it is read.
         WsiIdcError: ``out`` cannot be written to, or holds files of these names.
     """
-    check_output(out, writes=_WRITES, marks=(HINTS_CSV,))
+    ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)
     tables = description.tables()
     # The hints first: from there on the folder is an exploration's.

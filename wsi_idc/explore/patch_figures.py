@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from wsi_idc.data.augmentation import augment, draw
+from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore import quality as audit
 from wsi_idc.explore.charts import COLOURS, label_names
 from wsi_idc.explore.tables import Description
-from wsi_idc.geometry.grid import lay, mosaic
+from wsi_idc.geometry.grid import mosaic, scatter_to_grid
 from wsi_idc.plotting.style import house_style, save_png
 
 _SAMPLES = (5, 8)  # rows, cols of each class
@@ -47,9 +47,9 @@ def samples(description: Description, pack: Pack, *, seed: int) -> Figure:
         rng = np.random.default_rng([seed, label + 1])
         num = min(rows * cols, len(candidates))
         chosen = np.sort(rng.choice(candidates, num, replace=False))
-        ax.imshow(_sheet(pack.patches[chosen], cols=cols), interpolation="nearest")
+        ax.imshow(_tile_images(pack.patches[chosen], cols=cols), interpolation="nearest")
         ax.set_title(f"{names[label]}: {num} of {len(candidates):,} patches, seed {seed}")
-        _bare(ax)
+        _hide_axes(ax)
     return figure
 
 
@@ -95,14 +95,14 @@ def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *,
     stored = pack.patches[rows]
     images = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
     images = images.repeat_interleave(_AUGMENTED_DRAWS, dim=0)
-    draws = draw(name, len(images), generator=torch.Generator().manual_seed(seed))
+    draws = sample_params(name, len(images), generator=torch.Generator().manual_seed(seed))
     shown = (augment(images, draws) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     shown = shown.reshape(len(rows), _AUGMENTED_DRAWS, *stored.shape[1:])
     cols = 1 + _AUGMENTED_DRAWS
     pictures = np.concatenate([stored[:, None], shown], axis=1).reshape(-1, *stored.shape[1:])
-    sheet = _sheet(pictures, cols=cols)
+    sheet = _tile_images(pictures, cols=cols)
     ax.imshow(sheet, interpolation="nearest")
-    _bare(ax)
+    _hide_axes(ax)
     cell = sheet.shape[1] / cols
     names, labels = label_names(pack), pack.index["label"].to_numpy()[rows]
     ax.set_xticks((np.arange(cols) + 0.5) * cell, ["stored", *map(str, range(1, cols))])
@@ -124,7 +124,7 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
         stretched = (mean - mean.min(axis=(0, 1))) / np.where(span > 0, span, 1)
         for ax, picture in zip(column, (mean, stretched), strict=True):
             ax.imshow(picture, interpolation="nearest")
-            _bare(ax)
+            _hide_axes(ax)
         column[0].set_title(names[label])
         column[1].set_title(f"contrast stretched, range {span.max():.3f}", fontsize=9)
     figure.suptitle("Mean of the patches of full size")
@@ -163,7 +163,7 @@ def hints(description: Description, pack: Pack) -> Figure:
     around = description.neighbours
     for ax, kind in zip(axes, audit.PATCH_KINDS, strict=True):
         rows = description.hints["row"][description.hints["kind"] == kind].to_numpy()
-        shown = _spread(rows, _HINTS_SHOWN)
+        shown = _sample_evenly(rows, _HINTS_SHOWN)
         ax.set_title(
             f"{kind} ({len(shown)} of {len(rows):,} shown): {audit.RULES[kind]}", loc="left"
         )
@@ -171,10 +171,10 @@ def hints(description: Description, pack: Pack) -> Figure:
             ax.text(0.5, 0.5, "none found", transform=ax.transAxes, ha="center", va="center")
         elif kind == audit.LABEL:
             pictures = np.stack([_surroundings(pack, row, around[row]) for row in shown])
-            ax.imshow(_sheet(pictures, cols=_HINTS_SHOWN), interpolation="nearest")
+            ax.imshow(_tile_images(pictures, cols=_HINTS_SHOWN), interpolation="nearest")
         else:
-            ax.imshow(_sheet(pack.patches[shown], cols=_HINTS_SHOWN), interpolation="nearest")
-        _bare(ax)
+            ax.imshow(_tile_images(pack.patches[shown], cols=_HINTS_SHOWN), interpolation="nearest")
+        _hide_axes(ax)
     return figure
 
 
@@ -196,7 +196,7 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     )
     axes = figure.subplots(num_rows, _GROUPS_SHOWN, squeeze=False)
     for ax in axes.flat:
-        _bare(ax)
+        _hide_axes(ax)
     for column, group in zip(axes.T, groups, strict=False):
         some = _several_patients(group)
         for ax, row, name in zip(column, some["row"], some["patient"], strict=False):
@@ -230,7 +230,7 @@ def _draw_labels(
     extent_mm: NDArray[np.float64],
 ) -> None:
     labels = pack.index["label"].to_numpy()[rows]
-    grid = lay(labels.astype(float), row_col, shape=shape, fill=np.nan)
+    grid = scatter_to_grid(labels.astype(float), row_col, shape=shape, fill=np.nan)
     colours = ListedColormap([COLOURS[label] for label in (-1, 0, 1)])
     norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
     ax.imshow(grid, cmap=colours, norm=norm, extent=tuple(extent_mm), interpolation="nearest")
@@ -262,7 +262,7 @@ def _surroundings(pack: Pack, row: int, around: NDArray[np.int64]) -> Pixels:
     return nine.reshape(3, 3, side, side, 3).swapaxes(1, 2).reshape(3 * side, 3 * side, 3)
 
 
-def _sheet(patches: Pixels, *, cols: int) -> Pixels:
+def _tile_images(patches: Pixels, *, cols: int) -> Pixels:
     """Return patches in rows of ``cols``, framed in grey: white is a patch or its padding."""
     num, side = patches.shape[:2]
     row_col = np.column_stack(np.divmod(np.arange(num), cols)).astype(np.int32)
@@ -272,14 +272,14 @@ def _sheet(patches: Pixels, *, cols: int) -> Pixels:
     return mosaic(framed, row_col, shape=(-(-num // cols), cols), fill=_WHITE)
 
 
-def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def _sample_evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return at most ``count`` of ``rows``, evenly spread: not all of one patient."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
-def _bare(ax: Axes) -> None:
+def _hide_axes(ax: Axes) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)

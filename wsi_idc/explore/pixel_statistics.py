@@ -36,7 +36,7 @@ _COSINE_UNIT = 1024
 
 
 @dataclass(frozen=True)
-class Measures:
+class PixelStatistics:
     """What one pass over the pixels of a pack found.
 
     Attributes:
@@ -53,7 +53,7 @@ class Measures:
     mean_patches: dict[int, NDArray[np.float64]]
 
 
-def measure(pack: Pack) -> Measures:
+def pixel_statistics(pack: Pack) -> PixelStatistics:
     """Measure every patch of a pack.
 
     Raises:
@@ -82,7 +82,7 @@ def measure(pack: Pack) -> Measures:
         num = int(((labels == label) & is_full).sum())
         if num:
             mean_patches[label] = (sums[:, at].T / (num * _WHITE)).reshape(side, side, 3)
-    return Measures(pd.concat(parts, ignore_index=True), mean_patches)
+    return PixelStatistics(pd.concat(parts, ignore_index=True), mean_patches)
 
 
 def perceptual_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -33,7 +33,7 @@ RULES = {
 Bools = NDArray[np.bool_]
 
 
-def neighbours(pack: Pack) -> NDArray[np.int64]:
+def neighbor_index(pack: Pack) -> NDArray[np.int64]:
     """Return the positions of the 8 patches around each patch, shape (N, 8), -1 where is none."""
     # A border of one empty cell keeps what is left of a row apart from the end of the last one.
     stride = MAX_CELLS_PER_SIDE + 2
@@ -50,7 +50,7 @@ def neighbours(pack: Pack) -> NDArray[np.int64]:
     return found
 
 
-def alone_among_others(labels: NDArray[np.int8], around: NDArray[np.int64]) -> Bools:
+def isolated_labels(labels: NDArray[np.int8], around: NDArray[np.int64]) -> Bools:
     """Return which patches have 8 neighbours that all carry the other label.
 
     Args:
@@ -71,7 +71,7 @@ def has_dark_band(measured: pd.DataFrame) -> Bools:
     return (measured["dim_lines"] >= MIN_DIM_LINES).to_numpy()
 
 
-def hint_table(pack: Pack, measured: pd.DataFrame, around: NDArray[np.int64]) -> pd.DataFrame:
+def quality_flags(pack: Pack, measured: pd.DataFrame, around: NDArray[np.int64]) -> pd.DataFrame:
     """Return the hints at single patches.
 
     Returns:
@@ -81,7 +81,7 @@ def hint_table(pack: Pack, measured: pd.DataFrame, around: NDArray[np.int64]) ->
     """
     labels = pack.index["label"].to_numpy()
     found = {
-        LABEL: (alone_among_others(labels, around), np.full(len(labels), len(_AROUND))),
+        LABEL: (isolated_labels(labels, around), np.full(len(labels), len(_AROUND))),
         BLANK: (is_blank(measured), (measured["tissue_px"] / measured["num_px"]).to_numpy()),
         DARK_BAND: (has_dark_band(measured), measured["dim_lines"].to_numpy()),
     }
@@ -90,10 +90,12 @@ def hint_table(pack: Pack, measured: pd.DataFrame, around: NDArray[np.int64]) ->
         rows = np.flatnonzero(has)
         parts.append(pd.DataFrame({"kind": kind, "row": rows, "value": values[rows].astype(float)}))
     table = pd.concat(parts, ignore_index=True)
-    return locate(pack, table)[["kind", "row", "patient", "x", "y", "label", "value", "path"]]
+    return with_locations(pack, table)[
+        ["kind", "row", "patient", "x", "y", "label", "value", "path"]
+    ]
 
 
-def locate(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
+def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
     """Return ``table`` with patient, place, label and path of the patches in its column ``row``."""
     rows = table["row"].to_numpy(np.int64)
     paths = pack.paths() if len(rows) else []

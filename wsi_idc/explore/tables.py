@@ -12,7 +12,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import is_small_inside
 from wsi_idc.explore import duplicates
 from wsi_idc.explore import quality as audit
-from wsi_idc.explore.pixel_statistics import CHANNELS, Measures, measure
+from wsi_idc.explore.pixel_statistics import CHANNELS, PixelStatistics, pixel_statistics
 from wsi_idc.geometry.grid import shape_of
 
 FORMAT = "wsi-idc-explore"
@@ -34,7 +34,7 @@ class Description:
         classes: One row a class, and one for all: patches, patients, channel statistics.
         channels: One row a patient and class: patches, channel statistics.
         sizes: One row a size of patch: patches by label, patients.
-        hints: One row a hint at a patch; see ``audit.hint_table``.
+        hints: One row a hint at a patch; see ``audit.quality_flags``.
         duplicates: One row a patch that looks like one of another patient.
         neighbours: Positions of the 8 patches around each one; see ``audit.neighbours``.
         measures: What the pass over the pixels found.
@@ -50,7 +50,7 @@ class Description:
     hints: pd.DataFrame
     duplicates: pd.DataFrame
     neighbours: NDArray[np.int64]
-    measures: Measures
+    measures: PixelStatistics
     summary: dict[str, Any]
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -71,16 +71,16 @@ def describe(pack: Pack) -> Description:
     Raises:
         DataError: The pack is cut short while it is read.
     """
-    measures = measure(pack)
+    measures = pixel_statistics(pack)
     measured = measures.table
-    around = audit.neighbours(pack)
-    hints = audit.hint_table(pack, measured, around)
+    around = audit.neighbor_index(pack)
+    hints = audit.quality_flags(pack, measured, around)
     alike = duplicates.find_duplicates(
         pack,
         measured["hash"].to_numpy(np.uint64),
         np.flatnonzero(~audit.is_blank(measured)),
     )
-    alike = audit.locate(pack, alike)
+    alike = audit.with_locations(pack, alike)
     alike = alike[["group", "row", "patient", "x", "y", "label", *alike.columns[2:4], "path"]]
     patients = _patients(pack, measured, hints, alike)
     classes = _classes(pack, measured)

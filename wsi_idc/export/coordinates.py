@@ -14,7 +14,7 @@ _DECIMALS = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class GridTransform:
     """The grid's corner and the side of its cells, both in px of the picture meant.
 
     Attributes:
@@ -50,7 +50,7 @@ def grid_key(content: PatientMap) -> str:
     return f"{content.patient}/{content.patch_px}px/{content.cell_px}px/{content.mpp:g}um"
 
 
-def place_of(content: PatientMap, coordinates: str = "level0") -> Place:
+def grid_transform(content: PatientMap, coordinates: str = "level0") -> GridTransform:
     """Return where the grid lies.
 
     Args:
@@ -62,7 +62,7 @@ def place_of(content: PatientMap, coordinates: str = "level0") -> Place:
         MapError: The corners of the patches are not on a grid.
     """
     if coordinates == "image":
-        return Place(0.0, 0.0, float(content.cell_px), content.mpp)
+        return GridTransform(0.0, 0.0, float(content.cell_px), content.mpp)
     side = content.cell_size_level0
     rest = content.coords - content.row_col[:, ::-1] * side  # (N, 2), x and y
     corner = np.median(rest, axis=0).round()
@@ -73,4 +73,6 @@ def place_of(content: PatientMap, coordinates: str = "level0") -> Place:
         )
     # Where patches overlap, a cell is the middle of its patch.
     margin = content.origin_px * content.mpp / content.level0_mpp
-    return Place(float(corner[0]) + margin, float(corner[1]) + margin, side, content.level0_mpp)
+    return GridTransform(
+        float(corner[0]) + margin, float(corner[1]) + margin, side, content.level0_mpp
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.files import write_bytes
-from wsi_idc.export.coordinates import place_of
+from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.maps.patient_map import PatientMap
 
 
@@ -43,7 +43,7 @@ def write_csv(content: PatientMap, out: Path) -> None:
     Raises:
         MapError: The corners of the patches are not on a grid.
     """
-    place = place_of(content)
+    place = grid_transform(content)
     first = place.points(content.row_col[:, ::-1]).round().astype(np.int64)
     last = place.points(content.row_col[:, ::-1] + 1).round().astype(np.int64)
     numbers = numbers_of(content)

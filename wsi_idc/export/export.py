@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_idc.core.errors import MapError, WsiIdcError
-from wsi_idc.core.files import plain_name
+from wsi_idc.core.files import safe_filename
 from wsi_idc.core.progress import progress
 from wsi_idc.export.csv_table import write_csv
 from wsi_idc.export.geojson import write_geojson
@@ -30,7 +30,7 @@ class ExportOptions:
     Attributes:
         formats: Of ``FORMATS``.
         threshold: Probability from which GeoJSON calls a patch IDC; None takes the map's.
-        coordinates: Of GeoJSON: "level0" or "image", as in ``place_of``.
+        coordinates: Of GeoJSON: "level0" or "image", as in ``grid_transform``.
         compress: Whether GeoJSON is written as ``.geojson.gz``.
     """
 
@@ -80,7 +80,7 @@ def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> Exp
 def _export(path: Path, content: PatientMap, out: Path, options: ExportOptions) -> list[Path]:
     if len(set(content.class_names)) < len(content.class_names):
         raise MapError(f"{path}: both classes have the same name; make the map anew")
-    stem = plain_name(content.patient)
+    stem = safe_filename(content.patient)
     written: list[Path] = []
     if "geojson" in options.formats:
         written.append(out / f"{stem}.geojson{'.gz' if options.compress else ''}")

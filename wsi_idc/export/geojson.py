@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import shapely
 
-from wsi_idc.core.files import replacing
-from wsi_idc.export.coordinates import Place, grid_key, place_of
+from wsi_idc.core.files import atomic_write
+from wsi_idc.export.coordinates import GridTransform, grid_key, grid_transform
 from wsi_idc.export.csv_table import numbers_of
 from wsi_idc.export.layers import LABEL_COLOURS
-from wsi_idc.geometry.regions import Region, regions_of
+from wsi_idc.geometry.regions import Region, extract_regions
 from wsi_idc.maps.patient_map import PatientMap
 
 _IDC = 1  # its label, and the index of its name
@@ -44,14 +44,14 @@ def write_geojson(
         content: The map.
         out: The file; what ends in ``.gz`` is compressed.
         threshold: Probability from which a patch is called IDC; None takes the map's.
-        coordinates: As in ``place_of``.
+        coordinates: As in ``grid_transform``.
 
     Raises:
         MapError: The corners of the patches are not on a grid.
     """
     threshold = content.threshold if threshold is None else threshold
-    place = place_of(content, coordinates)
-    with replacing(out) as partial, partial.open("wb") as raw:
+    place = grid_transform(content, coordinates)
+    with atomic_write(out) as partial, partial.open("wb") as raw:
         if out.suffix == ".gz":
             # Neither name nor time, so that the same map gives the same bytes.
             with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
@@ -60,7 +60,7 @@ def write_geojson(
             _write(raw, content, place, threshold)
 
 
-def _write(file: Any, content: PatientMap, place: Place, threshold: float) -> None:
+def _write(file: Any, content: PatientMap, place: GridTransform, threshold: float) -> None:
     """Write a feature at a time: all of them in memory would be many times the map."""
     file.write(b'{"type": "FeatureCollection", "features": [')
     between = b"\n"
@@ -71,7 +71,7 @@ def _write(file: Any, content: PatientMap, place: Place, threshold: float) -> No
     file.write(b"\n]}\n")
 
 
-def _tiles(content: PatientMap, place: Place, threshold: float) -> Iterator[dict[str, Any]]:
+def _tiles(content: PatientMap, place: GridTransform, threshold: float) -> Iterator[dict[str, Any]]:
     numbers = numbers_of(content).astype(np.float64)
     cells = content.row_col[:, ::-1]
     rings = place.points(cells[:, None] + _RING).tolist()  # (N, 5, 2)
@@ -90,10 +90,12 @@ def _tiles(content: PatientMap, place: Place, threshold: float) -> Iterator[dict
         )
 
 
-def _annotations(content: PatientMap, place: Place, threshold: float) -> Iterator[dict[str, Any]]:
+def _annotations(
+    content: PatientMap, place: GridTransform, threshold: float
+) -> Iterator[dict[str, Any]]:
     probability, idc = content.probability_grid(), content.class_names[_IDC]
     grid = grid_key(content)
-    for number, region in enumerate(regions_of(probability >= threshold), start=1):
+    for number, region in enumerate(extract_regions(probability >= threshold), start=1):
         row, col = region.cells[0].tolist()
         yield _feature(
             f"{grid}/region/{row}/{col}",
@@ -111,7 +113,7 @@ def _annotations(content: PatientMap, place: Place, threshold: float) -> Iterato
         )
 
 
-def _rings(region: Region, place: Place) -> list[Any]:
+def _rings(region: Region, place: GridTransform) -> list[Any]:
     """Return outline and holes in px, the outline as the corners of tiles turn."""
     polygon = shapely.orient_polygons(region.polygon)
     return [
@@ -120,7 +122,7 @@ def _rings(region: Region, place: Place) -> list[Any]:
     ]
 
 
-def _measure(region: Region, place: Place) -> dict[str, float]:
+def _measure(region: Region, place: GridTransform) -> dict[str, float]:
     area = len(region.cells) * (place.side * place.mpp) ** 2
     return {
         "area_um2": area,

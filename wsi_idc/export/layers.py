@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from wsi_idc.geometry.grid import lay
+from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.maps.map_reader import ReadRows
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLOUR_MAPS
-from wsi_idc.plotting.colors import LABEL_COLOURS as HEX_COLOURS
-from wsi_idc.plotting.raster import TOP_PERCENTILE, full_strength
+from wsi_idc.plotting.colors import COLORMAPS
+from wsi_idc.plotting.colors import LABEL_COLORS as HEX_COLOURS
+from wsi_idc.plotting.raster import TOP_PERCENTILE, robust_max
 
 Colour = tuple[int, int, int]
 # By label, the unknown one last: LABEL_COLOURS[-1].
@@ -103,7 +103,7 @@ def _value_layer(
     top: float = 1.0,
 ) -> Layer:
     """Return a layer of one value a patch, its colours on the same scale for every patient."""
-    colours = COLOUR_MAPS[name]
+    colours = COLORMAPS[name]
     grid = _paint(content.grid(values), colours, top)  # (rows, cols, 4)
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
@@ -113,8 +113,8 @@ def _value_layer(
 
 
 def _cam_layer(content: PatientMap, cam: NDArray[np.float32]) -> Layer:
-    top, colours = full_strength(cam), COLOUR_MAPS["cam"]
-    index = lay(np.arange(len(cam)), content.row_col, shape=content.shape, fill=-1)
+    top, colours = robust_max(cam), COLORMAPS["cam"]
+    index = scatter_to_grid(np.arange(len(cam)), content.row_col, shape=content.shape, fill=-1)
     _, height, width = cam.shape
 
     def paint_row(row: int, cell_px: int) -> NDArray[np.uint8]:
@@ -152,7 +152,7 @@ def _label_layer(content: PatientMap) -> Layer:
 
 def _present(content: PatientMap) -> NDArray[np.bool_]:
     here = np.ones(len(content.row_col), bool)
-    return lay(here, content.row_col, shape=content.shape, fill=False)
+    return scatter_to_grid(here, content.row_col, shape=content.shape, fill=False)
 
 
 def _paint(values: NDArray[np.float32], colours: str, top: float) -> NDArray[np.uint8]:

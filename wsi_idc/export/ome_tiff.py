@@ -18,7 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_idc import NOTICE
-from wsi_idc.core.files import replacing
+from wsi_idc.core.files import atomic_write
 from wsi_idc.export.coordinates import grid_key
 from wsi_idc.export.layers import Layer
 from wsi_idc.maps.patient_map import PatientMap
@@ -45,7 +45,7 @@ def write_ome_tiff(content: PatientMap, layer: Layer, out: Path) -> None:
     }
     num_bytes = sizes[0][0] * sizes[0][1] * 3
     with ExitStack() as stack:
-        partial = stack.enter_context(replacing(out))
+        partial = stack.enter_context(atomic_write(out))
         big = num_bytes > _MAX_CLASSIC_BYTES
         writer = stack.enter_context(tifffile.TiffWriter(partial, ome=True, bigtiff=big))
         strips = _painted(content, layer)

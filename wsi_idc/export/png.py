@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from wsi_idc import NOTICE
-from wsi_idc.core.files import replacing, write_json
-from wsi_idc.export.coordinates import place_of
+from wsi_idc.core.files import atomic_write, write_json
+from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.export.layers import Layer
 from wsi_idc.maps.patient_map import PatientMap
 
@@ -33,7 +33,7 @@ def write_png(content: PatientMap, layer: Layer, out: Path) -> None:
     picture = np.empty((rows * cell_px, cols * cell_px, 4), np.uint8)
     for row in range(rows):
         picture[row * cell_px : (row + 1) * cell_px] = layer.paint_row(row, cell_px)
-    with replacing(out) as partial:
+    with atomic_write(out) as partial:
         # A third of the usual level's time for 10 % more bytes.
         Image.fromarray(picture).save(partial, format="PNG", compress_level=1)
 
@@ -45,7 +45,7 @@ def write_legend(content: PatientMap, layers: Sequence[tuple[Layer, Path]], out:
         MapError: The corners of the patches are not on a grid.
     """
     rows, cols = content.shape
-    cell_px, place = cell_px_of(content), place_of(content)
+    cell_px, place = cell_px_of(content), grid_transform(content)
     legend: dict[str, Any] = {
         "patient": content.patient,
         "width_px": cols * cell_px,

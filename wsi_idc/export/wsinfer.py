@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.core.files import check_output, write_bytes, write_json, write_text
+from wsi_idc.core.files import ensure_writable, write_bytes, write_json, write_text
 from wsi_idc.models.checkpoint import Checkpoint
 
 SPEC_VERSION = "1.0"
@@ -76,7 +76,7 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
             f"{checkpoint.source}: both classes have the same name; train it anew"
         )
     names = ("torchscript_model.pt", "config.json", "README.md")
-    check_output(out, writes=names, marks=names[:1])
+    ensure_writable(out, writes=names, marks=names[:1])
     files = [out / name for name in names]
     write_bytes(files[0], torchscript(checkpoint))
     write_json(files[1], wsinfer_config(checkpoint))

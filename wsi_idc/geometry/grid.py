@@ -41,7 +41,7 @@ def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
     return rows, cols
 
 
-def lay(
+def scatter_to_grid(
     values: NDArray, row_col: NDArray[np.int32], *, shape: tuple[int, int], fill: float
 ) -> NDArray:
     """Lay one value a patch on the grid.
@@ -81,12 +81,12 @@ def mosaic(
     return grid.reshape(rows * height, cols * width, *channels)
 
 
-def centres_um(count: int, *, step_um: float, origin_um: float = 0.0) -> NDArray[np.float64]:
+def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> NDArray[np.float64]:
     """Return the centres of ``count`` cells of ``step_um`` along one axis, in um from the edge."""
     return origin_um + (np.arange(count, dtype=np.float64) + 0.5) * step_um
 
 
-def middle(blocks: NDArray, *, share: float) -> NDArray:
+def crop_center(blocks: NDArray, *, share: float) -> NDArray:
     """Return the middle of each block, ``share`` of each side, by area.
 
     Args:
@@ -99,11 +99,11 @@ def middle(blocks: NDArray, *, share: float) -> NDArray:
     """
     if share == 1:
         return blocks
-    rows, cols = (_middle_weights(side, share).astype(blocks.dtype) for side in blocks.shape[1:])
+    rows, cols = (_center_weights(side, share).astype(blocks.dtype) for side in blocks.shape[1:])
     return rows @ blocks @ cols.T
 
 
-def _middle_weights(side: int, share: float) -> NDArray[np.float64]:
+def _center_weights(side: int, share: float) -> NDArray[np.float64]:
     """Return how much of each of ``side`` cells is in each cell of the middle, shape (n, side)."""
     num = max(1, round(side * share))
     edges = side * ((1 - share) / 2 + share * np.arange(num + 1) / num)
@@ -127,7 +127,7 @@ def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> N
     Returns:
         Shape (N,), int8.
     """
-    grid = lay(label.astype(np.int8), row_col, shape=shape_of(row_col), fill=-1)
+    grid = scatter_to_grid(label.astype(np.int8), row_col, shape=shape_of(row_col), fill=-1)
     distance = np.full(len(label), INTERIOR, np.int8)
     for own, other in ((0, 1), (1, 0)):
         if (label == other).any():
@@ -156,8 +156,8 @@ def smooth(
     if sigma == 0:
         return values.astype(np.float64)
     shape = shape_of(row_col)
-    weight = lay(np.ones(len(values)), row_col, shape=shape, fill=0)
-    total = lay(values.astype(np.float64), row_col, shape=shape, fill=0)
+    weight = scatter_to_grid(np.ones(len(values)), row_col, shape=shape, fill=0)
+    total = scatter_to_grid(values.astype(np.float64), row_col, shape=shape, fill=0)
     blurred, weights = (
         ndimage.gaussian_filter(grid, sigma, mode="constant") for grid in (total, weight)
     )

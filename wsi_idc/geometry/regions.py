@@ -7,10 +7,10 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_idc.geometry.grid import lay, shape_of
+from wsi_idc.geometry.grid import scatter_to_grid, shape_of
 
 
-def outline(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the border of the cells that are set, along the edges of cells.
 
     Args:
@@ -52,7 +52,7 @@ class Region:
     cells: NDArray[np.int64]
 
 
-def regions_of(marked: NDArray[np.bool_]) -> list[Region]:
+def extract_regions(marked: NDArray[np.bool_]) -> list[Region]:
     """Return the regions of a grid, the largest first.
 
     Cells that touch by a corner alone are two regions: joined, their outline would touch itself,
@@ -96,6 +96,6 @@ def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int
     """
     if not called.any():
         return 0
-    grid = lay(called, row_col, shape=shape_of(row_col), fill=False)
+    grid = scatter_to_grid(called, row_col, shape=shape_of(row_col), fill=False)
     regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBOURS)
     return int(np.bincount(regions[grid]).max())

@@ -17,20 +17,20 @@ from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability, smoothed_probability
-from wsi_idc.inference.predict import PatchPredictor, Predicted, patch_predictor, predict
+from wsi_idc.inference.predict import PatchPredictor, RawPrediction, batch_predictor, predict
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import check_cam_layer, usual_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.registry import architecture
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 
 # Networks bear a little of a difference in scale, and files state mpp with rounding.
 MPP_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Said:
+class Prediction:
     """What a method says of patches.
 
     Attributes:
@@ -48,7 +48,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Method:
+class Predictor:
     """How probabilities come of patches.
 
     Attributes:
@@ -118,14 +118,14 @@ class Method:
         """Return the patients that had one of these roles for any of the checkpoints."""
         return set().union(*(one.patients(*roles) for one in self.checkpoints))
 
-    def check_fits(self, pack: Pack) -> None:
+    def validate_input(self, pack: Pack) -> None:
         """Raise where patches of the pack are not what the checkpoints were trained on.
 
         Raises:
             CheckpointError: Their size or their microns per pixel differ.
         """
         for one in self.checkpoints:
-            check_fits(one, pack)
+            validate_input(one, pack)
 
     def check_cam(self, cam: CamSpec, *, patch_px: int) -> None:
         """Raise where a checkpoint's network has no such CAM, or one too coarse to show anything.
@@ -143,10 +143,10 @@ class Method:
         pack: Pack,
         rows: NDArray[np.int64],
         *,
-        compute: Compute,
+        compute: DeviceConfig,
         batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
-    ) -> Generator[Predicted, None, None]:
+    ) -> Generator[RawPrediction, None, None]:
         """Yield what the checkpoints say of the pack's patches ``rows``, a batch at a time."""
         built = [one.build() for one in self.checkpoints]
         return predict(
@@ -156,12 +156,12 @@ class Method:
     def patch_predictor(
         self,
         *,
-        compute: Compute,
+        compute: DeviceConfig,
         batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
     ) -> AbstractContextManager[PatchPredictor]:
         """Lend what the checkpoints say of batches of patches, of any number of slides."""
-        return patch_predictor(
+        return batch_predictor(
             lambda: [one.build() for one in self.checkpoints],
             compute=compute,
             batch_size=batch_size,
@@ -169,18 +169,18 @@ class Method:
             tta=self.tta,
         )
 
-    def combine(self, logit: NDArray[np.float32]) -> Said:
+    def aggregate(self, logit: NDArray[np.float32]) -> Prediction:
         """Return what follows from the logits (N, k, num_classes) of ``predict``."""
         views = NUM_DIHEDRAL if self.tta else 1
         if self.is_single:
             alone = logit[:, 0]
-            return Said(alone, idc_probability(alone, temperature=self.temperature), None)
+            return Prediction(alone, idc_probability(alone, temperature=self.temperature), None)
         temperature = np.repeat([one.temperature for one in self.checkpoints], views)
         each = softmax(logit.astype(np.float64) / temperature[:, None], axis=2)
         mean = each.mean(axis=1)  # (N, num_classes)
         # A class that no view believes in has the smallest logit that is a number.
         floor = np.finfo(np.float32).tiny
-        return Said(
+        return Prediction(
             logit=np.log(np.maximum(mean, floor)).astype(np.float32),
             probability=mean[:, IDC].astype(np.float32),
             uncertainty=each[:, :, IDC].std(axis=1).astype(np.float32),
@@ -201,7 +201,7 @@ class Method:
             probability, patient, row_col, smoothing=self.smoothing, patch_um=patch_um
         )
 
-    def uncalibrated(self) -> "Method":
+    def uncalibrated(self) -> "Predictor":
         """Return the same method without the temperatures that were set on val patients."""
         plain = tuple(replace(one, temperature=1.0) for one in self.checkpoints)
         return replace(self, checkpoints=plain)
@@ -219,7 +219,7 @@ class Method:
         return found if len(members) == 1 else {**found, "ensemble": members}
 
 
-def check_fits(checkpoint: Checkpoint, pack: Pack) -> None:
+def validate_input(checkpoint: Checkpoint, pack: Pack) -> None:
     """Raise where patches of the pack are not what the model was trained on.
 
     Raises:

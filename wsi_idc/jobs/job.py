@@ -17,7 +17,14 @@ from typing import Any
 
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import JobError, RunError
-from wsi_idc.core.toml_file import MAX_TASKS, check_keys, command_and_name, load, num_tasks, table
+from wsi_idc.core.toml_file import (
+    MAX_TASKS,
+    check_keys,
+    command_and_name,
+    load_toml,
+    num_tasks,
+    table,
+)
 from wsi_idc.core.toml_file import typed as typed_value
 from wsi_idc.search.config import SEARCH, search_spec, train_types
 from wsi_idc.training.config import TrainConfig
@@ -30,7 +37,7 @@ _LONGEST_SLUG = 60
 
 
 @dataclass(frozen=True)
-class Flag:
+class OptionSpec:
     """What a command takes under one key.
 
     Attributes:
@@ -44,7 +51,7 @@ class Flag:
     is_list: bool = False
 
 
-Flags = Mapping[str, Flag]
+Flags = Mapping[str, OptionSpec]
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Task:
                 plain += _finished(matches(one)) if key == "runs" else matches(one)
         return plain
 
-    def left_out(self) -> list[str]:
+    def unfinished_runs(self) -> list[str]:
         """Return the runs that are not among the arguments because they are not finished."""
         found = [matches(one) for one in self.settings.get("runs", ())]
         return sorted({path for some in found for path in set(some) - set(_finished(some))})
@@ -144,7 +151,7 @@ def read_job(
     Raises:
         JobError: It cannot be read, or asks for something that makes no sense.
     """
-    content, given = load(path), given or {}
+    content, given = load_toml(path), given or {}
     try:
         command, name = command_and_name(content, path, commands)
         if command == SEARCH:
@@ -237,7 +244,7 @@ def _known(content: Mapping[str, Any], key: str, flags: Flags) -> dict[str, Any]
     return found
 
 
-def _typed(key: str, value: Any, flag: Flag) -> Any:
+def _typed(key: str, value: Any, flag: OptionSpec) -> Any:
     if not flag.is_list:
         return typed_value(key, value, flag.kind)
     if not isinstance(value, list):
@@ -245,7 +252,7 @@ def _typed(key: str, value: Any, flag: Flag) -> Any:
     return [typed_value(key, one, flag.kind) for one in value]
 
 
-def _axis(key: str, value: Any, flag: Flag) -> list[Any]:
+def _axis(key: str, value: Any, flag: OptionSpec) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise JobError(f"axis {key} must be a list with a value for each task, not {value!r}")
     if len(value) > MAX_TASKS:

@@ -9,12 +9,12 @@ from typing import Any
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
 from wsi_idc.core.locks import is_held
-from wsi_idc.data.open_data import default_data, pack_at
+from wsi_idc.data.open_data import default_data, find_pack
 from wsi_idc.evaluation.evaluation_files import folder_beside, folders_of, is_evaluation, way_of
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task, matches
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.plan import read_patients, rows_of
-from wsi_idc.maps.sharding import shard, shard_of, sizes_of_patients, sizes_of_slides
+from wsi_idc.maps.sharding import parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest
 from wsi_idc.training.config import TrainConfig
@@ -91,7 +91,7 @@ def _of_eval(number: int, task: Task) -> TaskStatus:
 
 def _of_run(run: Run) -> tuple[str, str]:
     """Return state and detail of a training."""
-    if not run.is_there():
+    if not run.exists_():
         return NOT_BEGUN, ""
     try:
         record = run.read()
@@ -167,7 +167,7 @@ def _of_map(number: int, task: Task) -> TaskStatus:
         return TaskStatus(number, str(out), UNKNOWN, f"{there} files; the data are not packed yet")
     names = list(sizes)
     if "shard" in task.settings:
-        names = shard(sizes, *shard_of(task.settings["shard"]))
+        names = shard(sizes, *parse_shard(task.settings["shard"]))
     there = sum(map_path(out, name).exists() for name in names)
     state = FINISHED if there == len(names) else PARTLY if there else NOT_BEGUN
     if not sizes:
@@ -182,7 +182,7 @@ def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
     if "slide" in settings:
         paths = [*settings["slide"], *settings.get("files", ())]
         return sizes_of_slides(rows_of([Path(path) for one in paths for path in matches(one)]))
-    pack = pack_at(Path(settings["data"]) if "data" in settings else default_data())
+    pack = find_pack(Path(settings["data"]) if "data" in settings else default_data())
     if pack is None:
         return None
     listed = read_patients(Path(settings["patients_file"])) if "patients_file" in settings else []

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.core.errors import CheckpointError, MapError, StoppedError
 from wsi_idc.core.provenance import provenance
-from wsi_idc.inference.predict import Predicted
-from wsi_idc.inference.predictor import Method
+from wsi_idc.inference.predict import RawPrediction
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.map_reader import map_path, read_provenance
 from wsi_idc.maps.map_writer import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, usual_cam_layer
 from wsi_idc.models.registry import architecture
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.signals import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class MapReport:
 
 
 @dataclass(frozen=True)
-class MapWork:
+class MapBuilder:
     """What every map of one call shares.
 
     Attributes:
@@ -61,8 +61,8 @@ class MapWork:
         stop: Asks to leave after the map that is being made.
     """
 
-    method: Method
-    compute: Compute
+    method: Predictor
+    compute: DeviceConfig
     out: Path
     cam: CamSpec | None = field(default_factory=CamSpec)
     with_image: bool = True
@@ -100,7 +100,7 @@ class MapWork:
                 f"{MAX_CAM_SIDE} a side; give a later --cam-layer"
             )
 
-    def check_cams(self, num_patches: int, *, patch_px: int) -> None:
+    def validate_cam_size(self, num_patches: int, *, patch_px: int) -> None:
         """Raise where the CAMs of so many patches are more than a map can hold.
 
         Raises:
@@ -127,7 +127,7 @@ class MapWork:
             "format_version": FORMAT_VERSION,
         }
 
-    def tell_seen(self, patients: Sequence[str]) -> None:
+    def warn_training_patients(self, patients: Sequence[str]) -> None:
         """Say in the log which patients the model was trained on."""
         seen = sorted(self.method.patients("train").intersection(patients))
         if seen:
@@ -137,7 +137,7 @@ class MapWork:
                 seen[0],
             )
 
-    def is_due(
+    def needs_rebuild(
         self, patient: str, identity: dict[str, Any], report: MapReport, *, data: Path
     ) -> bool:
         """Return whether to make a map of a pack or slide, and note in the report why not."""
@@ -167,7 +167,7 @@ class MapWork:
     def content(
         self,
         patient: str,
-        prediction: Predicted,
+        prediction: RawPrediction,
         *,
         row_col: NDArray[np.int32],
         patch_um: float,
@@ -187,7 +187,7 @@ class MapWork:
             more: The fields of a PatientMap that the method does not know.
         """
         method = self.method
-        said, smoothing = method.combine(prediction.logit), method.smoothing
+        said, smoothing = method.aggregate(prediction.logit), method.smoothing
         one = np.zeros(len(row_col), np.int64)
         cam = self.cam or CamSpec()
         return PatientMap(
@@ -211,7 +211,7 @@ class MapWork:
         )
 
 
-def _role(method: Method, patient: str) -> str:
+def _role(method: Predictor, patient: str) -> str:
     """Return what the patient was in the split; of several checkpoints, the worst that it was."""
     if patient in method.patients("train"):  # also those behind the weights it began with
         return "train"
@@ -219,7 +219,7 @@ def _role(method: Method, patient: str) -> str:
     return next(role for role in (*ROLES, NO_ROLE) if role in roles)
 
 
-def stopped(work: MapWork, report: MapReport, *, num_due: int) -> StoppedError:
+def stopped(work: MapBuilder, report: MapReport, *, num_due: int) -> StoppedError:
     """Return the error of a stop that was asked for, with every finished map in place."""
     assert work.stop is not None
     return StoppedError(

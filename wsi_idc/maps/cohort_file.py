@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.errors import MapError, first_line
-from wsi_idc.core.files import plain_name, write_bytes
+from wsi_idc.core.files import safe_filename, write_bytes
 from wsi_idc.core.hdf5 import attributes, check_heaps
 from wsi_idc.maps.map_reader import UNREADABLE, is_map
 
@@ -44,7 +44,7 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
         links = file.create_group("maps")
         for patient, target in maps.items():
             relative = os.path.relpath(target.resolve(), path.parent.resolve())
-            links[plain_name(patient)] = h5py.ExternalLink(relative, "/")
+            links[safe_filename(patient)] = h5py.ExternalLink(relative, "/")
         file.attrs["complete"] = 1
         file.flush()
         data = file.id.get_file_image()

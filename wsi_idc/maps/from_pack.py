@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import Predicted
-from wsi_idc.maps.builder import MapReport, MapWork, stopped
+from wsi_idc.inference.predict import RawPrediction
+from wsi_idc.maps.builder import MapBuilder, MapReport, stopped
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.writer_pool import Writers
+from wsi_idc.maps.writer_pool import MapWriterPool
 
 
-def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
+def build_maps(work: MapBuilder, pack: Pack, patients: Sequence[str]) -> MapReport:
     """Write the map of each patient into the folder ``work.out``, unless it is there already.
 
     A map is kept only where the same method, settings and data made it. A patient whose map
@@ -29,13 +29,15 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
         MapError: The CAMs of one are more than a map can hold.
         StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
     """
-    check_ahead(work, pack, patients)
+    validate_job(work, pack, patients)
     for patient in patients:
         map_path(work.out, patient)
-    work.tell_seen(patients)
-    report, identity = MapReport(), identity_of(work, pack)
+    work.warn_training_patients(patients)
+    report, identity = MapReport(), cache_key(work, pack)
     due = [
-        patient for patient in patients if work.is_due(patient, identity, report, data=pack.path)
+        patient
+        for patient in patients
+        if work.needs_rebuild(patient, identity, report, data=pack.path)
     ]
     if due:
         work.out.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def build_maps(work: MapWork, pack: Pack, patients: Sequence[str]) -> MapReport:
     return report
 
 
-def check_ahead(work: MapWork, pack: Pack, patients: Sequence[str]) -> None:
+def validate_job(work: MapBuilder, pack: Pack, patients: Sequence[str]) -> None:
     """Raise where the maps of a pack's patients cannot be made.
 
     Raises:
@@ -53,19 +55,19 @@ def check_ahead(work: MapWork, pack: Pack, patients: Sequence[str]) -> None:
         DataError: The pack has no such patient.
         MapError: The CAMs of one are more than a map can hold.
     """
-    work.method.check_fits(pack)
+    work.method.validate_input(pack)
     work.check_cam(patch_px=pack.info.patch_px)
     for patient in patients:
-        work.check_cams(len(pack.rows_of(patient)), patch_px=pack.info.patch_px)
+        work.validate_cam_size(len(pack.rows_of(patient)), patch_px=pack.info.patch_px)
 
 
-def identity_of(work: MapWork, pack: Pack) -> dict[str, Any]:
+def cache_key(work: MapBuilder, pack: Pack) -> dict[str, Any]:
     """Return all that decides what stands in a map of a patient of the pack, JSON-ready."""
     info = pack.info
     return work.identity(data=info.source_fingerprint, mpp=info.mpp, mpp_source=info.mpp_source)
 
 
-def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) -> None:
+def _make(work: MapBuilder, pack: Pack, patients: list[str], *, report: MapReport) -> None:
     rows = {patient: pack.rows_of(patient) for patient in patients}
     everything = np.concatenate(list(rows.values()))
     found = work.method.predict(
@@ -75,31 +77,31 @@ def _make(work: MapWork, pack: Pack, patients: list[str], *, report: MapReport) 
         # Whatever ends this ends its readers too.
         closing(found),
         progress(len(everything), what="mapping") as bar,
-        Writers(work, report) as writers,
+        MapWriterPool(work, report) as writers,
     ):
         for patient, prediction in _by_patient(_counted(found, bar, work), rows):
-            writers.submit(patient, partial(content_of, work, pack, patient, prediction))
+            writers.submit(patient, partial(patient_map_of, work, pack, patient, prediction))
     # Those that failed are not all of these: some were set aside before.
     settled = report.made.keys() | report.failed.keys()
     if work.stop and not settled.issuperset(patients):
         raise stopped(work, report, num_due=len(patients))
 
 
-def _counted(found: Iterator[Predicted], bar: Any, work: MapWork) -> Iterator[Predicted]:
+def _counted(found: Iterator[RawPrediction], bar: Any, work: MapBuilder) -> Iterator[RawPrediction]:
     """Pass predictions on, counted on the bar, until a stop is asked for."""
     for part in found:
         if work.stop:
             return
-        bar.set_postfix_str(work.compute.usage.in_short(), refresh=False)
+        bar.set_postfix_str(work.compute.usage.summary_line(), refresh=False)
         bar.update(len(part.logit))
         yield part
 
 
 def _by_patient(
-    found: Iterator[Predicted], rows: Mapping[str, NDArray[np.int64]]
-) -> Iterator[tuple[str, Predicted]]:
+    found: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]]
+) -> Iterator[tuple[str, RawPrediction]]:
     """Cut a stream of batches, which knows no patients, into one prediction a patient."""
-    parts: list[Predicted] = []
+    parts: list[RawPrediction] = []
     waiting = iter(rows.items())
     patient, members = next(waiting)
     have = 0
@@ -111,12 +113,14 @@ def _by_patient(
             have += end - start
             start = end
             if have == len(members):
-                yield patient, Predicted.joined(parts)
+                yield patient, RawPrediction.joined(parts)
                 patient, members = next(waiting, (patient, members))
                 parts, have = [], 0
 
 
-def content_of(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -> PatientMap:
+def patient_map_of(
+    work: MapBuilder, pack: Pack, patient: str, prediction: RawPrediction
+) -> PatientMap:
     """Return the map of a patient of the pack, of whose patches a prediction says all."""
     info, rows = pack.info, pack.rows_of(patient)
     columns = pack.index.iloc[rows]
@@ -126,7 +130,7 @@ def content_of(work: MapWork, pack: Pack, patient: str, prediction: Predicted) -
         row_col=pack.cells()[rows],
         patch_um=info.patch_px * info.mpp,
         data=pack.path,
-        identity=identity_of(work, pack),
+        identity=cache_key(work, pack),
         source="pack",
         patch_px=info.patch_px,
         mpp=info.mpp,

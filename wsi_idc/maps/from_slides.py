@@ -15,12 +15,12 @@ from wsi_idc.core.errors import CheckpointError, SlideError, WsiIdcError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.progress import progress
 from wsi_idc.geometry.grid import shape_of
-from wsi_idc.inference.predict import PatchPredictor, Predicted
+from wsi_idc.inference.predict import PatchPredictor, RawPrediction
 from wsi_idc.inference.predictor import MPP_TOLERANCE
-from wsi_idc.maps.builder import MapReport, MapWork, stopped
+from wsi_idc.maps.builder import MapBuilder, MapReport, stopped
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.writer_pool import Writers, set_aside
+from wsi_idc.maps.writer_pool import MapWriterPool, record_failure
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches
@@ -53,7 +53,7 @@ class SlideSettings:
 
 
 def build_slide_maps(
-    work: MapWork, slides: Sequence[ManifestRow], settings: SlideSettings
+    work: MapBuilder, slides: Sequence[ManifestRow], settings: SlideSettings
 ) -> MapReport:
     """Write the map of each slide into the folder ``work.out``, unless it is there already.
 
@@ -65,16 +65,16 @@ def build_slide_maps(
         DataError: A patient's id cannot be a file name.
         StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
     """
-    spec = check_ahead(work)
+    spec = validate_job(work)
     for row in slides:
         map_path(work.out, row.patient)
-    work.tell_seen([row.patient for row in slides])
+    work.warn_training_patients([row.patient for row in slides])
     report = MapReport()
     work.compute.usage.begin()
     lent = work.method.patch_predictor(
         compute=work.compute, batch_size=work.batch_size, cam=work.cam
     )
-    with Writers(work, report) as writers, lent as predict:
+    with MapWriterPool(work, report) as writers, lent as predict:
         for number, row in enumerate(slides):
             if work.stop:
                 break
@@ -82,14 +82,14 @@ def build_slide_maps(
             try:
                 _make(work, row, settings, spec, predict, writers, report, place=place)
             except (WsiIdcError, OSError) as error:
-                set_aside(report, row.patient, error)
+                record_failure(report, row.patient, error)
     if work.stop and len(report.made) + len(report.kept) + len(report.failed) < len(slides):
         raise stopped(work, report, num_due=len(slides) - len(report.kept))
     work.compute.usage.log("mapped")
     return report
 
 
-def check_ahead(work: MapWork) -> InputSpec:
+def validate_job(work: MapBuilder) -> InputSpec:
     """Return what patches the method's checkpoints take; raise where no slide can be mapped.
 
     Raises:
@@ -100,7 +100,7 @@ def check_ahead(work: MapWork) -> InputSpec:
     return spec
 
 
-def input_of(work: MapWork) -> InputSpec:
+def input_of(work: MapBuilder) -> InputSpec:
     """Return what patches the method's checkpoints take.
 
     Raises:
@@ -124,8 +124,8 @@ def open_row(row: ManifestRow, settings: SlideSettings) -> Slide:
     return open_slide(row.slide, mpp=settings.mpp or row.mpp)
 
 
-def identity_of(
-    work: MapWork, slide: Slide, settings: SlideSettings, spec: InputSpec
+def cache_key(
+    work: MapBuilder, slide: Slide, settings: SlideSettings, spec: InputSpec
 ) -> dict[str, Any]:
     """Return all that decides what stands in a slide's map, JSON-ready."""
     return work.identity(
@@ -147,23 +147,23 @@ def _fingerprint_of(mask: Path) -> str:
 
 
 def _make(
-    work: MapWork,
+    work: MapBuilder,
     row: ManifestRow,
     settings: SlideSettings,
     spec: InputSpec,
     predict: PatchPredictor,
-    writers: Writers,
+    writers: MapWriterPool,
     report: MapReport,
     *,
     place: tuple[int, int],
 ) -> None:
     """Make the map of one slide, if it is due."""
     with open_row(row, settings) as slide:
-        identity = identity_of(work, slide, settings, spec)
-        if not work.is_due(row.patient, identity, report, data=row.slide):
+        identity = cache_key(work, slide, settings, spec)
+        if not work.needs_rebuild(row.patient, identity, report, data=row.slide):
             return
-        view, patches = look(slide, settings, spec)
-        work.check_cams(len(patches), patch_px=spec.patch_px)
+        view, patches = segment_and_tile(slide, settings, spec)
+        work.validate_cam_size(len(patches), patch_px=spec.patch_px)
         work.out.mkdir(parents=True, exist_ok=True)
         sides = spec.patch_px, settings.stride_px or spec.patch_px
         keep = work.with_image and fits_in_memory(row.patient, patches.row_col, *sides)
@@ -186,7 +186,9 @@ def _make(
     writers.submit(row.patient, make)
 
 
-def look(slide: Slide, settings: SlideSettings, spec: InputSpec) -> tuple[SlideView, SlidePatches]:
+def segment_and_tile(
+    slide: Slide, settings: SlideSettings, spec: InputSpec
+) -> tuple[SlideView, SlidePatches]:
     """Return a slide seen whole, and the patches of it that a method wants to see.
 
     Raises:
@@ -246,11 +248,11 @@ def _kept(
 
 
 def _content(
-    work: MapWork,
+    work: MapBuilder,
     row: ManifestRow,
     view: SlideView,
     patches: SlidePatches,
-    parts: list[Predicted],
+    parts: list[RawPrediction],
     pixels: list[NDArray[np.uint8]],
     *,
     settings: SlideSettings,
@@ -260,7 +262,7 @@ def _content(
     stride_px = settings.stride_px or spec.patch_px
     return work.content(
         row.patient,
-        Predicted.joined(parts),
+        RawPrediction.joined(parts),
         row_col=patches.row_col,
         patch_um=stride_px * spec.mpp,
         data=row.slide,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import POSSIBLE_MPP, POSSIBLE_TEMPERATURE
 from wsi_idc.core.errors import MapError, first_line
-from wsi_idc.core.files import parse_json, plain_name
+from wsi_idc.core.files import parse_json, safe_filename
 from wsi_idc.core.hdf5 import attributes, check_heaps
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, shape_of
 from wsi_idc.maps.map_writer import (
@@ -57,7 +57,7 @@ def read_all_but_cams(file: h5py.File) -> PatientMap:
     if not isinstance(model, dict) or not isinstance(record, dict):
         raise ValueError("model or provenance is no JSON object")
     return PatientMap(
-        patient=plain_name(str(attrs["patient"])),
+        patient=safe_filename(str(attrs["patient"])),
         source=str(attrs["source"]),
         class_names=tuple(str(name) for name in attrs["class_names"]),
         patch_px=int(attrs["patch_px"]),
@@ -216,7 +216,7 @@ def map_path(folder: Path, patient: str) -> Path:
     Raises:
         DataError: The id could lead out of the folder.
     """
-    return folder / f"{plain_name(patient)}.h5"
+    return folder / f"{safe_filename(patient)}.h5"
 
 
 def map_paths(folder: Path) -> list[Path]:

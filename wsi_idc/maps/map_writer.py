@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.files import write_bytes
-from wsi_idc.geometry.grid import centres_um, lay, mosaic
+from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 FORMAT = "wsi-idc-map"
@@ -132,7 +132,7 @@ def _write_map_group(file: h5py.File, content: PatientMap) -> None:
     for name, values in optional.items():
         group[name] = content.grid(values)
     index = np.arange(len(content.row_col), dtype=np.int32)
-    group["index"] = lay(index, content.row_col, shape=content.shape, fill=-1)
+    group["index"] = scatter_to_grid(index, content.row_col, shape=content.shape, fill=-1)
     _write_axes(group, content, cells=(1, 1))
 
 
@@ -172,7 +172,7 @@ def _write_axes(group: h5py.Group, content: PatientMap, *, cells: tuple[int, ...
     """Write the centres of the grid's cells, each cut into ``cells`` (h, w), in um."""
     cell_um, origin_um = content.cell_px * content.mpp, content.origin_px * content.mpp
     for name, count, parts in zip("yx", content.shape, cells, strict=True):
-        group[name] = centres_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
+        group[name] = cell_centers_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
         group[name].attrs["units"] = "um"
 
 

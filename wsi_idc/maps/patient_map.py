@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import lay, middle, mosaic, shape_of
+from wsi_idc.geometry.grid import crop_center, mosaic, scatter_to_grid, shape_of
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,11 @@ class PatientMap:
         """
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
-        return middle(self.cam, share=self.cell_px / self.patch_px)
+        return crop_center(self.cam, share=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one value a patch on the grid, shape (rows, cols), NaN where there is no patch."""
-        return lay(values, self.row_col, shape=self.shape, fill=np.nan)
+        return scatter_to_grid(values, self.row_col, shape=self.shape, fill=np.nan)
 
     def probability_grid(self) -> NDArray[np.float32]:
         """Probability map, shape (rows, cols), NaN where there is no patch."""
@@ -161,7 +161,7 @@ class PatientMap:
 
     def label_grid(self) -> NDArray[np.int8]:
         """Labels, shape (rows, cols), -1 where unknown or no patch."""
-        return lay(self.label, self.row_col, shape=self.shape, fill=-1)
+        return scatter_to_grid(self.label, self.row_col, shape=self.shape, fill=-1)
 
     def cam_mosaic(self) -> NDArray[np.float32]:
         """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch.

@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError, WsiIdcError
-from wsi_idc.core.files import plain_name
+from wsi_idc.core.files import safe_filename
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import shape_of
-from wsi_idc.maps.builder import MapReport, MapWork
-from wsi_idc.maps.from_pack import build_maps, check_ahead
-from wsi_idc.maps.from_pack import identity_of as identity_of_pack
+from wsi_idc.maps.builder import MapBuilder, MapReport
+from wsi_idc.maps.from_pack import build_maps, validate_job
+from wsi_idc.maps.from_pack import cache_key as identity_of_pack
 from wsi_idc.maps.from_slides import (
     SlideSettings,
     build_slide_maps,
+    cache_key,
     fits_in_memory,
-    identity_of,
-    look,
     open_row,
+    segment_and_tile,
 )
-from wsi_idc.maps.from_slides import check_ahead as check_slides_ahead
+from wsi_idc.maps.from_slides import validate_job as check_slides_ahead
 from wsi_idc.maps.sharding import shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
@@ -37,7 +37,7 @@ _COPIES_IN_MEMORY = 3
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedMap:
     """What would become of a patient.
 
     Attributes:
@@ -55,20 +55,20 @@ class Planned:
     memory_mb: float = 0.0
 
     @property
-    def will_be(self) -> bool:
+    def is_mappable(self) -> bool:
         """Whether the patient has a map, or gets one."""
         return self.state in (TO_DO, DONE)
 
 
 @dataclass(frozen=True)
-class PackRun:
+class PackMapJob:
     """Maps of patients of a pack."""
 
-    work: MapWork
+    work: MapBuilder
     pack: Pack
     patients: Sequence[str]
 
-    def part(self, index: int, count: int) -> "PackRun":
+    def part(self, index: int, count: int) -> "PackMapJob":
         """Return the ``index``-th of ``count`` parts with about as many patches each."""
         return replace(
             self, patients=shard(sizes_of_patients(self.pack, self.patients), index, count)
@@ -78,13 +78,13 @@ class PackRun:
         """Make the maps."""
         return build_maps(self.work, self.pack, list(dict.fromkeys(self.patients)))
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[PlannedMap]:
         """Return what would be done.
 
         Raises:
             CheckpointError: A checkpoint does not fit the data, or has no such CAM.
         """
-        check_ahead(self.work, self.pack, self.patients)
+        validate_job(self.work, self.pack, self.patients)
         identity, cells = identity_of_pack(self.work, self.pack), self.pack.cells()
         side = self.pack.info.patch_px
         states = {
@@ -98,17 +98,17 @@ class PackRun:
 
 
 @dataclass(frozen=True)
-class SlideRun:
+class SlideMapJob:
     """Maps of slides."""
 
-    work: MapWork
+    work: MapBuilder
     settings: SlideSettings
     slides: Sequence[ManifestRow]
 
     @staticmethod
     def of(
-        work: MapWork, settings: SlideSettings, *, slides: Sequence[Path], manifest: Path | None
-    ) -> "SlideRun":
+        work: MapBuilder, settings: SlideSettings, *, slides: Sequence[Path], manifest: Path | None
+    ) -> "SlideMapJob":
         """Return the run of slides that are named, or listed in a manifest.
 
         Raises:
@@ -118,9 +118,9 @@ class SlideRun:
         rows = read_manifest(manifest) if manifest else rows_of(slides)
         if settings.mask is not None and len(rows) > 1:
             raise DataError("--mask is of one slide; map the others by themselves")
-        return SlideRun(work, settings, rows)
+        return SlideMapJob(work, settings, rows)
 
-    def part(self, index: int, count: int) -> "SlideRun":
+    def part(self, index: int, count: int) -> "SlideMapJob":
         """Return the ``index``-th of ``count`` parts with about as many bytes each."""
         by_name = {row.patient: row for row in self.slides}
         chosen = shard(sizes_of_slides(self.slides), index, count)
@@ -130,7 +130,7 @@ class SlideRun:
         """Make the maps."""
         return build_slide_maps(self.work, self.slides, self.settings)
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[PlannedMap]:
         """Return what would be done; every slide is opened for it.
 
         Raises:
@@ -139,14 +139,14 @@ class SlideRun:
         spec = check_slides_ahead(self.work)
         return [self._plan(row, spec) for row in self.slides]
 
-    def _plan(self, row: ManifestRow, spec: InputSpec) -> Planned:
+    def _plan(self, row: ManifestRow, spec: InputSpec) -> PlannedMap:
         try:
             with open_row(row, self.settings) as slide:
-                identity = identity_of(self.work, slide, self.settings, spec)
-                _, patches = look(slide, self.settings, spec)
-                self.work.check_cams(len(patches), patch_px=spec.patch_px)
+                identity = cache_key(self.work, slide, self.settings, spec)
+                _, patches = segment_and_tile(slide, self.settings, spec)
+                self.work.validate_cam_size(len(patches), patch_px=spec.patch_px)
         except (WsiIdcError, OSError) as error:
-            return Planned(row.patient, str(error))
+            return PlannedMap(row.patient, str(error))
         state = _state(self.work, row.patient, identity, row.slide)
         sides = spec.patch_px, self.settings.stride_px or spec.patch_px
         keep = self.work.with_image and fits_in_memory(row.patient, patches.row_col, *sides)
@@ -158,7 +158,7 @@ def rows_of(slides: Sequence[Path]) -> list[ManifestRow]:
     """Return slides as rows of a manifest, each named by its file."""
     rows: dict[str, ManifestRow] = {}
     for path in slides:
-        name = plain_name(path.stem)
+        name = safe_filename(path.stem)
         if name in rows:
             raise DataError(
                 f"{rows[name].slide} and {path} would both be {name}.h5; name them in a --manifest"
@@ -167,21 +167,21 @@ def rows_of(slides: Sequence[Path]) -> list[ManifestRow]:
     return list(rows.values())
 
 
-def _state(work: MapWork, patient: str, identity: dict[str, Any], data: Path) -> str:
+def _state(work: MapBuilder, patient: str, identity: dict[str, Any], data: Path) -> str:
     report = MapReport()
-    if work.is_due(patient, identity, report, data=data):
+    if work.needs_rebuild(patient, identity, report, data=data):
         return TO_DO
     return report.failed.get(patient, DONE)
 
 
 def _planned(
-    work: MapWork,
+    work: MapBuilder,
     patient: str,
     state: str,
     row_col: NDArray[np.int32],
     patch_px: int,
     cell_px: int,
-) -> Planned:
+) -> PlannedMap:
     rows, cols = shape_of(row_col)
     num_bytes = len(row_col) * 64 + rows * cols * 32
     pixels = len(row_col) * patch_px**2 * 3 if work.with_image else 0
@@ -190,7 +190,7 @@ def _planned(
         num_bytes += 4 * height * width * (len(row_col) + rows * cols)
     if work.with_image:
         num_bytes += 3 * cell_px**2 * rows * cols
-    return Planned(
+    return PlannedMap(
         patient,
         state,
         len(row_col),

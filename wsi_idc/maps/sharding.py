@@ -26,11 +26,11 @@ def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
     The largest first, each to the part that has least: no part depends on who computes it. The
     order is that of ``sizes``.
     """
-    part_of = parts(sizes, count)
+    part_of = assign_shards(sizes, count)
     return [name for name in sizes if part_of[name] == index - 1]
 
 
-def parts(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     """Return the part, from 0, that each name is in."""
     loads = [(0, part) for part in range(count)]  # a heap
     part_of = {}
@@ -41,7 +41,7 @@ def parts(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return part_of
 
 
-def shard_of(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """Return the two numbers of "2/8".
 
     Raises:

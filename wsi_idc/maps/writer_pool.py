@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wsi_idc.core.errors import BusyError, DiskFullError, WsiIdcError
-from wsi_idc.maps.builder import MapReport, MapWork
+from wsi_idc.maps.builder import MapBuilder, MapReport
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap
@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-class Writers:
+class MapWriterPool:
     """Threads that write maps while the next ones are being computed; a context manager.
 
     Args:
@@ -30,12 +30,12 @@ class Writers:
         report: Is told what became of each map.
     """
 
-    def __init__(self, work: MapWork, report: MapReport) -> None:
+    def __init__(self, work: MapBuilder, report: MapReport) -> None:
         self._work, self._report = work, report
         self._pool = ThreadPoolExecutor(_WRITERS)
         self._writing: deque[tuple[str, Future[PatientMap]]] = deque()
 
-    def __enter__(self) -> "Writers":
+    def __enter__(self) -> "MapWriterPool":
         return self
 
     def __exit__(
@@ -61,14 +61,14 @@ class Writers:
         try:
             content = future.result()
         except (WsiIdcError, OSError) as error:
-            set_aside(report, patient, error)
+            record_failure(report, patient, error)
             return
         report.made[patient] = map_path(self._work.out, patient)
         report.patches[patient] = len(content.probability)
         report.idc_fraction[patient] = content.idc_fraction()
 
 
-def set_aside(report: MapReport, patient: str, error: Exception) -> None:
+def record_failure(report: MapReport, patient: str, error: Exception) -> None:
     """Note that a patient has no map, and go on.
 
     Raises:

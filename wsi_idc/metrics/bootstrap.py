@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NUM_RESAMPLES
-from wsi_idc.metrics.classification import ECE_BINS, METRICS, ece_bin, share, threshold_metrics
+from wsi_idc.metrics.classification import (
+    ECE_BINS,
+    METRICS,
+    ece_bin,
+    safe_divide,
+    threshold_metrics,
+)
 
 _PERCENTILES = (2.5, 97.5)
 # Values of a block of resamples at a time: as much as a processor's cache holds of them.
@@ -75,8 +81,8 @@ def resampled_metrics(
         "auc": auc,
         "average_precision": average_precision,
         **threshold_metrics(*(weights @ a_patient(cell) for cell in cells)),
-        "brier": share(weights @ squared, num_patches),
-        "ece": share(_gap(label, probability, code, weights), num_patches),
+        "brier": safe_divide(weights @ squared, num_patches),
+        "ece": safe_divide(_gap(label, probability, code, weights), num_patches),
     }
     return {name: found[name] for name in METRICS}
 
@@ -132,7 +138,7 @@ def _ranking_metrics(
         precision = num_true / np.maximum(num_true + num_above, 1)
         area += (own * precision).sum(axis=1, dtype=np.float64)
     has_both = num_positive * num_negative
-    return share(pairs, has_both), share(area, np.where(has_both > 0, num_positive, 0))
+    return safe_divide(pairs, has_both), safe_divide(area, np.where(has_both > 0, num_positive, 0))
 
 
 def _num_from(
@@ -206,7 +212,7 @@ def roc_and_pr_bands(
             if above[-1] and beside[-1]:
                 recall = above / above[-1]
                 roc.append(_at_or_before(_GRID, beside / beside[-1], recall))
-                precision.append(_best_from(_GRID, recall, share(above, above + beside)))
+                precision.append(_best_from(_GRID, recall, safe_divide(above, above + beside)))
             elif not roc:
                 return None
     return _band(np.stack(roc)), _band(np.stack(precision))

@@ -45,22 +45,22 @@ def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
     The counts of true and false positives and negatives are numbers or arrays of one shape.
     """
     tp, fp, tn, fn = (np.asarray(count, np.float64) for count in (tp, fp, tn, fn))
-    sensitivity, specificity = share(tp, tp + fn), share(tn, tn + fp)
+    sensitivity, specificity = safe_divide(tp, tp + fn), safe_divide(tn, tn + fp)
     spread = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
     return {
         "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": share(2 * tp, 2 * tp + fp + fn),
+        "f1": safe_divide(2 * tp, 2 * tp + fp + fn),
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "ppv": share(tp, tp + fp),
-        "npv": share(tn, tn + fn),
-        "accuracy": share(tp + tn, tp + fp + tn + fn),
-        "mcc": share(tp * tn - fp * fn, spread),
-        "prevalence": share(tp + fn, tp + fp + tn + fn),
+        "ppv": safe_divide(tp, tp + fp),
+        "npv": safe_divide(tn, tn + fn),
+        "accuracy": safe_divide(tp + tn, tp + fp + tn + fn),
+        "mcc": safe_divide(tp * tn - fp * fn, spread),
+        "prevalence": safe_divide(tp + fn, tp + fp + tn + fn),
     }
 
 
-def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def safe_divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ``part / whole``, NaN where ``whole`` is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
 

@@ -99,7 +99,7 @@ def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, d
 def _spread(values: NDArray[np.float64], weights: NDArray[np.integer]) -> dict[str, float]:
     known = ~np.isnan(values)
     drawn = weights[:, known]
-    means = metrics.share(drawn @ values[known], drawn.sum(axis=1).astype(np.float64))
+    means = metrics.safe_divide(drawn @ values[known], drawn.sum(axis=1).astype(np.float64))
     low, high = interval(means) if known.sum() > 1 else (math.nan, math.nan)
     statistics: dict[str, Callable[[NDArray[np.float64]], float]] = {
         "mean": np.mean,

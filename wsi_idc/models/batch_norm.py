@@ -26,7 +26,7 @@ class _Tracer(fx.Tracer):
         return bool(leaf)
 
 
-def folded(classifier: PatchClassifier, *, keep: str | None = None) -> PatchClassifier:
+def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> PatchClassifier:
     """Return a copy in eval mode whose batch norms are folded where that is possible.
 
     All modules keep their names, and give the same as before: but for the folded convolutions,
@@ -89,7 +89,7 @@ _BATCH_SIZE = 32
 _NEAR_ONE = 1e-3
 
 
-def is_folded(network: nn.Module) -> bool:
+def has_fused_batch_norm(network: nn.Module) -> bool:
     """Return whether all batch norms of ``network`` do nothing but add their bias.
 
     So they stand in weights made for inference, where scale and mean went into the convolutions.

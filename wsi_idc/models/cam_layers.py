@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.registry import Architecture
-from wsi_idc.models.tracing import output_shapes, skeleton
+from wsi_idc.models.tracing import build_on_meta, output_shapes
 
 MIN_SIDE = 4  # cells; a coarser CAM says no more than the patch's probability does
 _NUM_NAMED = 3
@@ -38,7 +38,7 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
             f"{arch.name} cannot work on images of {input_px} px; train it with another "
             f"--input-size ({arch.input_px or PATCH_PX} px is usual)"
         )
-    names = [known for known, _ in skeleton(arch.build, 2).named_modules() if known]
+    names = [known for known, _ in build_on_meta(arch.build, 2).named_modules() if known]
     finer = _candidates(grids, before=arch.cam_layer)
     remedy = f"give --cam-layer {_listed(finer)}" if finer else "train with a larger --input-size"
     if name in names:

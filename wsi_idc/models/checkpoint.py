@@ -24,8 +24,8 @@ from torch import nn
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
-from wsi_idc.models.serialization import load_with_fingerprint, save_dict
-from wsi_idc.models.tracing import skeleton
+from wsi_idc.models.serialization import load_with_fingerprint, write_state
+from wsi_idc.models.tracing import build_on_meta
 
 NUM_CLASSES = 2
 _MAX_PATCH_PX = 4096
@@ -78,7 +78,7 @@ def check_weights(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> boo
         ValueError: A weight is no finite number, or nothing that has a value.
     """
     for name, value in state.items():
-        if not is_plain(value):
+        if not is_dense_tensor(value):
             raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
     if wanted.keys() != state.keys():
         return False
@@ -89,7 +89,7 @@ def check_weights(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> boo
     return True
 
 
-def is_plain(value: Any) -> bool:
+def is_dense_tensor(value: Any) -> bool:
     """Return whether it is a tensor of real numbers that are there."""
     return (
         isinstance(value, Tensor)
@@ -195,18 +195,18 @@ class Checkpoint:
     def build(self) -> PatchClassifier:
         """Return the classifier in eval mode, on the CPU."""
         arch = architecture(self.architecture)
-        network = skeleton(arch.build, len(self.class_names)).to_empty(device="cpu")
+        network = build_on_meta(arch.build, len(self.class_names)).to_empty(device="cpu")
         try:
             load_state(network, self.state)
         except RuntimeError:
-            raise self.misfit() from None
+            raise self.mismatch_error() from None
         spec = self.input
         classifier = PatchClassifier(
             arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
         )
         return classifier.eval()
 
-    def misfit(self) -> CheckpointError:
+    def mismatch_error(self) -> CheckpointError:
         """Return the error of weights that are another network's."""
         return CheckpointError(
             f"{self.source}: the weights do not fit {self.architecture}; train it anew"
@@ -253,7 +253,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "inherited": list(checkpoint.inherited),
         "smoothing": None if checkpoint.smoothing is None else asdict(checkpoint.smoothing),
     }
-    save_dict(path, content)
+    write_state(path, content)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -289,7 +289,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
         arch = architecture(checkpoint.architecture)
         check_numbers(checkpoint, arch)
-        wanted = skeleton(arch.build, len(checkpoint.class_names)).state_dict()
+        wanted = build_on_meta(arch.build, len(checkpoint.class_names)).state_dict()
         is_fitting = check_weights(checkpoint.state, wanted)
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -297,7 +297,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it anew"
         ) from None
     if not is_fitting:
-        raise checkpoint.misfit()
+        raise checkpoint.mismatch_error()
     return checkpoint
 
 

@@ -20,7 +20,7 @@ def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
     return arch.closed_form and is_usual
 
 
-def compiled(
+def compile_predictor(
     classifier: PatchClassifier, cam: CamSpec | None
 ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
     """Return a function as ``cam_extractor`` lends one, compiled at its first batch.

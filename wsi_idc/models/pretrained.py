@@ -14,7 +14,7 @@ from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
 from wsi_idc.models.checkpoint import FORMAT, load_checkpoint, load_state
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
-from wsi_idc.models.serialization import load_plain
+from wsi_idc.models.serialization import load_weights_only
 
 _MAX_NAMED = 3
 # Heads on the way, for training alone, that no network here is built with.
@@ -23,7 +23,7 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
-class Normalisation(NamedTuple):
+class Normalization(NamedTuple):
     """How the weights want images scaled: mean and std of each channel, 0..1."""
 
     mean: tuple[float, ...]
@@ -82,7 +82,7 @@ def fetch_imagenet(arch: Architecture) -> Path:
     return file
 
 
-def load_imagenet(network: nn.Module, arch: Architecture) -> Normalisation:
+def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
     """Fill all but the head of ``network`` with ImageNet weights from torchvision's cache.
 
     Nothing is downloaded: compute nodes have no internet.
@@ -98,15 +98,15 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalisation:
             "--weights none"
         )
     remedy = f"delete it and run `wsi-idc fetch-weights {arch.name}` again"
-    _fill(network, arch, load_plain(file, remedy=remedy), path=file, remedy=remedy)
+    _fill(network, arch, load_weights_only(file, remedy=remedy), path=file, remedy=remedy)
     if arch.name in ("googlenet", "inception_v3"):
         # torchvision's own networks turn its usual scale into this one, the weights' true one.
-        return Normalisation((0.5,) * 3, (0.5,) * 3)
+        return Normalization((0.5,) * 3, (0.5,) * 3)
     scale = _imagenet(arch).transforms()
-    return Normalisation(tuple(scale.mean), tuple(scale.std))
+    return Normalization(tuple(scale.mean), tuple(scale.std))
 
 
-def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalisation | None:
+def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
     """Fill ``network`` with the weights of a file.
 
     A checkpoint of this program gives its head too, for it has the same classes. Of a state dict
@@ -119,7 +119,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
         CheckpointError: The file is missing or damaged, or of another architecture.
     """
     remedy = f"give a checkpoint or a state dict of {arch.name}"
-    content = load_plain(path, remedy=remedy)
+    content = load_weights_only(path, remedy=remedy)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         _fill(network, arch, content, path=path, remedy=remedy)
         return None
@@ -127,16 +127,16 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
     if architecture(checkpoint.architecture) != arch:
         raise CheckpointError(f"{path}: a checkpoint of {checkpoint.architecture}; {remedy}")
     load_state(network, checkpoint.state)
-    return Normalisation(checkpoint.input.mean, checkpoint.input.std)
+    return Normalization(checkpoint.input.mean, checkpoint.input.std)
 
 
-def patients_behind(path: Path) -> tuple[str, ...]:
+def pretraining_patients(path: Path) -> tuple[str, ...]:
     """Return the patients that the weights in a file were trained on, as far as it says so.
 
     Raises:
         CheckpointError: The file is missing or damaged.
     """
-    content = load_plain(path, remedy="give a checkpoint or a state dict")
+    content = load_weights_only(path, remedy="give a checkpoint or a state dict")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return ()
     return tuple(sorted(load_checkpoint(path).patients("train")))

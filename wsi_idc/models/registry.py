@@ -12,7 +12,7 @@ from torch import nn
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cnn import PatchCnn
-from wsi_idc.models.tracing import find_layers, map_cells
+from wsi_idc.models.tracing import feature_map_size, find_cam_and_head
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -130,7 +130,7 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
     Raises:
         CheckpointError: They do.
     """
-    if map_cells(arch.build, arch.cam_layer, input_px=input_px) < _MIN_CELLS:
+    if feature_map_size(arch.build, arch.cam_layer, input_px=input_px) < _MIN_CELLS:
         usual = f"{arch.input_px} px is its own" if arch.input_px else f"{PATCH_PX} px is usual"
         raise CheckpointError(
             f"{arch.name} cannot work on images of {input_px} px, or makes no map of them; give "
@@ -143,7 +143,7 @@ def _of_torchvision(name: str) -> Architecture:
     imagenet = torchvision.models.get_model_weights(name).DEFAULT
     (input_px,) = imagenet.transforms().crop_size
     build = _build(name)
-    layers = find_layers(name, build)
+    layers = find_cam_and_head(name, build)
     return Architecture(
         name,
         build,

@@ -15,7 +15,7 @@ from wsi_idc.core.files import write_bytes
 _REMEDY = "give a .pt file that wsi-idc train wrote"
 
 
-def save_dict(path: Path, content: dict[str, Any]) -> None:
+def write_state(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values in one atomic step."""
     # In memory first: torch answers a full disk with an error of its own kind.
     buffer = io.BytesIO()
@@ -23,17 +23,17 @@ def save_dict(path: Path, content: dict[str, Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load_dict(path: Path, *, kind: str) -> dict[str, Any]:
+def read_state(path: Path, *, kind: str) -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote and whose "format" is ``kind``.
 
     Raises:
         CheckpointError: It is missing, cannot be read or is something else.
     """
-    return _of_kind(load_plain(path, remedy=_REMEDY), path, kind=kind)
+    return _of_kind(load_weights_only(path, remedy=_REMEDY), path, kind=kind)
 
 
 def load_with_fingerprint(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read as ``load_dict``, and return also the SHA-256 of the very bytes that were read."""
+    """Read as ``read_state``, and return also the SHA-256 of the very bytes that were read."""
     # Once: a training may put another one there at any time.
     with _readable(path, remedy=_REMEDY):
         data = path.read_bytes()
@@ -47,7 +47,7 @@ def _of_kind(content: Any, path: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
-def load_plain(path: Path, *, remedy: str) -> Any:
+def load_weights_only(path: Path, *, remedy: str) -> Any:
     """Read what ``torch.save`` wrote, if it is tensors and plain values; no code in it is run.
 
     Raises:

@@ -41,7 +41,7 @@ class Layers:
     closed_form: bool
 
 
-class _NoValues(TorchFunctionMode):
+class _MetaInit(TorchFunctionMode):
     """Makes parameters on the meta device, where they take neither memory nor time.
 
     ``torch.device("meta")`` would take along what constructors compute with: a RegNet reads its
@@ -57,16 +57,16 @@ class _NoValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def skeleton(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
+def build_on_meta(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
     """Return the network with parameters on the meta device: shapes without values.
 
     No random number is drawn. ``to_empty`` gives it memory and a state dict its values.
     """
-    with _NoValues():
+    with _MetaInit():
         return build(num_classes)
 
 
-def find_layers(name: str, build: Callable[[int], nn.Module]) -> Layers:
+def find_cam_and_head(name: str, build: Callable[[int], nn.Module]) -> Layers:
     """Run a network without values once and see in which order its layers work.
 
     Args:
@@ -76,7 +76,7 @@ def find_layers(name: str, build: Callable[[int], nn.Module]) -> Layers:
     Raises:
         CheckpointError: There is no convolutional feature map at its end.
     """
-    network = skeleton(build, _NUM_CLASSES).to("meta").eval()
+    network = build_on_meta(build, _NUM_CLASSES).to("meta").eval()
     done = _outputs(network)
     at_head = max(at for at, (_, module, _) in enumerate(done) if _gives_classes(module))
     at_map = _last_map(done[:at_head])
@@ -101,7 +101,7 @@ def find_layers(name: str, build: Callable[[int], nn.Module]) -> Layers:
     return Layers(cam_layer, head, closed_form)
 
 
-def map_cells(build: Callable[[int], nn.Module], cam_layer: str, *, input_px: int) -> int:
+def feature_map_size(build: Callable[[int], nn.Module], cam_layer: str, *, input_px: int) -> int:
     """Return how many cells the map of ``cam_layer`` has for images of ``input_px`` a side.
 
     It is 0 where the network does not take images of this size.
@@ -117,7 +117,7 @@ def output_shapes(
     In order of completion, of its last call where it works several times. There are none where
     the network does not take images of this size.
     """
-    network = skeleton(build, _NUM_CLASSES).to("meta").eval()
+    network = build_on_meta(build, _NUM_CLASSES).to("meta").eval()
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         for name, _, output in _outputs(network, input_px=input_px):

@@ -1,10 +1,10 @@
 """What colours mean, in pictures, pages and exports alike; beside no drawing library."""
 
 # -1 is unknown; told apart without red and green, and in grey.
-LABEL_COLOURS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
+LABEL_COLORS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
 
 # matplotlib's names. Uniform to the eye, also to a colour-blind one.
-COLOUR_MAPS = {
+COLORMAPS = {
     "probability": "viridis",
     "smoothed": "viridis",
     "cam": "inferno",

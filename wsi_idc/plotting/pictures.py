@@ -20,13 +20,13 @@ def tissue_uri(image: NDArray[np.uint8]) -> tuple[str, float]:
     Args:
         image: Shape (h, w, 3).
     """
-    small, scale = shrunk(image, MAX_SIDE_PX)
+    small, scale = downscaled(image, MAX_SIDE_PX)
     return _uri(small, "JPEG", **_JPEG), scale
 
 
 def thumbnail_uri(image: NDArray[np.uint8], side_px: int) -> str:
     """Return tissue, at most ``side_px`` a side, as a JPEG data URI."""
-    return _uri(shrunk(image, side_px)[0], "JPEG", **_THUMBNAIL_JPEG)
+    return _uri(downscaled(image, side_px)[0], "JPEG", **_THUMBNAIL_JPEG)
 
 
 def grid_uri(grid: NDArray[np.float32], colours: NDArray[np.uint8]) -> str:
@@ -42,7 +42,7 @@ def grid_uri(grid: NDArray[np.float32], colours: NDArray[np.uint8]) -> str:
     return _uri(rgba, "PNG", optimize=True)
 
 
-def shrunk(image: NDArray[np.uint8], side_px: int) -> tuple[NDArray[np.uint8], float]:
+def downscaled(image: NDArray[np.uint8], side_px: int) -> tuple[NDArray[np.uint8], float]:
     """Return an image at most ``side_px`` a side, by area, and its px for each px before."""
     scale = side_px / max(image.shape[:2])
     if scale >= 1:

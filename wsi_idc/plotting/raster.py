@@ -31,7 +31,7 @@ def colour_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pi
     return np.rint(colours * 255).astype(np.uint8)
 
 
-def full_strength(values: NDArray[np.float32]) -> float:
+def robust_max(values: NDArray[np.float32]) -> float:
     """Return the value that is drawn at full strength, one for all values of a patient.
 
     What lies above is drawn alike: a single glowing pixel should not darken the rest.
@@ -41,7 +41,7 @@ def full_strength(values: NDArray[np.float32]) -> float:
     return top if top > 0 else 1.0
 
 
-def paint(ground: Pixels, values: NDArray[np.float32], table: Pixels) -> Pixels:
+def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels) -> Pixels:
     """Lay the colours of a grid over a picture.
 
     Args:
@@ -71,12 +71,12 @@ def paint(ground: Pixels, values: NDArray[np.float32], table: Pixels) -> Pixels:
     return painted
 
 
-def grey(picture: Pixels) -> Pixels:
+def to_gray(picture: Pixels) -> Pixels:
     """Return a picture without its hues, shape (h, w, 3): what is laid over it keeps its own."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def shrink(picture: NDArray, *, height: int, width: int) -> NDArray:
+def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
     """Return a picture or grid, at most ``height`` x ``width``, as means over equal areas."""
     height, width = min(height, picture.shape[0]), min(width, picture.shape[1])
     if (height, width) == picture.shape[:2]:
@@ -86,7 +86,7 @@ def shrink(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
     """Return a picture or grid as ``height`` x ``width``: shrunk by area, enlarged by copies."""
-    picture = shrink(picture, height=height, width=width)
+    picture = downscale(picture, height=height, width=width)
     rows = _cells_of_pixels(height, picture.shape[0])
     cols = _cells_of_pixels(width, picture.shape[1])
     return picture[rows[:, None], cols]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from wsi_idc.core.files import replacing
+from wsi_idc.core.files import atomic_write
 
 INK = "#333333"
 DPI = 150
@@ -106,5 +106,5 @@ def _save(figure: Figure, path: Path, **how: Any) -> None:
     with warnings.catch_warnings():
         # A letter of a patient id that the font has not is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph ")
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             figure.savefig(partial, **how)

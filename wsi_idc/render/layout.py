@@ -13,7 +13,7 @@ from matplotlib.patches import Polygon, Rectangle
 
 from wsi_idc.plotting.artist import Raster
 from wsi_idc.plotting.style import INK, PAGE_MM, Page
-from wsi_idc.render.panels import Bar, Entry, Outline, Panel
+from wsi_idc.render.panels import ColorBar, LegendEntry, Outline, Panel
 
 _MAX_COLUMNS = 4
 _MAX_HEIGHT_MM = 225.0  # of a page, without its legend
@@ -31,7 +31,7 @@ _RIM_PT = 0.8  # both sides of a line together
 
 
 @dataclass(frozen=True)
-class Places:
+class PanelLayout:
     """Where ``num`` panels go: how many side by side, and how large each may be."""
 
     num: int
@@ -55,7 +55,7 @@ class Places:
         return size[0] * scale, size[1] * scale
 
 
-def sheet(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -> Figure:
+def layout_page(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -> Figure:
     """Return a figure of panels under a heading, at most as wide as a journal's page.
 
     Args:
@@ -63,7 +63,7 @@ def sheet(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -> Figu
         name: First line of the heading.
         details: Paragraphs below it.
     """
-    places = Places(len(panels))
+    places = PanelLayout(len(panels))
     sizes = [places.fit(panel.size) for panel in panels]
     least = _MIN_ONLY_COLUMN_MM if places.columns == 1 else _MIN_COLUMN_MM
     column = max(least, *(width for width, _ in sizes))
@@ -114,7 +114,7 @@ def _draw_panel(
         width, _ = size
         _draw_scale_bar(foot, width / (panel.size[0] * panel.unit_mm), width)
         key_left = _SCALE_SHARE * column
-    if isinstance(panel.key, Bar):
+    if isinstance(panel.key, ColorBar):
         _draw_bar(foot, panel.key, key_left, column)
     else:
         _draw_legend(foot, panel.key, key_left)
@@ -155,7 +155,7 @@ def _length(length_mm: float) -> str:
     return f"{length_mm:g} mm" if length_mm >= 0.1 else f"{1000 * length_mm:g} \N{MICRO SIGN}m"
 
 
-def _draw_bar(foot: Axes, bar: Bar, left: float, right: float) -> None:
+def _draw_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> None:
     """Draw a colour bar with its numbers and caption below, and the threshold above."""
     bottom = _BAR_TOP_MM + _BAR_MM
     foot.imshow(
@@ -189,7 +189,7 @@ def _mark_threshold(foot: Axes, threshold: float, x: float, left: float, right: 
     foot.text(x + shift, tip - 0.1, text, ha=side, va="bottom", fontsize=_SMALL_PT, color=INK)
 
 
-def _draw_legend(foot: Axes, entries: Sequence[Entry], left: float) -> None:
+def _draw_legend(foot: Axes, entries: Sequence[LegendEntry], left: float) -> None:
     for number, entry in enumerate(entries):
         y = 2.4 + number * _ENTRY_MM
         if entry.width_pt is None:

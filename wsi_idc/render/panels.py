@@ -9,17 +9,17 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic
-from wsi_idc.geometry.regions import outline
+from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLOUR_MAPS, LABEL_COLOURS
+from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.plotting.raster import (
     NUM_COLOURS,
     Pixels,
     colour_table,
-    full_strength,
-    grey,
-    paint,
-    shrink,
+    downscale,
+    overlay_colormap,
+    robust_max,
+    to_gray,
 )
 from wsi_idc.plotting.style import printable
 
@@ -36,7 +36,7 @@ _LONGEST_NAME = 16
 
 
 @dataclass(frozen=True)
-class Scene:
+class PanelInput:
     """What all panels of a picture are drawn from.
 
     Attributes:
@@ -56,7 +56,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Bar:
+class ColorBar:
     """A colour bar from 0 to ``top``; ``colours`` of shape (256, 3)."""
 
     colours: Pixels
@@ -67,7 +67,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """An entry of a legend: an area, or a line of a width in pt."""
 
     name: str
@@ -75,7 +75,7 @@ class Entry:
     width_pt: float | None = None
 
 
-Key: TypeAlias = Bar | tuple[Entry, ...]
+Key: TypeAlias = ColorBar | tuple[LegendEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -110,44 +110,44 @@ class Panel:
     has_scale: bool = False
 
 
-PanelMaker: TypeAlias = Callable[[Scene], Panel]
+PanelMaker: TypeAlias = Callable[[PanelInput], Panel]
 
 
-def tissue(scene: Scene) -> Panel:
+def tissue(scene: PanelInput) -> Panel:
     """Show the tissue as it was stained."""
     title = "Tissue" if scene.has_image else "Patches (the map has no image)"
     return _panel(scene, title, scene.tissue, has_scale=True)
 
 
-def thumbnail(scene: Scene) -> Panel:
+def thumbnail(scene: PanelInput) -> Panel:
     """Show the whole slide and the outline of the tissue found in it."""
     slide = scene.content.slide
     assert slide is not None
     side = max(scene.tissue.shape)
     scale = side / max(slide.tissue.shape)
     height, width = (max(1, round(length * scale)) for length in slide.tissue.shape)
-    picture = shrink(slide.thumbnail, height=height, width=width)
-    share = shrink(slide.tissue.astype(np.float32), height=height, width=width)
+    picture = downscale(slide.thumbnail, height=height, width=width)
+    share = downscale(slide.tissue.astype(np.float32), height=height, width=width)
     height, width = share.shape
     return Panel(
         title="Slide",
         picture=picture,
         size=(width, height),
         unit_mm=slide.width * slide.mpp / 1000 / width,
-        key=(Entry("tissue mask", _MASK, _MASK_PT),),
-        outlines=(Outline(outline(share >= 0.5), _MASK, _MASK_PT),),
+        key=(LegendEntry("tissue mask", _MASK, _MASK_PT),),
+        outlines=(Outline(region_boundary(share >= 0.5), _MASK, _MASK_PT),),
         has_scale=True,
     )
 
 
-def probability(scene: Scene) -> Panel:
+def probability(scene: PanelInput) -> Panel:
     """Show the probability map."""
     return _probability_panel(
         scene, "Probability of IDC", scene.content.probability, scene.threshold
     )
 
 
-def smoothed(scene: Scene) -> Panel:
+def smoothed(scene: PanelInput) -> Panel:
     """Show the smoothed probability map."""
     content = scene.content
     assert content.smoothed is not None
@@ -155,19 +155,19 @@ def smoothed(scene: Scene) -> Panel:
     return _probability_panel(scene, "Smoothed probability", content.smoothed, threshold)
 
 
-def uncertainty(scene: Scene) -> Panel:
+def uncertainty(scene: PanelInput) -> Panel:
     """Show the standard deviation of the probability."""
-    content, table = scene.content, colour_table(COLOUR_MAPS["uncertainty"])
+    content, table = scene.content, colour_table(COLORMAPS["uncertainty"])
     assert content.uncertainty is not None
-    top = full_strength(content.uncertainty)
+    top = robust_max(content.uncertainty)
     picture = _on_white(content.grid(content.uncertainty) / top, table)
-    key = Bar(table[:, :3], top, "standard deviation", is_open=True)
+    key = ColorBar(table[:, :3], top, "standard deviation", is_open=True)
     return _panel(scene, "Uncertainty", picture, key)
 
 
-def cam(scene: Scene) -> Panel:
+def cam(scene: PanelInput) -> Panel:
     """Show the CAM mosaic."""
-    table = colour_table(COLOUR_MAPS["cam"])
+    table = colour_table(COLORMAPS["cam"])
     values, top = _cam_values(scene)
     key = _cam_bar(table[:, :3], top)
     return _panel(
@@ -178,7 +178,7 @@ def cam(scene: Scene) -> Panel:
     )
 
 
-def labels(scene: Scene) -> Panel:
+def labels(scene: PanelInput) -> Panel:
     """Show the labels."""
     content = scene.content
     grid = content.label_grid()
@@ -188,42 +188,43 @@ def labels(scene: Scene) -> Panel:
     for label, name in ((1, _name(content, 1)), (0, _name(content, 0)), (-1, "unknown")):
         cells = has_patch & (grid == label)
         if cells.any():
-            picture[cells] = np.rint(np.multiply(to_rgb(LABEL_COLOURS[label]), 255))
-            entries.append(Entry(f"{name} ({cells.sum():,})", LABEL_COLOURS[label]))
+            picture[cells] = np.rint(np.multiply(to_rgb(LABEL_COLORS[label]), 255))
+            entries.append(LegendEntry(f"{name} ({cells.sum():,})", LABEL_COLORS[label]))
     return _panel(scene, "Labels", picture, tuple(entries))
 
 
-def overlay(scene: Scene) -> Panel:
+def overlay(scene: PanelInput) -> Panel:
     """Show the probability over the tissue in grey, which leaves the colours what they are."""
-    ground, table = grey(scene.tissue), colour_table(COLOUR_MAPS["probability"], opacity=_OPACITY)
-    picture = paint(ground, scene.content.probability_grid(), table)
-    key = Bar(_over_mean(scene, table), 1.0, "probability of IDC", scene.threshold)
+    ground, table = to_gray(scene.tissue), colour_table(COLORMAPS["probability"], opacity=_OPACITY)
+    picture = overlay_colormap(ground, scene.content.probability_grid(), table)
+    key = ColorBar(_over_mean(scene, table), 1.0, "probability of IDC", scene.threshold)
     return _panel(scene, "Probability over tissue", picture, key)
 
 
-def cam_overlay(scene: Scene) -> Panel:
+def cam_overlay(scene: PanelInput) -> Panel:
     """Show the CAM over the tissue in grey, stronger where it is stronger."""
     values, top = _cam_values(scene)
-    table = colour_table(COLOUR_MAPS["cam"], opacity=_CAM_OPACITY)
-    picture = paint(grey(scene.tissue), values, table)
+    table = colour_table(COLORMAPS["cam"], opacity=_CAM_OPACITY)
+    picture = overlay_colormap(to_gray(scene.tissue), values, table)
     key = _cam_bar(_over_mean(scene, table), top)
     return _panel(scene, f"{_method(scene)} over tissue", picture, key)
 
 
-def contours(scene: Scene) -> Panel:
+def contours(scene: PanelInput) -> Panel:
     """Show the tissue with the outlines of what is called and what is labelled IDC."""
     content, idc = scene.content, _name(scene.content, 1)
-    called = Entry(
+    called = LegendEntry(
         f"called {idc} (probability \N{GREATER-THAN OR EQUAL TO} {scene.threshold:.2f})",
         _CALLED,
         _CALLED_PT,
     )
     masks = {called: content.probability_grid() >= scene.threshold}
     if knows_labels(content):
-        labelled = Entry(f"labelled {idc}", _LABELLED, _LABELLED_PT)
+        labelled = LegendEntry(f"labelled {idc}", _LABELLED, _LABELLED_PT)
         masks = {labelled: content.label_grid() == 1} | masks
     lines = tuple(
-        Outline(outline(mask), entry.colour, entry.width_pt or 0) for entry, mask in masks.items()
+        Outline(region_boundary(mask), entry.colour, entry.width_pt or 0)
+        for entry, mask in masks.items()
     )
     return _panel(scene, "Tissue and outlines", scene.tissue, tuple(masks), outlines=lines)
 
@@ -234,7 +235,7 @@ def knows_labels(content: PatientMap) -> bool:
 
 
 def _panel(
-    scene: Scene,
+    scene: PanelInput,
     title: str,
     picture: Pixels,
     key: Key = (),
@@ -248,40 +249,42 @@ def _panel(
 
 
 def _probability_panel(
-    scene: Scene, title: str, values: NDArray[np.float32], threshold: float
+    scene: PanelInput, title: str, values: NDArray[np.float32], threshold: float
 ) -> Panel:
-    table = colour_table(COLOUR_MAPS["probability"])
-    key = Bar(table[:, :3], 1.0, "probability of IDC", threshold)
+    table = colour_table(COLORMAPS["probability"])
+    key = ColorBar(table[:, :3], 1.0, "probability of IDC", threshold)
     return _panel(scene, title, _on_white(scene.content.grid(values), table), key)
 
 
 def _on_white(values: NDArray[np.float32], table: Pixels) -> Pixels:
-    return paint(np.full((*values.shape, 3), _WHITE, np.uint8), values, table)
+    return overlay_colormap(np.full((*values.shape, 3), _WHITE, np.uint8), values, table)
 
 
-def _over_mean(scene: Scene, table: Pixels) -> Pixels:
+def _over_mean(scene: PanelInput, table: Pixels) -> Pixels:
     """Return the colours of a table as they look on this patient's tissue, shape (256, 3)."""
     rows, cols = scene.content.shape
-    cells = shrink(scene.tissue, height=rows, width=cols)
+    cells = downscale(scene.tissue, height=rows, width=cols)
     mean = cells[tuple(scene.content.row_col.T)].mean(axis=0)
     ground = np.full((1, NUM_COLOURS, 3), np.rint(mean), np.uint8)
-    return paint(grey(ground), np.linspace(0, 1, NUM_COLOURS, dtype=np.float32)[None], table)[0]
+    return overlay_colormap(
+        to_gray(ground), np.linspace(0, 1, NUM_COLOURS, dtype=np.float32)[None], table
+    )[0]
 
 
-def _cam_values(scene: Scene) -> tuple[NDArray[np.float32], float]:
+def _cam_values(scene: PanelInput) -> tuple[NDArray[np.float32], float]:
     """Return the CAM mosaic as shares of what is drawn at full strength, and that."""
     content, side = scene.content, scene.cell_px
     cams = content.cell_cams()
-    top = full_strength(cams)
-    blocks = np.stack([shrink(block, height=side, width=side) for block in cams])
+    top = robust_max(cams)
+    blocks = np.stack([downscale(block, height=side, width=side) for block in cams])
     return mosaic(blocks / top, content.row_col, shape=content.shape, fill=np.nan), top
 
 
-def _cam_bar(colours: Pixels, top: float) -> Bar:
-    return Bar(colours, top, "raw, one scale for the patient", is_open=True)
+def _cam_bar(colours: Pixels, top: float) -> ColorBar:
+    return ColorBar(colours, top, "raw, one scale for the patient", is_open=True)
 
 
-def _method(scene: Scene) -> str:
+def _method(scene: PanelInput) -> str:
     method = scene.content.cam_method
     return _METHODS.get(method, printable(method, longest=_LONGEST_NAME))
 

@@ -12,11 +12,11 @@ from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.map_reader import read_image_rows, read_map
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.raster import Pixels, shrink
+from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.render import panels
-from wsi_idc.render.layout import Places, sheet
-from wsi_idc.render.panels import PanelMaker, Scene
+from wsi_idc.render.layout import PanelLayout, layout_page
+from wsi_idc.render.panels import PanelInput, PanelMaker
 
 DEFAULT_DPI = 300
 DEFAULT_VIEW = "panels"
@@ -76,7 +76,7 @@ def figure_of(
     if len(drawn) == 1:
         drawn = [replace(drawn[0], has_scale=True)]
     name = f"Patient {printable(content.patient, longest=_LONGEST)}"
-    return sheet(drawn, name=name, details=[_details(scene), NOTICE])
+    return layout_page(drawn, name=name, details=[_details(scene), NOTICE])
 
 
 def read_scene(
@@ -86,7 +86,7 @@ def read_scene(
     num_panels: int = 1,
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
-) -> Scene:
+) -> PanelInput:
     """Return what the panels are drawn from, the tissue as large as they can show.
 
     Args:
@@ -102,10 +102,10 @@ def read_scene(
     first = content.row_col.min(axis=0)
     cropped = replace(content, row_col=content.row_col - first)
     rows, cols = cropped.shape
-    width, _ = Places(num_panels).fit((cols, rows))
+    width, _ = PanelLayout(num_panels).fit((cols, rows))
     cell_px = int(np.clip(np.ceil(to_px(width, dpi=dpi) / cols), 1, content.cell_px))
     image = _read_tissue(path, first, cropped, cell_px)
-    return Scene(
+    return PanelInput(
         content=cropped,
         tissue=_patches_on_white(cropped, cell_px) if image is None else image,
         has_image=image is not None,
@@ -121,7 +121,7 @@ def _read_tissue(
     cols = cropped.shape[1]
     first_row, first_col = first
     strips = [
-        shrink(strip[:, first_col * cropped.cell_px :], height=cell_px, width=cols * cell_px)
+        downscale(strip[:, first_col * cropped.cell_px :], height=cell_px, width=cols * cell_px)
         for strip in islice(read_image_rows(path), first_row, None)
     ]
     return np.concatenate(strips) if strips else None
@@ -133,7 +133,7 @@ def _patches_on_white(content: PatientMap, cell_px: int) -> Pixels:
     return cells.repeat(cell_px, axis=0).repeat(cell_px, axis=1)
 
 
-def _details(scene: Scene) -> str:
+def _details(scene: PanelInput) -> str:
     content, model = scene.content, scene.content.model
     num = len(content.probability)
     called = (content.probability >= scene.threshold).mean()

@@ -14,16 +14,22 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.template import read_text
 from wsi_idc.report.canvas import canvas_of
 from wsi_idc.report.layers import (
-    Window,
+    BoundingBox,
+    bounding_box,
     cam_levels,
-    columns_of,
-    laid,
     outcomes,
-    outline,
-    window_of,
+    patch_columns,
+    region_boundary,
+    to_bbox_grid,
 )
 from wsi_idc.report.legend import PALETTES, legends_of
-from wsi_idc.report.widgets import chart_of, choice, layer_controls, reset_button, threshold_slider
+from wsi_idc.report.widgets import (
+    chart_of,
+    layer_controls,
+    probability_toggle,
+    reset_button,
+    threshold_slider,
+)
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,23 @@ class Sources:
 
 def sources_of(content: PatientMap, pictures: Sequence[Tissue], *, threshold: float) -> Sources:
     """Return what a page draws of a map; what is called IDC follows from the threshold."""
-    window, called = window_of(content), content.probability >= threshold
+    window, called = bounding_box(content), content.probability >= threshold
     grids: dict[str, list[NDArray]] = {
-        "probability": [laid(content.probability, content, fill=np.nan)],
-        "labels": [laid((content.label + 2).astype(np.uint8), content, fill=0)],
+        "probability": [to_bbox_grid(content.probability, content, fill=np.nan)],
+        "labels": [to_bbox_grid((content.label + 2).astype(np.uint8), content, fill=0)],
     }
     if content.cam is not None:
         grids["cam"] = [cam_levels(content)]
     for name, values in (("uncertainty", content.uncertainty), ("smoothed", content.smoothed)):
         if values is not None:
-            grids[name] = [laid(values, content, fill=np.nan)]
-    codes = laid(outcomes(content.label, called), content, fill=0)
+            grids[name] = [to_bbox_grid(values, content, fill=np.nan)]
+    codes = to_bbox_grid(outcomes(content.label, called), content, fill=0)
     return Sources(
-        patches=ColumnDataSource(columns_of(content), name="patches"),
+        patches=ColumnDataSource(patch_columns(content), name="patches"),
         grids=ColumnDataSource(grids, name="grids"),
         errors=ColumnDataSource({"errors": [codes]}, name="errors"),
-        regions=_lines(laid(called, content, fill=False), window, name="regions"),
-        truth=_lines(laid(content.label == 1, content, fill=False), window, name="truth"),
+        regions=_lines(to_bbox_grid(called, content, fill=False), window, name="regions"),
+        truth=_lines(to_bbox_grid(content.label == 1, content, fill=False), window, name="truth"),
         tissue=ColumnDataSource(
             {
                 "url": [picture.uri for picture in pictures],
@@ -87,8 +93,8 @@ def sources_of(content: PatientMap, pictures: Sequence[Tissue], *, threshold: fl
     )
 
 
-def _lines(mask: NDArray[np.bool_], window: Window, *, name: str) -> ColumnDataSource:
-    x, y = outline(mask, window)
+def _lines(mask: NDArray[np.bool_], window: BoundingBox, *, name: str) -> ColumnDataSource:
+    x, y = region_boundary(mask, window)
     ends = {"x0": x[:, 0], "y0": y[:, 0], "x1": x[:, 1], "y1": y[:, 1]}
     return ColumnDataSource(ends, name=name)
 
@@ -105,7 +111,7 @@ def document_of(
         patch_scale: Px of the last picture for each px of a patch; 0 where it has none.
     """
     sources = sources_of(content, pictures, threshold=threshold)
-    slider, by = threshold_slider(threshold), choice()
+    slider, by = threshold_slider(threshold), probability_toggle()
     canvas, renderers = canvas_of(content, sources)
     chart, line = chart_of(content, threshold, by)
     roots = [canvas, chart, slider, reset_button(slider, by, threshold, content)]
@@ -132,7 +138,7 @@ def _connect(
     patch_scale: float,
 ) -> list[CustomJS]:
     """Let the threshold redraw, and a click show its patch; return both, for the start."""
-    window = window_of(content)
+    window = bounding_box(content)
     redraw = _script(
         "redraw.js",
         patches=sources.patches,
@@ -141,7 +147,7 @@ def _connect(
         threshold=slider,
         by=by,
         line=line,
-        grid={name: getattr(window, name) for name in Window.__dataclass_fields__},
+        grid={name: getattr(window, name) for name in BoundingBox.__dataclass_fields__},
     )
     slider.js_on_change("value", redraw)
     by.js_on_change("active", redraw)

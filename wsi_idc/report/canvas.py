@@ -14,7 +14,7 @@ from bokeh.plotting import figure
 
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.report.bokeh_document import Sources
-from wsi_idc.report.layers import Window, window_of
+from wsi_idc.report.layers import BoundingBox, bounding_box
 from wsi_idc.report.legend import (
     CALLED_COLOUR,
     CLEAR,
@@ -36,7 +36,7 @@ def canvas_of(
     content: PatientMap, sources: Sources
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
     """Return the figure, and what it draws for each layer."""
-    window = window_of(content)
+    window = bounding_box(content)
     x_range, y_range = _ranges(window)
     canvas = figure(
         name="canvas",
@@ -60,12 +60,12 @@ def canvas_of(
     drawn = _draw_grids(canvas, content, sources, window)
     drawn["truth"] = _draw_lines(canvas, sources.truth, TRUTH_COLOUR, dash="5 4")
     drawn["regions"] = _draw_lines(canvas, sources.regions, CALLED_COLOUR, dash="solid")
-    _make_cells_answer(canvas, content, sources.patches, window)
+    _add_cell_tools(canvas, content, sources.patches, window)
     canvas.add_layout(_scale_bar(canvas))
     return canvas, drawn
 
 
-def _ranges(window: Window) -> tuple[Range1d, Range1d]:
+def _ranges(window: BoundingBox) -> tuple[Range1d, Range1d]:
     """Return ranges that hold the window, of the figure's shape, so that cells are square."""
     mm_per_px = _MARGIN * max(window.width_mm / _WIDTH, window.height_mm / _HEIGHT)
     x, y = window.x_mm + window.width_mm / 2, window.y_mm + window.height_mm / 2
@@ -74,7 +74,7 @@ def _ranges(window: Window) -> tuple[Range1d, Range1d]:
 
 
 def _draw_grids(
-    canvas: figure, content: PatientMap, sources: Sources, window: Window
+    canvas: figure, content: PatientMap, sources: Sources, window: BoundingBox
 ) -> dict[str, list[GlyphRenderer]]:
     tissue = canvas.image_url("url", "x", "y", "w", "h", anchor="top_left", source=sources.tissue)
     drawn = {"tissue": [tissue]}
@@ -123,8 +123,8 @@ def _draw_lines(
     return [halo, line]
 
 
-def _make_cells_answer(
-    canvas: figure, content: PatientMap, patches: ColumnDataSource, window: Window
+def _add_cell_tools(
+    canvas: figure, content: PatientMap, patches: ColumnDataSource, window: BoundingBox
 ) -> None:
     """Let the patches be hovered over and clicked on: cells that are drawn when selected."""
     side = window.cell_mm

@@ -15,7 +15,7 @@ from wsi_idc import NOTICE
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.pictures import grid_uri, thumbnail_uri
 from wsi_idc.plotting.template import POLICY, read_text, template
-from wsi_idc.report.layers import laid, stitched_in_window, window_of
+from wsi_idc.report.layers import bounding_box, stitched_in_window, to_bbox_grid
 from wsi_idc.report.legend import PALETTES, legend_of_probability
 
 _THUMBNAIL_PX = 260
@@ -62,7 +62,7 @@ def page_name(patient: str) -> str:
 
 def card_of(content: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]) -> Card:
     """Return the card of a patient, from the same as ``patient_page``."""
-    window = window_of(content)
+    window = bounding_box(content)
     tissue = None
     if image is not None:
         tissue = thumbnail_uri(stitched_in_window(image, content), _THUMBNAIL_PX)
@@ -72,7 +72,7 @@ def card_of(content: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[s
         [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in PALETTES["probability"]],
         np.uint8,
     )
-    probability = grid_uri(laid(content.probability, content, fill=np.nan), colours)
+    probability = grid_uri(to_bbox_grid(content.probability, content, fill=np.nan), colours)
     return Card(row, tissue, probability, window.rows, window.cols)
 
 

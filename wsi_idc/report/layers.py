@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import lay, mosaic
-from wsi_idc.geometry.regions import outline as grid_outline
+from wsi_idc.geometry.grid import mosaic, scatter_to_grid
+from wsi_idc.geometry.regions import region_boundary as grid_outline
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.raster import full_strength
+from wsi_idc.plotting.raster import robust_max
 
 # What became of a patch; 0 where its label is unknown or there is no patch.
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_NEGATIVE = 1, 2, 3, 4
@@ -21,7 +21,7 @@ _NUM_BINS = 40
 
 
 @dataclass(frozen=True)
-class Window:
+class BoundingBox:
     """The part of the grid that holds patches.
 
     Attributes:
@@ -61,23 +61,25 @@ class Window:
         return row_col - np.array([self.first_row, self.first_col], np.int32)
 
 
-def window_of(content: PatientMap) -> Window:
+def bounding_box(content: PatientMap) -> BoundingBox:
     """Return the window that just holds every patch."""
     first, last = content.row_col.min(axis=0), content.row_col.max(axis=0)
     rows, cols = (int(side) for side in last - first + 1)
     cell_mm = content.cell_px * content.mpp / 1000
-    return Window(int(first[0]), int(first[1]), rows, cols, cell_mm)
+    return BoundingBox(int(first[0]), int(first[1]), rows, cols, cell_mm)
 
 
-def laid(values: NDArray, content: PatientMap, *, fill: float) -> NDArray:
+def to_bbox_grid(values: NDArray, content: PatientMap, *, fill: float) -> NDArray:
     """Lay one value a patch on the window, shape (rows, cols)."""
-    window = window_of(content)
-    return lay(values, window.cells(content.row_col), shape=(window.rows, window.cols), fill=fill)
+    window = bounding_box(content)
+    return scatter_to_grid(
+        values, window.cells(content.row_col), shape=(window.rows, window.cols), fill=fill
+    )
 
 
 def stitched_in_window(image: NDArray[np.uint8], content: PatientMap) -> NDArray[np.uint8]:
     """Return the part of the stitched tissue, shape (h, w, 3), that lies in the window."""
-    window, side = window_of(content), content.cell_px
+    window, side = bounding_box(content), content.cell_px
     return image[window.first_row * side :, window.first_col * side :]
 
 
@@ -86,9 +88,9 @@ def label_names(content: PatientMap) -> dict[int, str]:
     return {**dict(enumerate(content.class_names)), -1: "unknown"}
 
 
-def columns_of(content: PatientMap) -> dict[str, NDArray]:
+def patch_columns(content: PatientMap) -> dict[str, NDArray]:
     """Return what a page knows of each patch, one entry a patch."""
-    window, names = window_of(content), label_names(content)
+    window, names = bounding_box(content), label_names(content)
     cell = window.cells(content.row_col)
     columns: dict[str, NDArray] = {
         "row": content.row_col[:, 0],
@@ -121,8 +123,8 @@ def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.u
     return codes
 
 
-def outline(
-    mask: NDArray[np.bool_], window: Window
+def region_boundary(
+    mask: NDArray[np.bool_], window: BoundingBox
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the edges between cells inside and outside of ``mask``, each run as one line.
 
@@ -154,13 +156,13 @@ def small_cam(cam: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def cam_levels(content: PatientMap) -> NDArray[np.uint8]:
-    """Return the CAM mosaic in 255 equal steps from zero to ``full_strength``, 0 where no patch is.
+    """Return the CAM mosaic in 255 equal steps from zero to ``robust_max``, 0 where no patch is.
 
     Returns:
         Shape (rows * h, cols * w) of the window: 1 is a CAM of zero, 255 one of the top or more.
     """
-    window, cams = window_of(content), content.cell_cams()
-    share = np.clip(np.nan_to_num(small_cam(cams)) / full_strength(cams), 0, 1)
+    window, cams = bounding_box(content), content.cell_cams()
+    share = np.clip(np.nan_to_num(small_cam(cams)) / robust_max(cams), 0, 1)
     levels = (1 + np.round(share * (_MAX_LEVEL - 1))).astype(np.uint8)
     cells = window.cells(content.row_col)
     return mosaic(levels, cells, shape=(window.rows, window.cols), fill=0)

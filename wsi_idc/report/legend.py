@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLOUR_MAPS
-from wsi_idc.plotting.colors import LABEL_COLOURS as HEX_COLOURS
-from wsi_idc.plotting.raster import colour_table, full_strength
+from wsi_idc.plotting.colors import COLORMAPS
+from wsi_idc.plotting.colors import LABEL_COLORS as HEX_COLOURS
+from wsi_idc.plotting.raster import colour_table, robust_max
 from wsi_idc.report.layers import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -23,7 +23,7 @@ HALO_COLOUR = "#102a43"
 SELECTED_COLOUR = "#ff2bd6"  # neither in viridis nor in inferno
 PALETTES = {
     quantity: ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in colour_table(name).tolist()]
-    for quantity, name in COLOUR_MAPS.items()
+    for quantity, name in COLORMAPS.items()
 }
 # By code: 1 unknown, 2 non-IDC, 3 IDC; told apart without red and green, and in grey.
 LABEL_COLOURS = {label + 2: HEX_COLOURS[label] for label in (-1, 0, 1)}
@@ -93,9 +93,9 @@ def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:
         keys = [(LABEL_COLOURS[label + 2], names[label]) for label in present]
         found.append(Legend("labels", "Labels", keys=keys))
     if content.uncertainty is not None:
-        found.append(_bar("uncertainty", "Uncertainty", high=full_strength(content.uncertainty)))
+        found.append(_bar("uncertainty", "Uncertainty", high=robust_max(content.uncertainty)))
     if content.cam is not None:
-        found.append(_bar("cam", cam_title(content), high=full_strength(content.cell_cams())))
+        found.append(_bar("cam", cam_title(content), high=robust_max(content.cell_cams())))
     if content.smoothed is not None:
         found.append(_bar("smoothed", "Smoothed", high=1))
     found.append(legend_of_probability())

@@ -14,7 +14,7 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.pictures import tissue_uri
 from wsi_idc.plotting.template import POLICY_WITH_EVAL, read_text, template
 from wsi_idc.report.bokeh_document import Tissue, document_of
-from wsi_idc.report.layers import stitched_in_window, window_of
+from wsi_idc.report.layers import bounding_box, stitched_in_window
 from wsi_idc.report.legend import OUTCOME_COLOURS, cam_title, legends_of
 
 # Said in lines of their own.
@@ -57,7 +57,7 @@ def patient_page(
 
 def _pictures(content: PatientMap, image: NDArray[np.uint8] | None) -> tuple[list[Tissue], float]:
     """Return the pictures under the layers, and px of the last for each px of a patch, or 0."""
-    pictures, scale, window = [], 0.0, window_of(content)
+    pictures, scale, window = [], 0.0, bounding_box(content)
     if content.slide is not None:
         # Cell (0, 0) need not begin at the slide's corner.
         corners = content.coords - content.row_col[:, ::-1] * content.cell_size_level0

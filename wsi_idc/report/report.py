@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_idc.core.errors import MapError, WsiIdcError
-from wsi_idc.core.files import check_output, write_text
+from wsi_idc.core.files import ensure_writable, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.maps.cohort import Cohort, check_tables
 from wsi_idc.maps.map_reader import read_image, read_map
@@ -58,7 +58,7 @@ def build_report(
         WsiIdcError: ``out`` cannot be written to, or what is there would be lost.
     """
     index = out / INDEX_HTML
-    check_output(out, writes=(INDEX_HTML,), marks=(INDEX_HTML,) if is_cohort_page(index) else ())
+    ensure_writable(out, writes=(INDEX_HTML,), marks=(INDEX_HTML,) if is_cohort_page(index) else ())
     check_tables(tables)
     report, cohort = Report(), Cohort()
     cards: list[Card] = []

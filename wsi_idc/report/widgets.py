@@ -36,7 +36,7 @@ def threshold_slider(threshold: float) -> Slider:
     return slider
 
 
-def choice() -> RadioButtonGroup:
+def probability_toggle() -> RadioButtonGroup:
     """Return the choice of what patches are called by."""
     by = RadioButtonGroup(labels=["probability", "smoothed probability"], active=0, name="by")
     by.update(stylesheets=[_SMALL], margin=(0, 0, 8, 0))

@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def freed_memory_returned() -> Iterator[None]:
+def return_freed_memory() -> Iterator[None]:
     """Return it in the block, as a program that knows nothing of this does, and keep it after.
 
     The thresholds are what glibc's own come to when large blocks have been freed.

@@ -13,7 +13,7 @@ import torch
 
 from wsi_idc.core.errors import DeviceError
 from wsi_idc.runtime.cpu import available_cores, keep_freed_memory
-from wsi_idc.runtime.throughput import Usage
+from wsi_idc.runtime.throughput import ThroughputMeter
 
 # Numbers of devices, as lists; and how many there are.
 _LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
@@ -21,7 +21,7 @@ _COUNT = "SLURM_GPUS_ON_NODE"
 _NONE = ("", "-1", "NoDevFiles")
 
 
-def gpus_given() -> str | None:
+def visible_gpus() -> str | None:
     """Return the variable by which SLURM says so, as ``NAME=value``; None where it gave none."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
@@ -44,7 +44,7 @@ class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
 
 
 @dataclass(frozen=True)
-class Compute:
+class DeviceConfig:
     """A device and the precision that the network runs in on it.
 
     Attributes:
@@ -57,10 +57,10 @@ class Compute:
     device: torch.device
     precision: str
     compiled: bool = False
-    usage: Usage = field(init=False, repr=False, compare=False)
+    usage: ThroughputMeter = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usage", Usage(self.device))
+        object.__setattr__(self, "usage", ThroughputMeter(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which to run the network."""
@@ -77,9 +77,9 @@ class Compute:
         return f"{name}, {self.precision}"
 
 
-def choose_compute(
+def select_device(
     device: str = "auto", precision: str = "auto", *, compiled: bool = False
-) -> Compute:
+) -> DeviceConfig:
     """Return the device and precision asked for, "auto" resolved to the best there is.
 
     Raises:
@@ -103,7 +103,7 @@ def choose_compute(
         # Else convolutions on a GPU round to TF32's 10 bits.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return Compute(chosen, precision, compiled)
+    return DeviceConfig(chosen, precision, compiled)
 
 
 def num_threads() -> int:
@@ -118,7 +118,7 @@ def _choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if given := gpus_given():
+        if given := visible_gpus():
             _warn_of_waste(given)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not _DEVICE.fullmatch(name):
@@ -148,7 +148,7 @@ def _warn_of_waste(given: str) -> None:
 
 
 @contextlib.contextmanager
-def memory_for(what: int | str, device: torch.device) -> Iterator[None]:
+def oom_as_error(what: int | str, device: torch.device) -> Iterator[None]:
     """Turn a device's lack of memory for some patches, or something else, into one line.
 
     Raises:

@@ -103,11 +103,11 @@ class World:
         return [float(number) for number in found]
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def init_distributed(device: str) -> Iterator[World]:
     """Join the processes that torchrun or srun started, for the length of a block.
 
     Args:
@@ -119,7 +119,7 @@ def joined(device: str) -> Iterator[World]:
     """
     rank, size, local_rank = _place()
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import torch
     from torch import distributed

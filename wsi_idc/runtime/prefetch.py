@@ -12,12 +12,12 @@ Found = TypeVar("Found")
 THREAD_NAME = "read-ahead"
 
 
-def one_ahead(read: Callable[[Key], Found], keys: Iterable[Key]) -> Iterator[Found]:
+def prefetch_one(read: Callable[[Key], Found], keys: Iterable[Key]) -> Iterator[Found]:
     """Yield ``read(key)`` of each key in order, the next one read by a thread meanwhile."""
-    return some_ahead(read, keys, num=1)
+    return prefetch(read, keys, num=1)
 
 
-def some_ahead(read: Callable[[Key], Found], keys: Iterable[Key], *, num: int) -> Iterator[Found]:
+def prefetch(read: Callable[[Key], Found], keys: Iterable[Key], *, num: int) -> Iterator[Found]:
     """Yield ``read(key)`` of each key in order, the next ``num`` read by threads meanwhile."""
     waiting = iter(keys)
     with ThreadPoolExecutor(num, thread_name_prefix=THREAD_NAME) as readers:

@@ -22,7 +22,7 @@ _MAX_UNREAD = 64
 
 
 @dataclass(frozen=True)
-class Used:
+class ThroughputStats:
     """What became of the time of a stretch of work.
 
     Attributes:
@@ -63,7 +63,7 @@ class Used:
         return ", ".join(parts)
 
 
-class Usage:
+class ThroughputMeter:
     """A stopwatch for the work of one device, begun anew with each stretch of work."""
 
     def __init__(self, device: torch.device) -> None:
@@ -79,7 +79,7 @@ class Usage:
         if self._device.type == "cuda" and torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def waited_for(self, source: Iterable[Item]) -> Iterator[Item]:
+    def time_data_wait(self, source: Iterable[Item]) -> Iterator[Item]:
         """Yield what ``source`` yields; the time that it takes is a wait for data."""
         coming = iter(source)
         while True:
@@ -93,7 +93,7 @@ class Usage:
             yield item
 
     @contextlib.contextmanager
-    def computing(self, num_patches: int) -> Iterator[None]:
+    def time_compute(self, num_patches: int) -> Iterator[None]:
         """Count a block as work of the network on so many patches, if it ends well."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -110,10 +110,10 @@ class Usage:
             self._computed += perf_counter() - started
         self._num_patches += num_patches
 
-    def used(self) -> Used:
+    def used(self) -> ThroughputStats:
         """Return what became of the stretch so far, of the device as far as it has come."""
         self._read_events()
-        return Used(
+        return ThroughputStats(
             seconds=max(perf_counter() - self._begun, 1e-9),
             num_patches=self._num_patches,
             waited=self._waited,
@@ -122,7 +122,7 @@ class Usage:
             memory_gib=self._memory(),
         )
 
-    def in_short(self) -> str:
+    def summary_line(self) -> str:
         """Return, cheaply, what a progress line has room for."""
         return f"{self._waited / max(perf_counter() - self._begun, 1e-9):.0%} waiting for data"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sent:
+class DeviceTensor:
     """A tensor that is on its way to the device.
 
     Attributes:
@@ -37,7 +37,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Coming:
+class PendingResult:
     """Tensors that are on their way to the host."""
 
     tensors: Sequence[Tensor]
@@ -50,7 +50,7 @@ class Coming:
         return [tensor.numpy() for tensor in self.tensors]
 
 
-class Link:
+class DeviceTransfer:
     """The way to a device and back.
 
     Args:
@@ -61,21 +61,21 @@ class Link:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def send(self, array: NDArray) -> Sent:
+    def send(self, array: NDArray) -> DeviceTensor:
         """Send an array; any thread may. It must not be changed afterwards."""
         tensor = torch.from_numpy(array)
         if self._stream is None:
-            return Sent(tensor.to(self.device))
+            return DeviceTensor(tensor.to(self.device))
         with torch.cuda.stream(self._stream):
             sent = tensor.pin_memory().to(self.device, non_blocking=True)
             event = torch.cuda.Event()
             event.record(self._stream)
-        return Sent(sent, event)
+        return DeviceTensor(sent, event)
 
-    def fetch(self, tensors: Sequence[Tensor]) -> Coming:
+    def fetch(self, tensors: Sequence[Tensor]) -> PendingResult:
         """Fetch what the present stream computes."""
         if self._stream is None:
-            return Coming([tensor.cpu() for tensor in tensors])
+            return PendingResult([tensor.cpu() for tensor in tensors])
         here = [
             torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
                 tensor, non_blocking=True
@@ -84,4 +84,4 @@ class Link:
         ]
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
-        return Coming(here, event)
+        return PendingResult(here, event)

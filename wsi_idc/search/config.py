@@ -12,7 +12,7 @@ from typing import Any
 from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import JobError, RunError
 from wsi_idc.core.files import check_name
-from wsi_idc.core.toml_file import check_keys, command_and_name, load, table, typed
+from wsi_idc.core.toml_file import check_keys, command_and_name, load_toml, table, typed
 from wsi_idc.training.config import TrainConfig
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -22,7 +22,7 @@ Value = bool | int | float | str
 
 
 @dataclass(frozen=True)
-class Span:
+class Range:
     """A range of numbers, both ends included.
 
     Attributes:
@@ -56,7 +56,7 @@ class Span:
         return f"step {self.step} does not lead from low to high" if (high - low) % step else None
 
 
-Axis = tuple[Value, ...] | Span
+Axis = tuple[Value, ...] | Range
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SearchSpec:
         check_name(self.name)
         self._check_options()
         self._check_axes()
-        sizes = (2 if isinstance(axis, Span) else len(axis) for axis in self.axes.values())
+        sizes = (2 if isinstance(axis, Range) else len(axis) for axis in self.axes.values())
         object.__setattr__(self, "num_points", math.prod(sizes))
         if self.sampler == "grid" and self.num_points > MAX_POINTS:
             raise JobError(
@@ -102,7 +102,7 @@ class SearchSpec:
             try:
                 self.config(point)
             except RunError as error:
-                raise JobError(f"at {in_words(point)}: {error}") from None
+                raise JobError(f"at {format_point(point)}: {error}") from None
 
     def _check_options(self) -> None:
         for name, choices in (("sampler", SAMPLERS), ("metric", METRICS)):
@@ -120,7 +120,7 @@ class SearchSpec:
         for name, axis in self.axes.items():
             if name in self.fixed:
                 raise JobError(f"{name} is both in [config] and in [axes]; choose one")
-            if isinstance(axis, Span):
+            if isinstance(axis, Range):
                 problem = axis.problem()
                 if not problem and self.sampler == "grid":
                     problem = "a grid needs a list of values, or choose another sampler"
@@ -144,7 +144,8 @@ class SearchSpec:
             varied: Axes to go through, with the others at their first value; none: all axes.
         """
         values = [
-            (axis.low, axis.high) if isinstance(axis, Span) else axis for axis in self.axes.values()
+            (axis.low, axis.high) if isinstance(axis, Range) else axis
+            for axis in self.axes.values()
         ]
         if varied:
             values = [
@@ -172,7 +173,7 @@ class SearchSpec:
         return {
             **{name: value for name, value in config.items() if name not in self.axes},
             **{
-                f"axes.{name}": asdict(axis) if isinstance(axis, Span) else list(axis)
+                f"axes.{name}": asdict(axis) if isinstance(axis, Range) else list(axis)
                 for name, axis in self.axes.items()
             },
             **{f"search.{name}": getattr(self, name) for name in ("sampler", "prune", "metric")},
@@ -180,12 +181,12 @@ class SearchSpec:
         }
 
 
-def in_words(point: Mapping[str, Value]) -> str:
+def format_point(point: Mapping[str, Value]) -> str:
     """Return a point as text, such as ``learning_rate 0.001, optimizer sgd``."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in point.items())
+    return ", ".join(f"{name} {format_value(value)}" for name, value in point.items())
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a setting's value as short as can be."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -200,7 +201,7 @@ def read_search(path: Path) -> SearchSpec:
         JobError: It cannot be read, is of another command, or asks for something that makes no
             sense.
     """
-    content = load(path)
+    content = load_toml(path)
     if content.get("command") != SEARCH:
         raise JobError(f'{path}: no search; give a file with command = "search"')
     try:
@@ -255,4 +256,4 @@ def _axis(name: str, value: Any, kind: type) -> Axis:
     for end in ("low", "high"):
         if end not in value:
             raise JobError(f"axis {name} lacks {end}")
-    return Span(**{key: typed(f"axis {name}: {key}", it, ends[key]) for key, it in value.items()})
+    return Range(**{key: typed(f"axis {name}: {key}", it, ends[key]) for key, it in value.items()})

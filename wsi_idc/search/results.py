@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from wsi_idc.core.files import write_text
 from wsi_idc.plotting.colors import ACCENT, OTHER
 from wsi_idc.plotting.style import INK, house_style, save_png
-from wsi_idc.search.config import Axis, SearchSpec, Span, Value, in_words, shown
+from wsi_idc.search.config import Axis, Range, SearchSpec, Value, format_point, format_value
 
 TABLE, FIGURE, BEST_JOB = "trials.csv", "search.png", "best.toml"
 # In the order of a ranking; only the first three have a value of the metric.
@@ -110,7 +110,7 @@ def run_folder(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:04d}"
 
 
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
+def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
     """Return trials best first."""
 
     def key(trial: Trial) -> tuple[int, float, int]:
@@ -178,7 +178,7 @@ def draw(result: SearchResult) -> Figure:
         handles |= dict(zip(texts, drawn, strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     assert result.best is not None
-    point = textwrap.fill(in_words(result.best.point), int(_LETTERS_AN_INCH * size[0]))
+    point = textwrap.fill(format_point(result.best.point), int(_LETTERS_AN_INCH * size[0]))
     title = f"{result.spec.name}: best is trial {result.best.number}\n{point}"
     figure.suptitle(title, fontsize=10)
     return figure
@@ -196,10 +196,10 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
         if known:
             at, values = zip(*known, strict=True)
             panel.scatter(at, values, 28, fill, edgecolors=ACCENT, alpha=0.8, label=what)
-    if isinstance(axis, Span):
+    if isinstance(axis, Range):
         panel.set_xscale("log" if axis.log else "linear")
     else:
-        names = [shown(value) for value in _in_order(axis)]
+        names = [format_value(value) for value in _in_order(axis)]
         long = sum(map(len, names)) > _MAX_TICK_LETTERS
         turned: dict[str, Any] = (
             {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
@@ -225,7 +225,7 @@ def _draw_means(panel: Axes, result: SearchResult, name: str, axis: tuple[Value,
 
 def _place(axis: Axis, value: Value) -> float:
     """Return where on the x axis a value lies: values of a list stand side by side."""
-    return float(value) if isinstance(axis, Span) else _in_order(axis).index(value)
+    return float(value) if isinstance(axis, Range) else _in_order(axis).index(value)
 
 
 def _in_order(axis: tuple[Value, ...]) -> list[Value]:

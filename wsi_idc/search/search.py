@@ -19,11 +19,11 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.models.pretrained import weights_file
 from wsi_idc.models.registry import architecture, check_input_px
-from wsi_idc.runtime.device import choose_compute
+from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.signals import StopRequest
-from wsi_idc.search.config import SearchSpec, in_words
-from wsi_idc.search.results import SearchResult, ranked, run_folder, write_result
-from wsi_idc.search.study import Claim, Pruned, Study, waiting_for
+from wsi_idc.search.config import SearchSpec, format_point
+from wsi_idc.search.results import SearchResult, rank_trials, run_folder, write_result
+from wsi_idc.search.study import Pruned, Study, TrialLease, waiting_for
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve, weights_fingerprint
 from wsi_idc.training.runs import Run, difference
@@ -49,7 +49,7 @@ def search(
         spec: What to search over.
         pack: The data.
         folder: Of the study, the results and the trials' runs.
-        device: As ``choose_compute`` takes it.
+        device: As ``select_device`` takes it.
         stop: Asks to save and leave.
 
     Returns:
@@ -84,7 +84,7 @@ def search(
             _run_trial(spec, claim, pack, run=run, device=device, stop=stop)
     # Reading and writing under one lock: whoever is last has seen all that was told.
     with study.locked():
-        result = SearchResult(spec, folder, ranked(study.trials()))
+        result = SearchResult(spec, folder, rank_trials(study.trials()))
         write_result(result)
     return result
 
@@ -112,7 +112,7 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
     """Raise where there is no such device, model or file of weights, or no split can be made."""
     for config in map(spec.config, spec.points("precision")):
-        choose_compute(device, config.precision)
+        select_device(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
         arch = architecture(config.model)
         check_input_px(arch, config.input_size or pack.info.patch_px)
@@ -129,15 +129,17 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
         make_split(pack, config.split, seed=config.seed)
 
 
-def _log_start(study: Study, claim: Claim) -> None:
+def _log_start(study: Study, claim: TrialLease) -> None:
     over = sum(trial.state in ("complete", "pruned", "failed") for trial in study.trials())
     total = max(study.spec.num_trials, claim.number + 1)
-    logger.info("trial %d (%d of %d done): %s", claim.number, over, total, in_words(claim.point))
+    logger.info(
+        "trial %d (%d of %d done): %s", claim.number, over, total, format_point(claim.point)
+    )
 
 
 def _run_trial(
     spec: SearchSpec,
-    claim: Claim,
+    claim: TrialLease,
     pack: Pack,
     *,
     run: Run,
@@ -152,7 +154,7 @@ def _run_trial(
             pack,
             _split_of(config, pack),
             run=run,
-            compute=choose_compute(device, config.precision),
+            compute=select_device(device, config.precision),
             stop=stop,
             on_epoch=claim.on_epoch if spec.prune else None,
         )
@@ -190,6 +192,6 @@ def _split_of(config: TrainConfig, pack: Pack) -> Split:
         raise RunError(str(error)) from None
 
 
-def _fail(claim: Claim, reason: object) -> None:
+def _fail(claim: TrialLease, reason: object) -> None:
     claim.fail(str(reason))
     logger.warning("trial %d failed: %s", claim.number, reason)

@@ -19,7 +19,7 @@ import numpy as np
 from wsi_idc.core.errors import BusyError, JobError, StoppedError, WsiIdcError
 from wsi_idc.core.locks import locked
 from wsi_idc.runtime.signals import StopRequest
-from wsi_idc.search.config import Axis, SearchSpec, Span, Value
+from wsi_idc.search.config import Axis, Range, SearchSpec, Value
 from wsi_idc.search.results import Trial
 
 try:
@@ -74,7 +74,7 @@ def _drop_half_line(journal: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-class Claim:
+class TrialLease:
     """A trial that is this process's own.
 
     Attributes:
@@ -167,7 +167,7 @@ class Study:
             yield
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[Claim | None]:
+    def claimed(self) -> Iterator[TrialLease | None]:
         """Hold the next trial to work on, None where no other is left to this process.
 
         Trials that a stopped or killed process left come first.
@@ -177,13 +177,13 @@ class Study:
                 claim = self._next(held)
             yield claim
 
-    def _next(self, held: contextlib.ExitStack) -> Claim | None:
+    def _next(self, held: contextlib.ExitStack) -> TrialLease | None:
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.state == TrialState.RUNNING and self._hold(trial.number, held):
                 self._seed(trial.number)
                 mine = optuna.trial.Trial(self._study, trial._trial_id)
-                return Claim(self._study, mine, self.spec)
+                return TrialLease(self._study, mine, self.spec)
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         if not waiting and len(trials) >= self.spec.num_trials:
             return None
@@ -191,7 +191,7 @@ class Study:
         if not self._hold(number, held):
             raise BusyError(f"{self._lock_of(number)}: held by another process; run again later")
         self._seed(number)
-        return Claim(self._study, self._study.ask(), self.spec)
+        return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_of(self, number: int) -> Path:
         return self.folder / f".trial-{number:04d}.lock"
@@ -233,7 +233,7 @@ class Study:
 
 
 def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
-    if not isinstance(axis, Span):
+    if not isinstance(axis, Range):
         return trial.suggest_categorical(name, axis)
     suggest: Callable[..., Value] = trial.suggest_float
     options: dict[str, Any] = {"step": axis.step, "log": axis.log}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsi_idc.core.errors import SlideError, first_line
-from wsi_idc.slides.reader import Source, over_white
+from wsi_idc.slides.reader import SlideReader, composite_on_white
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _FORMATS = ("TIFF", "PNG", "JPEG")
@@ -27,7 +27,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, sect
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 
 
-class Picture(Source):
+class ImageReader(SlideReader):
     """A picture that Pillow reads, in memory.
 
     Args:
@@ -44,7 +44,7 @@ class Picture(Source):
             image = _load(path)
         self.sizes = (image.size,)
         self.downsamples = (1.0,)
-        self.stated_mpp = _tiff_mpp(image)
+        self.file_mpp = _tiff_mpp(image)
         self._image = image
         self._is_clear = image.mode in _CLEAR_MODES or "transparency" in image.info
 
@@ -55,7 +55,7 @@ class Picture(Source):
         if box[0] < box[2] and box[1] < box[3]:
             crop = self._image.crop(box)
             if self._is_clear:
-                pixels = over_white(np.asarray(crop.convert("RGBA")))
+                pixels = composite_on_white(np.asarray(crop.convert("RGBA")))
             else:
                 pixels = np.asarray(crop.convert("RGB"))
             region[: pixels.shape[0], : pixels.shape[1]] = pixels

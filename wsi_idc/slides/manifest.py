@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import plain_name
+from wsi_idc.core.files import safe_filename
 from wsi_idc.slides.slide import MAX_MPP, MIN_MPP
 
 _COLUMNS = ("slide", "patient", "mpp")
@@ -93,7 +93,7 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
     if not slide or "\0" in slide:
         raise DataError(f"{where}: the column slide names no file")
     try:
-        patient = plain_name(patient or Path(slide).stem)
+        patient = safe_filename(patient or Path(slide).stem)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     return ManifestRow(folder / slide, patient, _number(mpp, where=where) if mpp else None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import SlideError, first_line
-from wsi_idc.slides.reader import Source, over_white
+from wsi_idc.slides.reader import SlideReader, composite_on_white
 
 if TYPE_CHECKING:
     import openslide
@@ -22,7 +22,7 @@ _CACHE_BYTES = 128 * 2**20
 _MAX_TILE_PX = 2**26
 
 
-class Pyramid(Source):
+class OpenSlideReader(SlideReader):
     """A slide file that OpenSlide reads.
 
     Args:
@@ -44,7 +44,7 @@ class Pyramid(Source):
             _check_tiles(path, handle.properties)
             self.sizes = handle.level_dimensions
             self.downsamples = handle.level_downsamples
-            self.stated_mpp = _stated_mpp(
+            self.file_mpp = _stated_mpp(
                 handle.properties.get(openslide.PROPERTY_NAME_MPP_X),
                 handle.properties.get(openslide.PROPERTY_NAME_MPP_Y),
             )
@@ -125,7 +125,7 @@ def _check_tiles(path: Path, properties: Mapping[str, str]) -> None:
 def _pixels(
     handle: "openslide.OpenSlide", corner: tuple[int, int], level: int, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    return over_white(np.asarray(handle.read_region(corner, level, size)))
+    return composite_on_white(np.asarray(handle.read_region(corner, level, size)))
 
 
 def _stated_mpp(x: str | None, y: str | None) -> tuple[float, float] | None:

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import SlideError
-from wsi_idc.runtime.prefetch import some_ahead
+from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tiling import (
-    FINE_ENOUGH,
+    MPP_TOLERANCE,
     Grid,
     choose_level,
+    group_reads,
     has_pixels_of,
     make_grid,
-    runs,
-    share_of,
+    tissue_fraction,
 )
 from wsi_idc.slides.tissue import find_tissue
 
@@ -72,7 +72,7 @@ class SlidePatches:
         self.row_col = grid.cells()
         if min_tissue > 0 or tissue is not None:
             mask = find_tissue(slide)[1] if tissue is None else tissue
-            share = share_of(mask, _boxes(grid, self.row_col, slide))
+            share = tissue_fraction(mask, _boxes(grid, self.row_col, slide))
             # Sums of shares are off by some 1e-12.
             self.row_col = self.row_col[(share >= min_tissue - 1e-9) & (share > 1e-9)]
         if len(self.row_col) == 0:
@@ -108,14 +108,14 @@ class SlidePatches:
             SlideError: The file is damaged.
         """
         height = int((self._y[:, 1] - self._y[:, 0]).max())
-        parts = runs(
+        parts = group_reads(
             self.row_col[:, 0],
             self._x,
             max_width=_MAX_READ_PX // height,
             max_gap=_MAX_GAP_PX,
         )
-        return rebatched(
-            some_ahead(self._read, parts, num=self._slide.num_readers), batch_size=batch_size
+        return rebatch(
+            prefetch(self._read, parts, num=self._slide.num_readers), batch_size=batch_size
         )
 
     def _read(self, run: slice) -> NDArray[np.uint8]:
@@ -140,7 +140,7 @@ class SlidePatches:
         return cv2.resize(box, (side, side), interpolation=how)
 
 
-def rebatched(
+def rebatch(
     parts: Iterable[NDArray[np.uint8]], *, batch_size: int
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield what the parts hold, in order, in pieces of ``batch_size``, but for the last."""
@@ -180,7 +180,7 @@ def _check_resolution(slide: Slide, mpp: float) -> None:
             f"{slide.path}: {slide.mpp:g} um/px ({slide.mpp_source}) is too coarse for a model of "
             f"{mpp:g} um/px; scan it finer, or give --mpp if that is not its resolution"
         )
-    if slide.mpp > mpp * (1 + FINE_ENOUGH):
+    if slide.mpp > mpp * (1 + MPP_TOLERANCE):
         logger.warning(
             "%s: %g um/px is coarser than the model's %g; its patches are enlarged and blurred",
             slide.path,

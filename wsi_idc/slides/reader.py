@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 _WHITE = 255
 
 
-class Source(ABC):
+class SlideReader(ABC):
     """A slide's pixels, level by level.
 
     Attributes:
@@ -21,7 +21,7 @@ class Source(ABC):
 
     sizes: tuple[tuple[int, int], ...]
     downsamples: tuple[float, ...]
-    stated_mpp: tuple[float, float] | None
+    file_mpp: tuple[float, float] | None
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
@@ -38,7 +38,7 @@ class Source(ABC):
         """Give the file back; a read that is under way ends well."""
 
 
-def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Lay pixels of shape (h, w, 4), their colour not multiplied by alpha, on white."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:

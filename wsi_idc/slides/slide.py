@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import SlideError
 from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.prefetch import some_ahead
-from wsi_idc.slides.image_reader import SUFFIXES, Picture
-from wsi_idc.slides.openslide_reader import Pyramid, is_pyramid
-from wsi_idc.slides.reader import Source
-from wsi_idc.slides.tiling import cuts, finest_needed, fit
+from wsi_idc.runtime.prefetch import prefetch
+from wsi_idc.slides.image_reader import SUFFIXES, ImageReader
+from wsi_idc.slides.openslide_reader import OpenSlideReader, is_pyramid
+from wsi_idc.slides.reader import SlideReader
+from wsi_idc.slides.tiling import choose_thumbnail_level, fit_size, split_range
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Slide:
         num_readers: How many threads may well read at the same time.
     """
 
-    def __init__(self, path: Path, source: Source, *, mpp: float, mpp_source: str) -> None:
+    def __init__(self, path: Path, source: SlideReader, *, mpp: float, mpp_source: str) -> None:
         self.path = path
         self.width, self.height = source.sizes[0]
         self.mpp = mpp
@@ -92,7 +92,7 @@ class Slide:
         as long as mapping it. Of a format that is spread over more files, over those beside it too.
         """
         digest = hashlib.sha256()
-        for file in (self.path, *_beside(self.path)):
+        for file in (self.path, *_companion_files(self.path)):
             state = file.stat()
             digest.update(repr((file.name, state.st_size, state.st_mtime_ns)).encode())
         size = self.path.stat().st_size
@@ -126,13 +126,13 @@ class Slide:
         Raises:
             SlideError: The file is damaged.
         """
-        width, height = fit(self.width, self.height, max_side=max_side)
-        index = finest_needed([level.width for level in self.levels], width)
+        width, height = fit_size(self.width, self.height, max_side=max_side)
+        index = choose_thumbnail_level([level.width for level in self.levels], width)
         level = self.levels[index]
         per_px = level.width / width, level.height / height
         # In blocks: where a slide has no other level, level 0 does not fit in memory.
-        xs = cuts(width, step=max(1, int(_BLOCK_PX / per_px[0])))
-        ys = cuts(height, step=max(1, int(_BLOCK_PX / per_px[1])))
+        xs = split_range(width, step=max(1, int(_BLOCK_PX / per_px[0])))
+        ys = split_range(height, step=max(1, int(_BLOCK_PX / per_px[1])))
         picture = np.empty((height, width, 3), np.uint8)
 
         def draw(block: tuple[int, int, int, int]) -> None:
@@ -144,12 +144,12 @@ class Slide:
             picture[top:bottom, left:right] = cv2.resize(region, size, interpolation=cv2.INTER_AREA)
 
         blocks = [(x, y, end_x, end_y) for y, end_y in ys for x, end_x in xs]
-        for _ in some_ahead(draw, blocks, num=self.num_readers):
+        for _ in prefetch(draw, blocks, num=self.num_readers):
             pass
         return picture
 
 
-def _beside(path: Path) -> list[Path]:
+def _companion_files(path: Path) -> list[Path]:
     """Return the other files of a slide whose format is spread over several."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
@@ -179,14 +179,14 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
         raise SlideError(f"{path}: {mpp:g} um/px cannot be; give {MIN_MPP:g} to {MAX_MPP:g}")
     head = _head(path)
     if is_pyramid(path):
-        source: Source = Pyramid(path)
+        source: SlideReader = OpenSlideReader(path)
     elif path.suffix.lower() in SUFFIXES:
-        source = Picture(path)
+        source = ImageReader(path)
     else:
         raise SlideError(f"{path}: {_what_it_is(path, head)}")
     try:
         _check_levels(path, source.sizes)
-        mpp, mpp_source = _choose_mpp(path, source.stated_mpp, given=mpp)
+        mpp, mpp_source = _choose_mpp(path, source.file_mpp, given=mpp)
     except SlideError:
         source.close()
         raise

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 # Files state mpp with rounding: a level as near as this to the wanted mpp is as fine as wanted.
-FINE_ENOUGH = 0.01
+MPP_TOLERANCE = 0.01
 # As near as this its pixels are those of the model.
 SAME = 1e-3
 
@@ -106,29 +106,29 @@ def has_pixels_of(level_mpp: float, mpp: float) -> bool:
 
 def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
     """Return the coarsest level that is as fine as ``mpp``, else the finest."""
-    fine = [at for at, level in enumerate(level_mpps) if level <= mpp * (1 + FINE_ENOUGH)]
+    fine = [at for at, level in enumerate(level_mpps) if level <= mpp * (1 + MPP_TOLERANCE)]
     if not fine:
         return int(np.argmin(level_mpps))
     return max(fine, key=lambda at: level_mpps[at])
 
 
-def finest_needed(widths: Sequence[int], width: int) -> int:
+def choose_thumbnail_level(widths: Sequence[int], width: int) -> int:
     """Return the level with the fewest px that are still ``width`` or more."""
     return min((has, at) for at, has in enumerate(widths) if has >= width)[1]
 
 
-def fit(width: int, height: int, *, max_side: int) -> tuple[int, int]:
+def fit_size(width: int, height: int, *, max_side: int) -> tuple[int, int]:
     """Return width and height scaled down so that the longer one is at most ``max_side``."""
     scale = min(1.0, max_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def cuts(length: int, *, step: int) -> list[tuple[int, int]]:
+def split_range(length: int, *, step: int) -> list[tuple[int, int]]:
     """Return start and end of pieces of ``step`` that make up ``length``."""
     return [(at, min(at + step, length)) for at in range(0, length, step)]
 
 
-def runs(
+def group_reads(
     rows: NDArray[np.int32], edges: NDArray[np.int64], *, max_width: int, max_gap: int
 ) -> list[slice]:
     """Cut patches, in grid order, into runs that are read at one go.
@@ -157,7 +157,7 @@ def runs(
     return found if len(rows) else []
 
 
-def share_of(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return which share of each box is set in a mask.
 
     Args:

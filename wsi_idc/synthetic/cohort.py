@@ -11,7 +11,7 @@ import numpy as np
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.core.files import scratch
+from wsi_idc.core.files import temporary_path
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
 MIN_PATCHES = 40  # below it there is no room for both classes
@@ -68,7 +68,7 @@ def write_cohort(
     # Drawn under another name: a cohort that is there is whole. What a kill left is drawn over.
     partial = root.with_name(f".{root.name}.partial")
     counts = []
-    with scratch(root.with_name(f"{root.name}.lock")), _emptied(partial):
+    with temporary_path(root.with_name(f"{root.name}.lock")), _emptied(partial):
         for index in range(1, num_patients + 1):
             patient = f"S{index:04d}"
             height, width = _slide_size(np.random.default_rng([seed, index]), patches_per_patient)

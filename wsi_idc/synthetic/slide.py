@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.core.files import replacing
+from wsi_idc.core.files import atomic_write
 from wsi_idc.synthetic.tissue import draw_slide
 
 # The tissue is drawn at 4 um/px; a scanner of low power gives about 1.
@@ -72,9 +72,9 @@ def write_slide(
     mask = (drawn.tissue.astype(np.uint8) + (drawn.tissue & drawn.idc)).astype(np.uint8)
     rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
     _, png = cv2.imencode(".png", mask)
-    with replacing(mask_path) as partial:
+    with atomic_write(mask_path) as partial:
         partial.write_bytes(png.tobytes())
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         _write_pyramid(partial, np.asarray(rgb, np.uint8))
     share = float((mask == 2).sum() / (mask > 0).sum())
     return SlideSummary(path, mask_path, width_px, height_px, MPP, share)

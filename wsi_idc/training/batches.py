@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 
-from wsi_idc.data.augmentation import Draws, draw, draw_mixup
+from wsi_idc.data.augmentation import AugmentParams, sample_mixup, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.distributed import World
-from wsi_idc.runtime.prefetch import one_ahead
+from wsi_idc.runtime.prefetch import prefetch_one
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.loss import Labels, inverse_frequency
+from wsi_idc.training.loss import Targets, inverse_frequency
 
 logger = logging.getLogger(__name__)
 # Of the device's free memory; the rest is for the network.
@@ -100,10 +100,10 @@ class Batch:
     """
 
     patches: Tensor
-    draws: Draws
-    others: tuple[Tensor, Draws] | None
-    labels: Labels
-    all_labels: Labels
+    draws: AugmentParams
+    others: tuple[Tensor, AugmentParams] | None
+    labels: Targets
+    all_labels: Targets
     seed: int
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ def batches(
         chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
         return _read(config, source, chosen, label[chosen], [epoch, step], world=world)
 
-    return one_ahead(read, range(first_step, num_steps))
+    return prefetch_one(read, range(first_step, num_steps))
 
 
 def _read(
@@ -169,13 +169,13 @@ def _read(
 ) -> Batch:
     seed = int(np.random.default_rng([_STEP, config.seed, *place]).integers(2**62))
     generator = torch.Generator().manual_seed(seed)
-    draws = draw(config.augment, len(rows), generator=generator)
+    draws = sample_params(config.augment, len(rows), generator=generator)
     part = world.part(len(rows))
 
-    labels, others = Labels(torch.from_numpy(label)), None
+    labels, others = Targets(torch.from_numpy(label)), None
     if config.mixup:
-        partner, share = draw_mixup(len(rows), alpha=config.mixup, generator=generator)
-        labels = Labels(labels.label, labels.label[partner], share)
+        partner, share = sample_mixup(len(rows), alpha=config.mixup, generator=generator)
+        labels = Targets(labels.label, labels.label[partner], share)
         chosen = partner[part].numpy()
         others = source.take(rows[chosen]), draws.take(chosen)
     return Batch(

@@ -86,7 +86,7 @@ def _points(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, floa
 logger = logging.getLogger(__name__)
 
 
-class Journal:
+class RunLogger:
     """Writes ``metrics.jsonl``, TensorBoard events and pictures into a run's folder.
 
     Use it as a context manager; in a process that is not the writer it does nothing.
@@ -113,7 +113,7 @@ class Journal:
         if training.place.history:
             self._write()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Labels:
+class Targets:
     """What a batch is to be told apart by; a blend of two labels where patches are mixed.
 
     Attributes:
@@ -24,21 +24,21 @@ class Labels:
     other: Tensor | None = None
     share: Tensor | None = None
 
-    def take(self, part: slice) -> "Labels":
+    def take(self, part: slice) -> "Targets":
         """Return a part of the batch."""
         if self.other is None or self.share is None:
-            return Labels(self.label[part])
-        return Labels(self.label[part], self.other[part], self.share[part])
+            return Targets(self.label[part])
+        return Targets(self.label[part], self.other[part], self.share[part])
 
-    def to(self, device: torch.device) -> "Labels":
+    def to(self, device: torch.device) -> "Targets":
         """Return them on a device."""
         if self.other is None or self.share is None:
-            return Labels(self.label.to(device))
-        return Labels(self.label.to(device), self.other.to(device), self.share.to(device))
+            return Targets(self.label.to(device))
+        return Targets(self.label.to(device), self.other.to(device), self.share.to(device))
 
 
 @dataclass(frozen=True)
-class Objective:
+class Loss:
     """Cross-entropy, weighted by class, or focal (Lin et al. 2017, eq. 4, without alpha).
 
     Attributes:
@@ -51,16 +51,16 @@ class Objective:
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
 
-    def total(self, labels: Labels) -> Tensor:
+    def total(self, labels: Targets) -> Tensor:
         """Return what a whole batch's sum of losses is divided by: the weight in it."""
         return self._blend(labels, lambda label: self.class_weight[label]).sum()
 
-    def sum(self, logits: Tensor, labels: Labels) -> Tensor:
+    def sum(self, logits: Tensor, labels: Targets) -> Tensor:
         """Return the summed loss of logits (N, num_classes), which stay in full precision."""
         return self._blend(labels, lambda label: self._losses(logits.float(), label)).sum()
 
     @staticmethod
-    def _blend(labels: Labels, of: Callable[[Tensor], Tensor]) -> Tensor:
+    def _blend(labels: Targets, of: Callable[[Tensor], Tensor]) -> Tensor:
         first = of(labels.label)
         if labels.other is None or labels.share is None:
             return first

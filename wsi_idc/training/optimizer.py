@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.training.config import TrainConfig
 
-LAST_RATE_SHARE = 0.01
+LAST_LR_FACTOR = 0.01
 PLATEAU_FACTOR = 0.1
 MOMENTUM = 0.9
 
@@ -43,7 +43,7 @@ def _stages(classifier: PatchClassifier) -> list[list[nn.Parameter]]:
     return [stage for stage in (own, *stages) if stage]
 
 
-def rate_share(config: TrainConfig, step: int, *, total: int) -> float:
+def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
     """Return the share of the peak learning rate at ``step`` of ``total``, before any plateau."""
     warm_up = round(config.warm_up * total)
     if step < warm_up:
@@ -51,10 +51,10 @@ def rate_share(config: TrainConfig, step: int, *, total: int) -> float:
     if config.schedule != "cosine":
         return 1.0
     done = (step - warm_up) / max(1, total - warm_up)
-    return LAST_RATE_SHARE + (1 - LAST_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
+    return LAST_LR_FACTOR + (1 - LAST_LR_FACTOR) * (1 + math.cos(math.pi * done)) / 2
 
 
-def plateau_share(config: TrainConfig, values: list[float]) -> float:
+def plateau_factor(config: TrainConfig, values: list[float]) -> float:
     """Return the share of the learning rate that is left after the epochs' monitored ``values``.
 
     With the plateau schedule it falls to a tenth whenever half the patience has passed without a
@@ -69,7 +69,7 @@ def plateau_share(config: TrainConfig, values: list[float]) -> float:
     return share if config.schedule == "plateau" else 1.0
 
 
-def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
     """Set each group's learning rate to a share of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share

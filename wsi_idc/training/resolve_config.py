@@ -18,7 +18,7 @@ RATE_PRETRAINED = 3e-4
 SGD_RATE_FACTOR = 10
 
 
-def what_is_asked(config: TrainConfig, pack: Pack, split: Split) -> dict[str, Any]:
+def resolved_config(config: TrainConfig, pack: Pack, split: Split) -> dict[str, Any]:
     """Return all that decides a training's weights, JSON-ready."""
     roles = json.dumps(sorted(split.roles.items()))
     return {

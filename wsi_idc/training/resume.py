@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, is_plain, load_state
-from wsi_idc.models.serialization import load_dict, save_dict
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec, is_dense_tensor, load_state
+from wsi_idc.models.serialization import read_state, write_state
 from wsi_idc.training.runs import is_plain_number
-from wsi_idc.training.state import Place, Training
+from wsi_idc.training.state import Training, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _COUNTS = ("epoch", "step", "best_epoch")
 _SGD_STATE, _ADAM_STATE = {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}
 
 
-def as_checkpoint(training: Training) -> Checkpoint:
+def to_checkpoint(training: Training) -> Checkpoint:
     """Return the present weights as a checkpoint, uncalibrated and without metrics."""
     classifier, info = training.judged, training.pack.info
     spec = InputSpec(
@@ -65,11 +65,11 @@ def save_state(training: Training) -> None:
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
         # Memory that ran out would run out again; what was merely asked for may change.
-        "micro_batch": training.micro_batch if training.was_halved else None,
+        "micro_batch": training.micro_batch if training.micro_batch_reduced else None,
         "compute": str(training.compute),
         "place": asdict(training.place),
     }
-    save_dict(training.run.last, content)
+    write_state(training.run.last, content)
 
 
 def resume(training: Training) -> None:
@@ -79,7 +79,7 @@ def resume(training: Training) -> None:
         RunError: The state is not of this run.
     """
     path = training.run.last
-    content = load_dict(path, kind=STATE_FORMAT)
+    content = read_state(path, kind=STATE_FORMAT)
     try:
         load_state(training.classifier.network, content["network"])
         if training.average is not None:
@@ -90,9 +90,9 @@ def resume(training: Training) -> None:
         training.scaler.load_state_dict(content["scaler"])
         if content["micro_batch"] is not None:
             training.micro_batch = max(1, min(training.micro_batch, int(content["micro_batch"])))
-            training.was_halved = True
+            training.micro_batch_reduced = True
         before, now = str(content["compute"]), str(training.compute)
-        training.place = _place_of(content["place"], monitor=training.config.monitor)
+        training.place = _train_state(content["place"], monitor=training.config.monitor)
     except _UNFIT as error:
         raise RunError(
             f"{path}: the state does not fit this run ({type(error).__name__}); "
@@ -102,9 +102,9 @@ def resume(training: Training) -> None:
         logger.warning("begun on %s, going on on %s: not the very same numbers", before, now)
 
 
-def _place_of(content: Mapping[str, Any], *, monitor: str) -> Place:
+def _train_state(content: Mapping[str, Any], *, monitor: str) -> TrainState:
     """Return the place that a file states; ValueError where no training can be there."""
-    place = Place(**content)
+    place = TrainState(**content)
     if any(type(getattr(place, name)) is not int or getattr(place, name) < 0 for name in _COUNTS):
         raise ValueError("an epoch or step is no count")
     # Of ``best``, minus infinity is the beginning.
@@ -144,7 +144,7 @@ def _load_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
             raise ValueError("the state is of another optimiser")
         for name, value in state.items():
             shape = () if name == "step" else parameters[number].shape
-            if not is_plain(value) or value.shape != shape or not value.is_floating_point():
+            if not is_dense_tensor(value) or value.shape != shape or not value.is_floating_point():
                 raise ValueError("the optimiser's state is of other parameters")
         if not 0 <= float(state.get("step", 0)) < math.inf:
             raise ValueError("the optimiser's steps are no count")

@@ -60,24 +60,24 @@ class Run:
 
     def is_finished(self) -> bool:
         """Return whether the training came to its end."""
-        return self.best.exists() and self.is_there() and self.read().get("status") == "finished"
+        return self.best.exists() and self.exists_() and self.read().get("status") == "finished"
 
-    def is_there(self) -> bool:
+    def exists_(self) -> bool:
         """Return whether a training was started here."""
         return (self.folder / "run.json").exists()
 
-    def check_ours(self) -> None:
+    def validate_dir(self) -> None:
         """Raise where the folder holds something else than a run.
 
         Raises:
             RunError: It does.
         """
-        if self.is_there():
+        if self.exists_():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise RunError(f"{self.folder} is not empty and no run; give another --out")
 
-    def check_spares(self, weights: Path) -> None:
+    def protect_weights(self, weights: Path) -> None:
         """Raise where a file of weights to start from would go when this run is trained anew.
 
         Raises:
@@ -86,9 +86,9 @@ class Run:
         if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
             raise RunError(f"{weights} is this run's own and would be lost; give another --out")
 
-    def asks(self, asked: Mapping[str, Any]) -> bool:
+    def matches(self, asked: Mapping[str, Any]) -> bool:
         """Return whether the folder holds a run that asked for just this."""
-        return self.is_there() and self.read().get("asked") == asked
+        return self.exists_() and self.read().get("asked") == asked
 
     def check_same(self, asked: Mapping[str, Any]) -> None:
         """Raise where the folder holds a run that asked for something else than ``asked``.
@@ -96,7 +96,7 @@ class Run:
         Raises:
             RunError: It does; the message shows the difference.
         """
-        if not self.is_there():
+        if not self.exists_():
             return
         before = self.read().get("asked")
         if changed := difference(before, asked):
@@ -111,7 +111,7 @@ class Run:
         Raises:
             RunError: The folder holds something else than a run.
         """
-        self.check_ours()
+        self.validate_dir()
         for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / EVENTS, ignore_errors=True)
@@ -123,7 +123,7 @@ class Run:
         record = {"format": FORMAT, "status": status, "updated": now, "asked": asked, **more}
         write_json(self.folder / "run.json", record)
 
-    def tell_best(self, metrics: Mapping[str, Any]) -> None:
+    def update_best_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write in run.json what the best checkpoint says of itself now; the run is no newer."""
         write_json(self.folder / "run.json", {**self.read(), "best": dict(metrics)})
 

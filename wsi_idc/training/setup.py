@@ -15,13 +15,13 @@ from wsi_idc.core.provenance import provenance
 from wsi_idc.data.normalization import channel_histogram, channel_statistics
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.models.batch_norm import is_folded, unfold_batch_norm
+from wsi_idc.models.batch_norm import has_fused_batch_norm, unfold_batch_norm
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.pretrained import (
-    Normalisation,
+    Normalization,
     load_imagenet,
     load_weights_file,
-    patients_behind,
+    pretraining_patients,
 )
 from wsi_idc.models.registry import (
     IMAGENET_MEAN,
@@ -30,11 +30,11 @@ from wsi_idc.models.registry import (
     architecture,
     check_input_px,
 )
-from wsi_idc.runtime.device import Compute
-from wsi_idc.runtime.distributed import ALONE, World
+from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.training.batches import PatchSource
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.loss import Objective, inverse_frequency
+from wsi_idc.training.loss import Loss, inverse_frequency
 from wsi_idc.training.optimizer import make_optimizer, running_average
 from wsi_idc.training.resolve_config import is_file
 from wsi_idc.training.runs import Run
@@ -43,19 +43,19 @@ from wsi_idc.training.state import Training
 logger = logging.getLogger(__name__)
 # The same balance of classes is corrected by either, so the same shift of the odds is undone.
 SHIFTING = ("class-weights", "oversample")
-_IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
-_SYMMETRIC = Normalisation((0.5,) * 3, (0.5,) * 3)
+_IMAGENET = Normalization(IMAGENET_MEAN, IMAGENET_STD)
+_SYMMETRIC = Normalization((0.5,) * 3, (0.5,) * 3)
 _PATCHES_TO_UNFOLD = 256
 
 
-def set_up(
+def build_training(
     config: TrainConfig,
     pack: Pack,
     split: Split,
     *,
     run: Run,
-    compute: Compute,
-    world: World = ALONE,
+    compute: DeviceConfig,
+    world: World = SINGLE_PROCESS,
     micro_batch: int = 0,
 ) -> Training:
     """Return a training of a resolved configuration at its very beginning; nothing is written.
@@ -70,7 +70,7 @@ def set_up(
     rows = {role: labelled_rows(pack, split.patients(role)) for role in ("train", "val")}
     labels = pack.index["label"].to_numpy()[rows["train"]].astype(np.int64)
     torch.manual_seed(config.seed)
-    classifier = _start(config, arch, pack, rows["train"])
+    classifier = _build_model(config, arch, pack, rows["train"])
     classifier.to(compute.device).to(memory_format=torch.channels_last)
     if world.size > 1 and compute.device.type == "cuda":
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
@@ -95,27 +95,29 @@ def set_up(
         average=running_average(classifier, config.ema) if config.ema else None,
         optimizer=make_optimizer(classifier, config),
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16"),
-        objective=_objective(config, balance, compute),
+        objective=_build_objective(config, balance, compute),
         odds_shift=math.log(balance[1] / balance[0]),
         rows=rows,
         micro_batch=min(micro_batch or part, part),
-        was_halved=False,
-        inherited=_inherited(config, split),
+        micro_batch_reduced=False,
+        inherited=_pretraining_patients(config, split),
         record=provenance(
             data=str(pack.path),
             data_fingerprint=pack.info.source_fingerprint,
             num_processes=world.size,
         ),
-        fresh_loss=_no_loss(compute.device),
+        pending_loss=_no_loss(compute.device),
         source=PatchSource(pack, rows["train"], compute.device),
     )
 
 
-def _objective(config: TrainConfig, balance: NDArray[np.float64], compute: Compute) -> Objective:
+def _build_objective(
+    config: TrainConfig, balance: NDArray[np.float64], compute: DeviceConfig
+) -> Loss:
     """Return the loss, with the weights of the classes where these are asked for."""
     weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", compute, weight.round(3))
-    return Objective(
+    return Loss(
         class_weight=torch.tensor(weight, dtype=torch.float32, device=compute.device),
         label_smoothing=config.label_smoothing,
         focal_gamma=config.focal_gamma if config.imbalance == "focal" else 0.0,
@@ -129,11 +131,11 @@ def _no_loss(device: torch.device) -> Tensor:
     return torch.zeros((), dtype=dtype, device=device)
 
 
-def _inherited(config: TrainConfig, split: Split) -> tuple[str, ...]:
+def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
     """Return whom the given weights were trained on, and say so where that spoils val or test."""
     if not is_file(config.weights):
         return ()
-    found = patients_behind(Path(config.weights))
+    found = pretraining_patients(Path(config.weights))
     held_out = set(split.patients("val")) | set(split.patients("test"))
     if seen := sorted(held_out.intersection(found)):
         logger.warning(
@@ -146,7 +148,7 @@ def _inherited(config: TrainConfig, split: Split) -> tuple[str, ...]:
     return found
 
 
-def _start(
+def _build_model(
     config: TrainConfig, arch: Architecture, pack: Pack, train_rows: NDArray[np.int64]
 ) -> PatchClassifier:
     """Return the classifier with the weights that it begins with, and the input these want."""
@@ -168,7 +170,7 @@ def _start(
     classifier = PatchClassifier(
         arch, network, input_px=config.input_size or None, mean=mean, std=std
     )
-    if config.weights != "none" and is_folded(network):
+    if config.weights != "none" and has_fused_batch_norm(network):
         logger.info("the weights' batch norms are folded: unfolding them on train patches")
         some = np.random.default_rng(config.seed).permutation(train_rows)[:_PATCHES_TO_UNFOLD]
         unfold_batch_norm(classifier, torch.from_numpy(pack.patches[np.sort(some)]))

@@ -13,16 +13,16 @@ from torch.optim.swa_utils import AveragedModel
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.batches import PatchSource
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.loss import Objective
+from wsi_idc.training.loss import Loss
 from wsi_idc.training.runs import Run
 
 
 @dataclass
-class Place:
+class TrainState:
     """Where a training is.
 
     Attributes:
@@ -65,23 +65,23 @@ class Training:
     pack: Pack
     split: Split
     run: Run
-    compute: Compute
+    compute: DeviceConfig
     world: World
     classifier: PatchClassifier
     model: nn.Module
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    objective: Objective
+    objective: Loss
     odds_shift: float
     rows: dict[str, NDArray[np.int64]]
     micro_batch: int
-    was_halved: bool
+    micro_batch_reduced: bool
     inherited: tuple[str, ...]
     record: dict[str, Any]
-    fresh_loss: Tensor
+    pending_loss: Tensor
     source: PatchSource
-    place: Place = field(default_factory=Place)
+    place: TrainState = field(default_factory=TrainState)
 
     @property
     def steps_an_epoch(self) -> int:

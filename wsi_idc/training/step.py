@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.data.augmentation import Draws, augment, mix
+from wsi_idc.data.augmentation import AugmentParams, augment, mix
 from wsi_idc.models.classifier import to_images
 from wsi_idc.training.batches import Batch
 from wsi_idc.training.state import Training
@@ -43,7 +43,7 @@ def prepare_model(training: Training) -> None:
 
 
 def step(training: Training, batch: Batch) -> None:
-    """Do one step; its loss is added to ``training.fresh_loss``.
+    """Do one step; its loss is added to ``training.pending_loss``.
 
     A device that runs out of memory gets the batch in smaller parts, from now on.
 
@@ -68,7 +68,7 @@ def step(training: Training, batch: Batch) -> None:
 def _fits(training: Training, batch: Batch) -> bool:
     """Compute the gradient; return whether the device had the memory for it."""
     try:
-        training.fresh_loss += _backward(training, batch)
+        training.pending_loss += _backward(training, batch)
     except torch.OutOfMemoryError:
         return False
     return True
@@ -81,7 +81,7 @@ def _halve(training: Training) -> None:
             f"out of memory on {training.compute.device} with {training.micro_batch} patches at "
             f"once; give --micro-batch {max(1, smaller)}, or a smaller --input-size or --model"
         )
-    training.micro_batch, training.was_halved = smaller, True
+    training.micro_batch, training.micro_batch_reduced = smaller, True
     logger.warning(
         "out of memory on %s: from here on %d patches at once, still %d a step",
         training.compute.device,
@@ -117,7 +117,7 @@ def _backward(training: Training, batch: Batch) -> Tensor:
 def _images(batch: Batch, part: slice, device: torch.device) -> Tensor:
     """Return the augmented images (n, 3, H, W) of a part of a batch, on the device."""
 
-    def images(patches: Tensor, draws: Draws) -> Tensor:
+    def images(patches: Tensor, draws: AugmentParams) -> Tensor:
         on_device = patches[part].to(device, non_blocking=True)
         return augment(to_images(on_device), draws.take(part))
 

@@ -21,20 +21,25 @@ from wsi_idc.data.splits import Split
 from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
-from wsi_idc.runtime.device import Compute
-from wsi_idc.runtime.distributed import ALONE, World
+from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest
 from wsi_idc.training.batches import batches
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.logger import Journal
-from wsi_idc.training.optimizer import plateau_share, rate_share, set_rate
-from wsi_idc.training.resolve_config import is_file, resolve, what_is_asked
-from wsi_idc.training.resume import as_checkpoint, resume, save_state
+from wsi_idc.training.logger import RunLogger
+from wsi_idc.training.optimizer import lr_factor, plateau_factor, set_learning_rate
+from wsi_idc.training.resolve_config import is_file, resolve, resolved_config
+from wsi_idc.training.resume import resume, save_state, to_checkpoint
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import set_up
+from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training
 from wsi_idc.training.step import prepare_model, step
-from wsi_idc.training.validation import diverged, finish, read_or_recalibrate, val_logits
+from wsi_idc.training.validation import (
+    calibrate_and_save,
+    divergence_error,
+    read_or_recalibrate,
+    val_logits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +54,8 @@ def train(
     split: Split,
     *,
     run: Run,
-    compute: Compute,
-    world: World = ALONE,
+    compute: DeviceConfig,
+    world: World = SINGLE_PROCESS,
     overwrite: bool = False,
     micro_batch: int = 0,
     save_minutes: float = MINUTES_BETWEEN_SAVES,
@@ -82,16 +87,16 @@ def train(
         RunError: ``run`` holds a training with other settings, the loss is not finite, or memory
             ran out.
     """
-    asked = what_is_asked(config, pack, split)
+    asked = resolved_config(config, pack, split)
     # Whatever can be refused is refused before the folder is made.
-    run.check_ours()
+    run.validate_dir()
     if not overwrite:
         run.check_same(asked)
         if _is_finished(run, world):
             return read_or_recalibrate(config, pack, run, compute=compute, world=world)
     elif is_file(config.weights):
-        run.check_spares(Path(config.weights))
-    training = set_up(
+        run.protect_weights(Path(config.weights))
+    training = build_training(
         resolve(config),
         pack,
         split,
@@ -136,20 +141,20 @@ def _train(
     run, world = training.run, training.world
     # What is unfinished and just this is gone on with, also by a job that asks to overwrite
     # each time that it is put back into the queue.
-    begun = run.asks(asked) and not run.is_finished()
+    begun = run.matches(asked) and not run.is_finished()
     if world.is_writer and not begun:
         run.start(asked, {"provenance": training.record})
     world.wait()
     if run.last.exists():
         resume(training)
-    with Journal(training) as journal:
+    with RunLogger(training) as journal:
         while not _is_over(training):
             _train_epoch(training, stop, save_seconds=save_seconds)
             _close_epoch(training)
             journal.note()
             if on_epoch is not None:
                 on_epoch(dict(training.place.history[-1]))
-    checkpoint = finish(training)
+    checkpoint = calibrate_and_save(training)
     if world.is_writer:
         best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
         run.write("finished", asked, {"provenance": training.record, "best": best})
@@ -168,10 +173,12 @@ def steps(training: Training) -> Iterator[int]:
     prepare_model(training)
     first = place.epoch * training.steps_an_epoch
     total = config.epochs * training.steps_an_epoch
-    plateau = plateau_share(config, [_value(config, record) for record in place.history])
+    plateau = plateau_factor(config, [_value(config, record) for record in place.history])
 
     def set_rate_of(step: int) -> None:
-        set_rate(training.optimizer, plateau * rate_share(config, first + step, total=total))
+        set_learning_rate(
+            training.optimizer, plateau * lr_factor(config, first + step, total=total)
+        )
 
     # Of the last step done: where a stop left none to do, the epoch is noted with it.
     set_rate_of(max(0, place.step - 1))
@@ -186,9 +193,9 @@ def steps(training: Training) -> Iterator[int]:
         source=training.source,
     )
     usage = training.compute.usage
-    for batch in usage.waited_for(coming):
+    for batch in usage.time_data_wait(coming):
         set_rate_of(place.step)
-        with usage.computing(len(batch.all_labels.label)):
+        with usage.time_compute(len(batch.all_labels.label)):
             step(training, batch)
         place.step += 1
         yield len(batch.all_labels.label)
@@ -216,7 +223,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
             order = world.largest(2 if stop else int(due))
             if order or place.step % _STEPS_BETWEEN_LOOKS == 0:
                 loss = _mean_loss(training)
-                waiting = training.compute.usage.in_short()
+                waiting = training.compute.usage.summary_line()
                 bar.set_postfix_str(f"loss {loss:.3f}, {waiting}", refresh=False)
             if order:
                 place.seconds, saved = now - started, now
@@ -237,11 +244,11 @@ def _mean_loss(training: Training) -> float:
         RunError: It is not finite; what was saved before stays.
     """
     place = training.place
-    place.loss_sum += training.world.sum(float(training.fresh_loss))
-    training.fresh_loss.zero_()
+    place.loss_sum += training.world.sum(float(training.pending_loss))
+    training.pending_loss.zero_()
     if math.isfinite(place.loss_sum):
         return place.loss_sum / place.step
-    raise diverged(training)
+    raise divergence_error(training)
 
 
 def _close_epoch(training: Training) -> None:
@@ -272,7 +279,7 @@ def _close_epoch(training: Training) -> None:
     if is_best:
         place.best, place.best_epoch = _value(config, epoch), place.epoch
         if training.world.is_writer:
-            save_checkpoint(run.best, as_checkpoint(training))
+            save_checkpoint(run.best, to_checkpoint(training))
     place.step, place.loss_sum, place.seconds = 0, 0.0, 0.0
     save_state(training)
     logger.info(

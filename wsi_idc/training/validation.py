@@ -14,10 +14,10 @@ from wsi_idc.inference.predict import predict_logits
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from wsi_idc.models.classifier import IDC
-from wsi_idc.runtime.device import Compute
+from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import CALIBRATION, TrainConfig
-from wsi_idc.training.resume import as_checkpoint
+from wsi_idc.training.resume import to_checkpoint
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import labelled_rows
 from wsi_idc.training.state import Training
@@ -40,12 +40,12 @@ def val_logits(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int6
             batch_size=min(_BATCH, 2 * training.micro_batch),
         )
     except CheckpointError:  # logits that are not finite
-        raise diverged(training) from None
+        raise divergence_error(training) from None
     logit = np.concatenate(world.gather(part[:, 0]))
     return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
 
 
-def diverged(training: Training) -> RunError:
+def divergence_error(training: Training) -> RunError:
     """Return the error of a loss or logits that are not finite."""
     place, run = training.place, training.run
     kept = f"the best so far is {run.best}" if place.best_epoch else "no epoch is kept"
@@ -55,7 +55,7 @@ def diverged(training: Training) -> RunError:
     )
 
 
-def finish(training: Training) -> Checkpoint:
+def calibrate_and_save(training: Training) -> Checkpoint:
     """Calibrate the best weights on the val patients and write them as the run's result."""
     world, run = training.world, training.run
     world.wait()
@@ -71,7 +71,7 @@ def finish(training: Training) -> Checkpoint:
     logit, _ = val_logits(training)
     if world.is_writer:
         uncalibrated = replace(
-            as_checkpoint(training), metrics={"epoch": training.place.best_epoch}
+            to_checkpoint(training), metrics={"epoch": training.place.best_epoch}
         )
         config, rows = training.config, training.rows["val"]
         save_checkpoint(run.best, _calibrated(uncalibrated, logit, training.pack, rows, config))
@@ -80,7 +80,7 @@ def finish(training: Training) -> Checkpoint:
 
 
 def read_or_recalibrate(
-    config: TrainConfig, pack: Pack, run: Run, *, compute: Compute, world: World
+    config: TrainConfig, pack: Pack, run: Run, *, compute: DeviceConfig, world: World
 ) -> Checkpoint:
     """Return the checkpoint of a finished run, calibrated as wanted."""
     checkpoint = load_checkpoint(run.best)
@@ -94,13 +94,13 @@ def read_or_recalibrate(
         with run.held():
             anew = recalibrated(checkpoint, config, pack, compute=compute)
             save_checkpoint(run.best, anew)
-            run.tell_best(anew.metrics)
+            run.update_best_metrics(anew.metrics)
     world.wait()
     return load_checkpoint(run.best)
 
 
 def recalibrated(
-    checkpoint: Checkpoint, config: TrainConfig, pack: Pack, *, compute: Compute
+    checkpoint: Checkpoint, config: TrainConfig, pack: Pack, *, compute: DeviceConfig
 ) -> Checkpoint:
     """Return a finished checkpoint as if it had ended with this configuration's calibration."""
     rows = labelled_rows(pack, checkpoint.patients("val"))
