@@ -1,4 +1,4 @@
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from wsi_idc.inference.calibration import (
 )
 from wsi_idc.metrics.classification import ece
 from wsi_idc.models.checkpoint import Smoothing
-from wsi_idc.training.config import TrainConfig
 
 
 def test_a_known_temperature_is_found_again():
@@ -69,14 +68,14 @@ def test_a_wanted_sensitivity_is_reached_at_the_largest_threshold(
     assert recall_score(label, probability >= threshold) >= target
     higher = probability[probability > threshold].min() + 1e-9
     assert recall_score(label, probability >= higher) < target
-    asked = replace(TrainConfig(), target_sensitivity=target)
-    assert choose_threshold(label, probability, asked) == threshold
+    chosen = choose_threshold(label, probability, threshold_by="f1", target_sensitivity=target)
+    assert chosen == threshold
 
 
 def test_the_rule_is_the_configurations(scored: tuple[np.ndarray, np.ndarray]):
-    youden = replace(TrainConfig(), threshold_by="youden")
-    assert choose_threshold(*scored, TrainConfig()) == best_f1_threshold(*scored)
-    assert choose_threshold(*scored, youden) == best_youden_threshold(*scored)
+    choose = partial(choose_threshold, *scored, target_sensitivity=0.0)
+    assert choose(threshold_by="f1") == best_f1_threshold(*scored)
+    assert choose(threshold_by="youden") == best_youden_threshold(*scored)
 
 
 def test_equal_probabilities_have_a_threshold_below_them():
@@ -98,7 +97,7 @@ def test_noise_over_regions_is_smoothed_and_noise_over_noise_is_not():
     for name, label in (("region", region), ("scattered", scattered)):
         odds = rng.normal(2.0 * (2 * label - 1), 2.0)
         logit = np.stack([np.zeros_like(odds), odds], axis=1)
-        found[name] = calibrate(logit, label, patient, cells, patch_um=200.0, config=TrainConfig())
+        found[name] = calibrate(logit, label, patient, cells, patch_um=200.0)
         probability = idc_probability(logit, temperature=found[name].temperature)
         smoothed = smoothed_probability(
             probability, patient, cells, smoothing=found[name].smoothing, patch_um=200.0
@@ -156,7 +155,7 @@ def test_the_threshold_of_the_smoothed_is_on_its_tempered_probability():
     cells, label = grid(20), ((grid(20)[:, 0] // 10) % 2).astype(np.int64)
     odds = rng.normal(1.0 * (2 * label - 1), 2.0)
     logit = np.stack([np.zeros_like(odds), odds], axis=1)
-    found = calibrate(logit, label, np.zeros(400), cells, patch_um=200.0, config=TrainConfig())
+    found = calibrate(logit, label, np.zeros(400), cells, patch_um=200.0)
     smoothed = smoothed_probability(
         idc_probability(logit, temperature=found.temperature),
         np.zeros(400),
@@ -166,5 +165,5 @@ def test_the_threshold_of_the_smoothed_is_on_its_tempered_probability():
     )
     assert found.smoothing.temperature != pytest.approx(1, abs=0.05)
     assert found.smoothing.threshold == pytest.approx(
-        choose_threshold(label, smoothed, TrainConfig()), abs=1e-6
+        choose_threshold(label, smoothed, threshold_by="f1", target_sensitivity=0.0), abs=1e-6
     )

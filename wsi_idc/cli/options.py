@@ -67,7 +67,7 @@ def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def predictor_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--checkpoint``, any number of them, ``--tta`` and ``--smooth``; for ``open_predictor``."""
+    """Add ``--checkpoint`` (repeatable), ``--tta`` and ``--smooth``."""
     options = [
         click.option(
             "--checkpoint",

@@ -1,6 +1,7 @@
 """Temperature, threshold and smoothing, set on val patients only."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from wsi_idc.geometry.grid import smooth
 from wsi_idc.models.checkpoint import Smoothing
 from wsi_idc.models.classifier import IDC
-from wsi_idc.training.config import TrainConfig
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 # Neighbours further off tell of the patient rather than of the place.
@@ -43,7 +43,8 @@ def calibrate(
     row_col: NDArray[np.int32],
     *,
     patch_um: float,
-    config: TrainConfig,
+    threshold_by: str = "f1",
+    target_sensitivity: float = 0.0,
 ) -> Calibration:
     """Return what suits patches of val patients best.
 
@@ -53,11 +54,16 @@ def calibrate(
         patient: Of each patch, shape (N,).
         row_col: Cells on the patient's grid, shape (N, 2).
         patch_um: Side of a patch.
-        config: How the threshold is chosen.
+        threshold_by: Criterion of the threshold, "f1" or "youden".
+        target_sensitivity: Sensitivity that the threshold must reach instead; 0 uses
+            ``threshold_by``.
     """
     temperature = fit_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
-    threshold = choose_threshold(label, probability, config)
+    choose = partial(
+        choose_threshold, label, threshold_by=threshold_by, target_sensitivity=target_sensitivity
+    )
+    threshold = choose(probability)
 
     def smoothed(sigma_cells: float) -> NDArray[np.float64]:
         return _smoothed_log_odds(probability, patient, row_col, sigma_cells=sigma_cells)
@@ -72,7 +78,7 @@ def calibrate(
     smoothing = Smoothing(
         sigma_um=float(found.x) * patch_um,
         temperature=of_smoothed,
-        threshold=choose_threshold(label, expit(odds / of_smoothed).astype(np.float32), config),
+        threshold=choose(expit(odds / of_smoothed).astype(np.float32)),
     )
     return Calibration(temperature, threshold, smoothing)
 
@@ -142,14 +148,24 @@ def _cross_entropy(logit: NDArray[np.float64], label: NDArray[np.integer]) -> fl
 
 
 def choose_threshold(
-    label: NDArray[np.integer], probability: NDArray[np.floating], config: TrainConfig
+    label: NDArray[np.integer],
+    probability: NDArray[np.floating],
+    *,
+    threshold_by: str,
+    target_sensitivity: float,
 ) -> float:
-    """Return the threshold, called IDC at or above, that the configuration wants."""
-    if config.target_sensitivity:
-        return sensitivity_threshold(label, probability, target=config.target_sensitivity)
-    return {"f1": best_f1_threshold, "youden": best_youden_threshold}[config.threshold_by](
-        label, probability
-    )
+    """Return the threshold at or above which a patch is called IDC.
+
+    Args:
+        label: 0 or 1, shape (N,).
+        probability: Probability of IDC, shape (N,).
+        threshold_by: Criterion, "f1" or "youden".
+        target_sensitivity: Sensitivity to reach instead; 0 uses ``threshold_by``.
+    """
+    if target_sensitivity:
+        return sensitivity_threshold(label, probability, target=target_sensitivity)
+    criteria = {"f1": best_f1_threshold, "youden": best_youden_threshold}
+    return criteria[threshold_by](label, probability)
 
 
 def best_f1_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:

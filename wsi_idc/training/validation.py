@@ -125,7 +125,8 @@ def _calibrated(
         pack.index["patient"].to_numpy()[rows],
         pack.cells()[rows],
         patch_um=pack.info.patch_px * pack.info.mpp,
-        config=config,
+        threshold_by=config.threshold_by,
+        target_sensitivity=config.target_sensitivity,
     )
     probability = idc_probability(logit, temperature=found.temperature)
     of_val = metrics.all_metrics(label, probability, threshold=found.threshold)
