@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
-from wsi_idc.core.errors import StoppedError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
@@ -20,7 +19,7 @@ from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.render.render import render_map
 from wsi_idc.report.report import build_report
 from wsi_idc.runtime.device import select_device
-from wsi_idc.runtime.signals import StopRequest
+from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolved_config
@@ -80,7 +79,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     maps = out / "maps"
     build_maps(MapBuilder(method, compute, maps, stop=stop), pack, pack.patients)
     _render_all(maps, pack.patients, stop)
-    _check(stop)
+    raise_if_stopped(stop)
     pages = out / "report"
     build_report(map_paths(maps), pages, tables=maps)
     return DemoResult(pack.path, run.best, evaluation, folder, maps, pages / "index.html")
@@ -118,7 +117,7 @@ def synthetic_pack(
                 on_patient=lambda _: bar.update(1),
             )
     if not pack.exists():
-        _check(stop)
+        raise_if_stopped(stop)
         prepare(tree, pack)
     return Pack(pack)
 
@@ -138,11 +137,6 @@ def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
 def _render_all(maps: Path, patients: list[str], stop: StopRequest | None) -> None:
     with progress(len(patients), what="drawing maps", unit="map") as bar:
         for patient in patients:
-            _check(stop)
+            raise_if_stopped(stop)
             render_map(maps / f"{patient}.h5", maps / f"{patient}.png")
             bar.update(1)
-
-
-def _check(stop: StopRequest | None) -> None:
-    if stop:
-        raise StoppedError(f"Stopped by {stop.signal_name}; the same command goes on")

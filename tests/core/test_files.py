@@ -27,8 +27,8 @@ from wsi_idc.core.locks import locked
 HOLDER = """
 import sys
 from pathlib import Path
-from wsi_idc.core.files import replacing
-with replacing(Path(sys.argv[1])) as partial:
+from wsi_idc.core.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as partial:
     partial.write_text("theirs")
     print("held", flush=True)
     sys.stdin.readline()

@@ -166,7 +166,7 @@ def test_a_file_that_can_be_read_only_at_times_is_packed_once_a_command(tree, mo
     with monkeypatch.context() as patch:
         unreadable(patch, file_name("9", 0, 3, 0))
         open_data(tree)
-        patch.setattr("wsi_idc.data.open_data.is_whole", lambda *_: True)
+        patch.setattr("wsi_idc.data.open_data.is_decodable", lambda *_: True)
         assert len(open_data(tree)) == 6
 
 
@@ -227,11 +227,11 @@ def test_a_pack_in_the_making_is_waited_for_without_a_look_at_the_tree(tree, mon
         return len(looks) < 3
 
     monkeypatch.setattr("wsi_idc.data.open_data.prepare", busy)
-    monkeypatch.setattr("wsi_idc.data.open_data.is_in_making", is_in_making)
-    monkeypatch.setattr("wsi_idc.data.open_data._SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setattr("wsi_idc.data.open_data.is_being_prepared", is_in_making)
+    monkeypatch.setattr("wsi_idc.core.locks._SECONDS_BETWEEN_TRIES", 0)
     with caplog.at_level(logging.INFO):
         assert len(open_data(tree)) == 7
-    assert (tried, looks) == ([path], [path] * 3)
+    assert (tried, looks) == ([], [path] * 3)
     assert sum("waiting for another process" in line for line in caplog.messages) == 1
 
 

@@ -188,7 +188,7 @@ def test_a_bad_item_is_set_aside_and_the_rest_done(
 def test_a_map_that_another_process_never_ends_writing_is_set_aside(
     trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("wsi_idc.maps.writer_pool._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("wsi_idc.maps.writer_pool._TIMEOUT_SECONDS", 0.5)
     first, second = cohort.patients[:2]
     with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
         report = build(trained, cohort, [first, second], tmp_path)

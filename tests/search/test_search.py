@@ -161,7 +161,7 @@ def test_what_can_be_refused_leaves_nothing_behind(cohort: Pack, tmp_path: Path)
 def test_a_stopped_trial_goes_on_where_it_was(cohort: Pack, done: SearchResult, tmp_path: Path):
     folder = tmp_path / "grid"
     for num_looks in (2, 2, 0):
-        with pytest.raises(StoppedError, match="the same command goes on"):
+        with pytest.raises(StoppedError, match="run the same command again to resume"):
             search(GRID, cohort, folder=folder, device="cpu", stop=StopAfter(num_looks))
     assert [trial.state.name for trial in told(folder)] == ["RUNNING", "WAITING"]
     resumed = search(GRID, cohort, folder=folder, device="cpu")

@@ -97,7 +97,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
 ):
     run = Run(tmp_path / "stopped")
     for num_looks in (2, 5, 3):
-        with pytest.raises(StoppedError, match="the same command goes on") as caught:
+        with pytest.raises(StoppedError, match="run the same command again to resume") as caught:
             train(CONFIG, cohort, split, run=run, compute=compute, stop=StopAfter(num_looks))
         assert caught.value.exit_code == 75
     resumed = train(CONFIG, cohort, split, run=run, compute=compute)

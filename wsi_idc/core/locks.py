@@ -1,29 +1,42 @@
-"""File locks: exclusive, released when the process ends."""
+"""File locks: exclusive, and released by the system when their process ends."""
 
 import contextlib
 import errno
 import fcntl
+import functools
+import logging
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from wsi_idc.core.errors import BusyError, WsiIdcError
 
-# A file system that has no locks (some network disks) answers with one of these.
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# Errors of a file system without locks, as some network disks are.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_SECONDS_BETWEEN_TRIES = 0.2
 
 
 @contextlib.contextmanager
 def locked(lock: Path, *, what: Path) -> Iterator[int]:
-    """Hold an exclusive lock on the file ``lock``, made if need be, on behalf of ``what``.
+    """Hold an exclusive lock inside the block.
+
+    Args:
+        lock: The lock file; it is created if it does not exist.
+        what: The output that the lock protects, for error messages.
 
     Yields:
-        The lock's file descriptor.
+        File descriptor of the lock.
 
     Raises:
         BusyError: Another process holds the lock.
-        WsiIdcError: The lock's file cannot be made.
+        WsiIdcError: The lock file cannot be created.
     """
     while True:
         try:
@@ -38,13 +51,13 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
         except BlockingIOError:
             os.close(fd)
             raise BusyError(
-                f"{what}: another process is writing it; wait for that one to end"
+                f"{what}: another process is writing it; wait until that process ends"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise
-        # The holder before us may have renamed the file under our feet: then lock the new one.
+        # The previous holder may have renamed the file just before: then lock the new one.
         if is_same_file(fd, lock):
             break
         os.close(fd)
@@ -54,8 +67,74 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def wait_for_lock(
+    lock: Path,
+    *,
+    what: Path,
+    timeout: float = math.inf,
+    log_as: str = "",
+    log_after: float = 0.0,
+    on_wait: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Hold an exclusive lock inside the block; wait while another process holds it.
+
+    ``lock`` and ``what`` are those of ``locked``, the other arguments and the errors those of
+    ``retry_while_busy``.
+    """
+    with contextlib.ExitStack() as stack:
+        retry_while_busy(
+            lambda: stack.enter_context(locked(lock, what=what)),
+            timeout=timeout,
+            log_as=log_as,
+            log_after=log_after,
+            on_wait=on_wait,
+        )
+        yield
+
+
+def retry_while_busy(
+    action: Callable[[], Result],
+    *,
+    timeout: float = math.inf,
+    log_as: str = "",
+    log_after: float = 0.0,
+    on_wait: Callable[[], None] | None = None,
+) -> Result:
+    """Call ``action`` again and again until it does not raise ``BusyError``.
+
+    Args:
+        action: Function that raises ``BusyError`` while another process does the same work.
+        timeout: Seconds after which the ``BusyError`` is passed on.
+        log_as: Name of the other process's work: "waiting for LOG_AS" is logged once.
+        log_after: Seconds of waiting before that line is logged.
+        on_wait: Function that is called before each pause; it may raise to give up.
+
+    Returns:
+        The result of ``action``.
+
+    Raises:
+        BusyError: ``action`` still raises it after ``timeout`` seconds.
+    """
+    started = time.monotonic()
+    is_logged = not log_as
+    while True:
+        try:
+            return action()
+        except BusyError:
+            seconds = time.monotonic() - started
+            if seconds > timeout:
+                raise
+        if on_wait:
+            on_wait()
+        if not is_logged and seconds >= log_after:
+            logger.info("waiting for %s", log_as)
+            is_logged = True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
 def is_held(lock: Path) -> bool:
-    """Return whether another process holds a lock of ``locked``."""
+    """Return whether another process holds a lock file."""
     if not lock.exists():
         return False
     try:
@@ -66,21 +145,23 @@ def is_held(lock: Path) -> bool:
 
 
 def can_lock(folder: Path) -> bool:
-    """Return whether files can be locked in ``folder``, which need not exist yet.
-
-    The folder itself tells nothing: on network disks it is locked, within this machine, where its
-    files cannot be.
-    """
+    """Return whether files can be locked in a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            return locks_work(probe.fileno())
+        return _probe_locks(folder.absolute())
     except OSError:
-        return True  # whoever writes there will say why that is not possible
+        return True  # the write itself fails later, with a better message
 
 
-def locks_work(fd: int) -> bool:
+@functools.cache
+def _probe_locks(folder: Path) -> bool:
+    # A file is locked, not the folder: some network disks lock folders but not files.
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return supports_locks(probe.fileno())
+
+
+def supports_locks(fd: int) -> bool:
     """Return whether the file system of an open file has locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,7 +173,7 @@ def locks_work(fd: int) -> bool:
 
 
 def is_same_file(fd: int, path: Path) -> bool:
-    """Return whether ``path`` leads to the open file."""
+    """Return whether ``path`` names the open file ``fd``."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:

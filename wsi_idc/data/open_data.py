@@ -5,12 +5,12 @@ A tree is packed once, into a cache.
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import BusyError, DataError
+from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.data.download import downloaded
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack, stated_format
 from wsi_idc.data.patch_index import (
@@ -28,7 +28,6 @@ from wsi_idc.data.zip_store import is_zip
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = "data"
-_SECONDS_BETWEEN_LOOKS = 0.5
 _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
@@ -154,17 +153,18 @@ def has_newly_readable_files(origin: PatchStore, paths: list[str], pack: Path) -
 
 
 def build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
-    """Make the pack unless it is there, or wait until another process has made it."""
-    while not is_made():
-        # The tasks of a job array start together: one packs, the others wait for it.
-        try:
+    """Make the pack unless it exists, or wait until another process has made it."""
+
+    def prepare_once() -> None:
+        # Cheap, before the names of a large tree are read again.
+        if is_being_prepared(pack):
+            raise BusyError(f"{pack}: another process is making it")
+        if not is_made():
             logger.info("packing %s once, into %s", tree, pack)
             prepare(tree, pack)
-            return
-        except BusyError:
-            logger.info("waiting for another process that packs %s into %s", tree, pack)
-            while is_being_prepared(pack):
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    # The tasks of a job array start together: one packs, the others wait for it.
+    retry_while_busy(prepare_once, log_as=f"another process that packs {tree} into {pack}")
 
 
 def cache_folder() -> Path:

@@ -11,18 +11,17 @@ import json
 import logging
 import os
 import shutil
-import time
 from pathlib import Path
 
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.core.files import atomic_write
+from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
 
 SCRATCH_ENV = "WSI_IDC_SCRATCH"
-_SECONDS_BETWEEN_LOOKS = 0.5
 _MB = 10**6
 _BLOCK = 16 * _MB
 # A node whose scratch is full is of no use to others on it.
@@ -50,20 +49,20 @@ def _staged(pack: Pack, scratch: Path) -> Pack:
     if pack.path.resolve().is_relative_to(scratch.resolve()):
         return pack
     copy = _own_folder(scratch) / f"{_key(pack)}.h5"
-    waiting = made = False
-    while (found := _opened(pack, copy)) is None:
-        if made:
-            raise WsiIdcError(f"the copy {copy} is not as the pack is")
-        try:
+
+    def open_or_copy() -> Pack:
+        if (staged := _opened(pack, copy)) is None:
             _copy(pack, copy)
-            made = True
-        except BusyError:
-            if not waiting:
-                logger.info("waiting for another process that copies %s to %s", pack.path, copy)
-            waiting = True
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            staged = _opened(pack, copy)
+        if staged is None:
+            raise WsiIdcError(f"the copy {copy} differs from the pack")
+        return staged
+
+    staged = retry_while_busy(
+        open_or_copy, log_as=f"another process that copies {pack.path} to {copy}"
+    )
     logger.info("%s is read from the copy %s", pack.path, copy)
-    return found
+    return staged
 
 
 def _own_folder(scratch: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wsi_idc.core.locks import locks_work
+from wsi_idc.core.locks import supports_locks
 from wsi_idc.data.pack import Pack, PackInfo
 from wsi_idc.data.pack_writer import write_pack
 from wsi_idc.data.staging import SCRATCH_ENV
@@ -64,7 +64,7 @@ def writing(folder: Path) -> Iterator[CheckResult]:
 def locks(folder: Path) -> Iterator[CheckResult]:
     """Lock a file of our own."""
     with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=_PREFIX) as file:
-        if locks_work(file.fileno()):
+        if supports_locks(file.fileno()):
             yield CheckResult("file locks", "work")
         else:
             yield CheckResult(

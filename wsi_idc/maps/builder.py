@@ -22,7 +22,7 @@ from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, usual_cam_layer
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
-from wsi_idc.runtime.signals import StopRequest
+from wsi_idc.runtime.signals import StopRequest, stopped_error
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,6 @@ def _role(method: Predictor, patient: str) -> str:
 def stopped(work: MapBuilder, report: MapReport, *, num_due: int) -> StoppedError:
     """Return the error of a stop that was asked for, with every finished map in place."""
     assert work.stop is not None
-    return StoppedError(
-        f"Stopped by {work.stop.signal_name} with {len(report.made)} of {num_due} maps made; "
-        "the same command goes on"
+    return stopped_error(
+        work.stop.signal_name or "", f" with {len(report.made)} of {num_due} maps made"
     )

@@ -1,14 +1,14 @@
 """Write maps in threads, and note what became of each."""
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from wsi_idc.core.errors import BusyError, DiskFullError, WsiIdcError
+from wsi_idc.core.errors import DiskFullError, WsiIdcError
+from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.maps.builder import MapBuilder, MapReport
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
@@ -17,9 +17,8 @@ from wsi_idc.maps.patient_map import PatientMap
 logger = logging.getLogger(__name__)
 
 _WRITERS = 2
-# How long another process may take to write the same map.
-_PATIENCE_SECONDS = 60.0
-_SECONDS_BETWEEN_LOOKS = 0.2
+# Timeout for another process that is writing the same map.
+_TIMEOUT_SECONDS = 60.0
 
 
 class MapWriterPool:
@@ -83,12 +82,6 @@ def record_failure(report: MapReport, patient: str, error: Exception) -> None:
 def _write(out: Path, make: Callable[[], PatientMap]) -> PatientMap:
     """Write one map; one that another process is writing at the same time is written after it."""
     content = make()
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            write_map(map_path(out, content.patient), content)
-            return content
-        except BusyError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    path = map_path(out, content.patient)
+    retry_while_busy(lambda: write_map(path, content), timeout=_TIMEOUT_SECONDS)
+    return content

@@ -20,10 +20,10 @@ from wsi_idc.data.splits import Split, make_split
 from wsi_idc.models.pretrained import weights_file
 from wsi_idc.models.registry import architecture, check_input_px
 from wsi_idc.runtime.device import select_device
-from wsi_idc.runtime.signals import StopRequest
+from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import SearchSpec, format_point
 from wsi_idc.search.results import SearchResult, rank_trials, run_folder, write_result
-from wsi_idc.search.study import Pruned, Study, TrialLease, waiting_for
+from wsi_idc.search.study import Pruned, Study, TrialLease, wait_for_search_lock
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve, weights_fingerprint
 from wsi_idc.training.runs import Run, difference
@@ -66,16 +66,13 @@ def search(
     # Whatever can be refused is refused before the folder is made.
     _check_folder(folder, asked)
     _check_settings(spec, pack, device)
-    with waiting_for(folder / ".lock", what=folder, stop=stop):
+    with wait_for_search_lock(folder, stop):
         if not _check_folder(folder, asked):
             record = {"format": FORMAT, "asked": asked, "provenance": provenance()}
             write_json(folder / "search.json", record)
     study = Study(spec, folder, stop=stop)
     while True:
-        if stop:
-            raise StoppedError(
-                f"Stopped by {stop.signal_name}, saved in {folder}; the same command goes on"
-            )
+        raise_if_stopped(stop, f", saved in {folder}")
         with study.claimed() as claim:
             if claim is None:
                 break

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from wsi_idc.core.errors import BusyError, JobError, StoppedError, WsiIdcError
-from wsi_idc.core.locks import locked
-from wsi_idc.runtime.signals import StopRequest
+from wsi_idc.core.errors import BusyError, JobError, WsiIdcError
+from wsi_idc.core.locks import locked, wait_for_lock
+from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import Axis, Range, SearchSpec, Value
 from wsi_idc.search.results import Trial
 
@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 _NAME = "search"
-SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_TO_NOTICE = 10.0
+_SECONDS_BEFORE_LOG = 10.0
 # A median of fewer says little, and in its first epochs a training has not warmed up.
 PRUNE_AFTER_TRIALS = 4
 PRUNE_AFTER_EPOCHS = 2
@@ -163,7 +162,7 @@ class Study:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep the search's other processes from claiming and from writing results."""
-        with waiting_for(self.folder / ".lock", what=self.folder, stop=self._stop):
+        with wait_for_search_lock(self.folder, self._stop):
             yield
 
     @contextlib.contextmanager
@@ -243,26 +242,19 @@ def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
     return suggest(name, axis.low, axis.high, **options)
 
 
-@contextlib.contextmanager
-def waiting_for(lock: Path, *, what: Path, stop: StopRequest | None) -> Iterator[None]:
-    """Hold the lock, waiting for as long as another process has it.
+def wait_for_search_lock(
+    folder: Path, stop: StopRequest | None
+) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a search inside the block; wait while another process holds it.
 
     Raises:
         StoppedError: ``stop`` was set meanwhile.
     """
-    notice = time.monotonic() + SECONDS_TO_NOTICE
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locked(lock, what=what))
-                break
-            except BusyError:
-                if stop:
-                    raise StoppedError(
-                        f"Stopped by {stop.signal_name}; the same command goes on"
-                    ) from None
-            if time.monotonic() > notice:
-                logger.info("waiting for another process of this search (%s)", lock)
-                notice = float("inf")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        yield
+    lock = folder / ".lock"
+    return wait_for_lock(
+        lock,
+        what=folder,
+        log_as=f"another process of this search ({lock})",
+        log_after=_SECONDS_BEFORE_LOG,
+        on_wait=lambda: raise_if_stopped(stop),
+    )

@@ -7,17 +7,16 @@ epoch, ``best.pt`` is the checkpoint, ``last.pt`` the state to go on from.
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.errors import BusyError, RunError
+from wsi_idc.core.errors import RunError
 from wsi_idc.core.files import write_json, write_text
-from wsi_idc.core.locks import locked
+from wsi_idc.core.locks import wait_for_lock
 
 FORMAT = "wsi-idc-run"
 HISTORY = "metrics.jsonl"
@@ -167,16 +166,8 @@ class Run:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            # Whoever only looks whether somebody trains here holds the lock for a moment.
-            for wait in (0.1, 0.3, 0.6, None):
-                try:
-                    stack.enter_context(locked(self.folder / ".lock", what=self.folder))
-                    break
-                except BusyError:
-                    if wait is None:
-                        raise
-                    time.sleep(wait)
+        # `wsi-idc status` holds the lock for a moment when it tests it.
+        with wait_for_lock(self.folder / ".lock", what=self.folder, timeout=1.0):
             yield
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from wsi_idc.core.errors import RunError, StoppedError
+from wsi_idc.core.errors import RunError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
@@ -23,7 +23,7 @@ from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
-from wsi_idc.runtime.signals import StopRequest
+from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
 from wsi_idc.training.batches import batches
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.logger import RunLogger
@@ -229,11 +229,9 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
                 place.seconds, saved = now - started, now
                 save_state(training)
             if order == 2:
-                signal = stop.signal_name if stop else "a signal to another process"
-                raise StoppedError(
-                    f"Stopped by {signal} in {what}, saved in {training.run.folder}; "
-                    "the same command goes on"
-                )
+                state = f" in {what}, saved in {training.run.folder}"
+                raise_if_stopped(stop, state)
+                raise stopped_error("a signal to another process", state)
     place.seconds = time.monotonic() - started
 
 
