@@ -1,5 +1,9 @@
 """The canvas of a patient's page: tissue, layers over it, and cells that answer the mouse."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 from bokeh.models import (
     ColumnDataSource,
     HoverTool,
@@ -11,10 +15,18 @@ from bokeh.models import (
 )
 from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
+from numpy.typing import NDArray
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.report.bokeh_document import Sources
-from wsi_idc.report.layers import BoundingBox, bounding_box
+from wsi_idc.report.layers import (
+    BoundingBox,
+    bounding_box,
+    cam_levels,
+    outcomes,
+    patch_columns,
+    region_boundary,
+    to_bbox_grid,
+)
 from wsi_idc.report.legend import (
     CALLED_COLOUR,
     CLEAR,
@@ -30,6 +42,73 @@ from wsi_idc.report.legend import (
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """A picture that lies under the layers.
+
+    Attributes:
+        uri: Its data URI.
+        x_mm, y_mm: Its upper left corner.
+        width_mm, height_mm: Its size.
+    """
+
+    uri: str
+    x_mm: float
+    y_mm: float
+    width_mm: float
+    height_mm: float
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is drawn, and what changes with the threshold."""
+
+    patches: ColumnDataSource
+    grids: ColumnDataSource
+    errors: ColumnDataSource
+    regions: ColumnDataSource
+    truth: ColumnDataSource
+    tissue: ColumnDataSource
+
+
+def sources_of(content: PatientMap, pictures: Sequence[Tissue], *, threshold: float) -> Sources:
+    """Return what a page draws of a map; what is called IDC follows from the threshold."""
+    window, called = bounding_box(content), content.probability >= threshold
+    grids: dict[str, list[NDArray]] = {
+        "probability": [to_bbox_grid(content.probability, content, fill=np.nan)],
+        "labels": [to_bbox_grid((content.label + 2).astype(np.uint8), content, fill=0)],
+    }
+    if content.cam is not None:
+        grids["cam"] = [cam_levels(content)]
+    for name, values in (("uncertainty", content.uncertainty), ("smoothed", content.smoothed)):
+        if values is not None:
+            grids[name] = [to_bbox_grid(values, content, fill=np.nan)]
+    codes = to_bbox_grid(outcomes(content.label, called), content, fill=0)
+    return Sources(
+        patches=ColumnDataSource(patch_columns(content), name="patches"),
+        grids=ColumnDataSource(grids, name="grids"),
+        errors=ColumnDataSource({"errors": [codes]}, name="errors"),
+        regions=_lines(to_bbox_grid(called, content, fill=False), window, name="regions"),
+        truth=_lines(to_bbox_grid(content.label == 1, content, fill=False), window, name="truth"),
+        tissue=ColumnDataSource(
+            {
+                "url": [picture.uri for picture in pictures],
+                "x": [picture.x_mm for picture in pictures],
+                "y": [picture.y_mm for picture in pictures],
+                "w": [picture.width_mm for picture in pictures],
+                "h": [picture.height_mm for picture in pictures],
+            },
+            name="tissue",
+        ),
+    )
+
+
+def _lines(mask: NDArray[np.bool_], window: BoundingBox, *, name: str) -> ColumnDataSource:
+    x, y = region_boundary(mask, window)
+    ends = {"x0": x[:, 0], "y0": y[:, 0], "x1": x[:, 1], "y1": y[:, 1]}
+    return ColumnDataSource(ends, name=name)
 
 
 def canvas_of(

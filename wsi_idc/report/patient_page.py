@@ -13,7 +13,8 @@ from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.pictures import tissue_uri
 from wsi_idc.plotting.template import POLICY_WITH_EVAL, read_text, template
-from wsi_idc.report.bokeh_document import Tissue, document_of
+from wsi_idc.report.bokeh_document import document_of
+from wsi_idc.report.canvas import Tissue
 from wsi_idc.report.layers import bounding_box, stitched_in_window
 from wsi_idc.report.legend import OUTCOME_COLOURS, cam_title, legends_of
 
