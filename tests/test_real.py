@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from torchvision import transforms
 
 from tests.slides.tiffs import halved, write_tiff
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.prepare import prepare
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.export.export import ExportOptions, export_maps
 from wsi_idc.export.wsinfer import write_wsinfer
@@ -30,32 +28,13 @@ from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "idc"
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not REAL.is_dir(), reason=f"the real patches are not in {REAL}"),
-]
+pytestmark = pytest.mark.real
 NAME = re.compile(r"_x(\d+)_y(\d+)_class([01])\.png$")
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("real")
-    subprocess.run(["bash", REAL / "unpack.sh", folder], check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pack(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    report = prepare(tree, tmp_path_factory.mktemp("pack") / "idc.h5")
-    assert (report.num_patches, report.num_patients, report.num_edge) == (15_627, 233, 156)
-    assert report.rejected == ()
-    return Pack(report.pack)
-
-
-def test_every_pixel_comes_back(tree: Path, pack: Pack):
-    for path, patch in zip(pack.paths(), pack.patches, strict=True):
-        with Image.open(tree / path) as image:
+def test_every_pixel_comes_back(real_tree: Path, real_pack: Pack):
+    for path, patch in zip(real_pack.paths(), real_pack.patches, strict=True):
+        with Image.open(real_tree / path) as image:
             expected = np.asarray(image.convert("RGB"))
         height, width, _ = expected.shape
         np.testing.assert_array_equal(patch[:height, :width], expected)
@@ -63,13 +42,17 @@ def test_every_pixel_comes_back(tree: Path, pack: Pack):
         assert (patch[:, width:] == 255).all()
 
 
-def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack, tmp_path: Path):
+def test_patient_8864_is_mapped_where_the_file_names_say(
+    real_tree: Path, real_pack: Pack, tmp_path: Path
+):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), pack, ["8864"])
+    build_maps(
+        MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), real_pack, ["8864"]
+    )
     with h5py.File(tmp_path / "8864.h5") as file:
         probability, label = file["map/probability"][:], file["map/label"][:]
         rgb = file["image/rgb"][:]
-    files = sorted((tree / "8864").rglob("*.png"))
+    files = sorted((real_tree / "8864").rglob("*.png"))
     assert len(files) == 1133 == np.isfinite(probability).sum()
     for path in files:
         x, y, truth = (int(text) for text in NAME.search(path.name).groups())
@@ -83,10 +66,10 @@ def test_patient_8864_is_mapped_where_the_file_names_say(tree: Path, pack: Pack,
         np.testing.assert_array_equal(rgb[where], tissue)
 
 
-def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(pack: Pack, tmp_path: Path):
-    rows = pack.rows_of("8864")
-    cells = cells_of(pack.index.iloc[rows][["x", "y"]].to_numpy(np.int32), patch_px=50)
-    stitched = mosaic(np.asarray(pack.patches[rows]), cells, shape=shape_of(cells), fill=255)
+def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(real_pack: Pack, tmp_path: Path):
+    rows = real_pack.rows_of("8864")
+    cells = cells_of(real_pack.index.iloc[rows][["x", "y"]].to_numpy(np.int32), patch_px=50)
+    stitched = mosaic(np.asarray(real_pack.patches[rows]), cells, shape=shape_of(cells), fill=255)
     path = write_tiff(tmp_path / "8864.tif", stitched, halved(stitched), mpp=4.0)
     with open_slide(path) as slide:
         patches = SlidePatches(slide, patch_px=50, mpp=4.0, min_tissue=0)
@@ -95,14 +78,14 @@ def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(pack: Pack, t
     rows_of, cols_of = cells.T
     at = rows_of * patches.shape[1] + cols_of
     np.testing.assert_array_equal(patches.row_col[at], cells)
-    np.testing.assert_array_equal(pixels[at], pack.patches[rows])
+    np.testing.assert_array_equal(pixels[at], real_pack.patches[rows])
     # Those without tissue are fat, dust, and the grey band at the edge of the glass.
     known, found = (set(map(tuple, found.tolist())) for found in (cells, with_tissue.row_col))
     assert len(found & known) > 1000
     assert len(found - known) < 10
 
 
-def test_wsinfer_would_say_the_same_of_real_patches(pack: Pack, tmp_path: Path):
+def test_wsinfer_would_say_the_same_of_real_patches(real_pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
     write_wsinfer(checkpoint, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -112,8 +95,8 @@ def test_wsinfer_would_say_the_same_of_real_patches(pack: Pack, tmp_path: Path):
             for item in config["transform"]
         ]
     )
-    rows = np.sort(np.random.default_rng(0).choice(len(pack), 100, replace=False))
-    patches = pack.patches[rows]
+    rows = np.sort(np.random.default_rng(0).choice(len(real_pack), 100, replace=False))
+    patches = real_pack.patches[rows]
     images = torch.stack([transform(Image.fromarray(patch)) for patch in patches])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message="`?torch.jit")
@@ -124,15 +107,17 @@ def test_wsinfer_would_say_the_same_of_real_patches(pack: Pack, tmp_path: Path):
     assert (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.98
 
 
-def test_the_outlines_lie_on_the_tissue_they_mark(tree: Path, pack: Pack, tmp_path: Path):
+def test_the_outlines_lie_on_the_tissue_they_mark(real_tree: Path, real_pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), pack, ["9290"])
+    build_maps(
+        MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), real_pack, ["9290"]
+    )
     options = ExportOptions(("geojson", "ome-tiff"))
     assert export_maps([tmp_path / "9290.h5"], tmp_path, options).failed == {}
     features = json.loads((tmp_path / "9290.geojson").read_text())["features"]
     corners = {tuple(f["geometry"]["coordinates"][0][0]): f for f in features[:85]}
     with openslide.OpenSlide(tmp_path / "9290.tissue.ome.tif") as slide:
-        for path in (tree / "9290").rglob("*.png"):
+        for path in (real_tree / "9290").rglob("*.png"):
             x, y, truth = (int(text) for text in NAME.search(path.name).groups())
             tile = corners.pop((x - 1, y - 1))
             assert tile["properties"]["measurements"]["label"] == truth
@@ -144,13 +129,13 @@ def test_the_outlines_lie_on_the_tissue_they_mark(tree: Path, pack: Pack, tmp_pa
     assert corners == {}
 
 
-def test_the_model_card_says_what_eval_finds(pack: Pack):
+def test_the_model_card_says_what_eval_finds(real_pack: Pack):
     checkpoint = load_checkpoint(bundled_checkpoint())
     card = json.loads(bundled_checkpoint().with_suffix(".metrics.json").read_text())
     found = evaluate(
         Predictor((checkpoint,)),
-        pack,
-        choose_patients(Predictor((checkpoint,)), pack, "test"),
+        real_pack,
+        choose_patients(Predictor((checkpoint,)), real_pack, "test"),
         split="test",
         compute=select_device("cpu"),
         batch_size=256,
@@ -160,9 +145,9 @@ def test_the_model_card_says_what_eval_finds(pack: Pack):
         assert card["test"]["metrics"][name] == pytest.approx(value, abs=2e-3), name
 
 
-def test_the_test_patients_of_the_bundled_model_are_the_published_ones(pack: Pack):
+def test_the_test_patients_of_the_bundled_model_are_the_published_ones(real_pack: Pack):
     source = Path(__file__).resolve().parents[1] / "wsi_idc" / "data" / "canonical_split.csv"
     rows = csv.DictReader(source.read_text().splitlines())
     published = {row["patient"] for row in rows if row["split"] == "test"}
     checkpoint = load_checkpoint(bundled_checkpoint())
-    assert checkpoint.patients("test") == published & set(pack.patients)
+    assert checkpoint.patients("test") == published & set(real_pack.patients)

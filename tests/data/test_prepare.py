@@ -27,9 +27,9 @@ INTERRUPTED = """
 import signal
 import sys
 from pathlib import Path
-from wsi_idc.data import decode_tree, prepare
+from wsi_idc.data import decode, prepare
 signal.signal(signal.SIGINT, signal.default_int_handler)
-decode_tree._MIN_FILES_FOR_PROCESSES = int(sys.argv[3])
+decode._MIN_FILES_FOR_PROCESSES = int(sys.argv[3])
 print("ready", flush=True)
 prepare.prepare(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2)
 """
@@ -643,21 +643,16 @@ def test_another_patch_size_starts_over(tree, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_real_patches(tmp_path):
-    unpack = Path(__file__).resolve().parents[3] / "shared" / "idc" / "unpack.sh"
-    if not unpack.exists():
-        pytest.skip(f"the real patches are not at {unpack.parent}")
-    tree = tmp_path / "tree"
-    subprocess.run([str(unpack), str(tree)], check=True)
-    report = prepare(tree, tmp_path / "a.h5")
-    assert (report.num_patches, report.num_patients, report.num_edge) == (15_627, 233, 156)
+def test_real_patches_of_all_archives(real_tree_of_all, tmp_path):
+    report = prepare(real_tree_of_all, tmp_path / "a.h5")
+    assert (report.num_patches, report.num_patients, report.num_edge) == (26_965, 233, 231)
     assert report.rejected == ()
     pack = Pack(report.pack)
     rng = np.random.default_rng(0)
     paths = pack.paths()
-    for at in rng.integers(0, len(pack), 300):
-        pixels = np.asarray(Image.open(tree / paths[at]).convert("RGB"))
+    for row in rng.integers(0, len(pack), 300):
+        pixels = np.asarray(Image.open(real_tree_of_all / paths[row]).convert("RGB"))
         height, width = pixels.shape[:2]
-        assert np.array_equal(pack.patches[at, :height, :width], pixels)
-        assert (pack.patches[at, height:] == 255).all()
-        assert (pack.patches[at, :, width:] == 255).all()
+        assert np.array_equal(pack.patches[row, :height, :width], pixels)
+        assert (pack.patches[row, height:] == 255).all()
+        assert (pack.patches[row, :, width:] == 255).all()

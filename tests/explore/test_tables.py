@@ -1,7 +1,5 @@
 import json
-import subprocess
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +9,9 @@ from tests.packs import Cell, block, make_pack
 from tests.trees import pixels_of
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_store import FolderStore
-from wsi_idc.data.prepare import prepare
 from wsi_idc.explore.tables import describe
 
 CHANNELS = ("red", "green", "blue")
-REAL = Path(__file__).resolve().parents[3] / "shared" / "idc"
 
 
 def own_pixels(pack: Pack, rows) -> np.ndarray:
@@ -118,18 +114,14 @@ def test_hints_are_counted_for_each_patient(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_the_real_patches_in_numbers(tmp_path):
-    if not REAL.is_dir():
-        pytest.skip(f"the real patches are not in {REAL}")
-    tree = tmp_path / "tree"
-    subprocess.run(["bash", REAL / "unpack.sh", tree], check=True, capture_output=True)
-    description = describe(Pack(prepare(tree, tmp_path / "a.h5").pack))
+def test_the_real_patches_in_numbers(real_tree, real_pack):
+    description = describe(real_pack)
     cells, sizes = {}, Counter()
-    for path in FolderStore(tree).listing().paths:
+    for path in FolderStore(real_tree).listing().paths:
         patient, label, name = path.split("/")
         _, _, x, y, _ = name.split("_")
         cells[patient, int(y[1:]), int(x[1:])] = int(label)
-        with Image.open(tree / path) as image:
+        with Image.open(real_tree / path) as image:
             sizes[image.height, image.width] += 1
     around = [(r, c) for r in (-50, 0, 50) for c in (-50, 0, 50) if (r, c) != (0, 0)]
     complete, alone = 0, []

@@ -24,8 +24,8 @@ from wsi_idc.runtime.signals import STOP_SIGNALS
 _PROGRAM = """
 import sys
 sys.path[:] = {path!r}
-from wsi_idc.data.children import serve
-serve()
+from wsi_idc.data.children import worker_main
+worker_main()
 """
 
 
