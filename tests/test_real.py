@@ -23,7 +23,8 @@ from wsi_idc.geometry.grid import cells_of, mosaic, shape_of
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint import load_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide

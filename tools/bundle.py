@@ -29,7 +29,8 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.metrics.bootstrap import resample_patients
-from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.render.render import render_map
 from wsi_idc.runtime.device import DeviceConfig, select_device
 

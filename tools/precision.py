@@ -18,7 +18,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.checkpoint import bundled_checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint import load_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import select_device
 
 

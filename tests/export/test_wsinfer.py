@@ -13,7 +13,8 @@ from torchvision import transforms
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.export import wsinfer
 from wsi_idc.export.wsinfer import write_wsinfer, wsinfer_config
-from wsi_idc.models.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.registry import architecture
 
 TRANSFORMS = {name: getattr(transforms, name) for name in ("Resize", "ToTensor", "Normalize")}

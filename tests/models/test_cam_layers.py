@@ -3,7 +3,7 @@ import torch
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.cam_layers import MIN_SIDE, cam_grid, check_cam_layer, usual_cam_layer
+from wsi_idc.models.cam_layers import MIN_SIDE, cam_grid, check_cam_layer, default_cam_layer
 from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 TOO_COARSE = "too coarse to show anything; give "
@@ -100,4 +100,4 @@ def test_the_layers_named_instead_are_there_and_fine_enough(name: str):
     ],
 )
 def test_the_usual_layer_is_the_last_that_shows_something(name, input_px, expected):
-    assert usual_cam_layer(architecture(name), input_px) == expected
+    assert default_cam_layer(architecture(name), input_px) == expected

@@ -11,12 +11,8 @@ import torch
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cam import logits_and_cam
-from wsi_idc.models.checkpoint import (
-    Checkpoint,
-    bundled_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.classifier import to_images
 from wsi_idc.models.registry import architecture
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from wsi_idc.models.cam_layers import usual_cam_layer
+from wsi_idc.models.cam_layers import default_cam_layer
 from wsi_idc.models.classifier import IDC, PatchClassifier
 from wsi_idc.runtime.cpu import return_freed_memory
 
@@ -126,7 +126,7 @@ def plain_map(
             from torchcam.methods import GradCAM
 
             network = classifier.network
-            layer = usual_cam_layer(classifier.arch, classifier.input_px)
+            layer = default_cam_layer(classifier.arch, classifier.input_px)
             extractor = stack.enter_context(GradCAM(network, target_layer=layer))
         for images, _ in loader:
             for image in images.to(device):

@@ -38,7 +38,7 @@ def _describe(file: Path) -> dict[str, Any]:
     from wsi_idc.data.pack import is_pack, stated_format
     from wsi_idc.maps.cohort_file import is_cohort
     from wsi_idc.maps.map_reader import is_map
-    from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
+    from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint
 
     if str(file) == BUNDLED:
         file = bundled_checkpoint()

@@ -49,7 +49,7 @@ def open_checkpoint(given: Path | None) -> "Checkpoint":
 
 def _find_checkpoint(given: Path | None) -> tuple[Path, str]:
     """Return the checkpoint file and why it is this one."""
-    from wsi_idc.models.checkpoint import BUNDLED, bundled_checkpoint
+    from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint
     from wsi_idc.training.runs import newest_finished
 
     if given is None:

@@ -11,7 +11,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_index import holds_patches
 from wsi_idc.data.patch_store import FolderStore
 from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
-from wsi_idc.models.checkpoint import bundled_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.pretrained import cached_imagenet, imagenet_folder
 from wsi_idc.training.runs import newest_finished
 

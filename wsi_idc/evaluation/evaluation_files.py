@@ -9,7 +9,7 @@ from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_te
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.models.checkpoint import bundled_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 
 PAGE = "report.html"
 _METRICS, _PATIENTS, _PREDICTIONS = "metrics.json", "patients.csv", "predictions.csv"

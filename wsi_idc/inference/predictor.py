@@ -19,7 +19,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability, smoothed_probability
 from wsi_idc.inference.predict import PatchPredictor, RawPrediction, batch_predictor, predict
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.cam_layers import check_cam_layer, usual_cam_layer
+from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import IDC
 from wsi_idc.models.registry import architecture
@@ -135,7 +135,7 @@ class Predictor:
         """
         for one in self.checkpoints:
             arch = architecture(one.architecture)
-            layer = cam.layer or usual_cam_layer(arch, one.input.input_px)
+            layer = cam.layer or default_cam_layer(arch, one.input.input_px)
             check_cam_layer(arch, one.input.input_px or patch_px, layer)
 
     def predict(

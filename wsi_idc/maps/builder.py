@@ -19,7 +19,7 @@ from wsi_idc.maps.map_reader import map_path, read_provenance
 from wsi_idc.maps.map_writer import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.cam_layers import cam_grid, usual_cam_layer
+from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.signals import StopRequest, stopped_error
@@ -76,7 +76,7 @@ class MapBuilder:
         if self.cam is not None and self.cam.layer is not None:
             return self.cam.layer
         first = self.method.checkpoints[0]
-        return usual_cam_layer(architecture(first.architecture), first.input.input_px)
+        return default_cam_layer(architecture(first.architecture), first.input.input_px)
 
     def cam_shape(self, *, patch_px: int) -> tuple[int, int]:
         """Return rows and columns of a patch's CAM."""

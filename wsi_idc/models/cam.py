@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_idc.core.constants import PATCH_PX
-from wsi_idc.models.cam_layers import check_cam_layer, usual_cam_layer
+from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.classifier import IDC, PatchClassifier
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
@@ -47,7 +47,7 @@ class CamSpec:
         """Return which it is of this classifier; ``layer`` is left None at the last feature map."""
         if self.layer is not None:
             return self
-        usual = usual_cam_layer(classifier.arch, classifier.input_px)
+        usual = default_cam_layer(classifier.arch, classifier.input_px)
         return self if usual == classifier.arch.cam_layer else replace(self, layer=usual)
 
 

@@ -1,33 +1,51 @@
-"""Which layers of a network a CAM can be taken from, and how many cells it has there."""
+"""Layers of a network that a CAM can be taken from, and the size of the CAM there."""
 
 import difflib
 import functools
 from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.registry import Architecture
-from wsi_idc.models.tracing import build_on_meta, output_shapes
+from wsi_idc.models.registry import Architecture, build_on_meta
 
-MIN_SIDE = 4  # cells; a coarser CAM says no more than the patch's probability does
+MIN_SIDE = 4  # cells; a coarser CAM shows no more than the patch's probability
 _NUM_NAMED = 3
-# What an input size is looked for among: the strides of nearly all networks divide these.
+# Candidates for a larger input size: multiples of the usual network strides.
 _INPUT_SIZES = range(32, 513, 32)
+
+
+def check_input_px(arch: Architecture, input_px: int) -> None:
+    """Check that the network makes a feature map of images of ``input_px`` a side.
+
+    Raises:
+        CheckpointError: The network does not accept this size, or its map is a single cell.
+    """
+    rows, cols = _grids(arch, input_px).get(arch.cam_layer, (0, 0))
+    if rows * cols < 2:
+        usual = f"{arch.input_px} px is its own" if arch.input_px else f"{PATCH_PX} px is usual"
+        raise CheckpointError(
+            f"{arch.name} cannot work on images of {input_px} px, or makes no map of them; give "
+            f"another --input-size ({usual})"
+        )
 
 
 def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tuple[int, int]:
     """Return the rows and columns of a CAM of images of ``input_px`` a side.
 
-    The network is traced without values; it takes neither memory nor weights.
+    The network is traced on the meta device, without memory and without weights.
 
     Args:
-        arch: What the network is.
-        input_px: Side of the images that the network gets.
+        arch: Architecture of the network.
+        input_px: Side in px of the images that the network gets.
         layer: Name of a module; None is the last feature map.
 
     Raises:
-        CheckpointError: There is no such module, it gives no feature map, or the network does not
-            take images of this size.
+        CheckpointError: There is no such module, its output is no feature map, or the network does
+            not accept images of this size.
     """
     name = arch.cam_layer if layer is None else layer
     grids = _grids(arch, input_px)
@@ -38,9 +56,9 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
             f"{arch.name} cannot work on images of {input_px} px; train it with another "
             f"--input-size ({arch.input_px or PATCH_PX} px is usual)"
         )
-    names = [known for known, _ in build_on_meta(arch.build, 2).named_modules() if known]
-    finer = _candidates(grids, before=arch.cam_layer)
+    finer = _finer_layers(grids, before=arch.cam_layer)
     remedy = f"give --cam-layer {_listed(finer)}" if finer else "train with a larger --input-size"
+    names = [known for known, _ in build_on_meta(arch.build, 2).named_modules() if known]
     if name in names:
         raise CheckpointError(
             f"layer {name} of {arch.name} gives no feature map (N, C, h, w) to take a CAM from; "
@@ -52,49 +70,51 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
 
 
 @functools.cache
-def usual_cam_layer(arch: Architecture, input_px: int | None) -> str:
-    """Return the layer that CAMs are taken from where nobody asks for another.
+def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
+    """Return the name of the layer that CAMs are taken from by default.
 
-    The last feature map or, where the images are so small that it would be too coarse to show
-    anything, the last stage before it that is fine enough.
+    This is the last feature map. If small images make that map coarser than ``MIN_SIDE`` cells, it
+    is the last earlier stage that is fine enough.
 
     Args:
-        arch: What the network is.
-        input_px: Side of the images that the network gets; None: they are as they are stored.
+        arch: Architecture of the network.
+        input_px: Side in px of the images that the network gets; None: no resizing.
     """
     if input_px is None:
         return arch.cam_layer
     grids = _grids(arch, input_px)
     if min(grids.get(arch.cam_layer, (MIN_SIDE,))) >= MIN_SIDE:
         return arch.cam_layer
-    return next(iter(_candidates(grids, before=arch.cam_layer)), arch.cam_layer)
+    return next(iter(_finer_layers(grids, before=arch.cam_layer)), arch.cam_layer)
 
 
 @functools.cache
 def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None) -> None:
-    """Raise where a CAM from ``layer`` would show nothing.
+    """Check that a CAM from ``layer`` has at least ``MIN_SIDE`` cells a side.
 
     Args:
-        arch: What the network is.
-        input_px: Side of the images that the network gets.
+        arch: Architecture of the network.
+        input_px: Side in px of the images that the network gets.
         layer: Name of a module; None is the last feature map.
 
     Raises:
-        CheckpointError: As of ``cam_grid``; or the CAM has less than ``MIN_SIDE`` cells a side.
+        CheckpointError: The CAM is too coarse, or ``cam_grid`` raises.
     """
     rows, cols = cam_grid(arch, input_px, layer)
     if min(rows, cols) >= MIN_SIDE:
         return
     name = arch.cam_layer if layer is None else layer
-    finer = _candidates(_grids(arch, input_px), before=name)
-    enough = (
-        px
-        for px in _INPUT_SIZES
-        if px > input_px and min(_grids(arch, px).get(name, (0,))) >= MIN_SIDE
+    larger_px = next(
+        (
+            px
+            for px in _INPUT_SIZES
+            if px > input_px and min(_grids(arch, px).get(name, (0,))) >= MIN_SIDE
+        ),
+        None,
     )
-    larger = next(enough, None)
+    finer = _finer_layers(_grids(arch, input_px), before=name)
     remedies = [
-        f"--input-size {larger} when training" if larger else "",
+        f"--input-size {larger_px} when training" if larger_px else "",
         f"--cam-layer {_listed(finer)}" if finer else "",
     ]
     raise CheckpointError(
@@ -105,11 +125,11 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None)
 
 @functools.cache
 def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
-    """Return rows and columns of each module's map (N, C, h, w), in order of completion."""
-    shapes = output_shapes(arch.build, input_px=input_px)
-    # Tokens on a grid are (N, h, w, C), and windows of them (N, number, cells, C): what are
-    # channels does not change with the size of the image. Some networks take one size alone.
-    doubled = output_shapes(arch.build, input_px=2 * input_px)
+    """Return rows and columns of each module's feature map, in order of completion."""
+    shapes = _output_shapes(arch, input_px)
+    # Tokens on a grid are (N, h, w, C), windows of them (N, number, cells, C). Only the number of
+    # channels is the same for an image of twice the size. Some networks accept one size only.
+    doubled = _output_shapes(arch, 2 * input_px)
     return {
         name: (shape[2], shape[3])
         for name, shape in shapes.items()
@@ -120,22 +140,47 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
     }
 
 
-def _candidates(grids: Mapping[str, tuple[int, int]], *, before: str) -> dict[str, tuple[int, int]]:
-    """Return the main layers, no later than ``before``, whose CAM is fine enough; last first."""
+def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
+    """Return the shape of each module's last output, in order of completion.
+
+    The result is empty if the network does not accept images of this size.
+    """
+    network = build_on_meta(arch.build, 2).to("meta").eval()
+    shapes: dict[str, torch.Size] = {}
+
+    def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):  # the output of an attention is a tuple
+            shapes.pop(name, None)
+            shapes[name] = output.shape
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(functools.partial(record, name))
+    try:
+        with torch.no_grad():
+            network(torch.empty(1, 3, input_px, input_px, device="meta"))
+    # Layers raise these errors for an empty map, attention for one that it cannot divide.
+    except (RuntimeError, ValueError, AssertionError):
+        return {}
+    return shapes
+
+
+def _finer_layers(
+    grids: Mapping[str, tuple[int, int]], *, before: str
+) -> dict[str, tuple[int, int]]:
+    """Return the main layers up to ``before`` whose CAM is fine enough, the last one first."""
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
     for name in names[: names.index(before) + 1]:
         grid = grids[name]
-        # The least nested of a grid is a stage, not one of its convolutions.
-        nested = chosen.get(grid, name).count(".")
-        if min(grid) >= MIN_SIDE and name.count(".") <= nested:
+        # Of the modules with one grid, the least nested is a stage, not one of its convolutions.
+        if min(grid) >= MIN_SIDE and name.count(".") <= chosen.get(grid, name).count("."):
             chosen[grid] = name
     return {chosen[grid]: grid for grid in sorted(chosen)[:_NUM_NAMED]}
 
 
-def _listed(candidates: Mapping[str, tuple[int, int]]) -> str:
-    """Return "layer4 (7x7), layer3 (14x14) or layer2 (28x28)"."""
-    return _either([f"{name} ({rows}x{cols})" for name, (rows, cols) in candidates.items()])
+def _listed(layers: Mapping[str, tuple[int, int]]) -> str:
+    """Return a text like "layer4 (7x7), layer3 (14x14) or layer2 (28x28)"."""
+    return _either([f"{name} ({rows}x{cols})" for name, (rows, cols) in layers.items()])
 
 
 def _either(words: list[str]) -> str:

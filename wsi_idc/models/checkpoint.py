@@ -1,109 +1,33 @@
-"""The checkpoint: one file that rebuilds a classifier with nothing from memory."""
+"""The checkpoint: one file with all that is needed to rebuild a classifier."""
 
 import json
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wsi_idc.core.constants import POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
-from wsi_idc.models.registry import Architecture
-
-if TYPE_CHECKING:
-    pass
-import os
-from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
-from importlib import resources
-from pathlib import Path
-
-from torch import nn
-
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import architecture
-from wsi_idc.models.serialization import load_with_fingerprint, write_state
-from wsi_idc.models.tracing import build_on_meta
+from wsi_idc.models.registry import architecture, build_on_meta
+from wsi_idc.models.serialization import (
+    is_dense_tensor,
+    load_state,
+    load_with_fingerprint,
+    write_state,
+)
 
+FORMAT = "wsi-idc-checkpoint"
+SCHEMA_VERSION = 1
 NUM_CLASSES = 2
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
-
-
-def is_temperature(value: float) -> bool:
-    """Return whether logits can be divided by it and stay numbers."""
-    coldest, warmest = POSSIBLE_TEMPERATURE
-    return coldest <= value <= warmest
-
-
-def check_input(spec: "InputSpec") -> None:
-    """Raise ValueError where no network takes such patches."""
-    sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
-    if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
-        raise ValueError("the input is not stated in positive numbers of three channels")
-    if not all(0 <= value <= 1 for value in spec.mean):
-        raise ValueError("the input's mean is not within 0..1")
-    finest, coarsest = POSSIBLE_MPP
-    if spec.patch_px > _MAX_PATCH_PX or not finest <= spec.mpp <= coarsest:
-        raise ValueError(f"no slide has patches of {spec.patch_px} px of {spec.mpp:g} um")
-    if spec.input_px is not None and spec.input_px > _MAX_INPUT_PX:
-        raise ValueError(f"no network takes {spec.input_px} px")
-
-
-def check_numbers(checkpoint: "Checkpoint", arch: Architecture) -> None:
-    """Raise ValueError where a field cannot be what training wrote."""
-    if not is_temperature(checkpoint.temperature) or not 0 <= checkpoint.threshold <= 1:
-        raise ValueError("temperature or threshold out of range")
-    smoothing, spec = checkpoint.smoothing, checkpoint.input
-    if smoothing and smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
-        raise ValueError(f"no smoothing reaches {smoothing.sigma_um:g} um")
-    if len(checkpoint.class_names) != NUM_CLASSES:
-        raise ValueError(f"{len(checkpoint.class_names)} classes, not {NUM_CLASSES}")
-    if checkpoint.cam_layer != arch.cam_layer:
-        raise ValueError(f"no CAM is taken from the layer {checkpoint.cam_layer!r}")
-    if unknown := set(checkpoint.split.values()).difference(ROLES):
-        raise ValueError(f"no patient has the role {unknown.pop()!r}")
-    # Plain values only: all but the weights is written into maps as JSON, which knows no NaN.
-    plain = [checkpoint.metrics, checkpoint.provenance, checkpoint.config]
-    json.dumps(plain, allow_nan=False)
-
-
-def check_weights(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> bool:
-    """Return whether a state has the names and shapes that are wanted; no memory is taken for it.
-
-    Raises:
-        ValueError: A weight is no finite number, or nothing that has a value.
-    """
-    for name, value in state.items():
-        if not is_dense_tensor(value):
-            raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
-    if wanted.keys() != state.keys():
-        return False
-    if any(state[name].shape != value.shape for name, value in wanted.items()):
-        return False
-    if not all(torch.isfinite(value).all() for value in state.values()):
-        raise ValueError("a weight is not a finite number")
-    return True
-
-
-def is_dense_tensor(value: Any) -> bool:
-    """Return whether it is a tensor of real numbers that are there."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )
-
-
-FORMAT = "wsi-idc-checkpoint"
-SCHEMA_VERSION = 1
-BUNDLED = "bundled"
-# What reading the fields of a file made to deceive can raise.
+# Errors that reading the fields of a forged file can raise.
 _DAMAGED = (
     *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
     *(OverflowError, RecursionError),
@@ -112,13 +36,13 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What patches the network takes.
+    """Patches that the network takes.
 
     Attributes:
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of a patch.
-        input_px: Side that patches are resized to; None leaves them.
-        mean, std: Of each channel, 0..1.
+        input_px: Side in px that patches are resized to; None: no resizing.
+        mean, std: Mean and standard deviation of each channel, 0..1.
     """
 
     patch_px: int
@@ -130,11 +54,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """How a patient's probabilities are smoothed by their neighbours on the grid.
+    """Smoothing of a patient's probabilities by their neighbors on the grid.
 
     Attributes:
-        sigma_um: Standard deviation of the Gaussian that weighs the neighbours.
-        temperature: Divides the smoothed log odds.
+        sigma_um: Standard deviation in um of the Gaussian that weights the neighbors.
+        temperature: Divisor of the smoothed log odds.
         threshold: Smoothed probability of IDC from which a patch is called IDC.
     """
 
@@ -143,36 +67,32 @@ class Smoothing:
     threshold: float
 
     def __post_init__(self) -> None:
-        if not (
-            0 <= self.sigma_um < math.inf
-            and is_temperature(self.temperature)
-            and 0 <= self.threshold <= 1
-        ):
+        if not (0 <= self.sigma_um < math.inf and _is_calibration(self)):
             raise ValueError(f"{self} is out of range")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained classifier and how it came about.
+    """A trained classifier and a record of its training.
 
     Attributes:
         architecture: Name in the registry.
         state: Parameters and buffers of the network.
-        input: What patches it takes.
-        class_names: Of class 0 and 1.
-        cam_layer: Name of the network's last feature map: CAMs are taken there, or at an earlier
-            one where it has fewer than 4 x 4 cells.
-        temperature: Divides the logits before the softmax.
+        input: Patches that the network takes.
+        class_names: Names of class 0 and class 1.
+        cam_layer: Name of the network's last feature map. CAMs are taken there, or at an earlier
+            layer if this map has fewer than 4 x 4 cells.
+        temperature: Divisor of the logits before the softmax.
         threshold: Probability of IDC from which a patch is called IDC.
         split: Role of each patient ("train", "val", "test").
-        split_spec: How the split was asked for.
-        metrics: On the val patients.
+        split_spec: Specification that the split was made from.
+        metrics: Metrics on the val patients; empty before calibration.
         provenance: Command, versions, data.
-        config: The training configuration.
-        inherited: Patients that the weights it began with were trained on.
-        smoothing: Set on the val patients; None in checkpoints that know none.
-        source: Where it was read from, None for a fresh one.
-        fingerprint: SHA-256 of the file it was read from.
+        config: Training configuration.
+        inherited: Patients that the initial weights were trained on.
+        smoothing: Smoothing fitted on the val patients; None in older checkpoints.
+        source: File that the checkpoint was read from; None for a new one.
+        fingerprint: SHA-256 of that file.
     """
 
     architecture: str
@@ -193,36 +113,30 @@ class Checkpoint:
     fingerprint: str | None = field(default=None, compare=False)
 
     def build(self) -> PatchClassifier:
-        """Return the classifier in eval mode, on the CPU."""
+        """Build the classifier in eval mode, on the CPU."""
         arch = architecture(self.architecture)
         network = build_on_meta(arch.build, len(self.class_names)).to_empty(device="cpu")
         try:
             load_state(network, self.state)
         except RuntimeError:
-            raise self.mismatch_error() from None
+            raise self._mismatch_error() from None
         spec = self.input
         classifier = PatchClassifier(
             arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
         )
         return classifier.eval()
 
-    def mismatch_error(self) -> CheckpointError:
-        """Return the error of weights that are another network's."""
-        return CheckpointError(
-            f"{self.source}: the weights do not fit {self.architecture}; train it anew"
-        )
-
     def patients(self, *roles: str) -> set[str]:
         """Return the patients that had one of these roles.
 
-        Those that the weights it began with were trained on count as train patients too, whatever
-        its own split says of them.
+        Patients that the initial weights were trained on count as train patients too, in addition
+        to their role in the split.
         """
-        own = {patient for patient, role in self.split.items() if role in roles}
-        return own.union(self.inherited) if "train" in roles else own
+        patients = {patient for patient, role in self.split.items() if role in roles}
+        return patients.union(self.inherited) if "train" in roles else patients
 
     def summary(self) -> dict[str, Any]:
-        """Return what identifies it, JSON-ready, without weights and split."""
+        """Summarize the checkpoint, JSON-ready, without weights and split."""
         return {
             "architecture": self.architecture,
             "checkpoint": self.source.name if self.source else None,
@@ -232,108 +146,141 @@ class Checkpoint:
             "metrics": dict(self.metrics),
         }
 
+    def validate(self) -> None:
+        """Check that each field has a value that training can have written.
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint in one atomic step."""
-    content = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        "architecture": checkpoint.architecture,
-        "state": {name: value.detach().cpu() for name, value in checkpoint.state.items()},
-        "input": asdict(checkpoint.input),
-        "class_names": list(checkpoint.class_names),
-        "cam_layer": checkpoint.cam_layer,
-        "temperature": checkpoint.temperature,
-        "threshold": checkpoint.threshold,
-        "split": dict(checkpoint.split),
-        "split_spec": checkpoint.split_spec,
-        "metrics": dict(checkpoint.metrics),
-        "provenance": dict(checkpoint.provenance),
-        "config": dict(checkpoint.config),
-        "inherited": list(checkpoint.inherited),
-        "smoothing": None if checkpoint.smoothing is None else asdict(checkpoint.smoothing),
-    }
-    write_state(path, content)
+        Raises:
+            ValueError: A number, name or weight is impossible.
+            CheckpointError: The weights are those of another network, or it is unknown.
+        """
+        arch, spec = architecture(self.architecture), self.input
+        _validate_input(spec)
+        if not _is_calibration(self):
+            raise ValueError("temperature or threshold out of range")
+        if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
+            raise ValueError(f"no smoothing reaches {self.smoothing.sigma_um:g} um")
+        if len(self.class_names) != NUM_CLASSES:
+            raise ValueError(f"{len(self.class_names)} classes, not {NUM_CLASSES}")
+        if self.cam_layer != arch.cam_layer:
+            raise ValueError(f"no CAM is taken from the layer {self.cam_layer!r}")
+        if unknown := set(self.split.values()).difference(ROLES):
+            raise ValueError(f"no patient has the role {unknown.pop()!r}")
+        # Maps store these fields as JSON, which has no tensors and no NaN.
+        json.dumps([self.metrics, self.provenance, self.config], allow_nan=False)
+        for name, value in self.state.items():
+            if not is_dense_tensor(value):
+                raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
+        # Shapes are compared without allocating memory for the network.
+        network = build_on_meta(arch.build, NUM_CLASSES)
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        if shapes != {name: value.shape for name, value in self.state.items()}:
+            raise self._mismatch_error()
+        if not all(torch.isfinite(value).all() for value in self.state.values()):
+            raise ValueError("a weight is not a finite number")
 
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; nothing in the file is run.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, of another kind or another version.
-    """
-    content, fingerprint = load_with_fingerprint(path, kind=FORMAT)
-    if content.get("schema_version") != SCHEMA_VERSION:
-        found = content.get("schema_version")
-        raise CheckpointError(
-            f"{path}: checkpoint version {found}, this program reads {SCHEMA_VERSION}; train anew"
+    def _mismatch_error(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.source}: the weights do not fit {self.architecture}; train it again"
         )
-    try:
-        checkpoint = Checkpoint(
-            architecture=str(content["architecture"]),
-            state=dict(content["state"]),
-            input=_input_spec(content["input"]),
-            class_names=tuple(str(name) for name in content["class_names"]),
-            cam_layer=str(content["cam_layer"]),
-            temperature=float(content["temperature"]),
-            threshold=float(content["threshold"]),
-            split={str(k): str(v) for k, v in content["split"].items()},
-            split_spec=str(content["split_spec"]),
-            metrics=dict(content["metrics"]),
-            provenance=dict(content["provenance"]),
-            config=dict(content["config"]),
-            inherited=tuple(str(patient) for patient in content.get("inherited", ())),
-            smoothing=_smoothing(content.get("smoothing")),
-            source=path,
-            fingerprint=fingerprint,
-        )
-        arch = architecture(checkpoint.architecture)
-        check_numbers(checkpoint, arch)
-        wanted = build_on_meta(arch.build, len(checkpoint.class_names)).state_dict()
-        is_fitting = check_weights(checkpoint.state, wanted)
-    except _DAMAGED as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(
-            f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it anew"
-        ) from None
-    if not is_fitting:
-        raise checkpoint.mismatch_error()
-    return checkpoint
 
 
-def _smoothing(content: Any) -> Smoothing | None:
-    if content is None:
-        return None
-    names = ("sigma_um", "temperature", "threshold")
-    return Smoothing(**{name: float(content[name]) for name in names})
+def _is_calibration(values: Checkpoint | Smoothing) -> bool:
+    coldest, warmest = POSSIBLE_TEMPERATURE
+    return coldest <= values.temperature <= warmest and 0 <= values.threshold <= 1
 
 
-def _input_spec(content: Any) -> InputSpec:
-    """Return the input specification that a checkpoint states; ValueError where it is none."""
+def _validate_input(spec: InputSpec) -> None:
+    sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
+    if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
+        raise ValueError("the input is not stated in positive numbers of three channels")
+    if not all(0 <= value <= 1 for value in spec.mean):
+        raise ValueError("the input's mean is not within 0..1")
+    finest, coarsest = POSSIBLE_MPP
+    if spec.patch_px > _MAX_PATCH_PX or not finest <= spec.mpp <= coarsest:
+        raise ValueError(f"no slide has patches of {spec.patch_px} px of {spec.mpp:g} um")
+    if spec.input_px is not None and spec.input_px > _MAX_INPUT_PX:
+        raise ValueError(f"no network takes {spec.input_px} px")
+
+
+def _read_input(content: Any) -> InputSpec:
     input_px = content["input_px"]
-    spec = InputSpec(
+    return InputSpec(
         patch_px=int(content["patch_px"]),
         mpp=float(content["mpp"]),
         input_px=None if input_px is None else int(input_px),
         mean=tuple(float(value) for value in content["mean"]),
         std=tuple(float(value) for value in content["std"]),
     )
-    check_input(spec)
-    return spec
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fill all of ``network`` with the values of such a network.
+def _read_smoothing(content: Any) -> Smoothing | None:
+    if content is None:
+        return None
+    names = ("sigma_um", "temperature", "threshold")
+    return Smoothing(**{name: float(content[name]) for name in names})
+
+
+def _strings(content: Any) -> tuple[str, ...]:
+    return tuple(str(value) for value in content)
+
+
+# Stored fields in the order of the file; each with a function that reads its stored value.
+_STORED: dict[str, Callable[[Any], Any]] = {
+    "architecture": str,
+    "state": dict,
+    "input": _read_input,
+    "class_names": _strings,
+    "cam_layer": str,
+    "temperature": float,
+    "threshold": float,
+    "split": lambda content: {str(patient): str(role) for patient, role in content.items()},
+    "split_spec": str,
+    "metrics": dict,
+    "provenance": dict,
+    "config": dict,
+    "inherited": _strings,
+    "smoothing": _read_smoothing,
+}
+_MISSING_IN_OLD_FILES: dict[str, Any] = {"inherited": (), "smoothing": None}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in one atomic step."""
+    content = {name: _storable(getattr(checkpoint, name)) for name in _STORED}
+    state = {name: value.detach().cpu() for name, value in checkpoint.state.items()}
+    head = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+    write_state(path, {**head, **content, "state": state})
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, InputSpec | Smoothing):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; no code in the file is run.
 
     Raises:
-        RuntimeError: A name is missing or unknown, or a shape differs.
+        CheckpointError: The file is missing, damaged, or of another kind or version.
     """
-    ordered = OrderedDict(state)
-    # The versions of its modules, without which MNASNet takes no state.
-    ordered._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
-    network.load_state_dict(ordered)
-
-
-def bundled_checkpoint() -> Path:
-    """Return the checkpoint that comes with the package."""
-    return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "idc.pt"))  # type: ignore[call-overload]
+    content, fingerprint = load_with_fingerprint(path, kind=FORMAT)
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint version {version}, this program reads {SCHEMA_VERSION}; "
+            "train it again"
+        )
+    content = _MISSING_IN_OLD_FILES | content
+    try:
+        values = {name: read(content[name]) for name, read in _STORED.items()}
+        checkpoint = Checkpoint(**values, source=path, fingerprint=fingerprint)
+        checkpoint.validate()
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it again"
+        ) from None
+    return checkpoint

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
-from wsi_idc.models.checkpoint import FORMAT, load_checkpoint, load_state
+from wsi_idc.models.checkpoint import FORMAT, load_checkpoint
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
-from wsi_idc.models.serialization import load_weights_only
+from wsi_idc.models.serialization import load_state, load_weights_only
 
 _MAX_NAMED = 3
 # Heads on the way, for training alone, that no network here is built with.

@@ -1,4 +1,4 @@
-"""The architectures by name: how to build one, and where its CAM comes from."""
+"""Architectures by name: how to build a network, and which layers its CAM is computed from."""
 
 import difflib
 import functools
@@ -6,32 +6,60 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cnn import PatchCnn
-from wsi_idc.models.tracing import feature_map_size, find_cam_and_head
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_MIN_CELLS = 2  # a CAM of one cell shows nothing
+# Last convolutional feature map, head, and whether Grad-CAM has a closed form, by the start of
+# torchvision's names; the longest start counts.
+_TORCHVISION = {
+    "alexnet": ("features.11", "classifier.6", False),
+    "convnext": ("features", "classifier.2", False),
+    "densenet": ("features", "classifier", True),
+    "efficientnet": ("features", "classifier.1", True),
+    "googlenet": ("inception5b", "fc", True),
+    "inception": ("Mixed_7c", "fc", True),
+    "maxvit": ("blocks.3", "classifier.5", False),
+    "mnasnet": ("layers", "classifier.1", True),
+    "mobilenet_v2": ("features", "classifier.1", True),
+    "mobilenet_v3": ("features", "classifier.3", False),
+    "regnet": ("trunk_output", "fc", True),
+    "resnet": ("layer4", "fc", True),
+    "resnext": ("layer4", "fc", True),
+    "shufflenet": ("conv5", "fc", True),
+    "squeezenet": ("features", "classifier.1", False),
+    "swin": ("permute", "head", True),
+    "vgg11": ("features.19", "classifier.6", False),
+    "vgg11_bn": ("features.27", "classifier.6", False),
+    "vgg13": ("features.23", "classifier.6", False),
+    "vgg13_bn": ("features.33", "classifier.6", False),
+    "vgg16": ("features.29", "classifier.6", False),
+    "vgg16_bn": ("features.42", "classifier.6", False),
+    "vgg19": ("features.35", "classifier.6", False),
+    "vgg19_bn": ("features.51", "classifier.6", False),
+    "wide_resnet": ("layer4", "fc", True),
+}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of network that ends in a convolutional feature map and a head.
+    """A kind of network that ends in a convolutional feature map and a head.
 
     Attributes:
-        name: Its one spelling.
-        build: Number of classes to a fresh network with random weights.
+        name: Name with one spelling.
+        build: Function from the number of classes to a new network with random weights.
         cam_layer: Name of the module whose output is the last convolutional feature map.
-        head: Name of the layer that gives the class scores.
-        closed_form: Whether the logits are the head, a linear layer, of that map's mean over its
-            cells; Grad-CAM then needs no gradient.
-        input_px: Side that patches are resized to; None leaves them as they are.
-        imagenet: torchvision's weights, None where there are none.
+        head: Name of the layer whose output is the class scores.
+        closed_form: Whether the head is a linear layer of the mean of that map over its cells;
+            Grad-CAM then needs no gradient.
+        input_px: Side in px that patches are resized to; None: no resizing.
+        imagenet: torchvision's ImageNet weights; None: torchvision has no such network.
     """
 
     name: str
@@ -43,113 +71,92 @@ class Architecture:
     imagenet: torchvision.models.WeightsEnum | None = None
 
 
-def _build(name: str) -> Callable[[int], nn.Module]:
-    """Return how torchvision's network of that name is built."""
-    # Auxiliary heads help networks without batch norm; these two have it.
+class _MetaInit(TorchFunctionMode):
+    """Creates parameters on the meta device, where they take neither memory nor time.
+
+    ``torch.device("meta")`` also moves the tensors that a constructor computes with: RegNet reads
+    its widths from one.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def build_on_meta(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
+    """Build a network with parameters on the meta device: shapes without values.
+
+    No random number is drawn. ``to_empty`` allocates memory, a state dict sets the values.
+    """
+    with _MetaInit():
+        return build(num_classes)
+
+
+def _build_cnn(num_classes: int, *, batch_norm: bool) -> nn.Module:
+    return PatchCnn(num_classes=num_classes, batch_norm=batch_norm)
+
+
+def _build_torchvision(name: str, num_classes: int) -> nn.Module:
+    # Without the auxiliary heads of these two: they help networks without batch norm.
     auxiliary = name in ("googlenet", "inception_v3")
     options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if auxiliary else {}
-
-    def build(num_classes: int) -> nn.Module:
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-
-    return build
-
-
-_ALL = (
-    Architecture(
-        "cnn",
-        lambda n: PatchCnn(num_classes=n, batch_norm=False),
-        cam_layer="features",
-        head="classifier",
-        closed_form=True,
-    ),
-    Architecture(
-        "cnn-bn",
-        lambda n: PatchCnn(num_classes=n, batch_norm=True),
-        cam_layer="features",
-        head="classifier",
-        closed_form=True,
-    ),
-    Architecture(
-        "resnet18",
-        _build("resnet18"),
-        cam_layer="layer4",
-        head="fc",
-        closed_form=True,
-        input_px=224,
-        imagenet=torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
-    ),
-    Architecture(
-        "resnet50",
-        _build("resnet50"),
-        cam_layer="layer4",
-        head="fc",
-        closed_form=True,
-        input_px=224,
-        imagenet=torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
-    ),
-    Architecture(
-        "efficientnet-b0",
-        _build("efficientnet_b0"),
-        cam_layer="features",
-        head="classifier.1",
-        closed_form=True,
-        input_px=224,
-        imagenet=torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1,
-    ),
-)
-ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
-
-
-def architecture(name: str) -> Architecture:
-    """Return the architecture of that name, one of ``ARCHITECTURES`` or torchvision's.
-
-    Dashes and underscores are the same.
-
-    Raises:
-        CheckpointError: There is none, or it has no feature map to take a CAM from.
-    """
-    dashed, plain = name.replace("_", "-"), name.replace("-", "_")
-    if dashed in ARCHITECTURES:
-        return ARCHITECTURES[dashed]
-    known = torchvision.models.list_models(module=torchvision.models)
-    if plain in known:
-        return _of_torchvision(plain)
-    names = sorted({*ARCHITECTURES, *known})
-    near = difflib.get_close_matches(plain, names, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise CheckpointError(
-        f"unknown model {name!r}; {hint}There are {', '.join(ARCHITECTURES)} and torchvision's "
-        "classifiers, such as mobilenet_v3_small"
-    )
-
-
-def check_input_px(arch: Architecture, input_px: int) -> None:
-    """Raise where images of this size leave no map to take a CAM from.
-
-    Raises:
-        CheckpointError: They do.
-    """
-    if feature_map_size(arch.build, arch.cam_layer, input_px=input_px) < _MIN_CELLS:
-        usual = f"{arch.input_px} px is its own" if arch.input_px else f"{PATCH_PX} px is usual"
-        raise CheckpointError(
-            f"{arch.name} cannot work on images of {input_px} px, or makes no map of them; give "
-            f"another --input-size ({usual})"
-        )
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 
 @functools.cache
 def _of_torchvision(name: str) -> Architecture:
+    """Describe torchvision's classifier ``name``."""
+    family = max((start for start in _TORCHVISION if name.startswith(start)), key=len, default="")
+    if not family:
+        raise CheckpointError(
+            f"{name} has no convolutional feature map to take a CAM from; choose a convolutional "
+            "model, such as resnet50 or convnext_tiny"
+        )
+    cam_layer, head, closed_form = _TORCHVISION[family]
     imagenet = torchvision.models.get_model_weights(name).DEFAULT
     (input_px,) = imagenet.transforms().crop_size
-    build = _build(name)
-    layers = find_cam_and_head(name, build)
-    return Architecture(
+    build = functools.partial(_build_torchvision, name)
+    own_name = "efficientnet-b0" if name == "efficientnet_b0" else name
+    return Architecture(own_name, build, cam_layer, head, closed_form, input_px, imagenet)
+
+
+_OWN = {
+    name: Architecture(
         name,
-        build,
-        cam_layer=layers.cam_layer,
-        head=layers.head,
-        closed_form=layers.closed_form,
-        input_px=input_px,
-        imagenet=imagenet,
+        functools.partial(_build_cnn, batch_norm=batch_norm),
+        cam_layer="features",
+        head="classifier",
+        closed_form=True,
+    )
+    for name, batch_norm in (("cnn", False), ("cnn-bn", True))
+}
+ARCHITECTURES = _OWN | {
+    name.replace("_", "-"): _of_torchvision(name)
+    for name in ("resnet18", "resnet50", "efficientnet_b0")
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Return the architecture of that name, one of ``ARCHITECTURES`` or of torchvision's.
+
+    Dashes and underscores are equivalent.
+
+    Raises:
+        CheckpointError: The name is unknown, or the network has no feature map for a CAM.
+    """
+    dashed, underscored = name.replace("_", "-"), name.replace("-", "_")
+    if dashed in ARCHITECTURES:
+        return ARCHITECTURES[dashed]
+    known = torchvision.models.list_models(module=torchvision.models)
+    if underscored in known:
+        return _of_torchvision(underscored)
+    near = difflib.get_close_matches(underscored, sorted({*ARCHITECTURES, *known}), n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise CheckpointError(
+        f"unknown model {name!r}; {hint}There are {', '.join(ARCHITECTURES)} and torchvision's "
+        "classifiers, such as mobilenet_v3_small"
     )

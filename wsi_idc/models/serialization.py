@@ -1,73 +1,95 @@
 """Files that ``torch.save`` writes: tensors and plain values by name, read without running code."""
 
-import contextlib
 import hashlib
 import io
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import write_bytes
-
-_REMEDY = "give a .pt file that wsi-idc train wrote"
+from wsi_idc.models.checkpoint_files import (
+    CHECKPOINT_REMEDY,
+    check_checkpoint_file,
+    unreadable_error,
+)
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values in one atomic step."""
-    # In memory first: torch answers a full disk with an error of its own kind.
+    # In memory first: torch reports a full disk with an error of its own kind.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def read_state(path: Path, *, kind: str) -> dict[str, Any]:
-    """Read a dictionary that ``torch.save`` wrote and whose "format" is ``kind``.
+    """Read a dictionary that ``write_state`` wrote and whose "format" is ``kind``.
 
     Raises:
-        CheckpointError: It is missing, cannot be read or is something else.
+        CheckpointError: The file is missing, cannot be read or has another format.
     """
-    return _of_kind(load_weights_only(path, remedy=_REMEDY), path, kind=kind)
+    check_checkpoint_file(path)
+    return _check_format(load_weights_only(path, remedy=CHECKPOINT_REMEDY), path, kind=kind)
 
 
 def load_with_fingerprint(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read as ``read_state``, and return also the SHA-256 of the very bytes that were read."""
-    # Once: a training may put another one there at any time.
-    with _readable(path, remedy=_REMEDY):
-        data = path.read_bytes()
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return _of_kind(content, path, kind=kind), hashlib.sha256(data).hexdigest()
+    """Read as ``read_state`` does; return the content and the SHA-256 of the bytes read."""
+    check_checkpoint_file(path)
+    try:
+        data = path.read_bytes()  # once: a training may replace the file at any time
+    except OSError as error:
+        raise unreadable_error(path, error, remedy=CHECKPOINT_REMEDY) from None
+    content = load_weights_only(path, io.BytesIO(data), remedy=CHECKPOINT_REMEDY)
+    return _check_format(content, path, kind=kind), hashlib.sha256(data).hexdigest()
 
 
-def _of_kind(content: Any, path: Path, *, kind: str) -> dict[str, Any]:
+def _check_format(content: Any, path: Path, *, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
-        raise CheckpointError(f"{path}: not a {kind} file; give a .pt that wsi-idc train wrote")
+        raise CheckpointError(f"{path}: not a {kind} file; {CHECKPOINT_REMEDY}")
     return content
 
 
-def load_weights_only(path: Path, *, remedy: str) -> Any:
-    """Read what ``torch.save`` wrote, if it is tensors and plain values; no code in it is run.
+def load_weights_only(path: Path, file: BinaryIO | None = None, *, remedy: str) -> Any:
+    """Read tensors and plain values that ``torch.save`` wrote; no code in the file is run.
+
+    Args:
+        path: File to read, and its name in messages.
+        file: Content of the file if it is already in memory.
+        remedy: Last part of the error message.
 
     Raises:
-        CheckpointError: It is missing or cannot be read; ``remedy`` ends the message.
+        CheckpointError: The file is missing or cannot be read.
     """
-    with _readable(path, remedy=remedy):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextlib.contextmanager
-def _readable(path: Path, *, remedy: str) -> Iterator[None]:
-    """Turn what reading a file raises into one line."""
     try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; {remedy}") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder; {remedy}") from None
-    # torch.load answers a file of another kind with whatever its parsers raise.
+        return torch.load(path if file is None else file, map_location="cpu", weights_only=True)
+    # The parsers within torch.load raise errors of many kinds for a file of another kind.
     except Exception as error:  # noqa: BLE001
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}"
-        ) from None
+        raise unreadable_error(path, error, remedy=remedy) from None
+
+
+def is_dense_tensor(value: Any) -> bool:
+    """Return whether ``value`` is a tensor of real numbers that are in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set all parameters and buffers of ``network`` to the values in ``state``.
+
+    Raises:
+        RuntimeError: A name is missing or unknown, or a shape differs.
+    """
+    ordered = OrderedDict(state)
+    # Versions of the modules, without which MNASNet refuses a state.
+    ordered._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(ordered)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec, is_dense_tensor, load_state
-from wsi_idc.models.serialization import read_state, write_state
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec
+from wsi_idc.models.serialization import is_dense_tensor, load_state, read_state, write_state
 from wsi_idc.training.runs import is_plain_number
 from wsi_idc.training.state import Training, TrainState
 

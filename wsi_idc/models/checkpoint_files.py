@@ -1,0 +1,42 @@
+"""Checkpoint files without torch: the bundled one, and a check of any other before it is loaded."""
+
+import os
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+from wsi_idc.core.errors import CheckpointError
+
+BUNDLED = "bundled"  # name of the bundled checkpoint on the command line
+CHECKPOINT_REMEDY = "give a .pt file that wsi-idc train wrote"
+
+
+def bundled_checkpoint() -> Path:
+    """Return the path of the checkpoint that comes with the package."""
+    return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "idc.pt"))  # type: ignore[call-overload]
+
+
+def check_checkpoint_file(path: Path) -> None:
+    """Check that a file exists, can be opened and is an archive, as ``torch.save`` writes them.
+
+    Raises:
+        CheckpointError: The file is missing, a folder, or not a complete archive.
+    """
+    if path.is_fifo():  # can be read only once
+        return
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile
+    except (OSError, zipfile.BadZipFile) as error:
+        raise unreadable_error(path, error, remedy=CHECKPOINT_REMEDY) from None
+
+
+def unreadable_error(path: Path, error: Exception, *, remedy: str) -> CheckpointError:
+    """Build the one-line error for a file that could not be read because of ``error``."""
+    match error:
+        case FileNotFoundError():
+            return CheckpointError(f"{path}: no such file; {remedy}")
+        case IsADirectoryError():
+            return CheckpointError(f"{path} is a folder; {remedy}")
+    return CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}")
