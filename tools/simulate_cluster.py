@@ -90,7 +90,7 @@ def table(rate: float, disk: float) -> str:
     pack = Slides.drawn(279, median=967, spread=0.45, bytes_a_patch=PACK_BYTES, seed=0)
     slides = Slides.drawn(100_000, median=4_000, spread=0.8, bytes_a_patch=SLIDE_BYTES, seed=0)
     rows = [
-        "| work | tasks | patches | to read | maps | time | computing | what it waits for |",
+        "| work | tasks | patches | to read | maps | time | computing | bottleneck |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, work, each in (
