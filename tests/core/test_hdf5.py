@@ -5,7 +5,7 @@ import h5py
 import pytest
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.core.hdf5 import check_heaps, read_attributes
 from wsi_idc.data.pack import Pack
 
 SIGNATURE = b"GCOL\x01\0\0\0"
@@ -56,11 +56,11 @@ def test_an_attribute_of_a_type_that_nobody_writes_is_not_read(tmp_path: Path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file.attrs.update({"number": 1, "text": "t", "texts": ["a", "b"]})
-        assert attributes(file)["texts"].tolist() == ["a", "b"]
+        assert read_attributes(file)["texts"].tolist() == ["a", "b"]
     data = path.read_bytes()
     # Class 9 (of any length), kind 1 (a string); there is no kind 15.
     assert data.count(b"\x19\x01\x01\x00\x10\0\0\0") == 2
     path.write_bytes(data.replace(b"\x19\x01\x01\x00\x10\0\0\0", b"\x19\xff\x01\x00\x10\0\0\0", 1))
     with h5py.File(path) as file:
         assert set(file.attrs) == {"number", "text", "texts"}
-        assert set(attributes(file)) == {"number", "texts"}
+        assert set(read_attributes(file)) == {"number", "texts"}

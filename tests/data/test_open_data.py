@@ -46,7 +46,7 @@ def test_a_damaged_pack_in_a_folder_is_named(pack, num_bytes, others):
         shutil.copy(pack.path, folder / "old.h5")
     pack.path.write_bytes(pack.path.read_bytes()[:num_bytes])
     with pytest.raises(
-        DataError, match=r"^.+/idc.h5: HDF5 cannot read it \(.+\); make it anew, or"
+        DataError, match=r"^.+/idc.h5: HDF5 cannot read it \(.+\); make it again, or"
     ):
         open_data(folder)
 

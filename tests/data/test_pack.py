@@ -169,7 +169,7 @@ def test_files_that_are_no_pack(tmp_path):
     assert_refused(tmp_path, "not an HDF5 file")
     with h5py.File(path, "w") as file:
         file.attrs["format"] = "wsi-idc-map"
-    assert_refused(path, r"not a usable pack \(it is HDF5, but not a pack\); make it anew")
+    assert_refused(path, r"not a usable pack \(it is HDF5, but not a pack\); make it again")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.999])
@@ -189,8 +189,8 @@ DAMAGE = {
     "mpp": (lambda f: f.attrs.update(mpp=0.0), "patches of 50 px of 0.0 um"),
     "patch_px": (lambda f: f.attrs.update(patch_px=49), "/patches is of shape"),
     "classes": (lambda f: f.attrs.update(class_names=["a"]), "1 class names"),
-    "absent": (lambda f: f.__delitem__("x"), "/x is not a data set of this file"),
-    "group": (lambda f: (f.__delitem__("x"), f.create_group("x")), "/x is not a data set"),
+    "absent": (lambda f: f.__delitem__("x"), "/x is not a dataset of this file"),
+    "group": (lambda f: (f.__delitem__("x"), f.create_group("x")), "/x is not a dataset"),
     "scalar": (lambda f: replace(f, "patches", np.uint8(1)), "/patches is of shape"),
     "chunked": (
         lambda f: replace(f, "patches", np.zeros((7, 50, 50, 3), np.uint8), chunks=True),
@@ -203,12 +203,12 @@ DAMAGE = {
     "fewer rows": (lambda f: replace(f, "label", np.zeros(6, np.int8)), "/label is of shape"),
     "text": (lambda f: replace(f, "x", text(*"abcdefg")), "/x is of type object"),
     "float x": (lambda f: replace(f, "x", np.zeros(7)), "/x is of type float64"),
-    "label": (lambda f: f["label"].__setitem__(0, 2), "/label is not -1, 0 or 1"),
+    "label": (lambda f: f["label"].__setitem__(0, 2), "/label has values outside -1 to 1"),
     "off grid": (lambda f: f["x"].__setitem__(0, 1), "/x and /y are not on a grid"),
-    "negative": (lambda f: f["y"].__setitem__(0, -50), "/x and /y are not on a grid"),
+    "negative": (lambda f: f["y"].__setitem__(0, -50), "/y has values outside 0 to"),
     "far": (
         lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50),
-        "/x and /y are not on a grid",
+        "/y has values outside 0 to",
     ),
     "twice": (lambda f: f["x"].__setitem__(1, 0), "two patches of a patient at one place"),
     "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient is not sorted"),
@@ -222,8 +222,8 @@ DAMAGE = {
     "newline": (lambda f: f["patients"].__setitem__(0, "1\nError: 2"), "cannot be a patient id"),
     "empty id": (lambda f: f["patients"].__setitem__(0, ""), "cannot be a patient id"),
     "numbers": (lambda f: replace(f, "patients", np.arange(3)), "/patients is of type int64"),
-    "size 0": (lambda f: f["height"].__setitem__(0, 0), "/height or /width is not 1 to 50"),
-    "size 51": (lambda f: f["width"].__setitem__(0, 51), "/height or /width is not 1 to 50"),
+    "size 0": (lambda f: f["height"].__setitem__(0, 0), "has values outside 1 to 50"),
+    "size 51": (lambda f: f["width"].__setitem__(0, 51), "has values outside 1 to 50"),
     "no patch": (
         lambda f: replace(f, "patches", np.zeros((0, 50, 50, 3), np.uint8)),
         "not contiguous|no room",
@@ -236,7 +236,7 @@ def test_damaged(pack, name):
     damage, message = DAMAGE[name]
     with h5py.File(pack.path, "r+") as file:
         damage(file)
-    assert_refused(pack.path, rf"not a usable pack \(.*({message}).*\); make it anew")
+    assert_refused(pack.path, rf"not a usable pack \(.*({message}).*\); make it again")
 
 
 def test_huge_claims_take_no_memory(pack):
@@ -248,7 +248,7 @@ def test_huge_claims_take_no_memory(pack):
     with h5py.File(pack.path, "r+") as file:
         del file["patches"]
         file.create_dataset("patches", (2**40, 50, 50, 3), "u1")
-    assert_refused(pack.path, "is not contiguous|no room for 1099511627776 patches")
+    assert_refused(pack.path, "/patches claims [0-9]+ bytes, more than the file holds")
 
 
 def test_many_claimed_patients_take_no_memory(pack):
@@ -284,7 +284,7 @@ def test_data_of_another_file_are_not_read(pack, tmp_path, name, kind):
         else:
             external = [(str(secret), 0, h5py.h5f.UNLIMITED)]
             file.create_dataset(name, shape, dtype, external=external)
-    assert_refused(pack.path, f"/{name} is not a data set of this file")
+    assert_refused(pack.path, f"/{name} is not a dataset of this file")
 
 
 def same_but_another(path: Path) -> None:

@@ -35,7 +35,8 @@ def info(file: Path, as_json: bool) -> None:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    from wsi_idc.data.pack import is_pack, stated_format
+    from wsi_idc.core.hdf5 import read_format
+    from wsi_idc.data.pack import is_pack
     from wsi_idc.maps.cohort_file import is_cohort
     from wsi_idc.maps.map_reader import is_map
     from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint
@@ -57,7 +58,7 @@ def _describe(file: Path) -> dict[str, Any]:
     if file.is_file() and file.suffix != ".h5":
         return _describe_slide(file)
     if file.is_file():
-        stated_format(file)  # raises where that is damaged
+        read_format(file)  # raises if the file is damaged
     raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import BusyError, DataError
+from wsi_idc.core.hdf5 import read_format
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.data.download import downloaded
-from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack, stated_format
+from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
 from wsi_idc.data.patch_index import (
     content_key,
     holds_patches,
@@ -70,7 +71,7 @@ def find_pack(path: Path) -> Pack | None:
     if not path.is_dir():
         return None if is_zip(path) else Pack(path)
     files = [file for file in sorted(path.glob("[!.]*.h5")) if file.is_file()]
-    packs = [file for file in files if stated_format(file) == FORMAT]
+    packs = [file for file in files if read_format(file) == FORMAT]
     if len(packs) == 1:
         return Pack(packs[0])
     if packs:

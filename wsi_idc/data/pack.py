@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import safe_filename
-from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.core.hdf5 import (
+    UNREADABLE,
+    DatasetSpec,
+    check_dataset,
+    has_format,
+    open_hdf5,
+    read_attributes,
+    read_dataset,
+    read_datasets,
+)
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
@@ -26,8 +35,6 @@ FORMAT_VERSION = 1
 CLASS_NAMES = ("non-IDC", "IDC")
 MAX_PATCH_PX = 255  # /height and /width are uint8
 COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
-# What h5py raises at a file that is damaged, or made to deceive.
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -53,31 +60,9 @@ class PackInfo:
     class_names: tuple[str, ...] = CLASS_NAMES
 
 
-def opened(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading."""
-    check_heaps(path)
-    # A reader asks for no lock: many network disks have none.
-    return h5py.File(path, "r", locking=False)
-
-
-def stated_format(path: Path) -> str:
-    """Return what an HDF5 file says that it is, an empty text where it says nothing.
-
-    Raises:
-        DataError: HDF5 cannot read it, so it may have been anything.
-    """
-    try:
-        with opened(path) as file:
-            return str(attributes(file).get("format", ""))
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path}: HDF5 cannot read it ({first_line(error)}); make it anew, or remove it"
-        ) from None
-
-
 def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
     """Read and check everything but the pixels; return the byte offset of those too."""
-    attrs = attributes(file)
+    attrs = read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
     if int(attrs["format_version"]) != FORMAT_VERSION:
@@ -86,24 +71,29 @@ def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFr
         raise ValueError("it is not complete")
     info = _read_info(attrs)
     side = info.patch_px
-    patches = dataset_of(file, "patches", shape=(None, side, side, 3), dtype="u1")
+    patches = check_dataset(file, "patches", DatasetSpec("u1", (None, side, side, 3)))
     num, offset = patches.shape[0], patches.id.get_offset()
     if offset is None:
         raise ValueError("/patches is not contiguous")
     # Before any column is read: what the file cannot hold must not be allocated.
     if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
         raise ValueError(f"it is cut short, or has no room for {num} patches")
-    columns = {
-        name: dataset_of(file, name, shape=(num,), dtype=dtype)[:]
-        for name, dtype in {"patient": "i4", **COLUMNS}.items()
-    }
-    index = pd.DataFrame(columns)
-    codes = columns["patient"]
+    last_px = MAX_CELLS_PER_SIDE * side - 1
+    limits = {"label": (-1, 1), "height": (1, side), "width": (1, side)}
+    limits |= {"x": (0, last_px), "y": (0, last_px)}
+    specs = {name: DatasetSpec(dtype, (num,), limits[name]) for name, dtype in COLUMNS.items()}
+    index = pd.DataFrame(read_datasets(file, {"patient": DatasetSpec("i4", (num,)), **specs}))
+    codes = index["patient"].to_numpy()
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
         raise ValueError("/patient is not sorted into /patients")
-    names = dataset_of(file, "patients", shape=(int(codes[-1]) + 1,))
-    patients = [safe_filename(str(name)) for name in names.asstr()[:]]
-    _check_index(index, patients, patch_px=side)
+    names = read_dataset(file, "patients", DatasetSpec("text", (int(codes[-1]) + 1,)))
+    patients = [safe_filename(name) for name in names]
+    if sorted(set(patients)) != patients:
+        raise ValueError("/patients are not sorted or not unique")
+    if (index[["x", "y"]].to_numpy() % side).any():
+        raise ValueError("/x and /y are not on a grid of patches")
+    if index.duplicated(["patient", "x", "y"]).any():
+        raise ValueError("two patches of a patient at one place")
     return info, patients, index, int(offset)
 
 
@@ -128,45 +118,6 @@ def _read_info(attrs: dict[str, Any]) -> PackInfo:
     if len(info.class_names) != len(CLASS_NAMES):
         raise ValueError(f"{len(info.class_names)} class names")
     return info
-
-
-def dataset_of(
-    file: h5py.File, name: str, *, shape: tuple[int | None, ...], dtype: str | None = None
-) -> Any:
-    """Return the data set ``name`` if its data lie in this very file.
-
-    Raises:
-        ValueError: It is not there, lies elsewhere, or has another shape or type; None in ``shape``
-            is any length, None as ``dtype`` is text.
-    """
-    link = file.get(name, getlink=True)
-    dataset = file[name] if isinstance(link, h5py.HardLink) else None
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"/{name} is not a data set of this file")
-    if dataset.dtype != (h5py.string_dtype() if dtype is None else np.dtype(dtype)):
-        raise ValueError(f"/{name} is of type {dataset.dtype}")
-    fits = len(dataset.shape) == len(shape) and all(
-        wanted in (None, has) for wanted, has in zip(shape, dataset.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"/{name} is of shape {dataset.shape}")
-    return dataset
-
-
-def _check_index(index: pd.DataFrame, patients: list[str], *, patch_px: int) -> None:
-    """Raise ValueError where the columns contradict each other."""
-    if sorted(set(patients)) != patients:
-        raise ValueError("/patients are not sorted or not unique")
-    xy = index[["x", "y"]].to_numpy()
-    if (xy % patch_px).any() or xy.min() < 0 or xy.max() >= MAX_CELLS_PER_SIDE * patch_px:
-        raise ValueError("/x and /y are not on a grid of patches")
-    if index.duplicated(["patient", "x", "y"]).any():
-        raise ValueError("two patches of a patient at one place")
-    sides = index[["height", "width"]].to_numpy()
-    if sides.min() < 1 or sides.max() > patch_px:
-        raise ValueError(f"/height or /width is not 1 to {patch_px}")
-    if not index["label"].isin([-1, 0, 1]).all():
-        raise ValueError("/label is not -1, 0 or 1")
 
 
 _HELD_BYTES = 2**25
@@ -201,11 +152,11 @@ class Pack:
             raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
         self._state = _state_of(self.file)
         try:
-            with opened(self.file) as file:
+            with open_hdf5(self.file) as file:
                 self.info, self.patients, self.index, offset = read_all_but_pixels(file)
         except (DataError, *UNREADABLE) as error:
             reason = first_line(error)
-            raise DataError(f"{self.file}: not a usable pack ({reason}); make it anew") from None
+            raise DataError(f"{self.file}: not a usable pack ({reason}); make it again") from None
         self._held = 0
         side = self.info.patch_px
         shape = (len(self.index), side, side, 3)
@@ -214,7 +165,7 @@ class Pack:
                 self.file, np.uint8, mode="r", offset=offset, shape=shape
             )
         except ValueError:
-            raise DataError(f"{self.file}: the pack is cut short; make it anew") from None
+            raise DataError(f"{self.file}: the pack is cut short; make it again") from None
         self.check_same()
 
     def __len__(self) -> int:
@@ -282,8 +233,8 @@ class Pack:
         """
         self.check_same()
         try:
-            with opened(self.file) as file:
-                dataset = dataset_of(file, "path", shape=(len(self),))
+            with open_hdf5(self.file) as file:
+                dataset = check_dataset(file, "path", DatasetSpec("text", (len(self),)))
                 found = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except UNREADABLE as error:
             raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
@@ -292,11 +243,8 @@ class Pack:
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether a file says of itself that it is a pack."""
-    try:
-        return path.is_file() and stated_format(path) == FORMAT
-    except DataError:
-        return False
+    """Return whether a file is a pack by its attribute ``format``."""
+    return has_format(path, FORMAT)
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:

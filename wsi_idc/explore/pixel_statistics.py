@@ -124,7 +124,7 @@ def _blocks(pack: Pack) -> Iterator[NDArray[np.uint8]]:
             num = min(_PATCHES_AT_A_TIME, len(pack) - start)
             block = np.fromfile(file, np.uint8, count=num * int(np.prod(shape)))
             if block.size < num * np.prod(shape):
-                raise DataError(f"{pack.file}: the pack was cut short meanwhile; make it anew")
+                raise DataError(f"{pack.file}: the pack was cut short meanwhile; make it again")
             yield block.reshape(num, *shape)
 
 

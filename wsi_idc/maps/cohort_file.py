@@ -5,18 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pandas as pd
 
 from wsi_idc.core.errors import MapError, first_line
 from wsi_idc.core.files import safe_filename, write_bytes
-from wsi_idc.core.hdf5 import attributes, check_heaps
-from wsi_idc.maps.map_reader import UNREADABLE, is_map
+from wsi_idc.core.hdf5 import (
+    UNREADABLE,
+    DatasetSpec,
+    has_format,
+    open_hdf5,
+    read_attributes,
+    read_dataset,
+)
+from wsi_idc.maps.map_reader import is_map
 
 FORMAT = "wsi-idc-cohort"
 FORMAT_VERSION = 1
 _MAX_MAPS = 1_000_000
-_MAX_ITEM_BYTES = 16  # of a number, or of where a text lies
 
 
 def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
@@ -74,39 +79,31 @@ def _write_column(group: h5py.Group, name: str, values: pd.Series) -> None:
 
 
 def is_cohort(path: Path) -> bool:
-    """Return whether a file says of itself that it is a cohort file."""
-    try:
-        check_heaps(path)
-        with h5py.File(path, "r", locking=False) as file:
-            return str(attributes(file).get("format")) == FORMAT
-    except UNREADABLE:
-        return False
+    """Return whether a file is a cohort file by its attribute ``format``."""
+    return has_format(path, FORMAT)
 
 
 def read_cohort_h5(path: Path) -> pd.DataFrame:
     """Read the table of a cohort file.
 
     Raises:
-        MapError: It is missing, damaged, or something else.
+        MapError: The file is missing, damaged, or something else.
     """
     try:
-        check_heaps(path)
-        with h5py.File(path, "r", locking=False) as file:
-            attrs, table = attributes(file), file["table"]
+        with open_hdf5(path) as file:
+            attrs = read_attributes(file)
             if str(attrs.get("format")) != FORMAT or int(attrs["complete"]) != 1:
                 raise ValueError("not a complete cohort file")
             num = int(attrs["num_maps"])
-            names = [str(name) for name in attributes(table)["columns"]]
-            return pd.DataFrame({name: _read_column(table[name], num) for name in names})
+            if num > _MAX_MAPS:
+                raise ValueError(f"{num} maps are too many")
+            columns = [str(name) for name in read_attributes(file["table"])["columns"]]
+            spec = DatasetSpec(("i4", "i8", "f4", "f8", "text"), (num,))
+            return pd.DataFrame(
+                {name: read_dataset(file, f"table/{name}", spec) for name in columns}
+            )
     except UNREADABLE as error:
         reason = first_line(error)
         raise MapError(
-            f"{path}: not a usable cohort file ({reason}); make it anew with wsi-idc report"
+            f"{path}: not a usable cohort file ({reason}); make it again with wsi-idc report"
         ) from None
-
-
-def _read_column(column: h5py.Dataset, num: int) -> np.ndarray:
-    # Before any of it is read: what is declared need not be there.
-    if column.shape != (num,) or num > _MAX_MAPS or column.dtype.itemsize > _MAX_ITEM_BYTES:
-        raise ValueError(f"{column.name} has shape {column.shape}, not {num} maps")
-    return column[:] if column.dtype.kind in "if" else column.asstr()[:].astype(object)

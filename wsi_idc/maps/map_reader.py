@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import POSSIBLE_MPP, POSSIBLE_TEMPERATURE
 from wsi_idc.core.errors import MapError, first_line
 from wsi_idc.core.files import parse_json, safe_filename
-from wsi_idc.core.hdf5 import attributes, check_heaps
+from wsi_idc.core.hdf5 import UNREADABLE, has_format, open_hdf5, read_attributes
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, shape_of
 from wsi_idc.maps.map_writer import (
     FORMAT,
@@ -35,7 +35,7 @@ def read_content(file: h5py.File) -> PatientMap:
     """Return all that a map holds but its image.
 
     Raises:
-        ValueError, or another of ``store.UNREADABLE``: The file is damaged, or something else.
+        ValueError, or another of ``UNREADABLE``: The file is damaged, or something else.
     """
     content = read_all_but_cams(file)
     return replace(content, cam=file["cam/raw"][:].astype(np.float32)) if "cam" in file else content
@@ -45,9 +45,9 @@ def read_all_but_cams(file: h5py.File) -> PatientMap:
     """Return all that a map holds but its image and the values of its CAMs, its largest part.
 
     Raises:
-        ValueError, or another of ``store.UNREADABLE``: The file is damaged, or something else.
+        ValueError, or another of ``UNREADABLE``: The file is damaged, or something else.
     """
-    attrs = attributes(file)
+    attrs = read_attributes(file)
     _check_attributes(attrs)
     num = _check_columns(file)
     row_col = file["row_col"][:].astype(np.int32)
@@ -155,7 +155,7 @@ def _read_cam(file: h5py.File, num: int) -> dict[str, Any]:
     _check_plain(raw)
     if raw.nbytes > MAX_CAM_BYTES:
         raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
-    attrs = attributes(file["cam"])
+    attrs = read_attributes(file["cam"])
     return {
         "cam_layer": str(attrs["target_layer"]),
         "cam_method": str(attrs["method"]),
@@ -181,7 +181,7 @@ def _read_slide(file: h5py.File) -> SlideView | None:
     if "slide" not in file:
         return None
     group = file["slide"]
-    attrs, thumbnail, tissue = attributes(group), group["thumbnail"], group["tissue"]
+    attrs, thumbnail, tissue = read_attributes(group), group["thumbnail"], group["tissue"]
     sides = tissue.shape
     if thumbnail.shape != (*sides, 3) or not 0 < min(sides) <= max(sides) <= _MAX_THUMBNAIL_SIDE:
         raise ValueError(f"/slide/thumbnail has shape {thumbnail.shape}, tissue {sides}")
@@ -201,11 +201,6 @@ def _read_slide(file: h5py.File) -> SlideView | None:
 
 # Lies among the maps and is none: the table of a cohort (maps/cohort_store.py).
 COHORT_H5 = "cohort.h5"
-# What h5py and numpy raise at a file that is damaged, or made to deceive.
-UNREADABLE = (
-    *(OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
-    *(RuntimeError, OverflowError, MemoryError),
-)
 _MAX_IMAGE_BYTES = 2**32  # that is read at one go
 ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
@@ -258,7 +253,7 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
     # What goes wrong in the caller's block is no fault of the map.
     with ExitStack() as stack:
         with _in_one_line(path):
-            file = stack.enter_context(_file(path))
+            file = stack.enter_context(open_hdf5(path))
             image = image_of(file, read_all_but_cams(file))
         yield None if image is None else partial(_read_rows, path, image)
 
@@ -299,24 +294,14 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def is_map(path: Path) -> bool:
-    """Return whether a file says of itself that it is a map."""
-    try:
-        with _file(path) as file:
-            return str(attributes(file).get("format")) == FORMAT
-    except UNREADABLE:
-        return False
-
-
-def _file(path: Path) -> h5py.File:
-    check_heaps(path)
-    # A reader asks for no lock: many network disks have none.
-    return h5py.File(path, "r", locking=False)
+    """Return whether a file is a map by its attribute ``format``."""
+    return has_format(path, FORMAT)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a map for reading; whatever is wrong with it becomes a MapError."""
-    with _in_one_line(path), _file(path) as file:
+    with _in_one_line(path), open_hdf5(path) as file:
         yield file
 
 
