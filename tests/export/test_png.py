@@ -11,10 +11,10 @@ from wsi_idc.export import png
 from wsi_idc.export.layers import LABEL_COLOURS as EXPORTED
 from wsi_idc.export.layers import layers_of
 from wsi_idc.export.png import write_legend, write_png
+from wsi_idc.maps.layers import robust_max
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
-from wsi_idc.plotting.raster import robust_max
 from wsi_idc.render import panels
 from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.legend import LABEL_COLOURS as SHOWN

@@ -2,26 +2,25 @@ import numpy as np
 import pytest
 
 from wsi_idc.plotting.raster import (
-    colour_table,
+    color_table,
     downscale,
     overlay_colormap,
     resize,
-    robust_max,
     to_gray,
 )
 
 
 def test_a_table_has_the_colours_of_the_colour_map_and_an_opacity():
-    table = colour_table("viridis", opacity=0.5)
+    table = color_table("viridis", opacity=0.5)
     assert table.shape == (256, 4)
     assert table[0].tolist() == [68, 1, 84, 128]
     assert table[-1].tolist() == [253, 231, 37, 128]
-    assert colour_table("viridis")[7, 3] == 255
+    assert color_table("viridis")[7, 3] == 255
 
 
 def test_opaque_colours_hide_the_ground_and_nan_leaves_it():
     ground = np.full((2, 4, 3), 9, np.uint8)
-    painted = overlay_colormap(ground, np.array([[0, np.nan]], np.float32), colour_table("viridis"))
+    painted = overlay_colormap(ground, np.array([[0, np.nan]], np.float32), color_table("viridis"))
     assert (painted[:, :2] == [68, 1, 84]).all()
     assert (painted[:, 2:] == 9).all()
     assert (ground == 9).all()
@@ -37,7 +36,7 @@ def test_colours_and_ground_mix_by_the_opacity():
 
 
 def test_values_beyond_the_scale_are_drawn_as_its_ends():
-    table = colour_table("magma")
+    table = color_table("magma")
     values = np.array([[-3, -np.inf, 7, np.inf]], np.float32)
     painted = overlay_colormap(np.zeros((1, 4, 3), np.uint8), values, table)
     assert (painted[0, :2] == table[0, :3]).all()
@@ -48,7 +47,7 @@ def test_values_beyond_the_scale_are_drawn_as_its_ends():
 def test_the_last_cell_of_a_large_grid_lies_on_the_last_pixels(side: int):
     values = np.zeros((300, 300), np.float32)
     values[299, 299] = 1
-    table = colour_table("gray")
+    table = color_table("gray")
     painted = overlay_colormap(np.zeros((side, side, 3), np.uint8), values, table)[..., 0]
     rows, cols = np.nonzero(painted)
     # the pixels whose centre is in the cell: from 299/300 of the side to its end
@@ -83,16 +82,3 @@ def test_enlarging_copies():
     assert resize(grid, height=2, width=5).tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
     mixed = resize(np.array([[0, 2], [4, 6]], np.float32), height=1, width=4)
     assert mixed.tolist() == [[2, 2, 4, 4]]
-
-
-def test_a_single_glowing_pixel_does_not_darken_the_rest():
-    values = np.ones(1001, np.float32)
-    values[7] = 1000
-    assert robust_max(values) == 1
-    values[9] = np.nan
-    assert robust_max(values) == 1
-
-
-@pytest.mark.parametrize("value", [0, -1, np.nan])
-def test_where_nothing_glows_full_strength_is_one(value):
-    assert robust_max(np.full((2, 3), value, np.float32)) == 1

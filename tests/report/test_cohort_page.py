@@ -9,7 +9,7 @@ from tests.maps.hand import EVIL, hand_map
 from tests.report.browser import ask, needs_chromium, requests_in
 from tests.report.test_patient_page import assert_closed
 from wsi_idc.maps.cohort import row_of
-from wsi_idc.plotting.template import POLICY
+from wsi_idc.plotting.html import content_security_policy
 from wsi_idc.report.cohort_page import Card, card_of, cohort_page, sort_key
 
 IDS = "return [...document.querySelectorAll('#cards > a')].map((a) => a.dataset.patient)"
@@ -123,7 +123,8 @@ def test_a_request_would_be_seen(tmp_path: Path):
     page.write_text("<body><img src='http://example.invalid/a.png'></body>")
     assert ask(page, "await pause(300); return 1", net_log=log) == 1
     assert requests_in(log) == ["http://example.invalid/a.png"]
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    policy = content_security_policy("")
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page.write_text(f"{policy}<body><img src='http://example.invalid/a.png'></body>")
     assert ask(page, "await pause(300); return 2", net_log=log) == 2
     assert requests_in(log) == []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.maps.hand import hand_map
-from wsi_idc.plotting.raster import robust_max
+from wsi_idc.maps.layers import robust_max
 from wsi_idc.report.layers import (
     BoundingBox,
     bounding_box,

@@ -48,11 +48,6 @@ def write_beside(ax: Axes, places: Iterable[float], texts: Iterable[str]) -> Non
         )
 
 
-def say_none(ax: Axes, text: str) -> None:
-    """Write why there is nothing to draw in the middle of the axes."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=INK)
-
-
 def in_words(evaluation: Evaluation) -> str:
     """Return what the judged probabilities are called."""
     return evaluation.judged.column.replace("probability_smoothed", "smoothed probability")

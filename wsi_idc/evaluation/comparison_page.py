@@ -41,7 +41,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
     names = {"a": name_a, "b": name_b}
     write_page(
         out / "comparison.html",
-        "comparison.html",
+        "evaluation/templates/comparison.html",
         name=names,
         facts=f"{count(comparison.num_patients, 'patient', 'patients')} · "
         f"{count(comparison.num_patches, 'patch', 'patches')} · the same ones for both",

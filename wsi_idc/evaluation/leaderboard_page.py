@@ -42,7 +42,7 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
     measured = [row for row in rows if row["source"] == MEASURED]
     write_page(
         out / "leaderboard.html",
-        "leaderboard.html",
+        "evaluation/templates/leaderboard.html",
         rank_by=rank_by,
         smaller_is_better=rank_by in measure.SMALLER_IS_BETTER,
         metrics=[name for name in _SHOWN if name != rank_by],

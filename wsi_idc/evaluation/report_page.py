@@ -120,7 +120,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
         ]
     write_page(
         path,
-        "report.html",
+        "evaluation/templates/report.html",
         name=_name(evaluation),
         facts=_facts(evaluation),
         headline=[_headline(evaluation.judged, name) for name in _HEADLINE],

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from wsi_idc.geometry.grid import scatter_to_grid
+from wsi_idc.maps.layers import TOP_PERCENTILE, robust_max
 from wsi_idc.maps.map_reader import ReadRows
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.colors import LABEL_COLORS as HEX_COLOURS
-from wsi_idc.plotting.raster import TOP_PERCENTILE, robust_max
 
 Colour = tuple[int, int, int]
 # By label, the unknown one last: LABEL_COLOURS[-1].

@@ -1,9 +1,9 @@
-"""What colours mean, in pictures, pages and exports alike; beside no drawing library."""
+"""Colors of labels, layers and lines, the same in pictures, pages and exports."""
 
-# -1 is unknown; told apart without red and green, and in grey.
+# -1 is unknown. The colors differ without red and green, and in gray.
 LABEL_COLORS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
 
-# matplotlib's names. Uniform to the eye, also to a colour-blind one.
+# Colormaps of matplotlib by layer. Perceptually uniform, for color-blind people too.
 COLORMAPS = {
     "probability": "viridis",
     "smoothed": "viridis",
@@ -11,6 +11,6 @@ COLORMAPS = {
     "uncertainty": "cividis",
 }
 
-# Lines and marks of figures, and what stands back behind them.
+# Lines and marks of figures, and the gray of lines behind them.
 ACCENT, OTHER, THIRD = "#2f6db3", "#c2410c", "#2a9d6f"
 GREY, GRID = "#8a8a8a", "#e4e4e4"

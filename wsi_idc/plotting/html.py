@@ -1,80 +1,104 @@
-"""Self-contained HTML pages: what every one has, and figures inside of them."""
+"""Self-contained HTML pages: one shell, with figures and pictures as data URIs.
+
+The names of templates, styles and scripts are paths below ``wsi_idc/``.
+"""
 
 import base64
 import hashlib
+import io
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import write_text
 from wsi_idc.core.progress import progress
-from wsi_idc.plotting import number_format as wording
+from wsi_idc.plotting import number_format
+from wsi_idc.plotting.raster import Pixels, colorize, downscale
 from wsi_idc.plotting.style import house_style, save_png_and_svg
 
 FIGURES = "figures"
-# The browser itself lets no request leave the page, and runs no script but the page's own.
+# Browsers draw pictures up to 16,384 px a side, on some graphics cards half of that.
+MAX_SIDE_PX = 8192
 _POLICY = (
-    "default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
-
-_FORMS = (
-    wording.number,
-    wording.signed,
-    wording.percent,
-    wording.interval,
-    wording.signed_interval,
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
+    "font-src data:; base-uri 'none'; form-action 'none'"
 )
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page in one atomic step; every value in it is escaped.
+def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
+    """Return the policy that makes the browser refuse every request and every foreign script.
 
     Args:
-        path: Where to.
-        template: Name of one of the package's templates.
-        values: What it shows.
+        script: The page's own script.
+        is_bokeh: Whether the page holds a bokeh document, which runs several scripts and builds
+            functions from text.
     """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scripts = "'unsafe-inline' 'unsafe-eval'" if is_bokeh else f"'sha256-{digest}'"
+    return _POLICY.format(scripts=scripts)
+
+
+def read_text(name: str) -> str:
+    """Read a style or script of the package."""
+    return (resources.files("wsi_idc") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("wsi_idc.evaluation", "templates"),
+        loader=PackageLoader("wsi_idc", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {form.__name__: form for form in _FORMS}
-    script = _read("sort.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template(template).render(
-        policy=_POLICY.format(digest=digest),
-        style=_read("page.css"),
-        script=script,
-        notice=NOTICE,
-        titles=wording.TITLES,
-        **values,
-    )
-    write_text(path, text)
+    environment.filters |= {
+        name: getattr(number_format, name)
+        for name in ("number", "signed", "percent", "interval", "signed_interval")
+    }
+    environment.globals |= {
+        "content_security_policy": content_security_policy,
+        "notice": NOTICE,
+        "read_text": read_text,
+        "titles": number_format.TITLES,
+    }
+    return environment
 
 
-def _read(name: str) -> str:
-    file = resources.files("wsi_idc.evaluation") / "templates" / name
-    return file.read_text(encoding="utf-8")
+def page_template(name: str) -> Template:
+    """Return a template of the package; it escapes every value."""
+    return _environment().get_template(name)
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a page in one atomic step.
+
+    Args:
+        path: The HTML file.
+        template: Name of the template.
+        values: Values that the template shows, each escaped.
+    """
+    write_text(path, page_template(template).render(**values))
 
 
 def write_figures(
     drawings: Mapping[str, Callable[[], Figure]], out: Path, *, what: str = "drawing"
 ) -> dict[str, str]:
-    """Write each figure as PNG and SVG into ``out/figures``; return it as a data URI.
+    """Write each figure as PNG and SVG into ``out/figures`` and return the SVGs as data URIs.
 
     Args:
-        drawings: File name without suffix, and what draws it.
-        out: The folder of the page.
-        what: What the progress is called.
+        drawings: File name without suffix, to the function that draws the figure.
+        out: Folder of the page.
+        what: Text in front of the progress bar.
     """
     uris = {}
     with progress(len(drawings), what=what, unit="figure") as bar, house_style():
@@ -87,12 +111,51 @@ def write_figures(
 
 
 def remove_figures(names: Mapping[str, Any], out: Path) -> None:
-    """Remove figures that an earlier page had, so that none stands beside other numbers."""
+    """Remove the figures of an earlier page, so that no figure contradicts the new numbers."""
     for name in names:
         for suffix in (".png", ".svg"):
             (out / FIGURES / f"{name}{suffix}").unlink(missing_ok=True)
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Return the content of a picture as a URI that needs no file."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(data: bytes, media_type: str) -> str:
+    """Return the bytes of a picture as a URI that needs no file."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def tissue_uri(image: Pixels) -> tuple[str, float]:
+    """Return tissue as a JPEG data URI, and its px per px of ``image``.
+
+    Args:
+        image: Shape (h, w, 3).
+    """
+    small, scale = _fit(image, MAX_SIDE_PX)
+    return _picture_uri(small, "JPEG", quality=90, subsampling=0), scale
+
+
+def thumbnail_uri(image: Pixels, side_px: int) -> str:
+    """Return tissue as a JPEG data URI of at most ``side_px`` a side."""
+    return _picture_uri(_fit(image, side_px)[0], "JPEG", quality=82)
+
+
+def grid_uri(grid: NDArray[np.float32], table: Pixels) -> str:
+    """Return a grid of values as a PNG data URI, one px a cell, transparent where NaN.
+
+    Args:
+        grid: Values from 0 to 1, shape (rows, cols).
+        table: Colors of the values as from ``color_table``, shape (256, 4).
+    """
+    return _picture_uri(colorize(grid, table), "PNG", optimize=True)
+
+
+def _fit(image: Pixels, side_px: int) -> tuple[Pixels, float]:
+    scale = side_px / max(image.shape[:2])
+    if scale >= 1:
+        return image, 1.0
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return downscale(image, height=height, width=width), scale
+
+
+def _picture_uri(picture: Pixels, image_format: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, image_format, **options)
+    return data_uri(buffer.getvalue(), f"image/{image_format.lower()}")

@@ -1,52 +1,64 @@
-"""Colours on pixels: numbers in, RGB out, no file and no figure.
+"""Colors on pixels: arrays in, RGB out, and the matplotlib artist that draws them 1:1.
 
-Pictures are [row, col, channel], uint8. A grid is laid over a picture by area: its first cell
-begins at the first pixel, its last one ends with the last, and nothing in between drifts.
+Pictures are [row, col, channel], uint8. A grid covers a picture by area: its first cell begins at
+the first pixel, its last cell ends at the last pixel, and no cell between them drifts.
 """
+
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist, allow_rasterization
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-NUM_COLOURS = 256
-TOP_PERCENTILE = 99.5
-_STRIP_PX = 256  # high; bounds what is held besides the picture itself
+NUM_COLORS = 256
+# White below the transparency, for programs that ignore it.
+CLEAR = (255, 255, 255, 0)
+_OPAQUE = 255
+_STRIP_PX = 256  # height of the strips in which a picture is painted; bounds the memory
 
 
-def colour_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pixels:
-    """Return a colour map of matplotlib's as a table for ``paint``.
+def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pixels:
+    """Return a colormap of matplotlib as a table.
 
     Args:
-        name: matplotlib's name of it.
-        opacity: 0 to 1, one for all colours or one each.
+        name: matplotlib's name of the colormap.
+        opacity: 0 to 1, one number for all colors or one for each.
 
     Returns:
         RGBA of the values from 0 to 1, shape (256, 4).
     """
-    colours = colormaps[name].resampled(NUM_COLOURS)(np.arange(NUM_COLOURS))
-    colours[:, 3] = opacity
-    return np.rint(colours * 255).astype(np.uint8)
+    colors = colormaps[name].resampled(NUM_COLORS)(np.arange(NUM_COLORS))
+    colors[:, 3] = opacity
+    return np.rint(colors * 255).astype(np.uint8)
 
 
-def robust_max(values: NDArray[np.float32]) -> float:
-    """Return the value that is drawn at full strength, one for all values of a patient.
+def colorize(values: NDArray[np.float32], table: Pixels) -> Pixels:
+    """Return the color of each value, transparent where NaN.
 
-    What lies above is drawn alike: a single glowing pixel should not darken the rest.
+    Args:
+        values: 0 to 1, clipped; any shape.
+        table: RGBA by value, shape (256, 4).
+
+    Returns:
+        RGBA, shape (*values.shape, 4).
     """
-    finite = values[np.isfinite(values)]
-    top = float(np.percentile(finite, TOP_PERCENTILE)) if finite.size else 0.0
-    return top if top > 0 else 1.0
+    known = np.nan_to_num(np.clip(values, 0, 1), nan=0.0)
+    colors = table[(known * (NUM_COLORS - 1)).round().astype(np.uint8)]
+    colors[np.isnan(values)] = CLEAR
+    return colors
 
 
 def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels) -> Pixels:
-    """Lay the colours of a grid over a picture.
+    """Blend the colors of a grid with a picture.
 
     Args:
         ground: The picture, shape (h, w, 3).
-        values: The grid, shape (rows, cols): 0 to 1, clipped; NaN leaves the picture as it is.
+        values: The grid, shape (rows, cols): 0 to 1, clipped; NaN keeps the picture.
         table: RGBA by value, shape (256, 4).
 
     Returns:
@@ -57,27 +69,27 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
         _cells_of_pixels(*sides) for sides in zip((height, width), values.shape, strict=True)
     )
     known = np.clip(np.nan_to_num(values, nan=0.0), 0, 1)
-    index = np.minimum((known * NUM_COLOURS).astype(np.uint16), NUM_COLOURS - 1)
-    colours = table[index]  # (rows, cols, 4)
-    colours[np.isnan(values), 3] = 0
+    index = np.minimum((known * NUM_COLORS).astype(np.uint16), NUM_COLORS - 1)
+    colors = table[index]  # (rows, cols, 4)
+    colors[np.isnan(values), 3] = 0
     painted = np.empty_like(ground)
     for top in range(0, height, _STRIP_PX):
         strip = slice(top, top + _STRIP_PX)
-        over = colours[rows[strip]][:, cols].astype(np.uint16)
+        over = colors[rows[strip]][:, cols].astype(np.uint16)
         opacity = over[..., 3:]
-        # 255 * 255 and the half that rounds still fit into 16 bits.
+        # 255 * 255 and the half for rounding fit into 16 bits.
         mixed = ground[strip] * (255 - opacity) + over[..., :3] * opacity + 127
         painted[strip] = mixed // 255
     return painted
 
 
 def to_gray(picture: Pixels) -> Pixels:
-    """Return a picture without its hues, shape (h, w, 3): what is laid over it keeps its own."""
+    """Return a picture without hues, shape (h, w, 3), so that colors above it stay true."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Return a picture or grid, at most ``height`` x ``width``, as means over equal areas."""
+    """Shrink a picture or grid to at most ``height`` x ``width`` by means over equal areas."""
     height, width = min(height, picture.shape[0]), min(width, picture.shape[1])
     if (height, width) == picture.shape[:2]:
         return picture
@@ -85,7 +97,7 @@ def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Return a picture or grid as ``height`` x ``width``: shrunk by area, enlarged by copies."""
+    """Resize a picture or grid to ``height`` x ``width``: shrink by area, enlarge by copies."""
     picture = downscale(picture, height=height, width=width)
     rows = _cells_of_pixels(height, picture.shape[0])
     cols = _cells_of_pixels(width, picture.shape[1])
@@ -93,5 +105,38 @@ def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
-    """Return the cell under the centre of each pixel of an axis, shape (pixels,)."""
+    """Return the cell under the center of each pixel of an axis, shape (pixels,)."""
     return (2 * np.arange(pixels) + 1) * cells // (2 * pixels)
+
+
+class Raster(Artist):
+    """A picture that fills its axes, fitted to the pixels of the page.
+
+    ``imshow`` takes about a hundred bytes a pixel to fit a picture: gigabytes for a slide at print
+    resolution. ``Figure.figimage`` needs the resolution before the figure is saved.
+    """
+
+    def __init__(self, picture: Pixels) -> None:
+        super().__init__()
+        self.picture = picture
+        self.set_zorder(0)
+
+    @classmethod
+    def add_to(cls, ax: Axes, picture: Pixels) -> None:
+        """Fill axes with a picture, shape (h, w, 3)."""
+        ax.add_artist(cls(picture))
+
+    @allow_rasterization
+    def draw(self, renderer: Any) -> None:
+        """Draw the picture."""
+        assert self.axes is not None
+        # A PDF is measured in points, and its pixels are finer than a point.
+        scale = renderer.get_image_magnification()
+        left, bottom, right, top = np.rint(self.axes.bbox.extents * scale).astype(int)
+        height, width = max(1, top - bottom), max(1, right - left)
+        drawn = np.full((height, width, 4), _OPAQUE, np.uint8)
+        drawn[..., :3] = resize(self.picture, height=height, width=width)[::-1]
+        context = renderer.new_gc()
+        renderer.draw_image(context, left / scale, bottom / scale, drawn)
+        context.restore()
+        self.stale = False

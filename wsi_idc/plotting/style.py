@@ -79,6 +79,11 @@ def printable(text: object, *, longest: int = 16) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
+def say_none(ax: Axes, reason: str) -> None:
+    """Write into the middle of empty axes why they are empty."""
+    ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=INK)
+
+
 def save_png(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
     """Write a figure as PNG in one atomic step."""
     _save(figure, path, format="png", dpi=dpi)

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from wsi_idc.plotting.artist import Raster
+from wsi_idc.plotting.raster import Raster
 from wsi_idc.plotting.style import INK, PAGE_MM, Page
 from wsi_idc.render.panels import ColorBar, LegendEntry, Outline, Panel
 

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.geometry.regions import region_boundary
+from wsi_idc.maps.layers import robust_max
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.plotting.raster import (
-    NUM_COLOURS,
+    NUM_COLORS,
     Pixels,
-    colour_table,
+    color_table,
     downscale,
     overlay_colormap,
-    robust_max,
     to_gray,
 )
 from wsi_idc.plotting.style import printable
 
 _OPACITY = 0.5
 # What is next to nothing should hide nothing, and weak spots should still be seen.
-_CAM_OPACITY = 0.85 * np.sqrt(np.linspace(0, 1, NUM_COLOURS))
+_CAM_OPACITY = 0.85 * np.sqrt(np.linspace(0, 1, NUM_COLORS))
 _METHODS = {"gradcam": "Grad-CAM"}
 _WHITE = 255
 # Where both outlines run along the same edge, the narrow one lies on the wide one.
@@ -157,7 +157,7 @@ def smoothed(scene: PanelInput) -> Panel:
 
 def uncertainty(scene: PanelInput) -> Panel:
     """Show the standard deviation of the probability."""
-    content, table = scene.content, colour_table(COLORMAPS["uncertainty"])
+    content, table = scene.content, color_table(COLORMAPS["uncertainty"])
     assert content.uncertainty is not None
     top = robust_max(content.uncertainty)
     picture = _on_white(content.grid(content.uncertainty) / top, table)
@@ -167,7 +167,7 @@ def uncertainty(scene: PanelInput) -> Panel:
 
 def cam(scene: PanelInput) -> Panel:
     """Show the CAM mosaic."""
-    table = colour_table(COLORMAPS["cam"])
+    table = color_table(COLORMAPS["cam"])
     values, top = _cam_values(scene)
     key = _cam_bar(table[:, :3], top)
     return _panel(
@@ -195,7 +195,7 @@ def labels(scene: PanelInput) -> Panel:
 
 def overlay(scene: PanelInput) -> Panel:
     """Show the probability over the tissue in grey, which leaves the colours what they are."""
-    ground, table = to_gray(scene.tissue), colour_table(COLORMAPS["probability"], opacity=_OPACITY)
+    ground, table = to_gray(scene.tissue), color_table(COLORMAPS["probability"], opacity=_OPACITY)
     picture = overlay_colormap(ground, scene.content.probability_grid(), table)
     key = ColorBar(_over_mean(scene, table), 1.0, "probability of IDC", scene.threshold)
     return _panel(scene, "Probability over tissue", picture, key)
@@ -204,7 +204,7 @@ def overlay(scene: PanelInput) -> Panel:
 def cam_overlay(scene: PanelInput) -> Panel:
     """Show the CAM over the tissue in grey, stronger where it is stronger."""
     values, top = _cam_values(scene)
-    table = colour_table(COLORMAPS["cam"], opacity=_CAM_OPACITY)
+    table = color_table(COLORMAPS["cam"], opacity=_CAM_OPACITY)
     picture = overlay_colormap(to_gray(scene.tissue), values, table)
     key = _cam_bar(_over_mean(scene, table), top)
     return _panel(scene, f"{_method(scene)} over tissue", picture, key)
@@ -251,7 +251,7 @@ def _panel(
 def _probability_panel(
     scene: PanelInput, title: str, values: NDArray[np.float32], threshold: float
 ) -> Panel:
-    table = colour_table(COLORMAPS["probability"])
+    table = color_table(COLORMAPS["probability"])
     key = ColorBar(table[:, :3], 1.0, "probability of IDC", threshold)
     return _panel(scene, title, _on_white(scene.content.grid(values), table), key)
 
@@ -265,9 +265,9 @@ def _over_mean(scene: PanelInput, table: Pixels) -> Pixels:
     rows, cols = scene.content.shape
     cells = downscale(scene.tissue, height=rows, width=cols)
     mean = cells[tuple(scene.content.row_col.T)].mean(axis=0)
-    ground = np.full((1, NUM_COLOURS, 3), np.rint(mean), np.uint8)
+    ground = np.full((1, NUM_COLORS, 3), np.rint(mean), np.uint8)
     return overlay_colormap(
-        to_gray(ground), np.linspace(0, 1, NUM_COLOURS, dtype=np.float32)[None], table
+        to_gray(ground), np.linspace(0, 1, NUM_COLORS, dtype=np.float32)[None], table
     )[0]
 
 

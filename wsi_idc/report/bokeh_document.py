@@ -9,7 +9,7 @@ from bokeh.events import DocumentReady
 from bokeh.models import CustomJS, RadioButtonGroup, Slider, Span
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.template import read_text
+from wsi_idc.plotting.html import read_text
 from wsi_idc.report.canvas import Sources, Tissue, canvas_of, sources_of
 from wsi_idc.report.layers import (
     BoundingBox,
@@ -102,4 +102,4 @@ def _connect(
 
 
 def _script(name: str, **arguments: Any) -> CustomJS:
-    return CustomJS(args=arguments, code=read_text(name))
+    return CustomJS(args=arguments, code=read_text(f"report/templates/{name}"))

@@ -11,12 +11,12 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc import NOTICE
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.pictures import grid_uri, thumbnail_uri
-from wsi_idc.plotting.template import POLICY, read_text, template
+from wsi_idc.plotting.colors import COLORMAPS
+from wsi_idc.plotting.html import grid_uri, page_template, thumbnail_uri
+from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import bounding_box, stitched_in_window, to_bbox_grid
-from wsi_idc.report.legend import PALETTES, legend_of_probability
+from wsi_idc.report.legend import legend_of_probability
 
 _THUMBNAIL_PX = 260
 # By which the page is known again, and what it lies in.
@@ -68,11 +68,10 @@ def card_of(content: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[s
         tissue = thumbnail_uri(stitched_in_window(image, content), _THUMBNAIL_PX)
     elif content.slide is not None:
         tissue = thumbnail_uri(content.slide.thumbnail, _THUMBNAIL_PX)
-    colours = np.array(
-        [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in PALETTES["probability"]],
-        np.uint8,
+    probability = grid_uri(
+        to_bbox_grid(content.probability, content, fill=np.nan),
+        color_table(COLORMAPS["probability"]),
     )
-    probability = grid_uri(to_bbox_grid(content.probability, content, fill=np.nan), colours)
     return Card(row, tissue, probability, window.rows, window.cols)
 
 
@@ -86,16 +85,12 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
     column, _, descending = SORTS[0]
     ordered = sorted(cards, key=lambda card: sort_key(card.row[column], descending=descending))
     sorts = [sort for sort in SORTS if any(not _is_unknown(card.row[sort[0]]) for card in cards)]
-    return template("index.html").render(
+    return page_template("report/templates/index.html").render(
         cards=ordered,
         failed=failed,
         sorts=sorts,
         totals=_totals([card.row for card in cards]),
         scale=legend_of_probability(),
-        notice=NOTICE,
-        policy=POLICY,
-        style=read_text("page.css") + read_text("index.css"),
-        script=read_text("index.js"),
     )
 
 

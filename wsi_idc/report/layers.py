@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic, scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary as grid_outline
+from wsi_idc.maps.layers import label_names, robust_max
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.raster import robust_max
 
 # What became of a patch; 0 where its label is unknown or there is no patch.
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_NEGATIVE = 1, 2, 3, 4
@@ -81,11 +81,6 @@ def stitched_in_window(image: NDArray[np.uint8], content: PatientMap) -> NDArray
     """Return the part of the stitched tissue, shape (h, w, 3), that lies in the window."""
     window, side = bounding_box(content), content.cell_px
     return image[window.first_row * side :, window.first_col * side :]
-
-
-def label_names(content: PatientMap) -> dict[int, str]:
-    """Return what each label is called."""
-    return {**dict(enumerate(content.class_names)), -1: "unknown"}
 
 
 def patch_columns(content: PatientMap) -> dict[str, NDArray]:

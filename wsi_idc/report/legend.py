@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wsi_idc.maps.layers import cam_title, label_names, robust_max
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.colors import LABEL_COLORS as HEX_COLOURS
-from wsi_idc.plotting.raster import colour_table, robust_max
+from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     TRUE_NEGATIVE,
     TRUE_POSITIVE,
-    label_names,
 )
 
 CLEAR = "#00000000"
@@ -22,7 +22,7 @@ TRUTH_COLOUR = "#ffffff"
 HALO_COLOUR = "#102a43"
 SELECTED_COLOUR = "#ff2bd6"  # neither in viridis nor in inferno
 PALETTES = {
-    quantity: ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in colour_table(name).tolist()]
+    quantity: ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in color_table(name).tolist()]
     for quantity, name in COLORMAPS.items()
 }
 # By code: 1 unknown, 2 non-IDC, 3 IDC; told apart without red and green, and in grey.
@@ -65,12 +65,6 @@ class Legend:
             self.palette[place] for place in np.linspace(0, len(self.palette) - 1, 16).astype(int)
         ]
         return f"linear-gradient(90deg, {', '.join(stops)})"
-
-
-def cam_title(content: PatientMap) -> str:
-    """Return what the CAM of a map is called."""
-    name = "Grad-CAM" if content.cam_method == "gradcam" else content.cam_method
-    return f"{name} of {content.cam_class}"
 
 
 def legends_of(content: PatientMap, *, with_tissue: bool) -> list[Legend]:

@@ -8,15 +8,14 @@ from bokeh.embed import file_html
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
-from wsi_idc import NOTICE
 from wsi_idc.maps.cohort import note_of
+from wsi_idc.maps.layers import cam_title
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.pictures import tissue_uri
-from wsi_idc.plotting.template import POLICY_WITH_EVAL, read_text, template
+from wsi_idc.plotting.html import page_template, tissue_uri
 from wsi_idc.report.bokeh_document import document_of
 from wsi_idc.report.canvas import Tissue
 from wsi_idc.report.layers import bounding_box, stitched_in_window
-from wsi_idc.report.legend import OUTCOME_COLOURS, cam_title, legends_of
+from wsi_idc.report.legend import OUTCOME_COLOURS, legends_of
 
 # Said in lines of their own.
 _ELSEWHERE = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
@@ -38,7 +37,7 @@ def patient_page(
         document,
         INLINE,
         f"Patient {content.patient}: wsi-idc",
-        template=template("patient.html"),
+        template=page_template("report/templates/patient.html"),
         template_variables={
             "content": content,
             "row": {**row, "cell_um": content.cell_px * content.mpp},
@@ -49,9 +48,6 @@ def patient_page(
             "has_cam": content.cam is not None,
             "cam_title": cam_title(content),
             "provenance": provenance_of(content),
-            "notice": NOTICE,
-            "policy": POLICY_WITH_EVAL,
-            "style": read_text("page.css"),
         },
     )
 

@@ -4,7 +4,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from wsi_idc.plotting.pictures import downscaled, grid_uri, thumbnail_uri, tissue_uri
+from wsi_idc.plotting.html import grid_uri, thumbnail_uri, tissue_uri
+from wsi_idc.plotting.raster import color_table
 
 
 def _pixels(uri: str, kind: str) -> np.ndarray:
@@ -29,16 +30,13 @@ def test_large_tissue_is_made_smaller_by_area():
     uri, scale = tissue_uri(image)
     assert scale == 8192 / 20_000
     assert _pixels(uri, "jpeg").shape == (4, 8192, 3)
-    small, half = downscaled(image, 10_000)
-    assert half == 0.5
-    assert (small == 100).all()
     assert _pixels(thumbnail_uri(image, 100), "jpeg").shape == (1, 100, 3)
 
 
 def test_a_grid_is_one_pixel_a_cell_and_clear_where_there_is_none():
-    colours = np.array([[0, 0, 0], [10, 20, 30], [255, 255, 255]], np.uint8)
-    grid = np.array([[0, 0.5, np.nan], [1, 7, -1]], np.float32)
-    assert _pixels(grid_uri(grid, colours), "png").tolist() == [
-        [[0, 0, 0, 255], [10, 20, 30, 255], [0, 0, 0, 0]],
-        [[255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 255]],
+    grid = np.array([[0, 0.2, np.nan], [1, 7, -1]], np.float32)
+    shades = [[0, 51, None], [255, 255, 0]]
+    assert _pixels(grid_uri(grid, color_table("gray")), "png").tolist() == [
+        [[shade] * 3 + [255] if shade is not None else [255, 255, 255, 0] for shade in row]
+        for row in shades
     ]
