@@ -18,7 +18,7 @@ from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
 from wsi_idc.plotting.number_format import TITLES, count, number, percent
 from wsi_idc.plotting.number_format import interval as interval_in_words
-from wsi_idc.plotting.style import INK
+from wsi_idc.plotting.style import INK, say_none
 
 BORDER_TITLES = {
     0: "next to a patch of the other label",

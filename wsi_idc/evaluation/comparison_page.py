@@ -8,14 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wsi_idc.evaluation.charts import say_none, write_beside
+from wsi_idc.evaluation.charts import write_beside
 from wsi_idc.evaluation.compare import Comparison
 from wsi_idc.evaluation.patient_charts import marker_areas
 from wsi_idc.metrics import classification as measure
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import TITLES, count, signed
-from wsi_idc.plotting.style import printable
+from wsi_idc.plotting.style import printable, say_none
 
 _NUM_NAMED = 3
 

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wsi_idc.evaluation.charts import say_none, write_beside
+from wsi_idc.evaluation.charts import write_beside
 from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.metrics import classification as measure
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import TITLES, number
-from wsi_idc.plotting.style import printable
+from wsi_idc.plotting.style import printable, say_none
 
 _SHOWN = (
     "auc",

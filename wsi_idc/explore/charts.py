@@ -14,7 +14,7 @@ from wsi_idc.explore import quality as audit
 from wsi_idc.explore.pixel_statistics import CHANNELS
 from wsi_idc.explore.tables import Description
 from wsi_idc.plotting.colors import LABEL_COLORS as COLOURS
-from wsi_idc.plotting.style import INK
+from wsi_idc.plotting.style import INK, say_none
 
 _COLUMN_OF = {0: "non_idc", 1: "idc", -1: "unknown"}
 _CHANNEL_COLOURS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
@@ -64,7 +64,7 @@ def idc_fraction(description: Description, pack: Pack) -> Figure:
         ax.hist(values, bins=bins, color=COLOURS[1], edgecolor="white")
         _mark_median(ax, float(np.median(values)), "{:.2f}")
     else:
-        _say_none(ax, "no patient has a known label")
+        say_none(ax, "no patient has a known label")
     ax.set(title=f"IDC fraction of {len(values)} patients", xlim=(0, 1))
     ax.set(xlabel="share of the patient's labelled patches that are IDC", ylabel="patients")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -98,7 +98,7 @@ def sizes(description: Description, pack: Pack) -> Figure:
     side, table = pack.info.patch_px, description.sizes
     small = table[(table["height"] < side) | (table["width"] < side)]
     if small.empty:
-        _say_none(ax, f"every patch is {side} x {side} px")
+        say_none(ax, f"every patch is {side} x {side} px")
     else:
         area = 30 + 300 * small["patches"] / small["patches"].max()
         inside = (small["inside_slide"] > 0).to_numpy()
@@ -203,7 +203,7 @@ def stain(description: Description, pack: Pack) -> Figure:
         ax.set(xlabel="stain strength: mean optical density of the tissue")
         ax.set(title=f"Share of optical density in {name}", ylabel="share of the sum")
     if table.empty:
-        _say_none(axes[0], "no patient has tissue")
+        say_none(axes[0], "no patient has tissue")
     else:
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False)
@@ -234,10 +234,6 @@ def _count_from_one(ax: Axes, count: int) -> None:
     ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(1, count) if tick <= count]
     ticks = [max(int(tick), 1) for tick in ticks if tick >= 0]
     ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
-
-
-def _say_none(ax: Axes, text: str) -> None:
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center")
 
 
 CHARTS: dict[str, Callable[[Description, Pack], Figure]] = {
