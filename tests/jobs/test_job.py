@@ -160,7 +160,7 @@ TRAIN = 'command = "train"\n'
         ("command = ", "not a readable TOML file"),
         ("", "command must be one of prepare, .*, not None"),
         ('command = "tran"', "not 'tran'; did you mean train?"),
-        (TRAIN + 'name = "../up"\n', "name '../up' is no plain name"),
+        (TRAIN + 'name = "../up"\n', "name '../up' is not a plain name"),
         (TRAIN + "nme = 3\n", "the file has an unknown 'nme'; did you mean name?"),
         (TRAIN + "config = 3\n", r"config must be a table, \[config\]"),
         (TRAIN + "[config]\nepoch = 3\n", "unknown 'epoch'; did you mean epochs?"),

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torchcam import methods
 
 from tests.classifiers import make_classifier, random_patches
+from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.cam import CAM_METHODS, NOISE_SEED, cam_extractor, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.classifier import IDC, PatchClassifier, to_images
+from wsi_idc.models.classifier import PatchClassifier, to_images
 
 TORCHCAM = {
     "gradcam": methods.GradCAM,

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from wsi_idc.core.errors import DeviceError
-from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import _warn_of_waste, num_threads, select_device, visible_gpus
+from wsi_idc.runtime.device import _warn_of_waste, select_device
+from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
 
 
 def test_auto_on_a_cpu_is_fp32():
@@ -125,4 +125,4 @@ def test_what_slurm_says(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    assert visible_gpus() == given
+    assert slurm_gpus() == given

@@ -65,7 +65,7 @@ model = ["cnn", "cnn-bn"]
         ("command = ", "not a readable TOML file"),
         ("", "no search; give a file with command"),
         ('command = "train"', "no search; give a file with command"),
-        (SEARCH + 'name = "../up"\n' + AXES, "name '../up' is no plain name"),
+        (SEARCH + 'name = "../up"\n' + AXES, "name '../up' is not a plain name"),
         (SEARCH + "name = 3\n" + AXES, "name must be a text, not 3"),
         (SEARCH + "[axis]\nseed = [0]\n", "unknown 'axis'; did you mean axes?"),
         (SEARCH + "axes = 3\n", r"axes must be a table, \[axes\]"),

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from wsi_idc.core.constants import IDC
 from wsi_idc.models.cam_layers import default_cam_layer
-from wsi_idc.models.classifier import IDC, PatchClassifier
-from wsi_idc.runtime.cpu import return_freed_memory
+from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.runtime.resources import return_freed_memory
 
 _WHITE = 255
 

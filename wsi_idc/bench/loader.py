@@ -11,9 +11,9 @@ from wsi_idc.bench.baseline import PngFiles, plain_transform
 from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
 from wsi_idc.bench.timing import COMMAND, BenchmarkResult, Variant, interleave, machine, peak_memory
 from wsi_idc.data.pack import Pack
-from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.prefetch import prefetch_one
+from wsi_idc.runtime.resources import available_cores
 from wsi_idc.runtime.transfer import DeviceTransfer
 
 _PATCHES = 4_000

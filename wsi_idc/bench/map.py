@@ -29,8 +29,8 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import build_maps
 from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.resources import available_cores
 
 # Longer than what each call does once: building the network, folding it.
 SECONDS_A_ROUND = 15.0

@@ -11,8 +11,8 @@ from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
 from wsi_idc.bench.timing import COMMAND, PLAIN, BenchmarkResult, Variant, interleave, peak_memory
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
-from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.resources import available_cores
 
 _PATCHES = 20_000
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from wsi_idc.core.progress import progress
-from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.resources import available_cores
 
 COMMAND, BARE, PLAIN = "command", "bare", "plain"
 _MB = 2**20

@@ -25,8 +25,8 @@ from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.classifier import to_images
-from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.resources import available_cores
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve
 from wsi_idc.training.runs import Run

@@ -35,7 +35,7 @@ from wsi_idc.cli.submit import submit
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.core.errors import StoppedError, WsiIdcError
-from wsi_idc.runtime.cpu import limit_spinning
+from wsi_idc.runtime.resources import limit_spinning
 
 _LONGEST_ERROR = 2000
 _READER_LEFT = 128 + signal.SIGPIPE  # as a shell says of those that the signal ends

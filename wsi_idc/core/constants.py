@@ -3,6 +3,9 @@
 from pathlib import Path
 
 PATCH_PX = 50
+CLASS_NAMES = ("non-IDC", "IDC")
+NUM_CLASSES = len(CLASS_NAMES)
+IDC = 1  # label of IDC, and index of its class
 ROLES = ("train", "val", "test")  # of a patient in a run
 NO_ROLE = "in no split"
 MAX_SEED = 2**32 - 1

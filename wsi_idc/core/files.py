@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from wsi_idc.core.errors import (
     DataError,
     DiskFullError,
-    JobError,
     WorkerError,
     WsiIdcError,
 )
@@ -213,16 +211,3 @@ def safe_filename(name: str) -> str:
             "rename the patient"
         )
     return name
-
-
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
-
-
-def check_name(name: str) -> None:
-    """Raise where ``name`` could not be a folder's name.
-
-    Raises:
-        JobError: It could not.
-    """
-    if not _NAME.fullmatch(name):
-        raise JobError(f"name {name!r} is no plain name; use letters, digits, - and _")

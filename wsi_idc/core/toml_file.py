@@ -1,15 +1,16 @@
 """A TOML file and its keys, checked one by one: what every job file has in common."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import JobError
-from wsi_idc.core.files import check_name
 
 MAX_TASKS = 10_000
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 _MAX_BYTES = 1_000_000
 _MAX_NUMBER = 2**63 - 1  # what TOML promises
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -48,8 +49,18 @@ def command_and_name(
         hint = f"; did you mean {close[0]}?" if close else ""
         raise JobError(f"command must be one of {', '.join(known)}, not {command!r}{hint}")
     name: str = typed("name", content.get("name", path.stem), str)
-    check_name(name)
+    validate_job_name(name)
     return command, name
+
+
+def validate_job_name(name: str) -> None:
+    """Raise if ``name`` cannot name a job and its folder.
+
+    Raises:
+        JobError: The name has other characters than letters, digits, ``_ . + -``, or is too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise JobError(f"name {name!r} is not a plain name; use letters, digits, - and _")
 
 
 def num_tasks(content: Mapping[str, Any]) -> int:

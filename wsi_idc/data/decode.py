@@ -16,7 +16,7 @@ from wsi_idc.data.children import DecodeWorkerPool
 from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache
 from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
 from wsi_idc.data.patch_store import UNREADABLE, FileIssue, FolderStore, PatchStore
-from wsi_idc.runtime.cpu import available_cores
+from wsi_idc.runtime.resources import available_cores
 
 logger = logging.getLogger(__name__)
 

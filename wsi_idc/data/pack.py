@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import POSSIBLE_MPP
+from wsi_idc.core.constants import CLASS_NAMES, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import safe_filename
 from wsi_idc.core.hdf5 import (
@@ -32,7 +32,6 @@ from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
-CLASS_NAMES = ("non-IDC", "IDC")
 MAX_PATCH_PX = 255  # /height and /width are uint8
 COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
-from wsi_idc.runtime.cpu import available_cores
-from wsi_idc.runtime.device import num_threads, visible_gpus
+from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
 
 _GIB = 2**30
 # A limit that is none is written as a very large number.
@@ -124,7 +123,7 @@ def gpus() -> Iterator[CheckResult]:
     if torch.backends.mps.is_available():
         yield CheckResult("GPUs", "one of Apple's (MPS)")
         return
-    given = visible_gpus()
+    given = slurm_gpus()
     if not given and not on_driver:
         yield CheckResult("GPUs", "none: all is computed on the CPU", NOTE)
         return

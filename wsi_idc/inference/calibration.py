@@ -10,9 +10,9 @@ from scipy.special import expit, log_softmax, softmax
 from scipy.special import logit as log_odds
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from wsi_idc.core.constants import IDC
 from wsi_idc.geometry.grid import smooth
 from wsi_idc.models.checkpoint import Smoothing
-from wsi_idc.models.classifier import IDC
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 # Neighbours further off tell of the patient rather than of the place.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from wsi_idc.core.constants import PREDICT_BATCH_SIZE
+from wsi_idc.core.constants import IDC, PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
@@ -21,7 +21,6 @@ from wsi_idc.inference.predict import PatchPredictor, RawPrediction, batch_predi
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
-from wsi_idc.models.classifier import IDC
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
 

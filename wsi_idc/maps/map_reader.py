@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import POSSIBLE_MPP, POSSIBLE_TEMPERATURE
+from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE
 from wsi_idc.core.errors import MapError, first_line
 from wsi_idc.core.files import parse_json, safe_filename
 from wsi_idc.core.hdf5 import UNREADABLE, has_format, open_hdf5, read_attributes
@@ -21,7 +21,6 @@ from wsi_idc.maps.map_writer import (
     FORMAT_VERSION,
     MAX_CAM_BYTES,
     MAX_CAM_SIDE,
-    NUM_CLASSES,
     OPTIONAL_COLUMNS,
 )
 from wsi_idc.maps.patient_map import PatientMap, SlideView

@@ -13,7 +13,6 @@ from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 FORMAT = "wsi-idc-map"
 FORMAT_VERSION = 1
-NUM_CLASSES = 2
 OPTIONAL_COLUMNS = ("uncertainty", "probability_smoothed")
 # Of CAMs, which an early layer has as fine as the patches: more than these no reader takes.
 MAX_CAM_SIDE = 256  # cells

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_idc.core.constants import PATCH_PX
+from wsi_idc.core.constants import IDC, PATCH_PX
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
-from wsi_idc.models.classifier import IDC, PatchClassifier
+from wsi_idc.models.classifier import PatchClassifier
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
 # Of the noise that smoothgradcam++ adds to each image.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsi_idc.core.constants import POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
+from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture, build_on_meta
@@ -23,7 +23,6 @@ from wsi_idc.models.serialization import (
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
-NUM_CLASSES = 2
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0

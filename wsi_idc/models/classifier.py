@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from wsi_idc.models.registry import Architecture
 from wsi_idc.models.resize import resize
 
-IDC = 1  # index of the class that maps and CAMs are of
-
 
 class Head(Protocol):
     """What a linear layer and a convolution that give class scores have in common."""

@@ -12,26 +12,8 @@ from dataclasses import dataclass, field
 import torch
 
 from wsi_idc.core.errors import DeviceError
-from wsi_idc.runtime.cpu import available_cores, keep_freed_memory
+from wsi_idc.runtime.resources import keep_freed_memory, num_threads, slurm_gpus
 from wsi_idc.runtime.throughput import ThroughputMeter
-
-# Numbers of devices, as lists; and how many there are.
-_LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
-_COUNT = "SLURM_GPUS_ON_NODE"
-_NONE = ("", "-1", "NoDevFiles")
-
-
-def visible_gpus() -> str | None:
-    """Return the variable by which SLURM says so, as ``NAME=value``; None where it gave none."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    for name in _LISTS:
-        if (value := os.environ.get(name, "")) not in _NONE:
-            return f"{name}={value}"
-    if (count := os.environ.get(_COUNT, "0")) not in ("", "0"):
-        return f"{_COUNT}={count}"
-    return None
-
 
 logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -106,19 +88,11 @@ def select_device(
     return DeviceConfig(chosen, precision, compiled)
 
 
-def num_threads() -> int:
-    """Return the cores given, or fewer where OMP_NUM_THREADS says so."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    cores = available_cores()
-    is_number = wanted.isascii() and wanted.isdigit()
-    return min(cores, int(wanted)) if is_number and int(wanted) > 0 else cores
-
-
 def _choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if given := visible_gpus():
+        if given := slurm_gpus():
             _warn_of_waste(given)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not _DEVICE.fullmatch(name):

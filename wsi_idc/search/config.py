@@ -11,8 +11,14 @@ from typing import Any
 
 from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import JobError, RunError
-from wsi_idc.core.files import check_name
-from wsi_idc.core.toml_file import check_keys, command_and_name, load_toml, table, typed
+from wsi_idc.core.toml_file import (
+    check_keys,
+    command_and_name,
+    load_toml,
+    table,
+    typed,
+    validate_job_name,
+)
 from wsi_idc.training.config import TrainConfig
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -88,7 +94,7 @@ class SearchSpec:
     num_points: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        validate_job_name(self.name)
         self._check_options()
         self._check_axes()
         sizes = (2 if isinstance(axis, Range) else len(axis) for axis in self.axes.values())

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import SlideError
-from wsi_idc.runtime.cpu import available_cores
 from wsi_idc.runtime.prefetch import prefetch
+from wsi_idc.runtime.resources import available_cores
 from wsi_idc.slides.image_reader import SUFFIXES, ImageReader
 from wsi_idc.slides.openslide_reader import OpenSlideReader, is_pyramid
 from wsi_idc.slides.reader import SlideReader

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError, RunError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import calibrate, idc_probability
 from wsi_idc.inference.predict import predict_logits
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from wsi_idc.models.classifier import IDC
 from wsi_idc.models.serialization import load_state
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from wsi_idc.runtime.cpu import available_cores, limit_spinning
+from wsi_idc.runtime.resources import available_cores, limit_spinning
 
 
 def test_slurm_has_the_first_word(monkeypatch):
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(
 _COUNT = """
 import resource
 import numpy as np
-from wsi_idc.runtime.cpu import freed_memory_returned, keep_freed_memory
+from wsi_idc.runtime.resources import return_freed_memory, keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -58,7 +58,7 @@ def faults():
 
 keep_freed_memory()
 first, kept = faults(), faults()
-with freed_memory_returned():
+with return_freed_memory():
     faults()
     returned = faults()
 faults()

@@ -1,0 +1,94 @@
+"""Cores, threads, GPUs and memory that this process may use; without torch."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Variables with device numbers, and the one with the number of devices.
+_GPU_LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
+_GPU_COUNT = "SLURM_GPUS_ON_NODE"
+# Parameters of glibc's mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_NEVER = 2**31 - 1
+_MB = 2**20
+
+
+def available_cores() -> int:
+    """Return the number of cores that SLURM gave, else that of the CPU affinity.
+
+    ``os.cpu_count`` counts all cores of the machine, which a cluster shares among many jobs.
+    """
+    cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if cores.isdecimal() and int(cores) > 0:
+        return int(cores)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def num_threads() -> int:
+    """Return the number of available cores, or OMP_NUM_THREADS if that is smaller."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    cores = available_cores()
+    is_number = limit.isascii() and limit.isdigit() and int(limit) > 0
+    return min(cores, int(limit)) if is_number else cores
+
+
+def slurm_gpus() -> str | None:
+    """Return the variable that lists the GPUs of a SLURM job as ``NAME=value``; None if none."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    for name in _GPU_LISTS:
+        if (value := os.environ.get(name, "")) not in ("", "-1", "NoDevFiles"):
+            return f"{name}={value}"
+    if (count := os.environ.get(_GPU_COUNT, "0")) not in ("", "0"):
+        return f"{_GPU_COUNT}={count}"
+    return None
+
+
+def limit_spinning() -> None:
+    """Shorten the busy waiting of torch's threads; must be called before torch is imported.
+
+    A waiting thread of GNU OpenMP occupies its core for milliseconds by default. With one other
+    busy program on two cores, maps took three times as long. The value is the library's own default
+    when it has more threads than cores; a value that the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep freed memory for reuse; without glibc, do nothing.
+
+    By default glibc returns a large block to the system when it is freed. A network on a CPU
+    allocates and frees hundreds of MB per batch, and new, zeroed pages take up to a third of the
+    time of a forward pass. The peak is the same.
+    """
+    _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER})
+
+
+@contextmanager
+def return_freed_memory() -> Iterator[None]:
+    """Inside the block return freed memory to the system; keep it again afterwards.
+
+    The thresholds are those that glibc itself reaches once large blocks have been freed.
+    """
+    _mallopt({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MB, _TRIM_THRESHOLD: 64 * _MB})
+    _call_libc("malloc_trim", 0)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+def _mallopt(values: dict[int, int]) -> None:
+    for parameter, value in values.items():
+        _call_libc("mallopt", parameter, value)
+
+
+def _call_libc(name: str, *values: int) -> None:
+    # Only glibc has these functions.
+    if sys.platform.startswith("linux") and (function := getattr(ctypes.CDLL(None), name, None)):
+        function(*values)
