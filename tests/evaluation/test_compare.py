@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from wsi_idc.core.errors import DataError
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.evaluation.compare import Predictions, compare, read_predictions, write_comparison
-from wsi_idc.metrics.classification import METRICS, all_metrics
+from wsi_idc.metrics.classification import all_metrics
 
 
 def made(name: str, *, noise: float, threshold: float = 0.5, seed: int = 0) -> Predictions:

@@ -3,13 +3,14 @@ import time
 import numpy as np
 import pytest
 
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.metrics.bootstrap import (
     interval,
     resample_patients,
     resampled_metrics,
     roc_and_pr_bands,
 )
-from wsi_idc.metrics.classification import METRICS, all_metrics
+from wsi_idc.metrics.classification import all_metrics
 
 
 def world(

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as skm
 
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.metrics.classification import (
     ECE_BINS,
-    METRICS,
     all_metrics,
     auc,
     average_precision,

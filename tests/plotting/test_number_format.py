@@ -1,9 +1,8 @@
 import math
 
-from wsi_idc.metrics.classification import METRICS
+from wsi_idc.core.metric_table import METRICS, TITLES
 from wsi_idc.plotting.number_format import (
     NONE,
-    TITLES,
     count,
     interval,
     number,

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from wsi_idc.core.metric_table import TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.explore.charts import COLOURS
 from wsi_idc.metrics.bootstrap import Band, interval, resample_patients
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
-from wsi_idc.plotting.number_format import TITLES, count, number, percent
+from wsi_idc.plotting.number_format import count, number, percent
 from wsi_idc.plotting.number_format import interval as interval_in_words
 from wsi_idc.plotting.style import INK, say_none
 

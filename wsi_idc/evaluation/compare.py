@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
+from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
 from wsi_idc.metrics import classification as measure
 from wsi_idc.metrics.bootstrap import interval, resample_patients, resampled_metrics
 
@@ -133,7 +134,7 @@ def compare(
             resampled_metrics(label, probability, code, threshold=one.threshold, weights=weights)
         )
     rows = []
-    for name in measure.METRICS:
+    for name in METRICS:
         if name == "prevalence":  # the same by nature
             continue
         of_a, of_b = points[0][name], points[1][name]
@@ -158,7 +159,7 @@ def _difference(
     low, high = interval(resampled) if num_patients > 1 else (np.nan, np.nan)
     better = ""
     if num_patients >= MIN_PATIENTS and (low > 0 or high < 0):
-        better = "b" if (low > 0) != (name in measure.SMALLER_IS_BETTER) else "a"
+        better = "b" if (low > 0) != (name in SMALLER_IS_BETTER) else "a"
     return {"difference": difference, "low": low, "high": high, "better": better}
 
 

@@ -8,13 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wsi_idc.core.metric_table import SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import write_beside
 from wsi_idc.evaluation.compare import Comparison
 from wsi_idc.evaluation.patient_charts import marker_areas
 from wsi_idc.metrics import classification as measure
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
 from wsi_idc.plotting.html import write_figures, write_page
-from wsi_idc.plotting.number_format import TITLES, count, signed
+from wsi_idc.plotting.number_format import count, signed
 from wsi_idc.plotting.style import printable, say_none
 
 _NUM_NAMED = 3
@@ -35,7 +36,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
     }
     uris = write_figures(drawings, out)
     metrics = [
-        row | {"smaller": row["metric"] in measure.SMALLER_IS_BETTER}
+        row | {"smaller": row["metric"] in SMALLER_IS_BETTER}
         for row in measure.records(comparison.metrics)
     ]
     names = {"a": name_a, "b": name_b}
@@ -97,7 +98,7 @@ def differences(comparison: Comparison) -> Figure:
 
 
 def _metric_name(name: str) -> str:
-    smaller = " (smaller is better)" if name in measure.SMALLER_IS_BETTER else ""
+    smaller = " (smaller is better)" if name in SMALLER_IS_BETTER else ""
     return TITLES[name] + smaller
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_idc.core.files import ensure_writable, write_json, write_text
+from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.metrics.classification import METRICS, SMALLER_IS_BETTER, records
+from wsi_idc.metrics.classification import records
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
 MEASURED, PUBLISHED = "measured", "published"

@@ -7,24 +7,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import write_beside
 from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.metrics import classification as measure
 from wsi_idc.plotting.colors import ACCENT, GREY, GRID
 from wsi_idc.plotting.html import write_figures, write_page
-from wsi_idc.plotting.number_format import TITLES, number
+from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import printable, say_none
 
-_SHOWN = (
-    "auc",
-    "average_precision",
-    "balanced_accuracy",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "ece",
-    "prevalence",
-)
 _LONGEST_NAME = 44
 
 
@@ -44,8 +35,8 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
         out / "leaderboard.html",
         "evaluation/templates/leaderboard.html",
         rank_by=rank_by,
-        smaller_is_better=rank_by in measure.SMALLER_IS_BETTER,
-        metrics=[name for name in _SHOWN if name != rank_by],
+        smaller_is_better=rank_by in SMALLER_IS_BETTER,
+        metrics=[name for name in HEADLINE_METRICS if name != rank_by],
         measured=measured,
         published=[row for row in rows if row["source"] == PUBLISHED],
         is_fair=is_fair,

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from wsi_idc.core.metric_table import TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.plotting.colors import ACCENT, GREY, OTHER
-from wsi_idc.plotting.number_format import TITLES, interval, number, signed
+from wsi_idc.plotting.number_format import interval, number, signed
 from wsi_idc.plotting.style import INK, printable, say_none
 
 NUM_NAMED = 5

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsi_idc.core.metric_table import TITLES
 from wsi_idc.evaluation.charts import BORDER_TITLES
 from wsi_idc.evaluation.results import Evaluation, MetricSet
 from wsi_idc.metrics import classification as measure
 from wsi_idc.plotting.html import write_page
-from wsi_idc.plotting.number_format import TITLES, count, interval, number, percent
+from wsi_idc.plotting.number_format import count, interval, number, percent
 
 _HEADLINE = (
     "auc",

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NUM_RESAMPLES
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.metrics.classification import (
     ECE_BINS,
-    METRICS,
     ece_bin,
     safe_divide,
     threshold_metrics,

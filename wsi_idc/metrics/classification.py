@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn import metrics as skm
 
+from wsi_idc.core.metric_table import METRICS
+
 ECE_BINS = 15  # as Guo et al. 2017
 
 
@@ -119,26 +121,6 @@ def all_metrics(
         "ece": ece(label, probability),
     }
     return {name: found[name] for name in METRICS}
-
-
-# In the order in which people read them; prevalence last, beside all that depends on it.
-METRICS = (
-    "auc",
-    "average_precision",
-    "balanced_accuracy",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "ppv",
-    "npv",
-    "accuracy",
-    "mcc",
-    "brier",
-    "ece",
-    "prevalence",
-)
-# Of these a smaller value is the better one; of prevalence neither is.
-SMALLER_IS_BETTER = ("brier", "ece")
 
 
 def check(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:

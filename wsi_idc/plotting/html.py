@@ -20,6 +20,7 @@ from PIL import Image
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import write_text
+from wsi_idc.core.metric_table import TITLES
 from wsi_idc.core.progress import progress
 from wsi_idc.plotting import number_format
 from wsi_idc.plotting.raster import Pixels, colorize, downscale
@@ -69,7 +70,7 @@ def _environment() -> Environment:
         "content_security_policy": content_security_policy,
         "notice": NOTICE,
         "read_text": read_text,
-        "titles": number_format.TITLES,
+        "titles": TITLES,
     }
     return environment
 

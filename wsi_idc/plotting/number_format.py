@@ -3,24 +3,6 @@
 import math
 
 NONE = "\N{EN DASH}"
-# As people read them; the names of columns and keys are those of ``metrics.METRICS``.
-TITLES = {
-    "auc": "AUC",
-    "average_precision": "Average precision",
-    "balanced_accuracy": "Balanced accuracy",
-    "f1": "F1",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "ppv": "PPV (precision)",
-    "npv": "NPV",
-    "accuracy": "Accuracy",
-    "mcc": "MCC",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "prevalence": "Prevalence of IDC",
-    "dice": "Dice",
-    "area_bias": "Area bias",
-}
 
 
 def number(value: float | None, *, digits: int = 3) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import JobError, RunError
+from wsi_idc.core.metric_table import MONITOR_METRICS
 from wsi_idc.core.toml_file import (
     check_keys,
     command_and_name,
@@ -22,7 +23,6 @@ from wsi_idc.core.toml_file import (
 from wsi_idc.training.config import TrainConfig
 
 SAMPLERS = ("grid", "random", "tpe")
-METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")
 MAX_POINTS = 10_000
 Value = bool | int | float | str
 
@@ -111,7 +111,7 @@ class SearchSpec:
                 raise JobError(f"at {format_point(point)}: {error}") from None
 
     def _check_options(self) -> None:
-        for name, choices in (("sampler", SAMPLERS), ("metric", METRICS)):
+        for name, choices in (("sampler", SAMPLERS), ("metric", MONITOR_METRICS)):
             value = getattr(self, name)
             if value not in choices:
                 raise JobError(f"{name} {value!r} is not one of {', '.join(choices)}")

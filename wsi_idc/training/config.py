@@ -11,6 +11,7 @@ from typing import Any
 
 from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import RunError
+from wsi_idc.core.metric_table import MONITOR_METRICS
 
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
 
@@ -56,7 +57,7 @@ class TrainConfig:
     monitor: str = _option(
         "average_precision",
         "Val metric that chooses the best epoch and stops early.",
-        choices=("average_precision", "auc", "f1", "balanced_accuracy", "loss"),
+        choices=(*MONITOR_METRICS, "loss"),
     )
     patience: int = _option(8, "Stop after so many epochs without a better one.")
     batch_size: int = _option(64, "Patches a step, over all devices.")

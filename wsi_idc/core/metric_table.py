@@ -1,0 +1,43 @@
+"""Names and titles of the metrics, for tables, pages and options; without heavy imports."""
+
+from typing import NamedTuple
+
+
+class MetricInfo(NamedTuple):
+    """Description of a metric for people.
+
+    Attributes:
+        title: Name in figures and on pages.
+        smaller_is_better: Whether a smaller value is the better one.
+        is_headline: Whether overviews show the metric.
+    """
+
+    title: str
+    smaller_is_better: bool = False
+    is_headline: bool = False
+
+
+# In reading order; prevalence, which others depend on and no value of which is better, comes last.
+METRIC_TABLE = {
+    "auc": MetricInfo("AUC", is_headline=True),
+    "average_precision": MetricInfo("Average precision", is_headline=True),
+    "balanced_accuracy": MetricInfo("Balanced accuracy", is_headline=True),
+    "f1": MetricInfo("F1", is_headline=True),
+    "sensitivity": MetricInfo("Sensitivity", is_headline=True),
+    "specificity": MetricInfo("Specificity", is_headline=True),
+    "ppv": MetricInfo("PPV (precision)"),
+    "npv": MetricInfo("NPV"),
+    "accuracy": MetricInfo("Accuracy"),
+    "mcc": MetricInfo("MCC"),
+    "brier": MetricInfo("Brier score", smaller_is_better=True),
+    "ece": MetricInfo("ECE", smaller_is_better=True, is_headline=True),
+    "prevalence": MetricInfo("Prevalence of IDC", is_headline=True),
+}
+METRICS = tuple(METRIC_TABLE)
+HEADLINE_METRICS = tuple(name for name in METRICS if METRIC_TABLE[name].is_headline)
+SMALLER_IS_BETTER = tuple(name for name in METRICS if METRIC_TABLE[name].smaller_is_better)
+# Titles of metrics, and of the figures that only patients have.
+TITLES = {name: info.title for name, info in METRIC_TABLE.items()}
+TITLES |= {"dice": "Dice", "area_bias": "Area bias"}
+# Metrics that may choose the best epoch of a training and the best trial of a search.
+MONITOR_METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")
