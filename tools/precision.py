@@ -39,8 +39,8 @@ def main() -> None:
     method, found = Predictor((checkpoint,)), {}
     for precision in ("fp32", "bf16"):
         compute = select_device("cpu", precision)
-        parts = method.predict(pack, rows, compute=compute, cam=CamSpec())
-        found[precision] = RawPrediction.joined(list(parts))
+        parts = method.predict(pack, rows, device_config=compute, cam=CamSpec())
+        found[precision] = RawPrediction.concatenate(list(parts))
     said = {key: method.aggregate(one.logit).probability for key, one in found.items()}
     off = np.abs(said["bf16"] - said["fp32"])
     label = pack.index["label"].to_numpy()[rows]

@@ -91,11 +91,11 @@ def test_a_map_waits_once_a_batch_and_decodes_nothing(
 ):
     compute = select_device("cpu")
     classifier = make_classifier("cnn-bn")
-    list(predict([classifier], cohort, np.arange(1), compute=compute, cam=CamSpec()))
+    list(predict([classifier], cohort, np.arange(1), device_config=compute, cam=CamSpec()))
     rows = np.arange(num_batches * _BATCH)
     with counted(monkeypatch) as found:
         parts = predict(
-            [classifier], cohort, rows, compute=compute, batch_size=_BATCH, cam=CamSpec()
+            [classifier], cohort, rows, device_config=compute, batch_size=_BATCH, cam=CamSpec()
         )
         assert len(list(parts)) == num_batches
     # Logits and CAM, each fetched and looked at; on a GPU the fetching does not wait.

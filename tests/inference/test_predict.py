@@ -26,7 +26,7 @@ def test_batches_change_nothing(trained: Checkpoint, cohort: Pack, batch_size: i
             [classifier],
             cohort,
             rows,
-            compute=select_device("cpu"),
+            device_config=select_device("cpu"),
             batch_size=batch_size,
             cam=CamSpec(),
         )
@@ -55,7 +55,7 @@ def test_no_batch_is_so_small_that_other_kernels_compute_it(
 
     classifier.network = Spy(classifier.network)
     some, compute = np.arange(3), select_device("cpu")
-    (*parts,) = predict([classifier], cohort, some, compute=compute, batch_size=batch_size)
+    (*parts,) = predict([classifier], cohort, some, device_config=compute, batch_size=batch_size)
     assert seen == sizes[: len(parts)]
     assert sum(len(part.logit) for part in parts) == 3
 
@@ -70,7 +70,9 @@ def test_too_little_memory_is_a_line_and_still_torchs_own_error(
 
     def said() -> str:
         with pytest.raises(DeviceError) as caught:
-            predict_logits([classifier], cohort, np.arange(30), compute=compute, batch_size=20)
+            predict_logits(
+                [classifier], cohort, np.arange(30), device_config=compute, batch_size=20
+            )
         assert isinstance(caught.value, torch.OutOfMemoryError)
         return str(caught.value)
 
@@ -90,7 +92,7 @@ def test_bf16_is_close_to_fp32_and_comes_as_float32(trained: Checkpoint, cohort:
             [trained.build()],
             cohort,
             np.arange(40),
-            compute=select_device("cpu", precision),
+            device_config=select_device("cpu", precision),
             cam=CamSpec(),
         )
         (found[precision],) = parts
@@ -105,13 +107,13 @@ def test_logits_that_are_not_finite_are_never_a_result(trained: Checkpoint, coho
     with torch.no_grad():
         classifier.head.bias[0] = float("nan")
     with pytest.raises(CheckpointError, match="not finite"):
-        predict_logits([classifier], cohort, np.arange(3), compute=select_device("cpu"))
+        predict_logits([classifier], cohort, np.arange(3), device_config=select_device("cpu"))
 
 
 def test_rows_come_in_their_order(trained: Checkpoint, cohort: Pack):
     compute = select_device("cpu")
-    forward = predict_logits([trained.build()], cohort, np.arange(20), compute=compute)
-    backward = predict_logits([trained.build()], cohort, np.arange(20)[::-1], compute=compute)
+    forward = predict_logits([trained.build()], cohort, np.arange(20), device_config=compute)
+    backward = predict_logits([trained.build()], cohort, np.arange(20)[::-1], device_config=compute)
     np.testing.assert_allclose(forward, backward[::-1], atol=1e-5)
 
 
@@ -127,7 +129,7 @@ def test_a_model_of_another_scale_or_size_is_refused(trained: Checkpoint, cohort
 def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort: Pack):
     def cams(patches: np.ndarray) -> np.ndarray:
         with batch_predictor(
-            lambda: [trained.build()], compute=select_device("cpu"), cam=CamSpec(), tta=True
+            lambda: [trained.build()], device_config=select_device("cpu"), cam=CamSpec(), tta=True
         ) as predicted:
             parts = list(predicted([np.ascontiguousarray(patches)]))
         return np.concatenate([part.cam for part in parts])
@@ -150,7 +152,9 @@ def test_slides_of_any_size_are_compiled_once(trained: Checkpoint, cohort: Pack)
     counters.clear()
     compute = select_device("cpu", compiled=True)
     patches = cohort.patches[np.arange(40)]
-    with batch_predictor(lambda: [trained.build()], compute=compute, batch_size=30) as predicted:
+    with batch_predictor(
+        lambda: [trained.build()], device_config=compute, batch_size=30
+    ) as predicted:
         found = [
             np.concatenate([part.logit for part in predicted(slide)])
             for slide in ([patches[:30], patches[30:]], [patches[:3]])

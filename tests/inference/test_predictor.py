@@ -33,7 +33,7 @@ def other(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Chec
 
 
 def logits(method: Predictor, pack: Pack, rows: np.ndarray) -> np.ndarray:
-    parts = method.predict(pack, rows, compute=select_device("cpu"), batch_size=32)
+    parts = method.predict(pack, rows, device_config=select_device("cpu"), batch_size=32)
     return np.concatenate([part.logit for part in parts])
 
 
@@ -57,7 +57,9 @@ def test_the_eight_views_are_all_flips_and_turns(trained: Checkpoint, cohort: Pa
 def test_the_cam_of_all_views_lies_as_the_patch_does(trained: Checkpoint, cohort: Pack):
     rows = np.arange(3)
     compute = select_device("cpu")
-    (found,) = predict([trained.build()], cohort, rows, compute=compute, cam=CamSpec(), tta=True)
+    (found,) = predict(
+        [trained.build()], cohort, rows, device_config=compute, cam=CamSpec(), tta=True
+    )
     classifier, patches = trained.build(), cohort.patches[rows]
     cams = []
     with torch.inference_mode():
@@ -93,7 +95,7 @@ def test_an_ensemble_is_the_mean_of_calibrated_probabilities(
     each = []
     for one in (trained, other):
         found = predict_logits(
-            [one.build()], cohort, rows, compute=select_device("cpu"), batch_size=32, tta=tta
+            [one.build()], cohort, rows, device_config=select_device("cpu"), batch_size=32, tta=tta
         )
         each.append(softmax(found.astype(float) / one.temperature, axis=2)[:, :, 1])
     together = np.concatenate(each, axis=1)
@@ -128,8 +130,8 @@ def test_roles_are_those_of_any_checkpoint(trained: Checkpoint, other: Checkpoin
     method = Predictor((trained, replace(other, split=moved)))
     assert method.patients("train") == trained.patients("train")
     assert method.patients("test") == set(trained.split)
-    assert method.identity()["checkpoint"] == [trained.fingerprint, other.fingerprint]
-    assert Predictor((trained,)).identity()["checkpoint"] == trained.fingerprint
+    assert method.cache_key()["checkpoint"] == [trained.fingerprint, other.fingerprint]
+    assert Predictor((trained,)).cache_key()["checkpoint"] == trained.fingerprint
 
 
 def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
@@ -137,10 +139,12 @@ def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
 ):
     larger = replace(trained, input=replace(trained.input, input_px=100))
     compute, rows = select_device("cpu"), np.arange(2)
-    parts = predict([trained.build(), larger.build()], cohort, rows, compute=compute, cam=CamSpec())
+    parts = predict(
+        [trained.build(), larger.build()], cohort, rows, device_config=compute, cam=CamSpec()
+    )
     (both,) = parts
-    (first,) = predict([trained.build()], cohort, rows, compute=compute, cam=CamSpec())
-    (second,) = predict([larger.build()], cohort, rows, compute=compute, cam=CamSpec())
+    (first,) = predict([trained.build()], cohort, rows, device_config=compute, cam=CamSpec())
+    (second,) = predict([larger.build()], cohort, rows, device_config=compute, cam=CamSpec())
     assert second.cam.shape[1] > first.cam.shape[1]
     assert both.cam.shape == first.cam.shape
     # The share of the logit that the second one's CAM holds is kept.
@@ -155,7 +159,7 @@ def test_each_way_has_an_identity_of_its_own(trained: Checkpoint, other: Checkpo
         Predictor((trained,), smooth=True),
         Predictor((trained, other)),
     ]
-    found = [way.identity() for way in ways]
+    found = [way.cache_key() for way in ways]
     assert all(one not in found[:number] for number, one in enumerate(found))
 
 

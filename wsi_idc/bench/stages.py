@@ -38,7 +38,7 @@ def map_parts(
     patches = pack.patches[rows]
     on_device = link.send(patches).get()
     assert work.cam is not None
-    cam = vars(work.cam.of(classifier))
+    cam = vars(work.cam.resolve(classifier))
 
     @torch.inference_mode()
     def run(what: str) -> int:
@@ -86,6 +86,6 @@ def map_parts(
 def _said(work: MapBuilder, pack: Pack, patient: str) -> RawPrediction:
     rows = pack.rows_of(patient)
     found = work.method.predict(
-        pack, rows, compute=work.compute, batch_size=work.batch_size, cam=work.cam
+        pack, rows, device_config=work.compute, batch_size=work.batch_size, cam=work.cam
     )
-    return RawPrediction.joined(list(found))
+    return RawPrediction.concatenate(list(found))

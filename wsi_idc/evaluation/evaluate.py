@@ -167,7 +167,7 @@ def _logits(
     parts = []
     compute.usage.begin()
     with progress(len(rows), what="predicting") as bar:
-        for part in method.predict(pack, rows, compute=compute, batch_size=batch_size):
+        for part in method.predict(pack, rows, device_config=compute, batch_size=batch_size):
             parts.append(part.logit)
             bar.update(len(part.logit))
     compute.usage.log("predicted")

@@ -1,4 +1,4 @@
-"""Run classifiers over patches of a pack, in batches, while the next ones are being read."""
+"""Run classifiers on batches of patches while the next batch is being read."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,52 +25,52 @@ from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
 
-# Patches on the device to logits (n, num_classes) and CAM (n, h, w), or None for the latter.
+# From patches on the device to logits (n, num_classes) and CAM (n, h, w), or None without a CAM.
 ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-# A short last batch is filled up to a multiple of this: a few patches would be computed by other
-# kernels, and the same patch would get other last digits in other company.
-_PATCHES_AT_LEAST = 16
-# Quarter turns are undone by those that complete them; a flip and a turn undo themselves.
-_UNDO = (0, 3, 2, 1, 4, 5, 6, 7)
+# A batch is padded to a multiple of this size: other kernels compute smaller batches, so the last
+# digits of a patch's logits would depend on the number of patches beside it.
+_BATCH_MULTIPLE = 16
+# Inverse of each view: a quarter turn is undone by the opposite one, a flip with a turn by itself.
+_INVERSE_VIEW = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
 @dataclass(frozen=True)
 class RawPrediction:
-    """What classifiers say of consecutive patches.
+    """Logits and CAMs of consecutive patches, before calibration.
 
     Attributes:
-        logit: Of each classifier on each view, classifiers outermost, shape (n, k, num_classes),
-            float32.
-        cam: Raw CAM, the mean over views and classifiers, shape (n, h, w), float32; None where not
-            asked for.
+        logit: Logits of each classifier on each view, all views of a classifier together, shape
+            (n, k, num_classes), float32.
+        cam: Raw CAM, the mean over views and classifiers, shape (n, h, w), float32; None if no CAM
+            was requested.
     """
 
     logit: NDArray[np.float32]
     cam: NDArray[np.float32] | None
 
     def part(self, start: int, end: int) -> "RawPrediction":
-        """Return what is said of some of the patches."""
+        """Return the prediction of the patches ``start`` to ``end``."""
         return RawPrediction(
             self.logit[start:end], None if self.cam is None else self.cam[start:end]
         )
 
     @staticmethod
-    def joined(parts: Sequence["RawPrediction"]) -> "RawPrediction":
-        """Return what is said of all the patches of the parts, one after another."""
+    def concatenate(parts: Sequence["RawPrediction"]) -> "RawPrediction":
+        """Concatenate the predictions of consecutive parts."""
         cams = [part.cam for part in parts if part.cam is not None]
         return RawPrediction(
             np.concatenate([part.logit for part in parts]), np.concatenate(cams) if cams else None
         )
 
 
-# Batches of patches (n, H, W, 3), uint8, to what is said of them.
-PatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[RawPrediction, None, None]]
+# From batches of patches (n, H, W, 3), uint8, to their predictions.
+BatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[RawPrediction, None, None]]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Patches on their way to the device, of which the first ``num`` are asked for."""
+    """A padded batch on its way to the device; its first ``num`` patches are real."""
 
     patches: DeviceTensor
     num: int
@@ -81,71 +81,72 @@ def predict(
     pack: Pack,
     rows: NDArray[np.int64],
     *,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     batch_size: int = PREDICT_BATCH_SIZE,
     cam: CamSpec | None = None,
     tta: bool = False,
 ) -> Generator[RawPrediction, None, None]:
-    """Yield predictions of the pack's patches ``rows``, in their order, a batch at a time.
+    """Yield predictions of the pack's patches ``rows``, in their order, one batch at a time.
 
-    The classifiers are put into eval mode and left in it.
+    The classifiers are put into eval mode and stay in it.
 
     Args:
-        classifiers: All of them see every patch.
-        pack: The data.
-        rows: Of the patches.
-        compute: Device and precision.
-        batch_size: Patches at a time.
-        cam: Which CAM to compute; None computes none.
-        tta: Show each patch in the 8 flips and quarter turns instead of as it is.
+        classifiers: Classifiers that each predict every patch.
+        pack: Pack that holds the patches.
+        rows: Indices of the patches in the pack, shape (N,).
+        device_config: Device and precision.
+        batch_size: Number of patches in a batch.
+        cam: CAM to compute; None computes none.
+        tta: Whether to predict each patch in its 8 flips and quarter turns.
 
     Raises:
         CheckpointError: A logit is not finite.
         DeviceError: The device has too little memory.
     """
-    link, multiple = DeviceTransfer(compute.device), _multiple(compute, batch_size)
+    transfer = DeviceTransfer(device_config.device)
+    multiple = _batch_multiple(device_config, batch_size)
     batches = prefetch_one(
-        lambda some: _pad_batch(pack.read(some), link, multiple=multiple),
-        (rows[at : at + batch_size] for at in range(0, len(rows), batch_size)),
+        lambda batch_rows: _pad_batch(pack.read(batch_rows), transfer, multiple=multiple),
+        (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)),
     )
     with ExitStack() as stack:
-        run = _prepare_networks(classifiers, compute, cam, stack)
-        yield from _predict(run, batches, link, compute=compute, tta=tta)
+        networks = _prepare_networks(classifiers, device_config, cam, stack)
+        yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
 
 
 @contextmanager
 def batch_predictor(
     build: Callable[[], Sequence[PatchClassifier]],
     *,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     batch_size: int = PREDICT_BATCH_SIZE,
     cam: CamSpec | None = None,
     tta: bool = False,
-) -> Iterator[PatchPredictor]:
-    """Lend what predicts batches of patches, of one slide after another; else as ``predict``.
+) -> Iterator[BatchPredictor]:
+    """Context manager that yields a function predicting batches of patches.
 
-    Networks are built, and compiled, once: when the first of them is asked for.
+    The networks are built, and compiled, at the first batch and reused for every slide.
 
     Args:
-        build: Returns the classifiers.
-        compute: Device and precision.
-        batch_size: Of the largest batch.
-        cam: Which CAM to compute; None computes none.
-        tta: Show each patch in 8 views.
+        build: Function that builds the classifiers.
+        device_config: Device and precision.
+        batch_size: Number of patches in the largest batch.
+        cam: CAM to compute; None computes none.
+        tta: Whether to predict each patch in its 8 flips and quarter turns.
     """
-    multiple, run = _multiple(compute, batch_size), list[ForwardFn]()
+    multiple, networks = _batch_multiple(device_config, batch_size), list[ForwardFn]()
     with ExitStack() as stack:
 
-        def predict_patches(
+        def predict_batches(
             patches: Iterable[NDArray[np.uint8]],
         ) -> Generator[RawPrediction, None, None]:
-            if not run:
-                run[:] = _prepare_networks(build(), compute, cam, stack)
-            link = DeviceTransfer(compute.device)
-            batches = (_pad_batch(some, link, multiple=multiple) for some in patches)
-            yield from _predict(run, batches, link, compute=compute, tta=tta)
+            if not networks:
+                networks[:] = _prepare_networks(build(), device_config, cam, stack)
+            transfer = DeviceTransfer(device_config.device)
+            batches = (_pad_batch(batch, transfer, multiple=multiple) for batch in patches)
+            yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
 
-        yield predict_patches
+        yield predict_batches
 
 
 def predict_logits(
@@ -153,91 +154,88 @@ def predict_logits(
     pack: Pack,
     rows: NDArray[np.int64],
     *,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     batch_size: int = PREDICT_BATCH_SIZE,
     tta: bool = False,
 ) -> NDArray[np.float32]:
     """Return the logits, shape (N, k, num_classes), of the pack's patches ``rows``."""
-    found = predict(classifiers, pack, rows, compute=compute, batch_size=batch_size, tta=tta)
+    parts = predict(
+        classifiers, pack, rows, device_config=device_config, batch_size=batch_size, tta=tta
+    )
     num_logits = len(classifiers) * (NUM_DIHEDRAL if tta else 1)
-    none = np.empty((0, num_logits, len(pack.info.class_names)), np.float32)
-    return np.concatenate([none, *(part.logit for part in found)])
+    empty = np.empty((0, num_logits, len(pack.info.class_names)), np.float32)
+    return np.concatenate([empty, *(part.logit for part in parts)])
 
 
 def _predict(
-    run: Sequence[ForwardFn],
+    networks: Sequence[ForwardFn],
     batches: Iterable[_Batch],
-    link: DeviceTransfer,
+    transfer: DeviceTransfer,
     *,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     tta: bool,
 ) -> Generator[RawPrediction, None, None]:
-    views = range(NUM_DIHEDRAL if tta else 1)
-    # One batch is under way on the device while the last one's results are used.
-    under_way: tuple[PendingResult, int] | None = None
-    for batch in compute.usage.time_data_wait(batches):
-        with compute.usage.time_compute(batch.num), oom_as_error(batch.num, compute.device):
-            logit, mean_cam = _forward(run, batch.patches.get(), compute, views=views)
-        coming = link.fetch([logit] if mean_cam is None else [logit, mean_cam])
-        if under_way is not None:
-            yield _to_numpy(*under_way)
-        under_way = coming, batch.num
-    if under_way is not None:
-        yield _to_numpy(*under_way)
+    views, usage = range(NUM_DIHEDRAL if tta else 1), device_config.usage
+    # The device computes one batch while the caller uses the results of the one before.
+    pending: tuple[PendingResult, int] | None = None
+    for batch in usage.time_data_wait(batches):
+        with usage.time_compute(batch.num), oom_as_error(batch.num, device_config.device):
+            logit, cam = _forward(networks, batch.patches.get(), device_config, views=views)
+        result = transfer.fetch([logit] if cam is None else [logit, cam])
+        if pending is not None:
+            yield _to_numpy(*pending)
+        pending = result, batch.num
+    if pending is not None:
+        yield _to_numpy(*pending)
 
 
 def _prepare_networks(
     classifiers: Sequence[PatchClassifier],
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     cam: CamSpec | None,
     stack: ExitStack,
 ) -> list[ForwardFn]:
-    with oom_as_error("the model; end what else uses it", compute.device):
-        return [_build_forward(classifier, compute, cam, stack) for classifier in classifiers]
+    with oom_as_error("the model; end what else uses it", device_config.device):
+        return [_build_forward(model, device_config, cam, stack) for model in classifiers]
 
 
 def _build_forward(
-    classifier: PatchClassifier, compute: DeviceConfig, cam: CamSpec | None, stack: ExitStack
+    classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
 ) -> ForwardFn:
-    """Return how a classifier sees a batch; what that borrows is given back by the stack."""
-    classifier.eval().to(compute.device)
-    if cam is not None:
-        cam = cam.of(classifier)
-    # A CAM may be taken from a convolution, which then must give what it always gave.
-    ready = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
-    ready.to(memory_format=torch.channels_last)
-    if compute.compiled and can_compile(ready, cam):
-        return compile_predictor(ready, cam)
-    if compute.compiled:
-        logger.info("%s with such a CAM is not compiled", ready.arch.name)
+    """Build the function that runs a classifier on a batch; ``stack`` removes its hooks."""
+    classifier.eval().to(device_config.device)
+    cam = None if cam is None else cam.resolve(classifier)
+    # The output of a convolution that a CAM is taken from must not change.
+    fused = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
+    fused.to(memory_format=torch.channels_last)
+    if device_config.compiled and can_compile(fused, cam):
+        return compile_predictor(fused, cam)
+    if device_config.compiled:
+        logger.info("%s with such a CAM is not compiled", fused.arch.name)
     if cam is None:
-        return _without_cam(ready)
-    return stack.enter_context(cam_extractor(ready, **vars(cam)))
-
-
-def _without_cam(classifier: PatchClassifier) -> ForwardFn:
-    return lambda patches: (classifier(patches).float(), None)
+        return lambda patches: (fused(patches).float(), None)
+    return stack.enter_context(cam_extractor(fused, **vars(cam)))
 
 
 @torch.inference_mode()
 def _forward(
-    run: Sequence[ForwardFn], patches: Tensor, compute: DeviceConfig, *, views: range
+    networks: Sequence[ForwardFn], patches: Tensor, device_config: DeviceConfig, *, views: range
 ) -> tuple[Tensor, Tensor | None]:
     """Return logits (n, k, num_classes) and CAM (n, h, w) of patches (n, H, W, 3)."""
     logits, cams = [], []
-    for extract in run:
+    for network in networks:
         for view in views:
             seen = patches if view == 0 else _apply_view(to_images(patches), view)
-            with compute.autocast():
-                logit, cam = extract(seen)
+            with device_config.autocast():
+                logit, cam = network(seen)
             logits.append(logit)
             if cam is not None:
-                cams.append(_apply_view(cam[:, None], _UNDO[view])[:, 0])
+                cams.append(_apply_view(cam[:, None], _INVERSE_VIEW[view])[:, 0])
     return torch.stack(logits, dim=1), _mean_cam(cams) if cams else None
 
 
 def _apply_view(images: Tensor, view: int) -> Tensor:
-    """Show all images (n, C, H, H) in one of the 8 views."""
+    """Flip and turn all images (n, C, H, H) into one of the 8 views."""
     if view == 0:
         return images
     turned = dihedral(images, torch.full((len(images),), view))
@@ -245,43 +243,42 @@ def _apply_view(images: Tensor, view: int) -> Tensor:
 
 
 def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
-    """Return the mean of CAMs (n, h, w), on the grid of the first one.
+    """Average CAMs (n, h, w) on the grid of the first one.
 
-    A cell holds its part of the logit, so a finer grid's cells hold less each.
+    A cell of a finer grid holds a smaller part of the logit, so the resized CAM is scaled.
     """
     size = cams[0].shape[1:]
-    cells = size.numel()
-    same = [
+    resized = [
         cam
         if cam.shape[1:] == size
         else F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-        * (cam.shape[1:].numel() / cells)
+        * (cam.shape[1:].numel() / size.numel())
         for cam in cams
     ]
-    return torch.stack(same).mean(dim=0)
+    return torch.stack(resized).mean(dim=0)
 
 
-def _to_numpy(coming: PendingResult, num: int) -> RawPrediction:
+def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
     """Return the results of the first ``num`` patches."""
-    logit, *cam = (array[:num] for array in coming.arrays())
-    # A NaN would read as "no patch" in a map.
+    logit, *cam = (array[:num] for array in result.arrays())
+    # In a map, NaN means that there is no patch.
     if not np.isfinite(logit).all():
         raise CheckpointError(
-            "the model gives logits that are not finite; use --precision fp32 or train it anew"
+            "the model gives logits that are not finite; use --precision fp32 or train it again"
         )
     return RawPrediction(logit, cam[0] if cam else None)
 
 
-def _multiple(compute: DeviceConfig, batch_size: int) -> int:
-    """Return of what number a batch's size is to be a multiple; compiled is one size alone."""
-    whole = -(-batch_size // _PATCHES_AT_LEAST) * _PATCHES_AT_LEAST
-    return whole if compute.compiled else _PATCHES_AT_LEAST
+def _batch_multiple(device_config: DeviceConfig, batch_size: int) -> int:
+    """Return the number that batch sizes are a multiple of; compiled networks need one size."""
+    padded_size = -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+    return padded_size if device_config.compiled else _BATCH_MULTIPLE
 
 
-def _pad_batch(patches: NDArray[np.uint8], link: DeviceTransfer, *, multiple: int) -> _Batch:
-    """Send patches (n, H, W, 3) as a batch whose size is a multiple of ``multiple``."""
+def _pad_batch(patches: NDArray[np.uint8], transfer: DeviceTransfer, *, multiple: int) -> _Batch:
+    """Send patches (n, H, W, 3), padded to a multiple of ``multiple`` patches, to the device."""
     num = len(patches)
     padding = -num % multiple
-    filled = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
-    with oom_as_error(num, link.device):
-        return _Batch(link.send(filled), num)
+    padded = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
+    with oom_as_error(num, transfer.device):
+        return _Batch(transfer.send(padded), num)

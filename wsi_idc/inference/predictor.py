@@ -1,11 +1,11 @@
-"""The way from patches to probabilities: which checkpoints, which views, smoothed or not.
+"""The predictor: checkpoints, test-time augmentation and smoothing, from patches to probabilities.
 
-``eval`` and ``map`` both go this way, so they say the same of the same patch.
+``eval`` and ``map`` share it, so both give a patch the same probability.
 """
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,30 @@ from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability, smoothed_probability
-from wsi_idc.inference.predict import PatchPredictor, RawPrediction, batch_predictor, predict
+from wsi_idc.inference.predict import BatchPredictor, RawPrediction, batch_predictor, predict
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
+from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
 
-# Networks bear a little of a difference in scale, and files state mpp with rounding.
+# Relative. Networks tolerate a small difference in scale, and files state a rounded mpp.
 MPP_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method says of patches.
+    """Calibrated predictions of patches.
 
     Attributes:
-        logit: Shape (N, num_classes), float32; its softmax at ``Method.temperature`` is the
-            probability. Of several views or checkpoints, the logarithm of the mean probabilities.
+        logit: Shape (N, num_classes), float32; the softmax of ``logit / Predictor.temperature`` is
+            the probability. With several views or checkpoints, the logarithm of the mean
+            probabilities.
         probability: Calibrated probability of IDC, the mean over views and checkpoints, shape
             (N,), float32.
         uncertainty: Standard deviation of that probability over views and checkpoints, shape
-            (N,), float32; None where there is one of each.
+            (N,), float32; None for one checkpoint and one view.
     """
 
     logit: NDArray[np.float32]
@@ -48,15 +50,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """How probabilities come of patches.
+    """Checkpoints and the way that their outputs are combined.
 
     Attributes:
-        checkpoints: One, or several whose probabilities are averaged.
-        tta: Whether each patch is seen in the 8 flips and quarter turns (test-time augmentation).
-        smooth: Whether a patient's probabilities are also smoothed by their neighbours.
+        checkpoints: One checkpoint, or several whose probabilities are averaged.
+        tta: Whether each patch is predicted in its 8 flips and quarter turns (test-time
+            augmentation).
+        smooth: Whether a patient's probabilities are also smoothed by their neighbors.
 
     Raises:
-        CheckpointError: The checkpoints do not go together, or one cannot smooth.
+        CheckpointError: A checkpoint is given twice, has other classes or no smoothing.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -65,119 +68,123 @@ class Predictor:
 
     def __post_init__(self) -> None:
         if not self.checkpoints:
-            raise ValueError("a method needs a checkpoint")
-        first = self.checkpoints[0]
-        prints = [one.fingerprint for one in self.checkpoints]
-        for number, one in enumerate(self.checkpoints):
-            if one.fingerprint is not None and one.fingerprint in prints[:number]:
+            raise ValueError("a predictor needs a checkpoint")
+        first, fingerprints = self.checkpoints[0], set[str]()
+        for checkpoint in self.checkpoints:
+            if checkpoint.fingerprint in fingerprints:
                 raise CheckpointError(
-                    f"{one.source}: given twice; an ensemble needs different ones"
+                    f"{checkpoint.source}: given twice; an ensemble needs different ones"
                 )
-            if one.class_names != first.class_names:
+            if checkpoint.fingerprint is not None:
+                fingerprints.add(checkpoint.fingerprint)
+            if checkpoint.class_names != first.class_names:
                 raise CheckpointError(
-                    f"{one.source} and {first.source} have other classes, "
-                    f"{', '.join(one.class_names)} and {', '.join(first.class_names)}; an "
+                    f"{checkpoint.source} and {first.source} have other classes, "
+                    f"{', '.join(checkpoint.class_names)} and {', '.join(first.class_names)}; an "
                     "ensemble needs the same"
                 )
-            if self.smooth and one.smoothing is None:
+            if self.smooth and checkpoint.smoothing is None:
                 raise CheckpointError(
-                    f"{one.source}: no smoothing was fitted when it was trained; run the same "
-                    "wsi-idc train again, which only calibrates it anew"
+                    f"{checkpoint.source}: no smoothing was fitted when it was trained; run the "
+                    "same wsi-idc train again, which only calibrates it again"
                 )
 
     @property
     def is_single(self) -> bool:
-        """Whether one checkpoint sees each patch once."""
+        """True for one checkpoint that predicts each patch once."""
         return len(self.checkpoints) == 1 and not self.tta
 
     @property
     def temperature(self) -> float:
-        """What divides ``Said.logit`` ahead of the softmax."""
+        """Divisor of ``Prediction.logit`` before the softmax."""
         return self.checkpoints[0].temperature if self.is_single else 1.0
 
     @property
     def threshold(self) -> float:
-        """Probability from which a patch is called IDC: the mean of the checkpoints' own."""
-        return float(np.mean([one.threshold for one in self.checkpoints]))
+        """Probability from which a patch is called IDC: the mean of the checkpoints' thresholds."""
+        return float(np.mean([checkpoint.threshold for checkpoint in self.checkpoints]))
 
     @property
     def smoothing(self) -> Smoothing | None:
-        """How probabilities are smoothed, the mean of the checkpoints' own; None: not."""
-        found = [one.smoothing for one in self.checkpoints if one.smoothing is not None]
+        """Mean of the checkpoints' smoothing parameters; None without smoothing."""
+        parameters = [checkpoint.smoothing for checkpoint in self.checkpoints]
         if not self.smooth:
             return None
+        names = [parameter.name for parameter in fields(Smoothing)]
         return Smoothing(
-            *(
-                float(np.mean([getattr(one, name) for one in found]))
-                for name in ("sigma_um", "temperature", "threshold")
-            )
+            *(float(np.mean([getattr(p, name) for p in parameters])) for name in names)
         )
 
     def patients(self, *roles: str) -> set[str]:
         """Return the patients that had one of these roles for any of the checkpoints."""
-        return set().union(*(one.patients(*roles) for one in self.checkpoints))
+        return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Raise where patches of the pack are not what the checkpoints were trained on.
+        """Check that the pack's patches have the size and scale that the networks take.
 
         Raises:
             CheckpointError: Their size or their microns per pixel differ.
         """
-        for one in self.checkpoints:
-            validate_input(one, pack)
+        for checkpoint in self.checkpoints:
+            validate_input(checkpoint, pack)
 
-    def check_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Raise where a checkpoint's network has no such CAM, or one too coarse to show anything.
+    def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
+        """Check that every network has this CAM, and that it is fine enough.
 
         Raises:
-            CheckpointError: It says what to do.
+            CheckpointError: A network has no such layer, or its CAM is too coarse.
         """
-        for one in self.checkpoints:
-            arch = architecture(one.architecture)
-            layer = cam.layer or default_cam_layer(arch, one.input.input_px)
-            check_cam_layer(arch, one.input.input_px or patch_px, layer)
+        for checkpoint in self.checkpoints:
+            arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
+            check_cam_layer(
+                arch, input_px or patch_px, cam.layer or default_cam_layer(arch, input_px)
+            )
 
     def predict(
         self,
         pack: Pack,
         rows: NDArray[np.int64],
         *,
-        compute: DeviceConfig,
+        device_config: DeviceConfig,
         batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
     ) -> Generator[RawPrediction, None, None]:
-        """Yield what the checkpoints say of the pack's patches ``rows``, a batch at a time."""
-        built = [one.build() for one in self.checkpoints]
+        """Yield the checkpoints' predictions of the pack's patches ``rows``, batch by batch."""
         return predict(
-            built, pack, rows, compute=compute, batch_size=batch_size, cam=cam, tta=self.tta
-        )
-
-    def patch_predictor(
-        self,
-        *,
-        compute: DeviceConfig,
-        batch_size: int = PREDICT_BATCH_SIZE,
-        cam: CamSpec | None = None,
-    ) -> AbstractContextManager[PatchPredictor]:
-        """Lend what the checkpoints say of batches of patches, of any number of slides."""
-        return batch_predictor(
-            lambda: [one.build() for one in self.checkpoints],
-            compute=compute,
+            self._build(),
+            pack,
+            rows,
+            device_config=device_config,
             batch_size=batch_size,
             cam=cam,
             tta=self.tta,
         )
 
+    def batch_predictor(
+        self,
+        *,
+        device_config: DeviceConfig,
+        batch_size: int = PREDICT_BATCH_SIZE,
+        cam: CamSpec | None = None,
+    ) -> AbstractContextManager[BatchPredictor]:
+        """Return a context manager that yields a batch predictor for any number of slides."""
+        return batch_predictor(
+            self._build, device_config=device_config, batch_size=batch_size, cam=cam, tta=self.tta
+        )
+
+    def _build(self) -> list[PatchClassifier]:
+        return [checkpoint.build() for checkpoint in self.checkpoints]
+
     def aggregate(self, logit: NDArray[np.float32]) -> Prediction:
-        """Return what follows from the logits (N, k, num_classes) of ``predict``."""
-        views = NUM_DIHEDRAL if self.tta else 1
+        """Combine the logits (N, k, num_classes) of all checkpoints and views."""
         if self.is_single:
-            alone = logit[:, 0]
-            return Prediction(alone, idc_probability(alone, temperature=self.temperature), None)
-        temperature = np.repeat([one.temperature for one in self.checkpoints], views)
+            single = logit[:, 0]
+            return Prediction(single, idc_probability(single, temperature=self.temperature), None)
+        views = NUM_DIHEDRAL if self.tta else 1
+        temperature = np.repeat([checkpoint.temperature for checkpoint in self.checkpoints], views)
         each = softmax(logit.astype(np.float64) / temperature[:, None], axis=2)
         mean = each.mean(axis=1)  # (N, num_classes)
-        # A class that no view believes in has the smallest logit that is a number.
+        # A class of probability 0 gets the smallest finite logit.
         floor = np.finfo(np.float32).tiny
         return Prediction(
             logit=np.log(np.maximum(mean, floor)).astype(np.float32),
@@ -193,7 +200,7 @@ class Predictor:
         *,
         patch_um: float,
     ) -> NDArray[np.float32] | None:
-        """Return the smoothed probability of IDC, shape (N,), None where it is not wanted."""
+        """Return the smoothed probability of IDC, shape (N,); None without smoothing."""
         if self.smoothing is None:
             return None
         return smoothed_probability(
@@ -201,25 +208,26 @@ class Predictor:
         )
 
     def uncalibrated(self) -> "Predictor":
-        """Return the same method without the temperatures that were set on val patients."""
-        plain = tuple(replace(one, temperature=1.0) for one in self.checkpoints)
-        return replace(self, checkpoints=plain)
+        """Return this predictor with all temperatures set to 1."""
+        return replace(
+            self, checkpoints=tuple(replace(c, temperature=1.0) for c in self.checkpoints)
+        )
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the probabilities, JSON-ready."""
-        prints = [one.fingerprint for one in self.checkpoints]
-        checkpoint = prints[0] if len(prints) == 1 else prints
+    def cache_key(self) -> dict[str, Any]:
+        """Return all that decides the probabilities, JSON-ready."""
+        fingerprints = [checkpoint.fingerprint for checkpoint in self.checkpoints]
+        checkpoint = fingerprints[0] if len(fingerprints) == 1 else fingerprints
         return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smooth}
 
     def summary(self) -> dict[str, Any]:
-        """Return what identifies it, JSON-ready: the first checkpoint, and what goes beyond it."""
-        members = [one.summary() for one in self.checkpoints]
-        found = {**members[0], "tta": self.tta, "smooth": self.smooth}
-        return found if len(members) == 1 else {**found, "ensemble": members}
+        """Summarize the predictor, JSON-ready: the first checkpoint, the options, the ensemble."""
+        members = [checkpoint.summary() for checkpoint in self.checkpoints]
+        summary = {**members[0], "tta": self.tta, "smooth": self.smooth}
+        return summary if len(members) == 1 else {**summary, "ensemble": members}
 
 
 def validate_input(checkpoint: Checkpoint, pack: Pack) -> None:
-    """Raise where patches of the pack are not what the model was trained on.
+    """Check that the pack's patches have the size and scale that the network takes.
 
     Raises:
         CheckpointError: Their size or their microns per pixel differ.

@@ -92,7 +92,7 @@ class MapBuilder:
         """
         if self.cam is None:
             return
-        self.method.check_cam(self.cam, patch_px=patch_px)
+        self.method.validate_cam(self.cam, patch_px=patch_px)
         rows, cols = self.cam_shape(patch_px=patch_px)
         if max(rows, cols) > MAX_CAM_SIDE:
             raise CheckpointError(
@@ -119,7 +119,7 @@ class MapBuilder:
     def identity(self, **data: Any) -> dict[str, Any]:
         """Return all that decides what stands in a map, JSON-ready."""
         return {
-            **self.method.identity(),
+            **self.method.cache_key(),
             **data,
             "precision": self.compute.precision,
             "image": self.with_image,

@@ -71,7 +71,7 @@ def _make(work: MapBuilder, pack: Pack, patients: list[str], *, report: MapRepor
     rows = {patient: pack.rows_of(patient) for patient in patients}
     everything = np.concatenate(list(rows.values()))
     found = work.method.predict(
-        pack, everything, compute=work.compute, batch_size=work.batch_size, cam=work.cam
+        pack, everything, device_config=work.compute, batch_size=work.batch_size, cam=work.cam
     )
     with (
         # Whatever ends this ends its readers too.
@@ -113,7 +113,7 @@ def _by_patient(
             have += end - start
             start = end
             if have == len(members):
-                yield patient, RawPrediction.joined(parts)
+                yield patient, RawPrediction.concatenate(parts)
                 patient, members = next(waiting, (patient, members))
                 parts, have = [], 0
 

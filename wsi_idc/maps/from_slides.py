@@ -15,7 +15,7 @@ from wsi_idc.core.errors import CheckpointError, SlideError, WsiIdcError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.progress import progress
 from wsi_idc.geometry.grid import shape_of
-from wsi_idc.inference.predict import PatchPredictor, RawPrediction
+from wsi_idc.inference.predict import BatchPredictor, RawPrediction
 from wsi_idc.inference.predictor import MPP_TOLERANCE
 from wsi_idc.maps.builder import MapBuilder, MapReport, stopped
 from wsi_idc.maps.map_reader import map_path
@@ -71,8 +71,8 @@ def build_slide_maps(
     work.warn_training_patients([row.patient for row in slides])
     report = MapReport()
     work.compute.usage.begin()
-    lent = work.method.patch_predictor(
-        compute=work.compute, batch_size=work.batch_size, cam=work.cam
+    lent = work.method.batch_predictor(
+        device_config=work.compute, batch_size=work.batch_size, cam=work.cam
     )
     with MapWriterPool(work, report) as writers, lent as predict:
         for number, row in enumerate(slides):
@@ -151,7 +151,7 @@ def _make(
     row: ManifestRow,
     settings: SlideSettings,
     spec: InputSpec,
-    predict: PatchPredictor,
+    predict: BatchPredictor,
     writers: MapWriterPool,
     report: MapReport,
     *,
@@ -262,7 +262,7 @@ def _content(
     stride_px = settings.stride_px or spec.patch_px
     return work.content(
         row.patient,
-        RawPrediction.joined(parts),
+        RawPrediction.concatenate(parts),
         row_col=patches.row_col,
         patch_um=stride_px * spec.mpp,
         data=row.slide,

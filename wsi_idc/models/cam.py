@@ -43,7 +43,7 @@ class CamSpec:
     layer: str | None = None
     class_index: int = IDC
 
-    def of(self, classifier: PatchClassifier) -> "CamSpec":
+    def resolve(self, classifier: PatchClassifier) -> "CamSpec":
         """Return which it is of this classifier; ``layer`` is left None at the last feature map."""
         if self.layer is not None:
             return self

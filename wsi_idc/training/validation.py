@@ -37,7 +37,7 @@ def val_logits(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int6
             [training.judged],
             training.pack,
             rows[world.part(len(rows))],
-            compute=training.compute,
+            device_config=training.compute,
             batch_size=min(_BATCH, 2 * training.micro_batch),
         )
     except CheckpointError:  # logits that are not finite
@@ -105,7 +105,7 @@ def recalibrated(
 ) -> Checkpoint:
     """Return a finished checkpoint as if it had ended with this configuration's calibration."""
     rows = labelled_rows(pack, checkpoint.patients("val"))
-    logit = predict_logits([checkpoint.build()], pack, rows, compute=compute)[:, 0]
+    logit = predict_logits([checkpoint.build()], pack, rows, device_config=compute)[:, 0]
     wanted = {name: getattr(config, name) for name in CALIBRATION}
     anew = replace(checkpoint, config={**checkpoint.config, **wanted})
     return _calibrated(anew, logit, pack, rows, config)
