@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from dataclasses import fields
 from pathlib import Path
 
