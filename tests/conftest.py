@@ -72,7 +72,7 @@ def trained(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
     run = Run(tmp_path_factory.mktemp("runs") / "cnn-bn")
     config = TrainConfig(epochs=2, batch_size=16)
     split = make_split(cohort, "ratio:50/25/25")
-    return train(config, cohort, split, run=run, compute=select_device("cpu"))
+    return train(config, cohort, split, run=run, device_config=select_device("cpu"))
 
 
 @pytest.fixture

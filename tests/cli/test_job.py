@@ -114,7 +114,7 @@ def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(
 ):
     (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 3") + "[axes]\nseed=[0,1]")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wsi_idc.training.train._close_epoch", _stop_after(1))
+        patch.setattr("wsi_idc.training.train._finish_epoch", _stop_after(1))
         said = Said(capsys, "job", "two.toml", "--device", "cpu")
     assert said.code == 75
     said = Said(capsys, "status", "two.toml", "--json")
@@ -126,11 +126,11 @@ def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(
 
 
 def _stop_after(epochs: int):
-    from wsi_idc.training.train import _close_epoch
+    from wsi_idc.training.train import _finish_epoch
 
     def closing(training: object) -> None:
-        _close_epoch(training)  # type: ignore[arg-type]
-        if training.place.epoch == epochs:  # type: ignore[attr-defined]
+        _finish_epoch(training)  # type: ignore[arg-type]
+        if training.state.epoch == epochs:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGUSR1)
 
     return closing

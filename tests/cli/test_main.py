@@ -268,11 +268,15 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["train", "--model", "vgg"], 1, "unknown model 'vgg'"),
         (["train", "--model", "vit_b_16"], 1, "vit_b_16 has no convolutional feature map"),
         (["train", "--optimizer", "lion"], 2, "--optimizer"),
-        (["train", "--imbalance", "class-weights+oversample"], 1, "together twice"),
+        (
+            ["train", "--imbalance", "class-weights+oversample"],
+            1,
+            "corrects the imbalance completely",
+        ),
         (
             ["train", "--focal-gamma", 3],
             1,
-            "focal_gamma 3 changes nothing where",
+            "focal_gamma 3 has no effect",
         ),
         (["train", "--weights", "none.pt"], 1, "none.pt: No such file"),
         (["train", "--model", "resnet50"], 1, "wsi-idc fetch-weights resnet50"),

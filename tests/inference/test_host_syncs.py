@@ -29,7 +29,7 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
-from wsi_idc.training.train import steps
+from wsi_idc.training.train import run_steps
 
 # Each makes the host wait for a GPU.
 _WAITS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "nonzero")
@@ -122,9 +122,9 @@ def test_a_training_waits_for_nothing_within_its_steps(
     config = resolve(TrainConfig(model="cnn-bn", batch_size=_BATCH, clip_norm=0.0))
     split = make_split(cohort, "ratio:50/25/25")
     training = build_training(
-        config, cohort, split, run=Run(tmp_path / "run"), compute=select_device("cpu")
+        config, cohort, split, run=Run(tmp_path / "run"), device_config=select_device("cpu")
     )
-    todo = steps(training)
+    todo = run_steps(training)
     next(todo)
     with counted(monkeypatch) as found:
         for _ in range(4):

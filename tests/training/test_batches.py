@@ -8,7 +8,7 @@ from wsi_idc.data.augmentation import augment
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
-from wsi_idc.training.batches import Batch, PatchSource, batches, epoch_order
+from wsi_idc.training.batches import Batch, PatchSource, epoch_order, read_batches
 from wsi_idc.training.config import TrainConfig
 
 CONFIG = TrainConfig(batch_size=10, augment="strong", mixup=0.4, seed=3)
@@ -20,13 +20,12 @@ def read(
 ) -> list[Batch]:
     rows = np.arange(5, 105)
     source = PatchSource(pack, rows, torch.device("cpu"))
-    coming = batches(
+    coming = read_batches(
         config,
         pack,
         rows,
         epoch=2,
-        first_step=first_step,
-        num_steps=4,
+        steps=range(first_step, 4),
         world=world,
         source=source,
     )
@@ -34,7 +33,7 @@ def read(
 
 
 def shown(batch: Batch) -> torch.Tensor:
-    return augment(to_images(batch.patches), batch.draws)
+    return augment(to_images(batch.patches), batch.params)
 
 
 @pytest.mark.parametrize("imbalance", ["none", "class-weights", "focal"])
@@ -58,7 +57,7 @@ def test_labels_stay_with_their_patches(cohort: Pack):
     config = replace(CONFIG, augment="none", mixup=0.0)
     label = cohort.index["label"].to_numpy()
     for batch in read(cohort, config):
-        for patch, found in zip(batch.patches.numpy(), batch.labels.label, strict=True):
+        for patch, found in zip(batch.patches.numpy(), batch.targets.label, strict=True):
             same = (cohort.patches == patch).all(axis=(1, 2, 3))
             assert int(found) in label[same]
 
@@ -69,7 +68,7 @@ def test_a_stopped_epoch_goes_on_with_the_same_batches(cohort: Pack):
     assert len(rest) == 2
     for one, other in zip(whole[2:], rest, strict=True):
         assert torch.equal(shown(one), shown(other))
-        assert torch.equal(one.labels.share, other.labels.share)
+        assert torch.equal(one.targets.lam, other.targets.lam)
         assert one.seed == other.seed
 
 
@@ -77,13 +76,13 @@ def test_processes_share_a_batch_and_its_draws(cohort: Pack):
     parts = [read(cohort, world=World(rank, 3)) for rank in range(3)]
     for whole, *shares in zip(read(cohort), *parts, strict=True):
         torch.testing.assert_close(torch.cat([shown(share) for share in shares]), shown(whole))
-        for name in ("label", "other", "share"):
-            joined = torch.cat([getattr(share.labels, name) for share in shares])
-            assert torch.equal(joined, getattr(whole.labels, name))
+        for name in ("label", "label_b", "lam"):
+            joined = torch.cat([getattr(share.targets, name) for share in shares])
+            assert torch.equal(joined, getattr(whole.targets, name))
             for share in shares:
-                assert torch.equal(getattr(share.all_labels, name), getattr(whole.labels, name))
-        others = torch.cat([share.others[0] for share in shares])
-        assert torch.equal(others, whole.others[0])
+                assert torch.equal(getattr(share.all_targets, name), getattr(whole.targets, name))
+        others = torch.cat([share.mixed_in[0] for share in shares])
+        assert torch.equal(others, whole.mixed_in[0])
 
 
 def test_processes_oversample_the_same_patches(cohort: Pack):
@@ -95,11 +94,11 @@ def test_processes_oversample_the_same_patches(cohort: Pack):
 
 def test_a_blended_patch_comes_with_the_other_ones_label(cohort: Pack):
     for batch in read(cohort):
-        patches, _ = batch.others
-        for patch, label in zip(patches, batch.labels.other, strict=True):
+        patches, _ = batch.mixed_in
+        for patch, label in zip(patches, batch.targets.label_b, strict=True):
             at = [i for i, own in enumerate(batch.patches) if torch.equal(own, patch)]
-            assert int(label) in batch.labels.label[at]
-        assert (batch.labels.share >= 0.5).all()
+            assert int(label) in batch.targets.label[at]
+        assert (batch.targets.lam >= 0.5).all()
 
 
 def test_what_lies_on_the_device_is_what_is_in_the_pack(cohort: Pack):
@@ -112,4 +111,4 @@ def test_what_lies_on_the_device_is_what_is_in_the_pack(cohort: Pack):
 
 
 def test_a_cpu_keeps_no_second_copy(cohort: Pack):
-    assert PatchSource(cohort, np.arange(5), torch.device("cpu"))._all is None
+    assert PatchSource(cohort, np.arange(5), torch.device("cpu"))._resident is None

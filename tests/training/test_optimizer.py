@@ -4,7 +4,7 @@ import torch
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.optimizer import lr_factor, make_optimizer, plateau_factor, running_average
+from wsi_idc.training.optimizer import build_average, build_optimizer, lr_factor, plateau_factor
 
 
 def classifier(name: str = "cnn-bn") -> PatchClassifier:
@@ -45,7 +45,7 @@ def test_each_plateau_of_half_the_patience_takes_the_rate_to_a_tenth():
 def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: float):
     network = classifier()
     config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=decay)
-    groups = make_optimizer(network, config).param_groups
+    groups = build_optimizer(network, config).param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(network.parameters()))
     for group in groups:
@@ -58,7 +58,7 @@ def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: f
 def test_layer_decay_slows_what_is_far_from_the_head(name: str):
     network = classifier(name)
     config = TrainConfig(learning_rate=1.0, layer_decay=0.5)
-    groups = make_optimizer(network, config).param_groups
+    groups = build_optimizer(network, config).param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     rates = [rate[id(parameter)] for parameter in network.parameters()]
     assert rates == sorted(rates)
@@ -68,7 +68,7 @@ def test_layer_decay_slows_what_is_far_from_the_head(name: str):
 
 def test_the_running_average_looks_back_less_far_when_young():
     layer = torch.nn.Linear(1, 1, bias=False)
-    average = running_average(layer, 0.9)
+    average = build_average(layer, 0.9)
     expected = None
     for num, value in enumerate([1.0, 2.0, 4.0, 3.0] + [5.0] * 200):
         torch.nn.init.constant_(layer.weight, value)
@@ -80,7 +80,7 @@ def test_the_running_average_looks_back_less_far_when_young():
 
 def test_the_running_average_holds_batch_norms_statistics_too():
     norm = torch.nn.BatchNorm1d(1)
-    average = running_average(norm, 0.9)
+    average = build_average(norm, 0.9)
     for mean in (1.0, 2.0):
         norm.running_mean.fill_(mean)
         norm.num_batches_tracked += 1

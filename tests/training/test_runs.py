@@ -16,16 +16,16 @@ def test_the_same_settings_have_the_same_run_and_others_another(tmp_path: Path):
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
     run = Run(tmp_path / "run")
-    run.check_same({"epochs": 3})  # nothing there yet
+    run.validate_config({"epochs": 3})  # nothing there yet
     run.start({"epochs": 2, "seed": 0}, {})
-    run.check_same({"epochs": 2, "seed": 0})
+    run.validate_config({"epochs": 2, "seed": 0})
     with pytest.raises(RunError, match=r"\(epochs 2 -> 3\); give another --out, or --overwrite"):
-        run.check_same({"epochs": 3, "seed": 0})
+        run.validate_config({"epochs": 3, "seed": 0})
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="is not empty and no run"):
+    with pytest.raises(RunError, match="is not empty and not a run"):
         Run(tmp_path).start({}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

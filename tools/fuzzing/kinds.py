@@ -154,7 +154,7 @@ class _World:
         return Kind({name: good.read_bytes()}, {name: spoil}, lambda folder: read(folder / name))
 
     def _train(self, run: Run, **how: Any) -> Any:
-        return train(self.config, self.pack, self.split, run=run, compute=self.compute, **how)
+        return train(self.config, self.pack, self.split, run=run, device_config=self.compute, **how)
 
     def _work(self, method: Predictor, out: Path) -> MapBuilder:
         return MapBuilder(method, self.compute, out)
@@ -251,7 +251,7 @@ class _World:
         files = {f"runs/a/{name}": (stopped.folder / name).read_bytes() for name in names}
         spoil: dict[str, Spoil] = {
             "runs/a/run.json": plain.spoil_json,
-            "runs/a/last.pt": formats.spoil_pt,
+            "runs/a/last.pt": plain.spoil_bytes,
             "runs/a/metrics.jsonl": plain.spoil_json,
         }
         return Kind(files, spoil, self.read_run)

@@ -32,7 +32,7 @@ from wsi_idc.training.resolve_config import resolve
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training
-from wsi_idc.training.train import steps
+from wsi_idc.training.train import run_steps
 
 _NUM_ROUNDS = 8
 _WARM_UP_STEPS = 3
@@ -74,7 +74,9 @@ def bench_train(
     """
     config = replace(resolve(config), epochs=10**6)
     run = Run(folder / "unused")
-    whole, bare = (build_training(config, pack, split, run=run, compute=compute) for _ in range(2))
+    whole, bare = (
+        build_training(config, pack, split, run=run, device_config=compute) for _ in range(2)
+    )
     real, ready = _endless(whole), _bare_steps(bare)
     a_round = max(1, options.num_steps // _NUM_ROUNDS)
     _do(real, _WARM_UP_STEPS)
@@ -95,7 +97,7 @@ def bench_train(
             "machine": machine(compute),
             "data": about,
             "batch size": config.batch_size,
-            "patches a round": a_round * whole.patches_a_step,
+            "patches a round": a_round * whole.patches_per_step,
             "rounds": _NUM_ROUNDS,
         },
         rates=rates.medians(),
@@ -112,15 +114,19 @@ def _do(source: Iterator[int], num_steps: int) -> int:
 def _plain(config: TrainConfig, training: Training, num_steps: int, folder: Path) -> Variant:
     """Return the plain way over as many patches as so many steps have."""
     rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
-    files = write_pngs(training.pack, rows[: num_steps * training.patches_a_step], folder / "png")
+    files = write_pngs(training.pack, rows[: num_steps * training.patches_per_step], folder / "png")
     return partial(
         plain_epoch,
         build_training(
-            config, training.pack, training.split, run=training.run, compute=training.compute
+            config,
+            training.pack,
+            training.split,
+            run=training.run,
+            device_config=training.device_config,
         ).classifier.to(memory_format=torch.contiguous_format),
         files,
-        device=training.compute.device,
-        batch_size=training.patches_a_step,
+        device=training.device_config.device,
+        batch_size=training.patches_per_step,
         num_workers=available_cores(),
     )
 
@@ -150,15 +156,15 @@ def _parts(training: Training, compute: DeviceConfig) -> dict[str, float]:
 
 def _endless(training: Training) -> Iterator[int]:
     while True:
-        yield from steps(training)
-        training.place.epoch, training.place.step = training.place.epoch + 1, 0
+        yield from run_steps(training)
+        training.state.epoch, training.state.step = training.state.epoch + 1, 0
 
 
 def _bare_steps(training: Training) -> Iterator[int]:
     """Do steps on the first batch, normalised and resized beforehand."""
     classifier, optimizer = training.classifier, training.optimizer
     rows = training.rows["train"][: training.config.batch_size]
-    device = training.compute.device
+    device = training.device_config.device
     label = torch.from_numpy(training.pack.index["label"].to_numpy()[rows]).long().to(device)
     with torch.no_grad():
         patches = torch.from_numpy(training.pack.patches[rows]).to(device)
@@ -167,7 +173,7 @@ def _bare_steps(training: Training) -> Iterator[int]:
     loss_of: Callable[..., Tensor] = torch.nn.functional.cross_entropy
     while True:
         optimizer.zero_grad(set_to_none=True)
-        with training.compute.autocast():
+        with training.device_config.autocast():
             loss = loss_of(classifier.network(ready), label)
         training.scaler.scale(loss).backward()
         training.scaler.step(optimizer)

@@ -78,7 +78,7 @@ def train(
                 pack,
                 split,
                 run=run,
-                compute=compute,
+                device_config=compute,
                 world=world,
                 overwrite=overwrite,
                 micro_batch=micro_batch,

@@ -18,8 +18,8 @@ from wsi_idc.maps.sharding import parse_shard, shard, sizes_of_patients, sizes_o
 from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import is_file, resolve
-from wsi_idc.training.runs import Run, difference
+from wsi_idc.training.resolve_config import is_weights_file, resolve
+from wsi_idc.training.runs import Run, describe_changes
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
 PARTLY, UNKNOWN, OTHER = "partly done", "unknown", "other settings"
@@ -91,7 +91,7 @@ def _of_eval(number: int, task: Task) -> TaskStatus:
 
 def _of_run(run: Run) -> tuple[str, str]:
     """Return state and detail of a training."""
-    if not run.exists_():
+    if not run.exists():
         return NOT_BEGUN, ""
     try:
         record = run.read()
@@ -117,16 +117,16 @@ def _changed(run: Run, settings: Mapping[str, Any]) -> str:
     """Return in words how a run differs from a training's settings, as far as these say."""
     config = TrainConfig(**{key: settings[key] for key in train_types() if key in settings})
     try:
-        wanted = resolve(config).of_weights
+        wanted = resolve(config).training_settings
     except CheckpointError as error:
         return str(error)
-    if is_file(config.weights):  # of which a run keeps the SHA-256
+    if is_weights_file(config.weights):  # of which a run keeps the SHA-256
         del wanted["weights"]
     if config.split == "auto":
         del wanted["split"]
     asked = run.read().get("asked")
     before = asked if isinstance(asked, dict) else {}
-    return difference({key: before.get(key) for key in wanted}, wanted)
+    return describe_changes({key: before.get(key) for key in wanted}, wanted)
 
 
 def _of_search(job: Job) -> TaskStatus:

@@ -27,7 +27,7 @@ from wsi_idc.search.results import SearchResult, rank_trials, run_folder, write_
 from wsi_idc.search.study import Pruned, Study, TrialLease, wait_for_search_lock
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import resolve, weights_fingerprint
-from wsi_idc.training.runs import Run, difference
+from wsi_idc.training.runs import Run, describe_changes
 from wsi_idc.training.train import train
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _check_folder(folder: Path, asked: dict[str, Any]) -> bool:
         raise JobError(f"{file}: not readable ({error}); give another name") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise JobError(f"{file}: not of a search; give another name")
-    if changed := difference(record.get("asked"), asked, longest=_LONGEST_VALUE):
+    if changed := describe_changes(record.get("asked"), asked, max_length=_LONGEST_VALUE):
         raise JobError(f"{folder} holds another search ({changed}); give this one another name")
     return True
 
@@ -152,7 +152,7 @@ def _run_trial(
             pack,
             _split_of(config, pack),
             run=run,
-            compute=select_device(device, config.precision),
+            device_config=select_device(device, config.precision),
             stop=stop,
             on_epoch=claim.on_epoch if spec.prune else None,
         )

@@ -1,4 +1,4 @@
-"""The loss of a batch, computed in parts or on many devices as if it were in one."""
+"""Loss of a batch, independent of how the batch is split into parts and devices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch is to be told apart by; a blend of two labels where patches are mixed.
+    """Targets of a batch; with mixup, two labels and the weight of the first.
 
     Attributes:
-        label: Shape (N,), int64.
-        other: Label of the patch that is blended in, shape (N,); None where none is.
-        share: Of ``label`` in the blend, shape (N,); None where there is no other.
+        label: Labels, shape (N,), int64.
+        label_b: Labels of the patches that are mixed in, shape (N,); None without mixup.
+        lam: Weight of ``label``, shape (N,); None without mixup.
     """
 
     label: Tensor
-    other: Tensor | None = None
-    share: Tensor | None = None
+    label_b: Tensor | None = None
+    lam: Tensor | None = None
 
     def take(self, part: slice) -> "Targets":
-        """Return a part of the batch."""
-        if self.other is None or self.share is None:
-            return Targets(self.label[part])
-        return Targets(self.label[part], self.other[part], self.share[part])
+        """Return the targets of a part of the batch."""
+        return self._apply(lambda tensor: tensor[part])
 
     def to(self, device: torch.device) -> "Targets":
-        """Return them on a device."""
-        if self.other is None or self.share is None:
-            return Targets(self.label.to(device))
-        return Targets(self.label.to(device), self.other.to(device), self.share.to(device))
+        """Return the targets on a device."""
+        return self._apply(lambda tensor: tensor.to(device))
+
+    def _apply(self, function: Callable[[Tensor], Tensor]) -> "Targets":
+        tensors = (self.label, self.label_b, self.lam)
+        return Targets(*(function(tensor) for tensor in tensors if tensor is not None))
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Loss:
     """Cross-entropy, weighted by class, or focal (Lin et al. 2017, eq. 4, without alpha).
 
     Attributes:
-        class_weight: Shape (num_classes,).
-        label_smoothing: Share of a label that goes to all classes alike.
+        class_weight: Weight of each class, shape (num_classes,).
+        label_smoothing: Fraction of a label that is spread over all classes.
         focal_gamma: Exponent; 0 is plain cross-entropy.
     """
 
@@ -51,20 +51,13 @@ class Loss:
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
 
-    def total(self, labels: Targets) -> Tensor:
-        """Return what a whole batch's sum of losses is divided by: the weight in it."""
-        return self._blend(labels, lambda label: self.class_weight[label]).sum()
+    def normalizer(self, targets: Targets) -> Tensor:
+        """Return the sum of the weights in a complete batch, by which its loss is divided."""
+        return mix_targets(targets, lambda label: self.class_weight[label]).sum()
 
-    def sum(self, logits: Tensor, labels: Targets) -> Tensor:
-        """Return the summed loss of logits (N, num_classes), which stay in full precision."""
-        return self._blend(labels, lambda label: self._losses(logits.float(), label)).sum()
-
-    @staticmethod
-    def _blend(labels: Targets, of: Callable[[Tensor], Tensor]) -> Tensor:
-        first = of(labels.label)
-        if labels.other is None or labels.share is None:
-            return first
-        return labels.share * first + (1 - labels.share) * of(labels.other)
+    def loss_sum(self, logits: Tensor, targets: Targets) -> Tensor:
+        """Compute the summed loss of logits, shape (N, num_classes), in full precision."""
+        return mix_targets(targets, lambda label: self._losses(logits.float(), label)).sum()
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         losses = F.cross_entropy(
@@ -76,11 +69,19 @@ class Loss:
         )
         if self.focal_gamma == 0:
             return losses
-        found = logits.softmax(1).gather(1, label[:, None])[:, 0]
-        # Away from 0, where a root has no slope.
-        return (1 - found).clamp(min=1e-6) ** self.focal_gamma * losses
+        probability = logits.softmax(1).gather(1, label[:, None])[:, 0]
+        # Not 0, where the power has no finite slope.
+        return (1 - probability).clamp(min=1e-6) ** self.focal_gamma * losses
+
+
+def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute a value for each label, shape (N,), weighted by ``lam`` if targets are mixed."""
+    values = value_of(targets.label)
+    if targets.label_b is None or targets.lam is None:
+        return values
+    return targets.lam * values + (1 - targets.lam) * value_of(targets.label_b)
 
 
 def inverse_frequency(label: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the weight of each class, one over its share, with a mean of 1 over the patches."""
+    """Return a weight per class, inverse to its frequency; the mean over all patches is 1."""
     return len(label) / (2 * np.bincount(label, minlength=2))

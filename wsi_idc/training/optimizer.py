@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and running average of the weights, as a configuration asks."""
+"""Optimizer, learning rate and running average of the weights."""
 
 import math
 
@@ -14,8 +14,8 @@ PLATEAU_FACTOR = 0.1
 MOMENTUM = 0.9
 
 
-def make_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser, its groups by depth; biases and norms are not decayed."""
+def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the optimizer; its groups are ordered by depth, biases and norms are not decayed."""
     groups = []
     for depth, parameters in enumerate(reversed(_stages(classifier))):
         rate = config.learning_rate * config.layer_decay**depth
@@ -25,26 +25,26 @@ def make_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.op
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-    return kind(groups, lr=config.learning_rate)
+    optimizer_class = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+    return optimizer_class(groups, lr=config.learning_rate)
 
 
 def _stages(classifier: PatchClassifier) -> list[list[nn.Parameter]]:
-    """Return the parameters from the input to the head, those of a stage together.
+    """Return the parameters of each stage, from the input to the head.
 
-    A stage is a child of the network, or of a child that is a plain sequence.
+    A stage is a child of the network, or a child of an ``nn.Sequential`` in it.
     """
     modules: list[nn.Module] = []
     for child in classifier.network.children():
         modules += child.children() if isinstance(child, nn.Sequential) else [child]
     stages = [list(module.parameters()) for module in modules]
-    known = {id(parameter) for stage in stages for parameter in stage}
-    own = [p for p in classifier.network.parameters() if id(p) not in known]
-    return [stage for stage in (own, *stages) if stage]
+    in_stages = {id(parameter) for stage in stages for parameter in stage}
+    others = [p for p in classifier.network.parameters() if id(p) not in in_stages]
+    return [stage for stage in (others, *stages) if stage]
 
 
 def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
-    """Return the share of the peak learning rate at ``step`` of ``total``, before any plateau."""
+    """Return the learning rate at ``step`` of ``total`` as a fraction of the largest one."""
     warm_up = round(config.warm_up * total)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -55,39 +55,39 @@ def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
 
 
 def plateau_factor(config: TrainConfig, values: list[float]) -> float:
-    """Return the share of the learning rate that is left after the epochs' monitored ``values``.
+    """Return the factor of the learning rate after epochs with these monitored values.
 
-    With the plateau schedule it falls to a tenth whenever half the patience has passed without a
-    better value.
+    With the plateau schedule, the factor falls to a tenth each time that half the patience passes
+    without a better value.
     """
-    share, best, waited = 1.0, -math.inf, 0
+    factor, best, num_waited = 1.0, -math.inf, 0
     for value in values:
-        waited = 0 if value > best else waited + 1
+        num_waited = 0 if value > best else num_waited + 1
         best = max(best, value)
-        if waited == max(1, config.patience // 2):
-            share, waited = share * PLATEAU_FACTOR, 0
-    return share if config.schedule == "plateau" else 1.0
+        if num_waited == max(1, config.patience // 2):
+            factor, num_waited = factor * PLATEAU_FACTOR, 0
+    return factor if config.schedule == "plateau" else 1.0
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set each group's learning rate to a share of its peak."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of each group to a fraction of its largest one."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        group["lr"] = group["peak"] * factor
 
 
-def running_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Return a running average of a network's weights and buffers; ``update_parameters`` adds."""
+def build_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Build a running average of weights and buffers, updated by ``update_parameters``."""
 
     @torch.no_grad()
-    def add(average: list[Tensor], now: list[Tensor], _: Tensor) -> None:
-        # Young, it looks back less far: else the random start would stay in it for long. The
-        # count is read where it lies, on the CPU: nothing waits for the device.
-        num = int(averaged.n_averaged)
-        share = 1 - min(decay, (1 + num) / (10 + num))
+    def update(average: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        # A short horizon early in training: otherwise the random initial weights would dominate
+        # the average. The counter is on the CPU, so reading it does not wait for the device.
+        num_updates = int(averaged.n_averaged)
+        weight = 1 - min(decay, (1 + num_updates) / (10 + num_updates))
         if average[0].is_floating_point():
-            torch._foreach_lerp_(average, now, share)
+            torch._foreach_lerp_(average, current, weight)
         else:
-            torch._foreach_copy_(average, now)
+            torch._foreach_copy_(average, current)
 
-    averaged = AveragedModel(network, multi_avg_fn=add, use_buffers=True)  # type: ignore[arg-type]
+    averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
     return averaged

@@ -1,7 +1,7 @@
-"""The run directory: what one training asked for, how far it is, and what it left.
+"""Run directory: settings, progress and results of one training; importing needs no torch.
 
-``run.json`` says what was asked for and whether it is finished, ``metrics.jsonl`` has a line an
-epoch, ``best.pt`` is the checkpoint, ``last.pt`` the state to go on from.
+``run.json`` holds the settings and the status, ``metrics.jsonl`` one line per epoch, ``best.pt``
+the checkpoint and ``last.pt`` the state from which the training resumes.
 """
 
 import hashlib
@@ -39,14 +39,22 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The training state to go on from."""
+        """The state from which the training resumes."""
         return self.folder / "last.pt"
 
+    def exists(self) -> bool:
+        """Return whether a training was started in this folder."""
+        return (self.folder / "run.json").exists()
+
+    def is_finished(self) -> bool:
+        """Return whether the training is finished and its checkpoint exists."""
+        return self.best.exists() and self.exists() and self.read().get("status") == "finished"
+
     def read(self) -> dict[str, Any]:
-        """Return what run.json says.
+        """Return the content of run.json.
 
         Raises:
-            RunError: It is missing or damaged.
+            RunError: The file is missing or damaged.
         """
         path = self.folder / "run.json"
         try:
@@ -57,152 +65,148 @@ class Run:
             raise RunError(f"{path}: not a run of wsi-idc; give another --out")
         return record
 
-    def is_finished(self) -> bool:
-        """Return whether the training came to its end."""
-        return self.best.exists() and self.exists_() and self.read().get("status") == "finished"
-
-    def exists_(self) -> bool:
-        """Return whether a training was started here."""
-        return (self.folder / "run.json").exists()
+    def matches(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the folder holds a run with exactly these settings."""
+        return self.exists() and self.read().get("asked") == settings
 
     def validate_dir(self) -> None:
-        """Raise where the folder holds something else than a run.
+        """Check that the folder is empty or holds a run.
 
         Raises:
-            RunError: It does.
+            RunError: The folder holds other files.
         """
-        if self.exists_():
+        if self.exists():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
-            raise RunError(f"{self.folder} is not empty and no run; give another --out")
+            raise RunError(f"{self.folder} is not empty and not a run; give another --out")
 
-    def protect_weights(self, weights: Path) -> None:
-        """Raise where a file of weights to start from would go when this run is trained anew.
-
-        Raises:
-            RunError: It would.
-        """
-        if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
-            raise RunError(f"{weights} is this run's own and would be lost; give another --out")
-
-    def matches(self, asked: Mapping[str, Any]) -> bool:
-        """Return whether the folder holds a run that asked for just this."""
-        return self.exists_() and self.read().get("asked") == asked
-
-    def check_same(self, asked: Mapping[str, Any]) -> None:
-        """Raise where the folder holds a run that asked for something else than ``asked``.
+    def validate_config(self, settings: Mapping[str, Any]) -> None:
+        """Check that a run in the folder has the same settings.
 
         Raises:
-            RunError: It does; the message shows the difference.
+            RunError: The settings differ; the message lists the differences.
         """
-        if not self.exists_():
-            return
-        before = self.read().get("asked")
-        if changed := difference(before, asked):
+        if self.exists() and (changes := describe_changes(self.read().get("asked"), settings)):
             raise RunError(
-                f"{self.folder} holds a run with other settings ({changed}); give another --out, "
-                "or --overwrite to train anew"
+                f"{self.folder} holds a run with other settings ({changes}); give another --out, "
+                "or --overwrite to replace it"
             )
 
-    def start(self, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        """Begin a training that asks for ``asked``, in place of an earlier one.
+    def protect_weights(self, weights: Path) -> None:
+        """Check that a new training in this folder would not delete its initial weights.
 
         Raises:
-            RunError: The folder holds something else than a run.
+            RunError: The file of initial weights belongs to this run.
+        """
+        if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
+            raise RunError(
+                f"{weights} belongs to this run and would be deleted; give another --out"
+            )
+
+    def start(self, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+        """Delete the files of an earlier training and write a new run.json.
+
+        Raises:
+            RunError: The folder holds other files than those of a run.
         """
         self.validate_dir()
         for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / EVENTS, ignore_errors=True)
-        self.write("running", asked, more)
+        self.write("running", settings, details)
 
-    def write(self, status: str, asked: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        """Write run.json."""
+    def write(self, status: str, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+        """Write run.json: status, settings and further details."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"format": FORMAT, "status": status, "updated": now, "asked": asked, **more}
+        record = {"format": FORMAT, "status": status, "updated": now, "asked": settings, **details}
         write_json(self.folder / "run.json", record)
 
     def update_best_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Write in run.json what the best checkpoint says of itself now; the run is no newer."""
+        """Replace the metrics of the best checkpoint in run.json; its date stays."""
         write_json(self.folder / "run.json", {**self.read(), "best": dict(metrics)})
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Write metrics.jsonl, a line an epoch."""
+        """Write metrics.jsonl, one line per epoch."""
         lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
         write_text(self.folder / HISTORY, lines)
 
     def read_history(self) -> list[dict[str, Any]] | None:
-        """Return the epochs of metrics.jsonl, with the numbers of each; None where there are none.
+        """Return the numbers of each epoch in metrics.jsonl; None without any epoch.
 
-        A line or value that is not as ``write_history`` writes it is passed over.
+        Damaged lines and values that are not numbers are skipped.
         """
         try:
             lines = (self.folder / HISTORY).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):
             return None
-        found = []
+        history = []
         for line in lines:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                numbers = {k: v for k, v in record.items() if is_plain_number(v)}
+                numbers = {k: v for k, v in record.items() if _is_drawable(v)}
                 if "epoch" in numbers:
-                    found.append(numbers)
-        return found or None
+                    history.append(numbers)
+        return history or None
 
     @contextmanager
-    def held(self, *, by: bool = True) -> Iterator[None]:
-        """Keep other processes from training in this folder.
+    def lock(self, *, is_writer: bool = True) -> Iterator[None]:
+        """Keep other processes from training in this folder, inside the block.
 
         Args:
-            by: False for one of several that train together and does not write.
+            is_writer: False for a process that trains with others and writes no files; it takes
+                no lock.
 
         Raises:
-            BusyError: One does already.
+            BusyError: Another process trains in this folder.
         """
-        if not by:
+        if not is_writer:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # `wsi-idc status` holds the lock for a moment when it tests it.
-        with wait_for_lock(self.folder / ".lock", what=self.folder, timeout=1.0):
+        # A process that only checks the lock, such as ``wsi-idc status``, holds it for a moment.
+        with wait_for_lock(self.folder / ".lock", what=self.folder, timeout=0.8):
             yield
 
 
-def is_plain_number(value: Any) -> bool:
-    """Return whether it is a number that can be drawn."""
+def _is_drawable(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < _TOO_LARGE_TO_DRAW
 
 
-def difference(before: object, asked: Mapping[str, Any], *, longest: int = 40) -> str:
-    """Return in words how ``asked`` differs from the record ``before``, empty where it does not."""
+def describe_changes(before: object, settings: Mapping[str, Any], *, max_length: int = 40) -> str:
+    """Return a text that lists the settings which differ from a record; empty if none does.
+
+    Args:
+        before: Settings in the record.
+        settings: New settings.
+        max_length: Number of letters after which a value is cut.
+    """
 
     def short(value: Any) -> str:
         try:
             text = json.dumps(value)
         except RecursionError:
             return "..."
-        return text if len(text) <= longest else f"{text[: longest - 3]}..."
+        return text if len(text) <= max_length else f"{text[: max_length - 3]}..."
 
     before = before if isinstance(before, dict) else {}
     return "; ".join(
-        f"{key} {short(before.get(key))} -> {short(asked.get(key))}"
-        for key in sorted(before.keys() | asked.keys())
-        if before.get(key) != asked.get(key)
+        f"{key} {short(before.get(key))} -> {short(settings.get(key))}"
+        for key in sorted(before.keys() | settings.keys())
+        if before.get(key) != settings.get(key)
     )
 
 
-def default_run(runs: Path, model: str, asked: Mapping[str, Any]) -> Run:
-    """Return the run that a training with these settings has by default: same words, same run."""
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
+    """Return the default run of a training: equal settings give the same folder."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Run(runs / f"{model}-{digest[:8]}")
 
 
 def newest_finished(runs: Path) -> Run | None:
-    """Return the run that finished last, None where there is none; unreadable ones are passed."""
-    found = []
+    """Return the run that finished last; None if none did. Unreadable runs are skipped."""
+    finished = []
     for file in runs.glob("*/run.json"):
         run = Run(file.parent)
         try:
@@ -210,5 +214,5 @@ def newest_finished(runs: Path) -> Run | None:
         except RunError:
             continue
         if record.get("status") == "finished" and run.best.exists():
-            found.append((str(record.get("updated")), run.folder.name, run))
-    return max(found, key=lambda item: item[:2])[2] if found else None
+            finished.append((str(record.get("updated")), run.folder.name, run))
+    return max(finished, key=lambda item: item[:2])[2] if finished else None

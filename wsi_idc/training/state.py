@@ -1,4 +1,4 @@
-"""State of a training: what a stopped one is resumed from."""
+"""State of a training, and the objects that it uses."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,16 +23,16 @@ from wsi_idc.training.runs import Run
 
 @dataclass
 class TrainState:
-    """Where a training is.
+    """Progress of a training.
 
     Attributes:
-        epoch: Epochs done.
-        step: Steps done in the present epoch.
+        epoch: Number of finished epochs.
+        step: Number of finished steps in the current epoch.
         loss_sum: Sum of the loss over those steps.
-        seconds: Spent in the present epoch.
-        best: Largest value of what is monitored so far.
-        best_epoch: Where it was, counted from 1.
-        history: One record an epoch done.
+        seconds: Time spent in the current epoch.
+        best: Largest value of the monitored metric so far.
+        best_epoch: Epoch of that value, counted from 1; 0 before the first.
+        history: One record per finished epoch.
     """
 
     epoch: int = 0
@@ -46,56 +46,55 @@ class TrainState:
 
 @dataclass
 class Training:
-    """A training and all that it needs.
+    """A training and all objects that it uses.
 
     Attributes:
         model: The classifier as a step calls it: compiled, or wrapped for several processes.
-        average: Running average of the classifier, None where none is asked for.
-        odds_shift: What the handling of the imbalance adds to the log odds of IDC.
-        rows: Role to rows of the pack with a known label.
-        micro_batch: Patches that a process computes at once.
-        was_halved: Whether it was lowered because memory ran out.
-        inherited: Patients that the weights it begins with were trained on.
-        record: Provenance.
-        fresh_loss: Sum of the loss, of this process, that is not yet in ``place``.
-        source: Of the train patches.
+        average: Running average of the classifier; None if the configuration has none.
+        log_odds_shift: Amount that the correction of the imbalance adds to the IDC log odds.
+        rows: Rows of the pack with a known label, by role ("train", "val").
+        micro_batch: Number of patches that a process computes at once.
+        micro_batch_reduced: Whether that number was reduced because memory ran out.
+        pretraining_patients: Patients on which the initial weights were trained.
+        pending_loss: Sum of this process's loss that is not yet part of ``state.loss_sum``.
+        source: Source of the train patches.
     """
 
     config: TrainConfig
     pack: Pack
     split: Split
     run: Run
-    compute: DeviceConfig
+    device_config: DeviceConfig
     world: World
     classifier: PatchClassifier
     model: nn.Module
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    objective: Loss
-    odds_shift: float
+    loss: Loss
+    log_odds_shift: float
     rows: dict[str, NDArray[np.int64]]
     micro_batch: int
     micro_batch_reduced: bool
-    inherited: tuple[str, ...]
-    record: dict[str, Any]
+    pretraining_patients: tuple[str, ...]
+    provenance: dict[str, Any]
     pending_loss: Tensor
     source: PatchSource
-    place: TrainState = field(default_factory=TrainState)
+    state: TrainState = field(default_factory=TrainState)
 
     @property
-    def steps_an_epoch(self) -> int:
-        """Whole batches of the train rows; a last one of few patches would upset batch norm."""
+    def steps_per_epoch(self) -> int:
+        """Number of full batches; a last batch of few patches would disturb batch norm."""
         return max(1, len(self.rows["train"]) // self.config.batch_size)
 
     @property
-    def patches_a_step(self) -> int:
-        """The batch size, or all train patches where they are fewer."""
+    def patches_per_step(self) -> int:
+        """Batch size, or the number of train patches if it is smaller."""
         return min(self.config.batch_size, len(self.rows["train"]))
 
     @property
-    def judged(self) -> PatchClassifier:
-        """What is evaluated and kept: the running average, or else the classifier itself."""
-        return (
-            self.classifier if self.average is None else cast(PatchClassifier, self.average.module)
-        )
+    def ema_model(self) -> PatchClassifier:
+        """The model that is evaluated and saved: the running average, else the classifier."""
+        if self.average is None:
+            return self.classifier
+        return cast(PatchClassifier, self.average.module)

@@ -1,4 +1,4 @@
-"""One step of a training: augment, run the network, follow the gradient."""
+"""One training step: augmentation, forward and backward pass, update of the weights."""
 
 import contextlib
 import logging
@@ -18,43 +18,39 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_model(training: Training) -> None:
-    """Put the network into the mode of the present epoch, and wrap it as the devices want it."""
-    classifier, place = training.classifier, training.place
-    is_frozen = place.epoch < training.config.freeze
-    classifier.train()
+    """Set train mode and frozen layers for the current epoch; compile or wrap the model."""
+    classifier, epoch = training.classifier, training.state.epoch
+    is_frozen = epoch < training.config.freeze
+    classifier.train(not is_frozen)  # a frozen batch norm keeps its statistics too
+    classifier.network.requires_grad_(not is_frozen)
     head = classifier.network.get_submodule(classifier.arch.head)
-    for parameter in classifier.network.parameters():
-        parameter.requires_grad_(not is_frozen)
+    head.train()
     head.requires_grad_(True)
-    if is_frozen:
-        # A frozen batch norm keeps its statistics too.
-        classifier.eval()
-        head.train()
     is_wrapped = training.model is not classifier
-    if is_wrapped and place.epoch != training.config.freeze:
+    if is_wrapped and epoch != training.config.freeze:
         return
     model: nn.Module = classifier
-    if training.compute.compiled:
+    if training.device_config.compiled:
         model = cast(nn.Module, torch.compile(model))
     if training.world.size > 1:
-        # It notes once, here, which weights are trained.
+        # DDP reads only here which weights are trained.
         model = DistributedDataParallel(model)
     training.model = model
 
 
-def step(training: Training, batch: Batch) -> None:
-    """Do one step; its loss is added to ``training.pending_loss``.
+def train_step(training: Training, batch: Batch) -> None:
+    """Train on one batch; its loss is added to ``training.pending_loss``.
 
-    A device that runs out of memory gets the batch in smaller parts, from now on.
+    If the device runs out of memory, this batch and all later ones are computed in smaller parts.
 
     Raises:
-        RunError: Not even one patch fits, or several processes train together.
+        RunError: Memory is too small for one patch, or several processes train together.
     """
-    while not _fits(training, batch):
+    while not _fits_in_memory(training, batch):
         training.optimizer.zero_grad(set_to_none=True)
-        if training.compute.device.type == "cuda":
+        if training.device_config.device.type == "cuda":
             torch.cuda.empty_cache()
-        _halve(training)
+        _halve_micro_batch(training)
     optimizer, scaler = training.optimizer, training.scaler
     if training.config.clip_norm:
         scaler.unscale_(optimizer)
@@ -65,71 +61,67 @@ def step(training: Training, batch: Batch) -> None:
         training.average.update_parameters(training.classifier)
 
 
-def _fits(training: Training, batch: Batch) -> bool:
-    """Compute the gradient; return whether the device had the memory for it."""
+def _fits_in_memory(training: Training, batch: Batch) -> bool:
+    """Compute the gradient; return whether the memory was sufficient."""
     try:
-        training.pending_loss += _backward(training, batch)
+        training.pending_loss += _compute_gradient(training, batch)
     except torch.OutOfMemoryError:
         return False
     return True
 
 
-def _halve(training: Training) -> None:
-    smaller = training.micro_batch // 2
+def _halve_micro_batch(training: Training) -> None:
+    device, smaller = training.device_config.device, training.micro_batch // 2
     if smaller == 0 or training.world.size > 1:
         raise RunError(
-            f"out of memory on {training.compute.device} with {training.micro_batch} patches at "
-            f"once; give --micro-batch {max(1, smaller)}, or a smaller --input-size or --model"
+            f"out of memory on {device} with {training.micro_batch} patches at once; give "
+            f"--micro-batch {max(1, smaller)}, or a smaller --input-size or --model"
         )
     training.micro_batch, training.micro_batch_reduced = smaller, True
     logger.warning(
-        "out of memory on %s: from here on %d patches at once, still %d a step",
-        training.compute.device,
+        "out of memory on %s: computing %d patches at once from now on, still %d per step",
+        device,
         smaller,
         training.config.batch_size,
     )
 
 
-def _backward(training: Training, batch: Batch) -> Tensor:
-    """Add up the gradient of a batch, part by part; return the loss of this process's patches."""
-    device, objective, world = training.compute.device, training.objective, training.world
+def _compute_gradient(training: Training, batch: Batch) -> Tensor:
+    """Sum the gradient of a batch over its parts; return the loss of this process's patches."""
+    device, world = training.device_config.device, training.world
     training.optimizer.zero_grad(set_to_none=True)
-    # The network draws from the global generators: dropout.
+    # Dropout draws from the global generators.
     torch.manual_seed(batch.seed + world.rank)
-    total = objective.total(batch.all_labels.to(device))
+    normalizer = training.loss.normalizer(batch.all_targets.to(device))
     loss_sum = torch.zeros((), device=device)
-    # As many parts in each process: batch norm over all of them waits in each.
-    largest = -(-len(batch.all_labels.label) // world.size)
-    num_parts = -(-largest // training.micro_batch)
+    # Synchronized batch norm needs the same number of parts in each process.
+    max_patches = -(-len(batch.all_targets.label) // world.size)
+    num_parts = -(-max_patches // training.micro_batch)
     for number in range(num_parts):
-        part = slice(*(len(batch) * at // num_parts for at in (number, number + 1)))
-        with _not_yet_shared(training.model, more=number + 1 < num_parts):
-            images = _images(batch, part, device)
-            with training.compute.autocast():
+        part = slice(len(batch) * number // num_parts, len(batch) * (number + 1) // num_parts)
+        sync: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if number + 1 < num_parts and isinstance(training.model, DistributedDataParallel):
+            sync = training.model.no_sync()  # gradients are exchanged after the last part
+        with sync:
+            images = _augmented_images(batch, part, device)
+            with training.device_config.autocast():
                 logits = training.model(images)
-            loss = objective.sum(logits, batch.labels.take(part).to(device)) / total
-            # The processes' gradients are averaged, and the loss is a sum over all of them.
+            targets = batch.targets.take(part).to(device)
+            loss = training.loss.loss_sum(logits, targets) / normalizer
+            # DDP averages the gradients, and the loss is a sum over all processes.
             training.scaler.scale(loss * world.size).backward()
         loss_sum += loss.detach()
     return loss_sum
 
 
-def _images(batch: Batch, part: slice, device: torch.device) -> Tensor:
-    """Return the augmented images (n, 3, H, W) of a part of a batch, on the device."""
+def _augmented_images(batch: Batch, part: slice, device: torch.device) -> Tensor:
+    """Return the augmented images of a part of a batch on the device, shape (n, 3, H, W)."""
 
-    def images(patches: Tensor, draws: AugmentParams) -> Tensor:
+    def images_of(patches: Tensor, params: AugmentParams) -> Tensor:
         on_device = patches[part].to(device, non_blocking=True)
-        return augment(to_images(on_device), draws.take(part))
+        return augment(to_images(on_device), params.take(part))
 
-    found = images(batch.patches, batch.draws)
-    if batch.others is None:
-        return found
-    assert batch.labels.share is not None
-    return mix(found, images(*batch.others), batch.labels.share[part].to(device))
-
-
-def _not_yet_shared(model: nn.Module, *, more: bool) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which gradients stay in this process while ``more`` is to come."""
-    if more and isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return contextlib.nullcontext()
+    images = images_of(batch.patches, batch.params)
+    if batch.mixed_in is None or batch.targets.lam is None:
+        return images
+    return mix(images, images_of(*batch.mixed_in), batch.targets.lam[part].to(device))

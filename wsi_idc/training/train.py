@@ -1,7 +1,7 @@
-"""Train a classifier on the train patients of a pack, watched on its val patients.
+"""Training of a classifier on the train patients of a pack, validated on its val patients.
 
-Every random draw is a function of the seed and of the place in the training (epoch, step), never
-of what was drawn before: so a stopped training resumes to the very same weights.
+All random draws depend only on the seed, the epoch and the step, never on earlier draws, so a
+stopped training resumes to exactly the same weights.
 """
 
 import logging
@@ -24,28 +24,28 @@ from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
-from wsi_idc.training.batches import batches
+from wsi_idc.training.batches import read_batches
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.logger import RunLogger
 from wsi_idc.training.optimizer import lr_factor, plateau_factor, set_learning_rate
-from wsi_idc.training.resolve_config import is_file, resolve, resolved_config
+from wsi_idc.training.resolve_config import is_weights_file, resolve, resolved_config
 from wsi_idc.training.resume import resume, save_state, to_checkpoint
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training
-from wsi_idc.training.step import prepare_model, step
+from wsi_idc.training.step import prepare_model, train_step
 from wsi_idc.training.validation import (
     calibrate_and_save,
     divergence_error,
-    read_or_recalibrate,
-    val_logits,
+    load_or_recalibrate,
+    predict_val,
 )
 
 logger = logging.getLogger(__name__)
 
 MINUTES_BETWEEN_SAVES = 5.0
-# Looking at the loss waits for the device.
-_STEPS_BETWEEN_LOOKS = 20
+# Reading the loss waits for the device.
+_STEPS_BETWEEN_LOSS_READS = 20
 
 
 def train(
@@ -54,7 +54,7 @@ def train(
     split: Split,
     *,
     run: Run,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     world: World = SINGLE_PROCESS,
     overwrite: bool = False,
     micro_batch: int = 0,
@@ -62,238 +62,232 @@ def train(
     stop: StopRequest | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Checkpoint:
-    """Train, or go on with a training that was stopped, and return the finished checkpoint.
+    """Train a classifier, or resume a stopped training, and return the final checkpoint.
 
-    A finished run is only read, unless ``overwrite`` trains it anew; where it asked for another
-    threshold, that is set anew.
+    A finished run is loaded, not trained again, unless ``overwrite`` is set. If only the settings
+    of its threshold changed, it is calibrated again.
 
     Args:
-        config: What decides the weights.
+        config: Settings that decide the weights.
         pack: The data.
         split: Role of each patient.
-        run: Where all of it is kept.
-        compute: Device and precision.
-        world: The processes that train together, this one among them.
-        overwrite: Replace a run that is there, unless it is this very one, unfinished.
-        micro_batch: Patches that a process computes at once; 0: its part of a batch. More are
-            accumulated into one step.
-        save_minutes: Save so often within an epoch.
-        stop: Asks to save and leave.
-        on_epoch: Is given each epoch's record when it is saved; what it raises ends the training
-            here, to be gone on with.
+        run: Directory of all results.
+        device_config: Device and precision.
+        world: The processes that train together, seen from this one.
+        overwrite: Replace an existing run. An unfinished run with identical settings is resumed,
+            because a requeued job repeats this flag each time.
+        micro_batch: Number of patches that a process computes at once; 0: its part of a batch. A
+            larger batch is accumulated into one step.
+        save_minutes: Time between two saves within an epoch.
+        stop: Request to save and stop.
+        on_epoch: Called with each epoch's record after it is saved; an exception stops the
+            training, which can be resumed.
 
     Raises:
-        StoppedError: ``stop`` was set; everything is saved and the same call goes on.
+        StoppedError: ``stop`` was set; everything is saved and the same call resumes.
         RunError: ``run`` holds a training with other settings, the loss is not finite, or memory
-            ran out.
+            is too small.
     """
-    asked = resolved_config(config, pack, split)
-    # Whatever can be refused is refused before the folder is made.
+    settings = resolved_config(config, pack, split)
+    # Check everything that can be checked before the folder is created.
     run.validate_dir()
     if not overwrite:
-        run.check_same(asked)
+        run.validate_config(settings)
         if _is_finished(run, world):
-            return read_or_recalibrate(config, pack, run, compute=compute, world=world)
-    elif is_file(config.weights):
+            return load_or_recalibrate(config, pack, run, device_config=device_config, world=world)
+    elif is_weights_file(config.weights):
         run.protect_weights(Path(config.weights))
     training = build_training(
         resolve(config),
         pack,
         split,
         run=run,
-        compute=compute,
+        device_config=device_config,
         world=world,
         micro_batch=micro_batch,
     )
     world.wait()
     try:
-        with run.held(by=world.is_writer):
-            # Asked again: another process may have trained here before this one had the lock.
+        with run.lock(is_writer=world.is_writer):
+            # Check again: another process may have trained here before this one got the lock.
             if world.is_writer and not overwrite:
-                run.check_same(asked)
+                run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
-                return _train(
-                    training, asked, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
+                return _run_epochs(
+                    training, settings, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
                 )
-    # Elsewhere than in a step, where a smaller part of the batch helps.
+    # Memory that runs out within a step is handled there, by smaller parts of the batch.
     except torch.OutOfMemoryError:
         raise RunError(
-            f"out of memory on {compute.device}; give --micro-batch "
+            f"out of memory on {device_config.device}; give --micro-batch "
             f"{max(1, training.micro_batch // 2)}, or a smaller --input-size or --model"
         ) from None
-    return read_or_recalibrate(config, pack, run, compute=compute, world=world)
+    return load_or_recalibrate(config, pack, run, device_config=device_config, world=world)
 
 
 def _is_finished(run: Run, world: World) -> bool:
-    """Return whether the run came to its end, as its writer sees it: all must do the same."""
+    """Return rank 0's answer to whether the run is finished: all ranks must do the same."""
     return bool(world.largest(int(world.is_writer and run.is_finished())))
 
 
-def _train(
+def _run_epochs(
     training: Training,
-    asked: dict[str, Any],
+    settings: dict[str, Any],
     *,
     stop: StopRequest | None,
     save_seconds: float,
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> Checkpoint:
-    """Do what is left of a training whose run this process, or its writer, holds."""
-    run, world = training.run, training.world
-    # What is unfinished and just this is gone on with, also by a job that asks to overwrite
-    # each time that it is put back into the queue.
-    begun = run.matches(asked) and not run.is_finished()
-    if world.is_writer and not begun:
-        run.start(asked, {"provenance": training.record})
+    run, world, state = training.run, training.world, training.state
+    is_resumable = run.matches(settings) and not run.is_finished()
+    if world.is_writer and not is_resumable:
+        run.start(settings, {"provenance": training.provenance})
     world.wait()
     if run.last.exists():
         resume(training)
-    with RunLogger(training) as journal:
-        while not _is_over(training):
+        state = training.state
+    with RunLogger(training) as run_logger:
+        while not _is_last_epoch_done(training):
             _train_epoch(training, stop, save_seconds=save_seconds)
-            _close_epoch(training)
-            journal.note()
+            _finish_epoch(training)
+            run_logger.log_epoch()
             if on_epoch is not None:
-                on_epoch(dict(training.place.history[-1]))
+                on_epoch(dict(state.history[-1]))
     checkpoint = calibrate_and_save(training)
     if world.is_writer:
-        best = {"epoch": training.place.best_epoch, **checkpoint.metrics}
-        run.write("finished", asked, {"provenance": training.record, "best": best})
+        best = {"epoch": state.best_epoch, **checkpoint.metrics}
+        run.write("finished", settings, {"provenance": training.provenance, "best": best})
     return checkpoint
 
 
-def _is_over(training: Training) -> bool:
-    place, config = training.place, training.config
-    waited = place.epoch - place.best_epoch
-    return place.epoch >= config.epochs or (place.epoch > 0 and waited >= config.patience)
+def _is_last_epoch_done(training: Training) -> bool:
+    state, config = training.state, training.config
+    num_waited = state.epoch - state.best_epoch
+    return state.epoch >= config.epochs or (state.epoch > 0 and num_waited >= config.patience)
 
 
-def steps(training: Training) -> Iterator[int]:
-    """Do the steps that are left of the present epoch; yield the size of each batch after it."""
-    place, config = training.place, training.config
+def run_steps(training: Training) -> Iterator[int]:
+    """Train on the remaining batches of the current epoch; yield the size of each batch."""
+    state, config = training.state, training.config
     prepare_model(training)
-    first = place.epoch * training.steps_an_epoch
-    total = config.epochs * training.steps_an_epoch
-    plateau = plateau_factor(config, [_value(config, record) for record in place.history])
+    plateau = plateau_factor(config, [_monitored(config, record) for record in state.history])
 
-    def set_rate_of(step: int) -> None:
-        set_learning_rate(
-            training.optimizer, plateau * lr_factor(config, first + step, total=total)
-        )
+    def set_rate(step: int) -> None:
+        step += state.epoch * training.steps_per_epoch
+        factor = lr_factor(config, step, total=config.epochs * training.steps_per_epoch)
+        set_learning_rate(training.optimizer, plateau * factor)
 
-    # Of the last step done: where a stop left none to do, the epoch is noted with it.
-    set_rate_of(max(0, place.step - 1))
-    coming = batches(
+    # The rate of the last completed step: the epoch's record needs it even if no step is left.
+    set_rate(max(0, state.step - 1))
+    batches = read_batches(
         config,
         training.pack,
         training.rows["train"],
-        epoch=place.epoch,
-        first_step=place.step,
-        num_steps=training.steps_an_epoch,
+        epoch=state.epoch,
+        steps=range(state.step, training.steps_per_epoch),
         world=training.world,
         source=training.source,
     )
-    usage = training.compute.usage
-    for batch in usage.time_data_wait(coming):
-        set_rate_of(place.step)
-        with usage.time_compute(len(batch.all_labels.label)):
-            step(training, batch)
-        place.step += 1
-        yield len(batch.all_labels.label)
+    usage = training.device_config.usage
+    for batch in usage.time_data_wait(batches):
+        set_rate(state.step)
+        num_patches = len(batch.all_targets.label)
+        with usage.time_compute(num_patches):
+            train_step(training, batch)
+        state.step += 1
+        yield num_patches
 
 
 def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: float) -> None:
-    """Do the steps that are left of the present epoch, and save now and then."""
-    place, config, world = training.place, training.config, training.world
-    training.compute.usage.begin()
-    saved = time.monotonic()
-    started = saved - place.seconds
-    what = f"epoch {place.epoch + 1}/{config.epochs}"
-    if place.step:
-        logger.info("going on in %s after %d steps", what, place.step)
-    with progress(
-        training.steps_an_epoch * training.patches_a_step,
-        what=what,
-        done=place.step * training.patches_a_step,
-    ) as bar:
-        for num_patches in steps(training):
+    """Train on the remaining batches of the current epoch; save at intervals and when stopped."""
+    state, world, usage = training.state, training.world, training.device_config.usage
+    usage.begin()
+    last_save = time.monotonic()
+    started = last_save - state.seconds
+    title = f"epoch {state.epoch + 1}/{training.config.epochs}"
+    if state.step:
+        logger.info("resuming %s after %d steps", title, state.step)
+    size = training.patches_per_step
+    total, done = training.steps_per_epoch * size, state.step * size
+    with progress(total, what=title, done=done) as bar:
+        for num_patches in run_steps(training):
             bar.update(num_patches)
             now = time.monotonic()
-            due = now - saved > save_seconds and world.is_writer
-            # All of them must do the same.
-            order = world.largest(2 if stop else int(due))
-            if order or place.step % _STEPS_BETWEEN_LOOKS == 0:
+            must_save = world.is_writer and now - last_save > save_seconds
+            # 1: save, 2: save and stop. All processes must do the same.
+            order = world.largest(2 if stop else int(must_save))
+            if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
-                waiting = training.compute.usage.summary_line()
-                bar.set_postfix_str(f"loss {loss:.3f}, {waiting}", refresh=False)
+                bar.set_postfix_str(f"loss {loss:.3f}, {usage.summary_line()}", refresh=False)
             if order:
-                place.seconds, saved = now - started, now
+                state.seconds, last_save = now - started, now
                 save_state(training)
             if order == 2:
-                state = f" in {what}, saved in {training.run.folder}"
-                raise_if_stopped(stop, state)
-                raise stopped_error("a signal to another process", state)
-    place.seconds = time.monotonic() - started
+                saved = f" in {title}, saved in {training.run.folder}"
+                raise_if_stopped(stop, saved)
+                raise stopped_error("a signal to another process", saved)
+    state.seconds = time.monotonic() - started
 
 
 def _mean_loss(training: Training) -> float:
-    """Return the mean loss of the epoch so far, over all processes.
+    """Return the mean loss of the current epoch so far, over all processes.
 
     Raises:
-        RunError: It is not finite; what was saved before stays.
+        RunError: The loss is not finite; the last saved state is kept.
     """
-    place = training.place
-    place.loss_sum += training.world.sum(float(training.pending_loss))
+    state = training.state
+    state.loss_sum += training.world.sum(float(training.pending_loss))
     training.pending_loss.zero_()
-    if math.isfinite(place.loss_sum):
-        return place.loss_sum / place.step
+    if math.isfinite(state.loss_sum):
+        return state.loss_sum / state.step
     raise divergence_error(training)
 
 
-def _close_epoch(training: Training) -> None:
-    """Look at the val patients, keep the weights if they are the best, and save the state."""
-    place, run, config = training.place, training.run, training.config
+def _finish_epoch(training: Training) -> None:
+    """Validate the model, save it if it is the best, and save the state."""
+    state, config = training.state, training.config
     loss = _mean_loss(training)
-    # Of this process alone, and since it began or went on with the epoch.
-    used = training.compute.usage.used()
-    logit, label = val_logits(training)
+    # Usage of this process, since it started or resumed the epoch.
+    usage = training.device_config.usage.used()
+    logit, label = predict_val(training)
     probability = idc_probability(logit, temperature=1.0)
-    place.epoch += 1
-    found = metrics.all_metrics(label, probability, threshold=0.5)
-    epoch = {
-        "epoch": place.epoch,
+    state.epoch += 1
+    val = metrics.all_metrics(label, probability, threshold=0.5)
+    record = {
+        "epoch": state.epoch,
         "train_loss": loss,
         "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
         **{
             f"val_{name}": value
-            for name, value in found.items()
+            for name, value in val.items()
             if name != "prevalence" and not math.isnan(value)
         },
         "learning_rate": training.optimizer.param_groups[0]["lr"],
-        "patches_per_second": training.steps_an_epoch * training.patches_a_step / place.seconds,
-        **(used.shares() if used.num_patches else {}),
+        "patches_per_second": training.steps_per_epoch * training.patches_per_step / state.seconds,
+        **(usage.shares() if usage.num_patches else {}),
     }
-    place.history.append(epoch)
-    is_best = _value(config, epoch) > place.best
+    state.history.append(record)
+    is_best = _monitored(config, record) > state.best
     if is_best:
-        place.best, place.best_epoch = _value(config, epoch), place.epoch
+        state.best, state.best_epoch = _monitored(config, record), state.epoch
         if training.world.is_writer:
-            save_checkpoint(run.best, to_checkpoint(training))
-    place.step, place.loss_sum, place.seconds = 0, 0.0, 0.0
+            save_checkpoint(training.run.best, to_checkpoint(training))
+    state.step, state.loss_sum, state.seconds = 0, 0.0, 0.0
     save_state(training)
     logger.info(
         "epoch %d/%d: train loss %.4f, val loss %.4f, AUC %.4f, AP %.4f, F1 %.3f, sensitivity "
         "%.3f%s, %.0f patches/s, %s",
-        place.epoch,
+        state.epoch,
         config.epochs,
-        *(epoch[key] for key in ("train_loss", "val_loss", "val_auc", "val_average_precision")),
-        *(epoch[key] for key in ("val_f1", "val_sensitivity")),
+        *(record[key] for key in ("train_loss", "val_loss", "val_auc", "val_average_precision")),
+        *(record[key] for key in ("val_f1", "val_sensitivity")),
         " (best)" if is_best else "",
-        epoch["patches_per_second"],
-        used,
+        record["patches_per_second"],
+        usage,
     )
 
 
-def _value(config: TrainConfig, epoch: dict[str, Any]) -> float:
-    """Return what is monitored in an epoch, larger being better."""
-    value = epoch[f"val_{config.monitor}"]
+def _monitored(config: TrainConfig, record: dict[str, Any]) -> float:
+    """Return the monitored value of an epoch; a larger value is better."""
+    value = record[f"val_{config.monitor}"]
     return -value if config.monitor == "loss" else value

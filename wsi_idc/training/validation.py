@@ -1,4 +1,4 @@
-"""Look at the val patients: after each epoch, and to calibrate what a training ends with."""
+"""Validation: predictions on the val patients, and calibration of the final checkpoint."""
 
 import logging
 from dataclasses import replace
@@ -17,110 +17,110 @@ from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from wsi_idc.models.serialization import load_state
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
-from wsi_idc.training.config import CALIBRATION, TrainConfig
+from wsi_idc.training.config import CALIBRATION_FIELDS, TrainConfig
 from wsi_idc.training.resume import to_checkpoint
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import labelled_rows
+from wsi_idc.training.setup import labeled_rows
 from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 256
+_BATCH_SIZE = 256
 
 
-def val_logits(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return logits and labels of all val patches; the processes share the work."""
+def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Compute the logits of all val patches, shared by the processes, and return their labels.
+
+    Returns:
+        Logits, shape (N, num_classes), and labels, shape (N,).
+
+    Raises:
+        RunError: A logit is not finite.
+    """
     rows, world = training.rows["val"], training.world
-    world.copy_from_writer(training.judged.network)
+    world.copy_from_writer(training.ema_model.network)
     try:
         part = predict_logits(
-            [training.judged],
+            [training.ema_model],
             training.pack,
             rows[world.part(len(rows))],
-            device_config=training.compute,
-            batch_size=min(_BATCH, 2 * training.micro_batch),
+            device_config=training.device_config,
+            batch_size=min(_BATCH_SIZE, 2 * training.micro_batch),
         )
-    except CheckpointError:  # logits that are not finite
+    except CheckpointError:  # a logit is not finite
         raise divergence_error(training) from None
     logit = np.concatenate(world.gather(part[:, 0]))
     return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
 
 
 def divergence_error(training: Training) -> RunError:
-    """Return the error of a loss or logits that are not finite."""
-    place, run = training.place, training.run
-    kept = f"the best so far is {run.best}" if place.best_epoch else "no epoch is kept"
+    """Return the error for a loss or logits that are not finite."""
+    state, run = training.state, training.run
+    best = f"the best so far is {run.best}" if state.best_epoch else "no epoch is kept"
     return RunError(
-        f"the loss is not finite in epoch {place.epoch + 1} ({kept}); "
+        f"the loss is not finite in epoch {state.epoch + 1} ({best}); "
         "lower --learning-rate or use --precision fp32, with another --out"
     )
 
 
 def calibrate_and_save(training: Training) -> Checkpoint:
-    """Calibrate the best weights on the val patients and write them as the run's result."""
-    world, run = training.world, training.run
+    """Calibrate the best weights on the val patients and save the final checkpoint."""
+    world, run, model = training.world, training.run, training.ema_model
     world.wait()
     best = load_checkpoint(run.best)
     world.wait()
-    judged = training.judged
-    load_state(judged.network, best.state)
-    if not best.metrics:  # else a kill came between this function and the end of the run
-        # What evens out the classes shifts the odds of IDC; undo that where it shows in every
-        # logit alike, so that the probabilities are those of the data.
+    load_state(model.network, best.state)
+    if not best.metrics:  # a process killed after saving the final checkpoint has already shifted
+        # Class weighting and oversampling shift the IDC log odds by a constant. Undo the shift in
+        # the bias of the head, so that the probabilities are those of the data.
         with torch.no_grad():
-            judged.head.bias[IDC] -= training.odds_shift
-    logit, _ = val_logits(training)
+            model.head.bias[IDC] -= training.log_odds_shift
+    logit, _ = predict_val(training)
     if world.is_writer:
-        uncalibrated = replace(
-            to_checkpoint(training), metrics={"epoch": training.place.best_epoch}
+        checkpoint = replace(to_checkpoint(training), metrics={"epoch": training.state.best_epoch})
+        rows = training.rows["val"]
+        save_checkpoint(
+            run.best, _calibrate(checkpoint, logit, training.pack, rows, training.config)
         )
-        config, rows = training.config, training.rows["val"]
-        save_checkpoint(run.best, _calibrated(uncalibrated, logit, training.pack, rows, config))
     world.wait()
     return load_checkpoint(run.best)
 
 
-def read_or_recalibrate(
-    config: TrainConfig, pack: Pack, run: Run, *, compute: DeviceConfig, world: World
+def load_or_recalibrate(
+    config: TrainConfig, pack: Pack, run: Run, *, device_config: DeviceConfig, world: World
 ) -> Checkpoint:
-    """Return the checkpoint of a finished run, calibrated as wanted."""
+    """Load the checkpoint of a finished run; calibrate it again if these settings changed."""
     checkpoint = load_checkpoint(run.best)
-    wanted = {name: getattr(config, name) for name in CALIBRATION}
-    is_as_wanted = all(checkpoint.config.get(name) == wanted[name] for name in CALIBRATION)
+    settings = {name: getattr(config, name) for name in CALIBRATION_FIELDS}
+    is_current = all(checkpoint.config.get(name) == value for name, value in settings.items())
     world.wait()
-    if checkpoint.smoothing is not None and is_as_wanted:
+    if checkpoint.smoothing is not None and is_current:
         return checkpoint
-    logger.info("trained already; calibrating it anew on val")
+    logger.info("the training is finished; calibrating it again on val")
     if world.is_writer:
-        with run.held():
-            anew = recalibrated(checkpoint, config, pack, compute=compute)
-            save_checkpoint(run.best, anew)
-            run.update_best_metrics(anew.metrics)
+        rows = labeled_rows(pack, checkpoint.patients("val"))
+        with run.lock():
+            logit = predict_logits([checkpoint.build()], pack, rows, device_config=device_config)[
+                :, 0
+            ]
+            checkpoint = replace(checkpoint, config={**checkpoint.config, **settings})
+            checkpoint = _calibrate(checkpoint, logit, pack, rows, config)
+            save_checkpoint(run.best, checkpoint)
+            run.update_best_metrics(checkpoint.metrics)
     world.wait()
     return load_checkpoint(run.best)
 
 
-def recalibrated(
-    checkpoint: Checkpoint, config: TrainConfig, pack: Pack, *, compute: DeviceConfig
-) -> Checkpoint:
-    """Return a finished checkpoint as if it had ended with this configuration's calibration."""
-    rows = labelled_rows(pack, checkpoint.patients("val"))
-    logit = predict_logits([checkpoint.build()], pack, rows, device_config=compute)[:, 0]
-    wanted = {name: getattr(config, name) for name in CALIBRATION}
-    anew = replace(checkpoint, config={**checkpoint.config, **wanted})
-    return _calibrated(anew, logit, pack, rows, config)
-
-
-def _calibrated(
+def _calibrate(
     checkpoint: Checkpoint,
     logit: NDArray[np.float32],
     pack: Pack,
     rows: NDArray[np.int64],
     config: TrainConfig,
 ) -> Checkpoint:
-    """Return the checkpoint with what is set on val patches ``rows``, and its metrics there."""
+    """Return the checkpoint with its calibration on the val patches ``rows`` and its metrics."""
     label = pack.index["label"].to_numpy()[rows].astype(np.int64)
-    found = calibrate(
+    calibration = calibrate(
         logit,
         label,
         pack.index["patient"].to_numpy()[rows],
@@ -129,14 +129,13 @@ def _calibrated(
         threshold_by=config.threshold_by,
         target_sensitivity=config.target_sensitivity,
     )
-    probability = idc_probability(logit, temperature=found.temperature)
-    of_val = metrics.all_metrics(label, probability, threshold=found.threshold)
-    before = metrics.ece(label, idc_probability(logit, temperature=1.0))
+    probability = idc_probability(logit, temperature=calibration.temperature)
+    val = {
+        **metrics.all_metrics(label, probability, threshold=calibration.threshold),
+        "ece_uncalibrated": metrics.ece(label, idc_probability(logit, temperature=1.0)),
+    }
     return replace(
         checkpoint,
-        **vars(found),
-        metrics={
-            **checkpoint.metrics,
-            "val": metrics.or_none({**of_val, "ece_uncalibrated": before}),
-        },
+        **vars(calibration),
+        metrics={**checkpoint.metrics, "val": metrics.or_none(val)},
     )
