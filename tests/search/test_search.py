@@ -21,7 +21,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.search import study as study_module
 from wsi_idc.search.config import Range, SearchSpec
-from wsi_idc.search.results import SearchResult, Trial, best_job, draw, rank_trials
+from wsi_idc.search.results import SearchResult, Trial, best_job, draw_search, rank_trials
 from wsi_idc.search.search import search
 from wsi_idc.search.study import Study
 from wsi_idc.training.config import TrainConfig
@@ -126,7 +126,7 @@ def test_another_search_in_the_same_folder_is_refused(
 
 def test_a_strangers_folder_is_not_touched(cohort: Pack, tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(JobError, match="is not empty and no search"):
+    with pytest.raises(JobError, match="is not empty and not a search"):
         search(GRID, cohort, folder=tmp_path)
     with pytest.raises(JobError, match="is a file"):
         search(GRID, cohort, folder=tmp_path / "thesis.tex")
@@ -344,7 +344,7 @@ def test_the_figure_has_a_panel_an_axis(tmp_path: Path):
         Trial(2, "pruned", {"learning_rate": 4e-3, "batch_size": 64, "seed": 0}, 0.5),
         Trial(3, "running", {"learning_rate": 5e-3, "batch_size": 64, "seed": 0}),
     ]
-    panels = draw(SearchResult(spec, tmp_path, rank_trials(trials))).axes
+    panels = draw_search(SearchResult(spec, tmp_path, rank_trials(trials))).axes
     assert [panel.get_title() for panel in panels] == ["learning rate", "batch size", "seed"]
     rate, batch, _ = panels
     assert rate.get_xscale() == "log"

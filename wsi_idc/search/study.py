@@ -1,9 +1,9 @@
-"""A search's study: which trial is next, and what came of each, shared by any number of processes.
+"""Optuna study shared by several processes: claims the next trial and records its result.
 
-The study is a journal of optuna's, a text file that is only ever appended to. A process *claims* a
-trial, which it holds by a lock on the trial's folder until it has told the trial's end: the system
-drops the lock of a killed process, so a trial that runs in the study and is held by nobody is one
-to go on with. On a disk without file locks, run one process at a time.
+The study is a journal of optuna, a text file to which lines are only appended. A process claims a
+trial by a lock on a file of the trial, and holds it until the trial's result is recorded. The
+system releases the lock of a killed process, so a running trial without a lock can be resumed. On
+a disk without file locks, run one process at a time.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ logger = logging.getLogger(__name__)
 JOURNAL = "study.journal"
 _NAME = "search"
 _SECONDS_BEFORE_LOG = 10.0
-# A median of fewer says little, and in its first epochs a training has not warmed up.
+# The median of fewer trials is not reliable, and the first epochs are still in the warm-up.
 PRUNE_AFTER_TRIALS = 4
 PRUNE_AFTER_EPOCHS = 2
 
 Pruned = optuna.TrialPruned
 
 
-class _Lock(JournalFileOpenLock):
-    """Optuna's lock of the journal, which works on network disks.
+class _JournalLock(JournalFileOpenLock):
+    """Optuna's lock of the journal for network disks; it also removes an incomplete last line.
 
-    One that a killed process left is removed after 30 s. So is half a line of its, which would
-    spoil the line that comes after it.
+    Optuna removes the lock of a killed process after 30 s, but an incomplete line of that process
+    would damage the next line.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -55,80 +55,72 @@ class _Lock(JournalFileOpenLock):
     def acquire(self) -> bool:
         super().acquire()
         try:
-            _drop_half_line(self._journal)
+            with self._journal.open("r+b") as file:
+                if size := file.seek(0, os.SEEK_END):
+                    file.seek(size - 1)
+                    if file.read(1) != b"\n":
+                        file.seek(0)
+                        file.truncate(file.read().rfind(b"\n") + 1)
         except BaseException:
             self.release()
             raise
         return True
 
 
-def _drop_half_line(journal: Path) -> None:
-    with journal.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return
-        file.seek(size - 1)
-        if file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
 class TrialLease:
-    """A trial that is this process's own.
+    """A trial that only this process works on.
 
     Attributes:
-        number: Of the trial.
+        number: Number of the trial.
         point: Value of each axis.
     """
 
     def __init__(self, study: "optuna.Study", trial: "optuna.Trial", spec: SearchSpec) -> None:
         self._study, self._trial, self._metric = study, trial, spec.metric
-        self._started, self._before = time.monotonic(), trial.user_attrs.get("seconds", 0.0)
+        self._started = time.monotonic() - trial.user_attrs.get("seconds", 0.0)
         self.number: int = trial.number
         self.point = {name: _suggest(trial, name, axis) for name, axis in spec.axes.items()}
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
-        """Report an epoch's value.
+        """Report the metric of an epoch.
 
         Raises:
-            Pruned: The trial is below the median of the others.
+            Pruned: The trial is below the median of the other trials.
         """
         self._trial.report(epoch[f"val_{self._metric}"], epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned
 
     def pause(self) -> None:
-        """Note the time spent; the trial goes on another day."""
-        self._note(seconds=self._seconds())
+        """Store the elapsed time; the trial can be resumed later."""
+        self._store()
 
     def complete(self, value: float, **result: Any) -> None:
-        """Tell the trial's value, and keep ``result`` with it."""
-        self._end(TrialState.COMPLETE, value, result=result)
+        """Record the trial as complete, with its value and further results."""
+        self._finish(TrialState.COMPLETE, value, result=result)
 
     def prune(self) -> None:
-        """Tell that the trial was cut short."""
-        self._end(TrialState.PRUNED)
+        """Record the trial as pruned."""
+        self._finish(TrialState.PRUNED)
 
     def fail(self, reason: str) -> None:
-        """Tell that the trial failed."""
-        self._end(TrialState.FAIL, reason=reason)
+        """Record the trial as failed."""
+        self._finish(TrialState.FAIL, reason=reason)
 
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    def _note(self, **notes: Any) -> None:
-        for name, value in notes.items():
-            self._trial.set_user_attr(name, value)
-
-    def _end(self, state: "TrialState", value: float | None = None, **notes: Any) -> None:
-        # On a disk without locks another process may have told the same trial.
+    def _finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
+        # On a disk without locks another process may have finished the same trial.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._note(seconds=self._seconds(), **notes)
+            self._store(**attributes)
             self._study.tell(self._trial, value, state=state, skip_if_finished=True)
+
+    def _store(self, **attributes: Any) -> None:
+        attributes["seconds"] = time.monotonic() - self._started
+        for name, value in attributes.items():
+            self._trial.set_user_attr(name, value)
 
 
 class Study:
-    """The study in a search's folder, made if need be.
+    """Study in the folder of a search; it is created if it does not exist.
 
     Raises:
         JobError: The journal is damaged.
@@ -136,19 +128,20 @@ class Study:
 
     def __init__(self, spec: SearchSpec, folder: Path, *, stop: StopRequest | None = None) -> None:
         self.spec, self.folder, self._stop = spec, folder, stop
-        # What it says by itself is for optuna's own users.
+        # Optuna's own log lines are for users of optuna.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self.locked():
             self._study = self._open()
             if spec.sampler == "grid":
-                # Counting those there already, a process killed in between does no harm.
-                for point in list(spec.points())[len(self._study.get_trials(deepcopy=False)) :]:
+                # A killed process may have added some of the points already.
+                num_known = len(self._study.get_trials(deepcopy=False))
+                for point in list(spec.points())[num_known:]:
                     self._study.enqueue_trial(point)
 
     def _open(self) -> "optuna.Study":
         journal = self.folder / JOURNAL
         try:
-            backend = JournalFileBackend(str(journal), lock_obj=_Lock(journal))
+            backend = JournalFileBackend(str(journal), lock_obj=_JournalLock(journal))
             storage = optuna.storages.JournalStorage(backend)
             if not storage.get_all_studies():
                 optuna.create_study(storage=storage, study_name=_NAME, direction="maximize")
@@ -159,76 +152,71 @@ class Study:
                 f"{journal}: damaged ({type(error).__name__}); give another name"
             ) from None
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep the search's other processes from claiming and from writing results."""
-        with wait_for_search_lock(self.folder, self._stop):
-            yield
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of the search inside the block: no other process claims a trial."""
+        return wait_for_search_lock(self.folder, self._stop)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[TrialLease | None]:
-        """Hold the next trial to work on, None where no other is left to this process.
+        """Claim the next trial inside the block; None if no trial is left for this process.
 
-        Trials that a stopped or killed process left come first.
+        Trials that a stopped or killed process left unfinished come first.
+
+        Raises:
+            BusyError: Another process holds the lock of the next trial.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             with self.locked():
-                claim = self._next(held)
-            yield claim
+                lease = self._claim_next(stack)
+            yield lease
 
-    def _next(self, held: contextlib.ExitStack) -> TrialLease | None:
+    def _claim_next(self, stack: contextlib.ExitStack) -> TrialLease | None:
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
-            if trial.state == TrialState.RUNNING and self._hold(trial.number, held):
-                self._seed(trial.number)
-                mine = optuna.trial.Trial(self._study, trial._trial_id)
-                return TrialLease(self._study, mine, self.spec)
+            if trial.state == TrialState.RUNNING:
+                with contextlib.suppress(BusyError):
+                    self._lock_trial(trial.number, stack)
+                    resumed = optuna.trial.Trial(self._study, trial._trial_id)
+                    return TrialLease(self._study, resumed, self.spec)
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         if not waiting and len(trials) >= self.spec.num_trials:
             return None
-        number = waiting[0] if waiting else len(trials)
-        if not self._hold(number, held):
-            raise BusyError(f"{self._lock_of(number)}: held by another process; run again later")
-        self._seed(number)
+        self._lock_trial(waiting[0] if waiting else len(trials), stack)
         return TrialLease(self._study, self._study.ask(), self.spec)
 
-    def _lock_of(self, number: int) -> Path:
-        return self.folder / f".trial-{number:04d}.lock"
-
-    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
+    def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
+        """Lock a trial, and seed the sampler by its number: restarts do not change its values."""
+        lock = self.folder / f".trial-{number:04d}.lock"
         try:
-            held.enter_context(locked(self._lock_of(number), what=self.folder))
+            stack.enter_context(locked(lock, what=self.folder))
         except BusyError:
-            return False
-        return True
-
-    def _seed(self, number: int) -> None:
-        """Give each trial draws of its own, whichever process asks and after whatever restarts."""
+            raise BusyError(f"{lock}: held by another process; run again later") from None
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
         if self.spec.sampler == "tpe":
-            # With the constant liar, two processes at once do not try the same place.
+            # The constant liar keeps parallel processes from trying the same region.
             self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         else:
             self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
 
     def trials(self) -> list[Trial]:
         """Return all trials by number."""
-        return [self._trial(trial) for trial in self._study.get_trials(deepcopy=False)]
+        return [_to_trial(trial) for trial in self._study.get_trials(deepcopy=False)]
 
-    def _trial(self, trial: Any) -> Trial:
-        result = trial.user_attrs.get("result", {}) if trial.state == TrialState.COMPLETE else {}
-        value = trial.value
-        if value is None and trial.intermediate_values:
-            value = trial.intermediate_values[trial.last_step]
-        return Trial(
-            number=trial.number,
-            state="failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
-            point=trial.params or trial.system_attrs.get("fixed_params", {}),
-            value=value,
-            seconds=trial.user_attrs.get("seconds"),
-            reason=trial.user_attrs.get("reason"),
-            **result,
-        )
+
+def _to_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
+    result = trial.user_attrs.get("result", {}) if trial.state == TrialState.COMPLETE else {}
+    value = trial.value
+    if value is None and trial.last_step is not None:
+        value = trial.intermediate_values[trial.last_step]
+    return Trial(
+        number=trial.number,
+        state="failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
+        point=trial.params or trial.system_attrs.get("fixed_params", {}),
+        value=value,
+        seconds=trial.user_attrs.get("seconds"),
+        reason=trial.user_attrs.get("reason"),
+        **result,
+    )
 
 
 def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
@@ -248,7 +236,7 @@ def wait_for_search_lock(
     """Hold the lock of a search inside the block; wait while another process holds it.
 
     Raises:
-        StoppedError: ``stop`` was set meanwhile.
+        StoppedError: ``stop`` was set while waiting.
     """
     lock = folder / ".lock"
     return wait_for_lock(
