@@ -22,7 +22,7 @@ from wsi_idc.export.wsinfer import write_wsinfer
 from wsi_idc.geometry.grid import cells_of, mosaic, shape_of
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import select_device
@@ -47,9 +47,8 @@ def test_patient_8864_is_mapped_where_the_file_names_say(
     real_tree: Path, real_pack: Pack, tmp_path: Path
 ):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(
-        MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), real_pack, ["8864"]
-    )
+    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path)
+    builder.build(PackSource(real_pack, ["8864"]))
     with h5py.File(tmp_path / "8864.h5") as file:
         probability, label = file["map/probability"][:], file["map/label"][:]
         rgb = file["image/rgb"][:]
@@ -110,9 +109,8 @@ def test_wsinfer_would_say_the_same_of_real_patches(real_pack: Pack, tmp_path: P
 
 def test_the_outlines_lie_on_the_tissue_they_mark(real_tree: Path, real_pack: Pack, tmp_path: Path):
     checkpoint = load_checkpoint(bundled_checkpoint())
-    build_maps(
-        MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path), real_pack, ["9290"]
-    )
+    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path)
+    builder.build(PackSource(real_pack, ["9290"]))
     options = ExportOptions(("geojson", "ome-tiff"))
     assert export_maps([tmp_path / "9290.h5"], tmp_path, options).failed == {}
     features = json.loads((tmp_path / "9290.geojson").read_text())["features"]

@@ -27,7 +27,7 @@ from wsi_idc.evaluation.gallery import false_negatives, false_positives
 from wsi_idc.evaluation.results import Evaluation, MetricSet
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.metrics.bootstrap import resample_patients
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
@@ -66,7 +66,7 @@ def main(data: Path, runs: Path) -> None:
     false_positives(found["test"], pack).savefig(images / "bundled_false_positives.png", dpi=110)
     false_negatives(found["test"], pack).savefig(images / "bundled_false_negatives.png", dpi=110)
     maps = Path("maps/bundled")
-    build_maps(MapBuilder(method, compute, maps), pack, [PICTURED])
+    MapBuilder(method, compute, maps).build(PackSource(pack, [PICTURED]))
     render_map(maps / f"{PICTURED}.h5", images / "map.png", dpi=200)
 
 

@@ -13,7 +13,7 @@ from wsi_idc.evaluation.report import evaluate_into
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_paths
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.render.render import render_map
@@ -77,7 +77,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     )
     logger.info("mapping %d patients", len(pack.patients))
     maps = out / "maps"
-    build_maps(MapBuilder(method, compute, maps, stop=stop), pack, pack.patients)
+    MapBuilder(method, compute, maps, stop=stop).build(PackSource(pack, pack.patients))
     _render_all(maps, pack.patients, stop)
     raise_if_stopped(stop)
     pages = out / "report"

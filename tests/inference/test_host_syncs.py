@@ -21,7 +21,7 @@ from wsi_idc.data.splits import make_split
 from wsi_idc.inference.predict import predict
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
@@ -144,5 +144,5 @@ def test_a_map_opens_no_picture_in_any_thread(
 
     monkeypatch.setattr(cv2, "imdecode", refuse)
     monkeypatch.setattr(Image, "open", refuse)
-    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
-    assert len(build_maps(work, cohort, cohort.patients).made) == len(cohort.patients)
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+    assert len(builder.build(PackSource(cohort, cohort.patients)).made) == len(cohort.patients)

@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps, input_of
+from wsi_idc.maps.from_pack import PackSource
+from wsi_idc.maps.from_slides import SlideSettings, SlideSource, input_spec
 from wsi_idc.maps.map_reader import read_image, read_map
-from wsi_idc.maps.plan import SlideMapJob
+from wsi_idc.maps.writer_pool import MapReport
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels
@@ -30,8 +31,18 @@ from wsi_idc.slides.slide import open_slide
 ALL = SlideSettings(min_tissue=0)
 
 
-def work(trained: Checkpoint, out: Path, **options: object) -> MapBuilder:
+def make_builder(trained: Checkpoint, out: Path, **options: object) -> MapBuilder:
     return MapBuilder(Predictor((trained,)), select_device("cpu"), out, **options)
+
+
+def build(
+    trained: Checkpoint,
+    out: Path,
+    slides: Sequence[ManifestRow],
+    settings: SlideSettings = ALL,
+    **options: object,
+) -> MapReport:
+    return make_builder(trained, out, **options).build(SlideSource(slides, settings))
 
 
 @pytest.fixture
@@ -61,10 +72,10 @@ def test_a_slide_of_stitched_patches_has_the_patients_map(
     trained: Checkpoint, cohort: Pack, stitched: np.ndarray, tmp_path: Path, finer: int
 ):
     patient = cohort.patients[0]
-    build_maps(work(trained, tmp_path / "pack"), cohort, [patient])
+    make_builder(trained, tmp_path / "pack").build(PackSource(cohort, [patient]))
     image = stitched.repeat(finer, axis=0).repeat(finer, axis=1)
     row = write_slide(tmp_path / "s.tif", image, mpp=4 / finer)
-    report = build_slide_maps(work(trained, tmp_path / "slides"), [row], ALL)
+    report = build(trained, tmp_path / "slides", [row])
     assert list(report.made) == ["s"]
     expected = read_map(tmp_path / "pack" / f"{patient}.h5")
     found = read_map(tmp_path / "slides" / "s.h5")
@@ -93,13 +104,13 @@ def test_only_tissue_is_mapped_and_a_mask_overrides(
     mask[50:100, 100:150] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     settings = SlideSettings(mask=tmp_path / "mask.png")
-    build_slide_maps(work(trained, tmp_path), [row], settings)
+    build(trained, tmp_path, [row], settings)
     found = read_map(tmp_path / "s.h5")
     assert found.row_col.tolist() == [[1, 2]]
     assert found.slide.tissue.mean() == pytest.approx(mask.mean() / 255, rel=0.3)
     mask[98:102, 149:152] = 255  # a corner of three more
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    build_slide_maps(work(trained, tmp_path), [row], replace(settings, min_tissue=0))
+    build(trained, tmp_path, [row], replace(settings, min_tissue=0))
     assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
@@ -107,9 +118,9 @@ def test_overlapping_patches_lie_where_their_middles_are(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
-    build_slide_maps(work(trained, tmp_path / "a"), [row], ALL)
+    build(trained, tmp_path / "a", [row])
     half = SlideSettings(min_tissue=0, stride_px=30)
-    build_slide_maps(work(trained, tmp_path / "b"), [row], half)
+    build(trained, tmp_path / "b", [row], half)
     whole, found = read_map(tmp_path / "a" / "s.h5"), read_map(tmp_path / "b" / "s.h5")
     # Every fifth patch of 30 px is every third of 50 px.
     np.testing.assert_array_equal(
@@ -142,14 +153,14 @@ def test_a_bad_slide_is_set_aside_and_the_rest_done(
     Image.fromarray(stitched).save(tmp_path / "fake.svs", format="JPEG")
     names = ["plain.png", "cut.tif", "empty.svs", "fake.svs", "none.svs"]
     rows = [ManifestRow(tmp_path / name, name.split(".")[0], None) for name in names]
-    report = build_slide_maps(work(trained, tmp_path / "maps"), [*rows, good], ALL)
+    report = build(trained, tmp_path / "maps", [*rows, good])
     assert list(report.made) == ["good"]
     assert list(report.failed) == ["plain", "cut", "empty", "fake", "none"]
     assert "give --mpp" in report.failed["plain"]
     assert all("\n" not in reason for reason in report.failed.values())
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
     given = SlideSettings(mpp=4.0, min_tissue=0)
-    again = build_slide_maps(work(trained, tmp_path / "maps"), rows[:1], given)
+    again = build(trained, tmp_path / "maps", rows[:1], given)
     assert read_map(again.made["plain"]).mpp_source == "given"
 
 
@@ -158,25 +169,25 @@ def test_a_slides_map_is_kept_until_something_changes(
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
     out = tmp_path / "maps"
-    assert build_slide_maps(work(trained, out), [row], ALL).made
-    assert build_slide_maps(work(trained, out), [row], ALL).kept
-    assert build_slide_maps(work(trained, out), [row], SlideSettings(min_tissue=0.2)).made
-    assert build_slide_maps(work(trained, out), [row], ALL).made
+    assert build(trained, out, [row]).made
+    assert build(trained, out, [row]).kept
+    assert build(trained, out, [row], SlideSettings(min_tissue=0.2)).made
+    assert build(trained, out, [row]).made
     changed = stitched.copy()
     changed[:50, :50] = 0
     write_slide(tmp_path / "s.tif", changed, mpp=4.0)
-    assert build_slide_maps(work(trained, out), [row], ALL).made
+    assert build(trained, out, [row]).made
 
 
 def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp_path: Path):
     rows = [write_slide(tmp_path / f"{name}.tif", stitched, mpp=4.0) for name in "abc"]
     out = tmp_path / "maps"
     with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [12] of 3 maps made"):
-        build_slide_maps(work(trained, out, batch_size=16, stop=StopAfter(12)), rows, ALL)
+        build(trained, out, rows, batch_size=16, stop=StopAfter(12))
     made = {path.name for path in out.iterdir()}
     assert made
     assert not any(name.startswith(".") for name in made)
-    report = build_slide_maps(work(trained, out), rows, ALL)
+    report = build(trained, out, rows)
     assert len(report.kept) == len(made)
     assert len(report.made) + len(report.kept) == 3
 
@@ -184,16 +195,16 @@ def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp
 def test_one_network_maps_all_slides_and_none_is_built_for_none(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    built, build = [], Checkpoint.build
+    built, checkpoint_build = [], Checkpoint.build
 
     def counting(checkpoint: Checkpoint) -> PatchClassifier:
         built.append(checkpoint)
-        return build(checkpoint)
+        return checkpoint_build(checkpoint)
 
     monkeypatch.setattr(Checkpoint, "build", counting)
     rows = [write_slide(tmp_path / f"{name}.tif", stitched[:100], mpp=4.0) for name in "ab"]
     for _ in range(2):
-        build_slide_maps(work(trained, tmp_path / "maps"), rows, ALL)
+        build(trained, tmp_path / "maps", rows)
         assert len(built) == 1
 
 
@@ -203,9 +214,9 @@ def test_a_map_of_a_train_patient_is_said_to_flatter(
     row = write_slide(tmp_path / "s.tif", stitched[:100], mpp=4.0)
     seen = sorted(trained.patients("train"))[0]
     with caplog.at_level("INFO", logger="wsi_idc"):
-        build_slide_maps(work(trained, tmp_path), [row], ALL)
+        build(trained, tmp_path, [row])
         assert "trained on" not in caplog.text
-        build_slide_maps(work(trained, tmp_path), [row, replace(row, patient=seen)], ALL)
+        build(trained, tmp_path, [row, replace(row, patient=seen)])
     assert f"trained on 1 of these patients ({seen} first): their maps flatter it" in caplog.text
 
 
@@ -215,13 +226,13 @@ def test_another_slide_of_the_same_name_is_warned_of(
     for folder, image in (("a", stitched[:100]), ("b", stitched[50:150])):
         (tmp_path / folder).mkdir()
         row = write_slide(tmp_path / folder / "s.tif", image, mpp=4.0)
-        build_slide_maps(work(trained, tmp_path), [row], ALL)
+        build(trained, tmp_path, [row])
     (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
     first, second = (tmp_path / folder / "s.tif" for folder in "ab")
-    assert f"s.h5 is of {first}, but that of {second} is due; give another --out" in warning
+    assert f"s.h5 was made from {first} and is replaced by the map of {second}; give" in warning
     caplog.clear()
     write_slide(second, stitched[:100], mpp=4.0)  # the same file, changed
-    assert build_slide_maps(work(trained, tmp_path), [row], ALL).made
+    assert build(trained, tmp_path, [row]).made
     assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
@@ -240,8 +251,8 @@ def test_an_image_that_would_not_fit_is_left_out(
     monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + room)
     row = write_slide(tmp_path / "s.tif", stitched[:80, :80], mpp=4.0)
     settings = SlideSettings(min_tissue=0, stride_px=30)
-    (planned,) = SlideMapJob(work(trained, tmp_path), settings, [row]).plan()
-    build_slide_maps(work(trained, tmp_path), [row], settings)
+    (planned,) = SlideSource([row], settings).plan(make_builder(trained, tmp_path))
+    build(trained, tmp_path, [row], settings)
     assert (read_image(tmp_path / "s.h5") is not None) is has_image
     assert caplog.text.count("is left out of the map") == (0 if has_image else 2)
     # 64 bytes a patch and 32 a cell, CAMs of 6 x 6 twice; then the picture.
@@ -252,21 +263,21 @@ def test_an_image_that_would_not_fit_is_left_out(
 def test_an_ensemble_of_other_patches_is_refused(trained: Checkpoint, tmp_path: Path):
     other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
     both = MapBuilder(Predictor((trained, other)), select_device("cpu"), tmp_path)
-    with pytest.raises(CheckpointError, match="take patches of other sizes, 50 px of 2 um"):
-        input_of(both)
+    with pytest.raises(CheckpointError, match="take patches of different sizes, 50 px of 2 um"):
+        input_spec(both.predictor)
 
 
 def test_ids_cannot_leave_the_folder(trained: Checkpoint, tmp_path: Path):
     row = ManifestRow(tmp_path / "s.tif", "../evil", None)
     with pytest.raises(DataError, match="cannot be a patient id"):
-        build_slide_maps(work(trained, tmp_path / "maps"), [row], ALL)
+        build(trained, tmp_path / "maps", [row])
 
 
 def test_the_map_says_what_it_was_made_of(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
-    build_slide_maps(work(trained, tmp_path), [row], ALL)
+    build(trained, tmp_path, [row])
     with h5py.File(tmp_path / "s.h5") as file:
         identity = json.loads(file.attrs["provenance"])["identity"]
         assert file["slide"].attrs["name"] == "s.tif"
@@ -281,7 +292,7 @@ def test_a_mask_that_is_no_file_is_one_line(
     if make:
         make(tmp_path / "mask.png")
     settings = SlideSettings(mask=tmp_path / "mask.png")
-    report = build_slide_maps(work(trained, tmp_path / "maps"), [row], settings)
+    report = build(trained, tmp_path / "maps", [row], settings)
     assert reason in report.failed["s"]
 
 
@@ -304,7 +315,7 @@ def test_what_overlaps_is_drawn_and_reported_in_its_place(
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
     half = SlideSettings(min_tissue=0, stride_px=30)
-    build_slide_maps(work(trained, tmp_path), [row], half)
+    build(trained, tmp_path, [row], half)
     content = read_map(tmp_path / "s.h5")
     (thumbnail, *_), _ = _pictures(content, None)
     # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.

@@ -8,8 +8,8 @@ from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.data import pack as pack_module
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.maps import from_pack as build
 from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.runtime.device import select_device
 
 STATM = Path("/proc/self/statm")
@@ -35,15 +35,15 @@ def test_memory_stays_flat_over_many_patients(tmp_path: Path, monkeypatch: pytes
     pack = drawn_pack(tmp_path / "p.h5", _NUM_PATCHES, a_patient=_A_PATIENT, patch_px=_PATCH_PX)
     checkpoint, _ = make_checkpoint("cnn-bn", input_size=0, pack=pack)
     seen = []
-    original = build.patient_map_of
+    original = MapBuilder.patient_map
 
     def noting(*args):
         seen.append(resident_mb())
         return original(*args)
 
-    monkeypatch.setattr(build, "content_of", noting)
-    work = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path / "maps")
-    report = build.build_maps(work, pack, pack.patients)
+    monkeypatch.setattr(MapBuilder, "patient_map", noting)
+    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path / "maps")
+    report = builder.build(PackSource(pack, pack.patients))
     assert len(report.made) == _NUM_PATCHES // _A_PATIENT == len(seen)
     tenth = len(seen) // 10
     # 60 MB of pixels go through, and as much is held at most at any time.

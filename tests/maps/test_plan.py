@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,9 @@ from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_slides import SlideSettings
+from wsi_idc.maps.from_pack import PackSource
+from wsi_idc.maps.from_slides import SlideSettings, SlideSource
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.plan import PackMapJob, SlideMapJob, read_patients
 from wsi_idc.maps.sharding import parse_shard, shard
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
@@ -38,49 +37,34 @@ def test_a_shard_is_two_numbers():
             parse_shard(text)
 
 
-def test_patients_come_from_a_file(tmp_path: Path):
-    path = tmp_path / "ids.txt"
-    path.write_text("# mine\nS0001\n\n  S0003  \n  # no one\nS0004 # the last\nS#5\n")
-    assert read_patients(path) == ["S0001", "S0003", "S0004", "S#5"]
-    path.write_text("\n")
-    with pytest.raises(DataError, match="lists no patient"):
-        read_patients(path)
-    with pytest.raises(DataError, match=r"none\.txt: No such file"):
-        read_patients(tmp_path / "none.txt")
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="it is no text"):
-        read_patients(path)
-
-
 def test_a_plan_is_what_comes_of_it(trained: Checkpoint, cohort: Pack, tmp_path: Path):
-    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     first, second, third = cohort.patients[:3]
-    PackMapJob(work, cohort, [first]).run()
+    builder.build(PackSource(cohort, [first]))
     (tmp_path / f"{second}.h5").write_text("mine")
-    run = PackMapJob(work, cohort, [first, second, third])
-    plan = run.plan()
+    source = PackSource(cohort, [first, second, third])
+    plan = source.plan(builder)
     assert [one.state for one in plan[::2]] == ["done", "to do"]
     assert "not a usable map" in plan[1].state
     assert plan[2].num_patches == len(cohort.rows_of(third))
-    run.run()
+    builder.build(source)
     written = map_path(tmp_path, third).stat().st_size / 1e6
     assert written / 3 < plan[2].disk_mb < 3 * written
 
 
-def test_slides_of_one_name_and_masks_of_many_are_refused(trained: Checkpoint, tmp_path: Path):
-    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+def test_slides_of_one_name_and_masks_of_many_are_refused():
     a, b = Path("one/a.svs"), Path("two/a.svs")
     with pytest.raises(DataError, match=r"would both be a\.h5"):
-        SlideMapJob.of(work, SlideSettings(), slides=[a, b], manifest=None)
+        SlideSource.from_files([a, b], None, SlideSettings())
     masked = SlideSettings(mask=Path("m.png"))
-    with pytest.raises(DataError, match="--mask is of one slide"):
-        SlideMapJob.of(work, masked, slides=[a, Path("b.svs")], manifest=None)
+    with pytest.raises(DataError, match="--mask is for one slide"):
+        SlideSource.from_files([a, Path("b.svs")], None, masked)
 
 
 def test_a_bad_slide_is_in_the_plan_with_its_reason(trained: Checkpoint, tmp_path: Path):
-    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
-    run = SlideMapJob.of(work, SlideSettings(), slides=[tmp_path / "none.svs"], manifest=None)
-    (one,) = run.part(1, 1).plan()
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+    source = SlideSource.from_files([tmp_path / "none.svs"], None, SlideSettings())
+    (one,) = source.shard(1, 1).plan(builder)
     assert "no such file" in one.state
 
 
@@ -90,23 +74,14 @@ def test_what_only_looks_like_a_number_is_no_shard():
             parse_shard(text)
 
 
-def test_a_list_of_patients_may_begin_with_a_mark_and_may_be_no_pipe(tmp_path: Path):
-    path = tmp_path / "ids.txt"
-    path.write_text("S0001\n", encoding="utf-8-sig")
-    assert read_patients(path) == ["S0001"]
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="not a regular file"):
-        read_patients(tmp_path / "pipe")
-
-
 def test_a_plan_counts_a_patient_once_and_refuses_what_the_run_would(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
-    work = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
-    assert len(PackMapJob(work, cohort, ["S0001", "S0001"]).plan()) == 1
-    lost = replace(work, cam=CamSpec(layer="nix"))
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+    assert len(PackSource(cohort, ["S0001", "S0001"]).plan(builder)) == 1
+    lost = replace(builder, cam=CamSpec(layer="nix"))
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):
-        PackMapJob(lost, cohort, ["S0001"]).plan()
-    slides = SlideMapJob.of(lost, SlideSettings(), slides=[tmp_path / "a.svs"], manifest=None)
+        PackSource(cohort, ["S0001"]).plan(lost)
+    slides = SlideSource.from_files([tmp_path / "a.svs"], None, SlideSettings())
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):
-        slides.plan()
+        slides.plan(lost)

@@ -18,7 +18,7 @@ from wsi_idc.data.splits import Split, make_split
 from wsi_idc.evaluation.evaluate import choose_patients
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import PatchClassifier
@@ -668,8 +668,8 @@ def test_patients_behind_the_given_weights_are_never_unseen(
     with pytest.raises(DataError, match="was trained on"):
         choose_patients(method, cohort, "test")
     unlike = next(patient for patient in second.inherited if other.roles[patient] == "test")
-    work = MapBuilder(method, compute, tmp_path / "maps", cam=None, with_image=False)
-    build_maps(work, cohort, [unlike])
+    builder = MapBuilder(method, compute, tmp_path / "maps", cam=None, with_image=False)
+    builder.build(PackSource(cohort, [unlike]))
     assert read_map(tmp_path / "maps" / f"{unlike}.h5").model["role_of_patient"] == "train"
     # And so for what begins with that one.
     third = replace(CONFIG, weights=str(second.source))

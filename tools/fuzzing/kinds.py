@@ -22,6 +22,7 @@ from wsi_idc.core.errors import RunError
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_index import index_tree, open_patch_store
+from wsi_idc.data.patient_list import read_patients
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split, split_table
 from wsi_idc.evaluation.compare import compare, read_predictions, write_comparison
@@ -32,10 +33,9 @@ from wsi_idc.jobs.status import status_of
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.cohort_file import read_cohort_h5
-from wsi_idc.maps.from_pack import build_maps
-from wsi_idc.maps.from_slides import SlideSettings, build_slide_maps
+from wsi_idc.maps.from_pack import PackSource
+from wsi_idc.maps.from_slides import SlideSettings, SlideSource
 from wsi_idc.maps.map_reader import read_map, read_provenance
-from wsi_idc.maps.plan import read_patients
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.render.render import figure_of
 from wsi_idc.report.report import build_report
@@ -145,7 +145,7 @@ class _World:
         self.checkpoint = self._train(self.run)
         self.method = Predictor((self.checkpoint,), smooth=True)
         self.maps = folder / "maps"
-        build_maps(self._work(self.method, self.maps), self.pack, self.pack.patients[:1])
+        self._builder(self.method, self.maps).build(PackSource(self.pack, self.pack.patients[:1]))
         self.map = self.maps / f"{self.pack.patients[0]}.h5"
         read_cohort(self.maps).write(self.maps)
         self.cohort = self.maps / "cohort.h5"
@@ -156,14 +156,15 @@ class _World:
     def _train(self, run: Run, **how: Any) -> Any:
         return train(self.config, self.pack, self.split, run=run, device_config=self.compute, **how)
 
-    def _work(self, method: Predictor, out: Path) -> MapBuilder:
+    def _builder(self, method: Predictor, out: Path) -> MapBuilder:
         return MapBuilder(method, self.compute, out)
 
     def read_pack(self, path: Path) -> None:
         _say(info, path)
         pack = open_data(path)
         pack.paths(), pack.cells(), pack.patient_of, [pack.rows_of(one) for one in pack.patients]
-        report = build_maps(self._work(self.method, path.parent / "maps"), pack, pack.patients[:1])
+        builder = self._builder(self.method, path.parent / "maps")
+        report = builder.build(PackSource(pack, pack.patients[:1]))
         _raise_bad(report.failed)
         _strict_json(split_table(make_split(pack, "ratio:50/25/25"), pack).to_dict())
 
@@ -174,7 +175,7 @@ class _World:
         method = Predictor((checkpoint,), smooth=checkpoint.smoothing is not None)
         out = path.parent / "maps"
         patient = self.pack.patients[0]
-        _raise_bad(build_maps(self._work(method, out), self.pack, [patient]).failed)
+        _raise_bad(self._builder(method, out).build(PackSource(self.pack, [patient])).failed)
         made = read_map(out / f"{patient}.h5")
         for values in (made.probability, made.smoothed):
             if values is not None and not ((values >= 0) & (values <= 1)).all():
@@ -221,8 +222,8 @@ class _World:
 
     def read_slide(self, path: Path) -> None:
         _say(info, path)
-        work = self._work(self.method, path.parent / "maps")
-        report = build_slide_maps(work, [ManifestRow(path, "P", None)], SlideSettings())
+        builder = self._builder(self.method, path.parent / "maps")
+        report = builder.build(SlideSource([ManifestRow(path, "P", None)], SlideSettings()))
         _raise_bad(report.failed)
 
     def mask(self) -> Kind:

@@ -26,7 +26,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import build_maps
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import DeviceConfig
@@ -98,7 +98,7 @@ def bench_map(
         },
         rates=rates.medians(),
         ratios=rates.ratios_to(COMMAND),
-        parts=map_parts(bare, pack, command.work, patients),
+        parts=map_parts(bare, pack, command.builder, patients),
         differences={} if plain is None else _differences(command, plain),
         peak_memory_mb=memory,
         hints=_hints(best_batch_size(checkpoint, some, compute), plain),
@@ -117,12 +117,12 @@ class _Command:
         compute: DeviceConfig,
         out: Path,
     ) -> None:
-        self.work = MapBuilder(Predictor((checkpoint,)), compute, out, batch_size=batch_size)
+        self.builder = MapBuilder(Predictor((checkpoint,)), compute, out, batch_size=batch_size)
         self.patients, self._pack = patients, pack
 
     def __call__(self) -> int:
-        shutil.rmtree(self.work.out, ignore_errors=True)
-        report = build_maps(self.work, self._pack, self.patients)
+        shutil.rmtree(self.builder.out, ignore_errors=True)
+        report = self.builder.build(PackSource(self._pack, self.patients))
         if report.failed:
             raise WsiIdcError(f"a map could not be made: {next(iter(report.failed.values()))}")
         return sum(report.patches.values())
@@ -169,11 +169,11 @@ def _hints(batch_size: int, plain: _Plain | None) -> tuple[str, ...]:
 
 def _differences(command: _Command, plain: _Plain) -> dict[str, float]:
     """Return how far what stands in the maps is from what the plain way said."""
-    said, work = plain.said, command.work
+    said, builder = plain.said, command.builder
     num, maps, have = len(said.logit), [], 0
     for patient in command.patients:
         if have < num:
-            maps.append(read_map(map_path(work.out, patient)))
+            maps.append(read_map(map_path(builder.out, patient)))
             have += len(maps[-1].probability)
     theirs = idc_probability(said.logit, temperature=maps[0].temperature)
     mine = np.concatenate([one.probability for one in maps])[:num]

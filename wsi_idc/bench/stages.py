@@ -10,7 +10,7 @@ from wsi_idc.bench.timing import Variant, interleave
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import patient_map_of
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.models.cam import cam_extractor
@@ -22,23 +22,23 @@ _NUM_PATIENTS = 10
 
 
 def map_parts(
-    bare: BareForward, pack: Pack, work: MapBuilder, patients: Sequence[str]
+    bare: BareForward, pack: Pack, builder: MapBuilder, patients: Sequence[str]
 ) -> dict[str, float]:
     """Return what each part takes, ms a patch: read, copy, resize, forward, CAM, write.
 
     Args:
         bare: The network and its batch.
         pack: The data.
-        work: What is written, and where to.
+        builder: What is written, and where to.
         patients: Some of these are written, after they have been predicted once.
     """
-    compute, classifier = work.compute, bare.classifier
-    rows, link = pack.rows_of(patients[0]), DeviceTransfer(work.compute.device)
+    compute, classifier = builder.device_config, bare.classifier
+    rows, link = pack.rows_of(patients[0]), DeviceTransfer(builder.device_config.device)
     rows = rows[torch.arange(len(bare.ready)).numpy() % len(rows)]
     patches = pack.patches[rows]
     on_device = link.send(patches).get()
-    assert work.cam is not None
-    cam = vars(work.cam.resolve(classifier))
+    assert builder.cam is not None
+    cam = vars(builder.cam.resolve(classifier))
 
     @torch.inference_mode()
     def run(what: str) -> int:
@@ -58,12 +58,13 @@ def map_parts(
         return len(pack.patches[rows])
 
     few = patients[:_NUM_PATIENTS]
-    said = {patient: _said(work, pack, patient) for patient in few}
+    source = PackSource(pack, few)
+    said = {patient: _said(builder, pack, patient) for patient in few}
 
     def write() -> int:
         for patient in few:
-            content = patient_map_of(work, pack, patient, said[patient])
-            write_map(map_path(work.out, patient), content)
+            patient_map = source.patient_map(builder, patient, said[patient])
+            write_map(map_path(builder.out, patient), patient_map)
         return sum(len(one.logit) for one in said.values())
 
     names = ("copy", "resize", "resize, forward", "resize, forward, CAM")
@@ -83,9 +84,13 @@ def map_parts(
     }
 
 
-def _said(work: MapBuilder, pack: Pack, patient: str) -> RawPrediction:
+def _said(builder: MapBuilder, pack: Pack, patient: str) -> RawPrediction:
     rows = pack.rows_of(patient)
-    found = work.method.predict(
-        pack, rows, device_config=work.compute, batch_size=work.batch_size, cam=work.cam
+    found = builder.predictor.predict(
+        pack,
+        rows,
+        device_config=builder.device_config,
+        batch_size=builder.batch_size,
+        cam=builder.cam,
     )
     return RawPrediction.concatenate(list(found))

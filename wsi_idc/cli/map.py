@@ -25,8 +25,9 @@ from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.builder import MapBuilder, MapReport
+    from wsi_idc.maps.builder import MapBuilder
     from wsi_idc.maps.plan import PlannedMap
+    from wsi_idc.maps.writer_pool import MapReport
 
 logger = logging.getLogger(__name__)
 
@@ -93,32 +94,33 @@ def map_(
       wsi-idc map --slide scans/*.svs --checkpoint runs/mine
     """
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.maps.from_slides import SlideSettings
-    from wsi_idc.maps.plan import PackMapJob, SlideMapJob, read_patients
+    from wsi_idc.data.patient_list import read_patients
+    from wsi_idc.maps.from_pack import PackSource
+    from wsi_idc.maps.from_slides import SlideSettings, SlideSource
     from wsi_idc.maps.sharding import parse_shard
     from wsi_idc.runtime.signals import stop_requests
 
     _check_usage()
     settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
-    work = _work(**how)
-    job: PackMapJob | SlideMapJob
+    builder = _builder(**how)
+    source: PackSource | SlideSource
     if slides or manifest:
-        job = SlideMapJob.of(work, settings, slides=(*slides, *files), manifest=manifest)
+        source = SlideSource.from_files((*slides, *files), manifest, settings)
     else:
         pack = open_data(data)
         logger.info("data: %s", pack)
         listed = read_patients(patients_file) if patients_file else []
-        job = PackMapJob(work, pack, pack.patients if everyone else [*patients, *listed])
-    job = job if shard is None else job.part(*parse_shard(shard))
+        source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
+    source = source if shard is None else source.shard(*parse_shard(shard))
     if dry_run:
-        _say_plan(job.plan(), as_json=as_json)
+        _say_plan(source.plan(builder), as_json=as_json)
         return
     # Not before: what packs a tree ends at a signal by itself, and at once.
     with stop_requests() as stop:
-        report = replace(job, work=replace(work, stop=stop)).run()
+        report = replace(builder, stop=stop).build(source)
     # A shard is not the cohort; wsi-idc report writes its table when all of them are done.
     wants_table = bool(everyone or manifest) and shard is None
-    _say_made(report, work.out if wants_table else None, as_json=as_json)
+    _say_made(report, builder.out if wants_table else None, as_json=as_json)
 
 
 def _check_usage() -> None:
@@ -140,7 +142,7 @@ def _check_usage() -> None:
         raise click.UsageError(f"{', '.join(idle)} says nothing with --no-cam; leave out one.")
 
 
-def _work(
+def _builder(
     *,
     checkpoints: tuple[Path, ...],
     tta: bool,

@@ -10,13 +10,13 @@ from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
 from wsi_idc.core.locks import is_held
 from wsi_idc.data.open_data import default_data, find_pack
+from wsi_idc.data.patient_list import read_patients
 from wsi_idc.evaluation.evaluation_files import folder_beside, folders_of, is_evaluation, way_of
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task, matches
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.plan import read_patients, rows_of
 from wsi_idc.maps.sharding import parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, read_search, train_types
-from wsi_idc.slides.manifest import read_manifest
+from wsi_idc.slides.manifest import read_manifest, rows_from_files
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.resolve_config import is_weights_file, resolve
 from wsi_idc.training.runs import Run, describe_changes
@@ -181,7 +181,9 @@ def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
         return sizes_of_slides(read_manifest(Path(settings["manifest"])))
     if "slide" in settings:
         paths = [*settings["slide"], *settings.get("files", ())]
-        return sizes_of_slides(rows_of([Path(path) for one in paths for path in matches(one)]))
+        return sizes_of_slides(
+            rows_from_files([Path(path) for one in paths for path in matches(one)])
+        )
     pack = find_pack(Path(settings["data"]) if "data" in settings else default_data())
     if pack is None:
         return None

@@ -1,23 +1,25 @@
-"""What making maps from packs and from slides has in common: identity, content, report."""
+"""Building of maps from packs and slides: settings, cache, one run over a source."""
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
-from wsi_idc.core.errors import CheckpointError, MapError, StoppedError
+from wsi_idc.core.errors import CheckpointError, MapError
 from wsi_idc.core.provenance import provenance
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.map_reader import map_path, read_provenance
 from wsi_idc.maps.map_writer import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.patient_map import PatientMap, SlideView
+from wsi_idc.maps.writer_pool import MapReport, MapWriterPool
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
 from wsi_idc.models.registry import architecture
@@ -27,42 +29,83 @@ from wsi_idc.runtime.signals import StopRequest, stopped_error
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class MapReport:
-    """What became of each patient.
+@dataclass(frozen=True)
+class PatientPatches:
+    """Patches of a patient, without their pixels.
 
     Attributes:
-        made: Patient to its map file, newly made.
-        kept: Patient to its map file that was there, made by the same method, settings and data.
-        failed: Patient to the reason why it has no map.
-        patches: Patient to number of patches in its map, for those made.
-        idc_fraction: Patient to share of patches called IDC, for those made.
+        patient: Id.
+        source: "pack" or "slide".
+        data: File of the pack or slide.
+        cache_key: Values that determine the content of the map, JSON-ready.
+        patch_px: Side of a patch in px.
+        mpp: Microns per px of a patch.
+        mpp_source: Origin of ``mpp``.
+        coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
+        row_col: Grid cells, shape (N, 2), int32.
+        label: 0, 1 or -1 unknown, shape (N,), int8.
+        stride_px: Distance between neighboring patches in px; None if they do not overlap.
+        slide: Overview of the slide; None for a pack.
     """
 
-    made: dict[str, Path] = field(default_factory=dict)
-    kept: dict[str, Path] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    patches: dict[str, int] = field(default_factory=dict)
-    idc_fraction: dict[str, float] = field(default_factory=dict)
+    patient: str
+    source: str
+    data: Path
+    cache_key: dict[str, Any]
+    patch_px: int
+    mpp: float
+    mpp_source: str
+    coords: NDArray[np.int32]
+    row_col: NDArray[np.int32]
+    label: NDArray[np.int8]
+    stride_px: int | None = None
+    slide: SlideView | None = None
+
+    @property
+    def cell_px(self) -> int:
+        """Side of a grid cell in px."""
+        return self.stride_px or self.patch_px
+
+
+class MapSource(Protocol):
+    """Source of maps: the patients of a pack, or slides."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Ids of all patients, each once."""
+
+    def validate(self, builder: "MapBuilder") -> None:
+        """Raise an error if the source cannot be mapped."""
+
+    def predict(
+        self, builder: "MapBuilder", report: MapReport
+    ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
+        """Run the network over the patients that need a new map, until a stop is requested.
+
+        Other patients are recorded in ``report`` as kept or failed.
+
+        Yields:
+            Patient and a function that builds the map; the function may run in another thread.
+        """
 
 
 @dataclass(frozen=True)
 class MapBuilder:
-    """What every map of one call shares.
+    """Settings of a run, shared by its maps.
 
     Attributes:
-        method: From patches to probabilities.
-        compute: Device and precision.
+        predictor: Checkpoints, test-time augmentation and smoothing.
+        device_config: Device and precision.
         out: Folder of the maps.
-        cam: Which CAM; None leaves CAMs out.
-        with_image: Whether the stitched tissue is in the file.
-        batch_size: Patches at a time.
-        overwrite: Make maps anew that are there already.
-        stop: Asks to leave after the map that is being made.
+        cam: CAM to compute; None leaves CAMs out.
+        with_image: Whether a map includes the stitched tissue.
+        batch_size: Patches per batch.
+        overwrite: Rebuild all maps, also those that could be kept.
+        stop: Request to stop; maps that are complete by then are written.
     """
 
-    method: Predictor
-    compute: DeviceConfig
+    predictor: Predictor
+    device_config: DeviceConfig
     out: Path
     cam: CamSpec | None = field(default_factory=CamSpec)
     with_image: bool = True
@@ -70,29 +113,123 @@ class MapBuilder:
     overwrite: bool = False
     stop: StopRequest | None = None
 
+    def build(self, source: MapSource) -> MapReport:
+        """Write the map of each patient of a source into the folder ``out``.
+
+        A map is kept if the same model, settings and data made it. A patient that fails is
+        recorded with the reason, and the run continues.
+
+        Raises:
+            CheckpointError: A checkpoint does not fit the patches, or has no such CAM.
+            DataError: The source lacks a patient, or an id cannot be a file name.
+            MapError: The CAMs of a patient do not fit into a map.
+            DiskFullError: The disk is full.
+            StoppedError: ``stop`` was set; finished maps are written, and the same call continues.
+        """
+        source.validate(self)
+        for patient in source.names:
+            map_path(self.out, patient)
+        self._warn_training_patients(source.names)
+        report = MapReport()
+        self.device_config.usage.begin()
+        with (
+            MapWriterPool(self.out, report) as writers,
+            closing(source.predict(self, report)) as predicted,
+        ):
+            for patient, make in predicted:
+                writers.submit(patient, make)
+        num_open = len(source.names) - len(report.kept) - len(report.failed)
+        if self.stop and len(report.made) < num_open:
+            progress = f" with {len(report.made)} of {num_open} maps made"
+            raise stopped_error(self.stop.signal_name or "", progress)
+        self.device_config.usage.log("mapped")
+        return report
+
+    def select(
+        self, patient: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
+    ) -> bool:
+        """Decide whether to build a patient's map; record a kept or an unusable map in ``report``.
+
+        Args:
+            patient: Id.
+            cache_key: Values that determine the content of the map.
+            report: Receives the patient if no map is built.
+            data: File of the pack or slide.
+        """
+        try:
+            if self.needs_rebuild(patient, cache_key, data=data):
+                return True
+            report.kept[patient] = map_path(self.out, patient)
+        except MapError as error:
+            report.failed[patient] = str(error)
+        return False
+
+    def needs_rebuild(self, patient: str, cache_key: dict[str, Any], *, data: Path) -> bool:
+        """Return whether a patient has no map in ``out`` with this cache key; log the reason.
+
+        Raises:
+            MapError: The existing file is not a usable map, and ``overwrite`` is off.
+        """
+        path = map_path(self.out, patient)
+        try:
+            record = read_provenance(path)
+        except MapError as error:
+            if self.overwrite:
+                return True
+            raise MapError(f"{error}, with --overwrite") from None
+        if record is None or self.overwrite:
+            return True
+        old_key = record.get("identity")
+        old_key = old_key if isinstance(old_key, dict) else {}
+        if old_key == cache_key:
+            return False
+        changed = sorted(key for key in cache_key if old_key.get(key) != cache_key[key])
+        old_data = record.get("data", str(data))
+        if "data" in changed and old_data != str(data):
+            logger.warning(
+                "%s was made from %s and is replaced by the map of %s; give another --out to keep "
+                "both",
+                path,
+                old_data,
+                data,
+            )
+        logger.info("%s: made with another %s, so it is made again", path, ", ".join(changed))
+        return True
+
+    def cache_key(self, **data: Any) -> dict[str, Any]:
+        """Return all values that determine the content of a map of ``data``, JSON-ready."""
+        return {
+            **self.predictor.cache_key(),
+            **data,
+            "precision": self.device_config.precision,
+            "image": self.with_image,
+            "cam": None if self.cam is None else {**vars(self.cam), "layer": self.cam_layer},
+            "format_version": FORMAT_VERSION,
+        }
+
     @property
     def cam_layer(self) -> str:
-        """Name of the module that CAMs are taken from; of an ensemble, the first one's."""
+        """Name of the module that CAMs are taken from; for an ensemble, of the first network."""
         if self.cam is not None and self.cam.layer is not None:
             return self.cam.layer
-        first = self.method.checkpoints[0]
+        first = self.predictor.checkpoints[0]
         return default_cam_layer(architecture(first.architecture), first.input.input_px)
 
     def cam_shape(self, *, patch_px: int) -> tuple[int, int]:
         """Return rows and columns of a patch's CAM."""
-        first = self.method.checkpoints[0]
+        first = self.predictor.checkpoints[0]
         size = first.input.input_px or patch_px
         return cam_grid(architecture(first.architecture), size, self.cam_layer)
 
-    def check_cam(self, *, patch_px: int) -> None:
-        """Raise where no patch has such a CAM, or one of more cells than a map can hold.
+    def validate_cam_layer(self, *, patch_px: int) -> None:
+        """Raise an error if a checkpoint has no such CAM, or a CAM is too fine for a map.
 
         Raises:
-            CheckpointError: It says what to do.
+            CheckpointError: No such CAM; the message names a remedy.
         """
         if self.cam is None:
             return
-        self.method.validate_cam(self.cam, patch_px=patch_px)
+        self.predictor.validate_cam(self.cam, patch_px=patch_px)
         rows, cols = self.cam_shape(patch_px=patch_px)
         if max(rows, cols) > MAX_CAM_SIDE:
             raise CheckpointError(
@@ -101,10 +238,10 @@ class MapBuilder:
             )
 
     def validate_cam_size(self, num_patches: int, *, patch_px: int) -> None:
-        """Raise where the CAMs of so many patches are more than a map can hold.
+        """Raise an error if the CAMs of ``num_patches`` patches are too large for a map.
 
         Raises:
-            MapError: It says what to do.
+            MapError: The CAMs are too large; the message names a remedy.
         """
         if self.cam is None:
             return
@@ -116,20 +253,48 @@ class MapBuilder:
                 "or --no-cam"
             )
 
-    def identity(self, **data: Any) -> dict[str, Any]:
-        """Return all that decides what stands in a map, JSON-ready."""
-        return {
-            **self.method.cache_key(),
-            **data,
-            "precision": self.compute.precision,
-            "image": self.with_image,
-            "cam": None if self.cam is None else {**vars(self.cam), "layer": self.cam_layer},
-            "format_version": FORMAT_VERSION,
-        }
+    def patient_map(
+        self, patches: PatientPatches, prediction: RawPrediction, pixels: NDArray[np.uint8] | None
+    ) -> PatientMap:
+        """Build a patient's map.
 
-    def warn_training_patients(self, patients: Sequence[str]) -> None:
-        """Say in the log which patients the model was trained on."""
-        seen = sorted(self.method.patients("train").intersection(patients))
+        Args:
+            patches: Patches of the patient.
+            prediction: Predictions of all patches.
+            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3); None leaves the image
+                out.
+        """
+        predictor, cam = self.predictor, self.cam or CamSpec()
+        checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing
+        combined = predictor.aggregate(prediction.logit)
+        fields = dict(vars(patches))
+        data, cache_key = fields.pop("data"), fields.pop("cache_key")
+        return PatientMap(
+            **fields,
+            class_names=checkpoint.class_names,
+            threshold=predictor.threshold,
+            temperature=predictor.temperature,
+            model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
+            provenance=provenance(data=str(data), identity=cache_key),
+            logit=combined.logit,
+            probability=combined.probability,
+            uncertainty=combined.uncertainty,
+            smoothed=predictor.smoothed(
+                combined.probability,
+                np.zeros(len(patches.row_col), np.int64),  # all of the same patient
+                patches.row_col,
+                patch_um=patches.cell_px * patches.mpp,
+            ),
+            smoothing=None if smoothing is None else asdict(smoothing),
+            cam=prediction.cam,
+            cam_layer=self.cam_layer,
+            cam_method=cam.method,
+            cam_class=checkpoint.class_names[cam.class_index],
+            patches=pixels,
+        )
+
+    def _warn_training_patients(self, patients: Sequence[str]) -> None:
+        seen = sorted(self.predictor.patients("train").intersection(patients))
         if seen:
             logger.info(
                 "the model was trained on %d of these patients (%s first): their maps flatter it",
@@ -137,91 +302,10 @@ class MapBuilder:
                 seen[0],
             )
 
-    def needs_rebuild(
-        self, patient: str, identity: dict[str, Any], report: MapReport, *, data: Path
-    ) -> bool:
-        """Return whether to make a map of a pack or slide, and note in the report why not."""
-        path = map_path(self.out, patient)
-        try:
-            record = read_provenance(path)
-        except MapError as error:
-            if self.overwrite:
-                return True
-            report.failed[patient] = f"{error}, with --overwrite"
-            return False
-        if record is None or self.overwrite:
-            return True
-        found = record.get("identity")
-        found = found if isinstance(found, dict) else {}
-        if found == identity:
-            report.kept[patient] = path
-            return False
-        changed = sorted(key for key in identity if found.get(key) != identity[key])
-        other = record.get("data", str(data))
-        if "data" in changed and other != str(data):
-            remedy = "give another --out to keep both"
-            logger.warning("%s is of %s, but that of %s is due; %s", path, other, data, remedy)
-        logger.info("%s: made with another %s, so due anew", path, ", ".join(changed))
-        return True
 
-    def content(
-        self,
-        patient: str,
-        prediction: RawPrediction,
-        *,
-        row_col: NDArray[np.int32],
-        patch_um: float,
-        data: Path,
-        identity: dict[str, Any],
-        **more: Any,
-    ) -> PatientMap:
-        """Return a patient's map.
-
-        Args:
-            patient: Id.
-            prediction: Of all its patches.
-            row_col: Their cells, shape (N, 2).
-            patch_um: Side of a cell.
-            data: The pack or slide.
-            identity: Of the map.
-            more: The fields of a PatientMap that the method does not know.
-        """
-        method = self.method
-        said, smoothing = method.aggregate(prediction.logit), method.smoothing
-        one = np.zeros(len(row_col), np.int64)
-        cam = self.cam or CamSpec()
-        return PatientMap(
-            patient=patient,
-            row_col=row_col,
-            class_names=method.checkpoints[0].class_names,
-            threshold=method.threshold,
-            temperature=method.temperature,
-            model={**method.summary(), "role_of_patient": _role(method, patient)},
-            provenance=provenance(data=str(data), identity=identity),
-            logit=said.logit,
-            probability=said.probability,
-            uncertainty=said.uncertainty,
-            smoothed=method.smoothed(said.probability, one, row_col, patch_um=patch_um),
-            smoothing=None if smoothing is None else asdict(smoothing),
-            cam=prediction.cam,
-            cam_layer=self.cam_layer,
-            cam_method=cam.method,
-            cam_class=method.checkpoints[0].class_names[cam.class_index],
-            **more,
-        )
-
-
-def _role(method: Predictor, patient: str) -> str:
-    """Return what the patient was in the split; of several checkpoints, the worst that it was."""
-    if patient in method.patients("train"):  # also those behind the weights it began with
+def _role(predictor: Predictor, patient: str) -> str:
+    """Return the patient's role in the split; for an ensemble, the most compromising one."""
+    if patient in predictor.patients("train"):  # includes patients of the pretraining
         return "train"
-    roles = {one.split.get(patient, NO_ROLE) for one in method.checkpoints}
+    roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}
     return next(role for role in (*ROLES, NO_ROLE) if role in roles)
-
-
-def stopped(work: MapBuilder, report: MapReport, *, num_due: int) -> StoppedError:
-    """Return the error of a stop that was asked for, with every finished map in place."""
-    assert work.stop is not None
-    return stopped_error(
-        work.stop.signal_name or "", f" with {len(report.made)} of {num_due} maps made"
-    )

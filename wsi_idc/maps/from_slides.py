@@ -1,49 +1,51 @@
-"""Make the maps of slides: one after another, patches read while the last ones are computed."""
+"""Slides as a source of maps: one after another, patches read while the network computes."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.errors import CheckpointError, SlideError, WsiIdcError
+from wsi_idc.core.errors import CheckpointError, DataError, SlideError, WsiIdcError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.progress import progress
 from wsi_idc.geometry.grid import shape_of
 from wsi_idc.inference.predict import BatchPredictor, RawPrediction
-from wsi_idc.inference.predictor import MPP_TOLERANCE
-from wsi_idc.maps.builder import MapBuilder, MapReport, stopped
-from wsi_idc.maps.map_reader import map_path
+from wsi_idc.inference.predictor import MPP_TOLERANCE, Predictor
+from wsi_idc.maps.builder import MapBuilder, PatientPatches
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.writer_pool import MapWriterPool, record_failure
+from wsi_idc.maps.plan import PlannedMap, plan_map
+from wsi_idc.maps.sharding import shard, sizes_of_slides
+from wsi_idc.maps.writer_pool import MapReport
 from wsi_idc.models.checkpoint import InputSpec
-from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
 from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
 
 logger = logging.getLogger(__name__)
 
-# Tissue is stitched in memory, of several slides at a time: fine patches of whole ones would take
-# more than there is.
+# The tissue of several slides is stitched in memory at a time; a complete slide of fine patches
+# would take more memory than there is.
 _MAX_IMAGE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class SlideSettings:
-    """How patches are cut from slides.
+    """Settings for cutting patches from slides.
 
     Attributes:
-        mpp: Microns per level-0 px of every slide, instead of what files or list state.
-        mask: A picture of where tissue is, for a single slide; None finds it.
-        min_tissue: Least share of tissue in a patch, 0..1; 0 takes every patch, with a mask each
-            that has any of it.
-        stride_px: From one patch to the next, in px of the model; None is a whole patch.
+        mpp: Microns per level-0 px of every slide; None takes the value of the manifest or file.
+        mask: Image of the tissue of a single slide; None segments the slide.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1; 0 takes every patch, or with a
+            mask every patch that touches tissue.
+        stride_px: Distance between neighboring patches in px of the model; None means the side of
+            a patch.
     """
 
     mpp: float | None = None
@@ -52,228 +54,230 @@ class SlideSettings:
     stride_px: int | None = None
 
 
-def build_slide_maps(
-    work: MapBuilder, slides: Sequence[ManifestRow], settings: SlideSettings
-) -> MapReport:
-    """Write the map of each slide into the folder ``work.out``, unless it is there already.
+@dataclass(frozen=True)
+class SlideSource:
+    """Slides, one map for each.
 
-    A map is kept only where the same method, settings and file made it. A slide whose map cannot
-    be made is set aside with the reason.
-
-    Raises:
-        CheckpointError: The checkpoints want patches of different sizes, or have no such CAM.
-        DataError: A patient's id cannot be a file name.
-        StoppedError: ``work.stop`` was set; the finished maps are there, and the same call goes on.
+    Attributes:
+        slides: Rows of a manifest; their patients differ.
+        settings: Settings for cutting patches.
     """
-    spec = validate_job(work)
-    for row in slides:
-        map_path(work.out, row.patient)
-    work.warn_training_patients([row.patient for row in slides])
-    report = MapReport()
-    work.compute.usage.begin()
-    lent = work.method.batch_predictor(
-        device_config=work.compute, batch_size=work.batch_size, cam=work.cam
-    )
-    with MapWriterPool(work, report) as writers, lent as predict:
-        for number, row in enumerate(slides):
-            if work.stop:
-                break
-            place = (number + 1, len(slides))
-            try:
-                _make(work, row, settings, spec, predict, writers, report, place=place)
-            except (WsiIdcError, OSError) as error:
-                record_failure(report, row.patient, error)
-    if work.stop and len(report.made) + len(report.kept) + len(report.failed) < len(slides):
-        raise stopped(work, report, num_due=len(slides) - len(report.kept))
-    work.compute.usage.log("mapped")
-    return report
 
+    slides: Sequence[ManifestRow]
+    settings: SlideSettings
 
-def validate_job(work: MapBuilder) -> InputSpec:
-    """Return what patches the method's checkpoints take; raise where no slide can be mapped.
+    @staticmethod
+    def from_files(
+        slides: Sequence[Path], manifest: Path | None, settings: SlideSettings
+    ) -> "SlideSource":
+        """Create the source from the rows of a manifest, or else from slide files.
 
-    Raises:
-        CheckpointError: They want patches of different sizes, or have no such CAM.
-    """
-    spec = input_of(work)
-    work.check_cam(patch_px=spec.patch_px)
-    return spec
+        Raises:
+            DataError: Two slides would have the same map, a mask is given for several slides, or
+                the manifest is invalid.
+        """
+        rows = read_manifest(manifest) if manifest else rows_from_files(slides)
+        if settings.mask is not None and len(rows) > 1:
+            raise DataError("--mask is for one slide; map the other slides in calls of their own")
+        return SlideSource(rows, settings)
 
+    @property
+    def names(self) -> list[str]:
+        """Patient of each slide."""
+        return [row.patient for row in self.slides]
 
-def input_of(work: MapBuilder) -> InputSpec:
-    """Return what patches the method's checkpoints take.
+    def shard(self, index: int, count: int) -> "SlideSource":
+        """Return the ``index``-th of ``count`` shards with about the same number of bytes."""
+        chosen = set(shard(sizes_of_slides(self.slides), index, count))
+        return replace(self, slides=[row for row in self.slides if row.patient in chosen])
 
-    Raises:
-        CheckpointError: They differ.
-    """
-    first, *others = work.method.checkpoints
-    for one in others:
-        ours, theirs = first.input, one.input
-        same_scale = abs(ours.mpp / theirs.mpp - 1) <= MPP_TOLERANCE
-        if ours.patch_px != theirs.patch_px or not same_scale:
-            raise CheckpointError(
-                f"{one.source} and {first.source} take patches of other sizes, {theirs.patch_px} "
-                f"px of {theirs.mpp:g} um and {ours.patch_px} px of {ours.mpp:g} um; an ensemble "
-                "needs the same"
-            )
-    return first.input
+    def validate(self, builder: MapBuilder) -> None:
+        """Raise an error if no slide can be mapped.
 
+        Raises:
+            CheckpointError: The checkpoints need patches of different sizes, or have no such CAM.
+        """
+        builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
-def open_row(row: ManifestRow, settings: SlideSettings) -> Slide:
-    """Open a slide of a list, at the mpp that is said for it."""
-    return open_slide(row.slide, mpp=settings.mpp or row.mpp)
+    def plan(self, builder: MapBuilder) -> list[PlannedMap]:
+        """Return the state and the size of each map; opens and segments every slide.
 
+        Raises:
+            CheckpointError: The checkpoints need patches of different sizes, or have no such CAM.
+        """
+        self.validate(builder)
+        return [self._plan_slide(row, builder) for row in self.slides]
 
-def cache_key(
-    work: MapBuilder, slide: Slide, settings: SlideSettings, spec: InputSpec
-) -> dict[str, Any]:
-    """Return all that decides what stands in a slide's map, JSON-ready."""
-    return work.identity(
-        data=slide.fingerprint(),
-        slide_mpp=slide.mpp,
-        mpp=spec.mpp,
-        mpp_source=slide.mpp_source,
-        mask=None if settings.mask is None else _fingerprint_of(settings.mask),
-        min_tissue=settings.min_tissue,
-        stride_px=settings.stride_px or spec.patch_px,
-    )
+    def _plan_slide(self, row: ManifestRow, builder: MapBuilder) -> PlannedMap:
+        try:
+            with self._open(row) as slide:
+                key = self._cache_key(builder, slide)
+                patches, _ = self._segment_and_tile(builder, row, slide, key)
+        except (WsiIdcError, OSError) as error:
+            return PlannedMap(row.patient, str(error))
+        keeps_image = builder.with_image and _fits_in_memory(patches)
+        return plan_map(replace(builder, with_image=keeps_image), patches)
 
+    def predict(
+        self, builder: MapBuilder, report: MapReport
+    ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
+        """Run the network over the slides that need a new map, one after another.
 
-def _fingerprint_of(mask: Path) -> str:
-    if not mask.is_file():  # a pipe would be waited for
-        what = "not a regular file" if mask.exists() else "no such file"
-        raise SlideError(f"{mask}: {what}; give a mask as PNG")
-    return sha256(mask)
-
-
-def _make(
-    work: MapBuilder,
-    row: ManifestRow,
-    settings: SlideSettings,
-    spec: InputSpec,
-    predict: BatchPredictor,
-    writers: MapWriterPool,
-    report: MapReport,
-    *,
-    place: tuple[int, int],
-) -> None:
-    """Make the map of one slide, if it is due."""
-    with open_row(row, settings) as slide:
-        identity = cache_key(work, slide, settings, spec)
-        if not work.needs_rebuild(row.patient, identity, report, data=row.slide):
-            return
-        view, patches = segment_and_tile(slide, settings, spec)
-        work.validate_cam_size(len(patches), patch_px=spec.patch_px)
-        work.out.mkdir(parents=True, exist_ok=True)
-        sides = spec.patch_px, settings.stride_px or spec.patch_px
-        keep = work.with_image and fits_in_memory(row.patient, patches.row_col, *sides)
-        pixels: list[NDArray[np.uint8]] = []
-        what = f"mapping {row.patient} ({place[0]} of {place[1]})"
-        with (
-            progress(len(patches), what=what) as bar,
-            closing(patches.batches(work.batch_size)) as batches,
-        ):
-            parts = []
-            coming = _kept(batches, pixels if keep else None)
-            for part in predict(coming):
-                parts.append(part)
-                bar.update(len(part.logit))
-                if work.stop:
+        Yields:
+            Patient and a function that builds the patient's map.
+        """
+        with builder.predictor.batch_predictor(
+            device_config=builder.device_config, batch_size=builder.batch_size, cam=builder.cam
+        ) as predict_batches:
+            for number, row in enumerate(self.slides, start=1):
+                if builder.stop:
                     return
-    make = partial(
-        _content, work, row, view, patches, parts, pixels, settings=settings, identity=identity
-    )
-    writers.submit(row.patient, make)
+                title = f"mapping {row.patient} ({number} of {len(self.slides)})"
+                try:
+                    make = self._predict_slide(row, builder, report, predict_batches, title=title)
+                except (WsiIdcError, OSError) as error:
+                    report.record_failure(row.patient, error)
+                    continue
+                if make is not None:
+                    yield row.patient, make
+
+    def _predict_slide(
+        self,
+        row: ManifestRow,
+        builder: MapBuilder,
+        report: MapReport,
+        predict_batches: BatchPredictor,
+        *,
+        title: str,
+    ) -> Callable[[], PatientMap] | None:
+        """Predict the patches of one slide; None if its map is kept, or after a stop."""
+        with self._open(row) as slide:
+            key = self._cache_key(builder, slide)
+            if not builder.select(row.patient, key, report, data=row.slide):
+                return None
+            patches, reader = self._segment_and_tile(builder, row, slide, key)
+            builder.out.mkdir(parents=True, exist_ok=True)
+            keeps_image = builder.with_image and _fits_in_memory(patches)
+            pixels: list[NDArray[np.uint8]] | None = [] if keeps_image else None
+            predictions: list[RawPrediction] = []
+            with (
+                progress(len(reader), what=title) as bar,
+                closing(reader.batches(builder.batch_size)) as batches,
+            ):
+                for prediction in predict_batches(_collect_pixels(batches, pixels)):
+                    predictions.append(prediction)
+                    bar.update(len(prediction.logit))
+                    if builder.stop:
+                        return None
+        return lambda: builder.patient_map(
+            patches,
+            RawPrediction.concatenate(predictions),
+            None if pixels is None else np.concatenate(pixels),
+        )
+
+    def _segment_and_tile(
+        self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
+    ) -> tuple[PatientPatches, SlidePatches]:
+        """Segment the tissue of a slide and cut it into patches; their pixels are not yet read."""
+        spec, settings = input_spec(builder.predictor), self.settings
+        thumbnail, tissue = find_tissue(slide)
+        mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
+        takes_all = settings.mask is None and settings.min_tissue == 0
+        reader = SlidePatches(
+            slide,
+            patch_px=spec.patch_px,
+            mpp=spec.mpp,
+            stride_px=settings.stride_px,
+            tissue=None if takes_all else mask,
+            min_tissue=settings.min_tissue,
+        )
+        builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
+        view = SlideView(
+            name=slide.path.name,
+            mpp=slide.mpp,
+            width=slide.width,
+            height=slide.height,
+            thumbnail=thumbnail,
+            tissue=resize_mask(mask, tissue.shape),
+        )
+        patches = PatientPatches(
+            patient=row.patient,
+            source="slide",
+            data=row.slide,
+            cache_key=cache_key,
+            patch_px=spec.patch_px,
+            stride_px=settings.stride_px or spec.patch_px,
+            mpp=spec.mpp,
+            mpp_source=slide.mpp_source,
+            coords=reader.coords,
+            row_col=reader.row_col,
+            label=np.full(len(reader), -1, np.int8),
+            slide=view,
+        )
+        return patches, reader
+
+    def _open(self, row: ManifestRow) -> Slide:
+        return open_slide(row.slide, mpp=self.settings.mpp or row.mpp)
+
+    def _cache_key(self, builder: MapBuilder, slide: Slide) -> dict[str, Any]:
+        spec, settings = input_spec(builder.predictor), self.settings
+        return builder.cache_key(
+            data=slide.fingerprint(),
+            slide_mpp=slide.mpp,
+            mpp=spec.mpp,
+            mpp_source=slide.mpp_source,
+            mask=None if settings.mask is None else _mask_fingerprint(settings.mask),
+            min_tissue=settings.min_tissue,
+            stride_px=settings.stride_px or spec.patch_px,
+        )
 
 
-def segment_and_tile(
-    slide: Slide, settings: SlideSettings, spec: InputSpec
-) -> tuple[SlideView, SlidePatches]:
-    """Return a slide seen whole, and the patches of it that a method wants to see.
-
-    Raises:
-        SlideError: The slide is damaged, too coarse, or has no tissue; or the mask is none of it.
-    """
-    thumbnail, tissue = find_tissue(slide)
-    mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
-    takes_all = settings.mask is None and settings.min_tissue == 0
-    patches = SlidePatches(
-        slide,
-        patch_px=spec.patch_px,
-        mpp=spec.mpp,
-        stride_px=settings.stride_px,
-        tissue=None if takes_all else mask,
-        min_tissue=settings.min_tissue,
-    )
-    view = SlideView(
-        name=slide.path.name,
-        mpp=slide.mpp,
-        width=slide.width,
-        height=slide.height,
-        thumbnail=thumbnail,
-        tissue=resize_mask(mask, tissue.shape),
-    )
-    return view, patches
-
-
-def fits_in_memory(patient: str, row_col: NDArray[np.int32], patch_px: int, cell_px: int) -> bool:
-    """Return whether patches and stitched tissue may be in memory; say in the log where not.
-
-    Args:
-        patient: Id.
-        row_col: Cells that have a patch, shape (N, 2).
-        patch_px: Side of a patch.
-        cell_px: Side of a cell of the tissue.
-    """
-    rows, cols = shape_of(row_col)
-    num_bytes = 3 * max(len(row_col) * patch_px**2, rows * cols * cell_px**2)
+def _fits_in_memory(patches: PatientPatches) -> bool:
+    """Return whether the pixels of a slide fit into memory; log if they do not."""
+    num_patch_px = len(patches.row_col) * patches.patch_px**2
+    num_image_px = math.prod(shape_of(patches.row_col)) * patches.cell_px**2
+    num_bytes = 3 * max(num_patch_px, num_image_px)
     if num_bytes <= _MAX_IMAGE_BYTES:
         return True
     logger.warning(
         "%s: its patches would take %.1f GB in memory, so the tissue is left out of the map",
-        patient,
+        patches.patient,
         num_bytes / 1e9,
     )
     return False
 
 
-def _kept(
+def _mask_fingerprint(mask: Path) -> str:
+    if not mask.is_file():  # opening a pipe would block
+        problem = "not a regular file" if mask.exists() else "no such file"
+        raise SlideError(f"{mask}: {problem}; give a mask as PNG")
+    return sha256(mask)
+
+
+def _collect_pixels(
     batches: Iterator[NDArray[np.uint8]], pixels: list[NDArray[np.uint8]] | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pass batches on, and keep them where ``pixels`` is a list."""
+    """Pass batches on, and append them to ``pixels`` if it is a list."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)
         yield patches
 
 
-def _content(
-    work: MapBuilder,
-    row: ManifestRow,
-    view: SlideView,
-    patches: SlidePatches,
-    parts: list[RawPrediction],
-    pixels: list[NDArray[np.uint8]],
-    *,
-    settings: SlideSettings,
-    identity: dict[str, Any],
-) -> PatientMap:
-    spec = input_of(work)
-    stride_px = settings.stride_px or spec.patch_px
-    return work.content(
-        row.patient,
-        RawPrediction.concatenate(parts),
-        row_col=patches.row_col,
-        patch_um=stride_px * spec.mpp,
-        data=row.slide,
-        identity=identity,
-        source="slide",
-        patch_px=spec.patch_px,
-        stride_px=stride_px,
-        mpp=spec.mpp,
-        mpp_source=identity["mpp_source"],
-        coords=patches.coords,
-        label=np.full(len(patches), -1, np.int8),
-        slide=view,
-        patches=np.concatenate(pixels) if pixels else None,
-    )
+def input_spec(predictor: Predictor) -> InputSpec:
+    """Return the input of a predictor's networks.
+
+    Raises:
+        CheckpointError: The networks need patches of different sizes.
+    """
+    first, *others = predictor.checkpoints
+    for checkpoint in others:
+        spec, expected = checkpoint.input, first.input
+        is_same_scale = abs(expected.mpp / spec.mpp - 1) <= MPP_TOLERANCE
+        if expected.patch_px != spec.patch_px or not is_same_scale:
+            raise CheckpointError(
+                f"{checkpoint.source} and {first.source} take patches of different sizes, "
+                f"{spec.patch_px} px of {spec.mpp:g} um and {expected.patch_px} px of "
+                f"{expected.mpp:g} um; an ensemble needs the same size"
+            )
+    return first.input

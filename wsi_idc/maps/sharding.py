@@ -1,4 +1,4 @@
-"""Split patients and slides into parts of about equal size."""
+"""Splitting of patients and slides into shards of about equal size."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -16,42 +16,41 @@ def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return the bytes of each slide, by the name of its map."""
+    """Return the file size of each slide in bytes, by patient; 0 for a missing file."""
     return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
 
 
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
-    """Return the names in the ``index``-th (from 1) of ``count`` parts of about equal size.
+    """Return the names in the ``index``-th (from 1) of ``count`` shards, in the order of ``sizes``.
 
-    The largest first, each to the part that has least: no part depends on who computes it. The
-    order is that of ``sizes``.
+    The result is the same on every machine.
     """
-    part_of = assign_shards(sizes, count)
-    return [name for name in sizes if part_of[name] == index - 1]
+    shard_of = assign_shards(sizes, count)
+    return [name for name in sizes if shard_of[name] == index - 1]
 
 
 def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Return the part, from 0, that each name is in."""
-    loads = [(0, part) for part in range(count)]  # a heap
-    part_of = {}
+    """Return the shard of each name, from 0: the largest first, each to the smallest shard."""
+    loads = [(0, index) for index in range(count)]  # a heap
+    shard_of = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        load, part = loads[0]
-        heapq.heapreplace(loads, (load + sizes[name], part))
-        part_of[name] = part
-    return part_of
+        load, index = loads[0]
+        heapq.heapreplace(loads, (load + sizes[name], index))
+        shard_of[name] = index
+    return shard_of
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return the two numbers of "2/8".
+    """Return index and count of a shard that is written as "2/8".
 
     Raises:
-        DataError: It is something else.
+        DataError: The text is not a shard.
     """
-    first, _, second = text.partition("/")
-    longest = len(str(_MAX_SHARDS))  # of what int() takes
+    index, _, count = text.partition("/")
+    max_digits = len(str(_MAX_SHARDS))  # int() is slow for long texts
     are_numbers = all(
-        part.isascii() and part.isdigit() and len(part) <= longest for part in (first, second)
+        part.isascii() and part.isdigit() and len(part) <= max_digits for part in (index, count)
     )
-    if not are_numbers or not 1 <= int(first) <= int(second) <= _MAX_SHARDS:
+    if not are_numbers or not 1 <= int(index) <= int(count) <= _MAX_SHARDS:
         raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
-    return int(first), int(second)
+    return int(index), int(count)

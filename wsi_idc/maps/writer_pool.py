@@ -1,38 +1,69 @@
-"""Write maps in threads, and note what became of each."""
+"""Writing of maps in threads, and the report of a run."""
 
 import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
 from wsi_idc.core.locks import retry_while_busy
-from wsi_idc.maps.builder import MapBuilder, MapReport
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap
 
 logger = logging.getLogger(__name__)
 
-_WRITERS = 2
-# Timeout for another process that is writing the same map.
-_TIMEOUT_SECONDS = 60.0
+_NUM_WRITERS = 2
+# Longest wait for another process that is writing the same map.
+_LOCK_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass
+class MapReport:
+    """Result of a run, by patient.
+
+    Attributes:
+        made: Patient to map file, for maps that this run built.
+        kept: Patient to map file, for maps that an earlier run built with the same model, settings
+            and data.
+        failed: Patient to the reason for a missing map.
+        patches: Patient to number of patches, for the maps in ``made``.
+        idc_fraction: Patient to fraction of patches called IDC, for the maps in ``made``.
+    """
+
+    made: dict[str, Path] = field(default_factory=dict)
+    kept: dict[str, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    patches: dict[str, int] = field(default_factory=dict)
+    idc_fraction: dict[str, float] = field(default_factory=dict)
+
+    def record_failure(self, patient: str, error: Exception) -> None:
+        """Record the reason for a missing map.
+
+        Raises:
+            DiskFullError: ``error`` is one; the maps of the other patients would have no room.
+        """
+        if isinstance(error, DiskFullError):
+            raise error
+        self.failed[patient] = str(error)
+        logger.warning("%s: %s", patient, error)
 
 
 class MapWriterPool:
-    """Threads that write maps while the next ones are being computed; a context manager.
+    """Threads that write maps while the network computes the next ones; a context manager.
 
     Args:
-        work: Where to, and when to stop.
-        report: Is told what became of each map.
+        folder: Folder of the maps.
+        report: Receives the result of each map.
     """
 
-    def __init__(self, work: MapBuilder, report: MapReport) -> None:
-        self._work, self._report = work, report
-        self._pool = ThreadPoolExecutor(_WRITERS)
-        self._writing: deque[tuple[str, Future[PatientMap]]] = deque()
+    def __init__(self, folder: Path, report: MapReport) -> None:
+        self._folder, self._report = folder, report
+        self._pool = ThreadPoolExecutor(_NUM_WRITERS)
+        self._pending: deque[tuple[str, Future[PatientMap]]] = deque()
 
     def __enter__(self) -> "MapWriterPool":
         return self
@@ -44,44 +75,32 @@ class MapWriterPool:
         trace: TracebackType | None,
     ) -> None:
         with self._pool:
-            while self._writing:
-                self._settle(*self._writing.popleft())
+            while self._pending:
+                self._collect(*self._pending.popleft())
 
     def submit(self, patient: str, make: Callable[[], PatientMap]) -> None:
-        """Make and write a patient's map in a thread."""
-        self._writing.append((patient, self._pool.submit(_write, self._work.out, make)))
-        # A bounded number in memory: a slow disk makes the network wait.
-        if len(self._writing) > 2 * _WRITERS:
-            self._settle(*self._writing.popleft())
+        """Build and write a patient's map in a thread; wait while too many maps are pending."""
+        self._pending.append((patient, self._pool.submit(_write, self._folder, make)))
+        # Bounded memory: a slow disk makes the network wait.
+        if len(self._pending) > 2 * _NUM_WRITERS:
+            self._collect(*self._pending.popleft())
 
-    def _settle(self, patient: str, future: "Future[PatientMap]") -> None:
-        """Wait for a map to be written and note what became of it."""
+    def _collect(self, patient: str, future: "Future[PatientMap]") -> None:
+        """Wait for a map to be written and record the result."""
         report = self._report
         try:
-            content = future.result()
+            patient_map = future.result()
         except (WsiIdcError, OSError) as error:
-            record_failure(report, patient, error)
+            report.record_failure(patient, error)
             return
-        report.made[patient] = map_path(self._work.out, patient)
-        report.patches[patient] = len(content.probability)
-        report.idc_fraction[patient] = content.idc_fraction()
+        report.made[patient] = map_path(self._folder, patient)
+        report.patches[patient] = len(patient_map.probability)
+        report.idc_fraction[patient] = patient_map.idc_fraction()
 
 
-def record_failure(report: MapReport, patient: str, error: Exception) -> None:
-    """Note that a patient has no map, and go on.
-
-    Raises:
-        DiskFullError: It was this: the next ones would only be computed to have no room.
-    """
-    if isinstance(error, DiskFullError):
-        raise error
-    report.failed[patient] = str(error)
-    logger.warning("%s: %s", patient, error)
-
-
-def _write(out: Path, make: Callable[[], PatientMap]) -> PatientMap:
-    """Write one map; one that another process is writing at the same time is written after it."""
-    content = make()
-    path = map_path(out, content.patient)
-    retry_while_busy(lambda: write_map(path, content), timeout=_TIMEOUT_SECONDS)
-    return content
+def _write(folder: Path, make: Callable[[], PatientMap]) -> PatientMap:
+    """Write one map; wait while another process writes the same file."""
+    patient_map = make()
+    path = map_path(folder, patient_map.patient)
+    retry_while_busy(lambda: write_map(path, patient_map), timeout=_LOCK_TIMEOUT_SECONDS)
+    return patient_map

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     if not rows:
         raise DataError(f"{path}: lists no slide")
     return rows
+
+
+def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
+    """Return a manifest row for each slide file, with the name of the file as the patient.
+
+    Raises:
+        DataError: Two files have the same name.
+    """
+    rows: dict[str, ManifestRow] = {}
+    for path in slides:
+        patient = safe_filename(path.stem)
+        if patient in rows:
+            raise DataError(
+                f"{rows[patient].slide} and {path} would both be {patient}.h5; name them in a "
+                "--manifest"
+            )
+        rows[patient] = ManifestRow(path, patient, None)
+    return list(rows.values())
 
 
 def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
