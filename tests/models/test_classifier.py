@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.models.classifier import to_images
@@ -22,6 +23,14 @@ def test_images_are_taken_as_patches_are():
     assert torch.equal(classifier(to_images(patches)), classifier(patches))
 
 
-def test_preprocessing_resizes_where_the_model_asks_for_it():
-    x = make_classifier("resnet18", input_px=96).preprocess(to_images(random_patches(2)))
+@pytest.mark.parametrize("patch_px", [50, 300])
+def test_preprocessing_resizes_to_the_input_size_also_under_autocast(patch_px: int):
+    classifier = make_classifier("resnet18", input_px=96)
+    images = to_images(random_patches(2, patch_px=patch_px))
+    x = classifier.preprocess(images)
     assert x.shape == (2, 3, 96, 96)
+    normalized = (images - classifier.mean) / classifier.std
+    expected = F.interpolate(normalized, size=(96, 96), mode="bilinear", antialias=True)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(classifier.preprocess(images), x)

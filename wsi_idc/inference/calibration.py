@@ -1,4 +1,4 @@
-"""Temperature, threshold and smoothing, set on val patients only."""
+"""Calibration on the val patients: temperature, threshold and smoothing."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,20 +15,18 @@ from wsi_idc.geometry.grid import smooth
 from wsi_idc.models.checkpoint import Smoothing
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
-# Neighbours further off tell of the patient rather than of the place.
-_MAX_SIGMA_CELLS = 2.0
-# A probability of exactly 0 or 1 would outweigh any number of neighbours.
-_SUREST = 1e-6
+_MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would measure the patient rather than the place
+_MIN_PROBABILITY = 1e-6  # a probability of 0 or 1 would outweigh any number of neighbors
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns a network's logits into probabilities and calls.
+    """Parameters that turn a network's logits into probabilities and calls.
 
     Attributes:
-        temperature: Divides the logits.
+        temperature: Divisor of the logits.
         threshold: Probability of IDC from which a patch is called IDC.
-        smoothing: For probabilities smoothed by the neighbours.
+        smoothing: Parameters for probabilities smoothed by their neighbors.
     """
 
     temperature: float
@@ -46,14 +44,14 @@ def calibrate(
     threshold_by: str = "f1",
     target_sensitivity: float = 0.0,
 ) -> Calibration:
-    """Return what suits patches of val patients best.
+    """Fit temperature, threshold and smoothing to the patches of val patients.
 
     Args:
         logit: Shape (N, num_classes).
         label: 0 or 1, shape (N,).
-        patient: Of each patch, shape (N,).
-        row_col: Cells on the patient's grid, shape (N, 2).
-        patch_um: Side of a patch.
+        patient: Patient of each patch, shape (N,).
+        row_col: Grid cell of each patch, shape (N, 2).
+        patch_um: Side of a patch in um.
         threshold_by: Criterion of the threshold, "f1" or "youden".
         target_sensitivity: Sensitivity that the threshold must reach instead; 0 uses
             ``threshold_by``.
@@ -65,26 +63,27 @@ def calibrate(
     )
     threshold = choose(probability)
 
-    def smoothed(sigma_cells: float) -> NDArray[np.float64]:
+    def smoothed_odds(sigma_cells: float) -> NDArray[np.float64]:
         return _smoothed_log_odds(probability, patient, row_col, sigma_cells=sigma_cells)
 
     def loss(sigma_cells: float) -> float:
-        pairs = _as_logits(smoothed(sigma_cells))
+        pairs = _as_logits(smoothed_odds(sigma_cells))
         return _cross_entropy(pairs / fit_temperature(pairs, label), label)
 
-    found = minimize_scalar(loss, bounds=(0, _MAX_SIGMA_CELLS), options={"xatol": 0.01})
-    odds = smoothed(float(found.x))
-    of_smoothed = fit_temperature(_as_logits(odds), label)
+    optimum = minimize_scalar(loss, bounds=(0, _MAX_SIGMA_CELLS), options={"xatol": 0.01})
+    sigma_cells = float(optimum.x)
+    odds = smoothed_odds(sigma_cells)
+    smoothed_temperature = fit_temperature(_as_logits(odds), label)
     smoothing = Smoothing(
-        sigma_um=float(found.x) * patch_um,
-        temperature=of_smoothed,
-        threshold=choose(expit(odds / of_smoothed).astype(np.float32)),
+        sigma_um=sigma_cells * patch_um,
+        temperature=smoothed_temperature,
+        threshold=choose(expit(odds / smoothed_temperature).astype(np.float32)),
     )
     return Calibration(temperature, threshold, smoothing)
 
 
 def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArray[np.float32]:
-    """Return the calibrated probability of IDC, shape (N,), of logits (N, num_classes)."""
+    """Compute the calibrated probability of IDC, shape (N,), from logits (N, num_classes)."""
     return softmax(logit.astype(np.float64) / temperature, axis=1)[:, IDC].astype(np.float32)
 
 
@@ -96,16 +95,16 @@ def smoothed_probability(
     smoothing: Smoothing,
     patch_um: float,
 ) -> NDArray[np.float32]:
-    """Return the probability of IDC as the neighbours on a patient's grid see it, shape (N,).
+    """Smooth the probability of IDC over the neighbors on a patient's grid, shape (N,).
 
-    The log odds are averaged by a Gaussian of the distance and sharpened by a temperature.
+    The log odds are averaged with Gaussian weights of the distance and divided by a temperature.
 
     Args:
-        probability: Of IDC, shape (N,).
-        patient: Of each patch, shape (N,); patches of one do not touch another's.
-        row_col: Cells on the patient's grid, shape (N, 2).
-        smoothing: How far and how sharp.
-        patch_um: Side of a cell.
+        probability: Probability of IDC, shape (N,).
+        patient: Patient of each patch, shape (N,); patients do not affect each other.
+        row_col: Grid cell of each patch, shape (N, 2).
+        smoothing: Width of the Gaussian and temperature.
+        patch_um: Side of a cell in um.
     """
     odds = _smoothed_log_odds(
         probability, patient, row_col, sigma_cells=smoothing.sigma_um / patch_um
@@ -120,7 +119,8 @@ def _smoothed_log_odds(
     *,
     sigma_cells: float,
 ) -> NDArray[np.float64]:
-    odds = log_odds(np.clip(probability.astype(np.float64), _SUREST, 1 - _SUREST))
+    clipped = np.clip(probability.astype(np.float64), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+    odds = log_odds(clipped)
     _, code = np.unique(patient, return_inverse=True)
     for rows in np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1]):
         odds[rows] = smooth(odds[rows], row_col[rows], sigma=sigma_cells)
@@ -128,19 +128,19 @@ def _smoothed_log_odds(
 
 
 def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return logits (N, 2) of log odds (N,)."""
+    """Convert log odds (N,) to logits (N, 2)."""
     return np.stack([np.zeros_like(odds), odds], axis=1)
 
 
 def fit_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> float:
-    """Return the temperature with the least cross-entropy (Guo et al. 2017, section 4.2)."""
+    """Fit the temperature with the least cross-entropy (Guo et al. 2017, section 4.2)."""
     logit = logit.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
         return _cross_entropy(logit / np.exp(log_temperature), label)
 
-    found = minimize_scalar(loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded")
-    return float(np.exp(found.x))
+    optimum = minimize_scalar(loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded")
+    return float(np.exp(optimum.x))
 
 
 def _cross_entropy(logit: NDArray[np.float64], label: NDArray[np.integer]) -> float:
@@ -154,7 +154,7 @@ def choose_threshold(
     threshold_by: str,
     target_sensitivity: float,
 ) -> float:
-    """Return the threshold at or above which a patch is called IDC.
+    """Choose the probability at or above which a patch is called IDC.
 
     Args:
         label: 0 or 1, shape (N,).
@@ -169,14 +169,14 @@ def choose_threshold(
 
 
 def best_f1_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the threshold, called IDC at or above, with the largest F1."""
+    """Find the threshold with the largest F1; a patch at or above it is called IDC."""
     precision, recall, thresholds = precision_recall_curve(label, probability)
     total = np.maximum(precision + recall, np.finfo(float).tiny)
     return _below(thresholds, int(np.argmax((2 * precision * recall / total)[:-1])))
 
 
 def best_youden_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the threshold with the largest sensitivity plus specificity (Youden 1950)."""
+    """Find the threshold with the largest sensitivity plus specificity (Youden 1950)."""
     negatives, positives, thresholds = roc_curve(label, probability, drop_intermediate=False)
     best = int(np.argmax((positives - negatives)[1:]))
     return _below(thresholds[:0:-1], len(thresholds) - 2 - best)
@@ -185,18 +185,18 @@ def best_youden_threshold(label: NDArray[np.integer], probability: NDArray[np.fl
 def sensitivity_threshold(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, target: float
 ) -> float:
-    """Return the largest threshold at which at least ``target`` of the IDC is called."""
-    of_idc = np.sort(probability[label == IDC])
-    num_missed = int((1 - target) * len(of_idc) + 1e-9)  # 0.1 * 10 must be 1, not 0.99...
-    lowest = of_idc[min(num_missed, len(of_idc) - 1)]
+    """Find the largest threshold at which at least ``target`` of the IDC patches are called IDC."""
+    ascending = np.sort(probability[label == IDC])
+    num_missed = int((1 - target) * len(ascending) + 1e-9)  # 0.1 * 10 must be 1, not 0.99...
+    lowest = ascending[min(num_missed, len(ascending) - 1)]
     values = np.unique(probability)
     return _below(values, int(np.searchsorted(values, lowest)))
 
 
-def _below(ascending: NDArray[np.floating], place: int) -> float:
+def _below(ascending: NDArray[np.floating], index: int) -> float:
     """Return a threshold between a probability and the next smaller one.
 
-    On a probability, its call would hang on the last digit.
+    At a threshold equal to a probability, the last digit would decide the call.
     """
-    below = float(ascending[place - 1]) if place > 0 else 0.0
-    return (float(ascending[place]) + below) / 2
+    below = float(ascending[index - 1]) if index > 0 else 0.0
+    return (float(ascending[index]) + below) / 2

@@ -1,58 +1,59 @@
-"""Batch norms that were folded into their convolutions, and how to unfold them."""
+"""Batch norms: fuse them into their convolutions, and undo the fusion in initial weights."""
 
 import copy
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.classifier import PatchClassifier, eval_mode
 
 logger = logging.getLogger(__name__)
-# What fx raises at a network whose way depends on values, or that is not Python all through.
+# Errors of fx for a network whose path depends on values, or that is not all Python.
 _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, NotImplementedError)
+_BATCH_SIZE = 32
+# Tolerance for eps, which a fusing tool may have absorbed into the variance or the weight.
+_NEAR_ONE = 1e-3
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that looks into no convolution, of whatever kind."""
+    """A tracer that treats every kind of convolution as one step of the graph."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module is one step of the graph."""
-        leaf = isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
-        return bool(leaf)
+        return isinstance(m, nn.Conv2d) or bool(super().is_leaf_module(m, module_qualified_name))
 
 
 def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> PatchClassifier:
-    """Return a copy in eval mode whose batch norms are folded where that is possible.
+    """Return a copy in eval mode whose batch norms are fused into their convolutions.
 
-    All modules keep their names, and give the same as before: but for the folded convolutions,
-    which give what their batch norms gave. The copy cannot be trained.
+    All modules keep their names. Their outputs stay the same, except that a fused convolution has
+    the output of its batch norm. The copy cannot be trained.
 
     Args:
-        classifier: Is left as it is, on its device. A network that cannot be traced is copied only.
-        keep: Name of a module whose output must stay what it is.
+        classifier: Classifier to copy. If its network cannot be traced, nothing is fused.
+        keep: Name of a module whose output must stay the same.
     """
-    result = copy.deepcopy(classifier).eval()
-    network = result.network
-    for conv_name, norm_name in list(_pairs(network)):
-        if conv_name == keep:
-            continue
-        _fold(network.get_submodule(conv_name), network.get_submodule(norm_name))
-        parent, _, name = norm_name.rpartition(".")
-        setattr(network.get_submodule(parent), name, nn.Identity())
-    return result.requires_grad_(False)
+    fused = copy.deepcopy(classifier).eval()
+    network = fused.network
+    for conv_name, norm_name in list(_fusible_pairs(network)):
+        if conv_name != keep:
+            pair: Any = network.get_submodule(conv_name), network.get_submodule(norm_name)
+            network.set_submodule(conv_name, fuse_conv_bn_eval(*pair))
+            network.set_submodule(norm_name, nn.Identity())
+    return fused.requires_grad_(False)
 
 
-def _pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield names of a convolution and of the batch norm that alone takes what it gives."""
+def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the names of each convolution and of the batch norm that is the only user of it."""
     try:
         graph = _Tracer().trace(network)
     except _UNTRACEABLE as error:
-        logger.debug("batch norms are not folded: %s", error)
+        logger.debug("batch norms are not fused: %s", error)
         return
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
@@ -62,79 +63,53 @@ def _pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
         conv_name, norm_name = str(before.target), str(node.target)
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         is_pair = isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d
-        is_alone = len(before.users) == 1 and calls[conv_name] == calls[norm_name] == 1
-        if is_pair and is_alone and norm.running_mean is not None:
+        is_only_user = len(before.users) == 1 and calls[conv_name] == calls[norm_name] == 1
+        if is_pair and is_only_user and norm.running_mean is not None:
             yield conv_name, norm_name
-
-
-@torch.no_grad()
-def _fold(conv: nn.Module, norm: nn.Module) -> None:
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight,
-        conv.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-
-
-_BATCH_SIZE = 32
-# Who folds may make up for eps, in the variance or in the weight.
-_NEAR_ONE = 1e-3
 
 
 def has_fused_batch_norm(network: nn.Module) -> bool:
     """Return whether all batch norms of ``network`` do nothing but add their bias.
 
-    So they stand in weights made for inference, where scale and mean went into the convolutions.
-    A network before any training is not meant: it has no bias to add.
+    This is so in weights for inference, whose convolutions contain the scale and the mean. It is
+    not so in a new network, whose biases are 0.
     """
-    norms = _norms(network)
-    return all(map(_adds_bias_alone, norms)) and any(norm.bias.any() for norm in norms)
+    norms = _batch_norms(network)
+    return all(map(_only_adds_bias, norms)) and any(norm.bias.any() for norm in norms)
 
 
-def _adds_bias_alone(norm: nn.BatchNorm2d) -> bool:
+def _only_adds_bias(norm: nn.BatchNorm2d) -> bool:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None or not norm.affine:
         return False
     ones = torch.ones_like(var)
-    return (
-        not mean.any()
-        and torch.allclose(var, ones, atol=_NEAR_ONE)
-        and torch.allclose(norm.weight, ones, atol=_NEAR_ONE)
-    )
+    is_unscaled = all(torch.allclose(x, ones, atol=_NEAR_ONE) for x in (var, norm.weight))
+    return is_unscaled and not mean.any()
 
 
-def _norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+def _batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 @torch.no_grad()
 def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
-    """Give each batch norm the statistics of its input and the scale that undoes them.
+    """Give each batch norm the statistics of its input and the scale that compensates for them.
 
-    In eval mode the network computes what it did; in train mode it does so too, up to the
-    difference between a batch and these patches, where folded ones would normalise the
-    pretrained scale away.
+    In eval mode the network computes the same as before. In train mode it computes nearly the
+    same, up to the difference between a batch and these patches; fused batch norms would remove
+    the pretrained scale there.
 
     Args:
-        classifier: Its modes are left as they are.
-        patches: Shape (N, H, W, 3), uint8; a few hundred of those to train on.
+        classifier: Classifier to change; its modes stay the same.
+        patches: Shape (N, H, W, 3), uint8; a few hundred of the training patches.
     """
-    statistics = _input_statistics(classifier, patches)
-    for norm, (mean, var) in statistics.items():
+    for norm, (mean, var) in _input_statistics(classifier, patches).items():
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        # All in double: a channel that hardly varies has a small scale and a large shift.
+        # In float64: a channel that hardly varies has a small scale and a large shift.
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
-        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # eps keeps it from 0 where var is 0
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # eps: not 0 where the variance is 0
         norm.bias.copy_(shift + scale * mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)
@@ -143,28 +118,24 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
 def _input_statistics(
     classifier: PatchClassifier, patches: Tensor
 ) -> dict[nn.BatchNorm2d, tuple[Tensor, Tensor]]:
-    """Return mean and variance (C,), float64, of each batch norm's input, in eval mode."""
-    # Of each batch: number of values, mean and mean square.
-    moments: dict[nn.BatchNorm2d, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
+    """Return mean and variance (C,), float64, of each batch norm's input in eval mode."""
+    counts: dict[nn.BatchNorm2d, list[int]] = defaultdict(list)
+    moments: dict[nn.BatchNorm2d, list[Tensor]] = defaultdict(list)  # mean and mean square, (2, C)
 
-    def note(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+    def record(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
-        count, mean = inputs[0][:, 0].numel(), mean.double()
-        moments[norm].append((count, mean, var.double() + mean.square()))
+        mean = mean.double()
+        counts[norm].append(inputs[0][:, 0].numel())
+        moments[norm].append(torch.stack([mean, var.double() + mean.square()]))
 
-    with ExitStack() as stack:
-        for module in classifier.modules():
-            stack.callback(setattr, module, "training", module.training)
-        for norm in _norms(classifier.network):
-            stack.callback(norm.register_forward_pre_hook(note).remove)
-        classifier.eval()
+    with eval_mode(classifier), ExitStack() as hooks:
+        for norm in _batch_norms(classifier.network):
+            hooks.enter_context(norm.register_forward_pre_hook(record))
         for batch in patches.split(_BATCH_SIZE):
             classifier(batch.to(classifier.mean.device))
-    return {norm: _mean_and_var(batches) for norm, batches in moments.items()}
-
-
-def _mean_and_var(batches: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    total = sum(count for count, _, _ in batches)
-    mean = torch.stack([count / total * mean for count, mean, _ in batches]).sum(0)
-    square = torch.stack([count / total * square for count, _, square in batches]).sum(0)
-    return mean, (square - mean.square()).clamp(min=0)
+    statistics = {}
+    for norm, batches in moments.items():
+        weights = [count / sum(counts[norm]) for count in counts[norm]]
+        mean, square = torch.stack([w * m for w, m in zip(weights, batches, strict=True)]).sum(0)
+        statistics[norm] = mean, (square - mean.square()).clamp(min=0)
+    return statistics

@@ -1,18 +1,19 @@
-"""Class activation maps (CAMs) of a classifier: where in a patch the evidence for a class lies.
+"""Class activation maps (CAMs) of a classifier: the evidence for a class in each cell of a patch.
 
-A CAM is raw: never scaled patch by patch. Grad-CAM is computed here, at the last feature map with
-a gradient of what follows it alone or, where that is average pooling and a linear layer, with none.
-torchcam has the formulas of the other methods; what is here makes them work on batches as on single
-patches, without a graph of what stands before the layer.
+A CAM is raw: it is never scaled patch by patch. Grad-CAM is computed here. At the last feature map
+it needs no gradient if average pooling and a linear layer follow, and else a gradient of the later
+layers only. torchcam has the formulas of the other methods; this module runs them on batches, with
+the result that each patch has on its own, and with a graph of the later layers only.
 
-Where torchcam departs from a paper, so does this. In 0.5.0 gradcam++ leaves out the denominator of
-its alphas (the weights are sums of the positive gradients' cubes), and smoothgradcam++ weighs the
-map of the last noisy image by the last gradients.
+Where torchcam departs from a paper, so does this module. In 0.5.0 gradcam++ omits the denominator
+of its alphas (the weights are sums of the positive gradients' cubes), and smoothgradcam++ weights
+the map of the last noisy image by the last gradients.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,22 +22,21 @@ from torch.nn import functional as F
 
 from wsi_idc.core.constants import IDC, PATCH_PX
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
-from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.classifier import PatchClassifier, eval_mode
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
-# Of the noise that smoothgradcam++ adds to each image.
-NOISE_SEED = 0
+NOISE_SEED = 0  # of the noise that smoothgradcam++ adds to each image
 
 
 @dataclass(frozen=True)
 class CamSpec:
-    """Which CAM to compute.
+    """Method, layer and class of a CAM.
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module whose output is weighed; None is the last feature map that is
-            fine enough to show anything.
-        class_index: The class whose logit is explained.
+        layer: Name of the module whose output is weighted; None is the last feature map that is
+            fine enough.
+        class_index: Class whose logit is explained.
     """
 
     method: str = "gradcam"
@@ -44,11 +44,11 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Return which it is of this classifier; ``layer`` is left None at the last feature map."""
+        """Fill in the layer for this classifier; None remains for the last feature map."""
         if self.layer is not None:
             return self
-        usual = default_cam_layer(classifier.arch, classifier.input_px)
-        return self if usual == classifier.arch.cam_layer else replace(self, layer=usual)
+        default = default_cam_layer(classifier.arch, classifier.input_px)
+        return self if default == classifier.arch.cam_layer else replace(self, layer=default)
 
 
 @contextmanager
@@ -59,168 +59,158 @@ def cam_extractor(
     layer: str | None = None,
     class_index: int = IDC,
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """Lend a function that runs the network on patches and returns logits and CAM of each.
+    """Context manager that yields a function returning the logits and CAMs of a batch.
 
-    It takes patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1, and returns logits
-    (N, num_classes) and raw CAM (N, h, w), both float32. What it says of a patch does not depend on
-    the others. During the block the classifier is in eval mode.
+    The function takes patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1. It returns
+    logits (N, num_classes) and raw CAMs (N, h, w), both float32. The result for a patch does not
+    depend on the other patches. The classifier is in eval mode during the block.
 
     Args:
-        classifier: The network.
+        classifier: Classifier to explain.
         method: One of ``CAM_METHODS``. Each has a scale of its own.
-        layer: Name of the module in the network whose output is weighed; None is the last feature
+        layer: Name of the module in the network whose output is weighted; None is the last feature
             map.
-        class_index: The class whose logit is explained.
+        class_index: Class whose logit is explained.
 
     Raises:
-        CheckpointError: No CAM can be taken from ``layer``, or it would be too coarse to show
-            anything. For a classifier that resizes nothing the size is known, and this raised, at
-            the first patches.
+        CheckpointError: ``layer`` gives no CAM, or one that is too coarse. A classifier that
+            resizes patches raises it here, another one at the first batch.
     """
     if method not in CAM_METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
-    arch, size = classifier.arch, classifier.input_px
+    arch, input_px = classifier.arch, classifier.input_px
     name = arch.cam_layer if layer is None else layer
-    check_cam_layer(arch, size or PATCH_PX, name)
+    check_cam_layer(arch, input_px or PATCH_PX, name)
 
     def extract(patches: Tensor) -> tuple[Tensor, Tensor]:
-        check_cam_layer(arch, size or patches.shape[-2], name)
+        check_cam_layer(arch, input_px or patches.shape[-2], name)
         if method != "gradcam":
-            return _by_torchcam(classifier, patches, method, name, class_index)
+            return _cam_by_torchcam(classifier, patches, method, name, class_index)
         if name == arch.cam_layer:
             return logits_and_cam(classifier, patches, class_index=class_index)
-        return _by_gradient(classifier, patches, name, class_index)
+        return _cam_by_gradient(classifier, patches, name, class_index)
 
-    with _eval_mode(classifier):
+    with eval_mode(classifier):
         yield extract
 
 
 def logits_and_cam(
     classifier: PatchClassifier, patches: Tensor, *, class_index: int = IDC
 ) -> tuple[Tensor, Tensor]:
-    """Run the network once and return logits and raw Grad-CAM at the last feature map.
+    """Run the network once; return logits and raw Grad-CAM at the last feature map.
 
     Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) is relu(sum_k w_k A_k), with w_k the mean over
     the cells of the gradient of the class's logit with respect to channel k of the map A.
 
     Args:
-        classifier: The network, in eval mode.
+        classifier: Classifier in eval mode.
         patches: Shape (N, H, W, 3), uint8, or images as ``PatchClassifier.forward`` takes them.
-        class_index: The class whose logit is explained.
+        class_index: Class whose logit is explained.
 
     Returns:
         Logits (N, num_classes) and CAM (N, h, w), both float32.
     """
-    if classifier.arch.closed_form:
-        return _by_head(classifier, patches, class_index)
-    return _by_gradient(classifier, patches, classifier.arch.cam_layer, class_index)
-
-
-@torch.no_grad()
-def _by_head(
-    classifier: PatchClassifier, patches: Tensor, class_index: int
-) -> tuple[Tensor, Tensor]:
-    """Compute Grad-CAM without a gradient.
-
-    Behind the CAM layer stand only global average pooling and one linear layer with weights w,
-    so the gradient of the class's logit is w_k / (H W) in every cell of channel k.
-    """
-    with _outputs_of(classifier.network.get_submodule(classifier.arch.cam_layer)) as kept:
+    if not classifier.arch.closed_form:
+        return _cam_by_gradient(classifier, patches, classifier.arch.cam_layer, class_index)
+    # Only average pooling over H x W cells and a linear layer with weights w follow the map, so
+    # the gradient of the logit is w_k / (H W) in every cell of channel k.
+    layer, outputs = classifier.network.get_submodule(classifier.arch.cam_layer), list[Tensor]()
+    with (
+        torch.no_grad(),
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)),
+    ):
         logits = classifier(patches)
-    return logits.float(), cam_of_head(kept[-1], classifier.head.weight[class_index])
+        return logits.float(), cam_of_head(outputs[-1], classifier.head.weight[class_index])
 
 
 def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
-    """Return Grad-CAM (N, h, w), float32, of a feature map that a mean and a linear layer follow.
+    """Compute Grad-CAM (N, h, w), float32, of a feature map followed by a mean and a linear layer.
 
     Args:
         features: Shape (N, C, h, w).
-        weights: Of the linear layer for the class, shape (C,).
+        weights: Weights of the linear layer for the class, shape (C,).
     """
+    cells = features.shape[-2] * features.shape[-1]
+    return _weighted_map(features, "nchw,c->nhw", weights) / cells
+
+
+def _weighted_map(features: Tensor, equation: str, weights: Tensor) -> Tensor:
     features = features.float()
-    # Outside autocast, which would do the sum over channels in half precision.
+    # Outside autocast, which would sum the channels in half precision.
     with torch.autocast(features.device.type, enabled=False):
-        cam = F.relu(torch.einsum("nchw,c->nhw", features, weights.float()))
-    return cam / (features.shape[-2] * features.shape[-1])
+        return F.relu(torch.einsum(equation, features, weights.float()))
 
 
-def _by_gradient(
+def _cam_by_gradient(
     classifier: PatchClassifier, patches: Tensor, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute Grad-CAM with a graph of what follows the layer alone."""
+    """Compute Grad-CAM with a graph of the layers behind ``layer`` only."""
     with _ready_for_gradients(patches.device.type), _graph_from(classifier.network, layer) as kept:
         logits = classifier(patches)
         features = kept[-1]  # (N, C, h, w)
         cells = features.shape[-2] * features.shape[-1]
-        # Scaled, for a gradient spread over the cells may be too small for fp16.
+        # Scaled: a gradient spread over the cells can be too small for fp16.
         score = logits[:, class_index].float().sum() * cells
         (gradient,) = torch.autograd.grad(score, features)
-        features, weights = features.detach().float(), gradient.float().mean(dim=(2, 3))  # (N, C)
-        with torch.autocast(features.device.type, enabled=False):
-            cam = F.relu(torch.einsum("nchw,nc->nhw", features, weights))
+        weights = gradient.float().mean(dim=(2, 3))  # (N, C)
+        cam = _weighted_map(features.detach(), "nchw,nc->nhw", weights)
     return logits.detach().float(), cam / cells
 
 
-def _by_torchcam(
+def _cam_by_torchcam(
     classifier: PatchClassifier, patches: Tensor, method: str, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute a CAM by torchcam's formula, with a graph of what follows the layer alone."""
+    """Compute a CAM by torchcam's formula, with a graph of the layers behind ``layer`` only."""
+    from torchcam import methods
+
+    extractor_class = {
+        "gradcam++": methods.GradCAMpp,
+        "smoothgradcam++": methods.SmoothGradCAMpp,
+        "xgradcam": methods.XGradCAM,
+        "layercam": methods.LayerCAM,
+    }[method]
+    network = classifier.network
     with (
         _ready_for_gradients(patches.device.type),
-        # Before torchcam's hooks, which then see what it cut off.
-        _graph_from(classifier.network, layer) as kept,
-        # Anew for each batch: an extractor holds on to the maps and gradients of its last one.
-        _torchcam(method, classifier.network, layer) as extractor,
+        # Registered before torchcam's hooks, which then see the start of the graph.
+        _graph_from(network, layer) as kept,
+        # One for each batch: an extractor keeps the maps and gradients of its last batch. In
+        # float32: squares and cubes of a gradient are too small for fp16, sums too long for bf16.
+        extractor_class(network, layer, reshape_transform=Tensor.float) as extractor,
     ):
+        if method == "smoothgradcam++":
+            extractor._distrib = _same_noise(extractor._distrib)
 
-        def widen(*_: object) -> None:
-            # The whole pass is over: what worked in place on the map is in it, as without autocast.
+        def keep_final_map(*_: object) -> None:
+            # After the complete forward pass, when in-place layers have changed the map.
             extractor.hook_a = [kept[-1].detach().float()]
 
-        with classifier.network.register_forward_hook(widen):
+        with network.register_forward_hook(keep_final_map):
             logits = classifier(patches)
             (cam,) = extractor(class_idx=class_index, scores=logits.float(), normalized=False)
     return logits.detach().float(), cam
 
 
-def _torchcam(method: str, network: nn.Module, layer: str) -> Any:
-    """Return torchcam's extractor, which hooks into the network until its context ends."""
-    from torchcam import methods
+def _same_noise(normal: torch.distributions.Normal) -> Any:
+    """Return a source of noise that is the same for every patch and for every batch.
 
-    kinds = {
-        "gradcam++": methods.GradCAMpp,
-        "smoothgradcam++": methods.SmoothGradCAMpp,
-        "xgradcam": methods.XGradCAM,
-        "layercam": methods.LayerCAM,
-    }
-    # Squares and cubes of a gradient are too small for fp16, and their sums too long for bf16.
-    extractor = kinds[method](network, layer, reshape_transform=Tensor.float)
-    if method == "smoothgradcam++":
-        extractor._distrib = _SameNoise(extractor._distrib)
-    return extractor
-
-
-class _SameNoise:
-    """The noise of smoothgradcam++: the same for every patch of a batch, and for every batch.
-
-    torchcam draws from torch's global generator for a whole batch, which makes what it says of a
-    patch hang on its place. This is what it draws for a batch of one after ``torch.manual_seed``.
+    torchcam draws noise for a batch from torch's global generator, so the CAM of a patch would
+    depend on its place in the batch. This is torchcam's noise for a batch of one after
+    ``torch.manual_seed(NOISE_SEED)``.
     """
+    generator = torch.Generator().manual_seed(NOISE_SEED)
 
-    def __init__(self, normal: torch.distributions.Normal) -> None:
-        self._normal = normal
-        self._generator = torch.Generator().manual_seed(NOISE_SEED)
+    def sample(shape: torch.Size) -> Tensor:
+        single = (1, *shape[1:])
+        loc, scale = normal.loc.expand(single), normal.scale.expand(single)
+        return torch.normal(loc, scale, generator=generator).expand(shape)
 
-    def sample(self, shape: torch.Size) -> Tensor:
-        """Return the next noise of that shape (N, ...), equal along the first axis."""
-        one = (1, *shape[1:])
-        loc, scale = self._normal.loc.expand(one), self._normal.scale.expand(one)
-        return torch.normal(loc, scale, generator=self._generator).expand(shape)
+    return SimpleNamespace(sample=sample)
 
 
 @contextmanager
 def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Keep the last output of ``layer`` during the block, and record gradients from there on.
+    """Yield a list with the last output of ``layer``; record gradients from there on.
 
     Each run of the network starts without recording. The block must be in ``torch.no_grad``, whose
     end also ends the recording.
@@ -232,7 +222,7 @@ def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
     def cut(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         torch.set_grad_enabled(True)
-        # A copy, for a leaf must not be changed by what works in place behind it.
+        # A copy: later in-place layers must not change a leaf of the graph.
         kept[:] = [output.detach().requires_grad_().clone()]
         return kept[0]
 
@@ -245,9 +235,9 @@ def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _ready_for_gradients(device: str) -> Iterator[None]:
-    """Leave inference mode during the block, record nothing as yet, and keep autocast as it is.
+    """Leave inference mode during the block, without recording yet and with the same autocast.
 
-    But its cache: half-precision parameters that it keeps from inference mode know no gradient.
+    Autocast's cache is off: half-precision parameters cached in inference mode have no gradient.
     """
     autocast = torch.autocast(
         device,
@@ -257,23 +247,3 @@ def _ready_for_gradients(device: str) -> Iterator[None]:
     )
     with torch.inference_mode(False), autocast, torch.no_grad():
         yield
-
-
-@contextmanager
-def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what ``layer`` gives during the block."""
-    kept: list[Tensor] = []
-    with layer.register_forward_hook(lambda module, inputs, output: kept.append(output)):
-        yield kept
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode during the block, then each back into its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,23 +1,25 @@
-"""A network with all that stands around it: from raw patches to logits."""
+"""The classifier: a network with its preprocessing, from raw patches to logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wsi_idc.models.registry import Architecture
-from wsi_idc.models.resize import resize
 
 
 class Head(Protocol):
-    """What a linear layer and a convolution that give class scores have in common."""
+    """A linear layer or a convolution whose output is the class scores."""
 
     weight: Tensor  # (num_classes, C, ...)
     bias: Tensor  # (num_classes,)
 
 
 def to_images(patches: Tensor) -> Tensor:
-    """Return images (N, 3, H, W), float32, 0..1, of patches (N, H, W, 3), uint8.
+    """Convert patches (N, H, W, 3), uint8, to images (N, 3, H, W), float32, 0..1.
 
     In memory the channels stay last, as stored.
     """
@@ -28,10 +30,10 @@ class PatchClassifier(nn.Module):
     """A network that takes patches as they are stored.
 
     Attributes:
-        arch: Its architecture.
-        network: Normalised images (N, 3, H, W) to logits (N, num_classes).
-        input_px: Side that patches are resized to; None leaves them.
-        mean, std: Of each channel, 0..1, as buffers of shape (1, 3, 1, 1).
+        arch: Architecture of the network.
+        network: From normalized images (N, 3, H, W) to logits (N, num_classes).
+        input_px: Side in px that patches are resized to; None: no resizing.
+        mean, std: Mean and standard deviation of each channel, 0..1, buffers of shape (1, 3, 1, 1).
     """
 
     mean: Tensor
@@ -54,15 +56,17 @@ class PatchClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Return normalised images at the network's size of images (N, 3, H, W), 0..1."""
-        # Normalised while it is small: interpolation is a mean, and commutes with that.
+        """Normalize images (N, 3, H, W), 0..1, and resize them to the network's size."""
+        # Normalized before the resize, on fewer pixels: interpolation is a weighted mean.
         x = (images - self.mean) / self.std
-        if self.input_px is not None and self.input_px != x.shape[-1]:
-            x = resize(x, self.input_px)
-        return x
+        if self.input_px is None or self.input_px == x.shape[-1]:
+            return x
+        size = (self.input_px, self.input_px)
+        # On a CPU, interpolation is faster if the channels come first in memory.
+        return F.interpolate(x.contiguous(), size=size, mode="bilinear", antialias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes) of patches as stored or of images made of them.
+        """Compute logits (N, num_classes).
 
         Args:
             x: Patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1.
@@ -71,5 +75,17 @@ class PatchClassifier(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The layer that gives the class scores."""
+        """The layer whose output is the class scores."""
         return cast(Head, self.network.get_submodule(self.arch.head))
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode during the block, then each back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,6 +1,5 @@
 """A classifier through torch.compile: logits and Grad-CAM of the last feature map in one graph."""
 
-import logging
 from collections.abc import Callable
 from types import FunctionType
 
@@ -10,58 +9,50 @@ from torch import Tensor, nn
 from wsi_idc.models.cam import CamSpec, cam_of_head
 from wsi_idc.models.classifier import PatchClassifier, to_images
 
-logger = logging.getLogger(__name__)
-
 
 def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
-    """Return whether ``compiled`` computes such CAMs of such a network."""
+    """Return whether ``compile_predictor`` supports this network with this CAM."""
     arch = classifier.arch
-    is_usual = cam is None or (cam.method == "gradcam" and cam.layer in (None, arch.cam_layer))
-    return arch.closed_form and is_usual
+    is_last_map = cam is None or (cam.method == "gradcam" and cam.layer in (None, arch.cam_layer))
+    return arch.closed_form and is_last_map
 
 
 def compile_predictor(
     classifier: PatchClassifier, cam: CamSpec | None
 ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-    """Return a function as ``cam_extractor`` lends one, compiled at its first batch.
+    """Return a function like that of ``cam_extractor``, compiled at its first batch.
 
-    Each new size of batch is compiled anew, so give it one size alone.
+    Each new batch size is compiled again, so use one size only.
 
     Args:
-        classifier: In eval mode, on its device; must stay there.
-        cam: Which CAM; None computes none. ``can_compile`` must say yes to it.
+        classifier: Classifier in eval mode, on its final device.
+        cam: CAM that ``can_compile`` accepts; None computes none.
     """
     from torchvision.models.feature_extraction import create_feature_extractor
 
     arch = classifier.arch
     # Without hooks, which would break the graph in two.
-    both = create_feature_extractor(
+    network = create_feature_extractor(
         classifier.network,
         {arch.cam_layer: "features", arch.head: "logits"},
         tracer_kwargs={"leaf_modules": [nn.Conv2d]},
     ).eval()
 
     def forward(patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _run(classifier, both, patches, cam)
+        images = to_images(patches) if patches.dtype == torch.uint8 else patches
+        outputs = network(classifier.preprocess(images))
+        logits = outputs["logits"].flatten(1).float()
+        if cam is None:
+            return logits, None
+        return logits, cam_of_head(outputs["features"], classifier.head.weight[cam.class_index])
 
-    # torch compiles one code eight times at most, and an ensemble has more: each has its own.
-    own = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
-    # torch reckons with any size at the second one that it meets; one size is faster.
-    run = torch.compile(own, dynamic=False)
+    # torch compiles one code object at most eight times; a larger ensemble needs one for each.
+    own_code = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
+    # At a second size torch would switch to code for any size, which is slower.
+    compiled = torch.compile(own_code, dynamic=False)
 
     def extract(patches: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            return run(patches)
+            return compiled(patches)
 
     return extract
-
-
-def _run(
-    classifier: PatchClassifier, both: nn.Module, patches: Tensor, cam: CamSpec | None
-) -> tuple[Tensor, Tensor | None]:
-    images = to_images(patches) if patches.dtype == torch.uint8 else patches
-    found = both(classifier.preprocess(images))
-    logits = found["logits"].flatten(1).float()
-    if cam is None:
-        return logits, None
-    return logits, cam_of_head(found["features"], classifier.head.weight[cam.class_index])

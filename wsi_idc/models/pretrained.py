@@ -1,4 +1,4 @@
-"""Weights that a training starts from: ImageNet's, or those of a file."""
+"""Initial weights of a training: ImageNet's, or those of a file."""
 
 import re
 from collections.abc import Mapping
@@ -17,26 +17,26 @@ from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
 from wsi_idc.models.serialization import load_state, load_weights_only
 
 _MAX_NAMED = 3
-# Heads on the way, for training alone, that no network here is built with.
+# Auxiliary heads, used in torchvision's training only; no network here has them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# DenseNet's files are older than its code, where a name holds no dot.
+# torchvision's DenseNet files are older than its code, where these names have no dot.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 class Normalization(NamedTuple):
-    """How the weights want images scaled: mean and std of each channel, 0..1."""
+    """Mean and standard deviation of each channel, 0..1, by which the weights expect images."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def weights_file(arch: Architecture) -> Path:
-    """Return where torchvision keeps the ImageNet weights of ``arch`` on this machine.
+    """Return the path of the ImageNet weights of ``arch`` in torchvision's cache.
 
     Raises:
-        CheckpointError: There are none for this model.
+        CheckpointError: There are no ImageNet weights for this model.
     """
-    return imagenet_folder() / _imagenet(arch).url.rsplit("/", 1)[-1]
+    return _cached_file(_imagenet(arch))
 
 
 def imagenet_folder() -> Path:
@@ -44,15 +44,17 @@ def imagenet_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
+def _cached_file(weights: torchvision.models.WeightsEnum) -> Path:
+    return imagenet_folder() / weights.url.rsplit("/", 1)[-1]
+
+
 def cached_imagenet() -> list[str]:
-    """Return the models whose ImageNet weights are in torchvision's cache, by our names."""
+    """Return the names of the models whose ImageNet weights are in torchvision's cache."""
     weights = {arch.name: arch.imagenet for arch in ARCHITECTURES.values() if arch.imagenet}
-    ours = {name.replace("-", "_") for name in weights}
     for name in torchvision.models.list_models(module=torchvision.models):
-        if name not in ours:
+        if name.replace("_", "-") not in weights:
             weights[name] = torchvision.models.get_model_weights(name).DEFAULT
-    folder = imagenet_folder()
-    return [name for name, of in weights.items() if (folder / of.url.rsplit("/", 1)[-1]).exists()]
+    return [name for name, choice in weights.items() if _cached_file(choice).exists()]
 
 
 def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
@@ -64,10 +66,10 @@ def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
 def fetch_imagenet(arch: Architecture) -> Path:
     """Download the ImageNet weights of ``arch`` into torchvision's cache; return the file.
 
-    A file that is there already, whole, is left as it is.
+    A complete file in the cache is not downloaded again.
 
     Raises:
-        CheckpointError: There are none for this model, or the download failed.
+        CheckpointError: There are no weights for this model, or the download failed.
     """
     url, file = _imagenet(arch).url, weights_file(arch)
     digest = file.stem.rsplit("-", 1)[-1]  # torchvision's names end in the start of the SHA-256
@@ -83,12 +85,13 @@ def fetch_imagenet(arch: Architecture) -> Path:
 
 
 def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
-    """Fill all but the head of ``network`` with ImageNet weights from torchvision's cache.
+    """Set all but the head of ``network`` to ImageNet weights from torchvision's cache.
 
     Nothing is downloaded: compute nodes have no internet.
 
     Raises:
-        CheckpointError: There are none for this model, they are not in the cache, or damaged.
+        CheckpointError: There are no weights for this model, or they are not in the cache, or
+            damaged.
     """
     file = weights_file(arch)
     if not file.exists():
@@ -98,30 +101,30 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
             "--weights none"
         )
     remedy = f"delete it and run `wsi-idc fetch-weights {arch.name}` again"
-    _fill(network, arch, load_weights_only(file, remedy=remedy), path=file, remedy=remedy)
+    _set_weights(network, arch, load_weights_only(file, remedy=remedy), path=file, remedy=remedy)
     if arch.name in ("googlenet", "inception_v3"):
-        # torchvision's own networks turn its usual scale into this one, the weights' true one.
+        # The weights' own normalization; torchvision's networks convert its usual one to this.
         return Normalization((0.5,) * 3, (0.5,) * 3)
-    scale = _imagenet(arch).transforms()
-    return Normalization(tuple(scale.mean), tuple(scale.std))
+    transforms = _imagenet(arch).transforms()
+    return Normalization(tuple(transforms.mean), tuple(transforms.std))
 
 
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
-    """Fill ``network`` with the weights of a file.
+    """Set the weights of ``network`` to those of a file.
 
-    A checkpoint of this program gives its head too, for it has the same classes. Of a state dict
-    of torchvision's network, of any number of classes, all but the head is taken.
+    A checkpoint of this program also gives its head, because it has the same classes. A state dict
+    of torchvision's network, with any number of classes, gives all but the head.
 
     Returns:
-        How the checkpoint scales its images; None for a state dict, which does not say.
+        The normalization of the checkpoint; None for a state dict, which has none.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or of another architecture.
+        CheckpointError: The file is missing, damaged, or of another architecture.
     """
     remedy = f"give a checkpoint or a state dict of {arch.name}"
     content = load_weights_only(path, remedy=remedy)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        _fill(network, arch, content, path=path, remedy=remedy)
+    if not _is_checkpoint(content):
+        _set_weights(network, arch, content, path=path, remedy=remedy)
         return None
     checkpoint = load_checkpoint(path)
     if architecture(checkpoint.architecture) != arch:
@@ -131,66 +134,70 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
 
 
 def pretraining_patients(path: Path) -> tuple[str, ...]:
-    """Return the patients that the weights in a file were trained on, as far as it says so.
+    """Return the patients that a file's weights were trained on; a state dict names none.
 
     Raises:
         CheckpointError: The file is missing or damaged.
     """
     content = load_weights_only(path, remedy="give a checkpoint or a state dict")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return ()
-    return tuple(sorted(load_checkpoint(path).patients("train")))
+    return tuple(sorted(load_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
 
 
-def _fill(network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str) -> None:
-    """Fill all but the head of ``network`` from a state dict; CheckpointError if it is none."""
+def _is_checkpoint(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _set_weights(
+    network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str
+) -> None:
+    """Set all but the head of ``network`` to the values of a state dict."""
     own: dict[str, Tensor] = network.state_dict()
     head = f"{arch.head}."
-    given = {
+    values = {
         name: value
         for name, value in _state_dict(content, path=path, remedy=remedy).items()
         if not name.startswith((head, *_AUXILIARY))
     }
-    misfits = [f"no {name}" for name in own if not name.startswith(head) and name not in given]
-    # Files older than this count do without.
-    misfits = [text for text in misfits if not text.endswith("num_batches_tracked")]
-    misfits += [f"unknown {name}" for name in given if name not in own]
-    misfits += [
-        f"{name} {_shape(value)} instead of {_shape(own[name])}"
-        for name, value in given.items()
+    mismatches = [
+        f"no {name}"
+        for name in own
+        if name not in values
+        # Files from before torch counted batches have no such name.
+        and not name.startswith(head)
+        and not name.endswith("num_batches_tracked")
+    ]
+    mismatches += [f"unknown {name}" for name in values if name not in own]
+    mismatches += [
+        f"{name} {_shape_text(value)} instead of {_shape_text(own[name])}"
+        for name, value in values.items()
         if name in own and value.shape != own[name].shape
     ]
-    if misfits:
-        more = f" and {len(misfits) - _MAX_NAMED} more" if len(misfits) > _MAX_NAMED else ""
-        what = ", ".join(misfits[:_MAX_NAMED]) + more
-        raise CheckpointError(f"{path}: not weights of {arch.name}: {what}; {remedy}")
-    if not all(torch.isfinite(value).all() for value in given.values()):
+    if mismatches:
+        more = f" and {len(mismatches) - _MAX_NAMED} more" if len(mismatches) > _MAX_NAMED else ""
+        listed = ", ".join(mismatches[:_MAX_NAMED]) + more
+        raise CheckpointError(f"{path}: not weights of {arch.name}: {listed}; {remedy}")
+    if not all(torch.isfinite(value).all() for value in values.values()):
         raise CheckpointError(f"{path}: a weight is not a finite number; {remedy}")
-    load_state(network, own | given)
+    load_state(network, own | values)
 
 
 def _state_dict(content: Any, *, path: Path, remedy: str) -> Mapping[str, Tensor]:
-    """Return the parameters by the names that the network has for them."""
+    """Return the parameters under the names that the network has for them."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not _is_state_dict(content):
-        raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")
-    if all(name.startswith("module.") for name in content):  # DataParallel was around it
-        content = {name.removeprefix("module."): value for name, value in content.items()}
-    return {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
-
-
-def _is_state_dict(content: Any) -> bool:
-    if not isinstance(content, dict) or not content:
-        return False
-    return all(
+    is_state_dict = isinstance(content, dict) and all(
         isinstance(name, str)
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and not value.is_quantized
         for name, value in content.items()
     )
+    if not is_state_dict or not content:
+        raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")
+    if all(name.startswith("module.") for name in content):  # DataParallel was around the network
+        content = {name.removeprefix("module."): value for name, value in content.items()}
+    return {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
 
 
-def _shape(value: Tensor) -> str:
+def _shape_text(value: Tensor) -> str:
     return "x".join(str(size) for size in value.shape) or "scalar"
