@@ -43,5 +43,5 @@ def test_corners_off_the_grid_are_refused():
     content = small_map(full_grid(3, 3), np.zeros(9))
     coords = content.coords.copy()
     coords[4] += 2
-    with pytest.raises(MapError, match="do not lie on a grid of 50 px"):
+    with pytest.raises(MapError, match="are not on a grid of 50 px"):
         grid_transform(replace(content, coords=coords))

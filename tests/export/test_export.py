@@ -46,7 +46,7 @@ def test_without_image_or_cam_the_rest_is_written(tmp_path: Path, caplog: pytest
     path = stored(small_map([[0, 0]], [0.9]), tmp_path)
     with caplog.at_level(logging.WARNING, "wsi_idc"):
         export_maps([path], tmp_path / "out", ExportOptions(("ome-tiff", "png")))
-    assert "made without an image" in caplog.text
+    assert "has no image" in caplog.text
     assert names_in(tmp_path / "out") == [
         "P1.layers.json",
         "P1.probability.ome.tif",
@@ -94,9 +94,9 @@ def test_a_bad_map_is_set_aside(tmp_path: Path):
     assert [reason.partition("; ")[0].partition(": ")[2] for reason in report.failed.values()] == [
         "no such file",
         "not a usable map (Unable to synchronously open file (file signature not found))",
-        "the corners of the patches do not lie on a grid of 50 px",
+        "the corners of the patches are not on a grid of 50 px",
         "both classes have the same name",
-        f"is of patient P1 as {good} is",
+        f"has the same patient P1 as {good}",
     ]
     assert names_in(tmp_path / "out") == ["P1.csv"]
 

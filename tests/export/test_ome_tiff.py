@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from tests.export.maps import full_grid, small_map, stored
-from wsi_idc.export.layers import layers_of
+from wsi_idc.export.layer_picture import layer_pictures
 from wsi_idc.export.ome_tiff import write_ome_tiff
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
@@ -21,7 +21,7 @@ def write_all(content: PatientMap, folder: Path) -> dict[str, Path]:
     """Write each layer of a map and return the files."""
     files = {}
     with open_image(stored(content, folder)) as read_rows:
-        for layer in layers_of(content, read_rows):
+        for layer in layer_pictures(content, read_rows):
             files[layer.name] = folder / f"{layer.name}.ome.tif"
             write_ome_tiff(content, layer, files[layer.name])
     return files

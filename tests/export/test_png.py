@@ -8,24 +8,21 @@ from PIL import Image
 
 from tests.export.maps import full_grid, on_slide, small_map, stored
 from wsi_idc.export import png
-from wsi_idc.export.layers import LABEL_COLOURS as EXPORTED
-from wsi_idc.export.layers import layers_of
+from wsi_idc.export.layer_picture import LABEL_RGB, layer_pictures
 from wsi_idc.export.png import write_legend, write_png
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.render import panels
-from wsi_idc.report.layers import cam_levels
-from wsi_idc.report.legend import LABEL_COLOURS as SHOWN
-from wsi_idc.report.legend import legends_of
+from wsi_idc.report.layers import cam_levels, page_layers
 
 
 def draw(content: PatientMap, folder: Path) -> dict[str, np.ndarray]:
     """Write each layer and return the pictures, height x width x 4."""
     pictures = {}
     with open_image(stored(content, folder)) as read_rows:
-        layers = layers_of(content, read_rows)
+        layers = layer_pictures(content, read_rows)
         for layer in layers:
             write_png(content, layer, folder / f"{layer.name}.png")
             with Image.open(folder / f"{layer.name}.png") as picture:
@@ -33,7 +30,7 @@ def draw(content: PatientMap, folder: Path) -> dict[str, np.ndarray]:
                 pictures[layer.name] = np.asarray(picture)
         write_legend(
             content,
-            [(layer, folder / f"{layer.name}.png") for layer in layers],
+            {folder / f"{layer.name}.png": layer for layer in layers},
             folder / "layers.json",
         )
     return pictures
@@ -56,7 +53,7 @@ def all_of(cells: np.ndarray, **changes: object) -> PatientMap:
 def test_all_layers_have_one_size_and_one_shape(tmp_path: Path):
     content = all_of(np.array([[0, 1], [1, 0], [2, 3]]))
     pictures = draw(content, tmp_path)
-    assert list(pictures) == ["tissue", "probability", "smoothed", "cam", "labels", "uncertainty"]
+    assert list(pictures) == ["tissue", "probability", "smoothed", "cam", "uncertainty", "labels"]
     present = ~np.isnan(content.probability_grid()).repeat(50, axis=0).repeat(50, axis=1)
     for picture in pictures.values():
         assert picture.shape == (150, 200, 4)
@@ -147,10 +144,9 @@ def test_what_is_no_number_is_transparent_or_black_but_no_error(tmp_path: Path):
     assert (pictures["cam"][..., 3] == 0).all()
 
 
-def test_a_label_has_one_colour_in_pages_and_exports():
-    codes = {label: code for code, label in enumerate((-1, 0, 1), 1)}
-    for label, code in codes.items():
-        assert "#{:02x}{:02x}{:02x}".format(*EXPORTED[label]) == SHOWN[code] == LABEL_COLORS[label]
+def test_a_label_has_the_color_of_the_palette():
+    for label, color in LABEL_COLORS.items():
+        assert "#{:02x}{:02x}{:02x}".format(*LABEL_RGB[label]) == color
 
 
 def test_without_a_label_there_is_no_layer_of_labels(tmp_path: Path):
@@ -169,12 +165,14 @@ def test_a_quantity_looks_the_same_in_every_picture(stride_px: int | None):
     assert (top < 9) is (stride_px is not None)
     tissue = np.zeros((2, 3, 3), np.uint8)
     scene = panels.PanelInput(content, tissue, has_image=False, cell_px=1, threshold=0.5)
-    layers = {layer.name: layer for layer in layers_of(content, None)}
-    legends = {legend.name: legend for legend in legends_of(content, with_tissue=False)}
+    layers = {layer.name: layer for layer in layer_pictures(content, None)}
+    shown = {layer.name: layer for layer in page_layers(content, has_tissue=False)}
     for name in ("probability", "smoothed", "uncertainty", "cam"):
-        key = getattr(panels, name)(scene).key
-        assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colours] == legends[name].palette
+        key = panels.layer_panel(scene, name).legend
+        assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colors] == list(
+            shown[name].palette
+        )
         assert layers[name].scale["colour_map"] == f"matplotlib {COLORMAPS[name]}"
-        assert key.top == legends[name].high == (top if name == "cam" else 1)
+        assert key.vmax == shown[name].vmax == (top if name == "cam" else 1)
     assert layers["cam"].scale["high"] == top
     assert cam_levels(content).max() == 255

@@ -23,7 +23,7 @@ from wsi_idc.maps.writer_pool import MapReport
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels
-from wsi_idc.report.patient_page import _pictures
+from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.slide import open_slide
@@ -317,7 +317,7 @@ def test_what_overlaps_is_drawn_and_reported_in_its_place(
     half = SlideSettings(min_tissue=0, stride_px=30)
     build(trained, tmp_path, [row], half)
     content = read_map(tmp_path / "s.h5")
-    (thumbnail, *_), _ = _pictures(content, None)
+    (thumbnail, *_), _ = tissue_pictures(content, None)
     # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
     assert (thumbnail.x_mm, thumbnail.y_mm) == pytest.approx((-0.04, -0.04))
     assert content.cell_cams().shape[1:] == (4, 4)

@@ -69,26 +69,26 @@ def test_a_short_scale_bar_is_in_micrometres():
 
 
 def test_the_bar_says_its_numbers_and_the_threshold():
-    foot = drawn(panel(key=ColorBar(COLOURS, 1.0, "probability", 0.25))).axes[1]
+    foot = drawn(panel(legend=ColorBar(COLOURS, 1.0, "probability", 0.25))).axes[1]
     said = [text.get_text() for text in foot.texts]
     assert said == ["0", "0.5", "1", "probability", "threshold 0.25"]
     left, right = foot.images[0].get_extent()[:2]
     for line in foot.lines:
         assert line.get_xdata() == pytest.approx([left + 0.25 * (right - left)] * 2)
     open_bar = ColorBar(COLOURS, 0.0784, "raw", is_open=True)
-    said = [text.get_text() for text in drawn(panel(key=open_bar)).axes[1].texts]
+    said = [text.get_text() for text in drawn(panel(legend=open_bar)).axes[1].texts]
     assert said == ["0", "0.039", "\N{GREATER-THAN OR EQUAL TO} 0.078", "raw"]
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), -1.0, 3.0])
 def test_a_threshold_off_the_scale_is_not_marked(threshold: float):
-    foot = drawn(panel(key=ColorBar(COLOURS, 1.0, "probability", threshold))).axes[1]
+    foot = drawn(panel(legend=ColorBar(COLOURS, 1.0, "probability", threshold))).axes[1]
     assert not foot.lines
 
 
 def test_a_legend_has_areas_and_lines():
     key = (LegendEntry("IDC", "#c2410c"), LegendEntry("called", "#0b1f66", 1.0))
-    foot = drawn(panel(key=key)).axes[1]
+    foot = drawn(panel(legend=key)).axes[1]
     assert [text.get_text() for text in foot.texts] == ["IDC", "called"]
     assert len(foot.patches) == len(foot.lines) == 1
 

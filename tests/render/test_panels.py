@@ -26,37 +26,39 @@ def colour(name: str, value: float) -> np.ndarray:
 
 
 def test_the_tissue_is_as_stained_and_says_where_there_is_none():
-    panel = panels.tissue(scene_of())
+    panel = panels.tissue_panel(scene_of())
     assert panel.title == "Tissue"
     assert (panel.picture[2:4, 4:6] == 220).all()
     assert (panel.size, panel.unit_mm, panel.has_scale) == ((3, 2), pytest.approx(0.04), True)
     scene = scene_of()
-    bare = PanelInput(scene.content, scene.tissue, has_image=False, cell_px=2, threshold=0.5)
-    assert panels.tissue(bare).title == "Patches (the map has no image)"
+    bare = PanelInput(scene.patient_map, scene.tissue, has_image=False, cell_px=2, threshold=0.5)
+    assert panels.tissue_panel(bare).title == "Patches (the map has no image)"
 
 
 def test_the_probability_map_has_an_absolute_scale():
-    panel = panels.probability(scene_of())
+    panel = panels.layer_panel(scene_of(), "probability")
     for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
         assert (panel.picture[cell] == colour("viridis", value)).all()
     assert panel.picture[0, 0].tolist() == panel.picture[0, 2].tolist() == WHITE
-    assert isinstance(panel.key, ColorBar)
-    assert (panel.key.top, panel.key.threshold, panel.key.is_open) == (1.0, 0.5, False)
+    assert isinstance(panel.legend, ColorBar)
+    assert (panel.legend.vmax, panel.legend.threshold, panel.legend.is_open) == (1.0, 0.5, False)
 
 
 def test_the_overlay_is_half_colour_half_grey_tissue():
     scene = scene_of(threshold=0.3)
     scene.tissue[2:4, 4:6] = [200, 50, 150]  # of luminance 106
-    panel = panels.overlay(scene)
+    panel = panels.overlay_panel(scene, "probability")
     expected = (106 * 127 + colour("viridis", 1.0) * 128 + 127) // 255
     assert (panel.picture[2:4, 4:6] == expected).all()
     assert (panel.picture[:2, :2] == 255).all()
-    assert isinstance(panel.key, ColorBar)
-    assert panel.key.threshold == 0.3
+    assert isinstance(panel.legend, ColorBar)
+    assert panel.legend.threshold == 0.3
     # The bar shows the colours as they are on the mean of the tissue's four patches.
     mean = round((40 + 100 + 160 + 106) / 4)
-    assert panel.key.colours.shape == (256, 3)
-    assert abs(panel.key.colours[255] - (mean * 127 + colour("viridis", 1.0) * 128) / 255).max() < 2
+    assert panel.legend.colors.shape == (256, 3)
+    assert (
+        abs(panel.legend.colors[255] - (mean * 127 + colour("viridis", 1.0) * 128) / 255).max() < 2
+    )
 
 
 def test_cams_have_one_scale_for_the_patient():
@@ -65,10 +67,10 @@ def test_cams_have_one_scale_for_the_patient():
     )
     scene = scene_of(cam=cam)
     top = float(np.percentile(cam, 99.5))
-    panel = panels.cam(scene)
+    panel = panels.layer_panel(scene, "cam")
     assert panel.title == "Grad-CAM of IDC"
-    assert isinstance(panel.key, ColorBar)
-    assert (panel.key.top, panel.key.is_open) == (pytest.approx(top), True)
+    assert isinstance(panel.legend, ColorBar)
+    assert (panel.legend.vmax, panel.legend.is_open) == (pytest.approx(top), True)
     assert panel.picture.shape == (4, 6, 3)  # two values of a CAM along each side of a cell
     table = colormaps["inferno"]
     for (row, col), block in zip(CELLS, cam, strict=True):
@@ -80,30 +82,30 @@ def test_cams_have_one_scale_for_the_patient():
 
 def test_a_cam_of_nothing_leaves_the_tissue_as_it_is():
     scene = scene_of(cam=np.zeros((4, 2, 2), np.float32))
-    panel = panels.cam_overlay(scene)
+    panel = panels.overlay_panel(scene, "cam")
     assert (panel.picture == scene.tissue).all()  # it was grey before
-    assert isinstance(panel.key, ColorBar)
-    assert panel.key.top == 1.0
+    assert isinstance(panel.legend, ColorBar)
+    assert panel.legend.vmax == 1.0
 
 
 def test_a_cam_finer_than_the_page_is_averaged_within_its_patch():
     cam = np.zeros((4, 8, 8), np.float32)
     cam[3, :4] = 2
     scene = scene_of(cam=cam)
-    panel = panels.cam(scene)
+    panel = panels.layer_panel(scene, "cam")
     assert panel.picture.shape == (4, 6, 3)
     assert (panel.picture[2, 4:] == colour("inferno", 1.0)).all()
     assert (panel.picture[3, 4:] == colour("inferno", 0.0)).all()
 
 
 def test_another_method_is_named_and_cut_short():
-    assert panels.cam(scene_of(cam_method="layercam")).title == "layercam of IDC"
-    assert len(panels.cam(scene_of(cam_method="x\n" * 99)).title) < 30
+    assert panels.layer_panel(scene_of(cam_method="layercam"), "cam").title == "layercam of IDC"
+    assert len(panels.layer_panel(scene_of(cam_method="x\n" * 99), "cam").title) < 30
 
 
 def test_labels_are_counted_and_unknown_ones_shown():
-    panel = panels.labels(scene_of(label=np.array([0, -1, 1, 1], np.int8)))
-    assert [entry.name for entry in panel.key] == ["IDC (2)", "non-IDC (1)", "unknown (1)"]
+    panel = panels.labels_panel(scene_of(label=np.array([0, -1, 1, 1], np.int8)))
+    assert [entry.name for entry in panel.legend] == ["IDC (2)", "non-IDC (1)", "unknown (1)"]
     shown = {tuple(panel.picture[cell]) for cell in CELLS}
     assert shown == {(0x8F, 0xB7, 0xD9), (0xC2, 0x41, 0x0C), (0xDE, 0xDE, 0xDE)}
     assert panel.picture[0, 0].tolist() == WHITE
@@ -111,14 +113,14 @@ def test_labels_are_counted_and_unknown_ones_shown():
 
 def test_contours_follow_the_cells():
     scene = scene_of(threshold=0.25, label=np.array([1, 0, 0, 1], np.int8))
-    panel = panels.contours(scene)
+    panel = panels.outlines_panel(scene)
     labelled, called = panel.outlines
     mask = np.array([[False, False, False], [True, True, True]])
     assert (called.ends == region_boundary(mask)).all()
     mask = np.array([[False, True, False], [False, False, True]])
     assert (labelled.ends == region_boundary(mask)).all()
-    assert (labelled.colour, called.colour) == tuple(entry.colour for entry in panel.key)
-    assert [entry.name for entry in panel.key] == [
+    assert (labelled.color, called.color) == tuple(entry.color for entry in panel.legend)
+    assert [entry.name for entry in panel.legend] == [
         "labelled IDC",
         "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.25)",
     ]
@@ -126,32 +128,32 @@ def test_contours_follow_the_cells():
 
 
 def test_what_is_not_labelled_has_no_outline():
-    panel = panels.contours(scene_of(label=np.full(4, -1, np.int8)))
-    assert len(panel.outlines) == len(panel.key) == 1
+    panel = panels.outlines_panel(scene_of(label=np.full(4, -1, np.int8)))
+    assert len(panel.outlines) == len(panel.legend) == 1
 
 
 def test_smoothed_and_uncertain():
     values = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     scene = scene_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
-    panel = panels.smoothed(scene)
-    assert isinstance(panel.key, ColorBar)
-    assert panel.key.threshold == 0.4
+    panel = panels.layer_panel(scene, "smoothed")
+    assert isinstance(panel.legend, ColorBar)
+    assert panel.legend.threshold == 0.4
     assert (panel.picture[1, 2] == colour("viridis", 0.4)).all()
-    panel = panels.uncertainty(scene)
-    assert isinstance(panel.key, ColorBar)
-    assert panel.key.top == pytest.approx(np.percentile(values, 99.5))
+    panel = panels.layer_panel(scene, "uncertainty")
+    assert isinstance(panel.legend, ColorBar)
+    assert panel.legend.vmax == pytest.approx(np.percentile(values, 99.5))
     assert (panel.picture[1, 2] == colour("cividis", 1.0)).all()
 
 
 def test_the_slide_is_shown_whole_with_its_tissue():
     scene = scene_of(slide=slide_view())
-    panel = panels.thumbnail(scene)
+    panel = panels.slide_panel(scene)
     # 6 px of tissue wide are all that is asked for: the longer side of 20 px becomes 6.
     assert panel.picture.shape == (6, 3, 3)
     assert panel.size == (3, 6)
     assert panel.unit_mm == pytest.approx(4 / 3)
-    fine = PanelInput(scene.content, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
-    panel = panels.thumbnail(fine)
+    fine = PanelInput(scene.patient_map, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
+    panel = panels.slide_panel(fine)
     assert (panel.picture == slide_view().thumbnail).all()
     (lines,) = panel.outlines
     assert lines.ends.tolist() == [
@@ -166,6 +168,6 @@ def test_the_slide_is_shown_whole_with_its_tissue():
 def test_numbers_that_are_none_are_drawn_as_nothing():
     nothing = np.full(4, np.nan, np.float32)
     scene = scene_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
-    assert (panels.probability(scene).picture == 255).all()
-    assert (panels.cam(scene).picture == 255).all()
-    assert panels.contours(scene).outlines[-1].ends.size == 0
+    assert (panels.layer_panel(scene, "probability").picture == 255).all()
+    assert (panels.layer_panel(scene, "cam").picture == 255).all()
+    assert panels.outlines_panel(scene).outlines[-1].ends.size == 0

@@ -14,7 +14,7 @@ from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.plotting.style import page_style
-from wsi_idc.render.render import VIEWS, figure_of, picture_name, read_scene, render_map
+from wsi_idc.render.render import VIEWS, figure_of, picture_name, read_panel_input, render_map
 
 SIDE = 300
 CORNERS = [(0, 0), (0, SIDE - 1), (SIDE - 1, 0), (SIDE - 1, SIDE - 1)]
@@ -81,9 +81,9 @@ def test_outlines_lie_on_the_edges_of_the_last_cell(large: Path):
 def test_the_tissue_is_read_from_the_first_patch_on_and_shrunk(tmp_path: Path):
     cells = [(2, 3), (3, 5)]
     path = written(tmp_path, cells=cells)
-    scene = read_scene(path, read_map(path), dpi=30)
-    assert scene.content.shape == (2, 3)
-    assert scene.content.row_col.tolist() == [[0, 0], [1, 2]]
+    scene = read_panel_input(path, read_map(path), dpi=30)
+    assert scene.patient_map.shape == (2, 3)
+    assert scene.patient_map.row_col.tolist() == [[0, 0], [1, 2]]
     assert scene.cell_px == 10  # never more than there is
     assert scene.tissue.shape == (20, 30, 3)
     assert (scene.tissue[:10, :10] == SHADES[0]).all()
@@ -92,7 +92,7 @@ def test_the_tissue_is_read_from_the_first_patch_on_and_shrunk(tmp_path: Path):
 
 
 def test_no_more_tissue_is_held_than_the_page_shows(large: Path):
-    scene = read_scene(large, read_map(large), dpi=150)
+    scene = read_panel_input(large, read_map(large), dpi=150)
     assert scene.cell_px == 4  # 170 mm are 1004 px
     assert scene.tissue.shape == (1200, 1200, 3)
     assert (scene.tissue[-4:, -4:] == SHADES[3]).all()
@@ -101,7 +101,7 @@ def test_no_more_tissue_is_held_than_the_page_shows(large: Path):
 
 def test_a_map_without_image_has_grey_patches(tmp_path: Path):
     path = written(tmp_path, patches=None)
-    scene = read_scene(path, read_map(path), dpi=30)
+    scene = read_panel_input(path, read_map(path), dpi=30)
     assert not scene.has_image
     assert (scene.tissue[10:] == 214).all()
     assert (scene.tissue[:10, :10] == 255).all()

@@ -7,12 +7,11 @@ from wsi_idc.report.layers import (
     BoundingBox,
     bounding_box,
     cam_levels,
+    crop_to_bbox,
+    downscale_cams,
     histogram,
     outcomes,
     patch_columns,
-    region_boundary,
-    small_cam,
-    stitched_in_window,
     to_bbox_grid,
 )
 
@@ -23,7 +22,7 @@ def test_the_window_just_holds_the_patches():
     edges = (window.x_mm, window.y_mm, window.width_mm, window.height_mm)
     assert edges == pytest.approx((0.2, 0, 0.6, 0.8))
     image = np.arange(200 * 200 * 3, dtype=np.uint32).reshape(200, 200, 3)
-    np.testing.assert_array_equal(stitched_in_window(image, hand_map()), image[:, 50:])
+    np.testing.assert_array_equal(crop_to_bbox(image, hand_map()), image[:, 50:])
 
 
 def test_values_lie_in_their_cells():
@@ -42,7 +41,7 @@ def test_a_column_has_one_entry_a_patch():
         "y": [0, 50, 50, 100, 150],
         "x_mm": pytest.approx([0.3, 0.5, 0.7, 0.3, 0.7]),
         "y_mm": pytest.approx([0.1, 0.3, 0.3, 0.5, 0.7]),
-        "place": [0, 4, 5, 6, 11],
+        "cell": [0, 4, 5, 6, 11],
         "probability": pytest.approx([0.9, 0.8, 0.2, 0.1, 0.7]),
         "label": [1, 0, 1, 0, -1],
         "label_name": ["<b>", "no", "<b>", "no", "unknown"],
@@ -58,25 +57,6 @@ def test_each_outcome_has_its_code():
     label = np.array([1, 0, 1, 0, -1, -1], np.int8)
     called = np.array([True, True, False, False, True, False])
     assert outcomes(label, called).tolist() == [1, 2, 3, 4, 0, 0]
-
-
-def _lines(mask: list[list[int]], window: BoundingBox) -> set[tuple[float, ...]]:
-    x, y = region_boundary(np.array(mask, bool), window)
-    return {tuple(np.round([*xs, *ys], 6)) for xs, ys in zip(x, y, strict=True)}
-
-
-def test_the_outline_of_a_cell_is_its_four_sides():
-    window = BoundingBox(first_row=2, first_col=3, rows=1, cols=1, cell_mm=0.5)
-    sides = {(1.5, 2, 1, 1), (1.5, 2, 1.5, 1.5), (1.5, 1.5, 1, 1.5), (2, 2, 1, 1.5)}
-    assert _lines([[1]], window) == sides
-
-
-def test_the_outline_runs_round_holes_and_joins_what_is_in_line():
-    window = BoundingBox(first_row=0, first_col=0, rows=3, cols=3, cell_mm=1)
-    outer = {(0, 3, 0, 0), (0, 3, 3, 3), (0, 0, 0, 3), (3, 3, 0, 3)}
-    inner = {(1, 2, 1, 1), (1, 2, 2, 2), (1, 1, 1, 2), (2, 2, 1, 2)}
-    assert _lines([[1, 1, 1], [1, 0, 1], [1, 1, 1]], window) == outer | inner
-    assert _lines([[0] * 3] * 3, window) == set()
 
 
 def test_cams_are_scaled_over_the_patient_not_the_patch():
@@ -100,11 +80,11 @@ def test_a_cam_of_no_number_does_no_harm():
 
 def test_large_cams_are_made_smaller_by_their_mean():
     cam = np.arange(2 * 32 * 20, dtype=np.float32).reshape(2, 32, 20)
-    small = small_cam(cam)
+    small = downscale_cams(cam)
     assert small.shape == (2, 16, 16)
     assert small[1, 3, 0] == cam[1, 6:8, :1].mean()
     assert small[0, 0, 15] == cam[0, :2, 18:].mean()
-    assert small_cam(cam[:, :16, :16]).shape == (2, 16, 16)
+    assert downscale_cams(cam[:, :16, :16]).shape == (2, 16, 16)
 
 
 def test_the_histogram_stacks_the_labels():

@@ -223,7 +223,7 @@ def test_a_click_shows_the_patch_and_its_cam(tmp_path: Path):
         "const middle = (id) => [...document.getElementById(id).getContext('2d')"
         ".getImageData(156, 156, 1, 1).data];"
         "return [text('patch-probability'), text('patch-label'), text('patch-cam'),"
-        " text('patch-place'), text('patch-xy'), middle('patch-tissue'), middle('patch-map')]",
+        " text('patch-cell'), text('patch-xy'), middle('patch-tissue'), middle('patch-map')]",
     )
     assert found[:5] == ["0.200", "IDC", "17.0000", "1, 3", "150, 50 px"]
     assert np.abs(np.array(found[5]) - (200, 40, 40, 255)).max() <= 4  # a JPEG

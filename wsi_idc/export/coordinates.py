@@ -1,4 +1,4 @@
-"""Where the cells of a map's grid lie in px: numbers in, numbers out."""
+"""Transforms from cells of a map's grid to px."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.patient_map import PatientMap
 
-# Corners are stored as whole px, so they lie off the true grid by what was cut off.
+# Corners are stored as integers, so rounding moves them by up to one px.
 _TOLERANCE_PX = 1.0
 _DECIMALS = 4
 
 
 @dataclass(frozen=True)
 class GridTransform:
-    """The grid's corner and the side of its cells, both in px of the picture meant.
+    """Corner of the grid and side of its cells, in px of a picture.
 
     Attributes:
         x, y: Top left corner of cell (0, 0).
-        side: Of a cell; not whole where two resolutions do not divide.
+        side: Side of a cell; a fraction where two resolutions do not divide.
         mpp: Microns per px.
     """
 
@@ -29,10 +29,10 @@ class GridTransform:
     mpp: float
 
     def points(self, col_row: NDArray) -> NDArray[np.float64]:
-        """Return corners of cells as px.
+        """Return corners of cells in px.
 
-        Each is a multiple of the exact side, never a sum of rounded ones, so the last column lies
-        as well as the first.
+        Each is a multiple of the exact side and not a sum of rounded sides, so rounding errors do
+        not add up along the grid.
 
         Args:
             col_row: Columns and rows, where (0, 0) is the top left corner of the first cell, shape
@@ -45,34 +45,36 @@ class GridTransform:
         return points.round(_DECIMALS)
 
 
-def grid_key(content: PatientMap) -> str:
-    """Return what tells a map's grid from every other one: cells of two have different ids."""
-    return f"{content.patient}/{content.patch_px}px/{content.cell_px}px/{content.mpp:g}um"
+def grid_key(patient_map: PatientMap) -> str:
+    """Return a text that identifies the grid of a map; it enters the ids of cells."""
+    return (
+        f"{patient_map.patient}/{patient_map.patch_px}px/{patient_map.cell_px}px/"
+        f"{patient_map.mpp:g}um"
+    )
 
 
-def grid_transform(content: PatientMap, coordinates: str = "level0") -> GridTransform:
-    """Return where the grid lies.
+def grid_transform(patient_map: PatientMap, coordinates: str = "level0") -> GridTransform:
+    """Compute the position of the grid.
 
     Args:
-        content: The map.
-        coordinates: "level0", full-resolution px of the slide, or "image", px of the stitched
-            tissue. The same for a pack, whose tissue is all there is.
+        patient_map: The map.
+        coordinates: "level0" for full-resolution px of the slide, or "image" for px of the
+            stitched tissue. Both are the same for the map of a pack.
 
     Raises:
         MapError: The corners of the patches are not on a grid.
     """
     if coordinates == "image":
-        return GridTransform(0.0, 0.0, float(content.cell_px), content.mpp)
-    side = content.cell_size_level0
-    rest = content.coords - content.row_col[:, ::-1] * side  # (N, 2), x and y
-    corner = np.median(rest, axis=0).round()
-    if np.abs(rest - corner).max() > _TOLERANCE_PX:
+        return GridTransform(0.0, 0.0, float(patient_map.cell_px), patient_map.mpp)
+    side = patient_map.cell_size_level0
+    offsets = patient_map.coords - patient_map.row_col[:, ::-1] * side  # (N, 2), x and y
+    corner = np.median(offsets, axis=0).round()
+    if np.abs(offsets - corner).max() > _TOLERANCE_PX:
         raise MapError(
-            f"patient {content.patient}: the corners of the patches do not lie on a grid of "
-            f"{side:g} px; make the map anew"
+            f"patient {patient_map.patient}: the corners of the patches are not on a grid of "
+            f"{side:g} px; make the map again"
         )
     # Where patches overlap, a cell is the middle of its patch.
-    margin = content.origin_px * content.mpp / content.level0_mpp
-    return GridTransform(
-        float(corner[0]) + margin, float(corner[1]) + margin, side, content.level0_mpp
-    )
+    margin = patient_map.origin_px * patient_map.mpp / patient_map.level0_mpp
+    x, y = (float(edge) + margin for edge in corner)
+    return GridTransform(x, y, side, patient_map.level0_mpp)

@@ -1,7 +1,7 @@
-"""Layers as pyramidal OME-TIFF, in memory a strip at a time.
+"""Layers as pyramidal OME-TIFF, written in strips to bound the memory.
 
-Overlays are colours, not numbers: QuPath stretches the contrast of each single-channel picture by
-itself, and the same probability would look different from patient to patient.
+The files hold colors and not numbers: QuPath stretches the contrast of each single-channel picture
+by itself, so the same probability would look different from patient to patient.
 """
 
 import json
@@ -12,35 +12,34 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import atomic_write
 from wsi_idc.export.coordinates import grid_key
-from wsi_idc.export.layers import Layer
+from wsi_idc.export.layer_picture import LayerPicture
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.raster import Pixels, downscale
 
 TILE_PX = 256
 _UM_PER_CM = 10_000
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "wsi-idc")
-# A classic TIFF ends at 4 GiB; the pyramid adds a third.
+# A classic TIFF holds at most 4 GiB; the pyramid adds a third.
 _MAX_CLASSIC_BYTES = 2 * 2**30
 
 
-def write_ome_tiff(content: PatientMap, layer: Layer, out: Path) -> None:
-    """Write a layer, a px of it for each px of the stitched tissue, white where there is no patch.
+def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> None:
+    """Write a layer in px of the stitched tissue, white where there is no patch.
 
-    Each level is half the last one, an odd edge rounded up so that no px is lost, down to one
-    block of ``TILE_PX``. Levels are children of the first (SubIFDs), as OME-TIFF wants them.
+    Each level is half as large as the level before, odd sides rounded up, down to one tile of
+    ``TILE_PX``. Levels are children of the first (SubIFDs), as OME-TIFF requires.
     """
-    rows, cols = content.shape
-    sizes = _level_sizes(rows * content.cell_px, cols * content.cell_px)
+    rows, cols = patient_map.shape
+    sizes = _level_sizes(rows * patient_map.cell_px, cols * patient_map.cell_px)
     options: dict[str, Any] = {
         "subifds": len(sizes) - 1,
-        "metadata": _metadata(content, layer),
+        "metadata": _metadata(patient_map, layer),
         "software": "wsi-idc",
     }
     num_bytes = sizes[0][0] * sizes[0][1] * 3
@@ -48,27 +47,30 @@ def write_ome_tiff(content: PatientMap, layer: Layer, out: Path) -> None:
         partial = stack.enter_context(atomic_write(out))
         big = num_bytes > _MAX_CLASSIC_BYTES
         writer = stack.enter_context(tifffile.TiffWriter(partial, ome=True, bigtiff=big))
-        strips = _painted(content, layer)
+        cell_px = patient_map.cell_px
+        # RGB on white, a row of the grid at a time.
+        painted = (layer.paint_row(row, cell_px)[..., :3] for row in range(rows))
+        strips: Iterator[Pixels] = painted
         for height, width in sizes:
-            # The next level grows on disk while this one is written.
-            grown = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
-            per_cm = _UM_PER_CM / content.mpp * width / sizes[0][1]
+            # The next level collects in a file while this one is written.
+            next_level = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
+            per_cm = _UM_PER_CM / patient_map.mpp * width / sizes[0][1]
             writer.write(
-                _tiles(_halving(_cut(strips), grown)),
+                _tiles(_halving(_cut(strips), next_level)),
                 shape=(height, width, 3),
                 dtype=np.uint8,
                 photometric="rgb",
                 tile=(TILE_PX, TILE_PX),
                 compression="zlib",
-                # A third of the usual level's time for 3 % more bytes.
+                # The lowest level takes a third of the default's time for 3 % more bytes.
                 compressionargs={"level": 1},
                 predictor=True,
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",
                 **options,
             )
-            strips = _stored(grown, (width + 1) // 2)
-            # Bit 0: a smaller version of another page.
+            strips = _stored(next_level, (width + 1) // 2)
+            # Bit 0 marks a smaller version of another page.
             options = {"subfiletype": 1, "metadata": None, "software": False}
 
 
@@ -81,63 +83,56 @@ def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def _metadata(content: PatientMap, layer: Layer) -> dict[str, Any]:
-    """Return what the OME-XML says."""
-    name = f"{content.patient} {layer.name}"
+def _metadata(patient_map: PatientMap, layer: LayerPicture) -> dict[str, Any]:
+    """Return the patient_maps of the OME-XML."""
+    name = f"{patient_map.patient} {layer.name}"
     return {
-        "UUID": str(uuid.uuid5(_NAMESPACE, f"{grid_key(content)}/{layer.name}")),
+        "UUID": str(uuid.uuid5(_NAMESPACE, f"{grid_key(patient_map)}/{layer.name}")),
         "Creator": "wsi-idc",
         "axes": "YXS",
         "Name": name,
-        "Description": f"{layer.title}. Colours: {json.dumps(dict(layer.scale))}. "
-        f"{content.mpp:g} um/px ({content.mpp_source}). {NOTICE}",
-        "PhysicalSizeX": content.mpp,
+        "Description": f"{layer.title}. Colors: {json.dumps(dict(layer.scale))}. "
+        f"{patient_map.mpp:g} um/px ({patient_map.mpp_source}). {NOTICE}",
+        "PhysicalSizeX": patient_map.mpp,
         "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": content.mpp,
+        "PhysicalSizeY": patient_map.mpp,
         "PhysicalSizeYUnit": "µm",
     }
 
 
-def _painted(content: PatientMap, layer: Layer) -> Iterator[NDArray[np.uint8]]:
-    """Yield the layer a row of the grid at a time, shape (cell_px, width, 3), on white."""
-    for row in range(content.shape[0]):
-        yield layer.paint_row(row, content.cell_px)[..., :3]
-
-
-def _cut(strips: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the same picture in strips of ``TILE_PX`` rows of px, the last one with the rest."""
-    waiting: list[NDArray[np.uint8]] = []
+def _cut(strips: Iterable[Pixels]) -> Iterator[Pixels]:
+    """Cut a picture again, into strips of ``TILE_PX`` rows of px; the last one has the rest."""
+    waiting: list[Pixels] = []
     for strip in strips:
         waiting.append(strip)
         if sum(map(len, waiting)) < TILE_PX:
             continue
-        joined = np.concatenate(waiting)
-        whole = len(joined) // TILE_PX * TILE_PX
-        for first in range(0, whole, TILE_PX):
-            yield joined[first : first + TILE_PX]
-        waiting = [joined[whole:]] if whole < len(joined) else []
+        rows = np.concatenate(waiting)
+        end = len(rows) // TILE_PX * TILE_PX
+        yield from np.split(rows[:end], end // TILE_PX)
+        waiting = [rows[end:]] if end < len(rows) else []
     if waiting:
         yield np.concatenate(waiting)
 
 
-def _halving(strips: Iterable[NDArray[np.uint8]], grown: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
-    """Pass strips on, and write what they are at half the size to ``grown``."""
+def _halving(strips: Iterable[Pixels], next_level: IO[bytes]) -> Iterator[Pixels]:
+    """Pass strips on, and write each at half the size to ``next_level``."""
     for strip in strips:
         height, width, _ = strip.shape
-        even = cv2.copyMakeBorder(strip, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-        size = ((width + 1) // 2, (height + 1) // 2)
-        # At exactly half, the mean of each 2 x 2 px.
-        grown.write(cv2.resize(even, size, interpolation=cv2.INTER_AREA).tobytes())
+        even = np.pad(strip, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+        # Exactly half, so each px is the mean of 2 x 2 px.
+        small = downscale(even, height=(height + 1) // 2, width=(width + 1) // 2)
+        next_level.write(small.tobytes())
         yield strip
 
 
-def _stored(grown: IO[bytes], width: int) -> Iterator[NDArray[np.uint8]]:
-    grown.seek(0)
-    while data := grown.read(TILE_PX * width * 3):
+def _stored(level: IO[bytes], width: int) -> Iterator[Pixels]:
+    level.seek(0)
+    while data := level.read(TILE_PX * width * 3):
         yield np.frombuffer(data, np.uint8).reshape(-1, width, 3)
 
 
-def _tiles(strips: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def _tiles(strips: Iterable[Pixels]) -> Iterator[Pixels]:
     for strip in strips:
         for first in range(0, strip.shape[1], TILE_PX):
             yield strip[:, first : first + TILE_PX]

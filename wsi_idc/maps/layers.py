@@ -65,18 +65,6 @@ def layers_of(
     )
     if patient_map.smoothed is not None:
         layers.append(_continuous("smoothed", "Smoothed probability", patient_map.smoothed))
-    if patient_map.uncertainty is not None:
-        vmax = robust_max(patient_map.uncertainty) if uncertainty_max is None else uncertainty_max
-        layers.append(
-            _continuous(
-                "uncertainty",
-                "Uncertainty",
-                patient_map.uncertainty,
-                vmax=vmax,
-                is_open=True,
-                note="standard deviation",
-            )
-        )
     if patient_map.cam is not None:
         cams = patient_map.cell_cams()
         layers.append(
@@ -87,6 +75,18 @@ def layers_of(
                 vmax=robust_max(cams),
                 is_open=True,
                 note="raw, one scale for the patient",
+            )
+        )
+    if patient_map.uncertainty is not None:
+        vmax = robust_max(patient_map.uncertainty) if uncertainty_max is None else uncertainty_max
+        layers.append(
+            _continuous(
+                "uncertainty",
+                "Uncertainty",
+                patient_map.uncertainty,
+                vmax=vmax,
+                is_open=True,
+                note="standard deviation",
             )
         )
     if has_labels(patient_map):

@@ -1,4 +1,4 @@
-"""How numbers stand in figures and on pages."""
+"""Number formats of figures and pages."""
 
 import math
 
@@ -6,24 +6,24 @@ NONE = "\N{EN DASH}"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """Return a number with some digits after the point, a dash where it has no value."""
+    """Format a number with digits after the point, or as a dash if it has no value."""
     return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float | None, *, digits: int = 3) -> str:
-    """Return a difference with its sign, a dash where it has no value."""
+    """Format a difference with its sign, or as a dash if it has no value."""
     if value == 0:
         return number(value, digits=digits)
     return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None) -> str:
-    """Return a share as per cent, a dash where it has no value."""
+    """Format a fraction in percent, or as a dash if it has no value."""
     return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Return an interval, empty where there is none."""
+    """Format an interval; without a value it is empty."""
     if _is_none(low) or _is_none(high):
         return ""
     if low < 0:  # type: ignore[operator]
@@ -32,15 +32,15 @@ def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
 
 
 def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Return an interval of a difference, empty where there is none."""
+    """Format an interval of a difference; without a value it is empty."""
     if _is_none(low) or _is_none(high):
         return ""
     return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
 
 
-def count(value: int, one: str, several: str) -> str:
-    """Return a count with its noun."""
-    return f"{value:,} {one if value == 1 else several}"
+def count(value: int, singular: str, plural: str) -> str:
+    """Format a count with its noun."""
+    return f"{value:,} {singular if value == 1 else plural}"
 
 
 def _is_none(value: float | None) -> bool:

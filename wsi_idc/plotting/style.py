@@ -1,4 +1,4 @@
-"""The look of every figure, and its way to disk."""
+"""Style of the figures, and functions that save them."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from wsi_idc.core.files import atomic_write
 
 INK = "#333333"
 DPI = 150
-PAGE_MM = 180.0  # what a journal's page is wide
+PAGE_MM = 180.0  # width of a journal's page
 _MM_PER_INCH = 25.4
-# Patient ids are shown as they are: a dollar sign starts no formula. Salt and date as given, the
-# same numbers give the same SVG.
+# A dollar sign in a patient id starts no formula. A fixed salt and no date make equal numbers give
+# equal SVG files.
 _STYLE = {
     "axes.grid": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,
     "font.size": 10,
-    "pdf.fonttype": 42,  # TrueType, as journals ask for
+    "pdf.fonttype": 42,  # TrueType, required by journals
     "svg.hashsalt": "wsi-idc",
     "text.parse_math": False,
 }
-# For a figure that is printed as large as it is made.
+# Style of figures that are printed at their own size.
 _PAGE_STYLE = {"axes.linewidth": 0.4, "axes.titlesize": 7, "font.size": 6.5}
 _SVG_METADATA = {"Date": None}
 _PDF_METADATA = {"CreationDate": None}
@@ -50,31 +50,31 @@ def page_style() -> Iterator[None]:
 
 
 class Page:
-    """A figure whose parts lie where they are put, in mm from its top left corner."""
+    """A figure with parts at given positions, in mm from its top left corner."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width / _MM_PER_INCH, height / _MM_PER_INCH))
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes of a size at a place."""
+        """Add axes of a size at a position."""
         bottom = self.height - top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
-    def text(self, left: float, top: float, text: str, **how: Any) -> None:
-        """Add text whose top left corner is at a place."""
-        at = (left / self.width, 1 - top / self.height)
-        self.figure.text(*at, text, **{"ha": "left", "va": "top", "color": INK, **how})
+    def text(self, left: float, top: float, text: str, **options: Any) -> None:
+        """Add text with its top left corner at a position."""
+        options = {"ha": "left", "va": "top", "color": INK, **options}
+        self.figure.text(left / self.width, 1 - top / self.height, text, **options)
 
 
 def to_px(length_mm: float, *, dpi: float) -> float:
-    """Return how many pixels a length on paper is."""
+    """Convert a length on paper to pixels."""
     return length_mm / _MM_PER_INCH * dpi
 
 
 def printable(text: object, *, longest: int = 16) -> str:
-    """Return text from a file on one line of at most ``longest`` characters."""
+    """Return text from a file as one line of at most ``longest`` characters."""
     line = "".join(char if char.isprintable() else "?" for char in str(text))
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -90,7 +90,7 @@ def save_png(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
 
 
 def save_pdf(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
-    """Write a figure as PDF in one atomic step: text and lines as such, pictures at ``dpi``."""
+    """Write a figure as PDF in one atomic step: text, lines, and pictures at ``dpi``."""
     _save(figure, path, format="pdf", dpi=dpi, metadata=_PDF_METADATA)
 
 
@@ -99,17 +99,17 @@ def save_png_and_svg(figure: Figure, path: Path) -> None:
 
     Args:
         figure: The figure.
-        path: Of both, without the suffix.
+        path: Path of both files without the suffix.
     """
     save_png(figure, path.with_suffix(".png"))
-    figure.set_layout_engine("none")  # it lies well now, and laying out takes most of the time
+    figure.set_layout_engine("none")  # the PNG set the layout, which takes most of the time
     _save(figure, path.with_suffix(".svg"), format="svg", dpi=DPI, metadata=_SVG_METADATA)
 
 
-def _save(figure: Figure, path: Path, **how: Any) -> None:
+def _save(figure: Figure, path: Path, **options: Any) -> None:
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # A letter of a patient id that the font has not is drawn as a box.
+        # A letter of a patient id that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph ")
         with atomic_write(path) as partial:
-            figure.savefig(partial, **how)
+            figure.savefig(partial, **options)

@@ -1,4 +1,4 @@
-"""The canvas of a patient's page: tissue, layers over it, and cells that answer the mouse."""
+"""Canvas of a patient's page: tissue, layers over it, and cells that react to the mouse."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,41 +17,44 @@ from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
+from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.report.layers import (
+    CALLED_COLOR,
+    OUTCOME_COLORS,
+    TRUTH_COLOR,
     BoundingBox,
+    PageLayer,
     bounding_box,
     cam_levels,
     outcomes,
     patch_columns,
-    region_boundary,
     to_bbox_grid,
 )
-from wsi_idc.report.legend import (
-    CALLED_COLOUR,
-    CLEAR,
-    HALO_COLOUR,
-    LABEL_COLOURS,
-    OUTCOME_COLOURS,
-    PALETTES,
-    SELECTED_COLOUR,
-    TRUTH_COLOUR,
-    legends_of,
-)
 
+_CLEAR = "#00000000"
+_HALO_COLOR = "#102a43"
+_SELECTED_COLOR = "#ff2bd6"  # neither in viridis nor in inferno
+# By code, 0 without a patch: labels 1 unknown, 2 non-IDC, 3 IDC.
+_CODE_PALETTES = {
+    "labels": [_CLEAR, *(LABEL_COLORS[label] for label in (-1, 0, 1))],
+    "errors": [_CLEAR, *OUTCOME_COLORS.values()],
+}
+_LINES = ("regions", "truth")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
 
 @dataclass(frozen=True)
-class Tissue:
-    """A picture that lies under the layers.
+class TissuePicture:
+    """A picture below the layers.
 
     Attributes:
-        uri: Its data URI.
-        x_mm, y_mm: Its upper left corner.
-        width_mm, height_mm: Its size.
+        uri: Data URI.
+        x_mm, y_mm: Upper left corner.
+        width_mm, height_mm: Size.
     """
 
     uri: str
@@ -63,7 +66,7 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is drawn, and what changes with the threshold."""
+    """Data of the canvas; the scripts of the page change errors and regions."""
 
     patches: ColumnDataSource
     grids: ColumnDataSource
@@ -73,50 +76,54 @@ class Sources:
     tissue: ColumnDataSource
 
 
-def sources_of(content: PatientMap, pictures: Sequence[Tissue], *, threshold: float) -> Sources:
-    """Return what a page draws of a map; what is called IDC follows from the threshold."""
-    window, called = bounding_box(content), content.probability >= threshold
-    grids: dict[str, list[NDArray]] = {
-        "probability": [to_bbox_grid(content.probability, content, fill=np.nan)],
-        "labels": [to_bbox_grid((content.label + 2).astype(np.uint8), content, fill=0)],
+def build_sources(
+    patient_map: PatientMap, pictures: Sequence[TissuePicture], *, threshold: float
+) -> Sources:
+    """Build the data of the canvas, with the patches called IDC by the threshold."""
+    called = patient_map.probability >= threshold
+    codes = to_bbox_grid((patient_map.label + 2).astype(np.uint8), patient_map, fill=0)
+    grids: dict[str, list[NDArray]] = {"labels": [codes]}
+    if patient_map.cam is not None:
+        grids["cam"] = [cam_levels(patient_map)]
+    for name in ("probability", "uncertainty", "smoothed"):
+        if (values := getattr(patient_map, name)) is not None:
+            grids[name] = [to_bbox_grid(values, patient_map, fill=np.nan)]
+    errors = to_bbox_grid(outcomes(patient_map.label, called), patient_map, fill=0)
+    tissue = {
+        "url": [picture.uri for picture in pictures],
+        "x": [picture.x_mm for picture in pictures],
+        "y": [picture.y_mm for picture in pictures],
+        "w": [picture.width_mm for picture in pictures],
+        "h": [picture.height_mm for picture in pictures],
     }
-    if content.cam is not None:
-        grids["cam"] = [cam_levels(content)]
-    for name, values in (("uncertainty", content.uncertainty), ("smoothed", content.smoothed)):
-        if values is not None:
-            grids[name] = [to_bbox_grid(values, content, fill=np.nan)]
-    codes = to_bbox_grid(outcomes(content.label, called), content, fill=0)
     return Sources(
-        patches=ColumnDataSource(patch_columns(content), name="patches"),
+        patches=ColumnDataSource(patch_columns(patient_map), name="patches"),
         grids=ColumnDataSource(grids, name="grids"),
-        errors=ColumnDataSource({"errors": [codes]}, name="errors"),
-        regions=_lines(to_bbox_grid(called, content, fill=False), window, name="regions"),
-        truth=_lines(to_bbox_grid(content.label == 1, content, fill=False), window, name="truth"),
-        tissue=ColumnDataSource(
-            {
-                "url": [picture.uri for picture in pictures],
-                "x": [picture.x_mm for picture in pictures],
-                "y": [picture.y_mm for picture in pictures],
-                "w": [picture.width_mm for picture in pictures],
-                "h": [picture.height_mm for picture in pictures],
-            },
-            name="tissue",
-        ),
+        errors=ColumnDataSource({"errors": [errors]}, name="errors"),
+        regions=_line_source(called, patient_map, name="regions"),
+        truth=_line_source(patient_map.label == 1, patient_map, name="truth"),
+        tissue=ColumnDataSource(tissue, name="tissue"),
     )
 
 
-def _lines(mask: NDArray[np.bool_], window: BoundingBox, *, name: str) -> ColumnDataSource:
-    x, y = region_boundary(mask, window)
-    ends = {"x0": x[:, 0], "y0": y[:, 0], "x1": x[:, 1], "y1": y[:, 1]}
-    return ColumnDataSource(ends, name=name)
+def _line_source(
+    members: NDArray[np.bool_], patient_map: PatientMap, *, name: str
+) -> ColumnDataSource:
+    """Return the outline of the patches that are set, in mm."""
+    box = bounding_box(patient_map)
+    lines = region_boundary(to_bbox_grid(members, patient_map, fill=False))
+    first = np.array([box.first_col, box.first_row])
+    ends = (lines + first) * box.cell_mm  # (N, 2 ends, x and y)
+    columns = zip(("x0", "y0", "x1", "y1"), ends.reshape(-1, 4).T, strict=True)
+    return ColumnDataSource(dict(columns), name=name)
 
 
-def canvas_of(
-    content: PatientMap, sources: Sources
+def build_canvas(
+    patient_map: PatientMap, layers: Sequence[PageLayer], sources: Sources
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
-    """Return the figure, and what it draws for each layer."""
-    window = bounding_box(content)
-    x_range, y_range = _ranges(window)
+    """Build the figure; return it with the renderers of each layer."""
+    box = bounding_box(patient_map)
+    x_range, y_range = _ranges(box)
     canvas = figure(
         name="canvas",
         width=_WIDTH,
@@ -136,77 +143,60 @@ def canvas_of(
     canvas.toolbar_inner = True  # a toolbar beside the frame would change its shape
     canvas.toolbar.logo = None
     canvas.grid.visible = False
-    drawn = _draw_grids(canvas, content, sources, window)
-    drawn["truth"] = _draw_lines(canvas, sources.truth, TRUTH_COLOUR, dash="5 4")
-    drawn["regions"] = _draw_lines(canvas, sources.regions, CALLED_COLOUR, dash="solid")
-    _add_cell_tools(canvas, content, sources.patches, window)
+    tissue = canvas.image_url("url", "x", "y", "w", "h", anchor="top_left", source=sources.tissue)
+    renderers = {"tissue": [tissue]}
+    # y points down, so the first row of an image is at the top.
+    for layer in layers:
+        if layer.name in ("tissue", *_LINES):
+            continue
+        image = canvas.image(
+            layer.name,
+            box.x_mm,
+            box.y_mm,
+            box.width_mm,
+            box.height_mm,
+            color_mapper=_color_mapper(layer),
+            source=sources.errors if layer.name == "errors" else sources.grids,
+        )
+        renderers[layer.name] = [image]
+    renderers["truth"] = _draw_lines(canvas, sources.truth, TRUTH_COLOR, dash="5 4")
+    renderers["regions"] = _draw_lines(canvas, sources.regions, CALLED_COLOR, dash="solid")
+    _add_cell_tools(canvas, sources.patches, box)
     canvas.add_layout(_scale_bar(canvas))
-    return canvas, drawn
+    return canvas, renderers
 
 
-def _ranges(window: BoundingBox) -> tuple[Range1d, Range1d]:
-    """Return ranges that hold the window, of the figure's shape, so that cells are square."""
-    mm_per_px = _MARGIN * max(window.width_mm / _WIDTH, window.height_mm / _HEIGHT)
-    x, y = window.x_mm + window.width_mm / 2, window.y_mm + window.height_mm / 2
+def _ranges(box: BoundingBox) -> tuple[Range1d, Range1d]:
+    """Return ranges that hold the box and have the figure's shape, so that cells are square."""
+    mm_per_px = _MARGIN * max(box.width_mm / _WIDTH, box.height_mm / _HEIGHT)
+    x, y = box.x_mm + box.width_mm / 2, box.y_mm + box.height_mm / 2
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
     return Range1d(x - across, x + across), Range1d(y + down, y - down)
 
 
-def _draw_grids(
-    canvas: figure, content: PatientMap, sources: Sources, window: BoundingBox
-) -> dict[str, list[GlyphRenderer]]:
-    tissue = canvas.image_url("url", "x", "y", "w", "h", anchor="top_left", source=sources.tissue)
-    drawn = {"tissue": [tissue]}
-    # y goes down, so that an image's bottom left, where it begins, is at the top.
-    # From a palette, whole numbers take the colour at their place, 0 being no colour.
-    labels, errors = ([CLEAR, *colours.values()] for colours in (LABEL_COLOURS, OUTCOME_COLOURS))
-    mappers = {
-        "probability": _mapper(PALETTES["probability"], high=1),
-        "smoothed": _mapper(PALETTES["smoothed"], high=1),
-        "uncertainty": _mapper(PALETTES["uncertainty"], high=1),
-        "cam": _mapper([CLEAR, *PALETTES["cam"][1:]], high=256),
-        "labels": _mapper(labels, high=len(labels)),
-        "errors": _mapper(errors, high=len(errors)),
-    }
-    for legend in legends_of(content, with_tissue=True):
-        name = legend.name
-        if name not in mappers:
-            continue
-        if legend.high:
-            mappers[name].high = legend.high if name != "cam" else 256
-        drawn[name] = [
-            canvas.image(
-                name,
-                window.x_mm,
-                window.y_mm,
-                window.width_mm,
-                window.height_mm,
-                color_mapper=mappers[name],
-                source=sources.errors if name == "errors" else sources.grids,
-            )
-        ]
-    return drawn
-
-
-def _mapper(palette: list[str], *, high: float) -> LinearColorMapper:
-    return LinearColorMapper(palette=palette, low=0, high=high, nan_color=CLEAR)
+def _color_mapper(layer: PageLayer) -> LinearColorMapper:
+    palette, high = list(layer.palette), layer.vmax
+    if layer.name == "cam":  # levels, 0 without a patch
+        palette, high = [_CLEAR, *palette[1:]], 256
+    elif layer.name in _CODE_PALETTES:
+        palette = _CODE_PALETTES[layer.name]
+        high = len(palette)
+    return LinearColorMapper(palette=palette, low=0, high=high, nan_color=_CLEAR)
 
 
 def _draw_lines(
-    canvas: figure, source: ColumnDataSource, colour: str, *, dash: str
+    canvas: figure, source: ColumnDataSource, color: str, *, dash: str
 ) -> list[GlyphRenderer]:
-    """Draw lines over a dark halo, so that they show on any ground."""
+    """Draw lines over a dark halo, which makes them visible on any ground."""
     ends = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1", "source": source}
-    halo = canvas.segment(**ends, line_color=HALO_COLOUR, line_width=3.5, line_cap="square")
-    line = canvas.segment(**ends, line_color=colour, line_width=1.5, line_dash=dash)
+    halo = canvas.segment(**ends, line_color=_HALO_COLOR, line_width=3.5, line_cap="square")
+    line = canvas.segment(**ends, line_color=color, line_width=1.5, line_dash=dash)
     return [halo, line]
 
 
-def _add_cell_tools(
-    canvas: figure, content: PatientMap, patches: ColumnDataSource, window: BoundingBox
-) -> None:
-    """Let the patches be hovered over and clicked on: cells that are drawn when selected."""
-    side = window.cell_mm
+def _add_cell_tools(canvas: figure, patches: ColumnDataSource, box: BoundingBox) -> None:
+    """Add hover and tap tools: invisible cells that are outlined when selected."""
+    side = box.cell_mm
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
     cells.nonselection_glyph = None
     cells.selection_glyph = Rect(
@@ -215,20 +205,22 @@ def _add_cell_tools(
         width=side,
         height=side,
         fill_alpha=0,
-        line_color=SELECTED_COLOUR,
+        line_color=_SELECTED_COLOR,
         line_width=3,
     )
-    tips = [("probability", "@probability{0.000}")]
-    if content.smoothed is not None:
-        tips.append(("smoothed", "@smoothed{0.000}"))
-    if content.uncertainty is not None:
-        tips.append(("uncertainty", "@uncertainty{0.000}"))
-    tips.append(("label", "@label_name"))
-    if content.cam is not None:
-        tips.append(("CAM, largest", "@cam_max{0.0000}"))
-    tips += [("row, col", "@row, @col"), ("x, y", "@x, @y px")]
+    tips = {
+        "probability": "@probability{0.000}",
+        "smoothed": "@smoothed{0.000}",
+        "uncertainty": "@uncertainty{0.000}",
+        "label": "@label_name",
+        "CAM, largest": "@cam_max{0.0000}",
+        "row, col": "@row, @col",
+        "x, y": "@x, @y px",
+    }
+    optional = {"smoothed": "smoothed", "uncertainty": "uncertainty", "CAM, largest": "cam_max"}
+    tooltips = [tip for tip in tips.items() if optional.get(tip[0], "row") in patches.data]
     canvas.add_tools(
-        HoverTool(renderers=[cells], tooltips=tips, point_policy="follow_mouse"),
+        HoverTool(renderers=[cells], tooltips=tooltips, point_policy="follow_mouse"),
         TapTool(renderers=[cells]),
     )
 

@@ -1,4 +1,4 @@
-"""The cohort's page: every patient as a card, to be sorted and found."""
+"""Page of the cohort: one card a patient, to sort and to search."""
 
 import math
 import re
@@ -15,14 +15,13 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.html import grid_uri, page_template, thumbnail_uri
 from wsi_idc.plotting.raster import color_table
-from wsi_idc.report.layers import bounding_box, stitched_in_window, to_bbox_grid
-from wsi_idc.report.legend import legend_of_probability
+from wsi_idc.report.layers import PALETTES, PageLayer, bounding_box, crop_to_bbox, to_bbox_grid
 
 _THUMBNAIL_PX = 260
-# By which the page is known again, and what it lies in.
+# Titles that identify pages of a report, and the part of a file that holds the title.
 _TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
-_PATIENTS_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
-# What cards can be sorted by: column, what the page calls it, whether the largest comes first.
+_PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
+# Sort keys of the cards: column, name on the page, whether the largest comes first.
 SORTS = (
     ("idc_fraction", "IDC fraction", True),
     ("auc", "AUC", False),
@@ -34,12 +33,12 @@ SORTS = (
 
 @dataclass(frozen=True)
 class Card:
-    """A patient on the cohort's page.
+    """Card of a patient.
 
     Attributes:
-        row: The map's row of the table.
-        tissue: Thumbnail, a data URI; None where the map has no image.
-        probability: Thumbnail, a data URI of one px a cell.
+        row: Row of the map in the table of the cohort.
+        tissue: Thumbnail as a data URI; None if the map has no image.
+        probability: Probability map as a data URI, one px a cell.
         rows, cols: Shape of both in cells.
     """
 
@@ -51,7 +50,7 @@ class Card:
 
     @property
     def link(self) -> str:
-        """Where the patient's page is, from the cohort's page."""
+        """Address of the patient's page relative to the cohort's page."""
         return quote(page_name(str(self.row["patient"])), safe="")
 
 
@@ -60,27 +59,29 @@ def page_name(patient: str) -> str:
     return f"{patient}.html"
 
 
-def card_of(content: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]) -> Card:
-    """Return the card of a patient, from the same as ``patient_page``."""
-    window = bounding_box(content)
+def card_of(
+    patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
+) -> Card:
+    """Return the card of a patient; the arguments are those of ``patient_page``."""
+    box = bounding_box(patient_map)
     tissue = None
     if image is not None:
-        tissue = thumbnail_uri(stitched_in_window(image, content), _THUMBNAIL_PX)
-    elif content.slide is not None:
-        tissue = thumbnail_uri(content.slide.thumbnail, _THUMBNAIL_PX)
+        tissue = thumbnail_uri(crop_to_bbox(image, patient_map), _THUMBNAIL_PX)
+    elif patient_map.slide is not None:
+        tissue = thumbnail_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX)
     probability = grid_uri(
-        to_bbox_grid(content.probability, content, fill=np.nan),
+        to_bbox_grid(patient_map.probability, patient_map, fill=np.nan),
         color_table(COLORMAPS["probability"]),
     )
-    return Card(row, tissue, probability, window.rows, window.cols)
+    return Card(row, tissue, probability, box.rows, box.cols)
 
 
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
     """Return the HTML of the cohort's page.
 
     Args:
-        cards: One a patient.
-        failed: Map file to the reason why it is not among them.
+        cards: Cards of the patients.
+        failed: Map file to the reason why it has no card.
     """
     column, _, descending = SORTS[0]
     ordered = sorted(cards, key=lambda card: sort_key(card.row[column], descending=descending))
@@ -90,21 +91,21 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
         failed=failed,
         sorts=sorts,
         totals=_totals([card.row for card in cards]),
-        scale=legend_of_probability(),
+        scale=PageLayer("probability", "Probability", palette=tuple(PALETTES["probability"])),
     )
 
 
 def is_cohort_page(path: Path) -> bool:
     """Return whether a file is the cohort's page of an earlier report."""
-    return _holds(path, _TITLE)
+    return _has_title(path, _TITLE)
 
 
 def is_patient_page(path: Path) -> bool:
     """Return whether a file is a patient's page of an earlier report."""
-    return _holds(path, _PATIENTS_TITLE)
+    return _has_title(path, _PATIENT_TITLE)
 
 
-def _holds(path: Path, title: str) -> bool:
+def _has_title(path: Path, title: str) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             return re.search(title, file.read(_HEAD_CHARS)) is not None
@@ -113,7 +114,7 @@ def _holds(path: Path, title: str) -> bool:
 
 
 def sort_key(value: Any, *, descending: bool) -> tuple[bool, Any]:
-    """Return a key to sort numbers by, in either direction, unknown ones last."""
+    """Return a sort key for numbers in either direction, unknown numbers last."""
     if _is_unknown(value):
         return (True, 0)
     return (False, -value if descending else value)
@@ -124,14 +125,14 @@ def _is_unknown(value: Any) -> bool:
 
 
 def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return names and values of what the page says of the whole cohort."""
+    """Return names and values of the cohort's totals."""
     totals = {
         "patients": f"{len(rows):,}",
         "patches": f"{sum(row['patches'] for row in rows):,}",
         "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.0f}",
         "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.0f}",
     }
-    # How well a model does on patients that it was trained on says nothing.
+    # Metrics of patients that the model was trained on are too good.
     unseen = [row for row in rows if row["role"] != "train"]
     note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):

@@ -1,4 +1,4 @@
-"""From a map to what a page draws: columns, grids, codes. Pure numbers, no page and no file.
+"""Layers of a page and the arrays that it draws.
 
 A page is drawn in mm from the upper left corner of cell (0, 0), y downwards.
 """
@@ -9,15 +9,96 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic, scatter_to_grid
-from wsi_idc.geometry.regions import region_boundary as grid_outline
-from wsi_idc.maps.layers import label_names, robust_max
+from wsi_idc.maps.layers import Layer, has_labels, label_names, layers_of, robust_max
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.colors import COLORMAPS
+from wsi_idc.plotting.raster import color_table
 
-# What became of a patch; 0 where its label is unknown or there is no patch.
+CALLED_COLOR = "#19c8b9"
+TRUTH_COLOR = "#ffffff"
+PALETTES = {
+    name: ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in color_table(colormap).tolist()]
+    for name, colormap in COLORMAPS.items()
+}
+# Outcome of a patch; 0 if its label is unknown, or there is no patch.
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_NEGATIVE = 1, 2, 3, 4
+OUTCOME_COLORS = {
+    TRUE_POSITIVE: "#0b6fb8",
+    FALSE_POSITIVE: "#f0a202",
+    FALSE_NEGATIVE: "#d6246e",
+    TRUE_NEGATIVE: "#c9d1da",
+}
+_OUTCOME_NAMES = ("true pos.", "false pos.", "false neg.", "true neg.")
 _MAX_CAM_SIDE = 16
 _MAX_LEVEL = 255
 _NUM_BINS = 40
+
+
+@dataclass(frozen=True)
+class PageLayer:
+    """A layer of a page with its legend and the initial state of its controls.
+
+    Attributes:
+        name: Name of the layer, part of the names of its controls.
+        title: Text of its checkbox.
+        is_shown: Whether it is visible at the start.
+        opacity: Opacity at the start; None for lines.
+        vmax: Value at the right end of the color bar.
+        palette: Colors of the color bar; empty if there are ``keys`` instead.
+        keys: Pairs of color and meaning.
+    """
+
+    name: str
+    title: str
+    is_shown: bool = False
+    opacity: float | None = 0.5
+    vmax: float = 1.0
+    palette: tuple[str, ...] = ()
+    keys: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def gradient(self) -> str:
+        """Color bar as CSS."""
+        stops = np.linspace(0, len(self.palette) - 1, 16).astype(int)
+        return f"linear-gradient(90deg, {', '.join(self.palette[stop] for stop in stops)})"
+
+
+def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]:
+    """Return the layers of a page in the order of its controls.
+
+    Args:
+        patient_map: The map.
+        has_tissue: Whether there is a picture of the tissue.
+    """
+    keys = ((CALLED_COLOR, ""),)
+    lines = [PageLayer("regions", "Called IDC", is_shown=True, opacity=None, keys=keys)]
+    if has_labels(patient_map):
+        outcome_keys = tuple(zip(OUTCOME_COLORS.values(), _OUTCOME_NAMES, strict=True))
+        lines += [
+            PageLayer("truth", "Labelled IDC", opacity=None, keys=((TRUTH_COLOR, ""),)),
+            PageLayer("errors", "Errors", keys=outcome_keys),
+        ]
+    layers = reversed(layers_of(patient_map, has_tissue=has_tissue))
+    return [*lines, *map(_page_layer, layers)]
+
+
+def _page_layer(layer: Layer) -> PageLayer:
+    if layer.values is None:
+        return PageLayer(layer.name, layer.title, is_shown=True, opacity=1.0)
+    if layer.classes:
+        keys = tuple(
+            (label.color, label.name)
+            for label in layer.classes
+            if (layer.values == label.label).any()
+        )
+        return PageLayer(layer.name, layer.title, keys=keys)
+    return PageLayer(
+        layer.name,
+        layer.title if layer.name == "cam" else layer.name.capitalize(),
+        is_shown=layer.name == "probability",
+        vmax=layer.vmax,
+        palette=tuple(PALETTES[layer.name]),
+    )
 
 
 @dataclass(frozen=True)
@@ -25,8 +106,8 @@ class BoundingBox:
     """The part of the grid that holds patches.
 
     Attributes:
-        first_row, first_col: Its upper left cell.
-        rows, cols: Its size in cells.
+        first_row, first_col: Upper left cell.
+        rows, cols: Size in cells.
         cell_mm: Side of a cell.
     """
 
@@ -57,59 +138,59 @@ class BoundingBox:
         return self.rows * self.cell_mm
 
     def cells(self, row_col: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return cells counted from the window's upper left one, shape (N, 2)."""
+        """Return cells relative to the upper left cell of the box, shape (N, 2)."""
         return row_col - np.array([self.first_row, self.first_col], np.int32)
 
 
-def bounding_box(content: PatientMap) -> BoundingBox:
-    """Return the window that just holds every patch."""
-    first, last = content.row_col.min(axis=0), content.row_col.max(axis=0)
+def bounding_box(patient_map: PatientMap) -> BoundingBox:
+    """Return the smallest box that holds every patch."""
+    first, last = patient_map.row_col.min(axis=0), patient_map.row_col.max(axis=0)
     rows, cols = (int(side) for side in last - first + 1)
-    cell_mm = content.cell_px * content.mpp / 1000
+    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     return BoundingBox(int(first[0]), int(first[1]), rows, cols, cell_mm)
 
 
-def to_bbox_grid(values: NDArray, content: PatientMap, *, fill: float) -> NDArray:
-    """Lay one value a patch on the window, shape (rows, cols)."""
-    window = bounding_box(content)
-    return scatter_to_grid(
-        values, window.cells(content.row_col), shape=(window.rows, window.cols), fill=fill
-    )
+def to_bbox_grid(values: NDArray, patient_map: PatientMap, *, fill: float) -> NDArray:
+    """Arrange one value a patch on the bounding box, shape (rows, cols)."""
+    box = bounding_box(patient_map)
+    cells = box.cells(patient_map.row_col)
+    return scatter_to_grid(values, cells, shape=(box.rows, box.cols), fill=fill)
 
 
-def stitched_in_window(image: NDArray[np.uint8], content: PatientMap) -> NDArray[np.uint8]:
-    """Return the part of the stitched tissue, shape (h, w, 3), that lies in the window."""
-    window, side = bounding_box(content), content.cell_px
-    return image[window.first_row * side :, window.first_col * side :]
+def crop_to_bbox(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
+    """Return the part of the stitched tissue, shape (h, w, 3), inside the bounding box."""
+    box, side = bounding_box(patient_map), patient_map.cell_px
+    return image[box.first_row * side :, box.first_col * side :]
 
 
-def patch_columns(content: PatientMap) -> dict[str, NDArray]:
-    """Return what a page knows of each patch, one entry a patch."""
-    window, names = bounding_box(content), label_names(content)
-    cell = window.cells(content.row_col)
+def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
+    """Return the columns of the table of patches, one entry a patch."""
+    box, names = bounding_box(patient_map), label_names(patient_map)
+    row, col = patient_map.row_col.T
+    cell_row, cell_col = box.cells(patient_map.row_col).T
     columns: dict[str, NDArray] = {
-        "row": content.row_col[:, 0],
-        "col": content.row_col[:, 1],
-        "x": content.coords[:, 0],
-        "y": content.coords[:, 1],
-        "x_mm": (content.row_col[:, 1] + 0.5) * window.cell_mm,
-        "y_mm": (content.row_col[:, 0] + 0.5) * window.cell_mm,
-        "place": cell[:, 0] * window.cols + cell[:, 1],
-        "probability": content.probability,
-        "label": content.label,
-        "label_name": np.array([names[int(label)] for label in content.label], object),
+        "row": row,
+        "col": col,
+        "x": patient_map.coords[:, 0],
+        "y": patient_map.coords[:, 1],
+        "x_mm": (col + 0.5) * box.cell_mm,
+        "y_mm": (row + 0.5) * box.cell_mm,
+        "cell": cell_row * box.cols + cell_col,
+        "probability": patient_map.probability,
+        "label": patient_map.label,
+        "label_name": np.array([names[int(label)] for label in patient_map.label], object),
     }
-    if content.cam is not None:
-        columns["cam_max"] = content.cam.max(axis=(1, 2))
-    if content.uncertainty is not None:
-        columns["uncertainty"] = content.uncertainty
-    if content.smoothed is not None:
-        columns["smoothed"] = content.smoothed
+    if patient_map.cam is not None:
+        columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
+    if patient_map.uncertainty is not None:
+        columns["uncertainty"] = patient_map.uncertainty
+    if patient_map.smoothed is not None:
+        columns["smoothed"] = patient_map.smoothed
     return columns
 
 
 def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return what became of each patch, shape (N,); 0 where the label is unknown."""
+    """Return the code of the outcome of each patch, shape (N,); 0 if the label is unknown."""
     codes = np.zeros(len(label), np.uint8)
     codes[(label == 1) & called] = TRUE_POSITIVE
     codes[(label == 0) & called] = FALSE_POSITIVE
@@ -118,24 +199,8 @@ def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.u
     return codes
 
 
-def region_boundary(
-    mask: NDArray[np.bool_], window: BoundingBox
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the edges between cells inside and outside of ``mask``, each run as one line.
-
-    Args:
-        mask: Shape (rows, cols) of the window.
-        window: Where it lies.
-
-    Returns:
-        x and y of both ends in mm, each of shape (N, 2), horizontal lines first.
-    """
-    ends = grid_outline(mask) + np.array([window.first_col, window.first_row])
-    return ends[..., 0] * window.cell_mm, ends[..., 1] * window.cell_mm
-
-
-def small_cam(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return CAMs of at most 16 x 16 values, larger ones by the mean of equal blocks.
+def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shrink CAMs to at most 16 x 16 values by the mean of equal blocks.
 
     Args:
         cam: Shape (N, h, w).
@@ -150,21 +215,22 @@ def small_cam(cam: NDArray[np.float32]) -> NDArray[np.float32]:
     return cam
 
 
-def cam_levels(content: PatientMap) -> NDArray[np.uint8]:
-    """Return the CAM mosaic in 255 equal steps from zero to ``robust_max``, 0 where no patch is.
+def cam_levels(patient_map: PatientMap) -> NDArray[np.uint8]:
+    """Return the CAM mosaic in 255 equal steps from zero to ``robust_max``.
 
     Returns:
-        Shape (rows * h, cols * w) of the window: 1 is a CAM of zero, 255 one of the top or more.
+        Shape (rows * h, cols * w) of the bounding box: 0 without a patch, 1 for a CAM of zero, 255
+        for the maximum or more.
     """
-    window, cams = bounding_box(content), content.cell_cams()
-    share = np.clip(np.nan_to_num(small_cam(cams)) / robust_max(cams), 0, 1)
-    levels = (1 + np.round(share * (_MAX_LEVEL - 1))).astype(np.uint8)
-    cells = window.cells(content.row_col)
-    return mosaic(levels, cells, shape=(window.rows, window.cols), fill=0)
+    box, cams = bounding_box(patient_map), patient_map.cell_cams()
+    scaled = np.clip(np.nan_to_num(downscale_cams(cams)) / robust_max(cams), 0, 1)
+    levels = (1 + np.round(scaled * (_MAX_LEVEL - 1))).astype(np.uint8)
+    cells = box.cells(patient_map.row_col)
+    return mosaic(levels, cells, shape=(box.rows, box.cols), fill=0)
 
 
 def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str, NDArray]:
-    """Return how values from 0 to 1 are spread, by label, as bars on top of each other.
+    """Compute the histogram of values from 0 to 1 as bars stacked by label.
 
     Args:
         values: Shape (N,).
@@ -172,16 +238,16 @@ def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str,
 
     Returns:
         left and right of each bin, and for each label that occurs ``bottom_L`` and ``top_L``, the
-        share of all patches below and up to the end of its bar.
+        fraction of all patches below and up to the end of its bar.
     """
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     bars: dict[str, NDArray] = {"left": edges[:-1], "right": edges[1:]}
-    below = np.zeros(_NUM_BINS)
-    for one in (1, 0, -1):
-        members = label == one
+    bottom = np.zeros(_NUM_BINS)
+    for code in (1, 0, -1):
+        members = label == code
         if members.any():
             counts, _ = np.histogram(values[members], edges)
-            above = below + counts / len(label)
-            bars |= {f"bottom_{one}": below, f"top_{one}": above}
-            below = above
+            top = bottom + counts / len(label)
+            bars |= {f"bottom_{code}": bottom, f"top_{code}": top}
+            bottom = top
     return bars

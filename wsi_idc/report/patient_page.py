@@ -1,104 +1,207 @@
-"""A patient's page: one HTML file with everything in it."""
+"""Page of a patient: one HTML file with a bokeh document and all of its data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from bokeh.document import Document
 from bokeh.embed import file_html
+from bokeh.events import DocumentReady
+from bokeh.models import CustomJS, RadioButtonGroup, Slider, Span
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
 from wsi_idc.maps.cohort import note_of
 from wsi_idc.maps.layers import cam_title
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.html import page_template, tissue_uri
-from wsi_idc.report.bokeh_document import document_of
-from wsi_idc.report.canvas import Tissue
-from wsi_idc.report.layers import bounding_box, stitched_in_window
-from wsi_idc.report.legend import OUTCOME_COLOURS, legends_of
+from wsi_idc.plotting.html import page_template, read_text, tissue_uri
+from wsi_idc.report.canvas import Sources, TissuePicture, build_canvas, build_sources
+from wsi_idc.report.layers import (
+    OUTCOME_COLORS,
+    PALETTES,
+    bounding_box,
+    cam_levels,
+    crop_to_bbox,
+    page_layers,
+)
+from wsi_idc.report.widgets import (
+    histogram_chart,
+    layer_controls,
+    probability_toggle,
+    reset_button,
+    threshold_slider,
+)
 
-# Said in lines of their own.
-_ELSEWHERE = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
+# Settings with a line of their own.
+_OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
 
 
 def patient_page(
-    content: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
+    patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> str:
     """Return the HTML of a patient's page.
 
     Args:
-        content: The map.
-        image: Its stitched tissue, shape (rows * cell_px, cols * cell_px, 3), None if left out.
-        row: The map's row of the cohort's table; its threshold is where the slider starts.
+        patient_map: The map.
+        image: Its stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None if the map has
+            no image.
+        row: Row of the map in the table of the cohort; its threshold is the slider's start.
     """
-    pictures, scale = _pictures(content, image)
-    document = document_of(content, pictures, threshold=row["threshold"], patch_scale=scale)
+    pictures, scale = tissue_pictures(patient_map, image)
+    document = build_document(patient_map, pictures, threshold=row["threshold"], patch_scale=scale)
     return file_html(
         document,
         INLINE,
-        f"Patient {content.patient}: wsi-idc",
+        f"Patient {patient_map.patient}: wsi-idc",
         template=page_template("report/templates/patient.html"),
         template_variables={
-            "content": content,
-            "row": {**row, "cell_um": content.cell_px * content.mpp},
-            "layers": legends_of(content, with_tissue=bool(pictures)),
+            "patient_map": patient_map,
+            "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
+            "layers": page_layers(patient_map, has_tissue=bool(pictures)),
             "names": [root.name for root in document.roots],
-            "outcome_colours": OUTCOME_COLOURS,
+            "outcome_colors": OUTCOME_COLORS,
             "has_image": scale > 0,
-            "has_cam": content.cam is not None,
-            "cam_title": cam_title(content),
-            "provenance": provenance_of(content),
+            "cam_title": cam_title(patient_map),
+            "provenance": provenance_of(patient_map),
         },
     )
 
 
-def _pictures(content: PatientMap, image: NDArray[np.uint8] | None) -> tuple[list[Tissue], float]:
-    """Return the pictures under the layers, and px of the last for each px of a patch, or 0."""
-    pictures, scale, window = [], 0.0, bounding_box(content)
-    if content.slide is not None:
+def tissue_pictures(
+    patient_map: PatientMap, image: NDArray[np.uint8] | None
+) -> tuple[list[TissuePicture], float]:
+    """Return the pictures below the layers, and px of the last picture per px of a patch, or 0."""
+    pictures, scale, box = [], 0.0, bounding_box(patient_map)
+    if (slide := patient_map.slide) is not None:
         # Cell (0, 0) need not begin at the slide's corner.
-        corners = content.coords - content.row_col[:, ::-1] * content.cell_size_level0
-        margin = content.origin_px * content.mpp / content.slide.mpp
-        left, top = -(np.median(corners, axis=0) + margin) * content.slide.mpp / 1000
-        width, height = (
-            side * content.slide.mpp / 1000 for side in (content.slide.width, content.slide.height)
-        )
-        uri, _ = tissue_uri(content.slide.thumbnail)
-        pictures.append(Tissue(uri, float(left), float(top), width, height))
+        corners = patient_map.coords - patient_map.row_col[:, ::-1] * patient_map.cell_size_level0
+        margin = patient_map.origin_px * patient_map.mpp / slide.mpp
+        left, top = -(np.median(corners, axis=0) + margin) * slide.mpp / 1000
+        width, height = (side * slide.mpp / 1000 for side in (slide.width, slide.height))
+        uri, _ = tissue_uri(slide.thumbnail)
+        pictures.append(TissuePicture(uri, float(left), float(top), width, height))
     if image is not None:
-        uri, scale = tissue_uri(stitched_in_window(image, content))
-        pictures.append(Tissue(uri, window.x_mm, window.y_mm, window.width_mm, window.height_mm))
+        uri, scale = tissue_uri(crop_to_bbox(image, patient_map))
+        pictures.append(TissuePicture(uri, box.x_mm, box.y_mm, box.width_mm, box.height_mm))
     return pictures, scale
 
 
-def provenance_of(content: PatientMap) -> list[tuple[str, str]]:
-    """Return names and values of what made the map, those that it knows."""
-    model, record = content.model, content.provenance
+def build_document(
+    patient_map: PatientMap,
+    pictures: Sequence[TissuePicture],
+    *,
+    threshold: float,
+    patch_scale: float,
+) -> Document:
+    """Build the bokeh document of a page; each part of the page is a root with a name.
+
+    Args:
+        patient_map: The map.
+        pictures: Tissue, bottom first; the last picture shows the patches if the map has an image.
+        threshold: Start of the slider.
+        patch_scale: Px of the last picture per px of a patch; 0 if the map has no image.
+    """
+    sources = build_sources(patient_map, pictures, threshold=threshold)
+    layers = page_layers(patient_map, has_tissue=bool(pictures))
+    slider, toggle = threshold_slider(threshold), probability_toggle()
+    canvas, renderers = build_canvas(patient_map, layers, sources)
+    chart, line = histogram_chart(patient_map, threshold, toggle)
+    roots = [canvas, chart, slider, reset_button(slider, toggle, threshold, patient_map)]
+    if patient_map.smoothed is not None:
+        roots.append(toggle)
+    for layer in layers:
+        roots += layer_controls(layer, renderers[layer.name])
+    redraw = _redraw_script(patient_map, sources, slider=slider, toggle=toggle, line=line)
+    show = _show_script(patient_map, sources, side_px=patient_map.cell_px * patch_scale)
+    slider.js_on_change("value", redraw)
+    toggle.js_on_change("active", redraw)
+    selected = sources.patches.selected
+    selected.js_on_change("indices", show)
+    selected.indices = [int(np.argmax(np.nan_to_num(patient_map.probability)))]
+    document = Document()
+    with document.models.freeze():  # otherwise each root makes bokeh walk all models again
+        for root in roots:
+            document.add_root(root)
+        document.js_on_event(DocumentReady, redraw, show)
+    return document
+
+
+def _redraw_script(
+    patient_map: PatientMap,
+    sources: Sources,
+    *,
+    slider: Slider,
+    toggle: RadioButtonGroup,
+    line: Span,
+) -> CustomJS:
+    return CustomJS(
+        args={
+            "patches": sources.patches,
+            "errors": sources.errors,
+            "regions": sources.regions,
+            "threshold": slider,
+            "toggle": toggle,
+            "line": line,
+            "grid": asdict(bounding_box(patient_map)),
+        },
+        code=read_text("report/templates/redraw.js"),
+    )
+
+
+def _show_script(patient_map: PatientMap, sources: Sources, *, side_px: float) -> CustomJS:
+    cam, box = {}, bounding_box(patient_map)
+    if patient_map.cam is not None:
+        rows, cols = cam_levels(patient_map).shape
+        cam = {
+            "height": rows // box.rows,
+            "width": cols // box.cols,
+            "columns": cols,
+            "palette": PALETTES["cam"],
+        }
+    return CustomJS(
+        args={
+            "patches": sources.patches,
+            "grids": sources.grids,
+            "tissue": sources.tissue,
+            "cam": cam,
+            "columns": box.cols,
+            "side_px": side_px,
+        },
+        code=read_text("report/templates/show.js"),
+    )
+
+
+def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
+    """Return names and values of the origin of a map, without unknown values."""
+    model, record = patient_map.model, patient_map.provenance
     identity = record.get("identity")
     identity = identity if isinstance(identity, Mapping) else {}
-    libraries, smoothing = record.get("libraries"), content.smoothing
+    libraries, smoothing = record.get("libraries"), patient_map.smoothing
     program = " ".join(str(record.get(name) or "") for name in ("program", "version")).strip()
-    slide = content.slide
-    cam = None if content.cam is None else f"{content.cam_method} at {content.cam_layer}"
+    slide = patient_map.slide
+    cam = (
+        None if patient_map.cam is None else f"{patient_map.cam_method} at {patient_map.cam_layer}"
+    )
     pairs = [
         ("made", record.get("created")),
-        ("command", _words(record.get("command"))),
+        ("command", _join(record.get("command"))),
         ("program", f"{program} {_commit(record.get('git_commit'))}".strip()),
         ("versions", _pairs({"python": record.get("python"), **_mapping(libraries)})),
-        ("checkpoint", _words([model.get("checkpoint"), f"({model.get('architecture')})"])),
+        ("checkpoint", _join([model.get("checkpoint"), f"({model.get('architecture')})"])),
         ("sha256", model.get("sha256")),
         ("patient in its split", model.get("role_of_patient")),
-        ("threshold, temperature", f"{content.threshold:.4g}, {content.temperature:.4g}"),
+        ("threshold, temperature", f"{patient_map.threshold:.4g}, {patient_map.temperature:.4g}"),
         ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
         ("CAM", cam),
-        ("settings", _pairs({k: v for k, v in identity.items() if k not in _ELSEWHERE})),
+        ("settings", _pairs({k: v for k, v in identity.items() if k not in _OWN_LINES})),
         ("8 views", "yes" if model.get("tta") else None),
         ("ensemble of", model.get("ensemble")),
         ("data", record.get("data")),
         ("data fingerprint", identity.get("data")),
         ("slide", f"{slide.name}, {slide.width} x {slide.height} px" if slide else None),
-        ("resolution", f"{content.mpp:g} µm/px ({content.mpp_source})"),
-        ("classes", ", ".join(content.class_names)),
+        ("resolution", f"{patient_map.mpp:g} µm/px ({patient_map.mpp_source})"),
+        ("classes", ", ".join(patient_map.class_names)),
     ]
     return [(name, note_of(value)) for name, value in pairs if value not in (None, "", {}, [])]
 
@@ -107,7 +210,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _words(value: Any) -> str:
+def _join(value: Any) -> str:
     words = value if isinstance(value, (list, tuple)) else [value]
     return " ".join(str(word) for word in words if word is not None)
 

@@ -1,4 +1,4 @@
-"""Make a report: a page for each map, the cohort's page, the cohort's table."""
+"""``wsi-idc report``: a page for each map, the page and the table of the cohort."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ INDEX_HTML = "index.html"
 
 @dataclass
 class Report:
-    """What a report consists of.
+    """Files of a report.
 
     Attributes:
         pages: Patient to page.
-        index: The cohort's page.
-        csv, hdf5: The cohort's table.
+        index: Page of the cohort.
+        csv, hdf5: Table of the cohort.
         failed: Map file to the reason why it has no page.
     """
 
@@ -45,7 +45,7 @@ def build_report(
 ) -> Report:
     """Write the pages of maps into the folder ``out`` and their table into ``tables``.
 
-    A map that cannot be used is set aside with the reason, which the cohort's page shows too.
+    A map that fails is set aside with the reason, which the cohort's page shows as well.
 
     Args:
         maps: Map files.
@@ -55,7 +55,7 @@ def build_report(
 
     Raises:
         MapError: No map can be used.
-        WsiIdcError: ``out`` cannot be written to, or what is there would be lost.
+        WsiIdcError: ``out`` cannot be written to, or holds other files of these names.
     """
     index = out / INDEX_HTML
     ensure_writable(out, writes=(INDEX_HTML,), marks=(INDEX_HTML,) if is_cohort_page(index) else ())
@@ -70,7 +70,7 @@ def build_report(
                 report.failed[path] = str(error)
             bar.update(1)
     if not cards:
-        first = next(iter(report.failed.values()), "there is none")
+        first = next(iter(report.failed.values()), "no map given")
         raise MapError(f"none of {len(maps)} maps can be used: {first}")
     failed = {str(path): reason for path, reason in report.failed.items()}
     report.csv, report.hdf5 = cohort.write(tables)
@@ -81,18 +81,20 @@ def build_report(
 
 def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float | None) -> Card:
     """Write the page of one map; return its card."""
-    content, image = read_map(path), read_image(path)
-    patient = content.patient
+    patient_map, image = read_map(path), read_image(path)
+    patient = patient_map.patient
     page = out / page_name(patient)
     if page.name.lower() == INDEX_HTML:
-        raise MapError(f"{path}: the page of patient {patient} would be the cohort's; rename it")
+        raise MapError(
+            f"{path}: the page of patient {patient} would replace the cohort's; rename it"
+        )
     if page.exists() and not is_patient_page(page):
         raise MapError(f"{page} is of something else and would be lost; give another --out")
-    cohort.add(path, content, threshold=threshold)
+    cohort.add(path, patient_map, threshold=threshold)
     row = cohort.rows[patient]
     try:
-        write_text(page, patient_page(content, image, row))
-        card = card_of(content, image, row)
+        write_text(page, patient_page(patient_map, image, row))
+        card = card_of(patient_map, image, row)
     except BaseException:
         cohort.drop(patient)
         raise

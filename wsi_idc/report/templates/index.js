@@ -1,4 +1,4 @@
-// Sort the cards by a button's column, back and forth, and show those whose id holds what is typed.
+// Sort the cards by the column of a button, in both directions, and search them by id.
 "use strict";
 const cards = document.getElementById("cards");
 const buttons = [...document.querySelectorAll("[data-by]")];
@@ -9,12 +9,12 @@ function sort(button) {
   const name = by.replace(/_(.)/g, (_, letter) => letter.toUpperCase());
   const sign = descending === "true" ? -1 : 1;
   const compare = (a, b) => {
-    const [one, two] = [a.dataset[name], b.dataset[name]];
+    const [left, right] = [a.dataset[name], b.dataset[name]];
     const ids = byId.compare(a.dataset.patient, b.dataset.patient);
     if (by === "patient") return sign * ids;
-    // Unknown ones stay at the end, whichever way.
-    if (one === "" || two === "") return (one === "") - (two === "") || ids;
-    return sign * (Number(one) - Number(two)) || ids;
+    // Cards without a value stay at the end in both directions.
+    if (left === "" || right === "") return (left === "") - (right === "") || ids;
+    return sign * (Number(left) - Number(right)) || ids;
   };
   cards.append(...[...cards.children].sort(compare));
 }
@@ -31,10 +31,10 @@ for (const button of buttons) {
 
 const find = document.getElementById("find");
 find.addEventListener("input", () => {
-  const wanted = find.value.trim().toLowerCase();
+  const part = find.value.trim().toLowerCase();
   let shown = 0;
   for (const card of cards.children) {
-    card.hidden = !card.dataset.patient.toLowerCase().includes(wanted);
+    card.hidden = !card.dataset.patient.toLowerCase().includes(part);
     shown += !card.hidden;
   }
   document.getElementById("none").hidden = shown > 0 || cards.children.length === 0;

@@ -1,9 +1,9 @@
-// After the threshold moved: call the patches anew, redraw regions and errors, say the figures.
-// Arguments: patches, errors, regions, threshold, by, line, grid.
+// After a change of the threshold: call the patches, redraw regions and errors, update the figures.
+// Arguments: patches, errors, regions, threshold, toggle, line, grid.
 const {rows, cols, first_row, first_col, cell_mm} = grid;
 const {data} = patches;
-const values = by.active === 1 ? data.smoothed : data.probability;
-// The probabilities are float32, and so is what they are compared with, as in Python.
+const values = toggle.active === 1 ? data.smoothed : data.probability;
+// Probabilities are float32; the limit is too, as in Python.
 const limit = Math.fround(threshold.value);
 const mask = new Uint8Array(rows * cols);
 const codes = errors.data.errors[0];
@@ -14,17 +14,17 @@ for (let i = 0; i < values.length; i++) {
   const called = values[i] >= limit;
   if (called) {
     count.called += 1;
-    mask[data.place[i]] = 1;
+    mask[data.cell[i]] = 1;
   }
   if (data.label[i] >= 0) {
     const outcome = data.label[i] === 1 ? (called ? 1 : 3) : (called ? 2 : 4);
-    codes[data.place[i]] = outcome;
+    codes[data.cell[i]] = outcome;
     count[["tp", "fp", "fn", "tn"][outcome - 1]] += 1;
   }
 }
 errors.change.emit();
 
-// Edges between called cells and others, each run of them as one line.
+// Edges between called and other cells, joined to lines.
 const ends = {x0: [], y0: [], x1: [], y1: []};
 const is_called = (row, col) =>
   row >= 0 && col >= 0 && row < rows && col < cols && mask[row * cols + col] === 1;
@@ -53,22 +53,22 @@ trace(cols, rows, (col, row) => is_called(row, col - 1) !== is_called(row, col),
   (col, from, to) => add(col, from, col, to));
 regions.data = ends;
 
-// The largest region, cells that touch by a corner included.
+// The largest region; cells that touch by a corner belong together.
 let largest = 0, area = 0;
 for (let i = 0; i < mask.length; i++) area += mask[i];
 for (let i = 0; i < mask.length; i++) {
   if (mask[i] !== 1) continue;
   let size = 0;
-  const todo = [i];
+  const queue = [i];
   mask[i] = 2;
-  while (todo.length > 0) {
-    const at = todo.pop(), row = Math.floor(at / cols), col = at % cols;
+  while (queue.length > 0) {
+    const cell = queue.pop(), row = Math.floor(cell / cols), col = cell % cols;
     size += 1;
     for (let r = Math.max(0, row - 1); r <= Math.min(rows - 1, row + 1); r++) {
       for (let c = Math.max(0, col - 1); c <= Math.min(cols - 1, col + 1); c++) {
         if (mask[r * cols + c] === 1) {
           mask[r * cols + c] = 2;
-          todo.push(r * cols + c);
+          queue.push(r * cols + c);
         }
       }
     }
@@ -77,8 +77,8 @@ for (let i = 0; i < mask.length; i++) {
 }
 
 const cell_mm2 = cell_mm * cell_mm;
-const mm2 = (number) => `${(number * cell_mm2).toFixed(2)} mm²`;
-const share = (part, whole) => whole > 0 ? (part / whole).toFixed(3) : "–";
+const mm2 = (cells) => `${(cells * cell_mm2).toFixed(2)} mm²`;
+const ratio = (part, total) => total > 0 ? (part / total).toFixed(3) : "–";
 const {tp, fp, fn, tn} = count;
 const texts = {
   "threshold-value": threshold.value.toFixed(3),
@@ -86,16 +86,16 @@ const texts = {
   "idc-area": mm2(area),
   "largest-region": mm2(largest),
   "called-patches": `${count.called.toLocaleString("en")} of ${values.length.toLocaleString("en")}`,
-  "sensitivity": share(tp, tp + fn),
-  "specificity": share(tn, tn + fp),
-  "dice": share(2 * tp, 2 * tp + fp + fn),
+  "sensitivity": ratio(tp, tp + fn),
+  "specificity": ratio(tn, tn + fp),
+  "dice": ratio(2 * tp, 2 * tp + fp + fn),
   "tp": tp, "fp": fp, "fn": fn, "tn": tn,
 };
 for (const [id, text] of Object.entries(texts)) {
   const element = document.getElementById(id);
   if (element) element.textContent = text;
 }
-const mark = document.getElementById(by.active === 1 ? "mark-smoothed" : "mark-probability");
+const mark = document.getElementById(toggle.active === 1 ? "mark-smoothed" : "mark-probability");
 for (const other of document.querySelectorAll(".mark")) other.hidden = other !== mark;
 if (mark) mark.style.left = `${100 * threshold.value}%`;
 line.location = threshold.value;

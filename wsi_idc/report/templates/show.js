@@ -1,15 +1,15 @@
-// After a click: the patch enlarged beside its CAM, and what is known of it.
+// After a click: show the patch enlarged beside its CAM, and its numbers.
 // Arguments: patches, grids, tissue, cam, columns, side_px.
 const index = patches.selected.indices[0];
 const panel = document.getElementById("patch");
 panel.classList.toggle("empty", index === undefined);
 if (index === undefined) return;
 const {data} = patches;
-const place = data.place[index], row = Math.floor(place / columns), col = place % columns;
+const cell = data.cell[index], row = Math.floor(cell / columns), col = cell % columns;
 
 const number = (name, digits) => name in data ? data[name][index].toFixed(digits) : "";
 const texts = {
-  "patch-place": `${data.row[index]}, ${data.col[index]}`,
+  "patch-cell": `${data.row[index]}, ${data.col[index]}`,
   "patch-xy": `${data.x[index]}, ${data.y[index]} px`,
   "patch-probability": number("probability", 3),
   "patch-smoothed": number("smoothed", 3),
@@ -28,7 +28,7 @@ if (tissue_canvas && side_px > 0) {
   const urls = tissue.data.url;
   const image = new Image();
   image.onload = () => {
-    // The patch that was clicked on last, not the one whose picture came last.
+    // Ignore the picture if another patch was clicked in the meantime.
     if (patches.selected.indices[0] !== index) return;
     context.imageSmoothingQuality = "high";
     context.drawImage(image, col * side_px, row * side_px, side_px, side_px,
@@ -42,12 +42,12 @@ const cam_canvas = document.getElementById("patch-map");
 if (cam_canvas && "cam" in grids.data) {
   const levels = grids.data.cam[0];
   const context = cam_canvas.getContext("2d");
-  const wide = cam_canvas.width / cam.width, high = cam_canvas.height / cam.height;
+  const width = cam_canvas.width / cam.width, height = cam_canvas.height / cam.height;
   for (let r = 0; r < cam.height; r++) {
     for (let c = 0; c < cam.width; c++) {
       const level = levels[(row * cam.height + r) * cam.columns + col * cam.width + c];
       context.fillStyle = cam.palette[level];
-      context.fillRect(Math.floor(c * wide), Math.floor(r * high), Math.ceil(wide) + 1, Math.ceil(high) + 1);
+      context.fillRect(Math.floor(c * width), Math.floor(r * height), Math.ceil(width) + 1, Math.ceil(height) + 1);
     }
   }
   cam_canvas.dataset.shown = index;
