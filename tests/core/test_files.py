@@ -160,8 +160,8 @@ def test_json_is_indented_and_takes_any_file_name(tmp_path):
 def test_json_is_read_strictly():
     assert parse_json('{"a": [1, 0.5, null]}') == {"a": [1, 0.5, None]}
     for text, reason in [
-        ("[NaN]", "NaN is no JSON"),
-        ("[-Infinity]", "-Infinity is no JSON"),
+        ("[NaN]", "NaN is not JSON"),
+        ("[-Infinity]", "-Infinity is not JSON"),
         ("[1e400]", "1e400 is too large a number"),
         ("[" * 100_000, "nested too deep"),
         ("{", "Expecting"),

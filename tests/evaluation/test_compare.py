@@ -144,7 +144,7 @@ def test_an_evaluation_is_read_as_it_was(tmp_path: Path):
         ("metrics.json", "[]", "not a readable evaluation"),
         ("metrics.json", "[" * 200_000, "not a readable evaluation"),
         ("metrics.json", record_of("probability", 5), "a threshold of 5"),
-        ("metrics.json", record_of("probability", float("nan")), "NaN is no JSON"),
+        ("metrics.json", record_of("probability", float("nan")), "NaN is not JSON"),
         ("metrics.json", '{"judged": "probability", "threshold": 1e400}', "too large a number"),
         ("metrics.json", record_of("patient", 0.5), "judged by 'patient'"),
         ("predictions.csv", "patient,x,y,label,probability\n,0,0,1,0.5\na\n", "not a readable"),

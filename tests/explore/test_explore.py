@@ -83,7 +83,7 @@ def test_a_file_in_the_way(cohort, tmp_path):
 def test_what_lies_in_the_folder_is_not_written_over(cohort, tmp_path):
     mine = tmp_path / "patients.csv"
     mine.write_text("of an evaluation")
-    with pytest.raises(WsiIdcError, match=r"patients\.csv is of something else and would be lost"):
+    with pytest.raises(WsiIdcError, match=r"patients\.csv exists and was not written by this"):
         explore(cohort, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["patients.csv"]
     assert mine.read_text() == "of an evaluation"

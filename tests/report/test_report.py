@@ -43,7 +43,7 @@ def test_a_page_of_something_else_is_not_written_over(tmp_path: Path):
     write_hand_map(tmp_path, patient="P1")
     mine = tmp_path / "index.html"
     mine.write_text("<title>My site</title>")
-    with pytest.raises(WsiIdcError, match=r"index\.html is of something else and would be lost"):
+    with pytest.raises(WsiIdcError, match=r"index\.html exists and was not written by this"):
         build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
     assert mine.read_text() == "<title>My site</title>"
     mine.unlink()

@@ -14,6 +14,6 @@ DEFAULT_MAPS = Path("maps")
 DEFAULT_REPORT = Path("report")
 PREDICT_BATCH_SIZE = 64
 NUM_RESAMPLES = 2000  # of a bootstrap over patients
-# Files come from anyone: what lies beyond is no slide's, or makes a division no number any more.
+# A file with values outside these limits is damaged or forged; some would overflow divisions.
 POSSIBLE_MPP = (1e-3, 100.0)
 POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training ends within 0.05 and 20

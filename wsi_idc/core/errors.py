@@ -1,26 +1,26 @@
-"""What can go wrong in the user's situation.
+"""Errors of the user's situation, as opposed to mistakes in this package.
 
-A message is one line that says what, why and what to do; the command line prints it after
-``Error:`` and leaves with ``exit_code``. A mistake of ours is a ``ValueError`` or an assertion::
+A message is one line: what is wrong, why, what to do. The command line prints it after ``Error:``
+and exits with ``exit_code``. A mistake in this package is a ``ValueError`` or an assertion::
 
     WsiIdcError
     ├── DataError            a patch tree, pack, split or CSV that cannot be used
-    ├── SlideError           a slide that cannot be read, or does not say what it must
+    ├── SlideError           a slide that cannot be read or lacks required metadata
     ├── CheckpointError      a checkpoint that cannot be read or does not fit
     ├── MapError             a map file that cannot be read or must not be replaced
     ├── RunError             a run directory that cannot be used
-    ├── JobError             a job file that cannot be used, or a search of another one
+    ├── JobError             a job file that cannot be used, or the folder of another job
     ├── DeviceError          a device or precision that this machine does not have
-    ├── PeerLostError        another process of a training on several devices has ended
-    ├── BusyError            another process is at work on the same output
-    ├── DiskFullError        there is no room for a file
-    ├── WorkerError          a process of ours was killed; running again goes on
-    └── StoppedError         a signal asked to stop and everything is saved (exit 75)
+    ├── PeerLostError        another process of a distributed training has ended
+    ├── BusyError            another process is writing the same output
+    ├── DiskFullError        no room for a file; nothing is half-written
+    ├── WorkerError          a worker process was killed; the command can be resumed
+    └── StoppedError         a stop signal; everything is saved (exit code 75)
 """
 
 
 class WsiIdcError(Exception):
-    """The user's trouble, in one line: what, why, what to do."""
+    """An error in the user's situation, in one line: what is wrong, why, what to do."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class DataError(WsiIdcError):
 
 
 class SlideError(WsiIdcError):
-    """A slide cannot be read, or does not say what it must."""
+    """A slide cannot be read or lacks required metadata."""
 
 
 class CheckpointError(WsiIdcError):
@@ -46,7 +46,7 @@ class RunError(WsiIdcError):
 
 
 class JobError(WsiIdcError):
-    """A job file cannot be used, or its folder holds the work of another one."""
+    """A job file cannot be used, or its folder holds the output of another job."""
 
 
 class DeviceError(WsiIdcError):
@@ -54,28 +54,28 @@ class DeviceError(WsiIdcError):
 
 
 class PeerLostError(WsiIdcError):
-    """Another process of a training on several devices has ended before its time."""
+    """Another process of a distributed training has ended."""
 
 
 class BusyError(WsiIdcError):
-    """Another process is at work on the same output."""
+    """Another process is writing the same output."""
 
 
 class DiskFullError(WsiIdcError):
-    """There is no room for a file; nothing is half-written, and running again goes on."""
+    """A file does not fit on the disk; nothing is half-written, and the command can be resumed."""
 
 
 class WorkerError(WsiIdcError):
-    """A process that did part of the work was killed; running again goes on."""
+    """A worker process was killed; the command can be resumed."""
 
 
 class StoppedError(WsiIdcError):
-    """A signal asked to stop; everything is saved and running again goes on."""
+    """A signal stopped the command; everything is saved, and the command can be resumed."""
 
     exit_code = 75
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what a library's error says, or its name where it says nothing."""
+    """Return the first line of a library's error message, or the error's type if it is empty."""
     line = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
-    return line.strip("'\"") if isinstance(error, KeyError) else line  # of which str is the repr
+    return line.strip("'\"") if isinstance(error, KeyError) else line  # str(KeyError) has quotes

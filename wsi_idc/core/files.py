@@ -1,4 +1,4 @@
-"""Write files so that they are never half there, under names that stay in their folder."""
+"""Atomic writes of files, strict JSON, and file names that stay in their folder."""
 
 import contextlib
 import errno
@@ -11,12 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.errors import (
-    DataError,
-    DiskFullError,
-    WorkerError,
-    WsiIdcError,
-)
+from wsi_idc.core.errors import DataError, DiskFullError, WorkerError, WsiIdcError
 from wsi_idc.core.locks import can_lock, is_held, is_same_file, locked
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,10 +20,10 @@ _MAX_NAME_BYTES = 128
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path``, fsynced, when the block ends well.
+    """Yield a temporary path; after the block it is synced to disk and renamed to ``path``.
 
-    The temporary name is ``.NAME.partial`` beside ``path``. It is locked meanwhile, and removed
-    when the block raises; one that a killed process left behind is simply written over.
+    The temporary file ``.NAME.partial`` beside ``path`` is locked meanwhile, and removed if the
+    block raises. A file that a killed process left under this name is overwritten.
 
     Raises:
         BusyError: Another process is writing the same file.
@@ -46,70 +41,64 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def temporary_path(
     path: Path, *, keep_after: tuple[type[BaseException], ...] = ()
 ) -> Iterator[Path]:
-    """Yield the locked temporary path ``.NAME.partial`` beside ``path``, gone after the block.
+    """Yield the locked temporary path ``.NAME.partial`` beside ``path``; remove it afterwards.
 
     Args:
-        path: Beside which.
-        keep_after: What may end the block and leave the file, as it is, for the next block.
+        path: File that the temporary one belongs to.
+        keep_after: Exceptions after which the partial file is kept for resuming.
 
     Raises:
-        BusyError: Another process is using it.
+        BusyError: Another process is using the temporary path.
         WsiIdcError: The file cannot be written there, or the disk is full.
     """
     partial = _partial(path)
     with locked(partial, what=path) as fd:
         keep = False
         try:
-            with _full_disk_in_a_line(path):
-                yield partial
+            yield partial
         except keep_after:
             keep = True
             raise
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            reason = os.strerror(error.errno).lower()
+            raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
         finally:
-            # After a rename, a file of this name is another process's.
+            # After a rename, a file of this name belongs to another process.
             if not keep and is_same_file(fd, partial):
                 partial.unlink()
 
 
 def resumable_path(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """Do as ``scratch``, but keep the file when Ctrl-C, a signal or a killed worker ends the block.
+    """Yield a path as ``temporary_path`` does, but keep the file after a stop for the next call.
 
-    What it holds at the start of the block is what an earlier, stopped one left there, if any.
+    A stop is Ctrl-C, a stop signal or a killed worker process. At the start of the block the file
+    has the content that an earlier, stopped block left in it.
     """
     return temporary_path(path, keep_after=(KeyboardInterrupt, WorkerError))
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what ``resumable`` has kept for ``path``, unless it is in use or not ours."""
+    """Remove the file that ``resumable_path`` kept for ``path``, unless a process is using it."""
     if _partial(path).exists():
         with contextlib.suppress(WsiIdcError, OSError), temporary_path(path):
             pass
 
 
 def is_being_written(path: Path) -> bool:
-    """Return whether another process is in a block of ``scratch`` or ``resumable`` for ``path``."""
+    """Return whether another process is using the temporary path of ``path``."""
     return is_held(_partial(path))
 
 
 def _partial(path: Path) -> Path:
-    # Where nothing can be locked, only a name of its own keeps another process out.
+    # Without file locks, only its own name protects a process's file from other processes.
     own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
 
 
-@contextlib.contextmanager
-def _full_disk_in_a_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        reason = os.strerror(error.errno).lower()
-        raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
-
-
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the file system can."""
+    """Make a rename in ``folder`` survive a power cut, if the file system can."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -119,42 +108,38 @@ def fsync_folder(folder: Path) -> None:
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
-    """Raise where a command's files cannot go into ``folder``, ahead of the work.
+    """Raise if a command cannot write its files into ``folder``; called before the work begins.
 
     Args:
-        folder: There or not.
-        writes: Names of the files.
-        marks: Those of them by which an earlier output of the same kind is known, which may be
-            replaced.
+        folder: Output folder, which need not exist yet.
+        writes: Names of the files that the command writes.
+        marks: Names among them that mark an earlier output of the command, which may be replaced.
 
     Raises:
-        WsiIdcError: It cannot be written to, or holds other files of these names.
+        WsiIdcError: The folder is not writable, or has files of these names from something else.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise WsiIdcError(f"{there} is a file; give a folder as --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise WsiIdcError(f"{there} cannot be written to; give another --out")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise WsiIdcError(f"{existing} is a file; give a folder as --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise WsiIdcError(f"{existing} cannot be written to; give another --out")
     taken = [name for name in writes if (folder / name).exists()]
     if taken and not any((folder / name).exists() for name in marks):
         raise WsiIdcError(
-            f"{folder / taken[0]} is of something else and would be lost; give another --out"
+            f"{folder / taken[0]} exists and was not written by this command; choose another --out "
+            "(it would be overwritten)"
         )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` in one atomic step."""
+    """Write bytes to ``path`` in one atomic step."""
     with atomic_write(path) as partial:
         partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8 in one atomic step.
-
-    A byte of a file name that was no UTF-8 becomes an escape as JSON has it.
-    """
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    """Write text to ``path`` as UTF-8 in one atomic step; lone surrogates become JSON escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -163,11 +148,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text says.
+    """Parse JSON strictly.
 
     Raises:
-        ValueError: It is none, holds a NaN or infinity, which JSON knows not, or is nested so deep
-            that nothing could write it again.
+        ValueError: Invalid JSON, NaN or infinity, or nesting too deep to serialize.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -176,7 +160,7 @@ def parse_json(text: str) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:
@@ -192,22 +176,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def starts_with(path: Path, *starts: bytes) -> bool:
+    """Return whether ``path`` is a regular file that begins with one of ``starts``."""
+    if not path.is_file():  # reading a pipe would block
+        return False
+    with path.open("rb") as file:
+        return file.read(max(map(len, starts))).startswith(starts)
+
+
 def safe_filename(name: str) -> str:
-    """Return ``name`` if it can be a file's name that stays in its folder.
+    """Return a patient id unchanged if it can name a file in its folder.
 
     Raises:
-        DataError: It is empty, hidden, too long, or holds a separator or control character.
+        DataError: The id is empty, hidden, too long, or has a separator or control character.
     """
-    bad = (
+    is_bad = (
         not name
         or name.startswith(".")
         or any(char in "/\\" for char in name)
         or not name.isprintable()
         or len(name.encode()) > _MAX_NAME_BYTES
     )
-    if bad:
+    if is_bad:
         raise DataError(
-            f"{name!r} cannot be a patient id: it would not make a plain file name; "
-            "rename the patient"
+            f"{name!r} cannot be a patient id, because it cannot name a file; rename the patient"
         )
     return name

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds in a log."""
+"""Progress of long work: a bar on a terminal, a line every few seconds in a log."""
 
 import io
 import logging
@@ -13,17 +13,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Lines(tqdm):
-    """A tqdm that logs whole lines, for a standard error that is no terminal."""
+    """A tqdm that writes lines to the log, for a standard error that is not a terminal."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Log the present state instead of drawing over the last one."""
+        """Log the current state instead of redrawing the bar."""
         if 0 < self.n < self.total:
             logger.info("%s", msg or str(self))
         return True
 
 
 class _AboveBar(logging.Handler):
-    """Writes log lines to standard error, above a bar that is being drawn."""
+    """Handler that writes log lines to standard error, above a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -34,11 +34,11 @@ def set_up_logging(verbosity: int) -> None:
     """Send the package's log to standard error.
 
     Args:
-        verbosity: -1 warnings only, 0 what happens and how far it is, 1 and more everything.
+        verbosity: -1 for warnings only, 0 for messages and progress, 1 or more for everything.
     """
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = _AboveBar()
-    # A log file is read later: it wants the time of each line.
+    # Log files get the time of each line.
     line = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(message)s"
     handler.setFormatter(logging.Formatter(line, "%H:%M:%S"))
     package = logging.getLogger("wsi_idc")
@@ -47,10 +47,13 @@ def set_up_logging(verbosity: int) -> None:
 
 
 def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> Any:
-    """Return a tqdm bar over ``total`` units, silent where the log shows no progress (``-q``).
+    """Return a tqdm bar, to be used as a context manager; with ``-q`` it shows nothing.
 
-    Use it as a context manager and call ``update(n)``. What an earlier run has ``done`` counts
-    neither for the rate nor for the time left.
+    Args:
+        total: Number of units of the work; call ``update(n)`` after each n of them.
+        what: Name of the work.
+        unit: Name of one unit.
+        done: Units that an earlier run has done; they do not count for the rate.
     """
     options: dict[str, Any] = {"total": total, "desc": what, "unit": f" {unit}", "leave": False}
     options["initial"] = done
@@ -58,6 +61,6 @@ def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> An
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():
         return tqdm(**options, dynamic_ncols=True)
-    # What tqdm would draw by itself, a carriage return at the end, goes nowhere.
+    # Discard the carriage return that tqdm itself writes at the end.
     options |= {"file": io.StringIO(), "ncols": 0}
     return _Lines(**options, mininterval=SECONDS_BETWEEN_LINES, maxinterval=60)

@@ -1,4 +1,4 @@
-"""Where a result came from: command, versions, machine, time."""
+"""Provenance record of a result: command, versions, machine, time."""
 
 import functools
 import platform
@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "h5py")
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Return a JSON-ready record of this process, extended by ``more``."""
+    """Build a JSON-ready record of this process, extended by ``more``."""
     return {
         "program": "wsi-idc",
         "version": __version__,
@@ -31,13 +31,13 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 @functools.cache
 def _library_versions() -> dict[str, str]:
-    # Each look parses a file of a hundred kilobytes, and every map has a record.
+    # Cached: each lookup parses 100 kB of metadata and every map stores a record.
     return {name: metadata.version(name) for name in _LIBRARIES}
 
 
 @functools.cache
 def _git_commit() -> str | None:
-    """Return the commit of the checkout this package runs from, None where it is installed."""
+    """Return the commit of the git checkout that contains this package, None if there is none."""
     package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():
         return None

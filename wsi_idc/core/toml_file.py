@@ -1,4 +1,4 @@
-"""A TOML file and its keys, checked one by one: what every job file has in common."""
+"""Reading of TOML job files, with a check of each key."""
 
 import difflib
 import re
@@ -12,36 +12,35 @@ from wsi_idc.core.errors import JobError
 MAX_TASKS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 _MAX_BYTES = 1_000_000
-_MAX_NUMBER = 2**63 - 1  # what TOML promises
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_MAX_NUMBER = 2**63 - 1  # the range that TOML guarantees
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds.
+    """Read a TOML file.
 
     Raises:
-        JobError: It cannot be read.
+        JobError: The file cannot be read, is too large, or is not TOML.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe would block
             raise JobError(f"{path}: not a regular file; give a job file")
         if path.stat().st_size > _MAX_BYTES:
             raise JobError(f"{path}: too large for a job file; give a TOML file of some lines")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}; give a job file") from None
-    # ValueError: what TOMLDecodeError and UnicodeDecodeError have in common.
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError too
         raise JobError(f"{path}: not a readable TOML file ({error})") from None
 
 
 def command_and_name(
     content: Mapping[str, Any], path: Path, commands: Iterable[str]
 ) -> tuple[str, str]:
-    """Return the command of a job file and the job's name, the file's stem by default.
+    """Return the command of a job file and the job's name, which defaults to the file's stem.
 
     Raises:
-        JobError: It is none of ``commands``, or the name could not be a folder's.
+        JobError: The command is not in ``commands``, or the name cannot be a folder name.
     """
     command, known = content.get("command"), list(commands)
     if not isinstance(command, str) or command not in known:
@@ -57,17 +56,17 @@ def validate_job_name(name: str) -> None:
     """Raise if ``name`` cannot name a job and its folder.
 
     Raises:
-        JobError: The name has other characters than letters, digits, ``_ . + -``, or is too long.
+        JobError: The name is empty, too long, or has a character that is not permitted.
     """
     if not _NAME.fullmatch(name):
         raise JobError(f"name {name!r} is not a plain name; use letters, digits, - and _")
 
 
 def num_tasks(content: Mapping[str, Any]) -> int:
-    """Return into how many parts the work is to be split.
+    """Return the number of tasks that a job file divides its work into, 1 by default.
 
     Raises:
-        JobError: No such number.
+        JobError: The number is not from 1 to ``MAX_TASKS``.
     """
     number: int = typed("tasks", content.get("tasks", 1), int)
     if not 1 <= number <= MAX_TASKS:
@@ -76,22 +75,22 @@ def num_tasks(content: Mapping[str, Any]) -> int:
 
 
 def table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a table of the file, empty where it has none.
+    """Return a table of the file, an empty one if it is missing.
 
     Raises:
-        JobError: It is something else.
+        JobError: The value is not a table.
     """
-    found = content.get(key, {})
-    if not isinstance(found, dict):
+    value = content.get(key, {})
+    if not isinstance(value, dict):
         raise JobError(f"{key} must be a table, [{key}]")
-    return found
+    return value
 
 
 def check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None:
-    """Raise where there is a key that is not known, and name the nearest one that is.
+    """Raise if a key is unknown; the message names the most similar known key.
 
     Raises:
-        JobError: There is.
+        JobError: A key of ``content`` is not in ``known``.
     """
     known = list(known)
     for key in content:
@@ -101,18 +100,18 @@ def check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None
             raise JobError(f"{where} has an unknown {key!r}{hint}")
 
 
-def typed(what: str, value: Any, kind: type) -> Any:
-    """Return ``value`` if it is of the type ``kind``; a whole number will do for a number.
+def typed(name: str, value: Any, expected: type) -> Any:
+    """Return ``value`` if it is of the expected type; an integer is accepted as a float.
 
     Raises:
-        JobError: It is of another.
+        JobError: The value has another type, is too large, or is not printable text.
     """
     if type(value) is int and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
-        raise JobError(f"{what} is too large a number")
-    if kind is float and type(value) is int:
+        raise JobError(f"{name} is too large a number")
+    if expected is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise JobError(f"{what} must be {_WORDS[kind]}, not {value!r}")
+    if type(value) is not expected:
+        raise JobError(f"{name} must be {_TYPE_NAMES[expected]}, not {value!r}")
     if isinstance(value, str) and not value.isprintable():
-        raise JobError(f"{what} must be one line of printable text, not {value!r}")
+        raise JobError(f"{name} must be one line of printable text, not {value!r}")
     return value

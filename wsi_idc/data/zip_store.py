@@ -181,11 +181,8 @@ def _state(size: int, crc: int) -> str:
 
 
 def is_zip(path: Path) -> bool:
-    """Return whether a file begins as a zip does."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) in (b"PK\3\4", b"PK\5\6")
+    """Return whether a file is a zip by its first bytes."""
+    return starts_with(path, b"PK\3\4", b"PK\5\6")
 
 
 def _check_name(name: str, *, archive: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Device and precision of the network."""
 
 import contextlib
 import functools
@@ -22,30 +22,30 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
-    """A device has too little memory; also torch's own error, for those that have an answer."""
+    """The device has too little memory; callers may retry with less as for torch's own error."""
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """A device and the precision that the network runs in on it.
+    """A device and the precision in which it computes the network.
 
     Attributes:
-        device: Where the network is.
+        device: Device of the network.
         precision: "fp32", "bf16" or "fp16".
-        compiled: Whether the network goes through torch.compile.
-        usage: How the device is used.
+        compiled: Whether the network is compiled by torch.compile.
+        throughput: Meter of the device's use.
     """
 
     device: torch.device
     precision: str
     compiled: bool = False
-    usage: ThroughputMeter = field(init=False, repr=False, compare=False)
+    throughput: ThroughputMeter = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usage", ThroughputMeter(self.device))
+        object.__setattr__(self, "throughput", ThroughputMeter(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which to run the network."""
+        """Return the context manager in which the network runs."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
@@ -62,71 +62,77 @@ class DeviceConfig:
 def select_device(
     device: str = "auto", precision: str = "auto", *, compiled: bool = False
 ) -> DeviceConfig:
-    """Return the device and precision asked for, "auto" resolved to the best there is.
+    """Resolve a device and a precision by name; "auto" selects the best available.
 
     Raises:
-        DeviceError: This machine has no such device, it cannot compute in that precision, or
-            nothing can be compiled here.
+        DeviceError: This machine lacks the device, the device lacks the precision, or there is no
+            compiler.
     """
     if compiled and not shutil.which(os.environ.get("CXX", "g++")):
-        raise DeviceError("--compile needs a C++ compiler; install g++, or go without it")
-    chosen = _choose_device(device)
-    if chosen.type == "cpu":
+        raise DeviceError("--compile needs a C++ compiler; install g++, or leave out --compile")
+    selected = _find_device(device)
+    if selected.type == "cpu":
         torch.set_num_threads(num_threads())
         keep_freed_memory()
     if precision == "auto":
-        good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if good else "fp32"
+        has_bf16 = selected.type == "cuda" and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        precision = "bf16" if has_bf16 else "fp32"
     if precision not in _DTYPES:
         raise DeviceError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if precision == "fp16" and chosen.type == "cpu":
-        raise DeviceError("fp16 is no precision for a CPU; use --precision fp32 or bf16")
+    if precision == "fp16" and selected.type == "cpu":
+        raise DeviceError("a CPU cannot compute in fp16; use --precision fp32 or bf16")
     if precision == "fp32":
-        # Else convolutions on a GPU round to TF32's 10 bits.
+        # The default rounds convolutions on a GPU to the 10 bits of TF32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return DeviceConfig(chosen, precision, compiled)
+    return DeviceConfig(selected, precision, compiled)
 
 
-def _choose_device(name: str) -> torch.device:
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if given := slurm_gpus():
-            _warn_of_waste(given)
+        if gpus := slurm_gpus():
+            _warn_unused_gpus(gpus)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not _DEVICE.fullmatch(name):
         raise DeviceError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, ..., mps")
     kind, _, number = name.partition(":")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("no MPS device here; use --device cpu")
+        raise DeviceError("this machine has no MPS device; use --device cpu")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        raise DeviceError(f"device {name}: torch sees {there} CUDA GPUs; use --device cpu or auto")
+        count = torch.cuda.device_count()
+        raise DeviceError(f"device {name}: torch sees {count} CUDA GPUs; use --device cpu or auto")
     return torch.device(name)
 
 
 @functools.cache
-def _warn_of_waste(given: str) -> None:
-    """Say, once, that GPUs lie idle that were asked for and that others wait for."""
+def _warn_unused_gpus(gpus: str) -> None:
+    """Warn once that the job holds GPUs that torch cannot use."""
     if torch.version.cuda is None:
-        why = "this torch is built for CPUs; install one built for CUDA"
+        reason = "this torch is built for CPUs; install one built for CUDA"
     else:
-        why = f"torch needs a driver for CUDA {torch.version.cuda} and devices it may open"
+        reason = f"torch needs a driver for CUDA {torch.version.cuda} and access to the devices"
     logger.warning(
-        "SLURM gave this job GPUs (%s) and torch sees none, so all is computed on the CPU: %s; "
-        "wsi-idc doctor says more, and --device cpu says that no GPU is wanted",
-        given,
-        why,
+        "SLURM gave this job GPUs (%s), but torch sees none, so everything runs on the CPU: %s; "
+        "see wsi-idc doctor, or give --device cpu to compute without a GPU",
+        gpus,
+        reason,
     )
 
 
 @contextlib.contextmanager
 def oom_as_error(what: int | str, device: torch.device) -> Iterator[None]:
-    """Turn a device's lack of memory for some patches, or something else, into one line.
+    """Convert torch.OutOfMemoryError inside the block into a one-line user error.
+
+    Args:
+        what: Number of patches in the batch, or a text that names what needs the memory.
+        device: Device that is named in the message.
 
     Raises:
-        TooLittleMemoryError: There is too little.
+        TooLittleMemoryError: The device has too little memory.
     """
     try:
         yield

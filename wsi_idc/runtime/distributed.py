@@ -1,6 +1,6 @@
-"""Several processes that train one model, a process a device.
+"""Distributed training: several processes, one per device, train one model.
 
-torchrun or srun starts them and says which is which; without either there is one.
+torchrun or srun starts the processes and sets their ranks; without them there is one process.
 """
 
 import logging
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A dead process is noticed at once where its connection breaks, else after this.
+# Limit after which a process counts as lost whose connection has not broken.
 TIMEOUT = timedelta(minutes=10)
-# For what one process does while the others wait: packing a large tree.
+# Limit for work that the other processes wait for, such as packing a large tree.
 LONG_TIMEOUT = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, as one of them sees them.
+    """The processes of one training, seen from one of them.
 
     Attributes:
-        rank: Its number, from 0.
-        size: How many there are.
-        control: Group in which numbers on the CPU are exchanged, None where it is alone.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        control: Process group for numbers on the CPU; None if there is one process.
     """
 
     rank: int = 0
@@ -40,34 +40,34 @@ class World:
     control: Any = None
 
     @property
-    def is_writer(self) -> bool:
-        """Whether this process writes the files."""
+    def is_main(self) -> bool:
+        """Return whether this is the main process, rank 0, which writes the files."""
         return self.rank == 0
 
-    def part(self, num: int) -> slice:
-        """Return which of ``num`` things, in order, are this process's."""
+    def shard(self, num: int) -> slice:
+        """Return the slice of ``num`` items in order that this process works on."""
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
-    def largest(self, value: int) -> int:
-        """Return the largest value that any process gives."""
-        return int(max(self._all(value)))
+    def max(self, value: int) -> int:
+        """Return the largest of the values that the processes pass."""
+        return int(max(self._gather_numbers(value)))
 
     def sum(self, value: float) -> float:
-        """Return the sum of every process's value."""
-        return float(sum(self._all(value)))
+        """Return the sum of the values that the processes pass."""
+        return float(sum(self._gather_numbers(value)))
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's value, in their order."""
+        """Return the values of all processes by rank."""
         if self.size == 1:
             return [value]
         from torch import distributed
 
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value, group=self.control)
-        return found
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.control)
+        return values
 
-    def copy_from_writer(self, module: "nn.Module") -> None:
-        """Give all processes the writer's weights and buffers of a module."""
+    def broadcast_module(self, module: "nn.Module") -> None:
+        """Copy the weights and buffers of the main process's module to all processes."""
         if self.size == 1:
             return
         from torch import distributed
@@ -75,32 +75,32 @@ class World:
         for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
-    def wait(self) -> None:
-        """Wait until every process is here, for long if need be."""
+    def barrier(self) -> None:
+        """Wait until every process has called this, at most ``LONG_TIMEOUT``."""
         if self.size > 1:
             from torch import distributed
 
             distributed.monitored_barrier(self.control, timeout=LONG_TIMEOUT)
 
     @contextmanager
-    def writer_first(self) -> Iterator[None]:
-        """Let the writer do a block before the others do it."""
-        if not self.is_writer:
-            self.wait()
+    def main_first(self) -> Iterator[None]:
+        """Run the block in the main process first, then in the other processes."""
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.is_writer:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
-    def _all(self, value: float) -> list[float]:
+    def _gather_numbers(self, value: float) -> list[float]:
         if self.size == 1:
             return [value]
         import torch
         from torch import distributed
 
-        found = torch.zeros(self.size, dtype=torch.float64)
-        found[self.rank] = value
-        distributed.all_reduce(found, group=self.control)
-        return [float(number) for number in found]
+        values = torch.zeros(self.size, dtype=torch.float64)
+        values[self.rank] = value
+        distributed.all_reduce(values, group=self.control)
+        return [float(number) for number in values]
 
 
 SINGLE_PROCESS = World()
@@ -108,16 +108,16 @@ SINGLE_PROCESS = World()
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """Join the processes that torchrun or srun started, for the length of a block.
+    """Connect the processes that torchrun or srun started, inside the block.
 
     Args:
-        device: Kind of device that they compute on, "cpu", "cuda" or "auto".
+        device: "auto", "cuda" or "cpu".
 
     Raises:
-        PeerLostError: Another process ended before its time.
-        RunError: They do not find each other.
+        PeerLostError: Another process has ended.
+        RunError: The processes cannot connect, or there is no GPU for each.
     """
-    rank, size, local_rank = _place()
+    rank, size, local_rank = _read_ranks()
     if size == 1:
         yield SINGLE_PROCESS
         return
@@ -133,7 +133,7 @@ def init_distributed(device: str) -> Iterator[World]:
         )
     except (RuntimeError, ValueError) as error:
         raise RunError(
-            f"the {size} processes of this training do not find each other "
+            f"the {size} processes of this training cannot connect to each other "
             f"({first_line(error)}); start them with torchrun, or set MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
@@ -147,8 +147,8 @@ def init_distributed(device: str) -> Iterator[World]:
             raise
         logger.debug("%s", error)
         raise PeerLostError(
-            f"process {rank} of {size} lost its connection to another one, which has ended or "
-            "hangs; see that one's log for why, then run the same command again: it goes on from "
+            f"process {rank} of {size} lost its connection to another process, which has ended or "
+            "hangs; see the log of that process, then run the same command again to resume from "
             "the last save"
         ) from None
     finally:
@@ -157,23 +157,19 @@ def init_distributed(device: str) -> Iterator[World]:
 
 
 def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
-    """Return which of the GPUs that this process sees is its own.
-
-    Raises:
-        RunError: There is none for it.
-    """
+    """Return the number of this process's GPU among those that it sees."""
     import torch
 
-    seen = torch.cuda.device_count()
-    # With srun --gpus-per-task each process sees its own one alone, as number 0.
-    mine = 0 if seen == 1 else local_rank
-    if ":" in device or mine >= seen:
-        raise _too_few_gpus(size, seen)
-    return mine
+    num_gpus = torch.cuda.device_count()
+    # With srun --gpus-per-task each process sees only its own GPU, as number 0.
+    number = 0 if num_gpus == 1 else local_rank
+    if ":" in device or number >= num_gpus:
+        raise _too_few_gpus(size, num_gpus)
+    return number
 
 
 def _check_own_gpu(world: World) -> None:
-    """Raise RunError where two processes have one GPU, which would hang or fail far from here."""
+    """Raise RunError if two processes use one GPU, which hangs or fails later."""
     import torch
 
     uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
@@ -181,25 +177,25 @@ def _check_own_gpu(world: World) -> None:
         raise _too_few_gpus(world.size, torch.cuda.device_count())
 
 
-def _too_few_gpus(size: int, seen: int) -> RunError:
+def _too_few_gpus(size: int, num_gpus: int) -> RunError:
     return RunError(
-        f"{size} processes want a GPU each, of {seen} on this machine; "
-        "start one a GPU, with --device auto"
+        f"{size} processes need a GPU each, but this machine has {num_gpus}; start one process per "
+        "GPU, with --device auto"
     )
 
 
-def _place() -> tuple[int, int, int]:
-    """Return rank, size and local rank as torchrun or srun say."""
+def _read_ranks() -> tuple[int, int, int]:
+    """Read rank, number of processes and local rank from torchrun's or srun's variables."""
     env = os.environ
     if "WORLD_SIZE" in env and "RANK" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
-    # SLURM_NTASKS alone says what the job may start, not what srun did.
+    # SLURM_NTASKS is the number that the job may start; srun sets the number that it started.
     size = env.get("SLURM_STEP_NUM_TASKS", "1")
     if not size.isdecimal() or int(size) == 1:
         return 0, 1, 0
     if not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         raise RunError(
-            f"srun started {size} processes that do not know where to meet; set MASTER_ADDR to the "
+            f"srun started {size} processes that have no meeting point; set MASTER_ADDR to the "
             'first of `scontrol show hostnames "$SLURM_JOB_NODELIST"` and MASTER_PORT to a free '
             "port, or start one process with srun --ntasks=1"
         )
@@ -209,6 +205,6 @@ def _place() -> tuple[int, int, int]:
 def _is_lost_peer(error: RuntimeError) -> bool:
     from torch import distributed
 
-    # gloo has no class of its own for it.
+    # gloo has no exception class of its own.
     words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

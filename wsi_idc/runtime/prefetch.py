@@ -1,4 +1,4 @@
-"""Read what comes next while the present is being computed."""
+"""Reading ahead: threads read the next items while the current one is used."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,25 +7,20 @@ from itertools import islice
 from typing import TypeVar
 
 Key = TypeVar("Key")
-Found = TypeVar("Found")
+Item = TypeVar("Item")
 
-THREAD_NAME = "read-ahead"
-
-
-def prefetch_one(read: Callable[[Key], Found], keys: Iterable[Key]) -> Iterator[Found]:
-    """Yield ``read(key)`` of each key in order, the next one read by a thread meanwhile."""
-    return prefetch(read, keys, num=1)
+THREAD_NAME = "prefetch"
 
 
-def prefetch(read: Callable[[Key], Found], keys: Iterable[Key], *, num: int) -> Iterator[Found]:
-    """Yield ``read(key)`` of each key in order, the next ``num`` read by threads meanwhile."""
-    waiting = iter(keys)
+def prefetch(read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1) -> Iterator[Item]:
+    """Yield ``read(key)`` for each key in order; ``num`` threads read the next items meanwhile."""
+    remaining = iter(keys)
     with ThreadPoolExecutor(num, thread_name_prefix=THREAD_NAME) as readers:
         try:
-            coming = deque(readers.submit(read, key) for key in islice(waiting, num))
-            while coming:
-                found = coming.popleft().result()
-                coming.extend(readers.submit(read, key) for key in islice(waiting, 1))
-                yield found
+            futures = deque(readers.submit(read, key) for key in islice(remaining, num))
+            while futures:
+                item = futures.popleft().result()
+                futures.extend(readers.submit(read, key) for key in islice(remaining, 1))
+                yield item
         finally:
             readers.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
-"""How a device is used: how long it waits for data, and how long the network computes.
+"""Time that a device waits for data and computes, measured without waiting for the device.
 
-Nothing here waits for the device. On CUDA, events are put around the network's work and are read
-when it has long been done; on a CPU a clock is enough.
+On CUDA, events are recorded around the network's work and read after they have happened; on a CPU
+the clock is read.
 """
 
 import contextlib
@@ -18,129 +18,124 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 _GIB = 2**30
-_MAX_UNREAD = 64
 
 
 @dataclass(frozen=True)
 class ThroughputStats:
-    """What became of the time of a stretch of work.
+    """Use of a device during a measurement.
 
     Attributes:
-        seconds: Of the stretch.
-        num_patches: Computed in it.
-        waited: Seconds in which this process waited for data.
-        computed: Seconds in which the device was in the network; None where that is not measured.
-        memory_gib: Largest GPU memory in use, and all that the GPU has; None but on CUDA.
+        seconds: Duration of the measurement.
+        num_patches: Number of patches computed.
+        data_seconds: Time that this process waited for data.
+        network_seconds: Time that the device computed the network; None if it is not measured.
+        memory_gib: Peak GPU memory in use and total GPU memory; None except on CUDA.
     """
 
     seconds: float
     num_patches: int
-    waited: float
-    computed: float | None
+    data_seconds: float
+    network_seconds: float | None
     memory_gib: tuple[float, float] | None
 
     @property
     def rate(self) -> float:
-        """Patches a second."""
+        """Patches per second."""
         return self.num_patches / self.seconds
 
     def shares(self) -> dict[str, float]:
-        """Return the shares of the time, 0..1, and the memory, by names that a table may have."""
-        found = {"data_wait_share": self.waited / self.seconds}
-        if self.computed is not None:
-            found["network_share"] = self.computed / self.seconds
+        """Return the shares of the time, 0..1, and the memory, by column name."""
+        shares = {"data_wait_share": self.data_seconds / self.seconds}
+        if self.network_seconds is not None:
+            shares["network_share"] = self.network_seconds / self.seconds
         if self.memory_gib is not None:
-            found["gpu_memory_peak_gib"], found["gpu_memory_gib"] = self.memory_gib
-        return found
+            shares["gpu_memory_peak_gib"], shares["gpu_memory_gib"] = self.memory_gib
+        return shares
 
     def __str__(self) -> str:
-        parts = [f"{self.waited / self.seconds:.0%} of the time waiting for data"]
-        if self.computed is not None:
-            parts.append(f"{self.computed / self.seconds:.0%} in the network")
+        text = f"{self.data_seconds / self.seconds:.0%} of the time waiting for data"
+        if self.network_seconds is not None:
+            text += f", {self.network_seconds / self.seconds:.0%} in the network"
         if self.memory_gib is not None:
-            peak, total = self.memory_gib
-            parts.append(f"GPU memory {peak:.1f} of {total:.0f} GiB")
-        return ", ".join(parts)
+            text += ", GPU memory {:.1f} of {:.0f} GiB".format(*self.memory_gib)
+        return text
 
 
 class ThroughputMeter:
-    """A stopwatch for the work of one device, begun anew with each stretch of work."""
+    """Stopwatch for the work of one device; ``start`` begins a new measurement."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._begun = 0.0
-        self.begin()
+        self.start()
 
-    def begin(self) -> None:
-        """Begin a stretch."""
-        self._begun, self._num_patches = perf_counter(), 0
-        self._waited = self._computed = 0.0
-        self._unread: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+    def start(self) -> None:
+        """Set all counts to zero."""
+        self._started, self._num_patches = perf_counter(), 0
+        self._data_seconds = self._network_seconds = 0.0
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         if self._device.type == "cuda" and torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def time_data_wait(self, source: Iterable[Item]) -> Iterator[Item]:
-        """Yield what ``source`` yields; the time that it takes is a wait for data."""
-        coming = iter(source)
+        """Yield the items of ``source``; count the time until each as waiting for data."""
+        items = iter(source)
         while True:
             started = perf_counter()
             try:
-                item = next(coming)
+                item = next(items)
             except StopIteration:
                 return
             finally:
-                self._waited += perf_counter() - started
+                self._data_seconds += perf_counter() - started
             yield item
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Count a block as work of the network on so many patches, if it ends well."""
+        """Count the block as the network's work on a batch, unless the block raises."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
             start.record(stream)
             yield
             end.record(stream)
-            self._unread.append((start, end))
-            if len(self._unread) > _MAX_UNREAD:
-                self._read_events()
+            self._events.append((start, end))
+            self._read_events()
         else:
             started = perf_counter()
             yield
-            self._computed += perf_counter() - started
+            self._network_seconds += perf_counter() - started
         self._num_patches += num_patches
 
-    def used(self) -> ThroughputStats:
-        """Return what became of the stretch so far, of the device as far as it has come."""
+    def stats(self) -> ThroughputStats:
+        """Return the use since ``start``; work that the device has not finished is left out."""
         self._read_events()
+        memory = None
+        if self._device.type == "cuda":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            memory = torch.cuda.max_memory_allocated(self._device) / _GIB, total / _GIB
         return ThroughputStats(
-            seconds=max(perf_counter() - self._begun, 1e-9),
+            seconds=max(perf_counter() - self._started, 1e-9),
             num_patches=self._num_patches,
-            waited=self._waited,
-            # What is asked of an MPS device returns before it is done, and no event tells when.
-            computed=None if self._device.type == "mps" else self._computed,
-            memory_gib=self._memory(),
+            data_seconds=self._data_seconds,
+            # Calls on MPS return before the work is done, and there are no events to time it.
+            network_seconds=None if self._device.type == "mps" else self._network_seconds,
+            memory_gib=memory,
         )
 
     def summary_line(self) -> str:
-        """Return, cheaply, what a progress line has room for."""
-        return f"{self._waited / max(perf_counter() - self._begun, 1e-9):.0%} waiting for data"
+        """Return a text for a progress bar."""
+        seconds = max(perf_counter() - self._started, 1e-9)
+        return f"{self._data_seconds / seconds:.0%} waiting for data"
 
-    def log(self, what: str) -> None:
-        """Log what became of the stretch so far; nothing where nothing was computed in it."""
-        used = self.used()
-        if used.num_patches:
+    def log(self, action: str) -> None:
+        """Log the use since ``start``, unless no patch was computed."""
+        stats = self.stats()
+        if stats.num_patches:
             logger.info(
-                "%s %d patches, %.0f patches/s, %s", what, used.num_patches, used.rate, used
+                "%s %d patches, %.0f patches/s, %s", action, stats.num_patches, stats.rate, stats
             )
 
     def _read_events(self) -> None:
-        while self._unread and self._unread[0][1].query():
-            start, end = self._unread.popleft()
-            self._computed += start.elapsed_time(end) / 1000
-
-    def _memory(self) -> tuple[float, float] | None:
-        if self._device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated(self._device)
-        return peak / _GIB, torch.cuda.get_device_properties(self._device).total_memory / _GIB
+        while self._events and self._events[0][1].query():
+            start, end = self._events.popleft()
+            self._network_seconds += start.elapsed_time(end) / 1000
