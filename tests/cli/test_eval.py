@@ -166,7 +166,10 @@ def test_what_lies_in_a_folder_is_not_written_over(work: Path, capsys: pytest.Ca
     (mine / "report.html").write_text("of the user")
     said = Said(capsys, "eval", "runs/a", "--out", "mine", *QUICK)
     assert said.code == 1
-    assert "mine/report.html exists and was not written by this command; choose another --out" in said.err
+    assert (
+        "mine/report.html exists and was not written by this command; choose another --out"
+        in said.err
+    )
     assert "predicting" not in said.err
     assert (mine / "report.html").read_text() == "of the user"
 

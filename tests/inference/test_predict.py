@@ -77,7 +77,7 @@ def test_too_little_memory_is_a_line_and_still_torchs_own_error(
         return str(caught.value)
 
     line = "cpu has too little memory for 20 patches at once; give a smaller --batch-size"
-    for owner, name in ((type(classifier.network), "forward"), (DeviceTransfer, "send")):
+    for owner, name in ((type(classifier.network), "forward"), (DeviceTransfer, "upload")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert said() == line

@@ -1,66 +1,42 @@
+import re
+
 import pytest
 import torch
 
 from wsi_idc.core.errors import DeviceError
-from wsi_idc.runtime.device import _warn_of_waste, select_device
-from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
+from wsi_idc.runtime.device import (
+    TooLittleMemoryError,
+    _warn_unused_gpus,
+    oom_as_error,
+    select_device,
+)
 
 
-def test_auto_on_a_cpu_is_fp32():
-    compute = select_device("cpu")
-    assert compute.device == torch.device("cpu")
-    assert compute.precision == "fp32"
+def test_auto_precision_on_a_cpu_is_fp32():
+    config = select_device("cpu")
+    assert (config.device, config.precision) == (torch.device("cpu"), "fp32")
+    assert re.fullmatch(r"cpu \(\d+ threads\), fp32", str(config))
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["gpu", "cuda:x", "cpu:1", "", "mps:1", "cpu:", "cuda:", "cuda:01", "cuda:²", "cuda:1000"],
+    ("words", "message"),
+    [
+        *(
+            ((name,), "is not one of auto, cpu, cuda")
+            for name in ("gpu", "cuda:x", "cpu:1", "", "mps:1", "cpu:", "cuda:", "cuda:01")
+        ),
+        *(((name,), "is not one of auto, cpu, cuda") for name in ("cuda:²", "cuda:1000")),
+        (("cpu", "fp16"), "a CPU cannot compute in fp16"),
+        (("cpu", "fp8"), "precision 'fp8' is not one of auto, fp32"),
+        (
+            (f"cuda:{torch.cuda.device_count()}",),
+            f"torch sees {torch.cuda.device_count()} CUDA GPUs",
+        ),
+    ],
 )
-def test_an_unknown_device_is_refused(name: str):
-    with pytest.raises(DeviceError, match="is not one of auto, cpu, cuda"):
-        select_device(name)
-
-
-def test_a_gpu_that_is_not_there_is_refused():
-    number = torch.cuda.device_count()
-    with pytest.raises(DeviceError, match=f"torch sees {number} CUDA GPUs"):
-        select_device(f"cuda:{number}")
-
-
-def test_half_precision_is_none_for_a_cpu():
-    with pytest.raises(DeviceError, match="fp16 is no precision for a CPU"):
-        select_device("cpu", "fp16")
-
-
-def test_threads_are_the_cores_given(monkeypatch: pytest.MonkeyPatch):
-    before = torch.get_num_threads()
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    select_device("cpu")
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(before)
-
-
-def test_fewer_threads_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch):
-    before = torch.get_num_threads()
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    select_device("cpu")
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(before)
-
-
-def test_threads_that_are_no_number_are_passed_over(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "²")
-    assert num_threads() == available_cores()
-
-
-def test_bf16_autocast_is_on_only_where_asked_for():
-    product = torch.ones(2, 2)
-    with select_device("cpu", "bf16").autocast():
-        assert (product @ product).dtype == torch.bfloat16
-    with select_device("cpu", "fp32").autocast():
-        assert (product @ product).dtype == torch.float32
+def test_unavailable_device_is_refused(words: tuple[str, ...], message: str):
+    with pytest.raises(DeviceError, match=message):
+        select_device(*words)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -69,60 +45,68 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         select_device("cpu", compiled=True)
 
 
+@pytest.mark.parametrize(("cores", "limit"), [("1", None), ("4", "1")])
+def test_torch_uses_the_available_threads(
+    monkeypatch: pytest.MonkeyPatch, cores: str, limit: str | None
+):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", cores)
+    if limit:
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    select_device("cpu")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_autocast_follows_the_precision():
+    product = torch.ones(2, 2)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with select_device("cpu", precision).autocast():
+            assert (product @ product).dtype == dtype
+
+
+def test_lack_of_memory_is_an_error_that_torch_code_can_catch_too():
+    for what, text in ((8, "8 patches at once; give a smaller --batch-size"), ("it", "it")):
+        with pytest.raises(TooLittleMemoryError, match=f"^cpu has too little memory for {text}$"):
+            with oom_as_error(what, torch.device("cpu")):
+                raise torch.OutOfMemoryError
+    assert issubclass(TooLittleMemoryError, torch.OutOfMemoryError)
+
+
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    _warn_of_waste.cache_clear()
+    _warn_unused_gpus.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_gpus_that_slurm_gave_and_torch_does_not_see_are_told_of_once(
+def test_gpus_of_slurm_that_torch_does_not_see_are_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
     select_device("cpu")
     assert caplog.messages == []
     for _ in range(2):
         assert select_device().device.type in ("cpu", "mps")
     assert caplog.messages == [
-        "SLURM gave this job GPUs (SLURM_JOB_GPUS=0,1) and torch sees none, so all is computed on "
-        "the CPU: this torch is built for CPUs; install one built for CUDA; wsi-idc doctor says "
-        "more, and --device cpu says that no GPU is wanted"
+        "SLURM gave this job GPUs (SLURM_JOB_GPUS=0,1), but torch sees none, so everything runs on "
+        "the CPU: this torch is built for CPUs; install one built for CUDA; see wsi-idc doctor, or "
+        "give --device cpu to compute without a GPU"
     ]
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_gpus_asked_for_nothing_is_said(
+def test_no_warning_without_gpus_of_slurm_or_with_gpus_of_torch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
     select_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
-    assert select_device().device.type == "cuda"
+    config = select_device()
+    assert (config.device.type, config.precision) == ("cuda", "bf16")
     assert caplog.messages == []
-
-
-@pytest.mark.parametrize(
-    ("said", "given"),
-    [
-        ({"SLURM_JOB_ID": "1"}, None),
-        ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0"}, "SLURM_JOB_GPUS=0"),
-        ({"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "2,3"}, "SLURM_STEP_GPUS=2,3"),
-        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2"),
-        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "0"}, None),
-        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES=0"),
-        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
-        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": ""}, None),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, None),
-    ],
-)
-def test_what_slurm_says(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], given: str | None):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    assert slurm_gpus() == given

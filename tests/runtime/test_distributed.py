@@ -72,7 +72,7 @@ def wait_for_an_epoch(out: Path, processes: list[subprocess.Popen]) -> None:
 
 def test_the_parts_of_all_processes_are_the_whole():
     for num, size in [(10, 3), (2, 3), (64, 2), (0, 2)]:
-        parts = [list(range(num))[World(rank, size).part(num)] for rank in range(size)]
+        parts = [list(range(num))[World(rank, size).shard(num)] for rank in range(size)]
         assert [thing for part in parts for thing in part] == list(range(num))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

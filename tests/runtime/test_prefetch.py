@@ -2,33 +2,35 @@ import threading
 
 import pytest
 
-from wsi_idc.runtime.prefetch import prefetch_one
+from wsi_idc.runtime.prefetch import prefetch
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("num", [0, 1, 2, 5])
-def test_all_come_in_order(num: int):
-    assert list(prefetch_one(lambda key: key * 10, range(num))) == [key * 10 for key in range(num)]
+def test_items_come_in_order(num: int, num_threads: int):
+    items = prefetch(lambda key: key * 10, range(num), num=num_threads)
+    assert list(items) == [key * 10 for key in range(num)]
 
 
-def test_just_one_is_read_while_another_is_used():
-    read = []
+def test_only_the_next_item_is_read_while_one_is_used():
+    keys = []
     second = threading.Event()
 
-    def note(key: int) -> int:
-        read.append(key)
+    def read(key: int) -> int:
+        keys.append(key)
         if key == 1:
             second.set()
         return key
 
-    coming = prefetch_one(note, range(5))
-    assert next(coming) == 0
+    items = prefetch(read, range(5))
+    assert next(items) == 0
     assert second.wait(10)
-    assert read == [0, 1]
-    coming.close()
+    assert keys == [0, 1]
+    items.close()
 
 
-def test_what_reading_raises_comes_at_its_turn():
-    coming = prefetch_one(lambda key: 1 // key, (1, 0))
-    assert next(coming) == 1
+def test_error_of_a_read_is_raised_in_its_turn():
+    items = prefetch(lambda key: 1 // key, (1, 0))
+    assert next(items) == 1
     with pytest.raises(ZeroDivisionError):
-        next(coming)
+        next(items)

@@ -4,17 +4,17 @@ import sys
 
 import pytest
 
-from wsi_idc.runtime.resources import available_cores, limit_spinning
+from wsi_idc.runtime.resources import available_cores, limit_spinning, num_threads, slurm_gpus
 
 
-def test_slurm_has_the_first_word(monkeypatch):
+def test_cores_that_slurm_gave_come_first(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert available_cores() == 3
 
 
-@pytest.mark.parametrize("given", ["", "0", "-2", "many", "²"])
-def test_else_the_affinity(monkeypatch, given):
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+@pytest.mark.parametrize("value", ["", "0", "-2", "many", "²"])
+def test_cores_are_otherwise_those_of_the_affinity(monkeypatch, value):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", value)
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -24,32 +24,57 @@ def test_else_the_affinity(monkeypatch, given):
     assert available_cores() == len(before)
 
 
+@pytest.mark.parametrize(("limit", "expected"), [("2", 2), ("9", 4), ("0", 4), ("", 4), ("²", 4)])
+def test_threads_are_limited_by_omp_num_threads(monkeypatch, limit, expected):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert num_threads() == expected
+
+
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("variables", "expected"),
+    [
+        ({"SLURM_JOB_ID": "1"}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0"}, "SLURM_JOB_GPUS=0"),
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "2,3"}, "SLURM_STEP_GPUS=2,3"),
+        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2"),
+        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "0"}, None),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES=0"),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
+        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, None),
+    ],
+)
+def test_gpus_of_a_slurm_job(monkeypatch, variables, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert slurm_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
     [
         ({}, "1000"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "active"}, None),
     ],
 )
-def test_threads_spin_briefly_unless_told_otherwise(monkeypatch, given, expected):
+def test_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch, variables, expected):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     limit_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="glibc's memory, which is Linux's"
-)
-# In a process of its own, for what other tests freed would be used first.
-_COUNT = """
+# In its own process: memory that other tests freed would be used first.
+COUNT_PAGE_FAULTS = """
 import resource
 import numpy as np
-from wsi_idc.runtime.resources import return_freed_memory, keep_freed_memory
+from wsi_idc.runtime.resources import keep_freed_memory, return_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -66,11 +91,12 @@ print(first, kept, returned, faults())
 """
 
 
-def test_freed_memory_is_used_again_but_where_it_is_returned():
-    said = subprocess.run(
-        [sys.executable, "-c", _COUNT], capture_output=True, text=True, check=True
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has these functions")
+def test_freed_memory_is_reused_except_inside_the_block():
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True
     )
-    first, kept, returned, kept_after = map(int, said.stdout.split())
-    # At least a fault for each large page (2 MB).
+    first, kept, returned, kept_after = map(int, done.stdout.split())
+    # At least one fault per large page (2 MB).
     assert min(first, returned) >= 50
     assert max(kept, kept_after) < 25

@@ -1,4 +1,3 @@
-import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -14,163 +13,153 @@ GIB = 2**30
 
 
 class Clock:
-    """Stands still but for ``pass_``."""
+    """A clock that only ``advance`` moves, and a GPU that is some seconds behind it."""
 
     def __init__(self) -> None:
-        self.now = 100.0
+        self.now, self.gpu_delay, self.num_resets = 100.0, 0.0, 0
 
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += seconds
+
+    def items(self, num: int, seconds: float) -> Iterator[int]:
+        for number in range(num):
+            self.advance(seconds)
+            yield number
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "perf_counter", clock)
+    monkeypatch.setattr(module, "perf_counter", lambda: clock.now)
     return clock
 
 
-class Device:
-    """A GPU that is so many seconds behind the host; nobody may wait for it."""
+@pytest.fixture
+def gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace torch's CUDA functions; its events refuse to be read before they have happened."""
 
-    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock, self.behind, self.resets = clock, 0.0, 0
-        device = self
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
 
-        class Event:
-            def __init__(self, *, enable_timing: bool) -> None:
-                assert enable_timing
+        def record(self, stream: object) -> None:
+            assert stream == "stream of cuda:0"
+            self.time = clock.now + clock.gpu_delay
 
-            def record(self, stream: object) -> None:
-                assert stream == "stream of cuda:0"
-                self.at = clock.now + device.behind
+        def query(self) -> bool:
+            return self.time <= clock.now
 
-            def query(self) -> bool:
-                return self.at <= clock.now
+        def elapsed_time(self, end: "Event") -> float:
+            assert self.query() and end.query()
+            return 1000 * (end.time - self.time)
 
-            def elapsed_time(self, end: "Event") -> float:
-                assert self.query() and end.query()
-                return 1000 * (end.at - self.at)
+    def reset(device: torch.device) -> None:
+        clock.num_resets += 1
 
-        def reset(device: torch.device) -> None:
-            self.resets += 1
-
-        fakes = {
-            "Event": Event,
-            "current_stream": lambda device: f"stream of {device}",
-            "is_initialized": lambda: True,
-            "reset_peak_memory_stats": reset,
-            "max_memory_allocated": lambda device: 3 * GIB,
-            "get_device_properties": lambda device: SimpleNamespace(total_memory=80 * GIB),
-        }
-        for name, fake in fakes.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
+    fakes = {
+        "Event": Event,
+        "current_stream": lambda device: f"stream of {device}",
+        "is_initialized": lambda: True,
+        "reset_peak_memory_stats": reset,
+        "max_memory_allocated": lambda device: 3 * GIB,
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=80 * GIB),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
 
 
-def source(clock: Clock, num: int, seconds: float) -> Iterator[int]:
-    for number in range(num):
-        clock.pass_(seconds)
-        yield number
+def test_cpu_times_are_those_of_the_clock(clock: Clock):
+    meter = ThroughputMeter(CPU)
+    clock.advance(50)
+    meter.start()
+    items = []
+    for item in meter.time_data_wait(clock.items(4, 0.5)):
+        with meter.time_compute(8):
+            clock.advance(1.5)
+        clock.advance(0.5)
+        items.append(item)
+    assert items == [0, 1, 2, 3]
+    assert meter.summary_line() == "20% waiting for data"
+    stats = meter.stats()
+    assert stats == ThroughputStats(10.0, 32, 2.0, 6.0, memory_gib=None)
+    assert stats.rate == 3.2
+    assert stats.shares() == {"data_wait_share": 0.2, "network_share": 0.6}
+    assert str(stats) == "20% of the time waiting for data, 60% in the network"
 
 
-def test_on_a_cpu_the_clock_tells(clock: Clock):
-    usage = ThroughputMeter(CPU)
-    clock.pass_(50)
-    usage.begin()
-    seen = []
-    for item in usage.time_data_wait(source(clock, 4, 0.5)):
-        with usage.time_compute(8):
-            clock.pass_(1.5)
-        clock.pass_(0.5)
-        seen.append(item)
-    assert seen == [0, 1, 2, 3]
-    assert usage.summary_line() == "20% waiting for data"
-    used = usage.used()
-    assert used == ThroughputStats(10.0, 32, waited=2.0, computed=6.0, memory_gib=None)
-    assert used.rate == 3.2
-    assert used.shares() == {"data_wait_share": 0.2, "network_share": 0.6}
-    assert str(used) == "20% of the time waiting for data, 60% in the network"
-
-
-def test_on_a_gpu_events_tell_and_nobody_waits_for_them(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-):
-    device = Device(clock, monkeypatch)
-    usage = ThroughputMeter(CUDA)
-    assert device.resets == 1
-    for _ in usage.time_data_wait(source(clock, 3, 1.0)):
-        device.behind = 3.0
-        with usage.time_compute(8):
-            # The host only asks for it; the device takes two seconds.
-            device.behind = 5.0
-    assert usage.used() == ThroughputStats(
-        3.0, 24, waited=3.0, computed=0.0, memory_gib=(3.0, 80.0)
-    )
-    clock.pass_(3.0)  # by now the device has come to the end of the first of three
-    assert usage.used().computed == 2.0
-    clock.pass_(4.0)
-    used = usage.used()
-    assert used == ThroughputStats(10.0, 24, waited=3.0, computed=6.0, memory_gib=(3.0, 80.0))
-    assert used.shares() == {
+@pytest.mark.usefixtures("gpu")
+def test_gpu_times_are_those_of_finished_events(clock: Clock):
+    meter, memory = ThroughputMeter(CUDA), (3.0, 80.0)
+    assert clock.num_resets == 1
+    for _ in meter.time_data_wait(clock.items(3, 1.0)):
+        clock.gpu_delay = 3.0
+        with meter.time_compute(8):
+            # The host only queues the work; the GPU takes two seconds.
+            clock.gpu_delay = 5.0
+    assert meter.stats() == ThroughputStats(3.0, 24, 3.0, 0.0, memory)
+    clock.advance(3.0)  # the GPU has finished the first of three batches
+    assert meter.stats().network_seconds == 2.0
+    clock.advance(4.0)
+    stats = meter.stats()
+    assert stats == ThroughputStats(10.0, 24, 3.0, 6.0, memory)
+    assert stats.shares() == {
         "data_wait_share": 0.3,
         "network_share": 0.6,
         "gpu_memory_peak_gib": 3.0,
         "gpu_memory_gib": 80.0,
     }
-    assert str(used) == (
+    assert str(stats) == (
         "30% of the time waiting for data, 60% in the network, GPU memory 3.0 of 80 GiB"
     )
-    usage.begin()
-    assert device.resets == 2
-    clock.pass_(1.0)
-    assert usage.used() == ThroughputStats(1.0, 0, waited=0.0, computed=0.0, memory_gib=(3.0, 80.0))
+    meter.start()
+    assert clock.num_resets == 2
+    clock.advance(1.0)
+    assert meter.stats() == ThroughputStats(1.0, 0, 0.0, 0.0, memory)
 
 
-def test_events_of_a_long_epoch_are_read_on_the_way(clock: Clock, monkeypatch: pytest.MonkeyPatch):
-    Device(clock, monkeypatch)
-    usage = ThroughputMeter(CUDA)
+@pytest.mark.usefixtures("gpu")
+def test_events_of_a_long_epoch_are_not_kept(clock: Clock):
+    meter = ThroughputMeter(CUDA)
     for _ in range(1000):
-        with usage.time_compute(1):
-            clock.pass_(0.5)
-    assert len(usage._unread) <= 65
-    assert usage.used() == ThroughputStats(
-        500.0, 1000, waited=0.0, computed=500.0, memory_gib=(3.0, 80.0)
-    )
+        with meter.time_compute(1):
+            clock.advance(0.5)
+    assert len(meter._events) <= 1
+    assert meter.stats() == ThroughputStats(500.0, 1000, 0.0, 500.0, (3.0, 80.0))
 
 
-def test_work_that_failed_does_not_count(clock: Clock):
-    usage = ThroughputMeter(CPU)
-    with pytest.raises(ZeroDivisionError), usage.time_compute(8):
-        clock.pass_(1.0)
+def test_failed_work_does_not_count(clock: Clock):
+    meter = ThroughputMeter(CPU)
+    with pytest.raises(ZeroDivisionError), meter.time_compute(8):
+        clock.advance(1.0)
         raise ZeroDivisionError
-    assert usage.used() == ThroughputStats(1.0, 0, waited=0.0, computed=0.0, memory_gib=None)
+    assert meter.stats() == ThroughputStats(1.0, 0, 0.0, 0.0, memory_gib=None)
 
 
-def test_of_a_device_that_cannot_tell_only_the_wait_is_said(clock: Clock):
-    usage = ThroughputMeter(torch.device("mps"))
-    with usage.time_compute(1):
-        clock.pass_(1.0)
-    assert usage.used().shares() == {"data_wait_share": 0.0}
-    assert str(usage.used()) == "0% of the time waiting for data"
+def test_mps_reports_only_the_wait_for_data(clock: Clock):
+    meter = ThroughputMeter(torch.device("mps"))
+    with meter.time_compute(1):
+        clock.advance(1.0)
+    assert meter.stats().shares() == {"data_wait_share": 0.0}
+    assert str(meter.stats()) == "0% of the time waiting for data"
 
 
-def test_the_line_at_the_end(clock: Clock, caplog: pytest.LogCaptureFixture):
+def test_log_line_of_a_command(clock: Clock, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", logger="wsi_idc")
-    usage = ThroughputMeter(CPU)
-    usage.log("mapped")
-    with usage.time_compute(3000):
-        clock.pass_(2.0)
-    usage.log("mapped")
-    assert caplog.messages == [
-        "mapped 3000 patches, 1500 patches/s, 0% of the time waiting for data, 100% in the network"
+    meter = ThroughputMeter(CPU)
+    meter.log("mapped")
+    with meter.time_compute(3000):
+        clock.advance(2.0)
+    meter.log("mapped")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        (
+            "INFO",
+            "mapped 3000 patches, 1500 patches/s, 0% of the time waiting for data, "
+            "100% in the network",
+        )
     ]
-    assert caplog.records[0].levelno == logging.INFO
 
 
-def test_each_choice_of_a_device_has_a_stopwatch_of_its_own():
-    one, other = select_device("cpu"), select_device("cpu")
-    assert one == other == DeviceConfig(CPU, "fp32")
-    assert one.usage is not other.usage
+def test_each_device_config_has_its_own_meter():
+    first, second = select_device("cpu"), select_device("cpu")
+    assert first == second == DeviceConfig(CPU, "fp32")
+    assert first.throughput is not second.throughput

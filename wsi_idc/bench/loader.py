@@ -12,7 +12,7 @@ from wsi_idc.bench.fixtures import rows_of, some_patients, write_pngs
 from wsi_idc.bench.timing import COMMAND, BenchmarkResult, Variant, interleave, machine, peak_memory
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.device import DeviceConfig
-from wsi_idc.runtime.prefetch import prefetch_one
+from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
 from wsi_idc.runtime.transfer import DeviceTransfer
 
@@ -49,7 +49,7 @@ def bench_loader(
         parts = (order[at : at + batch_size] for at in range(0, len(order), batch_size))
         return sum(
             len(sent.get())
-            for sent in prefetch_one(lambda some: link.send(pack.patches[some]), parts)
+            for sent in prefetch(lambda some: link.upload(pack.patches[some]), parts)
         )
 
     def from_files(num_workers: int) -> int:

@@ -36,7 +36,7 @@ def map_parts(
     rows, link = pack.rows_of(patients[0]), DeviceTransfer(builder.device_config.device)
     rows = rows[torch.arange(len(bare.ready)).numpy() % len(rows)]
     patches = pack.patches[rows]
-    on_device = link.send(patches).get()
+    on_device = link.upload(patches).get()
     assert builder.cam is not None
     cam = vars(builder.cam.resolve(classifier))
 
@@ -44,7 +44,7 @@ def map_parts(
     def run(what: str) -> int:
         with compute.autocast():
             if what == "copy":
-                link.send(patches).get()
+                link.upload(patches).get()
             elif what == "resize":
                 classifier.preprocess(to_images(on_device))
             elif what == "resize, forward":

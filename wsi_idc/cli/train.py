@@ -61,10 +61,10 @@ def train(
     config = TrainConfig(**options)
     resolved = resolve(config)
     with init_distributed(device) as world:
-        if not world.is_writer:
+        if not world.is_main:
             set_up_logging(-1)
         compute = select_device(device, config.precision, compiled=compiled)
-        with world.writer_first():
+        with world.main_first():
             pack = open_data(data)
         split = make_split(pack, config.split, seed=config.seed)
         asked = resolved_config(config, pack, split)
@@ -85,7 +85,7 @@ def train(
                 save_minutes=save_minutes,
                 stop=stop,
             )
-    if world.is_writer:
+    if world.is_main:
         _say_result(run, checkpoint, was_finished=was_finished, as_json=as_json)
 
 

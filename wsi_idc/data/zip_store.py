@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from wsi_idc.core.errors import DataError
+from wsi_idc.core.files import starts_with
 from wsi_idc.data.patch_store import (
     MAX_FILE_BYTES,
     UNREADABLE,

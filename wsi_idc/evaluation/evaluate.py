@@ -165,12 +165,12 @@ def _logits(
     batch_size: int,
 ) -> NDArray[np.float32]:
     parts = []
-    compute.usage.begin()
+    compute.throughput.start()
     with progress(len(rows), what="predicting") as bar:
         for part in method.predict(pack, rows, device_config=compute, batch_size=batch_size):
             parts.append(part.logit)
             bar.update(len(part.logit))
-    compute.usage.log("predicted")
+    compute.throughput.log("predicted")
     return np.concatenate(parts)
 
 

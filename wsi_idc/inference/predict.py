@@ -20,7 +20,7 @@ from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.classifier import PatchClassifier, to_images
 from wsi_idc.models.compile import can_compile, compile_predictor
 from wsi_idc.runtime.device import DeviceConfig, oom_as_error
-from wsi_idc.runtime.prefetch import prefetch_one
+from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def predict(
     """
     transfer = DeviceTransfer(device_config.device)
     multiple = _batch_multiple(device_config, batch_size)
-    batches = prefetch_one(
+    batches = prefetch(
         lambda batch_rows: _pad_batch(pack.read(batch_rows), transfer, multiple=multiple),
         (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)),
     )
@@ -175,13 +175,13 @@ def _predict(
     device_config: DeviceConfig,
     tta: bool,
 ) -> Generator[RawPrediction, None, None]:
-    views, usage = range(NUM_DIHEDRAL if tta else 1), device_config.usage
+    views, usage = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
     # The device computes one batch while the caller uses the results of the one before.
     pending: tuple[PendingResult, int] | None = None
     for batch in usage.time_data_wait(batches):
         with usage.time_compute(batch.num), oom_as_error(batch.num, device_config.device):
             logit, cam = _forward(networks, batch.patches.get(), device_config, views=views)
-        result = transfer.fetch([logit] if cam is None else [logit, cam])
+        result = transfer.download([logit] if cam is None else [logit, cam])
         if pending is not None:
             yield _to_numpy(*pending)
         pending = result, batch.num
@@ -281,4 +281,4 @@ def _pad_batch(patches: NDArray[np.uint8], transfer: DeviceTransfer, *, multiple
     padding = -num % multiple
     padded = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
     with oom_as_error(num, transfer.device):
-        return _Batch(transfer.send(padded), num)
+        return _Batch(transfer.upload(padded), num)

@@ -131,7 +131,7 @@ class MapBuilder:
             map_path(self.out, patient)
         self._warn_training_patients(source.names)
         report = MapReport()
-        self.device_config.usage.begin()
+        self.device_config.throughput.start()
         with (
             MapWriterPool(self.out, report) as writers,
             closing(source.predict(self, report)) as predicted,
@@ -142,7 +142,7 @@ class MapBuilder:
         if self.stop and len(report.made) < num_open:
             progress = f" with {len(report.made)} of {num_open} maps made"
             raise stopped_error(self.stop.signal_name or "", progress)
-        self.device_config.usage.log("mapped")
+        self.device_config.throughput.log("mapped")
         return report
 
     def select(

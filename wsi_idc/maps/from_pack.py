@@ -135,7 +135,7 @@ def _until_stop(
     for prediction in predictions:
         if builder.stop:
             return
-        bar.set_postfix_str(builder.device_config.usage.summary_line(), refresh=False)
+        bar.set_postfix_str(builder.device_config.throughput.summary_line(), refresh=False)
         bar.update(len(prediction.logit))
         yield prediction
 

@@ -17,7 +17,7 @@ from torch.utils.data import WeightedRandomSampler
 from wsi_idc.data.augmentation import AugmentParams, sample_mixup, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.distributed import World
-from wsi_idc.runtime.prefetch import prefetch_one
+from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.loss import Targets, inverse_frequency
 
@@ -144,7 +144,7 @@ def read_batches(
         seed = int(rng.integers(2**62))
         generator = torch.Generator().manual_seed(seed)
         params = sample_params(config.augment, len(chosen), generator=generator)
-        part = world.part(len(chosen))
+        part = world.shard(len(chosen))
         targets, mixed_in = Targets(torch.from_numpy(label[chosen])), None
         if config.mixup:
             partner, lam = sample_mixup(len(chosen), alpha=config.mixup, generator=generator)
@@ -160,4 +160,4 @@ def read_batches(
             seed=seed,
         )
 
-    return prefetch_one(read, steps)
+    return prefetch(read, steps)

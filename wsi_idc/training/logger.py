@@ -34,7 +34,7 @@ class RunLogger:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._tensorboard: Any = None
-        if not training.world.is_writer:
+        if not training.world.is_main:
             return
         samples, config = training.run.folder / SAMPLES, training.config
         if not samples.exists():
@@ -60,7 +60,7 @@ class RunLogger:
 
     def log_epoch(self) -> None:
         """Write the record of the last epoch."""
-        if self._training.world.is_writer:
+        if self._training.world.is_main:
             self._log(self._training.state.history[-1:])
 
     def _log(self, records: Sequence[dict[str, Any]]) -> None:

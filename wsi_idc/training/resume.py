@@ -41,7 +41,7 @@ def to_checkpoint(training: Training) -> Checkpoint:
 
 def save_state(training: Training) -> None:
     """Write last.pt in one atomic step, in the process that writes files."""
-    if not training.world.is_writer:
+    if not training.world.is_main:
         return
     average = training.average
     content = {

@@ -106,11 +106,11 @@ def train(
         world=world,
         micro_batch=micro_batch,
     )
-    world.wait()
+    world.barrier()
     try:
-        with run.lock(is_writer=world.is_writer):
+        with run.lock(is_writer=world.is_main):
             # Check again: another process may have trained here before this one got the lock.
-            if world.is_writer and not overwrite:
+            if world.is_main and not overwrite:
                 run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
                 return _run_epochs(
@@ -127,7 +127,7 @@ def train(
 
 def _is_finished(run: Run, world: World) -> bool:
     """Return rank 0's answer to whether the run is finished: all ranks must do the same."""
-    return bool(world.largest(int(world.is_writer and run.is_finished())))
+    return bool(world.max(int(world.is_main and run.is_finished())))
 
 
 def _run_epochs(
@@ -140,9 +140,9 @@ def _run_epochs(
 ) -> Checkpoint:
     run, world, state = training.run, training.world, training.state
     is_resumable = run.matches(settings) and not run.is_finished()
-    if world.is_writer and not is_resumable:
+    if world.is_main and not is_resumable:
         run.start(settings, {"provenance": training.provenance})
-    world.wait()
+    world.barrier()
     if run.last.exists():
         resume(training)
         state = training.state
@@ -154,7 +154,7 @@ def _run_epochs(
             if on_epoch is not None:
                 on_epoch(dict(state.history[-1]))
     checkpoint = calibrate_and_save(training)
-    if world.is_writer:
+    if world.is_main:
         best = {"epoch": state.best_epoch, **checkpoint.metrics}
         run.write("finished", settings, {"provenance": training.provenance, "best": best})
     return checkpoint
@@ -188,7 +188,7 @@ def run_steps(training: Training) -> Iterator[int]:
         world=training.world,
         source=training.source,
     )
-    usage = training.device_config.usage
+    usage = training.device_config.throughput
     for batch in usage.time_data_wait(batches):
         set_rate(state.step)
         num_patches = len(batch.all_targets.label)
@@ -200,8 +200,8 @@ def run_steps(training: Training) -> Iterator[int]:
 
 def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: float) -> None:
     """Train on the remaining batches of the current epoch; save at intervals and when stopped."""
-    state, world, usage = training.state, training.world, training.device_config.usage
-    usage.begin()
+    state, world, usage = training.state, training.world, training.device_config.throughput
+    usage.start()
     last_save = time.monotonic()
     started = last_save - state.seconds
     title = f"epoch {state.epoch + 1}/{training.config.epochs}"
@@ -213,9 +213,9 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         for num_patches in run_steps(training):
             bar.update(num_patches)
             now = time.monotonic()
-            must_save = world.is_writer and now - last_save > save_seconds
+            must_save = world.is_main and now - last_save > save_seconds
             # 1: save, 2: save and stop. All processes must do the same.
-            order = world.largest(2 if stop else int(must_save))
+            order = world.max(2 if stop else int(must_save))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
                 bar.set_postfix_str(f"loss {loss:.3f}, {usage.summary_line()}", refresh=False)
@@ -248,7 +248,7 @@ def _finish_epoch(training: Training) -> None:
     state, config = training.state, training.config
     loss = _mean_loss(training)
     # Usage of this process, since it started or resumed the epoch.
-    usage = training.device_config.usage.used()
+    usage = training.device_config.throughput.stats()
     logit, label = predict_val(training)
     probability = idc_probability(logit, temperature=1.0)
     state.epoch += 1
@@ -270,7 +270,7 @@ def _finish_epoch(training: Training) -> None:
     is_best = _monitored(config, record) > state.best
     if is_best:
         state.best, state.best_epoch = _monitored(config, record), state.epoch
-        if training.world.is_writer:
+        if training.world.is_main:
             save_checkpoint(training.run.best, to_checkpoint(training))
     state.step, state.loss_sum, state.seconds = 0, 0.0, 0.0
     save_state(training)

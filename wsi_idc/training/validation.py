@@ -38,12 +38,12 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
         RunError: A logit is not finite.
     """
     rows, world = training.rows["val"], training.world
-    world.copy_from_writer(training.ema_model.network)
+    world.broadcast_module(training.ema_model.network)
     try:
         part = predict_logits(
             [training.ema_model],
             training.pack,
-            rows[world.part(len(rows))],
+            rows[world.shard(len(rows))],
             device_config=training.device_config,
             batch_size=min(_BATCH_SIZE, 2 * training.micro_batch),
         )
@@ -66,9 +66,9 @@ def divergence_error(training: Training) -> RunError:
 def calibrate_and_save(training: Training) -> Checkpoint:
     """Calibrate the best weights on the val patients and save the final checkpoint."""
     world, run, model = training.world, training.run, training.ema_model
-    world.wait()
+    world.barrier()
     best = load_checkpoint(run.best)
-    world.wait()
+    world.barrier()
     load_state(model.network, best.state)
     if not best.metrics:  # a process killed after saving the final checkpoint has already shifted
         # Class weighting and oversampling shift the IDC log odds by a constant. Undo the shift in
@@ -76,13 +76,13 @@ def calibrate_and_save(training: Training) -> Checkpoint:
         with torch.no_grad():
             model.head.bias[IDC] -= training.log_odds_shift
     logit, _ = predict_val(training)
-    if world.is_writer:
+    if world.is_main:
         checkpoint = replace(to_checkpoint(training), metrics={"epoch": training.state.best_epoch})
         rows = training.rows["val"]
         save_checkpoint(
             run.best, _calibrate(checkpoint, logit, training.pack, rows, training.config)
         )
-    world.wait()
+    world.barrier()
     return load_checkpoint(run.best)
 
 
@@ -93,11 +93,11 @@ def load_or_recalibrate(
     checkpoint = load_checkpoint(run.best)
     settings = {name: getattr(config, name) for name in CALIBRATION_FIELDS}
     is_current = all(checkpoint.config.get(name) == value for name, value in settings.items())
-    world.wait()
+    world.barrier()
     if checkpoint.smoothing is not None and is_current:
         return checkpoint
     logger.info("the training is finished; calibrating it again on val")
-    if world.is_writer:
+    if world.is_main:
         rows = labeled_rows(pack, checkpoint.patients("val"))
         with run.lock():
             logit = predict_logits([checkpoint.build()], pack, rows, device_config=device_config)[
@@ -107,7 +107,7 @@ def load_or_recalibrate(
             checkpoint = _calibrate(checkpoint, logit, pack, rows, config)
             save_checkpoint(run.best, checkpoint)
             run.update_best_metrics(checkpoint.metrics)
-    world.wait()
+    world.barrier()
     return load_checkpoint(run.best)
 
 
