@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,157 +24,174 @@ from wsi_idc.runtime.distributed import (
     init_distributed,
 )
 
-# Dropout and batch norm see a process's own part of a batch; without them the sums must agree.
-PROGRAM = """
+# Imports torch once, then forks the processes of each training, as torchrun would start them.
+# Dropout and batch norm depend on a process's own part of a batch; without them, sums must agree.
+LAUNCHER = """
+import json, os, sys
 import wsi_idc.models.cnn
+import wsi_idc.training.train
+from wsi_idc.cli.main import main
 wsi_idc.models.cnn.DROPOUT = 0.0
-from wsi_idc.cli import main
-main()
+
+def start(rank, num, port, log, words):
+    if pid := os.fork():
+        return pid
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    for fd, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{log}.{rank}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), fd)
+    sys.argv = ["wsi-idc", *words]
+    main()
+
+for line in sys.stdin:
+    num, *arguments = json.loads(line)
+    pids = [start(rank, num, *arguments) for rank in range(num)]
+    print(json.dumps(pids), flush=True)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print(json.dumps(codes), flush=True)
 """
 
 
-def start(cohort: Pack, out: Path, *more: str, num: int = 2) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["train", "--model", "cnn", "--split", "ratio:50/25/25", "--batch-size", "16"]
-    words += ["--optimizer", "sgd", "--device", "cpu", "--data", str(cohort.path)]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words, "--out", str(out), *more],
-            env=os.environ
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(num),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num)
-    ]
+class Launcher:
+    """Starts trainings and reports their exit codes."""
+
+    def __init__(self, process: subprocess.Popen, cohort: Pack, folder: Path) -> None:
+        self._process, self._cohort, self._log = process, cohort, folder / "log"
+
+    def start(self, out: Path, *words: str, num: int) -> list[int]:
+        """Start a training in ``num`` processes and return their ids."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command = ["train", "--model", "cnn", "--split", "ratio:50/25/25", "--batch-size", "16"]
+        command += ["--optimizer", "sgd", "--device", "cpu", "--data", str(self._cohort.path)]
+        command += ["--out", str(out), *words]
+        self._process.stdin.write(json.dumps([num, port, str(self._log), command]) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def wait(self) -> list[int]:
+        """Wait for all processes of the training and return their exit codes."""
+        return json.loads(self._process.stdout.readline())
+
+    def read(self, rank: int, stream: str) -> str:
+        """Return the output of a process: "out" or "err"."""
+        return Path(f"{self._log}.{rank}.{stream}").read_text()
+
+
+@pytest.fixture
+def launcher(cohort: Pack, tmp_path: Path) -> Iterator[Launcher]:
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield Launcher(process, cohort, tmp_path)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def history(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for_an_epoch(out: Path, processes: list[subprocess.Popen]) -> None:
+def wait_for_epoch(out: Path, num: int) -> None:
     until = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists():
+    while not (out / "metrics.jsonl").exists() or len(history(out)) < num:
         assert time.monotonic() < until
-        assert all(process.poll() is None for process in processes), processes[0].communicate()
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
-def test_the_parts_of_all_processes_are_the_whole():
+@pytest.mark.slow
+def test_two_processes_train_as_one_stop_together_and_notice_a_loss(
+    launcher: Launcher, tmp_path: Path
+):
+    for num in (1, 2):
+        launcher.start(tmp_path / str(num), "--epochs", "2", num=num)
+        assert launcher.wait() == [0] * num, launcher.read(0, "err")
+        assert [bool(launcher.read(rank, "out")) for rank in range(num)] == [True, False][:num]
+    for single, double in zip(history(tmp_path / "1"), history(tmp_path / "2"), strict=True):
+        for name in ("train_loss", "val_loss", "val_auc", "val_average_precision"):
+            assert double[name] == pytest.approx(single[name], abs=1e-3), name
+
+    # A signal to one process stops both, with everything saved.
+    out, words = tmp_path / "run", ("--epochs", "500", "--patience", "500")
+    pids = launcher.start(out, *words, num=2)
+    wait_for_epoch(out, 1)
+    os.kill(pids[1], signal.SIGTERM)
+    assert launcher.wait() == [75, 75], launcher.read(0, "err")
+    assert (out / "last.pt").exists()
+
+    # A killed process ends the other one with an error.
+    num_epochs = len(history(out))
+    pids = launcher.start(out, *words, num=2)
+    wait_for_epoch(out, num_epochs + 1)
+    os.kill(pids[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert launcher.wait() == [1, -signal.SIGKILL]
+    assert time.monotonic() - killed < 60
+    error = launcher.read(0, "err")
+    assert error.strip().splitlines()[-1].startswith("Error: process 0 of 2 lost its connection")
+    assert "Traceback" not in error
+
+
+def test_shards_of_all_processes_cover_all_items():
     for num, size in [(10, 3), (2, 3), (64, 2), (0, 2)]:
-        parts = [list(range(num))[World(rank, size).shard(num)] for rank in range(size)]
-        assert [thing for part in parts for thing in part] == list(range(num))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        shards = [list(range(num))[World(rank, size).shard(num)] for rank in range(size)]
+        assert [item for shard in shards for item in shard] == list(range(num))
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 def test_without_torchrun_or_srun_there_is_one_process(monkeypatch: pytest.MonkeyPatch):
-    # What sbatch sets without srun starts nothing.
+    # sbatch sets these, but without srun it starts one process.
     for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
     with init_distributed("cpu") as world:
         assert world is SINGLE_PROCESS
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(cohort: Pack, tmp_path: Path):
-    found = {}
-    for num in (1, 2):
-        out = tmp_path / str(num)
-        processes = start(cohort, out, "--epochs", "2", num=num)
-        said = [process.communicate(timeout=240) for process in processes]
-        assert [process.returncode for process in processes] == [0] * num, said
-        assert [bool(stdout) for stdout, _ in said] == [True, False][:num]
-        found[num] = history(out)
-    for one, two in zip(found[1], found[2], strict=True):
-        for name in ("train_loss", "val_loss", "val_auc", "val_average_precision"):
-            assert two[name] == pytest.approx(one[name], abs=1e-3), name
-
-
-@pytest.mark.slow
-def test_a_lost_process_ends_the_others_with_an_error(cohort: Pack, tmp_path: Path):
-    out = tmp_path / "run"
-    processes = start(cohort, out, "--epochs", "500", "--patience", "500")
-    try:
-        wait_for_an_epoch(out, processes)
-        processes[1].kill()
-        killed = time.monotonic()
-        _, said = processes[0].communicate(timeout=60)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert time.monotonic() - killed < 60
-    assert processes[0].returncode == 1
-    assert said.strip().splitlines()[-1].startswith("Error: process 0 of 2 lost its connection")
-    assert "Traceback" not in said
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_with_everything_saved(cohort: Pack, tmp_path: Path):
-    out = tmp_path / "run"
-    words = ("--epochs", "500", "--patience", "500")
-    processes = start(cohort, out, *words)
-    try:
-        wait_for_an_epoch(out, processes)
-        processes[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [75, 75], said
-    assert (out / "last.pt").exists()
-
-
-def test_srun_without_a_place_to_meet_is_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_srun_without_a_meeting_point_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(RunError, match="set MASTER_ADDR"), init_distributed("cpu"):
         pass
 
 
-def seeing(monkeypatch: pytest.MonkeyPatch, *uuids: str) -> None:
-    """Let torch see GPUs that are not there."""
+def fake_gpus(monkeypatch: pytest.MonkeyPatch, *uuids: str) -> None:
     import torch
 
-    found = [SimpleNamespace(uuid=uuid) for uuid in uuids]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(found))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    gpus = [SimpleNamespace(uuid=uuid) for uuid in uuids]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found[number])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpus[number])
 
 
-def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch):
-    seeing(monkeypatch, "a", "b")
+def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch):
+    fake_gpus(monkeypatch, "a", "b")
     assert [_own_gpu("auto", size=2, local_rank=rank) for rank in (0, 1)] == [0, 1]
     for device, rank in [("auto", 2), ("cuda:0", 0)]:
-        with pytest.raises(RunError, match="3 processes want a GPU each, of 2 on this machine"):
+        with pytest.raises(RunError, match="3 processes need a GPU each, but this machine has 2"):
             _own_gpu(device, size=3, local_rank=rank)
 
 
-def test_a_process_that_sees_its_own_gpu_alone_takes_it(monkeypatch: pytest.MonkeyPatch):
-    seeing(monkeypatch, "b")
+def test_process_that_sees_only_its_own_gpu_uses_it(monkeypatch: pytest.MonkeyPatch):
+    fake_gpus(monkeypatch, "b")
     assert [_own_gpu("auto", size=4, local_rank=rank) for rank in (0, 1, 3)] == [0, 0, 0]
-    there = platform.node()
-    monkeypatch.setattr(World, "gather", lambda self, mine: [(there, "a"), mine])
+    node = platform.node()
+    monkeypatch.setattr(World, "gather", lambda self, value: [(node, "a"), value])
     _check_own_gpu(World(1, 2))
 
 
-def test_processes_that_have_one_gpu_together_are_told(monkeypatch: pytest.MonkeyPatch):
-    seeing(monkeypatch, "a")
-    monkeypatch.setattr(World, "gather", lambda self, mine: [mine, mine])
-    with pytest.raises(RunError, match="2 processes want a GPU each, of 1 on this machine"):
+def test_processes_that_use_the_same_gpu_are_refused(monkeypatch: pytest.MonkeyPatch):
+    fake_gpus(monkeypatch, "a")
+    monkeypatch.setattr(World, "gather", lambda self, value: [value, value])
+    with pytest.raises(RunError, match="2 processes need a GPU each, but this machine has 1"):
         _check_own_gpu(World(1, 2))
     # The same number on another machine is another GPU.
-    monkeypatch.setattr(World, "gather", lambda self, mine: [("elsewhere", "a"), mine])
+    monkeypatch.setattr(World, "gather", lambda self, value: [("elsewhere", "a"), value])
     _check_own_gpu(World(1, 2))
