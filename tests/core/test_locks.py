@@ -88,7 +88,7 @@ def test_waiting_ends_after_the_timeout_or_a_stop(lock: Path, monkeypatch: pytes
         with pytest.raises(BusyError), wait_for_lock(lock, what=lock, timeout=0):
             pass
         with (
-            pytest.raises(StoppedError, match="^Stopped by SIGTERM; run the same command again"),
+            pytest.raises(StoppedError, match=r"^Stopped by SIGTERM; run the same command again"),
             wait_for_lock(lock, what=lock, on_wait=lambda: raise_if_stopped(stop)),
         ):
             pass

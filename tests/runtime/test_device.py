@@ -66,12 +66,19 @@ def test_autocast_follows_the_precision():
             assert (product @ product).dtype == dtype
 
 
-def test_lack_of_memory_is_an_error_that_torch_code_can_catch_too():
-    for what, text in ((8, "8 patches at once; give a smaller --batch-size"), ("it", "it")):
-        with pytest.raises(TooLittleMemoryError, match=f"^cpu has too little memory for {text}$"):
-            with oom_as_error(what, torch.device("cpu")):
-                raise torch.OutOfMemoryError
-    assert issubclass(TooLittleMemoryError, torch.OutOfMemoryError)
+@pytest.mark.parametrize(
+    ("what", "text"), [(8, "8 patches at once; give a smaller --batch-size"), ("it", "it")]
+)
+def test_lack_of_memory_is_an_error_that_torch_code_catches_too(what: int | str, text: str):
+    with (
+        pytest.raises(
+            torch.OutOfMemoryError, match=f"^cpu has too little memory for {text}$"
+        ) as error,
+        oom_as_error(what, torch.device("cpu")),
+    ):
+        raise torch.OutOfMemoryError
+    assert error.type is TooLittleMemoryError
+    assert issubclass(error.type, DeviceError)
 
 
 @pytest.fixture
