@@ -110,7 +110,7 @@ def predict(
         (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)),
     )
     with ExitStack() as stack:
-        networks = _prepare_networks(classifiers, device_config, cam, stack)
+        networks = [_build_forward(model, device_config, cam, stack) for model in classifiers]
         yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
 
 
@@ -125,14 +125,8 @@ def batch_predictor(
 ) -> Iterator[BatchPredictor]:
     """Context manager that yields a function predicting batches of patches.
 
-    The networks are built, and compiled, at the first batch and reused for every slide.
-
-    Args:
-        build: Function that builds the classifiers.
-        device_config: Device and precision.
-        batch_size: Number of patches in the largest batch.
-        cam: CAM to compute; None computes none.
-        tta: Whether to predict each patch in its 8 flips and quarter turns.
+    The classifiers come from ``build``; they are built, and compiled, at the first batch and reused
+    for every slide. The other arguments are those of ``predict``; no batch exceeds ``batch_size``.
     """
     multiple, networks = _batch_multiple(device_config, batch_size), list[ForwardFn]()
     with ExitStack() as stack:
@@ -141,7 +135,7 @@ def batch_predictor(
             patches: Iterable[NDArray[np.uint8]],
         ) -> Generator[RawPrediction, None, None]:
             if not networks:
-                networks[:] = _prepare_networks(build(), device_config, cam, stack)
+                networks.extend(_build_forward(m, device_config, cam, stack) for m in build())
             transfer = DeviceTransfer(device_config.device)
             batches = (_pad_batch(batch, transfer, multiple=multiple) for batch in patches)
             yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
@@ -175,11 +169,11 @@ def _predict(
     device_config: DeviceConfig,
     tta: bool,
 ) -> Generator[RawPrediction, None, None]:
-    views, usage = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
+    views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
     # The device computes one batch while the caller uses the results of the one before.
     pending: tuple[PendingResult, int] | None = None
-    for batch in usage.time_data_wait(batches):
-        with usage.time_compute(batch.num), oom_as_error(batch.num, device_config.device):
+    for batch in meter.time_data_wait(batches):
+        with meter.time_compute(batch.num), oom_as_error(batch.num, device_config.device):
             logit, cam = _forward(networks, batch.patches.get(), device_config, views=views)
         result = transfer.download([logit] if cam is None else [logit, cam])
         if pending is not None:
@@ -189,25 +183,16 @@ def _predict(
         yield _to_numpy(*pending)
 
 
-def _prepare_networks(
-    classifiers: Sequence[PatchClassifier],
-    device_config: DeviceConfig,
-    cam: CamSpec | None,
-    stack: ExitStack,
-) -> list[ForwardFn]:
-    with oom_as_error("the model; end what else uses it", device_config.device):
-        return [_build_forward(model, device_config, cam, stack) for model in classifiers]
-
-
 def _build_forward(
     classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
 ) -> ForwardFn:
     """Build the function that runs a classifier on a batch; ``stack`` removes its hooks."""
-    classifier.eval().to(device_config.device)
     cam = None if cam is None else cam.resolve(classifier)
-    # The output of a convolution that a CAM is taken from must not change.
-    fused = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
-    fused.to(memory_format=torch.channels_last)
+    with oom_as_error("the model; end what else uses it", device_config.device):
+        classifier.eval().to(device_config.device)
+        # The output of a convolution that a CAM is taken from must not change.
+        fused = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
+        fused.to(memory_format=torch.channels_last)
     if device_config.compiled and can_compile(fused, cam):
         return compile_predictor(fused, cam)
     if device_config.compiled:
@@ -243,18 +228,13 @@ def _apply_view(images: Tensor, view: int) -> Tensor:
 
 
 def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
-    """Average CAMs (n, h, w) on the grid of the first one.
-
-    A cell of a finer grid holds a smaller part of the logit, so the resized CAM is scaled.
-    """
-    size = cams[0].shape[1:]
-    resized = [
-        cam
-        if cam.shape[1:] == size
-        else F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-        * (cam.shape[1:].numel() / size.numel())
-        for cam in cams
-    ]
+    """Average CAMs (n, h, w) on the grid of the first one."""
+    size, resized = cams[0].shape[1:], []
+    for cam in cams:
+        if (own_size := cam.shape[1:]) != size:
+            cam = F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+            cam = cam * (own_size.numel() / size.numel())  # a finer cell holds less of the logit
+        resized.append(cam)
     return torch.stack(resized).mean(dim=0)
 
 

@@ -120,20 +120,12 @@ class Predictor:
         return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Check that the pack's patches have the size and scale that the networks take.
-
-        Raises:
-            CheckpointError: Their size or their microns per pixel differ.
-        """
+        """Check that the pack's patches have the size and scale that the networks take."""
         for checkpoint in self.checkpoints:
             validate_input(checkpoint, pack)
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Check that every network has this CAM, and that it is fine enough.
-
-        Raises:
-            CheckpointError: A network has no such layer, or its CAM is too coarse.
-        """
+        """Check that every network has this CAM, and that it is fine enough."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
             check_cam_layer(

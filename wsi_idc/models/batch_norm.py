@@ -49,7 +49,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 
 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the names of each convolution and of the batch norm that is the only user of it."""
+    """Yield the names of each convolution and of the batch norm that is its only user."""
     try:
         graph = _Tracer().trace(network)
     except _UNTRACEABLE as error:

@@ -68,8 +68,7 @@ def cam_extractor(
     Args:
         classifier: Classifier to explain.
         method: One of ``CAM_METHODS``. Each has a scale of its own.
-        layer: Name of the module in the network whose output is weighted; None is the last feature
-            map.
+        layer: Name of the module whose output is weighted; None is the last feature map.
         class_index: Class whose logit is explained.
 
     Raises:
@@ -135,10 +134,9 @@ def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _weighted_map(features: Tensor, equation: str, weights: Tensor) -> Tensor:
-    features = features.float()
     # Outside autocast, which would sum the channels in half precision.
     with torch.autocast(features.device.type, enabled=False):
-        return F.relu(torch.einsum(equation, features, weights.float()))
+        return F.relu(torch.einsum(equation, features.float(), weights.float()))
 
 
 def _cam_by_gradient(

@@ -14,8 +14,9 @@ from wsi_idc.models.registry import Architecture, build_on_meta
 
 MIN_SIDE = 4  # cells; a coarser CAM shows no more than the patch's probability
 _NUM_NAMED = 3
-# Candidates for a larger input size: multiples of the usual network strides.
-_INPUT_SIZES = range(32, 513, 32)
+# A larger input size is searched among multiples of the usual network strides.
+_STRIDE = 32
+_MAX_INPUT_PX = 512
 
 
 def check_input_px(arch: Architecture, input_px: int) -> None:
@@ -36,12 +37,8 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
 def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tuple[int, int]:
     """Return the rows and columns of a CAM of images of ``input_px`` a side.
 
-    The network is traced on the meta device, without memory and without weights.
-
-    Args:
-        arch: Architecture of the network.
-        input_px: Side in px of the images that the network gets.
-        layer: Name of a module; None is the last feature map.
+    ``layer`` is the name of a module; None is the last feature map. The network is traced on the
+    meta device, without memory and without weights.
 
     Raises:
         CheckpointError: There is no such module, its output is no feature map, or the network does
@@ -73,12 +70,8 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
 def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
     """Return the name of the layer that CAMs are taken from by default.
 
-    This is the last feature map. If small images make that map coarser than ``MIN_SIDE`` cells, it
-    is the last earlier stage that is fine enough.
-
-    Args:
-        arch: Architecture of the network.
-        input_px: Side in px of the images that the network gets; None: no resizing.
+    This is the last feature map. If images of ``input_px`` a side make that map coarser than
+    ``MIN_SIDE`` cells, it is the last earlier stage that is fine enough. None: no resizing.
     """
     if input_px is None:
         return arch.cam_layer
@@ -90,36 +83,25 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
 
 @functools.cache
 def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None) -> None:
-    """Check that a CAM from ``layer`` has at least ``MIN_SIDE`` cells a side.
-
-    Args:
-        arch: Architecture of the network.
-        input_px: Side in px of the images that the network gets.
-        layer: Name of a module; None is the last feature map.
+    """Check that ``cam_grid`` gives a CAM of at least ``MIN_SIDE`` cells a side.
 
     Raises:
-        CheckpointError: The CAM is too coarse, or ``cam_grid`` raises.
+        CheckpointError: The CAM is too coarse.
     """
     rows, cols = cam_grid(arch, input_px, layer)
     if min(rows, cols) >= MIN_SIDE:
         return
     name = arch.cam_layer if layer is None else layer
-    larger_px = next(
-        (
-            px
-            for px in _INPUT_SIZES
-            if px > input_px and min(_grids(arch, px).get(name, (0,))) >= MIN_SIDE
-        ),
-        None,
-    )
-    finer = _finer_layers(_grids(arch, input_px), before=name)
-    remedies = [
-        f"--input-size {larger_px} when training" if larger_px else "",
-        f"--cam-layer {_listed(finer)}" if finer else "",
-    ]
+    remedies = []
+    for px in range(input_px // _STRIDE * _STRIDE + _STRIDE, _MAX_INPUT_PX + 1, _STRIDE):
+        if min(_grids(arch, px).get(name, (0,))) >= MIN_SIDE:
+            remedies.append(f"--input-size {px} when training")
+            break
+    if finer := _finer_layers(_grids(arch, input_px), before=name):
+        remedies.append(f"--cam-layer {_listed(finer)}")
     raise CheckpointError(
         f"CAM of {rows}x{cols} cells at layer {name} of {arch.name} at {input_px} px: too coarse "
-        f"to show anything; give {', or '.join(filter(None, remedies)) or 'larger patches'}"
+        f"to show anything; give {', or '.join(remedies) or 'larger patches'}"
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from wsi_idc.models.registry import architecture, build_on_meta
 from wsi_idc.models.serialization import (
     is_dense_tensor,
     load_state,
-    load_with_fingerprint,
+    read_with_fingerprint,
     write_state,
 )
 
@@ -115,10 +115,7 @@ class Checkpoint:
         """Build the classifier in eval mode, on the CPU."""
         arch = architecture(self.architecture)
         network = build_on_meta(arch.build, len(self.class_names)).to_empty(device="cpu")
-        try:
-            load_state(network, self.state)
-        except RuntimeError:
-            raise self._mismatch_error() from None
+        load_state(network, self.state)
         spec = self.input
         classifier = PatchClassifier(
             arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
@@ -173,14 +170,11 @@ class Checkpoint:
         network = build_on_meta(arch.build, NUM_CLASSES)
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         if shapes != {name: value.shape for name, value in self.state.items()}:
-            raise self._mismatch_error()
+            raise CheckpointError(
+                f"{self.source}: the weights do not fit {self.architecture}; train it again"
+            )
         if not all(torch.isfinite(value).all() for value in self.state.values()):
             raise ValueError("a weight is not a finite number")
-
-    def _mismatch_error(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self.source}: the weights do not fit {self.architecture}; train it again"
-        )
 
 
 def _is_calibration(values: Checkpoint | Smoothing) -> bool:
@@ -215,8 +209,7 @@ def _read_input(content: Any) -> InputSpec:
 def _read_smoothing(content: Any) -> Smoothing | None:
     if content is None:
         return None
-    names = ("sigma_um", "temperature", "threshold")
-    return Smoothing(**{name: float(content[name]) for name in names})
+    return Smoothing(*(float(content[parameter.name]) for parameter in fields(Smoothing)))
 
 
 def _strings(content: Any) -> tuple[str, ...]:
@@ -265,7 +258,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, or of another kind or version.
     """
-    content, fingerprint = load_with_fingerprint(path, kind=FORMAT)
+    content, fingerprint = read_with_fingerprint(path, kind=FORMAT)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise CheckpointError(

@@ -26,7 +26,7 @@ class PatchCnn(nn.Module):
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(num_convs):
-                layers.append(_convolution(channels, width, bias=not batch_norm))
+                layers.append(_Convolution(channels, width, bias=not batch_norm))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
                 # Not in place: a hook on any layer must see the output of that layer.
@@ -47,15 +47,16 @@ class PatchCnn(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-def _convolution(in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:
-    # Padding by zeros would darken the edge of every patch's CAM, and the mosaic would show a grid.
-    return _Convolution(
-        in_channels, out_channels, 3, padding=1, padding_mode="replicate", bias=bias
-    )
-
-
 class _Convolution(nn.Conv2d):
-    """A convolution with replicate padding, also where torch.compile computes it wrongly."""
+    """A 3x3 convolution with replicate padding, also where torch.compile computes it wrongly.
+
+    Padding by zeros would darken the edge of every patch's CAM, and the mosaic would show a grid.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool) -> None:
+        super().__init__(
+            in_channels, out_channels, 3, padding=1, padding_mode="replicate", bias=bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the map (N, out, H, W) of a map (N, in, H, W)."""

@@ -14,7 +14,7 @@ from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
 from wsi_idc.models.checkpoint import FORMAT, load_checkpoint
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
-from wsi_idc.models.serialization import load_state, load_weights_only
+from wsi_idc.models.serialization import is_dense_tensor, load_state, load_weights_only
 
 _MAX_NAMED = 3
 # Auxiliary heads, used in torchvision's training only; no network here has them.
@@ -90,8 +90,7 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
     Nothing is downloaded: compute nodes have no internet.
 
     Raises:
-        CheckpointError: There are no weights for this model, or they are not in the cache, or
-            damaged.
+        CheckpointError: The weights are not in the cache, damaged, or do not exist.
     """
     file = weights_file(arch)
     if not file.exists():
@@ -152,19 +151,17 @@ def _set_weights(
 ) -> None:
     """Set all but the head of ``network`` to the values of a state dict."""
     own: dict[str, Tensor] = network.state_dict()
-    head = f"{arch.head}."
+    skipped = (f"{arch.head}.", *_AUXILIARY)
     values = {
         name: value
         for name, value in _state_dict(content, path=path, remedy=remedy).items()
-        if not name.startswith((head, *_AUXILIARY))
+        if not name.startswith(skipped)
     }
+    # Files from before torch counted batches have no num_batches_tracked.
     mismatches = [
         f"no {name}"
         for name in own
-        if name not in values
-        # Files from before torch counted batches have no such name.
-        and not name.startswith(head)
-        and not name.endswith("num_batches_tracked")
+        if not (name in values or name.startswith(skipped) or name.endswith("batches_tracked"))
     ]
     mismatches += [f"unknown {name}" for name in values if name not in own]
     mismatches += [
@@ -173,8 +170,8 @@ def _set_weights(
         if name in own and value.shape != own[name].shape
     ]
     if mismatches:
-        more = f" and {len(mismatches) - _MAX_NAMED} more" if len(mismatches) > _MAX_NAMED else ""
-        listed = ", ".join(mismatches[:_MAX_NAMED]) + more
+        num_more = len(mismatches) - _MAX_NAMED
+        listed = ", ".join(mismatches[:_MAX_NAMED]) + f" and {num_more} more" * (num_more > 0)
         raise CheckpointError(f"{path}: not weights of {arch.name}: {listed}; {remedy}")
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise CheckpointError(f"{path}: a weight is not a finite number; {remedy}")
@@ -186,11 +183,7 @@ def _state_dict(content: Any, *, path: Path, remedy: str) -> Mapping[str, Tensor
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     is_state_dict = isinstance(content, dict) and all(
-        isinstance(name, str)
-        and isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_quantized
-        for name, value in content.items()
+        isinstance(name, str) and is_dense_tensor(value) for name, value in content.items()
     )
     if not is_state_dict or not content:
         raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")

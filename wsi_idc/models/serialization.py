@@ -33,11 +33,10 @@ def read_state(path: Path, *, kind: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, cannot be read or has another format.
     """
-    check_checkpoint_file(path)
-    return _check_format(load_weights_only(path, remedy=CHECKPOINT_REMEDY), path, kind=kind)
+    return read_with_fingerprint(path, kind=kind)[0]
 
 
-def load_with_fingerprint(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
+def read_with_fingerprint(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
     """Read as ``read_state`` does; return the content and the SHA-256 of the bytes read."""
     check_checkpoint_file(path)
     try:
@@ -45,25 +44,18 @@ def load_with_fingerprint(path: Path, *, kind: str) -> tuple[dict[str, Any], str
     except OSError as error:
         raise unreadable_error(path, error, remedy=CHECKPOINT_REMEDY) from None
     content = load_weights_only(path, io.BytesIO(data), remedy=CHECKPOINT_REMEDY)
-    return _check_format(content, path, kind=kind), hashlib.sha256(data).hexdigest()
-
-
-def _check_format(content: Any, path: Path, *, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         raise CheckpointError(f"{path}: not a {kind} file; {CHECKPOINT_REMEDY}")
-    return content
+    return content, hashlib.sha256(data).hexdigest()
 
 
 def load_weights_only(path: Path, file: BinaryIO | None = None, *, remedy: str) -> Any:
     """Read tensors and plain values that ``torch.save`` wrote; no code in the file is run.
 
-    Args:
-        path: File to read, and its name in messages.
-        file: Content of the file if it is already in memory.
-        remedy: Last part of the error message.
+    ``file`` is the content of ``path`` if it is already in memory.
 
     Raises:
-        CheckpointError: The file is missing or cannot be read.
+        CheckpointError: The file is missing or cannot be read; ``remedy`` ends the message.
     """
     try:
         return torch.load(path if file is None else file, map_location="cpu", weights_only=True)
