@@ -7,12 +7,12 @@ from tests.packs import Cell, make_pack
 from tests.trees import PATCH_PX
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.evaluate import compute_metrics
+from wsi_idc.evaluation.evaluate import compute_metrics, metrics_by_border
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.geometry.grid import cells_of
 from wsi_idc.metrics.bootstrap import resample_patients, roc_and_pr_bands
 from wsi_idc.metrics.classification import ece
-from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
+from wsi_idc.metrics.patients import border_distances, patient_table, summary
 
 METHOD = {
     "architecture": "cnn-bn",
@@ -52,44 +52,38 @@ def pack_of(path, predictions: pd.DataFrame) -> Pack:
 
 
 def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record) -> Evaluation:
-    """Return the evaluation of predictions; a column probability_smoothed is judged if there."""
+    """Return the evaluation of predictions; a column probability_smoothed is final if there."""
     predictions = predictions.copy()
     label, patient = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
     cells = cells_of(predictions[["x", "y"]].to_numpy(np.int32), patch_px=PATCH_PX)
     predictions["border_distance"] = border_distances(label, patient, cells)
     ids, code = np.unique(patient, return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=20)
-    raw = judged = compute_metrics(predictions, "probability", threshold, code, weights)
+    raw = final = compute_metrics(predictions, "probability", threshold, code, weights)
     if "probability_smoothed" in predictions:
-        judged = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
-    table = patient_table(predictions, judged.column, threshold=threshold)
-    by_border = {}
-    for distance in DISTANCES:
-        at = (predictions["border_distance"] == distance).to_numpy()
-        by_border[distance] = compute_metrics(
-            predictions[at], judged.column, threshold, code[at], weights
-        )
+        final = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
+    table = patient_table(predictions, final.column, threshold=threshold)
     return Evaluation(
         split="test",
         num_patients=len(ids),
         num_patches=len(predictions),
         num_unknown=0,
-        judged=judged,
-        raw=None if raw is judged else raw,
+        final=final,
+        raw=None if raw is final else raw,
         ece_uncalibrated=ece(label, predictions["probability"].to_numpy()),
-        by_border=by_border,
-        regions=summary(table, weights),
+        by_border=metrics_by_border(predictions, final, code, weights),
+        patient_summary=summary(table, weights),
         predictions=predictions,
         patients=table,
         bands=roc_and_pr_bands(
             label,
-            predictions[judged.column].to_numpy(),
+            predictions[final.column].to_numpy(),
             code,
             weights=weights if len(ids) > 1 else weights[:0],
         ),
         notes=(),
         record=provenance(
-            method={**METHOD, "smooth": judged is not raw, **record.pop("method", {})},
+            method={**METHOD, "smooth": final is not raw, **record.pop("method", {})},
             data_fingerprint="ab" * 32,
             seed=0,
             num_resamples=20,

@@ -136,11 +136,11 @@ def test_the_model_card_says_what_eval_finds(real_pack: Pack):
         real_pack,
         choose_patients(Predictor((checkpoint,)), real_pack, "test"),
         split="test",
-        compute=select_device("cpu"),
+        device_config=select_device("cpu"),
         batch_size=256,
         num_resamples=2,
     )
-    for name, value in found.judged.metrics.items():
+    for name, value in found.final.metrics.items():
         assert card["test"]["metrics"][name] == pytest.approx(value, abs=2e-3), name
 
 

@@ -73,7 +73,7 @@ def main(data: Path, runs: Path) -> None:
 def evaluated(method: Predictor, pack: Pack, role: str, compute: DeviceConfig) -> Evaluation:
     """Return the evaluation of a method on the patients of a role in its split."""
     chosen = choose_patients(method, pack, role)
-    return evaluate(method, pack, chosen, split=role, compute=compute, batch_size=256)
+    return evaluate(method, pack, chosen, split=role, device_config=compute, batch_size=256)
 
 
 def pooled(predictions: pd.DataFrame) -> MetricSet:
@@ -114,8 +114,8 @@ def card(
                 for role, row in split.iterrows()
             ),
             rows=metric_rows(
-                dict.fromkeys(found["test"].judged.metrics),
-                [found["val"].judged, found["test"].judged, together],
+                dict.fromkeys(found["test"].final.metrics),
+                [found["val"].final, found["test"].final, together],
             ),
             folds=fold_rows(folds),
             spread=spread(folds),
@@ -140,7 +140,7 @@ def fold_rows(folds: Sequence[Evaluation]) -> str:
     """Return a row a fold, judged at the threshold that its own val patients gave."""
     return "\n".join(
         f"| {number} | {fold.num_patients} | {fold.num_patches} | "
-        + " | ".join(with_interval(fold.judged, name) for name in OF_FOLDS)
+        + " | ".join(with_interval(fold.final, name) for name in OF_FOLDS)
         + " |"
         for number, fold in enumerate(folds)
     )
@@ -148,15 +148,15 @@ def fold_rows(folds: Sequence[Evaluation]) -> str:
 
 def spread(folds: Sequence[Evaluation]) -> str:
     """Return mean and standard deviation over the folds."""
-    values = {name: [fold.judged.metrics[name] for fold in folds] for name in OF_FOLDS}
+    values = {name: [fold.final.metrics[name] for fold in folds] for name in OF_FOLDS}
     cells = [f"{np.mean(of):.3f} +- {np.std(of, ddof=1):.3f}" for of in values.values()]
     return "| mean +- SD | | | " + " | ".join(cells) + " |"
 
 
-def with_interval(judged: MetricSet, name: str) -> str:
+def with_interval(final: MetricSet, name: str) -> str:
     """Return a metric as text, with its interval."""
-    low, high = judged.intervals[name]
-    return f"{judged.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
+    low, high = final.intervals[name]
+    return f"{final.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ class Way:
 
     def predictions(self) -> Predictions:
         """Return what ``compare`` takes."""
-        judged, table = self.evaluation.judged, self.evaluation.predictions
-        table = table.drop(columns="probability") if judged.column != "probability" else table
-        table = table.rename(columns={judged.column: "probability"})
-        return Predictions(Path(self.name), judged.threshold, table, {})
+        final, table = self.evaluation.final, self.evaluation.predictions
+        table = table.drop(columns="probability") if final.column != "probability" else table
+        table = table.rename(columns={final.column: "probability"})
+        return Predictions(Path(self.name), final.threshold, table, {})
 
 
 def main(data: Path, runs: list[Path]) -> None:
@@ -67,7 +67,7 @@ def measure(pack: Pack, name: str, method: Predictor) -> Way:
     compute = select_device()
     patients = choose_patients(method, pack, "test")
     started = time.process_time()
-    found = evaluate(method, pack, patients, split="test", compute=compute, batch_size=256)
+    found = evaluate(method, pack, patients, split="test", device_config=compute, batch_size=256)
     return Way(name, found, time.process_time() - started)
 
 
@@ -78,11 +78,11 @@ def table_of_metrics(ways: list[Way]) -> str:
         "|---|" + "---|" * (len(_SHOWN) + 2),
     ]
     for way in ways:
-        judged, dice = way.evaluation.judged, way.evaluation.regions["dice"]
+        final, dice = way.evaluation.final, way.evaluation.patient_summary["dice"]
         cells = [
-            f"{judged.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
+            f"{final.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
             for name in _SHOWN
-            for low, high in [judged.intervals[name]]
+            for low, high in [final.intervals[name]]
         ]
         cells.append(f"{dice['mean']:.3f} [{dice['low']:.3f}, {dice['high']:.3f}]")
         cells.append(f"{way.seconds / ways[0].seconds:.1f} x")

@@ -71,7 +71,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
         method,
         pack,
         split="test",
-        compute=compute,
+        device_config=compute,
         batch_size=PREDICT_BATCH_SIZE,
         seed=seed,
     )

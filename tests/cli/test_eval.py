@@ -211,7 +211,7 @@ def test_a_comparison_says_who_has_seen_the_patients(
     seen = ("--split", "train", "--allow-seen", *QUICK)
     assert Said(capsys, "eval", "runs/a", "runs/b", "--out", "e", *seen).code == 0
     said = Said(capsys, "compare", "e/1-a", "e/2-b", "--num-resamples", 100, "--out", "c")
-    note = "a checkpoint was trained on 3 of these patients: the figures flatter it"
+    note = "a checkpoint was trained on 3 of these patients: the metrics are too good"
     assert f"note: {note}" in said.out
     assert note in Path("c/comparison.html").read_text()
     assert note in json.loads(Path("c/comparison.json").read_text())["notes"]

@@ -84,7 +84,7 @@ def test_one_class_is_said():
 def test_reliability_names_the_error_before_and_after():
     evaluation = evaluation_of(TWO)
     (ax, counts) = reliability(evaluation).axes
-    value = f"{evaluation.judged.metrics['ece']:.3f}"
+    value = f"{evaluation.final.metrics['ece']:.3f}"
     assert ax.get_title() == f"ECE {value}; {value} before calibration"
     assert sum(bar.get_height() for bar in counts.patches) == len(TWO)
 

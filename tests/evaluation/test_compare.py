@@ -106,7 +106,7 @@ def test_other_patients_patches_or_labels_are_refused():
         compare(a, short)
     flipped = a.table.copy()
     flipped.loc[60, "label"] = 1 - flipped.loc[60, "label"]
-    with pytest.raises(DataError, match="disagree in 1 labels, of patients P1"):
+    with pytest.raises(DataError, match="have 1 different labels, of patients P1"):
         compare(a, replace(a, table=flipped))
 
 
@@ -143,10 +143,10 @@ def test_an_evaluation_is_read_as_it_was(tmp_path: Path):
         ("metrics.json", "{", "not a readable evaluation"),
         ("metrics.json", "[]", "not a readable evaluation"),
         ("metrics.json", "[" * 200_000, "not a readable evaluation"),
-        ("metrics.json", record_of("probability", 5), "a threshold of 5"),
+        ("metrics.json", record_of("probability", 5), "the threshold is 5"),
         ("metrics.json", record_of("probability", float("nan")), "NaN is not JSON"),
         ("metrics.json", '{"judged": "probability", "threshold": 1e400}', "too large a number"),
-        ("metrics.json", record_of("patient", 0.5), "judged by 'patient'"),
+        ("metrics.json", record_of("patient", 0.5), "judged is 'patient'"),
         ("predictions.csv", "patient,x,y,label,probability\n,0,0,1,0.5\na\n", "not a readable"),
         (
             "predictions.csv",
@@ -158,11 +158,11 @@ def test_an_evaluation_is_read_as_it_was(tmp_path: Path):
         ("predictions.csv", "patient,x,y,label,probability\na,0,0,2,0.5\n", "0 or 1"),
         ("predictions.csv", "patient,x,y,label,probability\na,0,z,1,0.5\n", "not a readable"),
         ("predictions.csv", "patient,x\na,0\n", "not a readable"),
-        ("predictions.csv", "patient,x,y,label,probability\n", "or none"),
+        ("predictions.csv", "patient,x,y,label,probability\n", "is empty or lists a patch twice"),
         (
             "predictions.csv",
             "patient,x,y,label,probability\na,0,0,1,0.5\na,0,0,1,0.5\n",
-            "stands twice",
+            "lists a patch twice",
         ),
     ],
 )

@@ -8,9 +8,8 @@ import pytest
 
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.evaluate import choose_patients, evaluate
-from wsi_idc.evaluation.evaluation_files import evaluation_folder, is_evaluated, write_evaluation
-from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
+from wsi_idc.evaluation.results import Evaluation, is_evaluated, write_evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import all_metrics
 from wsi_idc.models.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ def run(checkpoint: Checkpoint, pack: Pack, patients: list[str], **method: bool)
         pack,
         patients,
         split="test",
-        compute=select_device("cpu"),
+        device_config=select_device("cpu"),
         batch_size=32,
         num_resamples=20,
     )
@@ -98,7 +97,7 @@ def test_one_class_is_null_in_json(trained: Checkpoint, cohort: Pack):
     assert found["intervals_95"]["auc"] == [None, None]
     json.dumps(found, allow_nan=False)  # raises on a NaN
     (note, *others) = found["notes"]
-    assert note == "every label is non-IDC: AUC and all that needs both classes has no value"
+    assert note == "every label is non-IDC: metrics that need both classes, like AUC, are empty"
     assert all("temperature" in other for other in others)
 
 
@@ -115,8 +114,8 @@ def test_figures_that_flatter_are_noted(
     trained: Checkpoint, cohort: Pack, split: str, notes: list[str]
 ):
     patients = choose_patients(Predictor((trained,)), cohort, split, allow_seen=True)
-    assert [note for note in run(trained, cohort, patients).notes if "flatter" in note] == [
-        f"a checkpoint {note} of these patients: the figures flatter it" for note in notes
+    assert [note for note in run(trained, cohort, patients).notes if "too good" in note] == [
+        f"a checkpoint {note} of these patients: the metrics are too good" for note in notes
     ]
 
 
@@ -126,7 +125,7 @@ def test_a_temperature_that_does_not_help_is_noted(trained: Checkpoint, cohort: 
     assert not any("temperature" in note for note in plain.notes)
     # All probabilities about 0.5, whatever the label: worse than any that knows something.
     spoilt = run(replace(trained, temperature=99.0), cohort, patients)
-    assert spoilt.judged.metrics["ece"] > spoilt.ece_uncalibrated
+    assert spoilt.final.metrics["ece"] > spoilt.ece_uncalibrated
     (note,) = (note for note in spoilt.notes if "temperature" in note)
     assert note.endswith(f"{spoilt.ece_uncalibrated:.4f} without it")
 
@@ -134,9 +133,11 @@ def test_a_temperature_that_does_not_help_is_noted(trained: Checkpoint, cohort: 
 def test_one_patient_gives_no_intervals_and_says_so(trained: Checkpoint, cohort: Pack):
     patient = choose_patients(Predictor((trained,)), cohort, "test")[:1]
     found = run(trained, cohort, patient)
-    assert np.isnan(found.judged.intervals["auc"]).all()
-    assert np.isnan([found.regions["auc"]["low"], found.regions["auc"]["high"]]).all()
-    assert "one patient alone gives no intervals" in found.notes
+    assert np.isnan(found.final.intervals["auc"]).all()
+    assert np.isnan(
+        [found.patient_summary["auc"]["low"], found.patient_summary["auc"]["high"]]
+    ).all()
+    assert "with one patient there are no intervals" in found.notes
     assert found.bands is not None
     json.dumps(found.as_dict(), allow_nan=False)
 
@@ -148,7 +149,7 @@ def test_the_patches_at_each_distance_make_up_all(trained: Checkpoint, cohort: P
     assert sum(counts) == found.num_patches
     table = found.patients
     assert table["border0_patches"].sum() == counts[0]
-    assert found.regions["auc"]["mean"] == pytest.approx(table["auc"].mean())
+    assert found.patient_summary["auc"]["mean"] == pytest.approx(table["auc"].mean())
 
 
 def test_smoothing_is_judged_and_the_raw_kept_beside_it(
@@ -158,14 +159,14 @@ def test_smoothing_is_judged_and_the_raw_kept_beside_it(
     raw = run(trained, cohort, patients)
     both = run(trained, cohort, patients, smooth=True)
     pd.testing.assert_series_equal(raw.predictions["probability"], both.predictions["probability"])
-    assert both.judged.column == "probability_smoothed"
-    assert both.judged.threshold == trained.smoothing.threshold
-    assert both.raw.metrics == raw.judged.metrics
+    assert both.final.column == "probability_smoothed"
+    assert both.final.threshold == trained.smoothing.threshold
+    assert both.raw.metrics == raw.final.metrics
     assert raw.raw is None
-    assert both.judged.metrics["auc"] != raw.judged.metrics["auc"]
+    assert both.final.metrics["auc"] != raw.final.metrics["auc"]
     write_evaluation(both, tmp_path)
     written = json.loads((tmp_path / "metrics.json").read_text())
-    assert written["unsmoothed"]["metrics"]["auc"] == raw.judged.metrics["auc"]
+    assert written["unsmoothed"]["metrics"]["auc"] == raw.final.metrics["auc"]
 
 
 def test_neighbours_of_unknown_label_smooth_too(trained: Checkpoint, cohort: Pack):
@@ -243,7 +244,7 @@ def test_an_interrupted_rewrite_leaves_no_old_record(
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wsi_idc.evaluation.evaluation_files.write_json", stop)
+    monkeypatch.setattr("wsi_idc.evaluation.results.write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         write_evaluation(second, tmp_path)
     assert not (tmp_path / "metrics.json").exists()

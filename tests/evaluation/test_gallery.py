@@ -7,12 +7,12 @@ from tests.packs import Cell, flat, make_pack
 from tests.trees import PATCH_PX
 from wsi_idc.evaluation.gallery import (
     GALLERIES,
-    MOST_OF_A_PATIENT,
+    MAX_PER_PATIENT,
     NUM_COLS,
     NUM_ROWS,
     surest_wrong,
-    surroundings,
 )
+from wsi_idc.explore.patch_figures import neighborhood
 
 THREE = pd.concat(
     [
@@ -47,7 +47,7 @@ def test_a_gallery_has_an_end():
     assert len(found) == num
     # Equal ones in the order of the table: the first two of a patient.
     expected = [(f"p{at:02}", x) for at in range(num - 1, 0, -1) for x in range(2)]
-    assert MOST_OF_A_PATIENT == 2
+    assert MAX_PER_PATIENT == 2
     assert found == expected[:num]
 
 
@@ -67,7 +67,7 @@ def test_a_patch_lies_amid_its_own_neighbours(tmp_path):
         Cell("b", 1, 0, 0, blue),  # another's
     ]
     pack = make_pack(tmp_path / "a.h5", cells)
-    picture, num = surroundings(pack, "a", PATCH_PX, PATCH_PX)
+    picture, num = neighborhood(pack, "a", PATCH_PX, PATCH_PX)
     rows = [[white, green, white], [white, red, white], [white, white, blue]]
     assert num == 2
     assert (picture == np.vstack([np.hstack(row) for row in rows])).all()

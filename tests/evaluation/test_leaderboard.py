@@ -27,15 +27,15 @@ def evaluation(trained: Checkpoint, cohort: Pack) -> Evaluation:
         cohort,
         choose_patients(method, cohort, "test"),
         split="test",
-        compute=select_device("cpu"),
+        device_config=select_device("cpu"),
         batch_size=64,
         num_resamples=10,
     )
 
 
 def with_metrics(evaluation: Evaluation, **metrics: float) -> Evaluation:
-    judged = evaluation.judged
-    return replace(evaluation, judged=replace(judged, metrics={**judged.metrics, **metrics}))
+    final = evaluation.final
+    return replace(evaluation, final=replace(final, metrics={**final.metrics, **metrics}))
 
 
 def test_the_best_comes_first_and_the_published_are_set_apart(

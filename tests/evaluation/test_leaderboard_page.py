@@ -8,7 +8,7 @@ from tests.evaluations import evaluation_of, patches
 from wsi_idc.evaluation.leaderboard import leaderboard, published_results
 from wsi_idc.evaluation.leaderboard_page import (
     leaderboard_chart,
-    ranked_by,
+    ranking_metric,
     write_leaderboard_page,
 )
 
@@ -26,22 +26,22 @@ def test_published_results_are_set_apart(tmp_path):
     names = [word for word in page.words if word in (HOSTILE, "runs/poor")]
     assert names == [HOSTILE, "runs/poor"]
     assert page.text.count('<tr class="published">') == len(published_results())
-    before, after = page.text.split("Published, other patients, for context only")
+    before, after = page.text.split("Published results on other patients, for context only")
     assert '<tr class="published">' not in before and "runs/poor" not in after
-    assert "not tested on the same patches" not in page.text
+    assert "not of the same patches" not in page.text
     assert (tmp_path / "figures" / "leaderboard.png").exists()
 
 
 def test_unlike_patches_are_warned_of(tmp_path):
     write_leaderboard_page(leaderboard(EVALUATIONS), tmp_path, is_fair=False)
-    assert "not tested on the same patches" in (tmp_path / "leaderboard.html").read_text()
+    assert "not of the same patches" in (tmp_path / "leaderboard.html").read_text()
 
 
 @pytest.mark.parametrize("metric", ["average_precision", "ece"])
 def test_any_metric_may_rank(metric, tmp_path, monkeypatch):
     monkeypatch.setattr("wsi_idc.plotting.style.DPI", 40)
     table = leaderboard(EVALUATIONS, rank_by=metric)
-    assert ranked_by(table) == metric
+    assert ranking_metric(table) == metric
     write_leaderboard_page(table, tmp_path, is_fair=True)
     check_page(tmp_path / "leaderboard.html")
 

@@ -41,7 +41,7 @@ def test_no_value_is_said():
 
 def test_limits_of_agreement_are_those_of_the_evaluation():
     evaluation = evaluation_of(FOUR)
-    spread = evaluation.regions["area_bias"]
+    spread = evaluation.patient_summary["area_bias"]
     _, difference = area_fraction(evaluation).axes
     drawn = {line.get_ydata()[0] for line in difference.lines}
     assert drawn == {0, spread["mean"], spread["agreement_low"], spread["agreement_high"]}

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import METHOD, evaluation_of, pack_of, patches
-from wsi_idc.evaluation.report import evaluate_into, write_report
-from wsi_idc.evaluation.report_page import CAPTIONS, provenance_in_words, write_evaluation_page
+from wsi_idc.evaluation.report import FIGURE_NAMES, evaluate_into, write_report
+from wsi_idc.evaluation.report_page import describe_provenance, write_evaluation_page
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.plotting.number_format import NONE
 from wsi_idc.runtime.device import select_device
@@ -80,8 +80,8 @@ def test_every_world_has_its_page_and_figures(world, tmp_path, monkeypatch):
     write_report(evaluation_of(table), tmp_path / "out", pack=pack, history=HISTORY)
     page = check_page(tmp_path / "out" / "report.html")
     drawn = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert drawn == {f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")}
-    assert len(page.sources()) == len(CAPTIONS)
+    assert drawn == {f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("png", "svg")}
+    assert len(page.sources()) == len(FIGURE_NAMES)
     for word in (">nan<", ">None<", ">NaN<"):
         assert word not in page.text
 
@@ -120,22 +120,27 @@ def test_a_value_that_is_none_sorts_as_nothing(tmp_path):
 
 
 def test_provenance_tells_one_checkpoint_from_several():
-    alone = dict(provenance_in_words(evaluation_of(FEW)))
+    alone = dict(describe_provenance(evaluation_of(FEW)))
     assert alone["Threshold"] == "0.5000, set on val patients when it was trained"
     assert alone["Checkpoint"] == "best.pt, cnn-bn, patches of 50 px at 4 µm/px"
     assert alone["Smoothing"] == "no"
     several = evaluation_of(
         WORLDS["smoothed"], method={"ensemble": [METHOD, METHOD | {"checkpoint": "b.pt"}]}
     )
-    words = dict(provenance_in_words(several))
+    words = dict(describe_provenance(several))
     assert words["Checkpoint 2"].startswith("b.pt, ")
-    assert words["Threshold"].startswith("0.5000, mean of the checkpoints' own")
+    assert words["Threshold"].startswith("0.5000, mean of the checkpoints' thresholds")
     assert words["Smoothing"] != "no"
 
 
 def test_a_run_is_evaluated_with_its_curves_and_an_old_page_goes(trained, cohort, tmp_path):
     method, out = Predictor((trained,)), tmp_path / "eval"
-    how = {"split": "test", "compute": select_device("cpu"), "batch_size": 32, "num_resamples": 20}
+    how = {
+        "split": "test",
+        "device_config": select_device("cpu"),
+        "batch_size": 32,
+        "num_resamples": 20,
+    }
     evaluation, folder = evaluate_into(out, method, cohort, **how)
     assert folder == out
     check_page(out / "report.html")

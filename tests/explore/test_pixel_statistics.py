@@ -81,7 +81,7 @@ def test_a_pack_that_is_cut_short_meanwhile(tmp_path, monkeypatch):
     pack = make_pack(tmp_path / "a.h5", block("a", 2, 2))
     monkeypatch.setattr(Pack, "check_same", lambda pack: os.truncate(pack.file, end))
     end = pack.path.stat().st_size - 8000
-    with pytest.raises(DataError, match="cut short"):
+    with pytest.raises(DataError, match="truncated"):
         pixel_statistics(pack)
 
 

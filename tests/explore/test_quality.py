@@ -3,7 +3,7 @@ import pytest
 
 from tests.packs import Cell, block, flat, make_pack
 from tests.trees import PATCH_PX, pixels_of
-from wsi_idc.explore import quality as audit
+from wsi_idc.explore import quality
 from wsi_idc.explore.pixel_statistics import pixel_statistics
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
@@ -11,7 +11,7 @@ GLASS = flat(240, 240, 240)
 
 
 def hints(pack, kind):
-    table = audit.quality_flags(pack, pixel_statistics(pack).table, audit.neighbor_index(pack))
+    table = quality.quality_flags(pack, pixel_statistics(pack).table, quality.neighbor_index(pack))
     table = table[table["kind"] == kind]
     return [(row.patient, row.y // 50, row.x // 50) for row in table.itertuples()]
 
@@ -26,7 +26,7 @@ def plain_neighbours(pack):
 
 
 def test_neighbours_of_a_cohort(cohort):
-    found = audit.neighbor_index(cohort)
+    found = quality.neighbor_index(cohort)
     assert found.tolist() == plain_neighbours(cohort)
     assert (found >= 0).all(axis=1).any()
 
@@ -36,7 +36,7 @@ def test_no_neighbour_is_of_another_patient_or_across_the_edge(tmp_path):
     corners = [(0, 0), (0, last), (1, 0), (1, last), (last, 0), (last, last)]
     cells = [Cell(patient, row, col) for patient in "abc" for row, col in corners]
     pack = make_pack(tmp_path / "a.h5", cells)
-    assert audit.neighbor_index(pack).tolist() == plain_neighbours(pack)
+    assert quality.neighbor_index(pack).tolist() == plain_neighbours(pack)
 
 
 def relabelled(cells, **labels):
@@ -49,8 +49,8 @@ def relabelled(cells, **labels):
 def test_a_label_unlike_all_8_neighbours(tmp_path, label):
     cells = relabelled(block("a", 4, 5, 1 - label), r1c2=label) + block("b", 3, 3, label)
     pack = make_pack(tmp_path / "a.h5", cells)
-    assert hints(pack, audit.LABEL) == [("a", 1, 2)]
-    table = audit.quality_flags(pack, pixel_statistics(pack).table, audit.neighbor_index(pack))
+    assert hints(pack, quality.LABEL) == [("a", 1, 2)]
+    table = quality.quality_flags(pack, pixel_statistics(pack).table, quality.neighbor_index(pack))
     (row,) = table.to_dict("records")
     assert (row["x"], row["y"], row["label"], row["value"]) == (100, 50, label, 8)
     assert row["path"] == f"a_idx5_x101_y51_class{label}.png"
@@ -64,7 +64,7 @@ def test_an_incomplete_or_mixed_or_unknown_neighbourhood_is_no_hint(tmp_path):
     missing = [cell for cell in block("d", 3, 3) if (cell.row, cell.col) != (2, 2)]
     missing = relabelled(missing, r1c1=1)
     pack = make_pack(tmp_path / "a.h5", two + unknown + itself + missing)
-    assert hints(pack, audit.LABEL) == []
+    assert hints(pack, quality.LABEL) == []
 
 
 def test_a_patch_without_tissue(tmp_path):
@@ -76,7 +76,7 @@ def test_a_patch_without_tissue(tmp_path):
     small = np.full((4, 10, 3), (160, 60, 140), np.uint8)  # all tissue, but for its padding
     cells += [Cell("a", 0, 5, 0, small)]
     pack = make_pack(tmp_path / "a.h5", cells)
-    assert hints(pack, audit.BLANK) == [("a", 0, 0), ("a", 0, 1), ("a", 0, 3)]
+    assert hints(pack, quality.BLANK) == [("a", 0, 0), ("a", 0, 1), ("a", 0, 3)]
 
 
 def test_a_dark_band(tmp_path):
@@ -90,7 +90,7 @@ def test_a_dark_band(tmp_path):
     pictures += [np.full((30, 50, 3), 120, np.uint8)]  # a small patch, grey all over
     cells = [Cell("a", 0, col, 0, picture) for col, picture in enumerate(pictures)]
     pack = make_pack(tmp_path / "a.h5", cells)
-    assert hints(pack, audit.DARK_BAND) == [("a", 0, 1), ("a", 0, 2), ("a", 0, 7)]
+    assert hints(pack, quality.DARK_BAND) == [("a", 0, 1), ("a", 0, 2), ("a", 0, 7)]
 
 
 def stained(patient, colour, count=10):
@@ -104,7 +104,7 @@ def test_a_stain_outlier_among_patients(tmp_path):
     cells += stained("odd", (90, 40, 160)) + stained("few", (90, 40, 160), count=9)
     cells += [Cell("none", 0, 0, 0, GLASS)]
     pack = make_pack(tmp_path / "a.h5", cells)
-    table = audit.stain_table(pack, pixel_statistics(pack).table).set_axis(pack.patients)
+    table = quality.stain_table(pack, pixel_statistics(pack).table).set_axis(pack.patients)
     assert table.index[table["stain_outlier"]].tolist() == ["odd"]
     density = -np.log10(np.array((90, 40, 160)) / 255)
     odd = table.loc["odd"]
@@ -118,22 +118,22 @@ def test_a_stain_outlier_among_patients(tmp_path):
 def test_patients_stained_alike_are_no_outliers(tmp_path):
     cells = [cell for patient in "abcdef" for cell in stained(patient, (180, 110, 170))]
     pack = make_pack(tmp_path / "a.h5", cells)
-    table = audit.stain_table(pack, pixel_statistics(pack).table)
+    table = quality.stain_table(pack, pixel_statistics(pack).table)
     assert not table["stain_outlier"].any()
     assert (table["stain_strength_z"] == 0).all()
 
 
 def test_modified_z_is_the_published_one():
     values = np.array([1.0, 2.0, 4.0, 7.0, 100.0, np.nan])
-    found = audit.modified_z(values)
+    found = quality.modified_z(values)
     # Median 4, absolute deviations 3 2 0 3 96, their median 3.
     np.testing.assert_allclose(found[:5], 0.6745 * (values[:5] - 4) / 3, rtol=1e-4)
     assert np.isnan(found[5])
-    assert audit.modified_z(np.array([5.0, 5.0, 5.0, 9.0])).tolist() == [0, 0, 0, 0]
-    assert np.isnan(audit.modified_z(np.array([np.nan, np.nan]))).all()
+    assert quality.modified_z(np.array([5.0, 5.0, 5.0, 9.0])).tolist() == [0, 0, 0, 0]
+    assert np.isnan(quality.modified_z(np.array([np.nan, np.nan]))).all()
 
 
 def test_noise_as_of_these_tests_gives_no_hint(tmp_path):
     assert pixels_of("a", 0, 0).shape == (PATCH_PX, PATCH_PX, 3)
     pack = make_pack(tmp_path / "a.h5", block("a", 3, 3) + block("b", 3, 3, 1))
-    assert all(hints(pack, kind) == [] for kind in audit.PATCH_KINDS)
+    assert all(hints(pack, kind) == [] for kind in quality.PATCH_KINDS)

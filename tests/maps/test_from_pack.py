@@ -101,7 +101,7 @@ def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack
         cohort,
         [patient],
         split="test",
-        compute=select_device("cpu"),
+        device_config=select_device("cpu"),
         batch_size=64,
         num_resamples=1,
     )
@@ -271,7 +271,13 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
     predictor = Predictor((trained, other), tta=True, smooth=True)
     MapBuilder(predictor, compute, tmp_path).build(PackSource(cohort, [patient]))
     evaluation = evaluate(
-        predictor, cohort, [patient], split="test", compute=compute, batch_size=64, num_resamples=1
+        predictor,
+        cohort,
+        [patient],
+        split="test",
+        device_config=compute,
+        batch_size=64,
+        num_resamples=1,
     )
     table = evaluation.predictions
     with h5py.File(tmp_path / f"{patient}.h5") as file:

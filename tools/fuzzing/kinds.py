@@ -278,7 +278,7 @@ class _World:
             split="all",
             allow_seen=True,
             with_report=False,
-            compute=self.compute,
+            device_config=self.compute,
             batch_size=64,
             num_resamples=100,
             seed=0,

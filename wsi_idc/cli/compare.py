@@ -61,7 +61,7 @@ def compare(
     from wsi_idc.evaluation.compare import check_comparison_folder, write_comparison
     from wsi_idc.evaluation.compare import compare as compare_them
     from wsi_idc.evaluation.comparison_page import write_comparison_page
-    from wsi_idc.evaluation.evaluation_files import is_evaluation
+    from wsi_idc.evaluation.results import is_evaluation
 
     ways = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
     if ways and is_evaluation(a) and is_evaluation(b):
@@ -91,13 +91,9 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
     """Read the evaluation that an argument means; a run's is made where it is not there."""
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.compare import read_predictions
-    from wsi_idc.evaluation.evaluation_files import (
-        check_evaluation_folder,
-        evaluation_folder,
-        is_evaluated,
-        is_evaluation,
-    )
+    from wsi_idc.evaluation.evaluate import evaluation_folder
     from wsi_idc.evaluation.report import evaluate_into
+    from wsi_idc.evaluation.results import check_evaluation_folder, is_evaluated, is_evaluation
     from wsi_idc.runtime.device import select_device
 
     if is_evaluation(given):
@@ -107,7 +103,7 @@ def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predict
     if not is_evaluated(folder, method, pack):
         check_evaluation_folder(folder)
         compute = select_device(how.pop("device"), how.pop("precision"))
-        evaluate_into(folder, method, pack, split=split, compute=compute, **how)
+        evaluate_into(folder, method, pack, split=split, device_config=compute, **how)
     return read_predictions(folder)
 
 

@@ -29,7 +29,7 @@ def demo(out: Path, seed: int) -> None:
     with stop_requests() as stop:
         result = run_demo(out, seed=seed, stop=stop)
     found = result.evaluation
-    metrics, (low, high) = found.judged.metrics, found.judged.intervals["auc"]
+    metrics, (low, high) = found.final.metrics, found.final.intervals["auc"]
     text = f"""
 Done. On {found.num_patches} patches of {found.num_patients} synthetic patients that the model had
 not seen: AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.

@@ -85,7 +85,7 @@ def eval_(
         raise click.UsageError("give RUNS, each by itself, or --checkpoint, not both.")
     if rank_by not in RANKABLE:
         raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
-    how["compute"] = select_device(how.pop("device"), how.pop("precision"))
+    how["device_config"] = select_device(how.pop("device"), how.pop("precision"))
     how |= {"split": split, "allow_seen": allow_seen, "with_report": not no_report}
     open_these = partial(open_predictor, tta=tta, smooth=smooth)
     runs = tuple(dict.fromkeys(runs))
@@ -122,16 +122,16 @@ def _evaluate_several(
         RunError: There are such.
     """
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.evaluation.evaluation_files import folders_of
     from wsi_idc.evaluation.leaderboard import check_leaderboard_folder
     from wsi_idc.evaluation.report import evaluate_into
+    from wsi_idc.evaluation.results import numbered_folders
 
     board = out or Path("eval", f"leaderboard-{how['split']}")
     check_leaderboard_folder(board)
     failed: dict[Path, WsiIdcError] = {}
     methods = _each(runs, lambda run: open_these([run]), failed)
     pack = open_data(data)
-    own = dict(zip(runs, folders_of(runs, out), strict=True)) if out else {}
+    own = dict(zip(runs, numbered_folders(runs, out), strict=True)) if out else {}
     # Ahead of the first evaluation, which takes long.
     folders = _each(
         methods, lambda run: _checked_folder(methods[run], pack, own.get(run), **how), failed
@@ -172,8 +172,8 @@ def _checked_folder(
     **_: Any,
 ) -> Path:
     """Return where an evaluation goes, once it is sure that it can be made and written there."""
-    from wsi_idc.evaluation.evaluate import choose_patients
-    from wsi_idc.evaluation.evaluation_files import check_evaluation_folder, evaluation_folder
+    from wsi_idc.evaluation.evaluate import choose_patients, evaluation_folder
+    from wsi_idc.evaluation.results import check_evaluation_folder
 
     choose_patients(method, pack, split, allow_seen=allow_seen)
     folder = out or evaluation_folder(method, split)
@@ -210,13 +210,13 @@ def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) ->
     if as_json:
         echo_json({**evaluation.as_dict(), "out": folder})
         return
-    judged, counts = evaluation.judged, evaluation.judged.confusion
+    final, counts = evaluation.final, evaluation.final.confusion
     echo(
         f"{evaluation.split}: {evaluation.num_patches} patches of {evaluation.num_patients} "
-        f"patients, {judged.column.replace('_', ' ')}, threshold {judged.threshold:.3f}"
+        f"patients, {final.column.replace('_', ' ')}, threshold {final.threshold:.3f}"
     )
-    echo_table((name, _with_interval(judged, name)) for name in judged.metrics)
-    for name, of in evaluation.regions.items():
+    echo_table((name, _with_interval(final, name)) for name in final.metrics)
+    for name, of in evaluation.patient_summary.items():
         echo(
             f"{name.replace('_', ' ')} of a patient: mean {of['mean']:.3f}"
             f"{_interval(of['low'], of['high'])}, median {of['median']:.3f}, "
@@ -233,9 +233,9 @@ def _say_evaluation(evaluation: "Evaluation", folder: Path, *, as_json: bool) ->
     echo(f"written to {folder}")
 
 
-def _with_interval(judged: Any, name: str) -> str:
-    low, high = judged.intervals[name]
-    return f"{judged.metrics[name]:.4f}" + ("" if low != low else f"  [{low:.4f}, {high:.4f}]")
+def _with_interval(final: Any, name: str) -> str:
+    low, high = final.intervals[name]
+    return f"{final.metrics[name]:.4f}" + ("" if low != low else f"  [{low:.4f}, {high:.4f}]")
 
 
 def _interval(low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""A comparison of two evaluations as a page: differences with intervals, patients in pairs."""
+"""Page of a comparison: differences with intervals, patients in pairs."""
 
 from functools import partial
 from pathlib import Path
@@ -9,58 +9,61 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsi_idc.core.metric_table import SMALLER_IS_BETTER, TITLES
-from wsi_idc.evaluation.charts import write_beside
-from wsi_idc.evaluation.compare import Comparison
+from wsi_idc.evaluation.charts import annotate_right, draw_row_grid
+from wsi_idc.evaluation.compare import MIN_PATIENTS, Comparison
 from wsi_idc.evaluation.patient_charts import marker_areas
-from wsi_idc.metrics import classification as measure
-from wsi_idc.plotting.colors import ACCENT, GREY, GRID, OTHER
+from wsi_idc.metrics.classification import records
+from wsi_idc.plotting.colors import ACCENT, GREY, OTHER
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import count, signed
 from wsi_idc.plotting.style import printable, say_none
 
 _NUM_NAMED = 3
+# Name of each metric in figures and tables.
+_NAMES = {
+    name: title + (" (smaller is better)" if name in SMALLER_IS_BETTER else "")
+    for name, title in TITLES.items()
+}
 
 
 def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, name_b: str) -> None:
-    """Write comparison.html, which needs no other file, and its figures into the folder ``out``.
+    """Write the self-contained comparison.html and its figures into the folder ``out``.
 
     Args:
-        comparison: What it shows.
-        out: Where to.
-        name_a: What the first is called.
-        name_b: What the second is called.
+        comparison: The comparison.
+        out: The folder.
+        name_a: Name of the first evaluation.
+        name_b: Name of the second evaluation.
     """
     drawings = {
         "differences": partial(differences, comparison),
         "paired_patients": partial(paired_patients, comparison),
     }
     uris = write_figures(drawings, out)
-    metrics = [
-        row | {"smaller": row["metric"] in SMALLER_IS_BETTER}
-        for row in measure.records(comparison.metrics)
-    ]
-    names = {"a": name_a, "b": name_b}
+    metrics = records(comparison.metrics)
+    patients = count(comparison.num_patients, "patient", "patients")
+    patches = count(comparison.num_patches, "patch", "patches")
     write_page(
         out / "comparison.html",
         "evaluation/templates/comparison.html",
-        name=names,
-        facts=f"{count(comparison.num_patients, 'patient', 'patients')} · "
-        f"{count(comparison.num_patches, 'patch', 'patches')} · the same ones for both",
+        names={"a": name_a, "b": name_b},
+        facts=f"{patients} · {patches} · the same for both",
         notes=comparison.notes,
-        verdicts={
-            which: [TITLES[row["metric"]] for row in metrics if row["better"] == which]
-            for which in names
+        min_patients=MIN_PATIENTS,
+        better={
+            side: [TITLES[row["metric"]] for row in metrics if row["better"] == side]
+            for side in ("a", "b", "")
         },
-        open=[TITLES[row["metric"]] for row in metrics if not row["better"]],
-        tallies=[(TITLES[name], tally(comparison.patients, name)) for name in ("auc", "dice")],
+        tallies={TITLES[name]: tally(comparison.patients, name) for name in ("auc", "dice")},
         metrics=metrics,
-        patients=measure.records(comparison.patients),
+        metric_names=_NAMES,
+        patients=records(comparison.patients),
         uris=uris,
     )
 
 
 def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
-    """Return how many patients have the larger value with a, with b, the same, or none."""
+    """Count the patients whose metric is larger with a, larger with b, equal, or undefined."""
     difference = patients[f"{name}_difference"].to_numpy(float)
     return {
         "a": int((difference < 0).sum()),
@@ -71,7 +74,7 @@ def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
 
 
 def differences(comparison: Comparison) -> Figure:
-    """Draw by how much b is larger in each metric, with the interval of the difference."""
+    """Draw the difference b - a of each metric with its interval."""
     table = comparison.metrics
     figure = Figure(figsize=(9, 1.3 + 0.34 * len(table)), layout="constrained")
     ax = figure.subplots()
@@ -80,26 +83,19 @@ def differences(comparison: Comparison) -> Figure:
     if np.isnan(values).all():
         say_none(ax, "no metric has a value")
         return figure
-    colours = table["better"].map({"a": OTHER, "b": ACCENT}).fillna(GREY).to_numpy()
+    colors = table["better"].map({"a": OTHER, "b": ACCENT}).fillna(GREY).to_numpy()
     ax.axvline(0, color="black", lw=0.8)
-    ax.hlines(place, table["low"], table["high"], colours, lw=2.5, alpha=0.6)
-    ax.scatter(values, place, 60, colours, zorder=3)
-    write_beside(ax, place, [signed(value) for value in values])
-    ax.set_yticks(place, [_metric_name(name) for name in table["metric"]])
-    for colour, text in ((ACCENT, "B better"), (OTHER, "A better"), (GREY, "may be chance")):
-        ax.plot([], [], "o", color=colour, label=text)
+    ax.hlines(place, table["low"], table["high"], colors, lw=2.5, alpha=0.6)
+    ax.scatter(values, place, 60, colors, zorder=3)
+    annotate_right(ax, place, [signed(value) for value in values])
+    ax.set_yticks(place, [_NAMES[name] for name in table["metric"]])
+    for color, text in ((ACCENT, "B better"), (OTHER, "A better"), (GREY, "may be chance")):
+        ax.plot([], [], "o", color=color, label=text)
     reach = np.nanmax(np.abs(table[["difference", "low", "high"]].to_numpy(float)), initial=0.001)
     ax.set(xlim=(-1.1 * reach, 1.1 * reach), ylim=(len(table) - 0.4, -0.6))
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color=GRID, lw=0.8)
-    ax.set_axisbelow(True)
+    draw_row_grid(ax)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
-
-
-def _metric_name(name: str) -> str:
-    smaller = " (smaller is better)" if name in SMALLER_IS_BETTER else ""
-    return TITLES[name] + smaller
 
 
 def paired_patients(comparison: Comparison) -> Figure:
@@ -111,32 +107,32 @@ def paired_patients(comparison: Comparison) -> Figure:
 
 
 def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
-    """Draw one figure of the patients with b over a, the largest differences named."""
+    """Draw one mark per patient and name the patients with the largest differences."""
     known = table[table[f"{name}_difference"].notna()]
-    found = tally(table, name)
-    ax.set(xlabel=f"{TITLES[name]} with A", ylabel=f"{TITLES[name]} with B", aspect="equal")
+    counts, title = tally(table, name), TITLES[name]
+    ax.set(xlabel=f"{title} with A", ylabel=f"{title} with B", aspect="equal")
     ax.set_title(
-        f"{TITLES[name]}: larger with B {found['b']}, with A {found['a']}, same {found['same']}"
+        f"{title}: larger with B {counts['b']}, with A {counts['a']}, same {counts['same']}"
     )
     if known.empty:
-        say_none(ax, f"no patient has a value of {TITLES[name]}")
+        say_none(ax, f"no patient has a value of {title}")
         return
     a, b = known[f"{name}_a"].to_numpy(float), known[f"{name}_b"].to_numpy(float)
-    colours = np.where(b > a, ACCENT, np.where(b < a, OTHER, GREY))
+    colors = np.where(b > a, ACCENT, np.where(b < a, OTHER, GREY))
     areas = marker_areas(known["patches"].to_numpy())
     ax.plot([0, 1], [0, 1], ":", color=GREY, zorder=0)
-    ax.scatter(a, b, areas, colours, alpha=0.75, edgecolors="white", linewidths=0.5)
+    ax.scatter(a, b, areas, colors, alpha=0.75, edgecolors="white", linewidths=0.5)
     for row in np.argsort(-np.abs(b - a), kind="stable")[:_NUM_NAMED]:
         if a[row] != b[row]:
-            # Away from the diagonal, where it is empty.
-            left = b[row] > a[row]
+            # On the side away from the diagonal, where there is room.
+            is_above = b[row] > a[row]
             ax.annotate(
                 printable(known["patient"].iloc[row]),
                 (a[row], b[row]),
-                (-6 if left else 6, 4 if left else -4),
+                (-6, 4) if is_above else (6, -4),
                 textcoords="offset points",
-                ha="right" if left else "left",
-                va="bottom" if left else "top",
+                ha="right" if is_above else "left",
+                va="bottom" if is_above else "top",
                 fontsize=8,
             )
     low = max(-0.03, min(a.min(), b.min()) - 0.08)

@@ -1,4 +1,8 @@
-"""How well a method does on patients that its checkpoints have not seen."""
+"""Evaluate a predictor on held-out patients."""
+
+import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,198 +13,191 @@ from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.results import Evaluation, MetricSet
+from wsi_idc.evaluation.results import Evaluation, MetricSet, evaluation_name, folder_in_run
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.metrics import classification as measure
-from wsi_idc.metrics.bootstrap import (
-    interval,
-    resample_patients,
-    resampled_metrics,
-    roc_and_pr_bands,
-)
+from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
+from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 
-# Bands are drawn, not quoted: fewer resamples do.
+# The bands of the curves are only drawn, so fewer resamples are enough.
 _RESAMPLES_OF_BANDS = 500
 
 
+def evaluation_folder(predictor: Predictor, split: str) -> Path:
+    """Return the default folder of an evaluation: in the run, or in eval/."""
+    name = evaluation_name(split, tta=predictor.tta, smooth=predictor.smooth)
+    first = predictor.checkpoints[0].source
+    assert first is not None
+    if len(predictor.checkpoints) > 1:
+        fingerprints = json.dumps([member.fingerprint for member in predictor.checkpoints])
+        digest = hashlib.sha256(fingerprints.encode()).hexdigest()[:8]
+        return Path("eval", f"ensemble-{digest}-{name}")
+    if first == bundled_checkpoint():
+        return Path("eval", f"bundled-{name}")
+    return folder_in_run(first, name)
+
+
 def choose_patients(
-    method: Predictor, pack: Pack, split: str, *, allow_seen: bool = False
+    predictor: Predictor, pack: Pack, split: str, *, allow_seen: bool = False
 ) -> list[str]:
-    """Return the patients of the pack that a word stands for.
+    """Select the patients of the pack to evaluate.
 
     Args:
-        method: Its checkpoints know which patients they were trained on and chosen by.
+        predictor: The predictor; its checkpoints record the split of their training.
         pack: The data.
-        split: test, val or train of every checkpoint's split; unseen, in no one's train or val;
-            or all.
-        allow_seen: Let it be evaluated on patients that a checkpoint was trained on.
+        split: test, val or train: patients of that role in every checkpoint's split; unseen:
+            patients in no checkpoint's train or val; all: every patient.
+        allow_seen: Accept patients that a checkpoint was trained on.
+
+    Returns:
+        The patients, sorted.
 
     Raises:
-        DataError: There is none, or a checkpoint was trained on one of them.
+        DataError: There are no such patients, or a checkpoint was trained on one of them.
     """
-    here = set(pack.patients)
+    available = set(pack.patients)
     if split == "all":
-        chosen = here
+        chosen = available
     elif split == "unseen":
-        chosen = here - method.patients("train", "val")
+        chosen = available - predictor.patients("train", "val")
     else:
-        chosen = here.intersection(*(one.patients(split) for one in method.checkpoints))
+        chosen = available.intersection(
+            *(member.patients(split) for member in predictor.checkpoints)
+        )
     if not chosen:
-        whose = "the checkpoint's" if len(method.checkpoints) == 1 else "all checkpoints'"
+        owner = "the checkpoint's" if len(predictor.checkpoints) == 1 else "all checkpoints'"
         raise DataError(
-            f"none of {whose} {split} patients is in {pack.path}; "
+            f"none of {owner} {split} patients is in {pack.path}; "
             "use --split unseen for data of your own"
         )
-    seen = sorted(chosen & method.patients("train"))
+    seen = sorted(chosen & predictor.patients("train"))
     if seen and not allow_seen:
         raise DataError(
-            f"the checkpoint was trained on {len(seen)} of these patients, {seen[0]} first: the "
-            "figures would flatter it; use --split test, or --allow-seen to do it all the same"
+            f"the checkpoint was trained on {len(seen)} of these patients ({seen[0]}, ...): the "
+            "metrics would be too good; use --split test, or --allow-seen to evaluate anyway"
         )
     return sorted(chosen)
 
 
 def evaluate(
-    method: Predictor,
+    predictor: Predictor,
     pack: Pack,
     patients: list[str],
     *,
     split: str,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     batch_size: int,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Evaluation:
-    """Predict every patch of ``patients`` and compare those of known label with their labels.
+    """Predict all patches of ``patients`` and compare those of known label with their labels.
+
+    Patches of unknown label are predicted too: smoothing uses them as neighbors.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
         DataError: No patch has a known label.
     """
-    method.validate_input(pack)
+    predictor.validate_input(pack)
     members = np.isin(pack.patient_of, patients)
     known = pack.index["label"].to_numpy() >= 0
     if not (members & known).any():
         raise DataError(f"{pack.path}: no patch of these patients has a known label")
     rows = np.flatnonzero(members)
-    logit = _logits(method, pack, rows, compute=compute, batch_size=batch_size)
-    everything = predictions_table(method, pack, rows, logit)
+    logit = _predict_logits(
+        predictor, pack, rows, device_config=device_config, batch_size=batch_size
+    )
     is_known = known[rows]
-    predictions = everything[is_known].reset_index(drop=True)
+    predictions = predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
     predictions["border_distance"] = border_distances(label, names, pack.cells()[rows][is_known])
-    uncalibrated = method.uncalibrated().aggregate(logit[is_known]).probability
     ids, code = np.unique(names, return_inverse=True)
-    weights = resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
-    raw, smoothed = _judged_ways(method, predictions, code, weights)
-    judged = smoothed or raw
-    table = patient_table(predictions, judged.column, threshold=judged.threshold)
-    drawn = weights[: min(num_resamples, _RESAMPLES_OF_BANDS)] if len(ids) > 1 else weights[:0]
+    weights = bootstrap.resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
+    raw = final = compute_metrics(predictions, "probability", predictor.threshold, code, weights)
+    if predictor.smoothing is not None:
+        threshold = predictor.smoothing.threshold
+        final = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
+    table = patient_table(predictions, final.column, threshold=final.threshold)
+    uncalibrated = predictor.uncalibrated().aggregate(logit[is_known]).probability
+    ece_uncalibrated = classification.ece(label, uncalibrated)
     num_unknown = int((~is_known).sum())
-    ece_uncalibrated = measure.ece(label, uncalibrated)
-    notes = _flattering_notes(method, set(ids)) + _notes(predictions, table, num_unknown)
-    notes += _calibration_notes(raw.metrics["ece"], ece_uncalibrated)
+    notes = _seen_notes(predictor, set(ids)) + _data_notes(predictions, table, num_unknown)
+    if raw.metrics["ece"] > ece_uncalibrated:
+        notes.append(
+            "the temperature, fitted on val patients, does not help here: "
+            f"ECE {raw.metrics['ece']:.4f}, {ece_uncalibrated:.4f} without it"
+        )
+    num_drawn = min(num_resamples, _RESAMPLES_OF_BANDS) if len(ids) > 1 else 0
     return Evaluation(
         split=split,
         num_patients=len(ids),
         num_patches=len(predictions),
         num_unknown=num_unknown,
-        judged=judged,
-        raw=None if smoothed is None else raw,
+        final=final,
+        raw=None if final is raw else raw,
         ece_uncalibrated=ece_uncalibrated,
-        by_border=_by_border(predictions, judged, code, weights),
-        regions=summary(table, weights),
+        by_border=metrics_by_border(predictions, final, code, weights),
+        patient_summary=summary(table, weights),
         predictions=predictions,
         patients=table,
-        bands=roc_and_pr_bands(label, predictions[judged.column].to_numpy(), code, weights=drawn),
+        bands=bootstrap.roc_and_pr_bands(
+            label, predictions[final.column].to_numpy(), code, weights=weights[:num_drawn]
+        ),
         notes=tuple(notes),
         record=provenance(
-            method=method.summary(),
+            method=predictor.summary(),
             data_fingerprint=pack.info.source_fingerprint,
-            precision=compute.precision,
+            precision=device_config.precision,
             seed=seed,
             num_resamples=num_resamples,
         ),
     )
 
 
-def _judged_ways(
-    method: Predictor,
-    predictions: pd.DataFrame,
-    code: NDArray[np.integer],
-    weights: NDArray[np.integer],
-) -> tuple[MetricSet, MetricSet | None]:
-    """Judge the probabilities as they are and, where the method smooths, as smoothed."""
-    raw = compute_metrics(predictions, "probability", method.threshold, code, weights)
-    if method.smoothing is None:
-        return raw, None
-    threshold = method.smoothing.threshold
-    return raw, compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
-
-
-def _by_border(
-    predictions: pd.DataFrame,
-    judged: MetricSet,
-    code: NDArray[np.integer],
-    weights: NDArray[np.integer],
-) -> dict[int, MetricSet]:
-    """Judge the patches at each distance from the label border as ``judged`` judges all."""
-    found = {}
-    for distance in DISTANCES:
-        at = (predictions["border_distance"] == distance).to_numpy()
-        found[distance] = compute_metrics(
-            predictions[at], judged.column, judged.threshold, code[at], weights
-        )
-    return found
-
-
-def _logits(
-    method: Predictor,
+def _predict_logits(
+    predictor: Predictor,
     pack: Pack,
     rows: NDArray[np.int64],
     *,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     batch_size: int,
 ) -> NDArray[np.float32]:
-    parts = []
-    compute.throughput.start()
+    batches = []
+    device_config.throughput.start()
     with progress(len(rows), what="predicting") as bar:
-        for part in method.predict(pack, rows, device_config=compute, batch_size=batch_size):
-            parts.append(part.logit)
-            bar.update(len(part.logit))
-    compute.throughput.log("predicted")
-    return np.concatenate(parts)
+        for batch in predictor.predict(
+            pack, rows, device_config=device_config, batch_size=batch_size
+        ):
+            batches.append(batch.logit)
+            bar.update(len(batch.logit))
+    device_config.throughput.log("predicted")
+    return np.concatenate(batches)
 
 
 def predictions_table(
-    method: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
+    predictor: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
 ) -> pd.DataFrame:
-    """Return one row a patch of ``rows``, all that the method says of it.
+    """Return one row per patch: patient, x, y, label and all outputs of the predictor.
 
     Args:
-        method: Whose logits they are.
+        predictor: The predictor that computed the logits.
         pack: The data.
-        rows: Whole patients, so that each patch has its neighbours.
-        logit: Shape (N, k, num_classes), as ``Method.predict`` gives them.
+        rows: Positions in the pack of all patches of some patients: smoothing needs neighbors.
+        logit: Logits of these patches, shape (N, k, num_classes), as ``Predictor.predict`` yields
+            them.
     """
-    said = method.aggregate(logit)
-    columns = pack.index.iloc[rows]
-    table = pd.DataFrame(
-        {
-            "patient": pack.patient_of[rows],
-            "x": columns["x"].to_numpy(),
-            "y": columns["y"].to_numpy(),
-            "label": columns["label"].to_numpy(),
-            "probability": said.probability,
-        }
-    )
-    if said.uncertainty is not None:
-        table["uncertainty"] = said.uncertainty
-    smoothed = method.smoothed(
-        said.probability,
-        columns["patient"].to_numpy(),
+    prediction = predictor.aggregate(logit)
+    index = pack.index.iloc[rows]
+    table = pd.DataFrame({"patient": pack.patient_of[rows]})
+    for name in ("x", "y", "label"):
+        table[name] = index[name].to_numpy()
+    table["probability"] = prediction.probability
+    if prediction.uncertainty is not None:
+        table["uncertainty"] = prediction.uncertainty
+    smoothed = predictor.smoothed(
+        prediction.probability,
+        index["patient"].to_numpy(),
         pack.cells()[rows],
         patch_um=pack.info.patch_px * pack.info.mpp,
     )
@@ -220,60 +217,79 @@ def compute_metrics(
 
     Args:
         predictions: Columns label (0 or 1) and ``column``.
-        column: The probability of IDC.
-        threshold: From which a patch is called IDC.
-        code: Each patch's patient, a column of ``weights``.
-        weights: How often each resample draws each patient, shape (R, P). One patient alone
-            gives no intervals.
+        column: Name of the column of probabilities of IDC.
+        threshold: Smallest probability that is called IDC.
+        code: Patient of each patch as a column of ``weights``, shape (N,).
+        weights: Number of times that each resample draws each patient, shape (R, P). With a
+            single patient all intervals are NaN.
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
-    values = resampled_metrics(label, probability, code, threshold=threshold, weights=weights)
-    none, num_patients = (np.nan, np.nan), len(np.unique(code))
+    resampled = bootstrap.resampled_metrics(
+        label, probability, code, threshold=threshold, weights=weights
+    )
+    has_intervals = len(np.unique(code)) > 1
     return MetricSet(
         column=column,
         threshold=threshold,
-        metrics=measure.all_metrics(label, probability, threshold=threshold),
-        intervals={name: interval(of) if num_patients > 1 else none for name, of in values.items()},
-        confusion=measure.confusion(label, probability, threshold=threshold),
+        metrics=classification.all_metrics(label, probability, threshold=threshold),
+        intervals={
+            name: bootstrap.interval(values) if has_intervals else (np.nan, np.nan)
+            for name, values in resampled.items()
+        },
+        confusion=classification.confusion(label, probability, threshold=threshold),
     )
 
 
-def _flattering_notes(method: Predictor, patients: set[str]) -> list[str]:
-    notes = []
-    for role, what in (("train", "was trained"), ("val", "had its epoch and threshold chosen")):
-        if seen := method.patients(role) & patients:
-            notes.append(
-                f"a checkpoint {what} on {len(seen)} of these patients: the figures flatter it"
-            )
-    return notes
+def metrics_by_border(
+    predictions: pd.DataFrame,
+    final: MetricSet,
+    code: NDArray[np.integer],
+    weights: NDArray[np.integer],
+) -> dict[int, MetricSet]:
+    """Compute the metrics of the patches at each distance from the label border.
+
+    Args:
+        predictions: Columns label, border_distance and ``final.column``.
+        final: Metrics of all patches, with their column and threshold.
+        code: Patient of each patch, as in ``compute_metrics``.
+        weights: Resamples, as in ``compute_metrics``.
+    """
+    metric_sets = {}
+    for distance in DISTANCES:
+        is_at_distance = (predictions["border_distance"] == distance).to_numpy()
+        metric_sets[distance] = compute_metrics(
+            predictions[is_at_distance],
+            final.column,
+            final.threshold,
+            code[is_at_distance],
+            weights,
+        )
+    return metric_sets
 
 
-def _notes(predictions: pd.DataFrame, patients: pd.DataFrame, num_unknown: int) -> list[str]:
+def _seen_notes(predictor: Predictor, patients: set[str]) -> list[str]:
+    return [
+        f"a checkpoint {use} on {len(seen)} of these patients: the metrics are too good"
+        for role, use in (("train", "was trained"), ("val", "had its epoch and threshold chosen"))
+        if (seen := predictor.patients(role) & patients)
+    ]
+
+
+def _data_notes(predictions: pd.DataFrame, patients: pd.DataFrame, num_unknown: int) -> list[str]:
     notes = []
     if num_unknown:
         notes.append(f"{num_unknown} patches of unknown label are left out")
     if len(patients) == 1:
-        notes.append("one patient alone gives no intervals")
-    present = predictions["label"].unique()
-    if len(present) == 1:
-        only = "IDC" if present[0] else "non-IDC"
-        notes.append(f"every label is {only}: AUC and all that needs both classes has no value")
+        notes.append("with one patient there are no intervals")
+    labels = predictions["label"].unique()
+    if len(labels) == 1:
+        name = "IDC" if labels[0] else "non-IDC"
+        notes.append(f"every label is {name}: metrics that need both classes, like AUC, are empty")
     elif num_single := int(patients["auc"].isna().sum()):
-        who = "1 patient has" if num_single == 1 else f"{num_single} patients have"
-        whose = "its" if num_single == 1 else "their"
-        notes.append(f"{who} one class only, so no AUC of {whose} own")
-    columns = ("probability_smoothed", "probability")
-    judged = next(name for name in columns if name in predictions)
-    if predictions[judged].nunique() == 1:
-        notes.append("all probabilities are equal: the ranking is a coin's")
-    return notes
-
-
-def _calibration_notes(calibrated: float, uncalibrated: float) -> list[str]:
-    notes = []
-    if calibrated > uncalibrated:
-        notes.append(
-            f"the temperature, fitted on val patients, does not help here: ECE {calibrated:.4f}, "
-            f"{uncalibrated:.4f} without it"
-        )
+        subject = "1 patient has" if num_single == 1 else f"{num_single} patients have"
+        owner = "its" if num_single == 1 else "their"
+        notes.append(f"{subject} one class only, so no AUC of {owner} own")
+    column = "probability_smoothed" if "probability_smoothed" in predictions else "probability"
+    if predictions[column].nunique() == 1:
+        notes.append("all probabilities are equal: they rank no patch before another")
     return notes

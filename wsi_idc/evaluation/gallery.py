@@ -1,6 +1,6 @@
-"""Draw the patches that a method is surest of and wrong about."""
+"""Galleries of the patches that are called wrong with the most confidence."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,58 +11,61 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.charts import in_words
+from wsi_idc.evaluation.charts import probability_name
 from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.explore.patch_figures import neighborhood
 from wsi_idc.geometry.grid import INTERIOR
 from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import INK, printable
 
 NUM_ROWS, NUM_COLS = 4, 6
-# So that one patient does not fill it.
-MOST_OF_A_PATIENT = 2
-_WHITE = 255
+# So that the gallery shows several patients.
+MAX_PER_PATIENT = 2
 _WIDTH, _TITLE_HEIGHT = 10, 0.45  # inches
-# Around a patch its neighbours are shown, if at least so many of the 8 are there in the mean.
-_MIN_NEIGHBOURS = 4
-_CAPTION_HEIGHT = 0.38  # of a picture's side
+# Neighbors are shown if the patches have at least this many of the 8 on average.
+_MIN_NEIGHBORS = 4
+_CAPTION_HEIGHT = 0.38  # fraction of an image's side
 
 
 def surest_wrong(
     predictions: pd.DataFrame, column: str, *, threshold: float, label: int
 ) -> pd.DataFrame:
-    """Return the patches of a label that are called the other, the surest first.
-
-    At most ``MOST_OF_A_PATIENT`` of a patient and ``NUM_ROWS * NUM_COLS`` of all.
+    """Select the patches of a label that are called the other, the most confident first.
 
     Args:
         predictions: Columns patient, label and ``column``.
-        column: The probability of IDC that is judged.
-        threshold: From which a patch is called IDC.
+        column: Name of the column of probabilities of IDC.
+        threshold: Smallest probability that is called IDC.
         label: 0 for false positives, 1 for false negatives.
+
+    Returns:
+        At most ``MAX_PER_PATIENT`` rows per patient and ``NUM_ROWS * NUM_COLS`` in all.
     """
     called = predictions[column] >= threshold
     wrong = predictions[(predictions["label"] == label) & (called != (label == 1))]
     ordered = wrong.sort_values(column, ascending=label == 1, kind="stable")
-    few = ordered.groupby("patient", sort=False).head(MOST_OF_A_PATIENT)
-    return few.head(NUM_ROWS * NUM_COLS)
+    return ordered.groupby("patient", sort=False).head(MAX_PER_PATIENT).head(NUM_ROWS * NUM_COLS)
 
 
 def false_positives(evaluation: Evaluation, pack: Pack) -> Figure:
     """Draw the non-IDC patches with the largest probability of IDC."""
-    return _gallery(evaluation, pack, label=0, name="False positives")
+    num_wrong = evaluation.final.confusion.false_positive
+    return _gallery(evaluation, pack, label=0, name="False positives", num_wrong=num_wrong)
 
 
 def false_negatives(evaluation: Evaluation, pack: Pack) -> Figure:
     """Draw the IDC patches with the smallest probability of IDC."""
-    return _gallery(evaluation, pack, label=1, name="False negatives")
+    num_wrong = evaluation.final.confusion.false_negative
+    return _gallery(evaluation, pack, label=1, name="False negatives", num_wrong=num_wrong)
 
 
-def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Figure:
-    judged, counts = evaluation.judged, evaluation.judged.confusion
+def _gallery(
+    evaluation: Evaluation, pack: Pack, *, label: int, name: str, num_wrong: int
+) -> Figure:
+    final = evaluation.final
     chosen = surest_wrong(
-        evaluation.predictions, judged.column, threshold=judged.threshold, label=label
+        evaluation.predictions, final.column, threshold=final.threshold, label=label
     )
-    total = counts.false_negative if label else counts.false_positive
     if chosen.empty:
         figure = Figure(figsize=(_WIDTH, 0.8))
         figure.text(0.5, 0.5, f"{name}: none", ha="center", va="center")
@@ -70,43 +73,41 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     rows = -(-len(chosen) // NUM_COLS) * (1 + _CAPTION_HEIGHT)
     height = _TITLE_HEIGHT + _WIDTH / NUM_COLS * rows
     figure = Figure(figsize=(_WIDTH, height))
-    # Nothing here needs to be laid out, which would take longer than all the rest.
+    # All places are fixed: a layout engine would take longer than the drawing.
     ax = figure.add_axes((0, 0, 1, 1 - _TITLE_HEIGHT / height))
-    pictures, with_neighbours = _pictures(chosen, pack)
-    for index, (picture, row) in enumerate(zip(pictures, chosen.to_dict("records"), strict=True)):
+    images, with_neighbors = _read_images(chosen, pack)
+    for index, (image, row) in enumerate(zip(images, chosen.to_dict("records"), strict=True)):
         left, top = index % NUM_COLS + 0.04, index // NUM_COLS * (1 + _CAPTION_HEIGHT)
-        _draw(ax, picture, left, top, framed=with_neighbours)
-        caption = _caption(row, judged.column)
+        _draw_image(ax, image, left, top, framed=with_neighbors)
+        caption = _caption(row, final.column)
         ax.text(left, top + 0.96, caption, va="top", fontsize=8, color=INK, linespacing=1.25)
     ax.set(xlim=(0, NUM_COLS), ylim=(rows, 0))
     ax.set_axis_off()
     ax.set_title(
-        f"{name}: the {len(chosen)} surest of {total:,}, at most {MOST_OF_A_PATIENT} a patient; "
-        f"p: {in_words(evaluation)} of IDC"
+        f"{name}: the {len(chosen)} surest of {num_wrong:,}, at most {MAX_PER_PATIENT} a patient; "
+        f"p: {probability_name(evaluation)} of IDC"
     )
     return figure
 
 
-def _pictures(chosen: pd.DataFrame, pack: Pack) -> tuple[list[NDArray[np.uint8]], bool]:
-    """Return a picture of each patch, and whether its neighbours are around it."""
+def _read_images(chosen: pd.DataFrame, pack: Pack) -> tuple[list[NDArray[np.uint8]], bool]:
+    """Read an image of each patch; return also whether the images show its neighbors."""
     side = pack.info.patch_px
-    found = [surroundings(pack, *place) for place in _places(chosen)]
-    if np.mean([num for _, num in found]) >= _MIN_NEIGHBOURS:
-        return [picture for picture, _ in found], True
-    return [picture[side:-side, side:-side] for picture, _ in found], False
+    places = chosen[["patient", "x", "y"]].itertuples(index=False, name=None)
+    images, num_neighbors = zip(*(neighborhood(pack, *place) for place in places), strict=True)
+    if np.mean(num_neighbors) >= _MIN_NEIGHBORS:
+        return list(images), True
+    return [image[side:-side, side:-side] for image in images], False
 
 
-def _places(chosen: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
-    return chosen[["patient", "x", "y"]].itertuples(index=False, name=None)
-
-
-def _draw(ax: Axes, picture: NDArray[np.uint8], left: float, top: float, *, framed: bool) -> None:
-    """Draw one picture of side 0.92 in a cell of the sheet, its middle third framed."""
+def _draw_image(
+    ax: Axes, image: NDArray[np.uint8], left: float, top: float, *, framed: bool
+) -> None:
+    """Draw an image with a side of 0.92, its middle third framed."""
     side, third = 0.92, 0.92 / 3
-    # Its pixels as they are: the viewer enlarges them.
-    ax.imshow(
-        picture, extent=(left, left + side, top + side, top), interpolation="none", aspect="auto"
-    )
+    # Pixels are not interpolated: the viewer enlarges them.
+    extent = (left, left + side, top + side, top)
+    ax.imshow(image, extent=extent, interpolation="none", aspect="auto")
     ax.add_patch(Rectangle((left, top), side, side, fill=False, ec="#cccccc", lw=0.6))
     if framed:
         ax.add_patch(Rectangle((left + third, top + third), third, third, fill=False, ec="black"))
@@ -119,22 +120,6 @@ def _caption(row: Mapping[Any, Any], column: str) -> str:
         f"{printable(row['patient'])}\nx {row['x']}, y {row['y']}\n"
         f"p {number(row[column])}, border {border}"
     )
-
-
-def surroundings(pack: Pack, patient: str, x: int, y: int) -> tuple[NDArray[np.uint8], int]:
-    """Return the patch at a place amid its 8 neighbours, and how many of them there are.
-
-    Shape (3 * patch_px, 3 * patch_px, 3), white where one is missing.
-    """
-    side, rows = pack.info.patch_px, pack.rows_of(patient)
-    picture = np.full((3 * side, 3 * side, 3), _WHITE, np.uint8)
-    xy = pack.index[["x", "y"]].to_numpy()[rows]
-    cell = (xy - (x, y)) // side + 1  # column and row, 0 to 2
-    near = np.flatnonzero(((cell >= 0) & (cell <= 2)).all(axis=1))
-    for at in near:
-        col, row = cell[at]
-        picture[row * side :, col * side :][:side, :side] = pack.patches[rows[at]]
-    return picture, len(near) - 1
 
 
 GALLERIES: dict[str, Callable[[Evaluation, Pack], Figure]] = {

@@ -1,4 +1,4 @@
-"""Several evaluations in one table, best first, with published results beside them."""
+"""Table of several evaluations, best first, followed by published results."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -13,35 +13,37 @@ from wsi_idc.metrics.classification import records
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
 MEASURED, PUBLISHED = "measured", "published"
+_CSV, _JSON = "leaderboard.csv", "leaderboard.json"
 
 
 def leaderboard(
     evaluations: Sequence[tuple[str, Evaluation]], *, rank_by: str = "auc"
 ) -> pd.DataFrame:
-    """Return one row an evaluation, best first, then the published results for context.
-
-    Columns: rank, name, source ("measured" or "published"), test, patients, patches, each metric,
-    of the one that ranks also low and high of its interval, note. A published result has no
-    rank: it is of other patients.
+    """Build a table with one row per evaluation, best first, then the published results.
 
     Args:
-        evaluations: Names and what they are of.
-        rank_by: A metric.
+        evaluations: Name and evaluation of each row.
+        rank_by: Name of the metric that sorts the rows.
+
+    Returns:
+        Columns rank, name, source ("measured" or "published"), test, patients, patches, each
+        metric, low and high of the interval of ``rank_by``, note. A published result has no rank:
+        its patients are others.
     """
     rows = []
-    for name, one in evaluations:
-        low, high = one.judged.intervals[rank_by]
+    for name, evaluation in evaluations:
+        low, high = evaluation.final.intervals[rank_by]
         rows.append(
             {
                 "name": name,
                 "source": MEASURED,
-                "test": one.split,
-                "patients": one.num_patients,
-                "patches": one.num_patches,
-                **one.judged.metrics,
+                "test": evaluation.split,
+                "patients": evaluation.num_patients,
+                "patches": evaluation.num_patches,
+                **evaluation.final.metrics,
                 f"{rank_by}_low": low,
                 f"{rank_by}_high": high,
-                "note": "; ".join(one.notes),
+                "note": "; ".join(evaluation.notes),
             }
         )
     table = pd.DataFrame(rows).sort_values(
@@ -49,34 +51,33 @@ def leaderboard(
     )
     table.insert(0, "rank", [float(rank) for rank in range(1, len(table) + 1)])
     published = published_results().rename(columns={"work": "name"}).assign(source=PUBLISHED)
-    known = published.sort_values("auc", ascending=False, kind="stable")
-    return pd.concat([table, known.reindex(columns=table.columns)], ignore_index=True)
+    published = published.sort_values("auc", ascending=False, kind="stable")
+    return pd.concat([table, published.reindex(columns=table.columns)], ignore_index=True)
 
 
 def published_results() -> pd.DataFrame:
-    """Return honest, patient-wise results from the literature: work, test, metrics, note."""
+    """Read the patient-wise results of the literature: work, test, metrics, note."""
     file = resources.files("wsi_idc.evaluation") / "published.csv"
     with file.open(encoding="utf-8") as text:
         return pd.read_csv(text)
 
 
 def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:
-    """Return whether all evaluations are of the same patches, so that they may be compared."""
-    keys = [one.predictions[["patient", "x", "y", "label"]] for _, one in evaluations]
+    """Return True if all evaluations are of the same patches, so that ranks are meaningful."""
+    keys = [evaluation.predictions[["patient", "x", "y", "label"]] for _, evaluation in evaluations]
     return all(key.equals(keys[0]) for key in keys)
 
 
 def check_leaderboard_folder(out: Path) -> None:
-    """Raise where a leaderboard cannot be written into ``out``, or not without a loss.
+    """Check that a leaderboard can be written into ``out`` without replacing other files.
 
     Raises:
-        WsiIdcError: With the reason.
+        WsiIdcError: It cannot; the message gives the reason.
     """
-    writes = ("leaderboard.csv", "leaderboard.json", "leaderboard.html", "figures")
-    ensure_writable(out, writes=writes, marks=("leaderboard.csv",))
+    ensure_writable(out, writes=(_CSV, _JSON, "leaderboard.html", "figures"), marks=(_CSV,))
 
 
 def write_leaderboard(table: pd.DataFrame, out: Path) -> None:
     """Write leaderboard.csv and leaderboard.json into the folder ``out``."""
-    write_text(out / "leaderboard.csv", table.to_csv(index=False))
-    write_json(out / "leaderboard.json", records(table))
+    write_text(out / _CSV, table.to_csv(index=False))
+    write_json(out / _JSON, records(table))

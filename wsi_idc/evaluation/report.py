@@ -1,4 +1,4 @@
-"""An evaluation as people read it: tables, figures and one page."""
+"""Evaluate a predictor and write tables, figures and the page."""
 
 import logging
 import time
@@ -10,13 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation import charts as evaluation_charts
-from wsi_idc.evaluation import patient_charts
-from wsi_idc.evaluation.evaluate import choose_patients, evaluate
-from wsi_idc.evaluation.evaluation_files import PAGE, evaluation_folder, write_evaluation
+from wsi_idc.evaluation import charts, patient_charts
+from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
 from wsi_idc.evaluation.gallery import GALLERIES
-from wsi_idc.evaluation.report_page import CAPTIONS, write_evaluation_page
-from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.evaluation.report_page import write_evaluation_page
+from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.plotting.html import remove_figures, write_figures
 from wsi_idc.training.logger import draw_curves
@@ -24,74 +22,80 @@ from wsi_idc.training.runs import Run
 
 logger = logging.getLogger(__name__)
 
+LEARNING_CURVES = "learning_curves"
+FIGURE_NAMES = (*charts.CHARTS, *patient_charts.CHARTS, *GALLERIES, LEARNING_CURVES)
+
 
 def evaluate_into(
     folder: Path | None,
-    method: Predictor,
+    predictor: Predictor,
     pack: Pack,
     *,
     split: str,
     allow_seen: bool = False,
     with_report: bool = True,
-    **how: Any,
+    **settings: Any,
 ) -> tuple[Evaluation, Path]:
-    """Evaluate and write all of it into ``folder``, its default place where None; return both.
+    """Evaluate a predictor and write the results into a folder.
 
     Args:
-        folder: Where to.
-        method: What is evaluated.
+        folder: The folder; None for the default one.
+        predictor: The predictor.
         pack: The data.
-        split: Which patients, as ``choose_patients`` has it.
-        allow_seen: Let it be evaluated on patients that a checkpoint was trained on.
+        split: Group of patients, as in ``choose_patients``.
+        allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
-        how: What else ``evaluate`` takes.
+        settings: Further arguments of ``evaluate``.
+
+    Returns:
+        The evaluation and its folder.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
         DataError: There is nothing to evaluate, or a checkpoint was trained on it.
     """
-    patients = choose_patients(method, pack, split, allow_seen=allow_seen)
-    evaluation = evaluate(method, pack, patients, split=split, **how)
-    folder = folder or evaluation_folder(method, split)
-    # A page of an earlier evaluation must not stand beside the numbers of this one.
+    patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
+    evaluation = evaluate(predictor, pack, patients, split=split, **settings)
+    folder = folder or evaluation_folder(predictor, split)
+    # The page and the figures of an earlier evaluation do not belong to these numbers.
     (folder / PAGE).unlink(missing_ok=True)
-    remove_figures(CAPTIONS, folder)
+    remove_figures(FIGURE_NAMES, folder)
     write_evaluation(evaluation, folder)
     if with_report:
-        write_report(evaluation, folder, pack=pack, history=_history_of(method))
+        write_report(evaluation, folder, pack=pack, history=_read_history(predictor))
     return evaluation, folder
 
 
 def write_report(
     evaluation: Evaluation, out: Path, *, pack: Pack, history: list[dict[str, Any]] | None
 ) -> None:
-    """Write figures/ and report.html, which needs no other file, into the folder ``out``.
+    """Write figures/ and the self-contained report.html into the folder ``out``.
 
     Args:
-        evaluation: What it shows.
-        out: Where to.
+        evaluation: The evaluation.
+        out: The folder.
         pack: The data that was evaluated.
-        history: One record an epoch of the training, None where it is not known.
+        history: One record per epoch of the training; None if it is unknown.
     """
     start = time.monotonic()
     drawings: dict[str, Callable[[], Figure]] = {
         name: partial(draw, evaluation)
-        for name, draw in (evaluation_charts.CHARTS | patient_charts.CHARTS).items()
+        for name, draw in (charts.CHARTS | patient_charts.CHARTS).items()
     }
     drawings |= {name: partial(draw, evaluation, pack) for name, draw in GALLERIES.items()}
     if history:
-        best = evaluation.record["method"]["metrics"].get("epoch")
-        drawings["learning_curves"] = partial(draw_curves, history, best_epoch=best)
+        best_epoch = evaluation.record["method"]["metrics"].get("epoch")
+        drawings[LEARNING_CURVES] = partial(draw_curves, history, best_epoch=best_epoch)
     uris = write_figures(drawings, out)
     write_evaluation_page(evaluation, out / PAGE, uris)
     seconds = time.monotonic() - start
     logger.info("report: %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
 
 
-def _history_of(method: Predictor) -> list[dict[str, Any]] | None:
-    """Return the epochs of the training that gave the one checkpoint, None where not known."""
-    first = method.checkpoints[0].source
-    if len(method.checkpoints) > 1 or first is None:
+def _read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
+    """Read the epochs of the run whose best checkpoint is the predictor's only one."""
+    source = predictor.checkpoints[0].source
+    if len(predictor.checkpoints) > 1 or source is None:
         return None
-    run = Run(first.parent)
-    return run.read_history() if first == run.best else None
+    run = Run(source.parent)
+    return run.read_history() if source == run.best else None

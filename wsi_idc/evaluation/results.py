@@ -1,42 +1,58 @@
-"""What an evaluation says: metrics with intervals, tables, curves, notes."""
+"""Results of an evaluation (metrics with intervals, tables, curves, notes) and their files."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
+from wsi_idc.metrics.classification import Confusion, or_none
 
-from wsi_idc.metrics import classification as measure
-from wsi_idc.metrics.bootstrap import Band
+if TYPE_CHECKING:  # torch and pandas take seconds to import
+    import pandas as pd
+
+    from wsi_idc.data.pack import Pack
+    from wsi_idc.inference.predictor import Predictor
+    from wsi_idc.metrics.bootstrap import Band
+
+PAGE = "report.html"
+METRICS_JSON, PREDICTIONS_CSV = "metrics.json", "predictions.csv"
+_PATIENTS_CSV = "patients.csv"
 
 
 @dataclass(frozen=True)
 class MetricSet:
-    """How good one column of probabilities is.
+    """Metrics of one column of probabilities.
 
     Attributes:
         column: "probability" or "probability_smoothed".
-        threshold: From which a patch is called IDC; set on val patients.
-        metrics: Name to value over all patches, NaN where there is none.
-        intervals: Name to 95 % interval by bootstrap over patients.
-        confusion: Counts.
+        threshold: Smallest probability that is called IDC; set on val patients.
+        metrics: Value of each metric over all patches; NaN if it is undefined.
+        intervals: 95 % interval of each metric, by bootstrap over patients.
+        confusion: Counts of patches by label and call.
     """
 
     column: str
     threshold: float
     metrics: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
-    confusion: measure.Confusion
+    confusion: Confusion
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches that the metrics are computed from."""
+        return sum(asdict(self.confusion).values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it JSON-ready; what is undefined is null."""
+        """Return the metrics JSON-ready; an undefined value is null."""
         return {
             "judged": self.column,
             "threshold": self.threshold,
-            "metrics": measure.or_none(self.metrics),
+            "metrics": or_none(self.metrics),
             "intervals_95": {
-                name: list(measure.or_none(dict(zip("lh", pair, strict=True))).values())
-                for name, pair in self.intervals.items()
+                name: list(or_none({"low": low, "high": high}).values())
+                for name, (low, high) in self.intervals.items()
             },
             "confusion": asdict(self.confusion),
         }
@@ -44,55 +60,118 @@ class MetricSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a method is worth over some patients.
+    """Performance of a predictor on some patients.
 
     Attributes:
-        split: Which patients: test, val, train, unseen or all.
-        num_patients, num_patches: Evaluated; patches of unknown label are left out.
-        num_unknown: Patches left out for that.
-        judged: The probabilities that the method ends with.
-        raw: The same before smoothing; None where nothing is smoothed.
-        ece_uncalibrated: ECE of the raw probabilities had no temperature been fitted.
-        by_border: The metrics of the patches at each distance from the label border.
-        regions: Spread of the patients' own AUC, Dice and area bias.
-        predictions: One row a patch: patient, x, y, label, probability, what else the method
-            gives, border_distance.
-        patients: One row a patient, as ``regions.patient_table`` has it.
-        bands: ROC and PR curve; None where there is only one class.
-        notes: What a reader should know, in sentences.
-        record: What was evaluated on what, JSON-ready.
+        split: Name of the group of patients: test, val, train, unseen or all.
+        num_patients: Number of evaluated patients.
+        num_patches: Number of evaluated patches, all of known label.
+        num_unknown: Number of patches that are left out because their label is unknown.
+        final: Metrics of the predictor's final probabilities, smoothed if it smooths.
+        raw: Metrics of the probabilities before smoothing; None without smoothing.
+        ece_uncalibrated: ECE of the raw probabilities without a temperature.
+        by_border: Metrics of the patches at each distance from the label border.
+        patient_summary: Distribution of the patients' own AUC, Dice and area bias, as
+            ``metrics.patients.summary`` returns it.
+        predictions: One row per patch: patient, x, y, label, probability, further outputs of the
+            predictor, border_distance.
+        patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
+        bands: ROC and PR curve; None with one class only.
+        notes: Remarks for the reader, in sentences.
+        record: "Predictor", data, settings and program, JSON-ready.
     """
 
     split: str
     num_patients: int
     num_patches: int
     num_unknown: int
-    judged: MetricSet
+    final: MetricSet
     raw: MetricSet | None
     ece_uncalibrated: float
     by_border: Mapping[int, MetricSet]
-    regions: Mapping[str, Mapping[str, float]]
-    predictions: pd.DataFrame
-    patients: pd.DataFrame
-    bands: tuple[Band, Band] | None
+    patient_summary: Mapping[str, Mapping[str, float]]
+    predictions: "pd.DataFrame"
+    patients: "pd.DataFrame"
+    bands: "tuple[Band, Band] | None"
     notes: tuple[str, ...]
     record: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all but the tables and curves, JSON-ready; what is undefined is null."""
+        """Return everything but tables and curves, JSON-ready; an undefined value is null."""
         return {
             "split": self.split,
             "num_patients": self.num_patients,
             "num_patches": self.num_patches,
             "num_unknown": self.num_unknown,
-            **self.judged.as_dict(),
+            **self.final.as_dict(),
             "ece_uncalibrated": self.ece_uncalibrated,
             "unsmoothed": None if self.raw is None else self.raw.as_dict(),
-            "patients": {name: measure.or_none(of) for name, of in self.regions.items()},
+            "patients": {name: or_none(values) for name, values in self.patient_summary.items()},
             "by_border_distance": {
-                str(distance): {"patches": sum(asdict(of.confusion).values()), **of.as_dict()}
-                for distance, of in self.by_border.items()
+                str(distance): {"patches": metric_set.num_patches, **metric_set.as_dict()}
+                for distance, metric_set in self.by_border.items()
             },
             "notes": list(self.notes),
             "provenance": self.record,
         }
+
+
+def evaluation_name(split: str, *, tta: bool, smooth: bool) -> str:
+    """Return the last part of the name of an evaluation's folder, such as "test-tta"."""
+    return split + "-tta" * tta + "-smooth" * smooth
+
+
+def folder_in_run(run: Path, name: str) -> Path:
+    """Return the default folder of the evaluation ``name`` of a run or a .pt file."""
+    if run.suffix != ".pt":
+        return run / f"eval-{name}"
+    # Two checkpoints in one folder must not share one evaluation.
+    prefix = "eval" if run.name == "best.pt" else f"{run.name.removesuffix('.pt')}-eval"
+    return run.parent / f"{prefix}-{name}"
+
+
+def numbered_folders(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Return the folder below ``out`` of each run's evaluation; ``out`` itself for a single run."""
+    if len(runs) < 2:
+        return [out]
+    names = enumerate((run.name.removesuffix(".pt") for run in runs), start=1)
+    return [out / f"{number}-{name}" for number, name in names]
+
+
+def check_evaluation_folder(folder: Path) -> None:
+    """Check that an evaluation can be written into ``folder`` without replacing other files.
+
+    Raises:
+        WsiIdcError: It cannot; the message gives the reason.
+    """
+    writes = (METRICS_JSON, _PATIENTS_CSV, PREDICTIONS_CSV, PAGE, "figures")
+    ensure_writable(folder, writes=writes, marks=(PREDICTIONS_CSV,))
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Return True if a folder holds a complete evaluation."""
+    return (folder / METRICS_JSON).exists()
+
+
+def is_evaluated(folder: Path, predictor: "Predictor", pack: "Pack") -> bool:
+    """Return True if a folder holds the evaluation of this predictor on this data."""
+    try:
+        record = parse_json((folder / METRICS_JSON).read_text(encoding="utf-8"))["provenance"]
+        return bool(
+            record["method"] == json.loads(json.dumps(predictor.summary()))
+            and record["data_fingerprint"] == pack.info.source_fingerprint
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """Write metrics.json, patients.csv and predictions.csv into the folder ``out``.
+
+    predictions.csv is written first: it marks the folder as an evaluation's. metrics.json is
+    written last: a folder that has it is complete.
+    """
+    (out / METRICS_JSON).unlink(missing_ok=True)
+    write_text(out / PREDICTIONS_CSV, evaluation.predictions.to_csv(index=False))
+    write_text(out / _PATIENTS_CSV, evaluation.patients.to_csv(index=False))
+    write_json(out / METRICS_JSON, evaluation.as_dict())

@@ -1,13 +1,13 @@
 """Find patches that look the same in two patients.
 
-A pair is found by its perceptual hash (at most 3 of 63 bits apart) and confirmed by its pixels
-(correlation of grey values of at least 0.95). What this finds is the same picture at the same
-place in its patch, brighter or darker, or compressed anew. It does not find one that is shifted,
-turned or flipped: of 2,000 real patches, all were found again when made darker, 99 % after JPEG
-compression of quality 90, 95 % of quality 70, but 16 % when shifted by one pixel.
+A pair is found by its perceptual hash (at most 3 of 63 bits differ) and confirmed by its pixels
+(correlation of gray values of at least 0.95). This finds the same image at the same place in its
+patch, also if it is brighter, darker or compressed again. It does not find an image that is
+shifted, rotated or flipped: of 2,000 real patches it found all when they were darkened, 99 % after
+JPEG compression of quality 90, 95 % of quality 70, but 16 % when they were shifted by one pixel.
 
 Hashes that differ in at most 3 bits agree on at least three of six parts, so only patches that
-share three parts are compared: the work grows with the number of patches, not with its square.
+agree on three parts are compared: the time grows with the number of patches, not with its square.
 """
 
 import itertools
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_BITS_APART = 3
 MIN_CORRELATION = 0.95
 _NUM_PARTS = 6
-# Of the patches that share three parts, each is compared with at most so many that follow it.
+# Each patch is compared with at most this number of following patches that agree on three parts.
 _MAX_COMPARED = 500
 _PAIRS_AT_A_TIME = 4096
 METHOD = (
@@ -41,22 +41,22 @@ Ints = NDArray[np.int64]
 
 
 def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) -> pd.DataFrame:
-    """Find groups of near-identical patches that span two patients or more.
+    """Find groups of near-identical patches that include two patients or more.
 
     Args:
         pack: The pack.
         hashes: Perceptual hash of each patch of the pack, shape (N,).
-        candidates: Positions of the patches to compare; leave out those without tissue, which are
-            all alike.
+        candidates: Positions of the patches to compare. Patches without tissue, which are all
+            alike, should not be among them.
 
     Returns:
-        One row a patch with columns ``group`` (from 1), ``row`` (its position in the pack),
-        ``bits_apart`` and ``correlation`` (to the first patch of its group; NaN for the first).
+        One row per patch with columns ``group`` (from 1), ``row`` (its position in the pack),
+        ``bits_apart`` and ``correlation`` (with the first patch of its group; NaN for the first).
     """
-    unique, first_at, inverse = np.unique(
+    unique, first_index, inverse = np.unique(
         hashes[candidates], return_index=True, return_inverse=True
     )
-    first = candidates[first_at]  # stands for all of its hash
+    first = candidates[first_index]  # the representative of each hash
     same = np.column_stack([first[inverse], candidates])
     near = first[near_pairs(unique)]
     links = np.concatenate([same[same[:, 0] != same[:, 1]], near])
@@ -68,47 +68,47 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
 
 
 def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
-    """Return the pairs of distinct hashes at most ``MAX_BITS_APART`` bits apart.
+    """Find the pairs of hashes that differ in at most ``MAX_BITS_APART`` bits.
 
     Args:
-        hashes: Distinct, shape (N,).
+        hashes: Distinct hashes, shape (N,).
 
     Returns:
         Positions i < j, shape (P, 2), sorted.
     """
-    found = [np.zeros((0, 2), np.int64)]
-    some_left = False
+    pair_lists = [np.zeros((0, 2), np.int64)]
+    is_truncated = False
     for mask in _masks():
         keys = hashes & mask
         order = np.argsort(keys, kind="stable")
-        for step, (earlier, later) in enumerate(_neighbours(keys[order])):
+        for step, (earlier, later) in enumerate(_equal_pairs(keys[order])):
             if step == _MAX_COMPARED:
-                some_left = True
+                is_truncated = True
                 break
             pairs = np.column_stack([order[earlier], order[later]])
             apart = bits_apart(hashes[pairs[:, 0]], hashes[pairs[:, 1]])
-            found.append(np.sort(pairs[apart <= MAX_BITS_APART], axis=1))
-    if some_left:
-        logger.warning("many patches look alike: not every pair of them was compared")
-    return np.unique(np.concatenate(found), axis=0)
+            pair_lists.append(np.sort(pairs[apart <= MAX_BITS_APART], axis=1))
+    if is_truncated:
+        logger.warning("many patches look alike: not every pair was compared")
+    return np.unique(np.concatenate(pair_lists), axis=0)
 
 
-def bits_apart(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Ints:
-    """Return in how many bits two arrays of hashes differ, element by element."""
-    differing = np.ascontiguousarray(one ^ other).view(np.uint8).reshape(-1, 8)
+def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
+    """Count the bits in which two arrays of hashes differ, element by element."""
+    differing = np.ascontiguousarray(a ^ b).view(np.uint8).reshape(-1, 8)
     return np.unpackbits(differing, axis=1).sum(axis=1, dtype=np.int64)
 
 
 def _masks() -> Iterator[np.uint64]:
-    """Yield the masks of three parts of six of 64 bits."""
+    """Yield the masks of three of the six parts of 64 bits."""
     edges = np.linspace(0, 64, _NUM_PARTS + 1).astype(int)
     parts = [(1 << int(stop)) - (1 << int(start)) for start, stop in itertools.pairwise(edges)]
     for chosen in itertools.combinations(parts, _NUM_PARTS - MAX_BITS_APART):
         yield np.uint64(sum(chosen))
 
 
-def _neighbours(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield the pairs of equal keys of a sorted array, those one step apart first."""
+def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
+    """Yield the positions of the pairs of equal keys of a sorted array, adjacent ones first."""
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]
@@ -119,28 +119,26 @@ def _neighbours(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
 
 
 def _correlations(pack: Pack, pairs: Ints) -> NDArray[np.float64]:
-    """Return the correlation of the grey values of each pair of patches, 0 where one is flat."""
+    """Compute the correlation of the gray values of each pair of patches, 0 for a uniform one."""
     parts = [np.zeros(0)]
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
-        one, other = (
-            _standardised(pack, rows) for rows in pairs[start : start + _PAIRS_AT_A_TIME].T
-        )
-        parts.append((one * other).mean(axis=(1, 2)))
+        a, b = (_standardized(pack, rows) for rows in pairs[start : start + _PAIRS_AT_A_TIME].T)
+        parts.append((a * b).mean(axis=(1, 2)))
     return np.concatenate(parts)
 
 
-def _standardised(pack: Pack, rows: Ints) -> NDArray[np.float64]:
-    """Return grey patches with mean 0 and deviation 1, shape (n, side, side)."""
+def _standardized(pack: Pack, rows: Ints) -> NDArray[np.float64]:
+    """Return gray patches with mean 0 and standard deviation 1, shape (n, side, side)."""
     side = pack.info.patch_px
-    grey = cv2.cvtColor(pack.patches[rows].reshape(-1, side, 3), cv2.COLOR_RGB2GRAY)
-    values = grey.reshape(-1, side, side).astype(np.float64)
+    gray = cv2.cvtColor(pack.patches[rows].reshape(-1, side, 3), cv2.COLOR_RGB2GRAY)
+    values = gray.reshape(-1, side, side).astype(np.float64)
     values -= values.mean(axis=(1, 2), keepdims=True)
     deviation = values.std(axis=(1, 2), keepdims=True)
     return values / np.where(deviation > 0, deviation, 1)
 
 
 def _groups(pack: Pack, component: Ints, hashes: NDArray[np.uint64]) -> pd.DataFrame:
-    """Return the components that span two patients, numbered in the order of the pack."""
+    """Return the components that include two patients, numbered in the order of the pack."""
     table = pd.DataFrame({"component": component, "patient": pack.index["patient"].to_numpy()})
     num_patients = table.groupby("component")["patient"].transform("nunique")
     rows = np.flatnonzero(num_patients >= 2)

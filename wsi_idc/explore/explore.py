@@ -1,4 +1,4 @@
-"""Write what there is to know about a data set: tables, figures and a summary."""
+"""Write tables, figures and a summary of a data set."""
 
 import logging
 from functools import partial
@@ -9,7 +9,7 @@ from wsi_idc.core.files import ensure_writable, write_json, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.charts import CHARTS
-from wsi_idc.explore.patch_figures import PICTURES, augmentation, samples
+from wsi_idc.explore.patch_figures import PATCH_FIGURES, augmentation, samples
 from wsi_idc.explore.tables import SIGNIFICANT_DIGITS, describe
 from wsi_idc.plotting.style import house_style, save_png_and_svg
 
@@ -28,25 +28,25 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
         pack: The data set; its pixels are read once.
         out: Folder of ``*.csv``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, which is
             written last.
-        seed: Seed of the choice of sample patches and of their augmentation.
+        seed: Seed that selects the sample patches and their augmentation.
 
     Returns:
-        What ``summary.json`` holds: the numbers that matter most, and the names of the files.
+        Content of ``summary.json``: the most important numbers and the names of the files.
 
     Raises:
-        DataError: The pack is cut short while it is read.
-        WsiIdcError: ``out`` cannot be written to, or holds files of these names.
+        DataError: The pack is truncated while it is read.
+        WsiIdcError: ``out`` cannot be written to, or contains other files of these names.
     """
     ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)
     tables = description.tables()
-    # The hints first: from there on the folder is an exploration's.
+    # hints.csv is written first: it marks the folder as written by explore.
     for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
-        # Whole numbers stay whole; six digits hide the last bits of a sum.
+        # Integers stay exact; six digits hide the last bits of a sum.
         text = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
         write_text(out / f"{name}.csv", text)
     seeded = {draw.__name__: partial(draw, seed=seed) for draw in (samples, augmentation)}
-    drawings = CHARTS | seeded | PICTURES
+    drawings = CHARTS | seeded | PATCH_FIGURES
     with progress(len(drawings), what="drawing", unit="figure") as bar, house_style():
         for name, draw in drawings.items():
             save_png_and_svg(draw(description, pack), out / FIGURES / name)

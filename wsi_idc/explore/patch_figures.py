@@ -1,11 +1,9 @@
-"""Draw patches of a pack: samples, augmented, means, a patient, what the hints point at."""
+"""Figures of the patches of a pack: samples, augmentation, means, one patient, hints."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -15,15 +13,16 @@ from numpy.typing import NDArray
 
 from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.pack import Pack
-from wsi_idc.explore import quality as audit
-from wsi_idc.explore.charts import COLOURS, label_names
-from wsi_idc.explore.tables import Description
+from wsi_idc.explore import quality
+from wsi_idc.explore.tables import Description, label_names
 from wsi_idc.geometry.grid import mosaic, scatter_to_grid
-from wsi_idc.plotting.style import house_style, save_png
+from wsi_idc.plotting.colors import LABEL_COLORS
+from wsi_idc.plotting.raster import downscale
+from wsi_idc.plotting.style import house_style, save_png, say_none
 
 _SAMPLES = (5, 8)  # rows, cols of each class
 _AUGMENTED_DRAWS = 8
-_MIN_TISSUE_SHARE = 0.5  # of a patch that shows what augmentation does
+_MIN_TISSUE_SHARE = 0.5  # of the patches that show the augmentation
 _HINTS_SHOWN = 10
 _GROUPS_SHOWN = 10
 _GROUP_MEMBERS_SHOWN = 4
@@ -43,23 +42,20 @@ def samples(description: Description, pack: Pack, *, seed: int) -> Figure:
     rows, cols = _SAMPLES
     for ax, label in zip(axes, present, strict=True):
         candidates = np.flatnonzero(labels == label)
-        # A label has a stream of its own: what is drawn of one does not depend on the others.
-        rng = np.random.default_rng([seed, label + 1])
-        num = min(rows * cols, len(candidates))
-        chosen = np.sort(rng.choice(candidates, num, replace=False))
-        ax.imshow(_tile_images(pack.patches[chosen], cols=cols), interpolation="nearest")
-        ax.set_title(f"{names[label]}: {num} of {len(candidates):,} patches, seed {seed}")
-        _hide_axes(ax)
+        chosen = _choose(candidates, label, num=rows * cols, seed=seed)
+        _show_images(ax, pack.patches[chosen], cols=cols)
+        num = f"{len(chosen)} of {len(candidates):,} patches"
+        ax.set_title(f"{names[label]}: {num}, seed {seed}")
     return figure
 
 
 def augmentation(description: Description, pack: Pack, *, seed: int) -> Figure:
-    """Draw patches as they are and as each augmentation shows them in training."""
-    tissue = description.measures.table["tissue_px"].to_numpy()
+    """Draw patches as they are stored and as training augments them."""
+    tissue = description.pixels.table["tissue_px"].to_numpy()
     rows = np.flatnonzero(tissue >= _MIN_TISSUE_SHARE * pack.info.patch_px**2)
     if not len(rows):
         rows = np.arange(len(pack))
-    rows = _some_of_each_class(pack, rows, num=2, seed=seed)
+    rows = _choose_of_each_label(pack, rows, num=2, seed=seed)
     figure = Figure(figsize=(9.6, 2 * len(rows) + 1), layout="constrained")
     for ax, name in zip(figure.subplots(2, 1), ("light", "strong"), strict=True):
         _draw_augmented(ax, pack, rows, name, seed=seed)
@@ -69,41 +65,47 @@ def augmentation(description: Description, pack: Pack, *, seed: int) -> Figure:
 def augmented_samples(
     pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int, path: Path
 ) -> None:
-    """Write a PNG of some of the patches ``rows`` as the augmentation ``name`` shows them."""
-    chosen = _some_of_each_class(pack, rows, num=3, seed=seed)
+    """Write a PNG of some patches as an augmentation changes them.
+
+    Args:
+        pack: The pack.
+        rows: Positions of the patches to choose from.
+        name: Name of the augmentation.
+        seed: Seed of the choice and of the augmentation.
+        path: The file to write.
+    """
+    chosen = _choose_of_each_label(pack, rows, num=3, seed=seed)
     with house_style():
         figure = Figure(figsize=(9.6, len(chosen) + 0.7), layout="constrained")
         _draw_augmented(figure.subplots(), pack, chosen, name, seed=seed)
         save_png(figure, path)
 
 
-def _some_of_each_class(
+def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
+    """Choose up to ``num`` random rows of a label, independently of the other labels."""
+    rng = np.random.default_rng([seed, label + 1])
+    return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
+
+
+def _choose_of_each_label(
     pack: Pack, rows: NDArray[np.int64], *, num: int, seed: int
 ) -> NDArray[np.int64]:
-    """Return up to ``num`` random ones of ``rows`` of each label."""
     labels = pack.index["label"].to_numpy()[rows]
-    chosen = []
-    for label in (0, 1, -1):
-        some = rows[labels == label]
-        rng = np.random.default_rng([seed, label + 1])
-        chosen.append(np.sort(rng.choice(some, min(num, len(some)), replace=False)))
+    chosen = [_choose(rows[labels == label], label, num=num, seed=seed) for label in (0, 1, -1)]
     return np.concatenate(chosen)
 
 
 def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int) -> None:
-    """Draw one patch a row: as it is stored, then as ``name`` draws it."""
+    """Draw one row per patch: first as stored, then augmented."""
     stored = pack.patches[rows]
     images = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
     images = images.repeat_interleave(_AUGMENTED_DRAWS, dim=0)
-    draws = sample_params(name, len(images), generator=torch.Generator().manual_seed(seed))
-    shown = (augment(images, draws) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    shown = shown.reshape(len(rows), _AUGMENTED_DRAWS, *stored.shape[1:])
+    params = sample_params(name, len(images), generator=torch.Generator().manual_seed(seed))
+    augmented = (augment(images, params) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    augmented = augmented.reshape(len(rows), _AUGMENTED_DRAWS, *stored.shape[1:])
     cols = 1 + _AUGMENTED_DRAWS
-    pictures = np.concatenate([stored[:, None], shown], axis=1).reshape(-1, *stored.shape[1:])
-    sheet = _tile_images(pictures, cols=cols)
-    ax.imshow(sheet, interpolation="nearest")
-    _hide_axes(ax)
-    cell = sheet.shape[1] / cols
+    tiles = np.concatenate([stored[:, None], augmented], axis=1).reshape(-1, *stored.shape[1:])
+    cell = _show_images(ax, tiles, cols=cols)
     names, labels = label_names(pack), pack.index["label"].to_numpy()[rows]
     ax.set_xticks((np.arange(cols) + 0.5) * cell, ["stored", *map(str, range(1, cols))])
     ax.set_yticks((np.arange(len(rows)) + 0.5) * cell, [names[label] for label in labels])
@@ -112,8 +114,8 @@ def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *,
 
 
 def mean_patches(description: Description, pack: Pack) -> Figure:
-    """Draw the mean patch of each class, as it is and with its contrast stretched."""
-    means, names = description.measures.mean_patches, label_names(pack)
+    """Draw the mean patch of each class, once unchanged and once with its contrast stretched."""
+    means, names = description.pixels.mean_patches, label_names(pack)
     figure = Figure(figsize=(2.6 * max(len(means), 2), 5.4), layout="constrained")
     if not means:
         figure.text(0.5, 0.5, "no patch is of full size", ha="center")
@@ -122,8 +124,8 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
     for (label, mean), column in zip(means.items(), axes.T, strict=True):
         span = np.ptp(mean, axis=(0, 1))
         stretched = (mean - mean.min(axis=(0, 1))) / np.where(span > 0, span, 1)
-        for ax, picture in zip(column, (mean, stretched), strict=True):
-            ax.imshow(picture, interpolation="nearest")
+        for ax, image in zip(column, (mean, stretched), strict=True):
+            ax.imshow(image, interpolation="nearest")
             _hide_axes(ax)
         column[0].set_title(names[label])
         column[1].set_title(f"contrast stretched, range {span.max():.3f}", fontsize=9)
@@ -132,23 +134,42 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
 
 
 def patient(description: Description, pack: Pack) -> Figure:
-    """Draw the patient with the most patches, of those with both classes if there are any."""
+    """Draw the patient with the most patches, preferably one with both classes."""
     table = description.patients
     both = table[(table["idc"] > 0) & (table["non_idc"] > 0)]
     chosen = (table if both.empty else both).sort_values("patches", kind="stable").iloc[-1]
     rows = pack.rows_of(str(chosen["patient"]))
     row_col = pack.cells()[rows]
     row_col -= row_col.min(axis=0)
-    shape = (int(row_col[:, 0].max()) + 1, int(row_col[:, 1].max()) + 1)
-    extent_mm = pack.info.patch_px * pack.info.mpp / 1000 * np.array([0, shape[1], shape[0], 0])
-    height = float(np.clip(5.1 * shape[0] / shape[1], 2, 10))
+    num_rows, num_cols = shape = (int(row_col[:, 0].max()) + 1, int(row_col[:, 1].max()) + 1)
+    cell_mm = pack.info.patch_px * pack.info.mpp / 1000
+    extent_mm = (0, cell_mm * num_cols, cell_mm * num_rows, 0)
+    height = float(np.clip(5.1 * num_rows / num_cols, 2, 10))
     figure = Figure(figsize=(11, height + 1.5), layout="constrained")
-    tissue, labels = figure.subplots(1, 2, sharex=True, sharey=True)
-    tissue.imshow(_stitch(pack, rows, row_col, shape), extent=tuple(extent_mm))
-    tissue.set(title="Tissue", xlabel="mm", ylabel="mm")
-    _draw_labels(labels, pack, rows, row_col, shape, extent_mm)
-    marked = description.hints["row"][description.hints["kind"] == audit.LABEL]
-    _mark(labels, row_col[np.isin(rows, marked)], extent_mm[1] / shape[1])
+    tissue_ax, label_ax = figure.subplots(1, 2, sharex=True, sharey=True)
+    # Each patch is downscaled, so that the image stays below a maximum size.
+    side = int(np.clip(_MAX_STITCHED_PX // max(shape), 1, pack.info.patch_px))
+    small = np.stack([downscale(pack.patches[row], height=side, width=side) for row in rows])
+    tissue_ax.imshow(mosaic(small, row_col, shape=shape, fill=_WHITE), extent=extent_mm)
+    tissue_ax.set(title="Tissue", xlabel="mm", ylabel="mm")
+    labels = pack.index["label"].to_numpy()[rows]
+    grid = scatter_to_grid(labels.astype(float), row_col, shape=shape, fill=np.nan)
+    colors = ListedColormap([LABEL_COLORS[label] for label in (-1, 0, 1)])
+    norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
+    label_ax.imshow(grid, cmap=colors, norm=norm, extent=extent_mm, interpolation="nearest")
+    label_ax.set(title="Labels", xlabel="mm")
+    names = label_names(pack)
+    handles = [
+        Patch(color=LABEL_COLORS[label], label=f"{names[label]} ({(labels == label).sum():,})")
+        for label in (0, 1, -1)
+        if (labels == label).any()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    hint_rows = description.hints["row"][description.hints["kind"] == quality.LABEL]
+    if len(ringed := row_col[np.isin(rows, hint_rows)]):
+        y, x = (ringed.T + 0.5) * cell_mm
+        label_ax.scatter(x, y, 90, facecolors="none", edgecolors="black", linewidths=1.5)
+        label_ax.set_title("Labels; ringed: unlike all 8 neighbours")
     figure.suptitle(
         f"Patient {chosen['patient']}: {len(rows):,} patches, {pack.info.mpp:g} um/px "
         f"({pack.info.mpp_source})"
@@ -157,31 +178,29 @@ def patient(description: Description, pack: Pack) -> Figure:
 
 
 def hints(description: Description, pack: Pack) -> Figure:
-    """Draw some of the patches that each kind of hint points at."""
+    """Draw some of the patches with each kind of hint."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(len(audit.PATCH_KINDS), 1)
-    around = description.neighbours
-    for ax, kind in zip(axes, audit.PATCH_KINDS, strict=True):
-        rows = description.hints["row"][description.hints["kind"] == kind].to_numpy()
-        shown = _sample_evenly(rows, _HINTS_SHOWN)
-        ax.set_title(
-            f"{kind} ({len(shown)} of {len(rows):,} shown): {audit.RULES[kind]}", loc="left"
-        )
-        if not len(rows):
-            ax.text(0.5, 0.5, "none found", transform=ax.transAxes, ha="center", va="center")
-        elif kind == audit.LABEL:
-            pictures = np.stack([_surroundings(pack, row, around[row]) for row in shown])
-            ax.imshow(_tile_images(pictures, cols=_HINTS_SHOWN), interpolation="nearest")
+    axes = figure.subplots(len(quality.PATCH_KINDS), 1)
+    for ax, kind in zip(axes, quality.PATCH_KINDS, strict=True):
+        table = description.hints[description.hints["kind"] == kind]
+        shown = table.iloc[_sample_evenly(len(table), _HINTS_SHOWN)]
+        title = f"{kind} ({len(shown)} of {len(table):,} shown): {quality.RULES[kind]}"
+        ax.set_title(title, loc="left")
+        if table.empty:
+            say_none(ax, "none found")
+            _hide_axes(ax)
+        elif kind == quality.LABEL:
+            places = shown[["patient", "x", "y"]].itertuples(index=False, name=None)
+            images = [_framed(neighborhood(pack, *place)[0]) for place in places]
+            _show_images(ax, np.stack(images), cols=_HINTS_SHOWN)
         else:
-            ax.imshow(_tile_images(pack.patches[shown], cols=_HINTS_SHOWN), interpolation="nearest")
-        _hide_axes(ax)
+            _show_images(ax, pack.patches[shown["row"].to_numpy()], cols=_HINTS_SHOWN)
     return figure
 
 
 def near_duplicates(description: Description, pack: Pack) -> Figure:
     """Draw some of the groups of patches that look the same in several patients."""
-    table = description.duplicates
-    groups = [group for _, group in table.groupby("group")]
+    groups = [group for _, group in description.duplicates.groupby("group")]
     if not groups:
         figure = Figure(figsize=(10, 0.8))
         figure.text(0.5, 0.5, "No near-identical patches of different patients found", ha="center")
@@ -198,85 +217,60 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     for ax in axes.flat:
         _hide_axes(ax)
     for column, group in zip(axes.T, groups, strict=False):
-        some = _several_patients(group)
-        for ax, row, name in zip(column, some["row"], some["patient"], strict=False):
+        # One patch of each patient comes first.
+        ordered = group.iloc[np.argsort(group["patient"].duplicated(), kind="stable")]
+        for ax, row, name in zip(column, ordered["row"], ordered["patient"], strict=False):
             ax.imshow(pack.patches[row], interpolation="nearest")
             ax.set_title(name, fontsize=8)
     return figure
 
 
-def _several_patients(group: pd.DataFrame) -> pd.DataFrame:
-    """Return a group with one member of each patient first."""
-    return group.iloc[np.argsort(group["patient"].duplicated(), kind="stable")]
+def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]:
+    """Assemble an image of a patch and its 8 neighbors.
+
+    Args:
+        pack: The pack.
+        patient: Patient of the patch.
+        x: Left edge of the patch in px.
+        y: Top edge of the patch in px.
+
+    Returns:
+        Image, shape (3 * patch_px, 3 * patch_px, 3), white for a missing neighbor, and the number
+        of neighbors.
+    """
+    rows = pack.rows_of(patient)
+    col_row = (pack.index[["x", "y"]].to_numpy()[rows] - (x, y)) // pack.info.patch_px + 1
+    is_near = ((col_row >= 0) & (col_row <= 2)).all(axis=1)
+    row_col = col_row[is_near, ::-1].astype(np.int32)
+    image = mosaic(pack.patches[rows[is_near]], row_col, shape=(3, 3), fill=_WHITE)
+    return image, int(is_near.sum()) - 1
 
 
-def _stitch(
-    pack: Pack, rows: NDArray[np.int64], row_col: NDArray[np.int32], shape: tuple[int, int]
-) -> Pixels:
-    """Return a patient's tissue, each patch shrunk so that the whole stays below a size."""
-    side = int(np.clip(_MAX_STITCHED_PX // max(shape), 1, pack.info.patch_px))
-    small = np.stack(
-        [cv2.resize(pack.patches[row], (side, side), interpolation=cv2.INTER_AREA) for row in rows]
-    )
-    return mosaic(small, row_col, shape=shape, fill=_WHITE)
+def _framed(image: Pixels) -> Pixels:
+    """Draw a black frame into the patch in the middle of its neighborhood."""
+    side = len(image) // 3
+    middle = image[side:-side, side:-side]
+    middle[[0, 1, -2, -1]] = 0
+    middle[:, [0, 1, -2, -1]] = 0
+    return image
 
 
-def _draw_labels(
-    ax: Axes,
-    pack: Pack,
-    rows: NDArray[np.int64],
-    row_col: NDArray[np.int32],
-    shape: tuple[int, int],
-    extent_mm: NDArray[np.float64],
-) -> None:
-    labels = pack.index["label"].to_numpy()[rows]
-    grid = scatter_to_grid(labels.astype(float), row_col, shape=shape, fill=np.nan)
-    colours = ListedColormap([COLOURS[label] for label in (-1, 0, 1)])
-    norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
-    ax.imshow(grid, cmap=colours, norm=norm, extent=tuple(extent_mm), interpolation="nearest")
-    names = label_names(pack)
-    handles = [
-        Patch(color=COLOURS[label], label=f"{names[label]} ({(labels == label).sum():,})")
-        for label in (0, 1, -1)
-        if (labels == label).any()
-    ]
-    assert isinstance(ax.figure, Figure)
-    ax.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    ax.set(title="Labels", xlabel="mm")
-
-
-def _mark(ax: Axes, row_col: NDArray[np.int32], cell_mm: float) -> None:
-    """Ring the cells that the label hints point at."""
-    if len(row_col):
-        y, x = (row_col.T + 0.5) * cell_mm
-        ax.scatter(x, y, 90, facecolors="none", edgecolors="black", linewidths=1.5)
-        ax.set_title("Labels; ringed: unlike all 8 neighbours")
-
-
-def _surroundings(pack: Pack, row: int, around: NDArray[np.int64]) -> Pixels:
-    """Return a patch framed in black amid its 8 neighbours."""
-    side = pack.info.patch_px
-    nine = pack.patches[np.insert(around, 4, row)]  # the patch is the middle one
-    nine[4, [0, 1, -2, -1]] = 0
-    nine[4][:, [0, 1, -2, -1]] = 0
-    return nine.reshape(3, 3, side, side, 3).swapaxes(1, 2).reshape(3 * side, 3 * side, 3)
-
-
-def _tile_images(patches: Pixels, *, cols: int) -> Pixels:
-    """Return patches in rows of ``cols``, framed in grey: white is a patch or its padding."""
-    num, side = patches.shape[:2]
+def _show_images(ax: Axes, images: Pixels, *, cols: int) -> float:
+    """Draw images in rows of ``cols`` with gray frames; return the side of a framed one in px."""
+    num, side = images.shape[:2]
     row_col = np.column_stack(np.divmod(np.arange(num), cols)).astype(np.int32)
     gap = max(2, side // 20)
     framed = np.full((num, side + 2 * gap, side + 2 * gap, 3), _FRAME, np.uint8)
-    framed[:, gap:-gap, gap:-gap] = patches
-    return mosaic(framed, row_col, shape=(-(-num // cols), cols), fill=_WHITE)
+    framed[:, gap:-gap, gap:-gap] = images
+    sheet = mosaic(framed, row_col, shape=(-(-num // cols), cols), fill=_WHITE)
+    ax.imshow(sheet, interpolation="nearest")
+    _hide_axes(ax)
+    return sheet.shape[1] / cols
 
 
-def _sample_evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return at most ``count`` of ``rows``, evenly spread: not all of one patient."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+def _sample_evenly(num: int, count: int) -> NDArray[np.int64]:
+    """Return up to ``count`` evenly spaced positions below ``num``, so from several patients."""
+    return np.linspace(0, num - 1, min(num, count)).round().astype(int)
 
 
 def _hide_axes(ax: Axes) -> None:
@@ -285,6 +279,6 @@ def _hide_axes(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-PICTURES: dict[str, Callable[[Description, Pack], Figure]] = {
+PATCH_FIGURES: dict[str, Callable[[Description, Pack], Figure]] = {
     function.__name__: function for function in (mean_patches, patient, hints, near_duplicates)
 }

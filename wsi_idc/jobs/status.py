@@ -11,7 +11,12 @@ from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
 from wsi_idc.core.locks import is_held
 from wsi_idc.data.open_data import default_data, find_pack
 from wsi_idc.data.patient_list import read_patients
-from wsi_idc.evaluation.evaluation_files import folder_beside, folders_of, is_evaluation, way_of
+from wsi_idc.evaluation.results import (
+    evaluation_name,
+    folder_in_run,
+    is_evaluation,
+    numbered_folders,
+)
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task, matches
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.sharding import parse_shard, shard, sizes_of_patients, sizes_of_slides
@@ -78,14 +83,16 @@ def _of_task(number: int, task: Task) -> TaskStatus:
 def _of_eval(number: int, task: Task) -> TaskStatus:
     given, runs = task.settings, list(dict.fromkeys(map(Path, task.plain_arguments())))
     out = given.get("out")
-    way = way_of(
+    name = evaluation_name(
         given.get("split", "test"), tta=bool(given.get("tta")), smooth=bool(given.get("smooth"))
     )
-    folders = folders_of(runs, Path(out)) if out else [folder_beside(run, way) for run in runs]
+    folders = (
+        numbered_folders(runs, Path(out)) if out else [folder_in_run(run, name) for run in runs]
+    )
     there = sum(is_evaluation(folder) for folder in folders)
     state = FINISHED if there == len(runs) else PARTLY if there else NOT_BEGUN
     return TaskStatus(
-        number, out or f"eval-{way}", state, f"{there} of {len(runs)} runs are evaluated"
+        number, out or f"eval-{name}", state, f"{there} of {len(runs)} runs are evaluated"
     )
 
 

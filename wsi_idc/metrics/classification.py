@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn import metrics as skm
 
 from wsi_idc.core.metric_table import METRICS
 
@@ -69,12 +68,16 @@ def safe_divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArra
 
 def auc(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
     """Return the area under the ROC curve; NaN where there is only one class."""
-    return float(skm.roc_auc_score(label, probability)) if _has_both(label) else math.nan
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
+    return float(roc_auc_score(label, probability)) if _has_both(label) else math.nan
 
 
 def average_precision(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
     """Return the average precision of IDC; NaN where there is only one class."""
-    return float(skm.average_precision_score(label, probability)) if _has_both(label) else math.nan
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(label, probability)) if _has_both(label) else math.nan
 
 
 def _has_both(label: NDArray[np.integer]) -> bool:

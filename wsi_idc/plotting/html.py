@@ -6,7 +6,7 @@ The names of templates, styles and scripts are paths below ``wsi_idc/``.
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -111,7 +111,7 @@ def write_figures(
     return uris
 
 
-def remove_figures(names: Mapping[str, Any], out: Path) -> None:
+def remove_figures(names: Iterable[str], out: Path) -> None:
     """Remove the figures of an earlier page, so that no figure contradicts the new numbers."""
     for name in names:
         for suffix in (".png", ".svg"):

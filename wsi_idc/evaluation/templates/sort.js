@@ -1,5 +1,5 @@
 "use strict";
-// A click on a head sorts its table; rows without a value stay at the end.
+// A click on a column title sorts the table; rows without a value stay at the end.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th"), table = head.closest("table"), body = table.tBodies[0];
