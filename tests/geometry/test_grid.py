@@ -28,9 +28,8 @@ def test_cells_are_row_and_column_of_x_and_y():
 
 
 @given(CELLS, st.integers(1, 255))
-def test_cells_and_places_are_each_others_inverse(cells, patch_px):
-    xy = cells[:, ::-1] * patch_px
-    assert (cells_of(xy, patch_px=patch_px) == cells).all()
+def test_cells_are_the_inverse_of_positions(cells, patch_px):
+    assert (cells_of(cells[:, ::-1] * patch_px, patch_px=patch_px) == cells).all()
 
 
 def test_shape_reaches_from_the_origin_to_the_last_cell():
@@ -40,13 +39,13 @@ def test_shape_reaches_from_the_origin_to_the_last_cell():
 
 
 @pytest.mark.parametrize("cells", [[], [[0, -1]], [[0, MAX_CELLS_PER_SIDE]], [[2**31 - 1, 0]]])
-def test_no_grid_of_nothing_of_less_or_of_the_world(cells):
+def test_empty_negative_and_huge_grids_are_refused(cells):
     with pytest.raises(ValueError, match="a grid"):
         shape_of(np.array(cells, np.int32).reshape(-1, 2))
 
 
 @given(CELLS)
-def test_laid_values_can_be_picked_up_again(cells):
+def test_grid_has_each_value_at_its_cell(cells):
     values = np.arange(len(cells), dtype=np.float32)
     grid = scatter_to_grid(values, cells, shape=shape_of(cells), fill=np.nan)
     assert grid.dtype == np.float32
@@ -55,38 +54,39 @@ def test_laid_values_can_be_picked_up_again(cells):
 
 
 @given(CELLS, st.integers(1, 4), st.integers(1, 4), st.sampled_from([(), (3,)]))
-def test_mosaic_is_the_slow_one(cells, height, width, channels):
+def test_mosaic_equals_a_loop_over_blocks(cells, height, width, channels):
     shape = shape_of(cells)
     size = (len(cells), height, width, *channels)
     blocks = np.arange(np.prod(size), dtype=np.int64).reshape(size)
-    slow = np.full((shape[0] * height, shape[1] * width, *channels), -1)
+    expected = np.full((shape[0] * height, shape[1] * width, *channels), -1)
     for block, (row, col) in zip(blocks, cells, strict=True):
         top, left = row * height, col * width
-        slow[top : top + height, left : left + width] = block
-    fast = mosaic(blocks, cells, shape=shape, fill=-1)
-    assert fast.dtype == blocks.dtype
-    assert np.array_equal(fast, slow)
+        expected[top : top + height, left : left + width] = block
+    actual = mosaic(blocks, cells, shape=shape, fill=-1)
+    assert actual.dtype == blocks.dtype
+    assert np.array_equal(actual, expected)
 
 
-def test_centres():
+def test_cell_centers_are_in_um():
     assert cell_centers_um(3, step_um=200).tolist() == [100, 300, 500]
+    assert cell_centers_um(2, step_um=200, origin_um=50).tolist() == [150, 350]
 
 
-def test_the_distance_to_the_label_border():
+def test_distance_to_the_label_border():
     label = np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]])
     cells = np.argwhere(np.ones_like(label)).astype(np.int32)
-    found = border_distance(label.ravel(), cells).reshape(label.shape)
-    assert found.tolist() == [[2, 1, 1, 0, 0], [2, 1, 0, 0, 0], [2, 1, 0, 0, 0]]
+    distance = border_distance(label.ravel(), cells).reshape(label.shape)
+    assert distance.tolist() == [[2, 1, 1, 0, 0], [2, 1, 0, 0, 0], [2, 1, 0, 0, 0]]
 
 
-def test_cells_without_a_patch_are_no_border():
+def test_cells_without_a_patch_are_not_a_border():
     label = np.array([1, 1, 0])
     cells = np.array([[0, 0], [0, 3], [0, 5]], np.int32)
     assert border_distance(label, cells).tolist() == [2, 1, 1]
     assert border_distance(label[:2], cells[:2]).tolist() == [2, 2]
 
 
-def test_smoothing_is_a_weighted_mean_of_the_patches_that_are_there():
+def test_smoothing_is_a_weighted_mean_of_the_existing_patches():
     cells = np.array([[0, 0], [0, 1], [2, 2]], np.int32)
     values = np.array([0.0, 1.0, 5.0])
     weight = np.exp(-0.5 * np.array([[0, 1, 8], [1, 0, 5], [8, 5, 0]]) / 0.7**2)
@@ -96,12 +96,13 @@ def test_smoothing_is_a_weighted_mean_of_the_patches_that_are_there():
     np.testing.assert_allclose(smooth(np.full(3, 0.4), cells, sigma=2.0), 0.4)
 
 
-def test_the_middle_of_a_block_by_area():
+def test_center_of_a_block_is_weighted_by_area():
     block = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-    assert crop_center(block, share=1) is block
-    assert crop_center(block, share=0.5).tolist() == [[[5, 6], [9, 10]]]
-    # Three quarters of four cells are three, each from the middle of its place.
-    found = crop_center(np.arange(4.0).reshape(1, 1, 4).repeat(4, axis=1), share=0.75)
-    assert found.shape == (1, 3, 3)
-    np.testing.assert_allclose(found[0, 0], [0.5, 1.5, 2.5])
-    np.testing.assert_allclose(crop_center(np.full((2, 7, 7), 3.0), share=0.6), 3.0)
+    assert crop_center(block, fraction=1) is block
+    assert crop_center(block, fraction=0.5).tolist() == [[[5, 6], [9, 10]]]
+    # Three quarters of four cells are three cells.
+    ramp = np.arange(4.0).reshape(1, 1, 4).repeat(4, axis=1)
+    cropped = crop_center(ramp, fraction=0.75)
+    assert cropped.shape == (1, 3, 3)
+    np.testing.assert_allclose(cropped[0, 0], [0.5, 1.5, 2.5])
+    np.testing.assert_allclose(crop_center(np.full((2, 7, 7), 3.0), fraction=0.6), 3.0)

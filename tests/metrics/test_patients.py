@@ -20,11 +20,11 @@ def predictions() -> pd.DataFrame:
     return table
 
 
-def test_distances_are_those_within_a_patient():
+def test_distances_stay_within_a_patient():
     assert predictions()["border_distance"].tolist() == [2, 2, 1, 0, 0, 1, 2, 2]
 
 
-def test_a_patients_region_in_numbers():
+def test_metrics_of_a_patients_region():
     table = patient_table(predictions(), "probability", threshold=0.5).set_index("patient")
     a, b = table.loc["A"], table.loc["B"]
     assert a["patches"] == 6
@@ -35,7 +35,7 @@ def test_a_patients_region_in_numbers():
     assert a["auc"] == pytest.approx(7 / 8)
     assert (a["sensitivity"], a["specificity"], a["ppv"]) == (0.75, 0.5, 0.75)
     assert a["border0_patches"] == 2
-    assert a["border0_dice"] == 0  # the one of IDC is missed, the other one called
+    assert a["border0_dice"] == 0  # the patch of IDC is missed, the other one is called
     assert a["border0_auc"] == 0
     assert a["border0_area_bias"] == 0
     assert a["border1_dice"] == 1
@@ -44,29 +44,29 @@ def test_a_patients_region_in_numbers():
     strict = patient_table(predictions(), "probability", threshold=0.85).set_index("patient")
     assert strict.loc["A", "area_bias"] == pytest.approx(1 / 6 - 4 / 6)
     assert np.isnan(b["auc"])
-    assert np.isnan(b["dice"])  # nothing there and nothing called: no region to compare
+    assert np.isnan(b["dice"])  # neither true nor called patches: no region to compare
     assert b["border0_patches"] == 0
     assert np.isnan(b["border0_area_true"])
 
 
-def test_the_smoothed_column_is_judged_where_asked():
+def test_table_uses_the_given_column():
     table = predictions()
     table["probability_smoothed"] = 1 - table["probability"]
-    found = patient_table(table, "probability_smoothed", threshold=0.5)
-    assert found["auc"].iloc[0] == pytest.approx(1 / 8)
+    patients = patient_table(table, "probability_smoothed", threshold=0.5)
+    assert patients["auc"].iloc[0] == pytest.approx(1 / 8)
 
 
-def test_each_patient_counts_as_one():
+def test_summary_gives_each_patient_the_same_weight():
     patients = pd.DataFrame(
         {"auc": [0.6, 0.8, np.nan], "dice": [np.nan] * 3, "area_bias": [0.1, -0.1, 0.3]}
     )
     weights = np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [0, 0, 3]])
-    found = summary(patients, weights)
-    assert "dice" not in found
-    assert found["auc"]["patients"] == 2
-    assert found["auc"]["mean"] == pytest.approx(0.7)
-    # Of the resamples' means 0.7, 0.6 and 0.8; the fourth has none.
-    assert found["auc"]["low"] == pytest.approx(np.percentile([0.6, 0.7, 0.8], 2.5))
-    assert found["area_bias"]["mean"] == pytest.approx(0.1)
-    assert found["area_bias"]["agreement_high"] == pytest.approx(0.1 + 1.96 * 0.2)
-    assert found["area_bias"]["mean_absolute"] == pytest.approx(0.5 / 3)
+    result = summary(patients, weights)
+    assert "dice" not in result
+    assert result["auc"]["patients"] == 2
+    assert result["auc"]["mean"] == pytest.approx(0.7)
+    # The means of the resamples are 0.7, 0.6 and 0.8; the fourth has none.
+    assert result["auc"]["low"] == pytest.approx(np.percentile([0.6, 0.7, 0.8], 2.5))
+    assert result["area_bias"]["mean"] == pytest.approx(0.1)
+    assert result["area_bias"]["agreement_high"] == pytest.approx(0.1 + 1.96 * 0.2)
+    assert result["area_bias"]["mean_absolute"] == pytest.approx(0.5 / 3)

@@ -37,7 +37,7 @@ def _library_versions() -> dict[str, str]:
 
 @functools.cache
 def _git_commit() -> str | None:
-    """Return the commit of the git checkout that contains this package, None if there is none."""
+    """Return the commit of the git checkout of this package; None if it is installed."""
     package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():
         return None

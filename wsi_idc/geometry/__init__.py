@@ -1,1 +1,1 @@
-"""Grids and regions: numbers in, numbers out."""
+"""Pure geometry of grids and regions."""

@@ -1,4 +1,4 @@
-"""The patient's grid as pure geometry: numbers in, numbers out, no file and no torch.
+"""Geometry of a patient's grid of patches, on arrays only.
 
 Arrays are [row, col]; ``x, y`` are level-0 pixels, 0-based, of a patch's top left corner.
 """
@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Far beyond any glass slide (75 mm are 375 cells of 200 um); keeps a forged coordinate from asking
-# for terabytes.
+# Larger than any glass slide (75 mm are 375 cells of 200 um), so that a forged coordinate cannot
+# allocate terabytes.
 MAX_CELLS_PER_SIDE = 2_000
-# Patches at least so far from a label border are interior.
+# Distance from a label border at which patches count as interior, in patches.
 INTERIOR = 2
 
 
@@ -28,10 +28,10 @@ def cells_of(xy: NDArray[np.int32], *, patch_px: int) -> NDArray[np.int32]:
 
 
 def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
-    """Return rows and cols of the smallest grid from cell (0, 0) that holds every cell.
+    """Return rows and cols of the smallest grid from cell (0, 0) that contains all cells.
 
     Raises:
-        ValueError: There is no cell, one is negative, or the grid is larger than any slide.
+        ValueError: There is no cell, a cell is negative, or the grid is larger than any slide.
     """
     if len(row_col) == 0 or row_col.min() < 0:
         raise ValueError("a grid needs at least one cell and no negative ones")
@@ -44,13 +44,13 @@ def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
 def scatter_to_grid(
     values: NDArray, row_col: NDArray[np.int32], *, shape: tuple[int, int], fill: float
 ) -> NDArray:
-    """Lay one value a patch on the grid.
+    """Place one value per patch on the grid.
 
     Args:
-        values: One value a patch, shape (N,).
+        values: One value per patch, shape (N,).
         row_col: Cells, shape (N, 2).
         shape: Rows and cols.
-        fill: What stands in a cell without a patch.
+        fill: Value of cells without a patch.
 
     Returns:
         The grid, shape (rows, cols), of ``values``' dtype.
@@ -63,13 +63,13 @@ def scatter_to_grid(
 def mosaic(
     blocks: NDArray, row_col: NDArray[np.int32], *, shape: tuple[int, int], fill: float
 ) -> NDArray:
-    """Lay one picture a patch on the grid, side by side.
+    """Place one image per patch on the grid, side by side.
 
     Args:
-        blocks: One picture a patch, shape (N, h, w) or (N, h, w, channels).
+        blocks: One image per patch, shape (N, h, w) or (N, h, w, channels).
         row_col: Cells, shape (N, 2).
         shape: Rows and cols.
-        fill: What stands in a cell without a patch.
+        fill: Value of cells without a patch.
 
     Returns:
         The mosaic, shape (rows * h, cols * w[, channels]), of ``blocks``' dtype.
@@ -82,31 +82,31 @@ def mosaic(
 
 
 def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> NDArray[np.float64]:
-    """Return the centres of ``count`` cells of ``step_um`` along one axis, in um from the edge."""
+    """Return the centers of ``count`` cells of ``step_um`` along one axis, in um."""
     return origin_um + (np.arange(count, dtype=np.float64) + 0.5) * step_um
 
 
-def crop_center(blocks: NDArray, *, share: float) -> NDArray:
-    """Return the middle of each block, ``share`` of each side, by area.
+def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
+    """Crop the center of each block, a fraction of each side, with cells weighted by area.
 
     Args:
         blocks: Shape (N, h, w).
-        share: Above 0, at most 1; 1 returns the blocks themselves.
+        fraction: Part of each side, above 0 and at most 1; 1 returns ``blocks`` itself.
 
     Returns:
-        Shape (N, h', w') with h' the nearest whole number to ``share`` h, at least 1; of
-        ``blocks``' dtype.
+        Shape (N, h', w') with h' the nearest integer to ``fraction`` h, at least 1; of ``blocks``'
+        dtype.
     """
-    if share == 1:
+    if fraction == 1:
         return blocks
-    rows, cols = (_center_weights(side, share).astype(blocks.dtype) for side in blocks.shape[1:])
+    rows, cols = (_center_weights(side, fraction).astype(blocks.dtype) for side in blocks.shape[1:])
     return rows @ blocks @ cols.T
 
 
-def _center_weights(side: int, share: float) -> NDArray[np.float64]:
-    """Return how much of each of ``side`` cells is in each cell of the middle, shape (n, side)."""
-    num = max(1, round(side * share))
-    edges = side * ((1 - share) / 2 + share * np.arange(num + 1) / num)
+def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
+    """Return the weights of ``side`` cells in each of the n cells of the crop, shape (n, side)."""
+    num = max(1, round(side * fraction))
+    edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
     overlap = np.maximum(overlap, 0)
@@ -115,10 +115,11 @@ def _center_weights(side: int, share: float) -> NDArray[np.float64]:
 
 
 def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:
-    """Return how many patches lie between each patch and the nearest one of the other label.
+    """Count the patches between each patch and the nearest patch of the other label.
 
-    Counted as a king moves, diagonally too: 0 at the label border, up to ``INTERIOR`` from there
-    on, also where there is no other label. Cells without a patch are neither.
+    The distance is Chebyshev (diagonal steps count 1): 0 at the label border, capped at
+    ``INTERIOR``, which is also the value if there is no other label. Cells without a patch have no
+    label.
 
     Args:
         label: 0 or 1, shape (N,).
@@ -133,20 +134,20 @@ def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> N
         if (label == other).any():
             steps = ndimage.distance_transform_cdt(grid != other, "chessboard")
             members = label == own
-            found = steps[row_col[members, 0], row_col[members, 1]] - 1
-            distance[members] = np.minimum(found, INTERIOR)
+            between = steps[row_col[members, 0], row_col[members, 1]] - 1
+            distance[members] = np.minimum(between, INTERIOR)
     return distance
 
 
 def smooth(
     values: NDArray[np.floating], row_col: NDArray[np.int32], *, sigma: float
 ) -> NDArray[np.float64]:
-    """Return the mean of each patch's value and its neighbours', by a Gaussian of the distance.
+    """Smooth the values of one patient's patches by a Gaussian over the grid.
 
-    Cells without a patch weigh nothing (normalised convolution, Knutsson & Westin 1993).
+    Cells without a patch have no weight (normalized convolution, Knutsson & Westin 1993).
 
     Args:
-        values: One value a patch of one patient, shape (N,).
+        values: One value per patch, shape (N,).
         row_col: Cells, shape (N, 2).
         sigma: Standard deviation of the Gaussian in cells; 0 changes nothing.
 

@@ -1,4 +1,4 @@
-"""Regions of patches called IDC, as polygons along the edges of their cells."""
+"""Regions of cells, as polygons along the edges of the cells."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,19 @@ from wsi_idc.geometry.grid import scatter_to_grid, shape_of
 
 
 def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the border of the cells that are set, along the edges of cells.
+    """Return the border of the cells in a mask as lines along the edges of cells.
 
     Args:
-        mask: Cells, shape (rows, cols).
+        mask: Which cells are inside, shape (rows, cols).
 
     Returns:
-        Lines as long as they can be, shape (N, 2, 2): two ends, each x, y in cells from the top
-        left corner of the grid. First the horizontal ones from top to bottom, then the vertical
-        ones from left to right.
+        Lines of maximal length, shape (N, 2, 2): two ends, each x, y in cells from the top left
+        corner of the grid. Horizontal lines from top to bottom come first, then vertical lines from
+        left to right.
     """
     inside = np.pad(mask, 1)
-    across = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1])  # y, x from, x to
-    down = _runs((inside[1:-1, 1:] != inside[1:-1, :-1]).T)  # x, y from, y to
-    y, left, right = across.T
-    x, top, bottom = down.T
+    y, left, right = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1]).T
+    x, top, bottom = _runs((inside[1:-1, 1:] != inside[1:-1, :-1]).T).T
     horizontal = np.stack([left, y, right, y], axis=1)
     vertical = np.stack([x, top, x, bottom], axis=1)
     return np.concatenate([horizontal, vertical]).reshape(-1, 2, 2)
@@ -35,36 +33,35 @@ def _runs(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return line, start and end of each run of set edges in the rows of ``edges``."""
     change = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     lines, starts = np.nonzero(change == 1)
-    ends = np.nonzero(change == -1)[1]  # as many and in the same order as the starts
+    ends = np.nonzero(change == -1)[1]  # in the order of the starts
     return np.stack([lines, starts, ends], axis=1)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Patches that touch by an edge.
+    """Cells that are connected by edges.
 
     Attributes:
         polygon: Outline and holes, in columns (x) and rows (y) of the grid.
-        cells: Rows and columns of its patches, shape (N, 2).
+        cells: Row and column of each cell, shape (N, 2).
     """
 
     polygon: shapely.Polygon
     cells: NDArray[np.int64]
 
 
-def extract_regions(marked: NDArray[np.bool_]) -> list[Region]:
-    """Return the regions of a grid, the largest first.
+def extract_regions(mask: NDArray[np.bool_]) -> list[Region]:
+    """Return the regions of a mask, the largest first.
 
-    Cells that touch by a corner alone are two regions: joined, their outline would touch itself,
-    which is no valid polygon. For the same reason shapely draws the outlines, by the union of the
-    cells, rather than OpenCV's findContours, which joins such cells, runs through the middle of
-    pixels and cuts the corners of holes.
+    Cells that touch only by a corner are separate regions: the outline of both would touch itself,
+    which is not a valid polygon. Shapely unites the cells; OpenCV's findContours would join such
+    cells, run through the middle of pixels and cut the corners of holes.
 
     Args:
-        marked: Which cells, shape (rows, cols).
+        mask: Which cells are inside, shape (rows, cols).
     """
-    labels, num = ndimage.label(marked)  # by edges, not by corners
-    cells = np.argwhere(marked)
+    labels, num = ndimage.label(mask)  # connected by edges, not by corners
+    cells = np.argwhere(mask)
     owner = labels[cells[:, 0], cells[:, 1]]
     order = np.argsort(owner, kind="stable")
     bounds = np.cumsum(np.bincount(owner, minlength=num + 1)[1:])[:-1]
@@ -76,19 +73,19 @@ def extract_regions(marked: NDArray[np.bool_]) -> list[Region]:
 def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
     rows, cols = cells.T
     outline = shapely.coverage_union_all(shapely.box(cols, rows, cols + 1, rows + 1))
-    # Corners of cells along a straight edge are no corners of the region.
+    # Remove the corners of cells along straight edges.
     polygon = outline.simplify(0)
     assert polygon.geom_type == "Polygon"
     return polygon
 
 
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
 def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
     """Return the number of cells of the largest region of called cells.
 
-    Cells that touch, be it by a corner alone (8-connectivity), are of one region.
+    Cells that touch by an edge or a corner (8-connectivity) are one region.
 
     Args:
         called: Whether a patch is called IDC, shape (N,).
@@ -97,5 +94,5 @@ def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int
     if not called.any():
         return 0
     grid = scatter_to_grid(called, row_col, shape=shape_of(row_col), fill=False)
-    regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBOURS)
+    regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBORS)
     return int(np.bincount(regions[grid]).max())

@@ -149,7 +149,7 @@ class PatientMap:
         """
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
-        return crop_center(self.cam, share=self.cell_px / self.patch_px)
+        return crop_center(self.cam, fraction=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one value a patch on the grid, shape (rows, cols), NaN where there is no patch."""

@@ -1,6 +1,6 @@
 """Metrics of patch predictions against labels; docs/metrics.md has the formulas.
 
-A metric without a value (no patch of one class, nothing called IDC) is NaN, never a made-up 0.
+An undefined metric (no patch of one class, no patch called IDC) is NaN, never 0.
 """
 
 import math
@@ -19,7 +19,7 @@ ECE_BINS = 15  # as Guo et al. 2017
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of patches by truth and call."""
+    """Numbers of patches by label and call."""
 
     true_positive: int
     false_positive: int
@@ -41,13 +41,13 @@ def confusion(
 
 
 def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
-    """Return the metrics that follow from the four counts, NaN where one has no denominator.
+    """Compute the metrics of true and false positives and negatives; undefined ones are NaN.
 
-    The counts of true and false positives and negatives are numbers or arrays of one shape.
+    The four counts are numbers or arrays of one shape.
     """
     tp, fp, tn, fn = (np.asarray(count, np.float64) for count in (tp, fp, tn, fn))
     sensitivity, specificity = safe_divide(tp, tp + fn), safe_divide(tn, tn + fp)
-    spread = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
+    mcc_scale = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
     return {
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "f1": safe_divide(2 * tp, 2 * tp + fp + fn),
@@ -56,25 +56,25 @@ def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
         "ppv": safe_divide(tp, tp + fp),
         "npv": safe_divide(tn, tn + fn),
         "accuracy": safe_divide(tp + tn, tp + fp + tn + fn),
-        "mcc": safe_divide(tp * tn - fp * fn, spread),
+        "mcc": safe_divide(tp * tn - fp * fn, mcc_scale),
         "prevalence": safe_divide(tp + fn, tp + fp + tn + fn),
     }
 
 
 def safe_divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where ``whole`` is 0."""
+    """Return ``part / whole``, NaN if ``whole`` is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
 
 
 def auc(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the area under the ROC curve; NaN where there is only one class."""
+    """Return the area under the ROC curve; NaN if there is only one class."""
     from sklearn.metrics import roc_auc_score  # takes a second to import
 
     return float(roc_auc_score(label, probability)) if _has_both(label) else math.nan
 
 
 def average_precision(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the average precision of IDC; NaN where there is only one class."""
+    """Return the average precision of IDC; NaN if there is only one class."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(label, probability)) if _has_both(label) else math.nan
@@ -92,57 +92,62 @@ def ece_bin(probability: NDArray[np.floating]) -> NDArray[np.int64]:
 def ece(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
     """Return the expected calibration error of the probability of IDC (Guo et al. 2017, eq. 3).
 
-    The mean over patches of how far, in the patch's bin, the mean probability is from the share
-    that is IDC.
+    Average, weighted by the number of patches, of the difference between the mean probability and
+    the fraction of IDC in each bin.
     """
     if len(label) == 0:
         return math.nan
-    gap = probability.astype(np.float64) - label
-    return float(np.abs(np.bincount(ece_bin(probability), gap)).sum() / len(label))
+    error = probability.astype(np.float64) - label
+    return float(np.abs(np.bincount(ece_bin(probability), error)).sum() / len(label))
 
 
 def brier(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the mean squared distance of the probability of IDC from the label."""
+    """Return the mean squared difference of the probability of IDC and the label."""
     return float(np.mean((probability.astype(np.float64) - label) ** 2)) if len(label) else math.nan
 
 
 def all_metrics(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, threshold: float
 ) -> dict[str, float]:
-    """Return every metric of patches with labels 0 and 1.
+    """Compute every metric of patches with labels 0 and 1.
+
+    Args:
+        label: 0 or 1, shape (N,).
+        probability: Probability of IDC, shape (N,).
+        threshold: Probability from which a patch is called IDC.
 
     Raises:
-        ValueError: A label is neither, or a probability is not within 0..1.
+        ValueError: A label is not 0 or 1, or a probability is not within 0..1.
     """
     check(label, probability)
     counts = vars(confusion(label, probability, threshold=threshold))
-    found = {
+    values = {
         "auc": auc(label, probability),
         "average_precision": average_precision(label, probability),
         **{name: float(value) for name, value in threshold_metrics(*counts.values()).items()},
         "brier": brier(label, probability),
         "ece": ece(label, probability),
     }
-    return {name: found[name] for name in METRICS}
+    return {name: values[name] for name in METRICS}
 
 
 def check(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
-    """Raise ValueError where labels are not 0 and 1 or probabilities not within 0..1."""
+    """Raise ValueError if a label is not 0 or 1 or a probability is not within 0..1."""
     if len(label) != len(probability):
         raise ValueError(f"{len(label)} labels for {len(probability)} probabilities")
     if not np.isin(label, (0, 1)).all():
         raise ValueError("labels are not all 0 or 1")
-    if not ((probability >= 0) & (probability <= 1)).all():  # so NaN is refused too
+    if not ((probability >= 0) & (probability <= 1)).all():  # true for NaN too
         raise ValueError("probabilities are not all within 0 and 1")
 
 
 def or_none(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the same with None, which JSON knows, in place of NaN."""
+    """Replace NaN by None for JSON."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table JSON-ready; what is undefined is null."""
+    """Return the rows of a table for JSON; NaN becomes None."""
     return [
         {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in table.to_dict("records")

@@ -1,7 +1,6 @@
-"""How well each patient's tumour region is found."""
+"""Metrics of each patient's tumor region."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -12,104 +11,96 @@ from wsi_idc.metrics import classification as metrics
 from wsi_idc.metrics.bootstrap import interval
 
 DISTANCES = range(INTERIOR + 1)
-# Of a normal distribution, 95 % lie within so many standard deviations (Bland & Altman 1986).
+# Standard deviations that contain 95 % of a normal distribution (Bland & Altman 1986).
 _LIMITS_OF_AGREEMENT = 1.96
+_BORDER_COLUMNS = ("patches", "area_true", "area_predicted", "area_bias", "auc", "dice")
 
 
 def border_distances(
     label: NDArray[np.integer], patient: NDArray, row_col: NDArray[np.int32]
 ) -> NDArray[np.int8]:
-    """Return each patch's distance to its patient's label border, shape (N,), as on the grid."""
+    """Compute each patch's ``border_distance`` on the grid of its patient, shape (N,)."""
     distance = np.empty(len(label), np.int8)
-    for one in np.unique(patient):
-        rows = np.flatnonzero(patient == one)
+    for name in np.unique(patient):
+        rows = np.flatnonzero(patient == name)
         distance[rows] = border_distance(label[rows], row_col[rows])
     return distance
 
 
 def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -> pd.DataFrame:
-    """Return one row a patient; what has no value is NaN.
+    """Compute one row of metrics per patient; undefined ones are NaN.
 
-    Columns: patient, patches, area_true, area_predicted, area_bias (fractions of the patient's
-    patches), auc, dice, sensitivity, specificity, ppv; then the same but for the last three of
-    the patches at each distance from the label border, as ``border0_dice``.
+    The columns are patient, patches, area_true, area_predicted, area_bias (fractions of the
+    patient's patches), auc, dice, sensitivity, specificity, ppv; then the first six of the metrics
+    again for the patches at each distance from the label border, such as ``border0_dice``.
 
     Args:
         predictions: Columns patient, label (0 or 1), border_distance and ``column``.
-        column: The probability of IDC that is judged.
-        threshold: From which a patch is called IDC.
+        column: Name of the column with the probability of IDC.
+        threshold: Probability from which a patch is called IDC.
     """
     rows = []
     for patient, part in predictions.groupby("patient"):
         row = {"patient": patient, **_region(part, column, threshold)}
         for distance in DISTANCES:
-            some = part[part["border_distance"] == distance]
-            found = _region(some, column, threshold)
-            names = ("patches", "area_true", "area_predicted", "area_bias", "auc", "dice")
-            row |= {f"border{distance}_{name}": found[name] for name in names}
+            values = _region(part[part["border_distance"] == distance], column, threshold)
+            row |= {f"border{distance}_{name}": values[name] for name in _BORDER_COLUMNS}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, float]:
     label, probability = part["label"].to_numpy(), part[column].to_numpy()
-    found = metrics.all_metrics(label, probability, threshold=threshold)
+    values = metrics.all_metrics(label, probability, threshold=threshold)
     predicted = float((probability >= threshold).mean()) if len(part) else math.nan
     return {
         "patches": len(part),
-        "area_true": found["prevalence"],
+        "area_true": values["prevalence"],
         "area_predicted": predicted,
-        "area_bias": predicted - found["prevalence"],
-        "auc": found["auc"],
-        # Of two sets of patches, the called and the true ones, Dice is the F1.
-        "dice": found["f1"],
-        **{name: found[name] for name in ("sensitivity", "specificity", "ppv")},
+        "area_bias": predicted - values["prevalence"],
+        "auc": values["auc"],
+        "dice": values["f1"],  # the Dice of the sets of called and of true patches is the F1
+        **{name: values[name] for name in ("sensitivity", "specificity", "ppv")},
     }
 
 
 def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, dict[str, float]]:
-    """Return how the patients' own figures are spread; each patient counts as one.
+    """Summarize the distribution of the patients' auc, dice and area_bias.
+
+    Each patient has the same weight; a metric that no patient has is left out.
 
     Args:
-        patients: As ``patient_table`` gives them.
-        weights: How often each resample draws each patient, shape (R, P).
+        patients: Table of ``patient_table``.
+        weights: Weight of each patient in each resample, shape (R, P).
 
     Returns:
-        Of auc, dice and area_bias: number of patients that have it, mean, 95 % interval of the
-        mean, median, least and largest; of the bias also the limits of agreement (Bland & Altman
-        1986) and the mean absolute one. A figure without a value is left out.
+        For each metric the number of patients that have it, mean, median, minimum ("least"),
+        maximum ("largest") and 95 % interval of the mean; for the bias also the limits of agreement
+        (Bland & Altman 1986) and the mean absolute bias.
     """
-    found = {}
+    result = {}
     for name in ("auc", "dice", "area_bias"):
-        values: NDArray[np.float64] = patients[name].to_numpy(float)
-        known = values[~np.isnan(values)]
-        if not len(known):
+        column: NDArray[np.float64] = patients[name].to_numpy(float)
+        is_known = ~np.isnan(column)
+        values, drawn = column[is_known], weights[:, is_known]
+        if not len(values):
             continue
-        found[name] = _spread(values, weights)
-        if name == "area_bias" and len(known) > 1:
-            around = _LIMITS_OF_AGREEMENT * known.std(ddof=1)
-            found[name] |= {
-                "agreement_low": float(known.mean() - around),
-                "agreement_high": float(known.mean() + around),
-                "mean_absolute": float(np.abs(known).mean()),
+        means = metrics.safe_divide(drawn @ values, drawn.sum(axis=1).astype(np.float64))
+        low, high = interval(means) if len(values) > 1 else (math.nan, math.nan)
+        result[name] = {
+            "patients": len(values),
+            "mean": float(values.mean()),
+            "median": float(np.median(values)),
+            "least": float(values.min()),
+            "largest": float(values.max()),
+            "low": low,
+            "high": high,
+        }
+        if name == "area_bias" and len(values) > 1:
+            spread = _LIMITS_OF_AGREEMENT * values.std(ddof=1)
+            result[name] |= {
+                "agreement_low": float(values.mean() - spread),
+                "agreement_high": float(values.mean() + spread),
+                "mean_absolute": float(np.abs(values).mean()),
             }
-    return found
-
-
-def _spread(values: NDArray[np.float64], weights: NDArray[np.integer]) -> dict[str, float]:
-    known = ~np.isnan(values)
-    drawn = weights[:, known]
-    means = metrics.safe_divide(drawn @ values[known], drawn.sum(axis=1).astype(np.float64))
-    low, high = interval(means) if known.sum() > 1 else (math.nan, math.nan)
-    statistics: dict[str, Callable[[NDArray[np.float64]], float]] = {
-        "mean": np.mean,
-        "median": np.median,
-        "least": np.min,
-        "largest": np.max,
-    }
-    return {
-        "patients": int(known.sum()),
-        **{name: float(function(values[known])) for name, function in statistics.items()},
-        "low": low,
-        "high": high,
-    }
+    return result

@@ -1,4 +1,4 @@
-"""Reading ahead: threads read the next items while the current one is used."""
+"""Prefetching: threads read the next items while the current one is used."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -60,7 +60,7 @@ def limit_spinning() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep freed memory for reuse; without glibc, do nothing.
+    """Keep freed memory in the process for reuse; without glibc, do nothing.
 
     By default glibc returns a large block to the system when it is freed. A network on a CPU
     allocates and frees hundreds of MB per batch, and new, zeroed pages take up to a third of the
