@@ -15,10 +15,9 @@ from wsi_idc.maps.cohort import (
     COLUMNS,
     SHORT_SHA,
     Cohort,
+    cohort_row,
     cohort_table,
-    num_cells,
     read_cohort,
-    row_of,
 )
 from wsi_idc.maps.cohort_file import read_cohort_h5
 from wsi_idc.maps.map_reader import map_paths, read_map
@@ -27,7 +26,7 @@ from wsi_idc.maps.map_writer import write_map
 
 def test_a_row_says_what_the_map_holds():
     uncertainty = np.array([0.1, 0.2, 0.3, 0.2, 0.2], np.float32)
-    row = row_of(hand_map(uncertainty=uncertainty), threshold=0.5)
+    row = cohort_row(hand_map(uncertainty=uncertainty), threshold=0.5)
     assert row == {
         "patient": "P1",
         "source": "pack",
@@ -55,14 +54,14 @@ def test_a_row_says_what_the_map_holds():
 
 def test_the_threshold_is_the_lowest_probability_called():
     lowest = float(np.float32(PROBABILITY[4]))
-    assert row_of(hand_map(), threshold=lowest)["idc_fraction"] == 0.6
-    row = row_of(hand_map(), threshold=0.95)
+    assert cohort_row(hand_map(), threshold=lowest)["idc_fraction"] == 0.6
+    row = cohort_row(hand_map(), threshold=0.95)
     assert (row["idc_area_mm2"], row["largest_region_mm2"], row["sensitivity"]) == (0, 0, 0)
     assert row["specificity"] == 1
 
 
 def test_without_labels_nothing_is_said_of_agreement():
-    row = row_of(hand_map(label=np.full(5, -1, np.int8)), threshold=0.5)
+    row = cohort_row(hand_map(label=np.full(5, -1, np.int8)), threshold=0.5)
     for name in ("true_fraction", "dice", "auc", "sensitivity", "specificity", "mean_uncertainty"):
         assert np.isnan(row[name]), name
     assert (row["labelled_patches"], row["idc_fraction"]) == (0, 0.6)
@@ -70,25 +69,24 @@ def test_without_labels_nothing_is_said_of_agreement():
 
 def test_views_and_members_of_the_model_are_told():
     model = {"tta": True, "ensemble": [{"sha256": "ab" * 32}, {"sha256": "cd" * 32}]}
-    row = row_of(hand_map(model=model), threshold=0.5)
+    row = cohort_row(hand_map(model=model), threshold=0.5)
     assert row["tta"] == "true"
     assert row["ensemble"].split() == [("ab" * 32)[:SHORT_SHA], ("cd" * 32)[:SHORT_SHA]]
     assert (row["role"], row["checkpoint_sha256"]) == ("", "")
     members = [{"sha256": digit * 64, "metrics": {"auc": 1}} for digit in "ab"]
-    row = row_of(hand_map(model={"tta": False, "ensemble": members}), threshold=0.5)
+    row = cohort_row(hand_map(model={"tta": False, "ensemble": members}), threshold=0.5)
     assert (row["tta"], row["ensemble"]) == ("", f"{'a' * 12} {'b' * 12}")
-    row = row_of(hand_map(model={"role_of_patient": "in no split"}), threshold=0.5)
+    row = cohort_row(hand_map(model={"role_of_patient": "in no split"}), threshold=0.5)
     assert row["role"] == ""
 
 
 def test_patches_in_the_same_cell_count_once():
     cells = np.array([[0, 0], [0, 0], [5, 5]], np.int32)
-    assert num_cells(cells) == 2
     assert largest_region(np.array([True, True, True]), cells) == 1
     twice = replace(
         hand_map(), row_col=np.array([[0, 1], [0, 1], [1, 3], [2, 1], [3, 3]], np.int32)
     )
-    row = row_of(twice, threshold=0.5)
+    row = cohort_row(twice, threshold=0.5)
     assert row["area_mm2"] == pytest.approx(4 * 0.04)
     assert row["idc_area_mm2"] == pytest.approx(2 * 0.04)
 

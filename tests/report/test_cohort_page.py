@@ -8,7 +8,7 @@ import pytest
 from tests.maps.hand import EVIL, hand_map
 from tests.report.browser import ask, needs_chromium, requests_in
 from tests.report.test_patient_page import assert_closed
-from wsi_idc.maps.cohort import row_of
+from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.plotting.html import content_security_policy
 from wsi_idc.report.cohort_page import Card, card_of, cohort_page, sort_key
 
@@ -18,7 +18,7 @@ IDS = "return [...document.querySelectorAll('#cards > a')].map((a) => a.dataset.
 def card(patient: str, **changes: Any) -> Card:
     content = hand_map(patient=patient)
     image = np.full((200, 200, 3), 120, np.uint8)
-    return card_of(content, image, row_of(content, threshold=0.5) | changes)
+    return card_of(content, image, cohort_row(content, threshold=0.5) | changes)
 
 
 def cards() -> list[Card]:
@@ -78,7 +78,7 @@ def test_names_are_text_and_links_are_encoded():
 
 def test_a_patient_without_an_image_has_a_card():
     content = hand_map()
-    bare = card_of(content, None, row_of(content, threshold=0.5))
+    bare = card_of(content, None, cohort_row(content, threshold=0.5))
     assert bare.tissue is None
     assert "no image" in cohort_page([bare], {})
 

@@ -8,7 +8,7 @@ import pytest
 from tests.maps.hand import EVIL, big_map, hand_map
 from tests.report.browser import ask, needs_chromium, requests_in
 from wsi_idc.geometry.grid import mosaic
-from wsi_idc.maps.cohort import row_of
+from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.report.patient_page import patient_page, provenance_of
 
@@ -65,7 +65,7 @@ def page_of(content: PatientMap, *, threshold: float | None = None) -> str:
     image = None
     if content.patches is not None:
         image = mosaic(content.patches, content.row_col, shape=content.shape, fill=255)
-    row = row_of(content, threshold=content.threshold if threshold is None else threshold)
+    row = cohort_row(content, threshold=content.threshold if threshold is None else threshold)
     return patient_page(content, image, row)
 
 

@@ -71,7 +71,7 @@ def test_pages_and_tables_of_something_else_are_not_written_over(tmp_path: Path)
         (tmp_path / "other").mkdir(exist_ok=True)
         table = tmp_path / "other" / name
         table.write_text("patient,age\n")
-        with pytest.raises(MapError, match=rf"{name} is of something else and would be lost"):
+        with pytest.raises(MapError, match=rf"{name} exists and was not written by this command"):
             build_report(map_paths(maps), tmp_path / "new", tables=tmp_path / "other")
         assert table.read_text() == "patient,age\n"
         table.unlink()

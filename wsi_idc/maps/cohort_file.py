@@ -1,4 +1,4 @@
-"""The cohort file: the table of a cohort in HDF5, with a link to each map."""
+"""Cohort file: the cohort table in HDF5, with a link to each map."""
 
 import os
 from collections.abc import Mapping
@@ -27,16 +27,16 @@ _MAX_MAPS = 1_000_000
 def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
     """Write the table of a cohort and links to its maps in one atomic step.
 
-    ``/table/COLUMN`` is a dataset, one entry a map; ``/maps/PATIENT`` is that patient's whole map,
-    by an external link relative to the file: move them together and the links stay good.
+    ``/table/COLUMN`` is a dataset with one entry per map. ``/maps/PATIENT`` is an external link to
+    the map, relative to the cohort file: the links stay valid if all files are moved together.
 
     Args:
-        path: The file.
-        table: One row a map, columns of text, of counts and of numbers (NaN where unknown).
+        path: Cohort file.
+        table: One row per map; columns of text, counts and numbers (NaN if unknown).
         maps: Patient to map file.
 
     Raises:
-        MapError: ``path`` is a patient's map, or another file that is no such table.
+        MapError: ``path`` exists and is not a cohort file.
     """
     check_replaceable(path)
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
@@ -57,10 +57,10 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise where a cohort file would take the place of something else.
+    """Raise an error if ``path`` exists and is not a cohort file.
 
     Raises:
-        MapError: It says what to do.
+        MapError: The file is a patient's map or another file; the message names a remedy.
     """
     if is_map(path):
         raise MapError(
@@ -68,7 +68,7 @@ def check_replaceable(path: Path) -> None:
             "folder"
         )
     if path.exists() and not is_cohort(path):
-        raise MapError(f"{path} is of something else and would be lost; move it away")
+        raise MapError(f"{path} exists and was not written by this command; move it away")
 
 
 def _write_column(group: h5py.Group, name: str, values: pd.Series) -> None:

@@ -1,4 +1,4 @@
-"""What is known of one patient: an entry a patch, and the grids that follow from it."""
+"""The map of one patient: values of patches, and their grids."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from wsi_idc.geometry.grid import crop_center, mosaic, scatter_to_grid, shape_of
 
 @dataclass(frozen=True)
 class SlideView:
-    """The slide that a map was made from, seen whole.
+    """Overview of the slide of a map.
 
     Attributes:
         name: File name, without its folder.
         mpp: Microns per level-0 px.
-        width, height: Of level 0, in px.
-        thumbnail: The whole slide, shape (h, w, 3), uint8.
-        tissue: Where tissue was found in the thumbnail, shape (h, w), bool.
+        width, height: Size of level 0 in px.
+        thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
+        tissue: Mask of the tissue in the thumbnail, shape (h, w), bool.
     """
 
     name: str
@@ -32,19 +32,20 @@ class SlideView:
 
 @dataclass(frozen=True)
 class PatientMap:
-    """What a map file holds.
+    """Content of a map file.
 
     Attributes:
         patient: Id.
         source: "pack" or "slide".
-        class_names: Of class 0 and 1.
+        class_names: Names of class 0 and 1.
         patch_px: Side of a patch in px.
-        mpp: Microns per pixel.
-        mpp_source: Where that number comes from.
-        threshold: Probability from which a patch is called IDC.
-        temperature: Divided the logits before the softmax.
-        model: What the checkpoint is, JSON-ready.
-        provenance: What made the map, JSON-ready; "identity" decides whether to make it anew.
+        mpp: Microns per px of a patch.
+        mpp_source: Origin of ``mpp``.
+        threshold: Lowest probability at which a patch is called IDC.
+        temperature: Divisor of the logits before the softmax.
+        model: Summary of the checkpoint, JSON-ready.
+        provenance: Record of the run that made the map, JSON-ready; its "identity" is the cache
+            key.
         coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
         row_col: Grid cells, shape (N, 2), int32.
         logit: Shape (N, 2), float32.
@@ -52,15 +53,15 @@ class PatientMap:
         label: 0, 1 or -1 unknown, shape (N,), int8.
         cam: Raw CAM, shape (N, h, w), float32; None leaves it out.
         cam_layer: Name of the module that the CAM was taken from.
-        cam_method: How the CAM was computed.
-        cam_class: Name of the class whose logit it explains.
+        cam_method: Method of the CAM.
+        cam_class: Name of the class whose logit the CAM explains.
         uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
-            float32; None where there was one of each.
-        smoothed: Probability smoothed by the neighbours on the grid, shape (N,), float32; None
-            where it was not asked for.
-        smoothing: How, and the threshold that goes with it, JSON-ready.
-        stride_px: From one patch to the next, in px; None where patches do not overlap.
-        slide: Where the patches were cut from; None for a pack.
+            float32; None for a single view and checkpoint.
+        smoothed: Probability smoothed over neighbors on the grid, shape (N,), float32; None
+            without smoothing.
+        smoothing: Parameters and threshold of the smoothing, JSON-ready.
+        stride_px: Distance between neighboring patches in px; None if they do not overlap.
+        slide: Overview of the slide; None for a pack.
         patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
     """
 
@@ -97,15 +98,12 @@ class PatientMap:
 
     @property
     def cell_px(self) -> int:
-        """Side of a cell in px: that of a patch, less where patches overlap.
-
-        A cell is the middle of its patch, so that its picture lies where the patch does.
-        """
+        """Side of a grid cell in px: a cell is the center of its patch, or the complete patch."""
         return self.stride_px or self.patch_px
 
     @property
     def origin_px(self) -> float:
-        """Where cell (0, 0) begins, in px from the slide's corner, along both axes."""
+        """Distance of cell (0, 0) from the corner of the slide in px, along both axes."""
         return (self.patch_px - self.cell_px) / 2
 
     @property
@@ -115,7 +113,7 @@ class PatientMap:
 
     @property
     def patch_size_level0(self) -> float:
-        """Side of a patch in level-0 px, whole only where the two resolutions divide."""
+        """Side of a patch in level-0 px; not always an integer."""
         return self.patch_px * self.mpp / self.level0_mpp
 
     @property
@@ -132,17 +130,17 @@ class PatientMap:
         return cols * self.cell_px, rows * self.cell_px
 
     def idc_fraction(self) -> float:
-        """Share of the patches that are called IDC, by the raw probability."""
+        """Return the fraction of patches called IDC by the raw probability."""
         return float((self.probability >= self.threshold).mean())
 
     def smoothed_idc_fraction(self) -> float | None:
-        """Share of the patches that are called IDC by the smoothed probability, if there is one."""
+        """Return the fraction of patches called IDC by the smoothed probability, if any."""
         if self.smoothed is None or self.smoothing is None:
             return None
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
 
     def cell_cams(self) -> NDArray[np.float32]:
-        """Return what each cell shows of its patch's CAM, shape (N, h, w).
+        """Return the part of each CAM that is within its grid cell, shape (N, h, w).
 
         Raises:
             ValueError: The map has no CAM.
@@ -152,21 +150,21 @@ class PatientMap:
         return crop_center(self.cam, fraction=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return one value a patch on the grid, shape (rows, cols), NaN where there is no patch."""
+        """Place one value per patch on the grid, shape (rows, cols), NaN in cells without patch."""
         return scatter_to_grid(values, self.row_col, shape=self.shape, fill=np.nan)
 
     def probability_grid(self) -> NDArray[np.float32]:
-        """Probability map, shape (rows, cols), NaN where there is no patch."""
+        """Return the probability map, shape (rows, cols), NaN in cells without a patch."""
         return self.grid(self.probability)
 
     def label_grid(self) -> NDArray[np.int8]:
-        """Labels, shape (rows, cols), -1 where unknown or no patch."""
+        """Return the labels, shape (rows, cols), -1 if unknown and in cells without a patch."""
         return scatter_to_grid(self.label, self.row_col, shape=self.shape, fill=-1)
 
     def cam_mosaic(self) -> NDArray[np.float32]:
-        """CAM mosaic, shape (rows * h, cols * w), NaN where there is no patch.
+        """Return the CAM mosaic, shape (rows * h, cols * w), NaN in cells without a patch.
 
-        Where patches overlap each shows its middle.
+        If patches overlap, each cell shows the center of its patch.
 
         Raises:
             ValueError: The map has no CAM.

@@ -12,7 +12,7 @@ from bokeh.models import CustomJS, RadioButtonGroup, Slider, Span
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
-from wsi_idc.maps.cohort import note_of
+from wsi_idc.maps.cohort import format_note
 from wsi_idc.maps.layers import cam_title
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
@@ -203,7 +203,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("resolution", f"{patient_map.mpp:g} µm/px ({patient_map.mpp_source})"),
         ("classes", ", ".join(patient_map.class_names)),
     ]
-    return [(name, note_of(value)) for name, value in pairs if value not in (None, "", {}, [])]
+    return [(name, format_note(value)) for name, value in pairs if value not in (None, "", {}, [])]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
