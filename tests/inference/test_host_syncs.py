@@ -1,4 +1,4 @@
-"""Work a batch, counted: what a slow machine cannot blur and a fast one cannot hide."""
+"""Counts of waits, decoded images and large copies per batch, which need no fast machine."""
 
 import sys
 import threading
@@ -31,18 +31,18 @@ from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.train import run_steps
 
-# Each makes the host wait for a GPU.
+# Each of these makes the host wait for a GPU.
 _WAITS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "nonzero")
 _BATCH = 16
 
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
-    """Count what this package's code, in the thread that computes, waits for or decodes.
+    """Count the waits and decoded images of this package's code in the thread that computes.
 
-    torch's optimiser looks at its own count of steps, which lies on the CPU.
+    Calls from torch do not count: its optimizer reads its own count of steps, on the CPU.
     """
-    found: Counter = Counter()
+    calls: Counter = Counter()
     thread = threading.get_ident()
 
     def count(owner: object, name: str) -> None:
@@ -51,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         def counting(*args, **kwargs):
             caller = sys._getframe(1).f_globals["__name__"]
             if threading.get_ident() == thread and caller.startswith("wsi_idc."):
-                found[name] += 1
+                calls[name] += 1
             return original(*args, **kwargs)
 
         patch.setattr(owner, name, counting)
@@ -62,61 +62,57 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         count(torch.cuda, "synchronize")
         count(cv2, "imdecode")
         count(Image, "open")
-        yield found
+        yield calls
 
 
 class _LargeResults(TorchDispatchMode):
-    """Counts results as large as a batch of images, by operation; views are none."""
+    """Counts the operations whose result is as large as a batch of images and is not a view."""
 
     def __init__(self, num_values: int) -> None:
         super().__init__()
-        self.found: Counter = Counter()
+        self.counts: Counter = Counter()
         self._num_values = num_values
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        inputs = {one.data_ptr() for one in args if isinstance(one, Tensor)}
+        inputs = {value.data_ptr() for value in args if isinstance(value, Tensor)}
         if (
             isinstance(result, Tensor)
             and result.numel() >= self._num_values
             and result.data_ptr() not in inputs
         ):
-            self.found[func.overloadpacket.__name__] += 1
+            self.counts[func.overloadpacket.__name__] += 1
         return result
 
 
 @pytest.mark.parametrize("num_batches", [2, 4])
-def test_a_map_waits_once_a_batch_and_decodes_nothing(
+def test_a_map_waits_once_per_batch_and_decodes_nothing(
     cohort: Pack, monkeypatch: pytest.MonkeyPatch, num_batches: int
 ):
-    compute = select_device("cpu")
-    classifier = make_classifier("cnn-bn")
-    list(predict([classifier], cohort, np.arange(1), device_config=compute, cam=CamSpec()))
-    rows = np.arange(num_batches * _BATCH)
-    with counted(monkeypatch) as found:
-        parts = predict(
-            [classifier], cohort, rows, device_config=compute, batch_size=_BATCH, cam=CamSpec()
-        )
+    options = {"device_config": select_device("cpu"), "batch_size": _BATCH, "cam": CamSpec()}
+    classifier, rows = make_classifier("cnn-bn"), np.arange(num_batches * _BATCH)
+    list(predict([classifier], cohort, rows[:1], **options))
+    with counted(monkeypatch) as calls:
+        parts = predict([classifier], cohort, rows, **options)
         assert len(list(parts)) == num_batches
-    # Logits and CAM, each fetched and looked at; on a GPU the fetching does not wait.
-    assert found.pop("cpu") == found.pop("numpy") == 2 * num_batches
-    assert found == {}
+    # Logits and CAM, each downloaded and read; on a GPU the download does not wait.
+    assert calls == {"cpu": 2 * num_batches, "numpy": 2 * num_batches}
 
 
-def test_a_map_touches_each_image_seldom_before_the_network(cohort: Pack):
+def test_preprocessing_copies_each_image_five_times(cohort: Pack):
     classifier = make_classifier("cnn-bn", input_px=96)
     patches = torch.from_numpy(cohort.patches[np.arange(_BATCH)])
     with _LargeResults(_BATCH * 3 * 50 * 50) as mode, torch.no_grad():
         classifier(patches)
-    before = {name: mode.found[name] for name in ("_to_copy", "div", "sub", "clone")}
-    # From bytes, by 255, less the mean, by the deviation; and the channels put first.
+    before = {name: mode.counts[name] for name in ("_to_copy", "div", "sub", "clone")}
+    # From bytes, by 255, minus the mean, by the deviation; and the channels moved first.
     assert before == {"_to_copy": 1, "div": 2, "sub": 1, "clone": 1}
     with _LargeResults(_BATCH * 3 * 96 * 96) as mode, torch.inference_mode():
         classifier.preprocess(torch.rand(_BATCH, 3, 50, 50))
-    assert mode.found == {"_upsample_bilinear2d_aa": 1}
+    assert mode.counts == {"_upsample_bilinear2d_aa": 1}
 
 
-def test_a_training_waits_for_nothing_within_its_steps(
+def test_training_steps_wait_for_nothing(
     cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     config = resolve(TrainConfig(model="cnn-bn", batch_size=_BATCH, clip_norm=0.0))
@@ -124,19 +120,18 @@ def test_a_training_waits_for_nothing_within_its_steps(
     training = build_training(
         config, cohort, split, run=Run(tmp_path / "run"), device_config=select_device("cpu")
     )
-    todo = run_steps(training)
-    next(todo)
-    with counted(monkeypatch) as found:
+    steps = run_steps(training)
+    next(steps)
+    with counted(monkeypatch) as calls:
         for _ in range(4):
-            next(todo)
-    # Draws and the running average's count lie on the CPU, whatever the device.
-    draws, average = found.pop("__bool__"), found.pop("__int__")
-    assert (draws <= 4 * 6, average) == (True, 2 * 4)
-    assert found == {}
-    todo.close()
+            next(steps)
+    # Random parameters and the count of the running average are on the CPU for every device.
+    assert calls.pop("__bool__") <= 4 * 6
+    assert calls == {"__int__": 2 * 4}
+    steps.close()
 
 
-def test_a_map_opens_no_picture_in_any_thread(
+def test_a_map_opens_no_image_in_any_thread(
     trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     def refuse(*args, **kwargs):

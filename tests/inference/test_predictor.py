@@ -1,5 +1,5 @@
 from dataclasses import replace
-from pathlib import Path
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from scipy.special import softmax
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import predict, predict_logits
-from wsi_idc.inference.predictor import Predictor
+from wsi_idc.inference.predict import RawPrediction, predict_logits
+from wsi_idc.inference.predictor import Predictor, validate_input
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, load_checkpoint, save_checkpoint
 from wsi_idc.runtime.device import select_device
@@ -32,141 +32,136 @@ def other(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Chec
     return load_checkpoint(path)
 
 
-def logits(method: Predictor, pack: Pack, rows: np.ndarray) -> np.ndarray:
-    parts = method.predict(pack, rows, device_config=select_device("cpu"), batch_size=32)
-    return np.concatenate([part.logit for part in parts])
+def raw(
+    predictor: Predictor, pack: Pack, rows: np.ndarray, cam: CamSpec | None = None
+) -> RawPrediction:
+    device_config = select_device("cpu")
+    parts = predictor.predict(pack, rows, device_config=device_config, batch_size=32, cam=cam)
+    return RawPrediction.concatenate(list(parts))
 
 
-def test_the_eight_views_are_all_flips_and_turns(trained: Checkpoint, cohort: Pack):
+def idc_softmax(logit: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    return softmax(logit.astype(float) / temperature, axis=-1)[..., 1]
+
+
+def test_tta_predicts_all_flips_and_turns_and_averages_their_cams(
+    trained: Checkpoint, cohort: Pack
+):
     rows = np.arange(5)
-    found = logits(Predictor((trained,), tta=True), cohort, rows)
-    assert found.shape == (5, 8, 2)
-    classifier = trained.build()
-    patches = cohort.patches[rows]
-    views = [
-        np.rot90(start, turns, axes=(1, 2))
-        for start in (patches, patches[:, :, ::-1])
-        for turns in range(4)
-    ]
-    with torch.inference_mode():
-        for number, view in enumerate(views):
-            expected = classifier(torch.from_numpy(view.copy()))
-            np.testing.assert_allclose(found[:, number], expected, atol=1e-5)
+    prediction = raw(Predictor((trained,), tta=True), cohort, rows, CamSpec())
+    assert prediction.logit.shape == (5, 8, 2)
+    classifier, patches, cams = trained.build(), cohort.patches[rows], []
+    views = [(flip, turns) for flip in (False, True) for turns in range(4)]
+    for number, (flip, turns) in enumerate(views):
+        view = np.rot90(patches[:, :, ::-1] if flip else patches, turns, axes=(1, 2))
+        with torch.inference_mode():
+            logit, cam = logits_and_cam(classifier, torch.from_numpy(view.copy()))
+        np.testing.assert_allclose(prediction.logit[:, number], logit, atol=1e-5)
+        back = np.rot90(cam.numpy(), -turns, axes=(1, 2))
+        cams.append(back[:, :, ::-1] if flip else back)
+    np.testing.assert_allclose(prediction.cam, np.mean(cams, axis=0), atol=1e-6)
+    assert np.abs(prediction.cam - cams[0]).max() > 1e-3  # one view has another CAM
 
 
-def test_the_cam_of_all_views_lies_as_the_patch_does(trained: Checkpoint, cohort: Pack):
-    rows = np.arange(3)
-    compute = select_device("cpu")
-    (found,) = predict(
-        [trained.build()], cohort, rows, device_config=compute, cam=CamSpec(), tta=True
-    )
-    classifier, patches = trained.build(), cohort.patches[rows]
-    cams = []
-    with torch.inference_mode():
-        for flip in (False, True):
-            for turns in range(4):
-                seen = patches[:, :, ::-1] if flip else patches
-                seen = np.rot90(seen, turns, axes=(1, 2)).copy()
-                cam = logits_and_cam(classifier, torch.from_numpy(seen))[1].numpy()
-                back = np.rot90(cam, -turns, axes=(1, 2))
-                cams.append(back[:, :, ::-1] if flip else back)
-    np.testing.assert_allclose(found.cam, np.mean(cams, axis=0), atol=1e-6)
-    assert np.abs(found.cam - cams[0]).max() > 1e-3  # one view alone says something else
-
-
-def test_one_checkpoint_and_one_view_are_as_ever(trained: Checkpoint, cohort: Pack):
-    method = Predictor((trained,))
-    logit = logits(method, cohort, np.arange(10))
-    said = method.aggregate(logit)
-    np.testing.assert_array_equal(said.logit, logit[:, 0])
-    expected = softmax(logit[:, 0].astype(float) / trained.temperature, axis=1)[:, 1]
-    np.testing.assert_allclose(said.probability, expected, atol=1e-7)
-    assert said.uncertainty is None
-    assert (method.temperature, method.threshold) == (trained.temperature, trained.threshold)
+def test_one_checkpoint_and_one_view_need_no_averaging(trained: Checkpoint, cohort: Pack):
+    predictor = Predictor((trained,))
+    logit = raw(predictor, cohort, np.arange(10)).logit
+    prediction = predictor.aggregate(logit)
+    np.testing.assert_array_equal(prediction.logit, logit[:, 0])
+    expected = idc_softmax(logit[:, 0], trained.temperature)
+    np.testing.assert_allclose(prediction.probability, expected, atol=1e-7)
+    assert prediction.uncertainty is None
+    assert (predictor.temperature, predictor.threshold) == (trained.temperature, trained.threshold)
+    uncalibrated = predictor.uncalibrated().aggregate(logit).probability
+    np.testing.assert_allclose(uncalibrated, idc_softmax(logit[:, 0]), atol=1e-6)
+    assert np.abs(uncalibrated - prediction.probability).max() > 1e-3
 
 
 @pytest.mark.parametrize("tta", [False, True])
 def test_an_ensemble_is_the_mean_of_calibrated_probabilities(
     trained: Checkpoint, other: Checkpoint, cohort: Pack, tta: bool
 ):
-    rows = np.arange(12)
-    method = Predictor((trained, other), tta=tta)
-    said = method.aggregate(logits(method, cohort, rows))
-    each = []
-    for one in (trained, other):
-        found = predict_logits(
-            [one.build()], cohort, rows, device_config=select_device("cpu"), batch_size=32, tta=tta
+    rows, device_config = np.arange(12), select_device("cpu")
+    predictor = Predictor((trained, other), tta=tta)
+    prediction = predictor.aggregate(raw(predictor, cohort, rows).logit)
+    logits = {
+        checkpoint.temperature: predict_logits(
+            [checkpoint.build()], cohort, rows, device_config=device_config, batch_size=32, tta=tta
         )
-        each.append(softmax(found.astype(float) / one.temperature, axis=2)[:, :, 1])
-    together = np.concatenate(each, axis=1)
-    np.testing.assert_allclose(said.probability, together.mean(axis=1), atol=1e-6)
-    np.testing.assert_allclose(said.uncertainty, together.std(axis=1), atol=1e-6)
-    assert said.uncertainty.max() > 0.01
-    # What a reader of the map computes from the logits is the probability too.
-    again = softmax(said.logit.astype(float) / method.temperature, axis=1)[:, 1]
-    np.testing.assert_allclose(again, said.probability, atol=1e-6)
-    assert method.threshold == pytest.approx((trained.threshold + 0.9) / 2)
+        for checkpoint in (trained, other)
+    }
+    each = np.concatenate([idc_softmax(logit, t) for t, logit in logits.items()], axis=1)
+    np.testing.assert_allclose(prediction.probability, each.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(prediction.uncertainty, each.std(axis=1), atol=1e-6)
+    assert prediction.uncertainty.max() > 0.01
+    # The logits of a map give the same probability.
+    recomputed = idc_softmax(prediction.logit, predictor.temperature)
+    np.testing.assert_allclose(recomputed, prediction.probability, atol=1e-6)
+    assert predictor.threshold == pytest.approx((trained.threshold + 0.9) / 2)
 
 
-def test_what_does_not_go_together_is_refused(trained: Checkpoint, other: Checkpoint):
-    with pytest.raises(CheckpointError, match="given twice"):
-        Predictor((trained, other, trained))
-    with pytest.raises(CheckpointError, match="have other classes, benign, IDC and non-IDC, IDC"):
-        Predictor((trained, replace(other, class_names=("benign", "IDC"))))
-    with pytest.raises(CheckpointError, match="no smoothing was fitted"):
-        Predictor((replace(trained, smoothing=None),), smooth=True)
-
-
-def test_smoothing_is_the_mean_of_the_checkpoints_own(trained: Checkpoint, other: Checkpoint):
+def test_smoothing_is_the_mean_of_the_checkpoints_smoothing(trained: Checkpoint, other: Checkpoint):
     assert Predictor((trained,)).smoothing is None
     assert Predictor((trained,), smooth=True).smoothing == trained.smoothing
-    found = Predictor((trained, other), smooth=True).smoothing
-    assert found.sigma_um == pytest.approx((trained.smoothing.sigma_um + 100) / 2)
-    assert found.threshold == pytest.approx((trained.smoothing.threshold + 0.9) / 2)
+    smoothing = Predictor((trained, other), smooth=True).smoothing
+    assert smoothing.sigma_um == pytest.approx((trained.smoothing.sigma_um + 100) / 2)
+    assert smoothing.threshold == pytest.approx((trained.smoothing.threshold + 0.9) / 2)
 
 
-def test_roles_are_those_of_any_checkpoint(trained: Checkpoint, other: Checkpoint):
-    moved = dict.fromkeys(sorted(trained.split), "test")
-    method = Predictor((trained, replace(other, split=moved)))
-    assert method.patients("train") == trained.patients("train")
-    assert method.patients("test") == set(trained.split)
-    assert method.cache_key()["checkpoint"] == [trained.fingerprint, other.fingerprint]
-    assert Predictor((trained,)).cache_key()["checkpoint"] == trained.fingerprint
+def test_patients_are_those_of_any_checkpoint(trained: Checkpoint, other: Checkpoint):
+    predictor = Predictor((trained, replace(other, split=dict.fromkeys(trained.split, "test"))))
+    assert predictor.patients("train") == trained.patients("train")
+    assert predictor.patients("test") == set(trained.split)
 
 
-def test_networks_of_other_cam_grids_are_brought_to_the_first_ones(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
-    larger = replace(trained, input=replace(trained.input, input_px=100))
-    compute, rows = select_device("cpu"), np.arange(2)
-    parts = predict(
-        [trained.build(), larger.build()], cohort, rows, device_config=compute, cam=CamSpec()
-    )
-    (both,) = parts
-    (first,) = predict([trained.build()], cohort, rows, device_config=compute, cam=CamSpec())
-    (second,) = predict([larger.build()], cohort, rows, device_config=compute, cam=CamSpec())
-    assert second.cam.shape[1] > first.cam.shape[1]
-    assert both.cam.shape == first.cam.shape
-    # The share of the logit that the second one's CAM holds is kept.
-    rest = (2 * both.cam - first.cam).sum(axis=(1, 2))
-    np.testing.assert_allclose(rest, second.cam.sum(axis=(1, 2)), rtol=0.1)
-
-
-def test_each_way_has_an_identity_of_its_own(trained: Checkpoint, other: Checkpoint):
-    ways = [
-        Predictor((trained,)),
-        Predictor((trained,), tta=True),
-        Predictor((trained,), smooth=True),
-        Predictor((trained, other)),
+def test_cache_keys_differ_by_checkpoints_and_options(trained: Checkpoint, other: Checkpoint):
+    keys = [
+        predictor.cache_key()
+        for predictor in (
+            Predictor((trained,)),
+            Predictor((trained,), tta=True),
+            Predictor((trained,), smooth=True),
+            Predictor((trained, other)),
+        )
     ]
-    found = [way.cache_key() for way in ways]
-    assert all(one not in found[:number] for number, one in enumerate(found))
+    assert all(a != b for a, b in combinations(keys, 2))
+    assert keys[0]["checkpoint"] == trained.fingerprint
+    assert keys[3]["checkpoint"] == [trained.fingerprint, other.fingerprint]
 
 
-def test_uncalibrated_is_a_temperature_of_one(trained: Checkpoint, cohort: Pack):
-    method = Predictor((replace(trained, temperature=3.0),))
-    logit = logits(method, cohort, np.arange(4))
-    expected = softmax(logit[:, 0].astype(float), axis=1)[:, 1]
-    np.testing.assert_allclose(
-        method.uncalibrated().aggregate(logit).probability, expected, atol=1e-6
-    )
+def test_patches_may_differ_a_little_in_scale(trained: Checkpoint, cohort: Pack):
+    validate_input(trained, cohort)
+    validate_input(replace(trained, input=replace(trained.input, mpp=4.2)), cohort)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("twice", "given twice"),
+        ("classes", "have other classes, benign, IDC and non-IDC, IDC"),
+        ("no smoothing", "no smoothing was fitted"),
+        ("mpp", "trained at 2 um/px"),
+        ("patch_px", "takes patches of 96 px"),
+        ("cam", "has no layer 'features.99'"),
+    ],
+)
+def test_an_unusable_predictor_is_refused(
+    trained: Checkpoint, other: Checkpoint, cohort: Pack, change: str, message: str
+):
+    spec, unseen = trained.input, replace(other, class_names=("benign", "IDC"))
+    make = {
+        "twice": lambda: Predictor((trained, other, trained)),
+        "classes": lambda: Predictor((trained, unseen)),
+        "no smoothing": lambda: Predictor((replace(trained, smoothing=None),), smooth=True),
+        "mpp": lambda: Predictor((replace(trained, input=replace(spec, mpp=2.0)),)).validate_input(
+            cohort
+        ),
+        "patch_px": lambda: Predictor(
+            (other, replace(trained, input=replace(spec, patch_px=96)))
+        ).validate_input(cohort),
+        "cam": lambda: Predictor((trained,)).validate_cam(
+            CamSpec(layer="features.99"), patch_px=50
+        ),
+    }
+    with pytest.raises(CheckpointError, match=message):
+        make[change]()
