@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -61,3 +62,13 @@ def block(patient: str, rows: int, cols: int, label: int = 0) -> list[Cell]:
 def flat(red: int, green: int, blue: int) -> NDArray[np.uint8]:
     """Return a patch of one colour."""
     return np.full((PATCH_PX, PATCH_PX, 3), (red, green, blue), np.uint8)
+
+
+def pack_content(path: Path) -> dict[str, object]:
+    """Return everything in a pack but its provenance, which has the time."""
+    with h5py.File(path) as file:
+        data = {name: np.asarray(file[name]).tobytes() for name in ("patches", "x", "y", "label")}
+        data |= {name: list(file[name].asstr()) for name in ("patients", "path")}
+        attributes = {key: np.asarray(value).tolist() for key, value in file.attrs.items()}
+        del attributes["provenance"]
+        return data | attributes

@@ -1,5 +1,6 @@
-"""Small patch trees and packs of real files, made in a moment."""
+"""Small patch trees of real files, and lists of what is in a folder."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,3 +55,49 @@ def make_tree(
         for row, col, label in patches:
             add_patch(root, patient, row, col, label, first=first)
     return root
+
+
+def add_bad_files(root: Path) -> dict[str, tuple[str, str]]:
+    """Add files that cannot be packed; return path to reason and start of the detail."""
+    good = (root / f"9/0/{file_name('9', 0, 3, 0)}").read_bytes()
+    contents = {
+        b"": "empty file",
+        b"x,y\n1,1\n": "not a PNG file",
+        good[:20]: "damaged PNG: no header",
+        good[: len(good) // 2]: "truncated PNG",
+        good[:-1]: "truncated PNG",
+        good[:60] + bytes([good[60] ^ 255]) + good[61:]: "damaged PNG: a checksum is wrong",
+    }
+    images = [
+        (np.zeros((51, 50, 3), np.uint8), "50x51 px is larger than a 50x50 patch"),
+        (np.zeros((5000, 5000, 3), np.uint8), "5000x5000 px is larger"),
+        (np.zeros((50, 50), np.uint16), "16 bits a channel"),
+    ]
+    expected = {}
+    (root / "9/1").mkdir(exist_ok=True)
+    for col, (data, detail) in enumerate(contents.items()):
+        path = f"9/1/{file_name('9', 30, col, 1)}"
+        (root / path).write_bytes(data)
+        expected[path] = ("unreadable", detail)
+    for col, (pixels, detail) in enumerate(images):
+        path = f"9/1/{file_name('9', 31, col, 1)}"
+        save_png(root / path, pixels)
+        expected[path] = ("unreadable", detail)
+    path = f"9/1/{file_name('9', 32, 0, 1)}"
+    (root / path).symlink_to("/nowhere.png")
+    expected[path] = ("unreadable", "cannot be read: No such file or directory")
+    path = f"9/1/{file_name('9', 33, 0, 0)}"
+    save_png(root / path, pixels_of("9", 33, 0))
+    expected[path] = ("class contradicts folder", "class 0 in the name, 1 in the folder")
+    return expected
+
+
+def names(folder: Path) -> list[str]:
+    """Return the sorted names in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -18,7 +18,7 @@ import pytest
 from tests.trees import make_tree
 from wsi_idc.cli.main import run
 from wsi_idc.core.errors import DataError, WsiIdcError
-from wsi_idc.data.download import HANDLE, download, downloaded
+from wsi_idc.data.download import HANDLE, download, read_download_path
 from wsi_idc.data.open_data import find_patch_tree, open_data
 from wsi_idc.data.prepare import prepare
 
@@ -99,14 +99,6 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
     gc.collect()  # while the filter above is in force
 
 
-def trouble(folder: Path) -> str:
-    with pytest.raises(WsiIdcError) as caught:
-        download(folder)
-    assert not (folder / "source.json").exists()
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
-
 def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
     from wsi_idc.cli.main import group
 
@@ -142,62 +134,66 @@ def test_a_download_that_was_cut_short_goes_on(kaggle, tmp_path):
     assert not part.exists()
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_no_credentials(kaggle, tmp_path, monkeypatch, status):
+NO_TOKEN = "put a token from https://www.kaggle.com/settings into ~/.kaggle/access_token or KAGGLE"
+AGAIN = "run again where there is internet to resume"
+
+
+def invalid_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.delenv("KAGGLE_API_TOKEN")
-    kaggle.status = status
-    said = trouble(tmp_path / "data")
-    assert said.startswith("no credentials that Kaggle accepts")
-    assert "KAGGLE_API_TOKEN" in said
-    assert BY_HAND in said
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder))
+    (folder / "kaggle.json").write_text("{")
 
 
-def test_a_credentials_file_that_is_no_json(kaggle, tmp_path, monkeypatch):
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
-    (tmp_path / "kaggle.json").write_text("{")
-    assert "Invalid Kaggle credentials file" in trouble(tmp_path / "data")
-
-
-def test_no_network(tmp_path, kaggle, monkeypatch):
+def no_network(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     endpoints = kagglesdk.kaggle_env._env_to_endpoint
-    # Port 9 of this machine: nobody listens.
+    # No program listens on port 9 of this machine.
     monkeypatch.setitem(endpoints, kagglesdk.kaggle_env.KaggleEnv.PROD, "http://127.0.0.1:9")
-    said = trouble(tmp_path / "data")
-    assert said.startswith("no network: Kaggle cannot be reached")
-    assert BY_HAND in said
 
 
-def test_kaggle_out_of_order(kaggle, tmp_path):
-    kaggle.status = 503
-    said = trouble(tmp_path / "data")
-    assert said.startswith("Kaggle answers 503; try later, or get the archive by hand")
-
-
-def test_no_space(kaggle, tmp_path, monkeypatch):
+def no_space(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("kagglehub.clients._download_file", full)
-    said = trouble(tmp_path / "data")
-    assert said.startswith(f"no space in {tmp_path / 'cache'} for some 7 GB; free some")
-    assert BY_HAND in said
 
 
-def test_what_arrives_is_no_archive(kaggle, tmp_path):
-    kaggle.archive = b"<html>come back later</html>"
-    said = trouble(tmp_path / "data")
-    assert said.startswith("what arrived is no archive (Unsupported archive type.); remove ")
-    assert BY_HAND in said
+@pytest.mark.parametrize(
+    ("prepare_failure", "reason", "advice"),
+    [
+        (lambda kaggle, *_: setattr(kaggle, "status", 401), "401", NO_TOKEN),
+        (lambda kaggle, *_: setattr(kaggle, "status", 403), "403", NO_TOKEN),
+        (lambda kaggle, *_: setattr(kaggle, "status", 503), "503", AGAIN),
+        (invalid_credentials, "Invalid Kaggle credentials file", NO_TOKEN),
+        (no_network, "127.0.0.1", AGAIN),
+        (no_space, "No space left on device", "free 7 GB in CACHE, or set KAGGLEHUB_CACHE"),
+        (
+            lambda kaggle, *_: setattr(kaggle, "archive", b"<html>come back later</html>"),
+            "Unsupported archive type.",
+            f"remove CACHE/datasets/{HANDLE} and run again",
+        ),
+    ],
+)
+def test_a_failed_download_is_one_line_of_advice(
+    kaggle, tmp_path, monkeypatch, prepare_failure, reason, advice
+):
+    prepare_failure(kaggle, monkeypatch, tmp_path)
+    with pytest.raises(WsiIdcError) as caught:
+        download(tmp_path / "data")
+    message = str(caught.value).replace(str(tmp_path / "cache"), "CACHE")
+    assert not (tmp_path / "data" / "source.json").exists()
+    assert len(message.splitlines()) == 1
+    assert message.startswith("the download from Kaggle failed (")
+    for part in (reason, f"; {advice}", BY_HAND):
+        assert part in message
 
 
 def test_the_note(tmp_path):
-    assert downloaded(tmp_path) is None
-    assert downloaded(tmp_path / "absent") is None
+    assert read_download_path(tmp_path) is None
+    assert read_download_path(tmp_path / "absent") is None
     note = tmp_path / "source.json"
     note.write_text(json.dumps({"path": str(tmp_path / "gone")}))
     with pytest.raises(DataError, match=r"gone: no such folder, though .+source.json names it"):
-        downloaded(tmp_path)
+        read_download_path(tmp_path)
     for text in ("", "[]", "{}", '{"path": 1}', "\xff"):
         note.write_text(text, encoding="latin-1")
         with pytest.raises(DataError, match="not readable; run wsi-idc download"):

@@ -77,7 +77,7 @@ def test_nothing_of_use(tmp_path):
         open_data(tmp_path / "absent")
     archive = tmp_path / "archive.zip"
     archive.write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match=r"not a whole zip \(its end is missing\); get it anew"):
+    with pytest.raises(DataError, match=r"not a complete zip \(.+\); get it again"):
         open_data(archive)
     archive.write_text("text")
     with pytest.raises(DataError, match="not an HDF5 file; give a pack, a patch tree, or a zip"):
@@ -251,7 +251,7 @@ def test_a_zip_in_the_default_folder_is_found(tree, tmp_path, monkeypatch):
     assert find_patch_tree(Path("data")) == archive
     assert len(open_data()) == 7
     shutil.copy(archive, "data/b.zip")
-    with pytest.raises(DataError, match=r"data holds 2 zips \(archive.zip, b.zip\); say which one"):
+    with pytest.raises(DataError, match=r"data holds 2 zips \(archive.zip, b.zip\); name one"):
         open_data()
     tree.rename("data/IDC_regular_ps50_idx5")
     assert find_patch_tree(Path("data")) == Path("data")

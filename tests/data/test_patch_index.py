@@ -13,8 +13,8 @@ from wsi_idc.data.patch_index import (
     _parse,
     content_key,
     index_tree,
+    issue_table,
     open_patch_store,
-    problem_table,
 )
 from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
@@ -29,7 +29,7 @@ def index(root):
 
 def key_of(root):
     with open_patch_store(root) as origin:
-        return content_key(origin, origin.listing().paths)
+        return content_key(origin, origin.list_files().paths)
 
 
 def rows(found) -> list[tuple]:
@@ -96,7 +96,7 @@ def test_nested_copy_of_the_whole_tree(tree):
     found = index(tree)
     assert rows(found) == EXPECTED
     assert not found.table["path"].str.contains("IDC_regular").any()
-    detail = f"{NUM_PATCHES} patches that stand above it too, taken only where those are damaged"
+    detail = f"{NUM_PATCHES} patches that are also above it, used only if those are damaged"
     assert found.flagged == (FileIssue("IDC_regular_ps50_idx5/", "nested copy", detail),)
     assert found.rejected == ()
 
@@ -179,7 +179,9 @@ def test_working_folder(tree, monkeypatch):
 def test_stray_file_at_the_top_of_the_file_system(tree):
     # /data is a usual mount point: nothing stands above it.
     good = "10253/0/10253_idx5_x1_y1_class0.png"
-    table, problems = _parse(["stray.png", good], above=open_patch_store(Path("/")).above)
+    table, problems = _parse(
+        ["stray.png", good], parent_names=open_patch_store(Path("/")).parent_names
+    )
     assert table["path"].tolist() == [good]
     assert [problem.path for problem in problems] == ["stray.png"]
 
@@ -204,9 +206,9 @@ def test_names_that_contradict_their_folders(tree):
     problems = {p.path: (p.reason, p.detail) for p in found.rejected}
     assert len(problems) == 10
     unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png")
-    contradiction = "name says class 1, folder says 0"
+    contradiction = "class 1 in the name, 0 in the folder"
     assert problems["9/0/9_idx5_x1_y1_class1.png"] == ("class contradicts folder", contradiction)
-    contradiction = "name says 8, folder says 9"
+    contradiction = "patient 8 in the name, 9 in the folder"
     assert problems["9/0/8_idx5_x1_y1_class0.png"] == ("patient contradicts folder", contradiction)
     assert problems["stray.png"] == problems["9/0/thumbnail.png"] == unknown
     assert problems["9_idx5_x1_y1_class0.png"][0] == "patient contradicts folder"
@@ -229,7 +231,7 @@ def test_two_patches_at_one_place(tree, label, expected):
     assert found.rejected == (FileIssue(left_out, "duplicate coordinate", f"{kept} is kept"),)
     assert found.table.loc[1, ["path", "label"]].tolist() == [kept, expected]
     assert len(found.table) == NUM_PATCHES
-    notes = (FileIssue(kept, "label unknown", f"{left_out} at the same place says otherwise"),)
+    notes = (FileIssue(kept, "label unknown", f"{left_out} in the same cell has another label"),)
     assert found.flagged == (() if label else notes)
 
 
@@ -331,9 +333,9 @@ def test_key_follows_names_sizes_and_times_but_not_the_place(tree, tmp_path):
 
 
 def test_problems_as_a_table():
-    table = problem_table([FileIssue("b", "r", "d"), FileIssue("a\udcff", "r")])
+    table = issue_table([FileIssue("b", "r", "d"), FileIssue("a\udcff", "r")])
     assert table.to_numpy().tolist() == [["a\udcff", "r", ""], ["b", "r", "d"]]
-    assert list(problem_table([]).columns) == ["path", "reason", "detail"]
+    assert list(issue_table([]).columns) == ["path", "reason", "detail"]
 
 
 @settings(max_examples=25)

@@ -29,11 +29,6 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "scratch" / f"wsi-idc-{os.getuid()}"
 
 
-def warned(caplog: pytest.LogCaptureFixture) -> str:
-    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    return line
-
-
 def test_a_pack_is_copied_once_and_read_from_there(pack, scratch, caplog):
     caplog.set_level("INFO", logger="wsi_idc")
     found = open_data(pack.path)
@@ -118,17 +113,6 @@ def test_the_one_that_waits_reads_what_the_other_made(pack, scratch, monkeypatch
     assert f"waiting for another process that copies {pack.path} to {copy}" in caplog.messages
 
 
-def test_a_copy_made_while_this_process_came_to_it_is_not_made_again(pack, scratch, monkeypatch):
-    copy = open_data(pack.path).file
-    state = copy.stat()
-    from wsi_idc.data import staging as stage
-
-    with pytest.raises(stage.BusyError, match="made by another process meanwhile"):
-        stage._copy(pack, copy)
-    assert copy.stat() == state
-    assert list(scratch.iterdir()) == [copy]
-
-
 @pytest.mark.parametrize("harm", ["cut", "stale", "garbage", "partial"])
 def test_a_damaged_or_stale_copy_is_replaced(pack, scratch, harm):
     copy = open_data(pack.path).file
@@ -157,48 +141,51 @@ def test_another_pack_has_another_copy(pack, scratch, tmp_path):
     assert open_data(elsewhere).file == first.file
 
 
-def test_too_little_room_is_a_warning(pack, scratch, monkeypatch, caplog):
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000_000))
-    assert open_data(pack.path).file == pack.path
-    assert list(scratch.iterdir()) == []
-    assert warned(caplog) == (
-        f"{pack.path} is read where it is, not from WSI_IDC_SCRATCH: not enough room, 100 MB free "
-        "of the 256 MB needed; free some, or unset it"
-    )
+def little_room(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    usage = shutil.disk_usage("/")._replace(free=100_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
-def test_a_disk_that_fills_up_meanwhile_is_a_warning(pack, scratch, monkeypatch, caplog):
+def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.utime", full)
+
+
+def foreign_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "theirs").mkdir()
+    (folder / "scratch").mkdir()
+    (folder / "scratch" / f"wsi-idc-{os.getuid()}").symlink_to(folder / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("prepare_failure", "reason"),
+    [
+        (little_room, "not enough room, 100 MB free of the 256 MB needed; free some, or unset WSI"),
+        (full_disk, "no space left on device; free some space"),
+        (foreign_folder, "is not a folder of this user; remove it"),
+        (lambda patch, _: patch.setenv("WSI_IDC_SCRATCH", "/proc/nowhere"), "No such file"),
+        (lambda patch, _: patch.setenv("WSI_IDC_SCRATCH", "/dev/null/below"), "Not a directory"),
+        # A disk that stores no times: no endless copying.
+        (
+            lambda patch, _: patch.setattr("os.utime", lambda *_, **__: None),
+            "differs from the pack",
+        ),
+    ],
+)
+def test_without_a_copy_the_pack_itself_is_read(
+    pack, scratch, tmp_path, monkeypatch, caplog, prepare_failure, reason
+):
+    os.utime(pack.path, (1, 1))
+    prepare_failure(monkeypatch, tmp_path)
     assert open_data(pack.path).file == pack.path
-    assert list(scratch.iterdir()) == []
-    assert "no space left on device; free some space" in warned(caplog)
-
-
-@pytest.mark.parametrize("place", ["/proc/nowhere", "file/below"])
-def test_a_scratch_that_cannot_be_written_is_a_warning(pack, tmp_path, monkeypatch, caplog, place):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / place))
-    assert open_data(pack.path).file == pack.path
-    assert "is read where it is, not from WSI_IDC_SCRATCH: " in warned(caplog)
-
-
-def test_a_folder_of_someone_else_is_not_trusted(pack, scratch, tmp_path, monkeypatch, caplog):
-    (tmp_path / "theirs").mkdir()
-    scratch.parent.mkdir()
-    scratch.symlink_to(tmp_path / "theirs")
-    assert open_data(pack.path).file == pack.path
-    assert f"{scratch} is not a folder of this user's; remove it" in warned(caplog)
-    assert list((tmp_path / "theirs").iterdir()) == []
-
-
-def test_a_disk_that_keeps_no_times_does_not_copy_for_ever(pack, scratch, monkeypatch, caplog):
-    monkeypatch.setattr("wsi_idc.data.staging._is_of", lambda pack, copy: False)
-    assert open_data(pack.path).file == pack.path
-    assert "differs from the pack" in warned(caplog)
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message.startswith(f"{pack.path} is not copied to WSI_IDC_SCRATCH: ")
+    assert reason in message
+    if reason != "the copy":
+        assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
+        assert not list(tmp_path.glob("theirs/*"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data.test_prepare import content, names, read_csv, spoil
-from tests.trees import file_name, make_tree, pixels_of, save_png
+from tests.packs import pack_content
+from tests.trees import add_bad_files, file_name, make_tree, names, pixels_of, read_csv, save_png
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.open_data import cache_folder, open_data
 from wsi_idc.data.prepare import prepare
@@ -61,7 +61,7 @@ def archive(tree: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_same_pack_and_lists_as_from_the_tree(tree, tmp_path, method):
-    spoil(tree)
+    add_bad_files(tree)
     for link in tree.rglob("*"):
         if link.is_symlink():
             link.unlink()
@@ -72,7 +72,7 @@ def test_same_pack_and_lists_as_from_the_tree(tree, tmp_path, method):
     (tree / "readme.txt").touch()
     from_tree = prepare(tree, tmp_path / "a" / "a.h5")
     from_zip = prepare(pack_zip(tree, tmp_path / "x.zip", method), tmp_path / "b" / "a.h5")
-    assert content(from_zip.pack) == content(from_tree.pack)
+    assert pack_content(from_zip.pack) == pack_content(from_tree.pack)
     assert from_zip.as_dict() | {"pack": ""} == from_tree.as_dict() | {"pack": ""}
     assert {problem.reason for problem in from_zip.flagged} == {"edge patch", "nested copy"}
     for name in ("rejected.csv", "flagged.csv"):
@@ -83,12 +83,12 @@ def test_many_threads_read_one_archive(tmp_path):
     cells = [(row, col, col % 2) for row in range(30) for col in range(30)]
     tree = make_tree(tmp_path / "tree", {"1": cells})
     packed = prepare(pack_zip(tree, tmp_path / "x.zip"), tmp_path / "a.h5", num_workers=8).pack
-    assert content(packed) == content(prepare(tree, tmp_path / "b.h5").pack)
+    assert pack_content(packed) == pack_content(prepare(tree, tmp_path / "b.h5").pack)
 
 
 def test_data_may_be_a_zip_packed_once_into_the_cache(archive, tree):
     pack = open_data(archive)
-    assert content(pack.path) == content(open_data(tree).path)
+    assert pack_content(pack.path) == pack_content(open_data(tree).path)
     state = pack.path.stat()
     archive.touch()
     assert open_data(archive).path.stat() == state
@@ -108,7 +108,7 @@ def test_a_zip_that_was_mended_is_packed_anew(archive):
 
 
 def test_zip64_and_what_stands_before_the_archive(archive, tmp_path, monkeypatch):
-    expected = content(prepare(archive, tmp_path / "a.h5").pack)
+    expected = pack_content(prepare(archive, tmp_path / "a.h5").pack)
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
     large = tmp_path / "large.zip"
@@ -117,12 +117,12 @@ def test_zip64_and_what_stands_before_the_archive(archive, tmp_path, monkeypatch
             target.writestr(name, source.read(name))
         target.comment = b"PK\3\4 a comment"
     assert b"PK\6\7" in large.read_bytes()
-    assert content(prepare(large, tmp_path / "b.h5").pack) == expected
+    assert pack_content(prepare(large, tmp_path / "b.h5").pack) == expected
     large.write_bytes(b"PK\3\4 before" + large.read_bytes())
     # zipfile's zip64 locator holds an absolute position: found only without what stands before.
     shifted = tmp_path / "shifted.zip"
     shifted.write_bytes(b"PK\3\4 before" + archive.read_bytes())
-    assert content(prepare(shifted, tmp_path / "b.h5").pack) == expected
+    assert pack_content(prepare(shifted, tmp_path / "b.h5").pack) == expected
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_members_that_cannot_be_read_are_set_aside(archive, tmp_path, change, re
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_of_two_members_of_one_name_the_first_is_kept(archive, tmp_path):
-    expected = content(prepare(archive, tmp_path / "a.h5").pack)
+    expected = pack_content(prepare(archive, tmp_path / "a.h5").pack)
     report = prepare(add(archive, GOOD, b"other"), tmp_path / "b.h5")
     assert [(p.path, p.reason) for p in report.rejected] == [(GOOD, "duplicate name")]
-    assert content(report.pack) == expected
+    assert pack_content(report.pack) == expected
 
 
 def test_damage_inside_is_set_aside_by_name(tree, tmp_path):
@@ -252,7 +252,7 @@ def test_cut_anywhere_it_is_no_zip(archive, tmp_path):
     cut = tmp_path / "cut.zip"
     for length in [4, 30, 1000, len(whole) // 2, len(whole) - 30, len(whole) - 22, len(whole) - 1]:
         cut.write_bytes(whole[:length])
-        assert "not a whole zip" in refused(cut, tmp_path / "out")
+        assert "not a complete zip" in refused(cut, tmp_path / "out")
     cut.write_bytes(b"")
     assert "neither a folder nor a zip" in refused(cut, tmp_path / "out")
 

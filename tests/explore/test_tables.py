@@ -117,7 +117,7 @@ def test_hints_are_counted_for_each_patient(tmp_path):
 def test_the_real_patches_in_numbers(real_tree, real_pack):
     description = describe(real_pack)
     cells, sizes = {}, Counter()
-    for path in FolderStore(real_tree).listing().paths:
+    for path in FolderStore(real_tree).list_files().paths:
         patient, label, name = path.split("/")
         _, _, x, y, _ = name.split("_")
         cells[patient, int(y[1:]), int(x[1:])] = int(label)

@@ -1,135 +1,148 @@
-"""Decode every patch of a tree, chunk by chunk, in threads or processes, and go on where it was."""
+"""Decode all patches of a tree, chunk by chunk, in threads or processes; a killed run resumes."""
 
 import logging
 from array import array
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.errors import WorkerError
 from wsi_idc.core.progress import progress
-from wsi_idc.data.children import DecodeWorkerPool
 from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache
+from wsi_idc.data.decode_workers import create_worker_pool
 from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
 from wsi_idc.data.patch_store import UNREADABLE, FileIssue, FolderStore, PatchStore
 from wsi_idc.runtime.resources import available_cores
 
 logger = logging.getLogger(__name__)
 
-# More threads would only wait for the interpreter.
+# More threads only wait for the interpreter lock.
 _MAX_WORKERS = 16
-# Processes wait for none, but take a third of a second to start.
+# Processes share no interpreter lock, but take a third of a second to start.
 _MIN_FILES_FOR_PROCESSES = 20_000
-# Of the files left out, the log names this many and rejected.csv all.
+# The log names this many of the skipped files; rejected.csv names all.
 _MAX_LOGGED = 20
 
 
 @dataclass
-class Decoded:
-    """What decoding found.
+class DecodedTree:
+    """Results of decoding a tree, without the pixels.
 
-    For each row of the tree's table ``paths``, what was read, and ``good``; the rest for good rows.
+    Attributes:
+        paths: File that was read for each row of the tree's table.
+        is_decoded: Whether the file of each row could be decoded.
+        sizes: Height and width in px of each decoded file, one after the other.
+        crcs: CRC-32 of the bytes of each decoded file.
+        issues: Files that could not be decoded.
+        histogram: Counts of the pixel values of each channel, shape (3, 256).
     """
 
     paths: list[str] = field(default_factory=list)
-    good: list[bool] = field(default_factory=list)
-    sizes: array = field(default_factory=lambda: array("B"))  # height, width, height, ...
+    is_decoded: list[bool] = field(default_factory=list)
+    sizes: array = field(default_factory=lambda: array("B"))
     crcs: array = field(default_factory=lambda: array("L"))
-    problems: list[FileIssue] = field(default_factory=list)
+    issues: list[FileIssue] = field(default_factory=list)
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
     def add(self, paths: list[str], chunk: Chunk) -> None:
-        """Add what the next chunk of paths holds."""
+        """Append the results of the next chunk of files."""
         for path, reason in zip(paths, chunk.reasons, strict=True):
-            self.good.append(not reason)
+            self.is_decoded.append(not reason)
             if reason:
-                self.leave_out(path, reason)
+                self.skip(path, reason)
         self.paths += paths
         self.sizes.extend(chunk.sizes)
         self.crcs.extend(chunk.crcs)
         self.histogram += np.array(chunk.histogram)
 
-    def leave_out(self, path: str, why: str) -> None:
-        """Note that a file is not what is packed."""
-        self.problems.append(FileIssue(path, UNREADABLE, why))
-        if len(self.problems) <= _MAX_LOGGED:
-            logger.warning("left out: %r: %s", path, why)
+    def skip(self, path: str, reason: str) -> None:
+        """Record that a file is not packed."""
+        self.issues.append(FileIssue(path, UNREADABLE, reason))
+        if len(self.issues) <= _MAX_LOGGED:
+            logger.warning("left out: %r: %s", path, reason)
 
 
-def decode_tree(index: TreeIndex, file: DecodeCache, *, num_workers: int | None) -> Decoded:
-    """Decode every file of the table, or a whole copy of it, in order, into ``file``.
+def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None) -> DecodedTree:
+    """Decode the files of a tree's table, in order, into ``cache``.
 
-    What it holds already, from a run that was stopped, is kept as far as it is whole and the files
-    are as they were.
+    A damaged file is replaced by an undamaged copy if the tree has one. Chunks that a stopped run
+    left in ``cache`` are reused if they are complete and their files are unchanged.
+
+    Raises:
+        WorkerError: A worker process was killed.
     """
     paths = index.table["path"].tolist()
-    chunks = [paths[at : at + FILES_PER_CHUNK] for at in range(0, len(paths), FILES_PER_CHUNK)]
-    tasks = deque(enumerate(chunks))
-    result = Decoded()
-    while tasks and (chunk := file.read(index.origin, *tasks[0])):
-        _add(result, index, file, *tasks.popleft(), chunk)
-    done = len(result.good)
-    if done:
-        logger.info("going on after %d patches that a stopped run has decoded", done)
+    starts = range(0, len(paths), FILES_PER_CHUNK)
+    tasks = deque((i, paths[start : start + FILES_PER_CHUNK]) for i, start in enumerate(starts))
+    result = DecodedTree()
+    while tasks and (chunk := cache.read(index.store, *tasks[0])):
+        _add(result, index, cache, *tasks.popleft(), chunk)
+    num_done = len(result.paths)
+    if num_done:
+        logger.info("resuming after %d patches that a stopped run has decoded", num_done)
     with (
-        progress(len(paths), what="packing", done=done) as bar,
-        closing(_decode_ahead(file, index.origin, tasks, num_workers)) as decoded,
+        progress(len(paths), what="packing", done=num_done) as bar,
+        closing(_decode_chunks(cache, index.store, tasks, num_workers)) as chunks,
     ):
-        for number, names, chunk in decoded:
-            _add(result, index, file, number, names, chunk)
-            bar.update(len(names))
+        for number, chunk_paths, chunk in chunks:
+            _add(result, index, cache, number, chunk_paths, chunk)
+            bar.update(len(chunk_paths))
     return result
 
 
 def _add(
-    result: Decoded,
+    result: DecodedTree,
     index: TreeIndex,
-    file: DecodeCache,
+    cache: DecodeCache,
     number: int,
     paths: list[str],
     chunk: Chunk,
 ) -> None:
-    """Add a chunk, decoded again with their copies where damaged files have whole ones."""
-    damaged = {path: why for path, why in zip(paths, chunk.reasons, strict=True) if why}
+    """Append a chunk; decode it again if damaged files in it have undamaged copies."""
+    damaged = {path: reason for path, reason in zip(paths, chunk.reasons, strict=True) if reason}
     copies = readable_duplicates(
-        damaged.keys(), index.copies, origin=index.origin, patch_px=file.patch_px
+        damaged.keys(), index.copies, store=index.store, patch_px=cache.patch_px
     )
     if copies:
         for path, copy in copies.items():
-            result.leave_out(path, f"{damaged[path]}; its copy {copy} is packed")
+            result.skip(path, f"{damaged[path]}; its copy {copy} is packed")
         paths = [copies.get(path, path) for path in paths]
-        chunk = file.decode(index.origin, number, paths)
+        chunk = cache.decode(index.store, number, paths)
     result.add(paths, chunk)
 
 
-def _decode_ahead(
-    file: DecodeCache,
-    origin: PatchStore,
+def _decode_chunks(
+    cache: DecodeCache,
+    store: PatchStore,
     tasks: deque[tuple[int, list[str]]],
     num_workers: int | None,
 ) -> Generator[tuple[int, list[str], Chunk], None, None]:
-    """Decode chunks of files, and yield each with its number and files, in order."""
-    workers = num_workers or min(available_cores(), _MAX_WORKERS)
-    many = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
-    # A zip's table of contents is too much to send.
-    in_processes = many and workers > 1 and isinstance(origin, FolderStore)
-    with DecodeWorkerPool(workers) if in_processes else nullcontext() as children:
-        # OpenCV decodes without the interpreter lock.
-        decode = children.decode if children else DecodeCache.decode
-        pool = ThreadPoolExecutor(workers)
-        try:
-            ahead: deque[tuple[int, list[str], Future[Chunk]]] = deque()
-            while tasks or ahead:
-                while tasks and len(ahead) < 2 * workers:
-                    number, paths = tasks.popleft()
-                    future = pool.submit(decode, file, origin, number, paths)
-                    ahead.append((number, paths, future))
-                number, paths, future = ahead.popleft()
-                yield number, paths, future.result()
-        finally:
-            # After Ctrl-C nobody waits for what lies ahead.
-            pool.shutdown(cancel_futures=True)
+    """Decode chunks in a pool; yield each with its number and its files, in order."""
+    num_workers = num_workers or min(available_cores(), _MAX_WORKERS)
+    is_large = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
+    # The directory of a zip is too large to send to processes.
+    use_processes = is_large and num_workers > 1 and isinstance(store, FolderStore)
+    # Threads work side by side because OpenCV decodes without the interpreter lock.
+    pool = create_worker_pool(num_workers) if use_processes else ThreadPoolExecutor(num_workers)
+    pending: deque[tuple[int, list[str], Future[Chunk]]] = deque()
+    try:
+        while tasks or pending:
+            while tasks and len(pending) < 2 * num_workers:
+                number, paths = tasks.popleft()
+                pending.append((number, paths, pool.submit(cache.decode, store, number, paths)))
+            number, paths, future = pending.popleft()
+            yield number, paths, future.result()
+    except BrokenProcessPool:
+        raise WorkerError(
+            "a process that decodes patches was killed, perhaps for lack of memory; run the same "
+            "command again to resume, if need be with a smaller --num-workers"
+        ) from None
+    finally:
+        # After Ctrl-C the chunks that have not started are dropped.
+        pool.shutdown(cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Patches decoded chunk by chunk, in a file that survives the process that writes it.
+"""File of decoded patches, chunk by chunk, from which a killed run resumes.
 
-Each chunk has its place in the file, so threads and processes write theirs side by side. What
-stands there is a record with a checksum over all of it: what a killed run left is proved before it
-is used. A record also holds the state of the files it was decoded from.
+Each chunk has a fixed offset, so threads and processes write their chunks in parallel. A checksum
+over each chunk shows whether a killed run completed it, and a digest whether the source files are
+unchanged.
 """
 
 import hashlib
@@ -21,30 +21,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.data.normalization import channel_histogram
-from wsi_idc.data.patch_index import is_decodable
 from wsi_idc.data.patch_store import PatchStore, UnreadablePatchError
-from wsi_idc.data.png import decode_png
+from wsi_idc.data.png import decode_png, is_decodable
 
 FILES_PER_CHUNK = 128
 _FORMAT = 2
-_HEAD = struct.Struct("<8sIII")
+_HEADER = struct.Struct("<8sIII")
 _MAGIC = b"WSIchunk"
-# A bound for the reasons makes one for the record's text. What is not used of its room is a hole
-# in the file.
+# Limits the text of a chunk to _TEXT_BYTES. Unused bytes are a hole in the file.
 _MAX_REASON = 100
 _TEXT_BYTES = 2**18
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What some files hold, but for the pixels.
+    """Results of decoding some files, without the pixels.
 
     Attributes:
-        state: Digest of names and states of the files, and of how they are decoded.
-        reasons: For each file, why it was left out, empty if it was not.
-        sizes: Height and width before padding, px, of each good file, one after the other.
-        crcs: CRC-32 of each good file's bytes.
-        histogram: Of the good files' pixels, three rows of 256 counts.
+        state: Digest of the names and states of the files, and of the decoder.
+        reasons: For each file the reason why it was skipped, empty if it was decoded.
+        sizes: Height and width in px before padding of each decoded file, one after the other.
+        crcs: CRC-32 of the bytes of each decoded file.
+        histogram: Counts of the pixel values of each channel, 3 rows of 256.
     """
 
     state: str
@@ -56,28 +54,28 @@ class Chunk:
 
 @dataclass(frozen=True)
 class DecodeCache:
-    """The file at ``path``, with a place for each chunk of patches of ``patch_px`` a side."""
+    """Cache file at ``path`` for patches of ``patch_px`` a side."""
 
     path: Path
     patch_px: int
 
-    def decode(self, origin: PatchStore, number: int, paths: list[str]) -> Chunk:
-        """Decode the files of chunk ``number``, and write the chunk to its place."""
+    def decode(self, store: PatchStore, number: int, paths: list[str]) -> Chunk:
+        """Decode the files of chunk ``number`` and write the chunk to the cache file."""
         padded = np.full((len(paths), self.patch_px, self.patch_px, 3), 255, np.uint8)
-        states, reasons = [""] * len(paths), [""] * len(paths)
+        stat_keys, reasons = [""] * len(paths), [""] * len(paths)
         sizes: list[int] = []
         crcs: list[int] = []
-        for at, path in enumerate(paths):
+        for i, path in enumerate(paths):
             try:
                 try:
-                    data, states[at] = origin.read(path)
+                    data, stat_keys[i] = store.read(path)
                 except UnreadablePatchError:
-                    # Its state first, then once more: by now it may be there.
-                    states[at] = origin.state(path)
-                    data, _ = origin.read(path)
+                    # Once more, after its state: the file may have become readable meanwhile.
+                    stat_keys[i] = store.stat_key(path)
+                    data, _ = store.read(path)
                 pixels = decode_png(data, patch_px=self.patch_px)
             except UnreadablePatchError as error:
-                reasons[at] = str(error)[:_MAX_REASON]
+                reasons[i] = str(error)[:_MAX_REASON]
                 continue
             height, width, _ = pixels.shape
             padded[len(crcs), :height, :width] = pixels
@@ -85,72 +83,64 @@ class DecodeCache:
             crcs.append(zlib.crc32(data))
         padded = padded[: len(crcs)]
         histogram = channel_histogram(padded).tolist()
-        chunk = Chunk(self._digest(paths, states), reasons, sizes, crcs, histogram)
-        self._write(number, chunk, padded)
+        chunk = Chunk(self._digest(paths, stat_keys), reasons, sizes, crcs, histogram)
+        text = json.dumps(vars(chunk)).encode()
+        assert len(text) <= _TEXT_BYTES
+        crc = zlib.crc32(padded.data, zlib.crc32(text))
+        with self.path.open("r+b") as file:
+            file.seek(self._offset(number))
+            file.write(_HEADER.pack(_MAGIC, len(text), len(padded), crc) + text)
+            file.write(padded.data)
         return chunk
 
-    def read(self, origin: PatchStore, number: int, paths: list[str]) -> Chunk | None:
-        """Return chunk ``number`` if it stands in its place, whole, and true of the files now.
+    def read(self, store: PatchStore, number: int, paths: list[str]) -> Chunk | None:
+        """Return chunk ``number`` if it is complete and its source files are unchanged, else None.
 
-        A file's state tells nothing of rights, and of a disk that had an error: what was left out
-        is tried again.
+        Permissions and disk errors may change without a change of the file's state: a chunk is
+        None also if one of its skipped files can now be decoded.
         """
         with self.path.open("rb") as file:
-            file.seek(self._place(number))
-            head = file.read(_HEAD.size)
-            if len(head) < _HEAD.size:
+            file.seek(self._offset(number))
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
                 return None
-            magic, num_text, num_patches, crc = _HEAD.unpack(head)
-            # Before anything is allocated.
+            magic, num_text, num_patches, crc = _HEADER.unpack(header)
+            # Checked before memory is allocated.
             if magic != _MAGIC or num_text > _TEXT_BYTES or num_patches > FILES_PER_CHUNK:
                 return None
-            text, pixels = file.read(num_text), file.read(num_patches * self._patch_bytes)
+            text, pixels = file.read(num_text), file.read(num_patches * self.patch_px**2 * 3)
         if zlib.crc32(pixels, zlib.crc32(text)) != crc:
             return None
         chunk = Chunk(**json.loads(text))
-        states = [origin.state(path) for path in paths]
-        if chunk.state != self._digest(paths, states):
+        if chunk.state != self._digest(paths, [store.stat_key(path) for path in paths]):
             return None
-        left_out = itertools.compress(paths, chunk.reasons)
-        return (
-            None if any(is_decodable(origin, path, self.patch_px) for path in left_out) else chunk
-        )
+        skipped = itertools.compress(paths, chunk.reasons)
+        return None if any(is_decodable(store, path, self.patch_px) for path in skipped) else chunk
 
     def pixels(self, num_files: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the good files' pixels, padded white, of all chunks, each decoded or read before.
+        """Yield the pixels of the decoded files of each chunk, padded white.
 
-        Each is of shape (n, patch_px, patch_px, 3), in memory that the next one overwrites.
+        Args:
+            num_files: Number of files in all chunks, each decoded or read before.
+
+        Yields:
+            Array of shape (n, patch_px, patch_px, 3); the next one overwrites its memory.
         """
-        shape = (FILES_PER_CHUNK, self.patch_px, self.patch_px, 3)
-        room = np.empty(shape, np.uint8)
+        buffer = np.empty((FILES_PER_CHUNK, self.patch_px, self.patch_px, 3), np.uint8)
         with self.path.open("rb") as file:
             for number in range(math.ceil(num_files / FILES_PER_CHUNK)):
-                file.seek(self._place(number))
-                _, num_text, num_patches, _ = _HEAD.unpack(file.read(_HEAD.size))
+                file.seek(self._offset(number))
+                _, num_text, num_patches, _ = _HEADER.unpack(file.read(_HEADER.size))
                 file.seek(num_text, os.SEEK_CUR)
-                block = room[:num_patches]
+                block = buffer[:num_patches]
                 if file.readinto(block.data) != block.nbytes:
                     raise ValueError(f"chunk {number} is cut short")
                 yield block
 
-    @property
-    def _patch_bytes(self) -> int:
-        return self.patch_px**2 * 3
+    def _offset(self, number: int) -> int:
+        return number * (_HEADER.size + _TEXT_BYTES + FILES_PER_CHUNK * self.patch_px**2 * 3)
 
-    def _place(self, number: int) -> int:
-        return number * (_HEAD.size + _TEXT_BYTES + FILES_PER_CHUNK * self._patch_bytes)
-
-    def _write(self, number: int, chunk: Chunk, pixels: NDArray[np.uint8]) -> None:
-        text = json.dumps(vars(chunk)).encode()
-        assert len(text) <= _TEXT_BYTES
-        crc = zlib.crc32(pixels.data, zlib.crc32(text))
-        with self.path.open("r+b") as file:
-            file.seek(self._place(number))
-            file.write(_HEAD.pack(_MAGIC, len(text), len(pixels), crc) + text)
-            file.write(pixels.data)
-
-    def _digest(self, paths: list[str], states: list[str]) -> str:
-        """Return what must be equal for a chunk of files in these states to be still true."""
-        lines = [f"{path}\0{state}\n" for path, state in zip(paths, states, strict=True)]
-        about = f"{_FORMAT} {cv2.__version__} {self.patch_px}\n" + "".join(lines)
-        return hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
+    def _digest(self, paths: list[str], stat_keys: list[str]) -> str:
+        lines = [f"{path}\0{key}\n" for path, key in zip(paths, stat_keys, strict=True)]
+        text = f"{_FORMAT} {cv2.__version__} {self.patch_px}\n" + "".join(lines)
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

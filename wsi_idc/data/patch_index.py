@@ -1,8 +1,7 @@
-"""The index of a patch tree: one row a patch, from folder and file names alone.
+"""Index of a patch tree: one row per patch, from folder and file names alone.
 
-A tree is ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. What is wrong or odd about a file is a
-problem with a name and a reason; this module finds those that the names tell, ``decode`` those
-that the bytes tell.
+A tree is ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. A wrong or odd file is a ``FileIssue``
+with a reason; this module finds the issues that names show, ``decode`` those that bytes show.
 """
 
 import functools
@@ -18,108 +17,35 @@ import pandas as pd
 
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import safe_filename
-from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore, UnreadablePatchError
-from wsi_idc.data.png import decode_png
+from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore
+from wsi_idc.data.png import is_decodable
 from wsi_idc.data.zip_store import ZipStore, is_zip
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
-
-def drop_duplicate_files(
-    table: pd.DataFrame, *, origin: PatchStore, patch_px: int
-) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
-    """Keep the shallowest of the files of one name; of several sizes, the first whole one.
-
-    Args:
-        table: One row a file, with columns ``path``, ``name`` (equal for files of one
-            PATIENT/CLASS/NAME) and ``depth``.
-        origin: Where they lie.
-        patch_px: Largest side of a patch, in px.
-
-    Returns:
-        The table without copies; the copies of equal size, which nobody has read, with columns
-        ``path`` and ``path_kept``; and the copies that differ in size from what they copy.
-    """
-    table = table.sort_values("depth", kind="stable")
-    copies = table.loc[table.duplicated("name"), ["path", "name"]]
-    kept = table.drop(copies.index)
-    pairs = copies.merge(kept[["name", "path"]], on="name", suffixes=("", "_kept"))
-    pairs = pairs[["path", "path_kept"]]
-    same = np.array(
-        [origin.size(path) == origin.size(first) for path, first in rows_of(pairs, *pairs)], bool
-    )
-    conflicting = []
-    now: dict[str, str] = {}  # what stands in for a patch, where there are several copies of it
-    for path, path_kept in rows_of(pairs[~same], *pairs):
-        held = now.get(path_kept, path_kept)
-        better, worse = held, path
-        if not is_decodable(origin, held, patch_px) and is_decodable(origin, path, patch_px):
-            better, worse = path, held
-            kept.loc[kept["path"] == held, "path"] = path
-            now[path_kept] = path
-        conflicting.append(FileIssue(worse, "differs from its copy", f"{better} is kept"))
-    return kept, pairs[same], conflicting
-
-
-def duplicate_notes(copies: pd.DataFrame) -> list[FileIssue]:
-    """Return a note for each folder of copies."""
-    folders = copies["path"].str.rsplit("/", n=3).str[0]
-    what = "patches that stand above it too, taken only where those are damaged"
-    return [
-        FileIssue(f"{folder}/", "nested copy", f"{count} {what}")
-        for folder, count in folders.value_counts().sort_index().items()
-    ]
-
-
-def readable_duplicates(
-    damaged: Collection[str], copies: pd.DataFrame, *, origin: PatchStore, patch_px: int
-) -> dict[str, str]:
-    """Return for files that cannot be decoded the first of their copies that can, if any."""
-    found: dict[str, str] = {}
-    if damaged:
-        for path, path_kept in rows_of(copies[copies["path_kept"].isin(damaged)], *copies):
-            if path_kept not in found and is_decodable(origin, path, patch_px):
-                found[path_kept] = path
-    return found
-
-
-def is_decodable(origin: PatchStore, path: str, patch_px: int) -> bool:
-    """Return whether a file can be read and decoded."""
-    try:
-        decode_png(origin.read(path)[0], patch_px=patch_px)
-    except UnreadablePatchError:
-        return False
-    return True
-
-
-def rows_of(table: pd.DataFrame, *columns: str) -> Iterable[tuple[str, ...]]:
-    """Iterate over the rows of some columns."""
-    return zip(*(table[column] for column in columns), strict=True)
-
-
-# The one place that reads meaning from a file name. "idx5" is a constant of the data set.
+# "idx5" is a constant of the data set. No other module parses file names.
 FILE_NAME = re.compile(
     r"(?P<patient>.+)_idx[0-9]+_x(?P<x>[0-9]{1,9})_y(?P<y>[0-9]{1,9})"
     r"_class(?P<label>[01])\.(?i:png)"
 )
-_PROBLEM_COLUMNS = ["path", "reason", "detail"]
+_ISSUE_COLUMNS = ["path", "reason", "detail"]
 
 
 @dataclass(frozen=True)
 class TreeIndex:
-    """What a patch tree holds.
+    """Patches of a patch tree.
 
     Attributes:
-        origin: The folder or zip.
-        table: One row a patch to read, sorted by patient, row, column, with columns ``path``
-            (below the top), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
-        copies: Files of PATIENT/CLASS/NAME and size as one of the table, left out unread, with
-            columns ``path`` and ``path_kept``, the one of the table.
+        store: The folder or zip.
+        table: One row per patch to read, sorted by patient, row, column, with columns ``path``
+            (below the root), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
+        copies: Files with the PATIENT/CLASS/NAME and size of a file in ``table``, skipped without
+            reading them, with columns ``path`` and ``path_kept``, the file in ``table``.
         rejected: Files left out.
-        flagged: Files kept, and folders left out, that a user should know of.
-        num_other_files: Files that are not PNG, or hidden, and were not looked at.
+        flagged: Odd files that are kept, and folders left out.
+        num_other_files: Number of files that are not PNG, or hidden, and are ignored.
     """
 
-    origin: PatchStore
+    store: PatchStore
     table: pd.DataFrame
     copies: pd.DataFrame
     rejected: tuple[FileIssue, ...]
@@ -131,7 +57,7 @@ def open_patch_store(path: Path) -> PatchStore:
     """Open the folder or zip of a patch tree.
 
     Raises:
-        DataError: There is none, or the zip cannot be trusted.
+        DataError: It does not exist, or the zip is damaged or unsafe.
     """
     if path.is_dir():
         return FolderStore(path)
@@ -142,76 +68,78 @@ def open_patch_store(path: Path) -> PatchStore:
     raise DataError(f"{path}: no such folder or file; give a patch tree, or a zip of one")
 
 
-def holds_patches(origin: PatchStore) -> bool:
-    """Return whether the name of any file is that of a patch."""
-    return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in origin.listing().paths)
+def has_patches(store: PatchStore) -> bool:
+    """Return whether any file has the name of a patch."""
+    return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in store.list_files().paths)
 
 
-def index_tree(origin: PatchStore, *, patch_px: int) -> TreeIndex:
-    """Read the index of a patch tree.
+def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
+    """Build the index of a patch tree.
 
     Raises:
-        DataError: There is no patch in it.
+        DataError: The tree has no patch.
     """
-    listing = origin.listing()
-    good, contradictions = _parse(listing.paths, above=origin.above)
-    rejected = [*listing.unreadable, *contradictions]
-    good, copies, conflicting = drop_duplicate_files(good, origin=origin, patch_px=patch_px)
-    good, off_grid = _to_zero_based(good, patch_px=patch_px)
-    good, duplicates, relabelled = _drop_duplicate_cells(good)
-    if good.empty:
-        first = [f"{p.path!r} ({p.reason})" for p in (*rejected, *off_grid)][:1]
-        found = f"no patch found, but {first[0]}" if first else "no PNG file found"
+    files = store.list_files()
+    table, misnamed = _parse(files.paths, parent_names=store.parent_names)
+    rejected = [*files.unreadable, *misnamed]
+    table, copies, conflicting = _drop_duplicate_files(table, store=store, patch_px=patch_px)
+    table, off_grid = _to_zero_based(table, patch_px=patch_px)
+    table, duplicates, relabeled = _drop_duplicate_cells(table)
+    if table.empty:
+        issue = next(iter((*rejected, *off_grid)), None)
+        reason = (
+            f"no patch found, but {issue.path!r} ({issue.reason})" if issue else "no PNG file found"
+        )
         raise DataError(
-            f"{origin.path}: {found}; a patch tree holds "
+            f"{store.path}: {reason}; a patch tree holds "
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
         )
     columns = ["path", "patient", "x", "y", "label"]
     return TreeIndex(
-        origin=origin,
-        table=good[columns].sort_values(["patient", "y", "x"], ignore_index=True),
+        store=store,
+        table=table[columns].sort_values(["patient", "y", "x"], ignore_index=True),
         copies=copies,
         rejected=(*rejected, *conflicting, *off_grid, *duplicates),
-        flagged=(*duplicate_notes(copies), *relabelled),
-        num_other_files=listing.num_other,
+        flagged=(*_nested_copy_issues(copies), *relabeled),
+        num_other_files=files.num_other,
     )
 
 
-def content_key(origin: PatchStore, paths: Iterable[str]) -> str:
-    """Return a key of the files as they are now, from names and states, without reading them."""
+def content_key(store: PatchStore, paths: Iterable[str]) -> str:
+    """Hash the names and states of files, without reading them."""
     digest = hashlib.sha256()
     for path in paths:
-        line = f"{path}\0{origin.state(path)}\n"
-        digest.update(line.encode("utf-8", "surrogateescape"))
+        digest.update(f"{path}\0{store.stat_key(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _parse(paths: list[str], *, above: tuple[str, str]) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Read file and folder names.
+def _parse(
+    paths: list[str], *, parent_names: tuple[str, str]
+) -> tuple[pd.DataFrame, list[FileIssue]]:
+    """Parse file and folder names.
 
     Returns:
-        One row a file whose names make sense, in the order of ``paths``, with columns path,
-        patient, x, y, label, ``name`` (equal for files of equal name) and ``depth``; and a problem
+        One row per file with a valid name, in the order of ``paths``, with columns path, patient,
+        x, y, label, ``name`` (a number, equal for files of equal name) and ``depth``; and an issue
         for each other file.
     """
-    # There may be half a million files: numbers in arrays, and each name once.
+    # A tree may have half a million files: numbers in arrays, and each patient id stored once.
     kept: list[str] = []
     patients: list[str] = []
     numbers = array("q")
     names: dict[str, int] = {}
-    known: dict[str, str] = {}
-    problems = []
+    interned: dict[str, str] = {}
+    issues = []
     for path in paths:
-        folders = path.rsplit("/", 3)
-        patient_folder, class_folder, name = [*above, *folders][-3:]
-        found = FILE_NAME.fullmatch(name)
-        if why := _contradiction(found, patient_folder, class_folder):
-            problems.append(FileIssue(path, *why))
+        patient_folder, class_folder, name = [*parent_names, *path.rsplit("/", 3)][-3:]
+        match = FILE_NAME.fullmatch(name)
+        if contradiction := _contradiction(match, patient_folder, class_folder):
+            issues.append(FileIssue(path, *contradiction))
             continue
-        assert found is not None
-        patient, x, y, label = found.groups()
+        assert match is not None
+        patient, x, y, label = match.groups()
         kept.append(path)
-        patients.append(known.setdefault(patient, patient))
+        patients.append(interned.setdefault(patient, patient))
         code = names.setdefault(name, len(names))
         numbers.extend((int(x), int(y), int(label), code, path.count("/")))
     table = pd.DataFrame(
@@ -219,61 +147,115 @@ def _parse(paths: list[str], *, above: tuple[str, str]) -> tuple[pd.DataFrame, l
     )
     table.insert(0, "path", pd.Series(kept, dtype=object))
     table.insert(1, "patient", pd.Series(patients, dtype=object))
-    return table, problems
+    return table, issues
 
 
 def _contradiction(
-    found: re.Match[str] | None, patient_folder: str, class_folder: str
+    match: re.Match[str] | None, patient_folder: str, class_folder: str
 ) -> tuple[str, str] | None:
-    """Return reason and detail of how a file's name and folders disagree, None if they do not."""
-    if found is None:
+    """Return reason and detail if a file name contradicts its folders, else None."""
+    if match is None:
         return "unknown name", "not PATIENT_idx5_xX_yY_classC.png"
-    patient, label = found["patient"], found["label"]
+    patient, label = match["patient"], match["label"]
     if patient != patient_folder:
-        detail = f"name says {patient}, folder says {patient_folder or '/'}"
+        detail = f"patient {patient} in the name, {patient_folder or '/'} in the folder"
         return "patient contradicts folder", detail
     if label != class_folder:
-        return "class contradicts folder", f"name says class {label}, folder says {class_folder}"
-    if not _is_plain_id(patient):
+        return (
+            "class contradicts folder",
+            f"class {label} in the name, {class_folder} in the folder",
+        )
+    if not _is_safe_id(patient):
         return "unsafe patient id", "not a plain file name"
     return None
 
 
 @functools.cache
-def _is_plain_id(patient: str) -> bool:
+def _is_safe_id(patient: str) -> bool:
     try:
         return bool(safe_filename(patient))
     except DataError:
         return False
 
 
-def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Shift x and y so that they are multiples of ``patch_px``, and drop those that are not.
+def _drop_duplicate_files(
+    table: pd.DataFrame, *, store: PatchStore, patch_px: int
+) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
+    """Keep the shallowest of the files of one name; of several sizes, the first undamaged one.
 
-    The data set counts from 1; another may count from 0. What most patches do is the rule.
+    Returns:
+        The table without copies; the copies of equal size, skipped without reading them, with
+        columns ``path`` and ``path_kept``; and the copies of another size.
+    """
+    table = table.sort_values("depth", kind="stable")
+    copies = table.loc[table.duplicated("name"), ["path", "name"]]
+    kept = table.drop(copies.index)
+    pairs = copies.merge(kept[["name", "path"]], on="name", suffixes=("", "_kept"))
+    pairs = pairs[["path", "path_kept"]]
+    has_same_size = np.array(
+        [store.size(path) == store.size(kept_path) for path, kept_path in _rows(pairs)], bool
+    )
+    conflicting = []
+    replacements: dict[str, str] = {}  # kept file to the copy that replaces it
+    for path, path_kept in _rows(pairs[~has_same_size]):
+        better, worse = replacements.get(path_kept, path_kept), path
+        if not is_decodable(store, better, patch_px) and is_decodable(store, path, patch_px):
+            better, worse = path, better
+            kept.loc[kept["path"] == worse, "path"] = better
+            replacements[path_kept] = better
+        conflicting.append(FileIssue(worse, "differs from its copy", f"{better} is kept"))
+    return kept, pairs[has_same_size], conflicting
+
+
+def _nested_copy_issues(copies: pd.DataFrame) -> list[FileIssue]:
+    """Return an issue for each folder of copies."""
+    folders = copies["path"].str.rsplit("/", n=3).str[0]
+    detail = "patches that are also above it, used only if those are damaged"
+    return [
+        FileIssue(f"{folder}/", "nested copy", f"{count} {detail}")
+        for folder, count in folders.value_counts().sort_index().items()
+    ]
+
+
+def readable_duplicates(
+    damaged: Collection[str], copies: pd.DataFrame, *, store: PatchStore, patch_px: int
+) -> dict[str, str]:
+    """Map each damaged file to its first copy that can be decoded, if it has one."""
+    result: dict[str, str] = {}
+    if damaged:
+        for path, path_kept in _rows(copies[copies["path_kept"].isin(damaged)]):
+            if path_kept not in result and is_decodable(store, path, patch_px):
+                result[path_kept] = path
+    return result
+
+
+def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
+    """Shift x and y to multiples of ``patch_px``; drop the patches that are off this grid.
+
+    The data set counts from 1; another may count from 0: the most frequent remainder decides.
     """
     if table.empty:
         return table, []
     table = table.copy()
-    origin = {axis: int((table[axis] % patch_px).mode()[0]) for axis in ("x", "y")}
-    for axis, first in origin.items():
+    offset = {axis: int((table[axis] % patch_px).mode()[0]) for axis in ("x", "y")}
+    for axis, first in offset.items():
         table[axis] -= first
-    aligned = (table["x"] % patch_px == 0) & (table["y"] % patch_px == 0)
+    is_aligned = (table["x"] % patch_px == 0) & (table["y"] % patch_px == 0)
     end_px = MAX_CELLS_PER_SIDE * patch_px
-    near = (table["x"] < end_px) & (table["y"] < end_px)
-    rule = f"x = {origin['x']} and y = {origin['y']} modulo {patch_px} in this tree"
-    problems = [FileIssue(path, "off the grid", rule) for path in table[~aligned]["path"]]
-    problems += [
+    is_near = (table["x"] < end_px) & (table["y"] < end_px)
+    rule = f"x = {offset['x']} and y = {offset['y']} modulo {patch_px} in this tree"
+    issues = [FileIssue(path, "off the grid", rule) for path in table[~is_aligned]["path"]]
+    issues += [
         FileIssue(path, "too far out", f"no slide is {end_px} px wide")
-        for path in table[aligned & ~near]["path"]
+        for path in table[is_aligned & ~is_near]["path"]
     ]
-    return table[aligned & near], problems
+    return table[is_aligned & is_near], issues
 
 
 def _drop_duplicate_cells(
     table: pd.DataFrame,
 ) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
-    """Keep one patch a place, the first by path; its label is unknown where they disagree."""
+    """Keep the first patch of each cell; its label is unknown if another has another label."""
     table = table.sort_index()
     key = ["patient", "x", "y"]
     repeated = table[table.duplicated(key)]
@@ -283,36 +265,40 @@ def _drop_duplicate_cells(
     pairs = repeated.merge(kept[[*key, "path", "label"]], on=key, suffixes=("", "_kept"))
     rejected = [
         FileIssue(path, "duplicate coordinate", f"{path_kept} is kept")
-        for path, path_kept in rows_of(pairs, "path", "path_kept")
+        for path, path_kept in _rows(pairs[["path", "path_kept"]])
     ]
     disputed = pairs[pairs["label"] != pairs["label_kept"]].drop_duplicates("path_kept")
     kept.loc[kept["path"].isin(disputed["path_kept"]), "label"] = -1
     flagged = [
-        FileIssue(path_kept, "label unknown", f"{path} at the same place says otherwise")
-        for path, path_kept in rows_of(disputed, "path", "path_kept")
+        FileIssue(path_kept, "label unknown", f"{path} in the same cell has another label")
+        for path, path_kept in _rows(disputed[["path", "path_kept"]])
     ]
     return kept, rejected, flagged
 
 
-def problem_table(problems: Iterable[FileIssue]) -> pd.DataFrame:
-    """Return problems as a table with columns path, reason, detail, sorted by path."""
-    rows = sorted((p.path, p.reason, p.detail) for p in problems)
-    return pd.DataFrame(rows, columns=_PROBLEM_COLUMNS, dtype=object)
+def _rows(table: pd.DataFrame) -> Iterable[tuple[str, ...]]:
+    return table.itertuples(index=False, name=None)
 
 
-def is_problem_table(path: Path) -> bool:
-    """Return whether a file begins as a table of problems that was written as CSV."""
-    header = ",".join(_PROBLEM_COLUMNS).encode()
+def issue_table(issues: Iterable[FileIssue]) -> pd.DataFrame:
+    """Return issues as a table with columns path, reason, detail, sorted by path."""
+    rows = sorted((issue.path, issue.reason, issue.detail) for issue in issues)
+    return pd.DataFrame(rows, columns=_ISSUE_COLUMNS, dtype=object)
+
+
+def is_issue_table(path: Path) -> bool:
+    """Return whether a file is a CSV file with the header of an issue table."""
+    header = ",".join(_ISSUE_COLUMNS).encode()
     if not path.is_file():
         return False
     with path.open("rb") as file:
         return file.read(len(header) + 1).rstrip() == header
 
 
-def read_problems(path: Path) -> list[FileIssue]:
-    """Return the problems of a table that was written, none where it is not there or no such."""
+def read_issues(path: Path) -> list[FileIssue]:
+    """Read the issues of a CSV file; an empty list if the file is absent or not an issue table."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return [FileIssue(*row) for row in rows_of(table, *_PROBLEM_COLUMNS)]
+        return [FileIssue(*row) for row in _rows(table[_ISSUE_COLUMNS])]
     except (OSError, ValueError, KeyError):
         return []

@@ -1,4 +1,4 @@
-"""Where patches lie: what a folder and a zip have in common for those who list and read them."""
+"""Interface for listing and reading the files of a patch tree, and its version for folders."""
 
 import os
 import stat
@@ -8,18 +8,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# A 50x50 RGB patch is at most some 10 kB; what is larger by this much is something else.
+# A 50x50 RGB patch has at most about 10 kB; a file above this limit is not a patch.
 MAX_FILE_BYTES = 4_000_000
-UNREADABLE = "unreadable"  # the reason of a problem
+UNREADABLE = "unreadable"  # reason of a file issue
 
 
 class UnreadablePatchError(Exception):
-    """Why a file holds no usable patch, in a few words."""
+    """A file holds no usable patch; the message is a short reason."""
 
 
 @dataclass(frozen=True)
 class FileIssue:
-    """One file (or folder) that was left out, or kept although something is odd about it."""
+    """A file or folder that is left out, or is kept although something is odd about it."""
 
     path: str
     reason: str
@@ -28,12 +28,12 @@ class FileIssue:
 
 @dataclass
 class FileList:
-    """The files of a patch tree, not yet understood.
+    """File names of a patch tree, before they are parsed.
 
     Attributes:
-        paths: The PNG files as sorted paths below the root.
-        num_other: Count of other or hidden files.
-        unreadable: Folders that could not be listed, and files of a zip that cannot be read.
+        paths: Sorted paths of the PNG files below the root.
+        num_other: Number of other or hidden files.
+        unreadable: Folders that cannot be listed, and files of a zip that cannot be read.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -42,41 +42,42 @@ class FileList:
 
 
 class PatchStore(ABC):
-    """A place with patches in it. Any number of threads may read from one.
+    """Folder or zip with the files of a patch tree; any number of threads may read from it.
 
     Attributes:
-        path: The folder or file.
-        above: Names of the two folders above its top, empty where there are none: a tree may be
-            given by one patient's folder.
+        path: The folder or zip file.
+        parent_names: Names of the two folders above the root, empty if there are none; the root
+            may be the folder of one patient or class.
     """
 
     path: Path
-    above: tuple[str, str] = ("", "")
+    parent_names: tuple[str, str] = ("", "")
 
     @abstractmethod
-    def listing(self) -> FileList:
+    def list_files(self) -> FileList:
         """List the files."""
 
     @abstractmethod
     def size(self, path: str) -> int:
-        """Return the size of a file in bytes, -1 where it cannot be told."""
+        """Return the size of a file in bytes, -1 if it is unknown."""
 
     @abstractmethod
-    def state(self, path: str) -> str:
-        """Return words that change when the file does, without reading it."""
+    def stat_key(self, path: str) -> str:
+        """Return a text that changes when the file changes, without reading the file."""
 
     @abstractmethod
     def read(self, path: str) -> tuple[bytes, str]:
-        """Return a file's bytes, and its ``state`` as it was before they were read.
+        """Read a file, at most its first ``MAX_FILE_BYTES + 1`` bytes.
 
-        They are no more than the first ``MAX_FILE_BYTES + 1``.
+        Returns:
+            The bytes, and the ``stat_key`` of the file from before they were read.
 
         Raises:
-            UnreadablePatchError: It cannot be read.
+            UnreadablePatchError: The file cannot be read.
         """
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Close open files."""
         return
 
     def __enter__(self) -> Self:
@@ -92,93 +93,86 @@ class PatchStore(ABC):
 
 
 def is_patch_name(name: str) -> bool:
-    """Return whether a file of this name, without its folders, is to be looked at."""
-    # macOS puts a hidden "._NAME.png" that is no PNG beside each file.
+    """Return whether a file name, without its folders, may be that of a patch."""
+    # macOS writes a hidden "._NAME.png" beside each file, which is not a PNG.
     return name.lower().endswith(".png") and name[0] != "."
 
 
 class FolderStore(PatchStore):
-    """A patch tree in a folder."""
+    """Patch tree in a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # As it was given, and not as a link leads: what a store calls a folder may be anything.
-        base = Path(os.path.abspath(path))  # noqa: PTH100
-        self.above = (base.parent.name, base.name)
+        # The path as given, not the target of a link, whose name may be arbitrary.
+        root = Path(os.path.abspath(path))  # noqa: PTH100
+        self.parent_names = (root.parent.name, root.name)
 
-    def listing(self) -> FileList:
-        """List the files below the folder, links followed, each folder once."""
-        listing = FileList()
+    def list_files(self) -> FileList:
+        """List the files below the folder; follow links, and list each folder once."""
+        files = FileList()
         seen: set[str] = set()
-        # Level by level and links last: a folder reached twice is read under its own name, and a
-        # link that leads back up ends there.
+        # Level by level, links last: a folder that is reached twice keeps its own name, and a link
+        # to a folder above it ends the search there.
         level = [""]
         while level:
-            below: list[tuple[bool, str]] = []
+            subfolders: list[tuple[bool, str]] = []
             for folder in level:
-                real = os.path.realpath(self.path / folder)
-                if real not in seen:
-                    seen.add(real)
-                    below += _list_folder(self.path, folder, listing)
-            level = [folder for _, folder in sorted(below)]
-        listing.paths.sort()
-        return listing
+                target = os.path.realpath(self.path / folder)
+                if target not in seen:
+                    seen.add(target)
+                    subfolders += self._list_folder(folder, files)
+            level = [folder for _, folder in sorted(subfolders)]
+        files.paths.sort()
+        return files
+
+    def _list_folder(self, folder: str, files: FileList) -> list[tuple[bool, str]]:
+        """Add the files of one folder; return its subfolders, each with whether it is a link."""
+        try:
+            with os.scandir(self.path / folder) as scan:
+                entries = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in scan]
+        except OSError as error:
+            files.unreadable.append(FileIssue(f"{folder}/", UNREADABLE, str(error.strerror)))
+            return []
+        prefix = f"{folder}/" if folder else ""
+        names = [name for is_folder, _, name in entries if not is_folder]
+        patch_names = [name for name in names if is_patch_name(name)]
+        files.num_other += len(names) - len(patch_names)
+        files.paths += [prefix + name for name in patch_names]
+        return [(is_link, prefix + name) for is_folder, is_link, name in entries if is_folder]
 
     def size(self, path: str) -> int:
-        """Return the size of a file in bytes, -1 where it cannot be told."""
+        """Return the size of a file in bytes, -1 if it is unknown."""
         try:
-            return os.stat(f"{self.path}/{path}").st_size  # noqa: PTH116 - many files: no Path each
+            return os.stat(f"{self.path}/{path}").st_size  # noqa: PTH116 - faster than a Path
         except OSError:
             return -1
 
-    def state(self, path: str) -> str:
-        """Return size and time of change of a file."""
+    def stat_key(self, path: str) -> str:
+        """Return size and modification time of a file as a text."""
         try:
-            found = os.stat(f"{self.path}/{path}")  # noqa: PTH116
+            return _stat_key(os.stat(f"{self.path}/{path}"))  # noqa: PTH116
         except OSError:
             return "unreadable"
-        return _state(found)
 
     def read(self, path: str) -> tuple[bytes, str]:
-        """Return a file's bytes, and its ``state`` as it was before they were read.
-
-        They are no more than the first ``MAX_FILE_BYTES + 1``.
-
-        Raises:
-            UnreadablePatchError: It cannot be read, or is no regular file.
-        """
+        """Read a file, at most its first ``MAX_FILE_BYTES + 1`` bytes; see ``PatchStore.read``."""
         try:
-            # A named pipe would otherwise wait for its writer, for ever.
+            # O_NONBLOCK: a named pipe would otherwise block until a process writes to it.
             fd = os.open(f"{self.path}/{path}", os.O_RDONLY | os.O_NONBLOCK)
             try:
-                found = os.fstat(fd)
-                if stat.S_ISDIR(found.st_mode):
+                status = os.fstat(fd)
+                if stat.S_ISDIR(status.st_mode):
                     raise UnreadablePatchError("cannot be read: Is a directory")
-                if not stat.S_ISREG(found.st_mode):
+                if not stat.S_ISREG(status.st_mode):
                     raise UnreadablePatchError("not a regular file")
-                # A buffer of the file's size: one of the limit's costs more than the decoding.
-                return os.read(fd, min(found.st_size, MAX_FILE_BYTES) + 1), _state(found)
+                # A buffer as large as the limit costs more time than the decoding.
+                data = os.read(fd, min(status.st_size, MAX_FILE_BYTES) + 1)
+                return data, _stat_key(status)
             finally:
                 os.close(fd)
         except OSError as error:
             raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
 
 
-def _state(found: os.stat_result) -> str:
-    return f"{found.st_size}\0{found.st_mtime_ns}"
-
-
-def _list_folder(root: Path, folder: str, listing: FileList) -> list[tuple[bool, str]]:
-    """Add the files of one folder; return its folders, each with whether it is a link."""
-    try:
-        with os.scandir(root / folder) as entries:
-            found = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in entries]
-    except OSError as error:
-        listing.unreadable.append(FileIssue(f"{folder}/", UNREADABLE, str(error.strerror)))
-        return []
-    start = f"{folder}/" if folder else ""
-    files = [name for is_folder, _, name in found if not is_folder]
-    pngs = [name for name in files if is_patch_name(name)]
-    listing.num_other += len(files) - len(pngs)
-    listing.paths += [start + name for name in pngs]
-    return [(is_link, start + name) for is_folder, is_link, name in found if is_folder]
+def _stat_key(status: os.stat_result) -> str:
+    return f"{status.st_size}\0{status.st_mtime_ns}"

@@ -8,7 +8,7 @@ from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.open_data import default_data, find_pack, find_patch_tree
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_index import holds_patches
+from wsi_idc.data.patch_index import has_patches
 from wsi_idc.data.patch_store import FolderStore
 from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
@@ -48,7 +48,7 @@ def _of_pack(pack: Pack) -> Iterator[CheckResult]:
 
 def _of_tree(path: Path) -> CheckResult:
     tree = find_patch_tree(path) if path.is_dir() else path
-    if tree.is_dir() and not holds_patches(FolderStore(tree)):
+    if tree.is_dir() and not has_patches(FolderStore(tree)):
         return CheckResult(
             "data",
             f"{tree} holds neither a pack nor patches",

@@ -1,8 +1,6 @@
 """A plain picture as a slide of one level: striped TIFF, PNG or JPEG, decoded as a whole."""
 
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsi_idc.core.errors import SlideError, first_line
+from wsi_idc.core.images import DAMAGED_IMAGE
 from wsi_idc.slides.reader import SlideReader, composite_on_white
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -19,10 +18,6 @@ _CLEAR_MODES = ("LA", "PA", "RGBA")
 # Pillow holds 4 bytes a px; beyond its own limit against bombs a picture has to be tiled.
 MAX_PX = 89_478_485
 # What Pillow answers a damaged file with.
-DAMAGED = (
-    *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, OverflowError),
-    *(KeyError, IndexError, TypeError, AttributeError, MemoryError),
-)
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 
@@ -84,7 +79,7 @@ def _load(path: Path) -> Image.Image:
             f"{path}: neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG picture, "
             "or damaged"
         ) from None
-    except DAMAGED as error:
+    except DAMAGED_IMAGE as error:
         reason = first_line(error)
         raise SlideError(f"{path}: damaged or cut short ({reason})") from None
 

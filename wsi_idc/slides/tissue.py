@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc.core.errors import SlideError, first_line
-from wsi_idc.slides.image_reader import DAMAGED, MAX_PX
+from wsi_idc.core.images import DAMAGED_IMAGE
+from wsi_idc.slides.image_reader import MAX_PX
 from wsi_idc.slides.slide import Slide
 
 MASK_MPP = 32.0
@@ -83,7 +84,7 @@ _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
 _MAX_SIDE_UM = 400_000
 _MAX_STRETCH = 0.01
-_DAMAGED = (*DAMAGED, Image.DecompressionBombError)
+_DAMAGED = (*DAMAGED_IMAGE, Image.DecompressionBombError)
 
 
 def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
