@@ -17,4 +17,4 @@
 set -euo pipefail
 # shellcheck source=slurm/slurm_job.sh
 source slurm/slurm_job.sh
-turn_job jobs/prepare.toml "$@"
+run_job jobs/prepare.toml "$@"

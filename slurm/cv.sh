@@ -21,4 +21,4 @@
 set -euo pipefail
 # shellcheck source=slurm/slurm_job.sh
 source slurm/slurm_job.sh
-turn_job jobs/cv5.toml "$@"
+run_job jobs/cv5.toml "$@"

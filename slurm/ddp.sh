@@ -24,4 +24,4 @@ set -euo pipefail
 source slurm/slurm_job.sh
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-turn_job jobs/train.toml "$@"
+run_job jobs/train.toml "$@"

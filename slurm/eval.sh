@@ -20,4 +20,4 @@
 set -euo pipefail
 # shellcheck source=slurm/slurm_job.sh
 source slurm/slurm_job.sh
-turn_job jobs/eval_all.toml "$@"
+run_job jobs/eval_all.toml "$@"

@@ -22,4 +22,4 @@
 set -euo pipefail
 # shellcheck source=slurm/slurm_job.sh
 source slurm/slurm_job.sh
-turn_job jobs/map_all.toml "$@"
+run_job jobs/map_all.toml "$@"

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from wsi_idc.bench.loader import bench_loader
+from wsi_idc.bench.prepare import bench_prepare
 
 from wsi_idc.bench.baseline import plain_prepare
 from wsi_idc.bench.fixtures import write_pngs
-from wsi_idc.bench.loader import bench_loader
-from wsi_idc.bench.prepare import bench_prepare
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.device import select_device
 

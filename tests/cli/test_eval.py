@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.cli.test_main import Said
+from tests.cli.commands import RunCommand
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, save_checkpoint
 from wsi_idc.training.runs import Run
@@ -37,23 +37,23 @@ def work(
 QUICK = ("--num-resamples", 100, "--no-report")
 
 
-def test_every_metric_has_an_interval(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "eval", "--checkpoint", "runs/a", *QUICK)
-    assert said.code == 0, said.err
+def test_every_metric_has_an_interval(work: Path, command: RunCommand):
+    result = command("eval", "--checkpoint", "runs/a", *QUICK)
+    assert result.code == 0, result.err
     for name in ("auc", "mcc", "ece", "npv", "brier"):
-        assert any(line.startswith(name) and "[" in line for line in said.out.splitlines()), name
-    assert "auc of a patient: mean" in said.out
-    assert "written to runs/a/eval-test" in said.out
+        assert any(line.startswith(name) and "[" in line for line in result.out.splitlines()), name
+    assert "auc of a patient: mean" in result.out
+    assert "written to runs/a/eval-test" in result.out
 
 
 @pytest.mark.parametrize("flags", [(), ("--tta",), ("--smooth",), ("--tta", "--smooth")])
 def test_eval_and_map_agree_whatever_the_method(
-    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+    work: Path, trained: Checkpoint, command: RunCommand, flags: tuple[str, ...]
 ):
     both = ("--checkpoint", "runs/a", "--checkpoint", "runs/b", *flags)
-    said = Said(capsys, "eval", *both, "--out", "e", *QUICK)
-    assert said.code == 0, said.err
-    assert Said(capsys, "map", "--all", *both).code == 0
+    result = command("eval", *both, "--out", "e", *QUICK)
+    assert result.code == 0, result.err
+    assert command("map", "--all", *both).code == 0
     table = pd.read_csv("e/predictions.csv", dtype={"patient": str})
     names = ["probability", "uncertainty"] + ["probability_smoothed"] * ("--smooth" in flags)
     for patient, part in table.groupby("patient"):
@@ -63,66 +63,66 @@ def test_eval_and_map_agree_whatever_the_method(
     assert set(table["patient"]) == trained.patients("test")
 
 
-def test_several_runs_make_a_leaderboard(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "eval", "runs/a", "runs/b", "--rank-by", "brier", *QUICK)
-    assert said.code == 0, said.err
-    assert "published, on other patients, for context only" in said.out
-    assert "Cruz-Roa" in said.out
+def test_several_runs_make_a_leaderboard(work: Path, command: RunCommand):
+    result = command("eval", "runs/a", "runs/b", "--rank-by", "brier", *QUICK)
+    assert result.code == 0, result.err
+    assert "published, on other patients, for context only" in result.out
+    assert "Cruz-Roa" in result.out
     table = pd.read_csv("eval/leaderboard-test/leaderboard.csv")
     ours = table[table["source"] == "measured"]
     assert set(ours["name"]) == {"runs/a", "runs/b"}
     assert ours["brier"].is_monotonic_increasing
     assert (work / "runs" / "a" / "eval-test" / "metrics.json").exists()
-    found = json.loads(Said(capsys, "eval", "runs/a", "runs/b", *QUICK, "--json").out)
+    found = json.loads(command("eval", "runs/a", "runs/b", *QUICK, "--json").out)
     assert found["same_patients"] is True
     assert len(found["leaderboard"]) == len(table)
 
 
 def test_a_bad_run_is_listed_at_the_end_and_the_others_are_ranked(
-    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str]
+    work: Path, trained: Checkpoint, command: RunCommand
 ):
     strange = replace(trained, split=dict.fromkeys(trained.split, "train"))
     save_checkpoint(work / "runs/c/best.pt", strange)
     runs = ("runs/none", "runs/a", "runs/c", "runs/b", "runs/a")
-    said = Said(capsys, "eval", *runs, "--out", "e", *QUICK)
-    assert said.code == 1
-    assert said.error == "Error: 2 of 4 runs are not evaluated; the reasons are above"
-    reasons = [line for line in said.err.splitlines() if line.startswith("no evaluation of ")]
+    result = command("eval", *runs, "--out", "e", *QUICK)
+    assert result.code == 1
+    assert result.error == "Error: 2 of 4 runs are not evaluated; the reasons are above"
+    reasons = [line for line in result.err.splitlines() if line.startswith("no evaluation of ")]
     assert [reason.split(":")[0] for reason in reasons] == [
         *("no evaluation of runs/none", "no evaluation of runs/c")
     ]
     assert "none of the checkpoint's test patients" in reasons[1]
-    assert said.err.count("checkpoint: runs/a/best.pt") == 1
+    assert result.err.count("checkpoint: runs/a/best.pt") == 1
     assert {path.name for path in Path("e").iterdir() if path.is_dir()} == {
         *("2-a", "4-b", "figures")
     }
     table = pd.read_csv("e/leaderboard.csv")
     assert set(table[table["source"] == "measured"]["name"]) == {"runs/a", "runs/b"}
 
-    said = Said(capsys, "eval", *runs, "--out", "e", *QUICK, "--json")
-    assert said.code == 1
-    assert set(json.loads(said.out)["failed"]) == {"runs/none", "runs/c"}
-    said = Said(capsys, "eval", "runs/none", "runs/c", *QUICK)
-    assert (said.code, said.out) == (1, "")
-    assert said.error == "Error: 2 of 2 runs are not evaluated; the reasons are above"
+    result = command("eval", *runs, "--out", "e", *QUICK, "--json")
+    assert result.code == 1
+    assert set(json.loads(result.out)["failed"]) == {"runs/none", "runs/c"}
+    result = command("eval", "runs/none", "runs/c", *QUICK)
+    assert (result.code, result.out) == (1, "")
+    assert result.error == "Error: 2 of 2 runs are not evaluated; the reasons are above"
     assert not (work / "eval").exists()
 
 
-def test_two_runs_are_compared_and_evaluated_first(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
-    assert said.code == 0, said.err
-    assert "A: runs/a/eval-test" in said.out
-    assert "95 % interval" in said.out
+def test_two_runs_are_compared_and_evaluated_first(work: Path, command: RunCommand):
+    result = command("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
+    assert result.code == 0, result.err
+    assert "A: runs/a/eval-test" in result.out
+    assert "95 % interval" in result.out
     # Only the temperature differs, so the ranking is the same.
     table = pd.read_csv("c/metrics.csv").set_index("metric")
     assert table.loc["auc", "difference"] == pytest.approx(0, abs=1e-6)
     assert table.loc["brier", "difference"] != 0
     both = ("compare", "runs/a/eval-test", "runs/b/eval-test", "--split", "test")
-    assert Said(capsys, *both).code == 2
-    said = Said(capsys, *both, "--data", "data")
-    assert "--data and --split would do nothing: both folders are evaluations" in said.err
+    assert command(*both).code == 2
+    result = command(*both, "--data", "data")
+    assert "--data and --split would do nothing: both folders are evaluations" in result.err
     before = (work / "runs/a/eval-test/metrics.json").stat().st_mtime_ns
-    again = Said(capsys, "compare", "runs/a/eval-test", "runs/b", "--num-resamples", 100, "--json")
+    again = command("compare", "runs/a/eval-test", "runs/b", "--num-resamples", 100, "--json")
     assert json.loads(again.out)["num_patients"] == 2
     assert (work / "runs/a/eval-test/metrics.json").stat().st_mtime_ns == before
 
@@ -141,77 +141,76 @@ def test_two_runs_are_compared_and_evaluated_first(work: Path, capsys: pytest.Ca
 )
 def test_bad_input_is_one_line_and_writes_nothing(
     work: Path,
-    capsys: pytest.CaptureFixture[str],
+    command: RunCommand,
     arguments: list[str],
     code: int,
     error: str,
 ):
-    said = Said(capsys, *arguments)
-    assert said.code == code
-    assert error in said.err
-    assert "Traceback" not in said.err
+    result = command(*arguments)
+    assert result.code == code
+    assert error in result.err
+    assert "Traceback" not in result.err
 
 
-def test_seen_patients_are_evaluated_only_when_asked_for(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_seen_patients_are_evaluated_only_when_asked_for(work: Path, command: RunCommand):
     train = ("eval", "runs/a", "--split", "train", *QUICK)
-    assert "was trained on 3 of these patients" in Said(capsys, *train).error
-    assert Said(capsys, *train, "--allow-seen").code == 0
+    assert "was trained on 3 of these patients" in command(*train).error
+    assert command(*train, "--allow-seen").code == 0
 
 
-def test_what_lies_in_a_folder_is_not_written_over(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_lies_in_a_folder_is_not_written_over(work: Path, command: RunCommand):
     mine = work / "mine"
     mine.mkdir()
     (mine / "report.html").write_text("of the user")
-    said = Said(capsys, "eval", "runs/a", "--out", "mine", *QUICK)
-    assert said.code == 1
+    result = command("eval", "runs/a", "--out", "mine", *QUICK)
+    assert result.code == 1
     assert (
         "mine/report.html exists and was not written by this command; choose another --out"
-        in said.err
+        in result.err
     )
-    assert "predicting" not in said.err
+    assert "predicting" not in result.err
     assert (mine / "report.html").read_text() == "of the user"
 
-    assert Said(capsys, "eval", "runs/a", "--out", "e", *QUICK).code == 0
-    assert Said(capsys, "eval", "runs/b", "--out", "e", *QUICK).code == 0
+    assert command("eval", "runs/a", "--out", "e", *QUICK).code == 0
+    assert command("eval", "runs/b", "--out", "e", *QUICK).code == 0
     before = Path("e/patients.csv").read_bytes()
-    said = Said(capsys, "compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "e")
-    assert said.code == 1
-    assert "e/patients.csv is of something else" in said.err
+    result = command("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "e")
+    assert result.code == 1
+    assert "e/patients.csv exists and was not written by this command" in result.err
     assert Path("e/patients.csv").read_bytes() == before
     for _ in range(2):
         both = ("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
-        assert Said(capsys, *both).code == 0
-    assert "is of something else" in Said(capsys, "eval", "runs/a", "--out", "c", *QUICK).err
+        assert command(*both).code == 0
+    assert (
+        "exists and was not written by this command"
+        in command("eval", "runs/a", "--out", "c", *QUICK).err
+    )
     for name in ("metrics.json", "figures", "leaderboard.json"):
         (work / name).mkdir()
         (work / name / "mine.png").touch()
         both = ("runs/a", "runs/b") if name == "leaderboard.json" else ("runs/a",)
-        said = Said(capsys, "eval", *both, "--out", ".", *QUICK)
-        assert f"{name} is of something else" in said.err
+        result = command("eval", *both, "--out", ".", *QUICK)
+        assert f"{name} exists and was not written by this command" in result.err
         shutil.rmtree(work / name)
     Path("file").touch()
-    assert "file is a file; give a folder" in Said(capsys, "eval", "--out", "file", *QUICK).err
+    assert "file is a file; give a folder" in command("eval", "--out", "file", *QUICK).err
 
 
-def test_each_run_has_a_folder_of_its_name(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_each_run_has_a_folder_of_its_name(work: Path, command: RunCommand):
     (work / "runs" / "b").rename(work / "runs" / "v1.2")
-    said = Said(capsys, "eval", "runs/a", "runs/v1.2", "--out", "e", *QUICK)
-    assert said.code == 0, said.err
+    result = command("eval", "runs/a", "runs/v1.2", "--out", "e", *QUICK)
+    assert result.code == 0, result.err
     assert {path.name for path in Path("e").iterdir()} == {
         *("1-a", "2-v1.2"),
         *("figures", "leaderboard.csv", "leaderboard.json", "leaderboard.html"),
     }
 
 
-def test_a_comparison_says_who_has_seen_the_patients(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_comparison_says_who_has_seen_the_patients(work: Path, command: RunCommand):
     seen = ("--split", "train", "--allow-seen", *QUICK)
-    assert Said(capsys, "eval", "runs/a", "runs/b", "--out", "e", *seen).code == 0
-    said = Said(capsys, "compare", "e/1-a", "e/2-b", "--num-resamples", 100, "--out", "c")
+    assert command("eval", "runs/a", "runs/b", "--out", "e", *seen).code == 0
+    result = command("compare", "e/1-a", "e/2-b", "--num-resamples", 100, "--out", "c")
     note = "a checkpoint was trained on 3 of these patients: the metrics are too good"
-    assert f"note: {note}" in said.out
+    assert f"note: {note}" in result.out
     assert note in Path("c/comparison.html").read_text()
     assert note in json.loads(Path("c/comparison.json").read_text())["notes"]

@@ -3,37 +3,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import Said
+from tests.cli.commands import RunCommand
 from tests.packs import block, make_pack
 from wsi_idc.data.pack import Pack
 
 
 def test_explore_says_what_it_found_and_where_it_lies(
-    cohort: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cohort: Pack, tmp_path: Path, command: RunCommand
 ):
     out = tmp_path / "look"
-    said = Said(capsys, "explore", "--data", cohort.path, "--out", out)
-    assert said.code == 0, said.err
+    result = command("explore", "--data", cohort.path, "--out", out)
+    assert result.code == 0, result.err
     labels = cohort.index["label"]
-    lines = dict(line.split("  ", 1) for line in said.out.splitlines() if "  " in line)
+    lines = dict(line.split("  ", 1) for line in result.out.splitlines() if "  " in line)
     assert lines["patches"].strip() == f"{len(cohort)} of 6 patients"
     idc = (labels == 1).sum()
     assert lines["classes"].strip() == f"{len(labels) - idc} non-IDC, {idc} IDC"
     assert lines["IDC fraction"].strip() == f"{labels.mean():.1%}"
-    assert said.out.splitlines()[-1].startswith(f"{out}/summary.json")
-    again = Said(capsys, "explore", "--data", cohort.path, "--out", out, "--json")
+    assert result.out.splitlines()[-1].startswith(f"{out}/summary.json")
+    again = command("explore", "--data", cohort.path, "--out", out, "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out) == json.loads((out / "summary.json").read_text())
 
 
 def test_unknown_labels_and_no_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
 ):
     monkeypatch.chdir(tmp_path)
-    assert "no data" in Said(capsys, "explore").error
+    assert "no data" in command("explore").error
     make_pack(tmp_path / "a.h5", block("a", 2, 2, -1))
-    said = Said(capsys, "explore", "--data", "a.h5")
-    assert said.code == 0, said.err
-    assert "unknown to unknown" not in said.out
-    assert "4 unknown" in said.out
+    result = command("explore", "--data", "a.h5")
+    assert result.code == 0, result.err
+    assert "unknown to unknown" not in result.out
+    assert "4 unknown" in result.out
     assert (tmp_path / "explore" / "summary.json").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.test_main import Said
+from tests.cli.commands import RunCommand
 from tests.export.maps import small_map, stored
 
 
@@ -19,40 +19,40 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_map_in_every_format(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "export")
-    assert said.code == 0, said.err
-    files = said.out.splitlines()
+def test_every_map_in_every_format(work: Path, command: RunCommand):
+    result = command("export")
+    assert result.code == 0, result.err
+    files = result.out.splitlines()
     assert len(files) == 14
     assert files[:3] == ["export/P1.geojson", "export/P1.csv", "export/P1.tissue.ome.tif"]
     assert all(Path(file).is_file() for file in files)
 
 
-def test_one_map_as_asked_for(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_one_map_as_asked_for(work: Path, command: RunCommand):
     words = ["export", "maps/P1.h5", "--format", "geojson", "--gzip", "--out", "a", "--json"]
-    said = Said(capsys, *words, "--threshold", 0.95)
-    assert said.code == 0, said.err
-    assert json.loads(said.out) == {"written": {"maps/P1.h5": ["a/P1.geojson.gz"]}, "failed": {}}
+    result = command(*words, "--threshold", 0.95)
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == {"written": {"maps/P1.h5": ["a/P1.geojson.gz"]}, "failed": {}}
     assert [path.name for path in Path("a").iterdir()] == ["P1.geojson.gz"]
 
 
-def test_a_bad_map_is_set_aside(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_bad_map_is_set_aside(work: Path, command: RunCommand):
     Path("maps/A.h5").write_text("no map")
-    said = Said(capsys, "export", "--format", "csv")
-    assert said.code == 1
-    assert said.out.splitlines() == ["export/P1.csv", "export/P2.csv"]
-    assert "not exported: maps/A.h5: not a usable map" in said.err
-    assert "1 of 3 maps not exported; the reasons are above" in said.error
-    said = Said(capsys, "export", "--format", "csv", "--json")
-    assert said.code == 1
-    assert list(json.loads(said.out)["failed"]) == ["maps/A.h5"]
+    result = command("export", "--format", "csv")
+    assert result.code == 1
+    assert result.out.splitlines() == ["export/P1.csv", "export/P2.csv"]
+    assert "not exported: maps/A.h5: not a usable map" in result.err
+    assert "1 of 3 maps not exported; the reasons are above" in result.error
+    result = command("export", "--format", "csv", "--json")
+    assert result.code == 1
+    assert list(json.loads(result.out)["failed"]) == ["maps/A.h5"]
 
 
-def test_a_model_folder(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "export", "--format", "wsinfer", "--checkpoint", "bundled")
-    assert said.code == 0, said.err
-    assert "the bundled model" in said.err
-    assert said.out.splitlines() == [
+def test_a_model_folder(work: Path, command: RunCommand):
+    result = command("export", "--format", "wsinfer", "--checkpoint", "bundled")
+    assert result.code == 0, result.err
+    assert "the bundled model" in result.err
+    assert result.out.splitlines() == [
         "wsinfer/torchscript_model.pt",
         "wsinfer/config.json",
         "wsinfer/README.md",
@@ -75,13 +75,13 @@ def test_a_model_folder(work: Path, capsys: pytest.CaptureFixture[str]):
 )
 def test_the_users_trouble_is_one_line(
     work: Path,
-    capsys: pytest.CaptureFixture[str],
+    command: RunCommand,
     arguments: list[str],
     code: int,
     error: str,
 ):
     before = sorted(work.rglob("*"))
-    said = Said(capsys, "export", *arguments)
-    assert said.code == code
-    assert error in said.error
+    result = command("export", *arguments)
+    assert result.code == code
+    assert error in result.error
     assert sorted(work.rglob("*")) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import Said
+from tests.cli.commands import RunCommand
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.training.runs import Run
@@ -29,20 +29,18 @@ def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
-    said = Said(capsys, "job", "jobs/cv5.toml", "--count")
-    assert (said.code, said.out, said.err) == (0, "5\n", "")
-    said = Said(capsys, "job", "jobs/map_all.toml", "--dry-run", "--device", "cpu", "--no-image")
-    assert said.code == 0
-    lines = said.out.splitlines()
+def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(work: Path, command: RunCommand):
+    result = command("job", "jobs/cv5.toml", "--count")
+    assert (result.code, result.out, result.err) == (0, "5\n", "")
+    result = command("job", "jobs/map_all.toml", "--dry-run", "--device", "cpu", "--no-image")
+    assert result.code == 0
+    lines = result.out.splitlines()
     assert len(lines) == 4
     assert lines[1].startswith("wsi-idc map --all --out maps ")
     assert " --no-image " in lines[1]
     assert lines[1].endswith(" --shard 2/4 --device cpu")
-    said = Said(capsys, "job", "jobs/map_all.toml", "--dry-run", "--task", "3")
-    assert [line.split()[-1] for line in said.out.splitlines()] == ["3/4"]
+    result = command("job", "jobs/map_all.toml", "--dry-run", "--task", "3")
+    assert [line.split()[-1] for line in result.out.splitlines()] == ["3/4"]
     assert not (work / "runs").exists()
 
 
@@ -55,74 +53,70 @@ def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(
     ],
 )
 def test_what_is_given_to_map_takes_the_place_of_the_files(
-    work: Path, capsys: pytest.CaptureFixture[str], job: str, flags: tuple[str, ...]
+    work: Path, command: RunCommand, job: str, flags: tuple[str, ...]
 ):
-    said = Said(capsys, "job", f"jobs/{job}.toml", "--dry-run", "--task", "1", *flags)
-    words = set(said.out.split())
+    result = command("job", f"jobs/{job}.toml", "--dry-run", "--task", "1", *flags)
+    words = set(result.out.split())
     assert words >= set(flags)
     assert words & {"--all", "--patient", "--slide", "--manifest"} <= set(flags)
 
 
-def test_a_comparison_is_a_job_whatever_the_order_of_its_keys(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_comparison_is_a_job_whatever_the_order_of_its_keys(work: Path, command: RunCommand):
     Path("c.toml").write_text('command = "compare"\n[config]\nout = "c"\nb = "two"\na = "one"\n')
-    said = Said(capsys, "job", "c.toml", "--dry-run", "--num-resamples", "200")
-    assert (said.code, said.err) == (0, "")
-    assert said.out.splitlines()[-1].endswith("--out c --num-resamples 200 -- one two")
+    result = command("job", "c.toml", "--dry-run", "--num-resamples", "200")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[-1].endswith("--out c --num-resamples 200 -- one two")
 
 
-def test_what_is_asked_wrongly_is_one_line(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "job", "jobs/cv5.toml", "--task", "6")
-    assert (said.code, said.error) == (
+def test_what_is_asked_wrongly_is_one_line(work: Path, command: RunCommand):
+    result = command("job", "jobs/cv5.toml", "--task", "6")
+    assert (result.code, result.error) == (
         1,
         "Error: jobs/cv5.toml: no task 6; the job has 5 tasks, 1 to 5",
     )
-    assert Said(capsys, "job", "jobs/cv5.toml", "--epoch", "3").code == 2
-    assert "--json is for one task" in Said(capsys, "job", "jobs/cv5.toml", "--json").err
-    assert "give JOB first" in Said(capsys, "job", "--device", "cpu", "jobs/cv5.toml").err
-    assert "no sbatch here" in _on_slurm_without_sbatch(capsys)
+    assert command("job", "jobs/cv5.toml", "--epoch", "3").code == 2
+    assert "--json is for one task" in command("job", "jobs/cv5.toml", "--json").err
+    assert "give JOB first" in command("job", "--device", "cpu", "jobs/cv5.toml").err
+    assert "no sbatch here" in _on_slurm_without_sbatch(command)
 
 
-def _on_slurm_without_sbatch(capsys: pytest.CaptureFixture[str]) -> str:
+def _on_slurm_without_sbatch(command: RunCommand) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "")
-        return Said(capsys, "submit", "jobs/cv5.toml", "--on", "slurm").error
+        return command("submit", "jobs/cv5.toml", "--on", "slurm").error
 
 
 def test_tasks_are_done_one_after_the_other_and_a_bad_one_is_listed(
-    work: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, command: RunCommand
 ):
     (work / "three.toml").write_text(TRAIN + '[axes]\nweights = ["none", "no.pt"]\nseed = [0]\n')
-    said = Said(capsys, "job", "three.toml", "--device", "cpu")
-    assert said.code == 1
-    assert "task 1 of 2: wsi-idc train --epochs 1 " in said.err
-    assert "task 2 failed: " in said.err
-    assert said.error == "Error: 1 of 2 tasks failed: 2; the reasons are above"
+    result = command("job", "three.toml", "--device", "cpu")
+    assert result.code == 1
+    assert "task 1 of 2: wsi-idc train --epochs 1 " in result.err
+    assert "task 2 failed: " in result.err
+    assert result.error == "Error: 1 of 2 tasks failed: 2; the reasons are above"
     assert (work / "runs/three-none-0/best.pt").exists()
 
-    said = Said(capsys, "status", "three.toml")
-    assert said.out.splitlines() == [
+    result = command("status", "three.toml")
+    assert result.out.splitlines() == [
         "task 1   runs/three-none-0   finished     best epoch 1",
         "task 2   runs/three-no.pt-0  not begun",
         "1 of 2 finished",
     ]
 
 
-def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(work: Path, command: RunCommand):
     (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 3") + "[axes]\nseed=[0,1]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wsi_idc.training.train._finish_epoch", _stop_after(1))
-        said = Said(capsys, "job", "two.toml", "--device", "cpu")
-    assert said.code == 75
-    said = Said(capsys, "status", "two.toml", "--json")
-    tasks = json.loads(said.out)["tasks"]
+        result = command("job", "two.toml", "--device", "cpu")
+    assert result.code == 75
+    result = command("status", "two.toml", "--json")
+    tasks = json.loads(result.out)["tasks"]
     assert [task["state"] for task in tasks] == ["stopped", "not begun"]
     assert tasks[0]["detail"].startswith("1 of 3 epochs, val AP ")
-    assert Said(capsys, "job", "two.toml", "--device", "cpu").code == 0
-    assert "2 of 2 finished" in Said(capsys, "status", "two.toml").out
+    assert command("job", "two.toml", "--device", "cpu").code == 0
+    assert "2 of 2 finished" in command("status", "two.toml").out
 
 
 def _stop_after(epochs: int):
@@ -137,37 +131,37 @@ def _stop_after(epochs: int):
 
 
 def test_runs_that_are_left_out_are_named_once(
-    work: Path, trained: Checkpoint, capsys: pytest.CaptureFixture[str], caplog
+    work: Path, trained: Checkpoint, command: RunCommand, caplog
 ):
     for name, status in (("a", "finished"), ("b", "running")):
         save_checkpoint(work / "runs" / name / "best.pt", trained)
         Run(work / "runs" / name).write(status, {}, {})
     (work / "all.toml").write_text('command = "eval"\n[config]\nruns = ["runs/*"]\n')
-    said = Said(capsys, "job", "all.toml", "--no-report", "--num-resamples", "100")
-    assert said.code == 0, said.err
+    result = command("job", "all.toml", "--no-report", "--num-resamples", "100")
+    assert result.code == 0, result.err
     named = [message for message in caplog.messages if message.startswith("not finished")]
     assert named == ["not finished, so left out: runs/b"]
 
 
-def test_a_job_is_started_in_the_background(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_job_is_started_in_the_background(work: Path, command: RunCommand):
     (work / "one.toml").write_text(TRAIN)
-    said = Said(capsys, "submit", "one.toml", "--on", "local", "--device", "cpu")
-    assert said.code == 0, said.err
-    assert said.out.splitlines()[1] == "log      logs/one.out"
+    result = command("submit", "one.toml", "--on", "local", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[1] == "log      logs/one.out"
     end = time.monotonic() + 120
-    while "1 of 1 finished" not in Said(capsys, "status", "one.toml").out:
+    while "1 of 1 finished" not in command("status", "one.toml").out:
         assert time.monotonic() < end, (work / "logs/one.out").read_text()
         time.sleep(0.5)
-    assert said.err == ""
+    assert result.err == ""
     resources = ("--time", "1:00:00", "--gpus", 2, "--sbatch", "--qos=long")
-    said = Said(capsys, "submit", "one.toml", "--on", "local", "--dry-run", *resources)
-    assert said.out.startswith("wsi-idc train --epochs 1 ")
-    assert said.err == "for SLURM, so without effect here: --time, --gpus, --sbatch\n"
+    result = command("submit", "one.toml", "--on", "local", "--dry-run", *resources)
+    assert result.out.startswith("wsi-idc train --epochs 1 ")
+    assert result.err == "for SLURM, so without effect here: --time, --gpus, --sbatch\n"
 
 
-def run(capsys: pytest.CaptureFixture[str], name: str, *flags: str) -> None:
-    said = Said(capsys, "job", f"jobs/{name}.toml", "--device", "cpu", *flags)
-    assert said.code == 0, said.err
+def run(command: RunCommand, name: str, *flags: str) -> None:
+    result = command("job", f"jobs/{name}.toml", "--device", "cpu", *flags)
+    assert result.code == 0, result.err
 
 
 def reduced(path: Path, **axes: str) -> None:
@@ -181,20 +175,18 @@ def reduced(path: Path, **axes: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_job_of_the_project_runs_at_smoke_size(
-    work: Path, tree: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_every_job_of_the_project_runs_at_smoke_size(work: Path, tree: Path, command: RunCommand):
     done = set()
 
     def job(name: str, *flags: str) -> None:
-        run(capsys, name, *flags)
+        run(command, name, *flags)
         done.add(name)
 
-    run(capsys, "bundled", *SMALL, "--task", "2")
+    run(command, "bundled", *SMALL, "--task", "2")
     done.add("bundled")
     for name in ("train", "smoke", "train_resnet50", "train_all_models"):
         job(name, *SMALL[: 2 if name == "train" else None], "--split", "ratio:50/25/25")
-    run(capsys, "cv5", "--epochs", "1", "--task", "2")
+    run(command, "cv5", "--epochs", "1", "--task", "2")
     done.add("cv5")
     # What is set beside a job stands in the names of its runs.
     assert (work / "runs/train-split-ratio-50-25-25-epochs-1").exists()
@@ -206,12 +198,12 @@ def test_every_job_of_the_project_runs_at_smoke_size(
     job("search")
     reduced(work / "jobs/imbalance.toml", imbalance='["none", "focal"]')
     job("imbalance")
-    assert Said(capsys, "job", "jobs/report.toml").code == 0
+    assert command("job", "jobs/report.toml").code == 0
     (work / "data/idc.h5").unlink()
-    assert Said(capsys, "job", "jobs/prepare.toml", str(tree)).code == 0
-    assert Said(capsys, "synth", "--slide", "a.tif").code == 0
+    assert command("job", "jobs/prepare.toml", str(tree)).code == 0
+    assert command("synth", "--slide", "a.tif").code == 0
     (work / "slides.csv").write_text("slide\na.tif\n")
     job("slides", "--checkpoint", "bundled")
-    assert "4 of 4 finished" in Said(capsys, "status", "jobs/slides.toml").out
+    assert "4 of 4 finished" in command("status", "jobs/slides.toml").out
     done |= {"report", "prepare"}
     assert done == {path.stem for path in JOBS.glob("*.toml")}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import Said
+from tests.cli.commands import RunCommand
 from tests.maps.hand import write_hand_map
 
 
@@ -16,24 +16,24 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_map_is_reported(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "report")
-    assert said.code == 0, said.err
-    assert said.out.splitlines() == [
+def test_every_map_is_reported(work: Path, command: RunCommand):
+    result = command("report")
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
         "report/P1.html",
         "report/P2.html",
         "maps/cohort.csv, maps/cohort.h5: 2 patients",
         "open report/index.html",
     ]
     # The table among the maps is not taken for one, now or by another command.
-    assert Said(capsys, "report").code == 0
-    assert Said(capsys, "render", "--dpi", 30).code == 0
+    assert command("report").code == 0
+    assert command("render", "--dpi", 30).code == 0
 
 
-def test_named_maps_are_a_report_of_their_own(work: Path, capsys: pytest.CaptureFixture[str]):
-    said = Said(capsys, "report", "maps/P2.h5", "--out", "one", "--threshold", 0.85, "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out) == {
+def test_named_maps_are_a_report_of_their_own(work: Path, command: RunCommand):
+    result = command("report", "maps/P2.h5", "--out", "one", "--threshold", 0.85, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == {
         "pages": {"P2": "one/P2.html"},
         "index": "one/index.html",
         "csv": "one/cohort.csv",
@@ -44,50 +44,43 @@ def test_named_maps_are_a_report_of_their_own(work: Path, capsys: pytest.Capture
     assert ",0.85," in (work / "one" / "cohort.csv").read_text()
 
 
-def test_another_threshold_leaves_the_table_of_the_maps_as_it_is(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
-    Said(capsys, "report")
+def test_another_threshold_leaves_the_table_of_the_maps_as_it_is(work: Path, command: RunCommand):
+    command("report")
     before = {name: (work / "maps" / name).read_bytes() for name in ("cohort.csv", "cohort.h5")}
-    said = Said(capsys, "report", "--threshold", 0.85)
-    assert "report/cohort.csv, report/cohort.h5: 2 patients" in said.out
+    result = command("report", "--threshold", 0.85)
+    assert "report/cohort.csv, report/cohort.h5: 2 patients" in result.out
     assert ",0.85," in (work / "report" / "cohort.csv").read_text()
     assert {name: (work / "maps" / name).read_bytes() for name in before} == before
 
 
-def test_a_bad_map_is_set_aside_and_the_rest_goes_on(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_bad_map_is_set_aside_and_the_rest_goes_on(work: Path, command: RunCommand):
     (work / "maps" / "P0.h5").write_text("no map")
-    said = Said(capsys, "report")
-    assert said.code == 1
-    assert "report/P2.html" in said.out
-    assert "not in the report: maps/P0.h5: not a usable map" in said.err
-    assert said.error == "Error: 1 of 3 maps are not in the report; the reasons are above"
+    result = command("report")
+    assert result.code == 1
+    assert "report/P2.html" in result.out
+    assert "not in the report: maps/P0.h5: not a usable map" in result.err
+    assert result.error == "Error: 1 of 3 maps are not in the report; the reasons are above"
 
 
 def test_no_maps_and_bad_thresholds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
 ):
     monkeypatch.chdir(tmp_path)
-    assert "no maps in maps/" in Said(capsys, "report").error
-    assert Said(capsys, "report", "--threshold", 1.5).code == 2
+    assert "no maps in maps/" in command("report").error
+    assert command("report", "--threshold", 1.5).code == 2
 
 
-def test_folders_are_their_maps_and_tables_are_passed_over(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert Said(capsys, "report").code == 0  # writes maps/cohort.h5
+def test_folders_are_their_maps_and_tables_are_passed_over(work: Path, command: RunCommand):
+    assert command("report").code == 0  # writes maps/cohort.h5
     pages = ["one/P1.html", "one/P2.html"]
     for maps in (["maps"], sorted(Path("maps").glob("*.h5")), ["maps/P1.h5", "maps"]):
-        said = Said(capsys, "report", *maps, "--out", "one")
-        assert (said.code, said.out.split()[:2]) == (0, pages), said.err
-    said = Said(capsys, "render", "maps", "--dpi", 30, "--out", "p")
-    assert (said.code, said.out.split()) == (0, ["p/P1.png", "p/P2.png"])
-    said = Said(capsys, "export", "maps/cohort.h5", "maps/P2.h5", "--format", "csv", "--out", "e")
-    assert (said.code, said.out.split()) == (0, ["e/P2.csv"])
+        result = command("report", *maps, "--out", "one")
+        assert (result.code, result.out.split()[:2]) == (0, pages), result.err
+    result = command("render", "maps", "--dpi", 30, "--out", "p")
+    assert (result.code, result.out.split()) == (0, ["p/P1.png", "p/P2.png"])
+    result = command("export", "maps/cohort.h5", "maps/P2.h5", "--format", "csv", "--out", "e")
+    assert (result.code, result.out.split()) == (0, ["e/P2.csv"])
     Path("none").mkdir()
     assert (
-        "no maps in none, maps/cohort.h5; make"
-        in Said(capsys, "report", "none", "maps/cohort.h5").error
+        "no maps in none, maps/cohort.h5; make" in command("report", "none", "maps/cohort.h5").error
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import Said
+from tests.cli.commands import RunCommand
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 
@@ -32,64 +32,60 @@ def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_search_says_its_table_and_what_to_do_next(
-    work: Path, capsys: pytest.CaptureFixture[str]
-):
-    said = Said(capsys, "search", "job.toml", "--device", "cpu")
-    assert said.code == 0, said.err
-    assert "trial 1 (1 of 2 done): learning_rate 0.01" in said.err
-    table = said.out.splitlines()
+def test_a_search_says_its_table_and_what_to_do_next(work: Path, command: RunCommand):
+    result = command("search", "job.toml", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert "trial 1 (1 of 2 done): learning_rate 0.01" in result.err
+    table = result.out.splitlines()
     assert table[0].split()[:3] == ["number", "state", "learning"]
     assert len({len(line) for line in table[:3]}) == 1
     assert re.match(r" +[01]  complete +0\.01? +", table[1].replace("0.001", "0.01"))
-    best = re.search(r"best +trial ([01]), as job file in runs/rates/best\.toml", said.out)
+    best = re.search(r"best +trial ([01]), as job file in runs/rates/best\.toml", result.out)
     checkpoint = f"runs/rates/trial-000{best[1]}/best.pt"
-    assert f"wsi-idc eval --checkpoint {checkpoint}" in said.out
+    assert f"wsi-idc eval --checkpoint {checkpoint}" in result.out
     assert (work / "runs/rates/search.png").read_bytes().startswith(b"\x89PNG")
 
-    said = Said(capsys, "search", "job.toml", "--json", "-q")
-    assert (said.code, said.err) == (0, "")
-    found = json.loads(said.out)
+    result = command("search", "job.toml", "--json", "-q")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
     assert (found["metric"], found["running_elsewhere"]) == ("average_precision", 0)
     assert found["trials"][0]["number"] == found["best"]["number"]
     assert found["best"]["checkpoint"] == checkpoint
     assert found["best"]["config"]["model"] == "cnn"
-    assert Said(capsys, "eval", "--checkpoint", checkpoint).code == 0
+    assert command("eval", "--checkpoint", checkpoint).code == 0
 
-    said = Said(capsys, "job", "runs/rates/best.toml", "--device", "cpu", "--json", "-q")
-    assert (said.code, said.err) == (0, "")
-    assert json.loads(said.out)["run"] == "runs/rates-best"
+    result = command("job", "runs/rates/best.toml", "--device", "cpu", "--json", "-q")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["run"] == "runs/rates-best"
     again, best = (
-        load_checkpoint(Path(json.loads(said.out)["checkpoint"])),
+        load_checkpoint(Path(json.loads(result.out)["checkpoint"])),
         load_checkpoint(Path(checkpoint)),
     )
     assert all(again.state[name].equal(value) for name, value in best.state.items())
 
 
-def test_a_job_may_be_a_search(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_job_may_be_a_search(work: Path, command: RunCommand):
     (work / "job.toml").write_text(JOB.replace("RATE", "nan"))
-    said = Said(capsys, "job", "job.toml")
-    assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("Error: job.toml: ")
+    result = command("job", "job.toml")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("Error: job.toml: ")
 
 
-def test_failed_trials_are_listed_at_the_end(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_failed_trials_are_listed_at_the_end(work: Path, command: RunCommand):
     (work / "job.toml").write_text(JOB.replace("RATE", "1e9"))
-    said = Said(capsys, "search", "job.toml", "--out", "here", "--device", "cpu")
-    assert said.code == 1
-    assert said.error == "Error: 1 of 2 trials failed: 1; the reasons are above"
-    assert "trial 1 failed: the loss is not finite in epoch 1" in said.err
-    assert "best        trial 0" in said.out
+    result = command("search", "job.toml", "--out", "here", "--device", "cpu")
+    assert result.code == 1
+    assert result.error == "Error: 1 of 2 trials failed: 1; the reasons are above"
+    assert "trial 1 failed: the loss is not finite in epoch 1" in result.err
+    assert "best        trial 0" in result.out
     assert (work / "here" / "trials.csv").exists()
 
 
-def test_a_bad_job_is_one_line_and_writes_nothing(work: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_bad_job_is_one_line_and_writes_nothing(work: Path, command: RunCommand):
     (work / "job.toml").write_text(JOB.replace("RATE", "'fast'"))
-    said = Said(capsys, "search", "job.toml")
-    assert said.code == 1
-    assert said.error == "Error: job.toml: axis learning_rate must be a number, not 'fast'"
+    result = command("search", "job.toml")
+    assert result.code == 1
+    assert result.error == "Error: job.toml: axis learning_rate must be a number, not 'fast'"
     (work / "job.toml").write_text('command = "train"')
-    assert (
-        'no search; give a file with command = "search"' in Said(capsys, "search", "job.toml").error
-    )
+    assert 'no search; give a file with command = "search"' in command("search", "job.toml").error
     assert not (work / "runs").exists()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsi_idc.doctor import disk
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
+from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 
 GB = 10**9
 MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -15,6 +15,14 @@ MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 31 22 0:41 / /data\040of\040all rw - nfs4 server:/x rw
 32 30 0:42 / /scratch/deep rw shared:5 master:1 - lustre x rw
 """
+
+
+@pytest.fixture
+def usage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Replace every disk by one of 100 GB, half of them free."""
+    space = SimpleNamespace(total=100 * GB, free=50 * GB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: space)
+    return space
 
 
 @pytest.mark.parametrize(
@@ -34,14 +42,11 @@ def test_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str,
     assert disk.file_system(Path(path), tmp_path / "mounts") == kind
 
 
-def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = SimpleNamespace(total=100 * GB, free=50 * GB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+def test_room(tmp_path: Path, usage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(disk, "file_system", lambda path: "ext4")
     out = tmp_path / "not" / "yet"
-    assert list(disk.room(out)) == [
-        CheckResult("output disk", f"{out} (ext4), 50.0 of 100.0 GB free"),
-    ]
+    value = f"{out} (ext4), 50.0 of 100.0 GB free"
+    assert list(disk.room(out)) == [CheckResult("output disk", value)]
     usage.free = GB
     (row,) = disk.room(out)
     assert (row.value, row.state) == (f"{out} (ext4), 1.0 of 100.0 GB free", PROBLEM)
@@ -61,15 +66,12 @@ def test_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (row,) = disk.writing(tmp_path)
     assert (row.value, row.state) == ("1 MB/s with fsync", NOTE)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written():
     (row,) = disk.writing(Path("/proc"))
     assert row.state == PROBLEM
     assert row.value.startswith("not possible (")
 
 
-def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_locks_and_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(disk.locks(tmp_path)) == [CheckResult("file locks", "work")]
 
     def refuse(fd: int, operation: int) -> None:
@@ -82,16 +84,14 @@ def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_scratch(tmp_path: Path, usage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
     (row,) = disk.scratch()
     assert row.value == "WSI_IDC_SCRATCH is not set: data are read where they are"
-    usage = SimpleNamespace(total=100 * GB, free=50 * GB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(disk, "file_system", lambda path: "tmpfs")
     monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "new"))
     assert list(disk.scratch()) == [CheckResult("scratch", f"{tmp_path}/new (tmpfs), 50.0 GB free")]
+    assert not (tmp_path / "new").exists()
     monkeypatch.setenv("WSI_IDC_SCRATCH", "/proc/x")
     (row,) = disk.scratch()
     assert row.value.startswith("/proc/x (tmpfs), 50.0 GB free, cannot be written (")
     assert row.state == PROBLEM
-    assert not (tmp_path / "new").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsi_idc.doctor import machine
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
+from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 
 GIB = 2**30
 
@@ -24,18 +24,18 @@ def two_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_of_eight")
 def test_cores(monkeypatch: pytest.MonkeyPatch):
     assert list(machine.cores()) == [
-        CheckResult("cores", "8 in the machine, 2 by affinity, none said by SLURM"),
+        CheckResult("cores", "8 in the machine, 2 by affinity, not set by SLURM"),
         CheckResult("threads of torch", "2"),
     ]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert list(machine.cores())[1] == CheckResult(
         *("threads of torch", "1 (OMP_NUM_THREADS=1)", NOTE),
-        "unset OMP_NUM_THREADS to use all cores given",
+        "unset OMP_NUM_THREADS to use all available cores",
     )
 
 
 @pytest.mark.usefixtures("two_of_eight")
-def test_more_threads_than_srun_gave_cores_are_a_problem(monkeypatch: pytest.MonkeyPatch):
+def test_too_many_threads_are_a_problem(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
     row, _ = machine.cores()
     assert (row.value, row.state) == ("8 in the machine, 2 by affinity, 4 by SLURM", PROBLEM)
@@ -61,7 +61,7 @@ def test_processor(tmp_path: Path):
         ("9:memory:/a\n", {"memory/a/memory.limit_in_bytes": str(2**63 - 4096)}, None),
     ],
 )
-def test_the_tightest_limit_of_memory_counts(
+def test_memory_limit_is_the_smallest(
     tmp_path: Path, own: str, files: dict[str, str], limit: int | None
 ):
     (tmp_path / "own").write_text(own)
@@ -79,7 +79,7 @@ def test_memory(monkeypatch: pytest.MonkeyPatch):
     assert row.value.endswith(" GiB free, limit of this job 3.0 GiB")
 
 
-def test_little_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch):
+def test_shared_memory(monkeypatch: pytest.MonkeyPatch):
     usage = SimpleNamespace(total=GIB // 16, free=GIB // 16)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (row,) = machine.shared_memory()
@@ -88,62 +88,64 @@ def test_little_shared_memory_is_noted(monkeypatch: pytest.MonkeyPatch):
     assert list(machine.shared_memory()) == [CheckResult("/dev/shm", "4.00 GiB, 4.00 GiB free")]
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, *there: str) -> dict[str, tuple[int, str, str]]:
-    """Let only these programs be here; return what they answer, to be filled."""
+def fake_programs(monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, tuple[int, str, str]]:
+    """Replace all programs by these; return their answers, to be filled."""
     answers: dict[str, tuple[int, str, str]] = {}
 
     def run(command: list[str], **options: object) -> "subprocess.CompletedProcess[str]":
         assert options["timeout"] == 10
-        what = command[0] if command[0] != "nvidia-smi" else command[1].partition("=")[2]
-        return subprocess.CompletedProcess(command, *answers[what])
+        query = command[0] if command[0] != "nvidia-smi" else command[1].partition("=")[2]
+        return subprocess.CompletedProcess(command, *answers[query])
 
-    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in names else None)
     monkeypatch.setattr(subprocess, "run", run)
     return answers
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that lets torch see GPUs, by capability."""
+def set_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that sets the GPUs of torch by their capabilities."""
 
-    def see(*capabilities: tuple[int, int]) -> None:
-        found = [
+    def set_capabilities(*capabilities: tuple[int, int]) -> None:
+        gpus = [
             SimpleNamespace(name="NVIDIA X", total_memory=80 * GIB, major=major, minor=minor)
             for major, minor in capabilities
         ]
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(found))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found[number])
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpus[number])
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    return see
+    return set_capabilities
 
 
-def test_gpus(monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]):
-    answers = answering(monkeypatch, "nvidia-smi")
+def test_gpus(monkeypatch: pytest.MonkeyPatch, set_gpus: Callable[..., None]):
+    answers = fake_programs(monkeypatch, "nvidia-smi")
     answers["name"] = (0, "NVIDIA X\nNVIDIA X\n", "")
     answers["driver_version"] = (0, "550.54\n550.54\n", "")
-    seen((9, 0), (7, 5))
+    set_gpus((9, 0), (7, 5))
     assert list(machine.driver()) == [CheckResult("driver", "NVIDIA 550.54")]
     assert list(machine.gpus()) == [
         CheckResult("GPU 0", "NVIDIA X, 80 GiB, compute capability 9.0, bf16"),
         CheckResult("GPU 1", "NVIDIA X, 80 GiB, compute capability 7.5, no bf16"),
     ]
-    seen()
+    set_gpus()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (row,) = machine.gpus()
     assert (row.value, row.state) == ("torch sees none, yet nvidia-smi shows 2", PROBLEM)
     assert row.advice.startswith("the driver must be new enough for CUDA 13.0")
 
 
-def test_no_gpu_is_a_note_unless_slurm_gave_one(
-    monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]
+def test_no_gpu_is_a_problem_if_slurm_gave_one(
+    monkeypatch: pytest.MonkeyPatch, set_gpus: Callable[..., None]
 ):
-    answering(monkeypatch)
-    seen()
+    fake_programs(monkeypatch)
+    set_gpus()
     assert list(machine.driver()) == [CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")]
-    assert list(machine.gpus()) == [CheckResult("GPUs", "none: all is computed on the CPU", NOTE)]
+    assert list(machine.gpus()) == [
+        CheckResult("GPUs", "none: everything is computed on the CPU", NOTE)
+    ]
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_GPUS", "3")
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -152,7 +154,7 @@ def test_no_gpu_is_a_note_unless_slurm_gave_one(
     assert row.advice.startswith("install a torch that is built for CUDA")
 
 
-def test_torch(monkeypatch: pytest.MonkeyPatch):
+def test_torch_build(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
@@ -167,7 +169,7 @@ def test_torch(monkeypatch: pytest.MonkeyPatch):
 def test_slurm(monkeypatch: pytest.MonkeyPatch):
     for name in machine._VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    answers = answering(monkeypatch)
+    answers = fake_programs(monkeypatch)
     assert list(machine.slurm()) == [
         *(
             CheckResult("srun", "not here"),
@@ -175,7 +177,7 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch):
             CheckResult("SLURM job", "none"),
         ),
     ]
-    answers = answering(monkeypatch, "srun", "sbatch")
+    answers = fake_programs(monkeypatch, "srun", "sbatch")
     answers["srun"] = (0, "slurm-wlm 22.05.8\n", "")
     answers["sbatch"] = (1, "", "sbatch: error: a\nsbatch: fatal: no configuration\n")
     for name, value in {

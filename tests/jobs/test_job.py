@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_idc.cli.job import COMMANDS, _flags, open_job
+from wsi_idc.cli.job import COMMANDS, command_spec, open_job
 from wsi_idc.core.errors import JobError
 from wsi_idc.search.config import read_search
 from wsi_idc.training.config import TrainConfig
@@ -55,7 +55,7 @@ def test_each_job_has_every_key_with_a_comment(path: Path):
     if job.command in ("train", "search"):
         keys = [option.name for option in fields(TrainConfig)]
     else:
-        keys = [key for key in _flags(COMMANDS[job.command]) if key != "shard"]
+        keys = [key for key in command_spec(COMMANDS[job.command]).options if key != "shard"]
     for key in keys:
         there = [line for line in lines if line.removeprefix("# ").startswith(f"{key} =")]
         assert there, key
@@ -88,7 +88,7 @@ def test_each_point_of_the_axes_is_a_task_with_a_run_of_its_own(tmp_path: Path):
     assert second[6:] == ["--out", "runs/both-cnn-kfold-2-1", *end]
     assert third[:6] == ["train", "--compile", "--model", "cnn-bn", "--split", "kfold:2/0"]
     assert third[6:] == ["--out", "runs/both-cnn-bn-kfold-2-0", *end]
-    assert job.whole is None
+    assert job.single_call is None
 
 
 def test_what_is_given_overrides_the_file_and_names_the_run(tmp_path: Path):
@@ -113,8 +113,8 @@ def test_a_map_is_split_into_shards(tmp_path: Path):
     text = 'command = "map"\ntasks = 3\n[config]\nall = true\nno_cam = true\ntta = false\n'
     job = open_job(write(tmp_path, text), [])
     assert job.task(3).arguments() == ["map", "--all", "--no-cam", "--shard", "3/3"]
-    assert job.whole is not None
-    assert job.whole.arguments() == ["map", "--all", "--no-cam"]
+    assert job.single_call is not None
+    assert job.single_call.arguments() == ["map", "--all", "--no-cam"]
 
 
 def test_the_processes_of_a_search_all_run_the_same(tmp_path: Path):
@@ -162,10 +162,13 @@ TRAIN = 'command = "train"\n'
         (TRAIN + "nme = 3\n", "the file has an unknown 'nme'; did you mean name?"),
         (TRAIN + "config = 3\n", r"config must be a table, \[config\]"),
         (TRAIN + "[config]\nepoch = 3\n", "unknown 'epoch'; did you mean epochs?"),
-        (TRAIN + "[config]\nepochs = '3'\n", "epochs must be an integer, not '3'"),
-        (TRAIN + "[config]\nepochs = true\n", "epochs must be an integer, not True"),
+        (TRAIN + "[config]\nepochs = '3'\n", "epochs must be a number, not '3'"),
+        (TRAIN + "[config]\nepochs = true\n", "epochs must be a number or a text, not True"),
         (TRAIN + "[config]\nepochs = 0\n", "epochs is 0; it must be at least 1"),
-        (TRAIN + "[config]\noptimizer = 'lion'\n", "optimizer 'lion' is not one of"),
+        (
+            TRAIN + "[config]\noptimizer = 'lion'\n",
+            "Invalid value for '--optimizer': 'lion' is not one of",
+        ),
         (TRAIN + "[config]\ndevice = 'cuda'\n", "unknown 'device'"),
         (TRAIN + "[config]\noverwrite = true\n", "unknown 'overwrite'"),
         (TRAIN + "[axes]\nepochs = 3\n", "axis epochs must be a list"),
@@ -184,7 +187,10 @@ TRAIN = 'command = "train"\n'
         ('command = "map"\n[config]\ncam_method = "x"\n', "Invalid value for '--cam-method'"),
         ('command = "map"\n[config]\nmin_tissue = nan\n', "is not a number"),
         ('command = "search"\n', r"\[axes\] is empty"),
-        (TRAIN + f"[config]\nweight_decay = {'9' * 400}\n", "weight_decay is too large a number"),
+        (
+            TRAIN + f"[config]\nweight_decay = {'9' * 400}\n",
+            "weight_decay is inf; it must be finite",
+        ),
         (TRAIN + f"[axes]\nseed = {list(range(10_001))}\n", "axis seed has 10001 values"),
     ],
 )

@@ -71,7 +71,7 @@ def test_scripts_ask_for_what_lets_them_go_on_and_set_nothing_of_the_work(path: 
     if path.name != "pipeline.sh":
         for wanted in ("--requeue", "--signal=USR1@120", "--open-mode=append"):
             assert f"#SBATCH {wanted}" in head
-        assert lines[-1].startswith("turn_job jobs/")
+        assert lines[-1].startswith("run_job jobs/")
         assert lines[-1].endswith('.toml "$@"')
         assert (REPOSITORY / lines[-1].split()[1]).exists()
     settings = ("learning", "epochs", "batch-size", "optimizer", "patience")
@@ -87,7 +87,7 @@ def _arrays() -> list[tuple[str, str]]:
         for line in lines:
             words = line.removeprefix("#").split()
             jobs = [word for word in words if word.endswith(".toml")]
-            if not jobs or not (line.startswith("#   sbatch") or line.startswith("turn_job")):
+            if not jobs or not (line.startswith("#   sbatch") or line.startswith("run_job")):
                 continue
             own = [word.split("1-")[1] for word in words if word.startswith("--array=1-")]
             found += [(size, jobs[0]) for size in own or asked]

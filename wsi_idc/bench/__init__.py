@@ -1,1 +1,1 @@
-"""How fast this machine does the work, and how much of its time goes into the network."""
+"""Throughput of this machine, against the network alone and against a plain script."""

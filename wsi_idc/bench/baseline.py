@@ -1,11 +1,11 @@
-"""The plain way, as a script would have it, and so the oracle of what the commands say.
+"""Maps and training as a plain script would make them; the reference for the commands' results.
 
-Files opened by Pillow, torchvision's transforms, a DataLoader, torchcam image by image, one HDF5
-write a patient; fp32, nothing folded, nothing ahead but the DataLoader's workers.
+Pillow opens PNG files, torchvision transforms them, a DataLoader loads them, torchcam makes one CAM
+at a time, h5py writes one file per patient. All in fp32, no folded batch norms, no prefetch except
+the DataLoader's workers.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchcam.methods import GradCAM
 from torchvision import transforms
 
 from wsi_idc.core.constants import IDC
@@ -24,28 +25,26 @@ from wsi_idc.models.cam_layers import default_cam_layer
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.runtime.resources import return_freed_memory
 
-_WHITE = 255
-
 
 @dataclass(frozen=True)
 class BaselineOutput:
-    """What the plain way says of patches.
+    """Results of the plain script.
 
     Attributes:
         logit: Shape (N, num_classes), float32.
-        cam: Raw Grad-CAM, shape (N, h, w), float32; None where there is no torchcam.
+        cam: Raw Grad-CAM, shape (N, h, w), float32.
     """
 
     logit: NDArray[np.float32]
-    cam: NDArray[np.float32] | None
+    cam: NDArray[np.float32]
 
 
 class PngFiles(Dataset[tuple[Tensor, int]]):
-    """Images of PNG files, as a network takes them, and their labels.
+    """Images of PNG files, transformed for a network, and their labels.
 
     Args:
         files: PATIENT/CLASS/NAME.png.
-        transform: From a picture of Pillow's to a tensor.
+        transform: Function from a Pillow image to a tensor.
     """
 
     def __init__(self, files: Sequence[Path], transform: Any) -> None:
@@ -60,46 +59,38 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
             return self._transform(image.convert("RGB")), int(path.parent.name)
 
 
-def has_torchcam() -> bool:
-    """Return whether torchcam can be imported."""
-    try:
-        import torchcam  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def transform_of(classifier: PatchClassifier, *, augmented: bool = False) -> Any:
-    """Return torchvision's transforms that make of a picture what the network takes."""
-    mean, std = (value.flatten().tolist() for value in (classifier.mean, classifier.std))
-    return plain_transform(classifier.input_px, mean, std, augmented=augmented)
-
-
-def plain_transform(
+def make_transform(
     input_px: int | None, mean: Sequence[float], std: Sequence[float], *, augmented: bool = False
 ) -> Any:
-    """Return torchvision's transforms from a picture of Pillow's to a normalised tensor.
+    """Build torchvision's transforms from a Pillow image to a normalized tensor.
 
     Args:
-        input_px: Side to resize to; None resizes nothing.
-        mean: Of each channel, 0..1.
-        std: Of each channel, 0..1.
-        augmented: Flip it, and change its light a little, by chance.
+        input_px: Side to resize to; None keeps the size.
+        mean: Mean of each channel, 0..1.
+        std: Standard deviation of each channel, 0..1.
+        augmented: Also flip the image and change its colors a little at random.
     """
-    by_chance = [
+    augmentation = [
         transforms.RandomHorizontalFlip(),
         transforms.RandomVerticalFlip(),
         transforms.ColorJitter(0.1, 0.1, 0.1),
     ]
-    steps: list[Any] = [*(by_chance if augmented else []), transforms.ToTensor()]
+    steps: list[Any] = [*(augmentation if augmented else []), transforms.ToTensor()]
     if input_px is not None:
         # After ToTensor: Pillow's own resize rounds to 8 bits.
         steps.append(transforms.Resize((input_px, input_px), antialias=True))
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
 
+def _png_files(
+    classifier: PatchClassifier, files: Sequence[Path], *, augmented: bool = False
+) -> PngFiles:
+    mean, std = (value.flatten().tolist() for value in (classifier.mean, classifier.std))
+    return PngFiles(files, make_transform(classifier.input_px, mean, std, augmented=augmented))
+
+
 @return_freed_memory()
-def plain_map(
+def baseline_map(
     classifier: PatchClassifier,
     files: Sequence[Path],
     *,
@@ -108,71 +99,37 @@ def plain_map(
     num_workers: int,
     out: Path,
 ) -> BaselineOutput:
-    """Map patients the plain way, a file PATIENT.h5 each in ``out``.
+    """Map patients as a plain script, into one file PATIENT.h5 each.
 
     Args:
         classifier: In eval mode, on the device.
-        files: PATIENT/CLASS/NAME.png, those of a patient together.
-        device: Where the network is.
-        batch_size: Of the DataLoader.
-        num_workers: Of the DataLoader.
-        out: Folder, there already.
+        files: PATIENT/CLASS/NAME.png, grouped by patient.
+        device: Device of the network.
+        batch_size: Batch size of the DataLoader.
+        num_workers: Worker processes of the DataLoader.
+        out: Existing folder for the files.
     """
-    dataset = PngFiles(files, transform_of(classifier))
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+    loader = DataLoader(_png_files(classifier, files), batch_size, num_workers=num_workers)
     logits, cams = [], []
-    with ExitStack() as stack:
-        extractor = None
-        if has_torchcam():
-            from torchcam.methods import GradCAM
-
-            network = classifier.network
-            layer = default_cam_layer(classifier.arch, classifier.input_px)
-            extractor = stack.enter_context(GradCAM(network, target_layer=layer))
+    layer = default_cam_layer(classifier.arch, classifier.input_px)
+    with GradCAM(classifier.network, target_layer=layer) as extractor:
         for images, _ in loader:
             for image in images.to(device):
-                if extractor is None:
-                    with torch.no_grad():
-                        logits.append(classifier.network(image[None]).cpu())
-                    continue
                 scores = classifier.network(image[None])
                 (cam,) = extractor(class_idx=IDC, scores=scores, normalized=False)
                 logits.append(scores.detach().cpu())
                 cams.append(cam.cpu())
-    said = BaselineOutput(torch.cat(logits).numpy(), torch.cat(cams).numpy() if cams else None)
-    _write(said, [path.parents[1].name for path in files], out)
-    return said
-
-
-def _write(said: BaselineOutput, patients: Sequence[str], out: Path) -> None:
-    names = np.array(patients)
-    for patient in dict.fromkeys(patients):
-        rows = names == patient
+    output = BaselineOutput(torch.cat(logits).numpy(), torch.cat(cams).numpy())
+    patients = np.array([path.parents[1].name for path in files])
+    for patient in np.unique(patients):
         with h5py.File(out / f"{patient}.h5", "w") as file:
-            file["logit"] = said.logit[rows]
-            if said.cam is not None:
-                file["cam"] = said.cam[rows]
-
-
-def plain_prepare(files: Sequence[Path], *, patch_px: int, out: Path) -> int:
-    """Pack files the plain way, a patient at a time; return their number."""
-    by_patient: dict[str, list[Path]] = {}
-    for path in files:
-        by_patient.setdefault(path.parents[1].name, []).append(path)
-    with h5py.File(out, "w") as file:
-        for patient, members in by_patient.items():
-            pixels = np.full((len(members), patch_px, patch_px, 3), _WHITE, np.uint8)
-            for place, path in zip(pixels, members, strict=True):
-                with Image.open(path) as image:
-                    picture = np.asarray(image.convert("RGB"))
-                place[: len(picture), : picture.shape[1]] = picture
-            file[f"{patient}/patches"] = pixels
-            file[f"{patient}/label"] = [int(path.parent.name) for path in members]
-    return len(files)
+            file["logit"] = output.logit[patients == patient]
+            file["cam"] = output.cam[patients == patient]
+    return output
 
 
 @return_freed_memory()
-def plain_epoch(
+def baseline_epoch(
     classifier: PatchClassifier,
     files: Sequence[Path],
     *,
@@ -180,10 +137,10 @@ def plain_epoch(
     batch_size: int,
     num_workers: int,
 ) -> int:
-    """Train over all files once, in whole batches, the plain way; return how many patches."""
+    """Train one epoch of full batches as a plain script; return the number of patches."""
     classifier.train()
     optimizer = torch.optim.AdamW(classifier.parameters())
-    dataset = PngFiles(files, transform_of(classifier, augmented=True))
+    dataset = _png_files(classifier, files, augmented=True)
     loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
     loss_sum, num_patches = 0.0, 0
     for images, label in loader:

@@ -1,4 +1,4 @@
-"""What a bench works on: patches of a pack, PNG files of them, a network."""
+"""Data and networks for benchmarks: patches of a pack, PNG files of them, a checkpoint."""
 
 import json
 import logging
@@ -26,24 +26,23 @@ from wsi_idc.synthetic.tissue import draw_slide
 
 logger = logging.getLogger(__name__)
 
-# Of the real set: 277,524 patches of 279 patients.
-_PATCHES_A_PATIENT = 994
-_LEAST_PATIENTS = 10
+_PATCHES_PER_PATIENT = 994  # of the Kaggle data set: 277,524 patches of 279 patients
+_MIN_PATIENTS = 10
 _DEFAULT_PATCHES = 4_000
 _DRAWN_CELLS = 32
-_SPLIT = 1_000
+_BLOCK = 1_000
 _SEED = 0
 _MPP = 4.0
 _SETTLING_PATCHES = 64
 
 
-def open_material(data: Path | None, *, synthetic: int, folder: Path) -> tuple[Pack, str]:
-    """Return patches and where they come from.
+def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> tuple[Pack, str]:
+    """Open the data, or draw synthetic patches; return the pack and its description.
 
     Args:
-        data: As ``open_data`` takes it.
-        synthetic: Draw so many patches instead; 0: only where there are no data.
-        folder: Where to.
+        data: Value of ``--data``.
+        synthetic: Number of patches to draw; 0 draws only if there are no data.
+        folder: Folder for a drawn pack.
 
     Raises:
         DataError: ``data`` cannot be used.
@@ -57,23 +56,21 @@ def open_material(data: Path | None, *, synthetic: int, folder: Path) -> tuple[P
                 raise
         logger.warning("no data here: measuring on %d synthetic patches", _DEFAULT_PATCHES)
     num_patches = synthetic or _DEFAULT_PATCHES
-    # Enough patients for a split.
-    a_patient = min(_PATCHES_A_PATIENT, max(1, num_patches // _LEAST_PATIENTS))
-    pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=a_patient)
+    # A split needs several patients.
+    per_patient = min(_PATCHES_PER_PATIENT, max(1, num_patches // _MIN_PATIENTS))
+    pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=per_patient)
     return pack, f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
 
 
 def drawn_pack(
-    path: Path, num_patches: int, *, a_patient: int = _PATCHES_A_PATIENT, patch_px: int = PATCH_PX
+    path: Path, num_patches: int, *, a_patient: int = _PATCHES_PER_PATIENT, patch_px: int = PATCH_PX
 ) -> Pack:
-    """Write a pack of drawn tissue and open it.
-
-    One slide is drawn and cut, and its patches are repeated in an order of chance.
+    """Write and open a pack of drawn tissue: patches of one slide, repeated in random order.
 
     Args:
-        path: Where to.
-        num_patches: In it.
-        a_patient: Patches of each patient but the last; as the real set has.
+        path: File to write.
+        num_patches: Number of patches in the pack.
+        a_patient: Number of patches of each patient except the last.
         patch_px: Side of a patch in px.
     """
     rng = np.random.default_rng(_SEED)
@@ -86,32 +83,33 @@ def drawn_pack(
     cols = int(np.ceil(np.sqrt(a_patient)))
     table = pd.DataFrame(
         {
-            "patient": [f"R{one:05d}" for one in patient],
+            "patient": [f"R{index:05d}" for index in patient],
             "x": place % cols * patch_px,
             "y": place // cols * patch_px,
             "label": rng.integers(0, 2, num_patches),
             "height": patch_px,
             "width": patch_px,
-            "path": [f"{one}.png" for one in number],
+            "path": [f"{index}.png" for index in number],
         }
     )
     info = PackInfo(IMAGENET_MEAN, IMAGENET_STD, patch_px, _MPP, "assumed", "0" * 64)
-    blocks = (pool[number[at : at + _SPLIT] % len(pool)] for at in range(0, num_patches, _SPLIT))
+    starts = range(0, num_patches, _BLOCK)
+    blocks = (pool[number[start : start + _BLOCK] % len(pool)] for start in starts)
     write_pack(path, table, blocks, info=info, provenance=json.dumps({"drawn": num_patches}))
     return Pack(path)
 
 
-def some_patients(pack: Pack, num_patches: int) -> list[str]:
-    """Return patients, from all over the pack, that have about so many patches together."""
+def choose_patients(pack: Pack, num_patches: int) -> list[str]:
+    """Choose random patients who have about ``num_patches`` patches together."""
     sizes = np.bincount(pack.index["patient"], minlength=len(pack.patients))
     order = np.random.default_rng(_SEED).permutation(len(sizes))
-    fitting = [number for number in order if sizes[number] <= 2 * num_patches]
-    chosen = [int(fitting[0] if fitting else sizes.argmin())]
-    have = int(sizes[chosen[0]])
-    for number in fitting[1:]:
-        if have + sizes[number] <= 1.1 * num_patches:
+    candidates = [number for number in order if sizes[number] <= 2 * num_patches]
+    chosen = [int(candidates[0] if candidates else sizes.argmin())]
+    total = int(sizes[chosen[0]])
+    for number in candidates[1:]:
+        if total + sizes[number] <= 1.1 * num_patches:
             chosen.append(int(number))
-            have += int(sizes[number])
+            total += int(sizes[number])
     return [pack.patients[number] for number in sorted(chosen)]
 
 
@@ -121,13 +119,13 @@ def rows_of(pack: Pack, patients: Sequence[str]) -> NDArray[np.int64]:
 
 
 def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
-    """Write patches as a patch tree of PNG files and return these, in the order of ``rows``."""
+    """Write patches as a patch tree of PNG files; return the files in the order of ``rows``."""
     columns = pack.index.iloc[rows][["x", "y", "label"]].to_numpy()
     files = []
     for row, patient, (x, y, label) in zip(rows, pack.patient_of[rows], columns, strict=True):
-        known = max(int(label), 0)
-        name = f"{patient}_idx5_x{x + 1}_y{y + 1}_class{known}.png"
-        path = folder / patient / str(known) / name
+        known_label = max(int(label), 0)
+        name = f"{patient}_idx5_x{x + 1}_y{y + 1}_class{known_label}.png"
+        path = folder / patient / str(known_label) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), pack.patches[row][:, :, ::-1])
         files.append(path)
@@ -135,14 +133,14 @@ def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
 
 
 def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpoint, str]:
-    """Return a network to measure, and what it is.
+    """Make a checkpoint to measure; return it and its description.
 
-    An architecture has random weights, whose batch norms have seen patches of the pack, so that its
-    numbers are as large as a trained one's.
+    An architecture gets random weights. Its batch norms have seen patches of the pack, so that its
+    outputs are as large as those of a trained network.
 
     Args:
-        model: Name of the architecture; "bundled" is the bundled model as it is.
-        input_size: Side to resize patches to; 0: the model's own.
+        model: Name of an architecture, or "bundled" for the bundled model as it is.
+        input_size: Side to resize patches to; 0 takes the model's own.
         pack: The data.
 
     Raises:
@@ -153,7 +151,7 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
         size = bundled.input.input_px or bundled.input.patch_px
         if input_size not in (0, size):
             raise CheckpointError(
-                f"the bundled model sees patches at {size} px, not {input_size}; leave "
+                f"the bundled model takes patches at {size} px, not {input_size}; leave "
                 f"--input-size out, or give --model {bundled.architecture}"
             )
         return bundled, f"the bundled {bundled.architecture} at {size} px"
@@ -162,12 +160,10 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     check_input_px(arch, input_px or info.patch_px)
     torch.manual_seed(_SEED)
     spec = InputSpec(info.patch_px, info.mpp, input_px, info.mean, info.std)
-    classifier = PatchClassifier(
-        arch, arch.build(2), input_px=input_px, mean=spec.mean, std=spec.std
-    )
-    _settle(
-        classifier, torch.from_numpy(pack.patches[np.arange(min(len(pack), _SETTLING_PATCHES))])
-    )
+    network = arch.build(2)
+    classifier = PatchClassifier(arch, network, input_px=input_px, mean=spec.mean, std=spec.std)
+    first = pack.patches[np.arange(min(len(pack), _SETTLING_PATCHES))]
+    _settle_batch_norms(classifier, torch.from_numpy(first))
     checkpoint = Checkpoint(
         architecture=arch.name,
         state=classifier.network.state_dict(),
@@ -186,14 +182,14 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
 
 
 @torch.no_grad()
-def _settle(classifier: PatchClassifier, patches: torch.Tensor) -> None:
-    """Let batch norms see patches, as if the network had been trained."""
-    norms = [one for one in classifier.modules() if isinstance(one, nn.BatchNorm2d)]
-    before = [norm.momentum for norm in norms]
+def _settle_batch_norms(classifier: PatchClassifier, patches: torch.Tensor) -> None:
+    """Compute the statistics of batch norms over the patches, as training would."""
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the mean over all that is seen
+        norm.momentum = None  # the mean over all patches
     if norms:
         classifier.train()(patches)
-    for norm, momentum in zip(norms, before, strict=True):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     classifier.eval()

@@ -1,16 +1,14 @@
-"""``bench map``: making maps, against the network alone and against the plain way."""
+"""``bench map``: throughput of maps, against the network alone and against a plain script."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wsi_idc.bench.baseline import BaselineOutput, plain_map
-from wsi_idc.bench.fixtures import make_checkpoint, rows_of, some_patients, write_pngs
+from wsi_idc.bench.baseline import BaselineOutput, baseline_map
+from wsi_idc.bench.fixtures import choose_patients, make_checkpoint, rows_of, write_pngs
 from wsi_idc.bench.forward_only import BareForward, best_batch_size
-from wsi_idc.bench.stages import map_parts
 from wsi_idc.bench.timing import (
     BARE,
     COMMAND,
@@ -28,26 +26,25 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path, read_map
-from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.resources import available_cores
 
-# Longer than what each call does once: building the network, folding it.
-SECONDS_A_ROUND = 15.0
+# Long enough to hide the setup of each call: building the network and folding its batch norms.
+SECONDS_PER_ROUND = 15.0
 
 
 @dataclass(frozen=True)
 class MapBenchOptions:
-    """What to measure.
+    """Network and sizes of ``bench map``.
 
     Attributes:
         model: Name of the architecture.
-        input_size: Side to resize patches to; 0: the model's own.
-        batch_size: Patches at a time.
-        num_patches: Of a round; 0: about 15 seconds' worth.
-        plain_patches: Of a round of the plain way; 0: a quarter of ``num_patches``; -1: leave the
-            plain way out.
-        num_rounds: How often each way is measured.
+        input_size: Side to resize patches to; 0 takes the model's own.
+        batch_size: Patches per batch.
+        num_patches: Patches per round; 0 takes about 15 seconds' worth.
+        plain_patches: Patches per round of the plain script; 0 takes a quarter of ``num_patches``,
+            -1 leaves the plain script out.
+        num_rounds: Number of measurements of each variant.
     """
 
     model: str = "cnn-bn"
@@ -59,37 +56,63 @@ class MapBenchOptions:
 
 
 def bench_map(
-    options: MapBenchOptions, pack: Pack, *, about: str, compute: DeviceConfig, folder: Path
+    options: MapBenchOptions, pack: Pack, *, about: str, device_config: DeviceConfig, folder: Path
 ) -> BenchmarkResult:
-    """Measure the making of maps, with CAM and everything written, into ``folder``.
+    """Measure making maps, with CAM and all files written.
 
     Args:
-        options: What to measure.
+        options: Network and sizes.
         pack: The data.
-        about: What they are, for the report.
-        compute: Device and precision.
-        folder: For maps and PNG files.
+        about: Description of the data for the report.
+        device_config: Device and precision.
+        folder: Folder for maps and PNG files.
     """
     checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
-    some = pack.patches[np.arange(options.batch_size) % len(pack)]
-    bare = BareForward(checkpoint, some, compute)
-    wanted = options.num_patches or round(bare.rate() * SECONDS_A_ROUND)
-    patients = some_patients(pack, wanted)
-    command = _Command(checkpoint, pack, patients, options.batch_size, compute, folder / "maps")
+    batch = pack.patches[np.arange(options.batch_size) % len(pack)]
+    bare = BareForward(checkpoint, batch, device_config)
+    patients = choose_patients(pack, options.num_patches or round(bare.rate() * SECONDS_PER_ROUND))
+    builder = MapBuilder(
+        Predictor((checkpoint,)), device_config, folder / "maps", batch_size=options.batch_size
+    )
+
+    def command() -> int:
+        shutil.rmtree(builder.out, ignore_errors=True)
+        report = builder.build(PackSource(pack, patients))
+        if report.failed:
+            raise WsiIdcError(f"a map could not be made: {next(iter(report.failed.values()))}")
+        return sum(report.patches.values())
+
     num_patches = command()
-    memory = peak_memory(compute)
+    memory = peak_memory(device_config)
     bare.num_batches = max(1, round(num_patches / options.batch_size))
-    ways: dict[str, Variant] = {BARE: bare, COMMAND: command}
-    plain = None
+    variants: dict[str, Variant] = {BARE: bare, COMMAND: command}
+    outputs: list[BaselineOutput] = []
     if options.plain_patches >= 0:
         rows = rows_of(pack, patients)[: options.plain_patches or max(1, num_patches // 4)]
-        ways[PLAIN] = plain = _Plain(checkpoint, pack, rows, options.batch_size, compute, folder)
-    rates = interleave(ways, num_rounds=options.num_rounds, compute=compute, what=f"map, {name}")
+        files, classifier = write_pngs(pack, rows, folder / "png"), checkpoint.build()
+        (folder / "plain").mkdir()
+
+        def plain() -> int:
+            output = baseline_map(
+                classifier.to(device_config.device),
+                files,
+                device=device_config.device,
+                batch_size=options.batch_size,
+                num_workers=available_cores(),
+                out=folder / "plain",
+            )
+            outputs[:] = [output]
+            return len(files)
+
+        variants[PLAIN] = plain
+    rates = interleave(
+        variants, num_rounds=options.num_rounds, device_config=device_config, label=f"map, {name}"
+    )
     return BenchmarkResult(
         what="map",
         settings={
             "network": name,
-            "machine": machine(compute),
+            "machine": machine(device_config),
             "data": about,
             "batch size": options.batch_size,
             "patches a round": num_patches,
@@ -98,88 +121,22 @@ def bench_map(
         },
         rates=rates.medians(),
         ratios=rates.ratios_to(COMMAND),
-        parts=map_parts(bare, pack, command.builder, patients),
-        differences={} if plain is None else _differences(command, plain),
+        differences=_differences(builder.out, patients, outputs[-1]) if outputs else {},
         peak_memory_mb=memory,
-        hints=_hints(best_batch_size(checkpoint, some, compute), plain),
+        hints=(f"batch size: {best_batch_size(checkpoint, batch, device_config)}",),
     )
 
 
-class _Command:
-    """``wsi-idc map`` on the same patients, each time into an empty folder."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        pack: Pack,
-        patients: list[str],
-        batch_size: int,
-        compute: DeviceConfig,
-        out: Path,
-    ) -> None:
-        self.builder = MapBuilder(Predictor((checkpoint,)), compute, out, batch_size=batch_size)
-        self.patients, self._pack = patients, pack
-
-    def __call__(self) -> int:
-        shutil.rmtree(self.builder.out, ignore_errors=True)
-        report = self.builder.build(PackSource(self._pack, self.patients))
-        if report.failed:
-            raise WsiIdcError(f"a map could not be made: {next(iter(report.failed.values()))}")
-        return sum(report.patches.values())
-
-
-class _Plain:
-    """The plain way on patches ``rows``; ``said`` is what it said last."""
-
-    said: BaselineOutput
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        pack: Pack,
-        rows: NDArray[np.int64],
-        batch_size: int,
-        compute: DeviceConfig,
-        folder: Path,
-    ) -> None:
-        self._files = write_pngs(pack, rows, folder / "png")
-        self._out, self._batch_size, self._device = folder / "plain", batch_size, compute.device
-        self._classifier = checkpoint.build().to(compute.device)
-
-    def __call__(self) -> int:
-        shutil.rmtree(self._out, ignore_errors=True)
-        self._out.mkdir()
-        self.said = plain_map(
-            self._classifier,
-            self._files,
-            device=self._device,
-            batch_size=self._batch_size,
-            num_workers=available_cores(),
-            out=self._out,
-        )
-        return len(self._files)
-
-
-def _hints(batch_size: int, plain: _Plain | None) -> tuple[str, ...]:
-    hint = f"batch size: {batch_size}"
-    if plain is None or plain.said.cam is not None:
-        return (hint,)
-    return (hint, "torchcam is not installed: the plain way made no CAM, and none was compared")
-
-
-def _differences(command: _Command, plain: _Plain) -> dict[str, float]:
-    """Return how far what stands in the maps is from what the plain way said."""
-    said, builder = plain.said, command.builder
-    num, maps, have = len(said.logit), [], 0
-    for patient in command.patients:
-        if have < num:
-            maps.append(read_map(map_path(builder.out, patient)))
-            have += len(maps[-1].probability)
-    theirs = idc_probability(said.logit, temperature=maps[0].temperature)
-    mine = np.concatenate([one.probability for one in maps])[:num]
-    differences = {"probability": float(np.abs(mine - theirs).max())}
-    if said.cam is not None:
-        cam = np.concatenate([one.cam for one in maps if one.cam is not None])[:num]
-        scale = max(float(np.abs(said.cam).max()), float(np.finfo(np.float32).tiny))
-        differences["CAM over its maximum"] = float(np.abs(cam - said.cam).max()) / scale
-    return differences
+def _differences(folder: Path, patients: list[str], output: BaselineOutput) -> dict[str, float]:
+    """Compute the largest differences between the maps and the plain script's results."""
+    maps = [read_map(map_path(folder, patient)) for patient in patients]
+    num, temperature = len(output.logit), maps[0].temperature
+    probability = np.concatenate([patient_map.probability for patient_map in maps])[:num]
+    cams = [patient_map.cam for patient_map in maps if patient_map.cam is not None]
+    cam_difference = np.abs(np.concatenate(cams)[:num] - output.cam).max()
+    cam_scale = max(float(np.abs(output.cam).max()), float(np.finfo(np.float32).tiny))
+    expected = idc_probability(output.logit, temperature=temperature)
+    return {
+        "probability": float(np.abs(probability - expected).max()),
+        "CAM over its maximum": float(cam_difference) / cam_scale,
+    }

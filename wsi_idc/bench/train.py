@@ -1,15 +1,14 @@
-"""``bench train``: the rate of a training over the rate of the bare step, and the plain way's."""
+"""``bench train``: throughput of training, against bare steps and against a plain script."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from wsi_idc.bench.baseline import plain_epoch
+from wsi_idc.bench.baseline import baseline_epoch
 from wsi_idc.bench.fixtures import write_pngs
 from wsi_idc.bench.timing import (
     BARE,
@@ -40,11 +39,11 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class TrainBenchOptions:
-    """What to measure.
+    """Length of ``bench train``.
 
     Attributes:
-        num_steps: Steps of the command, and as many bare ones.
-        plain_steps: Of the plain way; 0 leaves it out.
+        num_steps: Steps of the command, and as many bare steps.
+        plain_steps: Steps of the plain script; 0 leaves it out.
     """
 
     num_steps: int = 80
@@ -58,123 +57,109 @@ def bench_train(
     *,
     options: TrainBenchOptions,
     about: str,
-    compute: DeviceConfig,
+    device_config: DeviceConfig,
     folder: Path,
 ) -> BenchmarkResult:
-    """Measure training steps, bare steps and the plain way's by turns; no run is written.
+    """Measure training steps, bare steps and steps of a plain script; no run is written.
 
     Args:
-        config: What to train.
+        config: Configuration of the training.
         pack: The data.
         split: Role of each patient.
-        options: How long to measure.
-        about: What the data are, for the report.
-        compute: Device and precision.
-        folder: For PNG files.
+        options: Length of the measurement.
+        about: Description of the data for the report.
+        device_config: Device and precision.
+        folder: Folder for PNG files.
     """
     config = replace(resolve(config), epochs=10**6)
     run = Run(folder / "unused")
-    whole, bare = (
-        build_training(config, pack, split, run=run, device_config=compute) for _ in range(2)
-    )
-    real, ready = _endless(whole), _bare_steps(bare)
-    a_round = max(1, options.num_steps // _NUM_ROUNDS)
-    _do(real, _WARM_UP_STEPS)
-    memory = peak_memory(compute)
-    ways: dict[str, Variant] = {
-        BARE: partial(_do, ready, a_round),
-        COMMAND: partial(_do, real, a_round),
+    build = partial(build_training, config, pack, split, run=run, device_config=device_config)
+    training = build()
+    command, bare = _training_steps(training), _bare_steps(build())
+    num_steps = max(1, options.num_steps // _NUM_ROUNDS)
+    _take(command, _WARM_UP_STEPS)
+    memory = peak_memory(device_config)
+    variants: dict[str, Variant] = {
+        BARE: partial(_take, bare, num_steps),
+        COMMAND: partial(_take, command, num_steps),
     }
     if options.plain_steps:
-        ways[PLAIN] = _plain(config, whole, max(1, options.plain_steps // _NUM_ROUNDS), folder)
-    size = config.input_size or pack.info.patch_px
-    name = f"{config.model} at {size} px"
-    rates = interleave(ways, num_rounds=_NUM_ROUNDS, compute=compute, what=f"train, {name}")
+        rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
+        num_patches = max(1, options.plain_steps // _NUM_ROUNDS) * training.patches_per_step
+        variants[PLAIN] = partial(
+            baseline_epoch,
+            build().classifier.to(memory_format=torch.contiguous_format),
+            write_pngs(pack, rows[:num_patches], folder / "png"),
+            device=device_config.device,
+            batch_size=training.patches_per_step,
+            num_workers=available_cores(),
+        )
+    name = f"{config.model} at {config.input_size or pack.info.patch_px} px"
+    rates = interleave(
+        variants, num_rounds=_NUM_ROUNDS, device_config=device_config, label=f"train, {name}"
+    )
     return BenchmarkResult(
         what="train",
         settings={
             "network": name,
-            "machine": machine(compute),
+            "machine": machine(device_config),
             "data": about,
             "batch size": config.batch_size,
-            "patches a round": a_round * whole.patches_per_step,
+            "patches a round": num_steps * training.patches_per_step,
             "rounds": _NUM_ROUNDS,
         },
         rates=rates.medians(),
         ratios=rates.ratios_to(COMMAND),
-        parts=_parts(whole, compute),
+        parts=_stages(training, device_config),
         peak_memory_mb=memory,
     )
 
 
-def _do(source: Iterator[int], num_steps: int) -> int:
-    return sum(next(source) for _ in range(num_steps))
+def _take(steps_done: Iterator[int], num_steps: int) -> int:
+    return sum(next(steps_done) for _ in range(num_steps))
 
 
-def _plain(config: TrainConfig, training: Training, num_steps: int, folder: Path) -> Variant:
-    """Return the plain way over as many patches as so many steps have."""
-    rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
-    files = write_pngs(training.pack, rows[: num_steps * training.patches_per_step], folder / "png")
-    return partial(
-        plain_epoch,
-        build_training(
-            config,
-            training.pack,
-            training.split,
-            run=training.run,
-            device_config=training.device_config,
-        ).classifier.to(memory_format=torch.contiguous_format),
-        files,
-        device=training.device_config.device,
-        batch_size=training.patches_per_step,
-        num_workers=available_cores(),
-    )
-
-
-def _parts(training: Training, compute: DeviceConfig) -> dict[str, float]:
-    """Return what reading, augmenting and resizing take by themselves, ms a patch."""
-    config, classifier = training.config, training.classifier
-    rows = training.rows["train"][: config.batch_size]
+def _stages(training: Training, device_config: DeviceConfig) -> dict[str, float]:
+    """Measure reading, augmentation and resizing separately, ms per patch."""
+    rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
-    draws = sample_params(config.augment, len(rows), generator=generator)
-    patches = torch.from_numpy(training.pack.patches[rows]).to(compute.device)
+    params = sample_params(training.config.augment, len(rows), generator=generator)
+    patches = torch.from_numpy(training.pack.patches[rows]).to(device_config.device)
     images = to_images(patches)
-
-    def read() -> int:
-        return len(training.pack.patches[rows])
-
-    def show() -> int:
-        return len(augment(to_images(patches), draws))
 
     @torch.no_grad()
     def resize() -> int:
-        return len(classifier.preprocess(images))
+        return len(training.classifier.preprocess(images))
 
-    ways: dict[str, Variant] = {"read": read, "augment": show, "resize": resize}
-    return interleave(ways, num_rounds=_NUM_ROUNDS, compute=compute, what="parts").milliseconds()
+    variants: dict[str, Variant] = {
+        "read": lambda: len(training.pack.patches[rows]),
+        "augment": lambda: len(augment(to_images(patches), params)),
+        "resize": resize,
+    }
+    rates = interleave(variants, num_rounds=_NUM_ROUNDS, device_config=device_config, label="parts")
+    return rates.milliseconds()
 
 
-def _endless(training: Training) -> Iterator[int]:
+def _training_steps(training: Training) -> Iterator[int]:
     while True:
         yield from run_steps(training)
         training.state.epoch, training.state.step = training.state.epoch + 1, 0
 
 
 def _bare_steps(training: Training) -> Iterator[int]:
-    """Do steps on the first batch, normalised and resized beforehand."""
+    """Repeat the step on the first batch, which is normalized and resized beforehand."""
     classifier, optimizer = training.classifier, training.optimizer
     rows = training.rows["train"][: training.config.batch_size]
     device = training.device_config.device
     label = torch.from_numpy(training.pack.index["label"].to_numpy()[rows]).long().to(device)
     with torch.no_grad():
         patches = torch.from_numpy(training.pack.patches[rows]).to(device)
-        ready: Tensor = classifier.preprocess(to_images(patches))
+        ready = classifier.preprocess(to_images(patches))
     classifier.train()
-    loss_of: Callable[..., Tensor] = torch.nn.functional.cross_entropy
     while True:
         optimizer.zero_grad(set_to_none=True)
         with training.device_config.autocast():
-            loss = loss_of(classifier.network(ready), label)
+            loss = torch.nn.functional.cross_entropy(classifier.network(ready), label)
         training.scaler.scale(loss).backward()
         training.scaler.step(optimizer)
         training.scaler.update()

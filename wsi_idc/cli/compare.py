@@ -1,11 +1,12 @@
 """``wsi-idc compare``."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.inputs import open_predictor
+from wsi_idc.cli.inputs import find_checkpoints, open_predictor
 from wsi_idc.cli.options import (
     PATH,
     compute_options,
@@ -16,10 +17,10 @@ from wsi_idc.cli.options import (
     resample_options,
     split_option,
 )
-from wsi_idc.cli.output import echo, echo_json
+from wsi_idc.cli.output import echo_result
 
 if TYPE_CHECKING:
-    from wsi_idc.evaluation.compare import Comparison, Predictions
+    from wsi_idc.evaluation.compare import Comparison
 
 
 @click.command()
@@ -45,84 +46,90 @@ def compare(
     as_json: bool,
     seed: int,
     num_resamples: int,
-    **how: Any,
+    **options: Any,
 ) -> None:
     """Compare two runs on the same patients.
 
     A and B are runs (or .pt files), or folders that wsi-idc eval has written. A run is evaluated
-    first unless that is done. Intervals are of the difference B - A, by bootstrap over the
-    patients of both.
+    first if it has no evaluation yet. Intervals are those of the difference B - A, by bootstrap
+    over the patients of both.
 
     \b
     Examples:
       wsi-idc compare runs/a runs/b
       wsi-idc compare runs/a/eval-test runs/a/eval-test-tta
     """
-    from wsi_idc.evaluation.compare import check_comparison_folder, write_comparison
-    from wsi_idc.evaluation.compare import compare as compare_them
-    from wsi_idc.evaluation.comparison_page import write_comparison_page
     from wsi_idc.evaluation.results import is_evaluation
 
-    ways = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
-    if ways and is_evaluation(a) and is_evaluation(b):
+    runs = [path for path in (a, b) if not is_evaluation(path)]
+    unused = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
+    if unused and not runs:
         raise click.UsageError(
-            f"{' and '.join(ways)} would do nothing: both folders are evaluations already; leave "
+            f"{' and '.join(unused)} would do nothing: both folders are evaluations already; leave "
             "it out, or give the runs."
         )
+    checkpoints = {run: find_checkpoints([run]) for run in runs}
+
+    from wsi_idc.evaluation.compare import (
+        check_comparison_folder,
+        read_predictions,
+        write_comparison,
+    )
+    from wsi_idc.evaluation.compare import compare as compare_predictions
+    from wsi_idc.evaluation.comparison_page import write_comparison_page
+
     if out is not None:
         check_comparison_folder(out)
-    them = [
-        _read(one, data, split=split, seed=seed, num_resamples=num_resamples, **how)
-        for one in (a, b)
+    options |= {"seed": seed, "num_resamples": num_resamples}
+    folders = [
+        _evaluate(checkpoints[path], data, split, **options) if path in runs else path
+        for path in (a, b)
     ]
-    found = compare_them(*them, seed=seed, num_resamples=num_resamples)
+    comparison = compare_predictions(
+        *map(read_predictions, folders), seed=seed, num_resamples=num_resamples
+    )
     if out is not None:
-        write_comparison(found, out)
-        write_comparison_page(found, out, name_a=str(a), name_b=str(b))
-    if as_json:
-        echo_json({**found.as_dict(), "a": them[0].folder, "b": them[1].folder, "out": out})
-        return
-    _say(found, *them)
-    if out is not None:
-        echo(f"written to {out}")
+        write_comparison(comparison, out)
+        write_comparison_page(comparison, out, name_a=str(a), name_b=str(b))
+    record = {**comparison.as_dict(), "a": folders[0], "b": folders[1], "out": out}
+    echo_result(record, _lines(comparison, folders, out), as_json=as_json)
 
 
-def _read(given: Path, data: Path | None, *, split: str, **how: Any) -> "Predictions":
-    """Read the evaluation that an argument means; a run's is made where it is not there."""
+def _evaluate(checkpoints: list[Path], data: Path | None, split: str, **options: Any) -> Path:
+    """Return the folder of a checkpoint's evaluation, which is made if it does not exist."""
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.evaluation.compare import read_predictions
     from wsi_idc.evaluation.evaluate import evaluation_folder
     from wsi_idc.evaluation.report import evaluate_into
-    from wsi_idc.evaluation.results import check_evaluation_folder, is_evaluated, is_evaluation
+    from wsi_idc.evaluation.results import check_evaluation_folder, is_evaluated
     from wsi_idc.runtime.device import select_device
 
-    if is_evaluation(given):
-        return read_predictions(given)
-    method = open_predictor([given], tta=False, smooth=False)
-    folder, pack = evaluation_folder(method, split), open_data(data)
-    if not is_evaluated(folder, method, pack):
+    predictor = open_predictor(checkpoints, tta=False, smooth=False)
+    folder, pack = evaluation_folder(predictor, split), open_data(data)
+    if not is_evaluated(folder, predictor, pack):
         check_evaluation_folder(folder)
-        compute = select_device(how.pop("device"), how.pop("precision"))
-        evaluate_into(folder, method, pack, split=split, device_config=compute, **how)
-    return read_predictions(folder)
+        options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
+        evaluate_into(folder, predictor, pack, split=split, **options)
+    return folder
 
 
-def _say(found: "Comparison", a: "Predictions", b: "Predictions") -> None:
+def _lines(comparison: "Comparison", folders: list[Path], out: Path | None) -> Iterator[str]:
     from wsi_idc.evaluation.compare import MIN_PATIENTS
 
-    echo(f"A: {a.folder}")
-    echo(f"B: {b.folder}")
-    echo(f"{found.num_patches} patches of {found.num_patients} patients")
-    echo(f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval")
-    for row in found.metrics.to_dict("records"):
+    yield f"A: {folders[0]}"
+    yield f"B: {folders[1]}"
+    yield f"{comparison.num_patches} patches of {comparison.num_patients} patients"
+    yield f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval"
+    for row in comparison.metrics.to_dict("records"):
         better = {"a": "  A is better", "b": "  B is better"}.get(row["better"], "")
-        echo(
+        yield (
             f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
-    for note in found.notes:
-        echo(f"note: {note}")
-    if found.num_patients < MIN_PATIENTS:
-        echo(f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better")
-    elif not found.metrics["better"].any():
-        echo("no difference is larger than chance between patients would make it")
+    for note in comparison.notes:
+        yield f"note: {note}"
+    if comparison.num_patients < MIN_PATIENTS:
+        yield f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better"
+    elif not comparison.metrics["better"].any():
+        yield "no difference is larger than chance between patients would make it"
+    if out is not None:
+        yield f"written to {out}"

@@ -4,20 +4,19 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, logging_options
+from wsi_idc.cli.options import PATH, logging_options, seed_option
 from wsi_idc.cli.output import echo
-from wsi_idc.core.constants import MAX_SEED
 
 
 @click.command()
 @click.option("--out", type=PATH, default=Path("wsi-idc-demo"), show_default=True)
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True)
+@seed_option
 @logging_options
 def demo(out: Path, seed: int) -> None:
-    """Do the whole job on synthetic tissue.
+    """Run every step on synthetic tissue.
 
-    Draw, prepare, train, eval, map, render: a minute or two on two cores. Run again, it goes on
-    with what is left to do.
+    Draw, prepare, train, eval, map, render: a minute or two on two cores. Run again, it continues
+    with the remaining steps.
 
     \b
     Example:
@@ -28,12 +27,13 @@ def demo(out: Path, seed: int) -> None:
 
     with stop_requests() as stop:
         result = run_demo(out, seed=seed, stop=stop)
-    found = result.evaluation
-    metrics, (low, high) = found.final.metrics, found.final.intervals["auc"]
+    evaluation = result.evaluation
+    metrics, (low, high) = evaluation.final.metrics, evaluation.final.intervals["auc"]
     text = f"""
-Done. On {found.num_patches} patches of {found.num_patients} synthetic patients that the model had
+Done. On {evaluation.num_patches} patches of {evaluation.num_patients} synthetic patients that the \
+model had
 not seen: AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.
-That says nothing about real tissue.
+These numbers tell nothing about real tissue.
 
   pack        {result.pack}
   model       {result.checkpoint}

@@ -1,30 +1,30 @@
 """``wsi-idc doctor``."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
-from wsi_idc.cli.output import echo, echo_json
+from wsi_idc.cli.output import echo_result
 
 if TYPE_CHECKING:
-    from wsi_idc.doctor.check_result import CheckResult
+    from wsi_idc.doctor.doctor import CheckResult
 
 
 @click.command()
 @data_option
 @click.option(
-    "--out", type=PATH, default=".", help="Where results would go.  [default: the working folder]"
+    "--out", type=PATH, default=".", help="Folder for results.  [default: the working folder]"
 )
 @json_option
 @logging_options
 def doctor(data: Path | None, out: Path, as_json: bool) -> None:
-    """Say what this machine is like, for a bug report.
+    """Describe this machine and the installation, for a bug report.
 
-    Versions, cores, memory, GPUs, SLURM, disks, weights and data: each ok, a note, or a problem
-    with what to do about it. It writes 64 MB into the folder of --out and removes them; it fetches
+    Versions, cores, memory, GPUs, SLURM, disks, weights and data: each is ok, a note, or a problem
+    with advice. The command writes 64 MB into the folder of --out and removes them; it downloads
     nothing, packs nothing and always exits with 0.
 
     \b
@@ -34,22 +34,22 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
     """
     from wsi_idc.doctor.doctor import run_checks
 
-    found = list(run_checks(data=data, out=out))
-    if as_json:
-        counts = {f"num_{state}s": _num(found, state) for state in ("note", "problem")}
-        echo_json({"findings": [asdict(one) for one in found], **counts})
-        return
-    width = max(len(one.name) for one in found)
-    for one in found:
-        echo(f"{one.state:<7}  {one.name:<{width}}  {one.value}")
-    advised = [one for one in found if one.advice]
+    results = list(run_checks(data=data, out=out))
+    record = {
+        "findings": [vars(result) for result in results],
+        "num_notes": sum(result.state == "note" for result in results),
+        "num_problems": sum(result.state == "problem" for result in results),
+    }
+    echo_result(record, _lines(results), as_json=as_json)
+
+
+def _lines(results: "list[CheckResult]") -> Iterator[str]:
+    width = max(len(result.name) for result in results)
+    for result in results:
+        yield f"{result.state:<7}  {result.name:<{width}}  {result.value}"
     for state in ("note", "problem"):
-        for one in advised:
-            if one.state == state:
-                echo(f"{state}: {one.name}: {one.advice}")
-    num = _num(found, "problem")
-    echo("no problem found" if not num else f"{num} problem{'s' * (num > 1)} found")
-
-
-def _num(found: "list[CheckResult]", state: str) -> int:
-    return sum(one.state == state for one in found)
+        for result in results:
+            if result.state == state and result.advice:
+                yield f"{state}: {result.name}: {result.advice}"
+    num = sum(result.state == "problem" for result in results)
+    yield f"{num} problem{'s' * (num > 1)} found" if num else "no problem found"

@@ -1,13 +1,13 @@
 """``wsi-idc explore``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from wsi_idc.cli.options import PATH, data_option, json_option, logging_options
-from wsi_idc.cli.output import echo, echo_json, echo_table
+from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import MAX_SEED
 
 
@@ -21,68 +21,65 @@ from wsi_idc.core.constants import MAX_SEED
     type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
-    help="Of the choice of sample patches and of their augmentation.",
+    help="Seed of the sample patches and of their augmentation.",
 )
 @json_option
 @logging_options
 def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
-    """Look at a data set before training on it.
+    """Describe a data set before training on it.
 
     Writes tables (CSV), figures (PNG and SVG) and summary.json: class balance, channels, sizes,
-    samples, what each augmentation makes of some, a stitched patient, and hints at what may be
-    wrong: labels unlike all 8 neighbours, near-identical patches of different patients, patches
-    without tissue, the edge of the glass, odd stains.
+    sample patches and their augmentations, a stitched patient, and hints at possible errors: labels
+    unlike all 8 neighbors, near-identical patches of different patients, patches without tissue,
+    patches at the edge of the glass, unusual stains.
 
     \b
     Example:
       wsi-idc explore --data data/idc.h5 --out explore
     """
     from wsi_idc.data.open_data import open_data
+
+    pack = open_data(data)
+
     from wsi_idc.explore.explore import explore as explore_pack
 
-    summary = explore_pack(open_data(data), out, seed=seed)
-    if as_json:
-        echo_json(summary)
-    else:
-        _say_summary(summary, out)
+    summary = explore_pack(pack, out, seed=seed)
+    echo_result(summary, _lines(summary, out), as_json=as_json)
 
 
-def _say_summary(summary: dict[str, Any], out: Path) -> None:
-    hints, alike = summary["hints"], summary["near_duplicates"]
+def _lines(summary: dict[str, Any], out: Path) -> Iterator[str]:
+    hints, duplicates = summary["hints"], summary["near_duplicates"]
+    rules, stains = hints["rules"], hints["stain_outliers"]
     classes = {name: row for name, row in summary["classes"].items() if name != "all"}
-    echo_table(
+    yield from table_lines(
         [
             ("patches", f"{summary['patches']} of {summary['patients']} patients"),
             ("classes", ", ".join(f"{row['patches']} {name}" for name, row in classes.items())),
-            ("IDC fraction", _share(summary["idc_fraction"])),
-            ("  of a patient", _range(summary["idc_fraction_of_patients"], _share)),
+            ("IDC fraction", _percent(summary["idc_fraction"])),
+            ("  of a patient", _range(summary["idc_fraction_of_patients"], _percent)),
             ("patches of a patient", _range(summary["patches_of_patients"], "{:g}".format)),
             ("patients with one class", summary["patients_with_one_class"]),
-            ("complete 3x3", f"{summary['complete_3x3']} patches have all 8 neighbours"),
+            ("complete 3x3", f"{summary['complete_3x3']} patches have all 8 neighbors"),
             (
                 "small patches",
                 f"{summary['small_patches']}, {summary['small_inside_slide']} of them inside the "
                 "slide",
             ),
-            *((f"{kind} hints", _rule(hints, kind)) for kind in hints["patches"]),
-            ("stain hints", f"{len(hints['stain_outliers'])} ({hints['rules']['stain']})"),
+            *((f"{kind} hints", f"{n} ({rules[kind]})") for kind, n in hints["patches"].items()),
+            ("stain hints", f"{len(stains)} ({rules['stain']})"),
             (
                 "near duplicates",
-                f"{alike['groups']} groups across patients, {alike['patches']} patches of "
-                f"{alike['patients']} patients",
+                f"{duplicates['groups']} groups across patients, {duplicates['patches']} patches "
+                f"of {duplicates['patients']} patients",
             ),
         ]
     )
-    if hints["stain_outliers"]:
-        echo(f"odd stains: {', '.join(hints['stain_outliers'])}")
-    echo(f"{out}/summary.json, {len(summary['tables'])} tables, figures in {out}/figures")
+    if stains:
+        yield f"odd stains: {', '.join(stains)}"
+    yield f"{out}/summary.json, {len(summary['tables'])} tables, figures in {out}/figures"
 
 
-def _rule(hints: dict[str, Any], kind: str) -> str:
-    return f"{hints['patches'][kind]} ({hints['rules'][kind]})"
-
-
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.1%}"
 
 

@@ -1,11 +1,10 @@
 """``wsi-idc export``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.inputs import map_files, open_checkpoint
+from wsi_idc.cli.inputs import find_checkpoints, find_maps, read_checkpoint
 from wsi_idc.cli.options import (
     PATH,
     Number,
@@ -14,11 +13,8 @@ from wsi_idc.cli.options import (
     json_option,
     logging_options,
 )
-from wsi_idc.cli.output import echo, echo_json, one_line
+from wsi_idc.cli.output import echo_note, echo_result
 from wsi_idc.core.errors import MapError
-
-if TYPE_CHECKING:
-    from wsi_idc.export.export import ExportReport
 
 _FORMATS = ("geojson", "ome-tiff", "csv", "png")
 _MODEL = "wsinfer"
@@ -31,7 +27,7 @@ _MODEL = "wsinfer"
     "formats",
     type=click.Choice([*_FORMATS, _MODEL]),
     multiple=True,
-    help="What to write; may be repeated.  [default: all but wsinfer]",
+    help="Format to write; may be repeated.  [default: all but wsinfer]",
 )
 @click.option(
     "--out", type=PATH, help="Folder to write into.  [default: export, for wsinfer: wsinfer]"
@@ -39,14 +35,14 @@ _MODEL = "wsinfer"
 @click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Probability from which GeoJSON calls a patch IDC.  [default: the map's own]",
+    help="Call a patch IDC in GeoJSON from this probability.  [default: the map's own]",
 )
 @click.option(
     "--coordinates",
     type=click.Choice(["level0", "image"]),
     default="level0",
     show_default=True,
-    help="Of GeoJSON: px of the slide at full resolution, or of the OME-TIFF; for the map of a "
+    help="Pixels of GeoJSON: of the slide at full resolution, or of the OME-TIFF; for the map of a "
     "pack they are the same.",
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
@@ -63,13 +59,13 @@ def export(
     checkpoint: Path | None,
     as_json: bool,
 ) -> None:
-    """Write MAPS, or a model, as files that other tools read.
+    """Write MAPS, or a model, as files for other tools.
 
     \b
     geojson   tiles with measurements and outlines of regions, for QuPath
-    ome-tiff  tissue, probability and CAM that lie over each other, for QuPath
+    ome-tiff  tissue, probability and CAM as aligned images, for QuPath
     csv       one line for each patch, WSInfer's columns first
-    png       transparent layers of one size, and what their colours mean
+    png       transparent layers of one size, and the scale of their colors
     wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
 
     MAPS are map files or folders of them; without any, every map in maps/ is written. Files of the
@@ -80,50 +76,30 @@ def export(
       wsi-idc export maps/10253.h5 --format geojson --format ome-tiff
       wsi-idc export --format wsinfer --checkpoint runs/mine --out my-model
     """
-    idle = changed("threshold", "coordinates", "compress")
-    if idle and formats and "geojson" not in formats:
-        raise click.UsageError(f"{', '.join(idle)} is of GeoJSON; add --format geojson.")
+    unused = changed("threshold", "coordinates", "compress")
+    if unused and formats and "geojson" not in formats:
+        raise click.UsageError(f"{', '.join(unused)} is of GeoJSON; add --format geojson.")
     if _MODEL in formats:
         if maps or set(formats) != {_MODEL}:
             raise click.UsageError("--format wsinfer writes a model: it goes without maps, alone.")
-        _export_model(checkpoint, out or Path("wsinfer"), as_json=as_json)
+        (path,) = find_checkpoints([checkpoint] if checkpoint else [])
+        from wsi_idc.export.wsinfer import write_wsinfer
+
+        files = write_wsinfer(read_checkpoint(path), out or Path("wsinfer"))
+        echo_result({"written": files}, map(str, files), as_json=as_json)
         return
     if checkpoint is not None:
         raise click.UsageError("--checkpoint goes with --format wsinfer.")
+    paths = find_maps(maps)
     from wsi_idc.export.export import ExportOptions, export_maps
 
-    paths = map_files(maps)
     options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)
     report = export_maps(paths, out or Path("export"), options)
-    if as_json:
-        echo_json(
-            {
-                "written": {str(path): files for path, files in report.written.items()},
-                "failed": {str(path): reason for path, reason in report.failed.items()},
-            }
-        )
-    else:
-        _say_report(report)
-    if report.failed:
-        raise MapError(
-            f"{len(report.failed)} of {len(paths)} maps not exported; the reasons are above"
-        )
-
-
-def _say_report(report: "ExportReport") -> None:
-    for files in report.written.values():
-        for file in files:
-            echo(str(file))
-    for reason in report.failed.values():
-        click.echo(one_line(f"not exported: {reason}"), err=True)
-
-
-def _export_model(checkpoint: Path | None, out: Path, *, as_json: bool) -> None:
-    from wsi_idc.export.wsinfer import write_wsinfer
-
-    files = write_wsinfer(open_checkpoint(checkpoint), out)
-    if as_json:
-        echo_json({"written": files})
-        return
-    for file in files:
-        echo(str(file))
+    written = {str(path): files for path, files in report.written.items()}
+    failed = {str(path): reason for path, reason in report.failed.items()}
+    lines = (str(file) for files in written.values() for file in files)
+    echo_result({"written": written, "failed": failed}, lines, as_json=as_json)
+    for reason in failed.values() if not as_json else ():
+        echo_note(f"not exported: {reason}")
+    if failed:
+        raise MapError(f"{len(failed)} of {len(paths)} maps not exported; the reasons are above")

@@ -1,16 +1,16 @@
 """``wsi-idc info``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from wsi_idc.cli.options import PATH, json_option, logging_options
-from wsi_idc.cli.output import echo_json, echo_table
+from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
+from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
-if TYPE_CHECKING:
-    from wsi_idc.maps.patient_map import PatientMap, SlideView
+_MAX_TEXT = 400
 
 
 @click.command()
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @json_option
 @logging_options
 def info(file: Path, as_json: bool) -> None:
-    """Say what is in a file.
+    """Describe a file.
 
     FILE is a pack, a checkpoint (.pt) or the folder of its run, a map, a cohort file or a slide;
     'bundled' is the bundled model.
@@ -27,39 +27,41 @@ def info(file: Path, as_json: bool) -> None:
     Example:
       wsi-idc info maps/10253.h5
     """
-    found = _describe(file)
-    if as_json:
-        echo_json(found)
-    else:
-        echo_table((name.replace("_", " "), _short(value)) for name, value in found.items())
+    record = _describe(file)
+    rows = ((name.replace("_", " "), _short(value)) for name, value in record.items())
+    echo_result(record, table_lines(rows), as_json=as_json)
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    from wsi_idc.core.hdf5 import read_format
-    from wsi_idc.data.pack import is_pack
-    from wsi_idc.maps.cohort_file import is_cohort
-    from wsi_idc.maps.map_reader import is_map
-    from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint
-
     if str(file) == BUNDLED:
         file = bundled_checkpoint()
     if not file.exists():
         raise WsiIdcError(f"{file}: no such file; give a pack, a checkpoint or a map")
     if (file / "best.pt").is_file():
         file = file / "best.pt"
+    if file.suffix.lower() == ".pt":
+        return _describe_checkpoint(file)
+    if not file.is_file():
+        raise _unknown_kind(file)
+    from wsi_idc.core.hdf5 import read_format
+    from wsi_idc.data.pack import is_pack
+    from wsi_idc.maps.cohort_file import is_cohort
+    from wsi_idc.maps.map_reader import is_map
+
     if is_pack(file):
         return _describe_pack(file)
     if is_map(file):
         return _describe_map(file)
     if is_cohort(file):
         return _describe_cohort(file)
-    if file.suffix.lower() == ".pt":
-        return _describe_checkpoint(file)
-    if file.is_file() and file.suffix != ".h5":
+    if file.suffix != ".h5":
         return _describe_slide(file)
-    if file.is_file():
-        read_format(file)  # raises if the file is damaged
-    raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
+    read_format(file)  # raises if the file is damaged
+    raise _unknown_kind(file)
+
+
+def _unknown_kind(file: Path) -> WsiIdcError:
+    return WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
 
 
 def _describe_pack(file: Path) -> dict[str, Any]:
@@ -67,63 +69,55 @@ def _describe_pack(file: Path) -> dict[str, Any]:
     from wsi_idc.data.splits import patient_table
 
     pack = Pack(file)
+    label = pack.index["label"]
     edge = (pack.index[["height", "width"]] < pack.info.patch_px).any(axis=1)
-    table = patient_table(pack)
     return {
         "kind": "pack",
         "file": file,
         "patches": len(pack),
         "patients": len(pack.patients),
-        "non_idc": int((pack.index["label"] == 0).sum()),
-        "idc": int((pack.index["label"] == 1).sum()),
-        "unknown_label": int((pack.index["label"] < 0).sum()),
+        "non_idc": int((label == 0).sum()),
+        "idc": int((label == 1).sum()),
+        "unknown_label": int((label < 0).sum()),
         "edge_patches": int(edge.sum()),
         **vars(pack.info),
-        "patches_of": table["patches"].to_dict(),
+        "patches_of": patient_table(pack)["patches"].to_dict(),
     }
 
 
 def _describe_map(file: Path) -> dict[str, Any]:
     from wsi_idc.maps.map_reader import read_map
 
-    content = read_map(file)
-    rows, cols = content.shape
+    patient_map = read_map(file)
+    rows, cols = patient_map.shape
+    slide, cam, uncertainty = patient_map.slide, patient_map.cam, patient_map.uncertainty
     return {
         "kind": "map",
         "file": file,
-        "patient": content.patient,
-        "source": content.source,
-        "patches": len(content.probability),
+        "patient": patient_map.patient,
+        "source": patient_map.source,
+        "patches": len(patient_map.probability),
         "grid": f"{rows} rows, {cols} cols",
-        "patch_px": content.patch_px,
-        "mpp": content.mpp,
-        "mpp_source": content.mpp_source,
-        "called_idc": content.idc_fraction(),
-        "called_idc_smoothed": content.smoothed_idc_fraction(),
-        "labelled_idc": int((content.label == 1).sum()),
-        "threshold": content.threshold,
-        "temperature": content.temperature,
-        "smoothing": None if content.smoothing is None else dict(content.smoothing),
-        "mean_uncertainty": (
-            None if content.uncertainty is None else float(content.uncertainty.mean())
-        ),
-        "stride_px": content.cell_px,
-        "slide": None if content.slide is None else _describe_view(content.slide),
-        "cam": _describe_cam(content),
-        "model": dict(content.model),
-        "provenance": dict(content.provenance),
+        "patch_px": patient_map.patch_px,
+        "mpp": patient_map.mpp,
+        "mpp_source": patient_map.mpp_source,
+        "called_idc": patient_map.idc_fraction(),
+        "called_idc_smoothed": patient_map.smoothed_idc_fraction(),
+        "labelled_idc": int((patient_map.label == 1).sum()),
+        "threshold": patient_map.threshold,
+        "temperature": patient_map.temperature,
+        "smoothing": None if patient_map.smoothing is None else dict(patient_map.smoothing),
+        "mean_uncertainty": None if uncertainty is None else float(uncertainty.mean()),
+        "stride_px": patient_map.cell_px,
+        "slide": slide
+        and f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px",
+        "cam": "none"
+        if cam is None
+        else f"{patient_map.cam_method} of {patient_map.cam_class} at {patient_map.cam_layer}, "
+        f"{cam.shape[1]} x {cam.shape[2]}",
+        "model": dict(patient_map.model),
+        "provenance": dict(patient_map.provenance),
     }
-
-
-def _describe_cam(content: "PatientMap") -> str:
-    if content.cam is None:
-        return "none"
-    _, height, width = content.cam.shape
-    return f"{content.cam_method} of {content.cam_class} at {content.cam_layer}, {height} x {width}"
-
-
-def _describe_view(slide: "SlideView") -> str:
-    return f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px"
 
 
 def _describe_cohort(file: Path) -> dict[str, Any]:
@@ -136,7 +130,7 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
         fractions = dict(zip(table["patient"], table["idc_fraction"].astype(float), strict=True))
     except (KeyError, ValueError, OverflowError):
         raise MapError(
-            f"{file}: a table without the columns of a cohort; make it anew with wsi-idc report"
+            f"{file}: a table without the columns of a cohort; make it again with wsi-idc report"
         ) from None
     return {
         "kind": "cohort",
@@ -153,26 +147,26 @@ def _describe_slide(file: Path) -> dict[str, Any]:
     from wsi_idc.slides.slide import open_slide
 
     try:
-        slide, why_not = open_slide(file), None
+        slide, mpp_error = open_slide(file), None
     except SlideError as error:
-        # Without its resolution the rest can be seen all the same; what else may be wrong with
-        # the file is raised again.
+        # Without a resolution the rest can be described; another error is raised again here.
         slide = open_slide(file, mpp=1.0)
-        why_not = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
+        mpp_error = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
     with slide:
         return {
             "kind": "slide",
             "file": file,
             "width": slide.width,
             "height": slide.height,
-            "mpp": None if why_not else slide.mpp,
-            "mpp_source": why_not or slide.mpp_source,
-            "levels": [f"{one.width} x {one.height}" for one in slide.levels],
+            "mpp": None if mpp_error else slide.mpp,
+            "mpp_source": mpp_error or slide.mpp_source,
+            "levels": [f"{level.width} x {level.height}" for level in slide.levels],
             "fingerprint": slide.fingerprint(),
         }
 
 
 def _describe_checkpoint(file: Path) -> dict[str, Any]:
+    check_checkpoint_file(file)
     from wsi_idc.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(file)
@@ -195,7 +189,7 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Return a value as text for people; ``--json`` has it whole."""
+    """Return a value as short text; ``--json`` has it in full."""
     if isinstance(value, dict):
         value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
     elif isinstance(value, list | tuple):
@@ -203,4 +197,4 @@ def _short(value: Any) -> str:
     elif isinstance(value, float):
         value = f"{value:.4g}"
     text = str(value)
-    return text if len(text) <= 400 else f"{text[:397]}..."
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."

@@ -1,43 +1,38 @@
-"""From what ``--checkpoint`` was given to what predicts."""
+"""Checkpoints and map files that command lines name."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from wsi_idc.core.constants import DEFAULT_RUNS
-from wsi_idc.core.errors import CheckpointError
+from wsi_idc.cli.output import echo_note
+from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_RUNS
+from wsi_idc.core.errors import CheckpointError, MapError
+from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Predictor
     from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.core.constants import DEFAULT_MAPS
-from wsi_idc.core.errors import MapError
 
 
-def open_predictor(checkpoints: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
-    """Read what ``predictor_options`` mean, and say which checkpoints they are.
+def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
+    """Read the files of ``find_checkpoints``.
 
     Raises:
-        CheckpointError: One cannot be read or is not finished, or they do not go together.
+        CheckpointError: A checkpoint cannot be read or is not finished, or they do not match.
     """
     from wsi_idc.inference.predictor import Predictor
 
-    given: Sequence[Path | None] = checkpoints or (None,)
-    return Predictor(tuple(open_checkpoint(one) for one in given), tta=tta, smooth=smooth)
+    return Predictor(tuple(map(read_checkpoint, paths)), tta=tta, smooth=smooth)
 
 
-def open_checkpoint(given: Path | None) -> "Checkpoint":
-    """Read the checkpoint that ``--checkpoint`` means, and say which one it is.
+def read_checkpoint(path: Path) -> "Checkpoint":
+    """Read a checkpoint of a finished training.
 
     Raises:
-        CheckpointError: It cannot be read, or its training is not finished.
+        CheckpointError: The file cannot be read, or its training is not finished.
     """
     from wsi_idc.models.checkpoint import load_checkpoint
 
-    path, why = _find_checkpoint(given)
-    click.echo(f"checkpoint: {path} ({why})", err=True)
     checkpoint = load_checkpoint(path)
     if not checkpoint.metrics:
         raise CheckpointError(
@@ -47,39 +42,53 @@ def open_checkpoint(given: Path | None) -> "Checkpoint":
     return checkpoint
 
 
-def _find_checkpoint(given: Path | None) -> tuple[Path, str]:
-    """Return the checkpoint file and why it is this one."""
-    from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint
-    from wsi_idc.training.runs import newest_finished
+def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
+    """Return the checkpoint files of ``--checkpoint``, and name them on standard error.
 
-    if given is None:
-        run = newest_finished(DEFAULT_RUNS)
-        if run:
-            return run.best, "the newest finished run"
-        return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
-    if str(given) == BUNDLED:
-        return bundled_checkpoint(), "the bundled model"
-    if given.is_dir() and not (given / "best.pt").exists():
-        raise CheckpointError(f"{given}: no best.pt in this folder; give a finished run")
-    return (given / "best.pt" if given.is_dir() else given), "as given"
-
-
-def map_files(given: Sequence[Path]) -> list[Path]:
-    """Return files, the maps of folders, and without any those in maps/; no table of a cohort.
+    The files are checked without importing torch.
 
     Raises:
-        MapError: There is none among them.
+        CheckpointError: A file is missing or is no checkpoint.
+    """
+    found = [_find(path) for path in checkpoints] or [_default_checkpoint()]
+    for path, reason in found:
+        check_checkpoint_file(path)
+        echo_note(f"checkpoint: {path} ({reason})")
+    return [path for path, _ in found]
+
+
+def _default_checkpoint() -> tuple[Path, str]:
+    from wsi_idc.training.runs import newest_finished
+
+    run = newest_finished(DEFAULT_RUNS)
+    if run:
+        return run.best, "the newest finished run"
+    return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
+
+
+def _find(path: Path) -> tuple[Path, str]:
+    if str(path) == BUNDLED:
+        return bundled_checkpoint(), "the bundled model"
+    if path.is_dir() and not (path / "best.pt").exists():
+        raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
+    return (path / "best.pt" if path.is_dir() else path), "as given"
+
+
+def find_maps(paths: Sequence[Path]) -> list[Path]:
+    """Return map files: those of ``paths`` and their folders, without any those in maps/.
+
+    Cohort files are left out: a shell's *.h5 includes the one in the folder of maps.
+
+    Raises:
+        MapError: There are no maps.
     """
     from wsi_idc.maps.cohort_file import is_cohort
     from wsi_idc.maps.map_reader import map_paths
 
-    if not given:
-        found = map_paths(DEFAULT_MAPS)
-    else:
-        # A shell's *.h5 holds the table that lies among the maps.
-        each = [map_paths(one) if one.is_dir() else [one] for one in given]
-        found = [path for paths in each for path in paths if not is_cohort(path)]
-    if not found:
-        where = ", ".join(map(str, given)) or f"{DEFAULT_MAPS}/"
+    lists = [map_paths(path) if path.is_dir() else [path] for path in paths]
+    files = [path for files in lists for path in files] if paths else map_paths(DEFAULT_MAPS)
+    maps = dict.fromkeys(path for path in files if not is_cohort(path))
+    if not maps:
+        where = ", ".join(map(str, paths)) or f"{DEFAULT_MAPS}/"
         raise MapError(f"no maps in {where}; make some with wsi-idc map, or name them")
-    return list(dict.fromkeys(found))
+    return list(maps)

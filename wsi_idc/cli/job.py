@@ -1,8 +1,12 @@
-"""``wsi-idc job``."""
+"""``wsi-idc job``, ``submit`` and ``status``: run a job file, here or on SLURM."""
 
 import logging
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +17,8 @@ from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
-from wsi_idc.cli.options import PATH, is_given
-from wsi_idc.cli.output import echo, one_line
+from wsi_idc.cli.options import PATH, is_given, json_option
+from wsi_idc.cli.output import echo, echo_note, echo_result, echo_table
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report
@@ -23,44 +27,36 @@ from wsi_idc.cli.train import train
 from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.jobs.job import Job, OptionSpec, Task
+    from wsi_idc.jobs.job import CommandSpec, Job, Task
 
 logger = logging.getLogger(__name__)
 
 COMMANDS: Mapping[str, click.Command] = {
     str(command.name): command
     for command in (
-        prepare,
-        explore,
-        train,
-        search,
-        eval_,
-        compare,
-        map_,
-        render,
-        export,
-        report,
+        *(prepare, explore, train, search, eval_, compare, map_, render, export, report),
     )
 }
-# How and where to compute, and what to show: given when the job is run, not in its file.
+# Options of a machine or of the output: given when the job is run, not in its file.
 NOT_IN_A_FILE = frozenset(
     {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run"}
 )
+_PASS_FLAGS = {"ignore_unknown_options": True}
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings=_PASS_FLAGS)
 @click.argument("job", type=PATH)
-@click.option("--task", type=int, help="Only the task of this number, from 1.")
-@click.option("--count", is_flag=True, help="Say how many tasks the job has, and do nothing.")
-@click.option("--dry-run", is_flag=True, help="Say the command of each task, and do nothing.")
+@click.option("--task", type=int, help="Run only the task of this number, from 1.")
+@click.option("--count", is_flag=True, help="Print the number of tasks and run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the command of each task and run nothing.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[str, ...]) -> None:
-    """Do what a job file asks for, or one task of it.
+    """Run a job file, or one task of it.
 
     JOB is a TOML file that names a command and its settings; those in jobs/ have every key, with a
-    comment. Without --task all tasks are done, one after the other; what is finished already is
-    passed over. FLAGS go to the command of each task, such as --device, --overwrite, or a setting
-    that overrides the file's.
+    comment. Without --task all tasks run, one after the other; finished work is skipped. FLAGS go
+    to the command of each task, such as --device, --overwrite, or a setting that overrides the
+    file's.
 
     \b
     Examples:
@@ -68,128 +64,40 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
       wsi-idc job jobs/cv5.toml --task 2 --device cuda:1
       wsi-idc job jobs/map_all.toml --dry-run
     """
-    read = open_job(job, flags)
+    opened = open_job(job, flags)
     if count:
-        echo(str(len(read.tasks)))
-        return
-    if dry_run:
-        for one in [read.task(task)] if task is not None else read.tasks:
-            echo(shlex.join(["wsi-idc", *one.arguments()]))
-        return
-    if task is not None:
-        _run(read.task(task))
-    elif read.whole is not None:
-        _run(read.whole)
-    elif len(read.tasks) > 1 and "--json" in read.tasks[0].extra:
-        raise click.UsageError("--json is for one task; give --task, or ask wsi-idc status --json.")
+        echo(len(opened.tasks))
+    elif dry_run:
+        for one_task in [opened.task(task)] if task is not None else opened.tasks:
+            echo(_command_line(one_task))
+    elif task is not None:
+        _run(opened.task(task))
+    elif opened.single_call is not None:
+        _run(opened.single_call)
+    elif len(opened.tasks) > 1 and "--json" in opened.tasks[0].passthrough_args:
+        raise click.UsageError("--json is for one task; give --task, or use wsi-idc status --json.")
     else:
-        _run_all(read)
+        _run_all(opened)
 
 
-def open_job(path: Path, flags: Sequence[str]) -> "Job":
-    """Read a job file and what is given beside it, and check the command of every task.
-
-    Raises:
-        JobError: The file cannot be read, or a command would refuse its settings.
-        click.UsageError: A flag is none of the command's.
-    """
-    from wsi_idc.core.toml_file import load_toml
-    from wsi_idc.jobs.job import read_job
-
-    if str(path).startswith("-"):
-        raise click.UsageError("give JOB first, then flags for its command.")
-    known = {name: _flags(command) for name, command in COMMANDS.items()}
-    name = str(load_toml(path).get("command"))
-    given, extra = _given(COMMANDS[name], flags, path) if name in known else ({}, [])
-    read = read_job(path, known, given=given, extra=extra)
-    for task in [*read.tasks, read.whole]:
-        if task is not None:
-            _check(path, task)
-    return read
-
-
-def _check(path: Path, task: "Task") -> None:
-    """Let the command itself look at its settings, ahead of the first task."""
-    try:
-        COMMANDS[task.command].make_context(f"wsi-idc {task.command}", task.arguments()[1:])
-    except click.ClickException as error:
-        raise JobError(f"{path}: {error.format_message()}") from None
-
-
-def _flags(command: click.Command) -> "dict[str, OptionSpec]":
-    """Return what a task may set of a command, by key."""
-    from wsi_idc.jobs.job import OptionSpec
-
-    kinds = {"integer": int, "float": float, "boolean": bool}
-    return {
-        _key(param): OptionSpec(
-            "" if isinstance(param, click.Argument) else _option(param),
-            kinds.get(param.type.name.removesuffix(" range"), str),
-            param.multiple or param.nargs == -1,
-        )
-        for param in command.params
-        if param.name not in NOT_IN_A_FILE
-    }
-
-
-def _given(
-    command: click.Command, flags: Sequence[str], path: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Return settings that are given as flags, by key, and the other flags as they are."""
-    # What a command line must have, the file has.
-    required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
-    needed = [str(path)] * len(required)
-    ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", [*flags, *needed])
-    given: dict[str, Any] = {}
-    extra: list[str] = []
-    for param in command.params:
-        name = str(param.name)
-        value = ctx.params.get(name)
-        if not is_given(ctx, name) or param in required:
-            continue
-        if name not in NOT_IN_A_FILE:
-            given[_key(param)] = _plain(value)
-        elif isinstance(value, bool):
-            extra.append(_option(param))
-        elif isinstance(param, click.Option) and param.count:
-            extra += [_option(param)] * int(value or 0)
-        else:
-            extra += [_option(param), str(value)]
-    return given, extra
-
-
-def _option(param: click.Parameter) -> str:
-    return max(param.opts, key=len)
-
-
-def _key(param: click.Parameter) -> str:
-    if isinstance(param, click.Argument):
-        return str(param.name)
-    return _option(param).lstrip("-").replace("-", "_")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+def _command_line(task: "Task") -> str:
+    return shlex.join(["wsi-idc", *task.arguments()])
 
 
 def _run(task: "Task") -> None:
-    if left_out := task.unfinished_runs():
-        logger.warning("not finished, so left out: %s", ", ".join(left_out))
+    if unfinished := task.unfinished_runs():
+        logger.warning("not finished, so left out: %s", ", ".join(unfinished))
     COMMANDS[task.command].main(
         task.arguments()[1:], prog_name=f"wsi-idc {task.command}", standalone_mode=False
     )
 
 
-def _run_all(read: "Job") -> None:
-    """Run every task; one that fails is listed at the end, and the others are run all the same."""
-    count = len(read.tasks)
-    failed = []
-    for number, task in enumerate(read.tasks, start=1):
+def _run_all(opened: "Job") -> None:
+    """Run every task; failed ones are listed at the end."""
+    count, failed = len(opened.tasks), []
+    for number, task in enumerate(opened.tasks, start=1):
         if count > 1:
-            line = shlex.join(["wsi-idc", *task.arguments()])
-            click.echo(one_line(f"task {number} of {count}: {line}"), err=True)
+            echo_note(f"task {number} of {count}: {_command_line(task)}")
         try:
             _run(task)
         except StoppedError:
@@ -197,8 +105,235 @@ def _run_all(read: "Job") -> None:
         except WsiIdcError as error:
             if count == 1:
                 raise
-            failed.append(number)
-            click.echo(one_line(f"task {number} failed: {error}"), err=True)
+            failed.append(str(number))
+            echo_note(f"task {number} failed: {error}")
     if failed:
-        numbers = ", ".join(map(str, failed))
-        raise JobError(f"{len(failed)} of {count} tasks failed: {numbers}; the reasons are above")
+        raise JobError(
+            f"{len(failed)} of {count} tasks failed: {', '.join(failed)}; the reasons are above"
+        )
+
+
+def open_job(path: Path, flags: Sequence[str]) -> "Job":
+    """Read a job file and the flags of its command, and check the command line of every task.
+
+    Raises:
+        JobError: The file cannot be read, or its command rejects the settings.
+        click.UsageError: The command has no such flag.
+    """
+    from wsi_idc.core.toml_file import load_toml
+    from wsi_idc.jobs.job import read_job
+
+    if str(path).startswith("-"):
+        raise click.UsageError("give JOB first, then flags for its command.")
+    command = COMMANDS.get(str(load_toml(path).get("command")))
+    overrides, extra = _parse_flags(command, flags, path) if command else ({}, [])
+    specs = {name: command_spec(one_command) for name, one_command in COMMANDS.items()}
+    return read_job(path, specs, overrides=overrides, passthrough_args=extra)
+
+
+def command_spec(command: click.Command) -> "CommandSpec":
+    """Describe the options of a command that a job file may set."""
+    from wsi_idc.jobs.job import CommandSpec, OptionSpec
+
+    options = {
+        _key(param): OptionSpec(
+            _option(param) if isinstance(param, click.Option) else "",
+            is_flag=isinstance(param, click.Option) and param.is_flag,
+            is_list=param.multiple or param.nargs == -1,
+        )
+        for param in command.params
+        if param.name not in NOT_IN_A_FILE
+    }
+    return CommandSpec(options, partial(_parse, command))
+
+
+def _parse(command: click.Command, words: Sequence[str]) -> dict[str, Any]:
+    """Parse a command line into values by key; nothing runs."""
+    try:
+        params = command.make_context(f"wsi-idc {command.name}", list(words)).params
+    except click.ClickException as error:
+        raise JobError(error.format_message()) from None
+    return {_key(param): params.get(str(param.name)) for param in command.params}
+
+
+def _parse_flags(
+    command: click.Command, flags: Sequence[str], path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the flags that are settings, by key, and the other flags as command-line words."""
+    # Required arguments are in the file; the path stands in for them here.
+    required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
+    words = [*flags, *[str(path)] * len(required)]
+    ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", words)
+    overrides: dict[str, Any] = {}
+    extra: list[str] = []
+    for param in command.params:
+        value = ctx.params.get(str(param.name))
+        if not is_given(ctx, str(param.name)) or param in required:
+            continue
+        if param.name not in NOT_IN_A_FILE:
+            overrides[_key(param)] = _as_toml(value)
+        elif isinstance(value, bool):
+            extra.append(_option(param))
+        elif isinstance(param, click.Option) and param.count:
+            extra += [_option(param)] * int(value or 0)
+        else:
+            extra += [_option(param), str(value)]
+    return overrides, extra
+
+
+def _option(param: click.Parameter) -> str:
+    return max(param.opts, key=len)
+
+
+def _key(param: click.Parameter) -> str:
+    return _option(param).lstrip("-").replace("-", "_")
+
+
+def _as_toml(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_toml(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@click.command(context_settings=_PASS_FLAGS)
+@click.argument("job", type=PATH)
+@json_option
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
+    """Show the progress of the tasks of a job.
+
+    It is read from their files, wherever they ran; with SLURM the job's entries in the queue are
+    shown too. FLAGS are those that the job was run with.
+
+    \b
+    Examples:
+      wsi-idc status jobs/train_all_models.toml
+      wsi-idc status jobs/map_all.toml --json
+    """
+    from wsi_idc.jobs.slurm import queue_of
+    from wsi_idc.jobs.status import FINISHED, status_of
+
+    opened = open_job(job, flags)
+    rows, queue = status_of(opened), queue_of(opened)
+    record = {"job": opened.name, "command": opened.command, "tasks": [vars(row) for row in rows]}
+    width = max(len(row.out) for row in rows)
+    lines = [
+        f"task {row.number:<3} {row.out:<{width}}  {row.state:<11}  {row.detail}".rstrip()
+        for row in rows
+    ]
+    lines += [f"in the queue: {entry}" for entry in queue]
+    lines.append(f"{sum(row.state == FINISHED for row in rows)} of {len(rows)} finished")
+    echo_result({**record, "queue": queue}, lines, as_json=as_json)
+
+
+@click.command(context_settings=_PASS_FLAGS)
+@click.argument("job", type=PATH)
+@click.option(
+    "--on",
+    "where",
+    type=click.Choice(["slurm", "local"]),
+    help="[default: slurm if there is sbatch, else local]",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted; submit nothing.")
+@click.option(
+    "--gpus", type=click.IntRange(min=0), help="GPUs per node.  [default: 1, or 0 if unused]"
+)
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--cpus", type=click.IntRange(min=1), default=4, show_default=True, help="Cores per process."
+)
+@click.option("--memory", default="6G", show_default=True, help="Memory per node.")
+@click.option(
+    "--time",
+    default="04:00:00",
+    show_default=True,
+    help="Time limit, at which an unfinished job is requeued.",
+)
+@click.option("--partition", default="", help="[default: the site's]")
+@click.option("--account", default="", help="[default: the site's]")
+@click.option("--sbatch", "more", multiple=True, help="Another flag of sbatch, such as --qos=long.")
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    job: Path,
+    where: str | None,
+    dry_run: bool,
+    flags: tuple[str, ...],
+    **resources: Any,
+) -> None:
+    """Submit a job: its tasks as an array to SLURM, or into the background of this machine.
+
+    Each task gets a signal two minutes before its time limit, saves, and is requeued to continue.
+    With several --gpus or --nodes one training runs on all of them. FLAGS go to the command of each
+    task. slurm/site.env is read first if it exists.
+
+    \b
+    Examples:
+      wsi-idc submit jobs/train_all_models.toml --time 12:00:00 --partition gpu
+      wsi-idc submit jobs/cv5.toml --dry-run
+      wsi-idc submit jobs/smoke.toml --on local
+    """
+    from wsi_idc.core.files import write_text
+    from wsi_idc.jobs.slurm import LOGS, Resources, sbatch_text
+    from wsi_idc.jobs.slurm import submit as submit_script
+
+    opened = open_job(job, flags)
+    given = [name for name in resources if is_given(ctx, name)]
+    if (where or ("slurm" if shutil.which("sbatch") else "local")) == "local":
+        if given:
+            names = ", ".join(f"--{'sbatch' if name == 'more' else name}" for name in given)
+            echo_note(f"for SLURM, so without effect here: {names}")
+        _start_here(opened, flags, dry_run=dry_run)
+        return
+    text = sbatch_text(opened, Resources(**resources), flags)
+    if dry_run:
+        click.echo(text, nl=False)
+        return
+    if not shutil.which("sbatch"):
+        raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
+    script = LOGS / f"{opened.name}.sbatch"
+    write_text(script, text)
+    # On the command line they win over the site's settings, which win over the script's.
+    sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
+    words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
+    number = submit_script(script, [*words, *resources["more"]])
+    tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
+    rows = [("submitted", f"{opened.name} as job {number}{tasks}"), ("script", script)]
+    rows += [("logs", LOGS / f"{opened.name}-{number}*.out"), _next_row(opened, flags)]
+    echo_table(rows)
+
+
+def _next_row(opened: "Job", flags: tuple[str, ...]) -> tuple[str, str]:
+    return "next", shlex.join(["wsi-idc", "status", str(opened.path), *flags])
+
+
+def _start_here(opened: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
+    """Start the job in the background, with its log in a file."""
+    from wsi_idc.jobs.slurm import LOGS
+
+    if dry_run:
+        for task in [opened.single_call] if opened.single_call else opened.tasks:
+            echo(_command_line(task))
+        return
+    log = LOGS / f"{opened.name}.out"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # A process with its own session survives the terminal.
+    process = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "wsi_idc", "job", str(opened.path), *flags],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    rows = [
+        ("started", f"{opened.name} in the background, process {process}"),
+        ("log", log),
+        ("stop", f"kill {process}  (it saves; the same command continues)"),
+        _next_row(opened, flags),
+    ]
+    echo_table(rows)

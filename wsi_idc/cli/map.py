@@ -1,13 +1,14 @@
 """``wsi-idc map``."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.inputs import open_predictor
+from wsi_idc.cli.inputs import find_checkpoints, open_predictor
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
@@ -20,16 +21,16 @@ from wsi_idc.cli.options import (
     predictor_options,
     slide_options,
 )
-from wsi_idc.cli.output import echo, echo_json, one_line
+from wsi_idc.cli.output import echo_note, echo_result
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.builder import MapBuilder
+    from wsi_idc.maps.builder import MapBuilder, MapReport
     from wsi_idc.maps.plan import PlannedMap
-    from wsi_idc.maps.writer_pool import MapReport
 
 logger = logging.getLogger(__name__)
+_NUM_SHOWN = 5
 
 
 @click.command("map")
@@ -42,19 +43,21 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--shard", metavar="I/N", help="Only the I-th of N parts, 1 to N, of about equal work."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and what it takes.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan and its memory and disk; map nothing."
+)
 @predictor_options
 @data_option
 @click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
 @slide_options
 @cam_options
 @click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
-@click.option("--overwrite", is_flag=True, help="Make maps anew that are there already.")
+@click.option("--overwrite", is_flag=True, help="Replace existing maps.")
 @click.option(
     "--compile",
     "compiled",
     is_flag=True,
-    help="Run the network through torch.compile: half a minute at first, then faster.",
+    help="Run the network through torch.compile: half a minute of compilation, then faster.",
 )
 @compute_options
 @json_option
@@ -74,18 +77,16 @@ def map_(
     mask: Path | None,
     min_tissue: float,
     stride: int | None,
-    **how: Any,
+    **options: Any,
 ) -> None:
     """Map patients or slides: probability and CAM.
 
     Writes one HDF5 file for each patient, with a probability for every patch and the mosaic of
-    its CAMs.
-    The patches of a slide are cut where it has tissue, at the model's size and microns per pixel.
+    its CAMs. A slide is cut into patches where it has tissue, at the model's size and microns per
+    pixel. After --all or --manifest, cohort.csv and cohort.h5 beside the maps are their table.
 
-    After --all or --manifest, cohort.csv and cohort.h5 beside the maps sum them up.
-
-    A map made before by the same checkpoint, settings and data is kept; any other is made anew.
-    Stopped, it exits with 75, and the same command goes on with the patients that are left.
+    An existing map of the same checkpoint, settings and data is kept; any other is replaced. After
+    a stop (exit code 75) the same command continues with the remaining patients.
 
     \b
     Examples:
@@ -93,58 +94,69 @@ def map_(
       wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
       wsi-idc map --slide scans/*.svs --checkpoint runs/mine
     """
-    from wsi_idc.data.open_data import open_data
-    from wsi_idc.data.patient_list import read_patients
+    _check_usage()
+    paths = find_checkpoints(options.pop("checkpoints"))
+    pack = None
+    if not (slides or manifest):
+        from wsi_idc.data.open_data import open_data
+
+        pack = open_data(data)
+        logger.info("data: %s", pack)
+        for patient in patients:
+            pack.rows_of(patient)  # an unknown id is an error before torch is imported
+
+    listed: list[str] = []
+    if patients_file is not None:
+        from wsi_idc.data.patient_list import read_patients
+
+        listed = read_patients(patients_file)
+
     from wsi_idc.maps.from_pack import PackSource
     from wsi_idc.maps.from_slides import SlideSettings, SlideSource
     from wsi_idc.maps.sharding import parse_shard
     from wsi_idc.runtime.signals import stop_requests
 
-    _check_usage()
-    settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
-    builder = _builder(**how)
+    builder = _builder(paths, **options)
     source: PackSource | SlideSource
-    if slides or manifest:
+    if pack is None:
+        settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
         source = SlideSource.from_files((*slides, *files), manifest, settings)
     else:
-        pack = open_data(data)
-        logger.info("data: %s", pack)
-        listed = read_patients(patients_file) if patients_file else []
         source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
     source = source if shard is None else source.shard(*parse_shard(shard))
     if dry_run:
-        _say_plan(source.plan(builder), as_json=as_json)
+        _echo_plan(source.plan(builder), as_json=as_json)
         return
-    # Not before: what packs a tree ends at a signal by itself, and at once.
+    # The handlers are installed only now: a signal aborts the packing of a patch tree at once.
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
-    # A shard is not the cohort; wsi-idc report writes its table when all of them are done.
-    wants_table = bool(everyone or manifest) and shard is None
-    _say_made(report, builder.out if wants_table else None, as_json=as_json)
+    # A shard is only a part of the cohort; wsi-idc report writes the table of all shards.
+    has_table = bool(everyone or manifest) and shard is None
+    _echo_report(report, builder.out if has_table else None, as_json=as_json)
 
 
 def _check_usage() -> None:
-    """Raise where it is not clear what to map, or something is given that would do nothing."""
+    """Raise if the inputs are ambiguous, or if an option would have no effect."""
     given = click.get_current_context().params
-    of_slides = bool(given["slides"] or given["manifest"])
-    named = bool(given["patients"] or given["patients_file"])
-    ways = [named, given["everyone"], bool(given["slides"]), bool(given["manifest"])]
-    if sum(ways) != 1 or (given["files"] and not given["slides"]):
+    for_slides = bool(given["slides"] or given["manifest"])
+    for_patients = bool(given["patients"] or given["patients_file"])
+    inputs = [for_patients, given["everyone"], bool(given["slides"]), bool(given["manifest"])]
+    if sum(inputs) != 1 or (given["files"] and not given["slides"]):
         raise click.UsageError(
             "give --patient P (once or more) or --patients-file, or --all, or --slide FILE..., "
             "or --manifest CSV."
         )
-    if not of_slides and (idle := changed("mpp", "mask", "min_tissue", "stride")):
-        raise click.UsageError(f"{', '.join(idle)} is for slides; a pack has its patches.")
-    if of_slides and changed("data"):
+    if not for_slides and (unused := changed("mpp", "mask", "min_tissue", "stride")):
+        raise click.UsageError(f"{', '.join(unused)} is for slides; a pack has its patches.")
+    if for_slides and changed("data"):
         raise click.UsageError("--data is for patients of a pack, not for slides.")
-    if given["no_cam"] and (idle := changed("cam_method", "cam_layer", "cam_class")):
-        raise click.UsageError(f"{', '.join(idle)} says nothing with --no-cam; leave out one.")
+    if given["no_cam"] and (unused := changed("cam_method", "cam_layer", "cam_class")):
+        raise click.UsageError(f"{', '.join(unused)} has no effect with --no-cam; leave out one.")
 
 
 def _builder(
+    paths: list[Path],
     *,
-    checkpoints: tuple[Path, ...],
     tta: bool,
     smooth: bool,
     cam_method: str,
@@ -155,86 +167,79 @@ def _builder(
     device: str,
     precision: str,
     compiled: bool,
-    **more: Any,
+    **options: Any,
 ) -> "MapBuilder":
     from wsi_idc.maps.builder import MapBuilder
     from wsi_idc.models.cam import CamSpec
     from wsi_idc.runtime.device import select_device
 
-    compute = select_device(device, precision, compiled=compiled)
-    method = open_predictor(checkpoints, tta=tta, smooth=smooth)
-    logger.info("device: %s", compute)
+    device_config = select_device(device, precision, compiled=compiled)
+    predictor = open_predictor(paths, tta=tta, smooth=smooth)
+    logger.info("device: %s", device_config)
     cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
-    return MapBuilder(method, compute, cam=cam, with_image=not no_image, **more)
+    return MapBuilder(predictor, device_config, cam=cam, with_image=not no_image, **options)
 
 
-def _say_made(report: "MapReport", tabled: Path | None, *, as_json: bool) -> None:
-    """Say which maps were made, and write and name the table of those in the folder ``tabled``.
+def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:
+    """Print the report; write the table of the maps in ``folder`` and print its name.
 
     Raises:
-        WsiIdcError: A map or the table could not be made; the reasons have been said.
+        WsiIdcError: A map or the table could not be made; the reasons are printed.
     """
     from wsi_idc.maps.cohort import write_cohort
 
-    table, no_table = None, None
-    if tabled is not None:
+    table, table_error = None, None
+    if folder is not None:
         try:
-            table = write_cohort(tabled)
+            table = write_cohort(folder)
         except (WsiIdcError, OSError) as error:
-            no_table = error  # to be said after what was made
-    if as_json:
-        echo_json({**vars(report), "table": table})
-    else:
-        _say_report(report)
-        if table is not None:
-            echo(f"{table[0]}  what each map says, a row for each patient")
-    if no_table:
-        click.echo(one_line(f"no table of the maps: {no_table}"), err=True)
+            table_error = error  # printed after the maps
+    lines = [*_report_lines(report), *([f"{table[0]}  one row for each map"] if table else [])]
+    echo_result({**vars(report), "table": table}, lines, as_json=as_json)
+    for patient, reason in report.failed.items() if not as_json else ():
+        echo_note(f"no map of {patient}: {reason}")
+    if table_error:
+        echo_note(f"no table of the maps: {table_error}")
     if report.failed:
         raise WsiIdcError(
             f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
             f"patients have no map: {', '.join(report.failed)}; the reasons are above"
         )
-    if no_table:
+    if table_error:
         raise WsiIdcError("the maps are made, but no table of them; the reason is above")
 
 
-def _say_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
-    if as_json:
-        echo_json([vars(one) for one in plan])
-    else:
-        _say_each(plan)
-    if failed := [one.patient for one in plan if not one.is_mappable]:
+def _report_lines(report: "MapReport") -> Iterator[str]:
+    for patient, path in report.made.items():
+        idc_fraction = report.idc_fraction[patient]
+        yield f"{path}  {report.patches[patient]} patches, {idc_fraction:.1%} called IDC"
+    if report.kept:
+        names = ", ".join(list(report.kept)[:_NUM_SHOWN])
+        names += ", ..." if len(report.kept) > _NUM_SHOWN else ""
+        settings = "made before by the same checkpoint, settings and data"
+        yield f"{len(report.kept)} kept, {settings}: {names}"
+    if not (report.made or report.failed):
+        yield "nothing to compute"
+
+
+def _echo_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
+    echo_result([vars(planned) for planned in plan], _plan_lines(plan), as_json=as_json)
+    if failed := [planned.patient for planned in plan if not planned.is_mappable]:
         raise WsiIdcError(
             f"{len(failed)} of {len(plan)} patients would have no map: {', '.join(failed)}; the "
             "reasons are above"
         )
 
 
-def _say_each(plan: "list[PlannedMap]") -> None:
-    for one in plan:
-        echo(f"{one.patient}: {one.state}, {one.num_patches} patches, {one.disk_mb:.1f} MB")
-    due = [one for one in plan if one.state == "to do"]
-    echo(
-        f"{len(due)} of {len(plan)} to do: {sum(one.num_patches for one in due)} patches, "
-        f"{sum(one.disk_mb for one in due):.0f} MB on disk, about "
-        f"{max((one.memory_mb for one in due), default=0):.0f} MB of memory beside the model"
+def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:
+    for planned in plan:
+        size = f"{planned.num_patches} patches, {planned.disk_mb:.1f} MB"
+        yield f"{planned.patient}: {planned.state}, {size}"
+    todo = [planned for planned in plan if planned.state == "to do"]
+    yield (
+        f"{len(todo)} of {len(plan)} to do: "
+        f"{sum(planned.num_patches for planned in todo)} patches, "
+        f"{sum(planned.disk_mb for planned in todo):.0f} MB on disk, about "
+        f"{max((planned.memory_mb for planned in todo), default=0):.0f} MB of memory beside the "
+        "model"
     )
-
-
-def _say_report(report: "MapReport") -> None:
-    for patient, path in report.made.items():
-        echo(
-            f"{path}  {report.patches[patient]} patches, "
-            f"{report.idc_fraction[patient]:.1%} called IDC"
-        )
-    if report.kept:
-        names = ", ".join(list(report.kept)[:5]) + (", ..." if len(report.kept) > 5 else "")
-        echo(
-            f"{len(report.kept)} kept, made before by the same checkpoint, settings and data: "
-            f"{names}"
-        )
-    if not (report.made or report.failed):
-        echo("nothing to compute")
-    for patient, reason in report.failed.items():
-        click.echo(one_line(f"no map of {patient}: {reason}"), err=True)

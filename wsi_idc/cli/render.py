@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.inputs import map_files
+from wsi_idc.cli.inputs import find_maps
 from wsi_idc.cli.options import PATH, Number, logging_options
-from wsi_idc.cli.output import echo, one_line
+from wsi_idc.cli.output import echo, echo_note
 from wsi_idc.core.errors import MapError, WsiIdcError
 
 _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
@@ -21,7 +21,7 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
     multiple=True,
     default=("panels",),
     show_default=True,
-    help="What to draw; may be repeated.",
+    help="View to draw; may be repeated.",
 )
 @click.option(
     "--format",
@@ -37,13 +37,13 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
     type=click.IntRange(30, 1200),
     default=300,
     show_default=True,
-    help="Of a PNG, and of the pictures in a PDF.",
+    help="Resolution of a PNG, and of the images in a PDF.",
 )
 @click.option("--out", type=PATH, help="Folder of pictures.  [default: beside each map]")
 @click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Probability from which a patch is called IDC.  [default: the map's own]",
+    help="Call a patch IDC from this probability.  [default: the map's own]",
 )
 @logging_options
 def render(
@@ -57,14 +57,14 @@ def render(
     """Draw MAPS as pictures, no wider than a journal's page (180 mm).
 
     \b
-    panels        tissue, probability, CAM mosaic, labels, and what else a map
-                  has: smoothed probability, uncertainty, the whole slide
-    overlay       probability over tissue in grey
-    contours      tissue with the outlines of what is called and labelled IDC
-    cam           CAM over tissue in grey, one scale for the patient
+    panels        tissue, probability, CAM mosaic, labels, and if the map has
+                  them: smoothed probability, uncertainty, the complete slide
+    overlay       probability over tissue in gray
+    contours      tissue with the outlines of called and labelled IDC
+    cam           CAM over tissue in gray, one scale for the patient
     side-by-side  tissue, overlay, cam and labels in a row
 
-    Panels become PATIENT.png, another view PATIENT-VIEW.png. A PDF has text and outlines as such
+    Panels become PATIENT.png, another view PATIENT-VIEW.png. A PDF has text and outlines as vectors
     and is the same, byte for byte, whenever it is made.
 
     MAPS are map files or folders of them; without any, every map in maps/ is drawn.
@@ -74,9 +74,9 @@ def render(
       wsi-idc render maps/10253.h5
       wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
     """
+    paths = find_maps(maps)
     from wsi_idc.render.render import picture_name, render_map
 
-    paths = map_files(maps)
     pictures = {
         (path, view): [
             (out or path.parent) / picture_name(path, view=view, suffix=suffix)
@@ -85,30 +85,25 @@ def render(
         for path in paths
         for view in views
     }
-    _check_names(pictures)
-    failed = {}
-    for (path, view), outs in pictures.items():
-        try:
-            render_map(path, *outs, view=view, dpi=dpi, threshold=threshold)
-        except (WsiIdcError, OSError) as error:
-            failed[path, view] = error
-            click.echo(one_line(f"not drawn: {error}"), err=True)
-        else:
-            for picture in outs:
-                echo(str(picture))
-    if failed:
-        raise MapError(
-            f"{len(failed)} of {len(pictures)} views of maps not drawn; the reasons are above"
-        )
-
-
-def _check_names(pictures: dict[tuple[Path, str], list[Path]]) -> None:
-    """Raise if two pictures would be the same file."""
-    owners: dict[Path, Path] = {}
-    for (path, _), outs in pictures.items():
-        for picture in outs:
-            if owners.setdefault(picture, path) != path:
+    maps_by_picture: dict[Path, Path] = {}
+    for (path, _), files in pictures.items():
+        for file in files:
+            if (other := maps_by_picture.setdefault(file, path)) != path:
                 raise MapError(
-                    f"{owners[picture]} and {path} would both be drawn as {picture}; "
+                    f"{other} and {path} would both be drawn as {file}; "
                     "draw them into different folders with --out"
                 )
+    num_failed = 0
+    for (path, view), files in pictures.items():
+        try:
+            render_map(path, *files, view=view, dpi=dpi, threshold=threshold)
+        except (WsiIdcError, OSError) as error:
+            num_failed += 1
+            echo_note(f"not drawn: {error}")
+        else:
+            for file in files:
+                echo(file)
+    if num_failed:
+        raise MapError(
+            f"{num_failed} of {len(pictures)} views of maps not drawn; the reasons are above"
+        )

@@ -1,13 +1,13 @@
 """``wsi-idc search``."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from wsi_idc.cli.options import PATH, data_option, device_option, json_option, logging_options
-from wsi_idc.cli.output import echo, echo_json, echo_table, one_line
+from wsi_idc.cli.output import echo_note, echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import RunError
 
@@ -23,45 +23,33 @@ if TYPE_CHECKING:
 @json_option
 @logging_options
 def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
-    """Train at many settings and rank them.
+    """Train with many settings and rank them.
 
-    JOB is a TOML file that names the fixed settings, the axes and the sampler: grid, random or tpe;
-    see jobs/search.toml. NAME is its name. Each trial is a run of its own. The same command in
-    several processes, also on several machines with one disk, shares the trials among them; stopped
-    or killed, it goes on where it was.
+    JOB is a TOML file with the fixed settings, the axes and the sampler: grid, random or tpe; see
+    jobs/search.toml. NAME is its name. Each trial is a run of its own. Several processes with the
+    same command share the trials, also on several machines with one disk. After a stop or a kill,
+    the same command resumes the search.
 
     \b
     Example:
       wsi-idc search jobs/search.toml
     """
-    from wsi_idc.data.open_data import open_data
-    from wsi_idc.runtime.signals import stop_requests
     from wsi_idc.search.config import read_search
-    from wsi_idc.search.search import search as run_search
 
     spec = read_search(job)
+
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.runtime.signals import stop_requests
+
     pack = open_data(data)
+
+    from wsi_idc.search.search import search as run_search
+
+    folder = out or DEFAULT_RUNS / spec.name
     with stop_requests() as stop:
-        result = run_search(
-            spec, pack, folder=out or DEFAULT_RUNS / spec.name, device=device, stop=stop
-        )
-    if as_json:
-        echo_json(_as_dict(result))
-    else:
-        _say_result(result)
-    failed = result.having("failed")
-    for trial in failed:
-        click.echo(one_line(f"trial {trial.number} failed: {trial.reason}"), err=True)
-    if failed:
-        numbers = ", ".join(str(trial.number) for trial in failed)
-        raise RunError(
-            f"{len(failed)} of {len(result.trials)} trials failed: {numbers}; the reasons are above"
-        )
-
-
-def _as_dict(result: "SearchResult") -> dict[str, Any]:
+        result = run_search(spec, pack, folder=folder, device=device, stop=stop)
     best = result.best
-    return {
+    record = {
         "search": result.folder,
         "metric": result.spec.metric,
         "running_elsewhere": len(result.having("running")),
@@ -69,29 +57,36 @@ def _as_dict(result: "SearchResult") -> dict[str, Any]:
         "best": best
         and {"number": best.number, "checkpoint": result.checkpoint, "config": best.config},
     }
+    echo_result(record, _lines(result), as_json=as_json)
+    failed = result.having("failed")
+    for trial in failed:
+        echo_note(f"trial {trial.number} failed: {trial.reason}")
+    if failed:
+        numbers = ", ".join(str(trial.number) for trial in failed)
+        raise RunError(
+            f"{len(failed)} of {len(result.trials)} trials failed: {numbers}; the reasons are above"
+        )
 
 
-def _say_result(result: "SearchResult") -> None:
+def _lines(result: "SearchResult") -> Iterator[str]:
     from wsi_idc.search.results import BEST_JOB, FIGURE, TABLE
 
     rows, axes = result.rows(), result.spec.axes
-    hidden = {"run", "reason"}
-    table = [[name.replace("_", " ") for name in rows[0] if name not in hidden]]
-    table += [[_cell(name, row[name], axes) for name in row if name not in hidden] for row in rows]
+    names = [name for name in rows[0] if name not in {"run", "reason"}]
+    table = [[name.replace("_", " ") for name in names]]
+    table += [[_cell(name, row[name], axes) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        cells = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        echo("  ".join(cells))
-    running = len(result.having("running"))
-    if running:
-        echo(
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+    if running := len(result.having("running")):
+        yield (
             f"{running} of {len(rows)} trials are still being run by other processes; the last to "
             "end writes the complete table"
         )
     if result.best is None:
-        echo(f"no trial is complete; table in {result.folder / TABLE}")
+        yield f"no trial is complete; table in {result.folder / TABLE}"
         return
-    echo_table(
+    yield from table_lines(
         [
             ("best", f"trial {result.best.number}, as job file in {result.folder / BEST_JOB}"),
             ("table", result.folder / TABLE),

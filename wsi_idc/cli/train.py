@@ -1,18 +1,18 @@
 """``wsi-idc train``."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_idc.cli.options import PATH, config_options, json_option, logging_options, run_options
-from wsi_idc.cli.output import echo, echo_json, echo_table
+from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from wsi_idc.data.pack import Pack
     from wsi_idc.models.checkpoint import Checkpoint
     from wsi_idc.training.runs import Run
 
@@ -38,9 +38,9 @@ def train(
 ) -> None:
     """Train a classifier of patches.
 
-    Patients, not patches, are split. Stopped by Ctrl-C, SIGTERM or SIGUSR1 it saves and exits with
-    75; the same command goes on where it was. DIGEST stands for the settings and the data.
-    Several processes, started by torchrun or srun, one a device, train one model together.
+    Patients, not patches, are split. Stopped by Ctrl-C, SIGTERM or SIGUSR1 the command saves and
+    exits with 75; the same command resumes the training. DIGEST is a hash of the settings and the
+    data. Several processes, started by torchrun or srun, one per device, train one model together.
 
     \b
     Examples:
@@ -48,8 +48,14 @@ def train(
       wsi-idc train --model resnet50 --split kfold:5/0
       torchrun --nproc-per-node 4 --no-python wsi-idc train --model resnet50
     """
+    config = TrainConfig(**options)
+
+    from wsi_idc.data.open_data import default_data, open_data
+
+    if not (data or default_data()).exists():
+        open_data(data)  # raises, before torch is imported
+
     from wsi_idc.core.progress import set_up_logging
-    from wsi_idc.data.open_data import open_data
     from wsi_idc.data.splits import make_split, split_table
     from wsi_idc.runtime.device import select_device
     from wsi_idc.runtime.distributed import init_distributed
@@ -58,18 +64,21 @@ def train(
     from wsi_idc.training.runs import Run, default_run
     from wsi_idc.training.train import train as run_training
 
-    config = TrainConfig(**options)
     resolved = resolve(config)
     with init_distributed(device) as world:
         if not world.is_main:
             set_up_logging(-1)
-        compute = select_device(device, config.precision, compiled=compiled)
+        device_config = select_device(device, config.precision, compiled=compiled)
         with world.main_first():
             pack = open_data(data)
         split = make_split(pack, config.split, seed=config.seed)
-        asked = resolved_config(config, pack, split)
-        run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, asked)
-        for line in _describe(resolved, pack, split.spec, split_table(split, pack), run.folder):
+        signature = resolved_config(config, pack, split)
+        run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, signature)
+        settings = ", ".join(f"{name} {value}" for name, value in resolved.as_dict().items())
+        logger.info("run: %s", run.folder)
+        logger.info("data: %s", pack)
+        logger.info("settings: %s", settings)
+        for line in _split_lines(split.spec, split_table(split, pack)):
             logger.info("%s", line)
         was_finished = run.is_finished() and not overwrite
         with stop_requests() as stop:
@@ -78,7 +87,7 @@ def train(
                 pack,
                 split,
                 run=run,
-                device_config=compute,
+                device_config=device_config,
                 world=world,
                 overwrite=overwrite,
                 micro_batch=micro_batch,
@@ -86,66 +95,56 @@ def train(
                 stop=stop,
             )
     if world.is_main:
-        _say_result(run, checkpoint, was_finished=was_finished, as_json=as_json)
+        record = {"run": run.folder, "checkpoint": run.best, "was_finished": was_finished}
+        lines = _result_lines(run, checkpoint, was_finished=was_finished)
+        echo_result({**record, **_summary(checkpoint)}, lines, as_json=as_json)
 
 
-def _say_result(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool, as_json: bool) -> None:
-    found = checkpoint.metrics["val"]
-    if as_json:
-        smoothing = checkpoint.smoothing
-        echo_json(
-            {
-                "run": run.folder,
-                "checkpoint": run.best,
-                "was_finished": was_finished,
-                "best_epoch": checkpoint.metrics["epoch"],
-                "threshold": checkpoint.threshold,
-                "threshold_rule": _rule(checkpoint),
-                "temperature": checkpoint.temperature,
-                "smoothing": None if smoothing is None else vars(smoothing),
-                **found,
-            }
+def _split_lines(spec: str, table: Any) -> Iterator[str]:
+    yield f"split: {spec}"
+    for role, row in table.iterrows():
+        yield (
+            f"  {role:<8} {row.patients:5.0f} patients {row.patches:7.0f} patches, "
+            f"{row.idc_fraction:.1%} IDC"
         )
-        return
+    if "left out" in table.index and spec == "canonical":
+        yield "  (left out: in no published list; --split canonical+unlisted trains on them)"
+
+
+def _summary(checkpoint: "Checkpoint") -> dict[str, Any]:
+    return {
+        "best_epoch": checkpoint.metrics["epoch"],
+        "threshold": checkpoint.threshold,
+        "threshold_rule": _threshold_rule(checkpoint),
+        "temperature": checkpoint.temperature,
+        "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
+        **checkpoint.metrics["val"],
+    }
+
+
+def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -> Iterator[str]:
     if was_finished:
-        echo(f"{run.folder} is finished already; --overwrite trains anew")
+        yield f"{run.folder} is finished already; --overwrite trains again"
+    val = checkpoint.metrics["val"]
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
-    echo_table(
+    yield from table_lines(
         [
             ("checkpoint", run.best),
             ("best epoch", checkpoint.metrics["epoch"]),
-            ("val", ", ".join(f"{name} {found[name]:.3f}" for name in names)),
-            ("threshold", f"{checkpoint.threshold:.3f} ({_rule(checkpoint)})"),
+            ("val", ", ".join(f"{name} {val[name]:.3f}" for name in names)),
+            ("threshold", f"{checkpoint.threshold:.3f} ({_threshold_rule(checkpoint)})"),
             (
                 "temperature",
-                f"{checkpoint.temperature:.3f} (ECE on val {found['ece_uncalibrated']:.3f} "
-                f"-> {found['ece']:.3f})",
+                f"{checkpoint.temperature:.3f} (ECE on val {val['ece_uncalibrated']:.3f} "
+                f"-> {val['ece']:.3f})",
             ),
             ("next", f"wsi-idc eval {run.folder}; wsi-idc map --all --checkpoint {run.folder}"),
         ]
     )
 
 
-def _rule(checkpoint: "Checkpoint") -> str:
-    """Return in words how the threshold was chosen."""
+def _threshold_rule(checkpoint: "Checkpoint") -> str:
     if target := checkpoint.config["target_sensitivity"]:
         return f"sensitivity of at least {target:g} on val"
-    return {"f1": "largest F1 on val", "youden": "largest Youden index on val"}[
-        checkpoint.config["threshold_by"]
-    ]
-
-
-def _describe(config: TrainConfig, data: "Pack", spec: str, table: Any, folder: Path) -> list[str]:
-    """Return lines that say what is going to be trained on what."""
-    settings = ", ".join(f"{name} {value}" for name, value in config.as_dict().items())
-    lines = [f"run: {folder}", f"data: {data}", f"settings: {settings}", f"split: {spec}"]
-    for role, row in table.iterrows():
-        lines.append(
-            f"  {role:<8} {row.patients:5.0f} patients {row.patches:7.0f} patches, "
-            f"{row.idc_fraction:.1%} IDC"
-        )
-    if "left out" in table.index and spec == "canonical":
-        lines.append(
-            "  (left out: in no published list; --split canonical+unlisted trains on them)"
-        )
-    return lines
+    names = {"f1": "largest F1 on val", "youden": "largest Youden index on val"}
+    return names[checkpoint.config["threshold_by"]]

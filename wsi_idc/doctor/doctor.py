@@ -1,53 +1,137 @@
-"""Look at everything, one thing after another."""
+"""Run the checks of ``wsi-idc doctor``; a check neither raises nor hangs."""
 
+import contextlib
+import os
+import pwd
+import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
-from wsi_idc.doctor.check_result import CheckResult, Probe, without_names
+from wsi_idc.core.errors import first_line
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+SECONDS = 15.0
+# Name, "module.function" and timeout in s. The modules are imported when the check runs: a broken
+# installation may lack what they import. The first check that imports torch may take long.
+_CHECKS = (
+    ("program", "packages.program", SECONDS),
+    ("python", "packages.python", SECONDS),
+    ("packages", "packages.packages", SECONDS),
+    ("OpenSlide", "packages.openslide", SECONDS),
+    ("processor", "machine.processor", 120),
+    ("cores", "machine.cores", SECONDS),
+    ("memory", "machine.memory", SECONDS),
+    ("/dev/shm", "machine.shared_memory", SECONDS),
+    ("torch", "machine.torch_build", SECONDS),
+    ("driver", "machine.driver", SECONDS),
+    ("GPUs", "machine.gpus", 60),
+    ("SLURM", "machine.slurm", 30),
+    ("output disk", "disk.room", 60),
+    ("writing", "disk.writing", 60),
+    ("file locks", "disk.locks", SECONDS),
+    ("HDF5 files", "disk.hdf5", SECONDS),
+    ("scratch", "disk.scratch", SECONDS),
+    ("ImageNet weights", "project.weights", 60),
+    ("data", "project.data", 60),
+    ("runs", "project.runs", SECONDS),
+)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One row of the report.
+
+    Attributes:
+        name: The part of the machine or installation that was checked.
+        value: Result of the check.
+        state: "ok", "note" (worth knowing) or "problem" (needs a repair).
+        advice: What to do about a note or problem, if anything.
+    """
+
+    name: str
+    value: str
+    state: str = OK
+    advice: str = ""
 
 
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-    """Yield what is found; nothing raises, and nothing is waited for for long.
+    """Run every check and yield its results; home folder and user name are replaced.
 
     Args:
-        data: What ``--data`` says.
-        out: Folder that results would go into; it need not exist.
+        data: Value of ``--data``.
+        out: Folder for results; it need not exist.
     """
-    probes = (
-        Probe("program", _lazy_check("program", "program")),
-        Probe("python", _lazy_check("program", "python")),
-        Probe("packages", _lazy_check("program", "packages")),
-        Probe("OpenSlide", _lazy_check("program", "openslide")),
-        # The first of them to load torch, which takes long from a cold network disk.
-        Probe("processor", _lazy_check("machine", "processor"), seconds=120),
-        Probe("cores", _lazy_check("machine", "cores")),
-        Probe("memory", _lazy_check("machine", "memory")),
-        Probe("/dev/shm", _lazy_check("machine", "shared_memory")),
-        Probe("torch", _lazy_check("machine", "torch_build")),
-        Probe("driver", _lazy_check("machine", "driver")),
-        Probe("GPUs", _lazy_check("machine", "gpus"), seconds=60),
-        Probe("SLURM", _lazy_check("machine", "slurm"), seconds=30),
-        Probe("output disk", _lazy_check("disk", "room", out), seconds=60),
-        Probe("writing", _lazy_check("disk", "writing", out), seconds=60),
-        Probe("file locks", _lazy_check("disk", "locks", out)),
-        Probe("HDF5 files", _lazy_check("disk", "hdf5", out)),
-        Probe("scratch", _lazy_check("disk", "scratch")),
-        Probe("ImageNet weights", _lazy_check("work", "weights"), seconds=60),
-        Probe("data", _lazy_check("work", "data", data), seconds=60),
-        Probe("runs", _lazy_check("work", "runs")),
-    )
-    for probe in probes:
-        yield from map(without_names, probe.findings())
+    arguments: dict[str, list[Path | None]]
+    arguments = {"disk.room": [out], "disk.writing": [out], "disk.locks": [out]}
+    arguments |= {"disk.hdf5": [out], "project.data": [data]}
+    for name, function, seconds in _CHECKS:
+        check = _lazy_check(function, *arguments.get(function, ()))
+        yield from map(hide_names, run_check(name, check, seconds=seconds))
 
 
-def _lazy_check(module: str, look: str, *arguments: object) -> Callable[[], Iterable[CheckResult]]:
-    """Return a look that imports what it needs, which a broken installation may not have."""
+def _lazy_check(function: str, *arguments: object) -> Callable[[], Iterable[CheckResult]]:
+    module, _, name = function.partition(".")
 
-    def found() -> Iterable[CheckResult]:
-        whole: Iterable[CheckResult] = getattr(import_module(f"wsi_idc.hpc.doctor.{module}"), look)(
+    def check() -> Iterable[CheckResult]:
+        results: Iterable[CheckResult] = getattr(import_module(f"wsi_idc.doctor.{module}"), name)(
             *arguments
         )
-        return whole
+        return results
 
-    return found
+    return check
+
+
+def run_check(
+    name: str, check: Callable[[], Iterable[CheckResult]], *, seconds: float = SECONDS
+) -> list[CheckResult]:
+    """Run one check in a thread; an exception or a timeout becomes the last row.
+
+    Args:
+        name: Name of the row for an exception or a timeout.
+        check: Returns or yields the results.
+        seconds: Timeout; a network disk may never answer.
+    """
+    results: list[CheckResult] = []
+    errors: list[Exception] = []
+
+    def collect() -> None:
+        try:
+            results.extend(check())
+        except Exception as error:  # noqa: BLE001 - the report continues after any error
+            errors.append(error)
+
+    # A daemon thread does not keep the program from ending.
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    rows = list(results)
+    if thread.is_alive():
+        advice = "the check hangs; if it reads a network disk, report this to the cluster's support"
+        reason, state = f"no answer in {seconds:g} s", PROBLEM
+    elif errors and isinstance(errors[0], ImportError):
+        advice = "install the program again, in an environment of its own"
+        reason, state = first_line(errors[0]), PROBLEM
+    elif errors:
+        reason, state, advice = first_line(errors[0]), NOTE, ""
+    else:
+        return rows
+    return [*rows, CheckResult(name, f"the check failed: {reason}", state, advice)]
+
+
+def hide_names(result: CheckResult) -> CheckResult:
+    """Replace the home folder by ~ and the user name by USER, so that anyone may see the row."""
+    home, user = "/", ""
+    # In a container the user may have neither a home folder nor a name.
+    with contextlib.suppress(KeyError, RuntimeError):
+        home = str(Path.home())
+        user = pwd.getpwuid(os.getuid()).pw_name
+
+    def hide(text: str) -> str:
+        if home != "/":
+            text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?=[/\s,;:)]|$)", "~", text)
+        return re.sub(rf"(?<=/){re.escape(user)}(?=[/\s,;:)]|$)", "USER", text) if user else text
+
+    return replace(result, value=hide(result.value), advice=hide(result.advice))

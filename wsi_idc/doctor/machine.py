@@ -1,4 +1,4 @@
-"""The machine: cores, memory, GPUs, and what SLURM gave of them."""
+"""Checks of the machine: cores, memory, GPUs and the SLURM job."""
 
 import os
 import re
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from wsi_idc.doctor.check_result import NOTE, PROBLEM, CheckResult
+from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
 
 _GIB = 2**30
-# A limit that is none is written as a very large number.
-_NO_LIMIT = 2**60
+_NO_LIMIT = 2**60  # control groups write "no limit" as a very large number
 _SECONDS = 10.0
-# What says what a job has; no names of people, accounts or machines.
+# Resources of a job only: no names of people, accounts or machines.
 _VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),
     *("SLURM_JOB_PARTITION", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
@@ -27,78 +26,73 @@ _VARIABLES = (
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[CheckResult]:
-    """Find the kind of processor."""
-    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-    if named:
-        yield CheckResult("processor", named[1])
+    """Report the model of the processor."""
+    if name := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE):
+        yield CheckResult("processor", name[1])
 
 
 def cores() -> Iterator[CheckResult]:
-    """Find the cores that there are, that may be used, and that are."""
-    there, used, threads = os.cpu_count() or 1, available_cores(), num_threads()
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
-    given = os.environ.get("SLURM_CPUS_PER_TASK")
-    value = f"{there} in the machine, {seen} by affinity, {given or 'none said'} by SLURM"
+    """Report the cores of the machine and the threads that torch uses."""
+    num_cores, used, threads = os.cpu_count() or 1, available_cores(), num_threads()
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores
+    by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or "not set"
+    value = f"{num_cores} in the machine, {seen} by affinity, {by_slurm} by SLURM"
     if used > seen:
-        yield CheckResult(
-            "cores",
-            value,
-            PROBLEM,
+        advice = (
             f"{used} threads would share {seen} cores; start it with srun --cpus-per-task={used}, "
-            "or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK ahead of srun",
+            "or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
         )
+        yield CheckResult("cores", value, PROBLEM, advice)
     else:
         yield CheckResult("cores", value)
     if threads < used:
-        omp = os.environ.get("OMP_NUM_THREADS")
-        advice = "unset OMP_NUM_THREADS to use all cores given"
-        yield CheckResult("threads of torch", f"{threads} (OMP_NUM_THREADS={omp})", NOTE, advice)
+        value = f"{threads} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')})"
+        advice = "unset OMP_NUM_THREADS to use all available cores"
+        yield CheckResult("threads of torch", value, NOTE, advice)
     else:
         yield CheckResult("threads of torch", str(threads))
 
 
 def memory() -> Iterator[CheckResult]:
-    """Find the memory of the machine, and how much of it this process may have."""
+    """Report the memory of the machine and the limit of this process."""
     info = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    total, free = (int(info[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    total, free = (int(info[name]) / 2**20 for name in ("MemTotal", "MemAvailable"))
     limit = memory_limit()
-    of_limit = f"limit of this job {limit / _GIB:.1f} GiB" if limit else "no limit set"
-    yield CheckResult("memory", f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB free, {of_limit}")
+    limit_text = f"limit of this job {limit / _GIB:.1f} GiB" if limit else "no limit set"
+    yield CheckResult("memory", f"{total:.1f} GiB, {free:.1f} GiB free, {limit_text}")
 
 
 def memory_limit(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the bytes of memory that the control groups leave this process, None: no limit."""
+    """Return the smallest memory limit in bytes of the control groups, None if there is none."""
     limits = []
     for line in own.read_text().splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
         base, file = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
-        # Each group above may be the tighter one; in a container the path may lie outside.
+        # A parent group may have a smaller limit; in a container the path may be outside.
         folder = base / path.lstrip("/")
         for group in (folder, *folder.parents):
             if group.is_relative_to(base) and (group / file).is_file():
-                said = (group / file).read_text().strip()
-                if said.isdecimal() and int(said) < _NO_LIMIT:
-                    limits.append(int(said))
-    return min(limits, default=None)
+                limits.append((group / file).read_text().strip())
+    return min((int(n) for n in limits if n.isdecimal() and int(n) < _NO_LIMIT), default=None)
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
-    """Find the shared memory through which processes on one machine talk."""
+    """Report the shared memory, through which processes on one machine communicate."""
     usage = shutil.disk_usage(path)
     value = f"{usage.total / _GIB:.2f} GiB, {usage.free / _GIB:.2f} GiB free"
-    if usage.free < _GIB / 4:
+    if usage.free >= _GIB / 4:
+        yield CheckResult(str(path), value)
+    else:
         advice = "several processes or GPUs may fail with a bus error; in a container --shm-size=1g"
         yield CheckResult(str(path), value, NOTE, advice)
-    else:
-        yield CheckResult(str(path), value)
 
 
 def torch_build() -> Iterator[CheckResult]:
-    """Find what torch was built for."""
+    """Report the platforms that torch was built for."""
     cudnn = torch.backends.cudnn.version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     built += f", ROCm {torch.version.hip}" if torch.version.hip else ""
@@ -107,58 +101,53 @@ def torch_build() -> Iterator[CheckResult]:
 
 
 def gpus() -> Iterator[CheckResult]:
-    """Find the GPUs that torch sees, or why it sees none."""
-    on_driver = _driver()
-    num_seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for number in range(num_seen):
-        one = torch.cuda.get_device_properties(number)
-        bf16 = "bf16" if one.major >= 8 else "no bf16"
+    """Report the GPUs that torch can use, or why it can use none."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for number in range(num_gpus):
+        gpu = torch.cuda.get_device_properties(number)
         value = (
-            f"{one.name}, {one.total_memory / _GIB:.0f} GiB, compute capability "
-            f"{one.major}.{one.minor}, {bf16}"
+            f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, compute capability "
+            f"{gpu.major}.{gpu.minor}, {'bf16' if gpu.major >= 8 else 'no bf16'}"
         )
         yield CheckResult(f"GPU {number}", value)
-    if num_seen:
+    if num_gpus:
         return
+    by_driver, by_slurm = len(_nvidia_smi("name")), slurm_gpus()
     if torch.backends.mps.is_available():
         yield CheckResult("GPUs", "one of Apple's (MPS)")
-        return
-    given = slurm_gpus()
-    if not given and not on_driver:
-        yield CheckResult("GPUs", "none: all is computed on the CPU", NOTE)
-        return
-    advice = (
-        "install a torch that is built for CUDA (https://pytorch.org/get-started)"
-        if torch.version.cuda is None
-        else f"the driver must be new enough for CUDA {torch.version.cuda}, and the job must have "
-        "asked for GPUs (--gres=gpu:1) and not hide them (CUDA_VISIBLE_DEVICES)"
-    )
-    there = f"SLURM gave some ({given})" if given else f"nvidia-smi shows {on_driver}"
-    yield CheckResult("GPUs", f"torch sees none, yet {there}", PROBLEM, advice)
+    elif not by_slurm and not by_driver:
+        yield CheckResult("GPUs", "none: everything is computed on the CPU", NOTE)
+    else:
+        advice = (
+            "install a torch that is built for CUDA (https://pytorch.org/get-started)"
+            if torch.version.cuda is None
+            else f"the driver must be new enough for CUDA {torch.version.cuda}, and the job must "
+            "request GPUs (--gres=gpu:1) and not hide them (CUDA_VISIBLE_DEVICES)"
+        )
+        source = f"SLURM gave some ({by_slurm})" if by_slurm else f"nvidia-smi shows {by_driver}"
+        yield CheckResult("GPUs", f"torch sees none, yet {source}", PROBLEM, advice)
 
 
 def driver() -> Iterator[CheckResult]:
-    """Find the driver of the GPUs."""
+    """Report the driver of the GPUs."""
     if not shutil.which("nvidia-smi"):
         yield CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")
         return
-    versions = sorted(set(_nvidia_smi("driver_version")))
-    yield CheckResult("driver", f"NVIDIA {', '.join(versions)}" if versions else "says nothing")
+    versions = ", ".join(sorted(set(_nvidia_smi("driver_version"))))
+    yield CheckResult("driver", f"NVIDIA {versions}" if versions else "nvidia-smi reports none")
 
 
-def _driver() -> int:
-    """Return how many GPUs the driver shows."""
-    return len(_nvidia_smi("name")) if shutil.which("nvidia-smi") else 0
-
-
-def _nvidia_smi(what: str) -> list[str]:
-    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-    return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+def _nvidia_smi(field: str) -> list[str]:
+    """Return a field of each GPU, none without nvidia-smi."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    return answer.stdout.split("\n")[:-1] if answer.returncode == 0 else []
 
 
 def slurm() -> Iterator[CheckResult]:
-    """Find SLURM's programs, and what it says of this job."""
+    """Report SLURM's programs and the resources of this job."""
     for name in ("srun", "sbatch"):
         if not shutil.which(name):
             yield CheckResult(name, "not here")
@@ -168,11 +157,10 @@ def slurm() -> Iterator[CheckResult]:
         if answer.returncode == 0:
             yield CheckResult(name, answer.stdout.strip())
         else:
-            why = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-            yield CheckResult(
-                name, f"does not work ({why})", NOTE, "this machine is in no cluster?"
-            )
-    said = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    value = ", ".join(f"{name}={value}" for name, value in said.items())
-    in_job = "SLURM_JOB_ID" in said
-    yield CheckResult("SLURM job", value if in_job else f"none{f' ({value})' if value else ''}")
+            reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+            value, advice = f"does not work ({reason})", "this machine may not be in a cluster"
+            yield CheckResult(name, value, NOTE, advice)
+    value = ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ)
+    if "SLURM_JOB_ID" not in os.environ:
+        value = f"none ({value})" if value else "none"
+    yield CheckResult("SLURM job", value)

@@ -1,17 +1,17 @@
-"""Read a job file: a TOML that says what to compute, and never where.
+"""Job files: TOML files that declare computations, independent of the machine.
 
-``command`` is the name of a command and ``name`` (the file's stem by default) that of the job.
-``[config]`` has the command's flags, spelled with underscores; each combination of the lists in
-``[axes]`` is a task of its own. ``tasks`` splits what settings cannot tell apart: the patients of a
-``map``, the trials of a ``search``.
+``command`` is the name of a command and ``name`` (default: the file's stem) the name of the job.
+``[config]`` has the command's options, spelled with underscores; each combination of the lists in
+``[axes]`` is a task. ``tasks`` splits the patients of a ``map`` or the trials of a ``search``. The
+values become a command line, which the command itself parses and checks.
 """
 
 import glob
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +25,42 @@ from wsi_idc.core.toml_file import (
     num_tasks,
     table,
 )
-from wsi_idc.core.toml_file import typed as typed_value
 from wsi_idc.search.config import SEARCH, search_spec, train_types
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"
-# Of these a map is of one kind: what is given takes the place of what the file has.
-_WHAT_TO_MAP = {"all", "patient", "patients_file", "slide", "files", "manifest"}
-_LONGEST_SLUG = 60
+# Mutually exclusive inputs of `map`: a flag replaces whatever the job file has.
+_MAP_INPUTS = {"all", "patient", "patients_file", "slide", "files", "manifest"}
+_MAX_SLUG = 60
 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """What a command takes under one key.
+    """An option or argument of a command.
 
     Attributes:
-        option: As it is spelled on the command line, empty for a plain argument.
-        kind: bool for a switch, else int, float or str.
-        is_list: Whether it may be given more than once.
+        option: Spelling on the command line, empty for an argument.
+        is_flag: Whether the option has no value.
+        is_list: Whether it may be repeated.
     """
 
     option: str
-    kind: type
+    is_flag: bool = False
     is_list: bool = False
 
 
-Flags = Mapping[str, OptionSpec]
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command that jobs may run.
+
+    Attributes:
+        options: Options and arguments by key of a job file.
+        parse: Parses a command line into values by key; raises JobError.
+    """
+
+    options: Mapping[str, OptionSpec]
+    parse: Callable[[Sequence[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,71 +68,85 @@ class Task:
     """One call of a command.
 
     Attributes:
-        command: Its name.
-        settings: Value of each key that is set.
-        flags: What the command takes.
-        extra: Arguments that go to the command as they are.
+        command: Name of the command.
+        spec: Options of the command, and its parser.
+        settings: Values of the job file and of overriding flags, by key.
+        passthrough_args: Arguments that are passed to the command unchanged.
+        values: All values of the parsed command line by key, defaults included.
+
+    Raises:
+        JobError: The command rejects the settings.
     """
 
     command: str
+    spec: CommandSpec
     settings: Mapping[str, Any]
-    flags: Flags
-    extra: tuple[str, ...] = ()
+    passthrough_args: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value in self.settings.items():
+            _check_value(key, value, self.spec.options[key])
+        values = self.spec.parse(self.arguments()[1:])
+        for key, value in self.settings.items():
+            if isinstance(value, str) and isinstance(values[key], int | float):
+                raise JobError(f"{key} must be a number, not {value!r}")
+        object.__setattr__(self, "values", values)
 
     def arguments(self) -> list[str]:
-        """Return the command line behind ``wsi-idc``; patterns of files are matched now."""
-        options: list[str] = []
+        """Return the command line after ``wsi-idc``; file patterns are expanded now."""
+        words: list[str] = []
         for key, value in self.settings.items():
-            flag = self.flags[key]
-            for one in value if flag.is_list else [value]:
-                if flag.kind is bool:
-                    options += [flag.option] if one else []
-                elif flag.option:
-                    options += [word for name in matches(one) for word in (flag.option, name)]
-        plain = self.plain_arguments()
-        # Behind -- nothing of a file can become an option.
-        return [self.command, *options, *self.extra, *(["--", *plain] if plain else [])]
+            option = self.spec.options[key]
+            if option.is_flag:
+                words += [option.option] if value else []
+            elif option.option:
+                names = (name for item in _items(value) for name in expand_pattern(item))
+                words += [word for name in names for word in (option.option, name)]
+        arguments = self.plain_arguments()
+        # No value of a job file can become an option after "--".
+        end = ["--", *arguments] if arguments else []
+        return [self.command, *words, *self.passthrough_args, *end]
 
     def plain_arguments(self) -> list[str]:
-        """Return what the command takes without a flag, in the command's order."""
-        plain: list[str] = []
-        for key, flag in self.flags.items():
-            if flag.option or key not in self.settings:
-                continue
-            value = self.settings[key]
-            for one in value if flag.is_list else [value]:
-                plain += _finished(matches(one)) if key == "runs" else matches(one)
-        return plain
+        """Return the arguments without a flag, in the command's order."""
+        arguments: list[str] = []
+        for key, option in self.spec.options.items():
+            if not option.option and key in self.settings:
+                for item in _items(self.settings[key]):
+                    names = expand_pattern(item)
+                    arguments += _finished(names) if key == "runs" else names
+        return arguments
 
     def unfinished_runs(self) -> list[str]:
-        """Return the runs that are not among the arguments because they are not finished."""
-        found = [matches(one) for one in self.settings.get("runs", ())]
-        return sorted({path for some in found for path in set(some) - set(_finished(some))})
+        """Return the runs that the arguments leave out because they are not finished."""
+        lists = map(expand_pattern, _items(self.settings.get("runs", ())))
+        return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a job file asks for.
+    """The tasks of a job file.
 
     Attributes:
         path: The file.
-        command: Name of the command that each task runs.
-        name: Of the job.
-        tasks: Its pieces, the first one being task 1.
-        whole: The one call that does the work of all tasks, where there is such a call.
+        command: Name of the command that every task runs.
+        name: Name of the job.
+        tasks: The tasks; their numbers begin at 1.
+        single_call: A call that does the work of all tasks, if there is one.
     """
 
     path: Path
     command: str
     name: str
     tasks: Sequence[Task]
-    whole: Task | None = None
+    single_call: Task | None = None
 
     def task(self, number: int) -> Task:
         """Return a task by its number, from 1.
 
         Raises:
-            JobError: There is none of that number.
+            JobError: The job has no task of that number.
         """
         count = len(self.tasks)
         if not 1 <= number <= count:
@@ -134,145 +157,139 @@ class Job:
 
 def read_job(
     path: Path,
-    commands: Mapping[str, Flags],
+    commands: Mapping[str, CommandSpec],
     *,
-    given: Mapping[str, Any] | None = None,
-    extra: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    passthrough_args: Sequence[str] = (),
 ) -> Job:
     """Read and check a job file.
 
     Args:
         path: The file.
-        commands: What each command that a job may run takes.
-        given: Settings that override those of the file. A training with other settings than the
-            file's has a run of its own, named after them.
-        extra: Arguments for each task's command that are no settings, such as its device.
+        commands: Commands that a job may run, by name.
+        overrides: Settings that replace those of the file. A training with overrides gets a run of
+            its own, named after them.
+        passthrough_args: Arguments of every task that are no settings, such as the device.
 
     Raises:
-        JobError: It cannot be read, or asks for something that makes no sense.
+        JobError: The file cannot be read, or its content is not valid.
     """
-    content, given = load_toml(path), given or {}
+    content, overrides, extra = load_toml(path), overrides or {}, tuple(passthrough_args)
     try:
         command, name = command_and_name(content, path, commands)
+        spec, num_parts = commands[command], num_tasks(content)
         if command == SEARCH:
             search_spec(name, content)
-            settings = {"job": str(path), "out": str(DEFAULT_RUNS / name), **given}
-            whole = Task(SEARCH, settings, commands[SEARCH], tuple(extra))
-            return Job(path, SEARCH, name, [whole] * num_tasks(content), whole=whole)
-        points, settings_of = _settings_of_tasks(content, name, command, commands[command], given)
-        tasks = [Task(command, one, commands[command], tuple(extra)) for one in settings_of]
-        num_parts = num_tasks(content)
-        if num_parts == 1:
-            return Job(path, command, name, tasks)
-        if "shard" in tasks[0].settings:
-            raise JobError("shard is one of the parts that tasks makes; leave one of the two out")
-        if command != MAP or len(points) > 1:
+            settings = {"job": str(path), "out": str(DEFAULT_RUNS / name), **overrides}
+            single = Task(SEARCH, spec, settings, extra)
+            return Job(path, SEARCH, name, [single] * num_parts, single_call=single)
+        check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
+        if num_parts > 1 and command != MAP:
             raise JobError("tasks is for a search, or for a map without [axes]; leave it out")
+        fixed, points = _read_settings(content, command, spec, overrides)
+        if command == TRAIN:
+            return Job(path, TRAIN, name, _train_tasks(name, spec, fixed, points, overrides, extra))
+        single = Task(command, spec, {**fixed, **overrides}, extra)
+        if num_parts == 1:
+            return Job(path, command, name, [single])
+        if "shard" in single.settings:
+            raise JobError("shard is one of the parts that tasks makes; leave one of the two out")
+        shards = [f"{number}/{num_parts}" for number in range(1, num_parts + 1)]
+        parts = [Task(MAP, spec, {**single.settings, "shard": shard}, extra) for shard in shards]
+        return Job(path, MAP, name, parts, single_call=single)
     except JobError as error:
         raise JobError(f"{path}: {error}") from None
-    whole = tasks[0]
-    parts = [
-        replace(whole, settings={**whole.settings, "shard": f"{number}/{num_parts}"})
-        for number in range(1, num_parts + 1)
-    ]
-    return Job(path, command, name, parts, whole=whole)
 
 
-def _settings_of_tasks(
-    content: Mapping[str, Any], name: str, command: str, flags: Flags, given: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return, for each task, its place on the axes and all of its settings."""
-    check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
-    fixed = {
-        key: _typed(key, value, flags[key])
-        for key, value in _known(content, "config", flags).items()
-    }
-    if command == MAP and _WHAT_TO_MAP & given.keys():
-        fixed = {key: value for key, value in fixed.items() if key not in _WHAT_TO_MAP}
-    axes = {
-        key: _axis(key, value, flags[key]) for key, value in _known(content, "axes", flags).items()
-    }
-    for key in axes:
+def _read_settings(
+    content: Mapping[str, Any], command: str, spec: CommandSpec, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the settings of [config], and a point of [axes] for each task."""
+    fixed, axes = table(content, "config"), table(content, "axes")
+    check_keys("[config]", fixed, spec.options)
+    check_keys("[axes]", axes, spec.options)
+    if command == MAP and _MAP_INPUTS & overrides.keys():
+        fixed = {key: value for key, value in fixed.items() if key not in _MAP_INPUTS}
+    for key, axis in axes.items():
+        if not isinstance(axis, list) or not axis:
+            raise JobError(f"axis {key} must be a list with a value for each task, not {axis!r}")
+        if len(axis) > MAX_TASKS:
+            raise JobError(f"axis {key} has {len(axis)} values; at most {MAX_TASKS}")
+        if len(set(map(repr, axis))) < len(axis):
+            raise JobError(f"axis {key} has a value twice")
         if key in fixed:
             raise JobError(f"{key} is both in [config] and in [axes]; choose one")
-        if key in given:
+        if key in overrides:
             raise JobError(f"{key} is an axis of this job, so it cannot be set for all tasks")
-    num_points = math.prod(map(len, axes.values()))
-    if num_points > MAX_TASKS:  # ahead of making them
-        raise JobError(f"{num_points} tasks; at most {MAX_TASKS}, so shorten an axis")
-    points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
     if axes and command != TRAIN:
         raise JobError(f"[axes] is for train and search; tasks = N splits a map, {command} has one")
-    settings = [{**fixed, **point, **given} for point in points]
-    if command == TRAIN:
-        own = {key: value for key, value in given.items() if fixed.get(key) != value}
-        own_words = {key: f"{key} {value}" for key, value in own.items()}
-        _name_runs(name, [{**point, **own_words} for point in points], settings)
-    return points, settings
+    num_points = math.prod(map(len, axes.values()))
+    if num_points > MAX_TASKS:  # checked before the points are made
+        raise JobError(f"{num_points} tasks; at most {MAX_TASKS}, so shorten an axis")
+    return fixed, [
+        dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())
+    ]
 
 
-def _name_runs(
-    name: str, apart: Sequence[Mapping[str, Any]], settings: Sequence[dict[str, Any]]
-) -> None:
-    """Check trainings, and give each a run named after the job and what sets it apart."""
-    known = train_types()
-    for point, one in zip(apart, settings, strict=True):
+def _train_tasks(
+    name: str,
+    spec: CommandSpec,
+    fixed: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+    passthrough_args: tuple[str, ...],
+) -> list[Task]:
+    """Check trainings, and name their runs after the job, the point and the overrides."""
+    fields, tasks, slugs = train_types(), [], []
+    own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
+    for point in points:
         try:
-            TrainConfig(**{key: value for key, value in one.items() if key in known})
-        except RunError as error:
-            where = ", ".join(f"{key} {one[key]}" for key in point)
+            task = Task(TRAIN, spec, {**fixed, **point, **overrides}, passthrough_args)
+            TrainConfig(**{key: task.values[key] for key in fields})
+        except (JobError, RunError) as error:
+            where = ", ".join(f"{key} {value}" for key, value in {**point, **own}.items())
             raise JobError(f"at {where}: {error}" if where else str(error)) from None
-    if any("out" in one for one in settings):
-        if len(settings) > 1:
+        words = [str(task.values[key]) for key in point if key in fields]
+        words += [f"{key} {task.values[key]}" for key in own if key in fields]
+        slugs.append(re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:_MAX_SLUG])
+        tasks.append(task)
+    if any("out" in task.settings for task in tasks):
+        if len(tasks) > 1:
             raise JobError("out is one folder, and each task needs its own; leave it out")
-        return
-    slugs = [_slug(value for key, value in point.items() if key in known) for point in apart]
-    are_unique = len(set(slugs)) == len(slugs)
-    for number, (slug, one) in enumerate(zip(slugs, settings, strict=True), start=1):
-        ending = slug if are_unique else f"task-{number}"
-        one["out"] = str(DEFAULT_RUNS / (f"{name}-{ending}" if ending else name))
+        return tasks
+    if len(set(slugs)) < len(slugs):
+        slugs = [f"task-{number}" for number in range(1, len(slugs) + 1)]
+    outs = [str(DEFAULT_RUNS / (f"{name}-{slug}" if slug else name)) for slug in slugs]
+    return [
+        Task(TRAIN, spec, {**task.settings, "out": out}, passthrough_args)
+        for task, out in zip(tasks, outs, strict=True)
+    ]
 
 
-def _slug(values: Any) -> str:
-    text = "-".join(str(value) for value in values)
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:_LONGEST_SLUG]
-
-
-def _known(content: Mapping[str, Any], key: str, flags: Flags) -> dict[str, Any]:
-    found = table(content, key)
-    check_keys(f"[{key}]", found, flags)
-    return found
-
-
-def _typed(key: str, value: Any, flag: OptionSpec) -> Any:
-    if not flag.is_list:
-        return typed_value(key, value, flag.kind)
-    if not isinstance(value, list):
+def _check_value(key: str, value: Any, option: OptionSpec) -> None:
+    """Check what a command line cannot express; the command checks the rest."""
+    if option.is_list and not isinstance(value, list | tuple):
         raise JobError(f"{key} must be a list, not {value!r}")
-    return [typed_value(key, one, flag.kind) for one in value]
+    for item in value if option.is_list else [value]:
+        if option.is_flag != isinstance(item, bool) or not isinstance(item, str | int | float):
+            kind = "true or false" if option.is_flag else "a number or a text"
+            raise JobError(f"{key} must be {kind}, not {item!r}")
+        if isinstance(item, str) and not item.isprintable():
+            raise JobError(f"{key} must be one line of printable text, not {item!r}")
 
 
-def _axis(key: str, value: Any, flag: OptionSpec) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise JobError(f"axis {key} must be a list with a value for each task, not {value!r}")
-    if len(value) > MAX_TASKS:
-        raise JobError(f"axis {key} has {len(value)} values; at most {MAX_TASKS}")
-    found = [_typed(f"axis {key}", one, flag) for one in value]
-    if len(set(map(repr, found))) < len(found):
-        raise JobError(f"axis {key} has a value twice")
-    return found
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
-def _finished(found: list[str]) -> list[str]:
-    """Leave out runs that are not finished, unless that would leave none."""
-    if len(found) < 2:
-        return found
-    finished = [path for path in found if not Path(path).is_dir() or Run(Path(path)).is_finished()]
-    return finished or found
+def _finished(paths: list[str]) -> list[str]:
+    """Leave out unfinished runs, unless none would be left."""
+    finished = [path for path in paths if not Path(path).is_dir() or Run(Path(path)).is_finished()]
+    return finished if len(paths) > 1 and finished else paths
 
 
-def matches(value: Any) -> list[str]:
-    """Return the files that a pattern stands for, or the text itself where it is none."""
+def expand_pattern(value: Any) -> list[str]:
+    """Return the files that match a pattern; the text itself if it is no pattern or none match."""
     text = str(value)
     if not any(sign in text for sign in "*?"):
         return [text]

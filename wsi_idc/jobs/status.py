@@ -1,4 +1,4 @@
-"""How far the tasks of a job are, from what they have left on the disk."""
+"""Progress of the tasks of a job, read from the files that they have written."""
 
 import csv
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
 from wsi_idc.core.locks import is_held
 from wsi_idc.data.open_data import default_data, find_pack
@@ -17,7 +16,7 @@ from wsi_idc.evaluation.results import (
     is_evaluation,
     numbered_folders,
 )
-from wsi_idc.jobs.job import MAP, TRAIN, Job, Task, matches
+from wsi_idc.jobs.job import MAP, TRAIN, Job, Task
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.sharding import parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, read_search, train_types
@@ -28,24 +27,20 @@ from wsi_idc.training.runs import Run, describe_changes
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
 PARTLY, UNKNOWN, OTHER = "partly done", "unknown", "other settings"
-# What each of the other commands leaves when it has come to its end.
-_RESULTS = {
-    "prepare": ("data/idc.h5", ""),
-    "explore": ("explore", "summary.json"),
-    "report": ("report", "index.html"),
-}
+# The last file that a command writes, relative to its --out.
+_LAST_FILES = {"prepare": "", "explore": "summary.json", "report": "index.html"}
 
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """How far one task is.
+    """Progress of one task.
 
     Attributes:
-        number: Of the task, from 1.
+        number: Number of the task, from 1.
         out: Folder or file of its results.
-        state: "not begun", "running", "stopped" (the same command goes on), "partly done",
-            "finished", "other settings" (the command would refuse what is there) or "unknown".
-        detail: In words.
+        state: "not begun", "running", "stopped" (the same command continues), "partly done",
+            "finished", "other settings" (the command would reject the files) or "unknown".
+        detail: Progress in words.
     """
 
     number: int
@@ -55,48 +50,46 @@ class TaskStatus:
 
 
 def status_of(job: Job) -> list[TaskStatus]:
-    """Return how far each task of a job is; the processes of a search are one."""
+    """Return the progress of each task of a job; the processes of a search are one task."""
     if job.command == SEARCH:
-        return [_of_search(job)]
-    return [_of_task(number, task) for number, task in enumerate(job.tasks, start=1)]
+        return [_search_status(job)]
+    return [_task_status(number, task) for number, task in enumerate(job.tasks, start=1)]
 
 
-def _of_task(number: int, task: Task) -> TaskStatus:
+def _task_status(number: int, task: Task) -> TaskStatus:
+    values = task.values
     if task.command == TRAIN:
-        run = Run(Path(task.settings["out"]))
-        state, detail = _of_run(run)
-        if state not in (NOT_BEGUN, UNKNOWN) and (changed := _changed(run, task.settings)):
-            state, detail = OTHER, changed
+        run = Run(values["out"])
+        state, detail = _run_status(run)
+        if state not in (NOT_BEGUN, UNKNOWN) and (changes := _changes(run, values)):
+            state, detail = OTHER, changes
         return TaskStatus(number, str(run.folder), state, detail)
     if task.command == MAP:
-        return _of_map(number, task)
-    if task.command in _RESULTS:
-        folder, name = _RESULTS[task.command]
-        out = Path(task.settings.get("out", folder))
-        state = FINISHED if (out / name if name else out).exists() else NOT_BEGUN
-        return TaskStatus(number, str(out), state)
-    if task.command == "eval" and task.settings.get("runs"):
-        return _of_eval(number, task)
-    return TaskStatus(number, "", UNKNOWN, f"see what wsi-idc {task.command} has written")
+        return _map_status(number, values)
+    if task.command in _LAST_FILES:
+        last_file = values["out"] / _LAST_FILES[task.command]
+        state = FINISHED if last_file.exists() else NOT_BEGUN
+        return TaskStatus(number, str(values["out"]), state)
+    if task.command == "eval" and values["runs"]:
+        return _eval_status(number, task)
+    return TaskStatus(number, "", UNKNOWN, f"see the files of wsi-idc {task.command}")
 
 
-def _of_eval(number: int, task: Task) -> TaskStatus:
-    given, runs = task.settings, list(dict.fromkeys(map(Path, task.plain_arguments())))
-    out = given.get("out")
-    name = evaluation_name(
-        given.get("split", "test"), tta=bool(given.get("tta")), smooth=bool(given.get("smooth"))
-    )
-    folders = (
-        numbered_folders(runs, Path(out)) if out else [folder_in_run(run, name) for run in runs]
-    )
-    there = sum(is_evaluation(folder) for folder in folders)
-    state = FINISHED if there == len(runs) else PARTLY if there else NOT_BEGUN
-    return TaskStatus(
-        number, out or f"eval-{name}", state, f"{there} of {len(runs)} runs are evaluated"
-    )
+def _eval_status(number: int, task: Task) -> TaskStatus:
+    values, runs = task.values, list(dict.fromkeys(map(Path, task.plain_arguments())))
+    name = evaluation_name(values["split"], tta=values["tta"], smooth=values["smooth"])
+    out = values["out"]
+    folders = numbered_folders(runs, out) if out else [folder_in_run(run, name) for run in runs]
+    num_done = sum(map(is_evaluation, folders))
+    detail = f"{num_done} of {len(runs)} runs are evaluated"
+    return TaskStatus(number, str(out or f"eval-{name}"), _part_state(num_done, len(runs)), detail)
 
 
-def _of_run(run: Run) -> tuple[str, str]:
+def _part_state(num_done: int, num_all: int) -> str:
+    return FINISHED if num_done == num_all else PARTLY if num_done else NOT_BEGUN
+
+
+def _run_status(run: Run) -> tuple[str, str]:
     """Return state and detail of a training."""
     if not run.exists():
         return NOT_BEGUN, ""
@@ -112,49 +105,46 @@ def _of_run(run: Run) -> tuple[str, str]:
     detail = "before the end of its first epoch"
     if epochs:
         last = epochs[-1]
-        asked = record.get("asked")
-        wanted = asked.get("epochs") if isinstance(asked, dict) else None
-        detail = f"{last['epoch']:.0f}{f' of {wanted}' if wanted else ''} epochs"
+        config = record.get("asked")
+        num_epochs = config.get("epochs") if isinstance(config, dict) else None
+        detail = f"{last['epoch']:.0f}{f' of {num_epochs}' if num_epochs else ''} epochs"
         if "val_average_precision" in last:
             detail += f", val AP {last['val_average_precision']:.4f}"
     return (RUNNING if is_held(run.folder / ".lock") else STOPPED), detail
 
 
-def _changed(run: Run, settings: Mapping[str, Any]) -> str:
-    """Return in words how a run differs from a training's settings, as far as these say."""
-    config = TrainConfig(**{key: settings[key] for key in train_types() if key in settings})
+def _changes(run: Run, values: Mapping[str, Any]) -> str:
+    """Describe how a run differs from the settings of a training, empty if it does not."""
+    config = TrainConfig(**{key: values[key] for key in train_types()})
     try:
-        wanted = resolve(config).training_settings
+        expected = resolve(config).training_settings
     except CheckpointError as error:
         return str(error)
-    if is_weights_file(config.weights):  # of which a run keeps the SHA-256
-        del wanted["weights"]
+    if is_weights_file(config.weights):  # a run stores its SHA-256
+        del expected["weights"]
     if config.split == "auto":
-        del wanted["split"]
-    asked = run.read().get("asked")
-    before = asked if isinstance(asked, dict) else {}
-    return describe_changes({key: before.get(key) for key in wanted}, wanted)
+        del expected["split"]
+    stored = run.read().get("asked")
+    stored = stored if isinstance(stored, dict) else {}
+    return describe_changes({key: stored.get(key) for key in expected}, expected)
 
 
-def _of_search(job: Job) -> TaskStatus:
-    spec = read_search(job.path)
-    task = job.tasks[0]
-    folder = Path(task.settings["out"])
+def _search_status(job: Job) -> TaskStatus:
+    spec, folder = read_search(job.path), job.tasks[0].values["out"]
     if not (folder / "search.json").exists():
         return TaskStatus(1, str(folder), NOT_BEGUN, f"{spec.num_trials} trials")
-    runs = [Run(path) for path in sorted(folder.glob("trial-*"))]
-    states = [_of_run(run)[0] for run in runs]
+    states = [_run_status(Run(path))[0] for path in sorted(folder.glob("trial-*"))]
     finished, running = states.count(FINISHED), states.count(RUNNING)
     detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
     if unknown := states.count(UNKNOWN):
         detail += f", {unknown} unknown"
-    if not running and _num_settled(folder / "trials.csv") >= spec.num_trials:
+    if not running and _num_ended(folder / "trials.csv") >= spec.num_trials:
         return TaskStatus(1, str(folder), FINISHED, f"{finished} trials finished; see trials.csv")
     return TaskStatus(1, str(folder), RUNNING if running else STOPPED, detail)
 
 
-def _num_settled(table: Path) -> int:
-    """Return how many trials of a search's table have come to an end; 0 where it is no table."""
+def _num_ended(table: Path) -> int:
+    """Count the ended trials of a search's table; 0 if it is not readable."""
     try:
         with table.open(encoding="utf-8", newline="") as file:
             states = [row.get("state") for row in csv.DictReader(file)]
@@ -163,37 +153,33 @@ def _num_settled(table: Path) -> int:
     return sum(state in ("complete", "pruned", "failed") for state in states)
 
 
-def _of_map(number: int, task: Task) -> TaskStatus:
-    out = Path(task.settings.get("out", DEFAULT_MAPS))
+def _map_status(number: int, values: Mapping[str, Any]) -> TaskStatus:
+    out = values["out"]
     try:
-        sizes = _sizes(task.settings)
+        sizes = _map_sizes(values)
     except WsiIdcError as error:
         return TaskStatus(number, str(out), UNKNOWN, str(error))
     if sizes is None:
-        there = len(list(out.glob("*.h5")))
-        return TaskStatus(number, str(out), UNKNOWN, f"{there} files; the data are not packed yet")
-    names = list(sizes)
-    if "shard" in task.settings:
-        names = shard(sizes, *parse_shard(task.settings["shard"]))
-    there = sum(map_path(out, name).exists() for name in names)
-    state = FINISHED if there == len(names) else PARTLY if there else NOT_BEGUN
+        num_files = len(list(out.glob("*.h5")))
+        detail = f"{num_files} files; the data are not packed yet"
+        return TaskStatus(number, str(out), UNKNOWN, detail)
     if not sizes:
         return TaskStatus(number, str(out), UNKNOWN, "the job names nothing to map")
-    return TaskStatus(number, str(out), state, f"{there} of {len(names)} maps are there")
+    names = shard(sizes, *parse_shard(values["shard"])) if values["shard"] else list(sizes)
+    num_done = sum(map_path(out, name).exists() for name in names)
+    detail = f"{num_done} of {len(names)} maps are there"
+    return TaskStatus(number, str(out), _part_state(num_done, len(names)), detail)
 
 
-def _sizes(settings: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return the size of each map's work by patient, None where that would take long to know."""
-    if "manifest" in settings:
-        return sizes_of_slides(read_manifest(Path(settings["manifest"])))
-    if "slide" in settings:
-        paths = [*settings["slide"], *settings.get("files", ())]
-        return sizes_of_slides(
-            rows_from_files([Path(path) for one in paths for path in matches(one)])
-        )
-    pack = find_pack(Path(settings["data"]) if "data" in settings else default_data())
+def _map_sizes(values: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return the size of each map by patient, None if the data must be packed first."""
+    if values["manifest"]:
+        return sizes_of_slides(read_manifest(values["manifest"]))
+    if values["slide"]:
+        return sizes_of_slides(rows_from_files([*values["slide"], *values["files"]]))
+    pack = find_pack(values["data"] or default_data())
     if pack is None:
         return None
-    listed = read_patients(Path(settings["patients_file"])) if "patients_file" in settings else []
-    named = [*settings.get("patient", ()), *listed]
-    return sizes_of_patients(pack, pack.patients if settings.get("all") else named)
+    listed = read_patients(values["patients_file"]) if values["patients_file"] else []
+    patients = pack.patients if values["all"] else [*values["patient"], *listed]
+    return sizes_of_patients(pack, patients)

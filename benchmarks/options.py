@@ -1,0 +1,54 @@
+"""Options and data that the benchmark scripts share."""
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wsi_idc.bench.fixtures import open_benchmark_data
+from wsi_idc.bench.timing import BenchmarkResult
+from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.data.pack import Pack
+
+
+def make_parser(description: str | None, *, patches: int = 0) -> argparse.ArgumentParser:
+    """Return a parser with --data, --synthetic, --rounds and --device.
+
+    Args:
+        description: Text of --help.
+        patches: Default of --patches; 0 leaves the option out.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, help="A pack, a patch tree or a zip of one.")
+    parser.add_argument("--synthetic", type=int, default=0, help="Draw this many patches instead.")
+    parser.add_argument("--rounds", type=int, default=5, help="Measurements of each variant.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    if patches:
+        parser.add_argument("--patches", type=int, default=patches, help="Patches per round.")
+    return parser
+
+
+@contextmanager
+def benchmark_data(arguments: argparse.Namespace) -> Iterator[tuple[Pack, str, Path]]:
+    """Yield a pack, its description, and a temporary folder."""
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
+        folder = Path(name)
+        try:
+            pack, about = open_benchmark_data(
+                arguments.data, synthetic=arguments.synthetic, folder=folder
+            )
+        except WsiIdcError as error:
+            sys.exit(f"Error: {error}")
+        yield pack, about, folder
+
+
+def print_result(result: BenchmarkResult) -> None:
+    """Print a result as aligned rows."""
+    rows = result.rows()
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
