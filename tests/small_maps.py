@@ -1,4 +1,4 @@
-"""Maps made by hand, with what a test wants to find in them."""
+"""Small maps with known values."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 CELLS = [(0, 1), (1, 0), (1, 1), (1, 2)]
-SHADES = (40, 100, 160, 220)  # of the four patches, each of one grey
+SHADES = (40, 100, 160, 220)  # grays of the four patches
 
 
-def small_map(cells: list[tuple[int, int]] = CELLS, **changes: Any) -> PatientMap:
-    """Return a map of 10 px patches, four on a grid of 2 x 3 cells unless told otherwise."""
+def small_map(cells: Any = CELLS, **changes: Any) -> PatientMap:
+    """Return a map of 10 px patches, four on a grid of 2 x 3 cells by default."""
     row_col, num = np.array(cells, np.int32), len(cells)
     shades = np.resize(np.array(SHADES, np.uint8), num)
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "patient": "P1",
         "source": "pack",
         "class_names": ("non-IDC", "IDC"),
@@ -36,7 +36,7 @@ def small_map(cells: list[tuple[int, int]] = CELLS, **changes: Any) -> PatientMa
         "cam_layer": "features",
         "patches": np.broadcast_to(shades[:, None, None, None], (num, 10, 10, 3)),
     }
-    return PatientMap(**(given | changes))
+    return PatientMap(**(defaults | changes))
 
 
 def slide_view() -> SlideView:
@@ -48,7 +48,7 @@ def slide_view() -> SlideView:
 
 
 def written(folder: Path, **changes: Any) -> Path:
-    """Write such a map and return its path."""
+    """Write a small map and return its path."""
     path = folder / "P1.h5"
     write_map(path, small_map(**changes))
     return path

@@ -8,40 +8,40 @@ from wsi_idc.core.errors import MapError
 from wsi_idc.export.coordinates import grid_transform
 
 
-def test_in_a_pack_a_cell_is_a_patch():
+def test_grid_of_a_pack_has_cells_of_one_patch():
     place = grid_transform(small_map([[0, 1], [2, 3]], [0.1, 0.9]))
     assert (place.x, place.y, place.side, place.mpp) == (0, 0, 50, 4)
     assert place.points(np.array([[3, 2], [4, 3]])).tolist() == [[150, 100], [200, 150]]
 
 
-def test_the_last_cell_of_a_slide_lies_as_well_as_the_first():
+def test_grid_of_a_slide_does_not_drift():
     cells = full_grid(300, 300)
-    content = on_slide(small_map(cells, np.zeros(len(cells))), 0.2527)
-    place = grid_transform(content)
+    patient_map = on_slide(small_map(cells, np.zeros(len(cells))), 0.2527)
+    place = grid_transform(patient_map)
     side = 50 * 4 / 0.2527  # 791.45 px: rounded ones would be off by 135 px at the end
     assert place.points(np.array([[300, 300]])).tolist() == [
         [pytest.approx(300 * side, abs=1e-3)] * 2
     ]
     corners = place.points(cells[:, ::-1])
-    assert np.abs(corners - content.coords).max() <= 0.5
+    assert np.abs(corners - patient_map.coords).max() <= 0.5
 
 
-def test_a_grid_need_not_begin_at_the_slides_corner():
-    content = on_slide(small_map(full_grid(20, 30), np.zeros(600)), 0.499)
-    moved = replace(content, coords=content.coords + np.array([131, 17], np.int32))
+def test_grid_may_begin_off_the_corner_of_the_slide():
+    patient_map = on_slide(small_map(full_grid(20, 30), np.zeros(600)), 0.499)
+    moved = replace(patient_map, coords=patient_map.coords + np.array([131, 17], np.int32))
     place = grid_transform(moved)
     assert (place.x, place.y) == (131, 17)
 
 
-def test_the_image_of_a_slide_has_its_own_px():
-    content = on_slide(small_map(full_grid(2, 2), np.zeros(4)), 0.5)
-    place = grid_transform(content, "image")
+def test_image_coordinates_begin_at_the_image():
+    patient_map = on_slide(small_map(full_grid(2, 2), np.zeros(4)), 0.5)
+    place = grid_transform(patient_map, "image")
     assert (place.x, place.y, place.side, place.mpp) == (0, 0, 50, 4)
 
 
 def test_corners_off_the_grid_are_refused():
-    content = small_map(full_grid(3, 3), np.zeros(9))
-    coords = content.coords.copy()
+    patient_map = small_map(full_grid(3, 3), np.zeros(9))
+    coords = patient_map.coords.copy()
     coords[4] += 2
     with pytest.raises(MapError, match="are not on a grid of 50 px"):
-        grid_transform(replace(content, coords=coords))
+        grid_transform(replace(patient_map, coords=coords))

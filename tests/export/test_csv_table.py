@@ -8,8 +8,8 @@ from tests.export.maps import full_grid, on_slide, small_map
 from wsi_idc.export.csv_table import write_csv
 
 
-def test_wsinfers_columns_come_first(tmp_path: Path):
-    content = small_map(
+def test_csv_begins_with_the_columns_of_wsinfer(tmp_path: Path):
+    patient_map = small_map(
         [[0, 1], [1, 0]],
         [0.25, 0.75],
         label=np.array([-1, 1], np.int8),
@@ -17,7 +17,7 @@ def test_wsinfers_columns_come_first(tmp_path: Path):
         uncertainty=np.array([0.125, 0.25], np.float32),
         smoothed=np.array([0.5, 0.625], np.float32),
     )
-    write_csv(content, tmp_path / "P1.csv")
+    write_csv(patient_map, tmp_path / "P1.csv")
     first, *lines = (tmp_path / "P1.csv").read_text().splitlines()
     assert first == (
         "minx,miny,width,height,prob_non-IDC,prob_IDC,row,col,logit_non-IDC,logit_IDC,"
@@ -29,19 +29,19 @@ def test_wsinfers_columns_come_first(tmp_path: Path):
     ]
 
 
-def test_what_a_map_has_not_is_no_column(tmp_path: Path):
+def test_csv_has_no_column_of_a_missing_quantity(tmp_path: Path):
     write_csv(small_map([[0, 0]], [0.5]), tmp_path / "P1.csv")
-    found = pd.read_csv(tmp_path / "P1.csv")
-    assert found.columns.tolist()[-3:] == ["logit_non-IDC", "logit_IDC", "label"]
+    table = pd.read_csv(tmp_path / "P1.csv")
+    assert table.columns.tolist()[-3:] == ["logit_non-IDC", "logit_IDC", "label"]
 
 
-def test_patches_of_a_slide_are_whole_px_without_gaps(tmp_path: Path):
-    content = on_slide(small_map(full_grid(300, 300), np.zeros(90_000)), 0.2527)
-    write_csv(content, tmp_path / "P1.csv")
-    found = pd.read_csv(tmp_path / "P1.csv")
-    assert (found.dtypes[["minx", "miny", "width", "height"]] == np.int64).all()
-    np.testing.assert_array_equal(found[["minx", "miny"]], content.coords)
-    assert set(found["width"]) == {791, 792}
-    right = (found["minx"] + found["width"]).to_numpy().reshape(300, 300)
-    np.testing.assert_array_equal(right[:, :-1], found["minx"].to_numpy().reshape(300, 300)[:, 1:])
+def test_csv_patches_are_integers_without_gaps(tmp_path: Path):
+    patient_map = on_slide(small_map(full_grid(300, 300), np.zeros(90_000)), 0.2527)
+    write_csv(patient_map, tmp_path / "P1.csv")
+    table = pd.read_csv(tmp_path / "P1.csv")
+    assert (table.dtypes[["minx", "miny", "width", "height"]] == np.int64).all()
+    np.testing.assert_array_equal(table[["minx", "miny"]], patient_map.coords)
+    assert set(table["width"]) == {791, 792}
+    right = (table["minx"] + table["width"]).to_numpy().reshape(300, 300)
+    np.testing.assert_array_equal(right[:, :-1], table["minx"].to_numpy().reshape(300, 300)[:, 1:])
     assert right[0, -1] == pytest.approx(300 * 200 / 0.2527, abs=0.5)

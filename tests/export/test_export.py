@@ -16,15 +16,15 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_every_format_by_default(tmp_path: Path):
-    content = small_map(
+def test_export_writes_every_format_by_default(tmp_path: Path):
+    patient_map = small_map(
         full_grid(2, 2),
         [0.1, 0.9, 0.9, 0.1],
         label=np.array([0, 1, 1, 0], np.int8),
         cam=np.ones((4, 2, 2), np.float32),
         patches=np.zeros((4, 50, 50, 3), np.uint8),
     )
-    path, out = stored(content, tmp_path), tmp_path / "new" / "out"
+    path, out = stored(patient_map, tmp_path), tmp_path / "new" / "out"
     report = export_maps([path], out, ExportOptions())
     assert names_in(out) == [
         "P1.cam.ome.tif",
@@ -42,7 +42,7 @@ def test_every_format_by_default(tmp_path: Path):
     assert report.failed == {}
 
 
-def test_without_image_or_cam_the_rest_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_export_without_image_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = stored(small_map([[0, 0]], [0.9]), tmp_path)
     with caplog.at_level(logging.WARNING, "wsi_idc"):
         export_maps([path], tmp_path / "out", ExportOptions(("ome-tiff", "png")))
@@ -55,7 +55,7 @@ def test_without_image_or_cam_the_rest_is_written(tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("where", [(3, 4), (0, 0), (9, 13)])
-def test_a_known_square_is_marked_where_it_is(tmp_path: Path, where: tuple[int, int]):
+def test_export_formats_mark_the_same_square(tmp_path: Path, where: tuple[int, int]):
     """The one dark patch of white tissue is the one tile and region of a high probability."""
     cells = full_grid(10, 14)
     number = cells.tolist().index(list(where))
@@ -63,8 +63,8 @@ def test_a_known_square_is_marked_where_it_is(tmp_path: Path, where: tuple[int, 
     patches[number] = (90, 30, 120)
     probability = np.full(len(cells), 0.1)
     probability[number] = 0.9
-    content = small_map(cells, probability, patches=patches)
-    export_maps([stored(content, tmp_path)], tmp_path, ExportOptions(("geojson", "ome-tiff")))
+    patient_map = small_map(cells, probability, patches=patches)
+    export_maps([stored(patient_map, tmp_path)], tmp_path, ExportOptions(("geojson", "ome-tiff")))
     tissue = tifffile.imread(tmp_path / "P1.tissue.ome.tif")
     overlay = tifffile.imread(tmp_path / "P1.probability.ome.tif")
     assert tissue.shape == overlay.shape == (500, 700, 3)
@@ -80,7 +80,7 @@ def test_a_known_square_is_marked_where_it_is(tmp_path: Path, where: tuple[int, 
     assert np.argwhere(bright).tolist() == dark.tolist()
 
 
-def test_a_bad_map_is_set_aside(tmp_path: Path):
+def test_export_sets_bad_maps_aside(tmp_path: Path):
     good = stored(small_map([[0, 0]], [0.9]), tmp_path)
     (tmp_path / "bad.h5").write_text("no map")
     off = small_map([[0, 0], [0, 1], [0, 2]], [0.9] * 3, patient="off")
@@ -101,7 +101,7 @@ def test_a_bad_map_is_set_aside(tmp_path: Path):
     assert names_in(tmp_path / "out") == ["P1.csv"]
 
 
-def test_what_is_there_is_replaced(tmp_path: Path):
+def test_export_replaces_files_of_the_same_name(tmp_path: Path):
     path, out = stored(small_map([[0, 0]], [0.9]), tmp_path), tmp_path / "out"
     export_maps([path], out, ExportOptions())
     first = {file.name: file.read_bytes() for file in out.iterdir()}
@@ -111,7 +111,7 @@ def test_what_is_there_is_replaced(tmp_path: Path):
     assert {file.name: file.read_bytes() for file in out.iterdir()} == first
 
 
-def test_a_place_that_cannot_be_written_is_the_users_trouble(tmp_path: Path):
+def test_export_reports_an_unwritable_folder(tmp_path: Path):
     path = stored(small_map([[0, 0]], [0.9]), tmp_path)
     (tmp_path / "file").touch()
     for name in ("geojson", "ome-tiff", "csv", "png"):

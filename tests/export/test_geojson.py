@@ -14,21 +14,21 @@ from wsi_idc.export.geojson import write_geojson
 from wsi_idc.maps.patient_map import PatientMap
 
 
-def features_of(content: PatientMap, path: Path, **how: object) -> tuple[list, list]:
+def features_of(patient_map: PatientMap, path: Path, **options: object) -> tuple[list, list]:
     """Write, check as GeoJSON, and return tiles and annotations."""
-    write_geojson(content, path, **how)
-    found = geojson.loads(path.read_text())
-    assert isinstance(found, geojson.FeatureCollection)
-    assert found.is_valid, found.errors()
-    assert all(shapely.geometry.shape(f["geometry"]).is_valid for f in found["features"])
-    kinds = [feature["properties"]["objectType"] for feature in found["features"]]
+    write_geojson(patient_map, path, **options)
+    collection = geojson.loads(path.read_text())
+    assert isinstance(collection, geojson.FeatureCollection)
+    assert collection.is_valid, collection.errors()
+    assert all(shapely.geometry.shape(f["geometry"]).is_valid for f in collection["features"])
+    kinds = [feature["properties"]["objectType"] for feature in collection["features"]]
     assert sorted(kinds, reverse=True) == kinds  # tiles first
     num = kinds.count("tile")
-    return found["features"][:num], found["features"][num:]
+    return collection["features"][:num], collection["features"][num:]
 
 
-def test_a_tile_says_all_of_its_patch(tmp_path: Path):
-    content = small_map(
+def test_tile_has_the_numbers_of_its_patch(tmp_path: Path):
+    patient_map = small_map(
         [[0, 1], [1, 2]],
         [0.25, 0.75],
         label=np.array([-1, 1], np.int8),
@@ -37,7 +37,7 @@ def test_a_tile_says_all_of_its_patch(tmp_path: Path):
         smoothed=np.array([0.5, 0.625], np.float32),
         smoothing={"sigma_um": 150.0},
     )
-    (first, second), _ = features_of(content, tmp_path / "P1.geojson")
+    (first, second), _ = features_of(patient_map, tmp_path / "P1.geojson")
     assert first["type"] == "Feature"
     assert first["geometry"] == {
         "type": "Polygon",
@@ -68,8 +68,8 @@ def test_regions_are_measured(tmp_path: Path):
     cells = full_grid(3, 4)
     marked = [(0, 0), (0, 1), (1, 0), (2, 3)]
     probability = [0.75 if tuple(cell) in marked else 0.25 for cell in cells.tolist()]
-    _, found = features_of(small_map(cells, probability), tmp_path / "P1.geojson")
-    large, small = found
+    _, regions = features_of(small_map(cells, probability), tmp_path / "P1.geojson")
+    large, small = regions
     assert large["properties"]["name"] == "IDC 1"
     assert large["properties"]["classification"]["name"] == "IDC"
     assert large["properties"]["measurements"] == {
@@ -85,71 +85,71 @@ def test_regions_are_measured(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("threshold", "num"), [(None, 2), (0.2, 1), (0.75, 2), (0.76, 0)])
-def test_a_threshold_of_ones_own(tmp_path: Path, threshold: float | None, num: int):
-    content = small_map(full_grid(1, 3), [0.75, 0.25, 0.75])
-    tiles, found = features_of(content, tmp_path / "P1.geojson", threshold=threshold)
-    assert len(found) == num
+def test_threshold_selects_regions(tmp_path: Path, threshold: float | None, num: int):
+    patient_map = small_map(full_grid(1, 3), [0.75, 0.25, 0.75])
+    tiles, regions = features_of(patient_map, tmp_path / "P1.geojson", threshold=threshold)
+    assert len(regions) == num
     called = [tile["properties"]["classification"]["name"] == "IDC" for tile in tiles]
     limit = 0.5 if threshold is None else threshold
     assert called == [limit <= value for value in (0.75, 0.25, 0.75)]
 
 
-def test_ids_are_uuids_of_patient_and_place(tmp_path: Path):
-    content = small_map(full_grid(2, 2), [0.9, 0.1, 0.1, 0.9])
+def test_ids_are_uuids_of_grid_and_cell(tmp_path: Path):
+    patient_map = small_map(full_grid(2, 2), [0.9, 0.1, 0.1, 0.9])
     ids = []
     for name, probability in (("a", [0.9, 0.1, 0.1, 0.9]), ("b", [0.8, 0.2, 0.1, 0.7])):
         changed = small_map(full_grid(2, 2), probability)
-        tiles, found = features_of(changed, tmp_path / f"{name}.geojson")
-        ids.append([feature["id"] for feature in (*tiles, *found)])
+        tiles, regions = features_of(changed, tmp_path / f"{name}.geojson")
+        ids.append([feature["id"] for feature in (*tiles, *regions)])
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 6
-    assert all(str(uuid.UUID(one)) == one for one in ids[0])
+    assert all(str(uuid.UUID(key)) == key for key in ids[0])
     for change in ({"patient": "P2"}, {"stride_px": 25}, {"patch_px": 96}, {"mpp": 2.0}):
-        other = replace(content, **change)
+        other = replace(patient_map, **change)
         other = replace(other, coords=other.row_col[:, ::-1] * other.cell_px)
-        found = [*features_of(other, tmp_path / "c.geojson")]
-        assert not {feature["id"] for each in found for feature in each}.intersection(ids[0])
+        regions = [*features_of(other, tmp_path / "c.geojson")]
+        assert not {feature["id"] for each in regions for feature in each}.intersection(ids[0])
 
 
-def test_compressed_is_the_same_in_fewer_bytes(tmp_path: Path):
-    content = small_map(full_grid(5, 5), np.linspace(0, 1, 25))
-    write_geojson(content, tmp_path / "P1.geojson")
+def test_gzip_holds_the_same_geojson(tmp_path: Path):
+    patient_map = small_map(full_grid(5, 5), np.linspace(0, 1, 25))
+    write_geojson(patient_map, tmp_path / "P1.geojson")
     for name in ("a.geojson.gz", "b.geojson.gz"):
-        write_geojson(content, tmp_path / name)
+        write_geojson(patient_map, tmp_path / name)
     plain, packed = (tmp_path / "P1.geojson").read_bytes(), (tmp_path / "a.geojson.gz").read_bytes()
     assert gzip.decompress(packed) == plain
     assert len(packed) < len(plain) / 3
     assert (tmp_path / "b.geojson.gz").read_bytes() == packed
 
 
-def test_tiles_of_a_slide_share_their_edges_to_the_end(tmp_path: Path):
+def test_tiles_of_a_slide_share_their_edges(tmp_path: Path):
     cells = full_grid(2, 300)
-    content = on_slide(small_map(cells, np.zeros(600)), 0.2527)
-    tiles, _ = features_of(content, tmp_path / "P1.geojson")
+    patient_map = on_slide(small_map(cells, np.zeros(600)), 0.2527)
+    tiles, _ = features_of(patient_map, tmp_path / "P1.geojson")
     rings = np.array([tile["geometry"]["coordinates"][0] for tile in tiles]).reshape(2, 300, 5, 2)
     np.testing.assert_array_equal(rings[:, :-1, 1], rings[:, 1:, 0])
     np.testing.assert_array_equal(rings[0, :, 3], rings[1, :, 0])
     assert rings[1, 299, 2] == pytest.approx([300 * 200 / 0.2527, 2 * 200 / 0.2527], abs=1e-3)
 
 
-def test_a_slide_can_be_told_in_px_of_its_image(tmp_path: Path):
-    content = on_slide(small_map(full_grid(1, 2), [0.1, 0.9]), 0.25)
-    tiles, (region,) = features_of(content, tmp_path / "a.geojson")
+def test_coordinates_may_be_px_of_the_image(tmp_path: Path):
+    patient_map = on_slide(small_map(full_grid(1, 2), [0.1, 0.9]), 0.25)
+    tiles, (region,) = features_of(patient_map, tmp_path / "a.geojson")
     assert tiles[1]["geometry"]["coordinates"][0][0] == [800, 0]
     assert region["properties"]["measurements"]["area_um2"] == 40_000
-    tiles, (region,) = features_of(content, tmp_path / "b.geojson", coordinates="image")
+    tiles, (region,) = features_of(patient_map, tmp_path / "b.geojson", coordinates="image")
     assert tiles[1]["geometry"]["coordinates"][0][0] == [50, 0]
     assert region["properties"]["measurements"]["area_um2"] == 40_000
 
 
-def test_odd_names_stay_text(tmp_path: Path):
-    content = small_map([[0, 0]], [0.9], patient='<b>"x"', class_names=("a\\b", "IDC\n: é"))
-    write_geojson(content, tmp_path / "x.geojson")
-    found = json.loads((tmp_path / "x.geojson").read_text())
-    assert found["features"][0]["properties"]["classification"]["name"] == "IDC\n: é"
+def test_special_characters_stay_text(tmp_path: Path):
+    patient_map = small_map([[0, 0]], [0.9], patient='<b>"x"', class_names=("a\\b", "IDC\n: é"))
+    write_geojson(patient_map, tmp_path / "x.geojson")
+    collection = json.loads((tmp_path / "x.geojson").read_text())
+    assert collection["features"][0]["properties"]["classification"]["name"] == "IDC\n: é"
 
 
-def test_a_probability_that_is_no_number_is_left_out(tmp_path: Path):
-    tiles, found = features_of(small_map(full_grid(1, 2), [np.nan, 0.9]), tmp_path / "P1.geojson")
+def test_nan_probability_is_left_out(tmp_path: Path):
+    tiles, regions = features_of(small_map(full_grid(1, 2), [np.nan, 0.9]), tmp_path / "P1.geojson")
     assert "prob_IDC" not in tiles[0]["properties"]["measurements"]
-    assert len(found) == 1
+    assert len(regions) == 1

@@ -9,26 +9,26 @@ import pytest
 import tifffile
 
 from tests.export.maps import full_grid, small_map, stored
-from wsi_idc.export.layer_picture import layer_pictures
 from wsi_idc.export.ome_tiff import write_ome_tiff
+from wsi_idc.export.png import layer_pictures
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
 
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
-def write_all(content: PatientMap, folder: Path) -> dict[str, Path]:
+def write_all(patient_map: PatientMap, folder: Path) -> dict[str, Path]:
     """Write each layer of a map and return the files."""
     files = {}
-    with open_image(stored(content, folder)) as read_rows:
-        for layer in layer_pictures(content, read_rows):
+    with open_image(stored(patient_map, folder)) as read_rows:
+        for layer in layer_pictures(patient_map, read_rows):
             files[layer.name] = folder / f"{layer.name}.ome.tif"
-            write_ome_tiff(content, layer, files[layer.name])
+            write_ome_tiff(patient_map, layer, files[layer.name])
     return files
 
 
 @pytest.fixture
-def content() -> PatientMap:
+def patient_map() -> PatientMap:
     """Return a map of 13 x 21 cells of 51 px, some missing, so that no size is round."""
     rng = np.random.default_rng(0)
     cells = full_grid(13, 21)
@@ -45,11 +45,11 @@ def content() -> PatientMap:
 
 
 @pytest.fixture
-def files(content: PatientMap, tmp_path: Path) -> dict[str, Path]:
-    return write_all(content, tmp_path)
+def files(patient_map: PatientMap, tmp_path: Path) -> dict[str, Path]:
+    return write_all(patient_map, tmp_path)
 
 
-def test_each_layer_is_a_pyramid_of_one_size(files: dict[str, Path]):
+def test_layers_are_pyramids_of_one_size(files: dict[str, Path]):
     assert list(files) == ["tissue", "probability", "cam"]
     for path in files.values():
         with tifffile.TiffFile(path) as file:
@@ -66,33 +66,33 @@ def test_each_layer_is_a_pyramid_of_one_size(files: dict[str, Path]):
                 assert page.dtype == np.uint8
 
 
-def test_it_says_how_large_a_px_is(files: dict[str, Path]):
+def test_ome_xml_has_the_pixel_size(files: dict[str, Path]):
     for name, path in files.items():
         with tifffile.TiffFile(path) as file:
             xml = ElementTree.fromstring(file.ome_metadata)
         pixels = xml.find(f"{OME}Image/{OME}Pixels")
         assert pixels is not None
-        found = {key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeY", "SizeX")}
-        assert found == {"PhysicalSizeX": "3.9", "PhysicalSizeY": "3.9", "SizeX": "1071"}
+        sizes = {key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeY", "SizeX")}
+        assert sizes == {"PhysicalSizeX": "3.9", "PhysicalSizeY": "3.9", "SizeX": "1071"}
         assert pixels.get("PhysicalSizeXUnit") == pixels.get("PhysicalSizeYUnit") == "µm"
         image = xml.find(f"{OME}Image")
         assert image is not None and image.get("Name") == f"P1 {name}"
 
 
-def test_openslide_reads_the_tissue_as_it_is(content: PatientMap, files: dict[str, Path]):
-    assert content.patches is not None
+def test_openslide_reads_the_same_tissue(patient_map: PatientMap, files: dict[str, Path]):
+    assert patient_map.patches is not None
     with openslide.OpenSlide(files["tissue"]) as slide:
         # It knows no children of a page, so it sees full resolution alone.
         assert slide.level_dimensions == ((1071, 663),)
         assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(3.9)
-        for number in (0, 100, len(content.row_col) - 1):
-            row, col = content.row_col[number].tolist()
+        for number in (0, 100, len(patient_map.row_col) - 1):
+            row, col = patient_map.row_col[number].tolist()
             patch = slide.read_region((col * 51, row * 51), 0, (51, 51)).convert("RGB")
-            np.testing.assert_array_equal(np.asarray(patch), content.patches[number])
+            np.testing.assert_array_equal(np.asarray(patch), patient_map.patches[number])
 
 
-def test_where_there_is_no_patch_it_is_white(content: PatientMap, files: dict[str, Path]):
-    missing = np.isnan(content.probability_grid()).repeat(51, axis=0).repeat(51, axis=1)
+def test_cells_without_patch_are_white(patient_map: PatientMap, files: dict[str, Path]):
+    missing = np.isnan(patient_map.probability_grid()).repeat(51, axis=0).repeat(51, axis=1)
     assert 0 < missing.mean() < 0.3
     for name, path in files.items():
         picture = tifffile.imread(path)
@@ -101,7 +101,7 @@ def test_where_there_is_no_patch_it_is_white(content: PatientMap, files: dict[st
             assert (picture[~missing] != 255).any(axis=-1).all()
 
 
-def test_each_level_is_the_mean_of_the_last(files: dict[str, Path]):
+def test_levels_are_means_of_the_level_before(files: dict[str, Path]):
     with tifffile.TiffFile(files["tissue"]) as file:
         levels = [level.asarray() for level in file.series[0].levels]
     for large, small in itertools.pairwise(levels):
@@ -111,11 +111,11 @@ def test_each_level_is_the_mean_of_the_last(files: dict[str, Path]):
         assert np.abs(mean - small).max() <= 0.5
 
 
-def test_the_cam_lies_in_its_patch(tmp_path: Path):
+def test_cam_is_inside_its_patch(tmp_path: Path):
     cam = np.zeros((2, 2, 2), np.float32)
     cam[1, 0, 1] = 1  # upper right quarter of the second patch
-    content = small_map([[0, 0], [1, 1]], [0.2, 0.8], cam=cam)
-    picture = tifffile.imread(write_all(content, tmp_path)["cam"]).astype(int)
+    patient_map = small_map([[0, 0], [1, 1]], [0.2, 0.8], cam=cam)
+    picture = tifffile.imread(write_all(patient_map, tmp_path)["cam"]).astype(int)
     assert picture.shape == (100, 100, 3)
     bright, dark = [252, 254, 164], [0, 0, 3]
     for rows, cols, colour in [
@@ -128,10 +128,10 @@ def test_the_cam_lies_in_its_patch(tmp_path: Path):
         assert (np.abs(picture[rows, cols] - colour) <= 1).all()
 
 
-def test_nothing_drifts_to_the_last_row_and_column(tmp_path: Path):
+def test_last_row_and_column_do_not_drift(tmp_path: Path):
     cells = full_grid(300, 300)
     last = (cells == [299, 299]).all(axis=1)
-    content = small_map(
+    patient_map = small_map(
         cells,
         last,
         patch_px=7,
@@ -139,17 +139,17 @@ def test_nothing_drifts_to_the_last_row_and_column(tmp_path: Path):
         patches=np.where(last, 0, 200).astype(np.uint8)[:, None, None, None]
         * np.ones((1, 7, 7, 3), np.uint8),
     )
-    for path in write_all(content, tmp_path).values():
+    for path in write_all(patient_map, tmp_path).values():
         picture = tifffile.imread(path)
         assert picture.shape == (2100, 2100, 3)
         other = np.argwhere((picture != picture[0, 0]).any(axis=-1))
         assert other.tolist() == [[y, x] for y in range(2093, 2100) for x in range(2093, 2100)]
 
 
-def test_the_same_map_is_the_same_bytes(content: PatientMap, tmp_path: Path):
+def test_same_map_gives_the_same_bytes(patient_map: PatientMap, tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first, second = write_all(content, tmp_path / "a"), write_all(content, tmp_path / "b")
+    first, second = write_all(patient_map, tmp_path / "a"), write_all(patient_map, tmp_path / "b")
     for name in first:
         assert first[name].read_bytes() == second[name].read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
@@ -160,9 +160,9 @@ def test_the_same_map_is_the_same_bytes(content: PatientMap, tmp_path: Path):
     ]
 
 
-def test_odd_names_stay_text(tmp_path: Path):
-    content = small_map([[0, 0]], [0.9], patient="<é \"&'>", class_names=("</Image>", "<b>&"))
-    path = write_all(content, tmp_path)["probability"]
+def test_special_characters_stay_text(tmp_path: Path):
+    patient_map = small_map([[0, 0]], [0.9], patient="<é \"&'>", class_names=("</Image>", "<b>&"))
+    path = write_all(patient_map, tmp_path)["probability"]
     with tifffile.TiffFile(path) as file:
         image = ElementTree.fromstring(file.ome_metadata).find(f"{OME}Image")
     assert image is not None and image.get("Name") == "<é \"&'> probability"

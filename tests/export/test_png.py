@@ -8,8 +8,7 @@ from PIL import Image
 
 from tests.export.maps import full_grid, on_slide, small_map, stored
 from wsi_idc.export import png
-from wsi_idc.export.layer_picture import LABEL_RGB, layer_pictures
-from wsi_idc.export.png import write_legend, write_png
+from wsi_idc.export.png import LABEL_RGB, layer_pictures, write_legend, write_png
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
@@ -18,18 +17,18 @@ from wsi_idc.render import panels
 from wsi_idc.report.layers import cam_levels, page_layers
 
 
-def draw(content: PatientMap, folder: Path) -> dict[str, np.ndarray]:
+def draw(patient_map: PatientMap, folder: Path) -> dict[str, np.ndarray]:
     """Write each layer and return the pictures, height x width x 4."""
     pictures = {}
-    with open_image(stored(content, folder)) as read_rows:
-        layers = layer_pictures(content, read_rows)
+    with open_image(stored(patient_map, folder)) as read_rows:
+        layers = layer_pictures(patient_map, read_rows)
         for layer in layers:
-            write_png(content, layer, folder / f"{layer.name}.png")
+            write_png(patient_map, layer, folder / f"{layer.name}.png")
             with Image.open(folder / f"{layer.name}.png") as picture:
                 assert picture.mode == "RGBA"
                 pictures[layer.name] = np.asarray(picture)
         write_legend(
-            content,
+            patient_map,
             {folder / f"{layer.name}.png": layer for layer in layers},
             folder / "layers.json",
         )
@@ -40,29 +39,29 @@ def all_of(cells: np.ndarray, **changes: object) -> PatientMap:
     """Return a map with everything that a map can have."""
     num, side = len(cells), int(changes.get("patch_px", 50))
     rng = np.random.default_rng(1)
-    given = {
+    defaults = {
         "label": rng.integers(-1, 2, num).astype(np.int8),
         "cam": rng.random((num, 3, 2)).astype(np.float32),
         "uncertainty": (rng.random(num) / 2).astype(np.float32),
         "smoothed": rng.random(num).astype(np.float32),
         "patches": rng.integers(0, 200, (num, side, side, 3), dtype=np.uint8),
     }
-    return small_map(cells, rng.random(num), **{**given, **changes})
+    return small_map(cells, rng.random(num), **defaults | changes)
 
 
-def test_all_layers_have_one_size_and_one_shape(tmp_path: Path):
-    content = all_of(np.array([[0, 1], [1, 0], [2, 3]]))
-    pictures = draw(content, tmp_path)
+def test_layers_have_one_size_and_one_alpha(tmp_path: Path):
+    patient_map = all_of(np.array([[0, 1], [1, 0], [2, 3]]))
+    pictures = draw(patient_map, tmp_path)
     assert list(pictures) == ["tissue", "probability", "smoothed", "cam", "uncertainty", "labels"]
-    present = ~np.isnan(content.probability_grid()).repeat(50, axis=0).repeat(50, axis=1)
+    present = ~np.isnan(patient_map.probability_grid()).repeat(50, axis=0).repeat(50, axis=1)
     for picture in pictures.values():
         assert picture.shape == (150, 200, 4)
         np.testing.assert_array_equal(picture[..., 3], np.where(present, 255, 0))
-    np.testing.assert_array_equal(pictures["tissue"][50:100, :50, :3], content.patches[1])
+    np.testing.assert_array_equal(pictures["tissue"][50:100, :50, :3], patient_map.patches[1])
 
 
 @pytest.mark.parametrize("max_px", [10**9, 300 * 300 * 5 * 5])
-def test_nothing_drifts_to_the_last_row_and_column(
+def test_last_row_and_column_do_not_drift(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_px: int
 ):
     monkeypatch.setattr(png, "MAX_PX", max_px)
@@ -70,7 +69,7 @@ def test_nothing_drifts_to_the_last_row_and_column(
     # Black tissue, probability 1, label 1 and a CAM at the last cell and along the edges alone.
     cells = full_grid(300, 300)
     edge = (cells[:, 0] == 299) | (cells[:, 1] == 299)
-    content = small_map(
+    patient_map = small_map(
         cells,
         edge,
         patch_px=8,
@@ -80,7 +79,7 @@ def test_nothing_drifts_to_the_last_row_and_column(
         patches=np.where(edge, 0, 200).astype(np.uint8)[:, None, None, None]
         * np.ones((1, 8, 8, 3), np.uint8),
     )
-    pictures = draw(content, tmp_path)
+    pictures = draw(patient_map, tmp_path)
     assert len(pictures) == 5
     for name, picture in pictures.items():
         assert picture.shape == (300 * side, 300 * side, 4)
@@ -92,28 +91,28 @@ def test_nothing_drifts_to_the_last_row_and_column(
         assert (picture[:, start:] == last).all(), name
 
 
-def test_probability_is_on_an_absolute_scale(tmp_path: Path):
+def test_probability_has_an_absolute_scale(tmp_path: Path):
     low, high = small_map([[0, 0], [0, 1]], [0.0, 0.1]), small_map([[0, 0], [0, 1]], [0.1, 1.0])
     pictures = []
-    for name, content in (("a", low), ("b", high)):
+    for name, patient_map in (("a", low), ("b", high)):
         (tmp_path / name).mkdir()
-        pictures.append(draw(content, tmp_path / name)["probability"])
+        pictures.append(draw(patient_map, tmp_path / name)["probability"])
     assert pictures[0][0, 0].tolist() == [68, 1, 84, 255]
     assert pictures[0][0, 50].tolist() == pictures[1][0, 0].tolist()  # 0.1 in both
     assert pictures[1][0, 50].tolist() == [253, 231, 36, 255]
 
 
-def test_the_cam_has_one_scale_for_the_patient(tmp_path: Path):
+def test_cam_has_one_scale_for_the_patient(tmp_path: Path):
     cam = np.zeros((2, 4, 4), np.float32)
     cam[0], cam[1] = np.linspace(0, 0.1, 16).reshape(4, 4), np.linspace(0, 1, 16).reshape(4, 4)
-    content = small_map([[0, 0], [0, 1]], [0.1, 0.9], cam=cam)
-    picture = draw(content, tmp_path)["cam"].astype(int)
+    patient_map = small_map([[0, 0], [0, 1]], [0.1, 0.9], cam=cam)
+    picture = draw(patient_map, tmp_path)["cam"].astype(int)
     assert (np.abs(picture[49, 99] - [252, 254, 164, 255]) <= 1).all()
     # The faint patch stays dark: scaled by itself, it would glow as well.
     assert picture[:, :50, :3].max() < 130
 
 
-def test_the_legend_says_where_and_what(tmp_path: Path):
+def test_legend_has_position_and_color_scales(tmp_path: Path):
     cells = full_grid(2, 3)
     draw(on_slide(all_of(cells), 0.25), tmp_path)
     legend = json.loads((tmp_path / "layers.json").read_text())
@@ -135,38 +134,40 @@ def test_the_legend_says_where_and_what(tmp_path: Path):
     assert [entry["label"] for entry in layers["labels"]["classes"]] == [0, 1, -1]
 
 
-def test_what_is_no_number_is_transparent_or_black_but_no_error(tmp_path: Path):
+def test_nan_is_transparent(tmp_path: Path):
     cam = np.full((2, 2, 2), np.nan, np.float32)
-    content = small_map([[0, 0], [0, 1]], [np.nan, np.inf], cam=cam)
-    pictures = draw(content, tmp_path)
+    patient_map = small_map([[0, 0], [0, 1]], [np.nan, np.inf], cam=cam)
+    pictures = draw(patient_map, tmp_path)
     assert pictures["probability"][0, 0, 3] == 0
     assert pictures["probability"][0, 50].tolist() == [253, 231, 36, 255]
     assert (pictures["cam"][..., 3] == 0).all()
 
 
-def test_a_label_has_the_color_of_the_palette():
+def test_label_colors_are_those_of_the_palette():
     for label, color in LABEL_COLORS.items():
         assert "#{:02x}{:02x}{:02x}".format(*LABEL_RGB[label]) == color
 
 
-def test_without_a_label_there_is_no_layer_of_labels(tmp_path: Path):
+def test_unlabeled_map_has_no_label_layer(tmp_path: Path):
     assert list(draw(small_map([[0, 0]], [0.5]), tmp_path)) == ["probability"]
 
 
 @pytest.mark.parametrize("stride_px", [None, 20])
-def test_a_quantity_looks_the_same_in_every_picture(stride_px: int | None):
+def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | None):
     # Where patches overlap a cell shows the middle of its patch; what glows here lies outside.
     cam = np.ones((6, 10, 10), np.float32)
     cam[:, 0], cam[:, 5, 5] = 9, 2
     ones = np.ones(6, np.float32)
-    content = all_of(full_grid(2, 3), cam=cam, stride_px=stride_px, smoothed=ones, uncertainty=ones)
-    content = replace(content, probability=ones)
-    top = robust_max(content.cell_cams())
+    patient_map = all_of(
+        full_grid(2, 3), cam=cam, stride_px=stride_px, smoothed=ones, uncertainty=ones
+    )
+    patient_map = replace(patient_map, probability=ones)
+    top = robust_max(patient_map.cell_cams())
     assert (top < 9) is (stride_px is not None)
     tissue = np.zeros((2, 3, 3), np.uint8)
-    scene = panels.PanelInput(content, tissue, has_image=False, cell_px=1, threshold=0.5)
-    layers = {layer.name: layer for layer in layer_pictures(content, None)}
-    shown = {layer.name: layer for layer in page_layers(content, has_tissue=False)}
+    scene = panels.PanelInput(patient_map, tissue, has_image=False, cell_px=1, threshold=0.5)
+    layers = {layer.name: layer for layer in layer_pictures(patient_map, None)}
+    shown = {layer.name: layer for layer in page_layers(patient_map, has_tissue=False)}
     for name in ("probability", "smoothed", "uncertainty", "cam"):
         key = panels.layer_panel(scene, name).legend
         assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colors] == list(
@@ -175,4 +176,4 @@ def test_a_quantity_looks_the_same_in_every_picture(stride_px: int | None):
         assert layers[name].scale["colour_map"] == f"matplotlib {COLORMAPS[name]}"
         assert key.vmax == shown[name].vmax == (top if name == "cam" else 1)
     assert layers["cam"].scale["high"] == top
-    assert cam_levels(content).max() == 255
+    assert cam_levels(patient_map).max() == 255

@@ -319,6 +319,6 @@ def test_what_overlaps_is_drawn_and_reported_in_its_place(
     content = read_map(tmp_path / "s.h5")
     (thumbnail, *_), _ = tissue_pictures(content, None)
     # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
-    assert (thumbnail.x_mm, thumbnail.y_mm) == pytest.approx((-0.04, -0.04))
+    assert (thumbnail.x, thumbnail.y) == pytest.approx((-0.04, -0.04))
     assert content.cell_cams().shape[1:] == (4, 4)
     assert cam_levels(content).shape == tuple(4 * side for side in content.shape)

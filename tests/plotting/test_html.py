@@ -15,7 +15,7 @@ def _pixels(uri: str, kind: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_tissue_keeps_its_size_and_nearly_its_colours():
+def test_tissue_uri_keeps_size_and_colors():
     image = np.full((60, 90, 3), (180, 90, 140), np.uint8)
     uri, scale = tissue_uri(image)
     assert scale == 1
@@ -24,7 +24,7 @@ def test_tissue_keeps_its_size_and_nearly_its_colours():
     assert np.abs(pixels.astype(int) - image).max() <= 2
 
 
-def test_large_tissue_is_made_smaller_by_area():
+def test_tissue_uri_shrinks_large_tissue():
     image = np.zeros((10, 20_000, 3), np.uint8)
     image[:, ::2] = 200
     uri, scale = tissue_uri(image)
@@ -33,7 +33,7 @@ def test_large_tissue_is_made_smaller_by_area():
     assert _pixels(thumbnail_uri(image, 100), "jpeg").shape == (1, 100, 3)
 
 
-def test_a_grid_is_one_pixel_a_cell_and_clear_where_there_is_none():
+def test_grid_uri_is_transparent_where_nan():
     grid = np.array([[0, 0.2, np.nan], [1, 7, -1]], np.float32)
     shades = [[0, 51, None], [255, 255, 0]]
     assert _pixels(grid_uri(grid, color_table("gray")), "png").tolist() == [

@@ -14,7 +14,7 @@ from wsi_idc.plotting.number_format import (
 MINUS = "\N{MINUS SIGN}"
 
 
-def test_numbers():
+def test_numbers_are_formatted():
     assert number(0.12345) == "0.123"
     assert number(-0.5, digits=1) == f"{MINUS}0.5"
     assert signed(0.5) == "+0.500"
@@ -25,12 +25,12 @@ def test_numbers():
     assert count(2785, "patch", "patches") == "2,785 patches"
 
 
-def test_what_has_no_value_is_a_dash():
+def test_missing_values_are_dashes():
     for form in (number, signed, percent):
         assert form(math.nan) == form(None) == NONE
 
 
-def test_intervals():
+def test_intervals_are_formatted():
     assert interval(0.1, 0.25) == f"0.100{NONE}0.250"
     assert interval(-0.1, 0.25) == signed_interval(-0.1, 0.25) == f"{MINUS}0.100 to +0.250"
     assert interval(math.nan, math.nan) == signed_interval(None, None) == ""

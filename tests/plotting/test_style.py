@@ -4,7 +4,7 @@ import pytest
 from wsi_idc.plotting.style import Page, page_style, printable, save_pdf, to_px
 
 
-def test_a_page_is_measured_in_mm_from_its_top_left_corner():
+def test_page_is_measured_in_mm_from_the_top_left():
     page = Page(100, 50)
     assert page.figure.get_size_inches() * 25.4 == pytest.approx([100, 50])
     ax = page.axes(10, 5, 40, 20)
@@ -13,7 +13,7 @@ def test_a_page_is_measured_in_mm_from_its_top_left_corner():
     assert page.figure.texts[0].get_position() == pytest.approx((0.1, 0.9))
 
 
-def test_mm_become_pixels():
+def test_mm_are_converted_to_pixels():
     assert to_px(25.4, dpi=300) == pytest.approx(300)
 
 
@@ -26,11 +26,11 @@ def test_mm_become_pixels():
         (None, "None"),
     ],
 )
-def test_text_from_a_file_is_one_short_line(text: object, shown: str):
+def test_printable_text_is_one_short_line(text: object, shown: str):
     assert printable(text, longest=10) == shown
 
 
-def test_a_pdf_embeds_truetype_and_says_no_date(tmp_path):
+def test_pdf_embeds_truetype_and_has_no_date(tmp_path):
     with page_style():
         page = Page(50, 20)
         page.text(1, 1, "$x^$")

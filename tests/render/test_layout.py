@@ -6,14 +6,14 @@ from wsi_idc.plotting.style import PAGE_MM, page_style
 from wsi_idc.render.layout import PanelLayout, layout_page, nice_length
 from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
 
-COLOURS = np.zeros((256, 3), np.uint8)
+COLORS = np.zeros((256, 3), np.uint8)
 
 
 def panel(size: tuple[int, int] = (30, 20), **changes) -> Panel:
     return Panel("A title", np.zeros((*size[::-1], 3), np.uint8), size, 0.2, **changes)
 
 
-def drawn(*panels: Panel, name: str = "Patient P") -> Figure:
+def draw(*panels: Panel, name: str = "Patient P") -> Figure:
     with page_style():
         return layout_page(panels, name=name, details=["some details", "a notice"])
 
@@ -21,7 +21,7 @@ def drawn(*panels: Panel, name: str = "Patient P") -> Figure:
 @pytest.mark.parametrize(
     ("span", "length"), [(3.0, 1.0), (15.2, 5.0), (5.9, 1.0), (6.0, 2.0), (0.5, 0.1), (100, 20)]
 )
-def test_the_scale_bar_is_a_round_number_up_to_a_third(span: float, length: float):
+def test_scale_bar_length_is_a_round_number(span: float, length: float):
     assert nice_length(span) == pytest.approx(length)
 
 
@@ -29,14 +29,14 @@ def test_the_scale_bar_is_a_round_number_up_to_a_third(span: float, length: floa
     ("num", "rows", "columns"),
     [(1, 1, 1), (3, 1, 3), (4, 1, 4), (5, 2, 3), (6, 2, 3), (7, 2, 4)],
 )
-def test_panels_stand_four_in_a_row_at_most(num: int, rows: int, columns: int):
+def test_layout_has_at_most_four_columns(num: int, rows: int, columns: int):
     assert (PanelLayout(num).rows, PanelLayout(num).columns) == (rows, columns)
 
 
 @pytest.mark.parametrize("num", range(1, 8))
 @pytest.mark.parametrize("size", [(1, 1), (300, 300), (200, 3), (3, 200), (76, 59)])
-def test_a_sheet_fits_the_page(num: int, size: tuple[int, int]):
-    figure = drawn(*[panel(size)] * num)
+def test_layout_fits_the_page(num: int, size: tuple[int, int]):
+    figure = draw(*[panel(size)] * num)
     width, height = figure.get_size_inches() * 25.4
     assert width <= PAGE_MM + 1e-6
     assert height <= 240
@@ -47,14 +47,14 @@ def test_a_sheet_fits_the_page(num: int, size: tuple[int, int]):
 
 @pytest.mark.parametrize("size", [(300, 300), (200, 3), (76, 59)])
 def test_cells_are_square_on_the_page(size: tuple[int, int]):
-    figure = drawn(panel(size))
+    figure = draw(panel(size))
     box = figure.axes[0].get_position()
     width, height = figure.get_size_inches()
     assert box.width * width / size[0] == pytest.approx(box.height * height / size[1])
 
 
-def test_the_scale_bar_is_as_long_as_it_says():
-    figure = drawn(panel((60, 40), has_scale=True))  # 12 mm of tissue
+def test_scale_bar_has_the_length_of_its_label():
+    figure = draw(panel((60, 40), has_scale=True))  # 12 mm of tissue
     picture, foot = figure.axes
     (bar,) = foot.patches
     assert [text.get_text() for text in foot.texts] == ["2 mm"]
@@ -63,37 +63,37 @@ def test_the_scale_bar_is_as_long_as_it_says():
     assert on_paper == pytest.approx(np.diff(cells)[0])
 
 
-def test_a_short_scale_bar_is_in_micrometres():
-    foot = drawn(panel((1, 1), has_scale=True)).axes[1]
+def test_short_scale_bar_is_in_micrometers():
+    foot = draw(panel((1, 1), has_scale=True)).axes[1]
     assert [text.get_text() for text in foot.texts] == ["50 \N{MICRO SIGN}m"]
 
 
-def test_the_bar_says_its_numbers_and_the_threshold():
-    foot = drawn(panel(legend=ColorBar(COLOURS, 1.0, "probability", 0.25))).axes[1]
-    said = [text.get_text() for text in foot.texts]
-    assert said == ["0", "0.5", "1", "probability", "threshold 0.25"]
+def test_color_bar_has_numbers_and_threshold():
+    foot = draw(panel(legend=ColorBar(COLORS, 1.0, "probability", 0.25))).axes[1]
+    texts = [text.get_text() for text in foot.texts]
+    assert texts == ["0", "0.5", "1", "probability", "threshold 0.25"]
     left, right = foot.images[0].get_extent()[:2]
     for line in foot.lines:
         assert line.get_xdata() == pytest.approx([left + 0.25 * (right - left)] * 2)
-    open_bar = ColorBar(COLOURS, 0.0784, "raw", is_open=True)
-    said = [text.get_text() for text in drawn(panel(legend=open_bar)).axes[1].texts]
-    assert said == ["0", "0.039", "\N{GREATER-THAN OR EQUAL TO} 0.078", "raw"]
+    open_bar = ColorBar(COLORS, 0.0784, "raw", is_open=True)
+    texts = [text.get_text() for text in draw(panel(legend=open_bar)).axes[1].texts]
+    assert texts == ["0", "0.039", "\N{GREATER-THAN OR EQUAL TO} 0.078", "raw"]
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), -1.0, 3.0])
-def test_a_threshold_off_the_scale_is_not_marked(threshold: float):
-    foot = drawn(panel(legend=ColorBar(COLOURS, 1.0, "probability", threshold))).axes[1]
+def test_threshold_off_the_scale_is_not_marked(threshold: float):
+    foot = draw(panel(legend=ColorBar(COLORS, 1.0, "probability", threshold))).axes[1]
     assert not foot.lines
 
 
-def test_a_legend_has_areas_and_lines():
+def test_legend_has_areas_and_lines():
     key = (LegendEntry("IDC", "#c2410c"), LegendEntry("called", "#0b1f66", 1.0))
-    foot = drawn(panel(legend=key)).axes[1]
+    foot = draw(panel(legend=key)).axes[1]
     assert [text.get_text() for text in foot.texts] == ["IDC", "called"]
     assert len(foot.patches) == len(foot.lines) == 1
 
 
-def test_long_details_are_wrapped_and_nothing_is_mathematics():
+def test_long_details_are_wrapped_and_dollars_are_text():
     with page_style():
         figure = layout_page([panel()], name="Patient $^$", details=["many words " * 30, "$x$"])
     lines = [text.get_text() for text in figure.texts]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,43 +13,45 @@ from wsi_idc.render.panels import ColorBar, PanelInput
 WHITE = [255, 255, 255]
 
 
-def scene_of(*, threshold: float = 0.5, **changes: Any) -> PanelInput:
-    """Return what the small map is drawn from at 2 px a cell."""
-    content = small_map(**changes)
+def input_of(*, threshold: float = 0.5, **changes: Any) -> PanelInput:
+    """Return the input of the panels of the small map, at 2 px a cell."""
+    patient_map = small_map(**changes)
     tissue = np.full((2, 3, 3), 255, np.uint8)
-    tissue[tuple(content.row_col.T)] = np.array(SHADES)[:, None]
+    tissue[tuple(patient_map.row_col.T)] = np.array(SHADES)[:, None]
     tissue = tissue.repeat(2, axis=0).repeat(2, axis=1)
-    return PanelInput(content, tissue, has_image=True, cell_px=2, threshold=threshold)
+    return PanelInput(patient_map, tissue, has_image=True, cell_px=2, threshold=threshold)
 
 
-def colour(name: str, value: float) -> np.ndarray:
+def color_of(name: str, value: float) -> np.ndarray:
     return np.rint(np.array(colormaps[name](value)[:3]) * 255).astype(int)
 
 
-def test_the_tissue_is_as_stained_and_says_where_there_is_none():
-    panel = panels.tissue_panel(scene_of())
+def test_tissue_panel_names_a_missing_image():
+    panel = panels.tissue_panel(input_of())
     assert panel.title == "Tissue"
     assert (panel.picture[2:4, 4:6] == 220).all()
     assert (panel.size, panel.unit_mm, panel.has_scale) == ((3, 2), pytest.approx(0.04), True)
-    scene = scene_of()
-    bare = PanelInput(scene.patient_map, scene.tissue, has_image=False, cell_px=2, threshold=0.5)
-    assert panels.tissue_panel(bare).title == "Patches (the map has no image)"
+    panel_input = input_of()
+    assert (
+        panels.tissue_panel(replace(panel_input, has_image=False)).title
+        == "Patches (the map has no image)"
+    )
 
 
-def test_the_probability_map_has_an_absolute_scale():
-    panel = panels.layer_panel(scene_of(), "probability")
+def test_probability_panel_has_an_absolute_scale():
+    panel = panels.layer_panel(input_of(), "probability")
     for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
-        assert (panel.picture[cell] == colour("viridis", value)).all()
+        assert (panel.picture[cell] == color_of("viridis", value)).all()
     assert panel.picture[0, 0].tolist() == panel.picture[0, 2].tolist() == WHITE
     assert isinstance(panel.legend, ColorBar)
     assert (panel.legend.vmax, panel.legend.threshold, panel.legend.is_open) == (1.0, 0.5, False)
 
 
-def test_the_overlay_is_half_colour_half_grey_tissue():
-    scene = scene_of(threshold=0.3)
-    scene.tissue[2:4, 4:6] = [200, 50, 150]  # of luminance 106
-    panel = panels.overlay_panel(scene, "probability")
-    expected = (106 * 127 + colour("viridis", 1.0) * 128 + 127) // 255
+def test_overlay_is_half_color_half_gray_tissue():
+    panel_input = input_of(threshold=0.3)
+    panel_input.tissue[2:4, 4:6] = [200, 50, 150]  # of luminance 106
+    panel = panels.overlay_panel(panel_input, "probability")
+    expected = (106 * 127 + color_of("viridis", 1.0) * 128 + 127) // 255
     assert (panel.picture[2:4, 4:6] == expected).all()
     assert (panel.picture[:2, :2] == 255).all()
     assert isinstance(panel.legend, ColorBar)
@@ -56,18 +59,17 @@ def test_the_overlay_is_half_colour_half_grey_tissue():
     # The bar shows the colours as they are on the mean of the tissue's four patches.
     mean = round((40 + 100 + 160 + 106) / 4)
     assert panel.legend.colors.shape == (256, 3)
-    assert (
-        abs(panel.legend.colors[255] - (mean * 127 + colour("viridis", 1.0) * 128) / 255).max() < 2
-    )
+    blend = (mean * 127 + color_of("viridis", 1.0) * 128) / 255
+    assert abs(panel.legend.colors[255] - blend).max() < 2
 
 
-def test_cams_have_one_scale_for_the_patient():
+def test_cam_panel_has_one_scale_for_the_patient():
     cam = (
         np.array([[[0, 1], [2, 4]]], np.float32) * np.array([0, 1, 1, 2], np.float32)[:, None, None]
     )
-    scene = scene_of(cam=cam)
+    panel_input = input_of(cam=cam)
     top = float(np.percentile(cam, 99.5))
-    panel = panels.layer_panel(scene, "cam")
+    panel = panels.layer_panel(panel_input, "cam")
     assert panel.title == "Grad-CAM of IDC"
     assert isinstance(panel.legend, ColorBar)
     assert (panel.legend.vmax, panel.legend.is_open) == (pytest.approx(top), True)
@@ -80,40 +82,40 @@ def test_cams_have_one_scale_for_the_patient():
     assert (panel.picture[:2, :2] == 255).all()
 
 
-def test_a_cam_of_nothing_leaves_the_tissue_as_it_is():
-    scene = scene_of(cam=np.zeros((4, 2, 2), np.float32))
-    panel = panels.overlay_panel(scene, "cam")
-    assert (panel.picture == scene.tissue).all()  # it was grey before
+def test_zero_cam_keeps_the_tissue():
+    panel_input = input_of(cam=np.zeros((4, 2, 2), np.float32))
+    panel = panels.overlay_panel(panel_input, "cam")
+    assert (panel.picture == panel_input.tissue).all()  # it was grey before
     assert isinstance(panel.legend, ColorBar)
     assert panel.legend.vmax == 1.0
 
 
-def test_a_cam_finer_than_the_page_is_averaged_within_its_patch():
+def test_cam_finer_than_the_page_is_averaged():
     cam = np.zeros((4, 8, 8), np.float32)
     cam[3, :4] = 2
-    scene = scene_of(cam=cam)
-    panel = panels.layer_panel(scene, "cam")
+    panel_input = input_of(cam=cam)
+    panel = panels.layer_panel(panel_input, "cam")
     assert panel.picture.shape == (4, 6, 3)
-    assert (panel.picture[2, 4:] == colour("inferno", 1.0)).all()
-    assert (panel.picture[3, 4:] == colour("inferno", 0.0)).all()
+    assert (panel.picture[2, 4:] == color_of("inferno", 1.0)).all()
+    assert (panel.picture[3, 4:] == color_of("inferno", 0.0)).all()
 
 
-def test_another_method_is_named_and_cut_short():
-    assert panels.layer_panel(scene_of(cam_method="layercam"), "cam").title == "layercam of IDC"
-    assert len(panels.layer_panel(scene_of(cam_method="x\n" * 99), "cam").title) < 30
+def test_unknown_cam_method_is_named_and_cut_short():
+    assert panels.layer_panel(input_of(cam_method="layercam"), "cam").title == "layercam of IDC"
+    assert len(panels.layer_panel(input_of(cam_method="x\n" * 99), "cam").title) < 30
 
 
-def test_labels_are_counted_and_unknown_ones_shown():
-    panel = panels.labels_panel(scene_of(label=np.array([0, -1, 1, 1], np.int8)))
+def test_labels_panel_counts_labels():
+    panel = panels.labels_panel(input_of(label=np.array([0, -1, 1, 1], np.int8)))
     assert [entry.name for entry in panel.legend] == ["IDC (2)", "non-IDC (1)", "unknown (1)"]
     shown = {tuple(panel.picture[cell]) for cell in CELLS}
     assert shown == {(0x8F, 0xB7, 0xD9), (0xC2, 0x41, 0x0C), (0xDE, 0xDE, 0xDE)}
     assert panel.picture[0, 0].tolist() == WHITE
 
 
-def test_contours_follow_the_cells():
-    scene = scene_of(threshold=0.25, label=np.array([1, 0, 0, 1], np.int8))
-    panel = panels.outlines_panel(scene)
+def test_outlines_follow_the_cells():
+    panel_input = input_of(threshold=0.25, label=np.array([1, 0, 0, 1], np.int8))
+    panel = panels.outlines_panel(panel_input)
     labelled, called = panel.outlines
     mask = np.array([[False, False, False], [True, True, True]])
     assert (called.ends == region_boundary(mask)).all()
@@ -127,32 +129,32 @@ def test_contours_follow_the_cells():
     assert labelled.width_pt > called.width_pt + 1  # both are seen where they coincide
 
 
-def test_what_is_not_labelled_has_no_outline():
-    panel = panels.outlines_panel(scene_of(label=np.full(4, -1, np.int8)))
+def test_unlabeled_map_has_one_outline():
+    panel = panels.outlines_panel(input_of(label=np.full(4, -1, np.int8)))
     assert len(panel.outlines) == len(panel.legend) == 1
 
 
-def test_smoothed_and_uncertain():
+def test_smoothed_and_uncertainty_panels_have_their_scales():
     values = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-    scene = scene_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
-    panel = panels.layer_panel(scene, "smoothed")
+    panel_input = input_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
+    panel = panels.layer_panel(panel_input, "smoothed")
     assert isinstance(panel.legend, ColorBar)
     assert panel.legend.threshold == 0.4
-    assert (panel.picture[1, 2] == colour("viridis", 0.4)).all()
-    panel = panels.layer_panel(scene, "uncertainty")
+    assert (panel.picture[1, 2] == color_of("viridis", 0.4)).all()
+    panel = panels.layer_panel(panel_input, "uncertainty")
     assert isinstance(panel.legend, ColorBar)
     assert panel.legend.vmax == pytest.approx(np.percentile(values, 99.5))
-    assert (panel.picture[1, 2] == colour("cividis", 1.0)).all()
+    assert (panel.picture[1, 2] == color_of("cividis", 1.0)).all()
 
 
-def test_the_slide_is_shown_whole_with_its_tissue():
-    scene = scene_of(slide=slide_view())
-    panel = panels.slide_panel(scene)
+def test_slide_panel_outlines_the_tissue():
+    panel_input = input_of(slide=slide_view())
+    panel = panels.slide_panel(panel_input)
     # 6 px of tissue wide are all that is asked for: the longer side of 20 px becomes 6.
     assert panel.picture.shape == (6, 3, 3)
     assert panel.size == (3, 6)
     assert panel.unit_mm == pytest.approx(4 / 3)
-    fine = PanelInput(scene.patient_map, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
+    fine = PanelInput(panel_input.patient_map, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
     panel = panels.slide_panel(fine)
     assert (panel.picture == slide_view().thumbnail).all()
     (lines,) = panel.outlines
@@ -165,9 +167,9 @@ def test_the_slide_is_shown_whole_with_its_tissue():
     assert panel.unit_mm == pytest.approx(0.4)
 
 
-def test_numbers_that_are_none_are_drawn_as_nothing():
+def test_nan_is_drawn_white():
     nothing = np.full(4, np.nan, np.float32)
-    scene = scene_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
-    assert (panels.layer_panel(scene, "probability").picture == 255).all()
-    assert (panels.layer_panel(scene, "cam").picture == 255).all()
-    assert panels.outlines_panel(scene).outlines[-1].ends.size == 0
+    panel_input = input_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
+    assert (panels.layer_panel(panel_input, "probability").picture == 255).all()
+    assert (panels.layer_panel(panel_input, "cam").picture == 255).all()
+    assert panels.outlines_panel(panel_input).outlines[-1].ends.size == 0

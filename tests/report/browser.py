@@ -55,12 +55,12 @@ def ask(page: Path, script: str, *, net_log: Path | None = None) -> Any:
     command = [CHROMIUM, *_QUIET, f"--user-data-dir={page.parent / 'profile'}"]
     command += ["--virtual-time-budget=30000", "--dump-dom"]
     command += [f"--log-net-log={net_log}"] if net_log else []
-    found = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=240)
+    result = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=240)
     copy.unlink()
-    told = re.search(r'<body[^>]* data-(answer|error)="([^"]*)"', found.stdout)
-    assert told is not None, found.stderr
-    assert told[1] == "answer", unescape(told[2])
-    return json.loads(unescape(told[2]))
+    answer = re.search(r'<body[^>]* data-(answer|error)="([^"]*)"', result.stdout)
+    assert answer is not None, result.stderr
+    assert answer[1] == "answer", unescape(answer[2])
+    return json.loads(unescape(answer[2]))
 
 
 def requests_in(net_log: Path) -> list[str]:

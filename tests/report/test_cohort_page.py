@@ -10,15 +10,15 @@ from tests.report.browser import ask, needs_chromium, requests_in
 from tests.report.test_patient_page import assert_closed
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.plotting.html import content_security_policy
-from wsi_idc.report.cohort_page import Card, card_of, cohort_page, sort_key
+from wsi_idc.report.cohort_page import Card, card_of, cohort_page
 
 IDS = "return [...document.querySelectorAll('#cards > a')].map((a) => a.dataset.patient)"
 
 
 def card(patient: str, **changes: Any) -> Card:
-    content = hand_map(patient=patient)
+    patient_map = hand_map(patient=patient)
     image = np.full((200, 200, 3), 120, np.uint8)
-    return card_of(content, image, cohort_row(content, threshold=0.5) | changes)
+    return card_of(patient_map, image, cohort_row(patient_map, threshold=0.5) | changes)
 
 
 def cards() -> list[Card]:
@@ -30,17 +30,7 @@ def cards() -> list[Card]:
     ]
 
 
-def test_unknown_numbers_come_last_either_way():
-    values = [0.3, math.nan, 0.9, 0.1]
-    up = sorted(values, key=lambda value: sort_key(value, descending=False))
-    down = sorted(values, key=lambda value: sort_key(value, descending=True))
-    assert up[:3] == [0.1, 0.3, 0.9]
-    assert down[:3] == [0.9, 0.3, 0.1]
-    assert math.isnan(up[3])
-    assert math.isnan(down[3])
-
-
-def test_the_page_shows_every_patient_most_idc_first():
+def test_page_shows_every_patient_most_idc_first():
     page = assert_closed(cohort_page(cards(), {"bad.h5": "it is no map"}))
     links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
     assert links == ["P9.html", "P100.html", "P10.html"]
@@ -54,14 +44,14 @@ def test_the_page_shows_every_patient_most_idc_first():
     assert by == ["idc_fraction", "auc", "patches", "patient"]
 
 
-def test_medians_leave_train_patients_out():
-    some = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
-    assert "<b>0.800</b> median AUC without train patients" in cohort_page(some, {})
-    assert "<b>0.800</b> median AUC ·" in cohort_page(some[:2], {})
-    assert "median" not in cohort_page(some[2:], {})
+def test_medians_exclude_train_patients():
+    three = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
+    assert "<b>0.800</b> median AUC without train patients" in cohort_page(three, {})
+    assert "<b>0.800</b> median AUC ·" in cohort_page(three[:2], {})
+    assert "median" not in cohort_page(three[2:], {})
 
 
-def test_names_are_text_and_links_are_encoded():
+def test_names_are_escaped_and_links_encoded():
     evil = card(EVIL, role="</script>")
     slashes = card('x"y?#%', role=EVIL)
     page = assert_closed(cohort_page([evil, slashes], {EVIL: "</script>" + EVIL}))
@@ -76,9 +66,9 @@ def test_names_are_text_and_links_are_encoded():
     assert card("javascript:alert(1)").link == "javascript%3Aalert%281%29.html"
 
 
-def test_a_patient_without_an_image_has_a_card():
-    content = hand_map()
-    bare = card_of(content, None, cohort_row(content, threshold=0.5))
+def test_patient_without_image_has_a_card():
+    patient_map = hand_map()
+    bare = card_of(patient_map, None, cohort_row(patient_map, threshold=0.5))
     assert bare.tissue is None
     assert "no image" in cohort_page([bare], {})
 
@@ -95,7 +85,7 @@ def test_a_patient_without_an_image_has_a_card():
         (["patient", "idc_fraction"], ["P9", "P100", "P10"]),
     ],
 )
-def test_a_button_sorts_the_cards(tmp_path: Path, clicks: list[str], expected: list[str]):
+def test_buttons_sort_the_cards(tmp_path: Path, clicks: list[str], expected: list[str]):
     page = tmp_path / "index.html"
     page.write_text(cohort_page(cards(), {}))
     script = "".join(f"document.querySelector('[data-by={name}]').click();" for name in clicks)
@@ -105,7 +95,7 @@ def test_a_button_sorts_the_cards(tmp_path: Path, clicks: list[str], expected: l
 
 
 @needs_chromium
-def test_an_id_is_found_as_it_is_typed(tmp_path: Path):
+def test_search_finds_ids(tmp_path: Path):
     page = tmp_path / "index.html"
     page.write_text(cohort_page(cards(), {}))
     script = (
@@ -118,7 +108,7 @@ def test_an_id_is_found_as_it_is_typed(tmp_path: Path):
 
 
 @needs_chromium
-def test_a_request_would_be_seen(tmp_path: Path):
+def test_request_of_a_page_is_detected(tmp_path: Path):
     page, log = tmp_path / "leak.html", tmp_path / "net.json"
     page.write_text("<body><img src='http://example.invalid/a.png'></body>")
     assert ask(page, "await pause(300); return 1", net_log=log) == 1

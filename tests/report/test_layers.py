@@ -4,42 +4,28 @@ import pytest
 from tests.maps.hand import hand_map
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.report.layers import (
-    BoundingBox,
-    bounding_box,
     cam_levels,
-    crop_to_bbox,
+    crop_image,
     downscale_cams,
     histogram,
     outcomes,
     patch_columns,
-    to_bbox_grid,
 )
 
 
-def test_the_window_just_holds_the_patches():
-    window = bounding_box(hand_map())
-    assert window == BoundingBox(first_row=0, first_col=1, rows=4, cols=3, cell_mm=0.2)
-    edges = (window.x_mm, window.y_mm, window.width_mm, window.height_mm)
-    assert edges == pytest.approx((0.2, 0, 0.6, 0.8))
+def test_image_is_cropped_to_the_patches():
     image = np.arange(200 * 200 * 3, dtype=np.uint32).reshape(200, 200, 3)
-    np.testing.assert_array_equal(crop_to_bbox(image, hand_map()), image[:, 50:])
+    np.testing.assert_array_equal(crop_image(image, hand_map()), image[:, 50:])
 
 
-def test_values_lie_in_their_cells():
-    grid = to_bbox_grid(hand_map().probability, hand_map(), fill=np.nan)
-    nan = np.nan
-    expected = [[0.9, nan, nan], [nan, 0.8, 0.2], [0.1, nan, nan], [nan, nan, 0.7]]
-    np.testing.assert_array_equal(grid, np.array(expected, np.float32))
-
-
-def test_a_column_has_one_entry_a_patch():
+def test_patch_columns_have_one_entry_a_patch():
     columns = patch_columns(hand_map(class_names=("no", "<b>")))
     assert {name: list(values) for name, values in columns.items()} == {
         "row": [0, 1, 1, 2, 3],
         "col": [1, 2, 3, 1, 3],
         "x": [50, 100, 150, 50, 150],
         "y": [0, 50, 50, 100, 150],
-        "x_mm": pytest.approx([0.3, 0.5, 0.7, 0.3, 0.7]),
+        "x_mm": pytest.approx([0.1, 0.3, 0.5, 0.1, 0.5]),
         "y_mm": pytest.approx([0.1, 0.3, 0.3, 0.5, 0.7]),
         "cell": [0, 4, 5, 6, 11],
         "probability": pytest.approx([0.9, 0.8, 0.2, 0.1, 0.7]),
@@ -47,23 +33,23 @@ def test_a_column_has_one_entry_a_patch():
         "label_name": ["<b>", "no", "<b>", "no", "unknown"],
         "cam_max": [5, 11, 17, 23, 29],
     }
-    some = np.full(5, 0.25, np.float32)
-    more = patch_columns(hand_map(cam=None, uncertainty=some, smoothed=some))
+    values = np.full(5, 0.25, np.float32)
+    more = patch_columns(hand_map(cam=None, uncertainty=values, smoothed=values))
     assert more.keys() - columns.keys() == {"uncertainty", "smoothed"}
     assert "cam_max" not in more
 
 
-def test_each_outcome_has_its_code():
+def test_outcomes_have_codes():
     label = np.array([1, 0, 1, 0, -1, -1], np.int8)
     called = np.array([True, True, False, False, True, False])
     assert outcomes(label, called).tolist() == [1, 2, 3, 4, 0, 0]
 
 
-def test_cams_are_scaled_over_the_patient_not_the_patch():
-    content = hand_map(cam=np.arange(10, dtype=np.float32).reshape(5, 1, 2))
-    top = robust_max(content.cam)
+def test_cam_levels_have_one_scale_for_the_patient():
+    patient_map = hand_map(cam=np.arange(10, dtype=np.float32).reshape(5, 1, 2))
+    top = robust_max(patient_map.cam)
     assert top == pytest.approx(np.percentile(np.arange(10), 99.5))
-    levels = cam_levels(content)
+    levels = cam_levels(patient_map)
     assert levels.shape == (4, 6)
     assert levels.dtype == np.uint8
     expected = [1 + round(min(value / top, 1) * 254) for value in range(10)]
@@ -72,13 +58,13 @@ def test_cams_are_scaled_over_the_patient_not_the_patch():
     assert (levels[0, 2:] == 0).all()
 
 
-def test_a_cam_of_no_number_does_no_harm():
+def test_cam_levels_accept_nan():
     cam = np.zeros((5, 2, 2), np.float32)
     cam[0, 0, 0] = np.nan
     assert cam_levels(hand_map(cam=cam))[0, 0] == 1
 
 
-def test_large_cams_are_made_smaller_by_their_mean():
+def test_large_cams_are_shrunk_by_means():
     cam = np.arange(2 * 32 * 20, dtype=np.float32).reshape(2, 32, 20)
     small = downscale_cams(cam)
     assert small.shape == (2, 16, 16)
@@ -87,7 +73,7 @@ def test_large_cams_are_made_smaller_by_their_mean():
     assert downscale_cams(cam[:, :16, :16]).shape == (2, 16, 16)
 
 
-def test_the_histogram_stacks_the_labels():
+def test_histogram_stacks_labels():
     bars = histogram(hand_map().probability, hand_map().label)
     assert len(bars["left"]) == 40
     assert bars["top_1"].sum() == pytest.approx(2 / 5)

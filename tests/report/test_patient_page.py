@@ -61,21 +61,23 @@ def assert_closed(html: str) -> Outline:
     return page
 
 
-def page_of(content: PatientMap, *, threshold: float | None = None) -> str:
+def page_of(patient_map: PatientMap, *, threshold: float | None = None) -> str:
     image = None
-    if content.patches is not None:
-        image = mosaic(content.patches, content.row_col, shape=content.shape, fill=255)
-    row = cohort_row(content, threshold=content.threshold if threshold is None else threshold)
-    return patient_page(content, image, row)
+    if patient_map.patches is not None:
+        image = mosaic(patient_map.patches, patient_map.row_col, shape=patient_map.shape, fill=255)
+    row = cohort_row(
+        patient_map, threshold=patient_map.threshold if threshold is None else threshold
+    )
+    return patient_page(patient_map, image, row)
 
 
-def write_page(folder: Path, content: PatientMap) -> Path:
+def write_page(folder: Path, patient_map: PatientMap) -> Path:
     path = folder / "page.html"
-    path.write_text(page_of(content), encoding="utf-8")
+    path.write_text(page_of(patient_map), encoding="utf-8")
     return path
 
 
-def test_the_page_says_who_and_from_what_and_that_it_is_no_diagnosis():
+def test_page_has_patient_origin_and_notice():
     page = assert_closed(page_of(hand_map()))
     text = re.sub(r"\s+", " ", " ".join(page.texts))
     assert "Patient P1: wsi-idc" in text
@@ -92,13 +94,13 @@ def test_the_page_says_who_and_from_what_and_that_it_is_no_diagnosis():
     assert "patient of its split" not in unknown
 
 
-def test_the_side_said_is_that_of_what_is_shown():
+def test_page_has_the_side_of_a_cell():
     assert "200 µm a side" in page_of(hand_map())
     # Where patches overlap, a cell is the middle of its patch.
     assert "100 µm a side" in page_of(hand_map(stride_px=25, patches=None))
 
 
-def test_nothing_that_a_map_holds_is_mark_up():
+def test_text_of_a_map_is_never_markup():
     breaks = f"</script>{EVIL}$$x$$ &lt;"
     odd = hand_map(
         patient=EVIL,
@@ -118,15 +120,15 @@ def test_nothing_that_a_map_holds_is_mark_up():
 
 
 @pytest.mark.parametrize("what", ["all", "bare", "slide"])
-def test_a_layer_is_there_where_the_map_has_it(what: str):
-    some = np.full(5, 0.1, np.float32)
+def test_page_has_the_layers_of_the_map(what: str):
+    values = np.full(5, 0.1, np.float32)
     slide = SlideView("a.svs", 0.5, 1600, 1600, np.full((8, 8, 3), 200, np.uint8), np.ones((8, 8)))
-    content = {
-        "all": hand_map(uncertainty=some, smoothed=some, smoothing={"threshold": 0.4}),
+    patient_map = {
+        "all": hand_map(uncertainty=values, smoothed=values, smoothing={"threshold": 0.4}),
         "bare": hand_map(cam=None, patches=None, label=np.full(5, -1, np.int8)),
         "slide": hand_map(slide=slide, patches=None),
     }[what]
-    html = page_of(content)
+    html = page_of(patient_map)
     assert_closed(html)
     has = {name: f'"name":"{name}_on"' in html for name in _LAYERS}
     assert has == {name: what in where for name, where in _LAYERS.items()}
@@ -149,13 +151,13 @@ _LAYERS = {
 }
 
 
-def test_numbers_of_the_smoothing_are_short():
+def test_provenance_rounds_smoothing():
     smoothing = {"sigma_um": 399.1353414198707, "temperature": 0.70098960598, "threshold": 0.5}
     names = dict(provenance_of(hand_map(smoothing=smoothing)))
     assert names["smoothing"] == "sigma_um 399.1, temperature 0.701, threshold 0.5"
 
 
-def test_provenance_leaves_out_what_is_not_known():
+def test_provenance_omits_unknown_values():
     names = dict(provenance_of(hand_map(cam=None, model={}, provenance={"identity": "odd"})))
     assert set(names) == {"threshold, temperature", "resolution", "classes"} | (
         {"checkpoint"} & set(names)
@@ -163,16 +165,16 @@ def test_provenance_leaves_out_what_is_not_known():
     assert names["threshold, temperature"] == "0.5, 1.25"
 
 
-def test_a_page_of_2000_patches_is_under_15_mb():
+def test_page_of_2000_patches_is_below_15_mb():
     html = page_of(big_map(2000, cols=50))
     assert 2_000_000 < len(html.encode()) < 15_000_000
 
 
 @needs_chromium
-def test_the_threshold_moves_figures_and_regions(tmp_path: Path):
+def test_threshold_updates_figures_and_regions(tmp_path: Path):
     page = write_page(tmp_path, hand_map())
     log = tmp_path / "net.json"
-    found = ask(
+    answer = ask(
         page,
         FIGURES + "const before = {...texts}, slider = model('threshold');"
         "const lines = () => model('regions').data.x0.length;"
@@ -183,7 +185,7 @@ def test_the_threshold_moves_figures_and_regions(tmp_path: Path):
         " later: [...model('errors').data.errors[0]]};",
         net_log=log,
     )
-    assert found["before"] == {
+    assert answer["before"] == {
         "threshold-value": "0.500",
         "idc-fraction": "60.0 %",
         "idc-area": "0.12 mm²",
@@ -195,9 +197,9 @@ def test_the_threshold_moves_figures_and_regions(tmp_path: Path):
         "auc": "0.750",
         **dict.fromkeys(("tp", "fp", "fn", "tn"), "1"),
     }
-    assert (found["first"], found["second"]) == (10, 4)
-    assert found["codes"] == [1, 0, 0, 0, 2, 3, 4, 0, 0, 0, 0, 0]
-    assert found["after"] == found["before"] | {
+    assert (answer["first"], answer["second"]) == (10, 4)
+    assert answer["codes"] == [1, 0, 0, 0, 2, 3, 4, 0, 0, 0, 0, 0]
+    assert answer["after"] == answer["before"] | {
         "threshold-value": "0.850",
         "idc-fraction": "20.0 %",
         "idc-area": "0.04 mm²",
@@ -208,16 +210,16 @@ def test_the_threshold_moves_figures_and_regions(tmp_path: Path):
         "fp": "0",
         "tn": "2",
     }
-    assert found["later"] == [1, 0, 0, 0, 4, 3, 4, 0, 0, 0, 0, 0]
+    assert answer["later"] == [1, 0, 0, 0, 4, 3, 4, 0, 0, 0, 0, 0]
     assert requests_in(log) == []
 
 
 @needs_chromium
-def test_a_click_shows_the_patch_and_its_cam(tmp_path: Path):
+def test_click_shows_the_patch_and_its_cam(tmp_path: Path):
     patches = np.zeros((5, 50, 50, 3), np.uint8)
     patches[2] = (200, 40, 40)
     page = write_page(tmp_path, hand_map(patches=patches))
-    found = ask(
+    answer = ask(
         page,
         "model('patches').selected.indices = [2]; await pause(500);"
         "const middle = (id) => [...document.getElementById(id).getContext('2d')"
@@ -225,18 +227,18 @@ def test_a_click_shows_the_patch_and_its_cam(tmp_path: Path):
         "return [text('patch-probability'), text('patch-label'), text('patch-cam'),"
         " text('patch-cell'), text('patch-xy'), middle('patch-tissue'), middle('patch-map')]",
     )
-    assert found[:5] == ["0.200", "IDC", "17.0000", "1, 3", "150, 50 px"]
-    assert np.abs(np.array(found[5]) - (200, 40, 40, 255)).max() <= 4  # a JPEG
+    assert answer[:5] == ["0.200", "IDC", "17.0000", "1, 3", "150, 50 px"]
+    assert np.abs(np.array(answer[5]) - (200, 40, 40, 255)).max() <= 4  # a JPEG
     # The lower middle of its CAM, 16 of a top of 28.85: red in inferno.
-    assert np.abs(np.array(found[6]) - (207, 68, 70, 255)).max() <= 8
+    assert np.abs(np.array(answer[6]) - (207, 68, 70, 255)).max() <= 8
 
 
 @needs_chromium
-def test_layers_are_switched_and_faded_and_smoothing_can_call(tmp_path: Path):
+def test_controls_change_layers_and_probability(tmp_path: Path):
     smoothed = np.array([0.9, 0.1, 0.1, 0.1, 0.1], np.float32)
-    content = hand_map(smoothed=smoothed, smoothing={"threshold": 0.3})
-    found = ask(
-        write_page(tmp_path, content),
+    patient_map = hand_map(smoothed=smoothed, smoothing={"threshold": 0.3})
+    answer = ask(
+        write_page(tmp_path, patient_map),
         "model('cam_on').active = true; model('cam_opacity').value = 0.25;"
         "const cam = model('canvas').renderers.find((r) => r.glyph.image?.field === 'cam');"
         "model('by').active = 1; await pause(300);"
@@ -245,18 +247,18 @@ def test_layers_are_switched_and_faded_and_smoothing_can_call(tmp_path: Path):
         " model('histogram').renderers.map((bars) => bars.visible)]",
     )
     # Three labels' bars of the probability, and three of what was smoothed.
-    assert found == [True, 0.25, "0.300", "1 of 5", False, [False] * 3 + [True] * 3]
+    assert answer == [True, 0.25, "0.300", "1 of 5", False, [False] * 3 + [True] * 3]
 
 
 @needs_chromium
-def test_an_evil_name_is_shown_as_text(tmp_path: Path):
-    content = hand_map(patient=EVIL, class_names=("</script>" + EVIL, EVIL + "&lt;"))
-    found = ask(
-        write_page(tmp_path, content),
+def test_markup_in_a_name_is_shown_as_text(tmp_path: Path):
+    patient_map = hand_map(patient=EVIL, class_names=("</script>" + EVIL, EVIL + "&lt;"))
+    answer = ask(
+        write_page(tmp_path, patient_map),
         "return [document.querySelector('h1').textContent, document.title, text('patch-label'),"
         " document.images.length, model('patches').data.label_name[1]]",
     )
-    assert found == [
+    assert answer == [
         f"Patient {EVIL}",
         f"Patient {EVIL}: wsi-idc",
         EVIL + "&lt;",

@@ -9,7 +9,7 @@ from wsi_idc.maps.map_reader import map_paths
 from wsi_idc.report.report import build_report
 
 
-def test_a_report_is_a_page_a_patient_and_one_for_all(tmp_path: Path):
+def test_report_has_a_page_a_patient_and_an_index(tmp_path: Path):
     maps, out = tmp_path / "maps", tmp_path / "report"
     for patient in ("P1", EVIL, "index", "INDEX"):
         write_hand_map(maps, patient=patient)
@@ -29,7 +29,7 @@ def test_a_report_is_a_page_a_patient_and_one_for_all(tmp_path: Path):
     assert pd.read_csv(maps / "cohort.csv")["idc_fraction"].tolist() == [0.2, 0.2]
 
 
-def test_nothing_to_report_writes_nothing(tmp_path: Path):
+def test_report_without_maps_writes_nothing(tmp_path: Path):
     (tmp_path / "bad.h5").write_text("no map")
     with pytest.raises(MapError, match="none of 1 maps can be used"):
         build_report([tmp_path / "bad.h5"], tmp_path / "report", tables=tmp_path)
@@ -39,7 +39,7 @@ def test_nothing_to_report_writes_nothing(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"bad.h5", "file"}
 
 
-def test_a_page_of_something_else_is_not_written_over(tmp_path: Path):
+def test_foreign_index_is_not_replaced(tmp_path: Path):
     write_hand_map(tmp_path, patient="P1")
     mine = tmp_path / "index.html"
     mine.write_text("<title>My site</title>")
@@ -51,7 +51,7 @@ def test_a_page_of_something_else_is_not_written_over(tmp_path: Path):
         build_report(map_paths(tmp_path), tmp_path, tables=tmp_path)
 
 
-def test_pages_and_tables_of_something_else_are_not_written_over(tmp_path: Path):
+def test_foreign_pages_and_tables_are_not_replaced(tmp_path: Path):
     maps, out = tmp_path / "maps", tmp_path / "report"
     for patient in ("P1", "P2"):
         write_hand_map(maps, patient=patient)
@@ -78,7 +78,7 @@ def test_pages_and_tables_of_something_else_are_not_written_over(tmp_path: Path)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_page_that_cannot_be_written_is_set_aside(tmp_path: Path):
+def test_unwritable_page_is_set_aside(tmp_path: Path):
     for patient in ("P1", "P2"):
         write_hand_map(tmp_path, patient=patient)
     (tmp_path / "report" / "P1.html").mkdir(parents=True)

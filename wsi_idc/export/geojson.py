@@ -9,6 +9,7 @@ import json
 import math
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import shapely
 from wsi_idc.core.files import atomic_write
 from wsi_idc.export.coordinates import GridTransform, grid_key, grid_transform
 from wsi_idc.export.csv_table import patch_table
-from wsi_idc.export.layer_picture import LABEL_RGB
+from wsi_idc.export.png import LABEL_RGB
 from wsi_idc.geometry.regions import Region, extract_regions
 from wsi_idc.maps.patient_map import PatientMap
 
@@ -51,24 +52,19 @@ def write_geojson(
     """
     threshold = patient_map.threshold if threshold is None else threshold
     transform = grid_transform(patient_map, coordinates)
-    with atomic_write(out) as partial, partial.open("wb") as raw:
+    with atomic_write(out) as partial, ExitStack() as stack:
+        file: Any = stack.enter_context(partial.open("wb"))
         if out.suffix == ".gz":
             # No name and no time in the header, so that the same map gives the same bytes.
-            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-                _write(file, patient_map, transform, threshold)
-        else:
-            _write(raw, patient_map, transform, threshold)
-
-
-def _write(file: Any, patient_map: PatientMap, transform: GridTransform, threshold: float) -> None:
-    """Write one feature at a time: all features together need many times the memory of the map."""
-    file.write(b'{"type": "FeatureCollection", "features": [')
-    separator = b"\n"
-    for features in (_tiles, _annotations):
-        for feature in features(patient_map, transform, threshold):
-            file.write(separator + json.dumps(feature, allow_nan=False).encode())
-            separator = b",\n"
-    file.write(b"\n]}\n")
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        file.write(b'{"type": "FeatureCollection", "features": [')
+        separator = b"\n"
+        # One at a time: all features together need many times the memory of the map.
+        for features in (_tiles, _annotations):
+            for feature in features(patient_map, transform, threshold):
+                file.write(separator + json.dumps(feature, allow_nan=False).encode())
+                separator = b",\n"
+        file.write(b"\n]}\n")
 
 
 def _tiles(

@@ -18,7 +18,7 @@ import tifffile
 from wsi_idc import NOTICE
 from wsi_idc.core.files import atomic_write
 from wsi_idc.export.coordinates import grid_key
-from wsi_idc.export.layer_picture import LayerPicture
+from wsi_idc.export.png import LayerPicture
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.raster import Pixels, downscale
 

@@ -1,6 +1,6 @@
 """The layers of a map: which there are, and the title, order and color scale of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,11 @@ def layers_of(
         classes = tuple(LabelClass(label, names[label], LABEL_COLORS[label]) for label in names)
         layers.append(Layer("labels", "Labels", patient_map.label, classes=classes))
     return layers
+
+
+def crop_to_patches(patient_map: PatientMap) -> PatientMap:
+    """Return the map on a grid that begins with the first row and column that have a patch."""
+    return replace(patient_map, row_col=patient_map.row_col - patient_map.row_col.min(axis=0))
 
 
 def robust_max(values: NDArray[np.float32]) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from wsi_idc.geometry.grid import mosaic, scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import Layer, has_labels, layers_of
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import LABEL_COLORS
+from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.plotting.raster import (
     NUM_COLORS,
     Pixels,
@@ -117,9 +117,6 @@ class Panel:
     has_scale: bool = False
 
 
-PanelMaker: TypeAlias = Callable[[PanelInput], Panel]
-
-
 def tissue_panel(panel_input: PanelInput) -> Panel:
     """Show the stained tissue."""
     title = "Tissue" if panel_input.has_image else "Patches (the map has no image)"
@@ -206,6 +203,16 @@ def outlines_panel(panel_input: PanelInput) -> Panel:
     )
     title = "Tissue and outlines"
     return _panel(panel_input, title, panel_input.tissue, tuple(masks), outlines=outlines)
+
+
+PANELS: dict[str, Callable[[PanelInput], Panel]] = {
+    "slide": slide_panel,
+    "tissue": tissue_panel,
+    "labels": labels_panel,
+    "outlines": outlines_panel,
+    **{name: partial(layer_panel, name=name) for name in COLORMAPS},
+    **{f"{name} over tissue": partial(overlay_panel, name=name) for name in _OPACITY},
+}
 
 
 def _panel(

@@ -1,8 +1,6 @@
 """``wsi-idc render``: views of a map, PNG for the screen and PDF for print."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,27 +9,33 @@ from matplotlib.figure import Figure
 
 from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
-from wsi_idc.maps.layers import has_labels
+from wsi_idc.maps.layers import crop_to_patches, has_labels
 from wsi_idc.maps.map_reader import read_image_rows, read_map
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.render.layout import PanelLayout, layout_page
-from wsi_idc.render.panels import (
-    PanelInput,
-    PanelMaker,
-    labels_panel,
-    layer_panel,
-    outlines_panel,
-    overlay_panel,
-    slide_panel,
-    tissue_panel,
-)
+from wsi_idc.render.panels import PANELS, PanelInput
 
 DEFAULT_DPI = 300
 DEFAULT_VIEW = "panels"
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
+VIEWS = {
+    DEFAULT_VIEW: (
+        "slide",
+        "tissue",
+        "probability",
+        "smoothed",
+        "uncertainty",
+        "cam",
+        "labels",
+    ),
+    "overlay": ("probability over tissue",),
+    "contours": ("outlines",),
+    "cam": ("cam over tissue",),
+    "side-by-side": ("tissue", "probability over tissue", "cam over tissue", "labels"),
+}
 _LONGEST = 40
 _WHITE, _NO_IMAGE = 255, 214
 
@@ -80,11 +84,11 @@ def figure_of(
         raise MapError(
             f"{path}: made without a CAM; leave out --view cam, or make the map again with a CAM"
         )
-    makers = VIEWS[view](patient_map)
+    names = [name for name in VIEWS[view] if _has_panel(patient_map, name)]
     panel_input = read_panel_input(
-        path, patient_map, num_panels=len(makers), dpi=dpi, threshold=threshold
+        path, patient_map, num_panels=len(names), dpi=dpi, threshold=threshold
     )
-    panels = [make_panel(panel_input) for make_panel in makers]
+    panels = [PANELS[name](panel_input) for name in names]
     if len(panels) == 1:
         panels = [replace(panels[0], has_scale=True)]
     name = f"Patient {printable(patient_map.patient, longest=_LONGEST)}"
@@ -112,7 +116,7 @@ def read_panel_input(
         MapError: The map cannot be read.
     """
     first_row, first_col = patient_map.row_col.min(axis=0)
-    cropped = replace(patient_map, row_col=patient_map.row_col - (first_row, first_col))
+    cropped = crop_to_patches(patient_map)
     rows, cols = cropped.shape
     width, _ = PanelLayout(num_panels).fit((cols, rows))
     cell_px = int(np.clip(np.ceil(to_px(width, dpi=dpi) / cols), 1, patient_map.cell_px))
@@ -128,6 +132,13 @@ def read_panel_input(
         cell_px=cell_px,
         threshold=patient_map.threshold if threshold is None else threshold,
     )
+
+
+def _has_panel(patient_map: PatientMap, name: str) -> bool:
+    if name == "labels":
+        return has_labels(patient_map)
+    needed = {"cam over tissue": "cam"}.get(name, name)
+    return getattr(patient_map, needed, True) is not None
 
 
 def _gray_patches(patient_map: PatientMap, cell_px: int) -> Pixels:
@@ -148,38 +159,3 @@ def _details(panel_input: PanelInput) -> str:
         f"{panel_input.threshold:.2f}; {patient_map.mpp:g} \N{MICRO SIGN}m/px ({source}); "
         f"model {architecture}, patient in its split: {role}"
     )
-
-
-def _all_panels(patient_map: PatientMap) -> Sequence[PanelMaker]:
-    has_panel: dict[PanelMaker, bool] = {
-        slide_panel: patient_map.slide is not None,
-        tissue_panel: True,
-        partial(layer_panel, name="probability"): True,
-        partial(layer_panel, name="smoothed"): patient_map.smoothed is not None,
-        partial(layer_panel, name="uncertainty"): patient_map.uncertainty is not None,
-        partial(layer_panel, name="cam"): patient_map.cam is not None,
-        labels_panel: has_labels(patient_map),
-    }
-    return [maker for maker, has in has_panel.items() if has]
-
-
-def _side_by_side(patient_map: PatientMap) -> Sequence[PanelMaker]:
-    has_panel: dict[PanelMaker, bool] = {
-        tissue_panel: True,
-        _PROBABILITY_OVERLAY: True,
-        _CAM_OVERLAY: patient_map.cam is not None,
-        labels_panel: has_labels(patient_map),
-    }
-    return [maker for maker, has in has_panel.items() if has]
-
-
-_PROBABILITY_OVERLAY = partial(overlay_panel, name="probability")
-_CAM_OVERLAY = partial(overlay_panel, name="cam")
-
-VIEWS: dict[str, Callable[[PatientMap], Sequence[PanelMaker]]] = {
-    DEFAULT_VIEW: _all_panels,
-    "overlay": lambda patient_map: [_PROBABILITY_OVERLAY],
-    "contours": lambda patient_map: [outlines_panel],
-    "cam": lambda patient_map: [_CAM_OVERLAY],
-    "side-by-side": _side_by_side,
-}

@@ -1,7 +1,7 @@
 """Canvas of a patient's page: tissue, layers over it, and cells that react to the mouse."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.models import (
@@ -17,20 +17,19 @@ from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
+from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary
+from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.report.layers import (
     CALLED_COLOR,
     OUTCOME_COLORS,
     TRUTH_COLOR,
-    BoundingBox,
     PageLayer,
-    bounding_box,
     cam_levels,
     outcomes,
     patch_columns,
-    to_bbox_grid,
 )
 
 _CLEAR = "#00000000"
@@ -47,90 +46,70 @@ _MARGIN = 1.06
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
 
-@dataclass(frozen=True)
-class TissuePicture:
-    """A picture below the layers.
+class TissuePicture(NamedTuple):
+    """A picture below the layers: data URI, upper left corner and size in mm."""
 
-    Attributes:
-        uri: Data URI.
-        x_mm, y_mm: Upper left corner.
-        width_mm, height_mm: Size.
-    """
-
-    uri: str
-    x_mm: float
-    y_mm: float
-    width_mm: float
-    height_mm: float
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Data of the canvas; the scripts of the page change errors and regions."""
-
-    patches: ColumnDataSource
-    grids: ColumnDataSource
-    errors: ColumnDataSource
-    regions: ColumnDataSource
-    truth: ColumnDataSource
-    tissue: ColumnDataSource
+    url: str
+    x: float
+    y: float
+    w: float
+    h: float
 
 
 def build_sources(
     patient_map: PatientMap, pictures: Sequence[TissuePicture], *, threshold: float
-) -> Sources:
-    """Build the data of the canvas, with the patches called IDC by the threshold."""
+) -> dict[str, ColumnDataSource]:
+    """Build the data of the canvas by name, with the patches called IDC by the threshold."""
+    cropped = crop_to_patches(patient_map)
+    rows_cols, shape = cropped.row_col, cropped.shape
     called = patient_map.probability >= threshold
-    codes = to_bbox_grid((patient_map.label + 2).astype(np.uint8), patient_map, fill=0)
-    grids: dict[str, list[NDArray]] = {"labels": [codes]}
+    codes = (patient_map.label + 2).astype(np.uint8)
+    grids = {"labels": [scatter_to_grid(codes, rows_cols, shape=shape, fill=0)]}
     if patient_map.cam is not None:
         grids["cam"] = [cam_levels(patient_map)]
     for name in ("probability", "uncertainty", "smoothed"):
         if (values := getattr(patient_map, name)) is not None:
-            grids[name] = [to_bbox_grid(values, patient_map, fill=np.nan)]
-    errors = to_bbox_grid(outcomes(patient_map.label, called), patient_map, fill=0)
-    tissue = {
-        "url": [picture.uri for picture in pictures],
-        "x": [picture.x_mm for picture in pictures],
-        "y": [picture.y_mm for picture in pictures],
-        "w": [picture.width_mm for picture in pictures],
-        "h": [picture.height_mm for picture in pictures],
+            grids[name] = [cropped.grid(values)]
+    errors = scatter_to_grid(outcomes(patient_map.label, called), rows_cols, shape=shape, fill=0)
+    columns: dict[str, Mapping[str, Any]] = {
+        "patches": patch_columns(patient_map),
+        "grids": grids,
+        "errors": {"errors": [errors]},
+        "regions": _outline(called, cropped),
+        "truth": _outline(patient_map.label == 1, cropped),
+        "tissue": {
+            name: [getattr(picture, name) for picture in pictures] for name in TissuePicture._fields
+        },
     }
-    return Sources(
-        patches=ColumnDataSource(patch_columns(patient_map), name="patches"),
-        grids=ColumnDataSource(grids, name="grids"),
-        errors=ColumnDataSource({"errors": [errors]}, name="errors"),
-        regions=_line_source(called, patient_map, name="regions"),
-        truth=_line_source(patient_map.label == 1, patient_map, name="truth"),
-        tissue=ColumnDataSource(tissue, name="tissue"),
-    )
+    return {name: ColumnDataSource(data, name=name) for name, data in columns.items()}
 
 
-def _line_source(
-    members: NDArray[np.bool_], patient_map: PatientMap, *, name: str
-) -> ColumnDataSource:
-    """Return the outline of the patches that are set, in mm."""
-    box = bounding_box(patient_map)
-    lines = region_boundary(to_bbox_grid(members, patient_map, fill=False))
-    first = np.array([box.first_col, box.first_row])
-    ends = (lines + first) * box.cell_mm  # (N, 2 ends, x and y)
-    columns = zip(("x0", "y0", "x1", "y1"), ends.reshape(-1, 4).T, strict=True)
-    return ColumnDataSource(dict(columns), name=name)
+def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
+    """Return the outline of some patches as ends of lines in mm."""
+    mask = scatter_to_grid(members, cropped.row_col, shape=cropped.shape, fill=False)
+    ends = region_boundary(mask).reshape(-1, 4).T * (cropped.cell_px * cropped.mpp / 1000)
+    return dict(zip(("x0", "y0", "x1", "y1"), ends, strict=True))
 
 
 def build_canvas(
-    patient_map: PatientMap, layers: Sequence[PageLayer], sources: Sources
+    patient_map: PatientMap,
+    layers: Sequence[PageLayer],
+    sources: Mapping[str, ColumnDataSource],
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
     """Build the figure; return it with the renderers of each layer."""
-    box = bounding_box(patient_map)
-    x_range, y_range = _ranges(box)
+    rows, cols = crop_to_patches(patient_map).shape
+    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
+    width, height = cols * cell_mm, rows * cell_mm
+    # The ranges have the figure's shape, so that cells are square.
+    mm_per_px = _MARGIN * max(width / _WIDTH, height / _HEIGHT)
+    across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
     canvas = figure(
         name="canvas",
         width=_WIDTH,
         height=_HEIGHT,
         sizing_mode="scale_width",
-        x_range=x_range,
-        y_range=y_range,
+        x_range=Range1d(width / 2 - across, width / 2 + across),
+        y_range=Range1d(height / 2 + down, height / 2 - down),
         tools=_TOOLS,
         active_scroll="wheel_zoom",
         toolbar_location="right",
@@ -143,7 +122,7 @@ def build_canvas(
     canvas.toolbar_inner = True  # a toolbar beside the frame would change its shape
     canvas.toolbar.logo = None
     canvas.grid.visible = False
-    tissue = canvas.image_url("url", "x", "y", "w", "h", anchor="top_left", source=sources.tissue)
+    tissue = canvas.image_url(*TissuePicture._fields, anchor="top_left", source=sources["tissue"])
     renderers = {"tissue": [tissue]}
     # y points down, so the first row of an image is at the top.
     for layer in layers:
@@ -151,27 +130,19 @@ def build_canvas(
             continue
         image = canvas.image(
             layer.name,
-            box.x_mm,
-            box.y_mm,
-            box.width_mm,
-            box.height_mm,
+            0,
+            0,
+            width,
+            height,
             color_mapper=_color_mapper(layer),
-            source=sources.errors if layer.name == "errors" else sources.grids,
+            source=sources["errors" if layer.name == "errors" else "grids"],
         )
         renderers[layer.name] = [image]
-    renderers["truth"] = _draw_lines(canvas, sources.truth, TRUTH_COLOR, dash="5 4")
-    renderers["regions"] = _draw_lines(canvas, sources.regions, CALLED_COLOR, dash="solid")
-    _add_cell_tools(canvas, sources.patches, box)
+    renderers["truth"] = _draw_lines(canvas, sources["truth"], TRUTH_COLOR, dash="5 4")
+    renderers["regions"] = _draw_lines(canvas, sources["regions"], CALLED_COLOR, dash="solid")
+    _add_cell_tools(canvas, sources["patches"], cell_mm)
     canvas.add_layout(_scale_bar(canvas))
     return canvas, renderers
-
-
-def _ranges(box: BoundingBox) -> tuple[Range1d, Range1d]:
-    """Return ranges that hold the box and have the figure's shape, so that cells are square."""
-    mm_per_px = _MARGIN * max(box.width_mm / _WIDTH, box.height_mm / _HEIGHT)
-    x, y = box.x_mm + box.width_mm / 2, box.y_mm + box.height_mm / 2
-    across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
-    return Range1d(x - across, x + across), Range1d(y + down, y - down)
 
 
 def _color_mapper(layer: PageLayer) -> LinearColorMapper:
@@ -194,9 +165,8 @@ def _draw_lines(
     return [halo, line]
 
 
-def _add_cell_tools(canvas: figure, patches: ColumnDataSource, box: BoundingBox) -> None:
+def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> None:
     """Add hover and tap tools: invisible cells that are outlined when selected."""
-    side = box.cell_mm
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
     cells.nonselection_glyph = None
     cells.selection_glyph = Rect(

@@ -11,17 +11,19 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.html import grid_uri, page_template, thumbnail_uri
 from wsi_idc.plotting.raster import color_table
-from wsi_idc.report.layers import PALETTES, PageLayer, bounding_box, crop_to_bbox, to_bbox_grid
+from wsi_idc.report.layers import PALETTES, PageLayer, crop_image
 
 _THUMBNAIL_PX = 260
 # Titles that identify pages of a report, and the part of a file that holds the title.
 _TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
 _PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
-# Sort keys of the cards: column, name on the page, whether the largest comes first.
+# Sort keys of the cards: column, name on the page, whether the largest comes first. The first key
+# is the initial order.
 SORTS = (
     ("idc_fraction", "IDC fraction", True),
     ("auc", "AUC", False),
@@ -63,17 +65,14 @@ def card_of(
     patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> Card:
     """Return the card of a patient; the arguments are those of ``patient_page``."""
-    box = bounding_box(patient_map)
     tissue = None
     if image is not None:
-        tissue = thumbnail_uri(crop_to_bbox(image, patient_map), _THUMBNAIL_PX)
+        tissue = thumbnail_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
     elif patient_map.slide is not None:
         tissue = thumbnail_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX)
-    probability = grid_uri(
-        to_bbox_grid(patient_map.probability, patient_map, fill=np.nan),
-        color_table(COLORMAPS["probability"]),
-    )
-    return Card(row, tissue, probability, box.rows, box.cols)
+    cropped = crop_to_patches(patient_map)
+    probability = grid_uri(cropped.probability_grid(), color_table(COLORMAPS["probability"]))
+    return Card(row, tissue, probability, *cropped.shape)
 
 
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
@@ -83,8 +82,7 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
         cards: Cards of the patients.
         failed: Map file to the reason why it has no card.
     """
-    column, _, descending = SORTS[0]
-    ordered = sorted(cards, key=lambda card: sort_key(card.row[column], descending=descending))
+    ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
     sorts = [sort for sort in SORTS if any(not _is_unknown(card.row[sort[0]]) for card in cards)]
     return page_template("report/templates/index.html").render(
         cards=ordered,
@@ -111,13 +109,6 @@ def _has_title(path: Path, title: str) -> bool:
             return re.search(title, file.read(_HEAD_CHARS)) is not None
     except (OSError, ValueError):
         return False
-
-
-def sort_key(value: Any, *, descending: bool) -> tuple[bool, Any]:
-    """Return a sort key for numbers in either direction, unknown numbers last."""
-    if _is_unknown(value):
-        return (True, 0)
-    return (False, -value if descending else value)
 
 
 def _is_unknown(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Layers of a page and the arrays that it draws.
 
-A page is drawn in mm from the upper left corner of cell (0, 0), y downwards.
+A page is drawn in mm from the upper left corner of the first row and column that have a patch,
+y downwards.
 """
 
 from dataclasses import dataclass
@@ -8,8 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import mosaic, scatter_to_grid
-from wsi_idc.maps.layers import Layer, has_labels, label_names, layers_of, robust_max
+from wsi_idc.geometry.grid import mosaic
+from wsi_idc.maps.layers import (
+    Layer,
+    crop_to_patches,
+    has_labels,
+    label_names,
+    layers_of,
+    robust_max,
+)
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.raster import color_table
@@ -101,81 +109,25 @@ def _page_layer(layer: Layer) -> PageLayer:
     )
 
 
-@dataclass(frozen=True)
-class BoundingBox:
-    """The part of the grid that holds patches.
-
-    Attributes:
-        first_row, first_col: Upper left cell.
-        rows, cols: Size in cells.
-        cell_mm: Side of a cell.
-    """
-
-    first_row: int
-    first_col: int
-    rows: int
-    cols: int
-    cell_mm: float
-
-    @property
-    def x_mm(self) -> float:
-        """Left edge."""
-        return self.first_col * self.cell_mm
-
-    @property
-    def y_mm(self) -> float:
-        """Upper edge."""
-        return self.first_row * self.cell_mm
-
-    @property
-    def width_mm(self) -> float:
-        """Width."""
-        return self.cols * self.cell_mm
-
-    @property
-    def height_mm(self) -> float:
-        """Height."""
-        return self.rows * self.cell_mm
-
-    def cells(self, row_col: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return cells relative to the upper left cell of the box, shape (N, 2)."""
-        return row_col - np.array([self.first_row, self.first_col], np.int32)
-
-
-def bounding_box(patient_map: PatientMap) -> BoundingBox:
-    """Return the smallest box that holds every patch."""
-    first, last = patient_map.row_col.min(axis=0), patient_map.row_col.max(axis=0)
-    rows, cols = (int(side) for side in last - first + 1)
-    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
-    return BoundingBox(int(first[0]), int(first[1]), rows, cols, cell_mm)
-
-
-def to_bbox_grid(values: NDArray, patient_map: PatientMap, *, fill: float) -> NDArray:
-    """Arrange one value a patch on the bounding box, shape (rows, cols)."""
-    box = bounding_box(patient_map)
-    cells = box.cells(patient_map.row_col)
-    return scatter_to_grid(values, cells, shape=(box.rows, box.cols), fill=fill)
-
-
-def crop_to_bbox(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the part of the stitched tissue, shape (h, w, 3), inside the bounding box."""
-    box, side = bounding_box(patient_map), patient_map.cell_px
-    return image[box.first_row * side :, box.first_col * side :]
+def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
+    """Return the stitched tissue, shape (h, w, 3), from the first cells with a patch on."""
+    top, left = patient_map.row_col.min(axis=0) * patient_map.cell_px
+    return image[top:, left:]
 
 
 def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
     """Return the columns of the table of patches, one entry a patch."""
-    box, names = bounding_box(patient_map), label_names(patient_map)
-    row, col = patient_map.row_col.T
-    cell_row, cell_col = box.cells(patient_map.row_col).T
+    cropped, names = crop_to_patches(patient_map), label_names(patient_map)
+    row, col = cropped.row_col.T
+    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     columns: dict[str, NDArray] = {
-        "row": row,
-        "col": col,
+        "row": patient_map.row_col[:, 0],
+        "col": patient_map.row_col[:, 1],
         "x": patient_map.coords[:, 0],
         "y": patient_map.coords[:, 1],
-        "x_mm": (col + 0.5) * box.cell_mm,
-        "y_mm": (row + 0.5) * box.cell_mm,
-        "cell": cell_row * box.cols + cell_col,
+        "x_mm": (col + 0.5) * cell_mm,
+        "y_mm": (row + 0.5) * cell_mm,
+        "cell": row * cropped.shape[1] + col,
         "probability": patient_map.probability,
         "label": patient_map.label,
         "label_name": np.array([names[int(label)] for label in patient_map.label], object),
@@ -219,14 +171,13 @@ def cam_levels(patient_map: PatientMap) -> NDArray[np.uint8]:
     """Return the CAM mosaic in 255 equal steps from zero to ``robust_max``.
 
     Returns:
-        Shape (rows * h, cols * w) of the bounding box: 0 without a patch, 1 for a CAM of zero, 255
+        Shape (rows * h, cols * w) of the cropped grid: 0 without a patch, 1 for a CAM of zero, 255
         for the maximum or more.
     """
-    box, cams = bounding_box(patient_map), patient_map.cell_cams()
+    cropped, cams = crop_to_patches(patient_map), patient_map.cell_cams()
     scaled = np.clip(np.nan_to_num(downscale_cams(cams)) / robust_max(cams), 0, 1)
     levels = (1 + np.round(scaled * (_MAX_LEVEL - 1))).astype(np.uint8)
-    cells = box.cells(patient_map.row_col)
-    return mosaic(levels, cells, shape=(box.rows, box.cols), fill=0)
+    return mosaic(levels, cropped.row_col, shape=cropped.shape, fill=0)
 
 
 def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str, NDArray]:

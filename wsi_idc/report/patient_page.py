@@ -1,30 +1,22 @@
 """Page of a patient: one HTML file with a bokeh document and all of its data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from bokeh.document import Document
 from bokeh.embed import file_html
 from bokeh.events import DocumentReady
-from bokeh.models import CustomJS, RadioButtonGroup, Slider, Span
+from bokeh.models import CustomJS
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
 
 from wsi_idc.maps.cohort import format_note
-from wsi_idc.maps.layers import cam_title
+from wsi_idc.maps.layers import cam_title, crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
-from wsi_idc.report.canvas import Sources, TissuePicture, build_canvas, build_sources
-from wsi_idc.report.layers import (
-    OUTCOME_COLORS,
-    PALETTES,
-    bounding_box,
-    cam_levels,
-    crop_to_bbox,
-    page_layers,
-)
+from wsi_idc.report.canvas import TissuePicture, build_canvas, build_sources
+from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, crop_image, page_layers
 from wsi_idc.report.widgets import (
     histogram_chart,
     layer_controls,
@@ -72,18 +64,20 @@ def tissue_pictures(
     patient_map: PatientMap, image: NDArray[np.uint8] | None
 ) -> tuple[list[TissuePicture], float]:
     """Return the pictures below the layers, and px of the last picture per px of a patch, or 0."""
-    pictures, scale, box = [], 0.0, bounding_box(patient_map)
+    pictures, scale = [], 0.0
+    cropped = crop_to_patches(patient_map)
     if (slide := patient_map.slide) is not None:
-        # Cell (0, 0) need not begin at the slide's corner.
-        corners = patient_map.coords - patient_map.row_col[:, ::-1] * patient_map.cell_size_level0
-        margin = patient_map.origin_px * patient_map.mpp / slide.mpp
+        # The first cell need not begin at the slide's corner.
+        corners = cropped.coords - cropped.row_col[:, ::-1] * cropped.cell_size_level0
+        margin = cropped.origin_px * cropped.mpp / slide.mpp
         left, top = -(np.median(corners, axis=0) + margin) * slide.mpp / 1000
         width, height = (side * slide.mpp / 1000 for side in (slide.width, slide.height))
         uri, _ = tissue_uri(slide.thumbnail)
         pictures.append(TissuePicture(uri, float(left), float(top), width, height))
     if image is not None:
-        uri, scale = tissue_uri(crop_to_bbox(image, patient_map))
-        pictures.append(TissuePicture(uri, box.x_mm, box.y_mm, box.width_mm, box.height_mm))
+        uri, scale = tissue_uri(crop_image(image, patient_map))
+        height, width = (side * cropped.cell_px * cropped.mpp / 1000 for side in cropped.shape)
+        pictures.append(TissuePicture(uri, 0, 0, width, height))
     return pictures, scale
 
 
@@ -112,11 +106,34 @@ def build_document(
         roots.append(toggle)
     for layer in layers:
         roots += layer_controls(layer, renderers[layer.name])
-    redraw = _redraw_script(patient_map, sources, slider=slider, toggle=toggle, line=line)
-    show = _show_script(patient_map, sources, side_px=patient_map.cell_px * patch_scale)
+    rows, cols = crop_to_patches(patient_map).shape
+    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
+    redraw = CustomJS(
+        args={
+            "patches": sources["patches"],
+            "errors": sources["errors"],
+            "regions": sources["regions"],
+            "threshold": slider,
+            "toggle": toggle,
+            "line": line,
+            "grid": {"rows": rows, "cols": cols, "cell_mm": cell_mm},
+        },
+        code=read_text("report/templates/redraw.js"),
+    )
+    show = CustomJS(
+        args={
+            "patches": sources["patches"],
+            "grids": sources["grids"],
+            "tissue": sources["tissue"],
+            "grid": {"rows": rows, "cols": cols},
+            "cam_palette": PALETTES["cam"],
+            "side_px": patient_map.cell_px * patch_scale,
+        },
+        code=read_text("report/templates/show.js"),
+    )
     slider.js_on_change("value", redraw)
     toggle.js_on_change("active", redraw)
-    selected = sources.patches.selected
+    selected = sources["patches"].selected
     selected.js_on_change("indices", show)
     selected.indices = [int(np.argmax(np.nan_to_num(patient_map.probability)))]
     document = Document()
@@ -125,51 +142,6 @@ def build_document(
             document.add_root(root)
         document.js_on_event(DocumentReady, redraw, show)
     return document
-
-
-def _redraw_script(
-    patient_map: PatientMap,
-    sources: Sources,
-    *,
-    slider: Slider,
-    toggle: RadioButtonGroup,
-    line: Span,
-) -> CustomJS:
-    return CustomJS(
-        args={
-            "patches": sources.patches,
-            "errors": sources.errors,
-            "regions": sources.regions,
-            "threshold": slider,
-            "toggle": toggle,
-            "line": line,
-            "grid": asdict(bounding_box(patient_map)),
-        },
-        code=read_text("report/templates/redraw.js"),
-    )
-
-
-def _show_script(patient_map: PatientMap, sources: Sources, *, side_px: float) -> CustomJS:
-    cam, box = {}, bounding_box(patient_map)
-    if patient_map.cam is not None:
-        rows, cols = cam_levels(patient_map).shape
-        cam = {
-            "height": rows // box.rows,
-            "width": cols // box.cols,
-            "columns": cols,
-            "palette": PALETTES["cam"],
-        }
-    return CustomJS(
-        args={
-            "patches": sources.patches,
-            "grids": sources.grids,
-            "tissue": sources.tissue,
-            "cam": cam,
-            "columns": box.cols,
-            "side_px": side_px,
-        },
-        code=read_text("report/templates/show.js"),
-    )
 
 
 def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 // After a change of the threshold: call the patches, redraw regions and errors, update the figures.
 // Arguments: patches, errors, regions, threshold, toggle, line, grid.
-const {rows, cols, first_row, first_col, cell_mm} = grid;
+const {rows, cols, cell_mm} = grid;
 const {data} = patches;
 const values = toggle.active === 1 ? data.smoothed : data.probability;
 // Probabilities are float32; the limit is too, as in Python.
@@ -42,10 +42,10 @@ function trace(lines, steps, is_edge, add) {
   }
 }
 function add(x0, y0, x1, y1) {
-  ends.x0.push((x0 + first_col) * cell_mm);
-  ends.y0.push((y0 + first_row) * cell_mm);
-  ends.x1.push((x1 + first_col) * cell_mm);
-  ends.y1.push((y1 + first_row) * cell_mm);
+  ends.x0.push(x0 * cell_mm);
+  ends.y0.push(y0 * cell_mm);
+  ends.x1.push(x1 * cell_mm);
+  ends.y1.push(y1 * cell_mm);
 }
 trace(rows, cols, (row, col) => is_called(row - 1, col) !== is_called(row, col),
   (row, from, to) => add(from, row, to, row));

@@ -1,11 +1,11 @@
 // After a click: show the patch enlarged beside its CAM, and its numbers.
-// Arguments: patches, grids, tissue, cam, columns, side_px.
+// Arguments: patches, grids, tissue, grid, cam_palette, side_px.
 const index = patches.selected.indices[0];
 const panel = document.getElementById("patch");
 panel.classList.toggle("empty", index === undefined);
 if (index === undefined) return;
 const {data} = patches;
-const cell = data.cell[index], row = Math.floor(cell / columns), col = cell % columns;
+const cell = data.cell[index], row = Math.floor(cell / grid.cols), col = cell % grid.cols;
 
 const number = (name, digits) => name in data ? data[name][index].toFixed(digits) : "";
 const texts = {
@@ -40,13 +40,14 @@ if (tissue_canvas && side_px > 0) {
 
 const cam_canvas = document.getElementById("patch-map");
 if (cam_canvas && "cam" in grids.data) {
-  const levels = grids.data.cam[0];
+  const levels = grids.data.cam[0], columns = levels.shape[1];
+  const cam_rows = levels.shape[0] / grid.rows, cam_cols = columns / grid.cols;
   const context = cam_canvas.getContext("2d");
-  const width = cam_canvas.width / cam.width, height = cam_canvas.height / cam.height;
-  for (let r = 0; r < cam.height; r++) {
-    for (let c = 0; c < cam.width; c++) {
-      const level = levels[(row * cam.height + r) * cam.columns + col * cam.width + c];
-      context.fillStyle = cam.palette[level];
+  const width = cam_canvas.width / cam_cols, height = cam_canvas.height / cam_rows;
+  for (let r = 0; r < cam_rows; r++) {
+    for (let c = 0; c < cam_cols; c++) {
+      const level = levels[(row * cam_rows + r) * columns + col * cam_cols + c];
+      context.fillStyle = cam_palette[level];
       context.fillRect(Math.floor(c * width), Math.floor(r * height), Math.ceil(width) + 1, Math.ceil(height) + 1);
     }
   }
