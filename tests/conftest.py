@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.packs import make_small_cohort
 from tests.real_patches import (  # noqa: F401 - fixtures
     real_folder,
     real_pack,
@@ -64,6 +65,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder / "tree", num_patients=6, patches_per_patient=40, seed=1)
     return Pack(prepare(folder / "tree", folder / "cohort.h5").pack)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Return a pack of four patients with 16 patches each, for short trainings."""
+    return make_small_cohort(tmp_path_factory.mktemp("small") / "small.h5")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.core.errors import JobError
-from wsi_idc.search.config import Range, read_search
+from wsi_idc.search.config import Range, SearchSpec, read_search
 from wsi_idc.training.config import TrainConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -147,3 +147,12 @@ def test_steps_are_counted_in_decimals(tmp_path: Path):
     axis = "weight_decay = {low = 0, high = 0.3, step = 0.1}\n"
     spec = read_search(write(tmp_path, TPE + axis))
     assert spec.axes["weight_decay"] == Range(0.0, 0.3, step=0.1)
+
+
+def test_a_space_of_a_million_points_is_checked_fast():
+    axes = {name: tuple(range(1, 101)) for name in ("seed", "patience", "batch_size")}
+    axes["split"] = ("auto", "canonical")
+    spec = SearchSpec("s", {}, axes, sampler="random", trials=1)
+    assert spec.num_points == 2_000_000
+    assert [point["split"] for point in spec.points("split")] == ["auto", "canonical"]
+    assert {point["seed"] for point in spec.points("split")} == {1}
