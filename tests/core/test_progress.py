@@ -8,8 +8,8 @@ from wsi_idc.core.progress import progress
 
 
 @pytest.fixture
-def lines(caplog, monkeypatch):
-    """Log every update at once, and give what was logged."""
+def log(caplog, monkeypatch):
+    """Log every update at once and return the log."""
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0)
     caplog.set_level(logging.INFO, logger="wsi_idc.core.progress")
     return caplog
@@ -21,9 +21,9 @@ def work(total: int) -> None:
             bar.update(1)
 
 
-def test_log_gets_whole_lines_and_standard_error_nothing(lines, capsys):
+def test_without_a_terminal_progress_goes_to_the_log(log, capsys):
     work(4)
-    assert [text.split(" [")[0].split() for text in lines.messages] == [
+    assert [text.split(" [")[0].split() for text in log.messages] == [
         ["packing:", "25%", "1/4"],
         ["packing:", "50%", "2/4"],
         ["packing:", "75%", "3/4"],
@@ -31,22 +31,18 @@ def test_log_gets_whole_lines_and_standard_error_nothing(lines, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_quiet_shows_nothing(lines, capsys):
-    lines.set_level(logging.WARNING, logger="wsi_idc.core.progress")
-    work(4)
-    assert lines.messages == []
+@pytest.mark.parametrize(("level", "total"), [(logging.WARNING, 4), (logging.INFO, 0)])
+def test_quiet_and_empty_work_show_nothing(log, capsys, level, total):
+    log.set_level(level, logger="wsi_idc.core.progress")
+    work(total)
+    assert log.messages == []
     assert capsys.readouterr() == ("", "")
 
 
-def test_terminal_gets_a_bar_that_is_wiped(lines, capsys, monkeypatch):
+def test_terminal_shows_a_bar_and_clears_it(log, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     work(4)
-    assert lines.messages == []
+    assert log.messages == []
     drawn = capsys.readouterr().err
     assert "packing" in drawn
     assert drawn.endswith("\r")
-
-
-def test_nothing_to_do(lines):
-    work(0)
-    assert lines.messages == []

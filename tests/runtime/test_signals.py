@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from wsi_idc.runtime.signals import STOP_SIGNALS, stop_requests
+from wsi_idc.core.errors import StoppedError
+from wsi_idc.runtime.signals import STOP_SIGNALS, raise_if_stopped, stop_requests
 
-LOOP = """
+PROGRAM = """
 import time
 from wsi_idc.runtime.signals import stop_requests
 with stop_requests() as stop:
@@ -24,40 +25,38 @@ def handlers() -> list:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_real_signal_asks_to_stop(number):
+def test_signal_sets_the_request(number):
     before = handlers()
     with stop_requests() as stop:
         assert not stop
+        raise_if_stopped(stop)
         os.kill(os.getpid(), number)
         assert stop
         assert stop.signal_name == number.name
+        message = f"^Stopped by {number.name}, saved; run the same command again to resume$"
+        with pytest.raises(StoppedError, match=message):
+            raise_if_stopped(stop, ", saved")
+    raise_if_stopped(None)
     assert handlers() == before
 
 
-def test_the_first_signal_is_remembered():
+def test_first_signal_is_kept():
     with stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal_name == "SIGUSR1"
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_second_ctrl_c_aborts_at_once_and_restores_the_handlers():
     before = handlers()
     with pytest.raises(KeyboardInterrupt), stop_requests():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-    assert handlers() == before
-
-
-def test_handlers_are_given_back_when_the_block_raises():
-    before = handlers()
-    with pytest.raises(RuntimeError), stop_requests():
         assert handlers() != before
-        raise RuntimeError
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
     assert handlers() == before
 
 
-def test_blocks_can_stand_in_one_another():
+def test_blocks_can_be_nested():
     with stop_requests() as outer:
         with stop_requests() as inner:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -66,10 +65,12 @@ def test_blocks_can_stand_in_one_another():
         assert outer
 
 
-def test_another_process_saves_and_then_dies_of_the_next_signal():
-    with subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGTERM)
-        assert child.stdout.readline() == "saved after SIGTERM\n"
-        child.send_signal(signal.SIGTERM)
-    assert child.returncode == -signal.SIGTERM
+def test_process_saves_at_the_first_signal_and_ends_at_the_next():
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "saved after SIGTERM\n"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == -signal.SIGTERM
