@@ -109,11 +109,11 @@ def _ranking_metrics(
     positive_rows = np.flatnonzero(label == 1)
     for start in range(0, len(positive_rows), block):
         rows = positive_rows[start : start + block]
-        at = probability[rows]
+        thresholds = probability[rows]
         own = drawn[:, code[rows]]  # (R, K)
-        num_above = drawn @ _count_from(negative, at)
-        num_equal = num_above - drawn @ _count_from(negative, at, side="right")
-        num_true = drawn @ _count_from(positive, at)
+        num_above = drawn @ _count_from(negative, thresholds)
+        num_equal = num_above - drawn @ _count_from(negative, thresholds, side="right")
+        num_true = drawn @ _count_from(positive, thresholds)
         # A pair counts 1 if the positive patch ranks above the negative one, 1/2 if they are equal.
         below = num_negative[:, None] - num_above + num_equal / 2
         pairs += (own * below).sum(axis=1)
@@ -142,21 +142,21 @@ def _sort_by_patient(
 
 def _count_from(
     ranked: list[NDArray[np.floating]],
-    at: NDArray[np.floating],
+    thresholds: NDArray[np.floating],
     *,
     side: Literal["left", "right"] = "left",
 ) -> NDArray[np.float32]:
-    """Count the values of each patient from each of ``at`` upward ("right": above it).
+    """Count the values of each patient that are at least each threshold (side "right": above it).
 
     Args:
         ranked: Sorted values of each of P patients.
-        at: Values, shape (K,).
+        thresholds: Shape (K,).
         side: Side of equal values, as in ``np.searchsorted``.
 
     Returns:
         Shape (P, K).
     """
-    counts = [len(values) - np.searchsorted(values, at, side=side) for values in ranked]
+    counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
 
 
