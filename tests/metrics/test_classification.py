@@ -13,7 +13,7 @@ from wsi_idc.metrics.classification import (
     average_precision,
     confusion,
     ece,
-    or_none,
+    nan_to_none,
     records,
     threshold_metrics,
 )
@@ -79,7 +79,7 @@ def test_undefined_metrics_are_nan():
     assert one_class["specificity"] == pytest.approx(2 / 3)
     assert one_class["f1"] == one_class["ppv"] == one_class["prevalence"] == 0
     assert one_class["npv"] == 1
-    assert or_none(one_class)["auc"] is None
+    assert nan_to_none(one_class)["auc"] is None
     no_call = threshold_metrics(0, 0, 1, 1)
     assert (no_call["f1"], no_call["npv"]) == (0, 0.5)
     assert math.isnan(no_call["ppv"])

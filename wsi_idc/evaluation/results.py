@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
-from wsi_idc.metrics.classification import Confusion, or_none
+from wsi_idc.metrics.classification import Confusion, nan_to_none
 
 if TYPE_CHECKING:  # torch and pandas take seconds to import
     import pandas as pd
@@ -49,9 +49,9 @@ class MetricSet:
         return {
             "judged": self.column,
             "threshold": self.threshold,
-            "metrics": or_none(self.metrics),
+            "metrics": nan_to_none(self.metrics),
             "intervals_95": {
-                name: list(or_none({"low": low, "high": high}).values())
+                name: list(nan_to_none({"low": low, "high": high}).values())
                 for name, (low, high) in self.intervals.items()
             },
             "confusion": asdict(self.confusion),
@@ -106,7 +106,9 @@ class Evaluation:
             **self.final.as_dict(),
             "ece_uncalibrated": self.ece_uncalibrated,
             "unsmoothed": None if self.raw is None else self.raw.as_dict(),
-            "patients": {name: or_none(values) for name, values in self.patient_summary.items()},
+            "patients": {
+                name: nan_to_none(values) for name, values in self.patient_summary.items()
+            },
             "by_border_distance": {
                 str(distance): {"patches": metric_set.num_patches, **metric_set.as_dict()}
                 for distance, metric_set in self.by_border.items()

@@ -119,7 +119,7 @@ def all_metrics(
     Raises:
         ValueError: A label is not 0 or 1, or a probability is not within 0..1.
     """
-    check(label, probability)
+    check_predictions(label, probability)
     counts = vars(confusion(label, probability, threshold=threshold))
     values = {
         "auc": auc(label, probability),
@@ -131,7 +131,7 @@ def all_metrics(
     return {name: values[name] for name in METRICS}
 
 
-def check(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
+def check_predictions(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
     """Raise ValueError if a label is not 0 or 1 or a probability is not within 0..1."""
     if len(label) != len(probability):
         raise ValueError(f"{len(label)} labels for {len(probability)} probabilities")
@@ -141,7 +141,7 @@ def check(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None
         raise ValueError("probabilities are not all within 0 and 1")
 
 
-def or_none(values: Mapping[str, float]) -> dict[str, float | None]:
+def nan_to_none(values: Mapping[str, float]) -> dict[str, float | None]:
     """Replace NaN by None for JSON."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 

@@ -137,5 +137,5 @@ def _calibrate(
     return replace(
         checkpoint,
         **vars(calibration),
-        metrics={**checkpoint.metrics, "val": metrics.or_none(val)},
+        metrics={**checkpoint.metrics, "val": metrics.nan_to_none(val)},
     )
