@@ -106,7 +106,7 @@ def read_predictions(folder: Path) -> Predictions:
         table["probability"] = table["probability"].astype(np.float64)
         if table["patient"].isna().any():
             raise ValueError(f"a line of {PREDICTIONS_CSV} is incomplete")
-        classification.check(table["label"].to_numpy(), table["probability"].to_numpy())
+        classification.check_predictions(table["label"].to_numpy(), table["probability"].to_numpy())
         if not 0 <= threshold <= 1:
             raise ValueError(f"the threshold is {threshold}")
     except FileNotFoundError as error:
