@@ -1,4 +1,10 @@
-"""Evaluations made by hand: of patches whose probabilities a test chooses."""
+"""Evaluations of patches whose probabilities a test chooses, and checks of their pages."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +20,7 @@ from wsi_idc.metrics.bootstrap import resample_patients, roc_and_pr_bands
 from wsi_idc.metrics.classification import ece
 from wsi_idc.metrics.patients import border_distances, patient_table, summary
 
+HOSTILE = "<img src=x onerror=alert(1)>"
 METHOD = {
     "architecture": "cnn-bn",
     "checkpoint": "best.pt",
@@ -27,7 +34,7 @@ METHOD = {
 
 
 def patches(patient: str, labels: str, probabilities: list[float]) -> pd.DataFrame:
-    """Return a row of patches of one patient, its labels as digits."""
+    """Return a row of patches of one patient, with their labels as digits."""
     return pd.DataFrame(
         {
             "patient": patient,
@@ -39,20 +46,19 @@ def patches(patient: str, labels: str, probabilities: list[float]) -> pd.DataFra
     )
 
 
-def pack_of(path, predictions: pd.DataFrame) -> Pack:
-    """Return a pack with just these patches."""
-    rows = predictions.to_dict("records")
+def pack_of(path: Path, predictions: pd.DataFrame) -> Pack:
+    """Return a pack of these patches."""
     return make_pack(
         path,
         [
             Cell(row["patient"], row["y"] // PATCH_PX, row["x"] // PATCH_PX, row["label"])
-            for row in rows
+            for row in predictions.to_dict("records")
         ],
     )
 
 
 def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record) -> Evaluation:
-    """Return the evaluation of predictions; a column probability_smoothed is final if there."""
+    """Evaluate predictions; a column probability_smoothed is final if there is one."""
     predictions = predictions.copy()
     label, patient = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
     cells = cells_of(predictions[["x", "y"]].to_numpy(np.int32), patch_px=PATCH_PX)
@@ -63,6 +69,7 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
     if "probability_smoothed" in predictions:
         final = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
     table = patient_table(predictions, final.column, threshold=threshold)
+    probability = predictions[final.column].to_numpy()
     return Evaluation(
         split="test",
         num_patients=len(ids),
@@ -76,10 +83,7 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
         predictions=predictions,
         patients=table,
         bands=roc_and_pr_bands(
-            label,
-            predictions[final.column].to_numpy(),
-            code,
-            weights=weights if len(ids) > 1 else weights[:0],
+            label, probability, code, weights=weights[: 20 if len(ids) > 1 else 0]
         ),
         notes=(),
         record=provenance(
@@ -90,3 +94,43 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
         )
         | record,
     )
+
+
+class Page(HTMLParser):
+    """Tags and texts of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def sources(self) -> list[str]:
+        names = ("src", "href", "srcset", "action", "data")
+        return [
+            value or "" for _, attrs in self.tags for key, value in attrs.items() if key in names
+        ]
+
+
+def check_page(path: Path) -> Page:
+    """Assert that a page needs no other file and runs only its own script; return it."""
+    page = Page(path)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources())
+    assert "http" not in page.text.replace("http-equiv", "")
+    assert "url(" not in page.text and "@import" not in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")]
+    (policy,) = [attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs]
+    script = re.search(r"<script>(.*)</script>", page.text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    assert "Research use only, never a diagnosis." in page.words
+    assert not [word for word in (">nan<", ">None<", ">NaN<") if word in page.text]
+    return page

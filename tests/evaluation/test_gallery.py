@@ -1,9 +1,9 @@
-import numpy as np
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from tests.evaluations import evaluation_of, pack_of, patches
-from tests.packs import Cell, flat, make_pack
 from tests.trees import PATCH_PX
 from wsi_idc.evaluation.gallery import (
     GALLERIES,
@@ -12,7 +12,6 @@ from wsi_idc.evaluation.gallery import (
     NUM_ROWS,
     surest_wrong,
 )
-from wsi_idc.explore.patch_figures import neighborhood
 
 THREE = pd.concat(
     [
@@ -24,88 +23,61 @@ THREE = pd.concat(
 )
 
 
-def chosen(table: pd.DataFrame, label: int) -> list[tuple[str, int]]:
-    found = surest_wrong(table, "probability", threshold=0.5, label=label)
-    return list(zip(found["patient"], found["x"] // PATCH_PX, strict=True))
+def select(table: pd.DataFrame, label: int) -> list[tuple[str, int]]:
+    chosen = surest_wrong(table, "probability", threshold=0.5, label=label)
+    return list(zip(chosen["patient"], chosen["x"] // PATCH_PX, strict=True))
 
 
-def test_false_positives_come_surest_first_and_few_of_a_patient():
-    # 0.7 of a is its third; b's 0.5 is at the threshold, so called IDC; c's 0.49 is not.
-    assert chosen(THREE, 0) == [("a", 2), ("a", 0), ("b", 0), ("b", 3)]
+def test_the_surest_come_first_and_few_of_each_patient():
+    # a's third is left out; b's 0.5 is at the threshold and called IDC, c's 0.49 is not.
+    assert select(THREE, 0) == [("a", 2), ("a", 0), ("b", 0), ("b", 3)]
+    assert select(THREE, 1) == [("b", 1), ("a", 3), ("b", 2)]
+    smoothed = THREE.assign(probability_smoothed=1 - THREE["probability"])
+    chosen = surest_wrong(smoothed, "probability_smoothed", threshold=0.5, label=0)
+    assert chosen["probability_smoothed"].tolist() == pytest.approx([0.9, 0.51, 0.5])
 
 
-def test_false_negatives_come_smallest_first():
-    assert chosen(THREE, 1) == [("b", 1), ("a", 3), ("b", 2)]
-
-
-def test_a_gallery_has_an_end():
+def test_a_gallery_is_limited():
     num = NUM_ROWS * NUM_COLS
     table = pd.concat(
-        [patches(f"p{at:02}", "000", [0.6 + at / 100] * 3) for at in range(num)], ignore_index=True
-    )
-    found = chosen(table, 0)
-    assert len(found) == num
-    # Equal ones in the order of the table: the first two of a patient.
-    expected = [(f"p{at:02}", x) for at in range(num - 1, 0, -1) for x in range(2)]
-    assert MAX_PER_PATIENT == 2
-    assert found == expected[:num]
-
-
-def test_what_is_smoothed_is_judged_smoothed():
-    table = THREE.assign(probability_smoothed=1 - THREE["probability"])
-    found = surest_wrong(table, "probability_smoothed", threshold=0.5, label=0)
-    assert found["probability_smoothed"].tolist() == pytest.approx([0.9, 0.51, 0.5])
-
-
-def test_a_patch_lies_amid_its_own_neighbours(tmp_path):
-    red, green, blue, white = (flat(*rgb) for rgb in ((9, 0, 0), (0, 9, 0), (0, 0, 9), [255] * 3))
-    cells = [
-        Cell("a", 1, 1, 0, red),
-        Cell("a", 0, 1, 0, green),
-        Cell("a", 2, 2, 0, blue),
-        Cell("a", 1, 3, 0, blue),  # two to the right
-        Cell("b", 1, 0, 0, blue),  # another's
-    ]
-    pack = make_pack(tmp_path / "a.h5", cells)
-    picture, num = neighborhood(pack, "a", PATCH_PX, PATCH_PX)
-    rows = [[white, green, white], [white, red, white], [white, white, blue]]
-    assert num == 2
-    assert (picture == np.vstack([np.hstack(row) for row in rows])).all()
-
-
-@pytest.mark.parametrize("name", GALLERIES)
-def test_captions_say_whose_patch_it_is(name, tmp_path):
-    pack = pack_of(tmp_path / "a.h5", THREE)
-    figure = GALLERIES[name](evaluation_of(THREE), pack)
-    (ax,) = figure.axes
-    captions = [text.get_text() for text in ax.texts]
-    if name == "false_positives":
-        assert len(ax.images) == 4
-        assert captions[0] == "a\nx 100, y 0\np 0.950, border 0"
-        assert ax.get_title().startswith("False positives: the 4 surest of 5,")
-    else:
-        assert len(ax.images) == 3
-        assert captions[2] == "b\nx 100, y 0\np 0.300, border 0"
-        assert ax.get_title().startswith("False negatives: the 3 surest of 3,")
-    # In a single row of patches few neighbours are there: the patch alone is shown.
-    assert ax.images[0].get_array().shape == (PATCH_PX, PATCH_PX, 3)
-
-
-def test_neighbours_are_shown_where_most_are_there(tmp_path):
-    grid = pd.concat(
-        [patches("a", "00000", [0.1, 0.1, 0.9 * (y == 2) + 0.05, 0.1, 0.1]).assign(y=y * PATCH_PX)
-         for y in range(5)],
+        [patches(f"p{index:02}", "000", [0.6 + index / 100] * 3) for index in range(num)],
         ignore_index=True,
-    )  # fmt: skip
+    )
+    # Equal probabilities stay in the order of the table.
+    expected = [
+        (f"p{index:02}", x) for index in range(num - 1, 0, -1) for x in range(MAX_PER_PATIENT)
+    ]
+    assert select(table, 0) == expected[:num]
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "title"),
+    [
+        ("false_positives", "a\nx 100, y 0\np 0.950", "False positives: the 4 surest of 5,"),
+        ("false_negatives", "b\nx 50, y 0\np 0.100", "False negatives: the 3 surest of 3,"),
+    ],
+)
+def test_captions_name_patient_and_place(name: str, caption: str, title: str, tmp_path: Path):
+    (ax,) = GALLERIES[name](evaluation_of(THREE), pack_of(tmp_path / "a.h5", THREE)).axes
+    assert ax.texts[0].get_text() == f"{caption}, border 0"
+    assert ax.get_title().startswith(title)
+    # In a single row of patches few neighbors exist, so only the patch is shown.
+    shapes = [image.get_array().shape for image in ax.images]
+    assert shapes == len(ax.texts) * [(PATCH_PX, PATCH_PX, 3)]
+
+
+def test_neighbors_are_shown_if_most_exist(tmp_path: Path):
+    rows = [patches("a", "00000", [0.1, 0.1, 0.9 * (y == 2) + 0.05, 0.1, 0.1]) for y in range(5)]
+    grid = pd.concat([row.assign(y=y * PATCH_PX) for y, row in enumerate(rows)], ignore_index=True)
     pack = pack_of(tmp_path / "a.h5", grid)
     (ax,) = GALLERIES["false_positives"](evaluation_of(grid), pack).axes
     assert [image.get_array().shape for image in ax.images] == [(3 * PATCH_PX, 3 * PATCH_PX, 3)]
 
 
-def test_none_wrong_is_said(tmp_path):
-    right = patches("a", "01", [0.1, 0.9])
-    pack = pack_of(tmp_path / "a.h5", right)
+def test_a_gallery_without_errors_says_so(tmp_path: Path):
+    correct = patches("a", "01", [0.1, 0.9])
+    pack = pack_of(tmp_path / "a.h5", correct)
     for draw in GALLERIES.values():
-        figure = draw(evaluation_of(right), pack)
+        figure = draw(evaluation_of(correct), pack)
         assert not figure.axes
         assert figure.texts[0].get_text().endswith("none")

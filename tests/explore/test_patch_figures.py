@@ -1,27 +1,33 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.packs import Cell, block, flat, make_pack
+from tests.trees import PATCH_PX
 from wsi_idc.data.augmentation import AUGMENTATIONS
-from wsi_idc.explore.patch_figures import augmented_samples
+from wsi_idc.explore.patch_figures import augmented_samples, neighborhood, samples
+from wsi_idc.explore.tables import describe
+from wsi_idc.plotting.style import save_png
 
 
-@pytest.fixture
-def pack(tmp_path):
-    return make_pack(tmp_path / "a.h5", block("a", 2, 2) + block("b", 2, 2, 1))
+def test_seeded_figures_depend_on_the_seed_only(tmp_path: Path):
+    pack = make_pack(tmp_path / "a.h5", block("a", 5, 10) + block("b", 5, 10, 1))
+    description, names = describe(pack), (*AUGMENTATIONS, "samples")
+    images = []
+    for seed in (0, 0, 1):
+        for name in AUGMENTATIONS:
+            path = tmp_path / f"{name}.png"
+            augmented_samples(pack, np.arange(len(pack)), name, seed=seed, path=path)
+        save_png(samples(description, pack, seed=seed), tmp_path / "samples.png", dpi=40)
+        images.append({name: (tmp_path / f"{name}.png").read_bytes() for name in names})
+    first, again, other = images
+    assert first == again
+    assert not [name for name in names if first[name] == other[name]]
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_augmented_samples_are_decided_by_the_seed(name, pack, tmp_path):
-    first, again, other = (tmp_path / f"{which}.png" for which in ("first", "again", "other"))
-    for path, seed in ((first, 0), (again, 0), (other, 1)):
-        augmented_samples(pack, np.arange(len(pack)), name, seed=seed, path=path)
-    assert first.read_bytes() == again.read_bytes()
-    assert first.read_bytes() != other.read_bytes()
-
-
-def test_only_the_rows_given_are_drawn(tmp_path):
+def test_augmented_samples_are_of_the_given_rows(tmp_path: Path):
     pack = make_pack(
         tmp_path / "a.h5",
         [Cell("a", 0, 0, 0, flat(200, 90, 150)), Cell("a", 0, 1, 0, flat(10, 200, 10))],
@@ -31,3 +37,20 @@ def test_only_the_rows_given_are_drawn(tmp_path):
         pixels = np.asarray(image.convert("RGB"))
     assert (pixels == (200, 90, 150)).all(axis=-1).sum() > 9 * 80**2
     assert not (pixels == (10, 200, 10)).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_a_neighborhood_has_the_patches_around_one_patch(tmp_path: Path, offset: int):
+    red, green, blue, white = (flat(*rgb) for rgb in ((9, 0, 0), (0, 9, 0), (0, 0, 9), [255] * 3))
+    cells = [
+        Cell("a", offset + 1, offset + 1, 0, red),
+        Cell("a", offset + 0, offset + 1, 0, green),
+        Cell("a", offset + 2, offset + 2, 0, blue),
+        Cell("a", offset + 1, offset + 3, 0, blue),  # two to the right
+        Cell("b", offset + 1, offset + 0, 0, blue),  # of another patient
+    ]
+    pack = make_pack(tmp_path / "a.h5", cells)
+    image, num = neighborhood(pack, "a", *2 * [(offset + 1) * PATCH_PX])
+    rows = [[white, green, white], [white, red, white], [white, white, blue]]
+    assert num == 2
+    assert (image == np.vstack([np.hstack(row) for row in rows])).all()

@@ -1,5 +1,7 @@
 import json
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from wsi_idc.explore.tables import describe
 CHANNELS = ("red", "green", "blue")
 
 
-def own_pixels(pack: Pack, rows) -> np.ndarray:
+def own_pixels(pack: Pack, rows: Any) -> np.ndarray:
     """Return every pixel of some patches without their padding, shape (n, 3), 0..1."""
     parts = []
     for row in rows:
@@ -23,24 +25,21 @@ def own_pixels(pack: Pack, rows) -> np.ndarray:
     return np.concatenate(parts) / 255
 
 
-def assert_channels(row, pack: Pack, rows) -> None:
+def assert_channels(row: Any, pack: Pack, rows: Any) -> None:
     pixels = own_pixels(pack, rows)
     assert row["patches"] == len(rows)
-    found = [row[f"{what}_{name}"] for what in ("mean", "std") for name in CHANNELS]
-    np.testing.assert_allclose(found, [*pixels.mean(axis=0), *pixels.std(axis=0)], rtol=1e-9)
+    values = [row[f"{statistic}_{name}"] for statistic in ("mean", "std") for name in CHANNELS]
+    np.testing.assert_allclose(values, [*pixels.mean(axis=0), *pixels.std(axis=0)], rtol=1e-9)
 
 
-def test_a_cohort_in_numbers(cohort):
+def test_tables_of_a_cohort(cohort: Pack):
     description = describe(cohort)
     labels = cohort.index["label"].to_numpy()
     names = np.array(cohort.info.class_names)
     for row in description.patients.to_dict("records"):
         rows = np.flatnonzero(cohort.patient_of == row["patient"])
-        assert (row["non_idc"], row["idc"], row["unknown"]) == (
-            (labels[rows] == 0).sum(),
-            (labels[rows] == 1).sum(),
-            0,
-        )
+        counts = [(labels[rows] == label).sum() for label in (0, 1, -1)]
+        assert [row["non_idc"], row["idc"], row["unknown"]] == counts
         assert row["idc_fraction"] == pytest.approx(labels[rows].mean())
         assert row["rows"] == cohort.index["y"][rows].max() // 50 + 1
         assert row["cols"] == cohort.index["x"][rows].max() // 50 + 1
@@ -61,7 +60,7 @@ def test_a_cohort_in_numbers(cohort):
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_sizes(tmp_path):
+def test_patch_sizes_are_counted(tmp_path: Path):
     cells = [
         *block("a", 2, 2),
         Cell("a", 2, 0, 1, pixels_of("a", 2, 0, height=20)),
@@ -82,7 +81,7 @@ def test_sizes(tmp_path):
     assert description.summary["small_inside_slide"] == 1
 
 
-def test_unknown_labels_count_in_no_fraction(tmp_path):
+def test_unknown_labels_count_in_no_fraction(tmp_path: Path):
     cells = [*block("a", 1, 2, 1), Cell("a", 1, 0, 0), Cell("a", 1, 1, -1), Cell("b", 0, 0, -1)]
     description = describe(make_pack(tmp_path / "a.h5", cells))
     patients = description.patients.set_index("patient")
@@ -93,7 +92,7 @@ def test_unknown_labels_count_in_no_fraction(tmp_path):
     assert description.summary["patients_with_one_class"] == 0
 
 
-def test_hints_are_counted_for_each_patient(tmp_path):
+def test_hints_are_counted_for_each_patient(tmp_path: Path):
     copied = pixels_of("a", 0, 0)
     white = np.full((50, 50, 3), 255, np.uint8)
     cells = [*block("a", 3, 3), *block("b", 2, 2, 1), Cell("b", 5, 5, 1, copied)]
@@ -104,7 +103,7 @@ def test_hints_are_counted_for_each_patient(tmp_path):
     assert description.patients[columns].to_numpy().tolist() == [
         [1, 1, 0, 1],
         [0, 1, 0, 1],
-        [0, 1, 0, 0],  # white patches are not taken for copies of each other
+        [0, 1, 0, 0],  # white patches are not duplicates of each other
     ]
     assert description.summary["hints"]["patches"] == {"label": 1, "blank": 3, "dark band": 0}
     duplicates = description.duplicates[["group", "patient", "x", "y"]]
@@ -114,7 +113,7 @@ def test_hints_are_counted_for_each_patient(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_the_real_patches_in_numbers(real_tree, real_pack):
+def test_tables_of_the_real_patches(real_tree: Path, real_pack: Pack):
     description = describe(real_pack)
     cells, sizes = {}, Counter()
     for path in FolderStore(real_tree).list_files().paths:
@@ -123,19 +122,21 @@ def test_the_real_patches_in_numbers(real_tree, real_pack):
         cells[patient, int(y[1:]), int(x[1:])] = int(label)
         with Image.open(real_tree / path) as image:
             sizes[image.height, image.width] += 1
-    around = [(r, c) for r in (-50, 0, 50) for c in (-50, 0, 50) if (r, c) != (0, 0)]
-    complete, alone = 0, []
+    offsets = [(r, c) for r in (-50, 0, 50) for c in (-50, 0, 50) if (r, c) != (0, 0)]
+    complete, isolated = 0, []
     for (patient, y, x), label in cells.items():
-        found = [cells.get((patient, y + r, x + c)) for r, c in around]
-        complete += None not in found
-        if found == [1 - label] * 8:
-            alone.append((patient, x - 1, y - 1))
+        neighbors = [cells.get((patient, y + r, x + c)) for r, c in offsets]
+        complete += None not in neighbors
+        if neighbors == [1 - label] * 8:
+            isolated.append((patient, x - 1, y - 1))
     counts = Counter((patient, label) for (patient, _, _), label in cells.items())
     for row in description.patients.itertuples():
         assert row.non_idc == counts[row.patient, 0]
         assert row.idc == counts[row.patient, 1]
     assert description.summary["complete_3x3"] == complete
     hints = description.hints[description.hints["kind"] == "label"]
-    assert sorted(hints[["patient", "x", "y"]].itertuples(index=False, name=None)) == sorted(alone)
-    found = description.sizes.set_index(["height", "width"])["patches"]
-    assert found.to_dict() == sizes
+    assert sorted(hints[["patient", "x", "y"]].itertuples(index=False, name=None)) == sorted(
+        isolated
+    )
+    num_patches = description.sizes.set_index(["height", "width"])["patches"]
+    assert num_patches.to_dict() == sizes

@@ -62,7 +62,7 @@ def evaluate_into(
     remove_figures(FIGURE_NAMES, folder)
     write_evaluation(evaluation, folder)
     if with_report:
-        write_report(evaluation, folder, pack=pack, history=_read_history(predictor))
+        write_report(evaluation, folder, pack=pack, history=read_history(predictor))
     return evaluation, folder
 
 
@@ -92,8 +92,8 @@ def write_report(
     logger.info("report: %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
 
 
-def _read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
-    """Read the epochs of the run whose best checkpoint is the predictor's only one."""
+def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
+    """Read the epochs of the training of the only checkpoint; None if they are not known."""
     source = predictor.checkpoints[0].source
     if len(predictor.checkpoints) > 1 or source is None:
         return None
