@@ -1,10 +1,10 @@
-"""A signal at a chosen moment."""
+"""A stop request that is set at a chosen time."""
 
 from wsi_idc.runtime.signals import StopRequest
 
 
 class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at ``num_looks`` times."""
+    """Stop request that is set after it has been read ``num_looks`` times."""
 
     def __init__(self, num_looks: int) -> None:
         super().__init__()

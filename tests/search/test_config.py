@@ -18,7 +18,7 @@ def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
     return path
 
 
-def test_the_ranges_in_the_example_are_sound_too(tmp_path: Path):
+def test_the_ranges_in_the_example_are_valid(tmp_path: Path):
     text = (JOBS / "search.toml").read_text()
     text = text.replace('sampler = "grid"', 'sampler = "tpe"').replace("# trials", "trials")
     for axis in ("learning_rate", "batch_size"):
@@ -30,7 +30,7 @@ def test_the_ranges_in_the_example_are_sound_too(tmp_path: Path):
     assert spec.axes["batch_size"] == Range(32, 128, step=32)
 
 
-def test_a_search_is_read(tmp_path: Path):
+def test_a_job_file_is_read(tmp_path: Path):
     text = """
 command = "search"
 name = "mine"
@@ -52,7 +52,7 @@ model = ["cnn", "cnn-bn"]
         {"learning_rate": 3e-4, "model": "cnn"},
         {"learning_rate": 3e-4, "model": "cnn-bn"},
     ]
-    # A whole number becomes a number where the setting is one.
+    # An integer becomes a float if the setting is a float.
     assert type(spec.axes["learning_rate"][0]) is float
     assert spec.config({"learning_rate": 0.5, "model": "cnn"}) == TrainConfig(
         epochs=3, learning_rate=0.5, model="cnn"
@@ -111,7 +111,7 @@ model = ["cnn", "cnn-bn"]
         ("a = " + "[" * 9999, "not a readable TOML file"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str):
+def test_errors_are_one_line(tmp_path: Path, text: str, message: str):
     path = write(tmp_path, text)
     with pytest.raises(JobError, match=message) as caught:
         read_search(path)
@@ -119,12 +119,12 @@ def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_search_over_the_focal_loss_is_of_the_focal_loss(tmp_path: Path):
+def test_the_focal_exponent_may_vary_with_the_focal_loss(tmp_path: Path):
     axes = '[axes]\nfocal_gamma = [1, 2]\n[config]\nimbalance = "focal"\n'
     assert read_search(write(tmp_path, SEARCH + axes)).num_points == 2
 
 
-def test_what_is_no_file_is_one_line(tmp_path: Path):
+def test_unreadable_files_are_one_line(tmp_path: Path):
     with pytest.raises(JobError, match="No such file or directory; give a job file"):
         read_search(tmp_path / "none.toml")
     with pytest.raises(JobError, match="give a job file"):
@@ -134,7 +134,7 @@ def test_what_is_no_file_is_one_line(tmp_path: Path):
         read_search(tmp_path / "b.toml")
 
 
-def test_a_grid_has_its_limit(tmp_path: Path):
+def test_the_size_of_a_grid_is_limited(tmp_path: Path):
     numbers = ", ".join(map(str, range(101)))
     text = (
         SEARCH + f"[axes]\nseed = [{numbers}]\nbatch_size = [{numbers.replace('0, ', '999, ', 1)}]"
@@ -143,7 +143,7 @@ def test_a_grid_has_its_limit(tmp_path: Path):
         read_search(write(tmp_path, text))
 
 
-def test_steps_are_counted_in_decimals(tmp_path: Path):
+def test_steps_are_decimal(tmp_path: Path):
     axis = "weight_decay = {low = 0, high = 0.3, step = 0.1}\n"
     spec = read_search(write(tmp_path, TPE + axis))
     assert spec.axes["weight_decay"] == Range(0.0, 0.3, step=0.1)

@@ -32,12 +32,12 @@ def read(
     return list(coming)
 
 
-def shown(batch: Batch) -> torch.Tensor:
+def augmented(batch: Batch) -> torch.Tensor:
     return augment(to_images(batch.patches), batch.params)
 
 
 @pytest.mark.parametrize("imbalance", ["none", "class-weights", "focal"])
-def test_an_epoch_takes_each_patch_once(imbalance: str):
+def test_an_epoch_uses_each_patch_once(imbalance: str):
     order = epoch_order(LABEL, imbalance=imbalance, seed=0, epoch=0)
     assert sorted(order) == list(range(100))
     assert (order != epoch_order(LABEL, imbalance=imbalance, seed=0, epoch=1)).any()
@@ -57,58 +57,60 @@ def test_labels_stay_with_their_patches(cohort: Pack):
     config = replace(CONFIG, augment="none", mixup=0.0)
     label = cohort.index["label"].to_numpy()
     for batch in read(cohort, config):
-        for patch, found in zip(batch.patches.numpy(), batch.targets.label, strict=True):
+        for patch, actual in zip(batch.patches.numpy(), batch.targets.label, strict=True):
             same = (cohort.patches == patch).all(axis=(1, 2, 3))
-            assert int(found) in label[same]
+            assert int(actual) in label[same]
 
 
-def test_a_stopped_epoch_goes_on_with_the_same_batches(cohort: Pack):
-    whole, rest = read(cohort), read(cohort, first_step=2)
-    assert len(whole) == 4
+def test_a_resumed_epoch_has_the_same_batches(cohort: Pack):
+    complete, rest = read(cohort), read(cohort, first_step=2)
+    assert len(complete) == 4
     assert len(rest) == 2
-    for one, other in zip(whole[2:], rest, strict=True):
-        assert torch.equal(shown(one), shown(other))
-        assert torch.equal(one.targets.lam, other.targets.lam)
-        assert one.seed == other.seed
+    for expected, actual in zip(complete[2:], rest, strict=True):
+        assert torch.equal(augmented(expected), augmented(actual))
+        assert torch.equal(expected.targets.lam, actual.targets.lam)
+        assert expected.seed == actual.seed
 
 
 def test_processes_share_a_batch_and_its_draws(cohort: Pack):
-    parts = [read(cohort, world=World(rank, 3)) for rank in range(3)]
-    for whole, *shares in zip(read(cohort), *parts, strict=True):
-        torch.testing.assert_close(torch.cat([shown(share) for share in shares]), shown(whole))
+    ranks = [read(cohort, world=World(rank, 3)) for rank in range(3)]
+    for complete, *parts in zip(read(cohort), *ranks, strict=True):
+        torch.testing.assert_close(
+            torch.cat([augmented(part) for part in parts]), augmented(complete)
+        )
         for name in ("label", "label_b", "lam"):
-            joined = torch.cat([getattr(share.targets, name) for share in shares])
-            assert torch.equal(joined, getattr(whole.targets, name))
-            for share in shares:
-                assert torch.equal(getattr(share.all_targets, name), getattr(whole.targets, name))
-        others = torch.cat([share.mixed_in[0] for share in shares])
-        assert torch.equal(others, whole.mixed_in[0])
+            joined = torch.cat([getattr(part.targets, name) for part in parts])
+            assert torch.equal(joined, getattr(complete.targets, name))
+            for part in parts:
+                assert torch.equal(getattr(part.all_targets, name), getattr(complete.targets, name))
+        others = torch.cat([part.mixed_in[0] for part in parts])
+        assert torch.equal(others, complete.mixed_in[0])
 
 
 def test_processes_oversample_the_same_patches(cohort: Pack):
     config = replace(CONFIG, imbalance="oversample", mixup=0.0)
-    parts = [read(cohort, config, world=World(rank, 2)) for rank in range(2)]
-    for whole, one, two in zip(read(cohort, config), *parts, strict=True):
-        assert torch.equal(torch.cat([one.patches, two.patches]), whole.patches)
+    ranks = [read(cohort, config, world=World(rank, 2)) for rank in range(2)]
+    for complete, *parts in zip(read(cohort, config), *ranks, strict=True):
+        assert torch.equal(torch.cat([part.patches for part in parts]), complete.patches)
 
 
-def test_a_blended_patch_comes_with_the_other_ones_label(cohort: Pack):
+def test_a_mixed_in_patch_has_its_own_label(cohort: Pack):
     for batch in read(cohort):
         patches, _ = batch.mixed_in
         for patch, label in zip(patches, batch.targets.label_b, strict=True):
-            at = [i for i, own in enumerate(batch.patches) if torch.equal(own, patch)]
-            assert int(label) in batch.targets.label[at]
+            equal = (batch.patches == patch).all(dim=(1, 2, 3))
+            assert int(label) in batch.targets.label[equal]
         assert (batch.targets.lam >= 0.5).all()
 
 
-def test_what_lies_on_the_device_is_what_is_in_the_pack(cohort: Pack):
+def test_patches_on_the_device_equal_those_of_the_pack(cohort: Pack):
     rows = np.arange(7, 107, 2)
-    asked = np.array([105, 7, 7, 51])
-    expected = torch.from_numpy(cohort.patches[asked])
+    chosen = np.array([105, 7, 7, 51])
+    expected = torch.from_numpy(cohort.patches[chosen])
     for resident in (True, False, None):
         source = PatchSource(cohort, rows, torch.device("cpu"), resident=resident)
-        assert torch.equal(source.take(asked), expected)
+        assert torch.equal(source.take(chosen), expected)
 
 
-def test_a_cpu_keeps_no_second_copy(cohort: Pack):
+def test_on_a_cpu_the_patches_are_not_copied(cohort: Pack):
     assert PatchSource(cohort, np.arange(5), torch.device("cpu"))._resident is None

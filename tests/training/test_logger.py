@@ -22,20 +22,20 @@ def record(epoch: int) -> dict[str, float]:
     }
 
 
-def drawn(path) -> np.ndarray:
+def read_pixels(path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def count(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
-    return int((pixels == colour).all(axis=-1).sum())
+def count(pixels: np.ndarray, color: tuple[int, int, int]) -> int:
+    return int((pixels == color).all(axis=-1).sum())
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30, 200])
-def test_every_length_of_history_shows_its_curves(epochs, tmp_path):
+def test_curves_of_any_length_are_drawn(epochs, tmp_path):
     history = [record(epoch) for epoch in range(1, epochs + 1)]
     plot_curves(history, tmp_path / "curves.png", best_epoch=1)
-    pixels = drawn(tmp_path / "curves.png")
+    pixels = read_pixels(tmp_path / "curves.png")
     third = pixels.shape[1] // 3
     assert count(pixels[:, :third], TRAIN_LOSS) > 20
     assert count(pixels[:, third : 2 * third], VAL_SCORE) > 20
@@ -51,12 +51,12 @@ def test_every_length_of_history_shows_its_curves(epochs, tmp_path):
         [record(1) | {"val_average_precision": math.nan, "val_loss": math.inf}, record(2)],
     ],
 )
-def test_what_is_missing_is_left_out(history, tmp_path):
+def test_missing_values_are_not_drawn(history, tmp_path):
     plot_curves(history, tmp_path / "curves.png")
-    assert count(drawn(tmp_path / "curves.png"), WHITE) > 1000
+    assert count(read_pixels(tmp_path / "curves.png"), WHITE) > 1000
 
 
-def test_the_same_history_gives_the_same_bytes_and_replaces_the_old(tmp_path):
+def test_equal_histories_give_equal_files(tmp_path):
     path = tmp_path / "curves.png"
     plot_curves([record(1), record(2)], path)
     before = path.read_bytes()

@@ -15,28 +15,28 @@ def classifier(name: str = "cnn-bn") -> PatchClassifier:
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    shares = [lr_factor(TrainConfig(), step, total=100) for step in range(100)]
-    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert max(shares) == 1.0
-    assert shares[5:] == sorted(shares[5:], reverse=True)
-    assert shares[-1] == pytest.approx(0.01, abs=1e-3)
+    factors = [lr_factor(TrainConfig(), step, total=100) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert max(factors) == 1.0
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert factors[-1] == pytest.approx(0.01, abs=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "constant"])
-def test_other_schedules_stay_at_the_peak(schedule: str):
+def test_other_schedules_keep_the_largest_rate(schedule: str):
     config = TrainConfig(schedule=schedule, warm_up=0.02)
     assert [lr_factor(config, step, total=100) for step in (0, 1, 2, 99)] == [0.5, 1, 1, 1]
 
 
-def test_no_warm_up_begins_at_the_peak():
+def test_without_warm_up_the_first_rate_is_the_largest():
     assert lr_factor(TrainConfig(warm_up=0.0), 0, total=100) == 1.0
 
 
-def test_each_plateau_of_half_the_patience_takes_the_rate_to_a_tenth():
+def test_each_plateau_of_half_the_patience_divides_the_rate_by_ten():
     config = TrainConfig(schedule="plateau", patience=4)
     values = [0.5, 0.6, 0.6, 0.5, 0.7, 0.1, 0.2, 0.3, 0.4]
-    shares = [plateau_factor(config, values[:num]) for num in range(len(values) + 1)]
-    assert shares == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001])
+    factors = [plateau_factor(config, values[:num]) for num in range(len(values) + 1)]
+    assert factors == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001])
     assert plateau_factor(TrainConfig(), values) == 1.0
 
 
@@ -55,7 +55,7 @@ def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: f
 
 
 @pytest.mark.parametrize("name", ["cnn-bn", "resnet18", "efficientnet-b0"])
-def test_layer_decay_slows_what_is_far_from_the_head(name: str):
+def test_layer_decay_reduces_the_rate_with_the_distance_from_the_head(name: str):
     network = classifier(name)
     config = TrainConfig(learning_rate=1.0, layer_decay=0.5)
     groups = build_optimizer(network, config).param_groups
@@ -66,19 +66,19 @@ def test_layer_decay_slows_what_is_far_from_the_head(name: str):
     assert rates[0] < 0.1
 
 
-def test_the_running_average_looks_back_less_far_when_young():
+def test_the_running_average_has_a_short_horizon_at_first():
     layer = torch.nn.Linear(1, 1, bias=False)
     average = build_average(layer, 0.9)
     expected = None
     for num, value in enumerate([1.0, 2.0, 4.0, 3.0] + [5.0] * 200):
         torch.nn.init.constant_(layer.weight, value)
         average.update_parameters(layer)
-        share = 1 - min(0.9, (1 + num) / (10 + num))
-        expected = value if expected is None else expected + share * (value - expected)
+        weight = 1 - min(0.9, (1 + num) / (10 + num))
+        expected = value if expected is None else expected + weight * (value - expected)
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_running_average_holds_batch_norms_statistics_too():
+def test_the_running_average_includes_the_statistics_of_batch_norm():
     norm = torch.nn.BatchNorm1d(1)
     average = build_average(norm, 0.9)
     for mean in (1.0, 2.0):

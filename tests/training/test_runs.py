@@ -7,30 +7,30 @@ from wsi_idc.core.errors import RunError
 from wsi_idc.training.runs import Run, default_run, newest_finished
 
 
-def test_the_same_settings_have_the_same_run_and_others_another(tmp_path: Path):
+def test_equal_settings_have_the_same_default_run(tmp_path: Path):
     run = default_run(tmp_path, "cnn", {"epochs": 2, "seed": 0})
     assert run == default_run(tmp_path, "cnn", {"seed": 0, "epochs": 2})
     assert run != default_run(tmp_path, "cnn", {"seed": 1, "epochs": 2})
     assert run.folder.name.startswith("cnn-")
 
 
-def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
+def test_other_settings_are_refused_with_their_differences(tmp_path: Path):
     run = Run(tmp_path / "run")
-    run.validate_config({"epochs": 3})  # nothing there yet
+    run.validate_config({"epochs": 3})  # no run yet
     run.start({"epochs": 2, "seed": 0}, {})
     run.validate_config({"epochs": 2, "seed": 0})
     with pytest.raises(RunError, match=r"\(epochs 2 -> 3\); give another --out, or --overwrite"):
         run.validate_config({"epochs": 3, "seed": 0})
 
 
-def test_a_folder_of_something_else_is_not_touched(tmp_path: Path):
+def test_a_folder_of_other_files_does_not_change(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="is not empty and not a run"):
         Run(tmp_path).start({}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_starting_anew_forgets_the_run_and_leaves_the_rest(tmp_path: Path):
+def test_a_new_training_deletes_the_run_and_keeps_other_files(tmp_path: Path):
     run = Run(tmp_path)
     run.start({"seed": 0}, {})
     run.write_history([{"epoch": 1}])
@@ -54,7 +54,7 @@ def test_the_newest_finished_run_is_found(tmp_path: Path):
         ("a", "finished", "2026-01-02T00:00:00+00:00"),
         ("b", "finished", "2026-01-03T00:00:00+00:00"),
         ("c", "running", "2026-01-04T00:00:00+00:00"),
-        ("d", "finished", "2026-01-05T00:00:00+00:00"),  # its checkpoint is gone
+        ("d", "finished", "2026-01-05T00:00:00+00:00"),  # without a checkpoint
     ]:
         run = Run(tmp_path / name)
         run.start({}, {})
@@ -67,14 +67,14 @@ def test_the_newest_finished_run_is_found(tmp_path: Path):
     assert newest_finished(tmp_path) == Run(tmp_path / "b")
 
 
-def test_history_is_a_line_an_epoch(tmp_path: Path):
+def test_the_history_has_one_line_per_epoch(tmp_path: Path):
     run = Run(tmp_path)
     run.write_history([{"epoch": 1}, {"epoch": 2}])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
-def test_history_is_read_as_far_as_it_makes_sense(tmp_path):
+def test_damaged_lines_of_the_history_are_skipped(tmp_path):
     run = Run(tmp_path)
     assert run.read_history() is None
     history = [{"epoch": 1, "val_auc": 0.5}, {"epoch": 2, "val_auc": 0.75}]
