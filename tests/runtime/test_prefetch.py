@@ -1,8 +1,9 @@
 import threading
 
+import numpy as np
 import pytest
 
-from wsi_idc.runtime.prefetch import prefetch
+from wsi_idc.runtime.prefetch import prefetch, rebatch
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -34,3 +35,13 @@ def test_error_of_a_read_is_raised_in_its_turn():
     assert next(items) == 1
     with pytest.raises(ZeroDivisionError):
         next(items)
+
+
+def test_streams_of_arrays_are_cut_again():
+    parts = [np.arange(at, at + num) for at, num in ((0, 3), (3, 0), (3, 1), (4, 7))]
+    assert [found.tolist() for found in rebatch(parts, batch_size=4)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10],
+    ]
+    assert list(rebatch([], batch_size=4)) == []

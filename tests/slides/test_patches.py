@@ -12,7 +12,7 @@ from tests.slides.tiffs import halved, noise, write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.runtime.prefetch import THREAD_NAME
-from wsi_idc.slides.patches import SlidePatches, rebatch
+from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
 from wsi_idc.synthetic.slide import write_slide
 
@@ -167,7 +167,7 @@ def test_tissue_decides_which_patches_there_are(tmp_path):
         half = np.zeros((8, 12), bool)
         half[0, 0] = True  # a quarter of the first patch
         assert all_of(slide, tissue=half, min_tissue=0.25).row_col.tolist() == [[0, 0]]
-        with pytest.raises(SlideError, match=r"S1.tif: no tissue found; give a mask"):
+        with pytest.raises(SlideError, match=r"S1.tif: no tissue found; give a tissue mask"):
             all_of(slide, tissue=half, min_tissue=0.26)
 
 
@@ -255,16 +255,6 @@ def test_damage_under_a_patch_ends_the_reading_in_a_line(tmp_path):
         with pytest.raises(SlideError, match=r"S1.tif: cannot be read at x 0, y \d+ of level 0"):
             list(coming)
     assert readers() == []
-
-
-def test_parts_are_rebatched():
-    parts = [np.arange(at, at + num) for at, num in ((0, 3), (3, 0), (3, 1), (4, 7))]
-    assert [found.tolist() for found in rebatch(parts, batch_size=4)] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9, 10],
-    ]
-    assert list(rebatch([], batch_size=4)) == []
 
 
 def test_a_synthetic_slide(tmp_path):

@@ -11,7 +11,7 @@ from wsi_idc.slides.tiling import (
     choose_thumbnail_level,
     fit_size,
     group_reads,
-    has_pixels_of,
+    is_native,
     make_grid,
     split_range,
     tissue_fraction,
@@ -54,7 +54,7 @@ def test_patches_may_overlap_but_not_leave_gaps():
 
 def test_a_grid_larger_than_any_slide_is_refused():
     assert grid_of(100_000, 50).cols == 2000
-    with pytest.raises(ValueError, match="a grid of 1 x 2001 patches, where 2000 a side"):
+    with pytest.raises(ValueError, match="a grid of 1 x 2001 patches; at most 2000 per side"):
         grid_of(100_001, 50)
 
 
@@ -93,11 +93,11 @@ def test_the_grid_covers_the_slide_and_no_cell_is_outside(
     assert edges[0, 0] == 0
     assert edges[-1, 0] < side
     # Where the slide has the model's pixels but for 0.1 %, patches keep their size.
-    slack = 1 + (edges[-1, 1] * 1e-3 if has_pixels_of(slide_mpp, mpp) else 0)
+    slack = 1 + (edges[-1, 1] * 1e-3 if is_native(slide_mpp, mpp) else 0)
     assert edges[-1, 1] >= side - slack
     if grid.cols > 1:
         assert edges[-2, 1] < side + slack
-    if stride_px == patch_px and not has_pixels_of(slide_mpp, mpp):
+    if stride_px == patch_px and not is_native(slide_mpp, mpp):
         assert (edges[1:, 0] == edges[:-1, 1]).all()
 
 

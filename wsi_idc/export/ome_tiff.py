@@ -21,6 +21,7 @@ from wsi_idc.export.coordinates import grid_key
 from wsi_idc.export.png import LayerPicture
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.raster import Pixels, downscale
+from wsi_idc.runtime.prefetch import rebatch
 
 TILE_PX = 256
 _UM_PER_CM = 10_000
@@ -56,7 +57,7 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
             next_level = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
             per_cm = _UM_PER_CM / patient_map.mpp * width / sizes[0][1]
             writer.write(
-                _tiles(_halving(_cut(strips), next_level)),
+                _tiles(_halving(rebatch(strips, batch_size=TILE_PX), next_level)),
                 shape=(height, width, 3),
                 dtype=np.uint8,
                 photometric="rgb",
@@ -98,21 +99,6 @@ def _metadata(patient_map: PatientMap, layer: LayerPicture) -> dict[str, Any]:
         "PhysicalSizeY": patient_map.mpp,
         "PhysicalSizeYUnit": "µm",
     }
-
-
-def _cut(strips: Iterable[Pixels]) -> Iterator[Pixels]:
-    """Cut a picture again, into strips of ``TILE_PX`` rows of px; the last one has the rest."""
-    waiting: list[Pixels] = []
-    for strip in strips:
-        waiting.append(strip)
-        if sum(map(len, waiting)) < TILE_PX:
-            continue
-        rows = np.concatenate(waiting)
-        end = len(rows) // TILE_PX * TILE_PX
-        yield from np.split(rows[:end], end // TILE_PX)
-        waiting = [rows[end:]] if end < len(rows) else []
-    if waiting:
-        yield np.concatenate(waiting)
 
 
 def _halving(strips: Iterable[Pixels], next_level: IO[bytes]) -> Iterator[Pixels]:

@@ -19,7 +19,7 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.map_reader import map_path, read_provenance
 from wsi_idc.maps.map_writer import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.writer_pool import MapReport, MapWriterPool
+from wsi_idc.maps.writer_pool import MapReport, map_writers
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
 from wsi_idc.models.registry import architecture
@@ -133,11 +133,11 @@ class MapBuilder:
         report = MapReport()
         self.device_config.throughput.start()
         with (
-            MapWriterPool(self.out, report) as writers,
+            map_writers(self.out, report) as submit,
             closing(source.predict(self, report)) as predicted,
         ):
             for patient, make in predicted:
-                writers.submit(patient, make)
+                submit(patient, make)
         num_open = len(source.names) - len(report.kept) - len(report.failed)
         if self.stop and len(report.made) < num_open:
             progress = f" with {len(report.made)} of {num_open} maps made"

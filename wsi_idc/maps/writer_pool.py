@@ -2,11 +2,11 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
 from wsi_idc.core.locks import retry_while_busy
@@ -16,6 +16,7 @@ from wsi_idc.maps.patient_map import PatientMap
 
 logger = logging.getLogger(__name__)
 
+SubmitMap = Callable[[str, Callable[[], PatientMap]], None]
 _NUM_WRITERS = 2
 # Longest wait for another process that is writing the same map.
 _LOCK_TIMEOUT_SECONDS = 60.0
@@ -52,50 +53,47 @@ class MapReport:
         logger.warning("%s: %s", patient, error)
 
 
-class MapWriterPool:
-    """Threads that write maps while the network computes the next ones; a context manager.
+@contextmanager
+def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
+    """Write maps in threads while the network computes the next ones.
 
     Args:
         folder: Folder of the maps.
         report: Receives the result of each map.
+
+    Yields:
+        Function that takes a patient and a function that builds the map; it waits while too many
+        maps are pending.
+
+    Raises:
+        DiskFullError: The disk is full.
     """
+    pending: deque[tuple[str, Future[PatientMap]]] = deque()
 
-    def __init__(self, folder: Path, report: MapReport) -> None:
-        self._folder, self._report = folder, report
-        self._pool = ThreadPoolExecutor(_NUM_WRITERS)
-        self._pending: deque[tuple[str, Future[PatientMap]]] = deque()
-
-    def __enter__(self) -> "MapWriterPool":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._pool:
-            while self._pending:
-                self._collect(*self._pending.popleft())
-
-    def submit(self, patient: str, make: Callable[[], PatientMap]) -> None:
-        """Build and write a patient's map in a thread; wait while too many maps are pending."""
-        self._pending.append((patient, self._pool.submit(_write, self._folder, make)))
-        # Bounded memory: a slow disk makes the network wait.
-        if len(self._pending) > 2 * _NUM_WRITERS:
-            self._collect(*self._pending.popleft())
-
-    def _collect(self, patient: str, future: "Future[PatientMap]") -> None:
-        """Wait for a map to be written and record the result."""
-        report = self._report
+    def collect() -> None:
+        patient, future = pending.popleft()
         try:
             patient_map = future.result()
         except (WsiIdcError, OSError) as error:
             report.record_failure(patient, error)
             return
-        report.made[patient] = map_path(self._folder, patient)
+        report.made[patient] = map_path(folder, patient)
         report.patches[patient] = len(patient_map.probability)
         report.idc_fraction[patient] = patient_map.idc_fraction()
+
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+
+        def submit(patient: str, make: Callable[[], PatientMap]) -> None:
+            pending.append((patient, pool.submit(_write, folder, make)))
+            # Bounded memory: a slow disk makes the network wait.
+            if len(pending) > 2 * _NUM_WRITERS:
+                collect()
+
+        try:
+            yield submit
+        finally:
+            while pending:
+                collect()
 
 
 def _write(folder: Path, make: Callable[[], PatientMap]) -> PatientMap:

@@ -1,10 +1,13 @@
-"""Prefetching: threads read the next items while the current one is used."""
+"""Streams: threads prefetch the next items; arrays are cut again into batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -24,3 +27,24 @@ def prefetch(read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1) 
                 yield item
         finally:
             readers.shutdown(cancel_futures=True)
+
+
+def rebatch(
+    arrays: Iterable[NDArray[np.uint8]], *, batch_size: int
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Cut a stream of arrays again along the first axis, into arrays of length ``batch_size``.
+
+    The last array has the rest.
+    """
+    parts: list[NDArray[np.uint8]] = []
+    length = 0
+    for array in arrays:
+        start = 0
+        while length + len(array) - start >= batch_size:
+            end = start + batch_size - length
+            yield np.concatenate([*parts, array[start:end]])
+            parts, length, start = [], 0, end
+        parts.append(array[start:])
+        length += len(array) - start
+    if length:
+        yield np.concatenate(parts)

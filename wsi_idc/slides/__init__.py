@@ -1,1 +1,1 @@
-"""Read real slides: microns per pixel, tissue, patches at the resolution of a model."""
+"""Whole-slide images: microns per pixel, tissue, patches at the resolution of a model."""

@@ -1,4 +1,4 @@
-"""A plain picture as a slide of one level: striped TIFF, PNG or JPEG, decoded as a whole."""
+"""Reader of plain images as slides of one level: striped TIFF, PNG or JPEG, held in memory."""
 
 import warnings
 from pathlib import Path
@@ -14,42 +14,46 @@ from wsi_idc.slides.reader import SlideReader, composite_on_white
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _FORMATS = ("TIFF", "PNG", "JPEG")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
-_CLEAR_MODES = ("LA", "PA", "RGBA")
-# Pillow holds 4 bytes a px; beyond its own limit against bombs a picture has to be tiled.
+_ALPHA_MODES = ("LA", "PA", "RGBA")
+# Pillow holds 4 bytes per px and refuses larger images as decompression bombs.
 MAX_PX = 89_478_485
-# What Pillow answers a damaged file with.
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimeter
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether an image may have transparent pixels."""
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
 class ImageReader(SlideReader):
-    """A picture that Pillow reads, in memory.
+    """Reader of an image that Pillow decodes.
 
     Args:
-        path: The file.
+        path: Image file.
 
     Raises:
-        SlideError: It is no picture, damaged, too large, or of more than 8 bits a channel.
+        SlideError: The file is not an image, damaged, too large, or has more than 8 bits a channel.
     """
 
     def __init__(self, path: Path) -> None:
         with warnings.catch_warnings():
-            # Of odd tags in files that are read all the same.
+            # Unusual tags in a readable file.
             warnings.simplefilter("ignore")
             image = _load(path)
         self.sizes = (image.size,)
         self.downsamples = (1.0,)
         self.file_mpp = _tiff_mpp(image)
         self._image = image
-        self._is_clear = image.mode in _CLEAR_MODES or "transparency" in image.info
+        self._has_alpha = has_alpha(image)
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Return a region as ``Source.read`` does."""
+        """Read a region, as ``SlideReader.read`` does."""
         region = np.full((height, width, 3), 255, np.uint8)
         box = (x, y, min(x + width, self._image.width), min(y + height, self._image.height))
         if box[0] < box[2] and box[1] < box[3]:
             crop = self._image.crop(box)
-            if self._is_clear:
+            if self._has_alpha:
                 pixels = composite_on_white(np.asarray(crop.convert("RGBA")))
             else:
                 pixels = np.asarray(crop.convert("RGB"))
@@ -57,7 +61,7 @@ class ImageReader(SlideReader):
         return region
 
     def close(self) -> None:
-        """Forget the pixels."""
+        """Release the pixels."""
         self._image = Image.new("RGB", (0, 0))
 
 
@@ -66,9 +70,9 @@ def _load(path: Path) -> Image.Image:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PX:
                 raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
-            if image.mode not in (*_OPAQUE_MODES, *_CLEAR_MODES):
+            if image.mode not in (*_OPAQUE_MODES, *_ALPHA_MODES):
                 raise SlideError(
-                    f"{path}: pixels of kind {image.mode}; a slide has 8 bits a channel"
+                    f"{path}: pixels of mode {image.mode}; a slide has 8 bits a channel"
                 )
             image.load()
             return image
@@ -80,8 +84,7 @@ def _load(path: Path) -> Image.Image:
             "or damaged"
         ) from None
     except DAMAGED_IMAGE as error:
-        reason = first_line(error)
-        raise SlideError(f"{path}: damaged or cut short ({reason})") from None
+        raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
 
 def _too_large(path: Path, size: str) -> str:
@@ -92,7 +95,7 @@ def _too_large(path: Path, size: str) -> str:
 
 
 def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
-    """Return what the resolution tags of a TIFF say; a PNG or JPEG has only that of a printer."""
+    """Return the mpp of a TIFF; PNG and JPEG state only the resolution of a printer."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     um = _UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
     try:

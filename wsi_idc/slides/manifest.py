@@ -1,4 +1,4 @@
-"""Read a list of slides: a CSV with the columns slide, patient, mpp."""
+"""Manifests: CSV files that list slides with the columns slide, patient, mpp."""
 
 import csv
 import difflib
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import safe_filename
-from wsi_idc.slides.slide import MAX_MPP, MIN_MPP
 
 _COLUMNS = ("slide", "patient", "mpp")
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One slide of a list.
+    """One slide of a manifest.
 
     Attributes:
-        slide: Its file.
-        patient: Id that the map gets.
-        mpp: Microns per level-0 px; None takes the file's word.
+        slide: Slide file.
+        patient: Id of the map.
+        mpp: Microns per level-0 px; None takes the value in the file.
     """
 
     slide: Path
@@ -29,14 +29,14 @@ class ManifestRow:
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
-    """Read a CSV with a row a slide.
+    """Read a manifest, one row per slide.
 
-    The column ``slide`` is a path, from the CSV's folder on. ``patient`` may be left out, or a
-    cell of it empty: then it is the name of the file without its suffix. So may ``mpp``, for
-    files that state it.
+    The column ``slide`` is a path relative to the folder of the manifest. ``patient`` and ``mpp``
+    are optional, as columns and as cells: the defaults are the name of the file without its suffix,
+    and the mpp that the file states.
 
     Raises:
-        DataError: A row or column makes no sense; the message says which.
+        DataError: A row or column is invalid; the message names it.
     """
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
@@ -44,9 +44,9 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
         if row.patient in line_of:
             raise DataError(
-                f"{path}, line {line}: patient {row.patient!r} is that of line "
-                f"{line_of[row.patient]} too; a patient has one map, so give each slide an id "
-                "of its own in the column patient"
+                f"{path}, line {line}: patient {row.patient!r} is on line "
+                f"{line_of[row.patient]} too; a patient has one map, so give each slide a "
+                "different id in the column patient"
             )
         line_of[row.patient] = line
         rows.append(row)
@@ -74,7 +74,7 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
 
 
 def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return each row that is not blank: its line, as an editor counts, and its cells."""
+    """Return line number and cells of each row that is not blank."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, skipinitialspace=True)
@@ -91,15 +91,15 @@ def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                 f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; quote a "
                 "name that has a comma"
             )
-    # A row may end early: what is left out is empty.
+    # A row may end early: the missing cells are empty.
     return [(line, dict(zip(header, cells, strict=False))) for line, cells in lines]
 
 
 def _check_columns(path: Path, header: list[str]) -> None:
     for column in header:
         if column not in _COLUMNS:
-            near = difflib.get_close_matches(column.lower(), _COLUMNS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(_COLUMNS)}"
+            similar = difflib.get_close_matches(column.lower(), _COLUMNS, n=1)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"use {', '.join(_COLUMNS)}"
             raise DataError(f"{path}: unknown column {column!r}; {hint}")
         if header.count(column) > 1:
             raise DataError(f"{path}: has the column {column!r} twice")
@@ -115,16 +115,15 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
         patient = safe_filename(patient or Path(slide).stem)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    return ManifestRow(folder / slide, patient, _number(mpp, where=where) if mpp else None)
+    return ManifestRow(folder / slide, patient, _parse_mpp(mpp, where=where) if mpp else None)
 
 
-def _number(text: str, *, where: str) -> float:
+def _parse_mpp(text: str, *, where: str) -> float:
+    low, high = POSSIBLE_MPP
     try:
         mpp = float(text)
     except ValueError:
-        raise DataError(f"{where}: mpp {text!r} is no number") from None
-    if not MIN_MPP <= mpp <= MAX_MPP:
-        raise DataError(
-            f"{where}: mpp {text!r} cannot be; microns per pixel are {MIN_MPP:g} to {MAX_MPP:g}"
-        )
+        raise DataError(f"{where}: mpp {text!r} is not a number") from None
+    if not low <= mpp <= high:
+        raise DataError(f"{where}: mpp {text!r} is impossible; give {low:g} to {high:g} um")
     return mpp

@@ -1,4 +1,4 @@
-"""A slide file that OpenSlide reads: the only place that knows OpenSlide."""
+"""Reader of slide files through OpenSlide; no other module imports OpenSlide."""
 
 import contextlib
 import math
@@ -15,21 +15,21 @@ from wsi_idc.slides.reader import SlideReader, composite_on_white
 if TYPE_CHECKING:
     import openslide
 
-# OpenSlide keeps decoded tiles; a strip of patches comes back to those of the strip above. Room
-# for a row of 256 px tiles of a slide of 130,000 px.
+# Cache of decoded tiles, since the next strip of patches needs the same tiles again. It holds a row
+# of 256 px tiles of a slide that is 130,000 px wide.
 _CACHE_BYTES = 128 * 2**20
-# A tile is decoded as a whole, and where there is no room for it OpenSlide ends the process.
+# OpenSlide aborts the process if a tile does not fit into memory.
 _MAX_TILE_PX = 2**26
 
 
 class OpenSlideReader(SlideReader):
-    """A slide file that OpenSlide reads.
+    """Reader of a slide file that OpenSlide supports.
 
     Args:
-        path: The file, one that ``is_pyramid`` knows.
+        path: Slide file; ``is_pyramid`` returns True for it.
 
     Raises:
-        SlideError: It is damaged.
+        SlideError: The file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class OpenSlideReader(SlideReader):
             _check_tiles(path, handle.properties)
             self.sizes = handle.level_dimensions
             self.downsamples = handle.level_downsamples
-            self.file_mpp = _stated_mpp(
+            self.file_mpp = _parse_mpp(
                 handle.properties.get(openslide.PROPERTY_NAME_MPP_X),
                 handle.properties.get(openslide.PROPERTY_NAME_MPP_Y),
             )
@@ -52,26 +52,25 @@ class OpenSlideReader(SlideReader):
             raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Return a region as ``Source.read`` does.
+        """Read a region, as ``SlideReader.read`` does.
 
-        OpenSlide takes the corner in whole level-0 px. Where that is no whole px of the level,
-        since the downsample of real pyramids is 4.0003 or so, it shifts by interpolation, at most
-        half a level-0 px.
+        OpenSlide takes the corner in integer level-0 px. If the downsample is not an integer, such
+        as 4.0003 in a real pyramid, the region is off by at most half a level-0 px.
         """
         scale = self.downsamples[level]
         corner = (round(x * scale), round(y * scale))
-        # Held here until the read has ended, whatever becomes of the attribute meanwhile.
+        # A local reference keeps the handle open until the read has finished.
         shared = self._handle
         if shared is not None:
-            # After one error OpenSlide answers every call with it, also those under way in other
-            # threads: whose it was shows with a handle of one's own.
+            # After one error, every call of a handle fails, also in other threads: a failed read is
+            # repeated with a new handle.
             with contextlib.suppress(self._error):
-                return _pixels(shared, corner, level, (width, height))
+                return _read_pixels(shared, corner, level, (width, height))
         if self._is_closed:
             raise ValueError(f"{self._path} is closed")
         try:
             own = self._open()
-            pixels = _pixels(own, corner, level, (width, height))
+            pixels = _read_pixels(own, corner, level, (width, height))
         except self._error as error:
             self._handle = None
             raise SlideError(
@@ -82,7 +81,7 @@ class OpenSlideReader(SlideReader):
         return pixels
 
     def close(self) -> None:
-        """Give the file back; it is closed when the last read that is under way has ended."""
+        """Close the file after the last read in progress."""
         self._is_closed = True
         self._handle = None
 
@@ -95,14 +94,14 @@ class OpenSlideReader(SlideReader):
 
 
 def library_version() -> str:
-    """Return the version of the OpenSlide library, which its Python package only calls."""
+    """Return the version of the OpenSlide library (not of its Python package)."""
     import openslide
 
     return str(openslide.__library_version__)
 
 
 def is_pyramid(path: Path) -> bool:
-    """Return whether OpenSlide knows the format of a file."""
+    """Return whether OpenSlide supports the format of a file."""
     import openslide
 
     try:
@@ -112,7 +111,6 @@ def is_pyramid(path: Path) -> bool:
 
 
 def _check_tiles(path: Path, properties: Mapping[str, str]) -> None:
-    """Raise SlideError where a level's tiles are larger than anyone would write."""
     for level in range(int(properties.get("openslide.level-count", 0))):
         sides = (
             int(properties.get(f"openslide.level[{level}].tile-{side}", 0))
@@ -122,13 +120,13 @@ def _check_tiles(path: Path, properties: Mapping[str, str]) -> None:
             raise SlideError(f"{path}: damaged or cut short (its tiles are too large)")
 
 
-def _pixels(
+def _read_pixels(
     handle: "openslide.OpenSlide", corner: tuple[int, int], level: int, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     return composite_on_white(np.asarray(handle.read_region(corner, level, size)))
 
 
-def _stated_mpp(x: str | None, y: str | None) -> tuple[float, float] | None:
+def _parse_mpp(x: str | None, y: str | None) -> tuple[float, float] | None:
     if x is None or y is None:
         return None
     with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What a slide file must be able to do, whatever reads it."""
+"""Interface of a slide reader."""
 
 from abc import ABC, abstractmethod
 
@@ -10,13 +10,13 @@ _WHITE = 255
 
 
 class SlideReader(ABC):
-    """A slide's pixels, level by level.
+    """Reader of the pixels of a slide, level by level.
 
     Attributes:
-        sizes: Width and height of each level in its own px, level 0 first.
+        sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Level-0 px per px of each level.
-        stated_mpp: Microns per level-0 px along x and y as the file states them, unchecked; None
-            where it states nothing.
+        file_mpp: Microns per level-0 px along x and y as the file states them, unchecked; None if
+            the file states none.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -25,26 +25,26 @@ class SlideReader(ABC):
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Return a region, all in px of the level, shape (height, width, 3), white outside.
+        """Read a region in px of the level, shape (height, width, 3); white outside the slide.
 
-        Threads may call it at the same time.
+        Threads may call it concurrently.
 
         Raises:
-            SlideError: The region cannot be read. Others may still be.
+            SlideError: The region cannot be read; other regions may be readable.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give the file back; a read that is under way ends well."""
+        """Close the file; reads in progress finish normally."""
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay pixels of shape (h, w, 4), their colour not multiplied by alpha, on white."""
+    """Composite RGBA pixels (h, w, 4), not premultiplied, on white."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
-        # Several times as fast as a copy of the first three channels.
+        # Several times faster than a copy of the first three channels.
         return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), np.uint8)
     weight = alpha.astype(np.uint16)
     mixed = rgba[..., :3] * weight + _WHITE * (_WHITE - weight)
-    # Rounded to nearest; 255 * 255 + 127 fits 16 bits.
+    # Rounded to nearest; 255 * 255 + 127 fits into 16 bits.
     return ((mixed + _WHITE // 2) // _WHITE).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Open a slide of any format, and know its microns per pixel."""
+"""Slides of any format, with levels and microns per pixel."""
 
 import hashlib
 import logging
@@ -7,7 +7,6 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -24,16 +23,16 @@ from wsi_idc.slides.tiling import choose_thumbnail_level, fit_size, split_range
 
 logger = logging.getLogger(__name__)
 
-MIN_MPP, MAX_MPP = POSSIBLE_MPP
-# Pixels whose sides differ by more would squeeze the tissue for a network to see.
+_MIN_MPP, _MAX_MPP = POSSIBLE_MPP
+# Maximum relative difference of the sides of a px; more would distort the tissue.
 _MAX_STRETCH = 0.03
-# A given number that differs by more from what the file states is worth a line.
+# Warn if --mpp differs from the file's value by more than this fraction.
 _MAX_CONTRADICTION = 0.1
-_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024
+_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # some levels are padded to complete tiles
 _BLOCK_PX = 1024
 _MAX_READERS = 4
-_SAMPLES, _SAMPLE_BYTES = 64, 2**16
-_FOREIGN = (".csv", ".h5", ".json", ".txt")
+_NUM_SAMPLES, _SAMPLE_BYTES = 64, 2**16
+_FOREIGN_SUFFIXES = (".csv", ".h5", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Level:
     """One level of a slide.
 
     Attributes:
-        width, height: In px of the level.
+        width, height: Size of the level in px.
         mpp: Microns per px of the level.
     """
 
@@ -51,45 +50,45 @@ class Level:
 
 
 class Slide:
-    """A slide opened for reading; use it as a context manager.
+    """An open slide; a context manager.
 
     Attributes:
-        path: The file.
-        width, height: Of level 0, in px.
+        path: Slide file.
+        width, height: Size of level 0 in px.
         mpp: Microns per level-0 px.
         mpp_source: "file" or "given".
         levels: All levels, level 0 first.
-        num_readers: How many threads may well read at the same time.
+        num_readers: Number of threads that should read concurrently.
     """
 
-    def __init__(self, path: Path, source: SlideReader, *, mpp: float, mpp_source: str) -> None:
+    def __init__(self, path: Path, reader: SlideReader, *, mpp: float, mpp_source: str) -> None:
         self.path = path
-        self.width, self.height = source.sizes[0]
+        self.width, self.height = reader.sizes[0]
         self.mpp = mpp
         self.mpp_source = mpp_source
         self.levels = tuple(
             Level(*size, mpp * downsample)
-            for size, downsample in zip(source.sizes, source.downsamples, strict=True)
+            for size, downsample in zip(reader.sizes, reader.downsamples, strict=True)
         )
         self.num_readers = min(available_cores(), _MAX_READERS)
-        self._source = source
+        self._reader = reader
 
     def __enter__(self) -> "Slide":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256, as hex, that tells this file from others, and from itself if changed.
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
 
-        Over size, time of change and samples of its bytes: reading the gigabytes of a slide takes
-        as long as mapping it. Of a format that is spread over more files, over those beside it too.
+    def fingerprint(self) -> str:
+        """Return a SHA-256, as hex, that identifies the file and its state.
+
+        It covers size, time of modification and samples of the bytes, because reading a slide of
+        gigabytes takes as long as mapping it. For formats of several files, it covers size and time
+        of the other files too.
         """
         digest = hashlib.sha256()
         for file in (self.path, *_companion_files(self.path)):
@@ -97,28 +96,24 @@ class Slide:
             digest.update(repr((file.name, state.st_size, state.st_mtime_ns)).encode())
         size = self.path.stat().st_size
         with self.path.open("rb") as opened:
-            for part in range(_SAMPLES):
-                opened.seek(max(0, size - _SAMPLE_BYTES) * part // (_SAMPLES - 1))
+            for sample in range(_NUM_SAMPLES):
+                opened.seek(max(0, size - _SAMPLE_BYTES) * sample // (_NUM_SAMPLES - 1))
                 digest.update(opened.read(_SAMPLE_BYTES))
         return digest.hexdigest()
 
-    def close(self) -> None:
-        """Give the file back."""
-        self._source.close()
-
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Return a region, all in px of the level.
+        """Read a region in px of the level.
 
         Returns:
-            Shape (height, width, 3), uint8; white outside the slide and under transparency.
+            Shape (height, width, 3), uint8; white outside the slide and behind transparent px.
 
         Raises:
-            SlideError: The file is damaged there.
+            SlideError: The region is damaged.
         """
-        return self._source.read(level, x, y, width=width, height=height)
+        return self._reader.read(level, x, y, width=width, height=height)
 
     def thumbnail(self, max_side: int = 1024) -> NDArray[np.uint8]:
-        """Return the whole slide, averaged down until no side is longer than ``max_side``.
+        """Return the complete slide, averaged down so that the longer side has ``max_side`` px.
 
         Returns:
             Shape (h, w, 3), uint8; never larger than level 0.
@@ -129,72 +124,74 @@ class Slide:
         width, height = fit_size(self.width, self.height, max_side=max_side)
         index = choose_thumbnail_level([level.width for level in self.levels], width)
         level = self.levels[index]
-        per_px = level.width / width, level.height / height
-        # In blocks: where a slide has no other level, level 0 does not fit in memory.
-        xs = split_range(width, step=max(1, int(_BLOCK_PX / per_px[0])))
-        ys = split_range(height, step=max(1, int(_BLOCK_PX / per_px[1])))
-        picture = np.empty((height, width, 3), np.uint8)
+        scale_x, scale_y = level.width / width, level.height / height
+        # In blocks, because level 0 of a slide without other levels does not fit into memory.
+        xs = split_range(width, step=max(1, int(_BLOCK_PX / scale_x)))
+        ys = split_range(height, step=max(1, int(_BLOCK_PX / scale_y)))
+        thumbnail = np.empty((height, width, 3), np.uint8)
 
         def draw(block: tuple[int, int, int, int]) -> None:
             left, top, right, bottom = block
-            x, end_x = round(left * per_px[0]), round(right * per_px[0])
-            y, end_y = round(top * per_px[1]), round(bottom * per_px[1])
+            x, end_x = round(left * scale_x), round(right * scale_x)
+            y, end_y = round(top * scale_y), round(bottom * scale_y)
             region = self.read(index, x, y, width=end_x - x, height=end_y - y)
             size = (right - left, bottom - top)
-            picture[top:bottom, left:right] = cv2.resize(region, size, interpolation=cv2.INTER_AREA)
+            resized = cv2.resize(region, size, interpolation=cv2.INTER_AREA)
+            thumbnail[top:bottom, left:right] = resized
 
         blocks = [(x, y, end_x, end_y) for y, end_y in ys for x, end_x in xs]
         for _ in prefetch(draw, blocks, num=self.num_readers):
             pass
-        return picture
+        return thumbnail
 
 
 def _companion_files(path: Path) -> list[Path]:
-    """Return the other files of a slide whose format is spread over several."""
+    """Return the other files of a slide whose format has several files."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
-        found = path.with_suffix("").rglob("*")
+        files = path.with_suffix("").rglob("*")
     elif suffix == ".dcm":
-        found = (file for file in path.parent.glob("*") if file.suffix.lower() == suffix)
+        files = (file for file in path.parent.glob("*") if file.suffix.lower() == suffix)
     elif suffix in (".vms", ".vmu"):
-        # Their parts are of several suffixes; notes and maps that people keep there are none.
-        found = (file for file in path.parent.glob("*") if file.suffix.lower() not in _FOREIGN)
+        # The parts have various suffixes; tables and maps in the folder are not parts.
+        neighbors = path.parent.glob("*")
+        files = (file for file in neighbors if file.suffix.lower() not in _FOREIGN_SUFFIXES)
     else:
         return []
-    return sorted(file for file in found if file.is_file() and file != path)
+    return sorted(file for file in files if file.is_file() and file != path)
 
 
 def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
-    """Open a slide that OpenSlide reads, or a plain TIFF, PNG or JPEG.
+    """Open a slide that OpenSlide supports, or a plain TIFF, PNG or JPEG.
 
     Args:
-        path: The file.
-        mpp: Microns per level-0 px where the file does not state them, or states them wrong.
+        path: Slide file.
+        mpp: Microns per level-0 px; None takes the value that the file states.
 
     Raises:
-        SlideError: It cannot be read, or does not state its microns per pixel.
+        SlideError: The file cannot be read, or does not state its microns per pixel.
     """
     path = Path(path)
-    if mpp is not None and not _is_possible(mpp):
-        raise SlideError(f"{path}: {mpp:g} um/px cannot be; give {MIN_MPP:g} to {MAX_MPP:g}")
-    head = _head(path)
+    if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
+        raise SlideError(f"{path}: {mpp:g} um/px is impossible; give {_MIN_MPP:g} to {_MAX_MPP:g}")
+    head = _read_head(path)
     if is_pyramid(path):
-        source: SlideReader = OpenSlideReader(path)
+        reader: SlideReader = OpenSlideReader(path)
     elif path.suffix.lower() in SUFFIXES:
-        source = ImageReader(path)
+        reader = ImageReader(path)
     else:
-        raise SlideError(f"{path}: {_what_it_is(path, head)}")
+        raise SlideError(f"{path}: {_describe_unsupported(path, head)}")
     try:
-        _check_levels(path, source.sizes)
-        mpp, mpp_source = _choose_mpp(path, source.file_mpp, given=mpp)
+        _check_levels(path, reader.sizes)
+        mpp, mpp_source = _choose_mpp(path, reader.file_mpp, given=mpp)
     except SlideError:
-        source.close()
+        reader.close()
         raise
-    return Slide(path, source, mpp=mpp, mpp_source=mpp_source)
+    return Slide(path, reader, mpp=mpp, mpp_source=mpp_source)
 
 
 def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raise SlideError where levels are not of one picture; some are padded to whole tiles."""
+    """Raise SlideError if a level has another aspect ratio than level 0."""
     width, height = sizes[0]
     for number, (cols, rows) in enumerate(sizes):
         if (
@@ -202,27 +199,27 @@ def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
             or cols > _MAX_STRETCH_OF_LEVELS * rows * width / height + _PADDING_PX
         ):
             raise SlideError(
-                f"{path}: damaged or cut short (level {number} of {cols}x{rows} px is not that of "
-                f"{width}x{height} px)"
+                f"{path}: damaged or cut short (level {number} of {cols}x{rows} px does not fit "
+                f"level 0 of {width}x{height} px)"
             )
 
 
-def _head(path: Path) -> bytes:
-    """Return the first bytes of a file that is one and has some."""
+def _read_head(path: Path) -> bytes:
+    """Return the first bytes of a regular file that is not empty."""
     try:
-        # A named pipe would otherwise wait for its writer, for ever.
+        # Opening a named pipe would otherwise wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             mode = os.fstat(fd).st_mode
             if stat.S_ISDIR(mode):
-                raise SlideError(f"{path}: is a folder; give the file of a slide")
+                raise SlideError(f"{path}: is a folder; give a slide file")
             if not stat.S_ISREG(mode):
-                raise SlideError(f"{path}: is no regular file; give the file of a slide")
+                raise SlideError(f"{path}: is not a regular file; give a slide file")
             head = os.read(fd, 16)
         finally:
             os.close(fd)
     except FileNotFoundError:
-        raise SlideError(f"{path}: no such file; give the file of a slide") from None
+        raise SlideError(f"{path}: no such file; give a slide file") from None
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror})") from None
     if not head:
@@ -230,34 +227,30 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _what_it_is(path: Path, head: bytes) -> str:
-    """Say what a file is that OpenSlide does not know and whose name is not that of a picture."""
+def _describe_unsupported(path: Path, head: bytes) -> str:
+    """Describe a file that OpenSlide does not support and whose suffix is not an image's."""
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
             return f"is a plain {kind} picture; name it {path.stem}{suffix} and give --mpp"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "a TIFF that is cut short, damaged or of a kind OpenSlide does not read"
+        return "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read"
     return "not a slide that OpenSlide reads"
 
 
-def _is_possible(mpp: float) -> bool:
-    return MIN_MPP <= mpp <= MAX_MPP
-
-
 def _choose_mpp(
-    path: Path, stated: tuple[float, float] | None, *, given: float | None
+    path: Path, file_mpp: tuple[float, float] | None, *, given: float | None
 ) -> tuple[float, str]:
-    """Return microns per pixel and where they come from."""
+    """Return microns per pixel and their source."""
     if given is not None:
-        if stated is not None and abs(stated[0] / given - 1) > _MAX_CONTRADICTION:
-            logger.warning("%s: %g um/px as given; the file states %g", path, given, stated[0])
+        if file_mpp is not None and abs(file_mpp[0] / given - 1) > _MAX_CONTRADICTION:
+            logger.warning("%s: %g um/px as given; the file states %g", path, given, file_mpp[0])
         return given, "given"
-    if stated is None:
+    if file_mpp is None:
         raise SlideError(f"{path}: the file does not state its microns per pixel; give --mpp")
-    x, y = stated
-    if not (_is_possible(x) and _is_possible(y)):
+    x, y = file_mpp
+    if not all(_MIN_MPP <= value <= _MAX_MPP for value in file_mpp):
         raise SlideError(
-            f"{path}: the file states {x:g} x {y:g} um per pixel, which cannot be; give --mpp"
+            f"{path}: the file states impossible {x:g} x {y:g} um per pixel; give --mpp"
         )
     if abs(x / y - 1) > _MAX_STRETCH:
         raise SlideError(
