@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,6 @@ class SearchSpec:
         seed: Seed of the sampler.
         prune: Whether trials below the median of earlier trials are stopped early.
         metric: Metric on val; a larger value is better.
-        num_points: Number of points of the grid; a range counts as its two ends.
 
     Raises:
         JobError: A value is not valid, also one of ``TrainConfig`` at a point.
@@ -93,7 +92,6 @@ class SearchSpec:
     seed: int = 0
     prune: bool = False
     metric: str = "average_precision"
-    num_points: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
         validate_job_name(self.name)
@@ -111,8 +109,6 @@ class SearchSpec:
                 raise JobError(f"{name} is both in [config] and in [axes]; choose one")
             if problem := self._problem(axis):
                 raise JobError(f"axis {name}: {problem}")
-        sizes = (2 if isinstance(axis, Range) else len(axis) for axis in self.axes.values())
-        object.__setattr__(self, "num_points", math.prod(sizes))
         if self.sampler == "grid" and self.num_points > MAX_POINTS:
             raise JobError(
                 f"a grid of {self.num_points} trials; at most {MAX_POINTS}, so shorten an axis or "
@@ -135,6 +131,11 @@ class SearchSpec:
         return f"{value!r} occurs twice" if count > 1 else None
 
     @property
+    def num_points(self) -> int:
+        """Number of points of the grid; a range counts as its two ends."""
+        return math.prod(2 if isinstance(axis, Range) else len(axis) for axis in self.axes.values())
+
+    @property
     def num_trials(self) -> int:
         """Number of trials of the search."""
         return self.num_points if self.sampler == "grid" else self.trials
@@ -153,11 +154,7 @@ class SearchSpec:
             yield dict(zip(self.axes, point, strict=True))
 
     def config(self, point: Mapping[str, Value]) -> TrainConfig:
-        """Return the training configuration of the trial at ``point``.
-
-        Raises:
-            RunError: A value is not valid.
-        """
+        """Return the training configuration of the trial at ``point``."""
         settings: dict[str, Any] = {**self.fixed, **point}
         return TrainConfig(**settings)
 

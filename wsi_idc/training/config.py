@@ -138,7 +138,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            self._check_type(option.name, type(option.default))
+            value, kind = getattr(self, option.name), type(option.default)
+            is_valid = isinstance(value, (int, float) if kind is float else kind)
+            if not is_valid or isinstance(value, bool):
+                raise RunError(f"{option.name} is {value!r}; it must be of type {kind.__name__}")
         if self.imbalance not in IMBALANCES:
             # Users often combine these two, so the message states a reason.
             combined = {"class-weights", "oversample"} <= set(re.split(r"[+, ]+", self.imbalance))
@@ -162,13 +165,6 @@ class TrainConfig:
                 f"focal_gamma {self.focal_gamma:g} has no effect with imbalance {self.imbalance}; "
                 "remove it, or choose imbalance focal"
             )
-
-    def _check_type(self, name: str, kind: type) -> None:
-        """Raise RunError if a value has the wrong type; a job file may hold anything."""
-        value = getattr(self, name)
-        is_valid = isinstance(value, (int, float) if kind is float else kind)
-        if not is_valid or isinstance(value, bool):
-            raise RunError(f"{name} is {value!r}; it must be of type {kind.__name__}")
 
     @property
     def training_settings(self) -> dict[str, Any]:

@@ -29,12 +29,7 @@ KNOWN_MODELS = {
 
 
 def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:
-    """Return all settings and fingerprints that decide the weights of a training, JSON-ready.
-
-    Raises:
-        CheckpointError: The model does not exist.
-        RunError: The file of initial weights cannot be read.
-    """
+    """Return all settings and fingerprints that decide the weights of a training, JSON-ready."""
     settings = resolve(config).training_settings
     if is_weights_file(config.weights):
         # The content of the file counts, not its path.

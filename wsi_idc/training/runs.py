@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,11 +104,7 @@ class Run:
             )
 
     def start(self, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-        """Delete the files of an earlier training and write a new run.json.
-
-        Raises:
-            RunError: The folder holds other files than those of a run.
-        """
+        """Delete the files of an earlier training and write a new run.json."""
         self.validate_dir()
         for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
             (self.folder / name).unlink(missing_ok=True)
@@ -141,14 +137,12 @@ class Run:
             return None
         history = []
         for line in lines:
-            try:
+            with suppress(ValueError, RecursionError):
                 record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                numbers = {k: v for k, v in record.items() if _is_drawable(v)}
-                if "epoch" in numbers:
-                    history.append(numbers)
+                if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                    numbers = {k: v for k, v in record.items() if _is_drawable(v)}
+                    if "epoch" in numbers:
+                        history.append(numbers)
         return history or None
 
     @contextmanager
@@ -206,13 +200,11 @@ def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
 
 def newest_finished(runs: Path) -> Run | None:
     """Return the run that finished last; None if none did. Unreadable runs are skipped."""
-    finished = []
+    finished = {}
     for file in runs.glob("*/run.json"):
         run = Run(file.parent)
-        try:
+        with suppress(RunError):
             record = run.read()
-        except RunError:
-            continue
-        if record.get("status") == "finished" and run.best.exists():
-            finished.append((str(record.get("updated")), run.folder.name, run))
-    return max(finished, key=lambda item: item[:2])[2] if finished else None
+            if record.get("status") == "finished" and run.best.exists():
+                finished[str(record.get("updated")), run.folder.name] = run
+    return finished[max(finished)] if finished else None

@@ -126,7 +126,7 @@ def train(
 
 
 def _is_finished(run: Run, world: World) -> bool:
-    """Return rank 0's answer to whether the run is finished: all ranks must do the same."""
+    """Return rank 0's answer to whether the run is finished, so that all ranks do the same."""
     return bool(world.max(int(world.is_main and run.is_finished())))
 
 
@@ -138,14 +138,14 @@ def _run_epochs(
     save_seconds: float,
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> Checkpoint:
-    run, world, state = training.run, training.world, training.state
+    run, world = training.run, training.world
     is_resumable = run.matches(settings) and not run.is_finished()
     if world.is_main and not is_resumable:
         run.start(settings, {"provenance": training.provenance})
     world.barrier()
     if run.last.exists():
         resume(training)
-        state = training.state
+    state = training.state
     with RunLogger(training) as run_logger:
         while not _is_last_epoch_done(training):
             _train_epoch(training, stop, save_seconds=save_seconds)
@@ -230,11 +230,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
 
 
 def _mean_loss(training: Training) -> float:
-    """Return the mean loss of the current epoch so far, over all processes.
-
-    Raises:
-        RunError: The loss is not finite; the last saved state is kept.
-    """
+    """Return the mean loss of the current epoch so far, over all processes; it is finite."""
     state = training.state
     state.loss_sum += training.world.sum(float(training.pending_loss))
     training.pending_loss.zero_()

@@ -33,9 +33,6 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
 
     Returns:
         Logits, shape (N, num_classes), and labels, shape (N,).
-
-    Raises:
-        RunError: A logit is not finite.
     """
     rows, world = training.rows["val"], training.world
     world.broadcast_module(training.ema_model.network)
