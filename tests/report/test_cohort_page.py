@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.maps.hand import EVIL, hand_map
 from tests.report.browser import ask, needs_chromium, requests_in
@@ -11,8 +10,6 @@ from tests.report.test_patient_page import assert_closed
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.plotting.html import content_security_policy
 from wsi_idc.report.cohort_page import Card, card_of, cohort_page
-
-IDS = "return [...document.querySelectorAll('#cards > a')].map((a) => a.dataset.patient)"
 
 
 def card(patient: str, **changes: Any) -> Card:
@@ -74,37 +71,29 @@ def test_patient_without_image_has_a_card():
 
 
 @needs_chromium
-@pytest.mark.parametrize(
-    ("clicks", "expected"),
-    [
-        (["patches"], ["P10", "P100", "P9"]),
-        (["patches", "patches"], ["P9", "P100", "P10"]),
-        (["auc"], ["P9", "P100", "P10"]),
-        (["auc", "auc"], ["P100", "P9", "P10"]),
-        (["patient"], ["P9", "P10", "P100"]),
-        (["patient", "idc_fraction"], ["P9", "P100", "P10"]),
-    ],
-)
-def test_buttons_sort_the_cards(tmp_path: Path, clicks: list[str], expected: list[str]):
-    page = tmp_path / "index.html"
+def test_buttons_sort_and_search_filters_the_cards(tmp_path: Path):
+    page, log = tmp_path / "index.html", tmp_path / "net.json"
     page.write_text(cohort_page(cards(), {}))
-    script = "".join(f"document.querySelector('[data-by={name}]').click();" for name in clicks)
-    log = tmp_path / "net.json"
-    assert ask(page, script + IDS, net_log=log) == expected
-    assert requests_in(log) == []
-
-
-@needs_chromium
-def test_search_finds_ids(tmp_path: Path):
-    page = tmp_path / "index.html"
-    page.write_text(cohort_page(cards(), {}))
+    steps = [
+        ("patches", ["P10", "P100", "P9"]),
+        ("patches", ["P9", "P100", "P10"]),
+        ("auc", ["P9", "P100", "P10"]),
+        ("auc", ["P100", "P9", "P10"]),
+        ("patient", ["P9", "P10", "P100"]),
+        ("idc_fraction", ["P9", "P100", "P10"]),
+    ]
     script = (
+        "const links = () => [...document.querySelectorAll('#cards > a')]"
+        ".filter((a) => a.offsetParent !== null).map((a) => a.dataset.patient);"
+        f"const orders = {[name for name, _ in steps]}.map((name) => {{"
+        "document.querySelector(`[data-by=${name}]`).click(); return links(); });"
         "const find = document.getElementById('find'); find.value = 'p10';"
-        "find.dispatchEvent(new Event('input'));"
-        "return [...document.querySelectorAll('#cards > a')]"
-        ".filter((a) => a.offsetParent !== null).map((a) => a.dataset.patient)"
+        "find.dispatchEvent(new Event('input')); return [orders, links()]"
     )
-    assert ask(page, script) == ["P100", "P10"]
+    orders, matches = ask(page, script, net_log=log)
+    assert orders == [order for _, order in steps]
+    assert matches == ["P100", "P10"]
+    assert requests_in(log) == []
 
 
 @needs_chromium

@@ -83,7 +83,7 @@ def test_page_has_patient_origin_and_notice():
     assert "Patient P1: wsi-idc" in text
     assert "5 patches · 0.2 mm² · 4 µm/px (assumed) · cnn · test patient of its split" in text
     assert "Research use only, never a diagnosis." in text
-    assert "of 4 patches that have one" in text
+    assert "of 4 labelled patches" in text
     for value in ("best.pt (cnn)", "0123456789abcdef" * 4, "fd" * 32, "2026-01-02"):
         assert value in text
     assert "trained on this patient" not in text

@@ -21,7 +21,7 @@ def test_report_has_a_page_a_patient_and_an_index(tmp_path: Path):
     assert {path.name for path in report.failed} == {"bad.h5", "index.h5", "INDEX.h5"}
     assert "would replace the cohort's" in report.failed[maps / "index.h5"]
     index = (out / "index.html").read_text()
-    assert "Maps that are not here: 3" in index
+    assert "Maps without a page: 3" in index
     assert pd.read_csv(maps / "cohort.csv")["patient"].tolist() == [EVIL, "P1"]
     assert report.hdf5 == maps / "cohort.h5"
     again = build_report(map_paths(maps), out, tables=maps, threshold=0.85)

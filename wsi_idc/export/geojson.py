@@ -82,9 +82,9 @@ def _tiles(
         yield _feature(
             f"{grid}/tile/{row}/{col}",
             [ring],
+            measured,
             objectType="tile",
             classification=_classification(patient_map, int(is_idc)),
-            measurements=_finite(measured),
         )
 
 
@@ -99,18 +99,16 @@ def _annotations(
         yield _feature(
             f"{grid}/region/{row}/{col}",
             _rings(region, transform),
+            {
+                "area_um2": area,
+                "area_mm2": area / _UM2_PER_MM2,
+                "num_patches": len(region.cells),
+                f"mean_prob_{idc}": probability[tuple(region.cells.T)].mean(dtype=np.float64),
+                "threshold": threshold,
+            },
             objectType="annotation",
             name=f"{idc} {number}",
             classification=_classification(patient_map, _IDC),
-            measurements=_finite(
-                {
-                    "area_um2": area,
-                    "area_mm2": area / _UM2_PER_MM2,
-                    "num_patches": len(region.cells),
-                    f"mean_prob_{idc}": probability[tuple(region.cells.T)].mean(dtype=np.float64),
-                    "threshold": threshold,
-                }
-            ),
         )
 
 
@@ -123,23 +121,22 @@ def _rings(region: Region, transform: GridTransform) -> list[Any]:
     ]
 
 
-def _feature(key: str, rings: list[Any], /, **properties: Any) -> dict[str, Any]:
+def _feature(
+    key: str, rings: list[Any], measured: Mapping[Any, float], **properties: Any
+) -> dict[str, Any]:
+    # Finite numbers only, with the digits of a float32.
+    measurements = {
+        name: float(f"{value:.{_SIGNIFICANT}g}")
+        for name, value in measured.items()
+        if math.isfinite(value)
+    }
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, key)),
         "geometry": {"type": "Polygon", "coordinates": rings},
-        "properties": properties,
+        "properties": {**properties, "measurements": measurements},
     }
 
 
 def _classification(patient_map: PatientMap, label: int) -> dict[str, Any]:
     return {"name": patient_map.class_names[label], "color": list(LABEL_RGB[label])}
-
-
-def _finite(measured: Mapping[Any, float]) -> dict[str, float]:
-    """Return the finite numbers with the digits of a float32."""
-    return {
-        name: float(f"{value:.{_SIGNIFICANT}g}")
-        for name, value in measured.items()
-        if math.isfinite(value)
-    }

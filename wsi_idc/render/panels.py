@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -60,6 +60,12 @@ class PanelInput:
     def layers(self) -> dict[str, Layer]:
         """Layers of the map by name."""
         return {layer.name: layer for layer in layers_of(self.patient_map)}
+
+    def make_panel(self, title: str, picture: Pixels, **options: Any) -> "Panel":
+        """Return a panel that shows the grid."""
+        rows, cols = self.patient_map.shape
+        unit_mm = self.patient_map.cell_px * self.patient_map.mpp / 1000
+        return Panel(title, picture, (cols, rows), unit_mm, **options)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Panel:
 def tissue_panel(panel_input: PanelInput) -> Panel:
     """Show the stained tissue."""
     title = "Tissue" if panel_input.has_image else "Patches (the map has no image)"
-    return _panel(panel_input, title, panel_input.tissue, has_scale=True)
+    return panel_input.make_panel(title, panel_input.tissue, has_scale=True)
 
 
 def slide_panel(panel_input: PanelInput) -> Panel:
@@ -148,11 +154,10 @@ def layer_panel(panel_input: PanelInput, name: str) -> Panel:
     layer = panel_input.layers[name]
     values, table = _scaled_grid(panel_input, layer), color_table(layer.colormap)
     white = np.full((*values.shape, 3), _WHITE, np.uint8)
-    return _panel(
-        panel_input,
+    return panel_input.make_panel(
         printable(layer.title, longest=_LONGEST_TITLE),
         overlay_colormap(white, values, table),
-        _color_bar(panel_input, layer, table[:, :3]),
+        legend=_color_bar(panel_input, layer, table[:, :3]),
     )
 
 
@@ -162,11 +167,10 @@ def overlay_panel(panel_input: PanelInput, name: str) -> Panel:
     values = _scaled_grid(panel_input, layer)
     table = color_table(layer.colormap, opacity=_OPACITY[name])
     quantity, _, _ = layer.title.partition(" of ")
-    return _panel(
-        panel_input,
+    return panel_input.make_panel(
         f"{printable(quantity, longest=_LONGEST_NAME)} over tissue",
         overlay_colormap(to_gray(panel_input.tissue), values, table),
-        _color_bar(panel_input, layer, _colors_on_tissue(panel_input, table)),
+        legend=_color_bar(panel_input, layer, _colors_on_tissue(panel_input, table)),
     )
 
 
@@ -184,7 +188,7 @@ def labels_panel(panel_input: PanelInput) -> Panel:
         if cells.any():
             picture[cells] = np.rint(np.multiply(to_rgb(LABEL_COLORS[label]), 255))
             entries.append(LegendEntry(f"{name} ({cells.sum():,})", LABEL_COLORS[label]))
-    return _panel(panel_input, "Labels", picture, tuple(entries))
+    return panel_input.make_panel("Labels", picture, legend=tuple(entries))
 
 
 def outlines_panel(panel_input: PanelInput) -> Panel:
@@ -201,8 +205,9 @@ def outlines_panel(panel_input: PanelInput) -> Panel:
         Outline(region_boundary(mask), entry.color, entry.width_pt or 0)
         for entry, mask in masks.items()
     )
-    title = "Tissue and outlines"
-    return _panel(panel_input, title, panel_input.tissue, tuple(masks), outlines=outlines)
+    return panel_input.make_panel(
+        "Tissue and outlines", panel_input.tissue, legend=tuple(masks), outlines=outlines
+    )
 
 
 PANELS: dict[str, Callable[[PanelInput], Panel]] = {
@@ -213,20 +218,6 @@ PANELS: dict[str, Callable[[PanelInput], Panel]] = {
     **{name: partial(layer_panel, name=name) for name in COLORMAPS},
     **{f"{name} over tissue": partial(overlay_panel, name=name) for name in _OPACITY},
 }
-
-
-def _panel(
-    panel_input: PanelInput,
-    title: str,
-    picture: Pixels,
-    legend: PanelLegend = (),
-    *,
-    outlines: tuple[Outline, ...] = (),
-    has_scale: bool = False,
-) -> Panel:
-    rows, cols = panel_input.patient_map.shape
-    unit_mm = panel_input.patient_map.cell_px * panel_input.patient_map.mpp / 1000
-    return Panel(title, picture, (cols, rows), unit_mm, legend, outlines, has_scale)
 
 
 def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
