@@ -11,12 +11,12 @@ from wsi_idc.bench.forward_only import BareForward
 from wsi_idc.bench.timing import Variant, interleave
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.from_pack import patient_map_of
+from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.writer_pool import MapReport
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.device import select_device
@@ -37,7 +37,7 @@ def measure_stages(
         patients: The first ten are predicted once and then written.
         num_rounds: Number of measurements of each stage.
     """
-    device_config, classifier = builder.compute, bare.classifier
+    device_config, classifier = builder.device_config, bare.classifier
     rows, transfer = pack.rows_of(patients[0]), DeviceTransfer(device_config.device)
     rows = rows[torch.arange(len(bare.ready)).numpy() % len(rows)]
     patches = pack.patches[rows]
@@ -59,13 +59,13 @@ def measure_stages(
                     extract(on_device)
         return len(rows)
 
-    predictions = {name: _predict(builder, pack, name) for name in patients[:_NUM_PATIENTS]}
+    source = PackSource(pack, patients[:_NUM_PATIENTS])
+    builders = dict(source.predict(builder, MapReport()))
 
     def write() -> int:
-        for patient, prediction in predictions.items():
-            patient_map = patient_map_of(builder, pack, patient, prediction)
-            write_map(map_path(builder.out, patient), patient_map)
-        return sum(len(prediction.logit) for prediction in predictions.values())
+        for patient, build in builders.items():
+            write_map(map_path(builder.out, patient), build())
+        return sum(len(pack.rows_of(patient)) for patient in builders)
 
     variants: dict[str, Variant] = {
         "read": lambda: len(pack.patches[rows]),
@@ -78,17 +78,6 @@ def measure_stages(
     times["CAM"] = max(0.0, times["CAM"] - times["forward"])
     times["forward"] = max(0.0, times["forward"] - times["resize"])
     return times
-
-
-def _predict(builder: MapBuilder, pack: Pack, patient: str) -> RawPrediction:
-    batches = builder.method.predict(
-        pack,
-        pack.rows_of(patient),
-        device_config=builder.compute,
-        batch_size=builder.batch_size,
-        cam=builder.cam,
-    )
-    return RawPrediction.concatenate(list(batches))
 
 
 if __name__ == "__main__":

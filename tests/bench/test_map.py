@@ -1,79 +1,84 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wsi_idc.bench import baseline as plain
-from wsi_idc.bench import map as mapping
-from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
+from wsi_idc.bench import map as map_module
+from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint, open_benchmark_data
 from wsi_idc.bench.map import MapBenchOptions, bench_map
-from wsi_idc.bench.timing import BenchmarkResult, markdown_row
+from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.splits import make_split
 from wsi_idc.runtime.device import select_device
 
 pytestmark = pytest.mark.usefixtures("no_workers")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "best_batch_size", lambda *_: 32)
+def _one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_module, "best_batch_size", lambda *_: 32)
 
 
 def measure(pack: Pack, folder: Path, **options: object) -> BenchmarkResult:
-    wanted = MapBenchOptions(num_patches=60, plain_patches=20, num_rounds=1, **options)
-    return bench_map(wanted, pack, about="x", compute=select_device("cpu"), folder=folder)
+    bench_options = MapBenchOptions(**{"num_patches": 60, "plain_patches": 20, **options})
+    device_config = select_device("cpu")
+    return bench_map(
+        replace(bench_options, num_rounds=1),
+        pack,
+        about="x",
+        device_config=device_config,
+        folder=folder,
+    )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "size"), [("cnn-bn", 0), ("resnet18", 128)])
-def test_the_plain_way_says_the_same(cohort: Pack, tmp_path: Path, model: str, size: int):
-    found = measure(cohort, tmp_path, model=model, input_size=size)
-    assert found.differences["probability"] < 1e-5
-    assert found.differences["CAM over its maximum"] < 1e-4
-    assert set(found.rates) == {"bare", "command", "plain"}
-    assert set(found.ratios) == {"command / bare", "command / plain"}
-    assert set(found.parts) == {"read", "copy", "resize", "forward", "CAM", "write"}
-    assert f"| {model} at {size or 50} px |" in markdown_row(found)
+@pytest.mark.parametrize(("model", "size"), [("cnn-bn", 0), ("resnet18", 64)])
+def test_the_plain_script_gets_the_same_results(
+    cohort: Pack, tmp_path: Path, model: str, size: int
+):
+    result = measure(cohort, tmp_path, model=model, input_size=size)
+    assert result.differences["probability"] < 1e-5
+    assert result.differences["CAM over its maximum"] < 1e-4
+    assert set(result.rates) == {"bare", "command", "plain"}
+    assert set(result.ratios) == {"command / bare", "command / plain"}
+    assert result.settings["network"] == f"{model} at {size or 50} px"
 
 
-def test_a_difference_is_found(cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    original = mapping.plain_map
+def test_a_difference_is_reported(cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original = map_module.baseline_map
 
     def brighter(*args, **kwargs):
-        said = original(*args, **kwargs)
-        return plain.BaselineOutput(said.logit + np.float32([0, 1]), said.cam * 2)
+        output = original(*args, **kwargs)
+        return replace(output, logit=output.logit + np.float32([0, 1]), cam=output.cam * 2)
 
-    monkeypatch.setattr(mapping, "plain_map", brighter)
-    found = measure(cohort, tmp_path)
-    assert found.differences["probability"] > 0.01
-    assert found.differences["CAM over its maximum"] == pytest.approx(0.5, abs=1e-3)
-
-
-def test_without_torchcam_the_rest_goes_on(
-    cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(plain, "has_torchcam", lambda: False)
-    found = measure(cohort, tmp_path)
-    assert set(found.differences) == {"probability"}
-    assert any("torchcam is not installed" in hint for hint in found.hints)
+    monkeypatch.setattr(map_module, "baseline_map", brighter)
+    result = measure(cohort, tmp_path)
+    assert result.differences["probability"] > 0.01
+    assert result.differences["CAM over its maximum"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_the_plain_way_may_be_left_out(cohort: Pack, tmp_path: Path):
-    wanted = MapBenchOptions(num_patches=60, plain_patches=-1, num_rounds=1)
-    found = bench_map(wanted, cohort, about="x", compute=select_device("cpu"), folder=tmp_path)
-    assert set(found.rates) == {"bare", "command"}
-    assert found.differences == {}
+def test_the_plain_script_can_be_left_out(cohort: Pack, tmp_path: Path):
+    result = measure(cohort, tmp_path, plain_patches=-1)
+    assert set(result.rates) == {"bare", "command"}
+    assert result.differences == {}
 
 
-def test_drawn_patients_are_as_large_as_real_ones(tmp_path: Path):
+def test_drawn_patients_have_the_size_of_real_ones(tmp_path: Path):
     pack = drawn_pack(tmp_path / "drawn.h5", 2_000)
-    sizes = np.bincount(pack.index["patient"])
-    np.testing.assert_array_equal(sizes, [994, 994, 12])
+    np.testing.assert_array_equal(np.bincount(pack.index["patient"]), [994, 994, 12])
     assert 0.1 < pack.patches[np.arange(500)].std() / 255 < 0.4
 
 
-def test_the_bundled_model_is_measured_by_its_name(cohort: Pack):
+@pytest.mark.parametrize("num_patches", [500, 1500, 9940, 20_000])
+def test_synthetic_patches_can_be_split(tmp_path: Path, num_patches: int):
+    pack, about = open_benchmark_data(None, synthetic=num_patches, folder=tmp_path)
+    assert len(pack) == num_patches
+    assert about.endswith(f"of {max(10, -(-num_patches // 994))} patients")
+    assert len(make_split(pack).patients("val")) >= 1
+
+
+def test_the_bundled_model_can_be_measured(cohort: Pack):
     bundled, name = make_checkpoint("bundled", input_size=0, pack=cohort)
     with pytest.raises(CheckpointError, match="at 96 px, not 32; leave --input-size out"):
         make_checkpoint("bundled", input_size=32, pack=cohort)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_idc.bench import train as training
+from wsi_idc.bench import train as train_module
 from wsi_idc.bench.timing import BenchmarkResult, Rates
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
@@ -11,41 +11,41 @@ from wsi_idc.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("no_workers")
 
-CONFIG = TrainConfig(model="cnn", batch_size=16)
 
-
-def measure(pack: Pack, folder: Path, *, plain_steps: int = 0) -> BenchmarkResult:
-    return training.bench_train(
-        CONFIG,
+def measure(
+    pack: Pack, folder: Path, *, num_steps: int = 16, plain_steps: int = 0
+) -> BenchmarkResult:
+    return train_module.bench_train(
+        TrainConfig(model="cnn", batch_size=16),
         pack,
         make_split(pack, "ratio:50/25/25"),
-        options=training.TrainBenchOptions(16, plain_steps),
+        options=train_module.TrainBenchOptions(num_steps, plain_steps),
         about="a cohort",
-        compute=select_device("cpu"),
+        device_config=select_device("cpu"),
         folder=folder,
     )
 
 
-def test_both_rates_are_of_the_steps_that_were_done(
+def test_rates_are_those_of_the_steps(
     cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    def by_turns(ways: dict, **_: object) -> Rates:
-        # The real steps, on a clock on which those of the training take twice as long.
-        patches = {name: way() for name, way in ways.items()}
+    def interleave(variants: dict, **_: object) -> Rates:
+        # The real steps on a fake clock, on which those of the training take twice as long.
+        patches = {name: variant() for name, variant in variants.items()}
         seconds = {"command": 0.5, "bare": 0.25}
-        return Rates({n: [patches[n] / (2 * seconds.get(n, 1.0))] for n in ways})
+        return Rates({n: [patches[n] / (2 * seconds.get(n, 1.0))] for n in variants})
 
-    monkeypatch.setattr(training, "by_turns", by_turns)
-    found = measure(cohort, tmp_path)
-    assert found.rates == {"bare": 64.0, "command": 32.0}
-    assert found.ratios == {"command / bare": 0.5}
-    assert found.settings["patches a round"] == 32
+    monkeypatch.setattr(train_module, "interleave", interleave)
+    result = measure(cohort, tmp_path)
+    assert result.rates == {"bare": 64.0, "command": 32.0}
+    assert result.ratios == {"command / bare": 0.5}
+    assert result.settings["patches a round"] == 32
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_the_clock_runs_and_the_plain_way_trains(cohort: Pack, tmp_path: Path):
-    found = measure(cohort, tmp_path, plain_steps=8)
-    assert set(found.rates) == {"bare", "command", "plain"}
-    assert all(0 < rate < 1e6 for rate in found.rates.values())
-    assert set(found.parts) == {"read", "augment", "resize"}
+def test_the_plain_script_trains_too(cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_module, "_NUM_ROUNDS", 1)
+    result = measure(cohort, tmp_path, num_steps=2, plain_steps=2)
+    assert set(result.rates) == {"bare", "command", "plain"}
+    assert all(0 < rate < 1e6 for rate in result.rates.values())
+    assert set(result.parts) == {"read", "augment", "resize"}

@@ -1,0 +1,82 @@
+"""The scripts in benchmarks/, at a small size."""
+
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wsi_idc.bench.fixtures import write_pngs
+from wsi_idc.bench.forward_only import BareForward
+from wsi_idc.bench.timing import BenchmarkResult
+from wsi_idc.data.pack import Pack
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.runtime.device import select_device
+
+SMALL = {"about": "x", "num_patches": 80, "num_rounds": 1}
+
+
+@pytest.fixture(autouse=True)
+def _scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    for name in ("prepare", "loader", "map_stages", "all", "options"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_prepare_measures_workers_and_packs_the_same_pixels(cohort: Pack, tmp_path: Path):
+    import prepare
+
+    result = prepare.bench_prepare(cohort, **SMALL, folder=tmp_path)
+    assert {"command", "plain"} <= set(result.rates)
+    assert result.hints[0].startswith("--num-workers ")
+    assert result.settings["patches a round"] <= 88
+    rows = cohort.rows_of(cohort.patients[0])
+    files = write_pngs(cohort, rows, tmp_path / "other")
+    assert prepare.baseline_prepare(files, patch_px=50, out=tmp_path / "plain.h5") == len(rows)
+    with h5py.File(tmp_path / "plain.h5") as file:
+        group = file[cohort.patients[0]]
+        np.testing.assert_array_equal(group["patches"][:], cohort.patches[rows])
+        np.testing.assert_array_equal(group["label"][:], cohort.index["label"].to_numpy()[rows])
+
+
+@pytest.mark.usefixtures("no_workers")
+def test_loader_measures_pack_and_files(
+    cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import loader
+
+    from wsi_idc.bench import baseline
+
+    monkeypatch.setattr(loader, "DataLoader", baseline.DataLoader)
+    device_config = select_device("cpu")
+    result = loader.bench_loader(
+        cohort, **SMALL, batch_size=16, device_config=device_config, folder=tmp_path
+    )
+    assert {"command", "in order", "PNG, 0 workers"} <= set(result.rates)
+    assert result.ratios["command / plain"] > 1
+
+
+def test_map_stages_measures_each_stage(cohort: Pack, trained: Checkpoint, tmp_path: Path):
+    import map_stages
+
+    device_config = select_device("cpu")
+    bare = BareForward(trained, cohort.patches[np.arange(16)], device_config)
+    builder = MapBuilder(Predictor((trained,)), device_config, tmp_path)
+    patients = cohort.patients[:2]
+    times = map_stages.measure_stages(bare, cohort, builder, patients, num_rounds=1)
+    assert set(times) == {"read", "copy", "resize", "forward", "CAM", "write"}
+    assert len(list(tmp_path.glob("*.h5"))) == 2
+
+
+def test_a_result_is_a_row_of_the_table():
+    import all as all_module
+
+    rates, ratios = {"command": 1163.4}, {"command / bare": 0.881, "command / plain": 3.74}
+    differences = {"probability": 2e-7}
+    result = BenchmarkResult("map", {"network": "cnn"}, rates, ratios, differences=differences)
+    assert all_module.markdown_row(result) == (
+        "| map | cnn | 1,163 | 0.88 | 3.7 | probability 2e-07 |"
+    )
