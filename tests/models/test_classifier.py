@@ -6,7 +6,7 @@ from tests.classifiers import make_classifier, random_patches
 from wsi_idc.models.classifier import to_images
 
 
-def test_preprocessing_scales_shifts_and_moves_the_channels():
+def test_preprocessing_normalizes_and_moves_the_channels():
     classifier = make_classifier("cnn")
     patches = torch.zeros(1, 50, 50, 3, dtype=torch.uint8)
     patches[0, 3, 5] = torch.tensor([255, 51, 0], dtype=torch.uint8)

@@ -15,21 +15,21 @@ def test_a_patch_of_50_px_ends_in_a_6x6_feature_map(batch_norm: bool, num_norms:
     assert len(norms) == num_norms
 
 
-def test_a_blank_patch_gives_a_flat_feature_map_up_to_its_rim():
+def test_a_blank_patch_gives_a_flat_feature_map_up_to_its_edge():
     network = PatchCnn(num_classes=2, batch_norm=True).eval()
     features = network.features(torch.full((1, 3, 50, 50), 0.7))
     assert torch.allclose(features, features[:, :, :1, :1].expand_as(features), atol=1e-5)
 
 
 @pytest.mark.slow
-def test_compiled_it_pads_and_learns_as_it_does_otherwise():
+def test_a_compiled_network_pads_and_learns_the_same():
     torch.manual_seed(0)
     network = PatchCnn(num_classes=2, batch_norm=False).eval()
     x = torch.rand(2, 3, 50, 50).to(memory_format=torch.channels_last)
-    found = []
+    results = []
     for model in (network, torch.compile(network, backend="aot_eager")):
         network.zero_grad()
         logits = model(x)
         logits.square().sum().backward()
-        found.append((logits.detach(), network.features[0].weight.grad.clone()))
-    torch.testing.assert_close(found[1], found[0])
+        results.append((logits.detach(), network.features[0].weight.grad.clone()))
+    torch.testing.assert_close(results[1], results[0])
