@@ -31,7 +31,7 @@ def images(num: int = WHOLE_BATCH, *, side: int = SIDE) -> torch.Tensor:
 
 
 def still(num: int, **changes: torch.Tensor) -> AugmentParams:
-    """Return draws that change nothing, but for ``changes``."""
+    """Return params that change nothing, but for ``changes``."""
     parts = vars(sample_params("none", num, generator=seeded())) | changes
     return AugmentParams(**parts)
 
@@ -96,10 +96,10 @@ def test_the_seed_decides_and_every_image_differs(name):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_batch_in_parts_is_the_whole_batch(name):
-    batch, draws = images(), sample_params(name, WHOLE_BATCH, generator=seeded(1))
-    whole = augment(batch, draws)
+    batch, params = images(), sample_params(name, WHOLE_BATCH, generator=seeded(1))
+    whole = augment(batch, params)
     for rows in (slice(0, 7), slice(7, 24), torch.tensor([3]), np.array([23, 0, 5])):
-        part = augment(batch[rows], draws.take(rows))
+        part = augment(batch[rows], params.take(rows))
         torch.testing.assert_close(part, whole[rows], atol=1e-6, rtol=0)
 
 
@@ -118,10 +118,10 @@ def test_range_type_and_memory_stay_and_the_input_is_not_touched(name):
 
 
 def test_autocast_does_not_reach_the_colours():
-    batch, draws = images(), sample_params("strong", WHOLE_BATCH, generator=seeded())
+    batch, params = images(), sample_params("strong", WHOLE_BATCH, generator=seeded())
     with torch.autocast("cpu", torch.bfloat16):
-        inside = augment(batch, draws)
-    assert torch.equal(inside, augment(batch, draws))
+        inside = augment(batch, params)
+    assert torch.equal(inside, augment(batch, params))
 
 
 @pytest.mark.parametrize("turns", [-2, -1, 1, 2])
@@ -168,8 +168,8 @@ def test_several_changes_of_colour_are_torchvisions_in_a_row():
     expected = batch
     for name, factor in factors.items():
         expected = getattr(tv, f"adjust_{name}")(expected, factor)
-    draws = still(WHOLE_BATCH, **{k: torch.full((WHOLE_BATCH,), v) for k, v in factors.items()})
-    torch.testing.assert_close(augment(batch, draws), expected, atol=1e-5, rtol=0)
+    params = still(WHOLE_BATCH, **{k: torch.full((WHOLE_BATCH,), v) for k, v in factors.items()})
+    torch.testing.assert_close(augment(batch, params), expected, atol=1e-5, rtol=0)
 
 
 def test_hue_turns_red_to_green_keeps_luma_and_greys():
@@ -209,30 +209,30 @@ def test_stain_by_definition():
     torch.testing.assert_close(result.flatten(2), expected, atol=1e-5, rtol=0)
 
 
-def test_strong_draws_are_within_their_bounds_and_use_them():
-    draws = sample_params("strong", 4000, generator=seeded())
+def test_strong_parameters_are_within_their_bounds_and_use_them():
+    params = sample_params("strong", 4000, generator=seeded())
     for values, middle, half_width in (
-        (draws.brightness, 1, 0.2),
-        (draws.contrast, 1, 0.25),
-        (draws.saturation, 1, 0.25),
-        (draws.hue, 0, 0.02),
-        (draws.angle, 0, math.pi),
+        (params.brightness, 1, 0.2),
+        (params.contrast, 1, 0.25),
+        (params.saturation, 1, 0.25),
+        (params.hue, 0, 0.02),
+        (params.angle, 0, math.pi),
     ):
         assert 0.98 * half_width < (values - middle).abs().max() <= half_width * (1 + 1e-6)
-    assert float((draws.angle != 0).float().mean()) == pytest.approx(0.5, abs=0.05)
-    assert draws.element.bincount().min() > 400
-    correlation = np.corrcoef(draws.stain_scale.T.numpy())
+    assert float((params.angle != 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert params.dihedral_index.bincount().min() > 400
+    correlation = np.corrcoef(params.stain_scale.T.numpy())
     assert np.abs(correlation - np.eye(3)).max() < 0.1
 
 
 def test_glass_stays_nearly_white():
     glass = torch.full((500, 3, 1, 1), 0.95)
-    draws = sample_params("strong", 500, generator=seeded())
-    still_light = still(500, stain_scale=draws.stain_scale, stain_shift=draws.stain_shift)
-    assert (augment(glass, still_light) - glass).abs().max() < 0.06
+    params = sample_params("strong", 500, generator=seeded())
+    glass_params = still(500, stain_scale=params.stain_scale, stain_shift=params.stain_shift)
+    assert (augment(glass, glass_params) - glass).abs().max() < 0.06
 
 
-def test_mixup_draws():
+def test_mixup_parameters():
     partner, share = sample_mixup(1000, alpha=0.4, generator=seeded(3))
     again = sample_mixup(1000, alpha=0.4, generator=seeded(3))
     assert torch.equal(partner, again[0])

@@ -204,7 +204,7 @@ def test_auto_takes_the_lists_where_they_fit_and_else_a_ratio(tmp_path, pack):
         ("kfold:5", "unknown split"),
         ("", "unknown split"),
         ("ratio:70/15/15\n", "unknown split"),
-        ("ratio:0/0/0", "gives nobody a role; use ratio:70/15/15"),
+        ("ratio:0/0/0", "gives no patient a role; use ratio:70/15/15"),
         ("ratio:1/0/0", "split ratio:1/0/0: no patient with labels is left for val"),
         ("kfold:2/0", "needs 3 to 40 folds"),
         ("kfold:41/0", "needs 3 to 40 folds"),

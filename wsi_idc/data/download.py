@@ -29,7 +29,7 @@ def download(folder: Path) -> Path:
 
     Raises:
         WsiIdcError: Kaggle refuses the credentials or cannot be reached, the disk is full, or the
-            archive is damaged; the message says what to do.
+            archive is damaged; the message gives advice.
     """
     # kagglehub binds its messages to the standard output that it finds when it is imported.
     with contextlib.redirect_stdout(sys.stderr):

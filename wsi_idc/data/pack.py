@@ -1,8 +1,8 @@
 """The pack: one HDF5 file that holds every patch of a data set, decoded.
 
 Patches are sorted by patient, then row, then column, so that a patient is one contiguous slice.
-The pixels are contiguous and uncompressed, so a reader memory-maps them: no HDF5 handle stays
-open, none is shared with a worker process, and a disk without file locks does no harm.
+The pixels are contiguous and uncompressed and are memory-mapped: no HDF5 handle stays open or is
+shared with a worker process, and the disk need not support file locks.
 """
 
 import mmap
@@ -33,12 +33,13 @@ from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
 MAX_PATCH_PX = 255  # /height and /width are uint8
+_MAX_MAPPED_BYTES = 2**25
 COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
 
 
 @dataclass(frozen=True)
 class PackInfo:
-    """A pack's attributes.
+    """Attributes of a pack.
 
     Attributes:
         mean: Mean of each channel over all patches as stored, 0..1.
@@ -46,7 +47,7 @@ class PackInfo:
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of the patches.
         mpp_source: "assumed" or "given".
-        source_fingerprint: SHA-256 over patient, place, label and bytes of every file, as hex.
+        source_fingerprint: SHA-256 of patient, position, label and bytes of every file, as hex.
         class_names: Names of class 0 and 1.
     """
 
@@ -60,7 +61,14 @@ class PackInfo:
 
 
 def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
-    """Read and check everything but the pixels; return the byte offset of those too."""
+    """Read and check all but the pixels.
+
+    Returns:
+        Attributes, patient ids, index, and byte offset of the pixels.
+
+    Raises:
+        ValueError: The file is not a valid pack.
+    """
     attrs = read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
@@ -74,7 +82,7 @@ def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFr
     num, offset = patches.shape[0], patches.id.get_offset()
     if offset is None:
         raise ValueError("/patches is not contiguous")
-    # Before any column is read: what the file cannot hold must not be allocated.
+    # Checked before memory is allocated for a column.
     if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
         raise ValueError(f"it is cut short, or has no room for {num} patches")
     last_px = MAX_CELLS_PER_SIDE * side - 1
@@ -97,7 +105,6 @@ def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFr
 
 
 def _read_info(attrs: dict[str, Any]) -> PackInfo:
-    """Read and check the attributes."""
     red, green, blue = (float(value) for value in attrs["mean"])
     std_red, std_green, std_blue = (float(value) for value in attrs["std"])
     info = PackInfo(
@@ -119,27 +126,24 @@ def _read_info(attrs: dict[str, Any]) -> PackInfo:
     return info
 
 
-_HELD_BYTES = 2**25
-
-
 class Pack:
-    """A pack opened for reading: the index in memory, the pixels memory-mapped.
+    """Open pack: the index in memory, the pixels memory-mapped.
 
     Args:
         path: The file.
-        copy: A copy of it on a faster disk, which is read in its place.
+        copy: Copy of the file on a faster disk, to read instead.
 
     Attributes:
-        path: The file, for people and records.
-        file: The file that is read: ``path``, or the copy.
-        info: Its attributes.
+        path: The file, for messages and records.
+        file: The file to read: ``path``, or its copy.
+        info: Attributes of the pack.
         patients: Sorted patient ids.
-        index: One row a patch with columns ``patient`` (int, into ``patients``), ``x``, ``y``
+        index: One row per patch with columns ``patient`` (int, into ``patients``), ``x``, ``y``
             (px, 0-based), ``label``, ``height``, ``width`` (px before padding).
         patches: Pixels, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
 
     Raises:
-        DataError: The file is no complete pack.
+        DataError: The file is not a complete pack.
     """
 
     def __init__(self, path: Path, copy: Path | None = None) -> None:
@@ -156,9 +160,8 @@ class Pack:
         except (DataError, *UNREADABLE) as error:
             reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it again") from None
-        self._held = 0
-        side = self.info.patch_px
-        shape = (len(self.index), side, side, 3)
+        self._mapped_bytes = 0
+        shape = (len(self.index), self.info.patch_px, self.info.patch_px, 3)
         try:
             self.patches: NDArray[np.uint8] = np.memmap(
                 self.file, np.uint8, mode="r", offset=offset, shape=shape
@@ -174,33 +177,29 @@ class Pack:
         return str(self.path) + ("" if self.file is self.path else f", read from {self.file}")
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return patches as ``patches[rows]``, without keeping hold of the file's pages for long.
+        """Return ``patches[rows]`` and release the file's memory pages from time to time.
 
-        Pages once read count as this process's memory, up to the whole file. Given back they stay
-        in the system's cache.
+        Pages that were read count as memory of this process, up to the size of the file. Released
+        pages stay in the cache of the system.
         """
-        found = np.asarray(self.patches[rows])
-        self._held += found.nbytes
-        if self._held > _HELD_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            self._held = 0
+        pixels = np.asarray(self.patches[rows])
+        self._mapped_bytes += pixels.nbytes
+        if self._mapped_bytes > _MAX_MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped_bytes = 0
             self.patches._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-        return found
+        return pixels
 
     def __reduce__(self) -> tuple[type["Pack"], tuple[Path, Path | None]]:
         # A worker process opens the file itself.
         return Pack, (self.path, None if self.file is self.path else self.file)
 
     def check_same(self) -> None:
-        """Raise where the file's name now leads to other data than were opened.
-
-        Raises:
-            DataError: It does.
-        """
+        """Raise DataError if the file was replaced or changed after it was opened."""
         if _state_of(self.file) != self._state:
             raise DataError(f"{self.file}: the pack was replaced or changed meanwhile; run again")
 
     def rows_of(self, patient: str) -> NDArray[np.int64]:
-        """Return the positions of a patient's patches, one contiguous run.
+        """Return the rows of a patient's patches, a contiguous range.
 
         Raises:
             DataError: The pack has no such patient.
@@ -225,20 +224,20 @@ class Pack:
         return cells_of(self.index[["x", "y"]].to_numpy(np.int32), patch_px=self.info.patch_px)
 
     def paths(self) -> list[str]:
-        """Return the source path of each patch.
+        """Return the path in the patch tree of each patch.
 
         Raises:
-            DataError: They cannot be read.
+            DataError: The paths cannot be read.
         """
         self.check_same()
         try:
             with open_hdf5(self.file) as file:
                 dataset = check_dataset(file, "path", DatasetSpec("text", (len(self),)))
-                found = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
+                paths = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except UNREADABLE as error:
             raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
         self.check_same()
-        return found
+        return paths
 
 
 def is_pack(path: Path) -> bool:
@@ -247,9 +246,9 @@ def is_pack(path: Path) -> bool:
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
-    """Return what tells a file from others, None where it is gone."""
+    """Return numbers that change when the file is replaced or changed, None if it is gone."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Write a pack."""
+"""Writer of packs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core.files import atomic_write
-from wsi_idc.data.pack import (
-    COLUMNS,
-    FORMAT,
-    FORMAT_VERSION,
-    PackInfo,
-)
+from wsi_idc.data.pack import COLUMNS, FORMAT, FORMAT_VERSION, PackInfo
 
 
 def write_pack(
@@ -28,17 +23,17 @@ def write_pack(
     """Write a pack in one atomic step.
 
     Args:
-        path: Where to.
-        index: One row a patch, sorted, with columns path, patient (id), x, y, label, height,
+        path: File to write.
+        index: One row per patch, sorted, with columns path, patient (id), x, y, label, height,
             width.
         pixels: Blocks of patches in the same order, each of shape (n, patch_px, patch_px, 3).
-        info: The pack's attributes.
-        provenance: JSON text that says where it came from.
+        info: Attributes of the pack.
+        provenance: JSON text with the source and the program version.
     """
     with atomic_write(path) as partial:
         offset = _write_all_but_pixels(partial, index, info=info, provenance=provenance)
         num = 0
-        # Past HDF5, which takes four times as long and may crash on a full disk.
+        # Without HDF5, which takes four times as long and may crash on a full disk.
         with partial.open("r+b") as file:
             file.seek(offset)
             for block in pixels:
@@ -51,7 +46,7 @@ def write_pack(
 def _write_all_but_pixels(
     path: Path, index: pd.DataFrame, *, info: PackInfo, provenance: str
 ) -> int:
-    """Write a pack with room for its pixels; return the byte at which they begin."""
+    """Write a pack with space for its pixels; return their byte offset."""
     patients = sorted(index["patient"].unique())
     codes = pd.Categorical(index["patient"], categories=patients).codes
     with h5py.File(path, "w", locking=False) as file:

@@ -1,4 +1,4 @@
-"""Index of a patch tree: one row per patch, from folder and file names alone.
+"""Index of a patch tree: one row per patch, from folder and file names.
 
 A tree is ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. A wrong or odd file is a ``FileIssue``
 with a reason; this module finds the issues that names show, ``decode`` those that bytes show.

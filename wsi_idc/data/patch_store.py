@@ -46,8 +46,8 @@ class PatchStore(ABC):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Names of the two folders above the root, empty if there are none; the root
-            may be the folder of one patient or class.
+        parent_names: Names of the two folders above the root, empty at the top of the file system;
+            the root may be the folder of one patient or class.
     """
 
     path: Path

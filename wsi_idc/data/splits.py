@@ -1,6 +1,6 @@
-"""Splits, always by patient: each patient of a run is train, val or test, never two of them.
+"""Splits by patient: each patient of a run is train, val or test, never two of them.
 
-A split is asked for by a word: ``auto``, ``canonical``, ``canonical+unlisted``,
+A split is given as a text: ``auto``, ``canonical``, ``canonical+unlisted``,
 ``ratio:70/15/15``, ``kfold:5/0`` or a CSV file with the columns patient and split.
 """
 
@@ -19,8 +19,8 @@ from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.data.pack import Pack
 
 DEFAULT_RATIO = "ratio:70/15/15"
-# A data set counts as the canonical one when at least this share of its patients is listed.
-_LISTED_SHARE = 0.5
+# A data set is the canonical one if at least this fraction of its patients is listed.
+_MIN_LISTED_FRACTION = 0.5
 _RATIO = re.compile(r"ratio:([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
 _KFOLD = re.compile(r"kfold:([0-9]{1,9})/([0-9]{1,9})")
 
@@ -30,8 +30,8 @@ class Split:
     """Role of each patient of a run.
 
     Attributes:
-        spec: How it was asked for, "auto" resolved.
-        roles: Patient to role.
+        spec: Text that the split was made from, "auto" resolved.
+        roles: Role of each patient.
     """
 
     spec: str
@@ -39,14 +39,14 @@ class Split:
 
     def patients(self, role: str) -> list[str]:
         """Return the sorted patients of a role."""
-        return sorted(patient for patient, has in self.roles.items() if has == role)
+        return sorted(patient for patient, own_role in self.roles.items() if own_role == role)
 
 
 def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     """Split the patients of a pack.
 
     Raises:
-        DataError: The word is unknown, or a role would be empty or have one class only.
+        DataError: The text is not a split, or a role would be empty or have one class only.
     """
     table = patient_table(pack)
     if spec == "auto":
@@ -66,12 +66,23 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
             "kfold:5/0 or a CSV file with the columns patient,split"
         )
     split = Split(spec, roles)
-    _check(split, table)
+    for role in ROLES:
+        counts = table.loc[split.patients(role)].sum()
+        if counts["patches"] == 0:
+            raise DataError(
+                f"split {spec}: no patient with labels is left for {role}; give more patients, or "
+                "a CSV with patient,split"
+            )
+        if counts["idc"] in (0, counts["patches"]):
+            raise DataError(
+                f"split {spec}: {role} has one class only; use another --seed or split, or a CSV "
+                "with patient,split"
+            )
     return split
 
 
 def patient_table(pack: Pack) -> pd.DataFrame:
-    """Return one row a patient with columns ``patches``, ``idc`` (counts of known labels)."""
+    """Count the labeled patches of each patient: columns ``patches`` and ``idc``."""
     index = pack.index
     known = index[index["label"] >= 0]
     labels = known.groupby("patient")["label"]
@@ -82,7 +93,7 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Return one row a role: patients, patches, IDC fraction; and one for those left out."""
+    """Count patients and patches, with the IDC fraction, of each role and of those left out."""
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)
@@ -93,9 +104,9 @@ def split_table(split: Split, pack: Pack) -> pd.DataFrame:
 
 
 def canonical_roles() -> dict[str, str]:
-    """Return the published lists of Cruz-Roa 2014 (84 train, 29 val, 49 test).
+    """Return the published roles of Cruz-Roa 2014 (84 train, 29 val, 49 test).
 
-    ``canonical_split.md`` beside them says where they come from.
+    ``canonical_split.md`` beside the list names its source.
     """
     source = resources.files("wsi_idc.data") / "canonical_split.csv"
     lines = source.read_text(encoding="utf-8").split()[1:]
@@ -103,12 +114,12 @@ def canonical_roles() -> dict[str, str]:
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Choose canonical where the patients are those of its lists, else a stratified ratio."""
+    """Choose canonical if most patients are listed there, else a stratified ratio."""
     roles = canonical_roles()
     listed = table[table.index.isin(roles)]
     present = {roles[patient] for patient in listed.index}
-    enough = len(listed) >= _LISTED_SHARE * len(table) and present == set(ROLES)
-    return "canonical" if enough else DEFAULT_RATIO
+    is_canonical = len(listed) >= _MIN_LISTED_FRACTION * len(table) and present == set(ROLES)
+    return "canonical" if is_canonical else DEFAULT_RATIO
 
 
 def _canonical(table: pd.DataFrame, *, unlisted_to_train: bool) -> dict[str, str]:
@@ -120,36 +131,36 @@ def _canonical(table: pd.DataFrame, *, unlisted_to_train: bool) -> dict[str, str
 
 
 def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
-    """Order patients by IDC fraction, ties at random: neighbours are alike."""
+    """Order patients by IDC fraction, ties at random, so that neighbors are similar."""
     shuffled = table.sample(frac=1, random_state=seed)
     fraction = shuffled["idc"] / shuffled["patches"].clip(lower=1)
     return list(fraction.sort_values(kind="stable").index)
 
 
 def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str]:
-    """Deal patients of like IDC fraction to the roles in proportion to ``parts``."""
+    """Assign patients of similar IDC fraction to the roles in proportion to ``parts``."""
     if sum(parts) == 0:
-        raise DataError("ratio:0/0/0 gives nobody a role; use " + DEFAULT_RATIO)
+        raise DataError(f"ratio:0/0/0 gives no patient a role; use {DEFAULT_RATIO}")
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
-    share = np.array(parts) / sum(parts)
-    # The next patient goes to the role furthest behind its share, so that every stretch of the
-    # ordered list is dealt in proportion; who gets what within a stretch is up to the seed.
-    due = rng.permutation(3) * 1e-9
-    given = np.zeros(3)
-    dealt = []
-    for count in range(1, len(patients) + 1):
-        role = int(np.argmax(share * count - given + due))
-        given[role] += 1
-        dealt.append(ROLES[role])
-    stretch = round(1 / share[share > 0].min())
-    for start in range(0, len(dealt), stretch):
-        dealt[start : start + stretch] = rng.permutation(dealt[start : start + stretch]).tolist()
-    return dict(zip(patients, dealt, strict=True))
+    fractions = np.array(parts) / sum(parts)
+    # The next patient gets the role that is furthest below its fraction, so that every block of the
+    # ordered patients has the proportions; the seed decides the order within a block.
+    tie_breaker = rng.permutation(3) * 1e-9
+    counts = np.zeros(3)
+    roles = []
+    for num_assigned in range(1, len(patients) + 1):
+        role = int(np.argmax(fractions * num_assigned - counts + tie_breaker))
+        counts[role] += 1
+        roles.append(ROLES[role])
+    block = round(1 / fractions[fractions > 0].min())
+    for start in range(0, len(roles), block):
+        roles[start : start + block] = rng.permutation(roles[start : start + block]).tolist()
+    return dict(zip(patients, roles, strict=True))
 
 
 def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict[str, str]:
-    """Test on fold ``fold``, validate on the next one, train on the rest."""
+    """Use fold ``fold`` for test, the next one for val, the others for train."""
     if not (3 <= num_folds <= len(table) and fold < num_folds):
         raise DataError(
             f"kfold:{num_folds}/{fold}: needs 3 to {len(table)} folds (the patients here), "
@@ -159,9 +170,9 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
     rng = np.random.default_rng(seed)
     roles = {}
     for start in range(0, len(patients), num_folds):
-        stretch = patients[start : start + num_folds]
-        for patient, own in zip(stretch, rng.permutation(num_folds), strict=False):
-            is_test, is_val = own == fold, own == (fold + 1) % num_folds
+        block = patients[start : start + num_folds]
+        for patient, own_fold in zip(block, rng.permutation(num_folds), strict=False):
+            is_test, is_val = own_fold == fold, own_fold == (fold + 1) % num_folds
             roles[patient] = "test" if is_test else "val" if is_val else "train"
     return roles
 
@@ -169,7 +180,7 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
 def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
     try:
         with warnings.catch_warnings():
-            # A line with more cells than the first; pandas would drop them, or shift all others.
+            # pandas would drop or shift the cells of a line that is longer than the header.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
     except FileNotFoundError:
@@ -178,35 +189,17 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
         reason = first_line(error)
         raise DataError(f"{path}: not a readable CSV ({reason})") from None
     if not {"patient", "split"} <= set(rows.columns):
-        has = ",".join(rows.columns)
-        raise DataError(f"{path}: needs the columns patient,split; has {has!r}")
-    wrong = sorted(set(rows["split"]) - set(ROLES))
-    if wrong:
+        columns = ",".join(rows.columns)
+        raise DataError(f"{path}: needs the columns patient,split; has {columns!r}")
+    if wrong := sorted(set(rows["split"]) - set(ROLES)):
         raise DataError(f"{path}: split {wrong[0]!r} is not one of train, val, test")
-    twice = rows.drop_duplicates(["patient", "split"])["patient"].duplicated(keep=False)
-    if twice.any():
-        patient = rows.drop_duplicates(["patient", "split"]).loc[twice, "patient"].iloc[0]
+    patients = rows.drop_duplicates(["patient", "split"])["patient"]
+    if patients.duplicated().any():
+        patient = patients[patients.duplicated(keep=False)].iloc[0]
         raise DataError(f"{path}: patient {patient!r} has more than one split; keep one row")
-    unknown = sorted(set(rows["patient"]) - set(table.index))
-    if unknown:
+    if unknown := sorted(set(patients) - set(table.index)):
         raise DataError(
             f"{path}: {len(unknown)} patients are not in the data, {unknown[0]!r} first; "
             "correct or remove them"
         )
     return dict(zip(rows["patient"], rows["split"], strict=True))
-
-
-def _check(split: Split, table: pd.DataFrame) -> None:
-    """Raise where a role cannot do its work."""
-    for role in ROLES:
-        counts = table.loc[split.patients(role)].sum()
-        if counts["patches"] == 0:
-            raise DataError(
-                f"split {split.spec}: no patient with labels is left for {role}; give more "
-                "patients, or a CSV with patient,split"
-            )
-        if counts["idc"] in (0, counts["patches"]):
-            raise DataError(
-                f"split {split.spec}: {role} has one class only; use another --seed or split, or "
-                "a CSV with patient,split"
-            )

@@ -82,7 +82,7 @@ def _open_copy(pack: Pack, copy: Path) -> Pack | None:
 
 def _size_and_time(path: Path) -> tuple[int, int]:
     status = path.stat()
-    return status.st_size, int(status.st_mtime)  # some disks store whole seconds
+    return status.st_size, int(status.st_mtime)  # some disks store no fractions of a second
 
 
 def _copy(pack: Pack, copy: Path) -> Pack:

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import temporary_path
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
-MIN_PATCHES = 40  # below it there is no room for both classes
-# Of a patch; low, so that some nearly blank patches stay as in the real set.
+MIN_PATCHES = 40  # fewer have no room for both classes
+# Minimum for a patch; low, so that some nearly blank patches remain as in the real data set.
 MIN_TISSUE_FRACTION = 0.06
-KEPT_FRACTION = 0.80  # of the patches of a slide; sets the canvas for a wished number
+KEPT_FRACTION = 0.80  # expected fraction of kept patches of a slide; determines its size
 
 
 @dataclass(frozen=True)
 class CohortSummary:
-    """What ``write_cohort`` wrote: counts of patients and patches."""
+    """Counts of patients and patches of a synthetic cohort."""
 
     patients: int
     patches: int
@@ -38,23 +38,20 @@ def write_cohort(
     seed: int,
     on_patient: Callable[[int], None] | None = None,
 ) -> CohortSummary:
-    """Draw patients S0001, S0002, ... and write their patches as the Kaggle set has them.
+    """Draw patients S0001, S0002, ... and write their patches in the layout of the Kaggle set.
 
-    The same arguments give the same bytes, and a patient does not depend on how many there are.
+    The same arguments give the same bytes; a patient does not depend on the number of patients.
 
     Args:
-        root: Folder of the patch tree; made if absent.
+        root: Folder of the patch tree; created if absent.
         num_patients: Number of patients, at least 1.
-        patches_per_patient: Wished number of patches of each patient, at least 40. The mean over
-            a cohort is within 10 %, one patient within 45 %: anatomy decides.
+        patches_per_patient: Approximate number of patches of each patient, at least 40. The mean
+            of a cohort differs by up to 10 %, one patient by up to 45 %.
         seed: Seed of the cohort.
         on_patient: Called after each patient with the number of its patches.
 
-    Returns:
-        Counts of what was written.
-
     Raises:
-        WsiIdcError: ``root`` is a file or holds something already.
+        WsiIdcError: ``root`` is a file or a folder that is not empty.
         ValueError: A number is out of its range.
     """
     if num_patients < 1 or patches_per_patient < MIN_PATCHES:
@@ -65,10 +62,12 @@ def write_cohort(
             f"{root}: not an empty folder, and a synthetic cohort is never mixed with other files;"
             " name another folder"
         )
-    # Drawn under another name: a cohort that is there is whole. What a kill left is drawn over.
+    # Drawn under another name, so that ``root`` is complete if it exists.
     partial = root.with_name(f".{root.name}.partial")
     counts = []
-    with temporary_path(root.with_name(f"{root.name}.lock")), _emptied(partial):
+    with temporary_path(root.with_name(f"{root.name}.lock")), contextlib.ExitStack() as stack:
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
         for index in range(1, num_patients + 1):
             patient = f"S{index:04d}"
             height, width = _slide_size(np.random.default_rng([seed, index]), patches_per_patient)
@@ -81,18 +80,8 @@ def write_cohort(
     return CohortSummary(num_patients, patches, idc_patches, edge_patches)
 
 
-@contextlib.contextmanager
-def _emptied(folder: Path) -> Iterator[None]:
-    """See that a folder of ours is gone before and after a block."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
-    """Choose height and width, px, for about ``patches`` kept patches; half are off the grid."""
+    """Choose height and width in px for about ``patches`` kept patches; half have edge patches."""
     area = patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
@@ -101,7 +90,7 @@ def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
 
 
 def _write_patches(root: Path, slide: SynthSlide) -> tuple[int, int, int]:
-    """Write the patches that hold tissue; return the numbers of all, of IDC, of edge patches."""
+    """Write the patches with tissue; return the numbers of all, of IDC and of edge patches."""
     folders = [root / slide.patient / str(label) for label in (0, 1)]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -109,13 +98,13 @@ def _write_patches(root: Path, slide: SynthSlide) -> tuple[int, int, int]:
     height, width = slide.tissue.shape
     for top in range(0, height, PATCH_PX):
         for left in range(0, width, PATCH_PX):
-            where = np.s_[top : top + PATCH_PX, left : left + PATCH_PX]
-            tissue = slide.tissue[where]
+            window = np.s_[top : top + PATCH_PX, left : left + PATCH_PX]
+            tissue = slide.tissue[window]
             if tissue.mean() < MIN_TISSUE_FRACTION:
                 continue
-            label = int(slide.idc[where][tissue].mean() >= 0.5)
+            label = int(slide.idc[window][tissue].mean() >= 0.5)
             name = f"{slide.patient}_idx5_x{left + 1}_y{top + 1}_class{label}.png"
-            _, png = cv2.imencode(".png", slide.rgb[where][..., ::-1])
+            _, png = cv2.imencode(".png", slide.rgb[window][..., ::-1])
             (folders[label] / name).write_bytes(png.tobytes())
             total, num_idc = total + 1, num_idc + label
             num_edge += tissue.shape != (PATCH_PX, PATCH_PX)

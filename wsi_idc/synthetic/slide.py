@@ -1,4 +1,4 @@
-"""Write a synthetic slide: a small pyramidal TIFF, and beside it the truth."""
+"""Write a synthetic slide: a small pyramidal TIFF and its ground-truth mask."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import atomic_write
 from wsi_idc.synthetic.tissue import draw_slide
 
-# The tissue is drawn at 4 um/px; a scanner of low power gives about 1.
+# The tissue is drawn at 4 um/px; a low-power scan has about 1 um/px.
 DRAWN_MPP = 4.0
 MPP = 1.0
 TILE_PX = 256
@@ -22,13 +22,13 @@ _SUFFIXES = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class SlideSummary:
-    """What ``write_slide`` wrote.
+    """Files and size of a synthetic slide.
 
     Attributes:
-        slide, mask: The files.
+        slide, mask: Paths of the files.
         width_px, height_px: Size of level 0.
         mpp: Microns per pixel of level 0.
-        idc_fraction: Share of the specimen, fat not counted, that is carcinoma.
+        idc_fraction: Fraction of the tissue, without fat, that is carcinoma.
     """
 
     slide: Path
@@ -42,30 +42,30 @@ class SlideSummary:
 def write_slide(
     path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
 ) -> SlideSummary:
-    """Draw a slide and write it as a tiled TIFF with a resolution, each level half the last.
+    """Draw a slide and write it as a tiled TIFF with its resolution; each level is half the last.
 
-    The truth goes beside it as ``NAME.mask.png``, a quarter of level 0 a side: 0 background and
+    The mask is ``NAME.mask.png`` beside it, at a quarter of the size of level 0: 0 background and
     fat, 1 tissue, 2 invasive carcinoma. The same arguments give the same bytes.
 
     Args:
-        path: The slide to write, ``.tif`` or ``.tiff``; its name is the patient's.
+        path: Slide to write, ``.tif`` or ``.tiff``; its name is the patient id.
         seed: Seed of tissue and stain.
         width_px: Width of level 0, a multiple of 4, at least 1000 px.
         height_px: Height of level 0, a multiple of 4, at least 1000 px.
 
     Raises:
-        WsiIdcError: The name is not that of a TIFF, or one of the files is there already.
-        ValueError: A side is too small or no multiple of 4.
+        WsiIdcError: The name is not that of a TIFF, or one of the files exists.
+        ValueError: A side is too small or not a multiple of 4.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise WsiIdcError(f"{path}: a slide is written as TIFF; name it {path.stem}.tif")
     mask_path = path.with_name(f"{path.stem}.mask.png")
     for file in (path, mask_path):
         if file.exists():
-            raise WsiIdcError(f"{file}: is there already and is not replaced; name another file")
+            raise WsiIdcError(f"{file}: exists and is not replaced; name another file")
     scale = round(DRAWN_MPP / MPP)
     if width_px % scale or height_px % scale:
-        raise ValueError(f"{width_px}x{height_px} px are no multiples of {scale}")
+        raise ValueError(f"{width_px}x{height_px} px are not multiples of {scale}")
     drawn = draw_slide(
         path.stem, seed=seed, height_px=height_px // scale, width_px=width_px // scale
     )
@@ -76,12 +76,12 @@ def write_slide(
         partial.write_bytes(png.tobytes())
     with atomic_write(path) as partial:
         _write_pyramid(partial, np.asarray(rgb, np.uint8))
-    share = float((mask == 2).sum() / (mask > 0).sum())
-    return SlideSummary(path, mask_path, width_px, height_px, MPP, share)
+    idc_fraction = float((mask == 2).sum() / (mask > 0).sum())
+    return SlideSummary(path, mask_path, width_px, height_px, MPP, idc_fraction)
 
 
 def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write levels as pages of their own: OpenSlide's generic tiled TIFF."""
+    """Write each level as a page, which OpenSlide reads as a generic tiled TIFF."""
     with tifffile.TiffWriter(path) as writer:
         for level in range(NUM_LEVELS):
             per_cm = 10_000 / (MPP * 2**level)
@@ -91,7 +91,7 @@ def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
                 tile=(TILE_PX, TILE_PX),
                 compression="zlib",
                 predictor=True,
-                # Bit 0: a smaller version of another page.
+                # Bit 0 marks a smaller version of another page.
                 subfiletype=1 if level else 0,
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",

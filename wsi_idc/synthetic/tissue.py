@@ -1,10 +1,10 @@
 """Draw breast tissue that looks like H&E at about 4 um/px, with a known region of carcinoma.
 
-The tissue is made as a stain makes it: every structure adds haematoxylin and eosin, and the colour
-follows from the Beer-Lambert law with the stain of one patient. A nucleus is 1 to 3 px wide.
-Arrangement tells invasive carcinoma from the rest, cords and nests without order against rings of
-nuclei in lobules and ducts; mean colour does so badly, since there are dark lobules and
-lymphocytes, pale scars inside the tumour and a different stain for every patient.
+Every structure adds haematoxylin and eosin; the color follows from the Beer-Lambert law with the
+stain of the patient. A nucleus is 1 to 3 px wide. The arrangement of nuclei distinguishes invasive
+carcinoma (cords and nests without order) from lobules and ducts (rings). The mean color separates
+them badly: there are dark lobules and lymphocytes, pale scars inside the tumor, and a different
+stain for every patient.
 """
 
 import zlib
@@ -22,7 +22,7 @@ Bytes = NDArray[np.uint8]
 
 MIN_SLIDE_PX = 250
 
-# Optical density (R, G, B) of unit stain: Macenko estimates on patients of the Kaggle set.
+# Optical density (R, G, B) of a stain of amount 1: Macenko estimates on patients of the Kaggle set.
 HAEMATOXYLIN = (0.56, 0.72, 0.42)
 EOSIN = (0.16, 0.83, 0.53)
 LIGHT = (241.0, 239.0, 240.0)  # empty glass
@@ -30,13 +30,13 @@ LIGHT = (241.0, 239.0, 240.0)  # empty glass
 
 @dataclass(frozen=True)
 class SynthSlide:
-    """One synthetic slide with its truth.
+    """Synthetic slide with its ground truth.
 
     Attributes:
-        patient: Id, as in the name of the patient's folder.
-        rgb: Shape (height, width, 3), uint8.
-        idc: Shape (height, width), bool; inside the outline of invasive carcinoma.
-        tissue: Shape (height, width), bool; specimen without its fat and without background.
+        patient: Patient id.
+        rgb: Pixels, shape (height, width, 3), uint8.
+        idc: Invasive carcinoma, shape (height, width), bool.
+        tissue: Tissue without fat and background, shape (height, width), bool.
     """
 
     patient: str
@@ -48,16 +48,16 @@ class SynthSlide:
 def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> SynthSlide:
     """Draw the slide of one patient.
 
-    The same arguments give the same pixels, whatever was drawn before.
+    The same arguments always give the same pixels.
 
     Args:
-        patient: Id; each id has its own anatomy and stain.
+        patient: Patient id; each id has its own anatomy and stain.
         seed: Seed of the cohort.
         height_px: Height of the slide, at least 250 px.
         width_px: Width of the slide, at least 250 px.
 
     Returns:
-        The slide; invasive carcinoma takes about 0.1 to 0.6 of its tissue.
+        The slide; about 0.1 to 0.6 of its tissue is invasive carcinoma.
 
     Raises:
         ValueError: The slide is too small to hold both classes.
@@ -70,14 +70,14 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
     soft_idc = cv2.blur(idc.astype(np.float32), (39, 39))
     epithelium, lumen, sheath = _glands(rng, specimen & ~idc)
     fat_cell, fat = _fat(rng, sheath, soft_idc)
-    fibre, nest, speckle = _textures(rng, shape)
-    haematoxylin, eosin = _normal_tissue(rng, fibre, speckle, epithelium, sheath)
-    tumour = _tumour(rng, fibre, nest, speckle)
-    # Cords reach out of the drawn outline and stroma into it: labels at its border are noisy.
+    fiber, nest, speckle = _textures(rng, shape)
+    haematoxylin, eosin = _normal_tissue(rng, fiber, speckle, epithelium, sheath)
+    tumor = _tumor(rng, fiber, nest, speckle)
+    # Cords cross the outline of the carcinoma and stroma enters it: labels at the border are noisy.
     reach = soft_idc - 0.5 + 0.15 * _noise(rng, shape, 40)
     edge = np.clip(5 * reach + 0.5 + 0.5 * nest, 0, 1)
-    haematoxylin += edge * (tumour[0] - haematoxylin)
-    eosin += edge * (tumour[1] - eosin)
+    haematoxylin += edge * (tumor[0] - haematoxylin)
+    eosin += edge * (tumor[1] - eosin)
     stained = cv2.GaussianBlur(specimen.astype(np.float32), (0, 0), 1) * (1 - fat) * (1 - lumen)
     rgb = _expose(rng, haematoxylin * stained, eosin * stained)
     return SynthSlide(patient=patient, rgb=rgb, idc=idc, tissue=specimen & ~fat_cell)
@@ -85,7 +85,7 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> Floats:
     """Draw smooth noise of mean 0 and deviation about 1 that varies over ``cell_px``."""
-    step = 4 if cell_px >= 16 else 1  # what varies slowly is as good enlarged, and much faster
+    step = 4 if cell_px >= 16 else 1  # slow noise is drawn small and enlarged, which is much faster
     coarse_shape = [int(side / cell_px) + 5 for side in shape]
     coarse = rng.standard_normal(coarse_shape, dtype=np.float32) * 1.5
     matrix = np.array([[step / cell_px, 0, 1], [0, step / cell_px, 1]])
@@ -101,29 +101,30 @@ def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, 
     step = 3  # outlines are smooth at this scale
     small = (-(-shape[0] // step), -(-shape[1] // step))
     rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: small[0], : small[1]])
-    centre = rng.uniform(0.45, 0.6, 2)  # towards the far edges: some specimens run off there
-    radial = np.hypot(rows / small[0] - float(centre[0]), cols / small[1] - float(centre[1]))
+    center = rng.uniform(0.45, 0.6, 2)  # some specimens cross the right or bottom edge
+    radial = np.hypot(rows / small[0] - float(center[0]), cols / small[1] - float(center[1]))
     rough, fine = _noise(rng, small, 10), _noise(rng, small, 3.5)
     field = radial + 0.07 * _noise(rng, small, min(small) / 4) + 0.018 * rough + 0.006 * fine
     limit = np.quantile(field, rng.uniform(0.66, 0.74))
     specimen = cv2.resize(field, shape[::-1]) < limit
     area = float((field < limit).sum())
-    wish = max(rng.uniform(0.08, 0.5), 6 * (PATCH_PX / step) ** 2 / area)  # less may own no patch
+    # A smaller fraction may contain no patch.
+    idc_fraction = max(rng.uniform(0.08, 0.5), 6 * (PATCH_PX / step) ** 2 / area)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
-    row, col = (float(share) for share in rng.uniform(0.35, 0.65, 2) * small)
+    row, col = (float(position) for position in rng.uniform(0.35, 0.65, 2) * small)
     along = (rows - row) * np.sin(angle) + (cols - col) * np.cos(angle)
     across = (rows - row) * np.cos(angle) - (cols - col) * np.sin(angle)
-    scale = float(np.sqrt(wish * area))
+    scale = float(np.sqrt(idc_fraction * area))
     distance = np.hypot(along / stretch, across * stretch).astype(np.float32)
     distance += scale * (0.12 * _noise(rng, small, 0.4 * scale) + 0.06 * rough + 0.02 * fine)
-    idc = cv2.resize(distance, shape[::-1]) < np.quantile(distance[field < limit], wish)
+    idc = cv2.resize(distance, shape[::-1]) < np.quantile(distance[field < limit], idc_fraction)
     return specimen, specimen & idc
 
 
 def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
-    """Draw fibres and nests of cells that bend along one flow, and noise the size of nuclei."""
+    """Draw fibers and cell nests that follow a common flow, and noise of the size of nuclei."""
     size = rng.uniform(1.5, 2.6)
-    # Blur of white noise along (the axis is stretched fourfold below) and across the flow, px.
+    # Sigma in px of the blur along (that axis is stretched fourfold below) and across the flow.
     sigmas = [(2.2, 0.7), (0.25 * size * rng.uniform(1.0, 1.7), size)]
     tile = np.empty((1024, 256, 2), np.float32)
     for channel, (along, across) in enumerate(sigmas):
@@ -135,28 +136,29 @@ def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats,
     sin, cos = float(np.sin(angle)), float(np.cos(angle))
     across_px = rows * cos - cols * sin + 32 * _noise(rng, shape, 190) + 6 * _noise(rng, shape, 45)
     along_px = (rows * sin + cols * cos) / 4 + 6 * _noise(rng, shape, 60)
-    across_px += _noise(rng, shape, 9)  # crimp, as collagen has
+    across_px += _noise(rng, shape, 9)  # waviness of collagen
     wrap = cv2.BORDER_WRAP
-    fibre, nest = cv2.split(cv2.remap(tile, along_px, across_px, cv2.INTER_LINEAR, borderMode=wrap))
+    fiber, nest = cv2.split(cv2.remap(tile, along_px, across_px, cv2.INTER_LINEAR, borderMode=wrap))
     speckle = cv2.GaussianBlur(rng.standard_normal(shape, dtype=np.float32), (0, 0), 0.72)
-    return fibre, 0.85 * nest + 0.5 * _noise(rng, shape, 5), speckle / float(speckle.std())
+    return fiber, 0.85 * nest + 0.5 * _noise(rng, shape, 5), speckle / float(speckle.std())
 
 
 def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, Floats]:
     """Draw lobules and ducts where ``allowed``: epithelium, lumen and sheath, each 0..1."""
     shape = (allowed.shape[0], allowed.shape[1])
     planes = np.zeros((3, *shape), np.uint8)
-    where = np.flatnonzero(allowed)
-    for place in rng.choice(where, size=int(where.size / rng.uniform(5500, 12000))):
-        row, col = divmod(int(place), shape[1])
+    candidates = np.flatnonzero(allowed)
+    num_glands = int(candidates.size / rng.uniform(5500, 12000))
+    for position in rng.choice(candidates, size=num_glands):
+        row, col = divmod(int(position), shape[1])
         if rng.random() < 0.6:
             _draw_lobule(rng, planes, row, col)
         else:
             _draw_duct(rng, planes, row, col)
     rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: shape[0], : shape[1]])
-    warp = _noise(rng, shape, 6)  # no outline in tissue is an ellipse
-    bent = cv2.remap(cv2.merge(list(planes)), cols + warp, rows + warp, cv2.INTER_LINEAR)
-    epithelium, lumen, sheath = cv2.split(bent.astype(np.float32) / 255)
+    warp = _noise(rng, shape, 6)  # makes ellipses irregular
+    warped = cv2.remap(cv2.merge(list(planes)), cols + warp, rows + warp, cv2.INTER_LINEAR)
+    epithelium, lumen, sheath = cv2.split(warped.astype(np.float32) / 255)
     return epithelium, lumen, cv2.blur(sheath, (13, 13))
 
 
@@ -165,20 +167,22 @@ def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) ->
     radius, acinus = rng.uniform(10, 36), rng.uniform(3.0, 5.5)
     cv2.circle(planes[2], (col, row), int(radius * 1.25), 255, -1)
     count = int((radius / acinus) ** 2 * rng.uniform(0.4, 0.8))
-    reach, turn = radius * np.sqrt(rng.random(count)), rng.uniform(0, 2 * np.pi, count)
-    centres = np.stack([col + reach * np.cos(turn), row + 0.8 * reach * np.sin(turn)], axis=1)
+    distance, angle = radius * np.sqrt(rng.random(count)), rng.uniform(0, 2 * np.pi, count)
+    centers = np.stack(
+        [col + distance * np.cos(angle), row + 0.8 * distance * np.sin(angle)], axis=1
+    )
     axes = 2 * acinus * rng.uniform((0.8, 0.75), (1.7, 1.1), (count, 2))
     holes = rng.choice([0.0, 0.0, 0.3, 0.45], count)  # the lumen of many acini is closed
     angles = rng.uniform(0, 180, count)
-    for centre, axis, angle, hole in zip(centres, axes, angles, holes, strict=True):
-        cv2.ellipse(planes[0], (centre, axis, angle), 255, -1, cv2.LINE_AA)
-        cv2.ellipse(planes[1], (centre, axis, angle), 0, -1)
+    for center, axis, angle, hole in zip(centers, axes, angles, holes, strict=True):
+        cv2.ellipse(planes[0], (center, axis, angle), 255, -1, cv2.LINE_AA)
+        cv2.ellipse(planes[1], (center, axis, angle), 0, -1)
         if hole:
-            cv2.ellipse(planes[1], (centre, hole * axis, angle), 255, -1, cv2.LINE_AA)
+            cv2.ellipse(planes[1], (center, hole * axis, angle), 255, -1, cv2.LINE_AA)
 
 
 def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a duct, a wavy tube cut at some angle, into (epithelium, lumen, sheath)."""
+    """Draw a duct, a wavy tube, into (epithelium, lumen, sheath)."""
     width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
     turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
     line = [col + 6 * np.cumsum(np.cos(turns)), row + 6 * np.cumsum(np.sin(turns))]
@@ -192,7 +196,7 @@ def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> N
 
 
 def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bools, Floats]:
-    """Draw fat, decided cell by cell: cells with their walls, and how empty a pixel is, 0..1."""
+    """Draw fat: a mask of its cells with their walls, and how empty each pixel is, 0..1."""
     shape, pitch = (sheath.shape[0], sheath.shape[1]), 11.5
     grid = np.mgrid[0 : shape[0] : pitch, 0 : shape[1] : pitch].reshape(2, -1)
     grid = (grid + rng.uniform(0, pitch * 1.5, grid.shape)).astype(np.int32)
@@ -201,10 +205,10 @@ def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bo
     seeds[rows, cols] = 0
     label_type = cv2.DIST_LABEL_PIXEL
     _, cell = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=label_type)
-    wish = _noise(rng, shape, 110) + 0.6 * _noise(rng, shape, 35) - 3 * sheath - 4 * soft_idc
-    chance = wish[rows, cols] + rng.normal(0, 0.3, rows.size) + rng.uniform(-0.9, 0.4)
+    tendency = _noise(rng, shape, 110) + 0.6 * _noise(rng, shape, 35) - 3 * sheath - 4 * soft_idc
+    score = tendency[rows, cols] + rng.normal(0, 0.3, rows.size) + rng.uniform(-0.9, 0.4)
     is_fat = np.zeros(rows.size + 1, bool)
-    is_fat[cell[rows, cols]] = chance > 0
+    is_fat[cell[rows, cols]] = score > 0
     inside = is_fat[cell]
     inner = inside.astype(np.uint8) * 255
     wall = (cell[1:, 1:] != cell[:-1, 1:]) | (cell[1:, 1:] != cell[1:, :-1])
@@ -214,42 +218,44 @@ def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bo
 
 
 def _nuclei(speckle: Floats, density: Floats) -> Floats:
-    """Make nuclei (0..1) out of noise: ``density`` 0 has almost none, 1 is packed."""
+    """Threshold noise into nuclei (0..1); ``density`` 0 gives almost none, 1 a dense packing."""
     return np.clip((speckle - 2.1 + 2.5 * density) * 0.6, 0, 1)
 
 
 def _normal_tissue(
-    rng: np.random.Generator, fibre: Floats, speckle: Floats, epithelium: Floats, sheath: Floats
+    rng: np.random.Generator, fiber: Floats, speckle: Floats, epithelium: Floats, sheath: Floats
 ) -> tuple[Floats, Floats]:
-    """Lay down haematoxylin and eosin of stroma, glands and lymphocytes."""
-    shape = (fibre.shape[0], fibre.shape[1])
+    """Compute haematoxylin and eosin of stroma, glands and lymphocytes."""
+    shape = (fiber.shape[0], fiber.shape[1])
     lymph = _noise(rng, shape, 28) + 0.8 * _noise(rng, shape, 90) - rng.uniform(1.8, 2.6)
     lymph = np.clip(lymph * 2, 0, 1)
     cellular = np.clip(0.22 + 0.16 * _noise(rng, shape, 60) + 0.15 * sheath, 0, 0.6)
     nuclei = _nuclei(speckle, np.maximum(np.maximum(cellular, 0.85 * epithelium), 0.9 * lymph))
-    eosin = 0.6 + 0.12 * fibre + 0.08 * _noise(rng, shape, 80) + 0.05 * speckle
-    cleft = np.clip((fibre - 1.6) * 2, 0, 1) * (1 - epithelium)  # fibres part when tissue dries
+    eosin = 0.6 + 0.12 * fiber + 0.08 * _noise(rng, shape, 80) + 0.05 * speckle
+    cleft = np.clip((fiber - 1.6) * 2, 0, 1) * (1 - epithelium)  # gaps of dried tissue
     eosin *= (1 - 0.85 * cleft) * (1 - 0.4 * epithelium)
     haematoxylin = 0.08 + 0.1 * cellular + 0.45 * epithelium + 0.25 * lymph + 1.1 * nuclei
     return np.maximum(haematoxylin * (1 - 0.8 * cleft), 0), np.maximum(eosin, 0.02)
 
 
-def _tumour(
-    rng: np.random.Generator, fibre: Floats, nest: Floats, speckle: Floats
+def _tumor(
+    rng: np.random.Generator, fiber: Floats, nest: Floats, speckle: Floats
 ) -> tuple[Floats, Floats]:
-    """Lay down haematoxylin and eosin of invasive carcinoma, nests and cords in reactive stroma."""
-    shape = (fibre.shape[0], fibre.shape[1])
+    """Compute haematoxylin and eosin of carcinoma: nests and cords in reactive stroma."""
+    shape = (fiber.shape[0], fiber.shape[1])
     rarity = rng.uniform(-0.5, 0.5) + 0.5 * _noise(rng, shape, 90) + 0.2 * _noise(rng, shape, 30)
     cells = np.clip((nest - rarity) * 2.5, 0, 1)
-    lumen = 0.85 * cells * np.clip((nest - rng.uniform(1.3, 3.0)) * 4, 0, 1)  # well or badly formed
+    lumen = (
+        0.85 * cells * np.clip((nest - rng.uniform(1.3, 3.0)) * 4, 0, 1)
+    )  # well or poorly formed
     nuclei = _nuclei(speckle, 0.3 + 0.42 * cells)
     haematoxylin = 0.18 + 0.38 * cells + 1.2 * nuclei
-    eosin = (0.56 + 0.11 * fibre + 0.05 * speckle) * (1 - 0.2 * cells)
+    eosin = (0.56 + 0.11 * fiber + 0.05 * speckle) * (1 - 0.2 * cells)
     return haematoxylin * (1 - lumen), np.maximum(eosin, 0.02) * (1 - lumen)
 
 
 def _expose(rng: np.random.Generator, haematoxylin: Floats, eosin: Floats) -> Bytes:
-    """Colour the slide with this patient's stain and scanner: uint8 (height, width, 3)."""
+    """Render RGB with the stain and scanner of this patient: uint8 (height, width, 3)."""
     vectors = np.array([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.035, (2, 3))
     vectors *= rng.uniform((0.75, 0.65), (1.3, 1.25))[:, None]
     light = np.array(LIGHT) + rng.normal(0, 1.2, 3)
