@@ -124,11 +124,11 @@ def _warn_unused_gpus(gpus: str) -> None:
 
 
 @contextlib.contextmanager
-def oom_as_error(what: int | str, device: torch.device) -> Iterator[None]:
+def oom_as_error(workload: int | str, device: torch.device) -> Iterator[None]:
     """Convert torch.OutOfMemoryError inside the block into a one-line user error.
 
     Args:
-        what: Number of patches in the batch, or a text that names what needs the memory.
+        workload: Number of patches in the batch, or a text that names the work.
         device: Device that is named in the message.
 
     Raises:
@@ -137,6 +137,6 @@ def oom_as_error(what: int | str, device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        if isinstance(what, int):
-            what = f"{what} patches at once; give a smaller --batch-size"
-        raise TooLittleMemoryError(f"{device} has too little memory for {what}") from None
+        if isinstance(workload, int):
+            workload = f"{workload} patches at once; give a smaller --batch-size"
+        raise TooLittleMemoryError(f"{device} has too little memory for {workload}") from None
