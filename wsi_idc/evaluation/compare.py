@@ -96,7 +96,7 @@ def read_predictions(folder: Path) -> Predictions:
         record = parse_json((folder / METRICS_JSON).read_text(encoding="utf-8"))
         column, threshold = str(record["judged"]), float(record["threshold"])
         if column not in _COLUMNS:
-            raise ValueError(f"judged is {column!r}")
+            raise ValueError(f"unknown column {column!r}")
         method = dict(record["provenance"]["method"])
         notes = tuple(str(note) for note in record.get("notes", ()))
         dtypes = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}

@@ -49,20 +49,17 @@ def surest_wrong(
 
 def false_positives(evaluation: Evaluation, pack: Pack) -> Figure:
     """Draw the non-IDC patches with the largest probability of IDC."""
-    num_wrong = evaluation.final.confusion.false_positive
-    return _gallery(evaluation, pack, label=0, name="False positives", num_wrong=num_wrong)
+    return _gallery(evaluation, pack, label=0, name="False positives")
 
 
 def false_negatives(evaluation: Evaluation, pack: Pack) -> Figure:
     """Draw the IDC patches with the smallest probability of IDC."""
-    num_wrong = evaluation.final.confusion.false_negative
-    return _gallery(evaluation, pack, label=1, name="False negatives", num_wrong=num_wrong)
+    return _gallery(evaluation, pack, label=1, name="False negatives")
 
 
-def _gallery(
-    evaluation: Evaluation, pack: Pack, *, label: int, name: str, num_wrong: int
-) -> Figure:
-    final = evaluation.final
+def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Figure:
+    final, counts = evaluation.final, evaluation.final.confusion
+    num_wrong = counts.false_negative if label else counts.false_positive
     chosen = surest_wrong(
         evaluation.predictions, final.column, threshold=final.threshold, label=label
     )

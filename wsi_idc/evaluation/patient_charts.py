@@ -1,6 +1,7 @@
 """Figures of an evaluation with one mark per patient."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,15 +65,8 @@ def _draw_sorted(
             for row in ordered[is_weak].to_dict("records")
         ]
         text = "\n".join(["weakest:", *lines])
-        ax.annotate(
-            text,
-            (0.985, 0.06),
-            xycoords="axes fraction",
-            ha="right",
-            va="bottom",
-            color=OTHER,
-            fontsize=9,
-        )
+        style: dict[str, Any] = {"ha": "right", "va": "bottom", "color": OTHER, "fontsize": 9}
+        ax.text(0.985, 0.06, text, transform=ax.transAxes, **style)
     ax.set(xlim=(0.3, len(ordered) + 0.7), ylim=(max(-0.05, min(values.min() - 0.1, 0.6)), 1.05))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     limits = interval(statistics["low"], statistics["high"])

@@ -169,7 +169,7 @@ def stain(description: Description, pack: Pack) -> Figure:
     table = description.patients
     table = table[table["stain_strength"].notna()]
     has_score, is_outlier = table["stain_strength_z"].notna(), table["stain_outlier"]
-    no_score = f"fewer than {MIN_PATCHES_FOR_STAIN} patches of tissue, not judged"
+    no_score = f"fewer than {MIN_PATCHES_FOR_STAIN} patches of tissue, no score"
     outlier = f"outlier: beyond a modified z of ±{MAX_ABS_Z}, dashed"
     for ax, feature, name in zip(
         axes, ("red_share", "blue_share"), ("red (more: bluer tissue)", "blue"), strict=True

@@ -53,14 +53,8 @@ class Description:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables that are written as CSV, by name."""
-        return {
-            "patients": self.patients,
-            "classes": self.classes,
-            "channels": self.channels,
-            "sizes": self.sizes,
-            "hints": self.hints.drop(columns="row"),
-            "duplicates": self.duplicates.drop(columns="row"),
-        }
+        names = ("patients", "classes", "channels", "sizes", "hints", "duplicates")
+        return {name: getattr(self, name).drop(columns="row", errors="ignore") for name in names}
 
 
 def describe(pack: Pack) -> Description:
