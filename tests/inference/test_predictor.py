@@ -9,7 +9,7 @@ from scipy.special import softmax
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction, predict_logits
-from wsi_idc.inference.predictor import Predictor, validate_input
+from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, load_checkpoint, save_checkpoint
 from wsi_idc.runtime.device import select_device
@@ -130,8 +130,8 @@ def test_cache_keys_differ_by_checkpoints_and_options(trained: Checkpoint, other
 
 
 def test_patches_may_differ_a_little_in_scale(trained: Checkpoint, cohort: Pack):
-    validate_input(trained, cohort)
-    validate_input(replace(trained, input=replace(trained.input, mpp=4.2)), cohort)
+    rescaled = replace(trained, fingerprint=None, input=replace(trained.input, mpp=4.2))
+    Predictor((trained, rescaled)).validate_input(cohort)
 
 
 @pytest.mark.parametrize(

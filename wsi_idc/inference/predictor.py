@@ -120,9 +120,24 @@ class Predictor:
         return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Check that the pack's patches have the size and scale that the networks take."""
+        """Check that the pack's patches have the size and scale that the networks take.
+
+        Raises:
+            CheckpointError: Their size or their microns per pixel differ.
+        """
+        info = pack.info
         for checkpoint in self.checkpoints:
-            validate_input(checkpoint, pack)
+            spec = checkpoint.input
+            if spec.patch_px != info.patch_px:
+                raise CheckpointError(
+                    f"{checkpoint.source}: takes patches of {spec.patch_px} px, {pack.path} has "
+                    f"{info.patch_px} px; prepare the data at the model's size"
+                )
+            if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
+                raise CheckpointError(
+                    f"{checkpoint.source}: was trained at {spec.mpp:g} um/px, {pack.path} has "
+                    f"{info.mpp:g} um/px; use data and model of one resolution"
+                )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
         """Check that every network has this CAM, and that it is fine enough."""
@@ -216,22 +231,3 @@ class Predictor:
         members = [checkpoint.summary() for checkpoint in self.checkpoints]
         summary = {**members[0], "tta": self.tta, "smooth": self.smooth}
         return summary if len(members) == 1 else {**summary, "ensemble": members}
-
-
-def validate_input(checkpoint: Checkpoint, pack: Pack) -> None:
-    """Check that the pack's patches have the size and scale that the network takes.
-
-    Raises:
-        CheckpointError: Their size or their microns per pixel differ.
-    """
-    spec, info = checkpoint.input, pack.info
-    if spec.patch_px != info.patch_px:
-        raise CheckpointError(
-            f"{checkpoint.source}: takes patches of {spec.patch_px} px, {pack.path} has "
-            f"{info.patch_px} px; prepare the data at the model's size"
-        )
-    if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
-        raise CheckpointError(
-            f"{checkpoint.source}: was trained at {spec.mpp:g} um/px, {pack.path} has "
-            f"{info.mpp:g} um/px; use data and model of one resolution"
-        )
