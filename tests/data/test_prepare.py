@@ -39,7 +39,7 @@ def test_mpp_is_assumed_or_given(tree, tmp_path, pack):
     assert (info.mpp, info.mpp_source) == (3.9, "given")
 
 
-def test_provenance_says_where_from(tree, pack):
+def test_provenance_has_the_source(tree, pack):
     with h5py.File(pack.path) as file:
         record = json.loads(file.attrs["provenance"])
     assert record["source"] == str(tree)
@@ -60,9 +60,9 @@ def test_edge_patch_is_padded_white_and_flagged(tree, tmp_path):
     assert read_csv(tmp_path / "flagged.csv")[0]["reason"] == "edge patch"
 
 
-def test_a_small_patch_that_others_lie_beyond_is_told_apart(tree, tmp_path):
+def test_a_small_patch_inside_the_slide_is_flagged(tree, tmp_path):
     path = f"9/0/{file_name('9', 0, 3, 0)}"
-    save_png(tree / path, pixels_of("9", 0, 3, height=37))  # patient 9 goes on in row 4
+    save_png(tree / path, pixels_of("9", 0, 3, height=37))  # patient 9 has row 4
     report = prepare(tree, tmp_path / "a.h5")
     assert report.num_edge == 1
     assert report.flagged == (FileIssue(path, "small inside the slide", "50x37 px, padded white"),)
@@ -89,27 +89,19 @@ def test_other_kinds_of_png(tree, tmp_path, mode):
     assert np.array_equal(pack.patches[5], np.asarray(image.convert("RGB")))
 
 
-def test_a_file_that_is_no_pack_is_not_replaced(tree, tmp_path):
-    out = tmp_path / "notes.txt"
-    out.write_text("mine")
-    with pytest.raises(DataError, match=r"notes\.txt exists and is not a pack"):
-        prepare(tree, out)
-    assert out.read_text() == "mine"
-
-
 @pytest.mark.parametrize("name", ["rejected.csv", "flagged.csv"])
 @pytest.mark.parametrize("mine", ["path,reason,details\na,b,c\n", "", None])
 def test_a_list_of_another_program_is_not_replaced(tree, tmp_path, name, mine, monkeypatch):
     path, out = tmp_path / name, tmp_path / "idc.h5"
     path.mkdir() if mine is None else path.write_text(mine)
-    monkeypatch.setattr("wsi_idc.data.prepare.decode_tree", None)  # ahead of the work
+    monkeypatch.setattr("wsi_idc.data.prepare.decode_tree", None)  # refused before decoding
     with pytest.raises(DataError, match=f"{name} was not written by prepare and would be lost"):
         prepare(tree, out)
     assert mine is None or path.read_text() == mine
     assert not out.exists()
 
 
-def test_lists_of_another_pack_are_replaced_with_a_word(tree, tmp_path, caplog):
+def test_lists_of_another_pack_are_replaced_with_a_warning(tree, tmp_path, caplog):
     for _ in range(2):
         prepare(tree, tmp_path / "a.h5")
     (tmp_path / "rejected.csv").write_bytes(b"path,reason,detail\r\n")
@@ -127,7 +119,7 @@ def test_nested_copy_changes_nothing(tree, tmp_path):
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
-def test_a_damaged_patch_is_taken_from_its_whole_copy(tree, tmp_path, as_zip):
+def test_an_undamaged_copy_replaces_a_damaged_patch(tree, tmp_path, as_zip):
     good = prepare(tree, tmp_path / "a.h5").pack
     expected, paths = pack_content(good), Pack(good).paths()
     for folder in ("b", "c"):
@@ -142,11 +134,11 @@ def test_a_damaged_patch_is_taken_from_its_whole_copy(tree, tmp_path, as_zip):
     detail = f"not a PNG file; its copy {copy} is packed"
     assert report.rejected == (FileIssue(path, "unreadable", detail),)
     assert report.num_patches == 7
-    assert Pack(report.pack).paths() == [copy if one == path else one for one in paths]
+    assert Pack(report.pack).paths() == [copy if name == path else name for name in paths]
     assert pack_content(report.pack) == expected | {"path": Pack(report.pack).paths()}
 
 
-def test_a_damaged_patch_without_a_whole_copy_is_left_out(tree, tmp_path):
+def test_a_damaged_patch_without_an_undamaged_copy_is_left_out(tree, tmp_path):
     path = f"9/0/{file_name('9', 0, 3, 0)}"
     size = (tree / path).stat().st_size
     for damaged in (tree / path, tree / "copy" / path):
@@ -157,7 +149,7 @@ def test_a_damaged_patch_without_a_whole_copy_is_left_out(tree, tmp_path):
     assert report.num_patches == 6
 
 
-def test_fingerprint_follows_content_not_the_place(tree, tmp_path):
+def test_fingerprint_depends_on_content_and_not_on_the_folder(tree, tmp_path):
     def fingerprint(root: Path) -> str:
         return prepare(root, tmp_path / "a.h5").info.source_fingerprint
 
@@ -212,26 +204,28 @@ def test_a_failed_run_keeps_the_old_pack(tree, tmp_path):
     assert names(out.parent) == ["a.h5", "flagged.csv", "rejected.csv"]
 
 
+def write_notes(out: Path) -> Path:
+    out.write_text("mine")
+    return out
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make_out", "options", "message"),
     [
-        ({"patch_px": 0}, "a patch of 0 px cannot be packed; choose 1 to 255 px"),
-        ({"patch_px": 256}, "a patch of 256 px cannot be packed"),
-        ({"mpp": 0.0}, "0.0 microns per pixel make no sense; give 0.001 to 100"),
-        ({"mpp": float("nan")}, "nan microns per pixel make no sense"),
+        (Path, {"patch_px": 0}, "a patch of 0 px cannot be packed; choose 1 to 255 px"),
+        (Path, {"patch_px": 256}, "a patch of 256 px cannot be packed"),
+        (Path, {"mpp": 0.0}, "0.0 microns per pixel make no sense; give 0.001 to 100"),
+        (Path, {"mpp": float("nan")}, "nan microns per pixel make no sense"),
+        (lambda out: out.parent, {}, "is a folder; --out names the pack"),
+        (write_notes, {}, "a.h5 exists and is not a pack"),
+        (lambda out: write_notes(out) / "b.h5", {}, "cannot be written there"),
     ],
 )
-def test_senseless_sizes(tree, tmp_path, options, message):
-    with pytest.raises(DataError, match=message):
-        prepare(tree, tmp_path / "a.h5", **options)
-
-
-def test_out_that_cannot_be_written(tree, tmp_path):
-    with pytest.raises(DataError, match="is a folder; --out names the pack"):
-        prepare(tree, tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(WsiIdcError, match="cannot be written there"):
-        prepare(tree, tmp_path / "file" / "a.h5")
+def test_wrong_arguments(tree, tmp_path, make_out, options, message):
+    out = make_out(tmp_path / "a.h5")
+    with pytest.raises(WsiIdcError, match=message):
+        prepare(tree, out, **options)
+    assert not (tmp_path / "a.h5").exists() or (tmp_path / "a.h5").read_text() == "mine"
 
 
 def test_a_few_bad_files_are_logged_and_the_rest_is_in_the_list(tmp_path, caplog):

@@ -5,14 +5,23 @@ import pytest
 
 from wsi_idc.cli.main import group, run
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.synthetic.slide import write_slide
-from wsi_idc.synthetic.tissue import draw_slide
+from wsi_idc.synthetic.slide import SlideSummary, write_slide
+from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
 
-def test_openslide_reads_what_was_drawn(tmp_path):
-    found = write_slide(tmp_path / "S1.tif", seed=3, width_px=2000, height_px=1600)
-    drawn = draw_slide("S1", seed=3, width_px=500, height_px=400)
-    with openslide.OpenSlide(found.slide) as slide:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> SlideSummary:
+    path = tmp_path_factory.mktemp("slide") / "S1.tif"
+    return write_slide(path, seed=3, width_px=2000, height_px=1600)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> SynthSlide:
+    return draw_slide("S1", seed=3, width_px=500, height_px=400)
+
+
+def test_openslide_reads_the_drawn_pixels(written, drawn):
+    with openslide.OpenSlide(written.slide) as slide:
         assert slide.properties["openslide.vendor"] == "generic-tiff"
         assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(1.0)
         assert float(slide.properties["openslide.mpp-y"]) == pytest.approx(1.0)
@@ -26,15 +35,13 @@ def test_openslide_reads_what_was_drawn(tmp_path):
     assert np.array_equal(np.asarray(corner), up[800:1000, 1200:1500])
 
 
-def test_the_mask_is_the_truth(tmp_path):
-    found = write_slide(tmp_path / "S1.tif", seed=3, width_px=2000, height_px=1600)
-    assert found.mask == tmp_path / "S1.mask.png"
-    drawn = draw_slide("S1", seed=3, width_px=500, height_px=400)
-    mask = cv2.imread(str(found.mask), cv2.IMREAD_UNCHANGED)
+def test_the_mask_is_the_truth(written, drawn):
+    assert written.mask == written.slide.with_name("S1.mask.png")
+    mask = cv2.imread(str(written.mask), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (400, 500)
     assert np.array_equal(mask > 0, drawn.tissue)
     assert np.array_equal(mask == 2, drawn.tissue & drawn.idc)
-    assert found.idc_fraction == pytest.approx(drawn.idc[drawn.tissue].mean())
+    assert written.idc_fraction == pytest.approx(drawn.idc[drawn.tissue].mean())
 
 
 def test_same_arguments_same_bytes(tmp_path):
@@ -44,7 +51,7 @@ def test_same_arguments_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_what_is_there_is_not_replaced(tmp_path):
+def test_existing_files_are_not_replaced(tmp_path):
     with pytest.raises(WsiIdcError, match=r"S1.png: a slide is written as TIFF; name it S1.tif"):
         write_slide(tmp_path / "S1.png", seed=0)
     (tmp_path / "S1.mask.png").touch()
@@ -57,9 +64,9 @@ def test_what_is_there_is_not_replaced(tmp_path):
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(lambda: group.main(["synth", "--slide", "S1.tif"], standalone_mode=False)) == 0
-    said = capsys.readouterr().out
-    assert "S1.tif: 4000x3000 px at 1 um/px" in said
-    assert "S1.mask.png: its truth" in said
+    output = capsys.readouterr().out
+    assert "S1.tif: 4000x3000 px at 1 um/px" in output
+    assert "S1.mask.png: its truth" in output
     for wrong in (["synth"], ["synth", "cohort", "--slide", "S2.tif"]):
         assert run(lambda wrong=wrong: group.main(wrong, standalone_mode=False)) == 2
         assert "give FOLDER for a cohort or --slide FILE" in capsys.readouterr().err
