@@ -8,11 +8,11 @@ from PIL import Image
 
 from tests.export.maps import full_grid, on_slide, small_map, stored
 from wsi_idc.export import png
-from wsi_idc.export.png import LABEL_RGB, layer_pictures, write_legend, write_png
+from wsi_idc.export.png import layer_pictures, write_legend, write_png
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
+from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.render import panels
 from wsi_idc.report.layers import cam_levels, page_layers
 
@@ -143,18 +143,9 @@ def test_nan_is_transparent(tmp_path: Path):
     assert (pictures["cam"][..., 3] == 0).all()
 
 
-def test_label_colors_are_those_of_the_palette():
-    for label, color in LABEL_COLORS.items():
-        assert "#{:02x}{:02x}{:02x}".format(*LABEL_RGB[label]) == color
-
-
-def test_unlabeled_map_has_no_label_layer(tmp_path: Path):
-    assert list(draw(small_map([[0, 0]], [0.5]), tmp_path)) == ["probability"]
-
-
 @pytest.mark.parametrize("stride_px", [None, 20])
 def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | None):
-    # Where patches overlap a cell shows the middle of its patch; what glows here lies outside.
+    # Where patches overlap a cell shows the middle of its patch; here the largest values are outside.
     cam = np.ones((6, 10, 10), np.float32)
     cam[:, 0], cam[:, 5, 5] = 9, 2
     ones = np.ones(6, np.float32)
@@ -165,15 +156,14 @@ def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | 
     top = robust_max(patient_map.cell_cams())
     assert (top < 9) is (stride_px is not None)
     tissue = np.zeros((2, 3, 3), np.uint8)
-    scene = panels.PanelInput(patient_map, tissue, has_image=False, cell_px=1, threshold=0.5)
+    panel_input = panels.PanelInput(patient_map, tissue, has_image=False, cell_px=1, threshold=0.5)
     layers = {layer.name: layer for layer in layer_pictures(patient_map, None)}
     shown = {layer.name: layer for layer in page_layers(patient_map, has_tissue=False)}
     for name in ("probability", "smoothed", "uncertainty", "cam"):
-        key = panels.layer_panel(scene, name).legend
-        assert ["#{:02x}{:02x}{:02x}".format(*one) for one in key.colors] == list(
-            shown[name].palette
-        )
+        legend = panels.layer_panel(panel_input, name).legend
+        hex_codes = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in legend.colors)
+        assert hex_codes == shown[name].palette
         assert layers[name].scale["colour_map"] == f"matplotlib {COLORMAPS[name]}"
-        assert key.vmax == shown[name].vmax == (top if name == "cam" else 1)
+        assert legend.vmax == shown[name].vmax == (top if name == "cam" else 1)
     assert layers["cam"].scale["high"] == top
     assert cam_levels(patient_map).max() == 255

@@ -1,10 +1,36 @@
 import numpy as np
 import pytest
 
-from wsi_idc.maps.layers import robust_max
+from tests.small_maps import small_map
+from wsi_idc.maps.layers import crop_to_patches, layers_of, robust_max
 
 
-def test_a_single_glowing_pixel_does_not_darken_the_rest():
+def test_layers_have_one_order_and_one_title():
+    values = np.full(4, 0.25, np.float32)
+    layers = layers_of(small_map(smoothed=values, uncertainty=values))
+    assert [(layer.name, layer.title, layer.colormap) for layer in layers] == [
+        ("tissue", "Tissue", ""),
+        ("probability", "Probability of IDC", "viridis"),
+        ("smoothed", "Smoothed probability", "viridis"),
+        ("cam", "Grad-CAM of IDC", "inferno"),
+        ("uncertainty", "Uncertainty", "cividis"),
+        ("labels", "Labels", ""),
+    ]
+    assert [layer.vmax for layer in layers[1:5]] == [1, 1, 4, 0.25]
+    assert [label.name for label in layers[-1].classes] == ["non-IDC", "IDC", "unknown"]
+
+
+def test_missing_quantities_have_no_layer():
+    bare = small_map(cam=None, label=np.full(4, -1, np.int8))
+    assert [layer.name for layer in layers_of(bare, has_tissue=False)] == ["probability"]
+
+
+def test_cropped_grid_begins_with_the_first_patch():
+    cropped = crop_to_patches(small_map([(2, 3), (3, 5)]))
+    assert cropped.row_col.tolist() == [[0, 0], [1, 2]]
+
+
+def test_robust_max_ignores_a_single_glowing_pixel_and_nan():
     values = np.ones(1001, np.float32)
     values[7] = 1000
     assert robust_max(values) == 1
@@ -13,5 +39,5 @@ def test_a_single_glowing_pixel_does_not_darken_the_rest():
 
 
 @pytest.mark.parametrize("value", [0, -1, np.nan])
-def test_where_nothing_glows_full_strength_is_one(value):
+def test_robust_max_is_one_without_positive_values(value: float):
     assert robust_max(np.full((2, 3), value, np.float32)) == 1

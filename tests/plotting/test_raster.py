@@ -31,7 +31,7 @@ def test_overlay_blends_by_opacity():
     table = np.zeros((256, 4), np.uint8)
     table[:, 0], table[:, 3] = np.arange(256), 128
     painted = overlay_colormap(ground, np.array([[0, 0.5, 1]], np.float32), table)
-    # (200 * 127 + red * 128) / 255; 0.5 is the colour 128, 1 is the last one
+    # (200 * 127 + red * 128) / 255; 0.5 is the color 128, 1 is the last one
     assert painted[0].tolist() == [[100, 100, 100], [164, 100, 100], [228, 100, 100]]
 
 

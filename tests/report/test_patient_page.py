@@ -21,7 +21,7 @@ FIGURES = """
 
 
 class Outline(HTMLParser):
-    """What a browser would see of a page: texts, attributes, styles; scripts apart."""
+    """Texts, attributes, styles and scripts of a page, as a browser reads them."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -46,7 +46,7 @@ class Outline(HTMLParser):
 
 
 def assert_closed(html: str) -> Outline:
-    """Assert that nothing in a page's mark-up leads out of it; return what a browser sees."""
+    """Assert that no markup of a page leads out of it; return the parsed page."""
     page = Outline(html)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
@@ -61,14 +61,11 @@ def assert_closed(html: str) -> Outline:
     return page
 
 
-def page_of(patient_map: PatientMap, *, threshold: float | None = None) -> str:
+def page_of(patient_map: PatientMap) -> str:
     image = None
     if patient_map.patches is not None:
         image = mosaic(patient_map.patches, patient_map.row_col, shape=patient_map.shape, fill=255)
-    row = cohort_row(
-        patient_map, threshold=patient_map.threshold if threshold is None else threshold
-    )
-    return patient_page(patient_map, image, row)
+    return patient_page(patient_map, image, cohort_row(patient_map, threshold=0.5))
 
 
 def write_page(folder: Path, patient_map: PatientMap) -> Path:
@@ -84,8 +81,8 @@ def test_page_has_patient_origin_and_notice():
     assert "5 patches · 0.2 mm² · 4 µm/px (assumed) · cnn · test patient of its split" in text
     assert "Research use only, never a diagnosis." in text
     assert "of 4 labelled patches" in text
-    for value in ("best.pt (cnn)", "0123456789abcdef" * 4, "fd" * 32, "2026-01-02"):
-        assert value in text
+    values = ("best.pt (cnn)", "0123456789abcdef" * 4, "fd" * 32, "2026-01-02")
+    assert all(value in text for value in values)
     assert "trained on this patient" not in text
     seen = hand_map(model={"role_of_patient": "train"})
     assert "The model was trained on this patient" in page_of(seen)
@@ -119,35 +116,29 @@ def test_text_of_a_map_is_never_markup():
     assert "mathjax" not in html.split("</head>")[1].lower()
 
 
-@pytest.mark.parametrize("what", ["all", "bare", "slide"])
-def test_page_has_the_layers_of_the_map(what: str):
+@pytest.mark.parametrize("case", ["all", "bare", "slide"])
+def test_page_has_the_layers_of_the_map(case: str):
     values = np.full(5, 0.1, np.float32)
     slide = SlideView("a.svs", 0.5, 1600, 1600, np.full((8, 8, 3), 200, np.uint8), np.ones((8, 8)))
     patient_map = {
         "all": hand_map(uncertainty=values, smoothed=values, smoothing={"threshold": 0.4}),
         "bare": hand_map(cam=None, patches=None, label=np.full(5, -1, np.int8)),
         "slide": hand_map(slide=slide, patches=None),
-    }[what]
+    }[case]
     html = page_of(patient_map)
     assert_closed(html)
     has = {name: f'"name":"{name}_on"' in html for name in _LAYERS}
-    assert has == {name: what in where for name, where in _LAYERS.items()}
-    assert ("made without its image" in html) == (what != "all")
-    assert ("made without a CAM" in html) == (what == "bare")
-    assert ('id="sensitivity"' in html) == (what != "bare")
-    assert ("a.svs, 1600 x 1600 px" in html) == (what == "slide")
+    assert has == {name: case in cases for name, cases in _LAYERS.items()}
+    assert ("made without its image" in html) == (case != "all")
+    assert ("made without a CAM" in html) == (case == "bare")
+    assert ('id="sensitivity"' in html) == (case != "bare")
+    assert ("a.svs, 1600 x 1600 px" in html) == (case == "slide")
 
 
 _LAYERS = {
-    "probability": ("all", "bare", "slide"),
-    "regions": ("all", "bare", "slide"),
-    "truth": ("all", "slide"),
-    "labels": ("all", "slide"),
-    "errors": ("all", "slide"),
-    "cam": ("all", "slide"),
-    "tissue": ("all", "slide"),
-    "uncertainty": ("all",),
-    "smoothed": ("all",),
+    **dict.fromkeys(("probability", "regions"), ("all", "bare", "slide")),
+    **dict.fromkeys(("truth", "labels", "errors", "cam", "tissue"), ("all", "slide")),
+    **dict.fromkeys(("uncertainty", "smoothed"), ("all",)),
 }
 
 
@@ -159,9 +150,7 @@ def test_provenance_rounds_smoothing():
 
 def test_provenance_omits_unknown_values():
     names = dict(provenance_of(hand_map(cam=None, model={}, provenance={"identity": "odd"})))
-    assert set(names) == {"threshold, temperature", "resolution", "classes"} | (
-        {"checkpoint"} & set(names)
-    )
+    assert set(names) - {"checkpoint"} == {"threshold, temperature", "resolution", "classes"}
     assert names["threshold, temperature"] == "0.5, 1.25"
 
 
@@ -246,7 +235,7 @@ def test_controls_change_layers_and_probability(tmp_path: Path):
         " text('called-patches'), document.getElementById('mark-smoothed').hidden,"
         " model('histogram').renderers.map((bars) => bars.visible)]",
     )
-    # Three labels' bars of the probability, and three of what was smoothed.
+    # Bars of three labels for the probability, and three for the smoothed probability.
     assert answer == [True, 0.25, "0.300", "1 of 5", False, [False] * 3 + [True] * 3]
 
 
