@@ -145,7 +145,7 @@ def test_nan_is_transparent(tmp_path: Path):
 
 @pytest.mark.parametrize("stride_px", [None, 20])
 def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | None):
-    # Where patches overlap a cell shows the middle of its patch; here the largest values are outside.
+    # Where patches overlap, a cell shows the middle of its patch; the largest values are outside.
     cam = np.ones((6, 10, 10), np.float32)
     cam[:, 0], cam[:, 5, 5] = 9, 2
     ones = np.ones(6, np.float32)

@@ -15,7 +15,7 @@ from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE, TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics import bootstrap
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
-from wsi_idc.plotting.colors import ACCENT, GREY, GRID, LABEL_COLORS, OTHER
+from wsi_idc.plotting.colors import ACCENT, GRAY, GRID, LABEL_COLORS, OTHER
 from wsi_idc.plotting.number_format import count, interval, number, percent
 from wsi_idc.plotting.style import INK, say_none
 
@@ -115,8 +115,8 @@ def roc_and_pr(evaluation: Evaluation) -> Figure:
         sensitivity, prevalence = metrics["sensitivity"], metrics["prevalence"]
         for ax, band in zip((roc, pr), evaluation.bands, strict=True):
             _draw_band(ax, band)
-        roc.plot([0, 1], [0, 1], ":", color=GREY, label="chance")
-        pr.axhline(prevalence, ls=":", color=GREY, label=f"chance: prevalence {prevalence:.3f}")
+        roc.plot([0, 1], [0, 1], ":", color=GRAY, label="chance")
+        pr.axhline(prevalence, ls=":", color=GRAY, label=f"chance: prevalence {prevalence:.3f}")
         label = f"threshold {number(final.threshold)}"
         point = {"color": OTHER, "ms": 8, "mec": "white", "ls": "", "zorder": 3, "label": label}
         roc.plot(1 - metrics["specificity"], sensitivity, "o", **point)
@@ -192,7 +192,7 @@ def reliability(evaluation: Evaluation) -> Figure:
         seed=evaluation.record["seed"],
     )
     filled = bins[bins["patches"] > 0]
-    ax.plot([0, 1], [0, 1], ":", color=GREY, label="perfectly calibrated")
+    ax.plot([0, 1], [0, 1], ":", color=GRAY, label="perfectly calibrated")
     ax.vlines(filled["probability"], filled["low"], filled["high"], ACCENT, lw=1.5, alpha=0.6)
     ax.plot(filled["probability"], filled["idc_share"], "o-", color=ACCENT, ms=5, label="observed")
     # The temperature applies to the probabilities before smoothing.

@@ -13,7 +13,7 @@ from wsi_idc.evaluation.charts import annotate_right, draw_row_grid
 from wsi_idc.evaluation.compare import MIN_PATIENTS, Comparison
 from wsi_idc.evaluation.patient_charts import marker_areas
 from wsi_idc.metrics.classification import records
-from wsi_idc.plotting.colors import ACCENT, GREY, OTHER
+from wsi_idc.plotting.colors import ACCENT, GRAY, OTHER
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import count, signed
 from wsi_idc.plotting.style import printable, say_none
@@ -83,13 +83,13 @@ def differences(comparison: Comparison) -> Figure:
     if np.isnan(values).all():
         say_none(ax, "no metric has a value")
         return figure
-    colors = table["better"].map({"a": OTHER, "b": ACCENT}).fillna(GREY).to_numpy()
+    colors = table["better"].map({"a": OTHER, "b": ACCENT}).fillna(GRAY).to_numpy()
     ax.axvline(0, color="black", lw=0.8)
     ax.hlines(place, table["low"], table["high"], colors, lw=2.5, alpha=0.6)
     ax.scatter(values, place, 60, colors, zorder=3)
     annotate_right(ax, place, [signed(value) for value in values])
     ax.set_yticks(place, [_NAMES[name] for name in table["metric"]])
-    for color, text in ((ACCENT, "B better"), (OTHER, "A better"), (GREY, "may be chance")):
+    for color, text in ((ACCENT, "B better"), (OTHER, "A better"), (GRAY, "may be chance")):
         ax.plot([], [], "o", color=color, label=text)
     reach = np.nanmax(np.abs(table[["difference", "low", "high"]].to_numpy(float)), initial=0.001)
     ax.set(xlim=(-1.1 * reach, 1.1 * reach), ylim=(len(table) - 0.4, -0.6))
@@ -118,9 +118,9 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
         say_none(ax, f"no patient has a value of {title}")
         return
     a, b = known[f"{name}_a"].to_numpy(float), known[f"{name}_b"].to_numpy(float)
-    colors = np.where(b > a, ACCENT, np.where(b < a, OTHER, GREY))
+    colors = np.where(b > a, ACCENT, np.where(b < a, OTHER, GRAY))
     areas = marker_areas(known["patches"].to_numpy())
-    ax.plot([0, 1], [0, 1], ":", color=GREY, zorder=0)
+    ax.plot([0, 1], [0, 1], ":", color=GRAY, zorder=0)
     ax.scatter(a, b, areas, colors, alpha=0.75, edgecolors="white", linewidths=0.5)
     for row in np.argsort(-np.abs(b - a), kind="stable")[:_NUM_NAMED]:
         if a[row] != b[row]:

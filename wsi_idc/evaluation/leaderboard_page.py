@@ -11,7 +11,7 @@ from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLE
 from wsi_idc.evaluation.charts import annotate_right, draw_row_grid
 from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.metrics.classification import records
-from wsi_idc.plotting.colors import ACCENT, GREY
+from wsi_idc.plotting.colors import ACCENT, GRAY
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import printable, say_none
@@ -62,13 +62,13 @@ def leaderboard_chart(table: pd.DataFrame) -> Figure:
     low, high = (known[f"{metric}_{end}"].to_numpy(float) for end in ("low", "high"))
     ax.hlines(place, low, high, ACCENT, lw=2.5, alpha=0.6)
     ax.plot(values[is_measured], place[is_measured], "o", color=ACCENT, ms=8)
-    ax.plot(values[~is_measured], place[~is_measured], "o", mfc="white", mec=GREY, ms=8)
+    ax.plot(values[~is_measured], place[~is_measured], "o", mfc="white", mec=GRAY, ms=8)
     if is_measured.any() and not is_measured.all():
-        ax.axhline(is_measured.sum() - 0.5, color=GREY, lw=0.8, ls=":")
+        ax.axhline(is_measured.sum() - 0.5, color=GRAY, lw=0.8, ls=":")
     annotate_right(ax, place, [number(value) for value in values])
     ax.set_yticks(place, [printable(name, longest=_LONGEST_NAME) for name in known["name"]])
     for tick, measured in zip(ax.get_yticklabels(), is_measured, strict=True):
-        tick.set(color="black" if measured else GREY, style="normal" if measured else "italic")
+        tick.set(color="black" if measured else GRAY, style="normal" if measured else "italic")
     ax.set_ylim(len(known) - 0.4, -0.6)
     ax.margins(x=0.08)
     draw_row_grid(ax)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.metric_table import TITLES
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.plotting.colors import ACCENT, GREY, OTHER
+from wsi_idc.plotting.colors import ACCENT, GRAY, OTHER
 from wsi_idc.plotting.number_format import interval, number, signed
 from wsi_idc.plotting.style import INK, printable, say_none
 
@@ -55,9 +55,9 @@ def _draw_sorted(
     is_weak = np.arange(len(ordered)) < min(NUM_NAMED, len(ordered) // 2)
     colors = np.where(is_weak, OTHER, ACCENT)
     areas = marker_areas(ordered["patches"].to_numpy())
-    ax.axhline(statistics["mean"], color=GREY, lw=1, zorder=0)
+    ax.axhline(statistics["mean"], color=GRAY, lw=1, zorder=0)
     if not np.isnan(statistics["low"]):
-        ax.axhspan(statistics["low"], statistics["high"], color=GREY, alpha=0.18, lw=0, zorder=0)
+        ax.axhspan(statistics["low"], statistics["high"], color=GRAY, alpha=0.18, lw=0, zorder=0)
     ax.scatter(place, values, areas, colors, alpha=0.8, edgecolors="white", linewidths=0.5)
     if is_weak.any():
         lines = [
@@ -85,12 +85,12 @@ def area_fraction(evaluation: Evaluation) -> Figure:
     labelled, called = table["area_true"].to_numpy(), table["area_predicted"].to_numpy()
     areas = marker_areas(table["patches"].to_numpy())
     options = {"alpha": 0.75, "edgecolors": "white", "linewidths": 0.5}
-    against.plot([0, 1], [0, 1], ":", color=GREY)
+    against.plot([0, 1], [0, 1], ":", color=GRAY)
     against.scatter(labelled, called, areas, ACCENT, **options)
     against.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     against.set(title="IDC fraction of each patient", xlabel="labelled", ylabel="called")
     bias = table["area_bias"].to_numpy()
-    difference.axhline(0, ls=":", color=GREY)
+    difference.axhline(0, ls=":", color=GRAY)
     difference.scatter((labelled + called) / 2, bias, areas, ACCENT, **options)
     _draw_agreement(difference, statistics)
     _name_largest(difference, table)

@@ -13,4 +13,4 @@ COLORMAPS = {
 
 # Lines and marks of figures, and the gray of lines behind them.
 ACCENT, OTHER, THIRD = "#2f6db3", "#c2410c", "#2a9d6f"
-GREY, GRID = "#8a8a8a", "#e4e4e4"
+GRAY, GRID = "#8a8a8a", "#e4e4e4"

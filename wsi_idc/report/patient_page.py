@@ -16,7 +16,7 @@ from wsi_idc.maps.layers import cam_title, crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
 from wsi_idc.report.canvas import TissuePicture, build_canvas, build_sources
-from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, crop_image, page_layers
+from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, PageLayer, crop_image, page_layers
 from wsi_idc.report.widgets import (
     histogram_chart,
     layer_controls,
@@ -41,7 +41,10 @@ def patient_page(
         row: Row of the map in the table of the cohort; its threshold is the slider's start.
     """
     pictures, scale = tissue_pictures(patient_map, image)
-    document = build_document(patient_map, pictures, threshold=row["threshold"], patch_scale=scale)
+    layers = page_layers(patient_map, has_tissue=bool(pictures))
+    document = build_document(
+        patient_map, layers, pictures, threshold=row["threshold"], patch_scale=scale
+    )
     return file_html(
         document,
         INLINE,
@@ -50,7 +53,7 @@ def patient_page(
         template_variables={
             "patient_map": patient_map,
             "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
-            "layers": page_layers(patient_map, has_tissue=bool(pictures)),
+            "layers": layers,
             "names": [root.name for root in document.roots],
             "outcome_colors": OUTCOME_COLORS,
             "has_image": scale > 0,
@@ -83,6 +86,7 @@ def tissue_pictures(
 
 def build_document(
     patient_map: PatientMap,
+    layers: Sequence[PageLayer],
     pictures: Sequence[TissuePicture],
     *,
     threshold: float,
@@ -92,12 +96,12 @@ def build_document(
 
     Args:
         patient_map: The map.
+        layers: Its layers.
         pictures: Tissue, bottom first; the last picture shows the patches if the map has an image.
         threshold: Start of the slider.
         patch_scale: Px of the last picture per px of a patch; 0 if the map has no image.
     """
     sources = build_sources(patient_map, pictures, threshold=threshold)
-    layers = page_layers(patient_map, has_tissue=bool(pictures))
     slider, toggle = threshold_slider(threshold), probability_toggle()
     canvas, renderers = build_canvas(patient_map, layers, sources)
     chart, line = histogram_chart(patient_map, threshold, toggle)
