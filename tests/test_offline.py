@@ -1,24 +1,22 @@
-"""A compute node has no network: all but two commands must not ask for it."""
+"""A compute node has no network: only download and fetch-weights use it."""
 
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli.commands import Command
 from tests.one_trial import ONE_TRIAL
 from wsi_idc.data.pack import Pack
 
-# Loaded by every Python process, those that the program starts too.
+# Executed by the process of each command; Python processes that it starts import it.
 SITECUSTOMIZE = """
 import os, sys
 
 def refuse(event, arguments):
-    asks = event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
-    if asks or (event == "socket.connect" and isinstance(arguments[1], tuple)):
-        with open(os.environ["ASKED_FOR"], "a") as file:
+    is_lookup = event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
+    if is_lookup or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+        with open(os.environ["REQUESTS"], "a") as file:
             file.write(f"{sys.argv}: {event} {arguments}\\n")
         raise OSError(101, "Network is unreachable")
 
@@ -28,62 +26,54 @@ TRAIN = ["train", "--epochs", 1, "--batch-size", 32, "--split", "ratio:50/25/25"
 
 
 class Node:
-    """A machine without network, and what was asked of it all the same."""
+    """A machine without network, in the working folder, that records connection attempts."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._asked_for = folder / "asked-for.txt"
-        (folder / "site").mkdir()
-        (folder / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests = folder / "requests.txt"
+        self.requests.touch()
+        self._hook = folder / "sitecustomize.py"
+        self._hook.write_text(SITECUSTOMIZE)
+        monkeypatch.setenv("REQUESTS", str(self.requests))
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        monkeypatch.setenv("PYTHONPATH", path)
 
-    def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
-        """Run the program."""
-        path = os.pathsep.join([str(self.folder / "site"), *sys.path[1:]])
-        return subprocess.run(
-            [sys.executable, "-m", "wsi_idc", *map(str, words)],
-            cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": path, "ASKED_FOR": str(self._asked_for)},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    @property
-    def asked_for(self) -> str:
-        """What connections were tried."""
-        return self._asked_for.read_text() if self._asked_for.exists() else ""
+    def run(self, *words: object) -> tuple[int | None, str]:
+        """Run a command line; return its exit code and its output."""
+        command = Command(*words, hook=self._hook)
+        return command.wait(240), command.text()
 
 
 @pytest.fixture
-def node(tmp_path: Path, cohort: Pack) -> Node:
+def node(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Node:
     (tmp_path / "data").mkdir()
-    shutil.copy(cohort.path, tmp_path / "data")
+    (tmp_path / "data" / "cohort.h5").symlink_to(cohort.path)
     (tmp_path / "job.toml").write_text(ONE_TRIAL)
-    return Node(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return Node(tmp_path_factory.mktemp("site"), monkeypatch)
 
 
 @pytest.mark.slow
 def test_all_work_is_done_without_network(node: Node):
     rest = (["eval"], ["map", "--all"], ["report"], ["doctor"])
     for words in (TRAIN, ["search", "job.toml"], *rest):
-        done = node.run(*words)
-        assert done.returncode == 0, done.stderr
-    assert node.asked_for == ""
-    assert len(list((node.folder / "maps").glob("S*.h5"))) == 6
+        code, output = node.run(*words)
+        assert code == 0, output
+    assert node.requests.read_text() == ""
+    assert len(list(Path("maps").glob("S*.h5"))) == 6
 
 
-def test_weights_that_are_not_there_are_an_error_and_not_a_download(node: Node):
-    done = node.run(*TRAIN, "--model", "resnet18", "--weights", "imagenet")
-    assert done.returncode == 1
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
+def test_missing_weights_are_an_error_and_not_a_download(node: Node):
+    code, output = node.run(*TRAIN, "--model", "resnet18", "--weights", "imagenet")
+    assert code == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert "ImageNet weights of resnet18 are not on this machine" in line
     assert "wsi-idc fetch-weights resnet18" in line
-    assert node.asked_for == ""
-    assert not (node.folder / "runs").exists()
+    assert node.requests.read_text() == ""
+    assert not Path("runs").exists()
 
 
-def test_what_is_there_to_download_asks_for_the_network(node: Node):
-    done = node.run("fetch-weights", "resnet18")
-    assert done.returncode == 1
-    assert "Error: could not fetch https://download.pytorch.org/" in done.stderr
-    assert "socket.getaddrinfo" in node.asked_for
+def test_a_download_asks_for_the_network(node: Node):
+    code, output = node.run("fetch-weights", "resnet18")
+    assert code == 1
+    assert "Error: could not fetch https://download.pytorch.org/" in output
+    assert "socket.getaddrinfo" in node.requests.read_text()

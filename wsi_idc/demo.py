@@ -1,4 +1,4 @@
-"""The whole job on synthetic tissue: draw, prepare, train, evaluate, map, render, report."""
+"""Every step on synthetic tissue: draw, prepare, train, evaluate, map, render, report."""
 
 import logging
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ EPOCHS = 4
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made and where it is."""
+    """Files and folders of the demo, and its evaluation."""
 
     pack: Path
     checkpoint: Path
@@ -46,41 +46,39 @@ class DemoResult:
 
 
 def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> DemoResult:
-    """Run every step into the folder ``out``; data, training and maps that are there are kept.
+    """Run every step in the folder ``out``; existing data, training and maps are kept.
 
     Raises:
-        StoppedError: ``stop`` was set; the same call goes on.
+        StoppedError: ``stop`` was set; the same call resumes the demo.
     """
-    compute = select_device()
-    pack = synthetic_pack(
-        out,
-        num_patients=NUM_PATIENTS,
-        patches_per_patient=PATCHES_PER_PATIENT,
-        seed=seed,
-        stop=stop,
-    )
+    device_config = select_device()
+    sizes = {"num_patients": NUM_PATIENTS, "patches_per_patient": PATCHES_PER_PATIENT}
+    pack = synthetic_pack(out, **sizes, seed=seed, stop=stop)
     split = make_split(pack, "auto", seed=seed)
     config = TrainConfig(seed=seed, epochs=EPOCHS)
     logger.info("training %s on %d synthetic patches", config.model, len(pack))
     run = Run(out / "runs" / f"{config.model}-{seed}")
-    checkpoint = train(config, pack, split, run=run, device_config=compute, stop=stop)
-    method = Predictor((checkpoint,))
+    checkpoint = train(config, pack, split, run=run, device_config=device_config, stop=stop)
+    predictor = Predictor((checkpoint,))
     logger.info("evaluating on the test patients")
     evaluation, folder = evaluate_into(
         run.folder / "eval-test",
-        method,
+        predictor,
         pack,
         split="test",
-        device_config=compute,
+        device_config=device_config,
         batch_size=PREDICT_BATCH_SIZE,
         seed=seed,
     )
     logger.info("mapping %d patients", len(pack.patients))
-    maps = out / "maps"
-    MapBuilder(method, compute, maps, stop=stop).build(PackSource(pack, pack.patients))
-    _render_all(maps, pack.patients, stop)
+    maps, pages = out / "maps", out / "report"
+    MapBuilder(predictor, device_config, maps, stop=stop).build(PackSource(pack, pack.patients))
+    with progress(len(pack.patients), what="drawing maps", unit="map") as bar:
+        for patient in pack.patients:
+            raise_if_stopped(stop)
+            render_map(maps / f"{patient}.h5", maps / f"{patient}.png")
+            bar.update(1)
     raise_if_stopped(stop)
-    pages = out / "report"
     build_report(map_paths(maps), pages, tables=maps)
     return DemoResult(pack.path, run.best, evaluation, folder, maps, pages / "index.html")
 
@@ -93,17 +91,17 @@ def synthetic_pack(
     seed: int = 0,
     stop: StopRequest | None = None,
 ) -> Pack:
-    """Draw and pack a synthetic cohort in the folder ``out``, unless it is there; open the pack.
+    """Open the pack of a synthetic cohort, which is drawn and packed if it does not exist.
 
     Args:
-        out: Holds the patch tree and the pack.
+        out: Folder of the patch tree and the pack.
         num_patients: Number of patients.
-        patches_per_patient: Wished number of patches of each.
-        seed: Of the cohort.
-        stop: Asks to leave.
+        patches_per_patient: Approximate number of patches of each patient.
+        seed: Seed of the cohort.
+        stop: Request to stop.
 
     Raises:
-        StoppedError: ``stop`` was set; the same call goes on.
+        StoppedError: ``stop`` was set; the same call resumes the work.
     """
     tree, pack = out / f"cohort-{seed}", out / "data" / f"synthetic-{seed}.h5"
     if not tree.exists():
@@ -123,20 +121,9 @@ def synthetic_pack(
 
 
 def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
-    """Train a small network for seconds in the folder ``out``, unless it is there; return it.
-
-    Good enough to look at what comes of it on synthetic tissue, and for nothing else.
-    """
-    # Halved pixels, and an average over fewer steps: there are only about a hundred.
+    """Return a small network for examples on synthetic tissue; trained for seconds if needed."""
+    # Half the pixels, and a short running average: a training has about a hundred steps.
     config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
     split = make_split(pack, "ratio:50/25/25", seed=seed)
     run = default_run(out / "runs", "small", resolved_config(config, pack, split))
     return train(config, pack, split, run=run, device_config=select_device())
-
-
-def _render_all(maps: Path, patients: list[str], stop: StopRequest | None) -> None:
-    with progress(len(patients), what="drawing maps", unit="map") as bar:
-        for patient in patients:
-            raise_if_stopped(stop)
-            render_map(maps / f"{patient}.h5", maps / f"{patient}.png")
-            bar.update(1)

@@ -6,6 +6,7 @@ seconds of CPU time.
 
 import multiprocessing
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,17 +58,21 @@ def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Comma
 class Command:
     """A command line that runs in a process of its own, in the working folder.
 
+    Args:
+        arguments: The command line.
+        hook: Script that the process runs first.
+
     Attributes:
         process: The process.
         out: File of its standard output and standard error.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, hook: Path | None = None) -> None:
         words = [str(argument) for argument in arguments]
         self.out = Path(f".{'-'.join(words).replace('/', '-')[:80]}-{id(self)}.out").absolute()
         self.out.touch()
         self.process: BaseProcess = _FORKED.Process(
-            target=_run_main, args=(words, str(self.out), str(Path.cwd()), dict(os.environ))
+            target=_run_main, args=(words, str(self.out), str(Path.cwd()), dict(os.environ), hook)
         )
         self.process.start()
 
@@ -85,12 +90,16 @@ class Command:
         os.kill(self.process.pid, number)
 
 
-def _run_main(words: list[str], out: str, folder: str, environment: dict[str, str]) -> None:
+def _run_main(
+    words: list[str], out: str, folder: str, environment: dict[str, str], hook: Path | None
+) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     descriptor = os.open(out, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    if hook:
+        runpy.run_path(str(hook))
     sys.argv = ["wsi-idc", *words]
     main()

@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tifffile
 
 from tests.cli.commands import RunCommand, run_command
 from wsi_idc.data.pack import Pack
+from wsi_idc.geometry.grid import mosaic, shape_of
 
 
 @pytest.fixture
@@ -23,3 +25,14 @@ def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(cohort.path, tmp_path / "data" / "cohort.h5")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def slide(work: Path, cohort: Pack) -> Path:
+    """Write a slide of one patient's patches into the working folder."""
+    rows = cohort.rows_of(cohort.patients[0])
+    cells = cohort.cells()[rows]
+    image = mosaic(cohort.patches[rows], cells, shape=shape_of(cells), fill=255)
+    resolution = {"resolution": (2500, 2500), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(work / "s.tif", image, tile=(64, 64), photometric="rgb", **resolution)
+    return work / "s.tif"

@@ -63,8 +63,8 @@ def test_a_model_folder(work: Path, command: RunCommand):
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["--format", "wsinfer", "maps/P1.h5"], 2, "goes without maps, alone"),
-        (["--format", "wsinfer", "--format", "csv"], 2, "goes without maps, alone"),
+        (["--format", "wsinfer", "maps/P1.h5"], 2, "give it without maps and other formats"),
+        (["--format", "wsinfer", "--format", "csv"], 2, "give it without maps and other formats"),
         (["--checkpoint", "bundled"], 2, "--checkpoint goes with --format wsinfer"),
         (["--threshold", "1.5"], 2, "1.5 is not in the range"),
         (["--format", "csv", "--gzip"], 2, "--gzip is of GeoJSON; add --format geojson"),

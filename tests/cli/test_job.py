@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import RunCommand
-from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.training.runs import Run
 
@@ -20,16 +19,14 @@ SMALL = ["--epochs", "1", "--weights", "none", "--input-size", "64", "--batch-si
 
 
 @pytest.fixture
-def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a working folder with the synthetic pack in data/ and the project's jobs."""
-    (tmp_path / "data").mkdir()
-    shutil.copy(cohort.path, tmp_path / "data" / "idc.h5")
-    shutil.copytree(JOBS, tmp_path / "jobs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def work(work: Path) -> Path:
+    """Add the project's jobs to the working folder."""
+    (work / "data/cohort.h5").rename(work / "data/idc.h5")
+    shutil.copytree(JOBS, work / "jobs")
+    return work
 
 
-def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(work: Path, command: RunCommand):
+def test_count_and_dry_run_only_print(work: Path, command: RunCommand):
     result = command("job", "jobs/cv5.toml", "--count")
     assert (result.code, result.out, result.err) == (0, "5\n", "")
     result = command("job", "jobs/map_all.toml", "--dry-run", "--device", "cpu", "--no-image")
@@ -52,7 +49,7 @@ def test_a_job_says_its_tasks_and_its_commands_and_does_nothing(work: Path, comm
         ("slides", ("--all",)),
     ],
 )
-def test_what_is_given_to_map_takes_the_place_of_the_files(
+def test_inputs_of_map_replace_those_of_the_file(
     work: Path, command: RunCommand, job: str, flags: tuple[str, ...]
 ):
     result = command("job", f"jobs/{job}.toml", "--dry-run", "--task", "1", *flags)
@@ -61,14 +58,14 @@ def test_what_is_given_to_map_takes_the_place_of_the_files(
     assert words & {"--all", "--patient", "--slide", "--manifest"} <= set(flags)
 
 
-def test_a_comparison_is_a_job_whatever_the_order_of_its_keys(work: Path, command: RunCommand):
+def test_arguments_are_in_the_order_of_the_command(work: Path, command: RunCommand):
     Path("c.toml").write_text('command = "compare"\n[config]\nout = "c"\nb = "two"\na = "one"\n')
     result = command("job", "c.toml", "--dry-run", "--num-resamples", "200")
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines()[-1].endswith("--out c --num-resamples 200 -- one two")
 
 
-def test_what_is_asked_wrongly_is_one_line(work: Path, command: RunCommand):
+def test_wrong_usage_is_one_line(work: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch):
     result = command("job", "jobs/cv5.toml", "--task", "6")
     assert (result.code, result.error) == (
         1,
@@ -77,18 +74,11 @@ def test_what_is_asked_wrongly_is_one_line(work: Path, command: RunCommand):
     assert command("job", "jobs/cv5.toml", "--epoch", "3").code == 2
     assert "--json is for one task" in command("job", "jobs/cv5.toml", "--json").err
     assert "give JOB first" in command("job", "--device", "cpu", "jobs/cv5.toml").err
-    assert "no sbatch here" in _on_slurm_without_sbatch(command)
+    monkeypatch.setenv("PATH", "")
+    assert "no sbatch here" in command("submit", "jobs/cv5.toml", "--on", "slurm").error
 
 
-def _on_slurm_without_sbatch(command: RunCommand) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        return command("submit", "jobs/cv5.toml", "--on", "slurm").error
-
-
-def test_tasks_are_done_one_after_the_other_and_a_bad_one_is_listed(
-    work: Path, command: RunCommand
-):
+def test_tasks_run_in_turn_and_failed_ones_are_listed(work: Path, command: RunCommand):
     (work / "three.toml").write_text(TRAIN + '[axes]\nweights = ["none", "no.pt"]\nseed = [0]\n')
     result = command("job", "three.toml", "--device", "cpu")
     assert result.code == 1
@@ -105,7 +95,9 @@ def test_tasks_are_done_one_after_the_other_and_a_bad_one_is_listed(
     ]
 
 
-def test_a_stopped_task_ends_the_job_and_the_same_command_goes_on(work: Path, command: RunCommand):
+def test_a_stopped_task_ends_the_job_and_the_same_command_resumes_it(
+    work: Path, command: RunCommand
+):
     (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 3") + "[axes]\nseed=[0,1]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wsi_idc.training.train._finish_epoch", _stop_after(1))
@@ -130,7 +122,7 @@ def _stop_after(epochs: int):
     return closing
 
 
-def test_runs_that_are_left_out_are_named_once(
+def test_unfinished_runs_are_named_once(
     work: Path, trained: Checkpoint, command: RunCommand, caplog
 ):
     for name, status in (("a", "finished"), ("b", "running")):
@@ -143,7 +135,7 @@ def test_runs_that_are_left_out_are_named_once(
     assert named == ["not finished, so left out: runs/b"]
 
 
-def test_a_job_is_started_in_the_background(work: Path, command: RunCommand):
+def test_a_job_runs_in_the_background(work: Path, command: RunCommand):
     (work / "one.toml").write_text(TRAIN)
     result = command("submit", "one.toml", "--on", "local", "--device", "cpu")
     assert result.code == 0, result.err
@@ -175,7 +167,9 @@ def reduced(path: Path, **axes: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_job_of_the_project_runs_at_smoke_size(work: Path, tree: Path, command: RunCommand):
+def test_every_job_of_the_project_runs_at_a_small_size(
+    work: Path, slide: Path, tree: Path, command: RunCommand
+):
     done = set()
 
     def job(name: str, *flags: str) -> None:
@@ -188,7 +182,7 @@ def test_every_job_of_the_project_runs_at_smoke_size(work: Path, tree: Path, com
         job(name, *SMALL[: 2 if name == "train" else None], "--split", "ratio:50/25/25")
     run(command, "cv5", "--epochs", "1", "--task", "2")
     done.add("cv5")
-    # What is set beside a job stands in the names of its runs.
+    # Overrides are part of the names of the runs.
     assert (work / "runs/train-split-ratio-50-25-25-epochs-1").exists()
     assert len(list(work.glob("runs/train_all_models-*/best.pt"))) == 5
     job("eval_all", "--num-resamples", "100", "--no-report")
@@ -201,8 +195,7 @@ def test_every_job_of_the_project_runs_at_smoke_size(work: Path, tree: Path, com
     assert command("job", "jobs/report.toml").code == 0
     (work / "data/idc.h5").unlink()
     assert command("job", "jobs/prepare.toml", str(tree)).code == 0
-    assert command("synth", "--slide", "a.tif").code == 0
-    (work / "slides.csv").write_text("slide\na.tif\n")
+    (work / "slides.csv").write_text(f"slide\n{slide}\n")
     job("slides", "--checkpoint", "bundled")
     assert "4 of 4 finished" in command("status", "jobs/slides.toml").out
     done |= {"report", "prepare"}

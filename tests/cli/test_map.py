@@ -9,14 +9,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 
 from tests.cli.commands import Command, RunCommand
 from tests.trees import make_tree
 from wsi_idc.core.files import temporary_path
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
-from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
@@ -28,15 +26,10 @@ from wsi_idc.training.runs import Run
 
 
 @pytest.fixture
-def work(work: Path, cohort: Pack, trained: Checkpoint) -> Path:
-    """Add a finished run and a slide to the working folder."""
+def work(work: Path, slide: Path, trained: Checkpoint) -> Path:
+    """Add a finished run to the working folder with a slide."""
     save_checkpoint(work / "runs" / "a" / "best.pt", trained)
     Run(work / "runs" / "a").write("finished", {}, {})
-    rows = cohort.rows_of(cohort.patients[0])
-    cells = cohort.cells()[rows]
-    image = mosaic(cohort.patches[rows], cells, shape=shape_of(cells), fill=255)
-    resolution = {"resolution": (2500, 2500), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(work / "s.tif", image, tile=(64, 64), photometric="rgb", **resolution)
     return work
 
 

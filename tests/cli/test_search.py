@@ -87,5 +87,7 @@ def test_a_bad_job_is_one_line_and_writes_nothing(work: Path, command: RunComman
     assert result.code == 1
     assert result.error == "Error: job.toml: axis learning_rate must be a number, not 'fast'"
     (work / "job.toml").write_text('command = "train"')
-    assert 'no search; give a file with command = "search"' in command("search", "job.toml").error
+    assert (
+        'not a search; give a file with command = "search"' in command("search", "job.toml").error
+    )
     assert not (work / "runs").exists()

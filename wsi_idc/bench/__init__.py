@@ -1,1 +1,1 @@
-"""Throughput of this machine, against the network alone and against a plain script."""
+"""Throughput of this machine, against the bare network and against a plain script."""

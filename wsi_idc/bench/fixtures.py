@@ -139,7 +139,7 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     outputs are as large as those of a trained network.
 
     Args:
-        model: Name of an architecture, or "bundled" for the bundled model as it is.
+        model: Name of an architecture, or "bundled" for the bundled model.
         input_size: Side to resize patches to; 0 takes the model's own.
         pack: The data.
 

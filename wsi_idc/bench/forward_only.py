@@ -1,4 +1,4 @@
-"""Forward passes of the network alone, on input that is ready on the device: the upper bound."""
+"""Forward passes of the bare network on input that is ready on the device: the upper bound."""
 
 import torch
 from numpy.typing import NDArray

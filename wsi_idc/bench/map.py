@@ -1,4 +1,4 @@
-"""``bench map``: throughput of maps, against the network alone and against a plain script."""
+"""``bench map``: throughput of maps, against the bare network and against a plain script."""
 
 import shutil
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from wsi_idc.training.config import TrainConfig
 def bench() -> None:
     """Measure the speed of this machine, as ratios within one run.
 
-    Three variants process the same patches in turn: the network alone, the command, and a plain
+    Three variants process the same patches in turn: the bare network, the command, and a plain
     script (Pillow, torchvision, a DataLoader of PNG files, torchcam image by image). All files are
     written into a temporary folder.
 

@@ -33,7 +33,7 @@ def demo(out: Path, seed: int) -> None:
 Done. On {evaluation.num_patches} patches of {evaluation.num_patients} synthetic patients that the \
 model had
 not seen: AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.
-These numbers tell nothing about real tissue.
+These numbers are not valid for real tissue.
 
   pack        {result.pack}
   model       {result.checkpoint}

@@ -81,7 +81,9 @@ def export(
         raise click.UsageError(f"{', '.join(unused)} is of GeoJSON; add --format geojson.")
     if _MODEL in formats:
         if maps or set(formats) != {_MODEL}:
-            raise click.UsageError("--format wsinfer writes a model: it goes without maps, alone.")
+            raise click.UsageError(
+                "--format wsinfer writes a model: give it without maps and other formats."
+            )
         (path,) = find_checkpoints([checkpoint] if checkpoint else [])
         from wsi_idc.export.wsinfer import write_wsinfer
 

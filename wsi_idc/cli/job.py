@@ -51,7 +51,7 @@ _PASS_FLAGS = {"ignore_unknown_options": True}
 @click.option("--dry-run", is_flag=True, help="Print the command of each task and run nothing.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[str, ...]) -> None:
-    """Run a job file, or one task of it.
+    """Run a job file, or one of its tasks.
 
     JOB is a TOML file that names a command and its settings; those in jobs/ have every key, with a
     comment. Without --task all tasks run, one after the other; finished work is skipped. FLAGS go
@@ -160,7 +160,7 @@ def _parse_flags(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the flags that are settings, by key, and the other flags as command-line words."""
-    # Required arguments are in the file; the path stands in for them here.
+    # The file has the required arguments; the path replaces them here.
     required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
     words = [*flags, *[str(path)] * len(required)]
     ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", words)

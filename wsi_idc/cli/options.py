@@ -147,7 +147,7 @@ run_options = _block(
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Patches per forward pass; a larger batch is accumulated. 0: the whole batch, halved "
+        help="Patches per forward pass; a larger batch is accumulated. 0: the full batch, halved "
         "if memory runs out.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile."),
@@ -220,7 +220,7 @@ config_options = _block(
 
 
 def is_given(ctx: click.Context, name: str) -> bool:
-    """Return whether a parameter is on the command line, whatever its value."""
+    """Return whether the command line has a parameter, even with its default value."""
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 

@@ -8,7 +8,7 @@ import click
 
 
 def one_line(text: object) -> str:
-    """Return text as one line of printable characters, whatever a file name holds."""
+    """Return text as one line of printable characters: a file name may hold any."""
     line = " ".join(str(text).split("\n"))
     return "".join(char if char.isprintable() else "?" for char in line)
 

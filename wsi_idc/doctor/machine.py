@@ -65,7 +65,7 @@ def memory() -> Iterator[CheckResult]:
 def memory_limit(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the smallest memory limit in bytes of the control groups, None if there is none."""
+    """Return the smallest memory limit in bytes of the control groups, None without a limit."""
     limits = []
     for line in own.read_text().splitlines():
         _, kinds, path = line.split(":", 2)

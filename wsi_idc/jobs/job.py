@@ -30,7 +30,7 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"
-# Mutually exclusive inputs of `map`: a flag replaces whatever the job file has.
+# Mutually exclusive inputs of `map`: a flag replaces those of the job file.
 _MAP_INPUTS = {"all", "patient", "patients_file", "slide", "files", "manifest"}
 _MAX_SLUG = 60
 
