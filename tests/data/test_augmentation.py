@@ -77,7 +77,7 @@ def test_every_image_gets_its_own_element_in_its_own_place(memory_format, dtype)
         assert torch.equal(dihedral(image[None], k[None])[0], view)
 
 
-def test_none_is_the_very_same_images():
+def test_none_returns_the_same_tensor():
     batch = images()
     assert augment(batch, sample_params("none", len(batch), generator=seeded())) is batch
 
@@ -185,7 +185,7 @@ def test_hue_turns_red_to_green_keeps_luma_and_greys():
     torch.testing.assert_close(augment(grey, still(1, hue=torch.tensor([0.2]))), grey)
 
 
-def test_stain_apart_and_together_again_changes_nothing():
+def test_separating_and_mixing_stains_changes_nothing():
     batch = images()
     batch[0, :, :2] = 0
     scale = torch.ones(WHOLE_BATCH, 3)

@@ -1,4 +1,4 @@
-"""The download through kagglehub itself; only Kaggle is played by a server on this machine."""
+"""Download through kagglehub from a server on this machine that answers as Kaggle does."""
 
 import errno
 import gc
@@ -22,13 +22,13 @@ from wsi_idc.data.download import HANDLE, download, read_download_path
 from wsi_idc.data.open_data import find_patch_tree, open_data
 from wsi_idc.data.prepare import prepare
 
-# kagglehub leaves the connection of a request that it sends a second time to the collector.
+# kagglehub leaves a repeated connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 BY_HAND = f"get the archive by hand from https://www.kaggle.com/datasets/{HANDLE}, then: wsi-idc"
 
 
 class Kaggle:
-    """What the server has and has been asked."""
+    """State of the server: archive, status, and the requests that it received."""
 
     def __init__(self, archive: bytes) -> None:
         self.archive = archive
@@ -42,11 +42,11 @@ def handler_of(kaggle: Kaggle) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None: ...
 
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            kaggle.ranges.append(asked)
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            requested = self.headers.get("Range")
+            kaggle.ranges.append(requested)
+            start = int(requested.removeprefix("bytes=").removesuffix("-")) if requested else 0
             md5 = b64encode(hashlib.md5(kaggle.archive).digest()).decode()
-            self.send_response(206 if asked else 200)
+            self.send_response(206 if requested else 200)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("X-Goog-Hash", f"md5={md5}")
             self.send_header("Content-Length", str(len(kaggle.archive) - start))
@@ -78,7 +78,7 @@ def handler_of(kaggle: Kaggle) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
-    tree = make_tree(tmp_path / "theirs")
+    tree = make_tree(tmp_path / "source")
     shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
     archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tree)
     served = Kaggle(Path(archive).read_bytes())
@@ -110,22 +110,21 @@ def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
     assert run(lambda: group.main(["prepare", "--json"], standalone_mode=False)) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["num_patches"], report["flagged"][0]["reason"]) == (7, "nested copy")
-    theirs = prepare(tmp_path / "theirs", tmp_path / "theirs.h5")
-    assert report["info"]["source_fingerprint"] == theirs.info.source_fingerprint
-    # Again: nothing is fetched twice.
+    source = prepare(tmp_path / "source", tmp_path / "source.h5")
+    assert report["info"]["source_fingerprint"] == source.info.source_fingerprint
     assert kaggle.ranges == [None]
     assert download(Path("data")) == path
     assert kaggle.ranges == [None]
 
 
-def test_what_was_downloaded_is_data_without_prepare(kaggle, tmp_path, monkeypatch):
+def test_a_download_is_opened_without_prepare(kaggle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = download(Path("data"))
     assert find_patch_tree(Path("data")) == path
     assert len(open_data()) == 7
 
 
-def test_a_download_that_was_cut_short_goes_on(kaggle, tmp_path):
+def test_an_interrupted_download_resumes(kaggle, tmp_path):
     part = tmp_path / "cache" / "datasets" / HANDLE / "1.archive"
     part.parent.mkdir(parents=True)
     part.write_bytes(kaggle.archive[:5000])
@@ -187,7 +186,7 @@ def test_a_failed_download_is_one_line_of_advice(
         assert part in message
 
 
-def test_the_note(tmp_path):
+def test_the_record_of_the_download(tmp_path):
     assert read_download_path(tmp_path) is None
     assert read_download_path(tmp_path / "absent") is None
     note = tmp_path / "source.json"
@@ -200,7 +199,7 @@ def test_the_note(tmp_path):
             find_patch_tree(tmp_path)
 
 
-def test_kagglehub_still_has_what_we_use():
+def test_kagglehub_has_the_names_in_use():
     assert callable(kagglehub.dataset_download)
     for name in ("UnauthenticatedError", "CredentialError", "BackendError", "DataCorruptionError"):
         assert issubclass(getattr(kagglehub.exceptions, name), Exception)

@@ -33,7 +33,7 @@ def test_a_folder_with_one_pack_in_it(pack):
     with h5py.File(pack.path.with_name("other.h5"), "w") as file:
         file.attrs["format"] = "wsi-idc-map"
     h5py.File(pack.path.with_name("foreign.h5"), "w").close()
-    pack.path.with_name("._idc.h5").write_text("what macOS leaves")
+    pack.path.with_name("._idc.h5").write_text("of macOS")
     pack.path.with_name("folder.h5").mkdir()
     assert open_data(pack.path.parent).path == pack.path
 
@@ -70,7 +70,7 @@ def test_default_is_the_variable_then_the_working_folder(pack, tree, tmp_path, m
         open_data()
 
 
-def test_nothing_of_use(tmp_path):
+def test_paths_without_data(tmp_path):
     with pytest.raises(DataError, match="holds neither a pack nor patches; make a pack"):
         open_data(tmp_path)
     with pytest.raises(DataError, match="no such file; make one with wsi-idc prepare"):
@@ -108,7 +108,7 @@ def test_a_copy_of_the_tree_shares_the_pack(tree, tmp_path):
     assert open_data(copy).path == open_data(tree).path
 
 
-def test_a_changed_tree_is_packed_anew(tree):
+def test_a_changed_tree_is_packed_again(tree):
     before = open_data(tree)
     add_patch(tree, "9", 7, 7, 1)
     after = open_data(tree)
@@ -117,14 +117,14 @@ def test_a_changed_tree_is_packed_anew(tree):
     assert open_data(tree).path == before.path
 
 
-def test_left_out_files_are_pointed_at(tree, caplog):
+def test_files_left_out_are_reported(tree, caplog):
     (tree / "9/0" / file_name("9", 8, 8, 0)).touch()
     pack = open_data(tree)
     assert caplog.messages[-1] == f"1 files left out; see {pack.path.parent / 'rejected.csv'}"
 
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the disk give an error where a file of this name is read."""
+    """Simulate a disk error for files of this name."""
     read = FolderStore.read
 
     def fail(self: FolderStore, path: str) -> tuple[bytes, str]:
@@ -135,7 +135,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(FolderStore, "read", fail)
 
 
-def test_each_command_says_what_its_cached_pack_lacks(tree, monkeypatch, caplog):
+def test_each_command_reports_files_missing_from_the_cached_pack(tree, monkeypatch, caplog):
     (tree / "9/0/notes.png").write_bytes((tree / "9/0" / file_name("9", 0, 3, 0)).read_bytes())
     unreadable(monkeypatch, file_name("9", 0, 3, 0))
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_each_command_says_what_its_cached_pack_lacks(tree, monkeypatch, caplog)
     assert (len(open_data(tree)), caplog.messages) == (6, [])
 
 
-def test_a_file_that_can_be_read_by_now_is_packed(tree, monkeypatch, caplog):
+def test_a_file_that_has_become_readable_is_packed(tree, monkeypatch, caplog):
     caplog.set_level("INFO", logger="wsi_idc")
     (tree / "9/0/notes.png").write_bytes((tree / "9/0" / file_name("9", 0, 3, 0)).read_bytes())
     with monkeypatch.context() as patch:
@@ -162,7 +162,7 @@ def test_a_file_that_can_be_read_by_now_is_packed(tree, monkeypatch, caplog):
     assert sum(line.startswith(f"packing {tree} once") for line in caplog.messages) == 2
 
 
-def test_a_file_that_can_be_read_only_at_times_is_packed_once_a_command(tree, monkeypatch):
+def test_a_file_that_is_readable_at_times_is_packed_once_a_command(tree, monkeypatch):
     with monkeypatch.context() as patch:
         unreadable(patch, file_name("9", 0, 3, 0))
         open_data(tree)
@@ -181,7 +181,7 @@ def test_processes_that_start_together_share_one_pack(tree):
     assert len(open_data(tree)) == 7
 
 
-def test_a_damaged_pack_in_the_cache_is_made_anew(tree):
+def test_a_damaged_pack_in_the_cache_is_made_again(tree):
     before = open_data(tree)
     before.path.write_bytes(before.path.read_bytes()[:1000])
     after = open_data(tree)
@@ -189,7 +189,7 @@ def test_a_damaged_pack_in_the_cache_is_made_anew(tree):
     assert len(after) == len(before.index)
 
 
-def test_a_damaged_pack_that_another_process_mends_is_waited_for(tree, monkeypatch):
+def test_the_repair_of_a_damaged_pack_by_another_process_is_waited_for(tree, monkeypatch):
     path = open_data(tree).path
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
@@ -235,7 +235,7 @@ def test_a_pack_in_the_making_is_waited_for_without_a_look_at_the_tree(tree, mon
     assert sum("waiting for another process" in line for line in caplog.messages) == 1
 
 
-def test_what_a_kill_left_beside_a_whole_pack_is_removed(tree):
+def test_the_cache_file_of_a_killed_run_is_removed(tree):
     pack = open_data(tree).path
     left = pack.with_name(f".{pack.name}.pixels.partial")
     left.write_bytes(bytes(1000))

@@ -147,7 +147,7 @@ def test_is_pack(pack, tmp_path):
     assert not any(map(is_pack, (other, note, tmp_path, tmp_path / "absent.h5")))
 
 
-def test_files_that_are_no_pack(tmp_path):
+def test_files_that_are_not_a_pack(tmp_path):
     path = tmp_path / "a.h5"
     assert_refused(path, "no such file; make one with wsi-idc prepare")
     path.write_text("patient,label\n")
@@ -247,7 +247,7 @@ def test_many_claimed_patients_take_no_memory(pack):
     assert_refused(pack.path, "/patient is not sorted into /patients")
 
 
-# HDF5 stores no text of variable length outside.
+# HDF5 cannot store text of variable length in another file.
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -276,7 +276,7 @@ def test_data_of_another_file_are_not_read(pack, tmp_path, name, kind):
 
 
 def same_but_another(path: Path) -> None:
-    """Put another pack of the same size and time in the place of a pack."""
+    """Replace a pack by another one of the same size and time."""
     other, state = path.with_name("other.h5"), path.stat()
     shutil.copy(path, other)
     with h5py.File(other, "r+") as file:
@@ -286,7 +286,7 @@ def same_but_another(path: Path) -> None:
     other.replace(path)
 
 
-def test_a_pack_in_another_ones_place_is_not_mixed_with_it(pack, monkeypatch):
+def test_a_replaced_pack_is_noticed(pack, monkeypatch):
     same_but_another(pack.path)
     for read in (pack.paths, lambda: pixel_statistics(pack)):
         with pytest.raises(
@@ -313,7 +313,6 @@ def test_damaged_source_paths_are_one_line(pack):
 
 
 def test_any_changed_byte_is_a_pack_or_one_line(pack):
-    """Real damage to the structure; what the library makes of it must stay an error of ours."""
     data = pack.path.read_bytes()
     rng = np.random.default_rng(0)
     refused = 0

@@ -58,7 +58,7 @@ def test_x_and_y_are_numbers_not_text(tmp_path):
 
 
 @pytest.mark.parametrize("first", [0, 1, 26])
-def test_whatever_the_tree_counts_from(tmp_path, first):
+def test_coordinates_may_count_from_any_number(tmp_path, first):
     found = index(make_tree(tmp_path, first=first))
     assert rows(found) == EXPECTED
     assert found.rejected == ()
@@ -91,7 +91,7 @@ def test_too_far_out(tree):
     }
 
 
-def test_nested_copy_of_the_whole_tree(tree):
+def test_nested_copy_of_the_tree(tree):
     shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
     found = index(tree)
     assert rows(found) == EXPECTED
@@ -113,7 +113,7 @@ def test_nested_copy_that_differs(tree):
     assert found.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
 
 
-def test_a_whole_copy_stands_in_for_a_damaged_patch(tree):
+def test_an_undamaged_copy_replaces_a_damaged_patch(tree):
     shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
     path = "10253/1/10253_idx5_x51_y1_class1.png"
     (tree / path).write_bytes((tree / path).read_bytes()[:500])
@@ -124,7 +124,7 @@ def test_a_whole_copy_stands_in_for_a_damaged_patch(tree):
     assert len(found.table) == NUM_PATCHES
 
 
-def test_the_first_whole_one_of_several_copies_is_kept(tree):
+def test_the_first_undamaged_one_of_several_copies_is_kept(tree):
     path = "10253/1/10253_idx5_x51_y1_class1.png"
     whole = (tree / path).read_bytes()
     contents = {path: whole[:500], f"b/{path}": whole, f"c/c/{path}": whole + b"more"}
@@ -147,7 +147,7 @@ def test_tree_only_below_another_folder(tmp_path):
     assert (found.rejected, found.flagged) == ((), ())
 
 
-def test_part_above_and_all_of_it_below(tree):
+def test_part_of_the_tree_above_a_complete_copy(tree):
     shutil.copytree(tree, tree / "nested")
     shutil.rmtree(tree / "10254")
     found = index(tree)
@@ -161,7 +161,7 @@ def test_one_patient_folder_or_class_folder(tree):
     assert rows(index(tree / "10253" / "1")) == [EXPECTED[1]]
 
 
-def test_a_link_is_the_folder_that_it_is_named(tree, tmp_path):
+def test_a_link_to_a_folder_keeps_its_own_name(tree, tmp_path):
     for name, folder in [("10253", "10253"), ("10254/1", "10254/1")]:
         store = tmp_path / "store" / name.replace("/", "_")
         store.parent.mkdir(exist_ok=True)
@@ -177,7 +177,7 @@ def test_working_folder(tree, monkeypatch):
 
 
 def test_stray_file_at_the_top_of_the_file_system(tree):
-    # /data is a usual mount point: nothing stands above it.
+    # /data is a usual mount point.
     good = "10253/0/10253_idx5_x1_y1_class0.png"
     table, problems = _parse(
         ["stray.png", good], parent_names=open_patch_store(Path("/")).parent_names
@@ -220,7 +220,7 @@ def test_names_that_contradict_their_folders(tree):
 
 
 @pytest.mark.parametrize(("label", "expected"), [(1, 1), (0, -1)])
-def test_two_patches_at_one_place(tree, label, expected):
+def test_two_patches_in_one_cell(tree, label, expected):
     kept, left_out = "10253/1/10253_idx5_x51_y1_class1.png", f"10253/{label}/"
     if label == 1:
         left_out += "10253_idx6_x51_y1_class1.png"
@@ -238,7 +238,7 @@ def test_two_patches_at_one_place(tree, label, expected):
 def test_other_and_hidden_files_are_counted(tree):
     (tree / "readme.txt").touch()
     (tree / "10253/0/Thumbs.db").touch()
-    # What macOS leaves in an archive.
+    # macOS adds this file to an archive.
     (tree / "10253/0/._10253_idx5_x1_y1_class0.png").touch()
     found = index(tree)
     assert rows(found) == EXPECTED
@@ -257,7 +257,7 @@ def test_any_patient_id(tmp_path):
     assert sorted(index(tmp_path).table["patient"]) == sorted(ids)
 
 
-def test_name_that_is_no_utf8_is_reported(tree):
+def test_name_that_is_not_utf8_is_reported(tree):
     odd = os.fsdecode(b"\xff")
     (tree / odd / "0").mkdir(parents=True)
     (tree / odd / "0" / f"{odd}_idx5_x1_y1_class0.png").touch()
@@ -288,7 +288,7 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
         found = index(tree)
         (tree / "10254").chmod(0o755)
     else:
-        # Nothing is closed to root; nobody is somebody else.
+        # Root may list any folder: become another user.
         for folder in (tree, *tree.parents):
             if folder.stat().st_uid == 0 and folder != folder.parent:
                 folder.chmod(folder.stat().st_mode | 0o055)
@@ -314,14 +314,14 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
         ),
     ],
 )
-def test_no_tree(tmp_path, make, message):
+def test_a_path_without_patches(tmp_path, make, message):
     make(tmp_path / "tree")
     with pytest.raises(DataError, match=message) as caught:
         index(tmp_path / "tree")
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_key_follows_names_sizes_and_times_but_not_the_place(tree, tmp_path):
+def test_key_depends_on_names_sizes_and_times_and_not_on_the_folder(tree, tmp_path):
     before = key_of(tree)
     copy = shutil.copytree(tree, tmp_path / "copy")
     assert key_of(copy) == before
@@ -332,7 +332,7 @@ def test_key_follows_names_sizes_and_times_but_not_the_place(tree, tmp_path):
     assert len({before, touched, key_of(copy)}) == 3
 
 
-def test_problems_as_a_table():
+def test_issue_table():
     table = issue_table([FileIssue("b", "r", "d"), FileIssue("a\udcff", "r")])
     assert table.to_numpy().tolist() == [["a\udcff", "r", ""], ["b", "r", "d"]]
     assert list(issue_table([]).columns) == ["path", "reason", "detail"]

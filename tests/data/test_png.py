@@ -102,7 +102,7 @@ def test_chunks_beside_the_pixels_do_not_change_them(kind):
     assert np.array_equal(decode(by_hand(STREAM, chunk(kind, data))), PIXELS)
 
 
-def test_bytes_after_the_end_are_not_looked_at():
+def test_bytes_after_the_end_are_ignored():
     assert np.array_equal(decode(PLAIN + b"garbage"), PIXELS)
 
 
@@ -121,7 +121,7 @@ def test_any_changed_byte_is_noticed(at, change):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_patch_or_a_reason(data):
+def test_any_bytes_give_a_reason(data):
     for start in (b"", PLAIN[:8], PLAIN[:33]):
         with pytest.raises(UnreadablePatchError):
             decode(start + data)
@@ -148,7 +148,7 @@ def test_reasons(data, reason):
         decode(data)
 
 
-def test_files_that_are_no_patch(tmp_path):
+def test_files_that_are_not_a_patch(tmp_path):
     huge = tmp_path / "huge.png"
     save_png(huge, np.zeros((5000, 5000, 3), np.uint8))
     padded = tmp_path / "padded.png"

@@ -105,7 +105,7 @@ COUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any)
     ),
     SEEDS,
 )
-def test_no_cohort_ever_has_a_patient_on_two_sides(tmp_path_factory, patients, spec, seed):
+def test_no_patient_has_two_roles(tmp_path_factory, patients, spec, seed):
     pack = write(tmp_path_factory.mktemp("pack"), patients)
     try:
         split = make_split(pack, spec, seed=seed)
@@ -127,7 +127,7 @@ def test_each_seed_is_another_split(pack, spec):
 
 
 @pytest.mark.parametrize("spec", ["ratio:70/15/15", "kfold:5/0"])
-def test_roles_are_alike_in_idc_fraction(pack, spec):
+def test_roles_have_similar_idc_fractions(pack, spec):
     table = patient_table(pack)
     fraction = table["idc"] / table["patches"]
     for seed in range(5):
@@ -186,7 +186,7 @@ def test_canonical_and_unlisted(tmp_path):
     assert split.roles["unlisted"] == "train"
 
 
-def test_auto_takes_the_lists_where_they_fit_and_else_a_ratio(tmp_path, pack):
+def test_auto_chooses_the_published_lists_or_a_ratio(tmp_path, pack):
     assert make_split(pack).spec == "ratio:70/15/15"
     lists = canonical_roles()
     some = [patient for role in ROLES for patient in lists if lists[patient] == role][::8]
@@ -212,7 +212,7 @@ def test_auto_takes_the_lists_where_they_fit_and_else_a_ratio(tmp_path, pack):
         ("canonical", "split canonical: no patient with labels is left for train"),
     ],
 )
-def test_words_that_make_no_split(pack, spec, message):
+def test_texts_that_are_not_a_split(pack, spec, message):
     with pytest.raises(DataError, match=message) as caught:
         make_split(pack, spec)
     assert len(str(caught.value).splitlines()) == 1

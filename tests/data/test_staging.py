@@ -44,7 +44,7 @@ def test_a_pack_is_copied_once_and_read_from_there(pack, scratch, caplog):
     state = copy.stat()
     assert open_data(pack.path).file == copy
     assert copy.stat() == state
-    # What is read is the copy, also in a worker process.
+    # The copy is read, also in a worker process.
     with copy.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
@@ -91,13 +91,13 @@ def test_tasks_that_start_together_share_one_copy(pack, scratch):
         )
         for _ in range(3)
     ]
-    said = [child.communicate(timeout=120) for child in children]
+    outputs = [child.communicate(timeout=120) for child in children]
     (copy,) = scratch.iterdir()
-    assert [out for out, _ in said] == [f"{copy}\n"] * 3
-    assert sum(err.count("copying ") for _, err in said) == 1
+    assert [out for out, _ in outputs] == [f"{copy}\n"] * 3
+    assert sum(err.count("copying ") for _, err in outputs) == 1
 
 
-def test_the_one_that_waits_reads_what_the_other_made(pack, scratch, monkeypatch, caplog):
+def test_a_waiting_task_reads_the_copy_of_the_other(pack, scratch, monkeypatch, caplog):
     caplog.set_level("INFO", logger="wsi_idc")
     copy = open_data(pack.path).file
     copy.rename(aside := copy.with_name("aside"))
@@ -154,9 +154,9 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def foreign_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    (folder / "theirs").mkdir()
+    (folder / "foreign").mkdir()
     (folder / "scratch").mkdir()
-    (folder / "scratch" / f"wsi-idc-{os.getuid()}").symlink_to(folder / "theirs")
+    (folder / "scratch" / f"wsi-idc-{os.getuid()}").symlink_to(folder / "foreign")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_without_a_copy_the_pack_itself_is_read(
     assert reason in message
     if reason != "differs from the pack":
         assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
-        assert not list(tmp_path.glob("theirs/*"))
+        assert not list(tmp_path.glob("foreign/*"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

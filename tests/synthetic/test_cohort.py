@@ -39,12 +39,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CohortSummar
 
 
 @pytest.fixture(scope="module")
-def patches(cohort: tuple[Path, CohortSummary, list[int]]) -> tuple[list[np.ndarray], np.ndarray]:
+def patches(cohort) -> tuple[list[np.ndarray], np.ndarray]:
     paths = sorted(cohort[0].glob("*/*/*.png"))
     return [read_rgb(p) for p in paths], np.array([int(p.parent.name) for p in paths])
 
 
-def test_same_arguments_give_the_same_pixels_whatever_was_drawn_before() -> None:
+def test_same_arguments_give_the_same_pixels_whatever_was_drawn_before():
     first = draw_slide("S0001", seed=5, height_px=300, width_px=333)
     draw_slide("S0002", seed=5, height_px=300, width_px=333)
     np.random.seed(1)
@@ -55,26 +55,26 @@ def test_same_arguments_give_the_same_pixels_whatever_was_drawn_before() -> None
 
 
 @pytest.mark.parametrize(("patient", "seed"), [("S0002", 5), ("S0001", 6)])
-def test_another_patient_or_seed_gives_another_slide(patient: str, seed: int) -> None:
+def test_another_patient_or_seed_gives_another_slide(patient: str, seed: int):
     first = draw_slide("S0001", seed=5, height_px=300, width_px=300)
     other = draw_slide(patient, seed=seed, height_px=300, width_px=300)
     assert (first.rgb != other.rgb).mean() > 0.5
 
 
-def test_slide_arrays_have_the_stated_types_and_shapes() -> None:
+def test_slide_arrays_have_the_stated_types_and_shapes():
     slide = draw_slide("S0001", seed=0, height_px=301, width_px=417)
     assert (slide.rgb.shape, slide.rgb.dtype) == ((301, 417, 3), np.dtype(np.uint8))
     assert (slide.idc.shape, slide.idc.dtype) == ((301, 417), np.dtype(bool))
     assert (slide.tissue.shape, slide.tissue.dtype) == ((301, 417), np.dtype(bool))
 
 
-def test_background_is_bright_and_tissue_is_stained() -> None:
+def test_background_is_bright_and_tissue_is_stained():
     slide = draw_slide("S0001", seed=0, height_px=600, width_px=600)
     assert slide.rgb[~slide.tissue].mean() > 215
     assert slide.rgb[slide.tissue].mean() < 190
 
 
-def test_a_cohort_is_the_same_bytes_twice_and_a_prefix_of_a_larger_one(tmp_path: Path) -> None:
+def test_a_cohort_is_the_same_bytes_twice_and_a_prefix_of_a_larger_one(tmp_path):
     for name, num in [("a", 2), ("b", 2), ("c", 3)]:
         write_cohort(tmp_path / name, num_patients=num, patches_per_patient=40, seed=9)
     two, three = read_tree(tmp_path / "a"), read_tree(tmp_path / "c")
@@ -82,7 +82,7 @@ def test_a_cohort_is_the_same_bytes_twice_and_a_prefix_of_a_larger_one(tmp_path:
     assert two == {name: data for name, data in three.items() if not name.startswith("S0003")}
 
 
-def test_layout_and_counts(cohort: tuple[Path, CohortSummary, list[int]]) -> None:
+def test_layout_and_counts(cohort):
     root, summary, reported = cohort
     assert sorted(p.name for p in root.iterdir()) == [f"S{i:04d}" for i in range(1, 13)]
     files = [p for p in root.rglob("*") if p.is_file()]
@@ -101,15 +101,13 @@ def test_layout_and_counts(cohort: tuple[Path, CohortSummary, list[int]]) -> Non
     assert summary == CohortSummary(12, len(files), num_idc, num_edge)
 
 
-def test_number_of_patches_is_near_the_wish(cohort: tuple[Path, CohortSummary, list[int]]) -> None:
+def test_number_of_patches_is_near_the_given_one(cohort):
     _, _, reported = cohort
     assert np.mean(reported) == pytest.approx(60, rel=0.15)
     assert reported == pytest.approx([60] * 12, rel=0.45)
 
 
-def test_patches_are_cut_from_the_slide_and_labelled_by_its_truth(
-    cohort: tuple[Path, CohortSummary, list[int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_patches_are_cut_from_the_slide_and_labelled_by_its_truth(cohort, monkeypatch, tmp_path):
     slides: list[SynthSlide] = []
 
     def remember(patient: str, **kwargs: int) -> SynthSlide:
@@ -135,15 +133,13 @@ def test_patches_are_cut_from_the_slide_and_labelled_by_its_truth(
                 assert left_out[top : top + 50, left : left + 50].mean() < 0.06
 
 
-def test_background_patches_are_left_out_but_some_nearly_blank_ones_stay(
-    patches: tuple[list[np.ndarray], np.ndarray],
-) -> None:
+def test_background_patches_are_left_out_but_some_nearly_blank_ones_stay(patches):
     brightness = np.array([patch.mean() for patch in patches[0]])
     assert brightness.max() < 238
     assert 0 < (brightness > 220).mean() < 0.1
 
 
-def test_both_classes_in_every_patient(cohort: tuple[Path, CohortSummary, list[int]]) -> None:
+def test_both_classes_in_every_patient(cohort):
     fractions = []
     for patient in cohort[0].iterdir():
         benign, idc = (len(list((patient / label).iterdir())) for label in "01")
@@ -153,7 +149,7 @@ def test_both_classes_in_every_patient(cohort: tuple[Path, CohortSummary, list[i
     assert max(fractions) - min(fractions) > 0.2
 
 
-def test_some_patients_have_edge_patches(cohort: tuple[Path, CohortSummary, list[int]]) -> None:
+def test_some_patients_have_edge_patches(cohort):
     root, summary, _ = cohort
     shapes = {p: [read_rgb(f).shape for f in p.glob("*/*.png")] for p in root.iterdir()}
     with_edge = [p for p, found in shapes.items() if set(found) != {(50, 50, 3)}]
@@ -161,9 +157,7 @@ def test_some_patients_have_edge_patches(cohort: tuple[Path, CohortSummary, list
     assert 0 < summary.edge_patches < 0.2 * summary.patches
 
 
-def test_mean_colour_does_not_separate_the_classes_but_texture_differs(
-    patches: tuple[list[np.ndarray], np.ndarray],
-) -> None:
+def test_mean_colour_does_not_separate_the_classes_but_texture_differs(patches):
     images, label = patches
     aucs = [rank_auc(-np.array([im[..., c].mean() for im in images]), label) for c in range(3)]
     assert max(aucs) < 0.9
@@ -174,7 +168,7 @@ def test_mean_colour_does_not_separate_the_classes_but_texture_differs(
     assert rank_auc(fine, label) > 0.65
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(WsiIdcError, match=r"not an empty folder.*name another folder$") as caught:
         write_cohort(tmp_path, num_patients=1, patches_per_patient=40, seed=0)
@@ -183,7 +177,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path)
     assert read_tree(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_the_working_folder_can_be_drawn_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_working_folder_can_be_drawn_into(tmp_path, monkeypatch):
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -192,7 +186,7 @@ def test_the_working_folder_can_be_drawn_into(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_two_processes_do_not_draw_in_one_folder(tmp_path: Path):
+def test_two_processes_do_not_draw_in_one_folder(tmp_path):
     with (
         locked(tmp_path / ".tree.lock.partial", what=tmp_path),
         pytest.raises(BusyError, match="another process"),
@@ -200,21 +194,19 @@ def test_two_processes_do_not_draw_in_one_folder(tmp_path: Path):
         write_cohort(tmp_path / "tree", num_patients=1, patches_per_patient=40, seed=0)
 
 
-def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+def test_an_empty_folder_is_used(tmp_path):
     summary = write_cohort(tmp_path, num_patients=1, patches_per_patient=40, seed=0)
     assert len(read_tree(tmp_path)) == summary.patches
 
 
 @pytest.mark.parametrize("wrong", [{"num_patients": 0}, {"patches_per_patient": 39}])
-def test_numbers_out_of_range_are_a_mistake_of_the_caller(
-    tmp_path: Path, wrong: dict[str, int]
-) -> None:
+def test_numbers_out_of_range_are_a_mistake_of_the_caller(tmp_path, wrong: dict[str, int]):
     numbers = {"num_patients": 1, "patches_per_patient": 40} | wrong
     with pytest.raises(ValueError):
         write_cohort(tmp_path / "tree", **numbers, seed=0)
     assert not (tmp_path / "tree").exists()
 
 
-def test_a_slide_too_small_for_both_classes_is_a_mistake_of_the_caller() -> None:
+def test_a_slide_too_small_for_both_classes_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="249 px"):
         draw_slide("S0001", seed=0, height_px=249, width_px=400)
