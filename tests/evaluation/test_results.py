@@ -1,9 +1,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,12 +14,16 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import all_metrics
 from wsi_idc.models.checkpoint import Checkpoint
 
-TWO = pd.concat([patches("a", "0011", [0.1, 0.6, 0.8, 0.9]), patches("b", "01", [0.1, 0.4])])
+TWO = evaluation_of(
+    pd.concat(
+        [patches("a", "0011", [0.1, 0.6, 0.8, 0.9]), patches("b", "01", [0.1, 0.4])],
+        ignore_index=True,
+    )
+)
 
 
 def test_files_agree_with_each_other(tmp_path: Path):
-    evaluation = evaluation_of(TWO.reset_index(drop=True))
-    write_evaluation(evaluation, tmp_path / "eval")
+    write_evaluation(TWO, tmp_path / "eval")
     table = pd.read_csv(tmp_path / "eval" / "predictions.csv")
     record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     metrics = all_metrics(
@@ -30,6 +34,7 @@ def test_files_agree_with_each_other(tmp_path: Path):
     assert low <= record["metrics"]["auc"] <= high
     assert set(record["intervals_95"]) == set(metrics)
     assert sum(record["confusion"].values()) == len(table) == record["num_patches"]
+    assert TWO.final.num_patches == len(table)
     assert sorted(table["patient"].unique()) == ["a", "b"]
     assert pd.read_csv(tmp_path / "eval" / "patients.csv")["patches"].sum() == len(table)
     assert record["provenance"]["num_resamples"] == 20
@@ -46,12 +51,9 @@ def test_an_evaluation_is_recognized_by_predictor_and_data(
     trained: Checkpoint, cohort: Pack, pack: Pack, tmp_path: Path
 ):
     predictor = Predictor((trained,))
-    evaluation = evaluation_of(
-        TWO.reset_index(drop=True),
-        method=predictor.summary(),
-        data_fingerprint=cohort.info.source_fingerprint,
-    )
-    write_evaluation(evaluation, tmp_path)
+    fingerprint = cohort.info.source_fingerprint
+    record = TWO.record | {"method": predictor.summary(), "data_fingerprint": fingerprint}
+    write_evaluation(replace(TWO, record=record), tmp_path)
     assert is_evaluated(tmp_path, predictor, cohort)
     assert not is_evaluated(tmp_path, predictor, pack)
     assert not is_evaluated(tmp_path, Predictor((trained,), tta=True), cohort)
@@ -61,8 +63,7 @@ def test_an_evaluation_is_recognized_by_predictor_and_data(
 def test_an_interrupted_rewrite_is_not_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    evaluation = evaluation_of(TWO.reset_index(drop=True))
-    write_evaluation(evaluation, tmp_path)
+    write_evaluation(TWO, tmp_path)
     assert is_evaluation(tmp_path)
 
     def stop(*arguments: object) -> None:
@@ -70,7 +71,7 @@ def test_an_interrupted_rewrite_is_not_an_evaluation(
 
     monkeypatch.setattr("wsi_idc.evaluation.results.write_json", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_evaluation(evaluation, tmp_path)
+        write_evaluation(TWO, tmp_path)
     assert not is_evaluation(tmp_path)
 
 
@@ -80,9 +81,3 @@ def test_results_are_importable_without_torch():
         "sys.exit(bool({'torch', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_metric_sets_count_their_patches():
-    final = evaluation_of(TWO.reset_index(drop=True)).final
-    assert final.num_patches == len(TWO)
-    assert np.isclose(final.metrics["prevalence"], 0.5)
