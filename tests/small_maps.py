@@ -40,7 +40,7 @@ def small_map(cells: Any = CELLS, **changes: Any) -> PatientMap:
 
 
 def slide_view() -> SlideView:
-    """Return a slide of 4 x 8 mm, its thumbnail 10 x 20 px with tissue in the middle."""
+    """Return a slide of 4 x 8 mm with a thumbnail of 10 x 20 px and tissue in the middle."""
     tissue = np.zeros((20, 10), bool)
     tissue[5:15, 2:8] = True
     thumbnail = np.where(tissue[..., None], 120, 240).astype(np.uint8).repeat(3, axis=2)

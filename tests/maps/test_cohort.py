@@ -24,7 +24,7 @@ from wsi_idc.maps.map_reader import map_paths, read_map
 from wsi_idc.maps.map_writer import write_map
 
 
-def test_a_row_says_what_the_map_holds():
+def test_row_has_the_values_of_the_map():
     uncertainty = np.array([0.1, 0.2, 0.3, 0.2, 0.2], np.float32)
     row = cohort_row(hand_map(uncertainty=uncertainty), threshold=0.5)
     assert row == {
@@ -52,7 +52,7 @@ def test_a_row_says_what_the_map_holds():
     }
 
 
-def test_the_threshold_is_the_lowest_probability_called():
+def test_threshold_is_the_lowest_probability_called():
     lowest = float(np.float32(PROBABILITY[4]))
     assert cohort_row(hand_map(), threshold=lowest)["idc_fraction"] == 0.6
     row = cohort_row(hand_map(), threshold=0.95)
@@ -60,14 +60,14 @@ def test_the_threshold_is_the_lowest_probability_called():
     assert row["specificity"] == 1
 
 
-def test_without_labels_nothing_is_said_of_agreement():
+def test_agreement_is_nan_without_labels():
     row = cohort_row(hand_map(label=np.full(5, -1, np.int8)), threshold=0.5)
     for name in ("true_fraction", "dice", "auc", "sensitivity", "specificity", "mean_uncertainty"):
         assert np.isnan(row[name]), name
     assert (row["labelled_patches"], row["idc_fraction"]) == (0, 0.6)
 
 
-def test_views_and_members_of_the_model_are_told():
+def test_row_names_views_and_members_of_the_model():
     model = {"tta": True, "ensemble": [{"sha256": "ab" * 32}, {"sha256": "cd" * 32}]}
     row = cohort_row(hand_map(model=model), threshold=0.5)
     assert row["tta"] == "true"
@@ -91,14 +91,14 @@ def test_patches_in_the_same_cell_count_once():
     assert row["idc_area_mm2"] == pytest.approx(2 * 0.04)
 
 
-def test_the_largest_of_several_regions():
+def test_largest_of_several_regions():
     cells = np.array([[0, 0], [0, 1], [1, 2], [4, 4], [4, 5]], np.int32)
     assert largest_region(np.ones(5, bool), cells) == 3
     assert largest_region(np.array([True, False, True, True, True]), cells) == 2
     assert largest_region(np.zeros(5, bool), cells) == 0
 
 
-def test_a_folder_is_a_table_and_bad_maps_are_left_out(
+def test_table_of_a_folder_leaves_out_unusable_maps(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     for patient in ("b", "a"):
@@ -117,7 +117,7 @@ def test_a_folder_is_a_table_and_bad_maps_are_left_out(
     assert cohort_table([tmp_path / "a.h5"], threshold=0.85)["idc_fraction"].tolist() == [0.2]
 
 
-def test_the_same_patient_twice_is_refused(tmp_path: Path):
+def test_second_map_of_a_patient_is_refused(tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_hand_map(tmp_path / name)
@@ -136,7 +136,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_both_files_hold_the_table(folder: Path):
+def test_both_files_have_the_table(folder: Path):
     table = cohort_table(folder)
     pd.testing.assert_frame_equal(read_cohort_h5(folder / "cohort.h5"), table)
     csv = pd.read_csv(folder / "cohort.csv", keep_default_na=False, na_values={"auc": [""]})
@@ -145,7 +145,7 @@ def test_both_files_hold_the_table(folder: Path):
     assert not list(folder.glob(".*"))
 
 
-def test_the_links_lead_to_the_maps_from_anywhere(
+def test_links_are_valid_from_any_working_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     moved = tmp_path / "elsewhere" / "maps"
@@ -162,16 +162,16 @@ def test_the_links_lead_to_the_maps_from_anywhere(
         )
 
 
-def test_a_table_beside_its_maps_links_upwards(folder: Path, tmp_path: Path):
+def test_links_of_a_table_in_another_folder(folder: Path, tmp_path: Path):
     read_cohort(folder).write(tmp_path / "report")
     with h5py.File(tmp_path / "report" / "cohort.h5") as file:
         assert file["maps"].get("P1", getlink=True).filename == "../maps/P1.h5"
         assert file["maps/P1"].attrs["patient"] == "P1"
 
 
-def test_the_table_is_no_map_and_no_map_is_replaced(folder: Path, tmp_path: Path):
+def test_table_is_not_listed_as_map_and_replaces_none(folder: Path, tmp_path: Path):
     assert [path.name for path in map_paths(folder)] == [f"{EVIL}.h5", "P1.h5"]
-    read_cohort(folder).write(folder)  # anew
+    read_cohort(folder).write(folder)  # again
     path = write_hand_map(tmp_path, patient="cohort")
     assert map_paths(tmp_path) == [path]
     with pytest.raises(MapError, match="is the map of a patient"):
@@ -179,11 +179,11 @@ def test_the_table_is_no_map_and_no_map_is_replaced(folder: Path, tmp_path: Path
     assert read_map(path).patient == "cohort"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_damaged_table_is_one_line(folder: Path, share: float):
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.9])
+def test_truncated_table_is_refused(folder: Path, fraction: float):
     path = folder / "cohort.h5"
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(MapError, match="not a usable cohort file"):
         read_cohort_h5(path)
     with pytest.raises(MapError, match="not a usable cohort file"):
@@ -202,7 +202,7 @@ def test_a_damaged_table_is_one_line(folder: Path, share: float):
         lambda file: (file.__delitem__("table/auc"), file.create_group("table/auc")),
     ],
 )
-def test_a_forged_table_is_one_line(folder: Path, forge: Callable[[h5py.File], None]):
+def test_forged_table_is_refused(folder: Path, forge: Callable[[h5py.File], None]):
     with h5py.File(folder / "cohort.h5", "r+") as file:
         forge(file)
     with pytest.raises(MapError, match="not a usable cohort file") as caught:
@@ -215,7 +215,7 @@ def replaced(file: h5py.File, name: str, **dataset: object) -> None:
     file.create_dataset(name, **dataset)
 
 
-def test_an_empty_cohort_is_an_empty_table(tmp_path: Path):
+def test_empty_cohort_is_an_empty_table(tmp_path: Path):
     table = Cohort().table()
     assert (len(table), list(table.columns)) == (0, list(COLUMNS))
     write_map(tmp_path / "x.h5", hand_map())

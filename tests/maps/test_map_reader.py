@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.small_maps import slide_view, small_map
 from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.maps.map_reader import (
     is_map,
@@ -18,44 +19,38 @@ from wsi_idc.maps.map_reader import (
     read_provenance,
 )
 from wsi_idc.maps.map_writer import write_map
-from wsi_idc.maps.patient_map import PatientMap, SlideView
+from wsi_idc.maps.patient_map import PatientMap
 
 
 @pytest.fixture
-def content() -> PatientMap:
+def patient_map() -> PatientMap:
     """Return a map of three patches on a grid of 2 x 3 cells."""
     rng = np.random.default_rng(2)
-    row_col = np.array([[0, 1], [1, 0], [1, 2]], np.int32)
-    return PatientMap(
-        patient="P1",
-        source="pack",
-        class_names=("non-IDC", "IDC"),
+    cells = [(0, 1), (1, 0), (1, 2)]
+    return small_map(
+        cells,
         patch_px=50,
-        mpp=4.0,
-        mpp_source="assumed",
         threshold=0.4,
         temperature=1.25,
         model={"architecture": "cnn"},
         provenance={"identity": {"checkpoint": "abc"}},
-        coords=row_col[:, ::-1] * 50,
-        row_col=row_col,
+        coords=np.array(cells, np.int32)[:, ::-1] * 50,
         logit=rng.normal(size=(3, 2)).astype(np.float32),
         probability=np.array([0.1, 0.5, 0.9], np.float32),
         label=np.array([0, -1, 1], np.int8),
         cam=rng.random((3, 6, 5)).astype(np.float32),
-        cam_layer="features",
         patches=rng.integers(0, 255, (3, 50, 50, 3), dtype=np.uint8),
     )
 
 
 @pytest.fixture
-def path(content: PatientMap, tmp_path: Path) -> Path:
+def path(patient_map: PatientMap, tmp_path: Path) -> Path:
     path = tmp_path / "P1.h5"
-    write_map(path, content)
+    write_map(path, patient_map)
     return path
 
 
-def test_the_root_says_what_the_map_is(path: Path):
+def test_root_attributes(path: Path):
     with h5py.File(path) as file:
         found = {name: file.attrs[name] for name in file.attrs}
     assert list(found.pop("class_names")) == ["non-IDC", "IDC"]
@@ -80,15 +75,15 @@ def test_the_root_says_what_the_map_is(path: Path):
     }
 
 
-def test_the_columns_are_one_row_a_patch(path: Path, content: PatientMap):
+def test_columns_have_a_row_per_patch(path: Path, patient_map: PatientMap):
     with h5py.File(path) as file:
         types = {"coords": "i4", "row_col": "i4", "logit": "f4", "probability": "f4", "label": "i1"}
         for name, dtype in types.items():
             assert file[name].dtype == dtype
-            np.testing.assert_array_equal(file[name][:], getattr(content, name))
+            np.testing.assert_array_equal(file[name][:], getattr(patient_map, name))
 
 
-def test_coords_carry_what_clam_trident_and_wsinfer_read(path: Path):
+def test_coords_have_the_attributes_of_clam_trident_and_wsinfer(path: Path):
     with h5py.File(path) as file:
         attrs = file["coords"].attrs
         assert attrs["name"] == "P1"
@@ -100,7 +95,7 @@ def test_coords_carry_what_clam_trident_and_wsinfer_read(path: Path):
         assert attrs["downsample"].tolist() == [1.0, 1.0]
 
 
-def test_the_map_is_nxdata_with_nan_where_there_is_no_patch(path: Path):
+def test_map_group_is_nxdata_with_nan_in_cells_without_patch(path: Path):
     with h5py.File(path) as file:
         group = file["map"]
         assert group.attrs["NX_class"] == "NXdata"
@@ -119,7 +114,7 @@ def test_the_map_is_nxdata_with_nan_where_there_is_no_patch(path: Path):
         assert group["x"].attrs["units"] == "um"
 
 
-def test_the_cam_mosaic_is_the_raw_cams_on_the_grid(path: Path, content: PatientMap):
+def test_cam_mosaic_is_the_raw_cams_on_the_grid(path: Path, patient_map: PatientMap):
     with h5py.File(path) as file:
         group = file["cam"]
         assert group.attrs["NX_class"] == "NXdata"
@@ -127,66 +122,66 @@ def test_the_cam_mosaic_is_the_raw_cams_on_the_grid(path: Path, content: Patient
         assert group.attrs["target_layer"] == "features"
         assert group.attrs["class"] == "IDC"
         assert group.attrs["normalized"] == 0
-        np.testing.assert_array_equal(group["raw"][:], content.cam)
+        np.testing.assert_array_equal(group["raw"][:], patient_map.cam)
         mosaic = group["mosaic"][:]
         assert mosaic.shape == (12, 15)
-        np.testing.assert_array_equal(mosaic[6:, 10:], content.cam[2])
-        np.testing.assert_array_equal(mosaic[:6, 5:10], content.cam[0])
+        np.testing.assert_array_equal(mosaic[6:, 10:], patient_map.cam[2])
+        np.testing.assert_array_equal(mosaic[:6, 5:10], patient_map.cam[0])
         assert np.isnan(mosaic[:6, :5]).all()
         assert group["y"].shape == (12,)
         assert group["x"][:3] == pytest.approx([20.0, 60.0, 100.0])
 
 
-def test_the_image_is_the_patches_on_white(path: Path, content: PatientMap):
+def test_image_is_the_patches_on_white(path: Path, patient_map: PatientMap):
     with h5py.File(path) as file:
         rgb = file["image/rgb"][:]
     assert rgb.shape == (100, 150, 3)
-    np.testing.assert_array_equal(rgb[:50, 50:100], content.patches[0])
-    np.testing.assert_array_equal(rgb[50:, :50], content.patches[1])
-    np.testing.assert_array_equal(rgb[50:, 100:], content.patches[2])
+    np.testing.assert_array_equal(rgb[:50, 50:100], patient_map.patches[0])
+    np.testing.assert_array_equal(rgb[50:, :50], patient_map.patches[1])
+    np.testing.assert_array_equal(rgb[50:, 100:], patient_map.patches[2])
     assert (rgb[:50, :50] == 255).all()
     assert (rgb[50:, 50:100] == 255).all()
     np.testing.assert_array_equal(read_image(path), rgb)
     np.testing.assert_array_equal(list(read_image_rows(path)), [rgb[:50], rgb[50:]])
 
 
-def test_the_image_is_read_by_rows(path: Path, content: PatientMap):
+def test_image_is_read_by_rows(path: Path, patient_map: PatientMap):
     with open_image(path) as read_rows:
         assert read_rows is not None
         rows = read_rows(60, 80)
     assert rows.shape == (20, 150, 3)
-    np.testing.assert_array_equal(rows[:, 100:], content.patches[2][10:30])
+    np.testing.assert_array_equal(rows[:, 100:], patient_map.patches[2][10:30])
     with pytest.raises(OSError, match="mine"), open_image(path):
         raise OSError("mine")
     with pytest.raises(MapError, match="no such file"), open_image(path.with_name("none.h5")):
         pass
 
 
-def test_the_image_can_be_left_out(content: PatientMap, tmp_path: Path):
-    write_map(tmp_path / "P1.h5", replace(content, patches=None))
+def test_image_can_be_left_out(patient_map: PatientMap, tmp_path: Path):
+    write_map(tmp_path / "P1.h5", replace(patient_map, patches=None))
     with h5py.File(tmp_path / "P1.h5") as file:
         assert "image" not in file
     assert read_image(tmp_path / "P1.h5") is None
     assert list(read_image_rows(tmp_path / "P1.h5")) == []
 
 
-def test_what_is_written_is_read(path: Path, content: PatientMap):
+def test_written_values_are_read(path: Path, patient_map: PatientMap):
     found = read_map(path)
     for name in ("coords", "row_col", "logit", "probability", "label", "cam"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(content, name))
+        np.testing.assert_array_equal(getattr(found, name), getattr(patient_map, name))
     assert found.shape == (2, 3)
     assert found.patches is None
     assert read_provenance(path)["identity"] == {"checkpoint": "abc"}
     assert is_map(path)
 
 
-def test_the_same_content_is_the_same_bytes(content: PatientMap, tmp_path: Path):
+def test_equal_maps_are_equal_bytes(patient_map: PatientMap, tmp_path: Path):
     for name in ("a.h5", "b.h5"):
-        write_map(tmp_path / name, content)
+        write_map(tmp_path / name, patient_map)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-def test_what_made_a_map_is_read_without_its_cams(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_provenance_is_read_without_the_cams(path: Path, monkeypatch: pytest.MonkeyPatch):
     read, names = h5py.Dataset.__getitem__, []
 
     def noting(dataset: h5py.Dataset, *where: object) -> object:
@@ -204,7 +199,7 @@ def test_what_made_a_map_is_read_without_its_cams(path: Path, monkeypatch: pytes
         read_provenance(path)
 
 
-def test_a_missing_map_has_no_identity(tmp_path: Path):
+def test_missing_map_has_no_provenance(tmp_path: Path):
     assert read_provenance(tmp_path / "none.h5") is None
     with pytest.raises(MapError, match="no such file"):
         read_map(tmp_path / "none.h5")
@@ -316,52 +311,44 @@ def test_truncated_maps_are_refused(path: Path, fraction: float):
     assert "\n" not in str(caught.value)
 
 
-def test_a_failing_write_leaves_the_old_map(path: Path, content: PatientMap):
+def test_failed_write_keeps_the_old_map(path: Path, patient_map: PatientMap):
     before = path.read_bytes()
     with pytest.raises(ValueError, match="larger than any slide"):
-        write_map(path, replace(content, row_col=content.row_col + 10**6))
+        write_map(path, replace(patient_map, row_col=patient_map.row_col + 10**6))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["P1.h5"]
 
 
 @pytest.mark.parametrize("patient", ["../../x", "a/b", "", ".", ".hidden", "a\nb", "x" * 200])
-def test_a_patient_id_cannot_leave_the_folder(tmp_path: Path, patient: str):
+def test_patient_id_cannot_leave_the_folder(tmp_path: Path, patient: str):
     with pytest.raises(DataError, match="cannot be a patient id"):
         map_path(tmp_path, patient)
 
 
-def test_an_odd_but_harmless_id_is_kept(tmp_path: Path):
+def test_odd_but_harmless_id_is_kept(tmp_path: Path):
     assert map_path(tmp_path, "<img src=x>").parent == tmp_path
 
 
-def test_what_was_asked_for_besides_comes_back(content: PatientMap, tmp_path: Path):
-    rng = np.random.default_rng(3)
-    slide = SlideView(
-        name="a.svs",
-        mpp=0.5,
-        width=1200,
-        height=800,
-        thumbnail=rng.integers(0, 255, (8, 12, 3), dtype=np.uint8),
-        tissue=rng.random((8, 12)) < 0.5,
-    )
-    asked = replace(
-        content,
+def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):
+    slide = replace(slide_view(), mpp=0.5, width=1200, height=800)
+    optional = replace(
+        patient_map,
         source="slide",
-        coords=content.row_col[:, ::-1] * 400,
+        coords=patient_map.row_col[:, ::-1] * 400,
         uncertainty=np.array([0.0, 0.1, 0.2], np.float32),
         smoothed=np.array([0.2, 0.4, 0.8], np.float32),
         smoothing={"sigma_um": 150.0, "temperature": 0.7, "threshold": 0.45},
         slide=slide,
     )
-    write_map(tmp_path / "P1.h5", asked)
+    write_map(tmp_path / "P1.h5", optional)
     found = read_map(tmp_path / "P1.h5")
-    assert found.smoothing == asked.smoothing
-    np.testing.assert_array_equal(found.uncertainty, asked.uncertainty)
-    np.testing.assert_array_equal(found.smoothed, asked.smoothed)
+    assert found.smoothing == optional.smoothing
+    np.testing.assert_array_equal(found.uncertainty, optional.uncertainty)
+    np.testing.assert_array_equal(found.smoothed, optional.smoothed)
     assert found.slide is not None
     np.testing.assert_array_equal(found.slide.thumbnail, slide.thumbnail)
     np.testing.assert_array_equal(found.slide.tissue, slide.tissue)
-    assert (found.slide.name, found.slide.mpp) == ("a.svs", 0.5)
+    assert (found.slide.name, found.slide.mpp) == ("s.svs", 0.5)
     assert found.level0_size == (1200, 800)
     with h5py.File(tmp_path / "P1.h5") as file:
         assert file["coords"].attrs["patch_size_level0"] == 400
@@ -372,8 +359,8 @@ def test_what_was_asked_for_besides_comes_back(content: PatientMap, tmp_path: Pa
         assert np.isnan(file["map/probability_smoothed"][0, 0])
 
 
-def test_a_map_without_cam_has_none(content: PatientMap, tmp_path: Path):
-    write_map(tmp_path / "P1.h5", replace(content, cam=None, cam_layer=""))
+def test_map_without_cam_has_none(patient_map: PatientMap, tmp_path: Path):
+    write_map(tmp_path / "P1.h5", replace(patient_map, cam=None, cam_layer=""))
     found = read_map(tmp_path / "P1.h5")
     assert found.cam is None
     assert found.uncertainty is found.smoothed is found.smoothing is found.slide is None
