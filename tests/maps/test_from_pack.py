@@ -46,9 +46,7 @@ def maps(trained: Checkpoint, cohort: Pack, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def test_each_probability_is_at_the_cell_its_file_name_says(
-    maps: Path, trained: Checkpoint, cohort: Pack
-):
+def test_probability_is_in_the_cell_of_its_file_name(maps: Path, trained: Checkpoint, cohort: Pack):
     classifier = trained.build()
     for patient in cohort.patients[:2]:
         with h5py.File(maps / f"{patient}.h5") as file:
@@ -71,7 +69,7 @@ def test_each_probability_is_at_the_cell_its_file_name_says(
         assert np.isfinite(probability).sum() == num_filled
 
 
-def test_the_cams_are_torchcams(maps: Path, trained: Checkpoint, cohort: Pack):
+def test_cams_equal_torchcam(maps: Path, trained: Checkpoint, cohort: Pack):
     patient = cohort.patients[0]
     classifier = trained.build()
     patches = torch.from_numpy(cohort.patches[cohort.rows_of(patient)])
@@ -84,7 +82,7 @@ def test_the_cams_are_torchcams(maps: Path, trained: Checkpoint, cohort: Pack):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batch_size_and_company_change_nothing(
+def test_batch_size_and_other_patients_change_nothing(
     maps: Path, trained: Checkpoint, cohort: Pack, tmp_path: Path, batch_size: int
 ):
     patient = cohort.patients[3]
@@ -94,7 +92,7 @@ def test_batch_size_and_company_change_nothing(
             np.testing.assert_allclose(one[name][:], other[name][:], atol=1e-5)
 
 
-def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack):
+def test_map_has_the_probabilities_of_evaluate(maps: Path, trained: Checkpoint, cohort: Pack):
     patient = sorted(trained.patients("test"))[0]
     evaluation = evaluate(
         Predictor((trained,)),
@@ -106,13 +104,13 @@ def test_eval_and_map_say_the_same(maps: Path, trained: Checkpoint, cohort: Pack
         num_resamples=1,
     )
     with h5py.File(maps / f"{patient}.h5") as file:
-        # To the last bit, though the map was made in the company of other patients.
+        # Equal to the last bit, although the map was built together with other patients.
         np.testing.assert_array_equal(
             evaluation.predictions["probability"].to_numpy(np.float32), file["probability"][:]
         )
 
 
-def test_a_second_run_computes_nothing(maps: Path, trained: Checkpoint, cohort: Pack):
+def test_second_run_computes_nothing(maps: Path, trained: Checkpoint, cohort: Pack):
     before = {path: path.stat().st_mtime_ns for path in maps.iterdir()}
     report = build(trained, cohort, cohort.patients, maps)
     assert list(report.kept) == cohort.patients
@@ -128,7 +126,7 @@ def other(trained: Checkpoint, tmp_path: Path) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def test_another_checkpoint_or_setting_computes_anew(
+def test_other_checkpoint_or_setting_rebuilds(
     trained: Checkpoint,
     other: Checkpoint,
     cohort: Pack,
@@ -147,7 +145,7 @@ def test_another_checkpoint_or_setting_computes_anew(
     assert list(overwritten.made) == [patient]
 
 
-def test_another_resolution_computes_anew(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+def test_other_resolution_rebuilds(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     patient = cohort.patients[0]
     build(trained, cohort, [patient], tmp_path)
     stated = Pack(cohort.path)
@@ -157,7 +155,7 @@ def test_another_resolution_computes_anew(trained: Checkpoint, cohort: Pack, tmp
         assert file.attrs["mpp_source"] == "given"
 
 
-def test_a_full_disk_ends_it_and_leaves_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+def test_full_disk_ends_the_run(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     patient = cohort.patients[0]
     before = set(threading.enumerate())
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -173,20 +171,20 @@ def test_a_full_disk_ends_it_and_leaves_nothing(trained: Checkpoint, cohort: Pac
     assert set(threading.enumerate()) <= before
 
 
-def test_a_bad_item_is_set_aside_and_the_rest_done(
+def test_unusable_file_is_kept_and_other_patients_are_mapped(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     first, second = cohort.patients[:2]
-    precious = tmp_path / f"{first}.h5"
-    precious.write_text("not a map at all")
+    other_file = tmp_path / f"{first}.h5"
+    other_file.write_text("not a map at all")
     report = build(trained, cohort, [first, second], tmp_path)
     assert list(report.made) == [second]
     assert "not a usable map" in report.failed[first]
     assert "--overwrite" in report.failed[first]
-    assert precious.read_text() == "not a map at all"
+    assert other_file.read_text() == "not a map at all"
 
 
-def test_a_map_that_another_process_never_ends_writing_is_set_aside(
+def test_map_locked_beyond_the_timeout_fails(
     trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("wsi_idc.maps.writer_pool._LOCK_TIMEOUT_SECONDS", 0.5)
@@ -197,7 +195,7 @@ def test_a_map_that_another_process_never_ends_writing_is_set_aside(
     assert "another process is writing it" in report.failed[first]
 
 
-def test_a_map_is_written_after_another_process_has_written_it(
+def test_map_is_written_after_another_process_releases_it(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     patient = cohort.patients[0]
@@ -219,14 +217,16 @@ def test_a_map_is_written_after_another_process_has_written_it(
     assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
 
 
-def test_what_a_kill_left_behind_is_written_over(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+def test_partial_file_of_a_killed_run_is_replaced(
+    trained: Checkpoint, cohort: Pack, tmp_path: Path
+):
     patient = cohort.patients[0]
     (tmp_path / f".{patient}.h5.partial").write_bytes(b"half a map")
     build(trained, cohort, [patient], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
 
 
-def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
+def test_stop_keeps_complete_maps_and_the_next_call_resumes(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [1-5] of 6 maps made"):
@@ -239,7 +239,7 @@ def test_a_stop_keeps_whole_maps_and_the_next_call_goes_on(
     assert len(report.made) + len(report.kept) == 6
 
 
-def test_a_stop_is_told_also_where_a_patient_was_set_aside_before(
+def test_stop_is_raised_although_a_patient_has_failed(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     first, second = cohort.patients[:2]
@@ -248,13 +248,13 @@ def test_a_stop_is_told_also_where_a_patient_was_set_aside_before(
         build(trained, cohort, [first, second], tmp_path, stop=StopAfter(0))
 
 
-def test_an_unknown_patient_writes_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+def test_unknown_patient_writes_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     with pytest.raises(DataError, match=r"no patient '\.\./\.\./x'"):
         build(trained, cohort, ["S0001", "../../x"], tmp_path / "maps")
     assert not (tmp_path / "maps").exists()
 
 
-def test_a_map_says_which_role_its_patient_had(maps: Path, trained: Checkpoint):
+def test_map_has_the_role_of_its_patient(maps: Path, trained: Checkpoint):
     import json
 
     for role in ("train", "test"):
@@ -263,7 +263,7 @@ def test_a_map_says_which_role_its_patient_had(maps: Path, trained: Checkpoint):
             assert json.loads(file.attrs["model"])["role_of_patient"] == role
 
 
-def test_views_checkpoints_and_smoothing_reach_the_map(
+def test_map_has_views_checkpoints_and_smoothing(
     trained: Checkpoint, cohort: Pack, other: Checkpoint, tmp_path: Path
 ):
     patient = sorted(trained.patients("test"))[0]
@@ -288,7 +288,6 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
         assert file.attrs["threshold"] == predictor.threshold
         assert file.attrs["temperature"] == 1
     assert (model["tta"], len(model["ensemble"])) == (True, 2)
-    # Another way to the probabilities is another map.
     report = MapBuilder(predictor, compute, tmp_path).build(PackSource(cohort, [patient]))
     assert list(report.kept) == [patient]
     report = MapBuilder(replace(predictor, tta=False), compute, tmp_path).build(
@@ -297,7 +296,7 @@ def test_views_checkpoints_and_smoothing_reach_the_map(
     assert list(report.made) == [patient]
 
 
-def test_another_cam_is_another_map(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+def test_other_cam_rebuilds(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     patient = cohort.patients[0]
     build(trained, cohort, [patient], tmp_path)
     spec = CamSpec("layercam", "features.1", 0)
@@ -308,13 +307,13 @@ def test_another_cam_is_another_map(trained: Checkpoint, cohort: Pack, tmp_path:
     with cam_extractor(trained.build(), **vars(spec)) as extract:
         rows = cohort.rows_of(patient)[:4]
         _, expected = extract(torch.from_numpy(cohort.patches[rows]))
-    # Behind max pooling a rounding may send a gradient to the neighbour.
+    # After max pooling a rounding error may move a gradient to the neighbor.
     assert np.isclose(found.cam[:4], expected.numpy(), rtol=1e-3, atol=1e-6).mean() > 0.98
     assert list(build(trained, cohort, [patient], tmp_path, cam=None).made) == [patient]
     assert read_map(tmp_path / f"{patient}.h5").cam is None
 
 
-def test_a_cam_that_would_show_nothing_is_refused_and_nothing_written(
+def test_unknown_cam_layer_is_refused_and_nothing_written(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     with pytest.raises(CheckpointError, match=r"has no layer 'features\.99'"):
@@ -322,7 +321,7 @@ def test_a_cam_that_would_show_nothing_is_refused_and_nothing_written(
     assert not (tmp_path / "m").exists()
 
 
-def test_cams_that_no_reader_would_take_are_not_computed(
+def test_cams_too_large_for_a_map_are_refused(
     trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fine = replace(trained, input=replace(trained.input, input_px=257))

@@ -26,7 +26,6 @@ from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
-from wsi_idc.slides.slide import open_slide
 
 ALL = SlideSettings(min_tissue=0)
 
@@ -68,7 +67,7 @@ def write_slide(path: Path, image: np.ndarray, *, mpp: float) -> ManifestRow:
 
 
 @pytest.mark.parametrize("finer", [1, 4])
-def test_a_slide_of_stitched_patches_has_the_patients_map(
+def test_slide_of_stitched_patches_has_the_map_of_the_patient(
     trained: Checkpoint, cohort: Pack, stitched: np.ndarray, tmp_path: Path, finer: int
 ):
     patient = cohort.patients[0]
@@ -96,7 +95,7 @@ def test_a_slide_of_stitched_patches_has_the_patients_map(
     assert found.slide.thumbnail.shape[:2] == found.slide.tissue.shape
 
 
-def test_only_tissue_is_mapped_and_a_mask_overrides(
+def test_only_the_tissue_of_the_mask_is_mapped(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
@@ -114,7 +113,7 @@ def test_only_tissue_is_mapped_and_a_mask_overrides(
     assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
-def test_overlapping_patches_lie_where_their_middles_are(
+def test_cells_of_overlapping_patches_are_their_centers(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
@@ -142,7 +141,7 @@ def test_overlapping_patches_lie_where_their_middles_are(
         assert file["cam/mosaic"].shape == (rows * side, cols * side)
 
 
-def test_a_bad_slide_is_set_aside_and_the_rest_done(
+def test_unusable_slides_fail_and_other_slides_are_mapped(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     good = write_slide(tmp_path / "good.tif", stitched, mpp=4.0)
@@ -164,12 +163,15 @@ def test_a_bad_slide_is_set_aside_and_the_rest_done(
     assert read_map(again.made["plain"]).mpp_source == "given"
 
 
-def test_a_slides_map_is_kept_until_something_changes(
+def test_map_is_kept_until_slide_or_settings_change(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
     out = tmp_path / "maps"
     assert build(trained, out, [row]).made
+    with h5py.File(out / "s.h5") as file:
+        key = json.loads(file.attrs["provenance"])["identity"]
+    assert (key["min_tissue"], key["stride_px"], key["mask"]) == (0, 50, None)
     assert build(trained, out, [row]).kept
     assert build(trained, out, [row], SlideSettings(min_tissue=0.2)).made
     assert build(trained, out, [row]).made
@@ -179,7 +181,7 @@ def test_a_slides_map_is_kept_until_something_changes(
     assert build(trained, out, [row]).made
 
 
-def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp_path: Path):
+def test_stop_keeps_complete_maps(trained: Checkpoint, stitched: np.ndarray, tmp_path: Path):
     rows = [write_slide(tmp_path / f"{name}.tif", stitched, mpp=4.0) for name in "abc"]
     out = tmp_path / "maps"
     with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [12] of 3 maps made"):
@@ -192,7 +194,7 @@ def test_a_stop_leaves_whole_maps(trained: Checkpoint, stitched: np.ndarray, tmp
     assert len(report.made) + len(report.kept) == 3
 
 
-def test_one_network_maps_all_slides_and_none_is_built_for_none(
+def test_network_is_built_once_and_only_if_needed(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     built, checkpoint_build = [], Checkpoint.build
@@ -208,7 +210,7 @@ def test_one_network_maps_all_slides_and_none_is_built_for_none(
         assert len(built) == 1
 
 
-def test_a_map_of_a_train_patient_is_said_to_flatter(
+def test_training_patient_is_logged(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     row = write_slide(tmp_path / "s.tif", stitched[:100], mpp=4.0)
@@ -220,35 +222,35 @@ def test_a_map_of_a_train_patient_is_said_to_flatter(
     assert f"trained on 1 of these patients ({seen} first): their maps flatter it" in caplog.text
 
 
-def test_another_slide_of_the_same_name_is_warned_of(
+def test_other_slide_of_the_same_name_is_a_warning(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     for folder, image in (("a", stitched[:100]), ("b", stitched[50:150])):
         (tmp_path / folder).mkdir()
         row = write_slide(tmp_path / folder / "s.tif", image, mpp=4.0)
         build(trained, tmp_path, [row])
-    (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     first, second = (tmp_path / folder / "s.tif" for folder in "ab")
     assert f"s.h5 was made from {first} and is replaced by the map of {second}; give" in warning
     caplog.clear()
     write_slide(second, stitched[:100], mpp=4.0)  # the same file, changed
     assert build(trained, tmp_path, [row]).made
-    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-@pytest.mark.parametrize(("room", "has_image"), [(0, True), (-1, False)])
-def test_an_image_that_would_not_fit_is_left_out(
+@pytest.mark.parametrize(("spare", "has_image"), [(0, True), (-1, False)])
+def test_image_beyond_the_memory_limit_is_left_out(
     trained: Checkpoint,
     stitched: np.ndarray,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    room: int,
+    spare: int,
     has_image: bool,
 ):
     # 2 x 2 cells of 30 px, and a patch of 50 px in each.
     needed = 4 * 50**2 * 3
-    monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + room)
+    monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + spare)
     row = write_slide(tmp_path / "s.tif", stitched[:80, :80], mpp=4.0)
     settings = SlideSettings(min_tissue=0, stride_px=30)
     (planned,) = SlideSource([row], settings).plan(make_builder(trained, tmp_path))
@@ -260,32 +262,21 @@ def test_an_image_that_would_not_fit_is_left_out(
     assert planned.disk_mb * 1e6 == pytest.approx(without + has_image * 4 * 30**2 * 3)
 
 
-def test_an_ensemble_of_other_patches_is_refused(trained: Checkpoint, tmp_path: Path):
+def test_ensemble_of_different_patch_sizes_is_refused(trained: Checkpoint, tmp_path: Path):
     other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
     both = MapBuilder(Predictor((trained, other)), select_device("cpu"), tmp_path)
     with pytest.raises(CheckpointError, match="take patches of different sizes, 50 px of 2 um"):
         input_spec(both.predictor)
 
 
-def test_ids_cannot_leave_the_folder(trained: Checkpoint, tmp_path: Path):
+def test_patient_id_cannot_leave_the_folder(trained: Checkpoint, tmp_path: Path):
     row = ManifestRow(tmp_path / "s.tif", "../evil", None)
     with pytest.raises(DataError, match="cannot be a patient id"):
         build(trained, tmp_path / "maps", [row])
 
 
-def test_the_map_says_what_it_was_made_of(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
-):
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
-    build(trained, tmp_path, [row])
-    with h5py.File(tmp_path / "s.h5") as file:
-        identity = json.loads(file.attrs["provenance"])["identity"]
-        assert file["slide"].attrs["name"] == "s.tif"
-    assert (identity["min_tissue"], identity["stride_px"], identity["mask"]) == (0, 50, None)
-
-
 @pytest.mark.parametrize(("make", "reason"), [(os.mkfifo, "not a regular"), (None, "no such file")])
-def test_a_mask_that_is_no_file_is_one_line(
+def test_mask_that_is_not_a_file_fails(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, make, reason: str
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
@@ -296,29 +287,15 @@ def test_a_mask_that_is_no_file_is_one_line(
     assert reason in report.failed["s"]
 
 
-def test_a_slide_changed_in_the_middle_is_another_slide(stitched: np.ndarray, tmp_path: Path):
-    path = write_slide(tmp_path / "s.tif", stitched, mpp=4.0).slide
-    with open_slide(path) as slide:
-        before = slide.fingerprint()
-        assert slide.fingerprint() == before
-    (tmp_path / "s").mkdir()  # a folder of that name is no part of a TIFF
-    (tmp_path / "s" / "x").touch()
-    with open_slide(path) as slide:
-        assert slide.fingerprint() == before
-    os.utime(path, ns=(1, 1))
-    with open_slide(path) as slide:
-        assert slide.fingerprint() != before
-
-
-def test_what_overlaps_is_drawn_and_reported_in_its_place(
+def test_report_places_overlapping_patches(
     trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
 ):
     row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
     half = SlideSettings(min_tissue=0, stride_px=30)
     build(trained, tmp_path, [row], half)
-    content = read_map(tmp_path / "s.h5")
-    (thumbnail, *_), _ = tissue_pictures(content, None)
+    patient_map = read_map(tmp_path / "s.h5")
+    (thumbnail, *_), _ = tissue_pictures(patient_map, None)
     # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
     assert (thumbnail.x, thumbnail.y) == pytest.approx((-0.04, -0.04))
-    assert content.cell_cams().shape[1:] == (4, 4)
-    assert cam_levels(content).shape == tuple(4 * side for side in content.shape)
+    assert patient_map.cell_cams().shape[1:] == (4, 4)
+    assert cam_levels(patient_map).shape == tuple(4 * side for side in patient_map.shape)

@@ -19,32 +19,41 @@ from wsi_idc.runtime.device import select_device
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(1, 3000), min_size=1), st.integers(1, 9))
-def test_shards_hold_each_name_once_and_are_even(sizes: dict[str, int], count: int):
+def test_shards_have_each_name_once_and_are_even(sizes: dict[str, int], count: int):
     parts = [shard(sizes, index, count) for index in range(1, count + 1)]
     assert sorted(name for part in parts for name in part) == sorted(sizes)
     loads = [sum(sizes[name] for name in part) for part in parts]
     assert max(loads) - min(loads) <= max(sizes.values())
 
 
-def test_a_shard_keeps_the_order_of_the_patients():
+def test_shard_keeps_the_order_of_the_patients():
     assert shard({"b": 1, "a": 1, "c": 1}, 1, 1) == ["b", "a", "c"]
 
 
-def test_a_shard_is_two_numbers():
+def test_shard_is_two_numbers():
     assert parse_shard("2/8") == (2, 8)
-    for text in ("0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/2"):
-        with pytest.raises(DataError, match="I/N with I from 1 to N"):
-            parse_shard(text)
 
 
-def test_a_plan_is_what_comes_of_it(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/2", "²/3"),
+        *("1/1000000000000000", "1/" + "9" * 5000),
+    ],
+)
+def test_other_texts_are_not_shards(text: str):
+    with pytest.raises(DataError, match="I/N with I from 1 to N"):
+        parse_shard(text)
+
+
+def test_plan_agrees_with_the_run(trained: Checkpoint, cohort: Pack, tmp_path: Path):
     builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     first, second, third = cohort.patients[:3]
     builder.build(PackSource(cohort, [first]))
     (tmp_path / f"{second}.h5").write_text("mine")
     source = PackSource(cohort, [first, second, third])
     plan = source.plan(builder)
-    assert [one.state for one in plan[::2]] == ["done", "to do"]
+    assert [planned.state for planned in plan[::2]] == ["done", "to do"]
     assert "not a usable map" in plan[1].state
     assert plan[2].num_patches == len(cohort.rows_of(third))
     builder.build(source)
@@ -52,29 +61,20 @@ def test_a_plan_is_what_comes_of_it(trained: Checkpoint, cohort: Pack, tmp_path:
     assert written / 3 < plan[2].disk_mb < 3 * written
 
 
-def test_slides_of_one_name_and_masks_of_many_are_refused():
-    a, b = Path("one/a.svs"), Path("two/a.svs")
-    with pytest.raises(DataError, match=r"would both be a\.h5"):
-        SlideSource.from_files([a, b], None, SlideSettings())
-    masked = SlideSettings(mask=Path("m.png"))
+def test_mask_for_several_slides_is_refused():
     with pytest.raises(DataError, match="--mask is for one slide"):
-        SlideSource.from_files([a, Path("b.svs")], None, masked)
+        slides, settings = [Path("a.svs"), Path("b.svs")], SlideSettings(mask=Path("m.png"))
+        SlideSource.from_files(slides, None, settings)
 
 
-def test_a_bad_slide_is_in_the_plan_with_its_reason(trained: Checkpoint, tmp_path: Path):
+def test_plan_has_the_reason_of_an_unusable_slide(trained: Checkpoint, tmp_path: Path):
     builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     source = SlideSource.from_files([tmp_path / "none.svs"], None, SlideSettings())
-    (one,) = source.shard(1, 1).plan(builder)
-    assert "no such file" in one.state
+    (planned,) = source.shard(1, 1).plan(builder)
+    assert "no such file" in planned.state
 
 
-def test_what_only_looks_like_a_number_is_no_shard():
-    for text in ("²/3", "1/1000000000000000", "1/" + "9" * 5000):
-        with pytest.raises(DataError, match="I/N with I from 1 to N"):
-            parse_shard(text)
-
-
-def test_a_plan_counts_a_patient_once_and_refuses_what_the_run_would(
+def test_plan_counts_a_patient_once_and_refuses_an_unknown_layer(
     trained: Checkpoint, cohort: Pack, tmp_path: Path
 ):
     builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)

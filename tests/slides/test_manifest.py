@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.slides.manifest import ManifestRow, read_manifest
+from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
 
 
 def manifest(folder: Path, text: str) -> Path:
@@ -12,7 +12,7 @@ def manifest(folder: Path, text: str) -> Path:
     return path
 
 
-def test_all_columns(tmp_path):
+def test_manifest_with_all_columns(tmp_path):
     path = manifest(tmp_path, "slide,patient,mpp\na/S1.svs,P1,0.5\n/b/S2.tif,P2,\n")
     assert read_manifest(path) == [
         ManifestRow(tmp_path / "a/S1.svs", "P1", 0.5),
@@ -20,7 +20,7 @@ def test_all_columns(tmp_path):
     ]
 
 
-def test_patient_is_the_files_name_where_none_is_given(tmp_path):
+def test_patient_defaults_to_the_name_of_the_file(tmp_path):
     path = manifest(tmp_path, "slide\na/S1.svs\nS2.ome.tif\n")
     assert [(row.patient, row.mpp) for row in read_manifest(path)] == [
         ("S1", None),
@@ -30,7 +30,7 @@ def test_patient_is_the_files_name_where_none_is_given(tmp_path):
     assert [row.patient for row in read_manifest(path)] == ["S1", "P2"]
 
 
-def test_what_spreadsheets_write_is_read(tmp_path):
+def test_csv_of_spreadsheets_is_read(tmp_path):
     text = '\ufeffslide, patient ,mpp\r\n"a, b.svs" , P1 , 0.25 \r\nc.svs\r\n,,\r\n\r\n'
     assert read_manifest(manifest(tmp_path, text)) == [
         ManifestRow(tmp_path / "a, b.svs", "P1", 0.25),
@@ -39,7 +39,7 @@ def test_what_spreadsheets_write_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "needs the column slide; has ''"),
         ("slide\n", "lists no slide"),
@@ -59,17 +59,16 @@ def test_what_spreadsheets_write_is_read(tmp_path):
         ("slide,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; quote a name"),
     ],
 )
-def test_what_makes_no_sense_is_an_error_in_a_line(tmp_path, text, says):
+def test_invalid_rows_and_columns_are_refused(tmp_path, text, message):
     path = manifest(tmp_path, text)
     with pytest.raises(DataError) as raised:
         read_manifest(path)
-    said = str(raised.value)
-    assert said.startswith(str(path))
-    assert says in said
-    assert "\n" not in said
+    assert str(raised.value).startswith(str(path))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_what_is_no_csv_is_an_error_in_a_line(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"none.csv: no such file"):
         read_manifest(tmp_path / "none.csv")
     with pytest.raises(DataError, match=r"not a readable CSV"):
@@ -81,3 +80,10 @@ def test_what_is_no_csv_is_an_error_in_a_line(tmp_path):
     path.write_bytes(b"slide\na\0b\n")
     with pytest.raises(DataError, match=r"slides.csv"):
         read_manifest(path)
+
+
+def test_slide_files_are_rows_named_after_the_files():
+    paths = [Path("one/a.svs"), Path("b.ome.tif")]
+    assert [row.patient for row in rows_from_files(paths)] == ["a", "b.ome"]
+    with pytest.raises(DataError, match=r"one/a\.svs and two/a\.svs would both be a\.h5"):
+        rows_from_files([*paths, Path("two/a.svs")])

@@ -46,7 +46,7 @@ def stitched(tmp_path: Path) -> Path:
     return write_tiff(tmp_path / "S1.tif", STITCHED, halved(STITCHED), mpp=4.0)
 
 
-def test_a_stitched_slide_gives_back_its_patches(stitched):
+def test_patches_of_a_stitched_slide_are_the_original_ones(stitched):
     with open_slide(stitched) as slide:
         patches = all_of(slide)
         assert (len(patches), patches.shape, patches.level) == (24, (4, 6), 0)
@@ -59,14 +59,14 @@ def test_a_stitched_slide_gives_back_its_patches(stitched):
 
 
 @pytest.mark.parametrize("size", [1, 5, 24, 100])
-def test_batches_are_full_and_the_same_at_any_size(stitched, size):
+def test_batches_are_full_and_have_the_same_patches_at_any_size(stitched, size):
     with open_slide(stitched) as slide:
         batches = list(all_of(slide).batches(size))
     assert [len(batch) for batch in batches[:-1]] == [size] * (24 // size - (24 % size == 0))
     assert np.array_equal(np.concatenate(batches), PATCHES)
 
 
-def test_finer_slides_are_averaged_down_to_the_very_pixels(tmp_path):
+def test_finer_slides_are_averaged_exactly(tmp_path):
     fine = STITCHED.repeat(4, axis=0).repeat(4, axis=1)
     path = write_tiff(tmp_path / "S1.tif", fine, mpp=1.0)
     with open_slide(path) as slide:
@@ -75,7 +75,7 @@ def test_finer_slides_are_averaged_down_to_the_very_pixels(tmp_path):
         assert np.array_equal(np.concatenate(list(patches.batches(24))), PATCHES)
 
 
-def test_the_level_of_the_models_mpp_is_read_as_it_is(tmp_path):
+def test_level_of_the_mpp_of_the_model_is_not_resampled(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", noise(400, 600), STITCHED, mpp=2.0)
     with open_slide(path) as slide:
         patches = all_of(slide)
@@ -84,7 +84,7 @@ def test_the_level_of_the_models_mpp_is_read_as_it_is(tmp_path):
         assert np.array_equal(np.concatenate(list(patches.batches(24))), PATCHES)
 
 
-def test_the_level_above_the_models_mpp_is_averaged(tmp_path):
+def test_next_finer_level_is_averaged(tmp_path):
     # Levels of 1, 2 and 8 um/px: a model of 4 takes the second and halves it.
     levels = [noise(400, 600), noise(200, 300, seed=1), noise(50, 75, seed=2)]
     path = write_tiff(tmp_path / "S1.tif", *levels, mpp=1.0)
@@ -98,7 +98,7 @@ def test_the_level_above_the_models_mpp_is_averaged(tmp_path):
     assert np.abs(found - expected).max() <= 0.5
 
 
-def test_patches_over_the_edge_are_white_there(tmp_path):
+def test_patches_are_white_beyond_the_edge(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", STITCHED[:170, :260], mpp=4.0)
     with open_slide(path) as slide:
         patches = all_of(slide)
@@ -111,14 +111,14 @@ def test_patches_over_the_edge_are_white_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["S1.tif", "S1.png"])
-def test_plain_pictures_are_slides_too(tmp_path, name):
+def test_plain_images_are_slides(tmp_path, name):
     Image.fromarray(STITCHED[:170, :260]).save(tmp_path / name)
     found = pixels_of(tmp_path / name, mpp_given=4.0)
     tiled = write_tiff(tmp_path / "tiled.tif", STITCHED[:170, :260], mpp=4.0)
     assert np.array_equal(found, pixels_of(tiled))
 
 
-def test_every_patch_of_a_resolution_that_does_not_divide_is_its_own_box(tmp_path):
+def test_patches_of_a_fractional_scale_are_their_boxes(tmp_path):
     # 400.8 px a patch at level 0.
     pixels = noise(850, 1300)
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=0.499)
@@ -136,7 +136,7 @@ def test_every_patch_of_a_resolution_that_does_not_divide_is_its_own_box(tmp_pat
         assert np.array_equal(patch, cv2.resize(box, (50, 50), interpolation=cv2.INTER_AREA))
 
 
-def test_patches_overlap_where_the_stride_is_smaller(stitched):
+def test_smaller_stride_makes_patches_overlap(stitched):
     with open_slide(stitched) as slide:
         patches = all_of(slide, stride_px=25)
         found = np.concatenate(list(patches.batches(64)))
@@ -150,7 +150,7 @@ def test_patches_overlap_where_the_stride_is_smaller(stitched):
         all_of(slide, stride_px=51)
 
 
-def test_tissue_decides_which_patches_there_are(tmp_path):
+def test_tissue_selects_the_patches(tmp_path):
     slide_px = np.full((200, 300, 3), 255, np.uint8)
     slide_px[50:150, 100:200] = (200, 120, 170)
     path = write_tiff(tmp_path / "S1.tif", slide_px, mpp=4.0)
@@ -171,7 +171,7 @@ def test_tissue_decides_which_patches_there_are(tmp_path):
             all_of(slide, tissue=half, min_tissue=0.26)
 
 
-def test_what_lies_between_distant_patches_is_not_read(tmp_path, monkeypatch):
+def test_wide_gaps_between_patches_are_not_read(tmp_path, monkeypatch):
     path = write_tiff(tmp_path / "S1.tif", noise(100, 2000), mpp=4.0)
     mask = np.zeros((2, 40), bool)
     mask[0, [0, 1, 3, 39]] = True
@@ -181,7 +181,7 @@ def test_what_lies_between_distant_patches_is_not_read(tmp_path, monkeypatch):
     assert sorted(reads) == [(0, 0, 0, 200, 50), (0, 1950, 0, 50, 50)]
 
 
-def test_a_read_is_bounded_whatever_the_width(tmp_path, monkeypatch):
+def test_reads_are_bounded_at_any_width(tmp_path, monkeypatch):
     monkeypatch.setattr("wsi_idc.slides.patches._MAX_READ_PX", 200 * 650)
     fine = STITCHED.repeat(4, axis=0).repeat(4, axis=1)
     path = write_tiff(tmp_path / "S1.tif", fine, mpp=1.0)
@@ -204,7 +204,7 @@ def spy_on(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...
     return reads
 
 
-def test_a_slide_coarser_than_the_model_is_enlarged_a_little_or_refused(tmp_path, caplog):
+def test_coarse_slide_is_enlarged_or_refused(tmp_path, caplog):
     path = write_tiff(tmp_path / "S1.tif", np.full((80, 120, 3), 90, np.uint8), mpp=5.0)
     with caplog.at_level(logging.WARNING):
         found = pixels_of(path)
@@ -215,7 +215,7 @@ def test_a_slide_coarser_than_the_model_is_enlarged_a_little_or_refused(tmp_path
         pixels_of(path, mpp_given=6.1)
 
 
-def test_readers_end_when_the_consumer_does(stitched, monkeypatch):
+def test_reader_threads_end_with_the_generator(stitched, monkeypatch):
     monkeypatch.setattr("wsi_idc.slides.patches._MAX_READ_PX", 50 * 50)
     with open_slide(stitched) as slide:
         patches = all_of(slide)
@@ -242,7 +242,7 @@ def consume_and_fail(patches: SlidePatches) -> None:
         assert len(batch) / 0
 
 
-def test_damage_under_a_patch_ends_the_reading_in_a_line(tmp_path):
+def test_damage_within_a_patch_is_an_error(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", STITCHED, mpp=4.0)
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
@@ -257,7 +257,7 @@ def test_damage_under_a_patch_ends_the_reading_in_a_line(tmp_path):
     assert readers() == []
 
 
-def test_a_synthetic_slide(tmp_path):
+def test_patches_of_a_synthetic_slide(tmp_path):
     found = write_slide(tmp_path / "S1.tif", seed=1, width_px=2000, height_px=1600)
     mask = cv2.imread(str(found.mask), cv2.IMREAD_UNCHANGED) > 0
     with open_slide(found.slide) as slide:

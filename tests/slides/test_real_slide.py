@@ -1,4 +1,4 @@
-"""A real scanner's slide, where it is at hand."""
+"""The slide of a real scanner, if available."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_an_aperio_slide_states_what_it_must():
+def test_aperio_slide_states_size_and_mpp():
     with open_slide(SVS) as slide:
         assert (slide.width, slide.height) == (2220, 2967)
         assert (slide.mpp, slide.mpp_source) == (0.499, "file")
@@ -25,7 +25,7 @@ def test_an_aperio_slide_states_what_it_must():
         assert slide.thumbnail(300).shape == (300, 224, 3)
 
 
-def test_its_tissue_is_where_one_sees_it():
+def test_tissue_is_where_a_person_sees_it():
     with open_slide(SVS) as slide:
         thumbnail, mask = find_tissue(slide)
         assert mask.shape == thumbnail.shape[:2] == (64, 48)
@@ -36,7 +36,7 @@ def test_its_tissue_is_where_one_sees_it():
         assert not mask[:18, 40:].any()
 
 
-def test_its_patches_are_the_means_of_their_boxes():
+def test_patches_are_the_means_of_their_boxes():
     with open_slide(SVS) as slide:
         patches = SlidePatches(slide, patch_px=50, mpp=4.0)
         assert patches.shape == (8, 6)
@@ -47,23 +47,23 @@ def test_its_patches_are_the_means_of_their_boxes():
             assert np.abs(patch.mean(axis=(0, 1)) - box.mean(axis=(0, 1))).max() < 0.5
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_cut_short_it_is_an_error_in_a_line(tmp_path, share):
-    content = SVS.read_bytes()
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_truncated_file_is_refused(tmp_path, fraction):
+    data = SVS.read_bytes()
     path = tmp_path / "cut.svs"
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(SlideError, match=r"cut.svs: a TIFF that is cut short, damaged or of"):
         open_slide(path)
 
 
-def test_a_hole_in_it_shows_where_it_is_read(tmp_path):
-    content = bytearray(SVS.read_bytes())
-    content[600_000:900_000] = bytes(300_000)
+def test_damaged_region_is_an_error_only_where_it_is_read(tmp_path):
+    data = bytearray(SVS.read_bytes())
+    data[600_000:900_000] = bytes(300_000)
     path = tmp_path / "hole.svs"
-    path.write_bytes(content)
+    path.write_bytes(data)
     with open_slide(path) as slide:
         assert slide.read(0, 0, 0, width=240, height=240).std() > 0
         with pytest.raises(SlideError, match=r"hole.svs: cannot be read at x 0, y 0 of level 0"):
             slide.read(0, 0, 0, width=slide.width, height=slide.height)
-        # The error is not the next reader's.
+        # Later reads are not affected.
         assert slide.read(0, 0, 0, width=240, height=240).std() > 0

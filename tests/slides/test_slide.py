@@ -20,7 +20,7 @@ def whole(path: Path, **options) -> np.ndarray:
         return slide.read(0, 0, 0, width=slide.width, height=slide.height)
 
 
-def test_a_pyramid_is_known_and_read_level_by_level(tmp_path):
+def test_pyramid_is_read_level_by_level(tmp_path):
     levels = [noise(400, 600), noise(200, 300, seed=1), noise(100, 150, seed=2)]
     path = write_tiff(tmp_path / "S1.tif", *levels, mpp=0.5)
     with open_slide(path) as slide:
@@ -38,7 +38,7 @@ def test_a_pyramid_is_known_and_read_level_by_level(tmp_path):
 
 
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "striped"])
-def test_outside_is_white(tmp_path, tile):
+def test_region_outside_is_white(tmp_path, tile):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=1.0, tile=tile)
     with open_slide(path) as slide:
         found = slide.read(0, 100, 80, width=50, height=30)
@@ -50,7 +50,7 @@ def test_outside_is_white(tmp_path, tile):
 
 @pytest.mark.parametrize("unit", ["CENTIMETER", "INCH"])
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "striped"])
-def test_resolution_tags_are_the_files_word(tmp_path, tile, unit):
+def test_mpp_comes_from_resolution_tags(tmp_path, tile, unit):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.499, tile=tile, unit=unit)
     with open_slide(path) as slide:
         assert slide.mpp == pytest.approx(0.499, rel=1e-6)
@@ -59,7 +59,7 @@ def test_resolution_tags_are_the_files_word(tmp_path, tile, unit):
 
 
 @pytest.mark.parametrize("name", ["S1.png", "S1.jpg", "S1.tif", "S1.tiff"])
-def test_what_a_file_does_not_state_is_not_guessed(tmp_path, name):
+def test_missing_mpp_is_not_guessed(tmp_path, name):
     path = tmp_path / name
     # A PNG or JPEG states dots per inch of a printer.
     options = {} if "tif" in name else {"dpi": (300, 300)}
@@ -77,7 +77,7 @@ def test_what_a_file_does_not_state_is_not_guessed(tmp_path, name):
         assert np.array_equal(found, np.asarray(image))
 
 
-def test_a_given_mpp_goes_before_the_files(tmp_path, caplog):
+def test_given_mpp_replaces_the_mpp_of_the_file(tmp_path, caplog):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
     with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.52) as slide:
         assert (slide.mpp, slide.mpp_source) == (0.52, "given")
@@ -88,13 +88,13 @@ def test_a_given_mpp_goes_before_the_files(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf"), 100.1])
-def test_an_mpp_that_cannot_be_is_refused(tmp_path, mpp):
+def test_impossible_mpp_is_refused(tmp_path, mpp):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
     with pytest.raises(SlideError, match=r"um/px is impossible; give 0.001 to 100$"):
         open_slide(path, mpp=mpp)
 
 
-def test_72_dots_per_inch_are_no_resolution_of_a_slide(tmp_path):
+def test_72_dots_per_inch_are_refused(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=25_400 / 72)
     with pytest.raises(SlideError, match=r"states impossible 352.778 x 352.778 um per"):
         open_slide(path)
@@ -114,7 +114,7 @@ def test_pixels_that_are_not_square_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tiled", "striped", "png"])
-def test_transparency_is_laid_on_white(tmp_path, kind):
+def test_transparent_pixels_are_composited_on_white(tmp_path, kind):
     rgba = noise(70, 80, channels=4)
     rgba[:20, :, 3], rgba[20:40, :, 3] = 0, 255
     if kind == "png":
@@ -132,13 +132,13 @@ def test_transparency_is_laid_on_white(tmp_path, kind):
     assert np.abs(found - expected).max() <= (2 if kind == "tiled" else 0.5)
 
 
-def test_over_white_rounds_to_nearest():
+def test_composite_rounds_to_nearest():
     rgba = np.array([[[0, 100, 255, 128], [0, 0, 0, 254], [9, 9, 9, 0]]], np.uint8)
     assert composite_on_white(rgba).tolist() == [[[127, 177, 255], [1, 1, 1], [255, 255, 255]]]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
-def test_other_kinds_of_pixels_become_rgb(tmp_path, mode):
+def test_other_modes_become_rgb(tmp_path, mode):
     image = Image.fromarray(PICTURE).convert(mode)
     path = tmp_path / "S1.tif"
     image.save(path)
@@ -157,9 +157,7 @@ def test_thumbnail_is_the_mean(tmp_path):
         assert slide.thumbnail(1).shape == (1, 1, 3)
 
 
-def test_thumbnail_comes_from_the_smallest_level_that_is_enough_and_in_blocks(
-    tmp_path, monkeypatch
-):
+def test_thumbnail_is_read_in_blocks_from_the_smallest_sufficient_level(tmp_path, monkeypatch):
     monkeypatch.setattr("wsi_idc.slides.slide._BLOCK_PX", 64)
     levels = [noise(800, 1200)]
     levels += [halved(levels[0])]
@@ -183,7 +181,7 @@ def test_thumbnail_comes_from_the_smallest_level_that_is_enough_and_in_blocks(
 
 
 def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Write files that cannot be read, each with what is to be said of it."""
+    """Write files that cannot be read; return the expected message of each."""
     good = write_tiff(folder / "good.tif", noise(300, 300), mpp=1.0, compression=None)
     Image.fromarray(PICTURE).save(folder / "picture.jpg")
     Image.fromarray(PICTURE).save(folder / "picture.png")
@@ -222,7 +220,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     return {name: (folder / name, text) for name, text in says.items()}
 
 
-def test_a_file_that_cannot_be_read_is_an_error_in_a_line(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     for name, (path, text) in bad_files(tmp_path).items():
         with pytest.raises(SlideError) as raised:
             open_slide(path, mpp=4.0)
@@ -232,7 +230,7 @@ def test_a_file_that_cannot_be_read_is_an_error_in_a_line(tmp_path):
         assert "\n" not in said, name
 
 
-def test_a_file_without_permission_is_an_error_in_a_line(tmp_path, monkeypatch):
+def test_file_without_permission_is_refused(tmp_path, monkeypatch):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
 
     def deny(*_):
@@ -244,7 +242,7 @@ def test_a_file_without_permission_is_an_error_in_a_line(tmp_path, monkeypatch):
         open_slide(path)
 
 
-def test_damage_that_only_shows_in_reading_leaves_the_rest_readable(tmp_path):
+def test_damaged_region_leaves_other_regions_readable(tmp_path):
     pixels = noise(256, 256)
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=1.0, tile=(64, 64))
     content = bytearray(path.read_bytes())
@@ -267,7 +265,7 @@ def test_damage_that_only_shows_in_reading_leaves_the_rest_readable(tmp_path):
     assert bad[0] not in (0, 15)
 
 
-def test_a_slide_cut_short_opens_and_fails_where_it_ends(tmp_path):
+def test_truncated_slide_fails_in_the_missing_region(tmp_path):
     # So large that OpenSlide does not read all of it when it opens the file.
     pixels = noise(1408, 1408)
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=1.0, compression=None)
@@ -282,7 +280,7 @@ def test_a_slide_cut_short_opens_and_fails_where_it_ends(tmp_path):
         assert np.array_equal(slide.read(0, 0, 0, width=64, height=64), pixels[:64, :64])
 
 
-def test_a_closed_slide_is_our_mistake(tmp_path):
+def test_reading_a_closed_slide_is_a_value_error(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=1.0)
     with open_slide(path) as slide:
         pass
@@ -291,19 +289,19 @@ def test_a_closed_slide_is_our_mistake(tmp_path):
     slide.close()
 
 
-def test_levels_of_another_picture_are_refused(tmp_path: Path):
+def test_levels_of_different_shapes_are_refused(tmp_path: Path):
     path = write_tiff(tmp_path / "S1.tif", noise(400, 600), noise(5000, 150, seed=1), mpp=0.5)
     with pytest.raises(SlideError, match="level 1 of 150x5000 px does not fit level 0"):
         open_slide(path)
 
 
-def test_a_level_that_is_padded_to_whole_tiles_is_read(tmp_path: Path):
+def test_level_padded_to_complete_tiles_is_read(tmp_path: Path):
     path = write_tiff(tmp_path / "S1.tif", noise(400, 600), noise(256, 128, seed=1), mpp=0.5)
     with open_slide(path) as slide:
         assert len(slide.levels) == 2
 
 
-def test_tiles_larger_than_anyone_writes_are_refused(tmp_path: Path):
+def test_too_large_tiles_are_refused(tmp_path: Path):
     path = write_tiff(tmp_path / "S1.tif", noise(400, 600), mpp=0.5)
     data = path.read_bytes()
     for tag in (322, 323):  # width and length of a tile
@@ -323,7 +321,18 @@ def test_tiles_larger_than_anyone_writes_are_refused(tmp_path: Path):
         ("a.tif", []),
     ],
 )
-def test_what_people_keep_beside_a_slide_is_no_part_of_it(tmp_path: Path, name: str, parts: list):
+def test_companion_files_are_parts_of_the_slide_only(tmp_path: Path, name: str, parts: list):
     for file in (name, "b.DCM", "c.dcm", "d.jpg", "e.opt", "f", "n.csv", "n.TXT", "n.h5", "n.json"):
         (tmp_path / file).touch()
     assert [file.name for file in _companion_files(tmp_path / name)] == parts
+
+
+def test_fingerprint_changes_with_the_file_only(tmp_path: Path):
+    path = write_tiff(tmp_path / "s.tif", PICTURE, mpp=4.0)
+    with open_slide(path) as slide:
+        before = slide.fingerprint()
+        (tmp_path / "s").mkdir()  # not a part of a TIFF
+        (tmp_path / "s" / "x").touch()
+        assert slide.fingerprint() == before
+        os.utime(path, ns=(1, 1))
+        assert slide.fingerprint() != before

@@ -24,7 +24,7 @@ def grid_of(width, height, *, slide_mpp=4.0, patch_px=50, mpp=4.0, stride_px=50)
     )
 
 
-def test_cells_go_row_by_row():
+def test_cells_are_in_row_order():
     grid = grid_of(150, 100)
     assert (grid.rows, grid.cols) == (2, 3)
     cells = grid.cells()
@@ -35,7 +35,7 @@ def test_cells_go_row_by_row():
     assert coords.tolist() == [[0, 0], [50, 0], [100, 0], [0, 50], [50, 50], [100, 50]]
 
 
-def test_a_patch_that_the_edge_cuts_belongs_to_the_grid():
+def test_grid_includes_patches_on_the_edge():
     assert (grid_of(101, 100).rows, grid_of(101, 100).cols) == (2, 3)
     assert grid_of(10, 10).cols == 1
     # 400.8 px a patch: three of them end 0.4 px beyond level-0 px 1202, and 0.6 before 1203.
@@ -43,7 +43,7 @@ def test_a_patch_that_the_edge_cuts_belongs_to_the_grid():
     assert grid_of(1203, 1, slide_mpp=0.499).cols == 4
 
 
-def test_patches_may_overlap_but_not_leave_gaps():
+def test_stride_must_not_leave_gaps():
     grid = grid_of(150, 100, stride_px=25)
     assert (grid.rows, grid.cols) == (3, 5)
     assert grid.coords(grid.cells())[4].tolist() == [100, 0]
@@ -52,14 +52,14 @@ def test_patches_may_overlap_but_not_leave_gaps():
             grid_of(150, 100, stride_px=stride)
 
 
-def test_a_grid_larger_than_any_slide_is_refused():
+def test_grid_larger_than_any_slide_is_refused():
     assert grid_of(100_000, 50).cols == 2000
     with pytest.raises(ValueError, match="a grid of 1 x 2001 patches; at most 2000 per side"):
         grid_of(100_001, 50)
 
 
 @pytest.mark.parametrize("stride_px", [50, 17])
-def test_nothing_drifts_over_300_cells(stride_px):
+def test_rounding_errors_do_not_add_up_over_300_cells(stride_px):
     # 200 um over 0.499 um/px are 400.8016... px.
     grid = grid_of(130_000, 130_000, slide_mpp=0.499, stride_px=stride_px)
     cells = np.array([[300, 299], [299, 300], [300, 300]], np.int32)
@@ -83,9 +83,7 @@ MPPS = st.floats(0.1, 4.0)
 
 
 @given(SIDES, MPPS, st.integers(16, 256), st.floats(2.0, 8.0), st.floats(0.2, 1.0))
-def test_the_grid_covers_the_slide_and_no_cell_is_outside(
-    side, slide_mpp, patch_px, mpp, stride_share
-):
+def test_grid_covers_the_slide_without_cells_outside(side, slide_mpp, patch_px, mpp, stride_share):
     stride_px = max(1, math.ceil(patch_px * stride_share))
     grid = grid_of(side, 1, slide_mpp=slide_mpp, patch_px=patch_px, mpp=mpp, stride_px=stride_px)
     assert grid.rows == 1
@@ -101,14 +99,14 @@ def test_the_grid_covers_the_slide_and_no_cell_is_outside(
         assert (edges[1:, 0] == edges[:-1, 1]).all()
 
 
-def test_a_level_with_the_models_pixels_gives_whole_patches():
+def test_native_level_gives_cells_of_patch_px():
     grid = grid_of(16_000, 16_000, slide_mpp=1.0005)
     edges = grid.edges(np.arange(300, dtype=np.int32), mpp=4.002)
     assert (edges[:, 1] - edges[:, 0] == 50).all()
     assert edges[299, 0] == round(299 * 50 / 1.0005)
 
 
-def test_the_coarsest_level_that_is_fine_enough():
+def test_choose_level_takes_the_coarsest_sufficient_one():
     assert choose_level([0.25, 1.0, 4.0, 16.0], 4.0) == 2
     assert choose_level([0.25, 1.0, 4.03, 16.0], 4.0) == 2
     assert choose_level([0.25, 1.0, 4.05, 16.0], 4.0) == 1
@@ -119,14 +117,14 @@ def test_the_coarsest_level_that_is_fine_enough():
     assert choose_thumbnail_level([1000], 1000) == 0
 
 
-def test_fit_and_cuts():
+def test_fit_size_and_split_range():
     assert fit_size(4000, 1000, max_side=100) == (100, 25)
     assert fit_size(10, 4000, max_side=100) == (1, 100)
     assert fit_size(40, 10, max_side=100) == (40, 10)
     assert split_range(10, step=4) == [(0, 4), (4, 8), (8, 10)]
 
 
-def test_runs_stay_in_a_row_and_within_their_width_and_gap():
+def test_groups_stay_within_row_width_and_gap():
     rows = np.array([0, 0, 0, 0, 1, 1, 3], np.int32)
     first = np.array([0, 10, 20, 60, 0, 10, 70])
     edges = np.stack([first, first + 10], axis=1)
@@ -141,7 +139,7 @@ def test_runs_stay_in_a_row_and_within_their_width_and_gap():
     assert group_reads(rows[:0], edges[:0], max_width=1, max_gap=1) == []
 
 
-def test_shares_of_a_mask():
+def test_tissue_fraction_of_a_mask():
     mask = np.array([[1, 0], [0, 0], [1, 1]], bool)
     boxes = np.array(
         [
@@ -158,7 +156,7 @@ def test_shares_of_a_mask():
 
 
 @given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 9))
-def test_shares_are_the_slow_ones(seed, height, width):
+def test_tissue_fraction_equals_a_slow_computation(seed, height, width):
     rng = np.random.default_rng(seed)
     mask = rng.random((height, width)) < 0.5
     x, y = np.sort(rng.integers(0, 2 * width, 2)), np.sort(rng.integers(0, 2 * height, 2))

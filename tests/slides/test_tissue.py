@@ -27,13 +27,13 @@ def blank(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     return glass.astype(np.uint8)
 
 
-def test_a_blank_slide_has_no_tissue():
+def test_blank_slide_has_no_tissue():
     assert not tissue_mask(blank(60, 80), mpp=32).any()
     assert not tissue_mask(np.full((60, 80, 3), 255, np.uint8), mpp=32).any()
     assert not tissue_mask(np.zeros((60, 80, 3), np.uint8), mpp=32).any()
 
 
-def test_a_slide_full_of_tissue_is_full():
+def test_slide_full_of_tissue_has_no_background():
     slide = blank(60, 80)
     rng = np.random.default_rng(0)
     # From the pale to the dark, so that Otsu would cut it in two.
@@ -42,7 +42,7 @@ def test_a_slide_full_of_tissue_is_full():
     assert tissue_mask(slide, mpp=32).all()
 
 
-def test_tissue_on_glass_is_found_to_the_px():
+def test_tissue_on_glass_is_exact():
     slide = blank(60, 80)
     slide[10:30, 20:50] = PINK
     expected = np.zeros((60, 80), bool)
@@ -50,14 +50,14 @@ def test_tissue_on_glass_is_found_to_the_px():
     assert np.array_equal(tissue_mask(slide, mpp=32), expected)
 
 
-def test_tissue_at_the_border_stays_there():
+def test_tissue_reaches_the_border():
     slide = blank(60, 80)
     slide[:20, 60:] = PINK
     assert tissue_mask(slide, mpp=32)[:20, 60:].all()
     assert tissue_mask(slide, mpp=32).sum() == 400
 
 
-def test_ink_and_the_edge_of_the_glass_are_no_tissue():
+def test_ink_and_glass_edges_are_background():
     slide = blank(60, 80)
     slide[50:] = (60, 58, 59)  # a dark band
     slide[:5, :20] = (6, 2, 0)  # nearly black: saturation alone would be 255
@@ -67,7 +67,7 @@ def test_ink_and_the_edge_of_the_glass_are_no_tissue():
     assert found.sum() == 600
 
 
-def test_specks_and_small_holes_are_gone():
+def test_specks_and_small_holes_are_removed():
     slide = blank(60, 80)
     slide[10:40, 20:60] = PINK
     slide[50, 70] = PINK  # 32 x 32 um
@@ -79,7 +79,7 @@ def test_specks_and_small_holes_are_gone():
     assert not found[28, 44]
 
 
-def test_the_threshold_is_held_between_glass_and_tissue():
+def test_threshold_is_clipped_between_glass_and_tissue():
     pale = np.repeat([2, 6], 50).astype(np.uint8)
     strong = np.repeat([80, 200], 50).astype(np.uint8)
     both = np.repeat([2, 38], 50).astype(np.uint8)
@@ -88,7 +88,7 @@ def test_the_threshold_is_held_between_glass_and_tissue():
     assert 15 <= saturation_threshold(both) <= 25
 
 
-def test_parts_are_joined_by_their_corners_too():
+def test_parts_that_touch_at_corners_are_connected():
     mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
     assert remove_small(mask, min_px=2).tolist() == [
         [True, False, False, False],
@@ -118,7 +118,7 @@ def slide(tmp_path):
         yield opened
 
 
-def test_tissue_is_found_in_a_thumbnail_of_32_um(slide):
+def test_thumbnail_has_32_um(slide):
     thumbnail, mask = find_tissue(slide)
     assert thumbnail.shape == (100, 150, 3)
     assert mask.shape == (100, 150)
@@ -128,14 +128,14 @@ def test_tissue_is_found_in_a_thumbnail_of_32_um(slide):
     assert (thumbnail[expected] == (200, 120, 170)).all()
 
 
-def test_a_tiny_slide_is_looked_at_more_closely(tmp_path):
+def test_tiny_slide_has_a_finer_thumbnail(tmp_path):
     with open_slide(write_tiff(tmp_path / "S1.tif", SLIDE[:, :800], mpp=0.25)) as slide:
         thumbnail, _ = find_tissue(slide)
     assert thumbnail.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "RGBA", "I;16"])
-def test_a_mask_is_what_is_not_black_in_any_kind_of_picture(tmp_path, slide, mode):
+def test_mask_is_everything_but_black_in_any_mode(tmp_path, slide, mode):
     path = tmp_path / "mask.png"
     if mode == "I;16":
         image = Image.fromarray(MASK.astype(np.uint16))
@@ -149,13 +149,13 @@ def test_a_mask_is_what_is_not_black_in_any_kind_of_picture(tmp_path, slide, mod
     assert np.array_equal(read_mask(path, slide=slide), MASK > 0)
 
 
-def test_the_transparent_part_of_a_mask_is_no_tissue(tmp_path, slide):
+def test_transparent_part_of_a_mask_is_background(tmp_path, slide):
     rgba = np.dstack([np.full((8, 12, 3), 255, np.uint8), MASK * 255])
     Image.fromarray(rgba).save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png", slide=slide), MASK > 0)
 
 
-def test_a_mask_may_have_any_size_but_not_another_shape(tmp_path, slide):
+def test_mask_has_any_size_but_the_aspect_ratio_of_the_slide(tmp_path, slide):
     def found(width, height):
         path = tmp_path / "mask.png"
         Image.fromarray(np.full((height, width), 7, np.uint8)).save(path)
@@ -174,7 +174,7 @@ def test_a_mask_may_have_any_size_but_not_another_shape(tmp_path, slide):
             found(width, height)
 
 
-def test_a_mask_that_is_none_is_an_error_in_a_line(tmp_path, slide):
+def test_unusable_masks_are_refused(tmp_path, slide):
     path = tmp_path / "mask.png"
     with pytest.raises(SlideError, match=r"mask.png: no such file; give a mask as PNG"):
         read_mask(path, slide=slide)
@@ -194,14 +194,14 @@ def test_a_mask_that_is_none_is_an_error_in_a_line(tmp_path, slide):
         read_mask(tmp_path, slide=slide)
 
 
-def test_a_mask_at_another_size():
+def test_mask_is_resized():
     large = resize_mask(MASK > 0, (16, 24))
     assert large.dtype == bool
     assert np.array_equal(large, MASK.repeat(2, axis=0).repeat(2, axis=1) > 0)
     assert np.array_equal(resize_mask(large, (8, 12)), MASK > 0)
 
 
-def test_a_slide_of_metres_is_not_searched(tmp_path):
+def test_slide_of_meters_is_refused(tmp_path):
     path = write_tiff(tmp_path / "long.tif", np.full((64, 5000, 3), 255, np.uint8), mpp=90.0)
     with (
         open_slide(path) as slide,

@@ -45,7 +45,11 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
         columns = file.create_group("table")
         columns.attrs["columns"] = list(table.columns)
         for name, values in table.items():
-            _write_column(columns, str(name), values)
+            if values.dtype.kind in "if":
+                columns[str(name)] = values.to_numpy()
+            else:
+                texts = values.to_numpy(object)
+                columns.create_dataset(str(name), data=texts, dtype=h5py.string_dtype())
         links = file.create_group("maps")
         for patient, target in maps.items():
             relative = os.path.relpath(target.resolve(), path.parent.resolve())
@@ -69,13 +73,6 @@ def check_replaceable(path: Path) -> None:
         )
     if path.exists() and not is_cohort(path):
         raise MapError(f"{path} exists and was not written by this command; move it away")
-
-
-def _write_column(group: h5py.Group, name: str, values: pd.Series) -> None:
-    if values.dtype.kind in "if":
-        group[name] = values.to_numpy()
-    else:
-        group.create_dataset(name, data=values.to_numpy(object), dtype=h5py.string_dtype())
 
 
 def is_cohort(path: Path) -> bool:

@@ -57,13 +57,7 @@ class PackSource:
             builder.validate_cam_size(len(self.pack.rows_of(patient)), patch_px=patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
-        """Return the state and the size of each map, without building any.
-
-        Raises:
-            CheckpointError: A checkpoint does not fit the pack, or has no such CAM.
-            DataError: The pack has no such patient.
-            MapError: The CAMs of a patient do not fit into a map.
-        """
+        """Return the state and the size of each map; the errors are those of ``validate``."""
         self.validate(builder)
         return [plan_map(builder, self._patches(builder, patient)) for patient in self.names]
 

@@ -100,10 +100,9 @@ class SlideSource:
         builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
-        """Return the state and the size of each map; opens and segments every slide.
+        """Open and segment every slide; return the state and the size of each map.
 
-        Raises:
-            CheckpointError: The checkpoints need patches of different sizes, or have no such CAM.
+        The errors are those of ``validate``; an unusable slide has its reason as the state.
         """
         self.validate(builder)
         return [self._plan_slide(row, builder) for row in self.slides]
