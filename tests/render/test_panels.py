@@ -31,11 +31,8 @@ def test_tissue_panel_names_a_missing_image():
     assert panel.title == "Tissue"
     assert (panel.picture[2:4, 4:6] == 220).all()
     assert (panel.size, panel.unit_mm, panel.has_scale) == ((3, 2), pytest.approx(0.04), True)
-    panel_input = input_of()
-    assert (
-        panels.tissue_panel(replace(panel_input, has_image=False)).title
-        == "Patches (the map has no image)"
-    )
+    panel = panels.tissue_panel(replace(input_of(), has_image=False))
+    assert panel.title == "Patches (the map has no image)"
 
 
 def test_probability_panel_has_an_absolute_scale():
@@ -56,7 +53,7 @@ def test_overlay_is_half_color_half_gray_tissue():
     assert (panel.picture[:2, :2] == 255).all()
     assert isinstance(panel.legend, ColorBar)
     assert panel.legend.threshold == 0.3
-    # The bar shows the colours as they are on the mean of the tissue's four patches.
+    # The bar shows the colors over the mean of the four patches.
     mean = round((40 + 100 + 160 + 106) / 4)
     assert panel.legend.colors.shape == (256, 3)
     blend = (mean * 127 + color_of("viridis", 1.0) * 128) / 255
