@@ -107,7 +107,7 @@ DAMAGED = "damaged checkpoint"
         ({"threshold": float("nan")}, OUT_OF_RANGE),
         ({"smoothing": SMOOTHING | {"sigma_um": -1.0}}, "out of range"),
         ({"smoothing": SMOOTHING | {"temperature": 1e-320}}, "out of range"),
-        ({"smoothing": SMOOTHING | {"sigma_um": 1e13}}, "reaches 1e"),
+        ({"smoothing": SMOOTHING | {"sigma_um": 1e13}}, "1e\\+13 um is too wide"),
         ({"smoothing": {"sigma_um": 100.0}}, DAMAGED),
         ({"split": None}, DAMAGED),
         ({"split": {"S0001": "trein"}}, "no patient has the role 'trein'"),

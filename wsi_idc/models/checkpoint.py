@@ -154,7 +154,7 @@ class Checkpoint:
         if not _is_calibration(self):
             raise ValueError("temperature or threshold out of range")
         if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
-            raise ValueError(f"no smoothing reaches {self.smoothing.sigma_um:g} um")
+            raise ValueError(f"a smoothing of {self.smoothing.sigma_um:g} um is too wide")
         if len(self.class_names) != NUM_CLASSES:
             raise ValueError(f"{len(self.class_names)} classes, not {NUM_CLASSES}")
         if self.cam_layer != arch.cam_layer:
@@ -185,14 +185,14 @@ def _is_calibration(values: Checkpoint | Smoothing) -> bool:
 def _validate_input(spec: InputSpec) -> None:
     sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
     if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
-        raise ValueError("the input is not stated in positive numbers of three channels")
+        raise ValueError("the input needs positive numbers for three channels")
     if not all(0 <= value <= 1 for value in spec.mean):
         raise ValueError("the input's mean is not within 0..1")
     finest, coarsest = POSSIBLE_MPP
     if spec.patch_px > _MAX_PATCH_PX or not finest <= spec.mpp <= coarsest:
-        raise ValueError(f"no slide has patches of {spec.patch_px} px of {spec.mpp:g} um")
+        raise ValueError(f"no slide has patches of {spec.patch_px} px at {spec.mpp:g} um/px")
     if spec.input_px is not None and spec.input_px > _MAX_INPUT_PX:
-        raise ValueError(f"no network takes {spec.input_px} px")
+        raise ValueError(f"no network takes images of {spec.input_px} px")
 
 
 def _read_input(content: Any) -> InputSpec:
