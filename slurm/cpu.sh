@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A job that needs no GPU, such as packing the data or making the pages.
+# Run a job that needs no GPU, such as packing the data or making the report.
 #
 #   sbatch slurm/cpu.sh                                       jobs/prepare.toml
 #   sbatch slurm/cpu.sh jobs/report.toml                      another job
 #
-# Submit from the project's folder. It asks for what stands below: 4 cores, 6 GB, 2 hours; it goes on
-# where it was if it must be requeued. Account, partition and modules of your site: slurm/site.env.example.
+# Submit from the project's folder. The job requests 4 cores, 6 GB and 2 hours; after a requeue it resumes.
+# slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-prepare
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=6G

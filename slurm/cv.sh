@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Five-fold cross-validation by patient, a fold a task.
+# Five-fold cross-validation by patient, one fold per task.
 #
 #   sbatch slurm/cv.sh                                        jobs/cv5.toml
 #   sbatch slurm/cv.sh --model resnet18                       other settings than the job's
 #   sbatch --array=2 slurm/cv.sh                              the second fold again
 #
-# Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours
-# at a time; it saves and requeues itself. Then `wsi-idc eval runs/cv5-*`. Account, partition and modules
-# of your site: slurm/site.env.example.
+# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 4 hours; it saves and is requeued
+# at the time limit. Then run `wsi-idc eval runs/cv5-*`. slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-cv5
 #SBATCH --array=1-5
 #SBATCH --gres=gpu:1

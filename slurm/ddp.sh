@@ -5,9 +5,8 @@
 #   sbatch --nodes=1 --ntasks-per-node=4 --gres=gpu:4 slurm/ddp.sh    4 GPUs of one node
 #   sbatch slurm/ddp.sh jobs/train_resnet50.toml              another job
 #
-# Submit from the project's folder. A process a GPU: --ntasks-per-node and --gres go together. It asks for
-# what stands below, saves before each time limit and requeues itself. Account, partition and modules of
-# your site: slurm/site.env.example.
+# Submit from the project's folder. One process per GPU: --ntasks-per-node and --gres go together. The job saves and
+# is requeued at the time limit. slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-ddp
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2

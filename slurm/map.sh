@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Map every patient, or slides, in four parts side by side.
+# Map every patient, or slides, in four parallel parts.
 #
 #   sbatch slurm/map.sh                                       jobs/map_all.toml
 #   sbatch slurm/map.sh jobs/slides.toml                      slides of a list
 #   sbatch slurm/map.sh jobs/map_all.toml --checkpoint runs/mine
-#   sbatch --array=3 slurm/map.sh                             the third part again; what is there is kept
+#   sbatch --array=3 slurm/map.sh                             the third part again; existing maps are kept
 #
-# Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 2 hours
-# at a time; it saves and requeues itself. Account, partition and modules of your site:
-# slurm/site.env.example.
+# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 2 hours; it saves and is requeued
+# at the time limit. slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-map_all
 #SBATCH --array=1-4
 #SBATCH --gres=gpu:1

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The whole job: prepare, train, evaluate, map, report, each step after the one before has succeeded.
+# All steps: prepare, train, evaluate, map, report; each starts after the previous one has succeeded.
 #
 #   bash slurm/pipeline.sh                                    jobs/train.toml, data in data/
 #   bash slurm/pipeline.sh jobs/train_resnet50.toml           another training
-#   bash slurm/pipeline.sh jobs/train.toml --time=12:00:00    what follows goes to sbatch, for every step
+#   bash slurm/pipeline.sh jobs/train.toml --time=12:00:00    flags of sbatch for every step
 #
-# Start it on the login node, in the project's folder; it submits the steps and ends. `sbatch` may start it
-# too. prepare is left out where data/ holds a pack or WSI_IDC_DATA says where the data are. Where a step
-# fails, SLURM cancels those after it; mend it and start this again: what is done is kept. Of a job with
-# several trainings each is evaluated, and the first one maps. What each step asks for stands in its script.
+# Start it on the login node, in the project's folder; it submits the steps and ends. `sbatch` can start it too.
+# The step prepare is skipped if data/ has a pack or WSI_IDC_DATA is set. If a step fails, SLURM cancels the later
+# ones; fix the cause and start this again: finished work is kept. With several trainings each is evaluated, and the
+# first one maps. The script of a step has its resources.
 #SBATCH --job-name=wsi-idc-pipeline
 #SBATCH --time=00:10:00
 #SBATCH --output=%x-%j.out
 set -euo pipefail
 # shellcheck source=slurm/slurm_job.sh
 source slurm/slurm_job.sh
-# Where this runs in a job, what SLURM says of it is not for the steps.
+# Inside a job: the variables of that job must not apply to the steps.
 for name in "${!SLURM_@}"; do
     [[ $name == SLURM_CONF ]] || unset "$name"
 done
@@ -25,15 +25,15 @@ if [[ ${1:-} == *.toml ]]; then
     shift
 fi
 flags=("$@")
-found=$(wsi-idc status "$job" --json) # by itself, so that its failing ends this
-if [[ $found != *'"command": "train"'* ]]; then
+status=$(wsi-idc status "$job" --json) # a separate assignment, so that a failure ends the script
+if [[ $status != *'"command": "train"'* ]]; then
     echo "Error: $job is no training, so the steps after it have no runs; give a job file with command = \"train\"" >&2
     exit 1
 fi
-mapfile -t runs < <(sed -n 's/^ *"out": "\(.*\)",$/\1/p' <<<"$found")
+mapfile -t runs < <(sed -n 's/^ *"out": "\(.*\)",$/\1/p' <<<"$status")
 
 last=
-step() { # SCRIPT JOB.toml ARGUMENTS...: submit a step behind the last one
+step() { # SCRIPT JOB.toml ARGUMENTS...: submit a step after the last one
     local name after=()
     name=$(basename "$2" .toml)
     if [[ -n $last ]]; then

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Three GPUs on one search: each task of the array takes trials until none is left.
+# Run one search on three GPUs: each task of the array runs trials until all are done.
 #
 #   sbatch slurm/search.sh                                    jobs/search.toml
 #   sbatch slurm/search.sh jobs/imbalance.toml                another search
 #   sbatch --array=1-8%4 slurm/search.sh                      more tasks; the job's `tasks` must be as many
 #
-# Submit from the project's folder. Each task asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours
-# at a time; it saves and requeues itself. Account, partition and modules of your site:
-# slurm/site.env.example.
+# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 4 hours; it saves and is requeued
+# at the time limit. slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-search
 #SBATCH --array=1-3
 #SBATCH --gres=gpu:1

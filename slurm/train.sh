@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on one GPU, as long as it takes: before each time limit it saves, requeues itself and goes on.
+# Train on one GPU: at the time limit the job saves, is requeued and resumes.
 #
 #   sbatch slurm/train.sh                                     jobs/train.toml, data in data/
 #   sbatch slurm/train.sh jobs/train_resnet50.toml            another job; several tasks one after the other
@@ -7,8 +7,8 @@
 #   sbatch slurm/train.sh --model resnet18 --weights none     other settings than the job's
 #   sbatch --time=12:00:00 slurm/train.sh                     sbatch's own flags win over those below
 #
-# Submit from the project's folder. It asks for what stands below: one GPU, 4 cores, 6 GB, 4 hours at a
-# time. Account, partition and modules of your site: slurm/site.env.example.
+# Submit from the project's folder. The job requests one GPU, 4 cores, 6 GB and 4 hours.
+# slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-train
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4

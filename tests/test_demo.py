@@ -13,7 +13,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_the_demo_does_the_whole_job_and_does_it_once(tmp_path: Path):
+def test_the_demo_runs_every_step_once(tmp_path: Path):
     result = demo.run_demo(tmp_path / "demo")
     assert result.pack.exists()
     assert result.checkpoint.exists()

@@ -47,7 +47,7 @@ def test_every_metric_has_an_interval(work: Path, command: RunCommand):
 
 
 @pytest.mark.parametrize("flags", [(), ("--tta",), ("--smooth",), ("--tta", "--smooth")])
-def test_eval_and_map_agree_whatever_the_method(
+def test_eval_and_map_agree(
     work: Path, trained: Checkpoint, command: RunCommand, flags: tuple[str, ...]
 ):
     both = ("--checkpoint", "runs/a", "--checkpoint", "runs/b", *flags)
@@ -158,7 +158,7 @@ def test_seen_patients_are_evaluated_only_when_asked_for(work: Path, command: Ru
     assert command(*train, "--allow-seen").code == 0
 
 
-def test_what_lies_in_a_folder_is_not_written_over(work: Path, command: RunCommand):
+def test_other_files_are_not_overwritten(work: Path, command: RunCommand):
     mine = work / "mine"
     mine.mkdir()
     (mine / "report.html").write_text("of the user")
@@ -206,7 +206,7 @@ def test_each_run_has_a_folder_of_its_name(work: Path, command: RunCommand):
     }
 
 
-def test_a_comparison_says_who_has_seen_the_patients(work: Path, command: RunCommand):
+def test_a_comparison_notes_seen_patients(work: Path, command: RunCommand):
     seen = ("--split", "train", "--allow-seen", *QUICK)
     assert command("eval", "runs/a", "runs/b", "--out", "e", *seen).code == 0
     result = command("compare", "e/1-a", "e/2-b", "--num-resamples", 100, "--out", "c")

@@ -8,9 +8,7 @@ from tests.packs import block, make_pack
 from wsi_idc.data.pack import Pack
 
 
-def test_explore_says_what_it_found_and_where_it_lies(
-    cohort: Pack, tmp_path: Path, command: RunCommand
-):
+def test_explore_prints_a_summary(cohort: Pack, tmp_path: Path, command: RunCommand):
     out = tmp_path / "look"
     result = command("explore", "--data", cohort.path, "--out", out)
     assert result.code == 0, result.err

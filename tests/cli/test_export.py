@@ -73,7 +73,7 @@ def test_a_model_folder(work: Path, command: RunCommand):
         (["--format", "wsinfer", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
     ],
 )
-def test_the_users_trouble_is_one_line(
+def test_a_user_error_is_one_line(
     work: Path,
     command: RunCommand,
     arguments: list[str],

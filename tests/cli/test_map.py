@@ -60,7 +60,7 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert (found["kind"], found["mpp"], found["mpp_source"]) == ("slide", 4.0, "file")
 
 
-def test_shards_make_the_whole(work: Path, cohort: Pack, command: RunCommand):
+def test_shards_make_all_maps(work: Path, cohort: Pack, command: RunCommand):
     for index in (1, 2, 3):
         assert command("map", "--all", "--shard", f"{index}/3").code == 0
     assert [path.stem for path in sorted((work / "maps").iterdir())] == cohort.patients
@@ -84,7 +84,7 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, command: RunCommand)
     assert (result.code, len(json.loads(result.out))) == (1, 1)
 
 
-def test_the_cohort_is_summed_up(work: Path, cohort: Pack, command: RunCommand):
+def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand):
     result = command("map", "--all", "--tta", "--no-cam")
     assert "maps/cohort.csv" in result.out
     table = pd.read_csv("maps/cohort.csv", dtype={"patient": str})
@@ -124,7 +124,7 @@ def test_bad_usage_is_one_line_and_makes_no_map(
     assert not list(work.glob("maps/*.h5"))
 
 
-def test_an_option_at_its_default_asks_for_nothing(
+def test_an_option_at_its_default_is_ignored(
     work: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
 ):
     defaults = ["--min-tissue", 0.1, "--no-cam", "--cam-method", "gradcam", "--cam-class", "idc"]
@@ -135,9 +135,7 @@ def test_an_option_at_its_default_asks_for_nothing(
     assert result.code == 0, result.err
 
 
-def test_a_table_that_cannot_be_written_is_said_after_the_maps(
-    work: Path, cohort: Pack, command: RunCommand
-):
+def test_a_table_error_is_printed_after_the_maps(work: Path, cohort: Pack, command: RunCommand):
     maps = work / "maps"
     assert command("map", "--patient", "S0001", "--no-cam").code == 0
     write_map(maps / "cohort.h5", replace(read_map(maps / "S0001.h5"), patient="cohort"))

@@ -65,7 +65,7 @@ def test_the_threshold_is_a_probability(maps: Path, command: RunCommand):
     assert pictures[0] != pictures[1]
 
 
-def test_the_options_are_what_can_be_drawn():
+def test_options_are_those_of_the_package():
     options = {option.name: option for option in render.params}
     assert tuple(options["views"].type.choices) == tuple(VIEWS)
     assert tuple(options["formats"].type.choices) == FORMATS
@@ -73,7 +73,7 @@ def test_the_options_are_what_can_be_drawn():
     assert options["dpi"].default == DEFAULT_DPI
 
 
-def test_a_map_whose_numbers_are_none_is_drawn(maps: Path, command: RunCommand):
+def test_a_map_of_nan_is_drawn(maps: Path, command: RunCommand):
     nothing = np.full(4, np.nan, np.float32)
     odd = small_map(patient="C", probability=nothing, cam=np.full((4, 2, 2), np.inf))
     write_map(maps / "C.h5", odd)

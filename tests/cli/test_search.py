@@ -32,7 +32,7 @@ def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_search_says_its_table_and_what_to_do_next(work: Path, command: RunCommand):
+def test_a_search_prints_its_table_and_the_next_command(work: Path, command: RunCommand):
     result = command("search", "job.toml", "--device", "cpu")
     assert result.code == 0, result.err
     assert "trial 1 (1 of 2 done): learning_rate 0.01" in result.err

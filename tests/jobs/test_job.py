@@ -34,7 +34,7 @@ def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-def test_each_job_that_comes_with_the_project_is_sound(path: Path):
+def test_each_job_of_the_project_is_valid(path: Path):
     job = open_job(path, [])
     assert job.name == path.stem
     assert len(job.tasks) == NUM_TASKS.get(path.stem, 1)
@@ -91,7 +91,7 @@ def test_each_point_of_the_axes_is_a_task_with_a_run_of_its_own(tmp_path: Path):
     assert job.single_call is None
 
 
-def test_what_is_given_overrides_the_file_and_names_the_run(tmp_path: Path):
+def test_overrides_replace_settings_and_name_the_run(tmp_path: Path):
     path = write(tmp_path, 'command = "train"\nname = "n"\n[config]\nepochs = 2\n')
     given = ["--epochs", "3", "--data", "here.h5", "--overwrite"]
     assert open_job(path, given).task(1).arguments() == (
@@ -101,7 +101,7 @@ def test_what_is_given_overrides_the_file_and_names_the_run(tmp_path: Path):
     assert open_job(path, ["--out", "mine"]).task(1).settings["out"] == "mine"
 
 
-def test_runs_whose_names_would_be_one_are_told_apart(tmp_path: Path):
+def test_equal_run_names_become_numbers(tmp_path: Path):
     path = write(tmp_path, 'command = "train"\n[axes]\nsplit = ["a/b.csv", "a-b.csv"]\n')
     assert [task.settings["out"] for task in open_job(path, []).tasks] == [
         "runs/try-task-1",
@@ -194,7 +194,7 @@ TRAIN = 'command = "train"\n'
         (TRAIN + f"[axes]\nseed = {list(range(10_001))}\n", "axis seed has 10001 values"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str):
+def test_an_error_is_one_line(tmp_path: Path, text: str, message: str):
     path = write(tmp_path, text)
     with pytest.raises(JobError, match=message) as caught:
         open_job(path, [])
@@ -202,7 +202,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path: Path, text: str, message: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_that_is_not_there_and_too_many_are_refused(tmp_path: Path):
+def test_task_numbers_and_counts_are_checked(tmp_path: Path):
     job = open_job(write(tmp_path, AXES), [])
     for number in (0, 5):
         with pytest.raises(JobError, match=f"no task {number}; the job has 4 tasks, 1 to 4"):
@@ -215,7 +215,7 @@ def test_a_task_that_is_not_there_and_too_many_are_refused(tmp_path: Path):
         open_job(write(tmp_path, AXES), ["--split", "auto"])
 
 
-def test_the_points_of_long_axes_are_counted_before_they_are_made(tmp_path: Path):
+def test_points_are_counted_before_they_are_made(tmp_path: Path):
     numbers = list(range(1, 9_000))
     text = TRAIN + "[axes]\n"
     text += "".join(f"{name} = {numbers}\n" for name in ("seed", "epochs", "patience", "freeze"))

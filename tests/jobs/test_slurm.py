@@ -29,15 +29,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_text_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_text_is_that_of_the_golden_file(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     resources, flags = CASES[name]
     text = sbatch_text(open_job(Path("jobs", f"{name}.toml"), flags), resources, flags)
     golden = GOLDEN / f"{name}.sbatch"
-    # To make them anew: remove them, run this test, and look at what git shows.
+    # To update the files: remove them, run this test, and check the diff of git.
     if not golden.exists():
         golden.write_text(text)
-        pytest.fail(f"{golden} was not there and is made")
+        pytest.fail(f"{golden} did not exist and is now written")
     assert text == golden.read_text()
 
 
@@ -62,7 +62,7 @@ def test_scripts_are_clean(path: Path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_ask_for_what_lets_them_go_on_and_set_nothing_of_the_work(path: Path):
+def test_scripts_request_requeueing_and_have_no_settings(path: Path):
     if path.name == "slurm_job.sh":
         return
     lines = path.read_text().splitlines()
@@ -79,7 +79,7 @@ def test_scripts_ask_for_what_lets_them_go_on_and_set_nothing_of_the_work(path: 
 
 
 def _arrays() -> list[tuple[str, str]]:
-    """Return each array that a script's head asks for or shows, with its job."""
+    """Return the size of each array of a script, or of its examples, and its job."""
     found = []
     for path in SCRIPTS:
         lines = path.read_text().splitlines()
@@ -101,13 +101,13 @@ def test_arrays_are_as_long_as_their_jobs():
         assert len(open_job(REPOSITORY / job, []).tasks) == int(size), job
 
 
-def test_the_scripts_and_what_is_submitted_share_one_text():
+def test_scripts_and_submitted_jobs_share_one_text():
     package = REPOSITORY / "wsi_idc/jobs/slurm_job.sh"
     assert (REPOSITORY / "slurm/slurm_job.sh").read_text() == package.read_text()
     assert not (REPOSITORY / "slurm/slurm_job.sh").is_symlink()
 
 
-def test_what_cannot_be_submitted_is_refused(tmp_path: Path):
+def test_invalid_resources_are_refused(tmp_path: Path):
     search = open_job(REPOSITORY / "jobs/search.toml", [])
     for several in (Resources(nodes=2), Resources(gpus=2)):
         with pytest.raises(JobError, match="several --nodes or --gpus are for a training"):
@@ -133,7 +133,7 @@ def test_submit_reads_the_sites_settings(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "given").read_text() == "mine none --parsable --time=5 a b.sbatch\n"
 
 
-def test_what_sbatch_says_against_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake(tmp_path, 'echo "sbatch: error: Invalid account" >&2; echo more >&2; exit 1', monkeypatch)
     with pytest.raises(JobError, match=r"refuses x\.sbatch: sbatch: error: Invalid account more$"):
         submit(write(tmp_path, "", "x.sbatch").relative_to(tmp_path))
@@ -170,7 +170,7 @@ def test_the_pipeline_evaluates_the_runs_of_its_job(
         ('command = "search"\n[axes]\nseed = [1, 2]', "is no training"),
     ],
 )
-def test_a_pipeline_of_what_is_no_training_submits_nothing(
+def test_the_pipeline_needs_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
 ):
     error, submitted = pipeline(tmp_path, write(tmp_path, content, "job.toml"), monkeypatch)
