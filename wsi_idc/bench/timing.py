@@ -54,7 +54,7 @@ class BenchmarkResult:
             *((name, str(value)) for name, value in self.settings.items()),
             *((name, f"{rate:,.1f} patches/s") for name, rate in self.rates.items()),
             *((name, f"{ratio:.3f}") for name, ratio in self.ratios.items()),
-            *((f"alone: {name}", f"{ms:.3f} ms a patch") for name, ms in self.parts.items()),
+            *((f"stage: {name}", f"{ms:.3f} ms a patch") for name, ms in self.parts.items()),
             *((f"largest difference: {name}", f"{value:.2g}") for name, value in differences),
             *((f"peak memory: {name}", f"{mb:,.0f} MB") for name, mb in peaks),
             *(("hint", hint) for hint in self.hints),
