@@ -19,8 +19,7 @@ from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.writer_pool import MapReport
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
-from wsi_idc.runtime.device import select_device
-from wsi_idc.runtime.transfer import DeviceTransfer
+from wsi_idc.runtime.device import DeviceTransfer, select_device
 
 _NUM_PATIENTS = 10
 

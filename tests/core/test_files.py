@@ -1,7 +1,10 @@
 import errno
 import fcntl
+import json
+import logging
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,21 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
+from tests.one_trial import ONE_TRIAL
+from wsi_idc.core.errors import BusyError, DataError, StoppedError, WsiIdcError
 from wsi_idc.core.files import (
     atomic_write,
+    can_lock,
     ensure_writable,
     is_being_written,
+    is_held,
+    locked,
     parse_json,
     remove_partial,
-    resumable_path,
+    retry_while_busy,
     safe_filename,
     sha256,
     starts_with,
     temporary_path,
+    wait_for_lock,
     write_json,
     write_text,
 )
+from wsi_idc.data.pack import Pack
+from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 
 # Writes a file until it gets a line.
 WRITER = """
@@ -157,14 +167,14 @@ def test_without_locks_each_process_has_its_own_temporary_name(
 
 def test_resumable_file_is_kept_only_after_a_stop(tmp_path):
     path, partial = tmp_path / "x", tmp_path / ".x.partial"
-    with pytest.raises(KeyboardInterrupt), resumable_path(path) as given:
+    with pytest.raises(KeyboardInterrupt), temporary_path(path, resumable=True) as given:
         given.write_text("half")
         raise KeyboardInterrupt
     assert partial.read_text() == "half"
-    with resumable_path(path) as given:
+    with temporary_path(path, resumable=True) as given:
         assert given.read_text() == "half"
     assert not partial.exists()
-    with pytest.raises(ZeroDivisionError), resumable_path(path) as given:
+    with pytest.raises(ZeroDivisionError), temporary_path(path, resumable=True) as given:
         given.write_text("half")
         raise ZeroDivisionError
     assert not partial.exists()
@@ -173,7 +183,7 @@ def test_resumable_file_is_kept_only_after_a_stop(tmp_path):
 def test_remove_partial_spares_a_file_in_use(tmp_path):
     path, partial = tmp_path / "x", tmp_path / ".x.partial"
     remove_partial(path)
-    with resumable_path(path):
+    with temporary_path(path, resumable=True):
         remove_partial(path)
         assert partial.exists()
     partial.write_text("half")
@@ -241,3 +251,162 @@ def test_patient_ids_that_leave_the_folder_or_deceive_are_refused(name):
     with pytest.raises(DataError, match="cannot be a patient id") as error:
         safe_filename(name)
     assert len(str(error.value).splitlines()) == 1
+
+
+# A library between the program and the system: no file can be locked, as on some network disks.
+SHIM = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int fd, int operation) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
+"""
+COMMANDS = """
+import json, sys
+from wsi_idc.cli.main import group, run
+for words in json.loads(sys.argv[1]):
+    if code := run(lambda: group.main(words, prog_name="wsi-idc", standalone_mode=False)):
+        sys.exit(code)
+"""
+LOCKED_HDF5 = "import h5py, sys; h5py.File(sys.argv[1], locking=True)"
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "below" / ".lock"
+
+
+def test_lock_is_held_once_and_released_also_on_failure(lock: Path):
+    assert not is_held(lock)
+    for _ in range(2):
+        with pytest.raises(RuntimeError), locked(lock, what=lock):
+            assert is_held(lock)
+            with pytest.raises(BusyError), locked(lock, what=lock):
+                pass
+            raise RuntimeError
+    assert not is_held(lock)
+
+
+def test_lock_that_was_renamed_meanwhile_is_taken_again(lock: Path, monkeypatch):
+    import fcntl
+
+    flock, renamed = fcntl.flock, []
+
+    def rename_first(fd: int, operation: int) -> None:
+        if not renamed:
+            renamed.append(lock.rename(lock.with_name("result")))
+        flock(fd, operation)
+
+    monkeypatch.setattr("fcntl.flock", rename_first)
+    with locked(lock, what=lock) as fd:
+        assert os.path.samestat(os.fstat(fd), lock.stat())
+
+
+def test_waiting_ends_when_the_lock_is_released(lock: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="wsi_idc")
+    holder = locked(lock, what=lock)
+    holder.__enter__()
+    pauses = []
+
+    def on_wait() -> None:
+        pauses.append(len(caplog.messages))
+        if len(pauses) == 3:
+            holder.__exit__(None, None, None)
+
+    with wait_for_lock(lock, what=lock, log_as="the other one", on_wait=on_wait):
+        assert is_held(lock)
+    assert not is_held(lock)
+    assert pauses == [0, 1, 1]
+    assert caplog.messages == ["waiting for the other one"]
+
+
+def test_waiting_ends_after_the_timeout_or_a_stop(lock: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wsi_idc.core.files._SECONDS_BETWEEN_TRIES", 0)
+    stop = StopRequest()
+    stop.signal_name = "SIGTERM"
+    with locked(lock, what=lock):
+        with pytest.raises(BusyError), wait_for_lock(lock, what=lock, timeout=0):
+            pass
+        with (
+            pytest.raises(StoppedError, match=r"^Stopped by SIGTERM; run the same command again"),
+            wait_for_lock(lock, what=lock, on_wait=lambda: raise_if_stopped(stop)),
+        ):
+            pass
+
+
+def test_retry_returns_the_result_and_passes_other_errors_on(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="wsi_idc")
+    answers = [BusyError("busy"), 7, WsiIdcError("other")]
+
+    def action() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert retry_while_busy(action, log_as="it", log_after=60) == 7
+    with pytest.raises(WsiIdcError, match="other"):
+        retry_while_busy(action)
+    assert caplog.messages == []
+
+
+def test_answer_whether_a_folder_has_locks_is_cached(tmp_path: Path, monkeypatch):
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    (tmp_path / "a").mkdir()
+    assert can_lock(tmp_path / "a" / "missing")
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert can_lock(tmp_path / "a")
+    assert not can_lock(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the library that makes flock fail, to be loaded before all others."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("no C compiler for a library that makes locks fail")
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "flock.c").write_text(SHIM)
+    command = [compiler, "-shared", "-fPIC", "-o", "flock.so", "flock.c"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "flock.so"
+
+
+def run_without_locks(shim: Path, code: str, argument: object, *, cwd: Path) -> tuple[int, str]:
+    """Run Python where every lock fails; return its exit code and output."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(argument)],
+        cwd=cwd,
+        env=os.environ | {"LD_PRELOAD": str(shim), "FLOCK_ERRNO": str(errno.ENOLCK)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    return done.returncode, done.stdout
+
+
+def test_hdf5_cannot_open_a_file_with_a_lock_where_locks_fail(shim, cohort, tmp_path):
+    code, output = run_without_locks(shim, LOCKED_HDF5, cohort.path, cwd=tmp_path)
+    assert code == 1
+    assert "unable to lock file" in output
+
+
+@pytest.mark.slow
+def test_all_commands_work_where_locks_fail(
+    shim: Path, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "data").mkdir()
+    shutil.copy(cohort.path, tmp_path / "data")
+    (tmp_path / "job.toml").write_text(ONE_TRIAL)
+    train = "train --epochs 1 --batch-size 32 --split ratio:50/25/25"
+    commands = [line.split() for line in (train, "search job.toml", "map --all", "report")]
+    code, output = run_without_locks(shim, COMMANDS, json.dumps(commands), cwd=tmp_path)
+    assert code == 0, output
+    assert "WARNING" not in output and "is read where it is" not in output
+    assert len(list((tmp_path / "maps").glob("S*.h5"))) == 6
+    assert (tmp_path / "runs/one/best.toml").exists()
+    (copy,) = (tmp_path / "scratch").glob("*/*")
+    assert copy.suffix == ".h5"
+    assert list(tmp_path.rglob("*.partial")) == []

@@ -8,7 +8,7 @@ import pytest
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.hdf5 import (
     DatasetSpec,
-    check_heaps,
+    _check_heaps,
     has_format,
     open_hdf5,
     read_attributes,
@@ -119,21 +119,21 @@ def test_zeroed_block_in_a_heap_is_found(tmp_path: Path, heap: int):
     with h5py.File(path, "w") as file:
         file["texts"] = [f"text {number}" for number in range(9000)]
         file.attrs["one"] = "more"
-    check_heaps(path)
+    _check_heaps(path)
     data = bytearray(path.read_bytes())
     starts = [start for start in range(len(data)) if data.startswith(SIGNATURE, start)]
     assert len(starts) > 1
     data[starts[heap] + 16 : starts[heap] + 64] = bytes(48)
     path.write_bytes(data)
     with pytest.raises(ValueError, match="its texts are damaged"):
-        check_heaps(path)
+        _check_heaps(path)
 
 
 @pytest.mark.parametrize("data", [b"", *(b"x" + SIGNATURE + end for end in (b"", b"\1\0"))])
 def test_incomplete_heap_is_left_to_hdf5(tmp_path: Path, data: bytes):
     for ending in (b"", struct.pack("<Q", 2**62)):
         (tmp_path / "a").write_bytes(data + ending)
-        check_heaps(tmp_path / "a")
+        _check_heaps(tmp_path / "a")
 
 
 def test_pack_with_a_zeroed_heap_is_a_one_line_error(pack: Pack):

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.packs import pack_content
 from tests.trees import add_bad_files, file_name, make_tree, names, pixels_of, read_csv, save_png
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.core.files import resumable_path
+from wsi_idc.core.files import temporary_path
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.data.prepare import prepare
@@ -166,7 +166,7 @@ def test_leftovers_of_a_killed_run_are_written_over(tree, tmp_path):
 
 def test_busy(tree, tmp_path):
     out = tmp_path / "a.h5"
-    with resumable_path(out.with_name("a.h5.pixels")), pytest.raises(BusyError):
+    with temporary_path(out.with_name("a.h5.pixels")), pytest.raises(BusyError):
         prepare(tree, out)
     assert not out.exists()
 

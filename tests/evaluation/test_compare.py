@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wsi_idc.core.constants import METRICS
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.metric_table import METRICS
 from wsi_idc.evaluation.compare import Predictions, compare, read_predictions, write_comparison
 from wsi_idc.metrics.classification import all_metrics
 

@@ -13,8 +13,7 @@ from wsi_idc.inference.predict import RawPrediction, batch_predictor, predict, p
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.runtime.device import select_device
-from wsi_idc.runtime.transfer import DeviceTransfer
+from wsi_idc.runtime.device import DeviceTransfer, select_device
 
 
 def run(

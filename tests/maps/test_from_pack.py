@@ -15,7 +15,7 @@ from torchcam.methods import GradCAM
 
 from tests.stops import StopAfter
 from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
-from wsi_idc.core.locks import locked
+from wsi_idc.core.files import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import evaluate
 from wsi_idc.inference.predictor import Predictor

@@ -1,6 +1,6 @@
 import math
 
-from wsi_idc.core.metric_table import METRICS, TITLES
+from wsi_idc.core.constants import METRICS, TITLES
 from wsi_idc.plotting.number_format import (
     NONE,
     count,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsi_idc.core.errors import BusyError, WsiIdcError
-from wsi_idc.core.locks import locked
+from wsi_idc.core.files import locked
 from wsi_idc.synthetic.cohort import CohortSummary, write_cohort
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 

@@ -11,7 +11,7 @@ import torch
 from tests.stops import StopAfter
 from tests.training.conftest import CONFIG, ONE_EPOCH, Fit
 from wsi_idc.core.errors import BusyError, CheckpointError, DataError, RunError, StoppedError
-from wsi_idc.core.locks import locked
+from wsi_idc.core.files import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.evaluation.evaluate import choose_patients
@@ -217,7 +217,7 @@ def test_a_folder_of_other_files_is_not_overwritten(fit: Fit, tmp_path: Path):
 def test_two_processes_do_not_train_in_one_folder(
     fit: Fit, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("wsi_idc.core.locks._SECONDS_BETWEEN_TRIES", 0.6)
+    monkeypatch.setattr("wsi_idc.core.files._SECONDS_BETWEEN_TRIES", 0.6)
     with locked(run.folder / ".lock", what=run.folder), pytest.raises(BusyError):
         fit(CONFIG, run)
 

@@ -1,22 +1,17 @@
 """Errors of the user's situation, as opposed to mistakes in this package.
 
 A message is one line: what is wrong, why, what to do. The command line prints it after ``Error:``
-and exits with ``exit_code``. A mistake in this package is a ``ValueError`` or an assertion::
-
-    WsiIdcError
-    ├── DataError            a patch tree, pack, split or CSV that cannot be used
-    ├── SlideError           a slide that cannot be read or lacks required metadata
-    ├── CheckpointError      a checkpoint that cannot be read or does not fit
-    ├── MapError             a map file that cannot be read or must not be replaced
-    ├── RunError             a run directory that cannot be used
-    ├── JobError             a job file that cannot be used, or the folder of another job
-    ├── DeviceError          a device or precision that this machine does not have
-    ├── PeerLostError        another process of a distributed training has ended
-    ├── BusyError            another process is writing the same output
-    ├── DiskFullError        no room for a file; nothing is half-written
-    ├── WorkerError          a worker process was killed; the command can be resumed
-    └── StoppedError         a stop signal; everything is saved (exit code 75)
+and exits with ``exit_code``. A mistake in this package is a ``ValueError`` or an assertion.
 """
+
+import struct
+import zlib
+
+# Errors that Pillow and tifffile raise on a damaged image.
+DAMAGED_IMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, OverflowError),
+    *(KeyError, IndexError, TypeError, AttributeError, MemoryError),
+)
 
 
 class WsiIdcError(Exception):

@@ -1,21 +1,36 @@
-"""Atomic writes of files, strict JSON, and file names that stay in their folder."""
+"""Atomic writes of files, file locks, strict JSON, and file names that stay in their folder.
+
+A lock is exclusive, and released by the system when its process ends.
+"""
 
 import contextlib
 import errno
+import fcntl
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator
+import re
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from wsi_idc.core.errors import DataError, DiskFullError, WorkerError, WsiIdcError
-from wsi_idc.core.locks import can_lock, is_held, is_same_file, locked
+from wsi_idc.core.errors import BusyError, DataError, DiskFullError, WorkerError, WsiIdcError
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Errors of a file system without locks, as some network disks are.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_SECONDS_BETWEEN_TRIES = 0.2
 _MAX_NAME_BYTES = 128
+_NAME = re.compile(r"[^./\\][^/\\]*")
 
 
 @contextlib.contextmanager
@@ -31,33 +46,36 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     with temporary_path(path) as partial:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
         partial.replace(path)
-        fsync_folder(path.parent)
+        with contextlib.suppress(OSError):  # not every file system can sync a folder
+            _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
-def temporary_path(
-    path: Path, *, keep_after: tuple[type[BaseException], ...] = ()
-) -> Iterator[Path]:
+def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
     """Yield the locked temporary path ``.NAME.partial`` beside ``path``; remove it afterwards.
 
     Args:
         path: File that the temporary one belongs to.
-        keep_after: Exceptions after which the partial file is kept for resuming.
-
-    Raises:
-        BusyError: Another process is using the temporary path.
-        WsiIdcError: The file cannot be written there, or the disk is full.
+        resumable: Whether a stop (Ctrl-C, a stop signal, a killed worker process) keeps the file.
+            The next block starts with the content that a stopped one left.
     """
     partial = _partial(path)
     with locked(partial, what=path) as fd:
         keep = False
         try:
             yield partial
-        except keep_after:
-            keep = True
+        except (KeyboardInterrupt, WorkerError):
+            keep = resumable
             raise
         except OSError as error:
             if error.errno not in _DISK_FULL:
@@ -66,21 +84,12 @@ def temporary_path(
             raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
         finally:
             # After a rename, a file of this name belongs to another process.
-            if not keep and is_same_file(fd, partial):
+            if not keep and _is_same_file(fd, partial):
                 partial.unlink()
 
 
-def resumable_path(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """Yield a path as ``temporary_path`` does, but keep the file after a stop for the next call.
-
-    A stop is Ctrl-C, a stop signal or a killed worker process. At the start of the block the file
-    has the content that an earlier, stopped block left in it.
-    """
-    return temporary_path(path, keep_after=(KeyboardInterrupt, WorkerError))
-
-
 def remove_partial(path: Path) -> None:
-    """Remove the file that ``resumable_path`` kept for ``path``, unless a process is using it."""
+    """Remove the file that a stop has kept for ``path``, unless a process is using it."""
     if _partial(path).exists():
         with contextlib.suppress(WsiIdcError, OSError), temporary_path(path):
             pass
@@ -95,16 +104,6 @@ def _partial(path: Path) -> Path:
     # Without file locks, only its own name protects a process's file from other processes.
     own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, if the file system can."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
@@ -190,15 +189,150 @@ def safe_filename(name: str) -> str:
     Raises:
         DataError: The id is empty, hidden, too long, or has a separator or control character.
     """
-    is_bad = (
-        not name
-        or name.startswith(".")
-        or any(char in "/\\" for char in name)
-        or not name.isprintable()
-        or len(name.encode()) > _MAX_NAME_BYTES
-    )
-    if is_bad:
+    is_plain = _NAME.fullmatch(name) and name.isprintable()
+    if not is_plain or len(name.encode()) > _MAX_NAME_BYTES:
         raise DataError(
             f"{name!r} cannot be a patient id, because it cannot name a file; rename the patient"
         )
     return name
+
+
+@contextlib.contextmanager
+def locked(lock: Path, *, what: Path) -> Iterator[int]:
+    """Hold an exclusive lock inside the block.
+
+    Args:
+        lock: The lock file; it is created if it does not exist.
+        what: The output that the lock protects, for error messages.
+
+    Yields:
+        File descriptor of the lock.
+
+    Raises:
+        BusyError: Another process holds the lock.
+        WsiIdcError: The lock file cannot be created.
+    """
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise WsiIdcError(
+                f"{what}: cannot be written there ({error.strerror}); choose another place"
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise BusyError(
+                f"{what}: another process is writing it; wait until that process ends"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(fd)
+                raise
+        # The previous holder may have renamed the file just before: then lock the new one.
+        if _is_same_file(fd, lock):
+            break
+        os.close(fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def wait_for_lock(lock: Path, *, what: Path, **options: Any) -> Iterator[None]:
+    """Hold an exclusive lock inside the block; wait while another process holds it.
+
+    ``lock`` and ``what`` are those of ``locked``, ``options`` those of ``retry_while_busy``.
+    """
+    with contextlib.ExitStack() as stack:
+        retry_while_busy(lambda: stack.enter_context(locked(lock, what=what)), **options)
+        yield
+
+
+def retry_while_busy(
+    action: Callable[[], Result],
+    *,
+    timeout: float = math.inf,
+    log_as: str = "",
+    log_after: float = 0.0,
+    on_wait: Callable[[], None] | None = None,
+) -> Result:
+    """Call ``action`` again and again until it does not raise ``BusyError``.
+
+    Args:
+        action: Function that raises ``BusyError`` while another process does the same work.
+        timeout: Seconds after which the ``BusyError`` is passed on.
+        log_as: Name of the other process's work: "waiting for LOG_AS" is logged once.
+        log_after: Seconds of waiting before that line is logged.
+        on_wait: Function that is called before each pause; it may raise to give up.
+
+    Returns:
+        The result of ``action``.
+
+    Raises:
+        BusyError: ``action`` still raises it after ``timeout`` seconds.
+    """
+    started = time.monotonic()
+    is_logged = not log_as
+    while True:
+        try:
+            return action()
+        except BusyError:
+            seconds = time.monotonic() - started
+            if seconds > timeout:
+                raise
+        if on_wait:
+            on_wait()
+        if not is_logged and seconds >= log_after:
+            logger.info("waiting for %s", log_as)
+            is_logged = True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether another process holds a lock file."""
+    if not lock.exists():
+        return False
+    try:
+        with locked(lock, what=lock):
+            return False
+    except BusyError:
+        return True
+
+
+def can_lock(folder: Path) -> bool:
+    """Return whether files can be locked in a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        return _probe_locks(folder.absolute())
+    except OSError:
+        return True  # the write itself fails later, with a better message
+
+
+@functools.cache
+def _probe_locks(folder: Path) -> bool:
+    # A file is locked, not the folder: some network disks lock folders but not files.
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return supports_locks(probe.fileno())
+
+
+def supports_locks(fd: int) -> bool:
+    """Return whether the file system of an open file has locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _is_same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

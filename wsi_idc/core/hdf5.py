@@ -22,7 +22,6 @@ UNREADABLE = (
     *(OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
     *(RuntimeError, OverflowError, MemoryError),
 )
-# Kinds of NumPy types: boolean, integer, float.
 _KINDS = {"number": "biuf", "integer": "iu"}
 _MAX_ITEM_BYTES = 8
 _SMALL_BYTES = 2**24
@@ -52,13 +51,8 @@ class DatasetSpec:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        ValueError: The file is damaged such that HDF5 would not return.
-        OSError: The file cannot be read.
-    """
-    check_heaps(path)
+    """Open an HDF5 file for reading; errors are those of ``UNREADABLE``."""
+    _check_heaps(path)
     # Without a lock: many network disks have none.
     return h5py.File(path, "r", locking=False)
 
@@ -103,11 +97,7 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
 def read_datasets(
     group: h5py.File | h5py.Group, specs: Mapping[str, DatasetSpec]
 ) -> dict[str, NDArray[Any]]:
-    """Check and read datasets by name; optional ones that are missing are left out.
-
-    Raises:
-        ValueError: A dataset does not fulfil its requirements.
-    """
+    """Check and read datasets by name; optional ones that are missing are left out."""
     return {
         name: read_dataset(group, name, spec)
         for name, spec in specs.items()
@@ -170,16 +160,12 @@ def _is_dtype(dtype: np.dtype[Any], permitted: str) -> bool:
     return dtype == np.dtype(permitted)
 
 
-def check_heaps(path: Path) -> None:
-    """Raise if HDF5 would never come to the end of a global heap near the start of a file.
+def _check_heaps(path: Path) -> None:
+    """Raise ValueError if HDF5 would never come to the end of a heap near the start of a file.
 
     Texts of any length are stored in *global heaps* (HDF5 File Format Specification 3.0, section
     III.E): a sequence of objects, each with its size. At a size of 0, as in a block that a disk
     lost, libhdf5 2.0 reads the same place again and again.
-
-    Raises:
-        ValueError: A heap has such an object.
-        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         data = file.read(_SEARCHED_BYTES)

@@ -16,7 +16,6 @@ class _Lines(tqdm):
     """A tqdm that writes lines to the log, for a standard error that is not a terminal."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Log the current state instead of redrawing the bar."""
         if 0 < self.n < self.total:
             logger.info("%s", msg or str(self))
         return True
@@ -26,7 +25,6 @@ class _AboveBar(logging.Handler):
     """Handler that writes log lines to standard error, above a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
         tqdm.write(self.format(record), file=sys.stderr)
 
 
@@ -55,8 +53,8 @@ def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> An
         unit: Name of one unit.
         done: Units that an earlier run has done; they do not count for the rate.
     """
-    options: dict[str, Any] = {"total": total, "desc": what, "unit": f" {unit}", "leave": False}
-    options["initial"] = done
+    options: dict[str, Any] = {"total": total, "desc": what, "unit": f" {unit}", "initial": done}
+    options["leave"] = False
     if not logger.isEnabledFor(logging.INFO):
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():

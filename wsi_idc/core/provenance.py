@@ -37,13 +37,11 @@ def _library_versions() -> dict[str, str]:
 
 @functools.cache
 def _git_commit() -> str | None:
-    """Return the commit of the git checkout of this package; None if it is installed."""
     package = Path(__file__).resolve().parents[1]
-    if not (package.parent / ".git").exists():
+    if not (package.parent / ".git").exists():  # the package is installed
         return None
-    command = ["git", "-C", str(package), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(package), "rev-parse", "HEAD"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return subprocess.check_output(git, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()

@@ -1,4 +1,7 @@
-"""Reading of TOML job files, with a check of each key."""
+"""Reading of TOML job files, with a check of each key.
+
+Each function raises ``JobError`` if the file, a key or a value is not permitted.
+"""
 
 import difflib
 import re
@@ -17,11 +20,7 @@ _TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        JobError: The file cannot be read, is too large, or is not TOML.
-    """
+    """Read a TOML file of at most 1 MB."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe would block
             raise JobError(f"{path}: not a regular file; give a job file")
@@ -37,15 +36,10 @@ def load_toml(path: Path) -> dict[str, Any]:
 def command_and_name(
     content: Mapping[str, Any], path: Path, commands: Iterable[str]
 ) -> tuple[str, str]:
-    """Return the command of a job file and the job's name, which defaults to the file's stem.
-
-    Raises:
-        JobError: The command is not in ``commands``, or the name cannot be a folder name.
-    """
+    """Return the command of a job file and the job's name, which defaults to the file's stem."""
     command, known = content.get("command"), list(commands)
     if not isinstance(command, str) or command not in known:
-        close = difflib.get_close_matches(str(command), known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = _did_you_mean(str(command), known)
         raise JobError(f"command must be one of {', '.join(known)}, not {command!r}{hint}")
     name: str = typed("name", content.get("name", path.stem), str)
     validate_job_name(name)
@@ -53,21 +47,13 @@ def command_and_name(
 
 
 def validate_job_name(name: str) -> None:
-    """Raise if ``name`` cannot name a job and its folder.
-
-    Raises:
-        JobError: The name is empty, too long, or has a character that is not permitted.
-    """
+    """Raise if ``name`` cannot name a job and its folder."""
     if not _NAME.fullmatch(name):
         raise JobError(f"name {name!r} is not a plain name; use letters, digits, - and _")
 
 
 def num_tasks(content: Mapping[str, Any]) -> int:
-    """Return the number of tasks that a job file divides its work into, 1 by default.
-
-    Raises:
-        JobError: The number is not from 1 to ``MAX_TASKS``.
-    """
+    """Return the number of tasks that a job file divides its work into, 1 by default."""
     number: int = typed("tasks", content.get("tasks", 1), int)
     if not 1 <= number <= MAX_TASKS:
         raise JobError(f"tasks is {number}; it must be from 1 to {MAX_TASKS}")
@@ -75,11 +61,7 @@ def num_tasks(content: Mapping[str, Any]) -> int:
 
 
 def table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a table of the file, an empty one if it is missing.
-
-    Raises:
-        JobError: The value is not a table.
-    """
+    """Return a table of the file, an empty one if it is missing."""
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise JobError(f"{key} must be a table, [{key}]")
@@ -87,25 +69,21 @@ def table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None:
-    """Raise if a key is unknown; the message names the most similar known key.
-
-    Raises:
-        JobError: A key of ``content`` is not in ``known``.
-    """
+    """Raise if a key is unknown; the message names the most similar known key."""
     known = list(known)
     for key in content:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; it may have {', '.join(known)}"
+            hint = _did_you_mean(key, known) or f"; it may have {', '.join(known)}"
             raise JobError(f"{where} has an unknown {key!r}{hint}")
 
 
-def typed(name: str, value: Any, expected: type) -> Any:
-    """Return ``value`` if it is of the expected type; an integer is accepted as a float.
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
-    Raises:
-        JobError: The value has another type, is too large, or is not printable text.
-    """
+
+def typed(name: str, value: Any, expected: type) -> Any:
+    """Return ``value`` if it is of the expected type; an integer is accepted as a float."""
     if type(value) is int and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
         raise JobError(f"{name} is too large a number")
     if expected is float and type(value) is int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import BusyError, DataError
+from wsi_idc.core.files import retry_while_busy
 from wsi_idc.core.hdf5 import read_format
-from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.data.download import read_download_path
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
 from wsi_idc.data.patch_index import content_key, has_patches, open_patch_store, read_issues

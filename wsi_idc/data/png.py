@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsi_idc.core.images import DAMAGED_IMAGE
+from wsi_idc.core.errors import DAMAGED_IMAGE
 from wsi_idc.data.patch_store import MAX_FILE_BYTES, PatchStore, UnreadablePatchError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

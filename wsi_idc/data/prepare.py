@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import is_being_written, remove_partial, resumable_path, write_text
+from wsi_idc.core.files import is_being_written, remove_partial, temporary_path, write_text
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import DecodedTree, decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
@@ -102,7 +102,7 @@ def prepare(
         index = index_tree(store, patch_px=patch_px)
         # Pixels go to a cache file first: the number of good patches is known only at the end, and
         # a contiguous HDF5 data set cannot change its size.
-        with resumable_path(_cache_path(out)) as cache_path:
+        with temporary_path(_cache_path(out), resumable=True) as cache_path:
             cache = DecodeCache(cache_path, patch_px)
             decoded = decode_tree(index, cache, num_workers=num_workers)
             table = _good_rows(index, decoded)

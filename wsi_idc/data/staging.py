@@ -14,8 +14,7 @@ import shutil
 from pathlib import Path
 
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.core.files import atomic_write
-from wsi_idc.core.locks import retry_while_busy
+from wsi_idc.core.files import atomic_write, retry_while_busy
 from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)

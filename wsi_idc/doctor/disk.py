@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wsi_idc.core.locks import supports_locks
+from wsi_idc.core.files import supports_locks
 from wsi_idc.data.pack import Pack, PackInfo
 from wsi_idc.data.pack_writer import write_pack
 from wsi_idc.data.staging import SCRATCH_ENV

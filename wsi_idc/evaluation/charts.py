@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE, TITLES
+from wsi_idc.core.constants import HEADLINE_METRICS, METRIC_TABLE, TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics import bootstrap
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide

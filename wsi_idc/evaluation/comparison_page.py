@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wsi_idc.core.metric_table import SMALLER_IS_BETTER, TITLES
+from wsi_idc.core.constants import SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import annotate_right, draw_row_grid
 from wsi_idc.evaluation.compare import MIN_PATIENTS, Comparison
 from wsi_idc.evaluation.patient_charts import marker_areas

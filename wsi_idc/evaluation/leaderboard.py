@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from wsi_idc.core.constants import METRICS, SMALLER_IS_BETTER
 from wsi_idc.core.files import ensure_writable, write_json, write_text
-from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import records
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
+from wsi_idc.core.constants import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import annotate_right, draw_row_grid
 from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.metrics.classification import records

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from wsi_idc.core.metric_table import TITLES
+from wsi_idc.core.constants import TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.plotting.colors import ACCENT, GRAY, OTHER
 from wsi_idc.plotting.number_format import interval, number, signed

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE
+from wsi_idc.core.constants import HEADLINE_METRICS, METRIC_TABLE
 from wsi_idc.evaluation.charts import BORDER_TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import records

@@ -56,7 +56,7 @@ def scatter_to_grid(
         The grid, shape (rows, cols), of ``values``' dtype.
     """
     grid = np.full(shape, fill, dtype=values.dtype)
-    grid[row_col[:, 0], row_col[:, 1]] = values
+    grid[tuple(row_col.T)] = values
     return grid
 
 
@@ -110,8 +110,7 @@ def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
     cells = np.arange(side)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
     overlap = np.maximum(overlap, 0)
-    weights: NDArray[np.float64] = overlap / overlap.sum(axis=1, keepdims=True)
-    return weights
+    return np.divide(overlap, overlap.sum(axis=1, keepdims=True))
 
 
 def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:
@@ -134,7 +133,7 @@ def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> N
         if (label == other).any():
             steps = ndimage.distance_transform_cdt(grid != other, "chessboard")
             members = label == own
-            between = steps[row_col[members, 0], row_col[members, 1]] - 1
+            between = steps[tuple(row_col[members].T)] - 1
             distance[members] = np.minimum(between, INTERIOR)
     return distance
 
@@ -156,11 +155,9 @@ def smooth(
     """
     if sigma == 0:
         return values.astype(np.float64)
-    shape = shape_of(row_col)
-    weight = scatter_to_grid(np.ones(len(values)), row_col, shape=shape, fill=0)
-    total = scatter_to_grid(values.astype(np.float64), row_col, shape=shape, fill=0)
-    blurred, weights = (
-        ndimage.gaussian_filter(grid, sigma, mode="constant") for grid in (total, weight)
-    )
-    cells = row_col[:, 0], row_col[:, 1]
-    return blurred[cells] / weights[cells]
+
+    def blurred(part: NDArray[np.float64]) -> NDArray[np.float64]:
+        grid = scatter_to_grid(part, row_col, shape=shape_of(row_col), fill=0)
+        return ndimage.gaussian_filter(grid, sigma, mode="constant")[tuple(row_col.T)]
+
+    return blurred(values.astype(np.float64)) / blurred(np.ones(len(values)))

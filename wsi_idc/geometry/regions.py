@@ -73,13 +73,7 @@ def extract_regions(mask: NDArray[np.bool_]) -> list[Region]:
 def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
     rows, cols = cells.T
     outline = shapely.coverage_union_all(shapely.box(cols, rows, cols + 1, rows + 1))
-    # Remove the corners of cells along straight edges.
-    polygon = outline.simplify(0)
-    assert polygon.geom_type == "Polygon"
-    return polygon
-
-
-_EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
+    return outline.simplify(0)  # without the corners of cells along straight edges
 
 
 def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
@@ -94,5 +88,5 @@ def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int
     if not called.any():
         return 0
     grid = scatter_to_grid(called, row_col, shape=shape_of(row_col), fill=False)
-    regions, _ = ndimage.label(grid, structure=_EIGHT_NEIGHBORS)
+    regions, _ = ndimage.label(grid, structure=np.ones((3, 3)))
     return int(np.bincount(regions[grid]).max())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
-from wsi_idc.core.locks import retry_while_busy
+from wsi_idc.core.files import retry_while_busy
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import NUM_RESAMPLES
-from wsi_idc.core.metric_table import METRICS
+from wsi_idc.core.constants import METRICS, NUM_RESAMPLES
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide, threshold_metrics
 
+_Ints = NDArray[np.integer]
+_Floats = NDArray[np.floating]
 _PERCENTILES = (2.5, 97.5)
 # Values of a block of resamples that are computed at once: about a processor's cache.
 _BLOCK_VALUES = 2_000_000
@@ -88,10 +89,7 @@ def resampled_metrics(
 
 
 def _ranking_metrics(
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    code: NDArray[np.integer],
-    weights: NDArray[np.integer],
+    label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute AUC and average precision in each resample, as scikit-learn with sample weights.
 
@@ -127,35 +125,19 @@ def _ranking_metrics(
 
 
 def _sort_by_patient(
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    code: NDArray[np.integer],
-    num_patients: int,
-) -> tuple[list[NDArray[np.floating]], list[NDArray[np.floating]]]:
+    label: _Ints, probability: _Floats, code: _Ints, num_patients: int
+) -> list[list[_Floats]]:
     """Return the sorted probabilities of each patient, of positive and of negative patches."""
-    positive, negative = (
+    return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)
-    )
-    return positive, negative
+    ]
 
 
 def _count_from(
-    ranked: list[NDArray[np.floating]],
-    thresholds: NDArray[np.floating],
-    *,
-    side: Literal["left", "right"] = "left",
+    ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """Count the values of each patient that are at least each threshold (side "right": above it).
-
-    Args:
-        ranked: Sorted values of each of P patients.
-        thresholds: Shape (K,).
-        side: Side of equal values, as in ``np.searchsorted``.
-
-    Returns:
-        Shape (P, K).
-    """
+    """Count the values of P patients from each threshold up (side "right": above), shape (P, K)."""
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
 
@@ -189,24 +171,25 @@ def roc_and_pr_bands(
     The arguments are those of ``resampled_metrics``. Returns None if there is only one class.
     """
     all_once = np.ones((1, weights.shape[1]), np.int64)
-    roc, precision = [], []
+    roc, pr = [], []
     for num_true, num_false in _curve_counts(
         label, probability, code, np.vstack([all_once, weights])
     ):
         if num_true[-1] and num_false[-1]:
-            recall = num_true / num_true[-1]
-            roc.append(_interpolate_roc(num_false / num_false[-1], recall))
-            precision.append(_precision_at(recall, safe_divide(num_true, num_true + num_false)))
+            recall, false_rate = num_true / num_true[-1], num_false / num_false[-1]
+            roc.append(np.interp(_GRID, np.append(0, false_rate), np.append(0, recall)))
+            # The precision at the first threshold that reaches each recall; at recall 0, that of
+            # the largest probability of an IDC patch.
+            first = np.searchsorted(recall, np.maximum(_GRID - 1e-12, np.finfo(float).tiny))
+            precision = safe_divide(num_true, num_true + num_false)
+            pr.append(precision[np.minimum(first, len(precision) - 1)])
         elif not roc:
             return None
-    return _band(np.stack(roc)), _band(np.stack(precision))
+    return _band(roc), _band(pr)
 
 
 def _curve_counts(
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    code: NDArray[np.integer],
-    weights: NDArray[np.integer],
+    label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Yield for each resample the true and false positives at each threshold, shape (K,) each.
 
@@ -223,29 +206,8 @@ def _curve_counts(
         yield from zip(*((drawn @ count).astype(np.float64) for count in counts), strict=True)
 
 
-def _interpolate_roc(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the ROC curve through (0, 0) and the points, at each x of the grid."""
-    x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
-    left = np.searchsorted(x, _GRID, side="right") - 1
-    right = np.minimum(left + 1, len(x) - 1)
-    width = x[right] - x[left]
-    part = np.divide(_GRID - x[left], width, out=np.zeros_like(_GRID), where=width > 0)
-    return y[left] + part * (y[right] - y[left])
-
-
-def _precision_at(
-    recall: NDArray[np.float64], precision: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the precision at the first threshold that reaches each recall of the grid."""
-    # At recall 0, take the precision of the largest probability of an IDC patch.
-    first = np.searchsorted(recall, np.maximum(_GRID - 1e-12, np.finfo(float).tiny))
-    return precision[np.minimum(first, len(precision) - 1)]
-
-
-def _band(curves: NDArray[np.float64]) -> Band:
-    """Build a band from curves of shape (1 + R, K); the first is that of all patients."""
-    if len(curves) == 1:
-        missing = np.full(len(_GRID), np.nan)
-        return Band(_GRID, curves[0], missing, missing)
-    low, high = np.percentile(curves[1:], _PERCENTILES, axis=0)
+def _band(curves: list[NDArray[np.float64]]) -> Band:
+    """Build a band from curves on the grid; the first is that of all patients."""
+    missing = np.full((2, len(_GRID)), np.nan)
+    low, high = np.percentile(curves[1:], _PERCENTILES, axis=0) if len(curves) > 1 else missing
     return Band(_GRID, curves[0], low, high)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import distributed, nn
 
 from wsi_idc.core.errors import PeerLostError, RunError, first_line
-
-if TYPE_CHECKING:
-    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -60,26 +60,18 @@ class World:
         """Return the values of all processes by rank."""
         if self.size == 1:
             return [value]
-        from torch import distributed
-
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value, group=self.control)
         return values
 
-    def broadcast_module(self, module: "nn.Module") -> None:
+    def broadcast_module(self, module: nn.Module) -> None:
         """Copy the weights and buffers of the main process's module to all processes."""
-        if self.size == 1:
-            return
-        from torch import distributed
-
-        for tensor in module.state_dict().values():
+        for tensor in module.state_dict().values() if self.size > 1 else ():
             distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         """Wait until every process has called this, at most ``LONG_TIMEOUT``."""
         if self.size > 1:
-            from torch import distributed
-
             distributed.monitored_barrier(self.control, timeout=LONG_TIMEOUT)
 
     @contextmanager
@@ -94,13 +86,10 @@ class World:
     def _gather_numbers(self, value: float) -> list[float]:
         if self.size == 1:
             return [value]
-        import torch
-        from torch import distributed
-
         values = torch.zeros(self.size, dtype=torch.float64)
         values[self.rank] = value
         distributed.all_reduce(values, group=self.control)
-        return [float(number) for number in values]
+        return list(values.tolist())
 
 
 SINGLE_PROCESS = World()
@@ -121,9 +110,6 @@ def init_distributed(device: str) -> Iterator[World]:
     if size == 1:
         yield SINGLE_PROCESS
         return
-    import torch
-    from torch import distributed
-
     on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
     if on_gpu:
         torch.cuda.set_device(_own_gpu(device, size=size, local_rank=local_rank))
@@ -157,9 +143,6 @@ def init_distributed(device: str) -> Iterator[World]:
 
 
 def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
-    """Return the number of this process's GPU among those that it sees."""
-    import torch
-
     num_gpus = torch.cuda.device_count()
     # With srun --gpus-per-task each process sees only its own GPU, as number 0.
     number = 0 if num_gpus == 1 else local_rank
@@ -169,9 +152,7 @@ def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
 
 
 def _check_own_gpu(world: World) -> None:
-    """Raise RunError if two processes use one GPU, which hangs or fails later."""
-    import torch
-
+    # Two processes with one GPU hang or fail later.
     uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     if len(set(world.gather((platform.node(), str(uuid))))) < world.size:
         raise _too_few_gpus(world.size, torch.cuda.device_count())
@@ -203,8 +184,6 @@ def _read_ranks() -> tuple[int, int, int]:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    from torch import distributed
-
     # gloo has no exception class of its own.
     words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Variables with device numbers, and the one with the number of devices.
-_GPU_LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
-_GPU_COUNT = "SLURM_GPUS_ON_NODE"
+# Variables with device numbers, and one with the number of devices.
+_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = 2**31 - 1
@@ -20,9 +19,8 @@ def available_cores() -> int:
 
     ``os.cpu_count`` counts all cores of the machine, which a cluster shares among many jobs.
     """
-    cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if cores.isdecimal() and int(cores) > 0:
-        return int(cores)
+    if cores := _number("SLURM_CPUS_PER_TASK"):
+        return cores
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -30,21 +28,21 @@ def available_cores() -> int:
 
 def num_threads() -> int:
     """Return the number of available cores, or OMP_NUM_THREADS if that is smaller."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
     cores = available_cores()
-    is_number = limit.isascii() and limit.isdigit() and int(limit) > 0
-    return min(cores, int(limit)) if is_number else cores
+    return min(cores, _number("OMP_NUM_THREADS") or cores)
+
+
+def _number(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 0
 
 
 def slurm_gpus() -> str | None:
     """Return the variable that lists the GPUs of a SLURM job as ``NAME=value``; None if none."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    for name in _GPU_LISTS:
-        if (value := os.environ.get(name, "")) not in ("", "-1", "NoDevFiles"):
+    for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
+        none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
+        if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
             return f"{name}={value}"
-    if (count := os.environ.get(_GPU_COUNT, "0")) not in ("", "0"):
-        return f"{_GPU_COUNT}={count}"
     return None
 
 

@@ -32,14 +32,11 @@ class StopRequest:
 
 
 def raise_if_stopped(stop: StopRequest | None, state: str = "") -> None:
-    """Raise if a stop signal has arrived.
+    """Raise StoppedError if a stop signal has arrived.
 
     Args:
         stop: The flag; None never raises.
         state: What is saved, as the message continues after the signal's name: " in epoch 2".
-
-    Raises:
-        StoppedError: ``stop`` is set.
     """
     if stop and stop.signal_name:
         raise stopped_error(stop.signal_name, state)

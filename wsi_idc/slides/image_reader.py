@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsi_idc.core.errors import SlideError, first_line
-from wsi_idc.core.images import DAMAGED_IMAGE
+from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 from wsi_idc.slides.reader import SlideReader, composite_on_white
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_idc.core.errors import SlideError, first_line
-from wsi_idc.core.images import DAMAGED_IMAGE
+from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 from wsi_idc.slides.image_reader import MAX_PX, has_alpha
 from wsi_idc.slides.slide import Slide
 

@@ -9,9 +9,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from wsi_idc.core.constants import MAX_SEED
+from wsi_idc.core.constants import MAX_SEED, MONITOR_METRICS
 from wsi_idc.core.errors import RunError
-from wsi_idc.core.metric_table import MONITOR_METRICS
 
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
 # Fields that may change after a training is finished: they do not change its weights.

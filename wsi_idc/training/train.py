@@ -260,7 +260,7 @@ def _finish_epoch(training: Training) -> None:
         },
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_per_epoch * training.patches_per_step / state.seconds,
-        **(usage.shares() if usage.num_patches else {}),
+        **(usage.shares if usage.num_patches else {}),
     }
     state.history.append(record)
     is_best = _monitored(config, record) > state.best
