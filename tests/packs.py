@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tests.trees import PATCH_PX, file_name, pixels_of
-from wsi_idc.data.pack import Pack, PackInfo
-from wsi_idc.data.pack_writer import write_pack
+from wsi_idc.data.pack import Pack, PackInfo, write_pack
 
 INFO = PackInfo((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), PATCH_PX, 4.0, "assumed", "ab" * 32)
 

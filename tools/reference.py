@@ -182,8 +182,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _write_pack(path: Path) -> None:
-    from wsi_idc.data.pack import PackInfo
-    from wsi_idc.data.pack_writer import write_pack
+    from wsi_idc.data.pack import PackInfo, write_pack
 
     info = PackInfo((0.5,) * 3, (0.2,) * 3, _SIDE, 4.0, "assumed", "ab")  # type: ignore[arg-type]
     rows = {"x": np.arange(_NUM) * _SIDE, "y": 0, "label": 0, "height": _SIDE, "width": _SIDE}

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.trees import PATIENTS, pixels_of
 from wsi_idc.core.errors import DataError
-from wsi_idc.data.pack import Pack, PackInfo, is_pack
-from wsi_idc.data.pack_writer import write_pack
+from wsi_idc.data.pack import Pack, PackInfo, is_pack, write_pack
 from wsi_idc.explore.pixel_statistics import pixel_statistics
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 

@@ -1,3 +1,4 @@
+import os
 import re
 from collections import Counter
 from importlib import resources
@@ -10,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.data.pack import Pack, PackInfo
-from wsi_idc.data.pack_writer import write_pack
+from wsi_idc.data.pack import Pack, PackInfo, write_pack
 from wsi_idc.data.splits import (
     ROLES,
     canonical_roles,
     make_split,
     patient_table,
+    read_patients,
     split_table,
 )
 
@@ -279,3 +280,26 @@ def test_a_role_of_one_class_is_refused(tmp_path, counts):
     csv.write_text("patient,split\na,train\nb,val\nc,test\n")
     with pytest.raises(DataError, match="test has one class only; use another --seed or split"):
         make_split(pack, str(csv))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_each_line_is_a_patient_without_comments(tmp_path, encoding):
+    path = tmp_path / "ids.txt"
+    text = "S0001\n# mine\n\n  S0003  \n  # no one\nS0004 # the last\nS#5\n"
+    path.write_text(text, encoding=encoding)
+    assert read_patients(path) == ["S0001", "S0003", "S0004", "S#5"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("\n"), "lists no patient"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not a text file"),
+        (lambda path: None, "No such file"),
+        (os.mkfifo, "not a regular file"),
+    ],
+)
+def test_unusable_lists_are_refused(tmp_path, make, message):
+    make(tmp_path / "ids.txt")
+    with pytest.raises(DataError, match=rf"ids\.txt: {message}"):
+        read_patients(tmp_path / "ids.txt")

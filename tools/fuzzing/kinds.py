@@ -22,9 +22,8 @@ from wsi_idc.core.errors import RunError
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_index import index_tree, open_patch_store
-from wsi_idc.data.patient_list import read_patients
 from wsi_idc.data.prepare import prepare
-from wsi_idc.data.splits import make_split, split_table
+from wsi_idc.data.splits import make_split, read_patients, split_table
 from wsi_idc.evaluation.compare import compare, read_predictions, write_comparison
 from wsi_idc.evaluation.report import evaluate_into
 from wsi_idc.export.export import ExportOptions, export_maps

@@ -15,8 +15,7 @@ from torch import nn
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.data.open_data import open_data
-from wsi_idc.data.pack import Pack, PackInfo
-from wsi_idc.data.pack_writer import write_pack
+from wsi_idc.data.pack import Pack, PackInfo, write_pack
 from wsi_idc.models.cam_layers import check_input_px
 from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_checkpoint
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint

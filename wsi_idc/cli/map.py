@@ -107,7 +107,7 @@ def map_(
 
     listed: list[str] = []
     if patients_file is not None:
-        from wsi_idc.data.patient_list import read_patients
+        from wsi_idc.data.splits import read_patients
 
         listed = read_patients(patients_file)
 

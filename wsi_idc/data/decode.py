@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.errors import WorkerError
 from wsi_idc.core.progress import progress
-from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache
-from wsi_idc.data.decode_workers import create_worker_pool
+from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache, create_worker_pool
 from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
 from wsi_idc.data.patch_store import UNREADABLE, FileIssue, FolderStore, PatchStore
 from wsi_idc.runtime.resources import available_cores

@@ -1,4 +1,4 @@
-"""File of decoded patches, chunk by chunk, from which a killed run resumes.
+"""Worker processes, and the file into which they decode patches; a killed run resumes from it.
 
 Each chunk has a fixed offset, so threads and processes write their chunks in parallel. A checksum
 over each chunk shows whether a killed run completed it, and a digest whether the source files are
@@ -9,20 +9,27 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import signal
 import struct
+import sys
+import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.data.normalization import channel_histogram
 from wsi_idc.data.patch_store import PatchStore, UnreadablePatchError
-from wsi_idc.data.png import decode_png, is_decodable
+from wsi_idc.data.pixels import channel_histogram, decode_png, is_decodable
+from wsi_idc.runtime.signals import STOP_SIGNALS
 
 FILES_PER_CHUNK = 128
 _FORMAT = 2
@@ -144,3 +151,48 @@ class DecodeCache:
         lines = [f"{path}\0{key}\n" for path, key in zip(paths, stat_keys, strict=True)]
         text = f"{_FORMAT} {cv2.__version__} {self.patch_px}\n" + "".join(lines)
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Create a pool of processes that ignore stop signals and end with their parent.
+
+    Each process starts when there is work for it.
+    """
+    return ProcessPoolExecutor(
+        num_workers, mp_context=_WorkerContext(), initializer=_exit_with_parent
+    )
+
+
+class _WorkerProcess(SpawnProcess):
+    def start(self) -> None:
+        # A terminal and a scheduler send their signals to child processes too, but only the parent
+        # handles them. A child process inherits the blocked signals.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # A spawned process imports its parent's main module again: it gets an empty one.
+        main_module = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main_module
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def terminate(self) -> None:
+        # The pool ends the other workers after one was killed; SIGTERM is blocked.
+        self.kill()
+
+
+class _WorkerContext(SpawnContext):
+    Process = _WorkerProcess
+
+
+def _exit_with_parent() -> None:
+    """Start a thread that ends this process when its parent ends, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -17,9 +17,8 @@ import pandas as pd
 
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import safe_filename
-from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore
-from wsi_idc.data.png import is_decodable
-from wsi_idc.data.zip_store import ZipStore, is_zip
+from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore, ZipStore, is_zip
+from wsi_idc.data.pixels import is_decodable
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 # "idx5" is a constant of the data set. No other module parses file names.

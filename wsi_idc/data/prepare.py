@@ -18,9 +18,7 @@ from wsi_idc.core.files import is_being_written, remove_partial, temporary_path,
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import DecodedTree, decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
-from wsi_idc.data.normalization import channel_statistics
-from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack
-from wsi_idc.data.pack_writer import write_pack
+from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
 from wsi_idc.data.patch_index import (
     TreeIndex,
     index_tree,
@@ -29,6 +27,7 @@ from wsi_idc.data.patch_index import (
     open_patch_store,
 )
 from wsi_idc.data.patch_store import FileIssue
+from wsi_idc.data.pixels import channel_statistics
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.provenance import provenance
-from wsi_idc.data.normalization import channel_histogram, channel_statistics
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.pixels import channel_histogram, channel_statistics
 from wsi_idc.data.splits import Split
 from wsi_idc.models import pretrained
 from wsi_idc.models.batch_norm import has_fused_batch_norm, unfold_batch_norm

@@ -18,10 +18,9 @@ from tests.trees import add_bad_files, file_name, make_tree, pixels_of, read_csv
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.open_data import cache_folder, open_data
 from wsi_idc.data.patch_index import index_tree, open_patch_store
-from wsi_idc.data.patch_store import FileIssue
-from wsi_idc.data.png import is_decodable
+from wsi_idc.data.patch_store import FileIssue, ZipStore
+from wsi_idc.data.pixels import is_decodable
 from wsi_idc.data.prepare import prepare
-from wsi_idc.data.zip_store import ZipStore
 
 GOOD = f"9/0/{file_name('9', 0, 3, 0)}"
 OTHER = f"9/1/{file_name('9', 7, 7, 1)}"
@@ -186,6 +185,15 @@ def test_a_damaged_or_unsafe_zip_is_refused_in_one_line(archive, tmp_path, chang
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith(f"{path}: ")
     assert reason in str(caught.value)
+
+
+def test_a_zip_with_too_many_entries_is_refused_before_zipfile_reads_them(archive, monkeypatch):
+    monkeypatch.setattr("wsi_idc.data.patch_store.MAX_ENTRIES", 5)
+    with zipfile.ZipFile(archive) as opened:
+        num = len(opened.namelist())
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(DataError, match=rf"\(it has {num} entries, more than 5\); get it again"):
+        ZipStore(archive)
 
 
 def forge(path: Path, name: str, *, size: int | None = None, flags: int | None = None) -> Path:
