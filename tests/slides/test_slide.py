@@ -155,6 +155,7 @@ def test_thumbnail_is_the_mean(tmp_path):
         # Never larger than the slide.
         assert np.array_equal(slide.thumbnail(5000), PICTURE[:80, :120])
         assert slide.thumbnail(1).shape == (1, 1, 3)
+        assert slide.thumbnail(120).shape == (80, 120, 3)
 
 
 def test_thumbnail_is_read_in_blocks_from_the_smallest_sufficient_level(tmp_path, monkeypatch):

@@ -27,9 +27,6 @@ class OpenSlideReader(SlideReader):
 
     Args:
         path: Slide file; ``is_pyramid`` returns True for it.
-
-    Raises:
-        SlideError: The file is damaged.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,24 +1,24 @@
-"""Patches of a slide at the size and resolution of a model."""
+"""Patches of a slide at the size and resolution of a model.
+
+A patch has ``patch_px`` pixels of the model's ``mpp`` per side. Cell (row, col) of the grid starts
+``row * stride_px`` and ``col * stride_px`` of these pixels from the corner of the slide. Each
+position is computed from this product and rounded once, so rounding errors do not add up.
+"""
 
 import logging
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from wsi_idc.core.errors import SlideError
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 from wsi_idc.runtime.prefetch import prefetch, rebatch
 from wsi_idc.slides.slide import Slide
-from wsi_idc.slides.tiling import (
-    MPP_TOLERANCE,
-    Grid,
-    choose_level,
-    group_reads,
-    is_native,
-    make_grid,
-    tissue_fraction,
-)
 from wsi_idc.slides.tissue import find_tissue
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,151 @@ _MAX_UPSAMPLING = 1.5
 _MAX_READ_PX = 2**21  # per read; takes up to 8 bytes per px
 # A gap of two storage tiles makes a second read worthwhile.
 _MAX_GAP_PX = 512
+# Files state rounded mpp: a level within this tolerance is fine enough.
+_MPP_TOLERANCE = 0.01
+# A level within this tolerance is used without resampling.
+_NATIVE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of patches over a slide.
+
+    Attributes:
+        rows, cols: Size of the grid, which covers the complete slide.
+        patch_px: Side of a patch in px of ``mpp``.
+        stride_px: Distance between neighboring patches in px of ``mpp``.
+        mpp: Microns per px of a patch.
+        slide_mpp: Microns per level-0 px.
+    """
+
+    rows: int
+    cols: int
+    patch_px: int
+    stride_px: int
+    mpp: float
+    slide_mpp: float
+
+    def cells(self) -> NDArray[np.int32]:
+        """Return row and column of each cell, by row, shape (rows * cols, 2), int32."""
+        return np.indices((self.rows, self.cols), np.int32).reshape(2, -1).T.copy()
+
+    def coords(self, row_col: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return level-0 x and y of the top left corners of cells, shape (N, 2), int32."""
+        return np.rint(
+            row_col[:, ::-1].astype(np.int64) * self.stride_px * self.mpp / self.slide_mpp
+        ).astype(np.int32)
+
+    def edges(self, cells: NDArray[np.int32], *, mpp: float) -> NDArray[np.int64]:
+        """Return start and end px of cells along one axis of a level.
+
+        Args:
+            cells: Rows or columns, shape (N,).
+            mpp: Microns per px of the level.
+
+        Returns:
+            Shape (N, 2), int64. Neighbors share an edge; on a level that needs no resampling, a
+            cell has exactly ``patch_px`` px.
+        """
+        starts = cells.astype(np.int64) * self.stride_px
+        first = np.rint(starts * self.mpp / mpp).astype(np.int64)
+        if is_native(mpp, self.mpp):
+            end = first + self.patch_px
+        else:
+            end = np.rint((starts + self.patch_px) * self.mpp / mpp).astype(np.int64)
+        return np.stack([first, end], axis=1)
+
+
+def make_grid(
+    width: int, height: int, *, slide_mpp: float, patch_px: int, mpp: float, stride_px: int
+) -> Grid:
+    """Return the smallest grid from (0, 0) that covers a slide of ``width`` x ``height`` px.
+
+    It includes patches that extend beyond the right and the bottom edge.
+
+    Raises:
+        ValueError: The stride leaves gaps, or the grid is larger than on any slide.
+    """
+    if not 1 <= stride_px <= patch_px:
+        raise ValueError(
+            f"a stride of {stride_px} px; patches of {patch_px} px need 1 to {patch_px}"
+        )
+    half_px = slide_mpp / mpp / 2  # of level 0; it needs no patch of its own
+    rows, cols = (
+        max(1, math.ceil((side * slide_mpp / mpp - half_px - patch_px) / stride_px) + 1)
+        for side in (height, width)
+    )
+    if max(rows, cols) > MAX_CELLS_PER_SIDE:
+        raise ValueError(
+            f"a grid of {rows} x {cols} patches; at most {MAX_CELLS_PER_SIDE} per side are possible"
+        )
+    return Grid(rows, cols, patch_px, stride_px, mpp, slide_mpp)
+
+
+def is_native(level_mpp: float, mpp: float) -> bool:
+    """Return whether a level has the resolution ``mpp`` and needs no resampling."""
+    return abs(level_mpp / mpp - 1) <= _NATIVE_TOLERANCE
+
+
+def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
+    """Return the index of the coarsest level that is at least as fine as ``mpp``.
+
+    If all levels are coarser, it is the finest level.
+    """
+    fine = [i for i, level in enumerate(level_mpps) if level <= mpp * (1 + _MPP_TOLERANCE)]
+    if not fine:
+        return int(np.argmin(level_mpps))
+    return max(fine, key=lambda i: level_mpps[i])
+
+
+def group_reads(
+    rows: NDArray[np.int32], edges: NDArray[np.int64], *, max_width: int, max_gap: int
+) -> list[slice]:
+    """Group patches, in grid order, that are read together.
+
+    Args:
+        rows: Grid row of each patch, shape (N,).
+        edges: Start and end px of each patch along x, shape (N, 2).
+        max_width: Maximum width of a group in px, except for a single wider patch.
+        max_gap: Maximum gap between the patches of a group in px.
+
+    Returns:
+        Consecutive slices, each within one grid row.
+    """
+    groups = []
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if (
+            end < len(rows)
+            and rows[end] == rows[start]
+            and edges[end, 1] - edges[start, 0] <= max_width
+            and edges[end, 0] - edges[end - 1, 1] <= max_gap
+        ):
+            continue
+        groups.append(slice(start, end))
+        start = end
+    return groups if len(rows) else []
+
+
+def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the fraction of each box that is set in a mask.
+
+    Args:
+        mask: Shape (h, w).
+        boxes: Left, top, right, bottom as fractions of the mask's width and height, shape (N, 4);
+            the area outside the mask is not set.
+
+    Returns:
+        Fractions 0..1, shape (N,), float64; px on the border of a box count in part.
+    """
+    height, width = mask.shape
+    left, top, right, bottom = (boxes * [width, height, width, height]).T
+    # The sums over [0, y) x [0, x) are linear within a px, since a mask is constant there.
+    sums = cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F)
+    y = np.clip([bottom, top, bottom, top], 0, height)
+    x = np.clip([right, right, left, left], 0, width)
+    corners = ndimage.map_coordinates(sums, [y, x], order=1, mode="nearest")
+    return (corners[0] - corners[1] - corners[2] + corners[3]) / ((right - left) * (bottom - top))
 
 
 class SlidePatches:
@@ -81,7 +226,9 @@ class SlidePatches:
         self.row_col = grid.cells()
         if min_tissue > 0 or tissue is not None:
             mask = find_tissue(slide)[1] if tissue is None else tissue
-            fraction = tissue_fraction(mask, _boxes(grid, self.row_col, slide))
+            corners = grid.coords(self.row_col).astype(np.float64)
+            boxes = np.hstack([corners, corners + patch_px * mpp / slide.mpp])
+            fraction = tissue_fraction(mask, boxes / np.tile([slide.width, slide.height], 2))
             # Rounding errors of the fractions are about 1e-12.
             self.row_col = self.row_col[(fraction >= min_tissue - 1e-9) & (fraction > 1e-9)]
         if len(self.row_col) == 0:
@@ -150,19 +297,10 @@ def _check_resolution(slide: Slide, mpp: float) -> None:
             f"{slide.path}: {slide.mpp:g} um/px ({slide.mpp_source}) is too coarse for a model of "
             f"{mpp:g} um/px; scan it finer, or give --mpp if that is not its resolution"
         )
-    if slide.mpp > mpp * (1 + MPP_TOLERANCE):
+    if slide.mpp > mpp * (1 + _MPP_TOLERANCE):
         logger.warning(
             "%s: %g um/px is coarser than the model's %g; its patches are enlarged and blurred",
             slide.path,
             slide.mpp,
             mpp,
         )
-
-
-def _boxes(grid: Grid, row_col: NDArray[np.int32], slide: Slide) -> NDArray[np.float64]:
-    """Return left, top, right, bottom of cells as fractions of the slide, shape (N, 4)."""
-    x, y = grid.coords(row_col).T.astype(np.float64)
-    side = grid.patch_px * grid.mpp / grid.slide_mpp
-    edges = [x / slide.width, y / slide.height]
-    edges += [(x + side) / slide.width, (y + side) / slide.height]
-    return np.stack(edges, axis=1)

@@ -1,11 +1,24 @@
-"""Interface of a slide reader."""
+"""Interface of a slide reader, and the reader of plain images: striped TIFF, PNG or JPEG."""
 
+import warnings
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
+from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+_FORMATS = ("TIFF", "PNG", "JPEG")
+_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_ALPHA_MODES = ("LA", "PA", "RGBA")
+# Pillow holds 4 bytes per px and refuses larger images as decompression bombs.
+MAX_PX = 89_478_485
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimeter
 _WHITE = 255
 
 
@@ -48,3 +61,83 @@ def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     mixed = rgba[..., :3] * weight + _WHITE * (_WHITE - weight)
     # Rounded to nearest; 255 * 255 + 127 fits into 16 bits.
     return ((mixed + _WHITE // 2) // _WHITE).astype(np.uint8)
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether an image may have transparent pixels."""
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
+
+
+class ImageReader(SlideReader):
+    """Reader of an image that Pillow decodes and holds in memory.
+
+    Args:
+        path: Image file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unusual tags in a readable file
+            image = _load(path)
+        self.sizes = (image.size,)
+        self.downsamples = (1.0,)
+        self.file_mpp = _tiff_mpp(image)
+        self._image = image
+        self._has_alpha = has_alpha(image)
+
+    def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a region, as ``SlideReader.read`` does."""
+        region = np.full((height, width, 3), _WHITE, np.uint8)
+        box = (x, y, min(x + width, self._image.width), min(y + height, self._image.height))
+        if box[0] < box[2] and box[1] < box[3]:
+            crop = self._image.crop(box)
+            if self._has_alpha:
+                pixels = composite_on_white(np.asarray(crop.convert("RGBA")))
+            else:
+                pixels = np.asarray(crop.convert("RGB"))
+            region[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return region
+
+    def close(self) -> None:
+        """Release the pixels."""
+        self._image = Image.new("RGB", (0, 0))
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PX:
+                raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
+            if image.mode not in (*_OPAQUE_MODES, *_ALPHA_MODES):
+                raise SlideError(
+                    f"{path}: pixels of mode {image.mode}; a slide has 8 bits a channel"
+                )
+            image.load()
+            return image
+    except Image.DecompressionBombError:
+        raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None
+    except UnidentifiedImageError:
+        raise SlideError(
+            f"{path}: neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG picture, "
+            "or damaged"
+        ) from None
+    except DAMAGED_IMAGE as error:
+        raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
+
+
+def _too_large(path: Path, size: str) -> str:
+    return (
+        f"{path}: {size} px are too many for a picture without tiles (at most {MAX_PX}); "
+        "save it as a tiled TIFF with levels"
+    )
+
+
+def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
+    """Return the mpp of a TIFF; PNG and JPEG state only the resolution of a printer."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    um = _UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
+    try:
+        per_unit = [float(tags[tag]) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
+        return None if um is None else (um / per_unit[0], um / per_unit[1])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None

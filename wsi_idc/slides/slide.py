@@ -16,10 +16,8 @@ from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import SlideError
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
-from wsi_idc.slides.image_reader import SUFFIXES, ImageReader
 from wsi_idc.slides.openslide_reader import OpenSlideReader, is_pyramid
-from wsi_idc.slides.reader import SlideReader
-from wsi_idc.slides.tiling import choose_thumbnail_level, fit_size, split_range
+from wsi_idc.slides.reader import SUFFIXES, ImageReader, SlideReader
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +104,6 @@ class Slide:
 
         Returns:
             Shape (height, width, 3), uint8; white outside the slide and behind transparent px.
-
-        Raises:
-            SlideError: The region is damaged.
         """
         return self._reader.read(level, x, y, width=width, height=height)
 
@@ -117,30 +112,29 @@ class Slide:
 
         Returns:
             Shape (h, w, 3), uint8; never larger than level 0.
-
-        Raises:
-            SlideError: The file is damaged.
         """
-        width, height = fit_size(self.width, self.height, max_side=max_side)
-        index = choose_thumbnail_level([level.width for level in self.levels], width)
+        scale = min(1.0, max_side / max(self.width, self.height))
+        width, height = (max(1, round(side * scale)) for side in (self.width, self.height))
+        fine = [(level.width, i) for i, level in enumerate(self.levels) if level.width >= width]
+        index = min(fine)[1]
         level = self.levels[index]
         scale_x, scale_y = level.width / width, level.height / height
         # In blocks, because level 0 of a slide without other levels does not fit into memory.
-        xs = split_range(width, step=max(1, int(_BLOCK_PX / scale_x)))
-        ys = split_range(height, step=max(1, int(_BLOCK_PX / scale_y)))
+        step_x, step_y = max(1, int(_BLOCK_PX / scale_x)), max(1, int(_BLOCK_PX / scale_y))
         thumbnail = np.empty((height, width, 3), np.uint8)
 
-        def draw(block: tuple[int, int, int, int]) -> None:
-            left, top, right, bottom = block
+        def draw(corner: tuple[int, int]) -> None:
+            left, top = corner
+            right, bottom = min(left + step_x, width), min(top + step_y, height)
             x, end_x = round(left * scale_x), round(right * scale_x)
             y, end_y = round(top * scale_y), round(bottom * scale_y)
             region = self.read(index, x, y, width=end_x - x, height=end_y - y)
             size = (right - left, bottom - top)
-            resized = cv2.resize(region, size, interpolation=cv2.INTER_AREA)
-            thumbnail[top:bottom, left:right] = resized
+            block = cv2.resize(region, size, interpolation=cv2.INTER_AREA)
+            thumbnail[top:bottom, left:right] = block
 
-        blocks = [(x, y, end_x, end_y) for y, end_y in ys for x, end_x in xs]
-        for _ in prefetch(draw, blocks, num=self.num_readers):
+        corners = [(x, y) for y in range(0, height, step_y) for x in range(0, width, step_x)]
+        for _ in prefetch(draw, corners, num=self.num_readers):
             pass
         return thumbnail
 
@@ -191,7 +185,6 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
 
 
 def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raise SlideError if a level has another aspect ratio than level 0."""
     width, height = sizes[0]
     for number, (cols, rows) in enumerate(sizes):
         if (
@@ -240,7 +233,6 @@ def _describe_unsupported(path: Path, head: bytes) -> str:
 def _choose_mpp(
     path: Path, file_mpp: tuple[float, float] | None, *, given: float | None
 ) -> tuple[float, str]:
-    """Return microns per pixel and their source."""
     if given is not None:
         if file_mpp is not None and abs(file_mpp[0] / given - 1) > _MAX_CONTRADICTION:
             logger.warning("%s: %g um/px as given; the file states %g", path, given, file_mpp[0])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
-from wsi_idc.slides.image_reader import MAX_PX, has_alpha
+from wsi_idc.slides.reader import MAX_PX, has_alpha
 from wsi_idc.slides.slide import Slide
 
 MASK_MPP = 32.0
@@ -87,9 +87,6 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
     Returns:
         Shapes (h, w, 3), uint8, and (h, w), bool.
-
-    Raises:
-        SlideError: The file is damaged, or the slide is impossibly large.
     """
     longest = max(slide.width, slide.height)
     if longest * slide.mpp > _MAX_SIDE_UM:
