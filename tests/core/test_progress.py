@@ -3,14 +3,13 @@ import sys
 
 import pytest
 
-from wsi_idc.core import progress as module
 from wsi_idc.core.progress import progress
 
 
 @pytest.fixture
 def log(caplog, monkeypatch):
     """Log every update at once and return the log."""
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("wsi_idc.core.progress.SECONDS_BETWEEN_LINES", 0)
     caplog.set_level(logging.INFO, logger="wsi_idc.core.progress")
     return caplog
 

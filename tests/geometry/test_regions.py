@@ -14,14 +14,11 @@ def grid(*rows: str) -> np.ndarray:
     return np.array([[cell == "x" for cell in row] for row in rows])
 
 
-def test_square_region_has_four_corners():
+def test_region_has_its_corners_and_keeps_its_hole():
     (region,) = extract_regions(grid("....", ".xx.", ".xx."))
     assert region.cells.tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
     assert region.polygon.equals(shapely.box(1, 1, 3, 3))
     assert len(region.polygon.exterior.coords) == 5
-
-
-def test_region_keeps_its_hole():
     (region,) = extract_regions(grid("xxx", "x.x", "xxx"))
     assert region.polygon.equals(shapely.box(0, 0, 3, 3) - shapely.box(1, 1, 2, 2))
     (hole,) = region.polygon.interiors
@@ -32,9 +29,7 @@ def test_cells_that_touch_by_a_corner_are_separate_regions():
     regions = extract_regions(grid("x..", ".xx"))
     assert [region.cells.tolist() for region in regions] == [[[1, 1], [1, 2]], [[0, 0]]]
     assert all(region.polygon.is_valid for region in regions)
-
-
-def test_hole_that_touches_the_outline_by_a_corner_is_valid():
+    # A hole that touches the outline by a corner.
     (region,) = extract_regions(grid("xx.", "x.x", "xxx"))
     assert region.polygon.is_valid
     assert region.polygon.area == 7
@@ -62,40 +57,39 @@ def test_regions_are_valid_and_cover_exactly_the_mask(mask: np.ndarray):
     ("rows", "lines"),
     [
         # Top, bottom, left and right side of one cell.
-        (
-            ("...", ".x."),
-            [[[1, 1], [2, 1]], [[1, 2], [2, 2]], [[1, 1], [1, 2]], [[2, 1], [2, 2]]],
-        ),
+        (["...", ".x."], [(1, 1, 2, 1), (1, 2, 2, 2), (1, 1, 1, 2), (2, 1, 2, 2)]),
         # Lines have maximal length.
         (
-            ("xxx", "x.."),
+            ["xxx", "x.."],
             [
-                *([[0, 0], [3, 0]], [[1, 1], [3, 1]], [[0, 2], [1, 2]]),
-                *([[0, 0], [0, 2]], [[1, 1], [1, 2]], [[3, 0], [3, 1]]),
+                *((0, 0, 3, 0), (1, 1, 3, 1), (0, 2, 1, 2)),
+                *((0, 0, 0, 2), (1, 1, 1, 2), (3, 0, 3, 1)),
             ],
         ),
-        (("..", ".."), []),
-        ((".",), []),
+        # A hole has a boundary too.
+        (
+            ["xxx", "x.x", "xxx"],
+            [
+                *((0, 0, 3, 0), (1, 1, 2, 1), (1, 2, 2, 2), (0, 3, 3, 3)),
+                *((0, 0, 0, 3), (1, 1, 1, 2), (2, 1, 2, 2), (3, 0, 3, 3)),
+            ],
+        ),
+        # The last cell of a large grid.
+        (
+            ["." * 300] * 299 + ["." * 299 + "x"],
+            [
+                *((299, 299, 300, 299), (299, 300, 300, 300)),
+                *((299, 299, 299, 300), (300, 299, 300, 300)),
+            ],
+        ),
+        (["..", ".."], []),
+        (["."], []),
     ],
 )
-def test_boundary_lines(rows: tuple[str, ...], lines: list):
-    assert region_boundary(grid(*rows)).tolist() == lines
-
-
-def test_hole_has_a_boundary_too():
-    lines = region_boundary(grid("xxx", "x.x", "xxx")).tolist()
-    hole = [[[1, 1], [2, 1]], [[1, 2], [2, 2]], [[1, 1], [1, 2]], [[2, 1], [2, 2]]]
-    assert len(lines) == 8
-    assert all(line in lines for line in hole)
-
-
-def test_boundary_of_the_last_cell_of_a_large_grid():
-    mask = np.zeros((300, 300), bool)
-    mask[299, 299] = True
-    assert region_boundary(mask).tolist() == [
-        *([[299, 299], [300, 299]], [[299, 300], [300, 300]]),
-        *([[299, 299], [299, 300]], [[300, 299], [300, 300]]),
-    ]
+def test_boundary_lines(rows: list[str], lines: list[tuple[int, ...]]):
+    boundary = region_boundary(grid(*rows))
+    assert boundary.shape == (len(lines), 2, 2)
+    assert list(map(tuple, boundary.reshape(-1, 4).tolist())) == lines
 
 
 @given(MASKS)

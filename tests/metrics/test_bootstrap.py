@@ -13,14 +13,11 @@ from wsi_idc.metrics.bootstrap import (
 from wsi_idc.metrics.classification import all_metrics
 
 
-def draw_predictions(
-    num: int = 300, num_patients: int = 7, *, ties: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_predictions(num: int = 300, num_patients: int = 7) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(1)
     label = (rng.random(num) < 0.3).astype(np.int8)
     probability = np.clip(rng.normal(0.3 + 0.3 * label, 0.2), 0, 1)
-    probability = (probability.round(1) if ties else probability).astype(np.float32)
-    return label, probability, rng.integers(0, num_patients, num)
+    return label, probability.astype(np.float32), rng.integers(0, num_patients, num)
 
 
 def test_resample_draws_as_many_patients_as_there_are():
@@ -34,7 +31,8 @@ def test_resample_draws_as_many_patients_as_there_are():
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_intervals_equal_those_of_a_plain_bootstrap(ties: bool):
-    label, probability, code = draw_predictions(ties=ties)
+    label, probability, code = draw_predictions()
+    probability = probability.round(1) if ties else probability
     weights = resample_patients(7, seed=4, num_resamples=60)
     actual = resampled_metrics(label, probability, code, threshold=0.45, weights=weights)
     plain = []
@@ -50,8 +48,7 @@ def test_intervals_equal_those_of_a_plain_bootstrap(ties: bool):
 
 def test_resample_of_one_class_has_no_auc_but_a_specificity():
     label, probability = np.array([0, 0, 1]), np.array([0.2, 0.6, 0.7], np.float32)
-    weights = np.array([[2, 0], [0, 2], [1, 1]])
-    code = np.array([0, 0, 1])
+    code, weights = np.array([0, 0, 1]), np.array([[2, 0], [0, 2], [1, 1]])
     metrics = resampled_metrics(label, probability, code, threshold=0.5, weights=weights)
     np.testing.assert_array_equal(metrics["auc"], [np.nan, np.nan, 1])
     np.testing.assert_array_equal(metrics["average_precision"], [np.nan, np.nan, 1])
@@ -61,10 +58,7 @@ def test_resample_of_one_class_has_no_auc_but_a_specificity():
 
 
 def test_resamples_of_the_published_test_set_take_seconds():
-    rng = np.random.default_rng(0)
-    code = np.sort(rng.integers(0, 49, 51_439))
-    label = (rng.random(len(code)) < 0.275).astype(np.int8)
-    probability = np.clip(rng.normal(0.3 + 0.3 * label, 0.2), 0, 1).astype(np.float32)
+    label, probability, code = draw_predictions(51_439, 49)
     weights = resample_patients(49, seed=0)
     started = time.process_time()
     metrics = resampled_metrics(label, probability, code, threshold=0.5, weights=weights)

@@ -60,15 +60,15 @@ def plain_ece(label: np.ndarray, probability: np.ndarray) -> float:
     return total
 
 
-def test_known_calibration_error():
+def test_known_values():
     label = np.array([1, 0, 0, 0, 1, 1])
     probability = np.array([0.5, 0.5, 0.5, 0.5, 1.0, 1.0])
     # A quarter of the four patches at 0.5 is IDC; the two at 1.0 are right.
     assert ece(label, probability) == pytest.approx(4 / 6 * 0.25)
-
-
-def test_probability_at_the_threshold_is_called_idc():
+    # A probability at the threshold is called IDC.
     assert confusion(np.array([1]), np.array([0.5]), threshold=0.5).true_positive == 1
+    # Equal probabilities rank by chance.
+    assert auc(label, np.full(6, 0.3)) == average_precision(label, np.full(6, 0.3)) == 0.5
 
 
 def test_undefined_metrics_are_nan():
@@ -85,12 +85,6 @@ def test_undefined_metrics_are_nan():
     assert math.isnan(no_call["ppv"])
     no_patch = all_metrics(np.zeros(0, np.int8), np.zeros(0), threshold=0.5)
     assert all(math.isnan(value) for value in no_patch.values())
-
-
-def test_equal_probabilities_rank_by_chance():
-    label = np.array([0, 1, 1, 0])
-    assert auc(label, np.full(4, 0.3)) == 0.5
-    assert average_precision(label, np.full(4, 0.3)) == 0.5
 
 
 @pytest.mark.parametrize(

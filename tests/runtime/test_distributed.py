@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from wsi_idc.core.errors import RunError
 from wsi_idc.data.pack import Pack
@@ -53,8 +54,6 @@ for line in sys.stdin:
 
 
 class Launcher:
-    """Starts trainings and reports their exit codes."""
-
     def __init__(self, process: subprocess.Popen, cohort: Pack, folder: Path) -> None:
         self._process, self._cohort, self._log = process, cohort, folder / "log"
 
@@ -148,13 +147,11 @@ def test_shards_of_all_processes_cover_all_items():
 
 def test_without_torchrun_or_srun_there_is_one_process(monkeypatch: pytest.MonkeyPatch):
     # sbatch sets these, but without srun it starts one process.
-    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "0")
     with init_distributed("cpu") as world:
         assert world is SINGLE_PROCESS
-
-
-def test_srun_without_a_meeting_point_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    # srun starts several, which need a meeting point.
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(RunError, match="set MASTER_ADDR"), init_distributed("cpu"):
@@ -162,8 +159,6 @@ def test_srun_without_a_meeting_point_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def fake_gpus(monkeypatch: pytest.MonkeyPatch, *uuids: str) -> None:
-    import torch
-
     gpus = [SimpleNamespace(uuid=uuid) for uuid in uuids]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
@@ -179,19 +174,13 @@ def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
             _own_gpu(device, size=3, local_rank=rank)
 
 
-def test_process_that_sees_only_its_own_gpu_uses_it(monkeypatch: pytest.MonkeyPatch):
-    fake_gpus(monkeypatch, "b")
-    assert [_own_gpu("auto", size=4, local_rank=rank) for rank in (0, 1, 3)] == [0, 0, 0]
-    node = platform.node()
-    monkeypatch.setattr(World, "gather", lambda self, value: [(node, "a"), value])
-    _check_own_gpu(World(1, 2))
-
-
 def test_processes_that_use_the_same_gpu_are_refused(monkeypatch: pytest.MonkeyPatch):
-    fake_gpus(monkeypatch, "a")
+    fake_gpus(monkeypatch, "a")  # each process may see only its own GPU, as number 0
+    assert [_own_gpu("auto", size=4, local_rank=rank) for rank in (0, 1, 3)] == [0, 0, 0]
+    # Another GPU of this machine, or the same number on another machine, is another GPU.
+    for other in ((platform.node(), "b"), ("elsewhere", "a")):
+        monkeypatch.setattr(World, "gather", lambda self, value, other=other: [other, value])
+        _check_own_gpu(World(1, 2))
     monkeypatch.setattr(World, "gather", lambda self, value: [value, value])
     with pytest.raises(RunError, match="2 processes need a GPU each, but this machine has 1"):
         _check_own_gpu(World(1, 2))
-    # The same number on another machine is another GPU.
-    monkeypatch.setattr(World, "gather", lambda self, value: [("elsewhere", "a"), value])
-    _check_own_gpu(World(1, 2))

@@ -39,9 +39,6 @@ def test_error_of_a_read_is_raised_in_its_turn():
 
 def test_streams_of_arrays_are_cut_again():
     parts = [np.arange(at, at + num) for at, num in ((0, 3), (3, 0), (3, 1), (4, 7))]
-    assert [found.tolist() for found in rebatch(parts, batch_size=4)] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9, 10],
-    ]
+    found = [array.tolist() for array in rebatch(parts, batch_size=4)]
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert list(rebatch([], batch_size=4)) == []

@@ -7,13 +7,10 @@ import pytest
 from wsi_idc.runtime.resources import available_cores, limit_spinning, num_threads, slurm_gpus
 
 
-def test_cores_that_slurm_gave_come_first(monkeypatch):
+@pytest.mark.parametrize("value", ["", "0", "-2", "many", "²"])
+def test_cores_are_those_that_slurm_gave_or_those_of_the_affinity(monkeypatch, value):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert available_cores() == 3
-
-
-@pytest.mark.parametrize("value", ["", "0", "-2", "many", "²"])
-def test_cores_are_otherwise_those_of_the_affinity(monkeypatch, value):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", value)
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
@@ -32,33 +29,26 @@ def test_threads_are_limited_by_omp_num_threads(monkeypatch, limit, expected):
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    ("variable", "is_found"),
     [
-        ({"SLURM_JOB_ID": "1"}, None),
-        ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0"}, "SLURM_JOB_GPUS=0"),
-        ({"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "2,3"}, "SLURM_STEP_GPUS=2,3"),
-        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2"),
-        ({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "0"}, None),
-        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES=0"),
-        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
-        ({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": ""}, None),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, None),
+        *(("SLURM_JOB_ID=1", False), ("SLURM_JOB_GPUS=0", True), ("SLURM_STEP_GPUS=2,3", True)),
+        *(("SLURM_GPUS_ON_NODE=2", True), ("SLURM_GPUS_ON_NODE=0", False)),
+        *(("CUDA_VISIBLE_DEVICES=0", True), ("CUDA_VISIBLE_DEVICES=NoDevFiles", False)),
+        *(("CUDA_VISIBLE_DEVICES=", False), ("CUDA_VISIBLE_DEVICES=-1", False)),
     ],
 )
-def test_gpus_of_a_slurm_job(monkeypatch, variables, expected):
+def test_gpus_of_a_slurm_job(monkeypatch, variable, is_found):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert slurm_gpus() == expected
+    monkeypatch.setenv(*variable.split("="))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert slurm_gpus() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert slurm_gpus() == (variable if is_found else None)
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [
-        ({}, "1000"),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "active"}, None),
-    ],
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch, variables, expected):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):

@@ -260,7 +260,7 @@ def retry_while_busy(
     log_after: float = 0.0,
     on_wait: Callable[[], None] | None = None,
 ) -> Result:
-    """Call ``action`` again and again until it does not raise ``BusyError``.
+    """Call ``action`` until it does not raise ``BusyError``, and return its result.
 
     Args:
         action: Function that raises ``BusyError`` while another process does the same work.
@@ -268,15 +268,8 @@ def retry_while_busy(
         log_as: Name of the other process's work: "waiting for LOG_AS" is logged once.
         log_after: Seconds of waiting before that line is logged.
         on_wait: Function that is called before each pause; it may raise to give up.
-
-    Returns:
-        The result of ``action``.
-
-    Raises:
-        BusyError: ``action`` still raises it after ``timeout`` seconds.
     """
     started = time.monotonic()
-    is_logged = not log_as
     while True:
         try:
             return action()
@@ -286,9 +279,9 @@ def retry_while_busy(
                 raise
         if on_wait:
             on_wait()
-        if not is_logged and seconds >= log_after:
+        if log_as and seconds >= log_after:
             logger.info("waiting for %s", log_as)
-            is_logged = True
+            log_as = ""
         time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
@@ -296,21 +289,18 @@ def is_held(lock: Path) -> bool:
     """Return whether another process holds a lock file."""
     if not lock.exists():
         return False
-    try:
-        with locked(lock, what=lock):
-            return False
-    except BusyError:
-        return True
+    with contextlib.suppress(BusyError), locked(lock, what=lock):
+        return False
+    return True
 
 
 def can_lock(folder: Path) -> bool:
     """Return whether files can be locked in a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
-    try:
+    with contextlib.suppress(OSError):  # the write itself fails later, with a better message
         return _probe_locks(folder.absolute())
-    except OSError:
-        return True  # the write itself fails later, with a better message
+    return True
 
 
 @functools.cache
@@ -324,15 +314,12 @@ def supports_locks(fd: int) -> bool:
     """Return whether the file system of an open file has locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return True
 
 
 def _is_same_file(fd: int, path: Path) -> bool:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
+    return False

@@ -2,7 +2,7 @@
 
 A file is opened with ``open_hdf5`` and its datasets are compared with a table of ``DatasetSpec``
 before any value is read, so that a file can neither make libhdf5 hang, nor claim more memory than
-it holds, nor lead to another file.
+it holds, nor lead to another file. Errors are those of ``UNREADABLE``; checks raise ``ValueError``.
 """
 
 import struct
@@ -51,7 +51,7 @@ class DatasetSpec:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading; errors are those of ``UNREADABLE``."""
+    """Open an HDF5 file for reading."""
     _check_heaps(path)
     # Without a lock: many network disks have none.
     return h5py.File(path, "r", locking=False)
@@ -106,11 +106,7 @@ def read_datasets(
 
 
 def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> NDArray[Any]:
-    """Check and read one dataset; text is returned as an array of ``str`` objects.
-
-    Raises:
-        ValueError: The dataset does not fulfil its requirements.
-    """
+    """Check and read one dataset; text is returned as an array of ``str`` objects."""
     dataset = check_dataset(group, name, spec)
     if dataset.dtype.kind == "O":
         return np.asarray(dataset.asstr()[:], dtype=object)
@@ -125,9 +121,7 @@ def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) ->
 def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> h5py.Dataset:
     """Return a dataset, unread, if its type and shape are right and its data are in this file.
 
-    Raises:
-        ValueError: The dataset is missing, is in another file, has another type or shape, or claims
-            more bytes than the file holds for it.
+    A dataset that claims more bytes than the file holds for it is refused too.
     """
     item: Any = group
     for part in name.split("/"):

@@ -141,14 +141,13 @@ def check_predictions(label: NDArray[np.integer], probability: NDArray[np.floati
         raise ValueError("probabilities are not all within 0 and 1")
 
 
-def nan_to_none(values: Mapping[str, float]) -> dict[str, float | None]:
+def nan_to_none(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Replace NaN by None for JSON."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {
+        str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()
+    }
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table for JSON; NaN becomes None."""
-    return [
-        {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-        for row in table.to_dict("records")
-    ]
+    return [nan_to_none(row) for row in table.to_dict("records")]

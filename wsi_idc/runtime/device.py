@@ -197,16 +197,12 @@ class ThroughputMeter:
 
     def time_data_wait(self, source: Iterable[Item]) -> Iterator[Item]:
         """Yield the items of ``source``; count the time until each as waiting for data."""
-        items = iter(source)
-        while True:
-            started = perf_counter()
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            finally:
-                self._data_seconds += perf_counter() - started
+        started = perf_counter()
+        for item in source:
+            self._data_seconds += perf_counter() - started
             yield item
+            started = perf_counter()
+        self._data_seconds += perf_counter() - started
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
