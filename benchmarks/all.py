@@ -6,9 +6,9 @@ from pathlib import Path
 import prepare
 from options import benchmark_data, make_parser
 
-from wsi_idc.bench.map import MapBenchOptions, bench_map
+from wsi_idc.bench.map import bench_map
 from wsi_idc.bench.timing import BARE, COMMAND, PLAIN, BenchmarkResult
-from wsi_idc.bench.train import TrainBenchOptions, bench_train
+from wsi_idc.bench.train import bench_train
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.runtime.device import DeviceConfig, select_device
@@ -36,19 +36,25 @@ def bench_all(
         folder: Folder for files.
     """
     for model in _MAPPED:
-        options = MapBenchOptions(model=model, num_rounds=num_rounds)
-        out = _make_folder(folder, f"map-{model}")
-        yield bench_map(options, pack, about=about, device_config=device_config, folder=out)
+        yield bench_map(
+            pack,
+            about=about,
+            device_config=device_config,
+            folder=_make_folder(folder, f"map-{model}"),
+            model=model,
+            num_rounds=num_rounds,
+        )
     split = make_split(pack, "auto")
-    for model, (batch_size, *num_steps) in _TRAINED.items():
+    for model, (batch_size, num_steps, plain_steps) in _TRAINED.items():
         yield bench_train(
             TrainConfig(model=model, weights="none", batch_size=batch_size),
             pack,
             split,
-            options=TrainBenchOptions(*num_steps),
             about=about,
             device_config=device_config,
             folder=_make_folder(folder, f"train-{model}"),
+            num_steps=num_steps,
+            plain_steps=plain_steps,
         )
     yield prepare.bench_prepare(
         pack,

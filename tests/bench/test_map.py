@@ -1,12 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from wsi_idc.bench import map as map_module
 from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint, open_benchmark_data
-from wsi_idc.bench.map import MapBenchOptions, bench_map
+from wsi_idc.bench.map import bench_map
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
@@ -21,16 +22,9 @@ def _one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_module, "best_batch_size", lambda *_: 32)
 
 
-def measure(pack: Pack, folder: Path, **options: object) -> BenchmarkResult:
-    bench_options = MapBenchOptions(**{"num_patches": 60, "plain_patches": 20, **options})
-    device_config = select_device("cpu")
-    return bench_map(
-        replace(bench_options, num_rounds=1),
-        pack,
-        about="x",
-        device_config=device_config,
-        folder=folder,
-    )
+def measure(pack: Pack, folder: Path, **options: Any) -> BenchmarkResult:
+    sizes = {"num_patches": 60, "plain_patches": 20, "num_rounds": 1, **options}
+    return bench_map(pack, about="x", device_config=select_device("cpu"), folder=folder, **sizes)
 
 
 @pytest.mark.parametrize(("model", "size"), [("cnn-bn", 0), ("resnet18", 64)])

@@ -19,10 +19,11 @@ def measure(
         TrainConfig(model="cnn", batch_size=16),
         pack,
         make_split(pack, "ratio:50/25/25"),
-        options=train_module.TrainBenchOptions(num_steps, plain_steps),
         about="a cohort",
         device_config=select_device("cpu"),
         folder=folder,
+        num_steps=num_steps,
+        plain_steps=plain_steps,
     )
 
 

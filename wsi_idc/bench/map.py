@@ -1,7 +1,6 @@
 """``bench map``: throughput of maps, against the bare network and against a plain script."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +32,26 @@ from wsi_idc.runtime.resources import available_cores
 SECONDS_PER_ROUND = 15.0
 
 
-@dataclass(frozen=True)
-class MapBenchOptions:
-    """Network and sizes of ``bench map``.
+def bench_map(
+    pack: Pack,
+    *,
+    about: str,
+    device_config: DeviceConfig,
+    folder: Path,
+    model: str = "cnn-bn",
+    input_size: int = 0,
+    batch_size: int = 64,
+    num_patches: int = 0,
+    plain_patches: int = 0,
+    num_rounds: int = 5,
+) -> BenchmarkResult:
+    """Measure making maps, with CAM and all files written.
 
-    Attributes:
+    Args:
+        pack: The data.
+        about: Description of the data for the report.
+        device_config: Device and precision.
+        folder: Folder for maps and PNG files.
         model: Name of the architecture.
         input_size: Side to resize patches to; 0 takes the model's own.
         batch_size: Patches per batch.
@@ -46,34 +60,12 @@ class MapBenchOptions:
             -1 leaves the plain script out.
         num_rounds: Number of measurements of each variant.
     """
-
-    model: str = "cnn-bn"
-    input_size: int = 0
-    batch_size: int = 64
-    num_patches: int = 0
-    plain_patches: int = 0
-    num_rounds: int = 5
-
-
-def bench_map(
-    options: MapBenchOptions, pack: Pack, *, about: str, device_config: DeviceConfig, folder: Path
-) -> BenchmarkResult:
-    """Measure making maps, with CAM and all files written.
-
-    Args:
-        options: Network and sizes.
-        pack: The data.
-        about: Description of the data for the report.
-        device_config: Device and precision.
-        folder: Folder for maps and PNG files.
-    """
-    checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
-    batch = pack.patches[np.arange(options.batch_size) % len(pack)]
+    checkpoint, name = make_checkpoint(model, input_size=input_size, pack=pack)
+    batch = pack.patches[np.arange(batch_size) % len(pack)]
     bare = BareForward(checkpoint, batch, device_config)
-    patients = choose_patients(pack, options.num_patches or round(bare.rate() * SECONDS_PER_ROUND))
-    builder = MapBuilder(
-        Predictor((checkpoint,)), device_config, folder / "maps", batch_size=options.batch_size
-    )
+    patients = choose_patients(pack, num_patches or round(bare.rate() * SECONDS_PER_ROUND))
+    predictor = Predictor((checkpoint,))
+    builder = MapBuilder(predictor, device_config, folder / "maps", batch_size=batch_size)
 
     def command() -> int:
         shutil.rmtree(builder.out, ignore_errors=True)
@@ -82,13 +74,13 @@ def bench_map(
             raise WsiIdcError(f"a map could not be made: {next(iter(report.failed.values()))}")
         return sum(report.patches.values())
 
-    num_patches = command()
+    patches_per_round = command()
     memory = peak_memory(device_config)
-    bare.num_batches = max(1, round(num_patches / options.batch_size))
+    bare.num_batches = max(1, round(patches_per_round / batch_size))
     variants: dict[str, Variant] = {BARE: bare, COMMAND: command}
     outputs: list[BaselineOutput] = []
-    if options.plain_patches >= 0:
-        rows = rows_of(pack, patients)[: options.plain_patches or max(1, num_patches // 4)]
+    if plain_patches >= 0:
+        rows = rows_of(pack, patients)[: plain_patches or max(1, patches_per_round // 4)]
         files, classifier = write_pngs(pack, rows, folder / "png"), checkpoint.build()
         (folder / "plain").mkdir()
 
@@ -97,7 +89,7 @@ def bench_map(
                 classifier.to(device_config.device),
                 files,
                 device=device_config.device,
-                batch_size=options.batch_size,
+                batch_size=batch_size,
                 num_workers=available_cores(),
                 out=folder / "plain",
             )
@@ -106,7 +98,7 @@ def bench_map(
 
         variants[PLAIN] = plain
     rates = interleave(
-        variants, num_rounds=options.num_rounds, device_config=device_config, label=f"map, {name}"
+        variants, num_rounds=num_rounds, device_config=device_config, label=f"map, {name}"
     )
     return BenchmarkResult(
         what="map",
@@ -114,10 +106,10 @@ def bench_map(
             "network": name,
             "machine": machine(device_config),
             "data": about,
-            "batch size": options.batch_size,
-            "patches a round": num_patches,
+            "batch size": batch_size,
+            "patches a round": patches_per_round,
             "patients a round": len(patients),
-            "rounds": options.num_rounds,
+            "rounds": num_rounds,
         },
         rates=rates.medians(),
         ratios=rates.ratios_to(COMMAND),

@@ -1,7 +1,7 @@
 """``bench train``: throughput of training, against bare steps and against a plain script."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,28 +37,16 @@ _NUM_ROUNDS = 8
 _WARM_UP_STEPS = 3
 
 
-@dataclass(frozen=True)
-class TrainBenchOptions:
-    """Length of ``bench train``.
-
-    Attributes:
-        num_steps: Steps of the command, and as many bare steps.
-        plain_steps: Steps of the plain script; 0 leaves it out.
-    """
-
-    num_steps: int = 80
-    plain_steps: int = 16
-
-
 def bench_train(
     config: TrainConfig,
     pack: Pack,
     split: Split,
     *,
-    options: TrainBenchOptions,
     about: str,
     device_config: DeviceConfig,
     folder: Path,
+    num_steps: int = 80,
+    plain_steps: int = 16,
 ) -> BenchmarkResult:
     """Measure training steps, bare steps and steps of a plain script; no run is written.
 
@@ -66,26 +54,27 @@ def bench_train(
         config: Configuration of the training.
         pack: The data.
         split: Role of each patient.
-        options: Length of the measurement.
         about: Description of the data for the report.
         device_config: Device and precision.
         folder: Folder for PNG files.
+        num_steps: Steps of the command, and as many bare steps.
+        plain_steps: Steps of the plain script; 0 leaves it out.
     """
     config = replace(resolve(config), epochs=10**6)
     run = Run(folder / "unused")
     build = partial(build_training, config, pack, split, run=run, device_config=device_config)
     training = build()
     command, bare = _training_steps(training), _bare_steps(build())
-    num_steps = max(1, options.num_steps // _NUM_ROUNDS)
+    num_steps = max(1, num_steps // _NUM_ROUNDS)
     _take(command, _WARM_UP_STEPS)
     memory = peak_memory(device_config)
     variants: dict[str, Variant] = {
         BARE: partial(_take, bare, num_steps),
         COMMAND: partial(_take, command, num_steps),
     }
-    if options.plain_steps:
+    if plain_steps:
         rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
-        num_patches = max(1, options.plain_steps // _NUM_ROUNDS) * training.patches_per_step
+        num_patches = max(1, plain_steps // _NUM_ROUNDS) * training.patches_per_step
         variants[PLAIN] = partial(
             baseline_epoch,
             build().classifier.to(memory_format=torch.contiguous_format),

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +110,23 @@ def bench_map(
         --plain-patches 2000 --batch-size 512 --compile --device cuda
     """
     from wsi_idc.bench.fixtures import open_benchmark_data
-    from wsi_idc.bench.map import MapBenchOptions
     from wsi_idc.bench.map import bench_map as measure
     from wsi_idc.runtime.device import select_device
 
     device_config = select_device(device, precision, compiled=compiled)
-    bench_options = MapBenchOptions(num_patches=patches, num_rounds=rounds, **options)
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
         folder = Path(name)
         pack, about = open_benchmark_data(data, synthetic=synthetic, folder=folder)
         result = measure(
-            bench_options, pack, about=about, device_config=device_config, folder=folder
+            pack,
+            about=about,
+            device_config=device_config,
+            folder=folder,
+            num_patches=patches,
+            num_rounds=rounds,
+            **options,
         )
-    echo_result(result.as_dict(), table_lines(result.rows()), as_json=as_json)
+    echo_result(asdict(result), table_lines(result.rows()), as_json=as_json)
 
 
 @bench.command("train")
@@ -168,7 +173,6 @@ def bench_train(
     config = TrainConfig(**options)
 
     from wsi_idc.bench.fixtures import open_benchmark_data
-    from wsi_idc.bench.train import TrainBenchOptions
     from wsi_idc.bench.train import bench_train as measure
     from wsi_idc.data.splits import make_split
     from wsi_idc.runtime.device import select_device
@@ -181,9 +185,10 @@ def bench_train(
             config,
             pack,
             make_split(pack, config.split, seed=config.seed),
-            options=TrainBenchOptions(steps, plain_steps),
             about=about,
             device_config=device_config,
             folder=folder,
+            num_steps=steps,
+            plain_steps=plain_steps,
         )
-    echo_result(result.as_dict(), table_lines(result.rows()), as_json=as_json)
+    echo_result(asdict(result), table_lines(result.rows()), as_json=as_json)

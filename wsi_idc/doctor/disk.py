@@ -13,7 +13,7 @@ import pandas as pd
 from wsi_idc.core.files import supports_locks
 from wsi_idc.data.open_data import SCRATCH_ENV
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
-from wsi_idc.doctor.doctor import NOTE, OK, PROBLEM, CheckResult
+from wsi_idc.doctor.doctor import PROBLEM, CheckResult, make_result
 
 _MB, _GB = 10**6, 10**9
 _BLOCK, _NUM_BLOCKS = 8 * 2**20, 8
@@ -27,11 +27,8 @@ def room(folder: Path) -> Iterator[CheckResult]:
     usage = shutil.disk_usage(_existing(folder))
     free, total = usage.free / _GB, usage.total / _GB
     value = f"{folder.absolute()} ({file_system(folder)}), {free:.1f} of {total:.1f} GB free"
-    if usage.free >= _MIN_FREE:
-        yield CheckResult("output disk", value)
-    else:
-        advice = "free some space, or give another --out: a map has a few MB, a run up to 1 GB"
-        yield CheckResult("output disk", value, PROBLEM, advice)
+    advice = "free some space, or give another --out: a map has a few MB, a run up to 1 GB"
+    yield make_result("output disk", value, usage.free < _MIN_FREE, advice, PROBLEM)
 
 
 def writing(folder: Path) -> Iterator[CheckResult]:
@@ -50,19 +47,18 @@ def writing(folder: Path) -> Iterator[CheckResult]:
         yield CheckResult("writing", value, PROBLEM, "give another folder as --out")
         return
     speed = _BLOCK * _NUM_BLOCKS / _MB / seconds
-    is_slow = speed < _SLOW_MB_PER_SECOND
-    advice = "maps are written slowly there; try another disk" if is_slow else ""
-    yield CheckResult("writing", f"{speed:.0f} MB/s with fsync", NOTE if is_slow else OK, advice)
+    advice = "maps are written slowly there; try another disk"
+    yield make_result(
+        "writing", f"{speed:.0f} MB/s with fsync", speed < _SLOW_MB_PER_SECOND, advice
+    )
 
 
 def locks(folder: Path) -> Iterator[CheckResult]:
     """Check that files in the folder can be locked."""
     with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=_PREFIX) as file:
-        if supports_locks(file.fileno()):
-            yield CheckResult("file locks", "work")
-            return
+        value = "work" if supports_locks(file.fileno()) else "do not work there"
     advice = "run one training in a folder and one process in a search, or give another --out"
-    yield CheckResult("file locks", "do not work there", PROBLEM, advice)
+    yield make_result("file locks", value, value != "work", advice, PROBLEM)
 
 
 def hdf5(folder: Path) -> Iterator[CheckResult]:

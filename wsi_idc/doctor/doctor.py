@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -57,6 +58,11 @@ class CheckResult:
     advice: str = ""
 
 
+def make_result(name: str, value: str, is_bad: bool, advice: str, state: str = NOTE) -> CheckResult:
+    """Return a row that is a note or problem with advice if ``is_bad``, else ok."""
+    return CheckResult(name, value, state, advice) if is_bad else CheckResult(name, value)
+
+
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
     """Run every check and yield its results; home folder and user name are replaced.
 
@@ -64,24 +70,16 @@ def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
         data: Value of ``--data``.
         out: Folder for results; it need not exist.
     """
-    arguments: dict[str, list[Path | None]]
-    arguments = {"disk.room": [out], "disk.writing": [out], "disk.locks": [out]}
-    arguments |= {"disk.hdf5": [out], "project.data": [data]}
+    on_disk = dict.fromkeys(("disk.room", "disk.writing", "disk.locks", "disk.hdf5"), (out,))
+    arguments: dict[str, tuple[Path | None, ...]] = {**on_disk, "project.data": (data,)}
     for name, function, seconds in _CHECKS:
-        check = _lazy_check(function, *arguments.get(function, ()))
+        check = partial(_lazy_check, function, *arguments.get(function, ()))
         yield from map(hide_names, run_check(name, check, seconds=seconds))
 
 
-def _lazy_check(function: str, *arguments: object) -> Callable[[], Iterable[CheckResult]]:
+def _lazy_check(function: str, *arguments: Path | None) -> Iterator[CheckResult]:
     module, _, name = function.partition(".")
-
-    def check() -> Iterable[CheckResult]:
-        results: Iterable[CheckResult] = getattr(import_module(f"wsi_idc.doctor.{module}"), name)(
-            *arguments
-        )
-        return results
-
-    return check
+    yield from getattr(import_module(f"wsi_idc.doctor.{module}"), name)(*arguments)
 
 
 def run_check(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
+from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult, make_result
 from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
 
 _GIB = 2**30
@@ -37,20 +37,15 @@ def cores() -> Iterator[CheckResult]:
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores
     by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or "not set"
     value = f"{num_cores} in the machine, {seen} by affinity, {by_slurm} by SLURM"
-    if used > seen:
-        advice = (
-            f"{used} threads would share {seen} cores; start it with srun --cpus-per-task={used}, "
-            "or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
-        )
-        yield CheckResult("cores", value, PROBLEM, advice)
-    else:
-        yield CheckResult("cores", value)
-    if threads < used:
-        value = f"{threads} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')})"
-        advice = "unset OMP_NUM_THREADS to use all available cores"
-        yield CheckResult("threads of torch", value, NOTE, advice)
-    else:
-        yield CheckResult("threads of torch", str(threads))
+    advice = (
+        f"{used} threads would share {seen} cores; start it with srun --cpus-per-task={used}, "
+        "or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
+    )
+    yield make_result("cores", value, used > seen, advice, PROBLEM)
+    is_limited = threads < used
+    limit = f" (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')})" if is_limited else ""
+    advice = "unset OMP_NUM_THREADS to use all available cores"
+    yield make_result("threads of torch", f"{threads}{limit}", is_limited, advice)
 
 
 def memory() -> Iterator[CheckResult]:
@@ -84,11 +79,8 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
     """Report the shared memory, through which processes on one machine communicate."""
     usage = shutil.disk_usage(path)
     value = f"{usage.total / _GIB:.2f} GiB, {usage.free / _GIB:.2f} GiB free"
-    if usage.free >= _GIB / 4:
-        yield CheckResult(str(path), value)
-    else:
-        advice = "several processes or GPUs may fail with a bus error; in a container --shm-size=1g"
-        yield CheckResult(str(path), value, NOTE, advice)
+    advice = "several processes or GPUs may fail with a bus error; in a container --shm-size=1g"
+    yield make_result(str(path), value, usage.free < _GIB / 4, advice)
 
 
 def torch_build() -> Iterator[CheckResult]:
