@@ -10,7 +10,7 @@ import pytest
 
 from tests.maps.hand import EVIL, PROBABILITY, hand_map, write_hand_map
 from wsi_idc.core.errors import MapError
-from wsi_idc.geometry.regions import largest_region
+from wsi_idc.geometry.grid import largest_region
 from wsi_idc.maps.cohort import (
     COLUMNS,
     SHORT_SHA,

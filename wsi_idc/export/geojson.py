@@ -20,7 +20,7 @@ from wsi_idc.core.files import atomic_write
 from wsi_idc.export.coordinates import GridTransform, grid_key, grid_transform
 from wsi_idc.export.csv_table import patch_table
 from wsi_idc.export.png import LABEL_RGB
-from wsi_idc.geometry.regions import Region, extract_regions
+from wsi_idc.geometry.grid import Region, extract_regions
 from wsi_idc.maps.patient_map import PatientMap
 
 _IDC = 1  # label, and index of the class name

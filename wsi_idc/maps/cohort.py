@@ -13,7 +13,7 @@ import pandas as pd
 from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
 from wsi_idc.core.files import write_text
-from wsi_idc.geometry.regions import largest_region
+from wsi_idc.geometry.grid import largest_region
 from wsi_idc.maps.cohort_file import check_replaceable, write_cohort_h5
 from wsi_idc.maps.map_reader import COHORT_H5, map_paths, read_map
 from wsi_idc.maps.patient_map import PatientMap

@@ -66,8 +66,7 @@ def resampled_metrics(
 
     def resampled_sum(values: NDArray) -> NDArray[np.float64]:
         by_patient = np.bincount(code, values, minlength=weights.shape[1]).astype(np.float64)
-        total: NDArray[np.float64] = weights @ by_patient
-        return total
+        return weights @ by_patient
 
     truth, called = label == 1, probability >= threshold
     outcomes = (truth & called, ~truth & called, ~truth & ~called, truth & ~called)

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import mosaic, scatter_to_grid
-from wsi_idc.geometry.regions import region_boundary
+from wsi_idc.geometry.grid import mosaic, region_boundary, scatter_to_grid
 from wsi_idc.maps.layers import Layer, has_labels, layers_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
