@@ -106,14 +106,8 @@ def synthetic_pack(
     tree, pack = out / f"cohort-{seed}", out / "data" / f"synthetic-{seed}.h5"
     if not tree.exists():
         logger.info("drawing %d synthetic patients", num_patients)
-        with progress(num_patients, what="drawing", unit="patient") as bar:
-            write_cohort(
-                tree,
-                num_patients=num_patients,
-                patches_per_patient=patches_per_patient,
-                seed=seed,
-                on_patient=lambda _: bar.update(1),
-            )
+        sizes = {"num_patients": num_patients, "patches_per_patient": patches_per_patient}
+        write_cohort(tree, **sizes, seed=seed)
     if not pack.exists():
         raise_if_stopped(stop)
         prepare(tree, pack)

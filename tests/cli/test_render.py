@@ -5,7 +5,7 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.small_maps import small_map
-from wsi_idc.cli.render import render
+from wsi_idc.cli.from_maps import render
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.render.render import DEFAULT_DPI, DEFAULT_VIEW, FORMATS, VIEWS
 

@@ -13,8 +13,8 @@ from wsi_idc.cli.options import (
     config_options,
     data_option,
     device_option,
-    json_option,
-    logging_options,
+    output_options,
+    with_default,
 )
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.training.config import TrainConfig
@@ -50,10 +50,9 @@ _compile_option = click.option(
 
 
 @bench.command("map")
-@click.option(
+@with_default(
     "--model",
     default="cnn-bn",
-    show_default=True,
     help="A model of wsi-idc train, or bundled.",
 )
 @click.option(
@@ -69,11 +68,10 @@ _compile_option = click.option(
     default=0,
     help="Patches per round.  [default: about 15 seconds' worth]",
 )
-@click.option(
+@with_default(
     "--rounds",
     type=click.IntRange(min=1),
     default=5,
-    show_default=True,
     help="Measurements of each variant.",
 )
 @click.option(
@@ -84,8 +82,7 @@ _compile_option = click.option(
 )
 @_compile_option
 @compute_options
-@json_option
-@logging_options
+@output_options
 def bench_map(
     data: Path | None,
     synthetic: int,
@@ -133,23 +130,20 @@ def bench_map(
 @config_options
 @_synthetic_option
 @device_option
-@click.option(
+@with_default(
     "--steps",
     type=click.IntRange(min=8),
     default=80,
-    show_default=True,
     help="Steps of the training, and as many bare steps.",
 )
-@click.option(
+@with_default(
     "--plain-steps",
     type=click.IntRange(min=0),
     default=16,
-    show_default=True,
     help="Steps of the plain script; 0 leaves it out.",
 )
 @_compile_option
-@json_option
-@logging_options
+@output_options
 def bench_train(
     data: Path | None,
     synthetic: int,

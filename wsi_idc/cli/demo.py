@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, logging_options, seed_option
+from wsi_idc.cli.options import PATH, logging_options, seed_option, with_default
 from wsi_idc.cli.output import echo
 
 
 @click.command()
-@click.option("--out", type=PATH, default=Path("wsi-idc-demo"), show_default=True)
+@with_default("--out", type=PATH, default=Path("wsi-idc-demo"))
 @seed_option
 @logging_options
 def demo(out: Path, seed: int) -> None:

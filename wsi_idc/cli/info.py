@@ -1,22 +1,25 @@
-"""``wsi-idc info``."""
+"""``wsi-idc info`` and ``doctor``: describe a file, or this machine."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import PATH, json_option, logging_options
+from wsi_idc.cli.options import PATH, data_option, output_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
+
+if TYPE_CHECKING:
+    from wsi_idc.doctor.doctor import CheckResult
 
 _MAX_TEXT = 400
 
 
 @click.command()
 @click.argument("file", type=PATH)
-@json_option
-@logging_options
+@output_options
 def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
@@ -40,28 +43,28 @@ def _describe(file: Path) -> dict[str, Any]:
     if (file / "best.pt").is_file():
         file = file / "best.pt"
     if file.suffix.lower() == ".pt":
-        return _describe_checkpoint(file)
-    if not file.is_file():
-        raise _unknown_kind(file)
-    from wsi_idc.core.hdf5 import read_format
-    from wsi_idc.data.pack import is_pack
-    from wsi_idc.maps.cohort_file import is_cohort
-    from wsi_idc.maps.map_reader import is_map
+        check_checkpoint_file(file)
+        return {"kind": "checkpoint", "file": file, **_describe_checkpoint(file)}
+    if file.is_file():
+        from wsi_idc.core.hdf5 import read_format
+        from wsi_idc.data.pack import is_pack
+        from wsi_idc.maps.cohort_file import is_cohort
+        from wsi_idc.maps.map_reader import is_map
 
-    if is_pack(file):
-        return _describe_pack(file)
-    if is_map(file):
-        return _describe_map(file)
-    if is_cohort(file):
-        return _describe_cohort(file)
-    if file.suffix != ".h5":
-        return _describe_slide(file)
-    read_format(file)  # raises if the file is damaged
-    raise _unknown_kind(file)
+        for kind, is_kind, describe in (
+            ("pack", is_pack, _describe_pack),
+            ("map", is_map, _describe_map),
+            ("cohort", is_cohort, _describe_cohort),
+            ("slide", lambda path: path.suffix != ".h5", _describe_slide),
+        ):
+            if is_kind(file):
+                return {"kind": kind, "file": file, **describe(file)}
+        read_format(file)  # raises if the file is damaged
+    raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
 
 
-def _unknown_kind(file: Path) -> WsiIdcError:
-    return WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
+def _attributes(thing: object, names: str) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names.split()}
 
 
 def _describe_pack(file: Path) -> dict[str, Any]:
@@ -72,8 +75,6 @@ def _describe_pack(file: Path) -> dict[str, Any]:
     label = pack.index["label"]
     edge = (pack.index[["height", "width"]] < pack.info.patch_px).any(axis=1)
     return {
-        "kind": "pack",
-        "file": file,
         "patches": len(pack),
         "patients": len(pack.patients),
         "non_idc": int((label == 0).sum()),
@@ -88,35 +89,29 @@ def _describe_pack(file: Path) -> dict[str, Any]:
 def _describe_map(file: Path) -> dict[str, Any]:
     from wsi_idc.maps.map_reader import read_map
 
-    patient_map = read_map(file)
-    rows, cols = patient_map.shape
-    slide, cam, uncertainty = patient_map.slide, patient_map.cam, patient_map.uncertainty
+    shown = read_map(file)
+    slide, cam = shown.slide, shown.cam
+    size = slide and f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px"
+    about = "none"
+    if cam is not None:
+        about = f"{shown.cam_method} of {shown.cam_class} at {shown.cam_layer}, "
+        about += f"{cam.shape[1]} x {cam.shape[2]}"
     return {
-        "kind": "map",
-        "file": file,
-        "patient": patient_map.patient,
-        "source": patient_map.source,
-        "patches": len(patient_map.probability),
-        "grid": f"{rows} rows, {cols} cols",
-        "patch_px": patient_map.patch_px,
-        "mpp": patient_map.mpp,
-        "mpp_source": patient_map.mpp_source,
-        "called_idc": patient_map.idc_fraction(),
-        "called_idc_smoothed": patient_map.smoothed_idc_fraction(),
-        "labelled_idc": int((patient_map.label == 1).sum()),
-        "threshold": patient_map.threshold,
-        "temperature": patient_map.temperature,
-        "smoothing": None if patient_map.smoothing is None else dict(patient_map.smoothing),
-        "mean_uncertainty": None if uncertainty is None else float(uncertainty.mean()),
-        "stride_px": patient_map.cell_px,
-        "slide": slide
-        and f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px",
-        "cam": "none"
-        if cam is None
-        else f"{patient_map.cam_method} of {patient_map.cam_class} at {patient_map.cam_layer}, "
-        f"{cam.shape[1]} x {cam.shape[2]}",
-        "model": dict(patient_map.model),
-        "provenance": dict(patient_map.provenance),
+        **_attributes(shown, "patient source"),
+        "patches": len(shown.probability),
+        "grid": "{} rows, {} cols".format(*shown.shape),
+        **_attributes(shown, "patch_px mpp mpp_source"),
+        "called_idc": shown.idc_fraction(),
+        "called_idc_smoothed": shown.smoothed_idc_fraction(),
+        "labelled_idc": int((shown.label == 1).sum()),
+        **_attributes(shown, "threshold temperature"),
+        "smoothing": shown.smoothing and dict(shown.smoothing),
+        "mean_uncertainty": None if shown.uncertainty is None else float(shown.uncertainty.mean()),
+        "stride_px": shown.cell_px,
+        "slide": size,
+        "cam": about,
+        "model": dict(shown.model),
+        "provenance": dict(shown.provenance),
     }
 
 
@@ -126,21 +121,13 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
     table = read_cohort_h5(file)
     try:
         totals = table[["patches", "area_mm2", "idc_area_mm2"]].astype(float).sum(skipna=False)
-        num_patches = int(totals["patches"])
         fractions = dict(zip(table["patient"], table["idc_fraction"].astype(float), strict=True))
+        sums = {**totals, "patches": int(totals["patches"])}
     except (KeyError, ValueError, OverflowError):
         raise MapError(
             f"{file}: a table without the columns of a cohort; make it again with wsi-idc report"
         ) from None
-    return {
-        "kind": "cohort",
-        "file": file,
-        "maps": len(table),
-        "patches": num_patches,
-        "area_mm2": totals["area_mm2"],
-        "idc_area_mm2": totals["idc_area_mm2"],
-        "called_idc_of": fractions,
-    }
+    return {"maps": len(table), **sums, "called_idc_of": fractions}
 
 
 def _describe_slide(file: Path) -> dict[str, Any]:
@@ -154,10 +141,7 @@ def _describe_slide(file: Path) -> dict[str, Any]:
         mpp_error = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
     with slide:
         return {
-            "kind": "slide",
-            "file": file,
-            "width": slide.width,
-            "height": slide.height,
+            **_attributes(slide, "width height"),
             "mpp": None if mpp_error else slide.mpp,
             "mpp_source": mpp_error or slide.mpp_source,
             "levels": [f"{level.width} x {level.height}" for level in slide.levels],
@@ -166,23 +150,17 @@ def _describe_slide(file: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(file: Path) -> dict[str, Any]:
-    check_checkpoint_file(file)
     from wsi_idc.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(file)
+    roles = ("train", "val", "test")
     return {
-        "kind": "checkpoint",
-        "file": file,
         **checkpoint.summary(),
         "parameters": sum(value.numel() for value in checkpoint.build().parameters()),
-        "class_names": checkpoint.class_names,
-        "threshold": checkpoint.threshold,
-        "temperature": checkpoint.temperature,
-        "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
+        **_attributes(checkpoint, "class_names threshold temperature"),
+        "smoothing": checkpoint.smoothing and vars(checkpoint.smoothing),
         "split": checkpoint.split_spec,
-        "patients_of": {
-            role: sorted(checkpoint.patients(role)) for role in ("train", "val", "test")
-        },
+        "patients_of": {role: sorted(checkpoint.patients(role)) for role in roles},
         "config": dict(checkpoint.config),
         "provenance": dict(checkpoint.provenance),
     }
@@ -198,3 +176,44 @@ def _short(value: Any) -> str:
         value = f"{value:.4g}"
     text = str(value)
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
+
+
+@click.command()
+@data_option
+@click.option(
+    "--out", type=PATH, default=".", help="Folder for results.  [default: the working folder]"
+)
+@output_options
+def doctor(data: Path | None, out: Path, as_json: bool) -> None:
+    """Describe this machine and the installation, for a bug report.
+
+    Versions, cores, memory, GPUs, SLURM, disks, weights and data: each is ok, a note, or a problem
+    with advice. The command writes 64 MB into the folder of --out and removes them; it downloads
+    nothing, packs nothing and always exits with 0.
+
+    \b
+    Examples:
+      wsi-idc doctor
+      srun --gres=gpu:1 wsi-idc doctor --out /scratch/me
+    """
+    from wsi_idc.doctor.doctor import run_checks
+
+    results = list(run_checks(data=data, out=out))
+    record = {
+        "findings": [vars(result) for result in results],
+        "num_notes": sum(result.state == "note" for result in results),
+        "num_problems": sum(result.state == "problem" for result in results),
+    }
+    echo_result(record, _check_lines(results), as_json=as_json)
+
+
+def _check_lines(results: "list[CheckResult]") -> Iterator[str]:
+    width = max(len(result.name) for result in results)
+    for result in results:
+        yield f"{result.state:<7}  {result.name:<{width}}  {result.value}"
+    for state in ("note", "problem"):
+        for result in results:
+            if result.state == state and result.advice:
+                yield f"{state}: {result.name}: {result.advice}"
+    num = sum(result.state == "problem" for result in results)
+    yield f"{num} problem{'s' * (num > 1)} found" if num else "no problem found"

@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.compare import compare
-from wsi_idc.cli.eval import eval_
-from wsi_idc.cli.explore import explore
-from wsi_idc.cli.export import export
+from wsi_idc.cli.data import explore, prepare
+from wsi_idc.cli.eval import compare, eval_
+from wsi_idc.cli.from_maps import export, render, report
 from wsi_idc.cli.map import map_
-from wsi_idc.cli.options import PATH, is_given, json_option
-from wsi_idc.cli.output import echo, echo_note, echo_result, echo_table
-from wsi_idc.cli.prepare import prepare
-from wsi_idc.cli.render import render
-from wsi_idc.cli.report import report
-from wsi_idc.cli.search import search
-from wsi_idc.cli.train import train
+from wsi_idc.cli.options import PATH, is_given, json_option, with_default
+from wsi_idc.cli.output import echo, echo_note, echo_result, echo_table, raise_if_any
+from wsi_idc.cli.train import search, train
 from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
 
 if TYPE_CHECKING:
@@ -107,10 +102,7 @@ def _run_all(opened: "Job") -> None:
                 raise
             failed.append(str(number))
             echo_note(f"task {number} failed: {error}")
-    if failed:
-        raise JobError(
-            f"{len(failed)} of {count} tasks failed: {', '.join(failed)}; the reasons are above"
-        )
+    raise_if_any(failed, count, f"tasks failed: {', '.join(failed)}")
 
 
 def open_job(path: Path, flags: Sequence[str]) -> "Job":
@@ -238,15 +230,12 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
 @click.option(
     "--gpus", type=click.IntRange(min=0), help="GPUs per node.  [default: 1, or 0 if unused]"
 )
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option(
-    "--cpus", type=click.IntRange(min=1), default=4, show_default=True, help="Cores per process."
-)
-@click.option("--memory", default="6G", show_default=True, help="Memory per node.")
-@click.option(
+@with_default("--nodes", type=click.IntRange(min=1), default=1)
+@with_default("--cpus", type=click.IntRange(min=1), default=4, help="Cores per process.")
+@with_default("--memory", default="6G", help="Memory per node.")
+@with_default(
     "--time",
     default="04:00:00",
-    show_default=True,
     help="Time limit, at which an unfinished job is requeued.",
 )
 @click.option("--partition", default="", help="[default: the site's]")

@@ -16,12 +16,12 @@ from wsi_idc.cli.options import (
     changed,
     compute_options,
     data_option,
-    json_option,
-    logging_options,
+    output_options,
     predictor_options,
     slide_options,
+    with_default,
 )
-from wsi_idc.cli.output import echo_note, echo_result
+from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
 
@@ -48,7 +48,7 @@ _NUM_SHOWN = 5
 )
 @predictor_options
 @data_option
-@click.option("--out", type=PATH, default=DEFAULT_MAPS, show_default=True, help="Folder of maps.")
+@with_default("--out", type=PATH, default=DEFAULT_MAPS, help="Folder of maps.")
 @slide_options
 @cam_options
 @click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
@@ -60,8 +60,7 @@ _NUM_SHOWN = 5
     help="Run the network through torch.compile: half a minute of compilation, then faster.",
 )
 @compute_options
-@json_option
-@logging_options
+@output_options
 def map_(
     files: tuple[Path, ...],
     patients: tuple[str, ...],
@@ -105,11 +104,9 @@ def map_(
         for patient in patients:
             pack.rows_of(patient)  # an unknown id is an error before torch is imported
 
-    listed: list[str] = []
-    if patients_file is not None:
-        from wsi_idc.data.splits import read_patients
+    from wsi_idc.data.splits import read_patients
 
-        listed = read_patients(patients_file)
+    listed = [] if patients_file is None else read_patients(patients_file)
 
     from wsi_idc.maps.from_pack import PackSource
     from wsi_idc.maps.from_slides import SlideSettings, SlideSource
@@ -181,11 +178,7 @@ def _builder(
 
 
 def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:
-    """Print the report; write the table of the maps in ``folder`` and print its name.
-
-    Raises:
-        WsiIdcError: A map or the table could not be made; the reasons are printed.
-    """
+    """Print the report; write the table of the maps in ``folder`` and print its name."""
     from wsi_idc.maps.cohort import write_cohort
 
     table, table_error = None, None
@@ -200,11 +193,8 @@ def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> 
         echo_note(f"no map of {patient}: {reason}")
     if table_error:
         echo_note(f"no table of the maps: {table_error}")
-    if report.failed:
-        raise WsiIdcError(
-            f"{len(report.failed)} of {len(report.failed) + len(report.made) + len(report.kept)} "
-            f"patients have no map: {', '.join(report.failed)}; the reasons are above"
-        )
+    num_all = len(report.failed) + len(report.made) + len(report.kept)
+    raise_if_any(report.failed, num_all, f"patients have no map: {', '.join(report.failed)}")
     if table_error:
         raise WsiIdcError("the maps are made, but no table of them; the reason is above")
 
@@ -224,11 +214,8 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
 
 def _echo_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
     echo_result([vars(planned) for planned in plan], _plan_lines(plan), as_json=as_json)
-    if failed := [planned.patient for planned in plan if not planned.is_mappable]:
-        raise WsiIdcError(
-            f"{len(failed)} of {len(plan)} patients would have no map: {', '.join(failed)}; the "
-            "reasons are above"
-        )
+    failed = [planned.patient for planned in plan if not planned.is_mappable]
+    raise_if_any(failed, len(plan), f"patients would have no map: {', '.join(failed)}")
 
 
 def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:

@@ -15,6 +15,8 @@ from wsi_idc.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
 CAM_CLASSES = ("non-idc", "idc")  # by index
+# An option whose help shows its default.
+with_default = functools.partial(click.option, show_default=True)
 
 
 class Number(click.FloatRange):
@@ -57,22 +59,27 @@ def _block(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+# Last of the options of a command with a result.
+output_options = _block(json_option, logging_options)
 data_option = click.option(
     "--data",
     type=PATH,
     help="A pack, a patch tree or a zip of one.  [default: WSI_IDC_DATA, else data/]",
 )
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+device_option = with_default("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+threshold_option = click.option(
+    "--threshold",
+    type=Number(0, 1),
+    help="Call a patch IDC from this probability.  [default: the map's own]",
 )
-# Its value goes to ``inputs.open_checkpoint``.
+# Its value goes to ``inputs.find_checkpoints``.
 checkpoint_option = click.option(
     "--checkpoint",
     type=PATH,
     help="A .pt file, a run directory, or 'bundled'.  [default: the newest finished run in runs/, "
     "else the bundled model]",
 )
-# Their values go to ``inputs.open_predictor``.
+# Their values go to ``inputs.find_checkpoints`` and ``inputs.open_predictor``.
 predictor_options = _block(
     click.option(
         "--checkpoint",
@@ -101,11 +108,10 @@ slide_options = _block(
         help="Microns per level-0 px of the slides.  [default: the value in the file]",
     ),
     click.option("--mask", type=PATH, help="A PNG of the tissue of one slide: pixels above 0."),
-    click.option(
+    with_default(
         "--min-tissue",
         type=Number(0, 1),
         default=0.1,
-        show_default=True,
         help="Smallest fraction of tissue in a patch of a slide; 0 takes every patch, with --mask "
         "every patch with any tissue.",
     ),
@@ -117,11 +123,10 @@ slide_options = _block(
     ),
 )
 cam_options = _block(
-    click.option(
+    with_default(
         "--cam-method",
         type=click.Choice(["gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam"]),
         default="gradcam",
-        show_default=True,
         help="gradcam needs no extra pass where only pooling and one linear layer follow; the "
         "others use torchcam.",
     ),
@@ -129,11 +134,10 @@ cam_options = _block(
         "--cam-layer",
         help="Module that CAMs are computed at.  [default: the last with at least 4 x 4 cells]",
     ),
-    click.option(
+    with_default(
         "--cam-class",
         type=click.Choice(CAM_CLASSES),
         default=CAM_CLASSES[1],
-        show_default=True,
         help="Class whose logit is explained.",
     ),
     click.option("--no-cam", is_flag=True, help="Compute no CAMs."),
@@ -142,20 +146,18 @@ cam_options = _block(
 run_options = _block(
     data_option,
     device_option,
-    click.option(
+    with_default(
         "--micro-batch",
         type=click.IntRange(min=0),
         default=0,
-        show_default=True,
         help="Patches per forward pass; a larger batch is accumulated. 0: the full batch, halved "
         "if memory runs out.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile."),
-    click.option(
+    with_default(
         "--save-minutes",
         type=Number(min=0),
         default=5.0,
-        show_default=True,
         help="Minutes between saves within an epoch.",
     ),
     click.option(
@@ -167,35 +169,31 @@ run_options = _block(
 # How to run a trained model.
 compute_options = _block(
     device_option,
-    click.option(
+    with_default(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
         default="auto",
-        show_default=True,
         help="auto: bf16 on a GPU that has it, else fp32.",
     ),
-    click.option(
+    with_default(
         "--batch-size",
         type=click.IntRange(min=1),
         default=PREDICT_BATCH_SIZE,
-        show_default=True,
         help="Patches per batch.",
     ),
 )
-split_option = click.option(
+split_option = with_default(
     "--split",
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
-    show_default=True,
     help="Patients to evaluate, by the checkpoint's split; unseen: neither train nor val.",
 )
-seed_option = click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True)
+seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(
-    click.option(
+    with_default(
         "--num-resamples",
         type=click.IntRange(100, 100_000),
         default=NUM_RESAMPLES,
-        show_default=True,
         help="Resamples of the bootstrap over patients.",
     ),
     seed_option,
@@ -203,7 +201,7 @@ resample_options = _block(
 # An option for each field of TrainConfig, of the field's name.
 config_options = _block(
     *(
-        click.option(
+        with_default(
             f"--{field.name.replace('_', '-')}",
             type=(
                 click.Choice(choices)
@@ -211,7 +209,6 @@ config_options = _block(
                 else type(field.default)
             ),
             default=field.default,
-            show_default=True,
             help=field.metadata["help"],
         )
         for field in fields(TrainConfig)

@@ -1,10 +1,12 @@
 """Output of the commands: results on standard output, notes on standard error."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import click
+
+from wsi_idc.core.errors import WsiIdcError
 
 
 def one_line(text: object) -> str:
@@ -36,6 +38,12 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
         return
     for line in lines:
         echo(line)
+
+
+def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
+    """Raise an error that counts what failed; the reasons are printed before."""
+    if failed:
+        raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")
 
 
 def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import temporary_path
+from wsi_idc.core.progress import progress
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
 MIN_PATCHES = 40  # fewer have no room for both classes
@@ -36,7 +36,6 @@ def write_cohort(
     num_patients: int,
     patches_per_patient: int,
     seed: int,
-    on_patient: Callable[[int], None] | None = None,
 ) -> CohortSummary:
     """Draw patients S0001, S0002, ... and write their patches in the layout of the Kaggle set.
 
@@ -48,7 +47,6 @@ def write_cohort(
         patches_per_patient: Approximate number of patches of each patient, at least 40. The mean
             of a cohort differs by up to 10 %, one patient by up to 45 %.
         seed: Seed of the cohort.
-        on_patient: Called after each patient with the number of its patches.
 
     Raises:
         WsiIdcError: ``root`` is a file or a folder that is not empty.
@@ -68,13 +66,13 @@ def write_cohort(
     with temporary_path(root.with_name(f"{root.name}.lock")), contextlib.ExitStack() as stack:
         shutil.rmtree(partial, ignore_errors=True)  # of a killed process
         stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        bar = stack.enter_context(progress(num_patients, what="drawing", unit="patient"))
         for index in range(1, num_patients + 1):
             patient = f"S{index:04d}"
             height, width = _slide_size(np.random.default_rng([seed, index]), patches_per_patient)
             slide = draw_slide(patient, seed=seed, height_px=height, width_px=width)
             counts.append(_write_patches(partial, slide))
-            if on_patient is not None:
-                on_patient(counts[-1][0])
+            bar.update(1)
         partial.replace(root)
     patches, idc_patches, edge_patches = (sum(column) for column in zip(*counts, strict=True))
     return CohortSummary(num_patients, patches, idc_patches, edge_patches)
