@@ -33,23 +33,18 @@ def test_auto_precision_on_a_cpu_is_fp32():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        *(((name,), "is not one of auto, cpu, cuda") for name in ("gpu", "", "mps:1")),
-        *(((f"cpu:{end}",), "is not one of auto, cpu, cuda") for end in ("1", "")),
-        *(
-            ((f"cuda:{end}",), "is not one of auto, cpu, cuda")
-            for end in ("x", "", "01", "²", "1000")
-        ),
+        *(((name,), "is not one of auto, cpu") for name in ("gpu", "", "mps:1", "cpu:1", "cpu:")),
+        *(((f"cuda:{end}",), "is not one of auto") for end in ("x", "", "01", "²", "1000")),
         (("cpu", "fp16"), "a CPU cannot compute in fp16"),
         (("cpu", "fp8"), "precision 'fp8' is not one of auto, fp32"),
         ((f"cuda:{NUM_GPUS}",), f"torch sees {NUM_GPUS} CUDA GPUs"),
     ],
 )
-def test_unavailable_device_is_refused(words: tuple[str, ...], message: str):
+def test_unavailable_device_is_refused(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(DeviceError, match=message):
         select_device(*words)
-
-
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match="--compile needs a C"):
         select_device("cpu", compiled=True)
@@ -233,26 +228,20 @@ def test_events_of_a_long_epoch_are_not_kept(clock: Clock):
     assert meter.stats() == gpu_stats(1000, 2.0, 0.0, 1.0)
 
 
-def test_mps_reports_only_the_wait_for_data(clock: Clock):
-    meter = ThroughputMeter(torch.device("mps"))
-    with meter.time_compute(1):
-        clock.advance(1.0)
-    assert meter.stats() == ThroughputStats(1, 1.0, {"data_wait_share": 0.0})
-    assert str(meter.stats()) == "0% of the time waiting for data"
-
-
 def test_log_line_of_a_command(clock: Clock, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", logger="wsi_idc")
-    meter = ThroughputMeter(CPU)
-    meter.log("mapped")
-    with meter.time_compute(3000):
-        clock.advance(2.0)
-    meter.log("mapped")
-    (record,) = caplog.records
-    assert record.levelname == "INFO"
-    assert record.message == (
-        "mapped 3000 patches, 1500 patches/s, 0% of the time waiting for data, 100% in the network"
-    )
+    # MPS reports only the wait for data.
+    for device, end in (("cpu", ", 100% in the network"), ("mps", "")):
+        caplog.clear()
+        meter = ThroughputMeter(torch.device(device))
+        meter.log("mapped")
+        with meter.time_compute(3000):
+            clock.advance(2.0)
+        meter.log("mapped")
+        (record,) = caplog.records
+        text = "mapped 3000 patches, 1500 patches/s, 0% of the time waiting for data"
+        assert (record.levelname, record.message) == ("INFO", text + end)
+    assert meter.stats() == ThroughputStats(3000, 1500.0, {"data_wait_share": 0.0})
 
 
 def test_cpu_transfer_copies_nothing():
