@@ -15,8 +15,7 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.map_writer import write_map
-from wsi_idc.maps.writer_pool import MapReport
+from wsi_idc.maps.map_writer import MapReport, write_map
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.device import DeviceTransfer, select_device

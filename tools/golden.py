@@ -33,7 +33,7 @@ from PIL import Image
 from wsi_idc import __version__
 from wsi_idc.cli.main import group
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.cohort_file import read_cohort_h5
+from wsi_idc.maps.cohort import read_cohort_h5
 from wsi_idc.maps.map_reader import read_image, read_map
 from wsi_idc.models.checkpoint import load_checkpoint
 

@@ -145,7 +145,7 @@ def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.maps.cohort import Cohort
     from wsi_idc.maps.map_reader import read_map
     from wsi_idc.maps.map_writer import write_map
-    from wsi_idc.maps.patient_map import PatientMap
+    from wsi_idc.maps.patient_map import PatientMap, PatientPatches
     from wsi_idc.models.checkpoint import Checkpoint, InputSpec, Smoothing
 
     text = TEXT["files"]
@@ -158,7 +158,8 @@ def _files(folder: Path) -> Iterator[str]:
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
     always = set(_walk(folder / "bare.h5"))
     yield text["map_head"]
-    yield from _hdf5(folder / "full.h5", {**_fields(PatientMap), **text["map"]}, always=always)
+    meanings = {**_fields(PatientPatches), **_fields(PatientMap), **text["map"]}
+    yield from _hdf5(folder / "full.h5", meanings, always=always)
     cohort = Cohort()
     cohort.add(folder / "full.h5", read_map(folder / "full.h5"))
     table, (_, hdf5) = cohort.table(), cohort.write(folder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wsi_idc.maps.sharding import assign_shards
+from wsi_idc.maps.plan import assign_shards
 
 # Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty
 # cells count (patient 8864 of the data set, 1,133 patches: 18 MB).

@@ -14,7 +14,7 @@ import pytest
 from tests.maps.hand import write_hand_map
 from tests.trees import save_png
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.cohort_file import write_cohort_h5
+from wsi_idc.maps.cohort import write_cohort_h5
 
 # Run each command line of standard input in a child in which heavy libraries cannot be imported.
 SERVER = """

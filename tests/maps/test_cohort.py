@@ -18,8 +18,8 @@ from wsi_idc.maps.cohort import (
     cohort_row,
     cohort_table,
     read_cohort,
+    read_cohort_h5,
 )
-from wsi_idc.maps.cohort_file import read_cohort_h5
 from wsi_idc.maps.map_reader import map_paths, read_map
 from wsi_idc.maps.map_writer import write_map
 

@@ -22,7 +22,7 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import read_map
-from wsi_idc.maps.writer_pool import MapReport
+from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import to_images
@@ -187,7 +187,7 @@ def test_unusable_file_is_kept_and_other_patients_are_mapped(
 def test_map_locked_beyond_the_timeout_fails(
     trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("wsi_idc.maps.writer_pool._LOCK_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("wsi_idc.maps.map_writer._LOCK_TIMEOUT_SECONDS", 0.5)
     first, second = cohort.patients[:2]
     with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
         report = build(trained, cohort, [first, second], tmp_path)

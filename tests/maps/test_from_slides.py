@@ -19,7 +19,7 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSettings, SlideSource, input_spec
 from wsi_idc.maps.map_reader import read_image, read_map
-from wsi_idc.maps.writer_pool import MapReport
+from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels

@@ -21,12 +21,12 @@ def resident_mb() -> float:
 
 
 def test_pages_that_were_read_are_released(cohort: Pack, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pack_module, "_HELD_BYTES", 10 * 7500)
+    monkeypatch.setattr(pack_module, "_MAX_MAPPED_BYTES", 10 * 7500)
     pack = Pack(cohort.path)
     for start in range(0, 60, 4):
         rows = np.arange(start, start + 4)
         np.testing.assert_array_equal(pack.read(rows), cohort.patches[rows])
-    assert pack._held <= 10 * 7500
+    assert pack._mapped_bytes <= 10 * 7500
 
 
 @pytest.mark.slow
@@ -50,4 +50,6 @@ def test_memory_does_not_grow_with_patients(tmp_path: Path, monkeypatch: pytest.
     assert len(report.made) == _NUM_PATCHES // _NUM_PER_PATIENT == len(resident)
     tenth = len(resident) // 10
     # The run reads 74 MB of pixels, more than the permitted growth.
-    assert max(resident[tenth:]) < 1.05 * max(resident[:tenth]) + pack_module._HELD_BYTES / 2**20
+    assert (
+        max(resident[tenth:]) < 1.05 * max(resident[:tenth]) + pack_module._MAX_MAPPED_BYTES / 2**20
+    )

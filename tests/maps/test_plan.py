@@ -12,7 +12,7 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSettings, SlideSource
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.sharding import parse_shard, shard
+from wsi_idc.maps.plan import parse_shard, shard
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device

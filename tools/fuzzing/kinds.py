@@ -30,8 +30,7 @@ from wsi_idc.export.export import ExportOptions, export_maps
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.jobs.status import status_of
 from wsi_idc.maps.builder import MapBuilder
-from wsi_idc.maps.cohort import read_cohort
-from wsi_idc.maps.cohort_file import read_cohort_h5
+from wsi_idc.maps.cohort import read_cohort, read_cohort_h5
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSettings, SlideSource
 from wsi_idc.maps.map_reader import read_map, read_provenance

@@ -48,7 +48,7 @@ def _describe(file: Path) -> dict[str, Any]:
     if file.is_file():
         from wsi_idc.core.hdf5 import read_format
         from wsi_idc.data.pack import is_pack
-        from wsi_idc.maps.cohort_file import is_cohort
+        from wsi_idc.maps.cohort import is_cohort
         from wsi_idc.maps.map_reader import is_map
 
         for kind, is_kind, describe in (
@@ -116,7 +116,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
 
 
 def _describe_cohort(file: Path) -> dict[str, Any]:
-    from wsi_idc.maps.cohort_file import read_cohort_h5
+    from wsi_idc.maps.cohort import read_cohort_h5
 
     table = read_cohort_h5(file)
     try:

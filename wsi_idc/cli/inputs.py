@@ -82,7 +82,7 @@ def find_maps(paths: Sequence[Path]) -> list[Path]:
     Raises:
         MapError: There are no maps.
     """
-    from wsi_idc.maps.cohort_file import is_cohort
+    from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths
 
     lists = [map_paths(path) if path.is_dir() else [path] for path in paths]

@@ -26,7 +26,8 @@ from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
 
 if TYPE_CHECKING:
-    from wsi_idc.maps.builder import MapBuilder, MapReport
+    from wsi_idc.maps.builder import MapBuilder
+    from wsi_idc.maps.map_writer import MapReport
     from wsi_idc.maps.plan import PlannedMap
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def map_(
 
     from wsi_idc.maps.from_pack import PackSource
     from wsi_idc.maps.from_slides import SlideSettings, SlideSource
-    from wsi_idc.maps.sharding import parse_shard
+    from wsi_idc.maps.plan import parse_shard
     from wsi_idc.runtime.signals import stop_requests
 
     builder = _builder(paths, **options)

@@ -18,7 +18,7 @@ from wsi_idc.evaluation.results import (
 )
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.sharding import parse_shard, shard, sizes_of_patients, sizes_of_slides
+from wsi_idc.maps.plan import parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest, rows_from_files
 from wsi_idc.training.config import TrainConfig

@@ -16,10 +16,16 @@ from wsi_idc.core.errors import CheckpointError, MapError
 from wsi_idc.core.provenance import provenance
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.maps.map_reader import map_path, read_provenance
-from wsi_idc.maps.map_writer import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
-from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.writer_pool import MapReport, map_writers
+from wsi_idc.maps.map_reader import (
+    FORMAT_VERSION,
+    MAX_CAM_BYTES,
+    MAX_CAM_SIDE,
+    map_path,
+    read_provenance,
+)
+from wsi_idc.maps.map_writer import MapReport, map_writers
+from wsi_idc.maps.patient_map import PatientMap, PatientPatches
+from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
 from wsi_idc.models.registry import architecture
@@ -28,43 +34,8 @@ from wsi_idc.runtime.signals import StopRequest, stopped_error
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class PatientPatches:
-    """Patches of a patient, without their pixels.
-
-    Attributes:
-        patient: Id.
-        source: "pack" or "slide".
-        data: File of the pack or slide.
-        cache_key: Values that determine the content of the map, JSON-ready.
-        patch_px: Side of a patch in px.
-        mpp: Microns per px of a patch.
-        mpp_source: Origin of ``mpp``.
-        coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
-        row_col: Grid cells, shape (N, 2), int32.
-        label: 0, 1 or -1 unknown, shape (N,), int8.
-        stride_px: Distance between neighboring patches in px; None if they do not overlap.
-        slide: Overview of the slide; None for a pack.
-    """
-
-    patient: str
-    source: str
-    data: Path
-    cache_key: dict[str, Any]
-    patch_px: int
-    mpp: float
-    mpp_source: str
-    coords: NDArray[np.int32]
-    row_col: NDArray[np.int32]
-    label: NDArray[np.int8]
-    stride_px: int | None = None
-    slide: SlideView | None = None
-
-    @property
-    def cell_px(self) -> int:
-        """Side of a grid cell in px."""
-        return self.stride_px or self.patch_px
+# Copies of a map in memory: the arrays, the file built in memory, and the bytes of the file.
+_COPIES_IN_MEMORY = 3
 
 
 class MapSource(Protocol):
@@ -156,36 +127,49 @@ class MapBuilder:
             report: Receives the patient if no map is built.
             data: File of the pack or slide.
         """
-        try:
-            if self.needs_rebuild(patient, cache_key, data=data):
-                return True
+        state = self._state_of(patient, cache_key, data=str(data))
+        if state == DONE:
             report.kept[patient] = map_path(self.out, patient)
-        except MapError as error:
-            report.failed[patient] = str(error)
-        return False
+        elif state != TO_DO:
+            report.failed[patient] = state
+        return state == TO_DO
 
-    def needs_rebuild(self, patient: str, cache_key: dict[str, Any], *, data: Path) -> bool:
-        """Return whether a patient has no map in ``out`` with this cache key; log the reason.
+    def plan(self, patches: PatientPatches, *, with_image: bool) -> PlannedMap:
+        """Return the state and the estimated size of a patient's map."""
+        record = patches.provenance
+        num_patches, num_cells = len(patches.row_col), math.prod(patches.shape)
+        num_bytes = num_patches * 64 + num_cells * 32
+        if self.cam is not None:
+            cam_cells = math.prod(self._cam_shape(patch_px=patches.patch_px))
+            num_bytes += 4 * cam_cells * (num_patches + num_cells)
+        pixel_bytes = 0
+        if with_image:
+            num_bytes += 3 * patches.cell_px**2 * num_cells
+            pixel_bytes = 3 * patches.patch_px**2 * num_patches
+        return PlannedMap(
+            patient=patches.patient,
+            state=self._state_of(patches.patient, record["identity"], data=record["data"]),
+            num_patches=num_patches,
+            disk_mb=num_bytes / 1e6,
+            memory_mb=(_COPIES_IN_MEMORY * num_bytes + 2 * pixel_bytes) / 1e6,
+        )
 
-        Raises:
-            MapError: The existing file is not a usable map, and ``overwrite`` is off.
-        """
+    def _state_of(self, patient: str, cache_key: dict[str, Any], *, data: str) -> str:
+        """Return "to do", "done", or the reason why the map cannot be built; log a rebuild."""
         path = map_path(self.out, patient)
         try:
             record = read_provenance(path)
         except MapError as error:
-            if self.overwrite:
-                return True
-            raise MapError(f"{error}, with --overwrite") from None
+            return TO_DO if self.overwrite else f"{error}, with --overwrite"
         if record is None or self.overwrite:
-            return True
+            return TO_DO
         old_key = record.get("identity")
         old_key = old_key if isinstance(old_key, dict) else {}
         if old_key == cache_key:
-            return False
+            return DONE
         changed = sorted(key for key in cache_key if old_key.get(key) != cache_key[key])
-        old_data = record.get("data", str(data))
-        if "data" in changed and old_data != str(data):
+        old_data = record.get("data", data)
+        if "data" in changed and old_data != data:
             logger.warning(
                 "%s was made from %s and is replaced by the map of %s; give another --out to keep "
                 "both",
@@ -194,7 +178,7 @@ class MapBuilder:
                 data,
             )
         logger.info("%s: made with another %s, so it is made again", path, ", ".join(changed))
-        return True
+        return TO_DO
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
         """Return all values that determine the content of a map of ``data``, JSON-ready."""
@@ -203,52 +187,43 @@ class MapBuilder:
             **data,
             "precision": self.device_config.precision,
             "image": self.with_image,
-            "cam": None if self.cam is None else {**vars(self.cam), "layer": self.cam_layer},
+            "cam": None if self.cam is None else {**vars(self.cam), "layer": self._cam_layer},
             "format_version": FORMAT_VERSION,
         }
 
     @property
-    def cam_layer(self) -> str:
+    def _cam_layer(self) -> str:
         """Name of the module that CAMs are taken from; for an ensemble, of the first network."""
         if self.cam is not None and self.cam.layer is not None:
             return self.cam.layer
         first = self.predictor.checkpoints[0]
         return default_cam_layer(architecture(first.architecture), first.input.input_px)
 
-    def cam_shape(self, *, patch_px: int) -> tuple[int, int]:
-        """Return rows and columns of a patch's CAM."""
+    def _cam_shape(self, *, patch_px: int) -> tuple[int, int]:
         first = self.predictor.checkpoints[0]
         size = first.input.input_px or patch_px
-        return cam_grid(architecture(first.architecture), size, self.cam_layer)
+        return cam_grid(architecture(first.architecture), size, self._cam_layer)
 
     def validate_cam_layer(self, *, patch_px: int) -> None:
-        """Raise an error if a checkpoint has no such CAM, or a CAM is too fine for a map.
-
-        Raises:
-            CheckpointError: No such CAM; the message names a remedy.
-        """
+        """Raise CheckpointError if a checkpoint has no such CAM, or it is too fine for a map."""
         if self.cam is None:
             return
         self.predictor.validate_cam(self.cam, patch_px=patch_px)
-        rows, cols = self.cam_shape(patch_px=patch_px)
+        rows, cols = self._cam_shape(patch_px=patch_px)
         if max(rows, cols) > MAX_CAM_SIDE:
             raise CheckpointError(
-                f"CAM of {rows}x{cols} cells at layer {self.cam_layer}: a map holds at most "
+                f"CAM of {rows}x{cols} cells at layer {self._cam_layer}: a map holds at most "
                 f"{MAX_CAM_SIDE} a side; give a later --cam-layer"
             )
 
     def validate_cam_size(self, num_patches: int, *, patch_px: int) -> None:
-        """Raise an error if the CAMs of ``num_patches`` patches are too large for a map.
-
-        Raises:
-            MapError: The CAMs are too large; the message names a remedy.
-        """
+        """Raise MapError if the CAMs of ``num_patches`` patches are too large for a map."""
         if self.cam is None:
             return
-        num_bytes = 4 * num_patches * math.prod(self.cam_shape(patch_px=patch_px))
+        num_bytes = 4 * num_patches * math.prod(self._cam_shape(patch_px=patch_px))
         if num_bytes > MAX_CAM_BYTES:
             raise MapError(
-                f"CAMs of {num_patches} patches at layer {self.cam_layer}, "
+                f"CAMs of {num_patches} patches at layer {self._cam_layer}, "
                 f"{num_bytes / 1e9:.0f} GB, are more than a map holds; give a later --cam-layer, "
                 "or --no-cam"
             )
@@ -267,15 +242,12 @@ class MapBuilder:
         predictor, cam = self.predictor, self.cam or CamSpec()
         checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing
         combined = predictor.aggregate(prediction.logit)
-        fields = dict(vars(patches))
-        data, cache_key = fields.pop("data"), fields.pop("cache_key")
         return PatientMap(
-            **fields,
+            **vars(patches) | {"provenance": provenance(**patches.provenance)},
             class_names=checkpoint.class_names,
             threshold=predictor.threshold,
             temperature=predictor.temperature,
             model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
-            provenance=provenance(data=str(data), identity=cache_key),
             logit=combined.logit,
             probability=combined.probability,
             uncertainty=combined.uncertainty,
@@ -287,7 +259,7 @@ class MapBuilder:
             ),
             smoothing=None if smoothing is None else asdict(smoothing),
             cam=prediction.cam,
-            cam_layer=self.cam_layer,
+            cam_layer=self._cam_layer,
             cam_method=cam.method,
             cam_class=checkpoint.class_names[cam.class_index],
             patches=pixels,

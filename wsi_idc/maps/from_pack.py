@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction
-from wsi_idc.maps.builder import MapBuilder, PatientPatches
-from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.maps.plan import PlannedMap, plan_map
-from wsi_idc.maps.sharding import shard, sizes_of_patients
-from wsi_idc.maps.writer_pool import MapReport
+from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.map_writer import MapReport
+from wsi_idc.maps.patient_map import PatientMap, PatientPatches
+from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_patients
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,11 @@ class PackSource:
 
     def shard(self, index: int, count: int) -> "PackSource":
         """Return the ``index``-th of ``count`` shards with about the same number of patches."""
-        return replace(
-            self, patients=shard(sizes_of_patients(self.pack, self.patients), index, count)
-        )
+        sizes = sizes_of_patients(self.pack, self.patients)
+        return replace(self, patients=shard(sizes, index, count))
 
     def validate(self, builder: MapBuilder) -> None:
-        """Raise an error if the patients cannot be mapped.
-
-        Raises:
-            CheckpointError: A checkpoint does not fit the pack, or has no such CAM.
-            DataError: The pack has no such patient.
-            MapError: The CAMs of a patient do not fit into a map.
-        """
+        """Raise an error if the patients cannot be mapped."""
         patch_px = self.pack.info.patch_px
         builder.predictor.validate_input(self.pack)
         builder.validate_cam_layer(patch_px=patch_px)
@@ -59,16 +51,15 @@ class PackSource:
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
         """Return the state and the size of each map; the errors are those of ``validate``."""
         self.validate(builder)
-        return [plan_map(builder, self._patches(builder, patient)) for patient in self.names]
+        return [
+            builder.plan(self._patches(builder, patient), with_image=builder.with_image)
+            for patient in self.names
+        ]
 
     def predict(
         self, builder: MapBuilder, report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network over all patients that need a new map, in one stream of batches.
-
-        Yields:
-            Patient and a function that builds the patient's map.
-        """
+        """Run the network in one stream of batches, as ``MapSource.predict`` does."""
         key = self._cache_key(builder)
         rows = {
             patient: self.pack.rows_of(patient)
@@ -105,8 +96,7 @@ class PackSource:
         return PatientPatches(
             patient=patient,
             source="pack",
-            data=self.pack.path,
-            cache_key=self._cache_key(builder),
+            provenance={"data": str(self.pack.path), "identity": self._cache_key(builder)},
             patch_px=info.patch_px,
             mpp=info.mpp,
             mpp_source=info.mpp_source,

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import CheckpointError, DataError, SlideError, WsiIdcError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.progress import progress
-from wsi_idc.geometry.grid import shape_of
 from wsi_idc.inference.predict import BatchPredictor, RawPrediction
 from wsi_idc.inference.predictor import MPP_TOLERANCE, Predictor
-from wsi_idc.maps.builder import MapBuilder, PatientPatches
-from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.maps.plan import PlannedMap, plan_map
-from wsi_idc.maps.sharding import shard, sizes_of_slides
-from wsi_idc.maps.writer_pool import MapReport
+from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.map_writer import MapReport
+from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
+from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches
@@ -92,11 +90,7 @@ class SlideSource:
         return replace(self, slides=[row for row in self.slides if row.patient in chosen])
 
     def validate(self, builder: MapBuilder) -> None:
-        """Raise an error if no slide can be mapped.
-
-        Raises:
-            CheckpointError: The checkpoints need patches of different sizes, or have no such CAM.
-        """
+        """Raise CheckpointError if no slide can be mapped."""
         builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
@@ -114,17 +108,12 @@ class SlideSource:
                 patches, _ = self._segment_and_tile(builder, row, slide, key)
         except (WsiIdcError, OSError) as error:
             return PlannedMap(row.patient, str(error))
-        keeps_image = builder.with_image and _fits_in_memory(patches)
-        return plan_map(replace(builder, with_image=keeps_image), patches)
+        return builder.plan(patches, with_image=builder.with_image and _fits_in_memory(patches))
 
     def predict(
         self, builder: MapBuilder, report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network over the slides that need a new map, one after another.
-
-        Yields:
-            Patient and a function that builds the patient's map.
-        """
+        """Run the network over one slide after another, as ``MapSource.predict`` does."""
         with builder.predictor.batch_predictor(
             device_config=builder.device_config, batch_size=builder.batch_size, cam=builder.cam
         ) as predict_batches:
@@ -191,19 +180,11 @@ class SlideSource:
             min_tissue=settings.min_tissue,
         )
         builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
-        view = SlideView(
-            name=slide.path.name,
-            mpp=slide.mpp,
-            width=slide.width,
-            height=slide.height,
-            thumbnail=thumbnail,
-            tissue=resize_mask(mask, tissue.shape),
-        )
+        thumbnail_mask = resize_mask(mask, tissue.shape)
         patches = PatientPatches(
             patient=row.patient,
             source="slide",
-            data=row.slide,
-            cache_key=cache_key,
+            provenance={"data": str(row.slide), "identity": cache_key},
             patch_px=spec.patch_px,
             stride_px=settings.stride_px or spec.patch_px,
             mpp=spec.mpp,
@@ -211,7 +192,9 @@ class SlideSource:
             coords=reader.coords,
             row_col=reader.row_col,
             label=np.full(len(reader), -1, np.int8),
-            slide=view,
+            slide=SlideView(
+                slide.path.name, slide.mpp, slide.width, slide.height, thumbnail, thumbnail_mask
+            ),
         )
         return patches, reader
 
@@ -234,7 +217,7 @@ class SlideSource:
 def _fits_in_memory(patches: PatientPatches) -> bool:
     """Return whether the pixels of a slide fit into memory; log if they do not."""
     num_patch_px = len(patches.row_col) * patches.patch_px**2
-    num_image_px = math.prod(shape_of(patches.row_col)) * patches.cell_px**2
+    num_image_px = math.prod(patches.shape) * patches.cell_px**2
     num_bytes = 3 * max(num_patch_px, num_image_px)
     if num_bytes <= _MAX_IMAGE_BYTES:
         return True
@@ -264,11 +247,7 @@ def _collect_pixels(
 
 
 def input_spec(predictor: Predictor) -> InputSpec:
-    """Return the input of a predictor's networks.
-
-    Raises:
-        CheckpointError: The networks need patches of different sizes.
-    """
+    """Return the input of a predictor's networks; different sizes are a CheckpointError."""
     first, *others = predictor.checkpoints
     for checkpoint in others:
         spec, expected = checkpoint.input, first.input

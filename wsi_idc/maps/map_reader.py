@@ -25,9 +25,13 @@ from wsi_idc.core.hdf5 import (
     read_datasets,
 )
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, shape_of
-from wsi_idc.maps.map_writer import FORMAT, FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
+FORMAT = "wsi-idc-map"
+FORMAT_VERSION = 1
+# Limits of CAMs, which an early layer computes at the resolution of the patches.
+MAX_CAM_SIDE = 256  # cells per side of a patch
+MAX_CAM_BYTES = 2**32  # CAMs of all patches
 # File name of a cohort table, which is in the folder of its maps.
 COHORT_H5 = "cohort.h5"
 _MAX_PATCH_PX = 4096
@@ -37,11 +41,7 @@ ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
 def map_path(folder: Path, patient: str) -> Path:
-    """Return the map file of a patient in ``folder``.
-
-    Raises:
-        DataError: The id could lead out of the folder.
-    """
+    """Return the map file of a patient in ``folder``; an id that could lead out is an error."""
     return folder / f"{safe_filename(patient)}.h5"
 
 
@@ -62,7 +62,7 @@ def read_map(path: Path) -> PatientMap:
     Raises:
         MapError: The file is missing, damaged, or not a map.
     """
-    with _opened(path) as file:
+    with _errors_as_map_error(path), open_hdf5(path) as file:
         patient_map = _read_without_cams(file)
         if "cam" not in file:
             return patient_map
@@ -79,16 +79,12 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    with _opened(path) as file:
+    with _errors_as_map_error(path), open_hdf5(path) as file:
         return dict(_read_without_cams(file).provenance)
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
-    """Read the stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None if left out.
-
-    Raises:
-        MapError: The map is missing, damaged, or not a map.
-    """
+    """Read the stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None if left out."""
     with open_image(path) as read_rows:
         return read_rows(0, None) if read_rows else None
 
@@ -101,9 +97,6 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
         Function ``read_rows(first, last)`` that returns px rows of the image, shape (last - first,
         cols * cell_px, 3), uint8; a ``last`` of None means the end. None if the image was left
         out.
-
-    Raises:
-        MapError: The map is missing, damaged, or not a map.
     """
     # An error in the caller's block is not an error of the map.
     with ExitStack() as stack:
@@ -125,22 +118,13 @@ def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
 
     Yields:
         Shape (cell_px, cols * cell_px, 3), uint8.
-
-    Raises:
-        MapError: The map is missing, damaged, or not a map.
     """
     patient_map = read_map(path)
     cell_px = patient_map.cell_px
     with open_image(path) as read_rows:
-        for row in range(patient_map.shape[0] if read_rows else 0):
-            assert read_rows is not None
-            yield read_rows(row * cell_px, (row + 1) * cell_px)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    with _errors_as_map_error(path), open_hdf5(path) as file:
-        yield file
+        if read_rows is not None:
+            for row in range(patient_map.shape[0]):
+                yield read_rows(row * cell_px, (row + 1) * cell_px)
 
 
 @contextmanager
@@ -183,13 +167,8 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         temperature=float(attrs["temperature"]),
         model=model,
         provenance=record,
-        coords=columns["coords"].astype(np.int32),
-        row_col=columns["row_col"].astype(np.int32),
-        logit=columns["logit"].astype(np.float32),
-        probability=columns["probability"].astype(np.float32),
-        label=columns["label"].astype(np.int8),
-        uncertainty=_as_float32(columns.get("uncertainty")),
-        smoothed=_as_float32(columns.get("probability_smoothed")),
+        smoothed=columns.pop("probability_smoothed", None),
+        **columns,
         smoothing=_read_smoothing(attrs),
         slide=_read_slide(file) if "slide" in file else None,
         **_read_cam_attributes(file, len(columns["coords"])),
@@ -217,27 +196,22 @@ def _is_possible_mpp(mpp: Any) -> bool:
     return bool(low <= mpp <= high)
 
 
-def _read_columns(file: h5py.File) -> dict[str, NDArray[Any]]:
-    """Read the datasets with a row for each patch."""
+def _read_columns(file: h5py.File) -> dict[str, Any]:
     any_num = DatasetSpec("integer", ((1, MAX_CELLS_PER_SIDE**2), 2))
     num = len(check_dataset(file, "coords", any_num))
     pairs, optional = DatasetSpec("integer", (num, 2)), DatasetSpec("number", (num,), None, True)
-    return read_datasets(
-        file,
-        {
-            "coords": pairs,
-            "row_col": pairs,
-            "logit": DatasetSpec("number", (num, 2)),
-            "probability": DatasetSpec("number", (num,)),
-            "label": DatasetSpec("integer", (num,), (-1, 1)),
-            "uncertainty": optional,
-            "probability_smoothed": optional,
-        },
-    )
-
-
-def _as_float32(values: NDArray[Any] | None) -> NDArray[np.float32] | None:
-    return None if values is None else values.astype(np.float32)
+    specs = {
+        "coords": pairs,
+        "row_col": pairs,
+        "logit": DatasetSpec("number", (num, 2)),
+        "probability": DatasetSpec("number", (num,)),
+        "label": DatasetSpec("integer", (num,), (-1, 1)),
+        "uncertainty": optional,
+        "probability_smoothed": optional,
+    }
+    types = {"coords": np.int32, "row_col": np.int32, "label": np.int8}
+    columns = read_datasets(file, specs)
+    return {name: column.astype(types.get(name, np.float32)) for name, column in columns.items()}
 
 
 def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:

@@ -1,21 +1,30 @@
-"""Writing of map files (HDF5)."""
+"""Writing of map files (HDF5), also in threads, with a report."""
 
 import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.files import write_bytes
+from wsi_idc.core.errors import DiskFullError, WsiIdcError
+from wsi_idc.core.files import retry_while_busy, write_bytes
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
+from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
-FORMAT = "wsi-idc-map"
-FORMAT_VERSION = 1
-# Limits of CAMs, which an early layer computes at the resolution of the patches.
-MAX_CAM_SIDE = 256  # cells per side of a patch
-MAX_CAM_BYTES = 2**32  # CAMs of all patches
+logger = logging.getLogger(__name__)
+
+SubmitMap = Callable[[str, Callable[[], PatientMap]], None]
+_NUM_WRITERS = 2
+# Longest wait for another process that is writing the same map.
+_LOCK_TIMEOUT_SECONDS = 60.0
 # Other tools state magnifications, as 10 um/px divided by mpp.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
@@ -23,11 +32,7 @@ _CELLS_PER_CHUNK = 8  # of the image, along a row
 
 
 def write_map(path: Path, patient_map: PatientMap) -> None:
-    """Write a map file in one atomic step.
-
-    Raises:
-        BusyError: Another process is writing the same map.
-    """
+    """Write a map file in one atomic step."""
     # In memory first: HDF5 may crash the process when the disk becomes full.
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         _write_root(file, patient_map)
@@ -101,10 +106,8 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
 
 def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]:
     """Return the optional values of the patches by dataset name."""
-    columns = {
-        "uncertainty": patient_map.uncertainty,
-        "probability_smoothed": patient_map.smoothed,
-    }
+    smoothed = patient_map.smoothed
+    columns = {"uncertainty": patient_map.uncertainty, "probability_smoothed": smoothed}
     return {name: values for name, values in columns.items() if values is not None}
 
 
@@ -162,10 +165,8 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
 
 def _write_axes(group: h5py.Group, patient_map: PatientMap, *, cells: tuple[int, ...]) -> None:
     """Write the centers of the grid cells in um, each cell divided into ``cells`` (h, w)."""
-    cell_um, origin_um = (
-        patient_map.cell_px * patient_map.mpp,
-        patient_map.origin_px * patient_map.mpp,
-    )
+    cell_um = patient_map.cell_px * patient_map.mpp
+    origin_um = patient_map.origin_px * patient_map.mpp
     for name, count, parts in zip("yx", patient_map.shape, cells, strict=True):
         group[name] = cell_centers_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
         group[name].attrs["units"] = "um"
@@ -197,3 +198,78 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
         # Complete chunks, which bypass HDF5's selections: 40 % less time than image[...] = strip.
         for index, strip in zip(used, strips.reshape(len(used), -1), strict=True):
             image.id.write_direct_chunk((int(row) * side, int(index) * wide * side, 0), strip)
+
+
+@dataclass
+class MapReport:
+    """Result of a run, by patient.
+
+    Attributes:
+        made: Patient to map file, for maps that this run built.
+        kept: Patient to map file, for maps that an earlier run built with the same model, settings
+            and data.
+        failed: Patient to the reason for a missing map.
+        patches: Patient to number of patches, for the maps in ``made``.
+        idc_fraction: Patient to fraction of patches called IDC, for the maps in ``made``.
+    """
+
+    made: dict[str, Path] = field(default_factory=dict)
+    kept: dict[str, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    patches: dict[str, int] = field(default_factory=dict)
+    idc_fraction: dict[str, float] = field(default_factory=dict)
+
+    def record_failure(self, patient: str, error: Exception) -> None:
+        """Record the reason for a missing map, unless it leaves no room for any other map."""
+        if isinstance(error, DiskFullError):
+            raise error
+        self.failed[patient] = str(error)
+        logger.warning("%s: %s", patient, error)
+
+
+@contextmanager
+def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
+    """Write maps in threads while the network computes the next ones.
+
+    Args:
+        folder: Folder of the maps.
+        report: Receives the result of each map.
+
+    Yields:
+        Function that takes a patient and a function that builds the map; it waits while too many
+        maps are pending.
+    """
+    pending: deque[tuple[str, Future[PatientMap]]] = deque()
+
+    def collect() -> None:
+        patient, future = pending.popleft()
+        try:
+            patient_map = future.result()
+        except (WsiIdcError, OSError) as error:
+            report.record_failure(patient, error)
+            return
+        report.made[patient] = map_path(folder, patient)
+        report.patches[patient] = len(patient_map.probability)
+        report.idc_fraction[patient] = patient_map.idc_fraction()
+
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+
+        def submit(patient: str, make: Callable[[], PatientMap]) -> None:
+            pending.append((patient, pool.submit(_write, folder, make)))
+            # Bounded memory: a slow disk makes the network wait.
+            if len(pending) > 2 * _NUM_WRITERS:
+                collect()
+
+        try:
+            yield submit
+        finally:
+            while pending:
+                collect()
+
+
+def _write(folder: Path, make: Callable[[], PatientMap]) -> PatientMap:
+    """Write one map; wait while another process writes the same file."""
+    patient_map = make()
+    path = map_path(folder, patient_map.patient)
+    retry_while_busy(lambda: write_map(path, patient_map), timeout=_LOCK_TIMEOUT_SECONDS)
+    return patient_map

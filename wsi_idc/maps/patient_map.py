@@ -30,66 +30,35 @@ class SlideView:
     tissue: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class PatientMap:
-    """Content of a map file.
+@dataclass(frozen=True, kw_only=True)
+class PatientPatches:
+    """Patches of a patient, without their pixels.
 
     Attributes:
         patient: Id.
         source: "pack" or "slide".
-        class_names: Names of class 0 and 1.
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
         mpp_source: Origin of ``mpp``.
-        threshold: Lowest probability at which a patch is called IDC.
-        temperature: Divisor of the logits before the softmax.
-        model: Summary of the checkpoint, JSON-ready.
-        provenance: Record of the run that made the map, JSON-ready; its "identity" is the cache
-            key.
+        provenance: Record of the data and the run, JSON-ready; its "identity" is the cache key.
         coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
         row_col: Grid cells, shape (N, 2), int32.
-        logit: Shape (N, 2), float32.
-        probability: Calibrated probability of IDC, shape (N,), float32.
         label: 0, 1 or -1 unknown, shape (N,), int8.
-        cam: Raw CAM, shape (N, h, w), float32; None leaves it out.
-        cam_layer: Name of the module that the CAM was taken from.
-        cam_method: Method of the CAM.
-        cam_class: Name of the class whose logit the CAM explains.
-        uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
-            float32; None for a single view and checkpoint.
-        smoothed: Probability smoothed over neighbors on the grid, shape (N,), float32; None
-            without smoothing.
-        smoothing: Parameters and threshold of the smoothing, JSON-ready.
         stride_px: Distance between neighboring patches in px; None if they do not overlap.
         slide: Overview of the slide; None for a pack.
-        patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
     """
 
     patient: str
     source: str
-    class_names: tuple[str, ...]
     patch_px: int
     mpp: float
     mpp_source: str
-    threshold: float
-    temperature: float
-    model: Mapping[str, Any]
     provenance: Mapping[str, Any]
     coords: NDArray[np.int32]
     row_col: NDArray[np.int32]
-    logit: NDArray[np.float32]
-    probability: NDArray[np.float32]
     label: NDArray[np.int8]
-    cam: NDArray[np.float32] | None = None
-    cam_layer: str = ""
-    cam_method: str = "gradcam"
-    cam_class: str = "IDC"
-    uncertainty: NDArray[np.float32] | None = None
-    smoothed: NDArray[np.float32] | None = None
-    smoothing: Mapping[str, float] | None = None
     stride_px: int | None = None
     slide: SlideView | None = None
-    patches: NDArray[np.uint8] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -129,6 +98,45 @@ class PatientMap:
         rows, cols = self.shape
         return cols * self.cell_px, rows * self.cell_px
 
+
+@dataclass(frozen=True, kw_only=True)
+class PatientMap(PatientPatches):
+    """Content of a map file: the patches of a patient and their values.
+
+    Attributes:
+        class_names: Names of class 0 and 1.
+        threshold: Lowest probability at which a patch is called IDC.
+        temperature: Divisor of the logits before the softmax.
+        model: Summary of the checkpoint, JSON-ready.
+        logit: Shape (N, 2), float32.
+        probability: Calibrated probability of IDC, shape (N,), float32.
+        cam: Raw CAM, shape (N, h, w), float32; None leaves it out.
+        cam_layer: Name of the module that the CAM was taken from.
+        cam_method: Method of the CAM.
+        cam_class: Name of the class whose logit the CAM explains.
+        uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
+            float32; None for a single view and checkpoint.
+        smoothed: Probability smoothed over neighbors on the grid, shape (N,), float32; None
+            without smoothing.
+        smoothing: Parameters and threshold of the smoothing, JSON-ready.
+        patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
+    """
+
+    class_names: tuple[str, ...]
+    threshold: float
+    temperature: float
+    model: Mapping[str, Any]
+    logit: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    cam: NDArray[np.float32] | None = None
+    cam_layer: str = ""
+    cam_method: str = "gradcam"
+    cam_class: str = "IDC"
+    uncertainty: NDArray[np.float32] | None = None
+    smoothed: NDArray[np.float32] | None = None
+    smoothing: Mapping[str, float] | None = None
+    patches: NDArray[np.uint8] | None = None
+
     def idc_fraction(self) -> float:
         """Return the fraction of patches called IDC by the raw probability."""
         return float((self.probability >= self.threshold).mean())
@@ -140,11 +148,7 @@ class PatientMap:
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
 
     def cell_cams(self) -> NDArray[np.float32]:
-        """Return the part of each CAM that is within its grid cell, shape (N, h, w).
-
-        Raises:
-            ValueError: The map has no CAM.
-        """
+        """Return the part of each CAM that is within its grid cell, shape (N, h, w)."""
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
         return crop_center(self.cam, fraction=self.cell_px / self.patch_px)
@@ -165,8 +169,5 @@ class PatientMap:
         """Return the CAM mosaic, shape (rows * h, cols * w), NaN in cells without a patch.
 
         If patches overlap, each cell shows the center of its patch.
-
-        Raises:
-            ValueError: The map has no CAM.
         """
         return mosaic(self.cell_cams(), self.row_col, shape=self.shape, fill=np.nan)

@@ -1,15 +1,15 @@
-"""Plan of a run: the state of each map and the space that it takes."""
+"""Plan of a run: shards of about equal size, and the state and size of each map."""
 
-import math
+import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wsi_idc.core.errors import MapError
-from wsi_idc.geometry.grid import shape_of
-from wsi_idc.maps.builder import MapBuilder, PatientPatches
+from wsi_idc.core.errors import DataError
+from wsi_idc.data.pack import Pack
+from wsi_idc.slides.manifest import ManifestRow
 
 TO_DO, DONE = "to do", "done"
-# Copies of a map in memory: the arrays, the file built in memory, and the bytes of the file.
-_COPIES_IN_MEMORY = 3
+_MAX_SHARDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,47 @@ class PlannedMap:
         return self.state in (TO_DO, DONE)
 
 
-def plan_map(builder: MapBuilder, patches: PatientPatches) -> PlannedMap:
-    """Return the state and the estimated size of a patient's map."""
-    try:
-        is_due = builder.needs_rebuild(patches.patient, patches.cache_key, data=patches.data)
-        state = TO_DO if is_due else DONE
-    except MapError as error:
-        state = str(error)
-    num_patches, num_cells = len(patches.row_col), math.prod(shape_of(patches.row_col))
-    num_bytes = num_patches * 64 + num_cells * 32
-    if builder.cam is not None:
-        cam_cells = math.prod(builder.cam_shape(patch_px=patches.patch_px))
-        num_bytes += 4 * cam_cells * (num_patches + num_cells)
-    pixel_bytes = 0
-    if builder.with_image:
-        num_bytes += 3 * patches.cell_px**2 * num_cells
-        pixel_bytes = 3 * patches.patch_px**2 * num_patches
-    return PlannedMap(
-        patient=patches.patient,
-        state=state,
-        num_patches=num_patches,
-        disk_mb=num_bytes / 1e6,
-        memory_mb=(_COPIES_IN_MEMORY * num_bytes + 2 * pixel_bytes) / 1e6,
+def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
+    """Return the number of patches of each patient."""
+    return {patient: len(pack.rows_of(patient)) for patient in patients}
+
+
+def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
+    """Return the file size of each slide in bytes, by patient; 0 for a missing file."""
+    return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
+
+
+def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
+    """Return the names in the ``index``-th (from 1) of ``count`` shards, in the order of ``sizes``.
+
+    The result is the same on every machine.
+    """
+    shard_of = assign_shards(sizes, count)
+    return [name for name in sizes if shard_of[name] == index - 1]
+
+
+def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Return the shard of each name, from 0: the largest first, each to the smallest shard."""
+    loads = [(0, index) for index in range(count)]  # a heap
+    shard_of = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        load, index = loads[0]
+        heapq.heapreplace(loads, (load + sizes[name], index))
+        shard_of[name] = index
+    return shard_of
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return index and count of a shard that is written as "2/8".
+
+    Raises:
+        DataError: The text is not a shard.
+    """
+    index, _, count = text.partition("/")
+    max_digits = len(str(_MAX_SHARDS))  # int() is slow for long texts
+    are_numbers = all(
+        part.isascii() and part.isdigit() and len(part) <= max_digits for part in (index, count)
     )
+    if not are_numbers or not 1 <= int(index) <= int(count) <= _MAX_SHARDS:
+        raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
+    return int(index), int(count)
