@@ -1,3 +1,4 @@
+import re
 import struct
 from pathlib import Path
 
@@ -113,18 +114,21 @@ def test_attribute_of_an_unknown_type_is_not_read(tmp_path: Path):
         assert set(read_attributes(file)) == {"number", "texts"}
 
 
-@pytest.mark.parametrize("heap", [0, -1])
+def zero_heap(path: Path, number: int) -> None:
+    data = bytearray(path.read_bytes())
+    starts = [found.start() for found in re.finditer(re.escape(SIGNATURE), data)]
+    data[starts[number] + 16 : starts[number] + 64] = bytes(48)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("heap", [0, 1, -1])
 def test_zeroed_block_in_a_heap_is_found(tmp_path: Path, heap: int):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["texts"] = [f"text {number}" for number in range(9000)]
         file.attrs["one"] = "more"
     _check_heaps(path)
-    data = bytearray(path.read_bytes())
-    starts = [start for start in range(len(data)) if data.startswith(SIGNATURE, start)]
-    assert len(starts) > 1
-    data[starts[heap] + 16 : starts[heap] + 64] = bytes(48)
-    path.write_bytes(data)
+    zero_heap(path, heap)
     with pytest.raises(ValueError, match="its texts are damaged"):
         _check_heaps(path)
 
@@ -137,9 +141,6 @@ def test_incomplete_heap_is_left_to_hdf5(tmp_path: Path):
 
 
 def test_pack_with_a_zeroed_heap_is_a_one_line_error(pack: Pack):
-    data = bytearray(pack.path.read_bytes())
-    start = data.index(SIGNATURE)
-    data[start + 16 : start + 64] = bytes(48)
-    pack.path.write_bytes(data)
+    zero_heap(pack.path, 0)
     with pytest.raises(DataError, match=r"not a usable pack \(its texts are damaged\)"):
         Pack(pack.path)

@@ -32,14 +32,11 @@ def test_cells_are_row_and_column_of_x_and_y(cells, patch_px):
     assert (found == cells).all()
 
 
-def test_shape_reaches_from_the_origin_to_the_last_cell():
+@pytest.mark.parametrize("cells", [[], [[0, -1]], [[0, MAX_CELLS_PER_SIDE]], [[2**31 - 1, 0]]])
+def test_shape_reaches_from_the_origin_to_the_last_cell_of_a_possible_grid(cells):
     assert shape_of(np.array([[2, 3], [4, 1]], np.int32)) == (5, 4)
     last = MAX_CELLS_PER_SIDE - 1
     assert shape_of(np.array([[last, last]], np.int32)) == (last + 1, last + 1)
-
-
-@pytest.mark.parametrize("cells", [[], [[0, -1]], [[0, MAX_CELLS_PER_SIDE]], [[2**31 - 1, 0]]])
-def test_empty_negative_and_huge_grids_are_refused(cells):
     with pytest.raises(ValueError, match="a grid"):
         shape_of(np.array(cells, np.int32).reshape(-1, 2))
 
@@ -77,11 +74,8 @@ def test_distance_to_the_label_border():
     cells = np.argwhere(np.ones_like(label)).astype(np.int32)
     distance = border_distance(label.ravel(), cells).reshape(label.shape)
     assert distance.tolist() == [[2, 1, 1, 0, 0], [2, 1, 0, 0, 0], [2, 1, 0, 0, 0]]
-
-
-def test_cells_without_a_patch_are_not_a_border():
-    label = np.array([1, 1, 0])
-    cells = np.array([[0, 0], [0, 3], [0, 5]], np.int32)
+    # Cells without a patch are not a border.
+    label, cells = np.array([1, 1, 0]), np.array([[0, 0], [0, 3], [0, 5]], np.int32)
     assert border_distance(label, cells).tolist() == [2, 1, 1]
     assert border_distance(label[:2], cells[:2]).tolist() == [2, 2]
 

@@ -220,25 +220,20 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
             raise WsiIdcError(
                 f"{what}: cannot be written there ({error.strerror}); choose another place"
             ) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise BusyError(
-                f"{what}: another process is writing it; wait until that process ends"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise
-        # The previous holder may have renamed the file just before: then lock the new one.
-        if _is_same_file(fd, lock):
-            break
-        os.close(fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+        with os.fdopen(fd, "rb"):  # closes it at the end of the block
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(
+                    f"{what}: another process is writing it; wait until that process ends"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            # The previous holder may have renamed the file just before: then lock the new one.
+            if _is_same_file(fd, lock):
+                yield fd
+                return
 
 
 @contextlib.contextmanager

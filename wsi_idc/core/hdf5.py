@@ -119,10 +119,7 @@ def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) ->
 
 
 def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> h5py.Dataset:
-    """Return a dataset, unread, if its type and shape are right and its data are in this file.
-
-    A dataset that claims more bytes than the file holds for it is refused too.
-    """
+    """Return a dataset, unread, if its type, shape and size are right and it is in this file."""
     item: Any = group
     for part in name.split("/"):
         is_own = isinstance(item, h5py.Group) and isinstance(

@@ -190,11 +190,8 @@ def roc_and_pr_bands(
 def _curve_counts(
     label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield for each resample the true and false positives at each threshold, shape (K,) each.
-
-    The thresholds are the distinct probabilities, the largest first.
-    """
-    thresholds = np.unique(probability)[::-1]
+    """Yield for each resample the true and false positives at each threshold, shape (K,) each."""
+    thresholds = np.unique(probability)[::-1]  # the largest first
     counts = [
         _count_from(ranked, thresholds)  # (P, K)
         for ranked in _sort_by_patient(label, probability, code, weights.shape[1])

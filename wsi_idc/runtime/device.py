@@ -78,8 +78,7 @@ def select_device(
     """Resolve a device and a precision by name; "auto" selects the best available.
 
     Raises:
-        DeviceError: This machine lacks the device, the device lacks the precision, or there is no
-            compiler.
+        DeviceError: The device, its precision or the compiler is not available.
     """
     if compiled and not shutil.which(os.environ.get("CXX", "g++")):
         raise DeviceError("--compile needs a C++ compiler; install g++, or leave out --compile")
