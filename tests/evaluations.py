@@ -33,28 +33,28 @@ METHOD = {
 }
 
 
-def patches(patient: str, labels: str, probabilities: list[float]) -> pd.DataFrame:
-    """Return a row of patches of one patient, with their labels as digits."""
-    return pd.DataFrame(
-        {
-            "patient": patient,
-            "x": PATCH_PX * np.arange(len(labels)),
-            "y": 0,
-            "label": [int(label) for label in labels],
-            "probability": np.array(probabilities, np.float32),
-        }
-    )
+def patches(*patients: tuple[str, str, list[float]]) -> pd.DataFrame:
+    """Return a row of patches of each patient: its name, labels as digits, and probabilities."""
+    rows = [
+        {"patient": name, "x": PATCH_PX * col, "y": 0, "label": int(label), "probability": value}
+        for name, labels, probabilities in patients
+        for col, (label, value) in enumerate(zip(labels, probabilities, strict=True))
+    ]
+    return pd.DataFrame(rows).astype({"probability": np.float32})
+
+
+TWO_PATIENTS = patches(
+    ("a", "00011", [0.1, 0.6, 0.2, 0.9, 0.3]), ("b", "0111", [0.4, 0.8, 0.7, 0.2])
+)
 
 
 def pack_of(path: Path, predictions: pd.DataFrame) -> Pack:
     """Return a pack of these patches."""
-    return make_pack(
-        path,
-        [
-            Cell(row["patient"], row["y"] // PATCH_PX, row["x"] // PATCH_PX, row["label"])
-            for row in predictions.to_dict("records")
-        ],
-    )
+    cells = [
+        Cell(row["patient"], row["y"] // PATCH_PX, row["x"] // PATCH_PX, row["label"])
+        for row in predictions.to_dict("records")
+    ]
+    return make_pack(path, cells)
 
 
 def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record) -> Evaluation:

@@ -1,25 +1,34 @@
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from tests.evaluations import evaluation_of, patches
+from tests.evaluations import TWO_PATIENTS, evaluation_of, patches
 from wsi_idc.evaluation.charts import (
+    area_fraction,
     border,
     confusion_matrix,
+    marker_areas,
+    patients,
     probabilities,
     reliability,
     reliability_bins,
     roc_and_pr,
+    weakest_first,
 )
 from wsi_idc.metrics.classification import ECE_BINS, ece
 from wsi_idc.plotting.number_format import NONE
 
-TABLE = pd.concat(
-    [patches("a", "00011", [0.1, 0.6, 0.2, 0.9, 0.3]), patches("b", "0111", [0.4, 0.8, 0.7, 0.2])],
-    ignore_index=True,
+TWO = evaluation_of(TWO_PATIENTS)
+# Dice is 1, 2/3, 0 and undefined; AUC is 1, 1, 0 and undefined.
+FOUR = evaluation_of(
+    patches(
+        ("best", "0011", [0.1, 0.2, 0.8, 0.9]),
+        ("middle", "0011", [0.1, 0.2, 0.3, 0.9]),
+        ("weak", "01", [0.9, 0.1]),
+        ("benign", "00", [0.1, 0.2]),
+    )
 )
-TWO = evaluation_of(TABLE)
+ONE_CLASS = evaluation_of(patches(("a", "00", [0.1, 0.2])))
 
 
 def texts(ax: Axes) -> list[str]:
@@ -55,7 +64,7 @@ def test_the_confusion_matrix_has_counts_and_percentages_of_the_row():
         *("2", "40.0 % of the row", "false negatives"),
         *("3", "60.0 % of the row", "true positives"),
     ]
-    (ax,) = confusion_matrix(evaluation_of(patches("a", "00", [0.1, 0.2]))).axes
+    (ax,) = confusion_matrix(ONE_CLASS).axes
     assert texts(ax)[7::3] == [f"{NONE} of the row"] * 2
 
 
@@ -69,19 +78,17 @@ def test_the_operating_point_is_on_both_curves():
     assert set(chance.get_ydata()) == {5 / 9}
 
 
-def test_curves_of_one_patient_have_no_bands():
-    for ax in roc_and_pr(evaluation_of(patches("a", "0101", [0.1, 0.2, 0.3, 0.4]))).axes:
+def test_curves_of_one_patient_have_no_bands_and_those_of_one_class_are_missing():
+    for ax in roc_and_pr(evaluation_of(patches(("a", "0101", [0.1, 0.2, 0.3, 0.4])))).axes:
         assert not ax.collections
         assert any(line.get_label() == "all patches" for line in ax.lines)
-
-
-def test_curves_of_one_class_are_missing():
-    for ax in roc_and_pr(evaluation_of(patches("a", "000", [0.1, 0.2, 0.3]))).axes:
+    for ax in roc_and_pr(ONE_CLASS).axes:
         assert texts(ax) == ["needs patches of both classes"]
 
 
 def test_reliability_names_the_errors_of_each_step():
-    smoothed = evaluation_of(TABLE.assign(probability_smoothed=TABLE["label"].astype(np.float32)))
+    certain = TWO_PATIENTS["label"].astype(np.float32)
+    smoothed = evaluation_of(TWO_PATIENTS.assign(probability_smoothed=certain))
     before = f"{TWO.final.metrics['ece']:.3f}"
     for evaluation, title in (
         (TWO, f"ECE {before}; {before} before calibration"),
@@ -89,7 +96,7 @@ def test_reliability_names_the_errors_of_each_step():
     ):
         ax, counts = reliability(evaluation).axes
         assert ax.get_title() == title
-        assert sum(bar.get_height() for bar in counts.patches) == len(TABLE)
+        assert sum(bar.get_height() for bar in counts.patches) == len(TWO_PATIENTS)
 
 
 def test_probabilities_have_a_histogram_for_each_label():
@@ -104,3 +111,37 @@ def test_the_border_chart_has_each_metric_at_each_distance():
     assert texts(ax)[0] == f"{TWO.by_border[0].metrics['auc']:.3f}"
     names = [line.get_label() for line in ax.lines]
     assert "next to a patch of the other label (4 patches)" in names
+
+
+def test_the_weakest_come_first_and_patients_without_a_value_are_left_out():
+    table = FOUR.patients
+    assert weakest_first(table, "auc")["patient"].tolist() == ["weak", "best", "middle"]
+    assert weakest_first(table, "dice")["patient"].tolist() == ["weak", "middle", "best"]
+
+
+def test_the_weakest_patients_are_named():
+    auc, dice = patients(FOUR).axes
+    assert texts(auc) == ["weakest:\nweak  0.00"]
+    assert auc.get_title().startswith("AUC of 3 patients: mean 0.667")
+    assert auc.get_title().endswith("median 1.000; 1 without a value")
+    (marks,) = [marks for marks in dice.collections if len(marks.get_offsets()) == 3]
+    assert marks.get_offsets()[:, 1].tolist() == pytest.approx([0, 2 / 3, 1])
+    assert marks.get_sizes().tolist() == marker_areas(np.array([2, 4, 4])).tolist()
+
+
+def test_limits_of_agreement_are_those_of_the_evaluation():
+    summary = FOUR.patient_summary["area_bias"]
+    _, difference = area_fraction(FOUR).axes
+    places = {line.get_ydata()[0] for line in difference.lines}
+    assert places == {0, summary["mean"], summary["agreement_low"], summary["agreement_high"]}
+    # Of middle 1 patch of 4 is called and 2 are labelled IDC; the others do not differ.
+    assert texts(difference) == ["middle"]
+    bias = dict(zip(FOUR.patients["patient"], FOUR.patients["area_bias"], strict=True))
+    assert bias == {"best": 0, "middle": -0.25, "weak": 0, "benign": 0}
+
+
+def test_a_patient_without_values_and_limits_is_noted():
+    for ax, name in zip(patients(ONE_CLASS).axes, ("AUC", "Dice"), strict=True):
+        assert texts(ax) == [f"no patient has a value of {name}"]
+    _, difference = area_fraction(ONE_CLASS).axes
+    assert difference.get_title().endswith("too few patients for limits of agreement")

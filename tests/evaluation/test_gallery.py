@@ -5,21 +5,12 @@ import pytest
 
 from tests.evaluations import evaluation_of, pack_of, patches
 from tests.trees import PATCH_PX
-from wsi_idc.evaluation.gallery import (
-    GALLERIES,
-    MAX_PER_PATIENT,
-    NUM_COLS,
-    NUM_ROWS,
-    surest_wrong,
-)
+from wsi_idc.evaluation.gallery import GALLERIES, MAX_PER_PATIENT, NUM_COLS, NUM_ROWS, surest_wrong
 
-THREE = pd.concat(
-    [
-        patches("a", "000110", [0.9, 0.7, 0.95, 0.2, 0.6, 0.1]),
-        patches("b", "0110", [0.9, 0.1, 0.3, 0.5]),
-        patches("c", "01", [0.49, 0.5]),
-    ],
-    ignore_index=True,
+THREE = patches(
+    ("a", "000110", [0.9, 0.7, 0.95, 0.2, 0.6, 0.1]),
+    ("b", "0110", [0.9, 0.1, 0.3, 0.5]),
+    ("c", "01", [0.49, 0.5]),
 )
 
 
@@ -39,10 +30,7 @@ def test_the_surest_come_first_and_few_of_each_patient():
 
 def test_a_gallery_is_limited():
     num = NUM_ROWS * NUM_COLS
-    table = pd.concat(
-        [patches(f"p{index:02}", "000", [0.6 + index / 100] * 3) for index in range(num)],
-        ignore_index=True,
-    )
+    table = patches(*((f"p{index:02}", "000", [0.6 + index / 100] * 3) for index in range(num)))
     # Equal probabilities stay in the order of the table.
     expected = [
         (f"p{index:02}", x) for index in range(num - 1, 0, -1) for x in range(MAX_PER_PATIENT)
@@ -67,15 +55,15 @@ def test_captions_name_patient_and_place(name: str, caption: str, title: str, tm
 
 
 def test_neighbors_are_shown_if_most_exist(tmp_path: Path):
-    rows = [patches("a", "00000", [0.1, 0.1, 0.9 * (y == 2) + 0.05, 0.1, 0.1]) for y in range(5)]
-    grid = pd.concat([row.assign(y=y * PATCH_PX) for y, row in enumerate(rows)], ignore_index=True)
+    grid = patches(("a", "0" * 25, [0.1] * 12 + [0.95] + [0.1] * 12))
+    grid = grid.assign(x=grid.index % 5 * PATCH_PX, y=grid.index // 5 * PATCH_PX)
     pack = pack_of(tmp_path / "a.h5", grid)
     (ax,) = GALLERIES["false_positives"](evaluation_of(grid), pack).axes
     assert [image.get_array().shape for image in ax.images] == [(3 * PATCH_PX, 3 * PATCH_PX, 3)]
 
 
 def test_a_gallery_without_errors_says_so(tmp_path: Path):
-    correct = patches("a", "01", [0.1, 0.9])
+    correct = patches(("a", "01", [0.1, 0.9]))
     pack = pack_of(tmp_path / "a.h5", correct)
     for draw in GALLERIES.values():
         figure = draw(evaluation_of(correct), pack)

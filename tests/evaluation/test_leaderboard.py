@@ -13,7 +13,7 @@ from wsi_idc.evaluation.leaderboard import (
 )
 from wsi_idc.evaluation.results import Evaluation
 
-EVALUATION = evaluation_of(patches("a", "0011", [0.1, 0.6, 0.8, 0.9]))
+EVALUATION = evaluation_of(patches(("a", "0011", [0.1, 0.6, 0.8, 0.9])))
 
 
 def with_metrics(**metrics: float) -> Evaluation:

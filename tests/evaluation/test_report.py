@@ -1,27 +1,41 @@
+import html
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from tests.evaluations import HOSTILE, check_page, evaluation_of, pack_of, patches
+from tests.evaluations import (
+    HOSTILE,
+    METHOD,
+    TWO_PATIENTS,
+    check_page,
+    evaluation_of,
+    pack_of,
+    patches,
+)
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.report import FIGURE_NAMES, evaluate_into, read_history, write_report
+from wsi_idc.evaluation.report import (
+    FIGURE_NAMES,
+    evaluate_into,
+    read_history,
+    write_evaluation_page,
+    write_report,
+)
+from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.plotting.number_format import NONE
 from wsi_idc.runtime.device import select_device
 
-SMOOTHED = pd.concat(
-    [patches("a", "00011", [0.1, 0.6, 0.2, 0.9, 0.3]), patches("b", "0111", [0.4, 0.8, 0.7, 0.2])]
-)
-SMOOTHED["probability_smoothed"] = SMOOTHED["probability"].to_numpy()[::-1]
+REVERSED = TWO_PATIENTS["probability"].to_numpy()[::-1]
 WORLDS = {
-    "smoothed": SMOOTHED,
-    "one patch": patches("a", "1", [0.9]),
-    "no IDC": pd.concat([patches("a", "00", [0.1, 0.9]), patches("b", "00", [0.2, 0.3])]),
-    "all equal": pd.concat([patches("a", "01", [0.5, 0.5]), patches("b", "10", [0.5, 0.5])]),
-    "all correct and certain": patches("a", "0011", [0, 0, 1, 1]),
+    "smoothed": TWO_PATIENTS.assign(probability_smoothed=REVERSED),
+    "one patch": patches(("a", "1", [0.9])),
+    "no IDC": patches(("a", "00", [0.1, 0.9]), ("b", "00", [0.2, 0.3])),
+    "all equal": patches(("a", "01", [0.5, 0.5]), ("b", "10", [0.5, 0.5])),
+    "all correct and certain": patches(("a", "0011", [0, 0, 1, 1])),
 }
 HISTORY = [{"epoch": 1, "val_auc": 0.7, "train_loss": 0.6}, {"epoch": 2, "val_auc": 0.8}]
 
@@ -34,7 +48,7 @@ def _low_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_report_has_its_page_and_all_figures(world: str, tmp_path: Path):
-    table = WORLDS[world].reset_index(drop=True)
+    table = WORLDS[world]
     pack = pack_of(tmp_path / "a.h5", table)
     write_report(evaluation_of(table), tmp_path / "out", pack=pack, history=HISTORY)
     page = check_page(tmp_path / "out" / "report.html")
@@ -44,8 +58,7 @@ def test_a_report_has_its_page_and_all_figures(world: str, tmp_path: Path):
 
 
 def test_texts_from_files_are_escaped(tmp_path: Path):
-    table = pd.concat([patches(HOSTILE, "01", [0.9, 0.1]), patches("患者$_{", "01", [1, 0])])
-    table = table.reset_index(drop=True)
+    table = patches((HOSTILE, "01", [0.9, 0.1]), ("患者$_{", "01", [1, 0]))
     method = {"checkpoint": f"{HOSTILE}.pt", "architecture": "</title><script>alert(2)</script>"}
     evaluation = evaluation_of(table, method=method, command=["wsi-idc", HOSTILE])
     evaluation = replace(evaluation, notes=(HOSTILE,))
@@ -78,3 +91,46 @@ def test_only_a_single_checkpoint_in_its_run_has_a_history(trained: Checkpoint, 
     assert [record["epoch"] for record in read_history(Predictor((trained,)))] == [1, 2]
     assert read_history(Predictor((copied,))) is None
     assert read_history(Predictor((trained, copied))) is None
+
+
+def test_the_page_shows_the_metrics(tmp_path: Path):
+    write_evaluation_page(evaluation_of(TWO_PATIENTS), tmp_path / "report.html", {})
+    page = check_page(tmp_path / "report.html")
+    headline = page.words[page.words.index("F1") + 1 :]
+    assert next(word for word in headline if word.strip()) == "0.667"
+    assert "at 55.6 % IDC" in page.text
+    rows = re.findall(r'<bdi>(\w)</bdi></td><td data-value="(\d+)"', page.text)
+    assert rows == [("a", "5"), ("b", "4")]
+
+
+def test_an_undefined_value_is_sorted_as_empty(tmp_path: Path):
+    table = patches(("a", "00", [0.1, 0.2]))
+    write_evaluation_page(evaluation_of(table), tmp_path / "report.html", {})
+    text = (tmp_path / "report.html").read_text()
+    assert f'<td data-value="">{NONE}</td>' in text
+    assert '<td data-value="0.0">0.0 %</td>' in text
+
+
+def provenance_of(evaluation: Evaluation, path: Path) -> dict[str, str]:
+    """Return the texts of the card of predictor and data, by title."""
+    write_evaluation_page(evaluation, path, {})
+    return dict(re.findall(r"<dt>(.*)</dt><dd>(.*)</dd>", html.unescape(path.read_text())))
+
+
+def test_provenance_of_one_checkpoint_and_of_an_ensemble(tmp_path: Path):
+    single = provenance_of(evaluation_of(TWO_PATIENTS), tmp_path / "a.html")
+    assert single["Patients"] == "test: test patients of the checkpoint's split, 2"
+    assert single["Threshold"] == "0.5000, set on val patients when it was trained"
+    assert single["Checkpoint"] == "best.pt, cnn-bn, patches of 50 px at 4 µm/px"
+    assert single["Smoothing"] == "no"
+    assert single["Intervals"] == "95 %, 20 resamples of patients, seed 0"
+    members = [METHOD, METHOD | {"checkpoint": "b.pt"}]
+    smoothed = TWO_PATIENTS.assign(probability_smoothed=TWO_PATIENTS["probability"])
+    evaluation = evaluation_of(smoothed, method={"ensemble": members})
+    ensemble = provenance_of(replace(evaluation, num_unknown=3), tmp_path / "b.html")
+    assert ensemble["Patches"] == "9; 3 of unknown label left out"
+    assert ensemble["Checkpoint 2"].startswith("b.pt, ")
+    assert ensemble["Ensemble"] == "mean probability of 2 checkpoints"
+    assert ensemble["Threshold"].startswith("0.5000, mean of the checkpoints' thresholds")
+    assert ensemble["Threshold"].endswith(", for smoothed probabilities")
+    assert ensemble["Smoothing"] != "no"

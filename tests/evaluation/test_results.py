@@ -7,19 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.evaluations import evaluation_of, patches
+from tests.evaluations import TWO_PATIENTS, evaluation_of, patches
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.results import is_evaluated, is_evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import all_metrics
 from wsi_idc.models.checkpoint import Checkpoint
 
-TWO = evaluation_of(
-    pd.concat(
-        [patches("a", "0011", [0.1, 0.6, 0.8, 0.9]), patches("b", "01", [0.1, 0.4])],
-        ignore_index=True,
-    )
-)
+TWO = evaluation_of(TWO_PATIENTS)
 
 
 def test_files_agree_with_each_other(tmp_path: Path):
@@ -41,7 +36,7 @@ def test_files_agree_with_each_other(tmp_path: Path):
 
 
 def test_undefined_values_are_null_in_json():
-    record = evaluation_of(patches("a", "00", [0.1, 0.2])).as_dict()
+    record = evaluation_of(patches(("a", "00", [0.1, 0.2]))).as_dict()
     assert record["metrics"]["auc"] is None
     assert record["intervals_95"]["auc"] == [None, None]
     json.dumps(record, allow_nan=False)  # raises on a NaN

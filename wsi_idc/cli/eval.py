@@ -21,6 +21,7 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
 from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.core.files import ensure_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,12 +113,12 @@ def _evaluate_several(
 ) -> None:
     """Evaluate and rank runs; those that cannot be evaluated are listed at the end."""
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.evaluation.leaderboard import check_leaderboard_folder
+    from wsi_idc.evaluation.leaderboard import LEADERBOARD_FILES
     from wsi_idc.evaluation.report import evaluate_into
     from wsi_idc.evaluation.results import numbered_folders
 
     board = out or Path("eval", f"leaderboard-{options['split']}")
-    check_leaderboard_folder(board)
+    ensure_writable(board, **LEADERBOARD_FILES)
     failed: dict[Path, WsiIdcError] = {}
     predictors = _for_each(runs, lambda run: load(find_checkpoints([run])), failed)
     pack = open_data(data)
@@ -164,11 +165,11 @@ def _checked_folder(
 ) -> Path:
     """Return the folder of an evaluation, after checking its patients and that it is writable."""
     from wsi_idc.evaluation.evaluate import choose_patients, evaluation_folder
-    from wsi_idc.evaluation.results import check_evaluation_folder
+    from wsi_idc.evaluation.results import EVALUATION_FILES
 
     choose_patients(predictor, pack, split, allow_seen=allow_seen)
     folder = out or evaluation_folder(predictor, split)
-    check_evaluation_folder(folder)
+    ensure_writable(folder, **EVALUATION_FILES)
     return folder
 
 
@@ -181,7 +182,7 @@ def _rank(
     as_json: bool,
 ) -> None:
     from wsi_idc.evaluation.leaderboard import leaderboard, same_patients, write_leaderboard
-    from wsi_idc.evaluation.leaderboard_page import write_leaderboard_page
+    from wsi_idc.evaluation.pages import write_leaderboard_page
     from wsi_idc.metrics.classification import records
 
     named = [(str(run), evaluation) for run, evaluation in evaluations.items()]
@@ -301,16 +302,12 @@ def compare(
         )
     checkpoints = {run: find_checkpoints([run]) for run in runs}
 
-    from wsi_idc.evaluation.compare import (
-        check_comparison_folder,
-        read_predictions,
-        write_comparison,
-    )
+    from wsi_idc.evaluation.compare import COMPARISON_FILES, read_predictions, write_comparison
     from wsi_idc.evaluation.compare import compare as compare_predictions
-    from wsi_idc.evaluation.comparison_page import write_comparison_page
+    from wsi_idc.evaluation.pages import write_comparison_page
 
     if out is not None:
-        check_comparison_folder(out)
+        ensure_writable(out, **COMPARISON_FILES)
     options |= {"seed": seed, "num_resamples": num_resamples}
     folders = [
         _evaluate(checkpoints[path], data, split, **options) if path in runs else path
@@ -331,13 +328,13 @@ def _evaluate(checkpoints: list[Path], data: Path | None, split: str, **options:
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.evaluate import evaluation_folder
     from wsi_idc.evaluation.report import evaluate_into
-    from wsi_idc.evaluation.results import check_evaluation_folder, is_evaluated
+    from wsi_idc.evaluation.results import EVALUATION_FILES, is_evaluated
     from wsi_idc.runtime.device import select_device
 
     predictor = open_predictor(checkpoints, tta=False, smooth=False)
     folder, pack = evaluation_folder(predictor, split), open_data(data)
     if not is_evaluated(folder, predictor, pack):
-        check_evaluation_folder(folder)
+        ensure_writable(folder, **EVALUATION_FILES)
         options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
         evaluate_into(folder, predictor, pack, split=split, **options)
     return folder

@@ -1,6 +1,7 @@
-"""Figures of an evaluation over all patches."""
+"""Figures of an evaluation: over all patches, and with one mark per patient."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics import bootstrap
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
 from wsi_idc.plotting.colors import ACCENT, GRAY, GRID, LABEL_COLORS, OTHER
-from wsi_idc.plotting.number_format import count, interval, number, percent
-from wsi_idc.plotting.style import INK, say_none
+from wsi_idc.plotting.number_format import count, interval, number, percent, signed
+from wsi_idc.plotting.style import INK, printable, say_none
 
 BORDER_TITLES = {
     0: "next to a patch of the other label",
@@ -33,21 +34,8 @@ _COMPARABLE_METRICS = [
     if not (METRIC_TABLE[name].depends_on_prevalence or METRIC_TABLE[name].smaller_is_better)
 ]
 _NUM_HISTOGRAM_BINS = 40
+NUM_NAMED = 5  # weakest patients
 _RESAMPLES_OF_BINS = 500
-
-
-def annotate_right(ax: Axes, places: Iterable[float], texts: Iterable[str]) -> None:
-    """Write a text to the right of the axes at each of the places along y."""
-    for y, text in zip(places, texts, strict=True):
-        ax.annotate(
-            text,
-            (1, y),
-            (6, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
 
 
 def draw_row_grid(ax: Axes) -> None:
@@ -66,16 +54,10 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
     """Draw the number of patches by label and call, and their fraction of the label's patches."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
-    counts = evaluation.final.confusion
-    cells = np.array(
-        [
-            [counts.true_negative, counts.false_positive],
-            [counts.false_negative, counts.true_positive],
-        ]
-    )
-    fractions = safe_divide(
-        cells.astype(float), np.broadcast_to(cells.sum(axis=1, keepdims=True), (2, 2))
-    )
+    tp, fp, tn, fn = astuple(evaluation.final.confusion)
+    cells = np.array([[tn, fp], [fn, tp]])
+    totals = np.broadcast_to(cells.sum(axis=1, keepdims=True), (2, 2))
+    fractions = safe_divide(cells.astype(float), totals)
     colormap = LinearSegmentedColormap.from_list("white to blue", ["#ffffff", ACCENT])
     ax.imshow(np.nan_to_num(fractions), cmap=colormap, vmin=0, vmax=1.15)
     outcomes = (("true negatives", "false positives"), ("false negatives", "true positives"))
@@ -100,12 +82,10 @@ def roc_and_pr(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     roc, pr = figure.subplots(1, 2)
     final, metrics = evaluation.final, evaluation.final.metrics
-    titles = []
-    for name in ("auc", "average_precision"):
-        limits = interval(*final.intervals[name])
-        titles.append(
-            f"{TITLES[name]} {number(metrics[name])}" + (f" ({limits})" if limits else "")
-        )
+    titles = [
+        f"{TITLES[name]} {_with_interval(metrics[name], *final.intervals[name])}"
+        for name in ("auc", "average_precision")
+    ]
     roc.set(title=f"ROC: {titles[0]}", xlabel="1 - specificity", ylabel="sensitivity")
     pr.set(title=f"PR: {titles[1]}", xlabel="recall (sensitivity)", ylabel="precision (PPV)")
     if evaluation.bands is None:
@@ -114,7 +94,10 @@ def roc_and_pr(evaluation: Evaluation) -> Figure:
     else:
         sensitivity, prevalence = metrics["sensitivity"], metrics["prevalence"]
         for ax, band in zip((roc, pr), evaluation.bands, strict=True):
-            _draw_band(ax, band)
+            if not np.isnan(band.low).all():
+                options = {"color": ACCENT, "alpha": 0.2, "lw": 0, "label": "95 % over patients"}
+                ax.fill_between(band.x, band.low, band.high, **options)
+            ax.plot(band.x, band.y, color=ACCENT, linewidth=2, label="all patches")
         roc.plot([0, 1], [0, 1], ":", color=GRAY, label="chance")
         pr.axhline(prevalence, ls=":", color=GRAY, label=f"chance: prevalence {prevalence:.3f}")
         label = f"threshold {number(final.threshold)}"
@@ -128,12 +111,9 @@ def roc_and_pr(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _draw_band(ax: Axes, band: bootstrap.Band) -> None:
-    if not np.isnan(band.low).all():
-        ax.fill_between(
-            band.x, band.low, band.high, color=ACCENT, alpha=0.2, lw=0, label="95 % over patients"
-        )
-    ax.plot(band.x, band.y, color=ACCENT, linewidth=2, label="all patches")
+def _with_interval(value: float, low: float, high: float) -> str:
+    limits = interval(low, high)
+    return number(value) + (f" ({limits})" if limits else "")
 
 
 def reliability_bins(
@@ -257,7 +237,106 @@ def border(evaluation: Evaluation) -> Figure:
     return figure
 
 
-CHARTS: dict[str, Callable[[Evaluation], Figure]] = {
-    function.__name__: function
-    for function in (confusion_matrix, roc_and_pr, reliability, probabilities, border)
-}
+def marker_areas(patches: NDArray) -> NDArray[np.float64]:
+    """Return marker areas in square points that grow with the number of patches."""
+    areas: NDArray[np.float64] = 24 + 140 * patches / max(patches.max(initial=1), 1)
+    return areas
+
+
+def patients(evaluation: Evaluation) -> Figure:
+    """Draw AUC and Dice of each patient, sorted by value, and name the weakest patients."""
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    axes = figure.subplots(2, 1)
+    for ax, name in zip(axes, ("auc", "dice"), strict=True):
+        _draw_sorted(ax, evaluation.patients, name, evaluation.patient_summary.get(name))
+    axes[1].set_xlabel("patients, weakest first; area of a mark: number of patches")
+    return figure
+
+
+def weakest_first(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Sort the patients that have a value of a metric, the weakest first."""
+    known = table[table[name].notna()]
+    return known.sort_values([name, "patient"], ignore_index=True)
+
+
+def _draw_sorted(
+    ax: Axes, table: pd.DataFrame, name: str, statistics: Mapping[str, float] | None
+) -> None:
+    ordered, title = weakest_first(table, name), TITLES[name]
+    ax.set_ylabel(title)
+    if statistics is None or ordered.empty:
+        ax.set_title(f"{title} of each patient")
+        say_none(ax, f"no patient has a value of {title}")
+        ax.set_xticks([])
+        return
+    place, values = np.arange(1, len(ordered) + 1), ordered[name].to_numpy()
+    is_weak = np.arange(len(ordered)) < min(NUM_NAMED, len(ordered) // 2)
+    colors = np.where(is_weak, OTHER, ACCENT)
+    areas = marker_areas(ordered["patches"].to_numpy())
+    ax.axhline(statistics["mean"], color=GRAY, lw=1, zorder=0)
+    if not np.isnan(statistics["low"]):
+        ax.axhspan(statistics["low"], statistics["high"], color=GRAY, alpha=0.18, lw=0, zorder=0)
+    ax.scatter(place, values, areas, colors, alpha=0.8, edgecolors="white", linewidths=0.5)
+    if is_weak.any():
+        lines = [
+            f"{printable(row['patient'])}  {number(row[name], digits=2)}"
+            for row in ordered[is_weak].to_dict("records")
+        ]
+        text = "\n".join(["weakest:", *lines])
+        style: dict[str, Any] = {"ha": "right", "va": "bottom", "color": OTHER, "fontsize": 9}
+        ax.text(0.985, 0.06, text, transform=ax.transAxes, **style)
+    ax.set(xlim=(0.3, len(ordered) + 0.7), ylim=(max(-0.05, min(values.min() - 0.1, 0.6)), 1.05))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    mean = _with_interval(*(statistics[key] for key in ("mean", "low", "high")))
+    median, num_undefined = number(statistics["median"]), len(table) - len(ordered)
+    undefined = f"; {num_undefined} without a value" if num_undefined else ""
+    ax.set_title(f"{title} of {len(ordered)} patients: mean {mean}, median {median}{undefined}")
+
+
+def area_fraction(evaluation: Evaluation) -> Figure:
+    """Draw the called against the labelled IDC fraction of each patient, and their difference."""
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    against, difference = figure.subplots(1, 2)
+    table, statistics = evaluation.patients, evaluation.patient_summary.get("area_bias", {})
+    labelled, called = table["area_true"].to_numpy(), table["area_predicted"].to_numpy()
+    areas = marker_areas(table["patches"].to_numpy())
+    options = {"alpha": 0.75, "edgecolors": "white", "linewidths": 0.5}
+    against.plot([0, 1], [0, 1], ":", color=GRAY)
+    against.scatter(labelled, called, areas, ACCENT, **options)
+    against.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    against.set(title="IDC fraction of each patient", xlabel="labelled", ylabel="called")
+    bias = table["area_bias"].to_numpy()
+    difference.axhline(0, ls=":", color=GRAY)
+    difference.scatter((labelled + called) / 2, bias, areas, ACCENT, **options)
+    _draw_agreement(difference, statistics)
+    # The two patients with the largest differences are named.
+    order = np.argsort(-np.abs(bias), kind="stable")
+    for row in table.iloc[order[:2]].to_dict("records"):
+        if row["area_bias"]:
+            point = ((row["area_true"] + row["area_predicted"]) / 2, row["area_bias"])
+            name = printable(row["patient"])
+            difference.annotate(name, point, (6, 5), textcoords="offset points", fontsize=8)
+    reach = 1.25 * max(0.1, np.abs(bias).max(initial=0))
+    for limit in ("agreement_low", "agreement_high"):
+        reach = max(reach, 1.1 * abs(statistics.get(limit, 0)))
+    difference.set(xlim=(-0.03, 1.03), ylim=(-reach, reach))
+    difference.set(xlabel="mean of labelled and called", ylabel="called - labelled")
+    return figure
+
+
+def _draw_agreement(ax: Axes, statistics: Mapping[str, float]) -> None:
+    """Draw the mean bias and the limits of agreement, if they are defined."""
+    if "mean" in statistics:
+        ax.axhline(statistics["mean"], color=INK, lw=1.2)
+    if "agreement_low" not in statistics:
+        ax.set_title("Bland-Altman: too few patients for limits of agreement")
+        return
+    limits = statistics["agreement_low"], statistics["agreement_high"]
+    for limit in limits:
+        ax.axhline(limit, color=OTHER, ls="--", lw=1)
+    texts = ", ".join(signed(limit) for limit in limits)
+    ax.set_title(f"Bias {signed(statistics['mean'])}, limits of agreement {texts}")
+
+
+_DRAW = (confusion_matrix, roc_and_pr, reliability, probabilities, border, patients, area_fraction)
+CHARTS: dict[str, Callable[[Evaluation], Figure]] = {draw.__name__: draw for draw in _DRAW}

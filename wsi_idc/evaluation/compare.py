@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from wsi_idc.core.constants import METRICS, NUM_RESAMPLES, SMALLER_IS_BETTER
 from wsi_idc.core.errors import DataError, first_line
-from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
+from wsi_idc.core.files import parse_json, write_json, write_text
 from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV
 from wsi_idc.metrics import bootstrap, classification
 
@@ -22,6 +21,11 @@ _KEY = ["patient", "x", "y"]
 _COLUMNS = ("probability", "probability_smoothed")
 _MAX_NAMED = 5
 _COMPARISON_JSON = "comparison.json"
+# Arguments of ``core.files.ensure_writable`` for the folder of a comparison.
+COMPARISON_FILES = {
+    "writes": (_COMPARISON_JSON, "comparison.html", "metrics.csv", "patients.csv", "figures"),
+    "marks": (_COMPARISON_JSON,),
+}
 # With fewer patients a percentile interval is too narrow: without any difference it excludes 0 in
 # 15 % of the comparisons of 5 patients and in 10 % of those of 10.
 MIN_PATIENTS = 10
@@ -148,10 +152,15 @@ def compare(
     for name in METRICS:
         if name == "prevalence":  # equal, since the labels are
             continue
-        difference = _difference(
-            name, values_b[name] - values_a[name], resampled_b[name] - resampled_a[name], len(ids)
-        )
-        rows.append({"metric": name, "a": values_a[name], "b": values_b[name], **difference})
+        low = high = np.nan
+        if len(ids) > 1:
+            low, high = bootstrap.interval(resampled_b[name] - resampled_a[name])
+        better = ""
+        if len(ids) >= MIN_PATIENTS and (low > 0 or high < 0):
+            better = "b" if (low > 0) != (name in SMALLER_IS_BETTER) else "a"
+        value_a, value_b = values_a[name], values_b[name]
+        row = {"metric": name, "a": value_a, "b": value_b, "difference": value_b - value_a}
+        rows.append({**row, "low": low, "high": high, "better": better})
     common = [note for note in a.notes if note in b.notes]
     own = [
         f"{name}: {note}"
@@ -162,16 +171,6 @@ def compare(
     return Comparison(
         pd.DataFrame(rows), _compare_patients(a, b), len(ids), len(label), (*common, *own)
     )
-
-
-def _difference(
-    name: str, difference: float, resampled: NDArray[np.float64], num_patients: int
-) -> dict[str, Any]:
-    low, high = bootstrap.interval(resampled) if num_patients > 1 else (np.nan, np.nan)
-    better = ""
-    if num_patients >= MIN_PATIENTS and (low > 0 or high < 0):
-        better = "b" if (low > 0) != (name in SMALLER_IS_BETTER) else "a"
-    return {"difference": difference, "low": low, "high": high, "better": better}
 
 
 def _compare_patients(a: Predictions, b: Predictions) -> pd.DataFrame:
@@ -188,7 +187,6 @@ def _compare_patients(a: Predictions, b: Predictions) -> pd.DataFrame:
 
 
 def _check_same(a: Predictions, b: Predictions) -> None:
-    """Raise DataError if the two are not of the same patches with the same labels."""
     patients_a, patients_b = set(a.table["patient"]), set(b.table["patient"])
     if patients_a != patients_b:
         unmatched = [
@@ -214,16 +212,6 @@ def _check_same(a: Predictions, b: Predictions) -> None:
 def _first_names(names: set[str]) -> str:
     more = ", ..." if len(names) > _MAX_NAMED else ""
     return ", ".join(sorted(names)[:_MAX_NAMED]) + more
-
-
-def check_comparison_folder(out: Path) -> None:
-    """Check that a comparison can be written into ``out`` without replacing other files.
-
-    Raises:
-        WsiIdcError: It cannot; the message gives the reason.
-    """
-    writes = (_COMPARISON_JSON, "comparison.html", "metrics.csv", "patients.csv", "figures")
-    ensure_writable(out, writes=writes, marks=(_COMPARISON_JSON,))
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:

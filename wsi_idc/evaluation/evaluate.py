@@ -105,9 +105,16 @@ def evaluate(
     if not (members & known).any():
         raise DataError(f"{pack.path}: no patch of these patients has a known label")
     rows = np.flatnonzero(members)
-    logit = _predict_logits(
-        predictor, pack, rows, device_config=device_config, batch_size=batch_size
-    )
+    batches = []
+    device_config.throughput.start()
+    with progress(len(rows), what="predicting") as bar:
+        for batch in predictor.predict(
+            pack, rows, device_config=device_config, batch_size=batch_size
+        ):
+            batches.append(batch.logit)
+            bar.update(len(batch.logit))
+    device_config.throughput.log("predicted")
+    logit = np.concatenate(batches)
     is_known = known[rows]
     predictions = predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
@@ -155,26 +162,6 @@ def evaluate(
     )
 
 
-def _predict_logits(
-    predictor: Predictor,
-    pack: Pack,
-    rows: NDArray[np.int64],
-    *,
-    device_config: DeviceConfig,
-    batch_size: int,
-) -> NDArray[np.float32]:
-    batches = []
-    device_config.throughput.start()
-    with progress(len(rows), what="predicting") as bar:
-        for batch in predictor.predict(
-            pack, rows, device_config=device_config, batch_size=batch_size
-        ):
-            batches.append(batch.logit)
-            bar.update(len(batch.logit))
-    device_config.throughput.log("predicted")
-    return np.concatenate(batches)
-
-
 def predictions_table(
     predictor: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
 ) -> pd.DataFrame:
@@ -189,9 +176,8 @@ def predictions_table(
     """
     prediction = predictor.aggregate(logit)
     index = pack.index.iloc[rows]
-    table = pd.DataFrame({"patient": pack.patient_of[rows]})
-    for name in ("x", "y", "label"):
-        table[name] = index[name].to_numpy()
+    table = index[["x", "y", "label"]].reset_index(drop=True)
+    table.insert(0, "patient", pack.patient_of[rows])
     table["probability"] = prediction.probability
     if prediction.uncertainty is not None:
         table["uncertainty"] = prediction.uncertainty
@@ -254,17 +240,12 @@ def metrics_by_border(
         code: Patient of each patch, as in ``compute_metrics``.
         weights: Resamples, as in ``compute_metrics``.
     """
-    metric_sets = {}
-    for distance in DISTANCES:
-        is_at_distance = (predictions["border_distance"] == distance).to_numpy()
-        metric_sets[distance] = compute_metrics(
-            predictions[is_at_distance],
-            final.column,
-            final.threshold,
-            code[is_at_distance],
-            weights,
-        )
-    return metric_sets
+    column, threshold, distances = final.column, final.threshold, predictions["border_distance"]
+    masks = {distance: (distances == distance).to_numpy() for distance in DISTANCES}
+    return {
+        distance: compute_metrics(predictions[mask], column, threshold, code[mask], weights)
+        for distance, mask in masks.items()
+    }
 
 
 def _seen_notes(predictor: Predictor, patients: set[str]) -> list[str]:

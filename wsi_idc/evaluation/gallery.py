@@ -8,12 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.charts import probability_name
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.explore.patch_figures import neighborhood
+from wsi_idc.explore.patch_figures import Pixels, neighborhood
 from wsi_idc.geometry.grid import INTERIOR
 from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import INK, printable
@@ -72,10 +71,13 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     figure = Figure(figsize=(_WIDTH, height))
     # All places are fixed: a layout engine would take longer than the drawing.
     ax = figure.add_axes((0, 0, 1, 1 - _TITLE_HEIGHT / height))
-    images, with_neighbors = _read_images(chosen, pack)
-    for index, (image, row) in enumerate(zip(images, chosen.to_dict("records"), strict=True)):
+    rows_shown = chosen.to_dict("records")
+    places = [(row["patient"], row["x"], row["y"]) for row in rows_shown]
+    images, num_neighbors = zip(*(neighborhood(pack, *place) for place in places), strict=True)
+    has_neighbors = np.mean(num_neighbors) >= _MIN_NEIGHBORS
+    for index, (image, row) in enumerate(zip(images, rows_shown, strict=True)):
         left, top = index % NUM_COLS + 0.04, index // NUM_COLS * (1 + _CAPTION_HEIGHT)
-        _draw_image(ax, image, left, top, framed=with_neighbors)
+        _draw_image(ax, image, left, top, has_neighbors=has_neighbors)
         caption = _caption(row, final.column)
         ax.text(left, top + 0.96, caption, va="top", fontsize=8, color=INK, linespacing=1.25)
     ax.set(xlim=(0, NUM_COLS), ylim=(rows, 0))
@@ -87,26 +89,17 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     return figure
 
 
-def _read_images(chosen: pd.DataFrame, pack: Pack) -> tuple[list[NDArray[np.uint8]], bool]:
-    """Read an image of each patch; return also whether the images show its neighbors."""
-    side = pack.info.patch_px
-    places = chosen[["patient", "x", "y"]].itertuples(index=False, name=None)
-    images, num_neighbors = zip(*(neighborhood(pack, *place) for place in places), strict=True)
-    if np.mean(num_neighbors) >= _MIN_NEIGHBORS:
-        return list(images), True
-    return [image[side:-side, side:-side] for image in images], False
-
-
-def _draw_image(
-    ax: Axes, image: NDArray[np.uint8], left: float, top: float, *, framed: bool
-) -> None:
-    """Draw an image with a side of 0.92, its middle third framed."""
+def _draw_image(ax: Axes, image: Pixels, left: float, top: float, *, has_neighbors: bool) -> None:
+    """Draw a patch, or a patch framed in the middle of its neighbors, with a side of 0.92."""
     side, third = 0.92, 0.92 / 3
+    if not has_neighbors:
+        px = len(image) // 3
+        image = image[px:-px, px:-px]
     # Pixels are not interpolated: the viewer enlarges them.
     extent = (left, left + side, top + side, top)
     ax.imshow(image, extent=extent, interpolation="none", aspect="auto")
     ax.add_patch(Rectangle((left, top), side, side, fill=False, ec="#cccccc", lw=0.6))
-    if framed:
+    if has_neighbors:
         ax.add_patch(Rectangle((left + third, top + third), third, third, fill=False, ec="black"))
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_idc.core.constants import METRICS, SMALLER_IS_BETTER
-from wsi_idc.core.files import ensure_writable, write_json, write_text
+from wsi_idc.core.files import write_json, write_text
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import records
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
 MEASURED, PUBLISHED = "measured", "published"
 _CSV, _JSON = "leaderboard.csv", "leaderboard.json"
+# Arguments of ``core.files.ensure_writable`` for the folder of a leaderboard.
+LEADERBOARD_FILES = {"writes": (_CSV, _JSON, "leaderboard.html", "figures"), "marks": (_CSV,)}
 
 
 def leaderboard(
@@ -66,15 +68,6 @@ def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:
     """Return True if all evaluations are of the same patches, so that ranks are meaningful."""
     keys = [evaluation.predictions[["patient", "x", "y", "label"]] for _, evaluation in evaluations]
     return all(key.equals(keys[0]) for key in keys)
-
-
-def check_leaderboard_folder(out: Path) -> None:
-    """Check that a leaderboard can be written into ``out`` without replacing other files.
-
-    Raises:
-        WsiIdcError: It cannot; the message gives the reason.
-    """
-    ensure_writable(out, writes=(_CSV, _JSON, "leaderboard.html", "figures"), marks=(_CSV,))
 
 
 def write_leaderboard(table: pd.DataFrame, out: Path) -> None:

@@ -1,29 +1,34 @@
 """Evaluate a predictor and write tables, figures and the page."""
 
 import logging
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from wsi_idc.core.constants import HEADLINE_METRICS, METRIC_TABLE
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation import charts, patient_charts
+from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
 from wsi_idc.evaluation.gallery import GALLERIES
-from wsi_idc.evaluation.report_page import write_evaluation_page
 from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.plotting.html import remove_figures, write_figures
+from wsi_idc.metrics.classification import records
+from wsi_idc.plotting.html import remove_figures, write_figures, write_page
+from wsi_idc.plotting.number_format import count
 from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
 
 logger = logging.getLogger(__name__)
 
 LEARNING_CURVES = "learning_curves"
-FIGURE_NAMES = (*charts.CHARTS, *patient_charts.CHARTS, *GALLERIES, LEARNING_CURVES)
+FIGURE_NAMES = (*CHARTS, *GALLERIES, LEARNING_CURVES)
+_HEADLINE = ("auc", "average_precision", "f1", "balanced_accuracy", *HEADLINE_METRICS[4:])
+_BY_BORDER = ("auc", "balanced_accuracy", "f1", "sensitivity", "specificity", "ppv", "prevalence")
 
 
 def evaluate_into(
@@ -66,6 +71,15 @@ def evaluate_into(
     return evaluation, folder
 
 
+def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
+    """Read the epochs of the training of the only checkpoint; None if they are not known."""
+    source = predictor.checkpoints[0].source
+    if len(predictor.checkpoints) > 1 or source is None:
+        return None
+    run = Run(source.parent)
+    return run.read_history() if source == run.best else None
+
+
 def write_report(
     evaluation: Evaluation, out: Path, *, pack: Pack, history: list[dict[str, Any]] | None
 ) -> None:
@@ -79,8 +93,7 @@ def write_report(
     """
     start = time.monotonic()
     drawings: dict[str, Callable[[], Figure]] = {
-        name: partial(draw, evaluation)
-        for name, draw in (charts.CHARTS | patient_charts.CHARTS).items()
+        name: partial(draw, evaluation) for name, draw in CHARTS.items()
     }
     drawings |= {name: partial(draw, evaluation, pack) for name, draw in GALLERIES.items()}
     if history:
@@ -92,10 +105,40 @@ def write_report(
     logger.info("report: %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
 
 
-def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
-    """Read the epochs of the training of the only checkpoint; None if they are not known."""
-    source = predictor.checkpoints[0].source
-    if len(predictor.checkpoints) > 1 or source is None:
-        return None
-    run = Run(source.parent)
-    return run.read_history() if source == run.best else None
+def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str, str]) -> None:
+    """Write the page of an evaluation.
+
+    Args:
+        evaluation: The evaluation.
+        path: The file to write.
+        uris: Figures as data URIs, by name; the page leaves out those that are missing.
+    """
+    final, raw, record = evaluation.final, evaluation.raw, evaluation.record
+    method = record["method"]
+    members = method.get("ensemble") or [method]
+    name = f"{members[0]['architecture']} ({members[0]['checkpoint'] or 'not in a file'})"
+    facts = [
+        f"{evaluation.split} patients",
+        count(evaluation.num_patients, "patient", "patients"),
+        count(evaluation.num_patches, "patch", "patches"),
+        *["8 views per patch"] * method["tta"],
+        *["smoothed"] * method["smooth"],
+        str(record["created"])[:10],
+    ]
+    write_page(
+        path,
+        "evaluation/templates/report.html",
+        evaluation=evaluation,
+        final=final,
+        columns={"value": final} if raw is None else {"smoothed": final, "not smoothed": raw},
+        record=record,
+        command=shlex.join(map(str, record["command"])),
+        members=members,
+        name=name if len(members) == 1 else f"an ensemble of {len(members)}, first {name}",
+        facts=" · ".join(facts),
+        headline={metric: METRIC_TABLE[metric] for metric in _HEADLINE},
+        uris=uris,
+        border={BORDER_TITLES[key]: value for key, value in evaluation.by_border.items()},
+        border_metrics=_BY_BORDER,
+        patients=records(evaluation.patients),
+    )

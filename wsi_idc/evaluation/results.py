@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_idc.core.files import ensure_writable, parse_json, write_json, write_text
+from wsi_idc.core.files import parse_json, write_json, write_text
 from wsi_idc.metrics.classification import Confusion, nan_to_none
 
 if TYPE_CHECKING:  # torch and pandas take seconds to import
@@ -19,6 +19,11 @@ if TYPE_CHECKING:  # torch and pandas take seconds to import
 PAGE = "report.html"
 METRICS_JSON, PREDICTIONS_CSV = "metrics.json", "predictions.csv"
 _PATIENTS_CSV = "patients.csv"
+# Arguments of ``core.files.ensure_writable`` for the folder of an evaluation.
+EVALUATION_FILES = {
+    "writes": (METRICS_JSON, _PATIENTS_CSV, PREDICTIONS_CSV, PAGE, "figures"),
+    "marks": (PREDICTIONS_CSV,),
+}
 
 
 @dataclass(frozen=True)
@@ -138,16 +143,6 @@ def numbered_folders(runs: Sequence[Path], out: Path) -> list[Path]:
         return [out]
     names = enumerate((run.name.removesuffix(".pt") for run in runs), start=1)
     return [out / f"{number}-{name}" for number, name in names]
-
-
-def check_evaluation_folder(folder: Path) -> None:
-    """Check that an evaluation can be written into ``folder`` without replacing other files.
-
-    Raises:
-        WsiIdcError: It cannot; the message gives the reason.
-    """
-    writes = (METRICS_JSON, _PATIENTS_CSV, PREDICTIONS_CSV, PAGE, "figures")
-    ensure_writable(folder, writes=writes, marks=(PREDICTIONS_CSV,))
 
 
 def is_evaluation(folder: Path) -> bool:

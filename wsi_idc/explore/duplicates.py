@@ -56,15 +56,27 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     unique, first_index, inverse = np.unique(
         hashes[candidates], return_index=True, return_inverse=True
     )
-    first = candidates[first_index]  # the representative of each hash
-    same = np.column_stack([first[inverse], candidates])
-    near = first[near_pairs(unique)]
+    example = candidates[first_index]  # of each hash
+    same = np.column_stack([example[inverse], candidates])
+    near = example[near_pairs(unique)]
     links = np.concatenate([same[same[:, 0] != same[:, 1]], near])
     links = links[_correlations(pack, links) >= MIN_CORRELATION]
     size = len(pack)
     graph = coo_array((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(size, size))
     _, component = connected_components(graph, directed=False)
-    return _groups(pack, component, hashes)
+    patients = pack.index["patient"].groupby(component)
+    rows = np.flatnonzero(patients.transform("nunique") >= 2)
+    group = pd.factorize(component[rows])[0] + 1
+    first = pd.Series(rows).groupby(group).transform("first").to_numpy()
+    correlation = _correlations(pack, np.column_stack([first, rows]))
+    return pd.DataFrame(
+        {
+            "group": group,
+            "row": rows,
+            "bits_apart": bits_apart(hashes[first], hashes[rows]),
+            "correlation": np.where(rows == first, np.nan, correlation),
+        }
+    ).sort_values(["group", "row"], ignore_index=True)
 
 
 def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
@@ -78,8 +90,10 @@ def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
     """
     pair_lists = [np.zeros((0, 2), np.int64)]
     is_truncated = False
-    for mask in _masks():
-        keys = hashes & mask
+    edges = np.linspace(0, 64, _NUM_PARTS + 1).astype(int)
+    parts = [(1 << int(stop)) - (1 << int(start)) for start, stop in itertools.pairwise(edges)]
+    for chosen in itertools.combinations(parts, _NUM_PARTS - MAX_BITS_APART):
+        keys = hashes & np.uint64(sum(chosen))
         order = np.argsort(keys, kind="stable")
         for step, (earlier, later) in enumerate(_equal_pairs(keys[order])):
             if step == _MAX_COMPARED:
@@ -97,14 +111,6 @@ def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
     """Count the bits in which two arrays of hashes differ, element by element."""
     differing = np.ascontiguousarray(a ^ b).view(np.uint8).reshape(-1, 8)
     return np.unpackbits(differing, axis=1).sum(axis=1, dtype=np.int64)
-
-
-def _masks() -> Iterator[np.uint64]:
-    """Yield the masks of three of the six parts of 64 bits."""
-    edges = np.linspace(0, 64, _NUM_PARTS + 1).astype(int)
-    parts = [(1 << int(stop)) - (1 << int(start)) for start, stop in itertools.pairwise(edges)]
-    for chosen in itertools.combinations(parts, _NUM_PARTS - MAX_BITS_APART):
-        yield np.uint64(sum(chosen))
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
@@ -135,21 +141,3 @@ def _standardized(pack: Pack, rows: Ints) -> NDArray[np.float64]:
     values -= values.mean(axis=(1, 2), keepdims=True)
     deviation = values.std(axis=(1, 2), keepdims=True)
     return values / np.where(deviation > 0, deviation, 1)
-
-
-def _groups(pack: Pack, component: Ints, hashes: NDArray[np.uint64]) -> pd.DataFrame:
-    """Return the components that include two patients, numbered in the order of the pack."""
-    table = pd.DataFrame({"component": component, "patient": pack.index["patient"].to_numpy()})
-    num_patients = table.groupby("component")["patient"].transform("nunique")
-    rows = np.flatnonzero(num_patients >= 2)
-    group = pd.factorize(component[rows])[0] + 1
-    first = pd.Series(rows).groupby(group).transform("first").to_numpy()
-    correlation = _correlations(pack, np.column_stack([first, rows]))
-    return pd.DataFrame(
-        {
-            "group": group,
-            "row": rows,
-            "bits_apart": bits_apart(hashes[first], hashes[rows]),
-            "correlation": np.where(rows == first, np.nan, correlation),
-        }
-    ).sort_values(["group", "row"], ignore_index=True)

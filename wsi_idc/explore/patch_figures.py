@@ -183,7 +183,9 @@ def hints(description: Description, pack: Pack) -> Figure:
     axes = figure.subplots(len(quality.PATCH_KINDS), 1)
     for ax, kind in zip(axes, quality.PATCH_KINDS, strict=True):
         table = description.hints[description.hints["kind"] == kind]
-        shown = table.iloc[_sample_evenly(len(table), _HINTS_SHOWN)]
+        # Evenly spaced, so from several patients.
+        positions = np.linspace(0, len(table) - 1, min(len(table), _HINTS_SHOWN)).round()
+        shown = table.iloc[positions.astype(int)]
         title = f"{kind} ({len(shown)} of {len(table):,} shown): {quality.RULES[kind]}"
         ax.set_title(title, loc="left")
         if table.empty:
@@ -266,11 +268,6 @@ def _show_images(ax: Axes, images: Pixels, *, cols: int) -> float:
     ax.imshow(sheet, interpolation="nearest")
     _hide_axes(ax)
     return sheet.shape[1] / cols
-
-
-def _sample_evenly(num: int, count: int) -> NDArray[np.int64]:
-    """Return up to ``count`` evenly spaced positions below ``num``, so from several patients."""
-    return np.linspace(0, num - 1, min(num, count)).round().astype(int)
 
 
 def _hide_axes(ax: Axes) -> None:

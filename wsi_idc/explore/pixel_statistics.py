@@ -29,6 +29,10 @@ DIM_SHARE_OF_LINE = 0.9
 
 OD_UNIT = 1000  # optical density is summed in integer thousandths
 _WHITE = 255
+# Optical density of the values 0..255; black counts as 1.
+_OPTICAL_DENSITY = np.rint(-np.log10(np.maximum(np.arange(256), 1) / _WHITE) * OD_UNIT).astype(
+    np.float32
+)
 _PATCHES_AT_A_TIME = 512
 _HASH_SIDE = 8
 # The cosines of the hash are integers too: their sums are exact and their signs reproducible.
@@ -66,16 +70,16 @@ def pixel_statistics(pack: Pack) -> PixelStatistics:
     tables = []
     sums = np.zeros((3, len(LABELS), side * side))  # (channel, label, pixel)
     with progress(len(pack), what="measuring") as bar:
-        start = 0
-        for block in _blocks(pack):
+        for start, block in _blocks(pack):
             rows = slice(start, start + len(block))
-            _whiten_padding(block, sizes[rows])
+            for row in np.flatnonzero(~is_full[rows]):
+                height, width = sizes[start + row]
+                block[row, height:] = block[row, :, width:] = _WHITE
             planes = np.ascontiguousarray(block.transpose(3, 0, 1, 2))  # (3, N, h, w)
             tables.append(_block_table(block, planes, sizes[rows]))
             has_label = (labels[rows] == np.array(LABELS)[:, None]) & is_full[rows]
             flat = planes.reshape(3, len(block), -1).astype(np.float32)
             sums += has_label.astype(np.float32) @ flat  # below 2**24, so exact
-            start = rows.stop
             bar.update(len(block))
     mean_patches = {}
     for position, label in enumerate(LABELS):
@@ -109,8 +113,8 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
-def _blocks(pack: Pack) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pixels of some patches at a time, as copies.
+def _blocks(pack: Pack) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield the pixels of some patches at a time, as copies, and the position of the first.
 
     They are read, not mapped: mapped pages count as memory of the process, so a job with a memory
     limit would be charged for the complete pack.
@@ -128,14 +132,7 @@ def _blocks(pack: Pack) -> Iterator[NDArray[np.uint8]]:
                     f"{pack.file}: the pack was truncated while it was read; run wsi-idc prepare "
                     "again"
                 )
-            yield block.reshape(num, *shape)
-
-
-def _whiten_padding(block: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
-    for row in np.flatnonzero((sizes < block.shape[1]).any(axis=1)):
-        height, width = sizes[row]
-        block[row, height:] = _WHITE
-        block[row, :, width:] = _WHITE
+            yield start, block.reshape(num, *shape)
 
 
 def _block_table(
@@ -149,14 +146,16 @@ def _block_table(
     highest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
     color = highest - np.minimum(np.minimum(planes[0], planes[1]), planes[2])
     is_tissue = (gray < GLASS_GRAY) & (color >= MIN_TISSUE_COLOR)
-    optical_density = _optical_density_table()
     columns = {"num_px": num_px, "tissue_px": _totals(is_tissue.astype(np.float32))}
     for name, plane in zip(CHANNELS, planes, strict=True):
         values = plane.astype(np.float32)
         columns[f"sum_{name}"] = _totals(values) - _WHITE * num_padding
         columns[f"squares_{name}"] = _totals(values * values) - _WHITE**2 * num_padding
-        columns[f"od_{name}"] = _totals(optical_density[plane] * is_tissue)
-    columns["dim_lines"] = _dim_lines((gray < DIM_GRAY) & (color < MAX_DIM_COLOR), sizes)
+        columns[f"od_{name}"] = _totals(_OPTICAL_DENSITY[plane] * is_tissue)
+    is_dim, min_dim = (gray < DIM_GRAY) & (color < MAX_DIM_COLOR), DIM_SHARE_OF_LINE * sizes
+    rows = (is_dim.sum(axis=2) >= min_dim[:, 1:]).sum(axis=1)
+    cols = (is_dim.sum(axis=1) >= min_dim[:, :1]).sum(axis=1)
+    columns["dim_lines"] = np.maximum(rows, cols)
     return pd.DataFrame(columns).assign(hash=perceptual_hash(gray))
 
 
@@ -164,17 +163,3 @@ def _totals(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Sum each image of integers; the sums are exact, since that of a row is below 2**24."""
     rows = values @ np.ones(values.shape[-1], np.float32)
     return rows.sum(axis=-1, dtype=np.float64).astype(np.int64)
-
-
-def _dim_lines(is_dim: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the dim rows and the dim columns of each patch; return the larger number."""
-    height, width = sizes[:, :1], sizes[:, 1:]
-    rows = (is_dim.sum(axis=2) >= DIM_SHARE_OF_LINE * width).sum(axis=1)
-    cols = (is_dim.sum(axis=1) >= DIM_SHARE_OF_LINE * height).sum(axis=1)
-    return np.maximum(rows, cols)
-
-
-def _optical_density_table() -> NDArray[np.float32]:
-    """Return the optical density of the values 0..255; black counts as 1."""
-    values = np.maximum(np.arange(256), 1)
-    return np.rint(-np.log10(values / _WHITE) * OD_UNIT).astype(np.float32)

@@ -58,37 +58,25 @@ class Description:
 
 
 def describe(pack: Pack) -> Description:
-    """Compute all tables of a pack; its pixels are read once.
-
-    Raises:
-        DataError: The pack is truncated while it is read.
-    """
+    """Compute all tables of a pack; its pixels are read once."""
     pixels = pixel_statistics(pack)
     neighbors = quality.neighbor_index(pack)
     hints = quality.quality_flags(pack, pixels.table, neighbors)
-    similar = duplicates.find_duplicates(
-        pack,
-        pixels.table["hash"].to_numpy(np.uint64),
-        np.flatnonzero(~quality.is_blank(pixels.table)),
-    )
-    similar = quality.with_locations(pack, similar)
+    candidates = np.flatnonzero(~quality.is_blank(pixels.table))
+    hashes = pixels.table["hash"].to_numpy(np.uint64)
+    similar = quality.with_locations(pack, duplicates.find_duplicates(pack, hashes, candidates))
     columns = ["group", "row", "patient", "x", "y", "label", "bits_apart", "correlation", "path"]
     similar = similar[columns]
-    patients = _patient_table(pack, pixels.table, hints, similar)
-    classes = _class_table(pack, pixels.table)
-    sizes = _size_table(pack)
-    summary = _summary(pack, patients, classes, sizes, hints, similar)
-    summary["complete_3x3"] = int((neighbors >= 0).all(axis=1).sum())
-    return Description(
-        patients=patients,
-        classes=classes,
-        channels=_patient_class_table(pack, pixels.table),
-        sizes=sizes,
-        hints=hints,
-        duplicates=similar,
-        pixels=pixels,
-        summary=summary,
-    )
+    tables = {
+        "patients": _patient_table(pack, pixels.table, hints, similar),
+        "classes": _class_table(pack, pixels.table),
+        "channels": _patient_class_table(pack, pixels.table),
+        "sizes": _size_table(pack),
+        "hints": hints,
+        "duplicates": similar,
+    }
+    num_complete = int((neighbors >= 0).all(axis=1).sum())
+    return Description(**tables, pixels=pixels, summary=_summary(pack, tables, num_complete))
 
 
 def label_names(pack: Pack) -> dict[int, str]:
@@ -110,12 +98,11 @@ def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     exact = sums.astype(object)
     table = pd.DataFrame({"patches": groups.size()}, index=sums.index)
     for name in CHANNELS:
-        table[f"mean_{name}"] = (exact[f"sum_{name}"] / exact["num_px"]).astype(float) / _WHITE
-    for name in CHANNELS:
         total, num = exact[f"sum_{name}"], exact["num_px"]
         variance = (num * exact[f"squares_{name}"] - total * total) / (num * num)
+        table[f"mean_{name}"] = (total / num).astype(float) / _WHITE
         table[f"std_{name}"] = np.sqrt(variance.astype(float)) / _WHITE
-    return table
+    return table[["patches", *_STATISTICS]]
 
 
 def _patient_table(
@@ -192,14 +179,9 @@ def _size_table(pack: Pack) -> pd.DataFrame:
     return table.drop(columns=list(order)).reset_index(drop=True)
 
 
-def _summary(
-    pack: Pack,
-    patients: pd.DataFrame,
-    classes: pd.DataFrame,
-    sizes: pd.DataFrame,
-    hints: pd.DataFrame,
-    similar: pd.DataFrame,
-) -> dict[str, Any]:
+def _summary(pack: Pack, tables: dict[str, pd.DataFrame], num_complete: int) -> dict[str, Any]:
+    patients, classes, sizes = (tables[name] for name in ("patients", "classes", "sizes"))
+    hints, similar = tables["hints"], tables["duplicates"]
     known = patients["non_idc"] + patients["idc"]
     has_one_class = (known > 0) & ((patients["non_idc"] == 0) | (patients["idc"] == 0))
     is_full = (sizes["height"] == pack.info.patch_px) & (sizes["width"] == pack.info.patch_px)
@@ -223,7 +205,7 @@ def _summary(
         "idc_fraction_of_patients": _quantiles(patients["idc_fraction"]),
         "patches_of_patients": _quantiles(patients["patches"]),
         "patients_with_one_class": int(has_one_class.sum()),
-        "complete_3x3": 0,  # set by ``describe``, here for the order of the keys
+        "complete_3x3": num_complete,
         "small_patches": int(sizes.loc[~is_full, "patches"].sum()),
         "small_inside_slide": int(sizes["inside_slide"].sum()),
         "hints": {

@@ -1,25 +1,28 @@
-"""Page of a comparison: differences with intervals, patients in pairs."""
+"""Pages of several evaluations: a comparison of two, and a leaderboard."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wsi_idc.core.constants import SMALLER_IS_BETTER, TITLES
-from wsi_idc.evaluation.charts import annotate_right, draw_row_grid
+from wsi_idc.core.constants import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
+from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
 from wsi_idc.evaluation.compare import MIN_PATIENTS, Comparison
-from wsi_idc.evaluation.patient_charts import marker_areas
+from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.colors import ACCENT, GRAY, OTHER
 from wsi_idc.plotting.html import write_figures, write_page
-from wsi_idc.plotting.number_format import count, signed
+from wsi_idc.plotting.number_format import count, number, signed
 from wsi_idc.plotting.style import printable, say_none
 
 _NUM_NAMED = 3
-# Name of each metric in figures and tables.
+_LONGEST_NAME = 44
+# Name of each metric in the figures and tables of a comparison.
 _NAMES = {
     name: title + (" (smaller is better)" if name in SMALLER_IS_BETTER else "")
     for name, title in TITLES.items()
@@ -35,11 +38,8 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
         name_a: Name of the first evaluation.
         name_b: Name of the second evaluation.
     """
-    drawings = {
-        "differences": partial(differences, comparison),
-        "paired_patients": partial(paired_patients, comparison),
-    }
-    uris = write_figures(drawings, out)
+    figures = (differences, paired_patients)
+    drawings = {draw.__name__: partial(draw, comparison) for draw in figures}
     metrics = records(comparison.metrics)
     patients = count(comparison.num_patients, "patient", "patients")
     patches = count(comparison.num_patches, "patch", "patches")
@@ -58,7 +58,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
         metrics=metrics,
         metric_names=_NAMES,
         patients=records(comparison.patients),
-        uris=uris,
+        uris=write_figures(drawings, out),
     )
 
 
@@ -87,7 +87,7 @@ def differences(comparison: Comparison) -> Figure:
     ax.axvline(0, color="black", lw=0.8)
     ax.hlines(place, table["low"], table["high"], colors, lw=2.5, alpha=0.6)
     ax.scatter(values, place, 60, colors, zorder=3)
-    annotate_right(ax, place, [signed(value) for value in values])
+    _annotate_right(ax, place, [signed(value) for value in values])
     ax.set_yticks(place, [_NAMES[name] for name in table["metric"]])
     for color, text in ((ACCENT, "B better"), (OTHER, "A better"), (GRAY, "may be chance")):
         ax.plot([], [], "o", color=color, label=text)
@@ -126,14 +126,72 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
         if a[row] != b[row]:
             # On the side away from the diagonal, where there is room.
             is_above = b[row] > a[row]
-            ax.annotate(
-                printable(known["patient"].iloc[row]),
-                (a[row], b[row]),
-                (-6, 4) if is_above else (6, -4),
-                textcoords="offset points",
-                ha="right" if is_above else "left",
-                va="bottom" if is_above else "top",
-                fontsize=8,
-            )
+            offset = (-6, 4) if is_above else (6, -4)
+            ha, va = ("right", "bottom") if is_above else ("left", "top")
+            name, point = printable(known["patient"].iloc[row]), (a[row], b[row])
+            ax.annotate(name, point, offset, textcoords="offset points", fontsize=8, ha=ha, va=va)
     low = max(-0.03, min(a.min(), b.min()) - 0.08)
     ax.set(xlim=(low, 1.03), ylim=(low, 1.03))
+
+
+def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> None:
+    """Write the self-contained leaderboard.html and its figure into the folder ``out``.
+
+    Args:
+        table: The table that ``leaderboard`` returns.
+        out: The folder.
+        is_fair: Whether all evaluations are of the same patches.
+    """
+    rank_by, rows = ranking_metric(table), records(table)
+    write_page(
+        out / "leaderboard.html",
+        "evaluation/templates/leaderboard.html",
+        rank_by=rank_by,
+        smaller_is_better=rank_by in SMALLER_IS_BETTER,
+        metrics=[name for name in HEADLINE_METRICS if name != rank_by],
+        measured=[row for row in rows if row["source"] == MEASURED],
+        published=[row for row in rows if row["source"] == PUBLISHED],
+        is_fair=is_fair,
+        uris=write_figures({"leaderboard": partial(leaderboard_chart, table)}, out),
+    )
+
+
+def ranking_metric(table: pd.DataFrame) -> str:
+    """Return the metric that sorts a leaderboard: the one with an interval."""
+    name = next(str(name) for name in table.columns if str(name).endswith("_low"))
+    return name.removesuffix("_low")
+
+
+def leaderboard_chart(table: pd.DataFrame) -> Figure:
+    """Draw the metric that sorts the leaderboard, for each row that has a value."""
+    metric = ranking_metric(table)
+    known = table[table[metric].notna()]
+    figure = Figure(figsize=(9, 1.5 + 0.36 * max(len(known), 1)), layout="constrained")
+    ax = figure.subplots()
+    ax.set_title(TITLES[metric])
+    if known.empty:
+        say_none(ax, f"none has a value of {TITLES[metric]}")
+        return figure
+    place, values = np.arange(len(known)), known[metric].to_numpy(float)
+    is_measured = (known["source"] == MEASURED).to_numpy()
+    low, high = (known[f"{metric}_{end}"].to_numpy(float) for end in ("low", "high"))
+    ax.hlines(place, low, high, ACCENT, lw=2.5, alpha=0.6)
+    ax.plot(values[is_measured], place[is_measured], "o", color=ACCENT, ms=8)
+    ax.plot(values[~is_measured], place[~is_measured], "o", mfc="white", mec=GRAY, ms=8)
+    if is_measured.any() and not is_measured.all():
+        ax.axhline(is_measured.sum() - 0.5, color=GRAY, lw=0.8, ls=":")
+    _annotate_right(ax, place, [number(value) for value in values])
+    ax.set_yticks(place, [printable(name, longest=_LONGEST_NAME) for name in known["name"]])
+    for tick, measured in zip(ax.get_yticklabels(), is_measured, strict=True):
+        tick.set(color="black" if measured else GRAY, style="normal" if measured else "italic")
+    ax.set_ylim(len(known) - 0.4, -0.6)
+    ax.margins(x=0.08)
+    draw_row_grid(ax)
+    return figure
+
+
+def _annotate_right(ax: Axes, places: Iterable[float], texts: Iterable[str]) -> None:
+    """Write a text to the right of the axes at each of the places along y."""
+    units: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    for y, text in zip(places, texts, strict=True):
+        ax.annotate(text, (1, y), (6, 0), va="center", fontsize=9, **units)
