@@ -33,10 +33,21 @@ pytestmark = pytest.mark.real
 NAME = re.compile(r"_x(\d+)_y(\d+)_class([01])\.png$")
 
 
+def read_rgb(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> MapBuilder:
+    """Return a builder of maps of the bundled model."""
+    predictor = Predictor((load_checkpoint(bundled_checkpoint()),))
+    return MapBuilder(predictor, select_device("cpu"), tmp_path_factory.mktemp("maps"))
+
+
 def test_every_pixel_comes_back(real_tree: Path, real_pack: Pack):
     for path, patch in zip(real_pack.paths(), real_pack.patches, strict=True):
-        with Image.open(real_tree / path) as image:
-            expected = np.asarray(image.convert("RGB"))
+        expected = read_rgb(real_tree / path)
         height, width, _ = expected.shape
         np.testing.assert_array_equal(patch[:height, :width], expected)
         assert (patch[height:] == 255).all()
@@ -44,12 +55,10 @@ def test_every_pixel_comes_back(real_tree: Path, real_pack: Pack):
 
 
 def test_patient_8864_is_mapped_where_the_file_names_say(
-    real_tree: Path, real_pack: Pack, tmp_path: Path
+    real_tree: Path, real_pack: Pack, builder: MapBuilder
 ):
-    checkpoint = load_checkpoint(bundled_checkpoint())
-    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path)
     builder.build(PackSource(real_pack, ["8864"]))
-    with h5py.File(tmp_path / "8864.h5") as file:
+    with h5py.File(builder.out / "8864.h5") as file:
         probability, label = file["map/probability"][:], file["map/label"][:]
         rgb = file["image/rgb"][:]
     files = sorted((real_tree / "8864").rglob("*.png"))
@@ -59,8 +68,7 @@ def test_patient_8864_is_mapped_where_the_file_names_say(
         row, col = (y - 1) // 50, (x - 1) // 50
         assert np.isfinite(probability[row, col])
         assert label[row, col] == truth
-        with Image.open(path) as image:
-            tissue = np.asarray(image.convert("RGB"))
+        tissue = read_rgb(path)
         height, width, _ = tissue.shape
         where = np.s_[row * 50 : row * 50 + height, col * 50 : col * 50 + width]
         np.testing.assert_array_equal(rgb[where], tissue)
@@ -107,12 +115,12 @@ def test_wsinfer_would_say_the_same_of_real_patches(real_pack: Pack, tmp_path: P
     assert (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.98
 
 
-def test_the_outlines_lie_on_the_tissue_they_mark(real_tree: Path, real_pack: Pack, tmp_path: Path):
-    checkpoint = load_checkpoint(bundled_checkpoint())
-    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path)
+def test_the_outlines_lie_on_the_tissue_they_mark(
+    real_tree: Path, real_pack: Pack, builder: MapBuilder, tmp_path: Path
+):
     builder.build(PackSource(real_pack, ["9290"]))
     options = ExportOptions(("geojson", "ome-tiff"))
-    assert export_maps([tmp_path / "9290.h5"], tmp_path, options).failed == {}
+    assert export_maps([builder.out / "9290.h5"], tmp_path, options).failed == {}
     features = json.loads((tmp_path / "9290.geojson").read_text())["features"]
     corners = {tuple(f["geometry"]["coordinates"][0][0]): f for f in features[:85]}
     with openslide.OpenSlide(tmp_path / "9290.tissue.ome.tif") as slide:
@@ -120,8 +128,7 @@ def test_the_outlines_lie_on_the_tissue_they_mark(real_tree: Path, real_pack: Pa
             x, y, truth = (int(text) for text in NAME.search(path.name).groups())
             tile = corners.pop((x - 1, y - 1))
             assert tile["properties"]["measurements"]["label"] == truth
-            with Image.open(path) as image:
-                tissue = np.asarray(image.convert("RGB"))
+            tissue = read_rgb(path)
             size = tissue.shape[1::-1]
             found = np.asarray(slide.read_region((x - 1, y - 1), 0, size).convert("RGB"))
             np.testing.assert_array_equal(found, tissue)

@@ -20,6 +20,8 @@ from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 NUM_PATCHES = sum(map(len, PATIENTS.values()))
+PATH = "10253/1/10253_idx5_x51_y1_class1.png"
+NESTED = "IDC_regular_ps50_idx5"
 
 
 def index(root):
@@ -32,8 +34,8 @@ def key_of(root):
         return content_key(origin, origin.list_files().paths)
 
 
-def rows(found) -> list[tuple]:
-    table = found.table
+def rows(result) -> list[tuple]:
+    table = result.table
     return list(zip(table["patient"], table["y"], table["x"], table["label"], strict=True))
 
 
@@ -45,11 +47,11 @@ EXPECTED = sorted(
 
 
 def test_sorted_by_patient_row_and_column(tree):
-    found = index(tree)
-    assert rows(found) == EXPECTED
+    result = index(tree)
+    assert rows(result) == EXPECTED
     assert [row[0] for row in EXPECTED] == ["10253"] * 3 + ["10254"] * 2 + ["9"] * 2
-    assert found.table["path"][1] == "10253/1/10253_idx5_x51_y1_class1.png"
-    assert (found.rejected, found.flagged, found.num_other_files) == ((), (), 0)
+    assert result.table["path"][1] == "10253/1/10253_idx5_x51_y1_class1.png"
+    assert (result.rejected, result.flagged, result.num_other_files) == ((), (), 0)
 
 
 def test_x_and_y_are_numbers_not_text(tmp_path):
@@ -59,106 +61,94 @@ def test_x_and_y_are_numbers_not_text(tmp_path):
 
 @pytest.mark.parametrize("first", [0, 1, 26])
 def test_coordinates_may_count_from_any_number(tmp_path, first):
-    found = index(make_tree(tmp_path, first=first))
-    assert rows(found) == EXPECTED
-    assert found.rejected == ()
+    result = index(make_tree(tmp_path, first=first))
+    assert rows(result) == EXPECTED
+    assert result.rejected == ()
 
 
-def test_off_the_grid(tree):
-    for x, y in [(0, 1), (51, 2), (50, 50)]:
-        (tree / f"9/0/9_idx5_x{x}_y{y}_class0.png").touch()
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    assert [(p.path, p.reason) for p in found.rejected] == [
-        ("9/0/9_idx5_x0_y1_class0.png", "off the grid"),
-        ("9/0/9_idx5_x50_y50_class0.png", "off the grid"),
-        ("9/0/9_idx5_x51_y2_class0.png", "off the grid"),
-    ]
-    assert found.rejected[0].detail == "x = 1 and y = 1 modulo 50 in this tree"
-
-
-def test_too_far_out(tree):
+def test_off_the_grid_and_too_far_out(tree):
     last = (MAX_CELLS_PER_SIDE - 1) * 50
-    for x in (last + 1, last + 51, 999_999_951):
-        (tree / f"9/0/9_idx5_x{x}_y1_class0.png").touch()
-    (tree / "9/0/9_idx5_x1000000001_y1_class0.png").touch()
-    found = index(tree)
-    assert found.table["x"].max() == last
-    assert {p.path: p.reason for p in found.rejected} == {
-        "9/0/9_idx5_x1000000001_y1_class0.png": "unknown name",
-        f"9/0/9_idx5_x{last + 51}_y1_class0.png": "too far out",
-        "9/0/9_idx5_x999999951_y1_class0.png": "too far out",
+    reasons = {(0, 1): "off the grid", (50, 50): "off the grid", (51, 2): "off the grid"}
+    reasons |= {(last + 51, 1): "too far out", (999_999_951, 1): "too far out"}
+    reasons[1_000_000_001, 1] = "unknown name"
+    for x, y in [*reasons, (last + 1, 1)]:
+        (tree / f"9/0/9_idx5_x{x}_y{y}_class0.png").touch()
+    result = index(tree)
+    assert rows(result) == sorted([*EXPECTED, ("9", 0, last, 0)])
+    assert {issue.path: issue.reason for issue in result.rejected} == {
+        f"9/0/9_idx5_x{x}_y{y}_class0.png": reason for (x, y), reason in reasons.items()
     }
+    detail = "x = 1 and y = 1 modulo 50 in this tree"
+    assert {i.detail for i in result.rejected if i.reason == "off the grid"} == {detail}
 
 
-def test_nested_copy_of_the_tree(tree):
-    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    assert not found.table["path"].str.contains("IDC_regular").any()
+@pytest.fixture
+def nested(tree: Path) -> Path:
+    """Return the tree with a copy of itself inside."""
+    shutil.copytree(tree, tree / NESTED)
+    return tree
+
+
+def test_nested_copy_of_the_tree(nested):
+    result = index(nested)
+    assert rows(result) == EXPECTED
+    assert not result.table["path"].str.contains(NESTED).any()
     detail = f"{NUM_PATCHES} patches that are also above it, used only if those are damaged"
-    assert found.flagged == (FileIssue("IDC_regular_ps50_idx5/", "nested copy", detail),)
-    assert found.rejected == ()
+    assert result.flagged == (FileIssue(f"{NESTED}/", "nested copy", detail),)
+    assert result.rejected == ()
 
 
-def test_nested_copy_that_differs(tree):
-    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
-    path = "10253/1/10253_idx5_x51_y1_class1.png"
-    with (tree / "IDC_regular_ps50_idx5" / path).open("ab") as file:
+def test_nested_copy_that_differs(nested):
+    copy = f"{NESTED}/{PATH}"
+    with (nested / copy).open("ab") as file:
         file.write(b"more")
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    copy = f"IDC_regular_ps50_idx5/{path}"
-    assert found.rejected == (FileIssue(copy, "differs from its copy", f"{path} is kept"),)
-    assert found.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
-
-
-def test_an_undamaged_copy_replaces_a_damaged_patch(tree):
-    shutil.copytree(tree, tree / "IDC_regular_ps50_idx5")
-    path = "10253/1/10253_idx5_x51_y1_class1.png"
-    (tree / path).write_bytes((tree / path).read_bytes()[:500])
-    found = index(tree)
-    copy = f"IDC_regular_ps50_idx5/{path}"
-    assert found.rejected == (FileIssue(path, "differs from its copy", f"{copy} is kept"),)
-    assert copy in set(found.table["path"])
-    assert len(found.table) == NUM_PATCHES
+    result = index(nested)
+    assert rows(result) == EXPECTED
+    assert result.rejected == (FileIssue(copy, "differs from its copy", f"{PATH} is kept"),)
+    assert result.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
+    # Of the two, the undamaged one is kept.
+    (nested / PATH).write_bytes((nested / PATH).read_bytes()[:500])
+    result = index(nested)
+    assert result.rejected == (FileIssue(PATH, "differs from its copy", f"{copy} is kept"),)
+    assert copy in set(result.table["path"])
+    assert len(result.table) == NUM_PATCHES
 
 
 def test_the_first_undamaged_one_of_several_copies_is_kept(tree):
-    path = "10253/1/10253_idx5_x51_y1_class1.png"
-    whole = (tree / path).read_bytes()
-    contents = {path: whole[:500], f"b/{path}": whole, f"c/c/{path}": whole + b"more"}
+    whole = (tree / PATH).read_bytes()
+    contents = {PATH: whole[:500], f"b/{PATH}": whole, f"c/c/{PATH}": whole + b"more"}
     for name, content in contents.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(content)
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    assert found.table["path"][1] == f"b/{path}"
-    assert found.rejected == (
-        FileIssue(path, "differs from its copy", f"b/{path} is kept"),
-        FileIssue(f"c/c/{path}", "differs from its copy", f"b/{path} is kept"),
+    result = index(tree)
+    assert rows(result) == EXPECTED
+    assert result.table["path"][1] == f"b/{PATH}"
+    assert result.rejected == tuple(
+        FileIssue(path, "differs from its copy", f"b/{PATH} is kept")
+        for path in (PATH, f"c/c/{PATH}")
     )
 
 
 def test_tree_only_below_another_folder(tmp_path):
     make_tree(tmp_path / "archive" / "IDC_regular_ps50_idx5")
-    found = index(tmp_path)
-    assert rows(found) == EXPECTED
-    assert (found.rejected, found.flagged) == ((), ())
+    result = index(tmp_path)
+    assert rows(result) == EXPECTED
+    assert (result.rejected, result.flagged) == ((), ())
 
 
-def test_part_of_the_tree_above_a_complete_copy(tree):
-    shutil.copytree(tree, tree / "nested")
-    shutil.rmtree(tree / "10254")
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    below = found.table["path"].str.startswith("nested/")
-    assert set(found.table["patient"][below]) == {"10254"}
+def test_part_of_the_tree_above_a_complete_copy(nested):
+    shutil.rmtree(nested / "10254")
+    result = index(nested)
+    assert rows(result) == EXPECTED
+    below = result.table["path"].str.startswith(f"{NESTED}/")
+    assert set(result.table["patient"][below]) == {"10254"}
 
 
-def test_one_patient_folder_or_class_folder(tree):
+def test_one_patient_folder_or_class_folder(tree, monkeypatch):
     assert rows(index(tree / "10253")) == EXPECTED[:3]
     assert rows(index(tree / "10253" / "1")) == [EXPECTED[1]]
+    monkeypatch.chdir(tree / "10253")
+    assert rows(index(Path())) == EXPECTED[:3]
 
 
 def test_a_link_to_a_folder_keeps_its_own_name(tree, tmp_path):
@@ -169,11 +159,6 @@ def test_a_link_to_a_folder_keeps_its_own_name(tree, tmp_path):
         (tree / folder).symlink_to(store)
     assert rows(index(tree / "10253")) == EXPECTED[:3]
     assert rows(index(tree / "10254" / "1")) == [EXPECTED[3]]
-
-
-def test_working_folder(tree, monkeypatch):
-    monkeypatch.chdir(tree / "10253")
-    assert rows(index(Path())) == EXPECTED[:3]
 
 
 def test_stray_file_at_the_top_of_the_file_system(tree):
@@ -187,68 +172,62 @@ def test_stray_file_at_the_top_of_the_file_system(tree):
 
 
 def test_names_that_contradict_their_folders(tree):
-    for path in [
-        "9/0/9_idx5_x1_y1_class1.png",
-        "9/0/8_idx5_x1_y1_class0.png",
-        "9/0/thumbnail.png",
-        "stray.png",
-        "9_idx5_x1_y1_class0.png",
-        "evil\n/0/evil\n_idx5_x1_y1_class0.png",
-        "a\\b/0/a\\b_idx5_x1_y1_class0.png",
-        "9/0/9_idx5_x-49_y1_class0.png",
-        "9/0/9_idx5_x٣_y1_class0.png",
-        "9/0/9_idx5_x1_y1_class2.png",
-    ]:
+    unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png")
+    expected = {
+        "9/0/9_idx5_x1_y1_class1.png": (
+            "class contradicts folder",
+            "class 1 in the name, 0 in the folder",
+        ),
+        "9/0/8_idx5_x1_y1_class0.png": (
+            "patient contradicts folder",
+            "patient 8 in the name, 9 in the folder",
+        ),
+        "9_idx5_x1_y1_class0.png": (
+            "patient contradicts folder",
+            f"patient 9 in the name, {tree.parent.name} in the folder",
+        ),
+        "a\\b/0/a\\b_idx5_x1_y1_class0.png": ("unsafe patient id", "not a plain file name"),
+        "9/0/thumbnail.png": unknown,
+        "stray.png": unknown,
+        "evil\n/0/evil\n_idx5_x1_y1_class0.png": unknown,
+        "9/0/9_idx5_x-49_y1_class0.png": unknown,
+        "9/0/9_idx5_x٣_y1_class0.png": unknown,
+        "9/0/9_idx5_x1_y1_class2.png": unknown,
+    }
+    for path in expected:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).touch()
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    problems = {p.path: (p.reason, p.detail) for p in found.rejected}
-    assert len(problems) == 10
-    unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png")
-    contradiction = "class 1 in the name, 0 in the folder"
-    assert problems["9/0/9_idx5_x1_y1_class1.png"] == ("class contradicts folder", contradiction)
-    contradiction = "patient 8 in the name, 9 in the folder"
-    assert problems["9/0/8_idx5_x1_y1_class0.png"] == ("patient contradicts folder", contradiction)
-    assert problems["stray.png"] == problems["9/0/thumbnail.png"] == unknown
-    assert problems["9_idx5_x1_y1_class0.png"][0] == "patient contradicts folder"
-    assert problems["evil\n/0/evil\n_idx5_x1_y1_class0.png"] == unknown
-    assert problems["a\\b/0/a\\b_idx5_x1_y1_class0.png"][0] == "unsafe patient id"
-    assert problems["9/0/9_idx5_x-49_y1_class0.png"] == unknown
-    assert problems["9/0/9_idx5_x٣_y1_class0.png"] == unknown
-    assert problems["9/0/9_idx5_x1_y1_class2.png"] == unknown
+    result = index(tree)
+    assert rows(result) == EXPECTED
+    assert {i.path: (i.reason, i.detail) for i in result.rejected} == expected
 
 
-@pytest.mark.parametrize(("label", "expected"), [(1, 1), (0, -1)])
-def test_two_patches_in_one_cell(tree, label, expected):
-    kept, left_out = "10253/1/10253_idx5_x51_y1_class1.png", f"10253/{label}/"
-    if label == 1:
-        left_out += "10253_idx6_x51_y1_class1.png"
-    else:
-        kept, left_out = "10253/0/10253_idx5_x51_y1_class0.png", kept
-    shutil.copy(tree / "10253/1/10253_idx5_x51_y1_class1.png", tree / (left_out if label else kept))
-    found = index(tree)
-    assert found.rejected == (FileIssue(left_out, "duplicate coordinate", f"{kept} is kept"),)
-    assert found.table.loc[1, ["path", "label"]].tolist() == [kept, expected]
-    assert len(found.table) == NUM_PATCHES
-    notes = (FileIssue(kept, "label unknown", f"{left_out} in the same cell has another label"),)
-    assert found.flagged == (() if label else notes)
+@pytest.mark.parametrize(
+    ("kept", "left_out", "label"),
+    [
+        (PATH, "10253/1/10253_idx6_x51_y1_class1.png", 1),
+        ("10253/0/10253_idx5_x51_y1_class0.png", PATH, -1),
+    ],
+)
+def test_two_patches_in_one_cell(tree, kept, left_out, label):
+    shutil.copy(tree / PATH, tree / (kept if label == -1 else left_out))
+    result = index(tree)
+    assert result.rejected == (FileIssue(left_out, "duplicate coordinate", f"{kept} is kept"),)
+    assert result.table.loc[1, ["path", "label"]].tolist() == [kept, label]
+    assert len(result.table) == NUM_PATCHES
+    issue = FileIssue(kept, "label unknown", f"{left_out} in the same cell has another label")
+    assert result.flagged == ((issue,) if label == -1 else ())
 
 
-def test_other_and_hidden_files_are_counted(tree):
-    (tree / "readme.txt").touch()
-    (tree / "10253/0/Thumbs.db").touch()
-    # macOS adds this file to an archive.
-    (tree / "10253/0/._10253_idx5_x1_y1_class0.png").touch()
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    assert (found.num_other_files, found.rejected) == (3, ())
-
-
-def test_upper_case_ending(tree):
+def test_other_and_hidden_files_are_counted_and_upper_case_endings_read(tree):
+    for name in ("readme.txt", "10253/0/Thumbs.db"):
+        (tree / name).touch()
     path = tree / "10253/0/10253_idx5_x1_y1_class0.png"
+    path.with_name(f"._{path.name}").touch()  # macOS adds this file to an archive
     path.rename(path.with_suffix(".PNG"))
-    assert rows(index(tree)) == EXPECTED
+    result = index(tree)
+    assert rows(result) == EXPECTED
+    assert (result.num_other_files, result.rejected) == (3, ())
 
 
 def test_any_patient_id(tmp_path):
@@ -261,9 +240,9 @@ def test_name_that_is_not_utf8_is_reported(tree):
     odd = os.fsdecode(b"\xff")
     (tree / odd / "0").mkdir(parents=True)
     (tree / odd / "0" / f"{odd}_idx5_x1_y1_class0.png").touch()
-    found = index(tree)
-    assert rows(found) == EXPECTED
-    assert [p.reason for p in found.rejected] == ["unsafe patient id"]
+    result = index(tree)
+    assert rows(result) == EXPECTED
+    assert [p.reason for p in result.rejected] == ["unsafe patient id"]
     assert len(key_of(tree)) == 16
 
 
@@ -277,15 +256,15 @@ def test_links_are_followed_and_each_folder_read_once(tree, tmp_path):
         (tree / patient / "other").symlink_to(elsewhere)
     (tmp_path / "link").symlink_to(tree)
     for root in (tree, tmp_path / "link"):
-        found = index(root)
-        assert rows(found) == EXPECTED
-        assert (found.rejected, found.flagged) == ((), ())
+        result = index(root)
+        assert rows(result) == EXPECTED
+        assert (result.rejected, result.flagged) == ((), ())
 
 
 def test_folder_that_cannot_be_listed_is_reported(tree):
     if os.geteuid() != 0:
         (tree / "10254").chmod(0)
-        found = index(tree)
+        result = index(tree)
         (tree / "10254").chmod(0o755)
     else:
         # Root may list any folder: become another user.
@@ -295,11 +274,11 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
         (tree / "10254").chmod(0o700)
         os.seteuid(65534)
         try:
-            found = index(tree)
+            result = index(tree)
         finally:
             os.seteuid(0)
-    assert found.rejected == (FileIssue("10254/", "unreadable", "Permission denied"),)
-    assert rows(found) == [row for row in EXPECTED if row[0] != "10254"]
+    assert result.rejected == (FileIssue("10254/", "unreadable", "Permission denied"),)
+    assert rows(result) == [row for row in EXPECTED if row[0] != "10254"]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +330,6 @@ def test_any_set_of_cells_comes_back(tmp_path_factory, cells, first, seed):
     folder.mkdir(parents=True)
     for row, col in order:
         (folder / file_name("1", row, col, 0, first=first)).touch()
-    found = index(root)
-    assert [(y // 50, x // 50) for _, y, x, _ in rows(found)] == sorted(cells)
-    assert found.rejected == ()
+    result = index(root)
+    assert [(y // 50, x // 50) for _, y, x, _ in rows(result)] == sorted(cells)
+    assert result.rejected == ()

@@ -129,17 +129,10 @@ def overlap(path: Path) -> Path:
     return path
 
 
-def add_bombs(path: Path) -> Path:
+def new_zip(path: Path, *names: str, num_bytes: int = 1) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-        for col in range(20):
-            opened.writestr(f"9/0/{file_name('9', 0, col, 0)}", bytes(3_000_000))
-    return path
-
-
-def new_zip(path: Path, *names: str) -> Path:
-    with zipfile.ZipFile(path, "w") as opened:
         for name in names:
-            opened.writestr(name, b"x")
+            opened.writestr(name, bytes(num_bytes))
     return path
 
 
@@ -148,6 +141,8 @@ def cut_to(path: Path, length: int) -> Path:
     return path
 
 
+FLAGS, SIZE = 8, 24
+DEFLATED = {"compress_type": zipfile.ZIP_DEFLATED}
 OUTSIDE = ["../evil.png", "/evil.png", "a/../../evil.png", "a\\b.png", "C:/evil.png", "a//b.png"]
 BOMB = "refused, it looks like a decompression bomb: "
 
@@ -163,10 +158,13 @@ BOMB = "refused, it looks like a decompression bomb: "
             for name in OUTSIDE
         ),
         (
-            lambda path: add(path, OTHER, bytes(10**7), compress_type=zipfile.ZIP_DEFLATED),
+            lambda path: add(path, OTHER, bytes(10**7), **DEFLATED),
             f"{BOMB}'{OTHER}' claims 10000000 bytes",
         ),
-        (add_bombs, "bytes claim to hold 60000000"),
+        (
+            lambda path: new_zip(path, *(f"9/{i}.png" for i in range(20)), num_bytes=3_000_000),
+            "bytes claim to hold 60000000",
+        ),
         (overlap, f"{BOMB}its files overlap"),
         (new_zip, "no PNG file found"),
         (lambda path: new_zip(path, "slides/a.png"), "'slides/a.png' (unknown name)"),
@@ -196,16 +194,13 @@ def test_a_zip_with_too_many_entries_is_refused_before_zipfile_reads_them(archiv
         ZipStore(archive)
 
 
-def forge(path: Path, name: str, *, size: int | None = None, flags: int | None = None) -> Path:
-    """Change size or flags of a member in the directory of a zip."""
-    data = bytearray(path.read_bytes())
-    at = data.rfind(name.encode()) - 46
-    assert data[at : at + 4] == b"PK\1\2"
-    if size is not None:
-        struct.pack_into("<I", data, at + 24, size)
-    if flags is not None:
-        struct.pack_into("<H", data, at + 8, flags)
-    path.write_bytes(data)
+def forge(path: Path, data: bytes, offset: int, value: int, **options) -> Path:
+    """Add a member and change a field at ``offset`` of its header in the directory of the zip."""
+    content = bytearray(add(path, OTHER, data, **options).read_bytes())
+    header = content.rfind(OTHER.encode()) - 46
+    assert content[header : header + 4] == b"PK\1\2"
+    struct.pack_into("<H" if offset == FLAGS else "<I", content, header + offset, value)
+    path.write_bytes(content)
     return path
 
 
@@ -219,22 +214,18 @@ def link(name: str) -> zipfile.ZipInfo:
     ("change", "detail"),
     [
         (lambda path: add(path, link(OTHER), b"/etc/passwd"), "a link"),
-        (lambda path: forge(add(path, OTHER, png_bytes()), OTHER, flags=1), "encrypted"),
+        (lambda path: forge(path, png_bytes(), FLAGS, 1), "encrypted"),
         (
             lambda path: add(path, OTHER, png_bytes(), compress_type=zipfile.ZIP_LZMA),
             "compression method 14 is not supported, only store and deflate",
         ),
         (
-            lambda path: forge(add(path, OTHER, png_bytes()), OTHER, size=70),
+            lambda path: forge(path, png_bytes(), SIZE, 70),
             "damaged archive: two sizes for one file",
         ),
         (lambda path: add(path, OTHER, bytes(4_000_001)), "not a PNG file"),
         (
-            lambda path: forge(
-                add(path, OTHER, bytes(50_000_000), compress_type=zipfile.ZIP_DEFLATED),
-                OTHER,
-                size=5000,
-            ),
+            lambda path: forge(path, bytes(5 * 10**7), SIZE, 5000, **DEFLATED),
             "holds more than the 5000 bytes that it claims",
         ),
     ],

@@ -60,13 +60,13 @@ def synth(
     if (folder is None) == (slide is None):
         raise click.UsageError("give FOLDER for a cohort or --slide FILE for a slide")
     if slide is not None:
-        from wsi_idc.synthetic.slide import write_slide
+        from wsi_idc.synthetic.write import write_slide
 
         drawn = write_slide(slide, seed=seed)
         echo(f"{drawn.slide}: {drawn.width_px}x{drawn.height_px} px at {drawn.mpp:g} um/px")
         echo(f"{drawn.mask}: its truth, {drawn.idc_fraction:.1%} of the tissue is IDC")
     elif folder is not None:
-        from wsi_idc.synthetic.cohort import write_cohort
+        from wsi_idc.synthetic.write import write_cohort
 
         sizes = {"num_patients": num_patients, "patches_per_patient": patches_per_patient}
         summary = write_cohort(folder, **sizes, seed=seed)

@@ -204,12 +204,9 @@ def _rotate(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def _stain_jitter(images: Tensor, params: AugmentParams) -> Tensor:
-    """Vary the amount of each stain (Tellez et al. 2018, IEEE Trans. Medical Imaging 37(9)).
-
-    Optical density is linear in the stains: separating, scaling, shifting and mixing them is one
-    matrix and one offset for each image. Unlike in scikit-image's rgb2hed, negative amounts are
-    kept, so that a scale of 1 without a shift changes nothing.
-    """
+    """Vary the amount of each stain (Tellez et al. 2018, IEEE Trans. Medical Imaging 37(9))."""
+    # Optical density is linear in the stains: one matrix and one offset for each image. Unlike in
+    # scikit-image's rgb2hed, negative amounts are kept, so that a scale of 1 changes nothing.
     scale, shift = params.stain_scale.double(), params.stain_shift.double()
     matrix = _STAINS.T @ (scale[:, :, None] * torch.linalg.inv(_STAINS.T))  # (N, 3, 3)
     offset = shift @ _STAINS  # (N, 3)
@@ -218,12 +215,10 @@ def _stain_jitter(images: Tensor, params: AugmentParams) -> Tensor:
 
 
 def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
-    """Change brightness, contrast, saturation and hue, in this order.
-
-    The first three are torchvision's blends with black, with the mean gray and with the gray of the
-    pixel, but clamped only at the end. Hue rotates colors in the plane of I and Q of YIQ, which is
-    linear and has no jumps among near-grays as HSV has.
-    """
+    """Change brightness, contrast, saturation and hue, in this order."""
+    # The first three are torchvision's blends with black, with the mean gray and with the gray of
+    # the pixel, but clamped only at the end. Hue rotates colors in the plane of I and Q of YIQ,
+    # which is linear and has no jumps among near-grays as HSV has.
     brightness, contrast = params.brightness.double(), params.contrast.double()
     saturation = params.saturation.double()[:, None, None]
     color = saturation * torch.eye(3, dtype=torch.float64) + (1 - saturation) * _LUMA

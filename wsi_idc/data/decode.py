@@ -72,48 +72,37 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
 
     A damaged file is replaced by an undamaged copy if the tree has one. Chunks that a stopped run
     left in ``cache`` are reused if they are complete and their files are unchanged.
-
-    Raises:
-        WorkerError: A worker process was killed.
     """
-    paths = index.table["path"].tolist()
-    starts = range(0, len(paths), FILES_PER_CHUNK)
-    tasks = deque((i, paths[start : start + FILES_PER_CHUNK]) for i, start in enumerate(starts))
+    store, all_paths = index.store, index.table["path"].tolist()
+    starts = range(0, len(all_paths), FILES_PER_CHUNK)
+    tasks = deque((i, all_paths[start : start + FILES_PER_CHUNK]) for i, start in enumerate(starts))
     result = DecodedTree()
-    while tasks and (chunk := cache.read(index.store, *tasks[0])):
-        _add(result, index, cache, *tasks.popleft(), chunk)
+
+    def add(number: int, paths: list[str], chunk: Chunk) -> None:
+        """Append a chunk; decode it again if damaged files in it have undamaged copies."""
+        reasons = dict(zip(paths, chunk.reasons, strict=True))
+        damaged = [path for path, reason in reasons.items() if reason]
+        copies = readable_duplicates(damaged, index.copies, store=store, patch_px=cache.patch_px)
+        if copies:
+            for path, copy in copies.items():
+                result.skip(path, f"{reasons[path]}; its copy {copy} is packed")
+            paths = [copies.get(path, path) for path in paths]
+            chunk = cache.decode(store, number, paths)
+        result.add(paths, chunk)
+
+    while tasks and (chunk := cache.read(store, *tasks[0])):
+        add(*tasks.popleft(), chunk)
     num_done = len(result.paths)
     if num_done:
         logger.info("resuming after %d patches that a stopped run has decoded", num_done)
     with (
-        progress(len(paths), what="packing", done=num_done) as bar,
-        closing(_decode_chunks(cache, index.store, tasks, num_workers)) as chunks,
+        progress(len(all_paths), what="packing", done=num_done) as bar,
+        closing(_decode_chunks(cache, store, tasks, num_workers)) as chunks,
     ):
-        for number, chunk_paths, chunk in chunks:
-            _add(result, index, cache, number, chunk_paths, chunk)
-            bar.update(len(chunk_paths))
+        for number, paths, chunk in chunks:
+            add(number, paths, chunk)
+            bar.update(len(paths))
     return result
-
-
-def _add(
-    result: DecodedTree,
-    index: TreeIndex,
-    cache: DecodeCache,
-    number: int,
-    paths: list[str],
-    chunk: Chunk,
-) -> None:
-    """Append a chunk; decode it again if damaged files in it have undamaged copies."""
-    damaged = {path: reason for path, reason in zip(paths, chunk.reasons, strict=True) if reason}
-    copies = readable_duplicates(
-        damaged.keys(), index.copies, store=index.store, patch_px=cache.patch_px
-    )
-    if copies:
-        for path, copy in copies.items():
-            result.skip(path, f"{damaged[path]}; its copy {copy} is packed")
-        paths = [copies.get(path, path) for path in paths]
-        chunk = cache.decode(index.store, number, paths)
-    result.add(paths, chunk)
 
 
 def _decode_chunks(

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.core.files import atomic_write, retry_while_busy
+from wsi_idc.core.files import atomic_write, is_being_written, remove_partial, retry_while_busy
 from wsi_idc.core.hdf5 import read_format
 from wsi_idc.data.download import read_download_path
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
 from wsi_idc.data.patch_index import content_key, has_patches, open_patch_store, read_issues
 from wsi_idc.data.patch_store import UNREADABLE, FolderStore, PatchStore, is_zip
 from wsi_idc.data.pixels import is_decodable
-from wsi_idc.data.prepare import REJECTED_CSV, is_being_prepared, prepare, remove_partial_pack
+from wsi_idc.data.prepare import REJECTED_CSV, cache_path, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def open_data(path: Path | None = None) -> Pack:
     pack = find_pack(path)
     if pack is None:
         pack = _open_tree(find_patch_tree(path) if path.is_dir() else path)
-    return stage_to_scratch(pack)
+    return _stage_to_scratch(pack)
 
 
 def default_data() -> Path:
@@ -119,17 +119,17 @@ def _open_tree(tree: Path) -> Pack:
             raise DataError(f"no data: {tree} holds neither a pack nor patches; {_ADVICE}")
         key = content_key(store, paths)
         path = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
-        build_cached_pack(
-            tree, path, lambda: path.exists() and not has_newly_readable_files(store, paths, path)
+        _build_cached_pack(
+            tree, path, lambda: path.exists() and not _has_newly_readable_files(store, paths, path)
         )
-    remove_partial_pack(path)
+    remove_partial(cache_path(path))  # of a process killed after it had written the pack
     try:
         pack = Pack(path)
     except DataError as error:
         # The cached pack is damaged: make it again. Another process may have removed it already.
         logger.warning("%s", error)
         path.unlink(missing_ok=True)
-        build_cached_pack(tree, path, path.exists)
+        _build_cached_pack(tree, path, path.exists)
         pack = Pack(path)
     rejected = path.with_name(REJECTED_CSV)
     if issues := read_issues(rejected):
@@ -137,22 +137,19 @@ def _open_tree(tree: Path) -> Pack:
     return pack
 
 
-def has_newly_readable_files(store: PatchStore, paths: list[str], pack: Path) -> bool:
-    """Return whether a file that was unreadable when the cached pack was made is readable now.
-
-    Permissions and disk errors change without a change of the file's name, size or time.
-    """
+def _has_newly_readable_files(store: PatchStore, paths: list[str], pack: Path) -> bool:
+    # Permissions and disk errors change without a change of the file's name, size or time.
     issues = read_issues(pack.with_name(REJECTED_CSV))
     unreadable = {issue.path for issue in issues if issue.reason == UNREADABLE}
     return any(is_decodable(store, path, PATCH_PX) for path in unreadable.intersection(paths))
 
 
-def build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
+def _build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
     """Make the pack unless it exists, or wait until another process has made it."""
 
     def prepare_once() -> None:
         # Cheap, before the names of a large tree are read again.
-        if is_being_prepared(pack):
+        if is_being_written(cache_path(pack)):
             raise BusyError(f"{pack}: another process is making it")
         if not is_made():
             logger.info("packing %s once, into %s", tree, pack)
@@ -176,17 +173,16 @@ def cache_folder() -> Path:
         raise DataError("no home folder to keep packs in; set WSI_IDC_CACHE to a folder") from None
 
 
-def stage_to_scratch(pack: Pack) -> Pack:
-    """Return a pack that is read from its copy in ``WSI_IDC_SCRATCH``; copy it if necessary.
-
-    The first task on a node makes the copy, the others wait for it. Without the variable, or if
-    the copy fails, the pack itself is returned.
-    """
+def _stage_to_scratch(pack: Pack) -> Pack:
+    """Return the pack that reads its copy in the scratch folder, else the pack itself."""
     scratch = os.environ.get(SCRATCH_ENV)
     if not scratch or pack.path.resolve().is_relative_to(Path(scratch).resolve()):
         return pack
+    # The name is equal for equal data, independent of the pack's path.
+    text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
     try:
-        copy = _own_folder(Path(scratch)) / f"{_key(pack)}.h5"
+        copy = _own_folder(Path(scratch)) / f"{key}.h5"
         staged = retry_while_busy(
             lambda: _open_copy(pack, copy) or _copy(pack, copy),
             log_as=f"another process that copies {pack.path} to {copy}",
@@ -200,10 +196,7 @@ def stage_to_scratch(pack: Pack) -> Pack:
 
 
 def _own_folder(scratch: Path) -> Path:
-    """Return the folder of this user in the scratch folder; create it if necessary.
-
-    A folder of another user is refused: that user could replace the data in it.
-    """
+    """Create the folder of this user; refuse another user's, who could replace the data in it."""
     scratch.mkdir(parents=True, exist_ok=True)
     folder = scratch / f"wsi-idc-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
@@ -212,12 +205,6 @@ def _own_folder(scratch: Path) -> Path:
         raise WsiIdcError(f"{folder} is not a folder of this user; remove it")
     folder.chmod(0o700)
     return folder
-
-
-def _key(pack: Pack) -> str:
-    """Return the name of the copy: equal for equal data, independent of the pack's path."""
-    text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:

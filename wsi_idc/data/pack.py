@@ -61,15 +61,8 @@ class PackInfo:
     class_names: tuple[str, ...] = CLASS_NAMES
 
 
-def read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
-    """Read and check all but the pixels.
-
-    Returns:
-        Attributes, patient ids, index, and byte offset of the pixels.
-
-    Raises:
-        ValueError: The file is not a valid pack.
-    """
+def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
+    """Return the checked attributes, patient ids and index, and the byte offset of the pixels."""
     attrs = read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
@@ -157,7 +150,7 @@ class Pack:
         self._state = _state_of(self.file)
         try:
             with open_hdf5(self.file) as file:
-                self.info, self.patients, self.index, offset = read_all_but_pixels(file)
+                self.info, self.patients, self.index, offset = _read_all_but_pixels(file)
         except (DataError, *UNREADABLE) as error:
             reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it again") from None

@@ -115,18 +115,12 @@ def content_key(store: PatchStore, paths: Iterable[str]) -> str:
 def _parse(
     paths: list[str], *, parent_names: tuple[str, str]
 ) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Parse file and folder names.
-
-    Returns:
-        One row per file with a valid name, in the order of ``paths``, with columns path, patient,
-        x, y, label, ``name`` (a number, equal for files of equal name) and ``depth``; and an issue
-        for each other file.
-    """
+    """Parse paths: a table of the valid ones, in their order, and an issue for each other one."""
     # A tree may have half a million files: numbers in arrays, and each patient id stored once.
     kept: list[str] = []
     patients: list[str] = []
     numbers = array("q")
-    names: dict[str, int] = {}
+    names: dict[str, int] = {}  # number of each file name in the table
     interned: dict[str, str] = {}
     issues = []
     for path in paths:
@@ -160,10 +154,8 @@ def _contradiction(
         detail = f"patient {patient} in the name, {patient_folder or '/'} in the folder"
         return "patient contradicts folder", detail
     if label != class_folder:
-        return (
-            "class contradicts folder",
-            f"class {label} in the name, {class_folder} in the folder",
-        )
+        detail = f"class {label} in the name, {class_folder} in the folder"
+        return "class contradicts folder", detail
     if not _is_safe_id(patient):
         return "unsafe patient id", "not a plain file name"
     return None
@@ -182,9 +174,7 @@ def _drop_duplicate_files(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep the shallowest of the files of one name; of several sizes, the first undamaged one.
 
-    Returns:
-        The table without copies; the copies of equal size, skipped without reading them, with
-        columns ``path`` and ``path_kept``; and the copies of another size.
+    Copies of equal size are skipped without reading them; those of another size become issues.
     """
     table = table.sort_values("depth", kind="stable")
     copies = table.loc[table.duplicated("name"), ["path", "name"]]

@@ -7,12 +7,11 @@ import stat
 import struct
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import starts_with
@@ -57,7 +56,7 @@ class FileList:
     unreadable: list[FileIssue] = field(default_factory=list)
 
 
-class PatchStore(ABC):
+class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
     """Folder or zip with the files of a patch tree; any number of threads may read from it.
 
     Attributes:
@@ -92,15 +91,8 @@ class PatchStore(ABC):
             UnreadablePatchError: The file cannot be read.
         """
 
-    def close(self) -> None:
-        """Close open files."""
-        return
-
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        return
 
 
 def is_patch_name(name: str) -> bool:
@@ -212,13 +204,10 @@ class ZipStore(PatchStore):
             ) from None
         self._files.paths = [member.filename for member in members]
         self._columns = [array("Q", (getattr(m, name) for m in members)) for name in _COLUMNS]
-        self._fd = os.open(path, os.O_RDONLY)
+        self._file = path.open("rb")
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def list_files(self) -> FileList:
         """List the files."""
@@ -237,11 +226,11 @@ class ZipStore(PatchStore):
         """Read a file, at most its first ``MAX_FILE_BYTES + 1`` bytes; see ``PatchStore.read``."""
         crc, compressed_size, size, offset, method = self._entry(path)
         try:
-            header = os.pread(self._fd, _LOCAL_HEADER.size, offset)
+            header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
             if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
                 raise UnreadablePatchError("damaged archive: no file where there should be one")
             start = offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header)[-2:])
-            data = os.pread(self._fd, min(compressed_size, 2 * MAX_FILE_BYTES), start)
+            data = os.pread(self._file.fileno(), min(compressed_size, 2 * MAX_FILE_BYTES), start)
         except OSError as error:
             raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
         if method == zipfile.ZIP_DEFLATED:

@@ -1,4 +1,4 @@
-"""Pixels of patches: decode a PNG file or say why it cannot be decoded, and count pixel values."""
+"""Decode the PNG file of a patch, or give the reason why not; count the values of the pixels."""
 
 import io
 import struct
@@ -105,9 +105,7 @@ def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
 
 def _check_chunks(data: bytes) -> set[bytes]:
     """Check the CRC of each chunk up to IEND (PNG specification, 5.3); return their types."""
-    start = len(PNG_SIGNATURE)
-    num_bytes = len(data)
-    view = memoryview(data)
+    start, num_bytes, view = len(PNG_SIGNATURE), len(data), memoryview(data)
     types = set()
     while start + 12 <= num_bytes:
         length, chunk_type = _unpack_chunk_head(data, start)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import is_being_written, remove_partial, temporary_path, write_text
+from wsi_idc.core.files import temporary_path, write_text
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import DecodedTree, decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
@@ -93,7 +92,7 @@ def prepare(
     Raises:
         DataError: There is no tree, it has no readable patch, or a file of another program would
             be overwritten.
-        WorkerError: A worker process was killed.
+        WorkerError: A worker process was killed; run again to resume.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
     logger.info("reading the names in %s", tree)
@@ -101,8 +100,8 @@ def prepare(
         index = index_tree(store, patch_px=patch_px)
         # Pixels go to a cache file first: the number of good patches is known only at the end, and
         # a contiguous HDF5 data set cannot change its size.
-        with temporary_path(_cache_path(out), resumable=True) as cache_path:
-            cache = DecodeCache(cache_path, patch_px)
+        with temporary_path(cache_path(out), resumable=True) as partial:
+            cache = DecodeCache(partial, patch_px)
             decoded = decode_tree(index, cache, num_workers=num_workers)
             table = _good_rows(index, decoded)
             info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
@@ -110,7 +109,9 @@ def prepare(
             rejected = (*index.rejected, *decoded.issues)
             flagged = (*index.flagged, *padded)
             # The pack is written last: if it exists, its lists exist.
-            _write_lists(out, {REJECTED_CSV: rejected, FLAGGED_CSV: flagged})
+            _warn_of_other_pack(out)
+            for name, issues in ((REJECTED_CSV, rejected), (FLAGGED_CSV, flagged)):
+                write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
             source = json.dumps(provenance(source=str(tree.resolve())))
             pixels = cache.pixels(len(index.table))
             write_pack(out, table, pixels, info=info, provenance=source)
@@ -128,27 +129,15 @@ def prepare(
     )
 
 
-def _write_lists(out: Path, lists: Mapping[str, Iterable[FileIssue]]) -> None:
+def _warn_of_other_pack(out: Path) -> None:
     others = [file.name for file in out.parent.glob("*.h5") if file != out and is_pack(file)]
     if others and not out.exists() and out.with_name(REJECTED_CSV).exists():
-        logger.warning(
-            "%s and %s beside %s are of this pack from now on", *lists, ", ".join(sorted(others))
-        )
-    for name, issues in lists.items():
-        write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
+        message = "%s and %s beside %s are of this pack from now on"
+        logger.warning(message, REJECTED_CSV, FLAGGED_CSV, ", ".join(sorted(others)))
 
 
-def remove_partial_pack(pack: Path) -> None:
-    """Remove the decoded pixels of a ``prepare`` that was killed after it had written ``pack``."""
-    remove_partial(_cache_path(pack))
-
-
-def is_being_prepared(pack: Path) -> bool:
-    """Return whether another process is making ``pack``."""
-    return is_being_written(_cache_path(pack))
-
-
-def _cache_path(out: Path) -> Path:
+def cache_path(out: Path) -> Path:
+    """Return the path whose temporary file holds the decoded pixels while ``out`` is made."""
     return out.with_name(f"{out.name}.pixels")
 
 
@@ -171,7 +160,6 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
 
 
 def _good_rows(index: TreeIndex, decoded: DecodedTree) -> pd.DataFrame:
-    """Return the rows of the decoded patches, with their sizes and checksums."""
     table = index.table.assign(path=decoded.paths)[decoded.is_decoded].reset_index(drop=True)
     if table.empty:
         first = decoded.issues[0]
@@ -218,7 +206,6 @@ def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
 
 
 def _padded_issues(table: pd.DataFrame, *, patch_px: int) -> tuple[FileIssue, ...]:
-    """Return an issue for each padded patch, at the edge of the slide or inside."""
     is_inside = is_small_inside(table, patch_px=patch_px)
     is_small = (table["height"] < patch_px) | (table["width"] < patch_px)
     columns = (table.loc[is_small, name] for name in ("path", "width", "height"))

@@ -52,7 +52,8 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     if spec == "auto":
         spec = _default(table)
     if spec in ("canonical", "canonical+unlisted"):
-        roles = _canonical(table, unlisted_to_train=spec.endswith("unlisted"))
+        lists, with_unlisted = canonical_roles(), spec.endswith("unlisted")
+        roles = {p: lists.get(p, "train") for p in table.index if p in lists or with_unlisted}
     elif match := _RATIO.fullmatch(spec):
         roles = _ratio(table, [int(part) for part in match.groups()], seed=seed)
     elif match := _KFOLD.fullmatch(spec):
@@ -122,14 +123,6 @@ def _default(table: pd.DataFrame) -> str:
     return "canonical" if is_canonical else DEFAULT_RATIO
 
 
-def _canonical(table: pd.DataFrame, *, unlisted_to_train: bool) -> dict[str, str]:
-    lists = canonical_roles()
-    roles = {patient: lists[patient] for patient in table.index if patient in lists}
-    if unlisted_to_train:
-        roles |= {patient: "train" for patient in table.index if patient not in lists}
-    return roles
-
-
 def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
     """Order patients by IDC fraction, ties at random, so that neighbors are similar."""
     shuffled = table.sample(frac=1, random_state=seed)
@@ -186,8 +179,7 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a CSV with patient,split") from None
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = first_line(error)
-        raise DataError(f"{path}: not a readable CSV ({reason})") from None
+        raise DataError(f"{path}: not a readable CSV ({first_line(error)})") from None
     if not {"patient", "split"} <= set(rows.columns):
         columns = ",".join(rows.columns)
         raise DataError(f"{path}: needs the columns patient,split; has {columns!r}")

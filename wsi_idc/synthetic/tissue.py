@@ -245,9 +245,8 @@ def _tumor(
     shape = (fiber.shape[0], fiber.shape[1])
     rarity = rng.uniform(-0.5, 0.5) + 0.5 * _noise(rng, shape, 90) + 0.2 * _noise(rng, shape, 30)
     cells = np.clip((nest - rarity) * 2.5, 0, 1)
-    lumen = (
-        0.85 * cells * np.clip((nest - rng.uniform(1.3, 3.0)) * 4, 0, 1)
-    )  # well or poorly formed
+    # Well or poorly formed.
+    lumen = 0.85 * cells * np.clip((nest - rng.uniform(1.3, 3.0)) * 4, 0, 1)
     nuclei = _nuclei(speckle, 0.3 + 0.42 * cells)
     haematoxylin = 0.18 + 0.38 * cells + 1.2 * nuclei
     eosin = (0.56 + 0.11 * fiber + 0.05 * speckle) * (1 - 0.2 * cells)

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 
+from wsi_idc.cli.main import group, run
 from wsi_idc.core.errors import BusyError, WsiIdcError
 from wsi_idc.core.files import locked
-from wsi_idc.synthetic.cohort import CohortSummary, write_cohort
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
+from wsi_idc.synthetic.write import CohortSummary, SlideSummary, write_cohort, write_slide
 
 NAME = re.compile(r"(S\d{4})_idx5_x(\d+)_y(\d+)_class([01])\.png")
 
@@ -48,24 +50,16 @@ def test_same_arguments_give_the_same_pixels_whatever_was_drawn_before():
     assert first.rgb.tobytes() == again.rgb.tobytes()
     assert first.idc.tobytes() == again.idc.tobytes()
     assert first.tissue.tobytes() == again.tissue.tobytes()
-
-
-@pytest.mark.parametrize(("patient", "seed"), [("S0002", 5), ("S0001", 6)])
-def test_another_patient_or_seed_gives_another_slide(patient: str, seed: int):
-    first = draw_slide("S0001", seed=5, height_px=300, width_px=300)
-    other = draw_slide(patient, seed=seed, height_px=300, width_px=300)
-    assert (first.rgb != other.rgb).mean() > 0.5
-
-
-def test_slide_arrays_have_the_stated_types_and_shapes():
-    slide = draw_slide("S0001", seed=0, height_px=301, width_px=417)
-    assert (slide.rgb.shape, slide.rgb.dtype) == ((301, 417, 3), np.dtype(np.uint8))
-    assert (slide.idc.shape, slide.idc.dtype) == ((301, 417), np.dtype(bool))
-    assert (slide.tissue.shape, slide.tissue.dtype) == ((301, 417), np.dtype(bool))
+    for patient, seed in (("S0002", 5), ("S0001", 6)):
+        other = draw_slide(patient, seed=seed, height_px=300, width_px=333)
+        assert (first.rgb != other.rgb).mean() > 0.5
 
 
 def test_background_is_bright_and_tissue_is_stained():
-    slide = draw_slide("S0001", seed=0, height_px=600, width_px=600)
+    slide = draw_slide("S0001", seed=0, height_px=601, width_px=617)
+    assert (slide.rgb.shape, slide.rgb.dtype) == ((601, 617, 3), np.dtype(np.uint8))
+    for mask in (slide.idc, slide.tissue):
+        assert (mask.shape, mask.dtype) == ((601, 617), np.dtype(bool))
     assert slide.rgb[~slide.tissue].mean() > 215
     assert slide.rgb[slide.tissue].mean() < 190
 
@@ -107,7 +101,7 @@ def test_patches_are_cut_from_the_slide_and_labelled_by_its_truth(cohort, monkey
         slides.append(draw_slide(patient, **kwargs))
         return slides[-1]
 
-    monkeypatch.setattr("wsi_idc.synthetic.cohort.draw_slide", remember)
+    monkeypatch.setattr("wsi_idc.synthetic.write.draw_slide", remember)
     write_cohort(tmp_path / "tree", num_patients=2, patches_per_patient=60, seed=3)
     for slide in slides:
         left_out = slide.tissue.copy()
@@ -172,7 +166,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
 
 def test_the_working_folder_can_be_drawn_into(tmp_path, monkeypatch):
     folder = tmp_path / "here"
-    folder.mkdir()
+    folder.mkdir()  # an empty folder may be used
     monkeypatch.chdir(folder)
     summary = write_cohort(Path(), num_patients=1, patches_per_patient=40, seed=0)
     assert len(list(folder.rglob("*.png"))) == summary.patches
@@ -187,19 +181,74 @@ def test_two_processes_do_not_draw_in_one_folder(tmp_path):
         write_cohort(tmp_path / "tree", num_patients=1, patches_per_patient=40, seed=0)
 
 
-def test_an_empty_folder_is_used(tmp_path):
-    summary = write_cohort(tmp_path, num_patients=1, patches_per_patient=40, seed=0)
-    assert len(read_tree(tmp_path)) == summary.patches
-
-
 @pytest.mark.parametrize("wrong", [{"num_patients": 0}, {"patches_per_patient": 39}])
 def test_numbers_out_of_range_are_a_mistake_of_the_caller(tmp_path, wrong: dict[str, int]):
     numbers = {"num_patients": 1, "patches_per_patient": 40} | wrong
     with pytest.raises(ValueError):
         write_cohort(tmp_path / "tree", **numbers, seed=0)
     assert not (tmp_path / "tree").exists()
-
-
-def test_a_slide_too_small_for_both_classes_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="249 px"):
         draw_slide("S0001", seed=0, height_px=249, width_px=400)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> SlideSummary:
+    path = tmp_path_factory.mktemp("slide") / "S1.tif"
+    return write_slide(path, seed=3, width_px=2000, height_px=1600)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> SynthSlide:
+    return draw_slide("S1", seed=3, width_px=500, height_px=400)
+
+
+def test_openslide_reads_the_drawn_pixels(written, drawn):
+    with openslide.OpenSlide(written.slide) as slide:
+        assert slide.properties["openslide.vendor"] == "generic-tiff"
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(1.0)
+        assert float(slide.properties["openslide.mpp-y"]) == pytest.approx(1.0)
+        assert slide.level_dimensions == ((2000, 1600), (1000, 800), (500, 400))
+        assert (slide.properties["openslide.level[0].tile-width"]) == "256"
+        low = np.asarray(slide.read_region((0, 0), 2, (500, 400)).convert("RGB"))
+        corner = slide.read_region((1200, 800), 0, (300, 200)).convert("RGB")
+    # Up by four and down again is nearly nothing.
+    assert np.abs(low.astype(int) - drawn.rgb).mean() < 4
+    up = cv2.resize(drawn.rgb, (2000, 1600), interpolation=cv2.INTER_CUBIC)
+    assert np.array_equal(np.asarray(corner), up[800:1000, 1200:1500])
+
+
+def test_the_mask_is_the_truth(written, drawn):
+    assert written.mask == written.slide.with_name("S1.mask.png")
+    mask = cv2.imread(str(written.mask), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (400, 500)
+    assert np.array_equal(mask > 0, drawn.tissue)
+    assert np.array_equal(mask == 2, drawn.tissue & drawn.idc)
+    assert written.idc_fraction == pytest.approx(drawn.idc[drawn.tissue].mean())
+
+
+def test_same_arguments_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        write_slide(tmp_path / folder / "S1.tiff", seed=0, width_px=1000, height_px=1200)
+    for name in ("S1.tiff", "S1.mask.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_existing_files_are_not_replaced(tmp_path):
+    with pytest.raises(WsiIdcError, match=r"S1.png: a slide is written as TIFF; name it S1.tif"):
+        write_slide(tmp_path / "S1.png", seed=0)
+    (tmp_path / "S1.mask.png").touch()
+    with pytest.raises(WsiIdcError, match=r"S1.mask.png: exists and is not replaced"):
+        write_slide(tmp_path / "S1.tif", seed=0)
+    with pytest.raises(ValueError, match="not multiples of 4"):
+        write_slide(tmp_path / "S2.tif", seed=0, width_px=1001)
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda: group.main(["synth", "--slide", "S1.tif"], standalone_mode=False)) == 0
+    output = capsys.readouterr().out
+    assert "S1.tif: 4000x3000 px at 1 um/px" in output
+    assert "S1.mask.png: its truth" in output
+    for wrong in (["synth"], ["synth", "cohort", "--slide", "S2.tif"]):
+        assert run(lambda wrong=wrong: group.main(wrong, standalone_mode=False)) == 2
+        assert "give FOLDER for a cohort or --slide FILE" in capsys.readouterr().err
