@@ -34,7 +34,6 @@ class Kaggle:
         self.archive = archive
         self.status = 200
         self.ranges: list[str | None] = []
-        self.posts: list[str] = []
 
 
 def handler_of(kaggle: Kaggle) -> type[BaseHTTPRequestHandler]:
@@ -46,30 +45,23 @@ def handler_of(kaggle: Kaggle) -> type[BaseHTTPRequestHandler]:
             kaggle.ranges.append(requested)
             start = int(requested.removeprefix("bytes=").removesuffix("-")) if requested else 0
             md5 = b64encode(hashlib.md5(kaggle.archive).digest()).decode()
-            self.send_response(206 if requested else 200)
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("X-Goog-Hash", f"md5={md5}")
-            self.send_header("Content-Length", str(len(kaggle.archive) - start))
-            self.end_headers()
-            self.wfile.write(kaggle.archive[start:])
+            headers = {"Accept-Ranges": "bytes", "X-Goog-Hash": f"md5={md5}"}
+            self.answer(206 if requested else 200, kaggle.archive[start:], headers)
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            kaggle.posts.append(self.path)
+            json_type = {"Content-Type": "application/json"}
             if kaggle.status != 200:
-                self.answer(kaggle.status, b'{"message": "no"}')
+                self.answer(kaggle.status, b'{"message": "no"}', json_type)
             elif self.path.endswith("GetDataset"):
-                self.answer(200, json.dumps({"currentVersionNumber": 1}).encode())
+                self.answer(200, json.dumps({"currentVersionNumber": 1}).encode(), json_type)
             else:
-                self.send_response(302)
-                self.send_header("Location", "/archive.zip")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self.answer(302, b"", {"Location": "/archive.zip"})
 
-        def answer(self, status: int, body: bytes) -> None:
+        def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -107,6 +99,8 @@ def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
     path = Path(json.loads(capsys.readouterr().out)["path"])
     assert path == tmp_path / "cache" / "datasets" / HANDLE / "versions" / "1"
     assert len(list(path.rglob("*.png"))) == 14
+    assert find_patch_tree(Path("data")) == path
+    assert len(open_data()) == 7  # without prepare
     assert run(lambda: group.main(["prepare", "--json"], standalone_mode=False)) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["num_patches"], report["flagged"][0]["reason"]) == (7, "nested copy")
@@ -115,13 +109,6 @@ def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
     assert kaggle.ranges == [None]
     assert download(Path("data")) == path
     assert kaggle.ranges == [None]
-
-
-def test_a_download_is_opened_without_prepare(kaggle, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = download(Path("data"))
-    assert find_patch_tree(Path("data")) == path
-    assert len(open_data()) == 7
 
 
 def test_an_interrupted_download_resumes(kaggle, tmp_path):
