@@ -13,11 +13,11 @@ def test_layers_have_one_order_and_one_title():
         ("probability", "Probability of IDC", "viridis"),
         ("smoothed", "Smoothed probability", "viridis"),
         ("cam", "Grad-CAM of IDC", "inferno"),
-        ("uncertainty", "Uncertainty", "cividis"),
         ("labels", "Labels", ""),
+        ("uncertainty", "Uncertainty", "cividis"),
     ]
-    assert [layer.vmax for layer in layers[1:5]] == [1, 1, 4, 0.25]
-    assert [label.name for label in layers[-1].classes] == ["non-IDC", "IDC", "unknown"]
+    assert [layer.vmax for layer in layers[1:]] == [1, 1, 4, 1, 0.25]
+    assert layers[4].classes == {0: "non-IDC", 1: "IDC", -1: "unknown"}
 
 
 def test_missing_quantities_have_no_layer():

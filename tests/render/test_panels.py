@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from tests.small_maps import CELLS, SHADES, slide_view, small_map
 from wsi_idc.geometry.grid import region_boundary
 from wsi_idc.render import panels
-from wsi_idc.render.panels import ColorBar, PanelInput
+from wsi_idc.render.panels import PanelInput
 
 WHITE = [255, 255, 255]
 
@@ -40,8 +40,11 @@ def test_probability_panel_has_an_absolute_scale():
     for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
         assert (panel.picture[cell] == color_of("viridis", value)).all()
     assert panel.picture[0, 0].tolist() == panel.picture[0, 2].tolist() == WHITE
-    assert isinstance(panel.legend, ColorBar)
-    assert (panel.legend.vmax, panel.legend.threshold, panel.legend.is_open) == (1.0, 0.5, False)
+    assert (panel.color_bar.vmax, panel.color_bar.threshold, panel.color_bar.is_open) == (
+        1.0,
+        0.5,
+        False,
+    )
 
 
 def test_overlay_is_half_color_half_gray_tissue():
@@ -51,13 +54,12 @@ def test_overlay_is_half_color_half_gray_tissue():
     expected = (106 * 127 + color_of("viridis", 1.0) * 128 + 127) // 255
     assert (panel.picture[2:4, 4:6] == expected).all()
     assert (panel.picture[:2, :2] == 255).all()
-    assert isinstance(panel.legend, ColorBar)
-    assert panel.legend.threshold == 0.3
+    assert panel.color_bar.threshold == 0.3
     # The bar shows the colors over the mean of the four patches.
     mean = round((40 + 100 + 160 + 106) / 4)
-    assert panel.legend.colors.shape == (256, 3)
+    assert panel.color_bar.colors.shape == (256, 3)
     blend = (mean * 127 + color_of("viridis", 1.0) * 128) / 255
-    assert abs(panel.legend.colors[255] - blend).max() < 2
+    assert abs(panel.color_bar.colors[255] - blend).max() < 2
 
 
 def test_cam_panel_has_one_scale_for_the_patient():
@@ -68,8 +70,7 @@ def test_cam_panel_has_one_scale_for_the_patient():
     top = float(np.percentile(cam, 99.5))
     panel = panels.layer_panel(panel_input, "cam")
     assert panel.title == "Grad-CAM of IDC"
-    assert isinstance(panel.legend, ColorBar)
-    assert (panel.legend.vmax, panel.legend.is_open) == (pytest.approx(top), True)
+    assert (panel.color_bar.vmax, panel.color_bar.is_open) == (pytest.approx(top), True)
     assert panel.picture.shape == (4, 6, 3)  # two values of a CAM along each side of a cell
     table = colormaps["inferno"]
     for (row, col), block in zip(CELLS, cam, strict=True):
@@ -83,8 +84,7 @@ def test_zero_cam_keeps_the_tissue():
     panel_input = input_of(cam=np.zeros((4, 2, 2), np.float32))
     panel = panels.overlay_panel(panel_input, "cam")
     assert (panel.picture == panel_input.tissue).all()  # it was grey before
-    assert isinstance(panel.legend, ColorBar)
-    assert panel.legend.vmax == 1.0
+    assert panel.color_bar.vmax == 1.0
 
 
 def test_cam_finer_than_the_page_is_averaged():
@@ -113,12 +113,11 @@ def test_labels_panel_counts_labels():
 def test_outlines_follow_the_cells():
     panel_input = input_of(threshold=0.25, label=np.array([1, 0, 0, 1], np.int8))
     panel = panels.outlines_panel(panel_input)
-    labelled, called = panel.outlines
+    labelled, called = panel.legend
     mask = np.array([[False, False, False], [True, True, True]])
     assert (called.ends == region_boundary(mask)).all()
     mask = np.array([[False, True, False], [False, False, True]])
     assert (labelled.ends == region_boundary(mask)).all()
-    assert (labelled.color, called.color) == tuple(entry.color for entry in panel.legend)
     assert [entry.name for entry in panel.legend] == [
         "labelled IDC",
         "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.25)",
@@ -128,19 +127,17 @@ def test_outlines_follow_the_cells():
 
 def test_unlabeled_map_has_one_outline():
     panel = panels.outlines_panel(input_of(label=np.full(4, -1, np.int8)))
-    assert len(panel.outlines) == len(panel.legend) == 1
+    assert len(panel.legend) == 1
 
 
 def test_smoothed_and_uncertainty_panels_have_their_scales():
     values = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     panel_input = input_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
     panel = panels.layer_panel(panel_input, "smoothed")
-    assert isinstance(panel.legend, ColorBar)
-    assert panel.legend.threshold == 0.4
+    assert panel.color_bar.threshold == 0.4
     assert (panel.picture[1, 2] == color_of("viridis", 0.4)).all()
     panel = panels.layer_panel(panel_input, "uncertainty")
-    assert isinstance(panel.legend, ColorBar)
-    assert panel.legend.vmax == pytest.approx(np.percentile(values, 99.5))
+    assert panel.color_bar.vmax == pytest.approx(np.percentile(values, 99.5))
     assert (panel.picture[1, 2] == color_of("cividis", 1.0)).all()
 
 
@@ -154,7 +151,7 @@ def test_slide_panel_outlines_the_tissue():
     fine = PanelInput(panel_input.patient_map, np.zeros((80, 120, 3), np.uint8), True, 40, 0.5)
     panel = panels.slide_panel(fine)
     assert (panel.picture == slide_view().thumbnail).all()
-    (lines,) = panel.outlines
+    (lines,) = panel.legend
     assert lines.ends.tolist() == [
         [[2, 5], [8, 5]],
         [[2, 15], [8, 15]],
@@ -169,4 +166,4 @@ def test_nan_is_drawn_white():
     panel_input = input_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
     assert (panels.layer_panel(panel_input, "probability").picture == 255).all()
     assert (panels.layer_panel(panel_input, "cam").picture == 255).all()
-    assert panels.outlines_panel(panel_input).outlines[-1].ends.size == 0
+    assert panels.outlines_panel(panel_input).legend[-1].ends.size == 0

@@ -15,10 +15,8 @@ from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
 from wsi_idc.evaluation.compare import MIN_PATIENTS, Comparison
 from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
 from wsi_idc.metrics.classification import records
-from wsi_idc.plotting.colors import ACCENT, GRAY, OTHER
 from wsi_idc.plotting.html import write_figures, write_page
-from wsi_idc.plotting.number_format import count, number, signed
-from wsi_idc.plotting.style import printable, say_none
+from wsi_idc.plotting.style import ACCENT, GRAY, OTHER, count, number, printable, say_none, signed
 
 _NUM_NAMED = 3
 _LONGEST_NAME = 44

@@ -19,7 +19,7 @@ from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import remove_figures, write_figures, write_page
-from wsi_idc.plotting.number_format import count
+from wsi_idc.plotting.style import count
 from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
 

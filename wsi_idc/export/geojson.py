@@ -7,9 +7,9 @@ and, field by field, ``QuPathTypeAdapters`` in its source. QuPath cannot read Na
 import gzip
 import json
 import math
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,12 @@ import numpy as np
 import shapely
 
 from wsi_idc.core.files import atomic_write
-from wsi_idc.export.coordinates import GridTransform, grid_key, grid_transform
-from wsi_idc.export.csv_table import patch_table
-from wsi_idc.export.png import LABEL_RGB
-from wsi_idc.geometry.grid import Region, extract_regions
+from wsi_idc.export.patch_table import GridTransform, grid_transform, patch_table, stable_id
+from wsi_idc.export.pictures import LABEL_RGB
+from wsi_idc.geometry.grid import extract_regions
 from wsi_idc.maps.patient_map import PatientMap
 
 _IDC = 1  # label, and index of the class name
-# A fixed UUID, so that a patch has the same id in every export.
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "wsi-idc")
 _UM2_PER_MM2 = 1e6
 _SIGNIFICANT = 7  # digits of a float32
 # Corners of a cell, clockwise on the screen and closed.
@@ -60,10 +57,10 @@ def write_geojson(
         file.write(b'{"type": "FeatureCollection", "features": [')
         separator = b"\n"
         # One at a time: all features together need many times the memory of the map.
-        for features in (_tiles, _annotations):
-            for feature in features(patient_map, transform, threshold):
-                file.write(separator + json.dumps(feature, allow_nan=False).encode())
-                separator = b",\n"
+        tiles = _tiles(patient_map, transform, threshold)
+        for feature in chain(tiles, _annotations(patient_map, transform, threshold)):
+            file.write(separator + json.dumps(feature, allow_nan=False).encode())
+            separator = b",\n"
         file.write(b"\n]}\n")
 
 
@@ -74,13 +71,12 @@ def _tiles(
     cells = patient_map.row_col[:, ::-1]
     rings = transform.points(cells[:, None] + _RING).tolist()  # (N, 5, 2)
     called = patient_map.probability >= threshold
-    grid = grid_key(patient_map)
     rows = zip(cells.tolist(), rings, called.tolist(), numbers.to_dict("records"), strict=True)
     for (col, row), ring, is_idc, measured in rows:
         if measured["label"] < 0:
             del measured["label"]
         yield _feature(
-            f"{grid}/tile/{row}/{col}",
+            stable_id(patient_map, f"tile/{row}/{col}"),
             [ring],
             measured,
             objectType="tile",
@@ -92,13 +88,15 @@ def _annotations(
     patient_map: PatientMap, transform: GridTransform, threshold: float
 ) -> Iterator[dict[str, Any]]:
     probability, idc = patient_map.probability_grid(), patient_map.class_names[_IDC]
-    grid = grid_key(patient_map)
     for number, region in enumerate(extract_regions(probability >= threshold), start=1):
         row, col = region.cells[0].tolist()
+        polygon = shapely.orient_polygons(region.polygon)
+        rings = (polygon.exterior, *polygon.interiors)
         area = len(region.cells) * (transform.side * transform.mpp) ** 2
         yield _feature(
-            f"{grid}/region/{row}/{col}",
-            _rings(region, transform),
+            stable_id(patient_map, f"region/{row}/{col}"),
+            # The outline is clockwise like the tiles, and the holes are not.
+            [transform.points(shapely.get_coordinates(ring)).tolist() for ring in rings],
             {
                 "area_um2": area,
                 "area_mm2": area / _UM2_PER_MM2,
@@ -112,17 +110,8 @@ def _annotations(
         )
 
 
-def _rings(region: Region, transform: GridTransform) -> list[Any]:
-    """Return outline and holes in px; the outline is clockwise like the tiles."""
-    polygon = shapely.orient_polygons(region.polygon)
-    return [
-        transform.points(shapely.get_coordinates(ring)).tolist()
-        for ring in (polygon.exterior, *polygon.interiors)
-    ]
-
-
 def _feature(
-    key: str, rings: list[Any], measured: Mapping[Any, float], **properties: Any
+    feature_id: str, rings: list[Any], measured: Mapping[Any, float], **properties: Any
 ) -> dict[str, Any]:
     # Finite numbers only, with the digits of a float32.
     measurements = {
@@ -132,7 +121,7 @@ def _feature(
     }
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, key)),
+        "id": feature_id,
         "geometry": {"type": "Polygon", "coordinates": rings},
         "properties": {**properties, "measurements": measurements},
     }

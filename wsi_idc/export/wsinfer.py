@@ -89,9 +89,6 @@ def torchscript(checkpoint: Checkpoint) -> bytes:
 
     The module is not frozen: freezing turns weights into constants, which ``module.to("cuda")``
     does not move, and WSInfer moves a model that way.
-
-    Raises:
-        CheckpointError: The TorchScript module gives other logits than the network.
     """
     model = _Calibrated(checkpoint.build().network, checkpoint.temperature).eval()
     side = _input_px(checkpoint)

@@ -1,24 +1,15 @@
 """The layers of a map: which there are, and the title, order and color scale of each."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
+from wsi_idc.plotting.style import COLORMAPS
 
 TOP_PERCENTILE = 99.5
-_METHOD_TITLES = {"gradcam": "Grad-CAM"}
-
-
-@dataclass(frozen=True)
-class LabelClass:
-    """A label with its name and its color, a hex code."""
-
-    label: int
-    name: str
-    color: str
 
 
 @dataclass(frozen=True)
@@ -30,21 +21,24 @@ class Layer:
         title: Name of the layer for people.
         values: One value a patch, shape (N,), or a CAM a patch, shape (N, h, w); None for the
             stitched tissue.
-        colormap: matplotlib's name of the colormap, empty for tissue and labels.
         vmax: Value with the last color; the first color is zero.
         is_open: Whether larger values than ``vmax`` may occur.
         note: Remark on the values, empty where the title is enough.
-        classes: Labels of the label layer.
+        classes: Label to name, of the label layer.
     """
 
     name: str
     title: str
     values: NDArray | None
-    colormap: str = ""
     vmax: float = 1.0
     is_open: bool = False
     note: str = ""
-    classes: tuple[LabelClass, ...] = ()
+    classes: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def colormap(self) -> str:
+        """Colormap in matplotlib, empty for tissue and labels."""
+        return COLORMAPS.get(self.name, "")
 
 
 def layers_of(
@@ -60,39 +54,18 @@ def layers_of(
     """
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []
-    layers.append(
-        _continuous("probability", f"Probability of {idc}", patient_map.probability),
-    )
+    layers.append(Layer("probability", f"Probability of {idc}", patient_map.probability))
     if patient_map.smoothed is not None:
-        layers.append(_continuous("smoothed", "Smoothed probability", patient_map.smoothed))
+        layers.append(Layer("smoothed", "Smoothed probability", patient_map.smoothed))
     if patient_map.cam is not None:
-        cams = patient_map.cell_cams()
-        layers.append(
-            _continuous(
-                "cam",
-                cam_title(patient_map),
-                cams,
-                vmax=robust_max(cams),
-                is_open=True,
-                note="raw, one scale for the patient",
-            )
-        )
-    if patient_map.uncertainty is not None:
-        vmax = robust_max(patient_map.uncertainty) if uncertainty_max is None else uncertainty_max
-        layers.append(
-            _continuous(
-                "uncertainty",
-                "Uncertainty",
-                patient_map.uncertainty,
-                vmax=vmax,
-                is_open=True,
-                note="standard deviation",
-            )
-        )
+        cams, note = patient_map.cell_cams(), "raw, one scale for the patient"
+        layers.append(Layer("cam", cam_title(patient_map), cams, robust_max(cams), True, note))
     if has_labels(patient_map):
-        names = label_names(patient_map)
-        classes = tuple(LabelClass(label, names[label], LABEL_COLORS[label]) for label in names)
+        classes = label_names(patient_map)
         layers.append(Layer("labels", "Labels", patient_map.label, classes=classes))
+    if (values := patient_map.uncertainty) is not None:
+        vmax = robust_max(values) if uncertainty_max is None else uncertainty_max
+        layers.append(Layer("uncertainty", "Uncertainty", values, vmax, True, "standard deviation"))
     return layers
 
 
@@ -123,17 +96,5 @@ def label_names(patient_map: PatientMap) -> dict[int, str]:
 
 def cam_title(patient_map: PatientMap) -> str:
     """Return the method and class of the CAM of a map."""
-    method = _METHOD_TITLES.get(patient_map.cam_method, patient_map.cam_method)
+    method = "Grad-CAM" if patient_map.cam_method == "gradcam" else patient_map.cam_method
     return f"{method} of {patient_map.cam_class}"
-
-
-def _continuous(
-    name: str,
-    title: str,
-    values: NDArray[np.float32],
-    *,
-    vmax: float = 1.0,
-    is_open: bool = False,
-    note: str = "",
-) -> Layer:
-    return Layer(name, title, values, COLORMAPS[name], vmax, is_open, note)

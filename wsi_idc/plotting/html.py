@@ -22,9 +22,16 @@ from wsi_idc import NOTICE
 from wsi_idc.core.constants import TITLES
 from wsi_idc.core.files import write_text
 from wsi_idc.core.progress import progress
-from wsi_idc.plotting import number_format
 from wsi_idc.plotting.raster import Pixels, colorize, downscale
-from wsi_idc.plotting.style import house_style, save_png_and_svg
+from wsi_idc.plotting.style import (
+    house_style,
+    interval,
+    number,
+    percent,
+    save_png_and_svg,
+    signed,
+    signed_interval,
+)
 
 FIGURES = "figures"
 # Browsers draw pictures up to 16,384 px a side, on some graphics cards half of that.
@@ -63,8 +70,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(number_format, name)
-        for name in ("number", "signed", "percent", "interval", "signed_interval")
+        form.__name__: form for form in (number, signed, percent, interval, signed_interval)
     }
     environment.globals |= {
         "content_security_policy": content_security_policy,

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.artist import Artist, allow_rasterization
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
@@ -110,7 +109,7 @@ def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
 
 
 class Raster(Artist):
-    """A picture that fills its axes, fitted to the pixels of the page.
+    """A picture, shape (h, w, 3), that fills its axes, fitted to the pixels of the page.
 
     ``imshow`` takes about a hundred bytes a pixel to fit a picture: gigabytes for a slide at print
     resolution. ``Figure.figimage`` needs the resolution before the figure is saved.
@@ -120,11 +119,6 @@ class Raster(Artist):
         super().__init__()
         self.picture = picture
         self.set_zorder(0)
-
-    @classmethod
-    def add_to(cls, ax: Axes, picture: Pixels) -> None:
-        """Fill axes with a picture, shape (h, w, 3)."""
-        ax.add_artist(cls(picture))
 
     @allow_rasterization
     def draw(self, renderer: Any) -> None:

@@ -1,8 +1,8 @@
-"""Style of the figures, and functions that save them."""
+"""Style of figures and pages: colors and numbers, and functions that save figures."""
 
+import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,22 @@ from matplotlib.figure import Figure
 
 from wsi_idc.core.files import atomic_write
 
+# -1 is unknown. The colors differ without red and green, and in gray.
+LABEL_COLORS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
+
+# Colormaps of matplotlib by layer. Perceptually uniform, for color-blind people too.
+COLORMAPS = {
+    "probability": "viridis",
+    "smoothed": "viridis",
+    "cam": "inferno",
+    "uncertainty": "cividis",
+}
+
+# Lines and marks of figures, and the gray of lines behind them.
+ACCENT, OTHER, THIRD = "#2f6db3", "#c2410c", "#2a9d6f"
+GRAY, GRID = "#8a8a8a", "#e4e4e4"
 INK = "#333333"
+NONE = "\N{EN DASH}"
 DPI = 150
 PAGE_MM = 180.0  # width of a journal's page
 _MM_PER_INCH = 25.4
@@ -31,22 +46,16 @@ _STYLE = {
 }
 # Style of figures that are printed at their own size.
 _PAGE_STYLE = {"axes.linewidth": 0.4, "axes.titlesize": 7, "font.size": 6.5}
-_SVG_METADATA = {"Date": None}
-_PDF_METADATA = {"CreationDate": None}
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Draw and save in the project's style during the block."""
-    with mpl.rc_context(_STYLE):
-        yield
+    return mpl.rc_context(_STYLE)
 
 
-@contextmanager
-def page_style() -> Iterator[None]:
+def page_style() -> AbstractContextManager[None]:
     """Draw and save in the project's style, in print size, during the block."""
-    with house_style(), mpl.rc_context(_PAGE_STYLE):
-        yield
+    return mpl.rc_context(_STYLE | _PAGE_STYLE)
 
 
 class Page:
@@ -91,7 +100,7 @@ def save_png(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
 
 def save_pdf(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
     """Write a figure as PDF in one atomic step: text, lines, and pictures at ``dpi``."""
-    _save(figure, path, format="pdf", dpi=dpi, metadata=_PDF_METADATA)
+    _save(figure, path, format="pdf", dpi=dpi, metadata={"CreationDate": None})
 
 
 def save_png_and_svg(figure: Figure, path: Path) -> None:
@@ -103,7 +112,7 @@ def save_png_and_svg(figure: Figure, path: Path) -> None:
     """
     save_png(figure, path.with_suffix(".png"))
     figure.set_layout_engine("none")  # the PNG set the layout, which takes most of the time
-    _save(figure, path.with_suffix(".svg"), format="svg", dpi=DPI, metadata=_SVG_METADATA)
+    _save(figure, path.with_suffix(".svg"), format="svg", dpi=DPI, metadata={"Date": None})
 
 
 def _save(figure: Figure, path: Path, **options: Any) -> None:
@@ -113,3 +122,45 @@ def _save(figure: Figure, path: Path, **options: Any) -> None:
         warnings.filterwarnings("ignore", message="Glyph ")
         with atomic_write(path) as partial:
             figure.savefig(partial, **options)
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Format a number with digits after the point, or as a dash if it has no value."""
+    return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float | None, *, digits: int = 3) -> str:
+    """Format a difference with its sign, or as a dash if it has no value."""
+    if value == 0:
+        return number(value, digits=digits)
+    return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float | None) -> str:
+    """Format a fraction in percent, or as a dash if it has no value."""
+    return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
+
+
+def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """Format an interval; without a value it is empty."""
+    if _is_none(low) or _is_none(high):
+        return ""
+    if low < 0:  # type: ignore[operator]
+        return signed_interval(low, high, digits=digits)
+    return f"{number(low, digits=digits)}\N{EN DASH}{number(high, digits=digits)}"
+
+
+def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """Format an interval of a difference; without a value it is empty."""
+    if _is_none(low) or _is_none(high):
+        return ""
+    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
+
+
+def count(value: int, singular: str, plural: str) -> str:
+    """Format a count with its noun."""
+    return f"{value:,} {singular if value == 1 else plural}"
+
+
+def _is_none(value: float | None) -> bool:
+    return value is None or math.isnan(value)

@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import mosaic, region_boundary, scatter_to_grid
+from wsi_idc.geometry.grid import mosaic, region_boundary
 from wsi_idc.maps.layers import Layer, has_labels, layers_of
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.plotting.raster import (
     NUM_COLORS,
     Pixels,
@@ -21,7 +20,7 @@ from wsi_idc.plotting.raster import (
     overlay_colormap,
     to_gray,
 )
-from wsi_idc.plotting.style import printable
+from wsi_idc.plotting.style import COLORMAPS, LABEL_COLORS, printable
 
 # A CAM near zero hides nothing, and weak spots remain visible.
 _OPACITY: dict[str, NDArray[np.float64] | float] = {
@@ -80,36 +79,32 @@ class ColorBar:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """An entry of a legend: an area, or a line of a width in pt."""
+    """An entry of a legend: areas of a color, or lines over the picture.
+
+    Attributes:
+        name: Meaning of the color.
+        color: The color.
+        ends: Ends of the lines in the panel's unit, shape (N, 2, 2); None for areas.
+        width_pt: Width of the lines.
+    """
 
     name: str
     color: str
-    width_pt: float | None = None
-
-
-PanelLegend: TypeAlias = ColorBar | tuple[LegendEntry, ...]
-
-
-@dataclass(frozen=True)
-class Outline:
-    """Lines over a picture: their ends, shape (N, 2, 2), in the panel's unit."""
-
-    ends: NDArray[np.int64]
-    color: str
-    width_pt: float
+    ends: NDArray[np.int64] | None = None
+    width_pt: float = 0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with outlines and a legend below.
+    """A picture with a legend below.
 
     Attributes:
         title: Text above the picture.
         picture: RGB of the panel, of any number of px.
         size: Width and height in the panel's unit: cells of the grid, or px of a thumbnail.
         unit_mm: Length of the unit in mm of tissue.
-        legend: Meaning of the colors.
-        outlines: Lines over the picture, bottom first.
+        legend: Meaning of the colors, and the lines over the picture, bottom first.
+        color_bar: Color scale of the picture.
         has_scale: Whether a scale bar is drawn.
     """
 
@@ -117,8 +112,8 @@ class Panel:
     picture: Pixels
     size: tuple[int, int]
     unit_mm: float
-    legend: PanelLegend = ()
-    outlines: tuple[Outline, ...] = ()
+    legend: tuple[LegendEntry, ...] = ()
+    color_bar: ColorBar | None = None
     has_scale: bool = False
 
 
@@ -137,15 +132,10 @@ def slide_panel(panel_input: PanelInput) -> Panel:
     picture = downscale(slide.thumbnail, height=height, width=width)
     tissue_fraction = downscale(slide.tissue.astype(np.float32), height=height, width=width)
     height, width = tissue_fraction.shape
-    return Panel(
-        title="Slide",
-        picture=picture,
-        size=(width, height),
-        unit_mm=slide.width * slide.mpp / 1000 / width,
-        legend=(LegendEntry("tissue mask", _MASK, _MASK_PT),),
-        outlines=(Outline(region_boundary(tissue_fraction >= 0.5), _MASK, _MASK_PT),),
-        has_scale=True,
-    )
+    unit_mm = slide.width * slide.mpp / 1000 / width
+    outline = region_boundary(tissue_fraction >= 0.5)
+    legend = (LegendEntry("tissue mask", _MASK, outline, _MASK_PT),)
+    return Panel("Slide", picture, (width, height), unit_mm, legend, has_scale=True)
 
 
 def layer_panel(panel_input: PanelInput, name: str) -> Panel:
@@ -156,7 +146,7 @@ def layer_panel(panel_input: PanelInput, name: str) -> Panel:
     return panel_input.make_panel(
         printable(layer.title, longest=_LONGEST_TITLE),
         overlay_colormap(white, values, table),
-        legend=_color_bar(panel_input, layer, table[:, :3]),
+        color_bar=_color_bar(panel_input, layer, table[:, :3]),
     )
 
 
@@ -169,16 +159,15 @@ def overlay_panel(panel_input: PanelInput, name: str) -> Panel:
     return panel_input.make_panel(
         f"{printable(quantity, longest=_LONGEST_NAME)} over tissue",
         overlay_colormap(to_gray(panel_input.tissue), values, table),
-        legend=_color_bar(panel_input, layer, _colors_on_tissue(panel_input, table)),
+        color_bar=_color_bar(panel_input, layer, _colors_on_tissue(panel_input, table)),
     )
 
 
 def labels_panel(panel_input: PanelInput) -> Panel:
     """Show the labels and count them."""
     patient_map = panel_input.patient_map
-    grid = patient_map.label_grid()
-    is_patch = np.ones(len(patient_map.label), bool)
-    has_patch = scatter_to_grid(is_patch, patient_map.row_col, shape=grid.shape, fill=False)
+    grid, has_patch = patient_map.label_grid(), np.zeros(patient_map.shape, bool)
+    has_patch[tuple(patient_map.row_col.T)] = True
     picture = np.full((*grid.shape, 3), _WHITE, np.uint8)
     entries = []
     names = {1: _class_name(patient_map, 1), 0: _class_name(patient_map, 0), -1: "unknown"}
@@ -193,20 +182,13 @@ def labels_panel(panel_input: PanelInput) -> Panel:
 def outlines_panel(panel_input: PanelInput) -> Panel:
     """Show the tissue with the outlines of the regions called and labeled IDC."""
     patient_map, idc = panel_input.patient_map, _class_name(panel_input.patient_map, 1)
-    at_least = "\N{GREATER-THAN OR EQUAL TO}"
-    called_name = f"called {idc} (probability {at_least} {panel_input.threshold:.2f})"
-    called = LegendEntry(called_name, _CALLED, _CALLED_PT)
-    masks = {called: patient_map.probability_grid() >= panel_input.threshold}
+    name = f"called {idc} (probability \N{GREATER-THAN OR EQUAL TO} {panel_input.threshold:.2f})"
+    called = region_boundary(patient_map.probability_grid() >= panel_input.threshold)
+    legend = [LegendEntry(name, _CALLED, called, _CALLED_PT)]
     if has_labels(patient_map):
-        labeled = LegendEntry(f"labelled {idc}", _LABELED, _LABELED_PT)
-        masks = {labeled: patient_map.label_grid() == 1} | masks
-    outlines = tuple(
-        Outline(region_boundary(mask), entry.color, entry.width_pt or 0)
-        for entry, mask in masks.items()
-    )
-    return panel_input.make_panel(
-        "Tissue and outlines", panel_input.tissue, legend=tuple(masks), outlines=outlines
-    )
+        labeled = region_boundary(patient_map.label_grid() == 1)
+        legend.insert(0, LegendEntry(f"labelled {idc}", _LABELED, labeled, _LABELED_PT))
+    return panel_input.make_panel("Tissue and outlines", panel_input.tissue, legend=tuple(legend))
 
 
 PANELS: dict[str, Callable[[PanelInput], Panel]] = {
@@ -230,12 +212,8 @@ def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
 
 
 def _color_bar(panel_input: PanelInput, layer: Layer, colors: Pixels) -> ColorBar:
-    threshold = panel_input.threshold
-    smoothing = panel_input.patient_map.smoothing or {}
-    thresholds = {
-        "probability": threshold,
-        "smoothed": smoothing.get("threshold", threshold),
-    }
+    threshold, smoothing = panel_input.threshold, panel_input.patient_map.smoothing or {}
+    thresholds = {"probability": threshold, "smoothed": smoothing.get("threshold", threshold)}
     caption = layer.note or "probability of IDC"
     return ColorBar(colors, layer.vmax, caption, thresholds.get(layer.name), layer.is_open)
 

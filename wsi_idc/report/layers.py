@@ -19,8 +19,8 @@ from wsi_idc.maps.layers import (
     robust_max,
 )
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.raster import color_table
+from wsi_idc.plotting.style import COLORMAPS, LABEL_COLORS
 
 CALLED_COLOR = "#19c8b9"
 TRUTH_COLOR = "#ffffff"
@@ -28,14 +28,8 @@ PALETTES = {
     name: ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in color_table(colormap).tolist()]
     for name, colormap in COLORMAPS.items()
 }
-# Outcome of a patch; 0 if its label is unknown, or there is no patch.
-TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_NEGATIVE = 1, 2, 3, 4
-OUTCOME_COLORS = {
-    TRUE_POSITIVE: "#0b6fb8",
-    FALSE_POSITIVE: "#f0a202",
-    FALSE_NEGATIVE: "#d6246e",
-    TRUE_NEGATIVE: "#c9d1da",
-}
+# By code of the outcome of a patch; code 0 is an unknown label, or no patch.
+OUTCOME_COLORS = {1: "#0b6fb8", 2: "#f0a202", 3: "#d6246e", 4: "#c9d1da"}
 _OUTCOME_NAMES = ("true pos.", "false pos.", "false neg.", "true neg.")
 _MAX_CAM_SIDE = 16
 _MAX_LEVEL = 255
@@ -86,7 +80,8 @@ def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]
             PageLayer("truth", "Labelled IDC", opacity=None, keys=((TRUTH_COLOR, ""),)),
             PageLayer("errors", "Errors", keys=outcome_keys),
         ]
-    layers = reversed(layers_of(patient_map, has_tissue=has_tissue))
+    layers = layers_of(patient_map, has_tissue=has_tissue)[::-1]
+    layers.sort(key=lambda layer: layer.name != "labels")  # beside the errors
     return [*lines, *map(_page_layer, layers)]
 
 
@@ -95,9 +90,9 @@ def _page_layer(layer: Layer) -> PageLayer:
         return PageLayer(layer.name, layer.title, is_shown=True, opacity=1.0)
     if layer.classes:
         keys = tuple(
-            (label.color, label.name)
-            for label in layer.classes
-            if (layer.values == label.label).any()
+            (LABEL_COLORS[label], name)
+            for label, name in layer.classes.items()
+            if (layer.values == label).any()
         )
         return PageLayer(layer.name, layer.title, keys=keys)
     return PageLayer(
@@ -134,21 +129,15 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
     }
     if patient_map.cam is not None:
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
-    if patient_map.uncertainty is not None:
-        columns["uncertainty"] = patient_map.uncertainty
-    if patient_map.smoothed is not None:
-        columns["smoothed"] = patient_map.smoothed
+    for name in ("uncertainty", "smoothed"):
+        if (values := getattr(patient_map, name)) is not None:
+            columns[name] = values
     return columns
 
 
 def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the code of the outcome of each patch, shape (N,); 0 if the label is unknown."""
-    codes = np.zeros(len(label), np.uint8)
-    codes[(label == 1) & called] = TRUE_POSITIVE
-    codes[(label == 0) & called] = FALSE_POSITIVE
-    codes[(label == 1) & ~called] = FALSE_NEGATIVE
-    codes[(label == 0) & ~called] = TRUE_NEGATIVE
-    return codes
+    return np.where(label < 0, 0, 2 - label + 2 * ~called).astype(np.uint8)
 
 
 def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,15 +15,17 @@ from wsi_idc.maps.cohort import format_note
 from wsi_idc.maps.layers import cam_title, crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
-from wsi_idc.report.canvas import TissuePicture, build_canvas, build_sources
-from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, PageLayer, crop_image, page_layers
-from wsi_idc.report.widgets import (
+from wsi_idc.report.canvas import (
+    TissuePicture,
+    build_canvas,
+    build_sources,
     histogram_chart,
     layer_controls,
     probability_toggle,
     reset_button,
     threshold_slider,
 )
+from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, PageLayer, crop_image, page_layers
 
 # Settings with a line of their own.
 _OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
@@ -42,7 +44,7 @@ def patient_page(
     """
     pictures, scale = tissue_pictures(patient_map, image)
     layers = page_layers(patient_map, has_tissue=bool(pictures))
-    document = build_document(
+    document = _build_document(
         patient_map, layers, pictures, threshold=row["threshold"], patch_scale=scale
     )
     return file_html(
@@ -84,7 +86,7 @@ def tissue_pictures(
     return pictures, scale
 
 
-def build_document(
+def _build_document(
     patient_map: PatientMap,
     layers: Sequence[PageLayer],
     pictures: Sequence[TissuePicture],
@@ -92,15 +94,7 @@ def build_document(
     threshold: float,
     patch_scale: float,
 ) -> Document:
-    """Build the bokeh document of a page; each part of the page is a root with a name.
-
-    Args:
-        patient_map: The map.
-        layers: Its layers.
-        pictures: Tissue, bottom first; the last picture shows the patches if the map has an image.
-        threshold: Start of the slider.
-        patch_scale: Px of the last picture per px of a patch; 0 if the map has no image.
-    """
+    """Build the bokeh document of a page; each part of the page is a root with a name."""
     sources = build_sources(patient_map, pictures, threshold=threshold)
     slider, toggle = threshold_slider(threshold), probability_toggle()
     canvas, renderers = build_canvas(patient_map, layers, sources)
@@ -151,25 +145,21 @@ def build_document(
 def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
     """Return names and values of the origin of a map, without unknown values."""
     model, record = patient_map.model, patient_map.provenance
-    identity = record.get("identity")
-    identity = identity if isinstance(identity, Mapping) else {}
-    libraries, smoothing = record.get("libraries"), patient_map.smoothing
-    program = " ".join(str(record.get(name) or "") for name in ("program", "version")).strip()
-    slide = patient_map.slide
-    cam = (
-        None if patient_map.cam is None else f"{patient_map.cam_method} at {patient_map.cam_layer}"
-    )
+    identity, libraries = _mapping(record.get("identity")), _mapping(record.get("libraries"))
+    slide, smoothing = patient_map.slide, patient_map.smoothing
+    commit = f"({str(record['git_commit'])[:12]})" if record.get("git_commit") else None
+    cam = f"{patient_map.cam_method} at {patient_map.cam_layer}"
     pairs = [
         ("made", record.get("created")),
         ("command", _join(record.get("command"))),
-        ("program", f"{program} {_commit(record.get('git_commit'))}".strip()),
-        ("versions", _pairs({"python": record.get("python"), **_mapping(libraries)})),
+        ("program", _join([record.get("program"), record.get("version"), commit])),
+        ("versions", _pairs({"python": record.get("python"), **libraries})),
         ("checkpoint", _join([model.get("checkpoint"), f"({model.get('architecture')})"])),
         ("sha256", model.get("sha256")),
         ("patient in its split", model.get("role_of_patient")),
         ("threshold, temperature", f"{patient_map.threshold:.4g}, {patient_map.temperature:.4g}"),
         ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
-        ("CAM", cam),
+        ("CAM", None if patient_map.cam is None else cam),
         ("settings", _pairs({k: v for k, v in identity.items() if k not in _OWN_LINES})),
         ("8 views", "yes" if model.get("tta") else None),
         ("ensemble of", model.get("ensemble")),
@@ -193,7 +183,3 @@ def _join(value: Any) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-
-
-def _commit(value: Any) -> str:
-    return f"({str(value)[:12]})" if value else ""

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wsi_idc.explore.patch_figures import augmented_samples
-from wsi_idc.plotting.colors import ACCENT, OTHER, THIRD
-from wsi_idc.plotting.style import INK, house_style, save_png
+from wsi_idc.plotting.style import ACCENT, INK, OTHER, THIRD, house_style, save_png
 from wsi_idc.training.runs import CURVES, EVENTS, SAMPLES
 from wsi_idc.training.state import Training
 

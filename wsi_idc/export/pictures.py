@@ -1,22 +1,31 @@
-"""Layers of a map as pictures, painted one row of the grid at a time, and as PNG files."""
+"""Layers of a map as pictures, painted one row of the grid at a time: PNG and OME-TIFF.
 
-from collections.abc import Mapping
+The files hold colors and not numbers: QuPath stretches the contrast of each single-channel picture
+by itself, so the same probability would look different from patient to patient.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib as mpl
 import numpy as np
+import tifffile
 from PIL import Image, ImageColor
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import atomic_write, write_json
-from wsi_idc.export.coordinates import grid_transform
+from wsi_idc.export.patch_table import grid_transform, stable_id
 from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.maps.layers import TOP_PERCENTILE, Layer, layers_of
 from wsi_idc.maps.map_reader import ReadRows
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.plotting.raster import CLEAR, Pixels, colorize, downscale
+from wsi_idc.plotting.style import LABEL_COLORS
+from wsi_idc.runtime.prefetch import rebatch
 
 # The standard deviation of numbers from 0 to 1 is at most 0.5.
 MAX_DEVIATION = 0.5
@@ -24,6 +33,10 @@ MAX_DEVIATION = 0.5
 LABEL_RGB = tuple(ImageColor.getrgb(LABEL_COLORS[label])[:3] for label in (0, 1, -1))
 # Pillow warns about a decompression bomb from about 89 million px on.
 MAX_PX = 2**26
+TILE_PX = 256
+_UM_PER_CM = 10_000
+# A classic TIFF holds at most 4 GiB; the pyramid adds a third.
+_MAX_CLASSIC_BYTES = 2 * 2**30
 _OPAQUE = 255
 
 
@@ -39,10 +52,8 @@ class LayerPicture:
         self.name = layer.name
         self.title = f"{layer.title}, {layer.note}" if layer.note else layer.title
         self._layer, self._read_rows, self._tissue_px = layer, read_rows, patient_map.cell_px
-        numbers = np.arange(len(patient_map.row_col))
-        self._patches = scatter_to_grid(
-            numbers, patient_map.row_col, shape=patient_map.shape, fill=-1
-        )
+        row_col, shape = patient_map.row_col, patient_map.shape
+        self._patches = scatter_to_grid(np.arange(len(row_col)), row_col, shape=shape, fill=-1)
 
     @property
     def scale(self) -> Mapping[str, Any]:
@@ -52,8 +63,8 @@ class LayerPicture:
             return {"kind": "rgb"}
         if layer.classes:
             classes = [
-                {"label": label.label, "name": label.name, "colour": list(LABEL_RGB[label.label])}
-                for label in layer.classes
+                {"label": label, "name": name, "colour": list(LABEL_RGB[label])}
+                for label, name in layer.classes.items()
             ]
             return {"kind": "classes", "classes": classes}
         scale = {
@@ -168,3 +179,93 @@ def write_legend(patient_map: PatientMap, layers: Mapping[Path, LayerPicture], o
         "notice": NOTICE,
     }
     write_json(out, legend)
+
+
+def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> None:
+    """Write a layer in px of the stitched tissue, white where there is no patch.
+
+    Each level is half as large as the level before, odd sides rounded up, down to one tile of
+    ``TILE_PX``. Levels are children of the first (SubIFDs), as OME-TIFF requires.
+    """
+    (rows, cols), cell_px = patient_map.shape, patient_map.cell_px
+    sizes = _level_sizes(rows * cell_px, cols * cell_px)
+    options: dict[str, Any] = {
+        "subifds": len(sizes) - 1,
+        "metadata": _metadata(patient_map, layer),
+        "software": "wsi-idc",
+    }
+    big = sizes[0][0] * sizes[0][1] * 3 > _MAX_CLASSIC_BYTES
+    with ExitStack() as stack:
+        partial = stack.enter_context(atomic_write(out))
+        writer = stack.enter_context(tifffile.TiffWriter(partial, ome=True, bigtiff=big))
+        # RGB on white, a row of the grid at a time.
+        strips: Iterator[Pixels] = (layer.paint_row(n, cell_px)[..., :3] for n in range(rows))
+        for height, width in sizes:
+            # The next level collects in a file while this one is written.
+            next_level = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
+            per_cm = _UM_PER_CM / patient_map.mpp * width / sizes[0][1]
+            writer.write(
+                _tiles(_halving(rebatch(strips, batch_size=TILE_PX), next_level)),
+                shape=(height, width, 3),
+                dtype=np.uint8,
+                photometric="rgb",
+                tile=(TILE_PX, TILE_PX),
+                compression="zlib",
+                # The lowest level takes a third of the default's time for 3 % more bytes.
+                compressionargs={"level": 1},
+                predictor=True,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                **options,
+            )
+            strips = _stored(next_level, (width + 1) // 2)
+            # Bit 0 marks a smaller version of another page.
+            options = {"subfiletype": 1, "metadata": None, "software": False}
+
+
+def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Return height and width of each level in px."""
+    sizes = [(height, width)]
+    while max(sizes[-1]) > TILE_PX:
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return sizes
+
+
+def _metadata(patient_map: PatientMap, layer: LayerPicture) -> dict[str, Any]:
+    """Return the content of the OME-XML."""
+    return {
+        "UUID": stable_id(patient_map, layer.name),
+        "Creator": "wsi-idc",
+        "axes": "YXS",
+        "Name": f"{patient_map.patient} {layer.name}",
+        "Description": f"{layer.title}. Colors: {json.dumps(dict(layer.scale))}. "
+        f"{patient_map.mpp:g} um/px ({patient_map.mpp_source}). {NOTICE}",
+        "PhysicalSizeX": patient_map.mpp,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": patient_map.mpp,
+        "PhysicalSizeYUnit": "µm",
+    }
+
+
+def _halving(strips: Iterable[Pixels], next_level: IO[bytes]) -> Iterator[Pixels]:
+    """Pass strips on, and write each at half the size to ``next_level``."""
+    for strip in strips:
+        height, width, _ = strip.shape
+        even = np.pad(strip, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+        # Exactly half, so each px is the mean of 2 x 2 px.
+        small = downscale(even, height=(height + 1) // 2, width=(width + 1) // 2)
+        next_level.write(small.tobytes())
+        yield strip
+
+
+def _stored(level: IO[bytes], width: int) -> Iterator[Pixels]:
+    level.seek(0)
+    while data := level.read(TILE_PX * width * 3):
+        yield np.frombuffer(data, np.uint8).reshape(-1, width, 3)
+
+
+def _tiles(strips: Iterable[Pixels]) -> Iterator[Pixels]:
+    for strip in strips:
+        for first in range(0, strip.shape[1], TILE_PX):
+            yield strip[:, first : first + TILE_PX]
