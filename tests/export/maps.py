@@ -29,6 +29,19 @@ def small_map(row_col: Any, probability: Any, **changes: Any) -> PatientMap:
     return small_maps.small_map(row_col, **defaults | changes)
 
 
+def measured_map() -> PatientMap:
+    """Return a map of two patches with every number, one of them NaN."""
+    return small_map(
+        [[0, 1], [1, 0]],
+        [0.25, 0.75],
+        label=np.array([-1, 1], np.int8),
+        cam=np.array([[[0, 1], [2, 3]], [[0, 0], [0, 0.5]]], np.float32),
+        uncertainty=np.array([0.125, np.nan], np.float32),
+        smoothed=np.array([0.5, 0.625], np.float32),
+        smoothing={"sigma_um": 150.0},
+    )
+
+
 def on_slide(patient_map: PatientMap, mpp: float) -> PatientMap:
     """Return the same map as one of a slide of ``mpp`` um per level-0 px."""
     side = patient_map.patch_px * patient_map.mpp / mpp

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import shapely
 
-from tests.export.maps import full_grid, on_slide, small_map
+from tests.export.maps import full_grid, measured_map, on_slide, small_map
 from wsi_idc.export.geojson import write_geojson
 from wsi_idc.maps.patient_map import PatientMap
 
@@ -28,16 +28,7 @@ def features_of(patient_map: PatientMap, path: Path, **options: object) -> tuple
 
 
 def test_tile_has_the_numbers_of_its_patch(tmp_path: Path):
-    patient_map = small_map(
-        [[0, 1], [1, 2]],
-        [0.25, 0.75],
-        label=np.array([-1, 1], np.int8),
-        cam=np.array([[[0, 1], [2, 3]], [[0, 0], [0, 0.5]]], np.float32),
-        uncertainty=np.array([0.125, np.nan], np.float32),
-        smoothed=np.array([0.5, 0.625], np.float32),
-        smoothing={"sigma_um": 150.0},
-    )
-    (first, second), _ = features_of(patient_map, tmp_path / "P1.geojson")
+    (first, second), _ = features_of(measured_map(), tmp_path / "P1.geojson")
     assert first["type"] == "Feature"
     assert first["geometry"] == {
         "type": "Polygon",

@@ -2,6 +2,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -24,22 +25,25 @@ from wsi_idc.report.layers import cam_levels, page_layers
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
-def draw(patient_map: PatientMap, folder: Path) -> dict[str, np.ndarray]:
-    """Write each layer and return the pictures, height x width x 4."""
-    pictures = {}
+def write_all(
+    patient_map: PatientMap, folder: Path, write: Any = write_ome_tiff, suffix: str = "ome.tif"
+) -> dict[str, Path]:
+    """Write each layer of a map, and the legend, and return the files of the layers."""
     with open_image(stored(patient_map, folder)) as read_rows:
         layers = layer_pictures(patient_map, read_rows)
-        for layer in layers:
-            write_png(patient_map, layer, folder / f"{layer.name}.png")
-            with Image.open(folder / f"{layer.name}.png") as picture:
-                assert picture.mode == "RGBA"
-                pictures[layer.name] = np.asarray(picture)
-        write_legend(
-            patient_map,
-            {folder / f"{layer.name}.png": layer for layer in layers},
-            folder / "layers.json",
-        )
-    return pictures
+        files = {folder / f"{layer.name}.{suffix}": layer for layer in layers}
+        for path, layer in files.items():
+            write(patient_map, layer, path)
+        write_legend(patient_map, files, folder / "layers.json")
+    return {layer.name: path for path, layer in files.items()}
+
+
+def draw(patient_map: PatientMap, folder: Path) -> dict[str, np.ndarray]:
+    """Write each layer as PNG and return the pictures, shape (h, w, 4)."""
+    files = write_all(patient_map, folder, write_png, "png")
+    pictures = {name: Image.open(path) for name, path in files.items()}
+    assert {picture.mode for picture in pictures.values()} == {"RGBA"}
+    return {name: np.asarray(picture) for name, picture in pictures.items()}
 
 
 def all_of(cells: np.ndarray, **changes: object) -> PatientMap:
@@ -176,17 +180,7 @@ def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | 
     assert cam_levels(patient_map).max() == 255
 
 
-def write_all(patient_map: PatientMap, folder: Path) -> dict[str, Path]:
-    """Write each layer of a map and return the files."""
-    files = {}
-    with open_image(stored(patient_map, folder)) as read_rows:
-        for layer in layer_pictures(patient_map, read_rows):
-            files[layer.name] = folder / f"{layer.name}.ome.tif"
-            write_ome_tiff(patient_map, layer, files[layer.name])
-    return files
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def patient_map() -> PatientMap:
     """Return a map of 13 x 21 cells of 51 px, some missing, so that no size is round."""
     rng = np.random.default_rng(0)
@@ -203,9 +197,9 @@ def patient_map() -> PatientMap:
     )
 
 
-@pytest.fixture
-def files(patient_map: PatientMap, tmp_path: Path) -> dict[str, Path]:
-    return write_all(patient_map, tmp_path)
+@pytest.fixture(scope="module")
+def files(patient_map: PatientMap, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_all(patient_map, tmp_path_factory.mktemp("files"))
 
 
 def test_layers_are_pyramids_of_one_size(files: dict[str, Path]):
@@ -229,13 +223,11 @@ def test_ome_xml_has_the_pixel_size(files: dict[str, Path]):
     for name, path in files.items():
         with tifffile.TiffFile(path) as file:
             xml = ElementTree.fromstring(file.ome_metadata)
-        pixels = xml.find(f"{OME}Image/{OME}Pixels")
-        assert pixels is not None
-        sizes = {key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeY", "SizeX")}
-        assert sizes == {"PhysicalSizeX": "3.9", "PhysicalSizeY": "3.9", "SizeX": "1071"}
-        assert pixels.get("PhysicalSizeXUnit") == pixels.get("PhysicalSizeYUnit") == "µm"
-        image = xml.find(f"{OME}Image")
-        assert image is not None and image.get("Name") == f"P1 {name}"
+        assert xml.find(f"{OME}Image").get("Name") == f"P1 {name}"
+        pixels = xml.find(f"{OME}Image/{OME}Pixels").attrib
+        assert pixels["PhysicalSizeX"] == pixels["PhysicalSizeY"] == "3.9"
+        assert pixels["PhysicalSizeXUnit"] == pixels["PhysicalSizeYUnit"] == "µm"
+        assert pixels["SizeX"] == "1071"
 
 
 def test_openslide_reads_the_same_tissue(patient_map: PatientMap, files: dict[str, Path]):
@@ -287,18 +279,13 @@ def test_cam_is_inside_its_patch(tmp_path: Path):
         assert (np.abs(picture[rows, cols] - colour) <= 1).all()
 
 
-def test_same_map_gives_the_same_bytes(patient_map: PatientMap, tmp_path: Path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    first, second = write_all(patient_map, tmp_path / "a"), write_all(patient_map, tmp_path / "b")
-    for name in first:
-        assert first[name].read_bytes() == second[name].read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "P1.h5",
-        "cam.ome.tif",
-        "probability.ome.tif",
-        "tissue.ome.tif",
-    ]
+def test_same_map_gives_the_same_bytes(
+    patient_map: PatientMap, files: dict[str, Path], tmp_path: Path
+):
+    for name, path in write_all(patient_map, tmp_path).items():
+        assert path.read_bytes() == files[name].read_bytes()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"P1.h5", "layers.json", *(path.name for path in files.values())}
 
 
 def test_special_characters_stay_text(tmp_path: Path):
@@ -306,5 +293,5 @@ def test_special_characters_stay_text(tmp_path: Path):
     path = write_all(patient_map, tmp_path)["probability"]
     with tifffile.TiffFile(path) as file:
         image = ElementTree.fromstring(file.ome_metadata).find(f"{OME}Image")
-    assert image is not None and image.get("Name") == "<é \"&'> probability"
+    assert image.get("Name") == "<é \"&'> probability"
     assert cv2.imread(str(path)).shape == (50, 50, 3)  # libtiff reads it too

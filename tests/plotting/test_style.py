@@ -55,9 +55,6 @@ def test_page_is_measured_in_mm_from_the_top_left():
     assert ax.get_position().extents == pytest.approx([0.1, 0.5, 0.5, 0.9])
     page.text(10, 5, "here")
     assert page.figure.texts[0].get_position() == pytest.approx((0.1, 0.9))
-
-
-def test_mm_are_converted_to_pixels():
     assert to_px(25.4, dpi=300) == pytest.approx(300)
 
 

@@ -63,9 +63,7 @@ def test_overlay_is_half_color_half_gray_tissue():
 
 
 def test_cam_panel_has_one_scale_for_the_patient():
-    cam = (
-        np.array([[[0, 1], [2, 4]]], np.float32) * np.array([0, 1, 1, 2], np.float32)[:, None, None]
-    )
+    cam = np.multiply.outer(np.array([0, 1, 1, 2], np.float32), [[0, 1], [2, 4]]).astype(np.float32)
     panel_input = input_of(cam=cam)
     top = float(np.percentile(cam, 99.5))
     panel = panels.layer_panel(panel_input, "cam")
@@ -123,9 +121,6 @@ def test_outlines_follow_the_cells():
         "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.25)",
     ]
     assert labelled.width_pt > called.width_pt + 1  # both are seen where they coincide
-
-
-def test_unlabeled_map_has_one_outline():
     panel = panels.outlines_panel(input_of(label=np.full(4, -1, np.int8)))
     assert len(panel.legend) == 1
 

@@ -24,7 +24,6 @@ from wsi_idc.render.render import (
     layout_page,
     nice_length,
     panel_grid,
-    picture_name,
     read_panel_input,
     render_map,
 )
@@ -82,17 +81,13 @@ def test_outlines_follow_the_last_cell(large: Path):
     pixels, ax = pixels_of(large, "contours", dpi=300)
     left, top, right, bottom = pixel_box(ax, (SIDE - 1, SIDE - 1), len(pixels))
     middle = round((top + bottom) / 2), round((left + right) / 2)
-    for row, col in [
-        (middle[0], left),
-        (middle[0], right),
-        (top, middle[1]),
-        (bottom, middle[1]),
-    ]:
+    edges = [(middle[0], left), (middle[0], right), (top, middle[1]), (bottom, middle[1])]
+    for row, col in edges:
         around = pixels[int(row) - 1 : int(row) + 2, int(col) - 1 : int(col) + 2]
         assert abs(around - CALLED).max(axis=2).min() < 12
 
 
-def test_tissue_is_cropped_and_shrunk(tmp_path: Path):
+def test_tissue_is_cropped_and_a_missing_one_gray(tmp_path: Path):
     cells = [(2, 3), (3, 5)]
     path = written(tmp_path, cells=cells)
     panel_input = read_panel_input(path, read_map(path), dpi=30)
@@ -103,6 +98,11 @@ def test_tissue_is_cropped_and_shrunk(tmp_path: Path):
     assert (panel_input.tissue[:10, :10] == SHADES[0]).all()
     assert (panel_input.tissue[10:, 20:] == SHADES[1]).all()
     assert (panel_input.tissue[:10, 10:] == 255).all()
+    path = written(tmp_path, patches=None)
+    panel_input = read_panel_input(path, read_map(path), dpi=30)
+    assert not panel_input.has_image
+    assert (panel_input.tissue[10:] == 214).all()
+    assert (panel_input.tissue[:10, :10] == 255).all()
 
 
 def test_tissue_is_no_finer_than_the_page(large: Path):
@@ -111,14 +111,6 @@ def test_tissue_is_no_finer_than_the_page(large: Path):
     assert panel_input.tissue.shape == (1200, 1200, 3)
     assert (panel_input.tissue[-4:, -4:] == SHADES[3]).all()
     assert (panel_input.tissue[-4:, -5] == 255).all()
-
-
-def test_map_without_image_has_gray_patches(tmp_path: Path):
-    path = written(tmp_path, patches=None)
-    panel_input = read_panel_input(path, read_map(path), dpi=30)
-    assert not panel_input.has_image
-    assert (panel_input.tissue[10:] == 214).all()
-    assert (panel_input.tissue[:10, :10] == 255).all()
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -221,12 +213,6 @@ def test_text_of_a_map_is_drawn_as_text(tmp_path: Path, suffix: str, views: Iter
         assert (tmp_path / f"{view}.{suffix}").stat().st_size > 0
 
 
-def test_picture_names_have_the_view():
-    path = Path("maps/8864.h5")
-    assert picture_name(path, view="panels", suffix="png") == "8864.png"
-    assert picture_name(path, view="side-by-side", suffix="pdf") == "8864-side-by-side.pdf"
-
-
 def test_other_file_is_refused_and_nothing_written(tmp_path: Path):
     (tmp_path / "x.h5").write_text("no map")
     with pytest.raises(MapError, match="not a usable map"):
@@ -263,19 +249,13 @@ def test_layout_has_at_most_four_columns(num: int, rows: int, columns: int):
 def test_layout_fits_the_page(num: int, size: tuple[int, int]):
     figure = draw(*[panel(size)] * num)
     width, height = figure.get_size_inches() * 25.4
+    box = figure.axes[0].get_position()  # cells are square
+    assert box.width * width / size[0] == pytest.approx(box.height * height / size[1])
     assert width <= PAGE_MM + 1e-6
     assert height <= 240
     extents = np.array([ax.get_position().extents for ax in figure.axes])
     assert (extents > -1e-6).all()
     assert (extents < 1 + 1e-6).all()
-
-
-@pytest.mark.parametrize("size", [(300, 300), (200, 3), (76, 59)])
-def test_cells_are_square_on_the_page(size: tuple[int, int]):
-    figure = draw(panel(size))
-    box = figure.axes[0].get_position()
-    width, height = figure.get_size_inches()
-    assert box.width * width / size[0] == pytest.approx(box.height * height / size[1])
 
 
 def test_scale_bar_has_the_length_of_its_label():
@@ -286,9 +266,6 @@ def test_scale_bar_has_the_length_of_its_label():
     on_paper = np.diff(foot.transData.transform([(0, 0), (bar.get_width(), 0)])[:, 0])[0]
     cells = picture.transData.transform([(0, 0), (2 / 0.2, 0)])[:, 0]
     assert on_paper == pytest.approx(np.diff(cells)[0])
-
-
-def test_short_scale_bar_is_in_micrometers():
     foot = draw(panel((1, 1), has_scale=True)).axes[1]
     assert [text.get_text() for text in foot.texts] == ["50 \N{MICRO SIGN}m"]
 
@@ -300,15 +277,12 @@ def test_color_bar_has_numbers_and_threshold():
     left, right = foot.images[0].get_extent()[:2]
     for line in foot.lines:
         assert line.get_xdata() == pytest.approx([left + 0.25 * (right - left)] * 2)
+    for threshold in (float("nan"), -1.0, 3.0):
+        foot = draw(panel(color_bar=ColorBar(COLORS, 1.0, "probability", threshold))).axes[1]
+        assert not foot.lines
     open_bar = ColorBar(COLORS, 0.0784, "raw", is_open=True)
     texts = [text.get_text() for text in draw(panel(color_bar=open_bar)).axes[1].texts]
     assert texts == ["0", "0.039", "\N{GREATER-THAN OR EQUAL TO} 0.078", "raw"]
-
-
-@pytest.mark.parametrize("threshold", [float("nan"), -1.0, 3.0])
-def test_threshold_off_the_scale_is_not_marked(threshold: float):
-    foot = draw(panel(color_bar=ColorBar(COLORS, 1.0, "probability", threshold))).axes[1]
-    assert not foot.lines
 
 
 def test_legend_has_areas_and_lines():

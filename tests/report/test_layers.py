@@ -56,9 +56,6 @@ def test_cam_levels_have_one_scale_for_the_patient():
     assert levels[0, :2].tolist() == expected[:2]
     assert levels[3, 4:].tolist() == expected[8:] == [expected[8], 255]
     assert (levels[0, 2:] == 0).all()
-
-
-def test_cam_levels_accept_nan():
     cam = np.zeros((5, 2, 2), np.float32)
     cam[0, 0, 0] = np.nan
     assert cam_levels(hand_map(cam=cam))[0, 0] == 1

@@ -84,17 +84,14 @@ def test_page_has_patient_origin_and_notice():
     values = ("best.pt (cnn)", "0123456789abcdef" * 4, "fd" * 32, "2026-01-02")
     assert all(value in text for value in values)
     assert "trained on this patient" not in text
+    assert "200 µm a side" in text
+    # Where patches overlap, a cell is the middle of its patch.
+    assert "100 µm a side" in page_of(hand_map(stride_px=25, patches=None))
     seen = hand_map(model={"role_of_patient": "train"})
     assert "The model was trained on this patient" in page_of(seen)
     unknown = page_of(hand_map(model={"role_of_patient": "in no split"}))
     assert "· in no split of its model" in unknown
     assert "patient of its split" not in unknown
-
-
-def test_page_has_the_side_of_a_cell():
-    assert "200 µm a side" in page_of(hand_map())
-    # Where patches overlap, a cell is the middle of its patch.
-    assert "100 µm a side" in page_of(hand_map(stride_px=25, patches=None))
 
 
 def test_text_of_a_map_is_never_markup():
@@ -142,13 +139,10 @@ _LAYERS = {
 }
 
 
-def test_provenance_rounds_smoothing():
+def test_provenance_rounds_smoothing_and_omits_unknown_values():
     smoothing = {"sigma_um": 399.1353414198707, "temperature": 0.70098960598, "threshold": 0.5}
     names = dict(provenance_of(hand_map(smoothing=smoothing)))
     assert names["smoothing"] == "sigma_um 399.1, temperature 0.701, threshold 0.5"
-
-
-def test_provenance_omits_unknown_values():
     names = dict(provenance_of(hand_map(cam=None, model={}, provenance={"identity": "odd"})))
     assert set(names) - {"checkpoint"} == {"threshold, temperature", "resolution", "classes"}
     assert names["threshold, temperature"] == "0.5, 1.25"
@@ -247,10 +241,5 @@ def test_markup_in_a_name_is_shown_as_text(tmp_path: Path):
         "return [document.querySelector('h1').textContent, document.title, text('patch-label'),"
         " document.images.length, model('patches').data.label_name[1]]",
     )
-    assert answer == [
-        f"Patient {EVIL}",
-        f"Patient {EVIL}: wsi-idc",
-        EVIL + "&lt;",
-        0,
-        "</script>" + EVIL,
-    ]
+    heading, label = f"Patient {EVIL}", EVIL + "&lt;"
+    assert answer == [heading, f"{heading}: wsi-idc", label, 0, "</script>" + EVIL]

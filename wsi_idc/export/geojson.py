@@ -75,13 +75,8 @@ def _tiles(
     for (col, row), ring, is_idc, measured in rows:
         if measured["label"] < 0:
             del measured["label"]
-        yield _feature(
-            stable_id(patient_map, f"tile/{row}/{col}"),
-            [ring],
-            measured,
-            objectType="tile",
-            classification=_classification(patient_map, int(is_idc)),
-        )
+        part = f"tile/{row}/{col}"
+        yield _feature(patient_map, part, [ring], int(is_idc), measured, objectType="tile")
 
 
 def _annotations(
@@ -94,9 +89,11 @@ def _annotations(
         rings = (polygon.exterior, *polygon.interiors)
         area = len(region.cells) * (transform.side * transform.mpp) ** 2
         yield _feature(
-            stable_id(patient_map, f"region/{row}/{col}"),
+            patient_map,
+            f"region/{row}/{col}",
             # The outline is clockwise like the tiles, and the holes are not.
             [transform.points(shapely.get_coordinates(ring)).tolist() for ring in rings],
+            _IDC,
             {
                 "area_um2": area,
                 "area_mm2": area / _UM2_PER_MM2,
@@ -106,12 +103,16 @@ def _annotations(
             },
             objectType="annotation",
             name=f"{idc} {number}",
-            classification=_classification(patient_map, _IDC),
         )
 
 
 def _feature(
-    feature_id: str, rings: list[Any], measured: Mapping[Any, float], **properties: Any
+    patient_map: PatientMap,
+    part: str,
+    rings: list[Any],
+    label: int,
+    measured: Mapping[Any, float],
+    **properties: Any,
 ) -> dict[str, Any]:
     # Finite numbers only, with the digits of a float32.
     measurements = {
@@ -119,13 +120,13 @@ def _feature(
         for name, value in measured.items()
         if math.isfinite(value)
     }
+    properties["classification"] = {
+        "name": patient_map.class_names[label],
+        "color": list(LABEL_RGB[label]),
+    }
     return {
         "type": "Feature",
-        "id": feature_id,
+        "id": stable_id(patient_map, part),
         "geometry": {"type": "Polygon", "coordinates": rings},
         "properties": {**properties, "measurements": measurements},
     }
-
-
-def _classification(patient_map: PatientMap, label: int) -> dict[str, Any]:
-    return {"name": patient_map.class_names[label], "color": list(LABEL_RGB[label])}

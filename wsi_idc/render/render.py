@@ -224,7 +224,10 @@ def layout_page(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -
         row, col = divmod(number, columns)
         top = head + sum(heights[:row]) + row * (_TITLE_MM + _FOOT_MM)
         left = _MARGIN_MM + col * (column + _GAP_MM)
-        _draw_panel(page, panel, size, left, top, column, heights[row])
+        page.text(left, top + 0.8, panel.title, fontsize=7)
+        ax = page.axes(left, top + _TITLE_MM, *size)
+        foot = page.axes(left, top + _TITLE_MM + heights[row], column, _FOOT_MM)
+        _draw_panel(ax, foot, panel, size[0], column)
     return page.figure
 
 
@@ -234,30 +237,18 @@ def nice_length(span: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
 
 
-def _draw_panel(
-    page: Page,
-    panel: Panel,
-    size: tuple[float, float],
-    left: float,
-    top: float,
-    column: float,
-    height: float,
-) -> None:
-    """Draw title, picture and foot of a panel; ``left`` and ``top`` are in mm."""
-    page.text(left, top + 0.8, panel.title, fontsize=7)
-    ax = page.axes(left, top + _TITLE_MM, *size)
+def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float) -> None:
+    """Draw a picture of a width in mm, and the foot of its column."""
     ax.add_artist(Raster(panel.picture))
     for entry in panel.legend:
         if entry.ends is not None:
             _draw_lines(ax, entry.ends, entry.color, entry.width_pt)
     ax.set(xlim=(0, panel.size[0]), ylim=(panel.size[1], 0), xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color=_FRAME_COLOR)
-    foot = page.axes(left, top + _TITLE_MM + height, column, _FOOT_MM)
     foot.set(xlim=(0, column), ylim=(_FOOT_MM, 0))
     foot.set_axis_off()
     legend_left = 0.0
     if panel.has_scale:
-        width, _ = size
         _draw_scale_bar(foot, width / (panel.size[0] * panel.unit_mm), width)
         legend_left = _SCALE_SHARE * column
     if panel.color_bar is not None:
