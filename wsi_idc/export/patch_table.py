@@ -111,9 +111,6 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
 
     WSInfer's columns are ``minx``, ``miny``, ``width``, ``height`` as integers in level-0
     px, where neighboring patches share an edge, and ``prob_CLASS``.
-
-    Raises:
-        MapError: The corners of the patches are not on a grid.
     """
     transform = grid_transform(patient_map)
     cells = patient_map.row_col[:, ::-1]

@@ -151,9 +151,6 @@ def write_legend(patient_map: PatientMap, layers: Mapping[Path, LayerPicture], o
         patient_map: The map.
         layers: PNG file to layer.
         out: The JSON file.
-
-    Raises:
-        MapError: The corners of the patches are not on a grid.
     """
     rows, cols = patient_map.shape
     cell_px, transform = cell_px_of(patient_map), grid_transform(patient_map)

@@ -22,16 +22,8 @@ from wsi_idc import NOTICE
 from wsi_idc.core.constants import TITLES
 from wsi_idc.core.files import write_text
 from wsi_idc.core.progress import progress
+from wsi_idc.plotting import style
 from wsi_idc.plotting.raster import Pixels, colorize, downscale
-from wsi_idc.plotting.style import (
-    house_style,
-    interval,
-    number,
-    percent,
-    save_png_and_svg,
-    signed,
-    signed_interval,
-)
 
 FIGURES = "figures"
 # Browsers draw pictures up to 16,384 px a side, on some graphics cards half of that.
@@ -70,7 +62,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        form.__name__: form for form in (number, signed, percent, interval, signed_interval)
+        name: getattr(style, name)
+        for name in ("number", "signed", "percent", "interval", "signed_interval")
     }
     environment.globals |= {
         "content_security_policy": content_security_policy,
@@ -108,10 +101,10 @@ def write_figures(
         what: Text in front of the progress bar.
     """
     uris = {}
-    with progress(len(drawings), what=what, unit="figure") as bar, house_style():
+    with progress(len(drawings), what=what, unit="figure") as bar, style.house_style():
         for name, draw in drawings.items():
             path = out / FIGURES / name
-            save_png_and_svg(draw(), path)
+            style.save_png_and_svg(draw(), path)
             uris[name] = data_uri(path.with_suffix(".svg").read_bytes(), "image/svg+xml")
             bar.update(1)
     return uris
