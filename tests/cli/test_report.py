@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import RunCommand
-from tests.maps.hand import write_hand_map
+from tests.small_maps import write_hand_map
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,20 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.maps.hand import EVIL, PROBABILITY, hand_map, write_hand_map
+from tests.small_maps import EVIL, PROBABILITY, hand_map, write_hand_map
 from wsi_idc.core.errors import MapError
-from wsi_idc.geometry.grid import largest_region
 from wsi_idc.maps.cohort import (
     COLUMNS,
     SHORT_SHA,
     Cohort,
     cohort_row,
-    cohort_table,
     read_cohort,
     read_cohort_h5,
 )
 from wsi_idc.maps.map_reader import map_paths, read_map
-from wsi_idc.maps.map_writer import write_map
 
 
 def test_row_has_the_values_of_the_map():
@@ -58,12 +54,9 @@ def test_threshold_is_the_lowest_probability_called():
     row = cohort_row(hand_map(), threshold=0.95)
     assert (row["idc_area_mm2"], row["largest_region_mm2"], row["sensitivity"]) == (0, 0, 0)
     assert row["specificity"] == 1
-
-
-def test_agreement_is_nan_without_labels():
     row = cohort_row(hand_map(label=np.full(5, -1, np.int8)), threshold=0.5)
     for name in ("true_fraction", "dice", "auc", "sensitivity", "specificity", "mean_uncertainty"):
-        assert np.isnan(row[name]), name
+        assert np.isnan(row[name]), name  # without labels
     assert (row["labelled_patches"], row["idc_fraction"]) == (0, 0.6)
 
 
@@ -81,21 +74,11 @@ def test_row_names_views_and_members_of_the_model():
 
 
 def test_patches_in_the_same_cell_count_once():
-    cells = np.array([[0, 0], [0, 0], [5, 5]], np.int32)
-    assert largest_region(np.array([True, True, True]), cells) == 1
-    twice = replace(
-        hand_map(), row_col=np.array([[0, 1], [0, 1], [1, 3], [2, 1], [3, 3]], np.int32)
-    )
-    row = cohort_row(twice, threshold=0.5)
+    row_col = np.array([[0, 1], [0, 1], [1, 3], [2, 1], [3, 3]], np.int32)
+    row = cohort_row(hand_map(row_col=row_col), threshold=0.5)
     assert row["area_mm2"] == pytest.approx(4 * 0.04)
     assert row["idc_area_mm2"] == pytest.approx(2 * 0.04)
-
-
-def test_largest_of_several_regions():
-    cells = np.array([[0, 0], [0, 1], [1, 2], [4, 4], [4, 5]], np.int32)
-    assert largest_region(np.ones(5, bool), cells) == 3
-    assert largest_region(np.array([True, False, True, True, True]), cells) == 2
-    assert largest_region(np.zeros(5, bool), cells) == 0
+    assert row["largest_region_mm2"] == pytest.approx(0.04)
 
 
 def test_table_of_a_folder_leaves_out_unusable_maps(
@@ -105,7 +88,7 @@ def test_table_of_a_folder_leaves_out_unusable_maps(
         write_hand_map(tmp_path, patient=patient)
     (tmp_path / "bad.h5").write_text("no map")
     write_hand_map(tmp_path, patient="odd", threshold=float("nan"))
-    table = cohort_table(tmp_path)
+    table = read_cohort(tmp_path).table()
     assert list(table.columns) == list(COLUMNS)
     assert table["patient"].tolist() == ["a", "b"]
     assert table["map"].tolist() == ["a.h5", "b.h5"]
@@ -114,7 +97,8 @@ def test_table_of_a_folder_leaves_out_unusable_maps(
     assert "not a usable map" in cohort.failed[tmp_path / "bad.h5"]
     assert "threshold or temperature is out of range" in cohort.failed[tmp_path / "odd.h5"]
     assert "not a usable map" in caplog.text
-    assert cohort_table([tmp_path / "a.h5"], threshold=0.85)["idc_fraction"].tolist() == [0.2]
+    strict = read_cohort([tmp_path / "a.h5"], threshold=0.85).table()
+    assert strict["idc_fraction"].tolist() == [0.2]
 
 
 def test_second_map_of_a_patient_is_refused(tmp_path: Path):
@@ -137,7 +121,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_both_files_have_the_table(folder: Path):
-    table = cohort_table(folder)
+    table = read_cohort(folder).table()
     pd.testing.assert_frame_equal(read_cohort_h5(folder / "cohort.h5"), table)
     csv = pd.read_csv(folder / "cohort.csv", keep_default_na=False, na_values={"auc": [""]})
     assert csv["patient"].tolist() == [EVIL, "P1"]
@@ -215,8 +199,6 @@ def replaced(file: h5py.File, name: str, **dataset: object) -> None:
     file.create_dataset(name, **dataset)
 
 
-def test_empty_cohort_is_an_empty_table(tmp_path: Path):
+def test_empty_cohort_is_an_empty_table():
     table = Cohort().table()
     assert (len(table), list(table.columns)) == (0, list(COLUMNS))
-    write_map(tmp_path / "x.h5", hand_map())
-    assert len(cohort_table(tmp_path)) == 1

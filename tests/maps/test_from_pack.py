@@ -4,18 +4,22 @@ import re
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchcam.methods import GradCAM
 
 from tests.stops import StopAfter
+from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
 from wsi_idc.core.files import locked
+from wsi_idc.data import pack as pack_module
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import evaluate
 from wsi_idc.inference.predictor import Predictor
@@ -28,22 +32,41 @@ from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.device import select_device
 
+STATM = Path("/proc/self/statm")
+_NUM_PATCHES, _NUM_PER_PATIENT, _PATCH_PX = 6_000, 100, 64
 NAME = re.compile(r"(?P<patient>S\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png")
 
 
-def build(
-    checkpoint: Checkpoint, pack: Pack, patients: list[str], out: Path, **options: object
-) -> MapReport:
-    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), out, **options)
-    return builder.build(PackSource(pack, patients))
+Build = Callable[..., MapReport]
 
 
 @pytest.fixture(scope="module")
-def maps(trained: Checkpoint, cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(trained: Checkpoint, cohort: Pack) -> Build:
+    """Return a function that maps patients of the cohort into a folder."""
+
+    def build_maps(
+        out: Path,
+        *patients: str,
+        checkpoint: Checkpoint = trained,
+        pack: Pack = cohort,
+        **options: object,
+    ) -> MapReport:
+        builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), out, **options)
+        return builder.build(PackSource(pack, patients))
+
+    return build_maps
+
+
+@pytest.fixture(scope="module")
+def maps(build: Build, cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("maps")
-    report = build(trained, cohort, cohort.patients, out)
-    assert list(report.made) == cohort.patients
+    assert list(build(out, *cohort.patients).made) == cohort.patients
     return out
+
+
+@pytest.fixture
+def patient(cohort: Pack) -> str:
+    return cohort.patients[0]
 
 
 def test_probability_is_in_the_cell_of_its_file_name(maps: Path, trained: Checkpoint, cohort: Pack):
@@ -69,8 +92,7 @@ def test_probability_is_in_the_cell_of_its_file_name(maps: Path, trained: Checkp
         assert np.isfinite(probability).sum() == num_filled
 
 
-def test_cams_equal_torchcam(maps: Path, trained: Checkpoint, cohort: Pack):
-    patient = cohort.patients[0]
+def test_cams_equal_torchcam(maps: Path, trained: Checkpoint, cohort: Pack, patient: str):
     classifier = trained.build()
     patches = torch.from_numpy(cohort.patches[cohort.rows_of(patient)])
     with GradCAM(classifier.network, target_layer=trained.cam_layer) as extractor:
@@ -83,36 +105,34 @@ def test_cams_equal_torchcam(maps: Path, trained: Checkpoint, cohort: Pack):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batch_size_and_other_patients_change_nothing(
-    maps: Path, trained: Checkpoint, cohort: Pack, tmp_path: Path, batch_size: int
+    maps: Path, build: Build, cohort: Pack, tmp_path: Path, batch_size: int
 ):
     patient = cohort.patients[3]
-    build(trained, cohort, [patient], tmp_path, batch_size=batch_size)
+    build(tmp_path, patient, batch_size=batch_size)
     with h5py.File(maps / f"{patient}.h5") as one, h5py.File(tmp_path / f"{patient}.h5") as other:
         for name in ("logit", "probability", "cam/raw"):
             np.testing.assert_allclose(one[name][:], other[name][:], atol=1e-5)
 
 
+def evaluated(predictor: Predictor, pack: Pack, patient: str) -> pd.DataFrame:
+    """Return the predictions of ``evaluate`` on a patient."""
+    config = {"device_config": select_device("cpu"), "batch_size": 64, "num_resamples": 1}
+    return evaluate(predictor, pack, [patient], split="test", **config).predictions
+
+
 def test_map_has_the_probabilities_of_evaluate(maps: Path, trained: Checkpoint, cohort: Pack):
     patient = sorted(trained.patients("test"))[0]
-    evaluation = evaluate(
-        Predictor((trained,)),
-        cohort,
-        [patient],
-        split="test",
-        device_config=select_device("cpu"),
-        batch_size=64,
-        num_resamples=1,
-    )
+    table = evaluated(Predictor((trained,)), cohort, patient)
     with h5py.File(maps / f"{patient}.h5") as file:
         # Equal to the last bit, although the map was built together with other patients.
         np.testing.assert_array_equal(
-            evaluation.predictions["probability"].to_numpy(np.float32), file["probability"][:]
+            table["probability"].to_numpy(np.float32), file["probability"][:]
         )
 
 
-def test_second_run_computes_nothing(maps: Path, trained: Checkpoint, cohort: Pack):
+def test_second_run_computes_nothing(maps: Path, build: Build, cohort: Pack):
     before = {path: path.stat().st_mtime_ns for path in maps.iterdir()}
-    report = build(trained, cohort, cohort.patients, maps)
+    report = build(maps, *cohort.patients)
     assert list(report.kept) == cohort.patients
     assert not report.made
     assert {path: path.stat().st_mtime_ns for path in maps.iterdir()} == before
@@ -126,44 +146,33 @@ def other(trained: Checkpoint, tmp_path: Path) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def test_other_checkpoint_or_setting_rebuilds(
-    trained: Checkpoint,
-    other: Checkpoint,
-    cohort: Pack,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_other_checkpoint_setting_or_resolution_rebuilds(
+    build: Build, other: Checkpoint, cohort: Pack, patient: str, tmp_path: Path, caplog
 ):
-    patient = cohort.patients[0]
     out = tmp_path / "maps"
-    build(trained, cohort, [patient], out)
+    build(out, patient)
     with caplog.at_level(logging.INFO, logger="wsi_idc"):
-        assert list(build(other, cohort, [patient], out).made) == [patient]
+        assert build(out, patient, checkpoint=other).made
     assert "made with another checkpoint, so it is made again" in caplog.text
-    assert list(build(other, cohort, [patient], out, with_image=False).made) == [patient]
-    assert list(build(other, cohort, [patient], out, with_image=False).kept) == [patient]
-    overwritten = build(other, cohort, [patient], out, with_image=False, overwrite=True)
-    assert list(overwritten.made) == [patient]
-
-
-def test_other_resolution_rebuilds(trained: Checkpoint, cohort: Pack, tmp_path: Path):
-    patient = cohort.patients[0]
-    build(trained, cohort, [patient], tmp_path)
-    stated = Pack(cohort.path)
-    stated.info = replace(stated.info, mpp_source="given")
-    assert list(build(trained, stated, [patient], tmp_path).made) == [patient]
-    with h5py.File(tmp_path / f"{patient}.h5") as file:
+    changed = {"checkpoint": other, "with_image": False}
+    assert list(build(out, patient, **changed).made) == [patient]
+    assert list(build(out, patient, **changed).kept) == [patient]
+    assert build(out, patient, **changed, overwrite=True).made
+    changed["pack"] = Pack(cohort.path)
+    changed["pack"].info = replace(cohort.info, mpp_source="given")
+    assert build(out, patient, **changed).made
+    with h5py.File(out / f"{patient}.h5") as file:
         assert file.attrs["mpp_source"] == "given"
 
 
-def test_full_disk_ends_the_run(trained: Checkpoint, cohort: Pack, tmp_path: Path):
-    patient = cohort.patients[0]
+def test_full_disk_ends_the_run(build: Build, patient: str, tmp_path: Path):
     before = set(threading.enumerate())
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
         with pytest.raises(DiskFullError, match="free some space"):
-            build(trained, cohort, [patient], tmp_path)
+            build(tmp_path, patient)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -171,92 +180,75 @@ def test_full_disk_ends_the_run(trained: Checkpoint, cohort: Pack, tmp_path: Pat
     assert set(threading.enumerate()) <= before
 
 
-def test_unusable_file_is_kept_and_other_patients_are_mapped(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
+def test_unusable_file_is_kept_and_other_patients_are_mapped(build, cohort: Pack, tmp_path: Path):
     first, second = cohort.patients[:2]
     other_file = tmp_path / f"{first}.h5"
     other_file.write_text("not a map at all")
-    report = build(trained, cohort, [first, second], tmp_path)
+    report = build(tmp_path, first, second)
     assert list(report.made) == [second]
     assert "not a usable map" in report.failed[first]
     assert "--overwrite" in report.failed[first]
     assert other_file.read_text() == "not a map at all"
 
 
-def test_map_locked_beyond_the_timeout_fails(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_map_locked_beyond_the_timeout_fails(build, cohort: Pack, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("wsi_idc.maps.map_writer._LOCK_TIMEOUT_SECONDS", 0.5)
     first, second = cohort.patients[:2]
     with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
-        report = build(trained, cohort, [first, second], tmp_path)
+        report = build(tmp_path, first, second)
     assert list(report.made) == [second]
     assert "another process is writing it" in report.failed[first]
 
 
-def test_map_is_written_after_another_process_releases_it(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
-    patient = cohort.patients[0]
-    released = threading.Event()
+def test_map_is_written_after_another_process_releases_it(build, patient: str, tmp_path: Path):
+    held, released = threading.Event(), threading.Event()
 
     def hold() -> None:
         with locked(tmp_path / f".{patient}.h5.partial", what=tmp_path):
             held.set()
             released.wait(3)
 
-    held = threading.Event()
     other = threading.Thread(target=hold)
     other.start()
     held.wait(10)
-    report = build(trained, cohort, [patient], tmp_path)
+    report = build(tmp_path, patient)
     released.set()
     other.join()
     assert list(report.made) == [patient]
     assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
 
 
-def test_partial_file_of_a_killed_run_is_replaced(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
-    patient = cohort.patients[0]
+def test_partial_file_of_a_killed_run_is_replaced(build, patient: str, tmp_path: Path):
     (tmp_path / f".{patient}.h5.partial").write_bytes(b"half a map")
-    build(trained, cohort, [patient], tmp_path)
+    build(tmp_path, patient)
     assert [path.name for path in tmp_path.iterdir()] == [f"{patient}.h5"]
 
 
-def test_stop_keeps_complete_maps_and_the_next_call_resumes(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
+def test_stop_keeps_complete_maps_and_the_next_call_resumes(build, cohort: Pack, tmp_path: Path):
     with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [1-5] of 6 maps made"):
-        build(trained, cohort, cohort.patients, tmp_path, batch_size=16, stop=StopAfter(8))
+        build(tmp_path, *cohort.patients, batch_size=16, stop=StopAfter(8))
     made = {path.name for path in tmp_path.iterdir()}
     assert 1 <= len(made) <= 5
     assert not any(name.startswith(".") for name in made)
-    report = build(trained, cohort, cohort.patients, tmp_path)
+    report = build(tmp_path, *cohort.patients)
     assert {f"{patient}.h5" for patient in report.kept} == made
     assert len(report.made) + len(report.kept) == 6
 
 
-def test_stop_is_raised_although_a_patient_has_failed(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
+def test_stop_is_raised_although_a_patient_has_failed(build, cohort: Pack, tmp_path: Path):
     first, second = cohort.patients[:2]
     (tmp_path / f"{first}.h5").write_text("not a map at all")
     with pytest.raises(StoppedError, match="with 0 of 1 maps made"):
-        build(trained, cohort, [first, second], tmp_path, stop=StopAfter(0))
+        build(tmp_path, first, second, stop=StopAfter(0))
 
 
-def test_unknown_patient_writes_nothing(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+def test_unknown_patient_writes_nothing(build: Build, tmp_path: Path):
     with pytest.raises(DataError, match=r"no patient '\.\./\.\./x'"):
-        build(trained, cohort, ["S0001", "../../x"], tmp_path / "maps")
+        build(tmp_path / "maps", "S0001", "../../x")
     assert not (tmp_path / "maps").exists()
 
 
 def test_map_has_the_role_of_its_patient(maps: Path, trained: Checkpoint):
-    import json
-
     for role in ("train", "test"):
         patient = sorted(trained.patients(role))[0]
         with h5py.File(maps / f"{patient}.h5") as file:
@@ -267,19 +259,11 @@ def test_map_has_views_checkpoints_and_smoothing(
     trained: Checkpoint, cohort: Pack, other: Checkpoint, tmp_path: Path
 ):
     patient = sorted(trained.patients("test"))[0]
-    compute = select_device("cpu")
     predictor = Predictor((trained, other), tta=True, smooth=True)
-    MapBuilder(predictor, compute, tmp_path).build(PackSource(cohort, [patient]))
-    evaluation = evaluate(
-        predictor,
-        cohort,
-        [patient],
-        split="test",
-        device_config=compute,
-        batch_size=64,
-        num_resamples=1,
-    )
-    table = evaluation.predictions
+    builder = MapBuilder(predictor, select_device("cpu"), tmp_path)
+    source = PackSource(cohort, [patient])
+    builder.build(source)
+    table = evaluated(predictor, cohort, patient)
     with h5py.File(tmp_path / f"{patient}.h5") as file:
         for name in ("probability", "uncertainty", "probability_smoothed"):
             np.testing.assert_array_equal(table[name].to_numpy(np.float32), file[name][:])
@@ -288,19 +272,15 @@ def test_map_has_views_checkpoints_and_smoothing(
         assert file.attrs["threshold"] == predictor.threshold
         assert file.attrs["temperature"] == 1
     assert (model["tta"], len(model["ensemble"])) == (True, 2)
-    report = MapBuilder(predictor, compute, tmp_path).build(PackSource(cohort, [patient]))
-    assert list(report.kept) == [patient]
-    report = MapBuilder(replace(predictor, tta=False), compute, tmp_path).build(
-        PackSource(cohort, [patient])
-    )
-    assert list(report.made) == [patient]
+    assert list(builder.build(source).kept) == [patient]
+    single_view = replace(builder, predictor=replace(predictor, tta=False))
+    assert list(single_view.build(source).made) == [patient]
 
 
-def test_other_cam_rebuilds(trained: Checkpoint, cohort: Pack, tmp_path: Path):
-    patient = cohort.patients[0]
-    build(trained, cohort, [patient], tmp_path)
+def test_other_cam_rebuilds(build, trained: Checkpoint, cohort: Pack, patient, tmp_path: Path):
+    build(tmp_path, patient)
     spec = CamSpec("layercam", "features.1", 0)
-    assert list(build(trained, cohort, [patient], tmp_path, cam=spec).made) == [patient]
+    assert list(build(tmp_path, patient, cam=spec).made) == [patient]
     found = read_map(tmp_path / f"{patient}.h5")
     assert (found.cam_method, found.cam_layer) == ("layercam", "features.1")
     assert found.cam_class == "non-IDC"
@@ -309,29 +289,65 @@ def test_other_cam_rebuilds(trained: Checkpoint, cohort: Pack, tmp_path: Path):
         _, expected = extract(torch.from_numpy(cohort.patches[rows]))
     # After max pooling a rounding error may move a gradient to the neighbor.
     assert np.isclose(found.cam[:4], expected.numpy(), rtol=1e-3, atol=1e-6).mean() > 0.98
-    assert list(build(trained, cohort, [patient], tmp_path, cam=None).made) == [patient]
+    assert list(build(tmp_path, patient, cam=None).made) == [patient]
     assert read_map(tmp_path / f"{patient}.h5").cam is None
 
 
-def test_unknown_cam_layer_is_refused_and_nothing_written(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
-):
+def test_unknown_cam_layer_is_refused_and_nothing_written(build, cohort: Pack, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has no layer 'features\.99'"):
-        build(trained, cohort, cohort.patients, tmp_path / "m", cam=CamSpec(layer="features.99"))
+        build(tmp_path / "m", *cohort.patients, cam=CamSpec(layer="features.99"))
     assert not (tmp_path / "m").exists()
 
 
 def test_cams_too_large_for_a_map_are_refused(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Build, trained: Checkpoint, cohort: Pack, patient: str, tmp_path: Path, monkeypatch
 ):
     fine = replace(trained, input=replace(trained.input, input_px=257))
     early = CamSpec(layer="features.0")
-    patient = cohort.patients[0]
     with pytest.raises(CheckpointError, match=r"CAM of 257x257 cells at layer features\.0: a map"):
-        build(fine, cohort, [patient], tmp_path, cam=early)
+        build(tmp_path, patient, checkpoint=fine, cam=early)
     num = len(cohort.rows_of(patient))
     monkeypatch.setattr("wsi_idc.maps.builder.MAX_CAM_BYTES", num * 50 * 50 * 4 - 1)
     with pytest.raises(MapError, match=rf"CAMs of {num} patches at layer features\.0, 0 GB, are"):
-        build(trained, cohort, [patient], tmp_path, cam=early)
+        build(tmp_path, patient, cam=early)
     assert not list(tmp_path.iterdir())
-    build(trained, cohort, [patient], tmp_path, cam=CamSpec())
+    build(tmp_path, patient, cam=CamSpec())
+
+
+def resident_mb() -> float:
+    return int(STATM.read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def test_pages_that_were_read_are_released(cohort: Pack, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pack_module, "_MAX_MAPPED_BYTES", 10 * 7500)
+    pack = Pack(cohort.path)
+    for start in range(0, 60, 4):
+        rows = np.arange(start, start + 4)
+        np.testing.assert_array_equal(pack.read(rows), cohort.patches[rows])
+    assert pack._mapped_bytes <= 10 * 7500
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="resident memory is known on Linux only")
+def test_memory_does_not_grow_with_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wsi_idc.bench.fixtures._DRAWN_CELLS", 8)
+    pack = drawn_pack(
+        tmp_path / "p.h5", _NUM_PATCHES, a_patient=_NUM_PER_PATIENT, patch_px=_PATCH_PX
+    )
+    checkpoint, _ = make_checkpoint("cnn-bn", input_size=16, pack=pack)
+    resident = []
+    original = MapBuilder.patient_map
+
+    def record(*args):
+        resident.append(resident_mb())
+        return original(*args)
+
+    monkeypatch.setattr(MapBuilder, "patient_map", record)
+    builder = MapBuilder(Predictor((checkpoint,)), select_device("cpu"), tmp_path / "maps")
+    report = builder.build(PackSource(pack, pack.patients))
+    assert len(report.made) == _NUM_PATCHES // _NUM_PER_PATIENT == len(resident)
+    tenth = len(resident) // 10
+    # The run reads 74 MB of pixels, more than the permitted growth.
+    assert (
+        max(resident[tenth:]) < 1.05 * max(resident[:tenth]) + pack_module._MAX_MAPPED_BYTES / 2**20
+    )

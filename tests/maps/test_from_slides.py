@@ -1,15 +1,15 @@
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
+from tests.slides.tiffs import write_tiff
 from tests.stops import StopAfter
 from wsi_idc.core.errors import CheckpointError, DataError, StoppedError
 from wsi_idc.data.pack import Pack
@@ -28,20 +28,25 @@ from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
 
 ALL = SlideSettings(min_tissue=0)
+OVERLAP = SlideSettings(min_tissue=0, stride_px=30)
+Build = Callable[..., MapReport]
 
 
-def make_builder(trained: Checkpoint, out: Path, **options: object) -> MapBuilder:
-    return MapBuilder(Predictor((trained,)), select_device("cpu"), out, **options)
+@pytest.fixture
+def builder(trained: Checkpoint, tmp_path: Path) -> MapBuilder:
+    return MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
 
 
-def build(
-    trained: Checkpoint,
-    out: Path,
-    slides: Sequence[ManifestRow],
-    settings: SlideSettings = ALL,
-    **options: object,
-) -> MapReport:
-    return make_builder(trained, out, **options).build(SlideSource(slides, settings))
+@pytest.fixture
+def build(builder: MapBuilder) -> Build:
+    """Return a function that maps slides into a folder."""
+
+    def build_maps(
+        out: Path, *slides: ManifestRow, settings: SlideSettings = ALL, **options: object
+    ) -> MapReport:
+        return replace(builder, out=out, **options).build(SlideSource(slides, settings))
+
+    return build_maps
 
 
 @pytest.fixture
@@ -52,29 +57,25 @@ def stitched(cohort: Pack) -> np.ndarray:
     return mosaic(cohort.patches[rows], cells, shape=shape_of(cells), fill=255)
 
 
-def write_slide(path: Path, image: np.ndarray, *, mpp: float) -> ManifestRow:
-    """Write a tiled TIFF that states its resolution."""
-    with tifffile.TiffWriter(path) as file:
-        per_cm = 1e4 / mpp
-        file.write(
-            image,
-            tile=(64, 64),
-            photometric="rgb",
-            resolution=(per_cm, per_cm),
-            resolutionunit="CENTIMETER",
-        )
-    return ManifestRow(path, path.stem, None)
+def write_slide(path: Path, image: np.ndarray, *, mpp: float = 4.0) -> ManifestRow:
+    return ManifestRow(write_tiff(path, image, mpp=mpp), path.stem, None)
+
+
+@pytest.fixture
+def row(stitched: np.ndarray, tmp_path: Path) -> ManifestRow:
+    """Return a slide of the tissue of the first patient."""
+    return write_slide(tmp_path / "s.tif", stitched)
 
 
 @pytest.mark.parametrize("finer", [1, 4])
 def test_slide_of_stitched_patches_has_the_map_of_the_patient(
-    trained: Checkpoint, cohort: Pack, stitched: np.ndarray, tmp_path: Path, finer: int
+    builder: MapBuilder, build: Build, cohort: Pack, stitched: np.ndarray, finer: int
 ):
-    patient = cohort.patients[0]
-    make_builder(trained, tmp_path / "pack").build(PackSource(cohort, [patient]))
+    patient, tmp_path = cohort.patients[0], builder.out
+    replace(builder, out=tmp_path / "pack").build(PackSource(cohort, [patient]))
     image = stitched.repeat(finer, axis=0).repeat(finer, axis=1)
     row = write_slide(tmp_path / "s.tif", image, mpp=4 / finer)
-    report = build(trained, tmp_path / "slides", [row])
+    report = build(tmp_path / "slides", row)
     assert list(report.made) == ["s"]
     expected = read_map(tmp_path / "pack" / f"{patient}.h5")
     found = read_map(tmp_path / "slides" / "s.h5")
@@ -95,31 +96,24 @@ def test_slide_of_stitched_patches_has_the_map_of_the_patient(
     assert found.slide.thumbnail.shape[:2] == found.slide.tissue.shape
 
 
-def test_only_the_tissue_of_the_mask_is_mapped(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
-):
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+def test_only_the_tissue_of_the_mask_is_mapped(build, row, stitched: np.ndarray, tmp_path: Path):
     mask = np.zeros(stitched.shape[:2], np.uint8)
     mask[50:100, 100:150] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     settings = SlideSettings(mask=tmp_path / "mask.png")
-    build(trained, tmp_path, [row], settings)
+    build(tmp_path, row, settings=settings)
     found = read_map(tmp_path / "s.h5")
     assert found.row_col.tolist() == [[1, 2]]
     assert found.slide.tissue.mean() == pytest.approx(mask.mean() / 255, rel=0.3)
     mask[98:102, 149:152] = 255  # a corner of three more
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    build(trained, tmp_path, [row], replace(settings, min_tissue=0))
+    build(tmp_path, row, settings=replace(settings, min_tissue=0))
     assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
-def test_cells_of_overlapping_patches_are_their_centers(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
-):
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
-    build(trained, tmp_path / "a", [row])
-    half = SlideSettings(min_tissue=0, stride_px=30)
-    build(trained, tmp_path / "b", [row], half)
+def test_cells_of_overlapping_patches_are_their_centers(build, row, stitched, tmp_path: Path):
+    build(tmp_path / "a", row)
+    build(tmp_path / "b", row, settings=OVERLAP)
     whole, found = read_map(tmp_path / "a" / "s.h5"), read_map(tmp_path / "b" / "s.h5")
     # Every fifth patch of 30 px is every third of 50 px.
     np.testing.assert_array_equal(
@@ -139,12 +133,15 @@ def test_cells_of_overlapping_patches_are_their_centers(
         assert file.attrs["stride_px"] == 30
         side = round(6 * 30 / 50)
         assert file["cam/mosaic"].shape == (rows * side, cols * side)
+    (thumbnail, *_), _ = tissue_pictures(found, None)
+    # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
+    assert (thumbnail.x, thumbnail.y) == pytest.approx((-0.04, -0.04))
+    assert found.cell_cams().shape[1:] == (side, side)
+    assert cam_levels(found).shape == (rows * side, cols * side)
 
 
-def test_unusable_slides_fail_and_other_slides_are_mapped(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
-):
-    good = write_slide(tmp_path / "good.tif", stitched, mpp=4.0)
+def test_unusable_slides_fail_and_other_slides_are_mapped(build, stitched, tmp_path: Path):
+    good = write_slide(tmp_path / "good.tif", stitched)
     Image.fromarray(stitched).save(tmp_path / "plain.png")
     whole = (tmp_path / "good.tif").read_bytes()
     (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
@@ -152,51 +149,44 @@ def test_unusable_slides_fail_and_other_slides_are_mapped(
     Image.fromarray(stitched).save(tmp_path / "fake.svs", format="JPEG")
     names = ["plain.png", "cut.tif", "empty.svs", "fake.svs", "none.svs"]
     rows = [ManifestRow(tmp_path / name, name.split(".")[0], None) for name in names]
-    report = build(trained, tmp_path / "maps", [*rows, good])
+    report = build(tmp_path / "maps", *rows, good)
     assert list(report.made) == ["good"]
     assert list(report.failed) == ["plain", "cut", "empty", "fake", "none"]
     assert "give --mpp" in report.failed["plain"]
     assert all("\n" not in reason for reason in report.failed.values())
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
-    given = SlideSettings(mpp=4.0, min_tissue=0)
-    again = build(trained, tmp_path / "maps", rows[:1], given)
+    again = build(tmp_path / "maps", rows[0], settings=replace(ALL, mpp=4.0))
     assert read_map(again.made["plain"]).mpp_source == "given"
 
 
-def test_map_is_kept_until_slide_or_settings_change(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
-):
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+def test_map_is_kept_until_slide_or_settings_change(build, row, stitched, tmp_path: Path):
     out = tmp_path / "maps"
-    assert build(trained, out, [row]).made
+    assert build(out, row).made
     with h5py.File(out / "s.h5") as file:
         key = json.loads(file.attrs["provenance"])["identity"]
     assert (key["min_tissue"], key["stride_px"], key["mask"]) == (0, 50, None)
-    assert build(trained, out, [row]).kept
-    assert build(trained, out, [row], SlideSettings(min_tissue=0.2)).made
-    assert build(trained, out, [row]).made
-    changed = stitched.copy()
-    changed[:50, :50] = 0
-    write_slide(tmp_path / "s.tif", changed, mpp=4.0)
-    assert build(trained, out, [row]).made
+    assert build(out, row).kept
+    assert build(out, row, settings=SlideSettings(min_tissue=0.2)).made
+    assert build(out, row).made
+    stitched[:50, :50] = 0
+    write_slide(tmp_path / "s.tif", stitched)
+    assert build(out, row).made
 
 
-def test_stop_keeps_complete_maps(trained: Checkpoint, stitched: np.ndarray, tmp_path: Path):
-    rows = [write_slide(tmp_path / f"{name}.tif", stitched, mpp=4.0) for name in "abc"]
+def test_stop_keeps_complete_maps(build, stitched: np.ndarray, tmp_path: Path):
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched) for name in "abc"]
     out = tmp_path / "maps"
     with pytest.raises(StoppedError, match=r"Stopped by SIGTERM with [12] of 3 maps made"):
-        build(trained, out, rows, batch_size=16, stop=StopAfter(12))
+        build(out, *rows, batch_size=16, stop=StopAfter(12))
     made = {path.name for path in out.iterdir()}
     assert made
     assert not any(name.startswith(".") for name in made)
-    report = build(trained, out, rows)
+    report = build(out, *rows)
     assert len(report.kept) == len(made)
     assert len(report.made) + len(report.kept) == 3
 
 
-def test_network_is_built_once_and_only_if_needed(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_network_is_built_once_and_only_if_needed(build, stitched, tmp_path: Path, monkeypatch):
     built, checkpoint_build = [], Checkpoint.build
 
     def counting(checkpoint: Checkpoint) -> PatchClassifier:
@@ -204,57 +194,46 @@ def test_network_is_built_once_and_only_if_needed(
         return checkpoint_build(checkpoint)
 
     monkeypatch.setattr(Checkpoint, "build", counting)
-    rows = [write_slide(tmp_path / f"{name}.tif", stitched[:100], mpp=4.0) for name in "ab"]
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched[:100]) for name in "ab"]
     for _ in range(2):
-        build(trained, tmp_path / "maps", rows)
+        build(tmp_path / "maps", *rows)
         assert len(built) == 1
 
 
-def test_training_patient_is_logged(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    row = write_slide(tmp_path / "s.tif", stitched[:100], mpp=4.0)
+def test_training_patient_is_logged(build, row, trained: Checkpoint, tmp_path: Path, caplog):
     seen = sorted(trained.patients("train"))[0]
     with caplog.at_level("INFO", logger="wsi_idc"):
-        build(trained, tmp_path, [row])
+        build(tmp_path, row)
         assert "trained on" not in caplog.text
-        build(trained, tmp_path, [row, replace(row, patient=seen)])
+        build(tmp_path, row, replace(row, patient=seen))
     assert f"trained on 1 of these patients ({seen} first): their maps flatter it" in caplog.text
 
 
-def test_other_slide_of_the_same_name_is_a_warning(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_other_slide_of_the_same_name_is_a_warning(build, stitched, tmp_path: Path, caplog):
     for folder, image in (("a", stitched[:100]), ("b", stitched[50:150])):
         (tmp_path / folder).mkdir()
-        row = write_slide(tmp_path / folder / "s.tif", image, mpp=4.0)
-        build(trained, tmp_path, [row])
+        row = write_slide(tmp_path / folder / "s.tif", image)
+        build(tmp_path, row)
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     first, second = (tmp_path / folder / "s.tif" for folder in "ab")
     assert f"s.h5 was made from {first} and is replaced by the map of {second}; give" in warning
     caplog.clear()
-    write_slide(second, stitched[:100], mpp=4.0)  # the same file, changed
-    assert build(trained, tmp_path, [row]).made
+    write_slide(second, stitched[:100])  # the same file, changed
+    assert build(tmp_path, row).made
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(("spare", "has_image"), [(0, True), (-1, False)])
 def test_image_beyond_the_memory_limit_is_left_out(
-    trained: Checkpoint,
-    stitched: np.ndarray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    spare: int,
-    has_image: bool,
+    builder: MapBuilder, stitched: np.ndarray, monkeypatch, caplog, spare: int, has_image: bool
 ):
+    tmp_path = builder.out
     # 2 x 2 cells of 30 px, and a patch of 50 px in each.
     needed = 4 * 50**2 * 3
     monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + spare)
-    row = write_slide(tmp_path / "s.tif", stitched[:80, :80], mpp=4.0)
-    settings = SlideSettings(min_tissue=0, stride_px=30)
-    (planned,) = SlideSource([row], settings).plan(make_builder(trained, tmp_path))
-    build(trained, tmp_path, [row], settings)
+    source = SlideSource([write_slide(tmp_path / "s.tif", stitched[:80, :80])], OVERLAP)
+    (planned,) = source.plan(builder)
+    builder.build(source)
     assert (read_image(tmp_path / "s.h5") is not None) is has_image
     assert caplog.text.count("is left out of the map") == (0 if has_image else 2)
     # 64 bytes a patch and 32 a cell, CAMs of 6 x 6 twice; then the picture.
@@ -262,40 +241,21 @@ def test_image_beyond_the_memory_limit_is_left_out(
     assert planned.disk_mb * 1e6 == pytest.approx(without + has_image * 4 * 30**2 * 3)
 
 
-def test_ensemble_of_different_patch_sizes_is_refused(trained: Checkpoint, tmp_path: Path):
+def test_ensemble_of_different_patch_sizes_is_refused(trained: Checkpoint):
     other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
-    both = MapBuilder(Predictor((trained, other)), select_device("cpu"), tmp_path)
     with pytest.raises(CheckpointError, match="take patches of different sizes, 50 px of 2 um"):
-        input_spec(both.predictor)
+        input_spec(Predictor((trained, other)))
 
 
-def test_patient_id_cannot_leave_the_folder(trained: Checkpoint, tmp_path: Path):
-    row = ManifestRow(tmp_path / "s.tif", "../evil", None)
+def test_patient_id_cannot_leave_the_folder(build, tmp_path: Path):
     with pytest.raises(DataError, match="cannot be a patient id"):
-        build(trained, tmp_path / "maps", [row])
+        build(tmp_path / "maps", ManifestRow(tmp_path / "s.tif", "../evil", None))
 
 
 @pytest.mark.parametrize(("make", "reason"), [(os.mkfifo, "not a regular"), (None, "no such file")])
-def test_mask_that_is_not_a_file_fails(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path, make, reason: str
-):
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
+def test_mask_that_is_not_a_file_fails(build, row, tmp_path: Path, make, reason: str):
     if make:
         make(tmp_path / "mask.png")
     settings = SlideSettings(mask=tmp_path / "mask.png")
-    report = build(trained, tmp_path / "maps", [row], settings)
+    report = build(tmp_path / "maps", row, settings=settings)
     assert reason in report.failed["s"]
-
-
-def test_report_places_overlapping_patches(
-    trained: Checkpoint, stitched: np.ndarray, tmp_path: Path
-):
-    row = write_slide(tmp_path / "s.tif", stitched, mpp=4.0)
-    half = SlideSettings(min_tissue=0, stride_px=30)
-    build(trained, tmp_path, [row], half)
-    patient_map = read_map(tmp_path / "s.h5")
-    (thumbnail, *_), _ = tissue_pictures(patient_map, None)
-    # The grid begins 10 px of 4 um into the slide, so the slide 0.04 mm before the grid.
-    assert (thumbnail.x, thumbnail.y) == pytest.approx((-0.04, -0.04))
-    assert patient_map.cell_cams().shape[1:] == (4, 4)
-    assert cam_levels(patient_map).shape == tuple(4 * side for side in patient_map.shape)

@@ -26,12 +26,14 @@ def test_shards_have_each_name_once_and_are_even(sizes: dict[str, int], count: i
     assert max(loads) - min(loads) <= max(sizes.values())
 
 
-def test_shard_keeps_the_order_of_the_patients():
+def test_shard_is_two_numbers_and_keeps_the_order_of_the_patients():
+    assert parse_shard("2/8") == (2, 8)
     assert shard({"b": 1, "a": 1, "c": 1}, 1, 1) == ["b", "a", "c"]
 
 
-def test_shard_is_two_numbers():
-    assert parse_shard("2/8") == (2, 8)
+@pytest.fixture
+def builder(trained: Checkpoint, tmp_path: Path) -> MapBuilder:
+    return MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +48,7 @@ def test_other_texts_are_not_shards(text: str):
         parse_shard(text)
 
 
-def test_plan_agrees_with_the_run(trained: Checkpoint, cohort: Pack, tmp_path: Path):
-    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+def test_plan_agrees_with_the_run(builder: MapBuilder, cohort: Pack, tmp_path: Path):
     first, second, third = cohort.patients[:3]
     builder.build(PackSource(cohort, [first]))
     (tmp_path / f"{second}.h5").write_text("mine")
@@ -67,17 +68,15 @@ def test_mask_for_several_slides_is_refused():
         SlideSource.from_files(slides, None, settings)
 
 
-def test_plan_has_the_reason_of_an_unusable_slide(trained: Checkpoint, tmp_path: Path):
-    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
+def test_plan_has_the_reason_of_an_unusable_slide(builder: MapBuilder, tmp_path: Path):
     source = SlideSource.from_files([tmp_path / "none.svs"], None, SlideSettings())
     (planned,) = source.shard(1, 1).plan(builder)
     assert "no such file" in planned.state
 
 
 def test_plan_counts_a_patient_once_and_refuses_an_unknown_layer(
-    trained: Checkpoint, cohort: Pack, tmp_path: Path
+    builder: MapBuilder, cohort: Pack, tmp_path: Path
 ):
-    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     assert len(PackSource(cohort, ["S0001", "S0001"]).plan(builder)) == 1
     lost = replace(builder, cam=CamSpec(layer="nix"))
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.maps.hand import hand_map
+from tests.small_maps import hand_map
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.report.layers import (
     cam_levels,

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.maps.hand import EVIL, big_map, hand_map
 from tests.report.browser import ask, needs_chromium, requests_in
+from tests.small_maps import EVIL, big_map, hand_map
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap, SlideView

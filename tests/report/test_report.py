@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.maps.hand import EVIL, hand_map, write_hand_map
 from tests.report.browser import ask, needs_chromium, requests_in
 from tests.report.test_patient_page import assert_closed
+from tests.small_maps import EVIL, hand_map, write_hand_map
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.map_reader import map_paths

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.slides.tiffs import halved, noise, write_tiff
+from tests.slides.tiffs import damage, halved, noise, spy_on, write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.runtime.prefetch import THREAD_NAME
@@ -38,9 +38,13 @@ def all_of(slide: Slide, **options) -> SlidePatches:
     return SlidePatches(slide, **options)
 
 
-def pixels_of(path: Path, *, mpp_given: float | None = None, **options) -> np.ndarray:
+def cut(
+    path: Path, *, mpp_given: float | None = None, **options
+) -> tuple[SlidePatches, np.ndarray]:
+    """Return the patches of a slide and their pixels."""
     with open_slide(path, mpp=mpp_given) as slide:
-        return np.concatenate(list(all_of(slide, **options).batches(7)))
+        patches = all_of(slide, **options)
+        return patches, np.concatenate(list(patches.batches(7)))
 
 
 def readers() -> list[threading.Thread]:
@@ -58,13 +62,11 @@ def stitched(tmp_path: Path) -> Path:
 
 
 def test_patches_of_a_stitched_slide_are_the_original_ones(stitched):
-    with open_slide(stitched) as slide:
-        patches = all_of(slide)
-        assert (len(patches), patches.shape, patches.level) == (24, (4, 6), 0)
-        assert patches.row_col.dtype == patches.coords.dtype == np.int32
-        assert np.array_equal(patches.row_col, CELLS)
-        assert np.array_equal(patches.coords, CELLS[:, ::-1] * 50)
-        found = np.concatenate(list(patches.batches(7)))
+    patches, found = cut(stitched)
+    assert (len(patches), patches.shape, patches.level) == (24, (4, 6), 0)
+    assert patches.row_col.dtype == patches.coords.dtype == np.int32
+    assert np.array_equal(patches.row_col, CELLS)
+    assert np.array_equal(patches.coords, CELLS[:, ::-1] * 50)
     assert found.dtype == np.uint8
     assert np.array_equal(found, PATCHES)
 
@@ -79,63 +81,50 @@ def test_batches_are_full_and_have_the_same_patches_at_any_size(stitched, size):
 
 def test_finer_slides_are_averaged_exactly(tmp_path):
     fine = STITCHED.repeat(4, axis=0).repeat(4, axis=1)
-    path = write_tiff(tmp_path / "S1.tif", fine, mpp=1.0)
-    with open_slide(path) as slide:
-        patches = all_of(slide)
-        assert np.array_equal(patches.coords, CELLS[:, ::-1] * 200)
-        assert np.array_equal(np.concatenate(list(patches.batches(24))), PATCHES)
+    patches, found = cut(write_tiff(tmp_path / "S1.tif", fine, mpp=1.0))
+    assert np.array_equal(patches.coords, CELLS[:, ::-1] * 200)
+    assert np.array_equal(found, PATCHES)
 
 
 def test_level_of_the_mpp_of_the_model_is_not_resampled(tmp_path):
-    path = write_tiff(tmp_path / "S1.tif", noise(400, 600), STITCHED, mpp=2.0)
-    with open_slide(path) as slide:
-        patches = all_of(slide)
-        assert patches.level == 1
-        assert np.array_equal(patches.coords, CELLS[:, ::-1] * 100)
-        assert np.array_equal(np.concatenate(list(patches.batches(24))), PATCHES)
+    patches, found = cut(write_tiff(tmp_path / "S1.tif", noise(400, 600), STITCHED, mpp=2.0))
+    assert patches.level == 1
+    assert np.array_equal(patches.coords, CELLS[:, ::-1] * 100)
+    assert np.array_equal(found, PATCHES)
 
 
 def test_next_finer_level_is_averaged(tmp_path):
     # Levels of 1, 2 and 8 um/px: a model of 4 takes the second and halves it.
     levels = [noise(400, 600), noise(200, 300, seed=1), noise(50, 75, seed=2)]
-    path = write_tiff(tmp_path / "S1.tif", *levels, mpp=1.0)
-    with open_slide(path) as slide:
-        patches = all_of(slide)
-        assert patches.level == 1
-        assert patches.shape == (2, 3)
-        found = np.concatenate(list(patches.batches(6)))
+    patches, found = cut(write_tiff(tmp_path / "S1.tif", *levels, mpp=1.0))
+    assert patches.level == 1
+    assert patches.shape == (2, 3)
     expected = levels[1].reshape(100, 2, 150, 2, 3).mean(axis=(1, 3))
     expected = expected.reshape(2, 50, 3, 50, 3).transpose(0, 2, 1, 3, 4).reshape(6, 50, 50, 3)
     assert np.abs(found - expected).max() <= 0.5
 
 
 def test_patches_are_white_beyond_the_edge(tmp_path):
-    path = write_tiff(tmp_path / "S1.tif", STITCHED[:170, :260], mpp=4.0)
-    with open_slide(path) as slide:
-        patches = all_of(slide)
-        assert patches.shape == (4, 6)
-        found = np.concatenate(list(patches.batches(24))).reshape(4, 6, 50, 50, 3)
+    patches, found = cut(write_tiff(tmp_path / "S1.tif", STITCHED[:170, :260], mpp=4.0))
+    assert patches.shape == (4, 6)
     truth = PATCHES.reshape(4, 6, 50, 50, 3).copy()
     truth[3, :, 20:] = 255
     truth[:, 5, :, 10:] = 255
-    assert np.array_equal(found, truth)
+    assert np.array_equal(found.reshape(truth.shape), truth)
 
 
 @pytest.mark.parametrize("name", ["S1.tif", "S1.png"])
 def test_plain_images_are_slides(tmp_path, name):
     Image.fromarray(STITCHED[:170, :260]).save(tmp_path / name)
-    found = pixels_of(tmp_path / name, mpp_given=4.0)
+    _, found = cut(tmp_path / name, mpp_given=4.0)
     tiled = write_tiff(tmp_path / "tiled.tif", STITCHED[:170, :260], mpp=4.0)
-    assert np.array_equal(found, pixels_of(tiled))
+    assert np.array_equal(found, cut(tiled)[1])
 
 
 def test_patches_of_a_fractional_scale_are_their_boxes(tmp_path):
     # 400.8 px a patch at level 0.
     pixels = noise(850, 1300)
-    path = write_tiff(tmp_path / "S1.tif", pixels, mpp=0.499)
-    with open_slide(path) as slide:
-        patches = all_of(slide)
-        found = np.concatenate(list(patches.batches(100)))
+    patches, found = cut(write_tiff(tmp_path / "S1.tif", pixels, mpp=0.499))
     assert patches.shape == (3, 4)
     assert patches.coords[:4, 0].tolist() == [0, 401, 802, 1202]
     scale = 4 / 0.499
@@ -148,17 +137,12 @@ def test_patches_of_a_fractional_scale_are_their_boxes(tmp_path):
 
 
 def test_smaller_stride_makes_patches_overlap(stitched):
-    with open_slide(stitched) as slide:
-        patches = all_of(slide, stride_px=25)
-        found = np.concatenate(list(patches.batches(64)))
+    patches, found = cut(stitched, stride_px=25)
     assert patches.shape == (7, 11)
     for (x, y), patch in zip(patches.coords, found, strict=True):
         assert np.array_equal(patch, STITCHED[y : y + 50, x : x + 50])
-    with (
-        open_slide(stitched) as slide,
-        pytest.raises(SlideError, match=r"S1.tif, 300x200 px at 4 um/px: a stride of 51 px"),
-    ):
-        all_of(slide, stride_px=51)
+    with pytest.raises(SlideError, match=r"S1.tif, 300x200 px at 4 um/px: a stride of 51 px"):
+        cut(stitched, stride_px=51)
 
 
 def test_tissue_selects_the_patches(tmp_path):
@@ -202,28 +186,15 @@ def test_reads_are_bounded_at_any_width(tmp_path, monkeypatch):
     assert [(width, height) for *_, width, height in reads] == [(600, 200)] * 8
 
 
-def spy_on(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    reads = []
-    read = slide.read
-
-    def note(level, x, y, *, width, height):
-        reads.append((level, x, y, width, height))
-        return read(level, x, y, width=width, height=height)
-
-    monkeypatch.setattr(slide, "read", note)
-    slide.num_readers = 1
-    return reads
-
-
 def test_coarse_slide_is_enlarged_or_refused(tmp_path, caplog):
     path = write_tiff(tmp_path / "S1.tif", np.full((80, 120, 3), 90, np.uint8), mpp=5.0)
     with caplog.at_level(logging.WARNING):
-        found = pixels_of(path)
+        _, found = cut(path)
     assert found.shape == (6, 50, 50, 3)
     assert (found == 90).all()
     assert "5 um/px is coarser than the model's 4; its patches are enlarged" in caplog.text
     with pytest.raises(SlideError, match=r"6.1 um/px \(given\) is too coarse for a model of 4"):
-        pixels_of(path, mpp_given=6.1)
+        cut(path, mpp_given=6.1)
 
 
 def test_reader_threads_end_with_the_generator(stitched, monkeypatch):
@@ -255,9 +226,7 @@ def consume_and_fail(patches: SlidePatches) -> None:
 
 def test_damage_within_a_patch_is_an_error(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", STITCHED, mpp=4.0)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
-    path.write_bytes(content)
+    damage(path)
     with open_slide(path) as slide:
         # The error of one reader must not become that of those beside it.
         slide.num_readers = 4
@@ -384,13 +353,13 @@ def test_groups_stay_within_row_width_and_gap():
     first = np.array([0, 10, 20, 60, 0, 10, 70])
     edges = np.stack([first, first + 10], axis=1)
 
-    def cut(**limits):
+    def groups(**limits):
         return [(run.start, run.stop) for run in group_reads(rows, edges, **limits)]
 
-    assert cut(max_width=1000, max_gap=1000) == [(0, 4), (4, 6), (6, 7)]
-    assert cut(max_width=1000, max_gap=29) == [(0, 3), (3, 4), (4, 6), (6, 7)]
-    assert cut(max_width=20, max_gap=30) == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
-    assert cut(max_width=5, max_gap=30) == [(at, at + 1) for at in range(7)]
+    assert groups(max_width=1000, max_gap=1000) == [(0, 4), (4, 6), (6, 7)]
+    assert groups(max_width=1000, max_gap=29) == [(0, 3), (3, 4), (4, 6), (6, 7)]
+    assert groups(max_width=20, max_gap=30) == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7)]
+    assert groups(max_width=5, max_gap=30) == [(at, at + 1) for at in range(7)]
     assert group_reads(rows[:0], edges[:0], max_width=1, max_gap=1) == []
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.slides.tiffs import halved, noise, write_tiff
+from tests.slides.tiffs import damage, halved, noise, spy_on, write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.reader import composite_on_white
 from wsi_idc.slides.slide import _companion_files, open_slide
 
 PICTURE = noise(90, 130)
+IMPOSSIBLE = "um/px is impossible; give 0.001 to 100$"
 
 
 def whole(path: Path, **options) -> np.ndarray:
@@ -87,29 +88,24 @@ def test_given_mpp_replaces_the_mpp_of_the_file(tmp_path, caplog):
     assert caplog.messages == [f"{path}: 0.25 um/px as given; the file states 0.5"]
 
 
-@pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf"), 100.1])
-def test_impossible_mpp_is_refused(tmp_path, mpp):
-    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=0.5)
-    with pytest.raises(SlideError, match=r"um/px is impossible; give 0.001 to 100$"):
-        open_slide(path, mpp=mpp)
-
-
-def test_72_dots_per_inch_are_refused(tmp_path):
-    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=25_400 / 72)
-    with pytest.raises(SlideError, match=r"states impossible 352.778 x 352.778 um per"):
-        open_slide(path)
+@pytest.mark.parametrize(
+    ("mpp", "given", "message"),
+    [
+        *((0.5, given, IMPOSSIBLE) for given in (0.0, -1.0, np.nan, np.inf, 100.1)),
+        (25_400 / 72, None, "states impossible 352.778 x 352.778 um per"),  # 72 dots per inch
+        ((0.5, 0.4), None, r"not square \(0.5 x 0.4 um\)"),
+    ],
+)
+def test_impossible_mpp_is_refused(tmp_path, mpp, given, message):
+    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=mpp)
+    with pytest.raises(SlideError, match=message):
+        open_slide(path, mpp=given)
     with open_slide(path, mpp=4) as slide:
         assert slide.mpp == 4
 
 
-def test_pixels_that_are_not_square_are_refused(tmp_path):
-    path = write_tiff(tmp_path / "S1.tif", PICTURE, mpp=(0.5, 0.4))
-    with pytest.raises(SlideError, match=r"not square \(0.5 x 0.4 um\)"):
-        open_slide(path)
-    with open_slide(path, mpp=0.5) as slide:
-        assert slide.mpp == 0.5
-    nearly = write_tiff(tmp_path / "S2.tif", PICTURE, mpp=(0.5, 0.51))
-    with open_slide(nearly) as slide:
+def test_nearly_square_pixels_have_the_mean_mpp(tmp_path):
+    with open_slide(write_tiff(tmp_path / "S2.tif", PICTURE, mpp=(0.5, 0.51))) as slide:
         assert slide.mpp == pytest.approx(0.505, rel=1e-6)
 
 
@@ -160,75 +156,55 @@ def test_thumbnail_is_the_mean(tmp_path):
 
 def test_thumbnail_is_read_in_blocks_from_the_smallest_sufficient_level(tmp_path, monkeypatch):
     monkeypatch.setattr("wsi_idc.slides.slide._BLOCK_PX", 64)
-    levels = [noise(800, 1200)]
-    levels += [halved(levels[0])]
-    levels += [halved(levels[1])]
+    fine = noise(800, 1200)
+    levels = [fine, halved(fine), halved(halved(fine))]
     path = write_tiff(tmp_path / "S1.tif", *levels, mpp=1.0)
     with open_slide(path) as slide:
-        reads = []
-        read = slide.read
-
-        def spy(level, x, y, *, width, height):
-            reads.append((level, width, height))
-            return read(level, x, y, width=width, height=height)
-
-        monkeypatch.setattr(slide, "read", spy)
+        reads = spy_on(slide, monkeypatch)
         assert np.array_equal(slide.thumbnail(300), levels[2])
-        assert {level for level, _, _ in reads} == {2}
-        assert max(max(width, height) for _, width, height in reads) == 64
+        assert {level for level, *_ in reads} == {2}
+        assert max(max(read[3:]) for read in reads) == 64
         reads.clear()
         assert np.abs(slide.thumbnail(301).astype(int).mean() - levels[1].mean()) < 1
-        assert {level for level, _, _ in reads} == {1}
-
-
-def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Write files that cannot be read; return the expected message of each."""
-    good = write_tiff(folder / "good.tif", noise(300, 300), mpp=1.0, compression=None)
-    Image.fromarray(PICTURE).save(folder / "picture.jpg")
-    Image.fromarray(PICTURE).save(folder / "picture.png")
-    Image.fromarray(PICTURE).convert("I;16").save(folder / "deep.png")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    Image.new("1", (10_000, 10_000)).save(folder / "large.png")
-    jpeg, png = (folder / f"picture.{suffix}" for suffix in ("jpg", "png"))
-    (folder / "folder.svs").mkdir()
-    os.mkfifo(folder / "pipe.svs")
-    contents = {
-        "renamed.svs": jpeg.read_bytes(),
-        "text.svs": b"hello",
-        "text.tif": b"hello",
-        "empty.svs": b"",
-        "cut.svs": good.read_bytes()[:20],
-        "cut.png": png.read_bytes()[:5000],
-        "cut.jpg": jpeg.read_bytes()[:1500],
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    says = {
-        "renamed.svs": "is a plain JPEG picture; name it renamed.jpg and give --mpp",
-        "text.svs": "not a slide that OpenSlide reads",
-        "text.tif": "neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG",
-        "empty.svs": "is empty; copy the slide again",
-        "cut.svs": "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read",
-        "cut.png": "damaged or cut short",
-        "cut.jpg": "damaged or cut short",
-        "folder.svs": "is a folder; give a slide file",
-        "pipe.svs": "is not a regular file",
-        "missing.svs": "no such file",
-        "deep.png": "a slide has 8 bits a channel",
-        "bomb.png": "more than 178956970 px are too many for a picture without tiles",
-        "large.png": "10000x10000 px are too many for a picture without tiles",
-    }
-    return {name: (folder / name, text) for name, text in says.items()}
+        assert {level for level, *_ in reads} == {1}
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    for name, (path, text) in bad_files(tmp_path).items():
+    tiff = write_tiff(tmp_path / "good.tif", noise(300, 300), mpp=1.0, compression=None)
+    jpeg, png = tmp_path / "picture.jpg", tmp_path / "picture.png"
+    Image.fromarray(PICTURE).save(jpeg)
+    Image.fromarray(PICTURE).save(png)
+    Image.fromarray(PICTURE).convert("I;16").save(tmp_path / "deep.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    (tmp_path / "folder.svs").mkdir()
+    os.mkfifo(tmp_path / "pipe.svs")
+    kind = "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read"
+    cases: dict[str, tuple[bytes | None, str]] = {
+        "renamed.svs": (jpeg.read_bytes(), "is a plain JPEG picture; name it renamed.jpg and give"),
+        "text.svs": (b"hello", "not a slide that OpenSlide reads"),
+        "text.tif": (b"hello", "neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG"),
+        "empty.svs": (b"", "is empty; copy the slide again"),
+        "cut.svs": (tiff.read_bytes()[:20], kind),
+        "cut.png": (png.read_bytes()[:5000], "damaged or cut short"),
+        "cut.jpg": (jpeg.read_bytes()[:1500], "damaged or cut short"),
+        "folder.svs": (None, "is a folder; give a slide file"),
+        "pipe.svs": (None, "is not a regular file"),
+        "missing.svs": (None, "no such file"),
+        "deep.png": (None, "a slide has 8 bits a channel"),
+        "bomb.png": (None, "more than 178956970 px are too many for a picture without tiles"),
+        "large.png": (None, "10000x10000 px are too many for a picture without tiles"),
+    }
+    for name, (content, fragment) in cases.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
         with pytest.raises(SlideError) as raised:
             open_slide(path, mpp=4.0)
-        said = str(raised.value)
-        assert said.startswith(f"{path}: "), name
-        assert text in said, name
-        assert "\n" not in said, name
+        message = str(raised.value)
+        assert message.startswith(f"{path}: "), name
+        assert fragment in message, name
+        assert "\n" not in message, name
 
 
 def test_file_without_permission_is_refused(tmp_path, monkeypatch):
@@ -246,10 +222,7 @@ def test_file_without_permission_is_refused(tmp_path, monkeypatch):
 def test_damaged_region_leaves_other_regions_readable(tmp_path):
     pixels = noise(256, 256)
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=1.0, tile=(64, 64))
-    content = bytearray(path.read_bytes())
-    # One tile in the middle of 16.
-    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
-    path.write_bytes(content)
+    damage(path)  # one tile in the middle of 16
     bad = []
     with open_slide(path) as slide:
         for at in range(16):
@@ -294,11 +267,8 @@ def test_levels_of_different_shapes_are_refused(tmp_path: Path):
     path = write_tiff(tmp_path / "S1.tif", noise(400, 600), noise(5000, 150, seed=1), mpp=0.5)
     with pytest.raises(SlideError, match="level 1 of 150x5000 px does not fit level 0"):
         open_slide(path)
-
-
-def test_level_padded_to_complete_tiles_is_read(tmp_path: Path):
-    path = write_tiff(tmp_path / "S1.tif", noise(400, 600), noise(256, 128, seed=1), mpp=0.5)
-    with open_slide(path) as slide:
+    padded = write_tiff(tmp_path / "S2.tif", noise(400, 600), noise(256, 128, seed=1), mpp=0.5)
+    with open_slide(padded) as slide:  # to complete tiles
         assert len(slide.levels) == 2
 
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tifffile
 from numpy.typing import NDArray
+
+from wsi_idc.slides.slide import Slide
 
 Pixels = NDArray[np.uint8]
 
@@ -51,3 +54,24 @@ def halved(pixels: Pixels) -> Pixels:
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     blocks = pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
     return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def damage(path: Path) -> None:
+    """Overwrite 100 bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    path.write_bytes(content)
+
+
+def spy_on(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return a list that receives level, x, y, width and height of each read."""
+    reads = []
+    read = slide.read
+
+    def note(level, x, y, *, width, height):
+        reads.append((level, x, y, width, height))
+        return read(level, x, y, width=width, height=height)
+
+    monkeypatch.setattr(slide, "read", note)
+    slide.num_readers = 1
+    return reads

@@ -100,7 +100,13 @@ class MapBuilder:
         source.validate(self)
         for patient in source.names:
             map_path(self.out, patient)
-        self._warn_training_patients(source.names)
+        seen = sorted(self.predictor.patients("train").intersection(source.names))
+        if seen:
+            logger.info(
+                "the model was trained on %d of these patients (%s first): their maps flatter it",
+                len(seen),
+                seen[0],
+            )
         report = MapReport()
         self.device_config.throughput.start()
         with (
@@ -264,15 +270,6 @@ class MapBuilder:
             cam_class=checkpoint.class_names[cam.class_index],
             patches=pixels,
         )
-
-    def _warn_training_patients(self, patients: Sequence[str]) -> None:
-        seen = sorted(self.predictor.patients("train").intersection(patients))
-        if seen:
-            logger.info(
-                "the model was trained on %d of these patients (%s first): their maps flatter it",
-                len(seen),
-                seen[0],
-            )
 
 
 def _role(predictor: Predictor, patient: str) -> str:

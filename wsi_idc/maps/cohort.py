@@ -65,11 +65,7 @@ class Cohort:
     failed: dict[Path, str] = field(default_factory=dict)
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add the map that was read from ``path``.
-
-        Raises:
-            MapError: The cohort has a map of the same patient.
-        """
+        """Add the map that was read from ``path``; a second map of a patient is a MapError."""
         patient = patient_map.patient
         if patient in self.rows:
             raise MapError(
@@ -91,11 +87,7 @@ class Cohort:
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``cohort.csv`` and ``cohort.h5`` into ``folder``, each in one atomic step.
-
-        Raises:
-            MapError: ``folder`` has another file of that name.
-        """
+        """Write ``cohort.csv`` and ``cohort.h5`` into ``folder``, each in one atomic step."""
         check_tables(folder)
         table = self.table()
         csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
@@ -105,35 +97,30 @@ class Cohort:
 
 
 def check_tables(folder: Path) -> None:
-    """Raise MapError if writing a cohort table into ``folder`` would overwrite another file.
-
-    The file may be the map of a patient named cohort.
-    """
-    _check_replaceable(folder / COHORT_H5)
-    csv = folder / COHORT_CSV
+    """Raise MapError if writing a cohort table into ``folder`` would overwrite another file."""
+    csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
+    if is_map(hdf5):
+        raise MapError(
+            f"{hdf5} is the map of a patient, not a table to replace; put that map into another "
+            "folder"
+        )
     start = ",".join(COLUMNS[:3]).encode()
     is_table = False
     if csv.is_file():  # opening a pipe would block
         with csv.open("rb") as file:
             is_table = file.read(len(start)) == start
-    if csv.exists() and not is_table:
-        raise MapError(f"{csv} exists and was not written by this command; move it away")
+    for path, is_own in ((hdf5, is_cohort(hdf5)), (csv, is_table)):
+        if path.exists() and not is_own:
+            raise MapError(f"{path} exists and was not written by this command; move it away")
 
 
-def cohort_table(maps: Path | Sequence[Path], *, threshold: float | None = None) -> pd.DataFrame:
-    """Return the table of a cohort, one row per map.
-
-    An unusable map is left out and logged with the reason.
+def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) -> Cohort:
+    """Read maps without their images; unusable maps are recorded as failed and logged.
 
     Args:
         maps: Folder of maps, or map files.
         threshold: Lowest probability at which a patch is called IDC; None takes each map's own.
     """
-    return read_cohort(maps, threshold=threshold).table()
-
-
-def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) -> Cohort:
-    """Read maps without their images; unusable maps are recorded as failed and logged."""
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
         try:
@@ -218,7 +205,6 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
         table: One row per map; columns of text, counts and numbers (NaN if unknown).
         maps: Patient to map file.
     """
-    _check_replaceable(path)
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs.update({"format": _FORMAT, "format_version": _FORMAT_VERSION, "complete": 0})
         file.attrs["num_maps"] = len(maps)
@@ -240,28 +226,13 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
     write_bytes(path, data)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raise MapError if ``path`` exists and is not a cohort file."""
-    if is_map(path):
-        raise MapError(
-            f"{path} is the map of a patient, not a table to replace; put that map into another "
-            "folder"
-        )
-    if path.exists() and not is_cohort(path):
-        raise MapError(f"{path} exists and was not written by this command; move it away")
-
-
 def is_cohort(path: Path) -> bool:
     """Return whether a file is a cohort file by its attribute ``format``."""
     return has_format(path, _FORMAT)
 
 
 def read_cohort_h5(path: Path) -> pd.DataFrame:
-    """Read the table of a cohort file.
-
-    Raises:
-        MapError: The file is missing, damaged, or something else.
-    """
+    """Read the table of a cohort file; one that is missing or damaged is a MapError."""
     try:
         with open_hdf5(path) as file:
             attrs = read_attributes(file)

@@ -68,12 +68,7 @@ class SlideSource:
     def from_files(
         slides: Sequence[Path], manifest: Path | None, settings: SlideSettings
     ) -> "SlideSource":
-        """Create the source from the rows of a manifest, or else from slide files.
-
-        Raises:
-            DataError: Two slides would have the same map, a mask is given for several slides, or
-                the manifest is invalid.
-        """
+        """Create the source from the rows of a manifest, or else from slide files."""
         rows = read_manifest(manifest) if manifest else rows_from_files(slides)
         if settings.mask is not None and len(rows) > 1:
             raise DataError("--mask is for one slide; map the other slides in calls of their own")

@@ -72,10 +72,7 @@ def read_map(path: Path) -> PatientMap:
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Read the provenance of a map after a check of the complete file; None if it is missing.
 
-    The values of the CAMs are not read.
-
-    Raises:
-        MapError: The file is damaged or not a map, so it must not be replaced.
+    The values of the CAMs are not read. A MapError means that the file must not be replaced.
     """
     if not path.exists():
         return None

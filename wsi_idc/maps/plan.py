@@ -67,11 +67,7 @@ def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return index and count of a shard that is written as "2/8".
-
-    Raises:
-        DataError: The text is not a shard.
-    """
+    """Return index and count of a shard that is written as "2/8"."""
     index, _, count = text.partition("/")
     max_digits = len(str(_MAX_SHARDS))  # int() is slow for long texts
     are_numbers = all(

@@ -56,11 +56,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
 
 
 def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
-    """Return a manifest row for each slide file, with the name of the file as the patient.
-
-    Raises:
-        DataError: Two files have the same name.
-    """
+    """Return a manifest row for each slide file, with the name of the file as the patient."""
     rows: dict[str, ManifestRow] = {}
     for path in slides:
         patient = safe_filename(path.stem)
@@ -115,15 +111,13 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
         patient = safe_filename(patient or Path(slide).stem)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    return ManifestRow(folder / slide, patient, _parse_mpp(mpp, where=where) if mpp else None)
-
-
-def _parse_mpp(text: str, *, where: str) -> float:
+    if not mpp:
+        return ManifestRow(folder / slide, patient, None)
     low, high = POSSIBLE_MPP
     try:
-        mpp = float(text)
+        row = ManifestRow(folder / slide, patient, float(mpp))
     except ValueError:
-        raise DataError(f"{where}: mpp {text!r} is not a number") from None
-    if not low <= mpp <= high:
-        raise DataError(f"{where}: mpp {text!r} is impossible; give {low:g} to {high:g} um")
-    return mpp
+        raise DataError(f"{where}: mpp {mpp!r} is not a number") from None
+    if not low <= float(mpp) <= high:
+        raise DataError(f"{where}: mpp {mpp!r} is impossible; give {low:g} to {high:g} um")
+    return row

@@ -258,9 +258,6 @@ class SlidePatches:
 
         Yields:
             Shape (n, patch_px, patch_px, 3), uint8; white beyond the edge of the slide.
-
-        Raises:
-            SlideError: The file is damaged.
         """
         height = int((self._y[:, 1] - self._y[:, 0]).max())
         groups = group_reads(
