@@ -234,9 +234,9 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         Checkpoint,
         InputSpec,
         Smoothing,
+        read_state,
         save_checkpoint,
     )
-    from wsi_idc.models.serialization import read_state
 
     spec = InputSpec(_SIDE, 4.0, None, (0.5,) * 3, (0.2,) * 3)
     names, smoothing = ("non-IDC", "IDC"), Smoothing(1.0, 1.0, 0.5)
@@ -250,7 +250,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             smoothing=smoothing,
         ),
     )
-    return read_state(path, kind=FORMAT)
+    return read_state(path, kind=FORMAT)[0]
 
 
 def _walk(path: Path) -> dict[str, tuple[str, str]]:

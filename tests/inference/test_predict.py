@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.classifiers import trace_without_compiling
-from tests.models.test_compile import needs_a_compiler
+from tests.inference.test_compile import needs_a_compiler
 from wsi_idc.core.errors import CheckpointError, DeviceError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction, batch_predictor, predict, predict_logits

@@ -3,14 +3,15 @@ import torch
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.cam_layers import (
+from wsi_idc.models.registry import (
+    ARCHITECTURES,
     MIN_SIDE,
+    architecture,
     cam_grid,
     check_cam_layer,
     check_input_px,
     default_cam_layer,
 )
-from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 TOO_COARSE = "too coarse to show anything; give "
 

@@ -14,6 +14,7 @@ from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.results import Evaluation, MetricSet, evaluation_name, folder_in_run
+from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
@@ -181,14 +182,14 @@ def predictions_table(
     table["probability"] = prediction.probability
     if prediction.uncertainty is not None:
         table["uncertainty"] = prediction.uncertainty
-    smoothed = predictor.smoothed(
-        prediction.probability,
-        index["patient"].to_numpy(),
-        pack.cells()[rows],
-        patch_um=pack.info.patch_px * pack.info.mpp,
-    )
-    if smoothed is not None:
-        table["probability_smoothed"] = smoothed
+    if smoothing := predictor.smoothing:
+        table["probability_smoothed"] = smoothed_probability(
+            prediction.probability,
+            index["patient"].to_numpy(),
+            pack.cells()[rows],
+            smoothing=smoothing,
+            patch_um=pack.info.patch_px * pack.info.mpp,
+        )
     return table
 
 

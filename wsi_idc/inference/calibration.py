@@ -61,10 +61,8 @@ def calibrate(
     choose = partial(
         choose_threshold, label, threshold_by=threshold_by, target_sensitivity=target_sensitivity
     )
-    threshold = choose(probability)
 
-    def smoothed_odds(sigma_cells: float) -> NDArray[np.float64]:
-        return _smoothed_log_odds(probability, patient, row_col, sigma_cells=sigma_cells)
+    smoothed_odds = partial(_smoothed_log_odds, probability, patient, row_col)
 
     def loss(sigma_cells: float) -> float:
         pairs = _as_logits(smoothed_odds(sigma_cells))
@@ -74,12 +72,9 @@ def calibrate(
     sigma_cells = float(optimum.x)
     odds = smoothed_odds(sigma_cells)
     smoothed_temperature = fit_temperature(_as_logits(odds), label)
-    smoothing = Smoothing(
-        sigma_um=sigma_cells * patch_um,
-        temperature=smoothed_temperature,
-        threshold=choose(expit(odds / smoothed_temperature).astype(np.float32)),
-    )
-    return Calibration(temperature, threshold, smoothing)
+    smoothed = expit(odds / smoothed_temperature).astype(np.float32)
+    smoothing = Smoothing(sigma_cells * patch_um, smoothed_temperature, threshold=choose(smoothed))
+    return Calibration(temperature, choose(probability), smoothing)
 
 
 def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArray[np.float32]:
@@ -106,9 +101,7 @@ def smoothed_probability(
         smoothing: Width of the Gaussian and temperature.
         patch_um: Side of a cell in um.
     """
-    odds = _smoothed_log_odds(
-        probability, patient, row_col, sigma_cells=smoothing.sigma_um / patch_um
-    )
+    odds = _smoothed_log_odds(probability, patient, row_col, smoothing.sigma_um / patch_um)
     return expit(odds / smoothing.temperature).astype(np.float32)
 
 
@@ -116,7 +109,6 @@ def _smoothed_log_odds(
     probability: NDArray[np.floating],
     patient: NDArray,
     row_col: NDArray[np.int32],
-    *,
     sigma_cells: float,
 ) -> NDArray[np.float64]:
     clipped = np.clip(probability.astype(np.float64), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
@@ -135,11 +127,9 @@ def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:
 def fit_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> float:
     """Fit the temperature with the least cross-entropy (Guo et al. 2017, section 4.2)."""
     logit = logit.astype(np.float64)
-
-    def loss(log_temperature: float) -> float:
-        return _cross_entropy(logit / np.exp(log_temperature), label)
-
-    optimum = minimize_scalar(loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded")
+    optimum = minimize_scalar(
+        lambda log: _cross_entropy(logit / np.exp(log), label), bounds=_LOG_TEMPERATURE_BOUNDS
+    )
     return float(np.exp(optimum.x))
 
 

@@ -4,21 +4,22 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.batch_norm import fuse_batch_norm
-from wsi_idc.models.cam import CamSpec, cam_extractor
+from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
 from wsi_idc.models.classifier import PatchClassifier, to_images
-from wsi_idc.models.compile import can_compile, compile_predictor
 from wsi_idc.runtime.device import (
     DeviceConfig,
     DeviceTensor,
@@ -56,29 +57,21 @@ class RawPrediction:
 
     def part(self, start: int, end: int) -> "RawPrediction":
         """Return the prediction of the patches ``start`` to ``end``."""
-        return RawPrediction(
-            self.logit[start:end], None if self.cam is None else self.cam[start:end]
-        )
+        cam = None if self.cam is None else self.cam[start:end]
+        return RawPrediction(self.logit[start:end], cam)
 
     @staticmethod
     def concatenate(parts: Sequence["RawPrediction"]) -> "RawPrediction":
         """Concatenate the predictions of consecutive parts."""
+        logits = np.concatenate([part.logit for part in parts])
         cams = [part.cam for part in parts if part.cam is not None]
-        return RawPrediction(
-            np.concatenate([part.logit for part in parts]), np.concatenate(cams) if cams else None
-        )
+        return RawPrediction(logits, np.concatenate(cams) if cams else None)
 
 
 # From batches of patches (n, H, W, 3), uint8, to their predictions.
 BatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[RawPrediction, None, None]]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A padded batch on its way to the device; its first ``num`` patches are real."""
-
-    patches: DeviceTensor
-    num: int
+# A padded batch on its way to the device, and the number of patches without the padding.
+_Batch = tuple[DeviceTensor, int]
 
 
 def predict(
@@ -103,15 +96,10 @@ def predict(
         batch_size: Number of patches in a batch.
         cam: CAM to compute; None computes none.
         tta: Whether to predict each patch in its 8 flips and quarter turns.
-
-    Raises:
-        CheckpointError: A logit is not finite.
-        DeviceError: The device has too little memory.
     """
     transfer = DeviceTransfer(device_config.device)
-    multiple = _batch_multiple(device_config, batch_size)
     batches = prefetch(
-        lambda batch_rows: _pad_batch(pack.read(batch_rows), transfer, multiple=multiple),
+        lambda batch_rows: _pad_batch(pack.read(batch_rows), transfer, device_config, batch_size),
         (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)),
     )
     with ExitStack() as stack:
@@ -133,7 +121,7 @@ def batch_predictor(
     The classifiers come from ``build``; they are built, and compiled, at the first batch and reused
     for every slide. The other arguments are those of ``predict``; no batch exceeds ``batch_size``.
     """
-    multiple, networks = _batch_multiple(device_config, batch_size), list[ForwardFn]()
+    networks: list[ForwardFn] = []
     with ExitStack() as stack:
 
         def predict_batches(
@@ -142,7 +130,7 @@ def batch_predictor(
             if not networks:
                 networks.extend(_build_forward(m, device_config, cam, stack) for m in build())
             transfer = DeviceTransfer(device_config.device)
-            batches = (_pad_batch(batch, transfer, multiple=multiple) for batch in patches)
+            batches = (_pad_batch(batch, transfer, device_config, batch_size) for batch in patches)
             yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
 
         yield predict_batches
@@ -177,13 +165,13 @@ def _predict(
     views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
     # The device computes one batch while the caller uses the results of the one before.
     pending: tuple[PendingResult, int] | None = None
-    for batch in meter.time_data_wait(batches):
-        with meter.time_compute(batch.num), oom_as_error(batch.num, device_config.device):
-            logit, cam = _forward(networks, batch.patches.get(), device_config, views=views)
+    for patches, num in meter.time_data_wait(batches):
+        with meter.time_compute(num), oom_as_error(num, device_config.device):
+            logit, cam = _forward(networks, patches.get(), device_config, views=views)
         result = transfer.download([logit] if cam is None else [logit, cam])
         if pending is not None:
             yield _to_numpy(*pending)
-        pending = result, batch.num
+        pending = result, num
     if pending is not None:
         yield _to_numpy(*pending)
 
@@ -205,6 +193,44 @@ def _build_forward(
     if cam is None:
         return lambda patches: (fused(patches).float(), None)
     return stack.enter_context(cam_extractor(fused, **vars(cam)))
+
+
+def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
+    """Return whether ``compile_predictor`` supports this network with this CAM."""
+    arch = classifier.arch
+    is_last_map = cam is None or (cam.method == "gradcam" and cam.layer in (None, arch.cam_layer))
+    return arch.closed_form and is_last_map
+
+
+def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
+    """Return a function like that of ``cam_extractor``, compiled at its first batch.
+
+    Each new batch size is compiled again, so use one size only.
+
+    Args:
+        classifier: Classifier in eval mode, on its final device.
+        cam: CAM that ``can_compile`` accepts; None computes none.
+    """
+    arch = classifier.arch
+    # Without hooks, which would break the graph in two.
+    network = create_feature_extractor(
+        classifier.network,
+        {arch.cam_layer: "features", arch.head: "logits"},
+        tracer_kwargs={"leaf_modules": [nn.Conv2d]},
+    ).eval()
+
+    def forward(patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        images = to_images(patches) if patches.dtype == torch.uint8 else patches
+        outputs = network(classifier.preprocess(images))
+        logits = outputs["logits"].flatten(1).float()
+        if cam is None:
+            return logits, None
+        return logits, cam_of_head(outputs["features"], classifier.head.weight[cam.class_index])
+
+    # torch compiles one code object at most eight times; a larger ensemble needs one for each.
+    own_code = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
+    # At a second size torch would switch to code for any size, which is slower.
+    return torch.no_grad()(torch.compile(own_code, dynamic=False))
 
 
 @torch.inference_mode()
@@ -254,16 +280,12 @@ def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
     return RawPrediction(logit, cam[0] if cam else None)
 
 
-def _batch_multiple(device_config: DeviceConfig, batch_size: int) -> int:
-    """Return the number that batch sizes are a multiple of; compiled networks need one size."""
-    padded_size = -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
-    return padded_size if device_config.compiled else _BATCH_MULTIPLE
-
-
-def _pad_batch(patches: NDArray[np.uint8], transfer: DeviceTransfer, *, multiple: int) -> _Batch:
-    """Send patches (n, H, W, 3), padded to a multiple of ``multiple`` patches, to the device."""
-    num = len(patches)
-    padding = -num % multiple
+def _pad_batch(
+    patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
+) -> _Batch:
+    """Send patches (n, H, W, 3) to the device, padded; a compiled network needs one size."""
+    num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+    padding = -num % (full if config.compiled else _BATCH_MULTIPLE)
     padded = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
     with oom_as_error(num, transfer.device):
-        return _Batch(transfer.upload(padded), num)
+        return transfer.upload(padded), num

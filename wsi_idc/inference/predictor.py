@@ -3,9 +3,10 @@
 ``eval`` and ``map`` share it, so both give a patch the same probability.
 """
 
+from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,12 @@ from wsi_idc.core.constants import IDC, PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.calibration import idc_probability, smoothed_probability
+from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predict import BatchPredictor, RawPrediction, batch_predictor, predict
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import architecture
+from wsi_idc.models.registry import architecture, check_cam_layer, default_cam_layer
 from wsi_idc.runtime.device import DeviceConfig
 
 # Relative. Networks tolerate a small difference in scale, and files state a rounded mpp.
@@ -67,16 +67,12 @@ class Predictor:
     smooth: bool = False
 
     def __post_init__(self) -> None:
-        if not self.checkpoints:
-            raise ValueError("a predictor needs a checkpoint")
-        first, fingerprints = self.checkpoints[0], set[str]()
+        first, fingerprints = self.checkpoints[0], Counter(c.fingerprint for c in self.checkpoints)
         for checkpoint in self.checkpoints:
-            if checkpoint.fingerprint in fingerprints:
+            if checkpoint.fingerprint is not None and fingerprints[checkpoint.fingerprint] > 1:
                 raise CheckpointError(
                     f"{checkpoint.source}: given twice; an ensemble needs different ones"
                 )
-            if checkpoint.fingerprint is not None:
-                fingerprints.add(checkpoint.fingerprint)
             if checkpoint.class_names != first.class_names:
                 raise CheckpointError(
                     f"{checkpoint.source} and {first.source} have other classes, "
@@ -107,24 +103,17 @@ class Predictor:
     @property
     def smoothing(self) -> Smoothing | None:
         """Mean of the checkpoints' smoothing parameters; None without smoothing."""
-        parameters = [checkpoint.smoothing for checkpoint in self.checkpoints]
         if not self.smooth:
             return None
-        names = [parameter.name for parameter in fields(Smoothing)]
-        return Smoothing(
-            *(float(np.mean([getattr(p, name) for p in parameters])) for name in names)
-        )
+        each = [astuple(c.smoothing) for c in self.checkpoints if c.smoothing]
+        return Smoothing(*(float(np.mean(values)) for values in zip(*each, strict=True)))
 
     def patients(self, *roles: str) -> set[str]:
         """Return the patients that had one of these roles for any of the checkpoints."""
         return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Check that the pack's patches have the size and scale that the networks take.
-
-        Raises:
-            CheckpointError: Their size or their microns per pixel differ.
-        """
+        """Check that the pack's patches have the size and scale that the networks take."""
         info = pack.info
         for checkpoint in self.checkpoints:
             spec = checkpoint.input
@@ -143,9 +132,8 @@ class Predictor:
         """Check that every network has this CAM, and that it is fine enough."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
-            check_cam_layer(
-                arch, input_px or patch_px, cam.layer or default_cam_layer(arch, input_px)
-            )
+            layer = cam.layer or default_cam_layer(arch, input_px)
+            check_cam_layer(arch, input_px or patch_px, layer)
 
     def predict(
         self,
@@ -192,33 +180,14 @@ class Predictor:
         each = softmax(logit.astype(np.float64) / temperature[:, None], axis=2)
         mean = each.mean(axis=1)  # (N, num_classes)
         # A class of probability 0 gets the smallest finite logit.
-        floor = np.finfo(np.float32).tiny
-        return Prediction(
-            logit=np.log(np.maximum(mean, floor)).astype(np.float32),
-            probability=mean[:, IDC].astype(np.float32),
-            uncertainty=each[:, :, IDC].std(axis=1).astype(np.float32),
-        )
-
-    def smoothed(
-        self,
-        probability: NDArray[np.float32],
-        patient: NDArray,
-        row_col: NDArray[np.int32],
-        *,
-        patch_um: float,
-    ) -> NDArray[np.float32] | None:
-        """Return the smoothed probability of IDC, shape (N,); None without smoothing."""
-        if self.smoothing is None:
-            return None
-        return smoothed_probability(
-            probability, patient, row_col, smoothing=self.smoothing, patch_um=patch_um
-        )
+        pooled = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+        parts = (pooled, mean[:, IDC], each[:, :, IDC].std(axis=1))
+        return Prediction(*(part.astype(np.float32) for part in parts))
 
     def uncalibrated(self) -> "Predictor":
         """Return this predictor with all temperatures set to 1."""
-        return replace(
-            self, checkpoints=tuple(replace(c, temperature=1.0) for c in self.checkpoints)
-        )
+        members = tuple(replace(c, temperature=1.0) for c in self.checkpoints)
+        return replace(self, checkpoints=members)
 
     def cache_key(self) -> dict[str, Any]:
         """Return all that decides the probabilities, JSON-ready."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.core.errors import CheckpointError, MapError
 from wsi_idc.core.provenance import provenance
+from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.map_reader import (
@@ -27,8 +28,7 @@ from wsi_idc.maps.map_writer import MapReport, map_writers
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
 from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
-from wsi_idc.models.registry import architecture
+from wsi_idc.models.registry import architecture, cam_grid, default_cam_layer
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.signals import StopRequest, stopped_error
 
@@ -257,10 +257,13 @@ class MapBuilder:
             logit=combined.logit,
             probability=combined.probability,
             uncertainty=combined.uncertainty,
-            smoothed=predictor.smoothed(
+            smoothed=None
+            if smoothing is None
+            else smoothed_probability(
                 combined.probability,
                 np.zeros(len(patches.row_col), np.int64),  # all of the same patient
                 patches.row_col,
+                smoothing=smoothing,
                 patch_um=patches.cell_px * patches.mpp,
             ),
             smoothing=None if smoothing is None else asdict(smoothing),

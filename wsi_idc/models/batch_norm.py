@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.feature_extraction import LeafModuleAwareTracer
 
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
 
@@ -19,13 +20,6 @@ _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, 
 _BATCH_SIZE = 32
 # Tolerance for eps, which a fusing tool may have absorbed into the variance or the weight.
 _NEAR_ONE = 1e-3
-
-
-class _Tracer(fx.Tracer):
-    """A tracer that treats every kind of convolution as one step of the graph."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or bool(super().is_leaf_module(m, module_qualified_name))
 
 
 def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> PatchClassifier:
@@ -51,7 +45,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the names of each convolution and of the batch norm that is its only user."""
     try:
-        graph = _Tracer().trace(network)
+        graph = LeafModuleAwareTracer(leaf_modules=[nn.Conv2d]).trace(network)
     except _UNTRACEABLE as error:
         logger.debug("batch norms are not fused: %s", error)
         return
@@ -63,7 +57,7 @@ def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
         conv_name, norm_name = str(before.target), str(node.target)
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         is_pair = isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d
-        is_only_user = len(before.users) == 1 and calls[conv_name] == calls[norm_name] == 1
+        is_only_user = len(before.users) == calls[conv_name] == calls[norm_name] == 1
         if is_pair and is_only_user and norm.running_mean is not None:
             yield conv_name, norm_name
 
@@ -80,11 +74,9 @@ def has_fused_batch_norm(network: nn.Module) -> bool:
 
 def _only_adds_bias(norm: nn.BatchNorm2d) -> bool:
     mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None or not norm.affine:
+    if mean is None or var is None or not norm.affine or mean.any():
         return False
-    ones = torch.ones_like(var)
-    is_unscaled = all(torch.allclose(x, ones, atol=_NEAR_ONE) for x in (var, norm.weight))
-    return is_unscaled and not mean.any()
+    return all(torch.allclose(x, torch.ones_like(x), atol=_NEAR_ONE) for x in (var, norm.weight))
 
 
 def _batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
@@ -104,8 +96,6 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
         patches: Shape (N, H, W, 3), uint8; a few hundred of the training patches.
     """
     for norm, (mean, var) in _input_statistics(classifier, patches).items():
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         # In float64: a channel that hardly varies has a small scale and a large shift.
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
@@ -117,16 +107,16 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
 
 def _input_statistics(
     classifier: PatchClassifier, patches: Tensor
-) -> dict[nn.BatchNorm2d, tuple[Tensor, Tensor]]:
+) -> dict[Any, tuple[Tensor, Tensor]]:
     """Return mean and variance (C,), float64, of each batch norm's input in eval mode."""
-    counts: dict[nn.BatchNorm2d, list[int]] = defaultdict(list)
-    moments: dict[nn.BatchNorm2d, list[Tensor]] = defaultdict(list)  # mean and mean square, (2, C)
+    # Number of cells; mean and mean square, (2, C).
+    batches: dict[nn.BatchNorm2d, list[tuple[int, Tensor]]] = defaultdict(list)
 
     def record(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
         mean = mean.double()
-        counts[norm].append(inputs[0][:, 0].numel())
-        moments[norm].append(torch.stack([mean, var.double() + mean.square()]))
+        moments = torch.stack([mean, var.double() + mean.square()])
+        batches[norm].append((inputs[0][:, 0].numel(), moments))
 
     with eval_mode(classifier), ExitStack() as hooks:
         for norm in _batch_norms(classifier.network):
@@ -134,8 +124,8 @@ def _input_statistics(
         for batch in patches.split(_BATCH_SIZE):
             classifier(batch.to(classifier.mean.device))
     statistics = {}
-    for norm, batches in moments.items():
-        weights = [count / sum(counts[norm]) for count in counts[norm]]
-        mean, square = torch.stack([w * m for w, m in zip(weights, batches, strict=True)]).sum(0)
+    for norm, recorded in batches.items():
+        total = sum(count for count, _ in recorded)
+        mean, square = torch.stack([count / total * both for count, both in recorded]).sum(0)
         statistics[norm] = mean, (square - mean.square()).clamp(min=0)
     return statistics

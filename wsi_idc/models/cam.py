@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_idc.core.constants import IDC, PATCH_PX
-from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
+from wsi_idc.models.registry import check_cam_layer, default_cam_layer
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
 NOISE_SEED = 0  # of the noise that smoothgradcam++ adds to each image
@@ -72,8 +72,8 @@ def cam_extractor(
         class_index: Class whose logit is explained.
 
     Raises:
-        CheckpointError: ``layer`` gives no CAM, or one that is too coarse. A classifier that
-            resizes patches raises it here, another one at the first batch.
+        CheckpointError: ``layer`` gives no CAM, or one that is too coarse; without resizing this
+            is known at the first batch.
     """
     if method not in CAM_METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
@@ -190,12 +190,8 @@ def _cam_by_torchcam(
 
 
 def _same_noise(normal: torch.distributions.Normal) -> Any:
-    """Return a source of noise that is the same for every patch and for every batch.
-
-    torchcam draws noise for a batch from torch's global generator, so the CAM of a patch would
-    depend on its place in the batch. This is torchcam's noise for a batch of one after
-    ``torch.manual_seed(NOISE_SEED)``.
-    """
+    """Return a source of torchcam's noise for a batch of one after ``torch.manual_seed``."""
+    # torchcam's own noise depends on the place of a patch in the batch.
     generator = torch.Generator().manual_seed(NOISE_SEED)
 
     def sample(shape: torch.Size) -> Tensor:
@@ -208,11 +204,7 @@ def _same_noise(normal: torch.distributions.Normal) -> Any:
 
 @contextmanager
 def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Yield a list with the last output of ``layer``; record gradients from there on.
-
-    Each run of the network starts without recording. The block must be in ``torch.no_grad``, whose
-    end also ends the recording.
-    """
+    """Yield a list with the last output of ``layer``; record gradients there until no_grad ends."""
     kept: list[Tensor] = []
 
     def start(module: nn.Module, inputs: object) -> None:
@@ -233,15 +225,9 @@ def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _ready_for_gradients(device: str) -> Iterator[None]:
-    """Leave inference mode during the block, without recording yet and with the same autocast.
-
-    Autocast's cache is off: half-precision parameters cached in inference mode have no gradient.
-    """
-    autocast = torch.autocast(
-        device,
-        dtype=torch.get_autocast_dtype(device),
-        enabled=torch.is_autocast_enabled(device),
-        cache_enabled=False,
-    )
+    """Leave inference mode during the block, without recording yet and with the same autocast."""
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    # No cache: half-precision parameters cached in inference mode have no gradient.
+    autocast = torch.autocast(device, dtype, enabled, cache_enabled=False)
     with torch.inference_mode(False), autocast, torch.no_grad():
         yield

@@ -1,36 +1,36 @@
 """The checkpoint: one file with all that is needed to rebuild a classifier."""
 
+import hashlib
+import io
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.core.errors import CheckpointError
+from wsi_idc.core.files import write_bytes
+from wsi_idc.models.checkpoint_files import (
+    CHECKPOINT_REMEDY,
+    check_checkpoint_file,
+    unreadable_error,
+)
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture, build_on_meta
-from wsi_idc.models.serialization import (
-    is_dense_tensor,
-    load_state,
-    read_with_fingerprint,
-    write_state,
-)
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
-# Errors that reading the fields of a forged file can raise.
-_DAMAGED = (
-    *(KeyError, TypeError, ValueError, AttributeError, RuntimeError),
-    *(OverflowError, RecursionError),
-)
+# Errors that reading the fields of a forged file can raise; RecursionError is a RuntimeError.
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,6 @@ class Checkpoint:
 
         Raises:
             ValueError: A number, name or weight is impossible.
-            CheckpointError: The weights are those of another network, or it is unknown.
         """
         arch, spec = architecture(self.architecture), self.input
         _validate_input(spec)
@@ -164,7 +163,7 @@ class Checkpoint:
         # Maps store these fields as JSON, which has no tensors and no NaN.
         json.dumps([self.metrics, self.provenance, self.config], allow_nan=False)
         for name, value in self.state.items():
-            if not is_dense_tensor(value):
+            if not is_dense(value):
                 raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
         # Shapes are compared without allocating memory for the network.
         network = build_on_meta(arch.build, NUM_CLASSES)
@@ -207,9 +206,8 @@ def _read_input(content: Any) -> InputSpec:
 
 
 def _read_smoothing(content: Any) -> Smoothing | None:
-    if content is None:
-        return None
-    return Smoothing(*(float(content[parameter.name]) for parameter in fields(Smoothing)))
+    names = [parameter.name for parameter in fields(Smoothing)]
+    return None if content is None else Smoothing(*(float(content[name]) for name in names))
 
 
 def _strings(content: Any) -> tuple[str, ...]:
@@ -233,7 +231,6 @@ _STORED: dict[str, Callable[[Any], Any]] = {
     "inherited": _strings,
     "smoothing": _read_smoothing,
 }
-_MISSING_IN_OLD_FILES: dict[str, Any] = {"inherited": (), "smoothing": None}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -258,14 +255,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, or of another kind or version.
     """
-    content, fingerprint = read_with_fingerprint(path, kind=FORMAT)
+    content, fingerprint = read_state(path, kind=FORMAT)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: checkpoint version {version}, this program reads {SCHEMA_VERSION}; "
             "train it again"
         )
-    content = _MISSING_IN_OLD_FILES | content
+    content = {"inherited": (), "smoothing": None, **content}  # old files have neither
     try:
         values = {name: read(content[name]) for name, read in _STORED.items()}
         checkpoint = Checkpoint(**values, source=path, fingerprint=fingerprint)
@@ -276,3 +273,56 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it again"
         ) from None
     return checkpoint
+
+
+def write_state(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values in one atomic step."""
+    # In memory first: torch reports a full disk with an error of its own kind.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
+    """Read a dictionary that ``write_state`` wrote and whose "format" is ``kind``.
+
+    Returns:
+        The dictionary, and the SHA-256 of the bytes read.
+    """
+    check_checkpoint_file(path)
+    content, data = load_tensors(path, remedy=CHECKPOINT_REMEDY)
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise CheckpointError(f"{path}: not a {kind} file; {CHECKPOINT_REMEDY}")
+    return content, hashlib.sha256(data).hexdigest()
+
+
+def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
+    """Read tensors and plain values that ``torch.save`` wrote; no code in the file is run.
+
+    Returns:
+        The values, and the bytes that they were read from.
+
+    Raises:
+        CheckpointError: The file is missing or cannot be read; ``remedy`` ends the message.
+    """
+    try:
+        data = path.read_bytes()  # once: a training may replace the file at any time
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), data
+    # The parsers within torch.load raise errors of many kinds for a file of another kind.
+    except Exception as error:  # noqa: BLE001
+        raise unreadable_error(path, error, remedy=remedy) from None
+
+
+def is_dense(value: Any) -> bool:
+    """Return whether ``value`` is a tensor of real numbers that are in memory."""
+    if not isinstance(value, Tensor) or value.is_quantized or value.is_complex():
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu"
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set all parameters and buffers of ``network`` to the values in ``state``."""
+    ordered = OrderedDict(state)
+    # Versions of the modules, without which MNASNet refuses a state.
+    ordered._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(ordered)

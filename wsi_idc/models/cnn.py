@@ -18,7 +18,7 @@ class PatchCnn(nn.Module):
         classifier: Linear layer from 192 to ``num_classes``.
     """
 
-    def __init__(self, *, num_classes: int, batch_norm: bool) -> None:
+    def __init__(self, num_classes: int, *, batch_norm: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3

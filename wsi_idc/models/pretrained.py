@@ -1,7 +1,6 @@
 """Initial weights of a training: ImageNet's, or those of a file."""
 
 import re
-from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
-from wsi_idc.models.checkpoint import FORMAT, load_checkpoint
+from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
-from wsi_idc.models.serialization import is_dense_tensor, load_state, load_weights_only
 
 _MAX_NAMED = 3
 # Auxiliary heads, used in torchvision's training only; no network here has them.
@@ -31,11 +29,7 @@ class Normalization(NamedTuple):
 
 
 def weights_file(arch: Architecture) -> Path:
-    """Return the path of the ImageNet weights of ``arch`` in torchvision's cache.
-
-    Raises:
-        CheckpointError: There are no ImageNet weights for this model.
-    """
+    """Return the path of the ImageNet weights of ``arch`` in torchvision's cache."""
     return _cached_file(_imagenet(arch))
 
 
@@ -88,9 +82,6 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
     """Set all but the head of ``network`` to ImageNet weights from torchvision's cache.
 
     Nothing is downloaded: compute nodes have no internet.
-
-    Raises:
-        CheckpointError: The weights are not in the cache, damaged, or do not exist.
     """
     file = weights_file(arch)
     if not file.exists():
@@ -100,7 +91,8 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
             "--weights none"
         )
     remedy = f"delete it and run `wsi-idc fetch-weights {arch.name}` again"
-    _set_weights(network, arch, load_weights_only(file, remedy=remedy), path=file, remedy=remedy)
+    content = load_tensors(file, remedy=remedy)[0]
+    _set_weights(network, arch, content, path=file, remedy=remedy)
     if arch.name in ("googlenet", "inception_v3"):
         # The weights' own normalization; torchvision's networks convert its usual one to this.
         return Normalization((0.5,) * 3, (0.5,) * 3)
@@ -121,7 +113,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
         CheckpointError: The file is missing, damaged, or of another architecture.
     """
     remedy = f"give a checkpoint or a state dict of {arch.name}"
-    content = load_weights_only(path, remedy=remedy)
+    content = load_tensors(path, remedy=remedy)[0]
     if not _is_checkpoint(content):
         _set_weights(network, arch, content, path=path, remedy=remedy)
         return None
@@ -133,12 +125,8 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
 
 
 def pretraining_patients(path: Path) -> tuple[str, ...]:
-    """Return the patients that a file's weights were trained on; a state dict names none.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
-    content = load_weights_only(path, remedy="give a checkpoint or a state dict")
+    """Return the patients that a file's weights were trained on; a state dict names none."""
+    content = load_tensors(path, remedy="give a checkpoint or a state dict")[0]
     return tuple(sorted(load_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
 
 
@@ -150,13 +138,19 @@ def _set_weights(
     network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str
 ) -> None:
     """Set all but the head of ``network`` to the values of a state dict."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    is_state_dict = isinstance(content, dict) and all(
+        isinstance(name, str) and is_dense(value) for name, value in content.items()
+    )
+    if not is_state_dict or not content:
+        raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")
+    if all(name.startswith("module.") for name in content):  # DataParallel was around the network
+        content = {name.removeprefix("module."): value for name, value in content.items()}
     own: dict[str, Tensor] = network.state_dict()
     skipped = (f"{arch.head}.", *_AUXILIARY)
-    values = {
-        name: value
-        for name, value in _state_dict(content, path=path, remedy=remedy).items()
-        if not name.startswith(skipped)
-    }
+    values = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
+    values = {name: value for name, value in values.items() if not name.startswith(skipped)}
     # Files from before torch counted batches have no num_batches_tracked.
     mismatches = [
         f"no {name}"
@@ -176,20 +170,6 @@ def _set_weights(
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise CheckpointError(f"{path}: a weight is not a finite number; {remedy}")
     load_state(network, own | values)
-
-
-def _state_dict(content: Any, *, path: Path, remedy: str) -> Mapping[str, Tensor]:
-    """Return the parameters under the names that the network has for them."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    is_state_dict = isinstance(content, dict) and all(
-        isinstance(name, str) and is_dense_tensor(value) for name, value in content.items()
-    )
-    if not is_state_dict or not content:
-        raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")
-    if all(name.startswith("module.") for name in content):  # DataParallel was around the network
-        content = {name.removeprefix("module."): value for name, value in content.items()}
-    return {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
 
 
 def _shape_text(value: Tensor) -> str:

@@ -4,8 +4,7 @@ import logging
 from dataclasses import asdict
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.models.checkpoint import Checkpoint, InputSpec
-from wsi_idc.models.serialization import load_state, read_state, write_state
+from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_state, read_state, write_state
 from wsi_idc.training.state import Training, TrainState
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def resume(training: Training) -> None:
         RunError: The state belongs to another training.
     """
     path = training.run.last
-    content = read_state(path, kind=STATE_FORMAT)
+    content, _ = read_state(path, kind=STATE_FORMAT)
     try:
         load_state(training.classifier.network, content["network"])
         if training.average is not None:

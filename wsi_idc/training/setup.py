@@ -17,9 +17,8 @@ from wsi_idc.data.pixels import channel_histogram, channel_statistics
 from wsi_idc.data.splits import Split
 from wsi_idc.models import pretrained
 from wsi_idc.models.batch_norm import has_fused_batch_norm, unfold_batch_norm
-from wsi_idc.models.cam_layers import check_input_px
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture
+from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture, check_input_px
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.training.batches import PatchSource

@@ -13,8 +13,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import calibrate, idc_probability
 from wsi_idc.inference.predict import predict_logits
 from wsi_idc.metrics import classification as metrics
-from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from wsi_idc.models.serialization import load_state
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import CALIBRATION_FIELDS, TrainConfig

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.classifiers import make_classifier, random_patches, trace_without_compiling
+from wsi_idc.inference.predict import can_compile, compile_predictor
 from wsi_idc.models.cam import CamSpec, logits_and_cam
-from wsi_idc.models.compile import can_compile, compile_predictor
 from wsi_idc.models.registry import Architecture
 
 needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
