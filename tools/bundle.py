@@ -3,8 +3,8 @@
     wsi-idc job jobs/bundled.toml --data data/idc.h5
     python tools/bundle.py data/idc.h5 [--runs runs]
 
-Evaluates the model on the val and test patients of the published lists, and each fold's on the
-patients of its own fold; writes wsi_idc/models/bundled/ and docs/images/.
+The script evaluates the model on the val and test patients of the published lists, and the model
+of each fold on the patients of that fold. It writes wsi_idc/models/bundled/ and docs/images/.
 """
 
 import argparse
@@ -36,48 +36,52 @@ from wsi_idc.runtime.device import DeviceConfig, select_device
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_FOLDS = 4
-# Of folds whose thresholds differ: at this one all of them are counted.
+# Threshold for the predictions of all folds; the folds have different thresholds.
 POOLED_THRESHOLD = 0.5
-OF_FOLDS = ("auc", "average_precision", "f1", "sensitivity", "specificity", "ece")
-PICTURED = "8864"  # a test patient, whole
+FOLD_METRICS = ("auc", "average_precision", "f1", "sensitivity", "specificity", "ece")
+PICTURED = "8864"  # a test patient with all patches of the slide
 
 
 def main(data: Path, runs: Path) -> None:
-    """Evaluate, write model, card and picture."""
+    """Evaluate the model; write the model, its card and the pictures."""
     set_up_logging(0)
-    pack, compute = Pack(data), select_device()
+    pack, device_config = Pack(data), select_device()
     target = bundled_checkpoint()
     shutil.copy(runs / "bundled-canonical-unlisted/best.pt", target)
     checkpoint = load_checkpoint(target)
-    method = Predictor((checkpoint,))
-    found = {role: evaluated(method, pack, role, compute) for role in ("val", "test")}
+    predictor = Predictor((checkpoint,))
+    by_role = {role: evaluated(predictor, pack, role, device_config) for role in ("val", "test")}
     folds = [
-        evaluated(Predictor((load_checkpoint(run / "best.pt"),)), pack, "test", compute)
+        evaluated(Predictor((load_checkpoint(run / "best.pt"),)), pack, "test", device_config)
         for run in (runs / f"bundled-kfold-{NUM_FOLDS}-{fold}" for fold in range(NUM_FOLDS))
     ]
     predictions = pd.concat([fold.predictions for fold in folds], ignore_index=True)
     together = pooled(predictions)
-    metrics = {role: evaluation.as_dict() for role, evaluation in found.items()}
-    of_folds = {"folds": [fold.as_dict() for fold in folds], "together": together.as_dict()}
-    record = {**metrics, "cross-validation": of_folds}
+    metrics = {role: evaluation.as_dict() for role, evaluation in by_role.items()}
+    cross_validation = {"folds": [fold.as_dict() for fold in folds], "together": together.as_dict()}
+    record = {**metrics, "cross-validation": cross_validation}
     write_json(target.with_suffix(".metrics.json"), record)
-    write_text(target.with_suffix(".md"), card(checkpoint, pack, found, folds, together))
+    write_text(target.with_suffix(".md"), card(checkpoint, pack, by_role, folds, together))
     images = ROOT / "docs/images"
-    false_positives(found["test"], pack).savefig(images / "bundled_false_positives.png", dpi=110)
-    false_negatives(found["test"], pack).savefig(images / "bundled_false_negatives.png", dpi=110)
+    false_positives(by_role["test"], pack).savefig(images / "bundled_false_positives.png", dpi=110)
+    false_negatives(by_role["test"], pack).savefig(images / "bundled_false_negatives.png", dpi=110)
     maps = Path("maps/bundled")
-    MapBuilder(method, compute, maps).build(PackSource(pack, [PICTURED]))
+    MapBuilder(predictor, device_config, maps).build(PackSource(pack, [PICTURED]))
     render_map(maps / f"{PICTURED}.h5", images / "map.png", dpi=200)
 
 
-def evaluated(method: Predictor, pack: Pack, role: str, compute: DeviceConfig) -> Evaluation:
-    """Return the evaluation of a method on the patients of a role in its split."""
-    chosen = choose_patients(method, pack, role)
-    return evaluate(method, pack, chosen, split=role, device_config=compute, batch_size=256)
+def evaluated(
+    predictor: Predictor, pack: Pack, role: str, device_config: DeviceConfig
+) -> Evaluation:
+    """Evaluate a predictor on the patients that have a role in its split."""
+    patients = choose_patients(predictor, pack, role)
+    return evaluate(
+        predictor, pack, patients, split=role, device_config=device_config, batch_size=256
+    )
 
 
 def pooled(predictions: pd.DataFrame) -> MetricSet:
-    """Judge the predictions of all folds together, each patient by the model that it was new to."""
+    """Compute the metrics of all folds together; each model predicts patients that are new to it."""
     ids, code = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=NUM_RESAMPLES)
     return compute_metrics(predictions, "probability", POOLED_THRESHOLD, code, weights)
@@ -86,13 +90,13 @@ def pooled(predictions: pd.DataFrame) -> MetricSet:
 def card(
     checkpoint: Checkpoint,
     pack: Pack,
-    found: Mapping[str, Evaluation],
+    by_role: Mapping[str, Evaluation],
     folds: Sequence[Evaluation],
     together: MetricSet,
 ) -> str:
     """Return the model card as Markdown."""
     split = split_table(Split(checkpoint.split_spec, checkpoint.split), pack)
-    worst = found["test"].patients.query("patches >= 30").nsmallest(5, "auc")
+    worst = by_role["test"].patients.query("patches >= 30").nsmallest(5, "auc")
     size = sum(map(Tensor.numel, checkpoint.build().parameters()))
     return (
         (ROOT / "tools/card.md")
@@ -114,8 +118,8 @@ def card(
                 for role, row in split.iterrows()
             ),
             rows=metric_rows(
-                dict.fromkeys(found["test"].final.metrics),
-                [found["val"].final, found["test"].final, together],
+                dict.fromkeys(by_role["test"].final.metrics),
+                [by_role["val"].final, by_role["test"].final, together],
             ),
             folds=fold_rows(folds),
             spread=spread(folds),
@@ -129,18 +133,18 @@ def card(
 
 
 def metric_rows(names: Iterable[str], columns: Sequence[MetricSet]) -> str:
-    """Return a row a metric."""
+    """Return a row for each metric."""
     return "\n".join(
-        f"| {name} | " + " | ".join(with_interval(one, name) for one in columns) + " |"
+        f"| {name} | " + " | ".join(with_interval(column, name) for column in columns) + " |"
         for name in names
     )
 
 
 def fold_rows(folds: Sequence[Evaluation]) -> str:
-    """Return a row a fold, judged at the threshold that its own val patients gave."""
+    """Return a row for each fold, at the threshold chosen on the val patients of the fold."""
     return "\n".join(
         f"| {number} | {fold.num_patients} | {fold.num_patches} | "
-        + " | ".join(with_interval(fold.final, name) for name in OF_FOLDS)
+        + " | ".join(with_interval(fold.final, name) for name in FOLD_METRICS)
         + " |"
         for number, fold in enumerate(folds)
     )
@@ -148,8 +152,8 @@ def fold_rows(folds: Sequence[Evaluation]) -> str:
 
 def spread(folds: Sequence[Evaluation]) -> str:
     """Return mean and standard deviation over the folds."""
-    values = {name: [fold.final.metrics[name] for fold in folds] for name in OF_FOLDS}
-    cells = [f"{np.mean(of):.3f} +- {np.std(of, ddof=1):.3f}" for of in values.values()]
+    values = {name: [fold.final.metrics[name] for fold in folds] for name in FOLD_METRICS}
+    cells = [f"{np.mean(each):.3f} +- {np.std(each, ddof=1):.3f}" for each in values.values()]
     return "| mean +- SD | | | " + " | ".join(cells) + " |"
 
 
@@ -163,5 +167,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    given = parser.parse_args()
-    main(given.data, given.runs)
+    main(**vars(parser.parse_args()))

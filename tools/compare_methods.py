@@ -1,10 +1,10 @@
-"""Say what views, ensembles and smoothing bring on the test patients of some runs, as Markdown.
+"""Compare test-time augmentation, ensembles and smoothing on test patients; print Markdown.
 
     python tools/compare_methods.py data/idc.h5 runs/a runs/b runs/c
 
-The runs must have the same test patients. The first one as it is, one view of each patch, is what
-the others are compared with, paired by patient. Costs are processor time, so that other work on the
-machine does not count.
+The runs must have the same test patients. The baseline is the checkpoint of the first run with one
+view of each patch; differences from it are paired by patient. The cost is processor time, because
+other work on the machine does not change it.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.runtime.device import select_device
 
-_SHOWN = ("auc", "average_precision", "f1", "brier", "ece")
+_METRICS = ("auc", "average_precision", "f1", "brier", "ece")
 
 
 @dataclass(frozen=True)
-class Way:
+class MethodResult:
     """A method, its evaluation, and the processor seconds that it took."""
 
     name: str
@@ -33,7 +33,7 @@ class Way:
     seconds: float
 
     def predictions(self) -> Predictions:
-        """Return what ``compare`` takes."""
+        """Return the predictions in the format that ``compare`` takes."""
         final, table = self.evaluation.final, self.evaluation.predictions
         table = table.drop(columns="probability") if final.column != "probability" else table
         table = table.rename(columns={final.column: "probability"})
@@ -41,82 +41,85 @@ class Way:
 
 
 def main(data: Path, runs: list[Path]) -> None:
-    """Evaluate each way and print the tables."""
+    """Evaluate each method and print the tables."""
     pack = Pack(data)
-    loaded = tuple(load_checkpoint(run / "best.pt") for run in runs)
-    first = loaded[:1]
-    ways = [
+    checkpoints = tuple(load_checkpoint(run / "best.pt") for run in runs)
+    first = checkpoints[:1]
+    results = [
         measure(pack, "one checkpoint", Predictor(first)),
         *(
-            measure(pack, f"another one ({run.name})", Predictor((one,)))
-            for run, one in zip(runs[1:], loaded[1:], strict=True)
+            measure(pack, f"another one ({run.name})", Predictor((checkpoint,)))
+            for run, checkpoint in zip(runs[1:], checkpoints[1:], strict=True)
         ),
         measure(pack, "8 views", Predictor(first, tta=True)),
         measure(pack, "smoothed", Predictor(first, smooth=True)),
         measure(pack, "8 views, smoothed", Predictor(first, tta=True, smooth=True)),
-        measure(pack, f"ensemble of {len(runs)}", Predictor(loaded)),
-        measure(pack, "ensemble, smoothed", Predictor(loaded, smooth=True)),
-        measure(pack, "ensemble, 8 views, smoothed", Predictor(loaded, tta=True, smooth=True)),
+        measure(pack, f"ensemble of {len(runs)}", Predictor(checkpoints)),
+        measure(pack, "ensemble, smoothed", Predictor(checkpoints, smooth=True)),
+        measure(pack, "ensemble, 8 views, smoothed", Predictor(checkpoints, tta=True, smooth=True)),
     ]
-    tables = (table_of_metrics(ways), table_of_differences(ways), table_of_patients(ways))
+    tables = (table_of_metrics(results), table_of_differences(results), table_of_patients(results))
     sys.stdout.write("\n\n".join(tables) + "\n")
 
 
-def measure(pack: Pack, name: str, method: Predictor) -> Way:
-    """Evaluate a method on the test patients of all the runs."""
-    compute = select_device()
-    patients = choose_patients(method, pack, "test")
-    started = time.process_time()
-    found = evaluate(method, pack, patients, split="test", device_config=compute, batch_size=256)
-    return Way(name, found, time.process_time() - started)
+def measure(pack: Pack, name: str, predictor: Predictor) -> MethodResult:
+    """Evaluate a method on the test patients of all runs."""
+    device_config = select_device()
+    patients = choose_patients(predictor, pack, "test")
+    start = time.process_time()
+    evaluation = evaluate(
+        predictor, pack, patients, split="test", device_config=device_config, batch_size=256
+    )
+    return MethodResult(name, evaluation, time.process_time() - start)
 
 
-def table_of_metrics(ways: list[Way]) -> str:
-    """Return each way's metrics with their intervals, and its cost."""
+def table_of_metrics(results: list[MethodResult]) -> str:
+    """Return the metrics of each method with their intervals, and its cost."""
     rows = [
-        f"| | {' | '.join(_SHOWN)} | Dice of a patient, mean | cost |",
-        "|---|" + "---|" * (len(_SHOWN) + 2),
+        f"| | {' | '.join(_METRICS)} | Dice of a patient, mean | cost |",
+        "|---|" + "---|" * (len(_METRICS) + 2),
     ]
-    for way in ways:
-        final, dice = way.evaluation.final, way.evaluation.patient_summary["dice"]
+    for result in results:
+        final, dice = result.evaluation.final, result.evaluation.patient_summary["dice"]
         cells = [
             f"{final.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
-            for name in _SHOWN
+            for name in _METRICS
             for low, high in [final.intervals[name]]
         ]
         cells.append(f"{dice['mean']:.3f} [{dice['low']:.3f}, {dice['high']:.3f}]")
-        cells.append(f"{way.seconds / ways[0].seconds:.1f} x")
-        rows.append(f"| {way.name} | " + " | ".join(cells) + " |")
+        cells.append(f"{result.seconds / results[0].seconds:.1f} x")
+        rows.append(f"| {result.name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def table_of_differences(ways: list[Way]) -> str:
-    """Return by how much each way is better than the first, paired by patient."""
+def table_of_differences(results: list[MethodResult]) -> str:
+    """Return the difference of each method from the first, paired by patient."""
     rows = [
-        "| against one checkpoint | " + " | ".join(_SHOWN) + " |",
-        "|---|" + "---|" * len(_SHOWN),
+        "| against one checkpoint | " + " | ".join(_METRICS) + " |",
+        "|---|" + "---|" * len(_METRICS),
     ]
-    for way in ways[1:]:
-        found = compare(ways[0].predictions(), way.predictions()).metrics.set_index("metric")
+    for result in results[1:]:
+        comparison = compare(results[0].predictions(), result.predictions())
+        differences = comparison.metrics.set_index("metric")
         cells = []
-        for name in _SHOWN:
-            one = found.loc[name]
-            sure = {"b": "**", "a": "*"}.get(str(one["better"]), "")
+        for name in _METRICS:
+            row = differences.loc[name]
+            mark = {"b": "**", "a": "*"}.get(str(row["better"]), "")
             cells.append(
-                f"{sure}{one['difference']:+.3f}{sure} [{one['low']:+.3f}, {one['high']:+.3f}]"
+                f"{mark}{row['difference']:+.3f}{mark} [{row['low']:+.3f}, {row['high']:+.3f}]"
             )
-        rows.append(f"| {way.name} | " + " | ".join(cells) + " |")
+        rows.append(f"| {result.name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def table_of_patients(ways: list[Way]) -> str:
-    """Return each patient's AUC and Dice by each way."""
-    patients = ways[0].evaluation.patients["patient"].tolist()
+def table_of_patients(results: list[MethodResult]) -> str:
+    """Return the AUC and Dice of each patient by each method."""
+    patients = results[0].evaluation.patients["patient"].tolist()
     rows = ["| AUC / Dice | " + " | ".join(patients) + " |", "|---|" + "---|" * len(patients)]
-    for way in ways:
-        table = way.evaluation.patients.set_index("patient")
-        cells = [f"{table.loc[one, 'auc']:.3f} / {table.loc[one, 'dice']:.3f}" for one in patients]
-        rows.append(f"| {way.name} | " + " | ".join(cells) + " |")
+    for result in results:
+        table = result.evaluation.patients.set_index("patient")
+        cells = [f"{table.loc[p, 'auc']:.3f} / {table.loc[p, 'dice']:.3f}" for p in patients]
+        rows.append(f"| {result.name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 

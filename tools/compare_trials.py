@@ -1,10 +1,10 @@
-"""Compare the trials of a search setting by setting, as a Markdown table on standard output.
+"""Print Markdown tables of the trials of a search and of the means over each setting.
 
     python tools/compare_trials.py runs/imbalance
 
-Sensitivity and F1 at 0.5 are those of the best epoch as it was trained, before calibration and
-threshold even out what the handling of the imbalance does. Below the trials stand the means over
-each value of each setting.
+Sensitivity, specificity and F1 at 0.5 are those of the best epoch before calibration, which would
+hide the effect of the imbalance options. The first table has a row for each trial; the others have
+the means over each value of each setting.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What bf16 changes: probabilities, AUC and CAMs of unseen patches, against fp32.
+"""Compare bf16 with fp32: probabilities, AUC and CAMs of patches of test patients.
 
     python tools/precision.py data/idc.h5 [--patches 2000] [--model cnn-bn]
 
-prints the rows of the table in docs/performance.md. A CPU without bf16 of its own computes the
-same numbers, slowly.
+The script prints a row of the table in docs/performance.md. A CPU without bf16 computes the same
+numbers, but slowly.
 """
 
 import argparse
@@ -30,30 +30,29 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--model", default="cnn-bn")
     parser.add_argument("--input-size", type=int, default=0)
-    given = parser.parse_args()
-    pack = Pack(given.pack)
+    options = parser.parse_args()
+    pack = Pack(options.pack)
     test = list(load_checkpoint(bundled_checkpoint()).patients("test"))
     rows = np.flatnonzero(np.isin(pack.patient_of, test) & (pack.index["label"] >= 0))
-    rows = np.sort(np.random.default_rng(0).permutation(rows)[: given.patches])
-    checkpoint, name = make_checkpoint(given.model, input_size=given.input_size, pack=pack)
-    method, found = Predictor((checkpoint,)), {}
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[: options.patches])
+    checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
+    predictor, raw = Predictor((checkpoint,)), {}
     for precision in ("fp32", "bf16"):
-        compute = select_device("cpu", precision)
-        parts = method.predict(pack, rows, device_config=compute, cam=CamSpec())
-        found[precision] = RawPrediction.concatenate(list(parts))
-    said = {key: method.aggregate(one.logit).probability for key, one in found.items()}
-    off = np.abs(said["bf16"] - said["fp32"])
+        device_config = select_device("cpu", precision)
+        parts = predictor.predict(pack, rows, device_config=device_config, cam=CamSpec())
+        raw[precision] = RawPrediction.concatenate(list(parts))
+    fp32, bf16 = (predictor.aggregate(raw[key].logit).probability for key in ("fp32", "bf16"))
+    difference = np.abs(bf16 - fp32)
     label = pack.index["label"].to_numpy()[rows]
-    auc = {key: roc_auc_score(label, one) for key, one in said.items()}
-    flipped = np.mean(
-        (said["bf16"] >= checkpoint.threshold) != (said["fp32"] >= checkpoint.threshold)
-    )
-    cams = {key: one.cam for key, one in found.items() if one.cam is not None}
-    cam_off = np.abs(cams["bf16"] - cams["fp32"])
+    changed_calls = np.mean((bf16 >= checkpoint.threshold) != (fp32 >= checkpoint.threshold))
+    cam, bf16_cam = raw["fp32"].cam, raw["bf16"].cam
+    assert cam is not None and bf16_cam is not None
+    cam_difference = np.abs(bf16_cam - cam)
     sys.stdout.write(
-        f"| {name} | {len(rows):,} | {np.median(off):.1e} | {off.max():.1e} | "
-        f"{auc['fp32']:.4f} | {auc['bf16']:.4f} | {flipped:.2%} | "
-        f"{cam_off.mean() / cams['fp32'].mean():.1e} | {cam_off.max() / cams['fp32'].max():.1e} |\n"
+        f"| {name} | {len(rows):,} | {np.median(difference):.1e} | {difference.max():.1e} | "
+        f"{roc_auc_score(label, fp32):.4f} | {roc_auc_score(label, bf16):.4f} | "
+        f"{changed_calls:.2%} | {cam_difference.mean() / cam.mean():.1e} | "
+        f"{cam_difference.max() / cam.max():.1e} |\n"
     )
 
 

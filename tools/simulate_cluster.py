@@ -1,10 +1,10 @@
-"""What a cohort asks of a cluster; docs/scaling.md has its table.
+"""Simulate the time that a cohort takes on a cluster; docs/scaling.md has the table.
 
     python tools/simulate_cluster.py
 
-Slides are drawn by size and split into shards by the program's own rule; each shard is a task on
-one GPU or pair of cores. A slide takes as long as computing its patches, or as reading its bytes
-and writing its map if that is longer; the shared disk is divided among all tasks.
+The sizes of the slides are random. ``assign_shards`` splits them into shards; each shard is a task
+on one GPU or two cores. The time of a slide is the longer of two: the time to compute its patches,
+or the time to read its bytes and write its map. All tasks share one disk.
 """
 
 import argparse
@@ -15,23 +15,23 @@ import numpy as np
 
 from wsi_idc.maps.plan import assign_shards
 
-# Bytes a patch: of a pack (50 x 50 x 3 and its index); of a map with CAM and image, whose empty
-# cells count (patient 8864 of the data set, 1,133 patches: 18 MB).
+# Bytes per patch of a pack (50 x 50 x 3 and its index), and of a map with CAM and image, including
+# the empty cells (patient 8864 of the data set: 18 MB for 1,133 patches).
 PACK_BYTES, MAP_BYTES = 7_540, 16_150
-# Of a slide: 200 x 200 px of JPEG, where the level of 4 times less is the closest one.
+# Bytes per patch of a slide: 200 x 200 px of JPEG, read from the level reduced by 4.
 SLIDE_BYTES = 25_000
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is.
+    """Computing power and disk of a cluster.
 
     Attributes:
-        gpus: That compute at once, a task each.
-        rate: Patches a second of one, everything included but reading and writing.
-        disk: MB a second of the shared disk, over all readers.
-        node: MB a second that one task can read at most (decoding a slide on its cores).
-        start: Seconds from the task's start to its first patch.
+        gpus: Number of GPUs; each runs one task.
+        rate: Patches per second of one GPU, without reading and writing.
+        disk: MB per second of the shared disk, for all tasks together.
+        node: MB per second that one task can read at most, because its cores decode the slide.
+        start: Seconds from the start of a task to its first patch.
     """
 
     gpus: int
@@ -41,8 +41,8 @@ class Cluster:
     start: float
 
 
-# On two CPU cores: cnn-bn at 50 px by `wsi-idc bench map`, the disk by `wsi-idc doctor`, the start
-# by a map that was there already. One such disk is taken for all tasks.
+# Two CPU cores: cnn-bn at 50 px by `wsi-idc bench map`, the disk by `wsi-idc doctor`, the start by
+# `wsi-idc map` for an existing map. All tasks share this disk.
 MEASURED = Cluster(1, rate=1163, disk=225, node=225, start=11)
 
 
@@ -62,7 +62,7 @@ class Slides:
 
 
 def simulate(slides: Slides, cluster: Cluster) -> dict[str, float | str]:
-    """Return hours, the share of them that GPUs compute, and what they wait for most."""
+    """Return the hours, the share of them that the GPUs compute, and the bottleneck."""
     sizes = {str(number): int(size) for number, size in enumerate(slides.patches)}
     disk = min(cluster.disk / cluster.gpus, cluster.node)
     part_of = np.array(list(assign_shards(sizes, cluster.gpus).items()), dtype=np.int64)
@@ -99,20 +99,20 @@ def table(rate: float, disk: float) -> str:
         ("100,000 slides, a GPU a task", slides, Cluster(1, rate, disk, 250, start=20)),
     ):
         for gpus in (1, 8, 64):
-            found = simulate(work, replace(each, gpus=gpus))
+            result = simulate(work, replace(each, gpus=gpus))
             total = int(work.patches.sum())
-            hours = float(found["hours"])
+            hours = float(result["hours"])
             time = f"{hours * 3600:.0f} s" if hours < 1 else f"{hours:.0f} h"
             rows.append(
                 f"| {name} | {gpus} | {total / 1e6:.1f} M | {work.megabytes.sum() / 1e3:,.0f} GB "
                 f"| {total * MAP_BYTES / 1e9:,.0f} GB | {time} "
-                f"| {float(found['busy']):.0%} | {found['waits for']} |"
+                f"| {float(result['busy']):.0%} | {result['waits for']} |"
             )
     return "\n".join(rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rate", type=float, default=8_000, help="patches a second of one GPU")
-    parser.add_argument("--disk", type=float, default=5_000, help="MB a second of the shared disk")
+    parser.add_argument("--rate", type=float, default=8_000, help="patches per second of one GPU")
+    parser.add_argument("--disk", type=float, default=5_000, help="MB per second of the disk")
     sys.stdout.write(table(**vars(parser.parse_args())) + "\n")
