@@ -81,7 +81,7 @@ def evaluated(
 
 
 def pooled(predictions: pd.DataFrame) -> MetricSet:
-    """Compute the metrics of all folds together; each model predicts patients that are new to it."""
+    """Compute the metrics of all folds; no model predicts patients that it was trained on."""
     ids, code = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=NUM_RESAMPLES)
     return compute_metrics(predictions, "probability", POOLED_THRESHOLD, code, weights)

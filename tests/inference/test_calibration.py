@@ -50,13 +50,11 @@ def scored() -> tuple[np.ndarray, np.ndarray]:
     return label, np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "choose", "score"),
-    [
-        ("f1", best_f1_threshold, f1_score),
-        ("youden", best_youden_threshold, balanced_accuracy_score),
-    ],
-)
+F1 = ("f1", best_f1_threshold, f1_score)
+YOUDEN = ("youden", best_youden_threshold, balanced_accuracy_score)
+
+
+@pytest.mark.parametrize(("name", "choose", "score"), [F1, YOUDEN])
 def test_the_threshold_has_the_best_score(
     scored: tuple[np.ndarray, np.ndarray], name: str, choose, score
 ):
@@ -100,11 +98,9 @@ def test_noise_over_regions_is_smoothed_and_noise_over_noise_is_not():
         calibration = calibrate(logit, label, patient, cells, patch_um=200.0)
         smoothing = calibration.smoothing
         probability = idc_probability(logit, temperature=calibration.temperature)
-        smoothed = smoothed_probability(
-            probability, patient, cells, smoothing=smoothing, patch_um=200.0
-        )
+        result = smoothed(probability, patient, cells, **vars(smoothing))
         raw_accuracy = ((probability >= calibration.threshold) == label).mean()
-        accuracy = ((smoothed >= smoothing.threshold) == label).mean()
+        accuracy = ((result >= smoothing.threshold) == label).mean()
         if name == "region":
             assert accuracy > raw_accuracy + 0.05
         else:
@@ -119,16 +115,11 @@ def test_the_smoothed_threshold_applies_after_the_smoothed_temperature():
     cells, label = grid(20), ((grid(20)[:, 0] // 10) % 2).astype(np.int64)
     logit = pairs(rng.normal(1.0 * (2 * label - 1), 2.0))
     calibration = calibrate(logit, label, np.zeros(400), cells, patch_um=200.0)
-    smoothed = smoothed_probability(
-        idc_probability(logit, temperature=calibration.temperature),
-        np.zeros(400),
-        cells,
-        smoothing=calibration.smoothing,
-        patch_um=200.0,
-    )
+    probability = idc_probability(logit, temperature=calibration.temperature)
+    result = smoothed(probability, np.zeros(400), cells, **vars(calibration.smoothing))
     assert calibration.smoothing.temperature != pytest.approx(1, abs=0.05)
     assert calibration.smoothing.threshold == pytest.approx(
-        choose_threshold(label, smoothed, threshold_by="f1", target_sensitivity=0.0), abs=1e-6
+        choose_threshold(label, result, threshold_by="f1", target_sensitivity=0.0), abs=1e-6
     )
 
 

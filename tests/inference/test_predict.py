@@ -1,19 +1,30 @@
+import shutil
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from tests.classifiers import trace_without_compiling
-from tests.inference.test_compile import needs_a_compiler
+from tests.classifiers import make_classifier, random_patches, trace_without_compiling
 from wsi_idc.core.errors import CheckpointError, DeviceError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import RawPrediction, batch_predictor, predict, predict_logits
+from wsi_idc.inference.predict import (
+    RawPrediction,
+    batch_predictor,
+    can_compile,
+    compile_predictor,
+    predict,
+    predict_logits,
+)
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.registry import Architecture
 from wsi_idc.runtime.device import DeviceTransfer, select_device
+
+needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 
 
 def run(
@@ -44,12 +55,12 @@ def test_a_small_batch_is_padded(
 ):
     classifier, seen = trained.build(), []
 
-    class Spy(torch.nn.Module):
-        def __init__(self, network: torch.nn.Module) -> None:
+    class Spy(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
             super().__init__()
             self.network = network
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             seen.append(len(images))
             return self.network(images)
 
@@ -72,7 +83,7 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
     for owner, name, message in (
         (type(classifier.network), "forward", batch),
         (DeviceTransfer, "upload", batch),
-        (torch.nn.Module, "to", model),
+        (nn.Module, "to", model),
     ):
         with monkeypatch.context() as patch, pytest.raises(DeviceError) as caught:
             patch.setattr(owner, name, fail)
@@ -82,16 +93,11 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
 
 
 def test_bf16_is_close_to_fp32_and_returned_as_float32(trained: Checkpoint, cohort: Pack):
-    fp32, bf16 = (
-        run(
-            trained.build(),
-            cohort,
-            np.arange(40),
-            device_config=select_device("cpu", precision),
-            cam=CamSpec(),
-        )[0]
+    options: list[dict[str, Any]] = [
+        {"device_config": select_device("cpu", precision), "cam": CamSpec()}
         for precision in ("fp32", "bf16")
-    )
+    ]
+    (fp32,), (bf16,) = (run(trained.build(), cohort, np.arange(40), **each) for each in options)
     for prediction in (fp32, bf16):
         assert prediction.logit.dtype == prediction.cam.dtype == np.float32
     np.testing.assert_allclose(bf16.logit, fp32.logit, atol=0.1)
@@ -165,3 +171,58 @@ def test_slides_of_any_size_are_compiled_once(
     assert (len(first), len(second)) == (40, 3)
     np.testing.assert_array_equal(first[:3], second)
     assert statistics["unique_graphs"] == 1
+
+
+def test_only_networks_and_cams_without_gradient_are_compiled():
+    classifier = make_classifier("cnn-bn")
+    for cam in (None, CamSpec(class_index=0), CamSpec(layer="features")):
+        assert can_compile(classifier, cam)
+    for cam in (CamSpec(layer="features.1"), CamSpec(method="layercam")):
+        assert not can_compile(classifier, cam)
+    assert not can_compile(make_classifier("squeezenet1_1", input_px=64), None)
+
+
+def check_same_results(cam: CamSpec | None) -> None:
+    classifier = make_classifier("cnn-bn").requires_grad_(False)
+    patches = random_patches(16)
+    logits, maps = compile_predictor(classifier, cam)(patches)
+    expected = logits_and_cam(classifier, patches, class_index=cam.class_index if cam else 1)
+    torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=1e-4)
+    if cam is None:
+        assert maps is None
+    else:
+        assert cam.class_index == 0 or maps.max() > 0
+        torch.testing.assert_close(maps, expected[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_network_gives_the_same_results():
+    check_same_results(CamSpec())
+
+
+@pytest.mark.parametrize("cam", [None, CamSpec(class_index=0)])
+def test_a_traced_network_gives_the_same_results(
+    cam: CamSpec | None, monkeypatch: pytest.MonkeyPatch
+):
+    trace_without_compiling(monkeypatch)
+    check_same_results(cam)
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean(dim=(2, 3)))
+
+
+def test_each_of_many_networks_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    statistics = trace_without_compiling(monkeypatch)
+    arch = Architecture("tiny", Tiny, cam_layer="conv", head="fc", closed_form=True)
+    classifier, patches = make_classifier(arch).requires_grad_(False), random_patches(1)
+    for _ in range(9):  # one more than torch compiles of one code object
+        compile_predictor(classifier, None)(patches)
+    assert statistics["unique_graphs"] == 9

@@ -115,15 +115,9 @@ def test_patients_are_those_of_any_checkpoint(trained: Checkpoint, other: Checkp
 
 
 def test_cache_keys_differ_by_checkpoints_and_options(trained: Checkpoint, other: Checkpoint):
-    keys = [
-        predictor.cache_key()
-        for predictor in (
-            Predictor((trained,)),
-            Predictor((trained,), tta=True),
-            Predictor((trained,), smooth=True),
-            Predictor((trained, other)),
-        )
-    ]
+    options = ({}, {"tta": True}, {"smooth": True})
+    predictors = [Predictor((trained,), **each) for each in options]
+    keys = [each.cache_key() for each in (*predictors, Predictor((trained, other)))]
     assert all(a != b for a, b in combinations(keys, 2))
     assert keys[0]["checkpoint"] == trained.fingerprint
     assert keys[3]["checkpoint"] == [trained.fingerprint, other.fingerprint]
@@ -134,34 +128,23 @@ def test_patches_may_differ_a_little_in_scale(trained: Checkpoint, cohort: Pack)
     Predictor((trained, rescaled)).validate_input(cohort)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("twice", "given twice"),
-        ("classes", "have other classes, benign, IDC and non-IDC, IDC"),
-        ("no smoothing", "no smoothing was fitted"),
-        ("mpp", "trained at 2 um/px"),
-        ("patch_px", "takes patches of 96 px"),
-        ("cam", "has no layer 'features.99'"),
-    ],
-)
-def test_an_unusable_predictor_is_refused(
-    trained: Checkpoint, other: Checkpoint, cohort: Pack, change: str, message: str
-):
-    spec, unseen = trained.input, replace(other, class_names=("benign", "IDC"))
-    make = {
-        "twice": lambda: Predictor((trained, other, trained)),
-        "classes": lambda: Predictor((trained, unseen)),
-        "no smoothing": lambda: Predictor((replace(trained, smoothing=None),), smooth=True),
-        "mpp": lambda: Predictor((replace(trained, input=replace(spec, mpp=2.0)),)).validate_input(
-            cohort
+def test_an_unusable_predictor_is_refused(trained: Checkpoint, other: Checkpoint, cohort: Pack):
+    unseen = replace(other, class_names=("benign", "IDC"))
+    fine, large = (
+        replace(trained, input=replace(trained.input, **change))
+        for change in ({"mpp": 2.0}, {"patch_px": 96})
+    )
+    cam = CamSpec(layer="features.99")
+    for call, message in (
+        (lambda: Predictor((trained, other, trained)), "given twice"),
+        (lambda: Predictor((trained, unseen)), "have other classes, benign, IDC and non-IDC, IDC"),
+        (
+            lambda: Predictor((replace(trained, smoothing=None),), smooth=True),
+            "no smoothing was fitted",
         ),
-        "patch_px": lambda: Predictor(
-            (other, replace(trained, input=replace(spec, patch_px=96)))
-        ).validate_input(cohort),
-        "cam": lambda: Predictor((trained,)).validate_cam(
-            CamSpec(layer="features.99"), patch_px=50
-        ),
-    }
-    with pytest.raises(CheckpointError, match=message):
-        make[change]()
+        (lambda: Predictor((fine,)).validate_input(cohort), "trained at 2 um/px"),
+        (lambda: Predictor((other, large)).validate_input(cohort), "takes patches of 96 px"),
+        (lambda: Predictor((trained,)).validate_cam(cam, patch_px=50), "no layer 'features.99'"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            call()

@@ -95,10 +95,8 @@ def test_real_folded_weights_are_unfolded():
     expected = logits(classifier, patches)
     unfold_batch_norm(classifier, patches)
     scale = expected.std().item()
-    for actual, tolerance in (
-        (logits(classifier, patches), 1e-4),
-        (train_mode_logits(classifier, patches), 1e-2),
-    ):
+    for compute, tolerance in ((logits, 1e-4), (train_mode_logits, 1e-2)):
+        actual = compute(classifier, patches)
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale)
 
 
@@ -117,11 +115,8 @@ def used(name: str, *, input_px: int | None = None) -> PatchClassifier:
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("cnn", 0, 0),
-        ("cnn-bn", 7, 0),
-        ("resnet18", 20, 0),
-        ("efficientnet-b0", 49, 0),
-        ("mobilenet_v3_small", 34, 0),
+        *(("cnn", 0, 0), ("cnn-bn", 7, 0), ("resnet18", 20, 0)),
+        *(("efficientnet-b0", 49, 0), ("mobilenet_v3_small", 34, 0)),
         # Its batch norms are before the convolutions, except those inside the layers.
         ("densenet121", 121, 62),
     ],
@@ -130,7 +125,6 @@ def test_fusing_changes_neither_logits_nor_names(name: str, before: int, after: 
     classifier = used(name, input_px=None if name.startswith("cnn") else 64).train()
     state = {key: value.clone() for key, value in classifier.state_dict().items()}
     fused = fuse_batch_norm(classifier)
-    # The original is as before.
     assert classifier.training and not fused.training
     assert all(torch.equal(value, state[key]) for key, value in classifier.state_dict().items())
     assert all(parameter.requires_grad for parameter in classifier.parameters())

@@ -3,7 +3,6 @@ import gc
 import importlib
 import resource
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,21 +34,6 @@ def cams_of(classifier: PatchClassifier, patches: Tensor, **options: Any) -> tup
         return extract(patches)
 
 
-def cams_of_torchcam(
-    classifier: PatchClassifier, patches: Tensor, *, method: str, layer: str, class_index: int
-) -> tuple[Tensor, Tensor]:
-    """Compute logits and CAMs patch by patch, as torchcam's documentation shows."""
-    logits, cams = [], []
-    for patch in patches:
-        image = classifier.preprocess(to_images(patch[None])).requires_grad_()
-        with TORCHCAM[method](classifier.network, layer) as extractor:
-            scores = classifier.network(image)
-            torch.manual_seed(NOISE_SEED)
-            cams += extractor(class_idx=class_index, scores=scores, normalized=False)
-        logits.append(scores.detach())
-    return torch.cat(logits), torch.cat(cams).detach()
-
-
 def assert_equals_torchcam(
     classifier: PatchClassifier,
     patches: Tensor,
@@ -57,13 +41,22 @@ def assert_equals_torchcam(
     layer: str | None = None,
     class_index: int = IDC,
 ) -> None:
-    options: Any = {"method": method, "class_index": class_index}
+    """Compare with torchcam patch by patch, as its documentation shows."""
     with torch.inference_mode():
-        logits, cams = cams_of(classifier, patches, layer=layer, **options)
+        logits, cams = cams_of(
+            classifier, patches, layer=layer, method=method, class_index=class_index
+        )
     assert logits.dtype == cams.dtype == torch.float32
-    layer = layer or classifier.arch.cam_layer
-    expected_logits, expected = cams_of_torchcam(classifier, patches, layer=layer, **options)
-    assert torch.allclose(logits, expected_logits, atol=1e-5)
+    all_scores, maps = [], []
+    for patch in patches:
+        image = classifier.preprocess(to_images(patch[None])).requires_grad_()
+        with TORCHCAM[method](classifier.network, layer or classifier.arch.cam_layer) as extractor:
+            scores = classifier.network(image)
+            torch.manual_seed(NOISE_SEED)
+            maps += extractor(class_idx=class_index, scores=scores, normalized=False)
+        all_scores.append(scores.detach())
+    assert torch.allclose(logits, torch.cat(all_scores), atol=1e-5)
+    expected = torch.cat(maps).detach()
     assert cams.shape == expected.shape
     assert ((cams - expected).abs().amax((1, 2)) <= 1e-4 * expected.amax((1, 2))).all()
     assert expected.max() > 0
@@ -168,8 +161,7 @@ def test_hooks_modes_and_flags_are_restored_also_after_an_error(
         with outcome, cam_extractor(classifier, method=method) as extract:
             assert not any(module.training for module in classifier.modules())
             logits, cam = extract(random_patches(2))
-            assert not logits.requires_grad
-            assert not cam.requires_grad
+            assert not logits.requires_grad and not cam.requires_grad
         assert torch.is_grad_enabled() == grad
     assert num_hooks(classifier) == 0
     assert [module.training for module in classifier.modules()] == modes
@@ -201,21 +193,11 @@ def test_inference_mode_changes_nothing(name: str, input_px: int | None):
 
 
 # DenseNet's last ReLU works in place, on the map that a CAM is taken from.
-@pytest.mark.parametrize(
-    ("name", "input_px", "tested", "tolerance"),
-    [
-        ("cnn-bn", None, CAM_METHODS, 0.05),
-        ("resnet18", 128, CAM_METHODS, 0.05),
-        ("densenet121", 128, CAM_METHODS, 0.05),
-        ("mobilenet_v3_small", 128, ("gradcam",), 0.1),
-    ],
-)
-def test_bf16_cams_are_close_and_their_logits_those_without_a_cam(
-    name: str, input_px: int | None, tested: tuple[str, ...], tolerance: float
-):
-    classifier = make_classifier(name, input_px=input_px)
-    patches = random_patches(2)
-    for method in tested:
+@pytest.mark.parametrize("name", ["cnn-bn", "resnet18", "densenet121", "mobilenet_v3_small"])
+def test_bf16_cams_are_close_and_their_logits_those_without_a_cam(name: str):
+    classifier = make_classifier(name, input_px=None if name == "cnn-bn" else 128)
+    is_small, patches = name == "mobilenet_v3_small", random_patches(2)
+    for method in ("gradcam",) if is_small else CAM_METHODS:
         with cam_extractor(classifier, method=method) as extract:
             _, expected = extract(patches)
             with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -225,7 +207,7 @@ def test_bf16_cams_are_close_and_their_logits_those_without_a_cam(
         assert logits.dtype == cam.dtype == torch.float32
         assert torch.equal(logits, half.float())
         assert not torch.equal(cam, expected)
-        assert (cam - expected).abs().max() < tolerance * expected.max()
+        assert (cam - expected).abs().max() < (0.1 if is_small else 0.05) * expected.max()
 
 
 @pytest.mark.parametrize("method", CAM_METHODS)
@@ -243,16 +225,9 @@ def num_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-@pytest.fixture
-def _frozen_heap() -> Iterator[None]:
-    """Hide the objects of other tests from the garbage collector: a collection then is fast."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("_frozen_heap")
-def test_no_tensor_of_a_batch_is_kept():
+def test_no_tensor_of_a_batch_is_kept(request: pytest.FixtureRequest):
+    gc.freeze()  # hides the objects of other tests: a collection then is fast
+    request.addfinalizer(gc.unfreeze)
     classifier, patches = make_classifier("cnn-bn"), random_patches(2)
     for method in CAM_METHODS:
         with cam_extractor(classifier, method=method) as extract:

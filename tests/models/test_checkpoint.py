@@ -4,14 +4,12 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cam import logits_and_cam
@@ -28,7 +26,6 @@ def test_a_saved_checkpoint_is_read_unchanged(trained: Checkpoint, tmp_path: Pat
     for name, value in trained.state.items():
         assert torch.equal(copy.state[name], value)
     assert replace(copy, state={}) == replace(trained, state={})
-    assert copy.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_file_without_the_later_fields_is_read(trained: Checkpoint, tmp_path: Path):
@@ -87,6 +84,12 @@ def assert_refused(path: Path, message: str) -> None:
 SMOOTHING = {"sigma_um": 100.0, "temperature": 1.0, "threshold": 0.5}
 OUT_OF_RANGE = "temperature or threshold out of range"
 DAMAGED = "damaged checkpoint"
+INPUT = {"patch_px": 50, "mpp": 4.0, "input_px": None, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
+    *({"mpp": "four"}, {"mpp": 1e-320}, {"mpp": 1e13}, {"mean": (0.5, 0.5)}, {"input_px": 0}),
+    *({"std": (0.0, 1.0, 1.0)}, {"mean": (float("nan"), 0.5, 0.5)}, {"input_px": 10**6}),
+    *({"patch_px": 10**9}, {"mean": (1e30, 0.5, 0.5)}),
+)
 
 
 @pytest.mark.parametrize(
@@ -115,50 +118,26 @@ DAMAGED = "damaged checkpoint"
         ({"metrics": {"val": {"auc": float("nan")}}}, DAMAGED),
         ({"config": {"epochs": float("inf")}}, DAMAGED),
         ({"input": {}}, DAMAGED),
+        *(({"input": INPUT | change}, DAMAGED) for change in IMPOSSIBLE_INPUTS),
+        (lambda bias: bias * float("nan"), "not a finite number"),
+        (lambda bias: torch.zeros(1).expand(2**40), "do not fit"),
+        (lambda bias: bias[None], "do not fit"),
+        (lambda bias: torch.empty(bias.shape, device="meta"), DAMAGED),
+        (lambda bias: bias.to_sparse(), DAMAGED),
+        (lambda bias: bias.to(torch.complex64), DAMAGED),
+        (lambda bias: torch.quantize_per_tensor(bias, 0.1, 0, torch.qint8), DAMAGED),
+        (lambda bias: bias.tolist(), DAMAGED),
     ],
 )
-def test_an_impossible_field_is_named(
-    trained: Checkpoint, tmp_path: Path, changes: dict[str, object], message: str
+def test_an_impossible_field_or_weight_is_refused(
+    trained: Checkpoint, tmp_path: Path, changes: Any, message: str
 ):
-    assert_refused(write(tmp_path / "wrong.pt", trained, **changes), message)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"mpp": "four"}, {"mpp": 1e-320}, {"mpp": 1e13}, {"mean": (0.5, 0.5)}, {"input_px": 0}),
-        *({"std": (0.0, 1.0, 1.0)}, {"mean": (float("nan"), 0.5, 0.5)}, {"input_px": 10**6}),
-        *({"patch_px": 10**9}, {"mean": (1e30, 0.5, 0.5)}),
-    ],
-)
-def test_an_impossible_input_is_refused(
-    trained: Checkpoint, tmp_path: Path, change: dict[str, object]
-):
-    path = write(tmp_path / "wrong.pt", trained, input=asdict(trained.input) | change)
-    assert_refused(path, DAMAGED)
-
-
-@pytest.mark.parametrize(
-    ("forge", "message"),
-    [
-        (lambda value: value * float("nan"), "not a finite number"),
-        (lambda value: torch.zeros(1).expand(2**40), "do not fit"),
-        (lambda value: value[None], "do not fit"),
-        (lambda value: torch.empty(value.shape, device="meta"), DAMAGED),
-        (lambda value: value.to_sparse(), DAMAGED),
-        (lambda value: value.to(torch.complex64), DAMAGED),
-        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), DAMAGED),
-        (lambda value: value.tolist(), DAMAGED),
-    ],
-)
-def test_a_forged_weight_is_refused(
-    trained: Checkpoint, tmp_path: Path, forge: Callable[[Tensor], object], message: str
-):
-    bias = trained.state["classifier.bias"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates quantized tensors
-        state = dict(trained.state) | {"classifier.bias": forge(bias)}
-        assert_refused(write(tmp_path / "forged.pt", trained, state=state), message)
+        if callable(changes):
+            name = "classifier.bias"
+            changes = {"state": {**trained.state, name: changes(trained.state[name])}}
+        assert_refused(write(tmp_path / "wrong.pt", trained, **changes), message)
 
 
 def test_a_file_of_another_kind_is_refused(trained: Checkpoint, tmp_path: Path):
@@ -182,11 +161,8 @@ def test_the_file_check_needs_no_torch():
         "try: check_checkpoint_file(Path('none.pt'))\n"
         "except Exception as error: print(error, 'torch' in sys.modules)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert (
-        found.stdout.strip()
-        == "none.pt: no such file; give a .pt file that wsi-idc train wrote False"
-    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+    assert printed == "none.pt: no such file; give a .pt file that wsi-idc train wrote False"
 
 
 def test_the_fingerprint_is_that_of_the_bytes_that_were_read(

@@ -28,10 +28,14 @@ def random_state(name: str, *, num_classes: int = 1000) -> dict[str, Tensor]:
 
 def put_in_cache(arch: Architecture, content: Any) -> None:
     weights_file(arch).parent.mkdir(parents=True, exist_ok=True)
+    write(weights_file(arch), content)
+
+
+def write(path: Path, content: Any) -> None:
     if isinstance(content, bytes):
-        weights_file(arch).write_bytes(content)
+        path.write_bytes(content)
     else:
-        torch.save(content, weights_file(arch))
+        torch.save(content, path)
 
 
 def copy_of(network: nn.Module) -> dict[str, Tensor]:
@@ -87,18 +91,11 @@ def test_a_densenet_file_may_have_old_names():
     ("name", "content", "message"),
     [
         ("cnn", None, "cnn is trained from scratch"),
-        (
-            "resnet50",
-            None,
-            r"not on this machine \({home}/.*/resnet50-11ad3fa6.pth\); run `wsi-idc",
-        ),
+        ("resnet50", None, r"not on this machine \({home}/.*/resnet50-11ad3fa6.pth\); run `wsi"),
         ("mobilenet_v3_small", None, r"/mobilenet_v3_small-047dcff4.pth\); run `wsi-idc fetch-wei"),
-        ("resnet18", b"", "delete it and run `wsi-idc fetch-weights resnet18`"),
-        ("resnet18", b"not weights", "delete it and run `wsi-idc fetch-weights resnet18`"),
-        (
-            "resnet18",
-            b"PK\x03\x04 broken zip",
-            "delete it and run `wsi-idc fetch-weights resnet18`",
+        *(
+            ("resnet18", content, "delete it and run `wsi-idc fetch-weights resnet18`")
+            for content in (b"", b"not weights", b"PK\x03\x04 broken zip")
         ),
         ("resnet50", "resnet18", "not weights of resnet50"),
     ],
@@ -123,8 +120,7 @@ def served(tmp_path: Path) -> tuple[Architecture, Path]:
 def test_weights_are_fetched_once_and_a_damaged_copy_again(served: tuple[Architecture, Path]):
     arch, _ = served
     file = fetch_imagenet(arch)
-    assert file == weights_file(arch)
-    assert file.read_bytes() == b"the weights"
+    assert file == weights_file(arch) and file.read_bytes() == b"the weights"
     written = file.stat().st_mtime_ns
     assert fetch_imagenet(arch).stat().st_mtime_ns == written
     file.write_bytes(b"cut")
@@ -190,11 +186,7 @@ NO_STATE_DICT = "not a state dict of weights"
         ({}, NO_STATE_DICT),
         ({"format": "wsi-idc-training-state", "network": STATE}, NO_STATE_DICT),
         ({"epoch": 3}, NO_STATE_DICT),
-        pytest.param(
-            {STEM: torch.zeros(2).to_sparse()},
-            NO_STATE_DICT,
-            marks=pytest.mark.filterwarnings("ignore:Validating sparse tensor"),
-        ),
+        ({STEM: torch.zeros(2).to_sparse()}, NO_STATE_DICT),
         (
             random_state("mobilenet_v3_small"),
             r"not weights of squeezenet1_1: no features.0.weight, no features.0.bias, .* "
@@ -210,16 +202,15 @@ NO_STATE_DICT = "not a state dict of weights"
         ("folder", "is a folder"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_an_unusable_file_is_refused_and_changes_nothing(
     tmp_path: Path, content: Any, message: str
 ):
     arch, path = architecture("squeezenet1_1"), tmp_path / "weights.pth"
     if content == "folder":
         path.mkdir()
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
     elif content is not None:
-        torch.save(content, path)
+        write(path, content)
     network = arch.build(2)
     before = copy_of(network)
     with pytest.raises(CheckpointError, match=message) as caught:
