@@ -16,11 +16,7 @@ from torch import Tensor, nn
 from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import write_bytes
-from wsi_idc.models.checkpoint_files import (
-    CHECKPOINT_REMEDY,
-    check_checkpoint_file,
-    unreadable_error,
-)
+from wsi_idc.models.checkpoint_files import REMEDY, check_checkpoint_file, unreadable_error
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture, build_on_meta
 
@@ -290,9 +286,9 @@ def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
         The dictionary, and the SHA-256 of the bytes read.
     """
     check_checkpoint_file(path)
-    content, data = load_tensors(path, remedy=CHECKPOINT_REMEDY)
+    content, data = load_tensors(path, remedy=REMEDY)
     if not isinstance(content, dict) or content.get("format") != kind:
-        raise CheckpointError(f"{path}: not a {kind} file; {CHECKPOINT_REMEDY}")
+        raise CheckpointError(f"{path}: not a {kind} file; {REMEDY}")
     return content, hashlib.sha256(data).hexdigest()
 
 

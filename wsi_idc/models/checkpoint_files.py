@@ -8,7 +8,7 @@ from pathlib import Path
 from wsi_idc.core.errors import CheckpointError
 
 BUNDLED = "bundled"  # name of the bundled checkpoint on the command line
-CHECKPOINT_REMEDY = "give a .pt file that wsi-idc train wrote"
+REMEDY = "give a .pt file that wsi-idc train wrote"
 
 
 def bundled_checkpoint() -> Path:
@@ -29,7 +29,7 @@ def check_checkpoint_file(path: Path) -> None:
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile
     except (OSError, zipfile.BadZipFile) as error:
-        raise unreadable_error(path, error, remedy=CHECKPOINT_REMEDY) from None
+        raise unreadable_error(path, error, remedy=REMEDY) from None
 
 
 def unreadable_error(path: Path, error: Exception, *, remedy: str) -> CheckpointError:
