@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.packs import make_small_cohort
+from tests.packs import make_small_cohort, make_tree
 from tests.real_patches import (  # noqa: F401 - fixtures
     real_folder,
     real_pack,
     real_tree,
     real_tree_of_all,
 )
-from tests.trees import make_tree
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tests.packs import Cell, make_pack
-from tests.trees import PATCH_PX
+from tests.packs import PATCH_PX, Cell, make_pack
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import compute_metrics, metrics_by_border

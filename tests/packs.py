@@ -1,5 +1,7 @@
-"""Small packs written directly, for what no patch tree can say: unknown labels, chosen pixels."""
+"""Small patch trees of real files, and packs with content that no tree can have."""
 
+import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +9,104 @@ import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
-from tests.trees import PATCH_PX, file_name, pixels_of
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
+
+PATCH_PX = 50
+# Patient to (row, col, label) of its patches; both classes in each patient.
+PATIENTS = {
+    "10253": [(0, 0, 0), (0, 1, 1), (2, 1, 0)],
+    "10254": [(1, 0, 1), (1, 2, 0)],
+    "9": [(0, 3, 0), (4, 0, 1)],
+}
+
+
+def pixels_of(
+    patient: str, row: int, col: int, *, height: int = PATCH_PX, width: int = PATCH_PX
+) -> NDArray[np.uint8]:
+    """Return the pixels a patch of these trees has: noise that its name determines."""
+    rng = np.random.default_rng([*patient.encode(), row, col])
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def file_name(patient: str, row: int, col: int, label: int, *, first: int = 1) -> str:
+    """Return the name of a patch; ``first`` is what the data set counts from."""
+    x, y = col * PATCH_PX + first, row * PATCH_PX + first
+    return f"{patient}_idx5_x{x}_y{y}_class{label}.png"
+
+
+def save_png(path: Path, pixels: NDArray) -> Path:
+    """Write pixels as PNG, folders made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def add_patch(root: Path, patient: str, row: int, col: int, label: int, *, first: int = 1) -> Path:
+    """Write one patch at its place in the tree and return its path."""
+    name = file_name(patient, row, col, label, first=first)
+    return save_png(root / patient / str(label) / name, pixels_of(patient, row, col))
+
+
+def make_tree(
+    root: Path,
+    patients: Mapping[str, list[tuple[int, int, int]]] = PATIENTS,
+    *,
+    first: int = 1,
+) -> Path:
+    """Write a patch tree in the Kaggle layout and return its root."""
+    for patient, patches in patients.items():
+        for row, col, label in patches:
+            add_patch(root, patient, row, col, label, first=first)
+    return root
+
+
+def add_bad_files(root: Path) -> dict[str, tuple[str, str]]:
+    """Add files that cannot be packed; return path to reason and start of the detail."""
+    good = (root / f"9/0/{file_name('9', 0, 3, 0)}").read_bytes()
+    contents = {
+        b"": "empty file",
+        b"x,y\n1,1\n": "not a PNG file",
+        good[:20]: "damaged PNG: no header",
+        good[: len(good) // 2]: "truncated PNG",
+        good[:-1]: "truncated PNG",
+        good[:60] + bytes([good[60] ^ 255]) + good[61:]: "damaged PNG: a checksum is wrong",
+    }
+    images = [
+        (np.zeros((51, 50, 3), np.uint8), "50x51 px is larger than a 50x50 patch"),
+        (np.zeros((5000, 5000, 3), np.uint8), "5000x5000 px is larger"),
+        (np.zeros((50, 50), np.uint16), "16 bits a channel"),
+    ]
+    expected = {}
+    (root / "9/1").mkdir(exist_ok=True)
+    for col, (data, detail) in enumerate(contents.items()):
+        path = f"9/1/{file_name('9', 30, col, 1)}"
+        (root / path).write_bytes(data)
+        expected[path] = ("unreadable", detail)
+    for col, (pixels, detail) in enumerate(images):
+        path = f"9/1/{file_name('9', 31, col, 1)}"
+        save_png(root / path, pixels)
+        expected[path] = ("unreadable", detail)
+    path = f"9/1/{file_name('9', 32, 0, 1)}"
+    (root / path).symlink_to("/nowhere.png")
+    expected[path] = ("unreadable", "cannot be read: No such file or directory")
+    path = f"9/1/{file_name('9', 33, 0, 0)}"
+    save_png(root / path, pixels_of("9", 33, 0))
+    expected[path] = ("class contradicts folder", "class 0 in the name, 1 in the folder")
+    return expected
+
+
+def names(folder: Path) -> list[str]:
+    """Return the sorted names in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
 
 INFO = PackInfo((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), PATCH_PX, 4.0, "assumed", "ab" * 32)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.cli.commands import RunCommand
-from tests.trees import save_png
+from tests.packs import save_png
 from wsi_idc.maps.cohort import write_cohort_h5
 
 ROW = {"area_mm2": 0.25, "idc_area_mm2": 0.125, "idc_fraction": 0.5}

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.packs import save_png
 from tests.small_maps import write_hand_map
-from tests.trees import save_png
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.cohort import write_cohort_h5
 

@@ -13,7 +13,7 @@ import h5py
 import pytest
 
 from tests.cli.commands import Command, RunCommand
-from tests.trees import make_tree
+from tests.packs import make_tree
 from wsi_idc import demo
 from wsi_idc.cli.main import group, run
 from wsi_idc.data.pack import Pack

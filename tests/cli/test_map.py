@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.cli.commands import Command, RunCommand
-from tests.trees import make_tree
+from tests.packs import make_tree
 from wsi_idc.core.files import temporary_path
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import RunCommand
-from tests.trees import make_tree
+from tests.packs import make_tree
 from wsi_idc.data.pack import Pack
 
 

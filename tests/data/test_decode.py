@@ -14,8 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.packs import pack_content
-from tests.trees import add_bad_files, add_patch, file_name, make_tree, names, pixels_of, save_png
+from tests.packs import (
+    add_bad_files,
+    add_patch,
+    file_name,
+    make_tree,
+    names,
+    pack_content,
+    pixels_of,
+    save_png,
+)
 from wsi_idc.core.errors import DataError, WorkerError, WsiIdcError
 from wsi_idc.data.decode_cache import create_worker_pool
 from wsi_idc.data.pack import Pack

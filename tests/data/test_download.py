@@ -15,7 +15,7 @@ import kagglehub
 import kagglesdk.kaggle_env
 import pytest
 
-from tests.trees import make_tree
+from tests.packs import make_tree
 from wsi_idc.cli.main import run
 from wsi_idc.core.errors import DataError, WsiIdcError
 from wsi_idc.data.download import HANDLE, download, read_download_path

@@ -11,8 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.packs import block, make_pack
-from tests.trees import add_patch, file_name
+from tests.packs import add_patch, block, file_name, make_pack
 from wsi_idc.core.errors import BusyError, DataError
 from wsi_idc.core.files import atomic_write
 from wsi_idc.data.open_data import cache_folder, find_patch_tree, open_data

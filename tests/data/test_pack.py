@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tests.trees import PATIENTS, pixels_of
+from tests.packs import PATIENTS, pixels_of
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack, PackInfo, is_pack, write_pack
 from wsi_idc.explore.pixel_statistics import pixel_statistics

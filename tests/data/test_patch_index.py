@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trees import PATIENTS, add_patch, file_name, make_tree
+from tests.packs import PATIENTS, add_patch, file_name, make_tree
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.patch_index import (
     _parse,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.trees import pixels_of, save_png
+from tests.packs import pixels_of, save_png
 from wsi_idc.data.patch_store import MAX_FILE_BYTES, FolderStore, UnreadablePatchError
 from wsi_idc.data.pixels import channel_histogram, channel_statistics, decode_png
 

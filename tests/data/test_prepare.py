@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.packs import pack_content
-from tests.trees import (
+from tests.packs import (
     PATIENTS,
     add_bad_files,
     file_name,
     names,
+    pack_content,
     pixels_of,
     read_csv,
     save_png,

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import evaluation_of, pack_of, patches
-from tests.trees import PATCH_PX
+from tests.packs import PATCH_PX
 from wsi_idc.evaluation.gallery import GALLERIES, MAX_PER_PATIENT, NUM_COLS, NUM_ROWS, surest_wrong
 
 THREE = patches(

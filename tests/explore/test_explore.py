@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.packs import Cell, block, flat, make_pack
-from tests.trees import pixels_of
+from tests.packs import Cell, block, flat, make_pack, pixels_of
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.explore import explore

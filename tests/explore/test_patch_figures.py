@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.packs import Cell, block, flat, make_pack
-from tests.trees import PATCH_PX
+from tests.packs import PATCH_PX, Cell, block, flat, make_pack
 from wsi_idc.data.augmentation import AUGMENTATIONS
 from wsi_idc.explore.patch_figures import augmented_samples, neighborhood, samples
 from wsi_idc.explore.tables import describe

@@ -5,8 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.packs import Cell, block, flat, make_pack
-from tests.trees import pixels_of
+from tests.packs import Cell, block, flat, make_pack, pixels_of
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.pixel_statistics import CHANNELS, perceptual_hash, pixel_statistics

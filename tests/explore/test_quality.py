@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.packs import Cell, block, flat, make_pack
-from tests.trees import pixels_of
+from tests.packs import Cell, block, flat, make_pack, pixels_of
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore import quality
 from wsi_idc.explore.pixel_statistics import pixel_statistics

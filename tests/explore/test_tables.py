@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.packs import Cell, block, make_pack
-from tests.trees import pixels_of
+from tests.packs import Cell, block, make_pack, pixels_of
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_store import FolderStore
 from wsi_idc.explore.tables import describe

@@ -178,10 +178,10 @@ def _stage_to_scratch(pack: Pack) -> Pack:
     scratch = os.environ.get(SCRATCH_ENV)
     if not scratch or pack.path.resolve().is_relative_to(Path(scratch).resolve()):
         return pack
-    # The name is equal for equal data, independent of the pack's path.
-    text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:24]
     try:
+        # The name is equal for equal data, independent of the pack's path.
+        text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:24]
         copy = _own_folder(Path(scratch)) / f"{key}.h5"
         staged = retry_while_busy(
             lambda: _open_copy(pack, copy) or _copy(pack, copy),
