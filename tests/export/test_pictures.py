@@ -102,7 +102,7 @@ def test_last_row_and_column_do_not_drift(
         assert (picture[:, start:] == last).all(), name
 
 
-def test_probability_has_an_absolute_scale(tmp_path: Path):
+def test_probability_has_an_absolute_scale_and_nan_is_transparent(tmp_path: Path):
     low, high = small_map([[0, 0], [0, 1]], [0.0, 0.1]), small_map([[0, 0], [0, 1]], [0.1, 1.0])
     pictures = []
     for name, patient_map in (("a", low), ("b", high)):
@@ -111,6 +111,11 @@ def test_probability_has_an_absolute_scale(tmp_path: Path):
     assert pictures[0][0, 0].tolist() == [68, 1, 84, 255]
     assert pictures[0][0, 50].tolist() == pictures[1][0, 0].tolist()  # 0.1 in both
     assert pictures[1][0, 50].tolist() == [253, 231, 36, 255]
+    cam = np.full((2, 2, 2), np.nan, np.float32)
+    nan = draw(small_map([[0, 0], [0, 1]], [np.nan, np.inf], cam=cam), tmp_path)
+    assert nan["probability"][0, 0, 3] == 0
+    assert nan["probability"][0, 50].tolist() == [253, 231, 36, 255]
+    assert (nan["cam"][..., 3] == 0).all()
 
 
 def test_cam_has_one_scale_for_the_patient(tmp_path: Path):
@@ -143,15 +148,6 @@ def test_legend_has_position_and_color_scales(tmp_path: Path):
     assert layers["uncertainty"]["high"] == 0.5
     assert 0.9 < layers["cam"]["high"] < 1
     assert [entry["label"] for entry in layers["labels"]["classes"]] == [0, 1, -1]
-
-
-def test_nan_is_transparent(tmp_path: Path):
-    cam = np.full((2, 2, 2), np.nan, np.float32)
-    patient_map = small_map([[0, 0], [0, 1]], [np.nan, np.inf], cam=cam)
-    pictures = draw(patient_map, tmp_path)
-    assert pictures["probability"][0, 0, 3] == 0
-    assert pictures["probability"][0, 50].tolist() == [253, 231, 36, 255]
-    assert (pictures["cam"][..., 3] == 0).all()
 
 
 @pytest.mark.parametrize("stride_px", [None, 20])

@@ -3,7 +3,6 @@ import math
 import matplotlib as mpl
 import pytest
 
-from wsi_idc.core.constants import METRICS, TITLES
 from wsi_idc.plotting.style import (
     NONE,
     Page,
@@ -42,10 +41,6 @@ def test_intervals_are_formatted():
     assert interval(0.1, 0.25) == f"0.100{NONE}0.250"
     assert interval(-0.1, 0.25) == signed_interval(-0.1, 0.25) == f"{MINUS}0.100 to +0.250"
     assert interval(math.nan, math.nan) == signed_interval(None, None) == ""
-
-
-def test_every_metric_has_a_title():
-    assert set(METRICS) <= set(TITLES)
 
 
 def test_page_is_measured_in_mm_from_the_top_left():

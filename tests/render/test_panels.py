@@ -35,7 +35,7 @@ def test_tissue_panel_names_a_missing_image():
     assert panel.title == "Patches (the map has no image)"
 
 
-def test_probability_panel_has_an_absolute_scale():
+def test_probability_panel_has_an_absolute_scale_and_nan_is_white():
     panel = panels.layer_panel(input_of(), "probability")
     for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
         assert (panel.picture[cell] == color_of("viridis", value)).all()
@@ -45,6 +45,11 @@ def test_probability_panel_has_an_absolute_scale():
         0.5,
         False,
     )
+    nothing = np.full(4, np.nan, np.float32)
+    panel_input = input_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
+    assert (panels.layer_panel(panel_input, "probability").picture == 255).all()
+    assert (panels.layer_panel(panel_input, "cam").picture == 255).all()
+    assert panels.outlines_panel(panel_input).legend[-1].ends.size == 0
 
 
 def test_overlay_is_half_color_half_gray_tissue():
@@ -154,11 +159,3 @@ def test_slide_panel_outlines_the_tissue():
         [[8, 5], [8, 15]],
     ]
     assert panel.unit_mm == pytest.approx(0.4)
-
-
-def test_nan_is_drawn_white():
-    nothing = np.full(4, np.nan, np.float32)
-    panel_input = input_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
-    assert (panels.layer_panel(panel_input, "probability").picture == 255).all()
-    assert (panels.layer_panel(panel_input, "cam").picture == 255).all()
-    assert panels.outlines_panel(panel_input).legend[-1].ends.size == 0

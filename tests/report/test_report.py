@@ -122,6 +122,9 @@ def test_page_shows_every_patient_most_idc_first():
     # No map has an uncertainty, so there is nothing to sort by.
     by = [value for _, name, value in page.attributes if name == "data-by"]
     assert by == ["idc_fraction", "auc", "patches", "patient"]
+    bare = card_of(hand_map(), None, cohort_row(hand_map(), threshold=0.5))
+    assert bare.tissue is None
+    assert "no image" in cohort_page([bare], {})
 
 
 def test_medians_exclude_train_patients():
@@ -136,21 +139,11 @@ def test_names_are_escaped_and_links_encoded():
     slashes = card('x"y?#%', role=EVIL)
     page = assert_closed(cohort_page([evil, slashes], {EVIL: "</script>" + EVIL}))
     links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
-    assert links == {
-        "%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E.html",
-        "x%22y%3F%23%25.html",
-    }
+    assert links == {"%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E.html", "x%22y%3F%23%25.html"}
     sources = {value[:5] for tag, name, value in page.attributes if (tag, name) == ("img", "src")}
     assert sources == {"data:"}
     assert page.texts.count(EVIL) == 3  # heading, role, file
     assert card("javascript:alert(1)").link == "javascript%3Aalert%281%29.html"
-
-
-def test_patient_without_image_has_a_card():
-    patient_map = hand_map()
-    bare = card_of(patient_map, None, cohort_row(patient_map, threshold=0.5))
-    assert bare.tissue is None
-    assert "no image" in cohort_page([bare], {})
 
 
 @needs_chromium

@@ -23,7 +23,6 @@ from wsi_idc.geometry.grid import extract_regions
 from wsi_idc.maps.patient_map import PatientMap
 
 _IDC = 1  # label, and index of the class name
-_UM2_PER_MM2 = 1e6
 _SIGNIFICANT = 7  # digits of a float32
 # Corners of a cell, clockwise on the screen and closed.
 _RING = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
@@ -96,7 +95,7 @@ def _annotations(
             _IDC,
             {
                 "area_um2": area,
-                "area_mm2": area / _UM2_PER_MM2,
+                "area_mm2": area / 1e6,
                 "num_patches": len(region.cells),
                 f"mean_prob_{idc}": probability[tuple(region.cells.T)].mean(dtype=np.float64),
                 "threshold": threshold,

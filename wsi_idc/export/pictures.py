@@ -221,7 +221,6 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
 
 
 def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Return height and width of each level in px."""
     sizes = [(height, width)]
     while max(sizes[-1]) > TILE_PX:
         height, width = sizes[-1]
@@ -230,7 +229,6 @@ def _level_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _metadata(patient_map: PatientMap, layer: LayerPicture) -> dict[str, Any]:
-    """Return the content of the OME-XML."""
     return {
         "UUID": stable_id(patient_map, layer.name),
         "Creator": "wsi-idc",

@@ -90,18 +90,15 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     write_text(path, page_template(template).render(**values))
 
 
-def write_figures(
-    drawings: Mapping[str, Callable[[], Figure]], out: Path, *, what: str = "drawing"
-) -> dict[str, str]:
+def write_figures(drawings: Mapping[str, Callable[[], Figure]], out: Path) -> dict[str, str]:
     """Write each figure as PNG and SVG into ``out/figures`` and return the SVGs as data URIs.
 
     Args:
         drawings: File name without suffix, to the function that draws the figure.
         out: Folder of the page.
-        what: Text in front of the progress bar.
     """
     uris = {}
-    with progress(len(drawings), what=what, unit="figure") as bar, style.house_style():
+    with progress(len(drawings), what="drawing", unit="figure") as bar, style.house_style():
         for name, draw in drawings.items():
             path = out / FIGURES / name
             style.save_png_and_svg(draw(), path)

@@ -238,7 +238,6 @@ def nice_length(span: float) -> float:
 
 
 def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float) -> None:
-    """Draw a picture of a width in mm, and the foot of its column."""
     ax.add_artist(Raster(panel.picture))
     for entry in panel.legend:
         if entry.ends is not None:

@@ -52,7 +52,6 @@ _LINES = ("regions", "truth")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
-_STEP = 0.005
 _SMALL = (
     ":host { font-size: 13px; } .bk-btn { padding: 1px 8px; font-size: 12px; } "
     "label, .bk-input-group { display: flex; align-items: center; gap: 6px; } input { margin: 0; }"
@@ -221,7 +220,7 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
 
 def threshold_slider(threshold: float) -> Slider:
     """Return the slider of the threshold."""
-    slider = Slider(start=0, end=1, step=_STEP, value=threshold, title=None)
+    slider = Slider(start=0, end=1, step=0.005, value=threshold, title=None)
     slider.update(name="threshold", show_value=False, tooltips=False, bar_color=CALLED_COLOR)
     slider.update(sizing_mode="stretch_width", margin=(0, 14))  # aligned with the histogram
     return slider

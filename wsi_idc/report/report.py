@@ -122,7 +122,6 @@ def build_report(
 
 
 def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float | None) -> Card:
-    """Write the page of one map; return its card."""
     patient_map, image = read_map(path), read_image(path)
     patient = patient_map.patient
     page = out / f"{patient}.html"
@@ -177,7 +176,6 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
 
 
 def _has_title(path: Path, title: str) -> bool:
-    """Return whether a file is a page of an earlier report."""
     try:
         with path.open(encoding="utf-8") as file:
             return re.search(title, file.read(_HEAD_CHARS)) is not None
@@ -190,7 +188,6 @@ def _is_unknown(value: Any) -> bool:
 
 
 def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return names and values of the cohort's totals."""
     totals = {
         "patients": f"{len(rows):,}",
         "patches": f"{sum(row['patches'] for row in rows):,}",
