@@ -12,8 +12,7 @@ from wsi_idc.data.splits import make_split
 from wsi_idc.jobs.slurm import queue_of
 from wsi_idc.jobs.status import status_of
 from wsi_idc.maps.plan import shard, sizes_of_patients
-from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import resolved_config
+from wsi_idc.training.config import TrainConfig, resolved_config
 from wsi_idc.training.runs import Run
 
 from .test_job import write

@@ -12,8 +12,8 @@ AXES = "[axes]\nseed = [0, 1]\n"
 TPE = SEARCH + '[search]\nsampler = "tpe"\n[axes]\n'
 
 
-def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
-    path = tmp_path / name
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "try.toml"
     path.write_text(text)
     return path
 
@@ -66,7 +66,6 @@ model = ["cnn", "cnn-bn"]
         ("", "not a search; give a file with command"),
         ('command = "train"', "not a search; give a file with command"),
         (SEARCH + 'name = "../up"\n' + AXES, "name '../up' is not a plain name"),
-        (SEARCH + "name = 3\n" + AXES, "name must be a text, not 3"),
         (SEARCH + "[axis]\nseed = [0]\n", "unknown 'axis'; did you mean axes?"),
         (SEARCH + "axes = 3\n", r"axes must be a table, \[axes\]"),
         (SEARCH, r"\[axes\] is empty"),
@@ -96,10 +95,7 @@ model = ["cnn", "cnn-bn"]
         (TPE + "seed = {low = 0, high = 9, logg = true}\n", "did you mean log?"),
         (TPE + "seed = {low = 9, high = 0}\n", "axis seed: low must be below high"),
         (TPE + "seed = {low = 0, high = 9, log = true}\n", "low must be above 0 for log"),
-        (
-            TPE + "seed = {low = 1, high = 9, log = true, step = 2}\n",
-            "log and step cannot be combined",
-        ),
+        (TPE + "seed = {low=1, high=9, log=true, step=2}\n", "log and step cannot be combined"),
         (TPE + "seed = {low = 0, high = 9, step = 2}\n", "step 2 does not lead from low to high"),
         (TPE + "seed = {low = 0, high = 9, step = 0}\n", "step must be above 0"),
         (TPE + "weight_decay = {low = 0, high = 1, step = 1e-320}\n", "step is far too small"),
@@ -108,7 +104,6 @@ model = ["cnn", "cnn-bn"]
         (TPE + "learning_rate = {low = nan, high = 9}\n", "low must be below high"),
         (TPE + "weight_decay = {low = -1, high = 9}\n", "at weight_decay -1: weight_decay is -1"),
         (SEARCH + AXES + "tasks = 2\n", "'tasks'"),
-        ("a = " + "[" * 9999, "not a readable TOML file"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, text: str, message: str):
@@ -119,34 +114,16 @@ def test_errors_are_one_line(tmp_path: Path, text: str, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_the_focal_exponent_may_vary_with_the_focal_loss(tmp_path: Path):
-    axes = '[axes]\nfocal_gamma = [1, 2]\n[config]\nimbalance = "focal"\n'
-    assert read_search(write(tmp_path, SEARCH + axes)).num_points == 2
-
-
-def test_unreadable_files_are_one_line(tmp_path: Path):
-    with pytest.raises(JobError, match="No such file or directory; give a job file"):
-        read_search(tmp_path / "none.toml")
-    with pytest.raises(JobError, match="give a job file"):
-        read_search(tmp_path)
-    (tmp_path / "b.toml").write_bytes(b"\xff")
-    with pytest.raises(JobError, match="not a readable TOML file"):
-        read_search(tmp_path / "b.toml")
-
-
 def test_the_size_of_a_grid_is_limited(tmp_path: Path):
-    numbers = ", ".join(map(str, range(101)))
-    text = (
-        SEARCH + f"[axes]\nseed = [{numbers}]\nbatch_size = [{numbers.replace('0, ', '999, ', 1)}]"
-    )
+    axes = {name: tuple(range(101)) for name in ("seed", "epochs")}
     with pytest.raises(JobError, match="a grid of 10201 trials; at most 10000"):
-        read_search(write(tmp_path, text))
+        SearchSpec("s", {}, axes)
 
 
-def test_steps_are_decimal(tmp_path: Path):
-    axis = "weight_decay = {low = 0, high = 0.3, step = 0.1}\n"
-    spec = read_search(write(tmp_path, TPE + axis))
-    assert spec.axes["weight_decay"] == Range(0.0, 0.3, step=0.1)
+def test_steps_are_decimal_and_the_focal_exponent_may_vary_with_the_focal_loss(tmp_path: Path):
+    axes = "weight_decay = {low = 0, high = 0.3, step = 0.1}\nfocal_gamma = [1, 2]\n"
+    spec = read_search(write(tmp_path, TPE + axes + '[config]\nimbalance = "focal"\n'))
+    assert spec.axes == {"weight_decay": Range(0.0, 0.3, step=0.1), "focal_gamma": (1, 2)}
 
 
 def test_a_space_of_a_million_points_is_checked_fast():

@@ -41,15 +41,13 @@ def test_the_figure_has_one_panel_per_axis(tmp_path: Path):
     }
     # A pruned trial is not part of the mean.
     means = [drawn for drawn in batch.collections if drawn.get_label() == "mean"]
-    assert sorted(line.get_segments()[0][0].tolist() for line in means) == [
-        [-0.25, 0.8],
-        [0.75, 0.9],
-    ]
+    starts = sorted(line.get_segments()[0][0].tolist() for line in means)
+    assert starts == [[-0.25, 0.8], [0.75, 0.9]]
 
 
 def test_the_best_job_keeps_any_setting(tmp_path: Path):
     config = TrainConfig(split='a "b"\\ü.csv', learning_rate=1e-5, weight_decay=0.0)
-    best = Trial(7, "complete", {}, 0.5, config=config.as_dict())
+    best = Trial(7, "complete", {}, 0.5, config=vars(config))
     spec = SearchSpec("grid", {}, {"seed": (0, 1)})
     path = tmp_path / "best.toml"
     path.write_text(best_job(SearchResult(spec, tmp_path, [best])), encoding="utf-8")

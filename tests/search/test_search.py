@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from tests.one_trial import ONE_TRIAL
 from tests.stops import StopAfter
 from wsi_idc.cli.job import open_job
 from wsi_idc.core.errors import (
@@ -29,23 +30,12 @@ from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.search.config import Range, SearchSpec
 from wsi_idc.search.results import SearchResult
 from wsi_idc.search.search import search
-from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import resolve
+from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
 
 FIXED = {"model": "cnn", "epochs": 1, "batch_size": 8, "split": "ratio:50/25/25"}
 GRID = SearchSpec("grid", FIXED, {"learning_rate": (1e-3, 1e-2), "imbalance": ("none",)})
-FOUR_TRIALS = """
-command = "search"
-[config]
-model = "cnn"
-epochs = 1
-batch_size = 8
-split = "ratio:50/25/25"
-[axes]
-learning_rate = [1e-3, 1e-2]
-weight_decay = [0.0, 0.1]
-"""
+FOUR_TRIALS = ONE_TRIAL.replace("[1e-3]", "[1e-3, 1e-2]") + "weight_decay = [0.0, 0.1]\n"
 
 
 def read_study(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -68,7 +58,7 @@ def done(small: Pack, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the figures of a training, which take longer than the training."""
-    for name in ("plot_curves", "augmented_samples"):
+    for name in ("draw_curves", "save_png", "augmented_samples"):
         monkeypatch.setattr(f"wsi_idc.training.logger.{name}", lambda *_, **__: None)
 
 
@@ -179,9 +169,8 @@ def test_a_stopped_trial_is_resumed(small: Pack, done: SearchResult, tmp_path: P
             search(GRID, small, folder=folder, device="cpu", stop=StopAfter(num_looks))
     assert [trial.state.name for trial in read_study(folder)] == ["RUNNING", "WAITING"]
     resumed = search(GRID, small, folder=folder, device="cpu")
-    assert [(trial.number, trial.value) for trial in resumed.trials] == [
-        (trial.number, trial.value) for trial in done.trials
-    ]
+    assert [trial.number for trial in resumed.trials] == [trial.number for trial in done.trials]
+    assert [trial.value for trial in resumed.trials] == [trial.value for trial in done.trials]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -189,12 +178,7 @@ def test_a_stopped_trial_is_resumed(small: Pack, done: SearchResult, tmp_path: P
     ("axes", "expected", "reason"),
     [
         ({"learning_rate": (1e9, 1e-3)}, [(1, "complete"), (0, "failed")], "loss is not finite"),
-        (
-            {"weights": ("imagenet", "none")},
-            [(1, "complete"), (0, "failed")],
-            "it has no ImageNet weights",
-        ),
-        ({"learning_rate": (1e9,)}, [(0, "failed")], "loss is not finite"),
+        ({"weights": ("imagenet",)}, [(0, "failed")], "it has no ImageNet weights"),
     ],
 )
 def test_a_failed_trial_does_not_stop_the_others(
@@ -248,8 +232,8 @@ def test_without_optuna_the_error_is_one_line(monkeypatch: pytest.MonkeyPatch):
 def test_a_killed_process_loses_nothing_and_two_others_share_the_rest(small: Pack, tmp_path: Path):
     (tmp_path / "data").mkdir()
     shutil.copy(small.path, tmp_path / "data")
-    (tmp_path / "job.toml").write_text(FOUR_TRIALS)
-    folder = tmp_path / "runs" / "job"
+    (tmp_path / "job.toml").write_text(FOUR_TRIALS.replace("batch_size = 32", "batch_size = 8"))
+    folder = tmp_path / "runs" / "one"
 
     def launch() -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "wsi_idc", "search", "job.toml", "--device", "cpu"]
@@ -272,11 +256,8 @@ def test_a_killed_process_loses_nothing_and_two_others_share_the_rest(small: Pac
     assert sorted(numbers) == [1, 2, 3]
     trials = read_study(folder)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
-    assert [trial.params for trial in trials] == [
-        {"learning_rate": rate, "weight_decay": decay}
-        for rate in (1e-3, 1e-2)
-        for decay in (0, 0.1)
-    ]
+    points = [tuple(trial.params.values()) for trial in trials]
+    assert points == [(1e-3, 0), (1e-3, 0.1), (1e-2, 0), (1e-2, 0.1)]
     runs = sorted(folder.glob("trial-*"))
     assert [run.name for run in runs] == [f"trial-{number:04d}" for number in range(4)]
     assert all(Run(run).is_finished() for run in runs)

@@ -10,11 +10,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import DeviceConfig, select_device
-from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import resolve
+from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import build_training
-from wsi_idc.training.state import Training
+from wsi_idc.training.state import Training, build_training
 from wsi_idc.training.train import train
 
 # Four steps per epoch on the small cohort.
@@ -34,17 +32,12 @@ def device_config() -> DeviceConfig:
 
 
 @pytest.fixture(scope="session")
-def fit(
-    small: Pack,
-    split: Split,
-    device_config: DeviceConfig,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Fit:
+def fit(small: Pack, split: Split, device_config: DeviceConfig) -> Fit:
     """Return a function that trains on the small cohort; without figures, which take longest."""
 
     def fit(config: TrainConfig, run: Run, *, split: Split = split, **options: Any) -> Checkpoint:
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("plot_curves", "augmented_samples"):
+            for name in ("draw_curves", "save_png", "augmented_samples"):
                 patch.setattr(f"wsi_idc.training.logger.{name}", lambda *_, **__: None)
             return train(config, small, split, run=run, device_config=device_config, **options)
 

@@ -67,7 +67,7 @@ def train(
     from wsi_idc.runtime.device import select_device
     from wsi_idc.runtime.distributed import init_distributed
     from wsi_idc.runtime.signals import stop_requests
-    from wsi_idc.training.resolve_config import resolve, resolved_config
+    from wsi_idc.training.config import resolve, resolved_config
     from wsi_idc.training.runs import Run, default_run
     from wsi_idc.training.train import train as run_training
 
@@ -83,7 +83,7 @@ def train(
         run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, signature)
         logger.info("run: %s", run.folder)
         logger.info("data: %s", pack)
-        settings = resolved.as_dict().items()
+        settings = vars(resolved).items()
         logger.info("settings: %s", ", ".join(f"{name} {value}" for name, value in settings))
         for line in _split_lines(split.spec, split_table(split, pack)):
             logger.info("%s", line)

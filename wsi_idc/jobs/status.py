@@ -21,8 +21,7 @@ from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.plan import parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest, rows_from_files
-from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import is_weights_file, resolve
+from wsi_idc.training.config import TrainConfig, is_weights_file, resolve
 from wsi_idc.training.runs import Run, describe_changes
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"

@@ -78,9 +78,6 @@ class SearchSpec:
         seed: Seed of the sampler.
         prune: Whether trials below the median of earlier trials are stopped early.
         metric: Metric on val; a larger value is better.
-
-    Raises:
-        JobError: A value is not valid, also one of ``TrainConfig`` at a point.
     """
 
     name: str
@@ -162,7 +159,7 @@ class SearchSpec:
 
         The number of trials is not one of them, because it may be increased later.
         """
-        config = self.config(next(self.points())).as_dict()
+        config = asdict(self.config(next(self.points())))
         return {
             **{name: value for name, value in config.items() if name not in self.axes},
             **{
@@ -185,11 +182,7 @@ def format_value(value: object) -> str:
 
 
 def read_search(path: Path) -> SearchSpec:
-    """Read the job file of a search and check all its points.
-
-    Raises:
-        JobError: The file cannot be read, has another command, or holds values that are not valid.
-    """
+    """Read the job file of a search and check all its points; raise JobError with its path."""
     content = load_toml(path)
     if content.get("command") != SEARCH:
         raise JobError(f'{path}: not a search; give a file with command = "search"')
@@ -200,11 +193,7 @@ def read_search(path: Path) -> SearchSpec:
 
 
 def search_spec(name: str, content: Mapping[str, Any]) -> SearchSpec:
-    """Build a search from the content of a job file.
-
-    Raises:
-        JobError: A key is unknown or a value is not valid.
-    """
+    """Build a search from the content of a job file."""
     check_keys("the file", content, ["command", "name", "tasks", "config", "search", "axes"])
     types = {"sampler": str, "trials": int, "seed": int, "prune": bool, "metric": str}
     options = _typed_table(content, "search", types)

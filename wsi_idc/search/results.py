@@ -172,7 +172,9 @@ def draw_search(result: SearchResult) -> Figure:
 
 def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
     axis = result.spec.axes[name]
-    values = None if isinstance(axis, Range) else _sorted_values(axis)
+    values: list[Value] | None = None
+    if not isinstance(axis, Range):  # numbers are sorted, texts keep their order
+        values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
         """Draw trials; the values of a list are side by side."""
@@ -189,11 +191,9 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
         panel.set_xscale("log" if isinstance(axis, Range) and axis.log else "linear")
     else:
         names = [format_value(value) for value in values]
-        is_long = sum(map(len, names)) > _MAX_TICK_LETTERS
-        rotation: dict[str, Any] = (
-            {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
-        )
-        panel.set_xticks(range(len(names)), names, **rotation)
+        panel.set_xticks(range(len(names)), names)
+        if sum(map(len, names)) > _MAX_TICK_LETTERS:
+            panel.set_xticklabels(names, rotation=30, ha="right", rotation_mode="anchor")
         panel.set_xlim(-0.5, len(names) - 0.5)
         for x, value in enumerate(values):
             complete = [t.value for t in result.having("complete") if t.point[name] == value]
@@ -202,9 +202,3 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
                 panel.hlines(mean, x - 0.25, x + 0.25, color=INK, linewidth=1.5, label="mean")
     assert result.best is not None
     scatter([result.best], 170, OTHER, marker="*", zorder=3, label="best")
-
-
-def _sorted_values(axis: Sequence[Value]) -> list[Value]:
-    """Return the values of a list; if all are numbers, sorted."""
-    numbers = [value for value in axis if isinstance(value, int | float)]
-    return sorted(numbers) if len(numbers) == len(axis) else list(axis)

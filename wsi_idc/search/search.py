@@ -24,14 +24,13 @@ from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import SearchSpec, format_point
 from wsi_idc.search.results import SearchResult, rank_trials, run_folder, write_result
 from wsi_idc.search.study import Pruned, Study, TrialLease, wait_for_search_lock
-from wsi_idc.training.resolve_config import resolve, weights_fingerprint
+from wsi_idc.training.config import resolve, weights_fingerprint
 from wsi_idc.training.runs import Run, describe_changes
 from wsi_idc.training.train import train
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "wsi-idc-search"
-_MAX_VALUE_LENGTH = 120
 
 
 def search(
@@ -77,7 +76,7 @@ def search(
                 break
             _train_trial(study, lease, pack, device=device, stop=stop)
     # Read and write under one lock: the last process to finish writes all results.
-    with study.locked():
+    with wait_for_search_lock(folder, stop):
         result = SearchResult(spec, folder, rank_trials(study.trials()))
         write_result(result)
     return result
@@ -98,7 +97,7 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
         raise JobError(f"{file}: not readable ({error}); give another name") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise JobError(f"{file}: not a record of a search; give another name")
-    if changes := describe_changes(record.get("asked"), settings, max_length=_MAX_VALUE_LENGTH):
+    if changes := describe_changes(record.get("asked"), settings, max_length=120):
         raise JobError(f"{folder} holds another search ({changes}); give this one another name")
     return True
 

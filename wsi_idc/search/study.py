@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 _NAME = "search"
-_SECONDS_BEFORE_LOG = 10.0
 # The median of fewer trials is not reliable, and the first epochs are still in the warm-up.
 PRUNE_AFTER_TRIALS = 4
 PRUNE_AFTER_EPOCHS = 2
@@ -82,18 +81,16 @@ class TrialLease:
         self.point = {name: _suggest(trial, name, axis) for name, axis in spec.axes.items()}
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
-        """Report the metric of an epoch.
-
-        Raises:
-            Pruned: The trial is below the median of the other trials.
-        """
+        """Report the metric of an epoch; raise Pruned if it is below the median of the trials."""
         self._trial.report(epoch[f"val_{self._metric}"], epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned
 
-    def pause(self) -> None:
-        """Store the elapsed time; the trial can be resumed later."""
-        self._store()
+    def pause(self, **attributes: Any) -> None:
+        """Store the elapsed time and further attributes; the trial can be resumed later."""
+        attributes["seconds"] = time.monotonic() - self._started
+        for name, value in attributes.items():
+            self._trial.set_user_attr(name, value)
 
     def complete(self, value: float, **result: Any) -> None:
         """Record the trial as complete, with its value and further results."""
@@ -110,63 +107,33 @@ class TrialLease:
     def _finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
         # On a disk without locks another process may have finished the same trial.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._store(**attributes)
+            self.pause(**attributes)
             self._study.tell(self._trial, value, state=state, skip_if_finished=True)
-
-    def _store(self, **attributes: Any) -> None:
-        attributes["seconds"] = time.monotonic() - self._started
-        for name, value in attributes.items():
-            self._trial.set_user_attr(name, value)
 
 
 class Study:
-    """Study in the folder of a search; it is created if it does not exist.
-
-    Raises:
-        JobError: The journal is damaged.
-    """
+    """Study in the folder of a search; it is created if it does not exist."""
 
     def __init__(self, spec: SearchSpec, folder: Path, *, stop: StopRequest | None = None) -> None:
         self.spec, self.folder, self._stop = spec, folder, stop
         # Optuna's own log lines are for users of optuna.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with self.locked():
-            self._study = self._open()
+        with wait_for_search_lock(folder, stop):
+            self._study = _open(folder / JOURNAL)
             if spec.sampler == "grid":
                 # A killed process may have added some of the points already.
                 num_known = len(self._study.get_trials(deepcopy=False))
                 for point in list(spec.points())[num_known:]:
                     self._study.enqueue_trial(point)
 
-    def _open(self) -> "optuna.Study":
-        journal = self.folder / JOURNAL
-        try:
-            backend = JournalFileBackend(str(journal), lock_obj=_JournalLock(journal))
-            storage = optuna.storages.JournalStorage(backend)
-            if not storage.get_all_studies():
-                optuna.create_study(storage=storage, study_name=_NAME, direction="maximize")
-            pruner = optuna.pruners.MedianPruner(PRUNE_AFTER_TRIALS, PRUNE_AFTER_EPOCHS)
-            return optuna.load_study(storage=storage, study_name=_NAME, pruner=pruner)
-        except (ValueError, KeyError) as error:
-            raise JobError(
-                f"{journal}: damaged ({type(error).__name__}); give another name"
-            ) from None
-
-    def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the lock of the search inside the block: no other process claims a trial."""
-        return wait_for_search_lock(self.folder, self._stop)
-
     @contextlib.contextmanager
     def claimed(self) -> Iterator[TrialLease | None]:
         """Claim the next trial inside the block; None if no trial is left for this process.
 
         Trials that a stopped or killed process left unfinished come first.
-
-        Raises:
-            BusyError: Another process holds the lock of the next trial.
         """
         with contextlib.ExitStack() as stack:
-            with self.locked():
+            with wait_for_search_lock(self.folder, self._stop):
                 lease = self._claim_next(stack)
             yield lease
 
@@ -203,6 +170,18 @@ class Study:
         return [_to_trial(trial) for trial in self._study.get_trials(deepcopy=False)]
 
 
+def _open(journal: Path) -> "optuna.Study":
+    try:
+        backend = JournalFileBackend(str(journal), lock_obj=_JournalLock(journal))
+        storage = optuna.storages.JournalStorage(backend)
+        if not storage.get_all_studies():
+            optuna.create_study(storage=storage, study_name=_NAME, direction="maximize")
+        pruner = optuna.pruners.MedianPruner(PRUNE_AFTER_TRIALS, PRUNE_AFTER_EPOCHS)
+        return optuna.load_study(storage=storage, study_name=_NAME, pruner=pruner)
+    except (ValueError, KeyError) as error:
+        raise JobError(f"{journal}: damaged ({type(error).__name__}); give another name") from None
+
+
 def _to_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
     result = trial.user_attrs.get("result", {}) if trial.state == TrialState.COMPLETE else {}
     value = trial.value
@@ -222,27 +201,20 @@ def _to_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
 def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
     if not isinstance(axis, Range):
         return trial.suggest_categorical(name, axis)
-    suggest: Callable[..., Value] = trial.suggest_float
-    options: dict[str, Any] = {"step": axis.step, "log": axis.log}
     if isinstance(axis.low, int):
-        suggest = trial.suggest_int
-        options["step"] = axis.step or 1
-    return suggest(name, axis.low, axis.high, **options)
+        return trial.suggest_int(name, axis.low, axis.high, step=axis.step or 1, log=axis.log)
+    return trial.suggest_float(name, axis.low, axis.high, step=axis.step, log=axis.log)
 
 
 def wait_for_search_lock(
     folder: Path, stop: StopRequest | None
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of a search inside the block; wait while another process holds it.
-
-    Raises:
-        StoppedError: ``stop`` was set while waiting.
-    """
+    """Hold the lock of a search inside the block: no other process claims a trial."""
     lock = folder / ".lock"
     return wait_for_lock(
         lock,
         what=folder,
         log_as=f"another process of this search ({lock})",
-        log_after=_SECONDS_BEFORE_LOG,
+        log_after=10.0,
         on_wait=lambda: raise_if_stopped(stop),
     )

@@ -19,7 +19,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.distributed import World
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.loss import Targets, inverse_frequency
+from wsi_idc.training.optimization import Targets, inverse_frequency
 
 logger = logging.getLogger(__name__)
 # Fraction of the device's free memory for patches; the rest is for the network.
@@ -71,7 +71,6 @@ class PatchSource:
         return self._resident[positions.to(self._device, non_blocking=True)]
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        """Move a tensor into the memory that a GPU copies from fastest."""
         return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
 
@@ -94,9 +93,6 @@ class Batch:
     targets: Targets
     all_targets: Targets
     seed: int
-
-    def __len__(self) -> int:
-        return len(self.patches)
 
 
 def epoch_order(
@@ -134,12 +130,10 @@ def read_batches(
         source: Source of the train patches.
     """
     label = pack.index["label"].to_numpy().astype(np.int64)
-    order = rows[
-        epoch_order(label[rows], imbalance=config.imbalance, seed=config.seed, epoch=epoch)
-    ]
+    order = epoch_order(label[rows], imbalance=config.imbalance, seed=config.seed, epoch=epoch)
 
     def read(step: int) -> Batch:
-        chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
+        chosen = rows[order[step * config.batch_size : (step + 1) * config.batch_size]]
         rng = np.random.default_rng([_STEP, config.seed, epoch, step])
         seed = int(rng.integers(2**62))
         generator = torch.Generator().manual_seed(seed)

@@ -1,16 +1,24 @@
-"""Configuration of a training: one immutable value.
+"""Configuration of a training: one immutable value; importing needs no torch.
 
 A field has the same name here, as a flag (``learning_rate`` is ``--learning-rate``) and in
 ``run.json``; its help text is the help of the flag.
 """
 
+import hashlib
+import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wsi_idc.core.constants import MAX_SEED, MONITOR_METRICS
 from wsi_idc.core.errors import RunError
+from wsi_idc.core.files import sha256
+
+if TYPE_CHECKING:
+    from wsi_idc.data.pack import Pack
+    from wsi_idc.data.splits import Split
 
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
 # Fields that may change after a training is finished: they do not change its weights.
@@ -33,6 +41,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 0.99999),
     "target_sensitivity": (0, 1),
 }
+# Input size in px (0: that of the patches) and whether there are ImageNet weights, of the models
+# for which ``models.registry``, which imports torch, need not be asked.
+KNOWN_MODELS = {
+    "cnn": (0, False),
+    "cnn-bn": (0, False),
+    "resnet18": (224, True),
+    "resnet50": (224, True),
+    "efficientnet-b0": (224, True),
+}
 
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -41,11 +58,7 @@ def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings that decide the checkpoint of a training, except the data.
-
-    Raises:
-        RunError: A value is not valid.
-    """
+    """All settings that decide the checkpoint of a training, except the data; they are checked."""
 
     model: str = _option(
         "cnn-bn",
@@ -141,6 +154,9 @@ class TrainConfig:
             is_valid = isinstance(value, (int, float) if kind is float else kind)
             if not is_valid or isinstance(value, bool):
                 raise RunError(f"{option.name} is {value!r}; it must be of type {kind.__name__}")
+            choices = option.metadata["choices"]
+            if choices and value not in choices:
+                raise RunError(f"{option.name} {value!r} is not one of {', '.join(choices)}")
         if self.imbalance not in IMBALANCES:
             # Users often combine these two, so the message states a reason.
             combined = {"class-weights", "oversample"} <= set(re.split(r"[+, ]+", self.imbalance))
@@ -148,10 +164,6 @@ class TrainConfig:
             raise RunError(
                 f"imbalance {self.imbalance!r}: {reason}choose one of {', '.join(IMBALANCES)}"
             )
-        for option in fields(self):
-            value, choices = getattr(self, option.name), option.metadata["choices"]
-            if choices and value not in choices:
-                raise RunError(f"{option.name} {value!r} is not one of {', '.join(choices)}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high or value == math.inf:
@@ -170,6 +182,60 @@ class TrainConfig:
         """All fields that decide the weights: without those of the calibration."""
         return {k: v for k, v in asdict(self).items() if k not in CALIBRATION_FIELDS}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all fields, JSON-ready."""
-        return asdict(self)
+
+def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:
+    """Return all settings and fingerprints that decide the weights of a training, JSON-ready."""
+    settings = resolve(config).training_settings
+    if is_weights_file(config.weights):
+        # The content of the file counts, not its path.
+        settings["weights"] = weights_fingerprint(config)
+    roles = json.dumps(sorted(split.roles.items()))
+    return {
+        **settings,
+        "split": split.spec,
+        "data": pack.info.source_fingerprint,
+        "mpp": pack.info.mpp,
+        "roles": hashlib.sha256(roles.encode()).hexdigest(),
+    }
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Replace the values that a configuration leaves open by those of its model."""
+    name = config.model.replace("_", "-")
+    if name in KNOWN_MODELS:
+        input_px, has_imagenet = KNOWN_MODELS[name]
+    else:
+        from wsi_idc.models.registry import architecture
+
+        arch = architecture(config.model)
+        name, input_px, has_imagenet = arch.name, arch.input_px or 0, arch.imagenet is not None
+    weights = config.weights
+    if weights == "auto":
+        weights = "imagenet" if has_imagenet else "none"
+    rate = (1e-3 if weights == "none" else 3e-4) * (10 if config.optimizer == "sgd" else 1)
+    is_open = config.normalize == "auto" and weights == "none"
+    return replace(
+        config,
+        model=name,
+        weights=weights,
+        normalize="dataset" if is_open else config.normalize,
+        input_size=config.input_size or input_px,
+        learning_rate=config.learning_rate or rate,
+    )
+
+
+def is_weights_file(weights: str) -> bool:
+    """Return whether a value of ``TrainConfig.weights`` is the path of a file."""
+    return weights not in ("auto", "imagenet", "none")
+
+
+def weights_fingerprint(config: TrainConfig) -> str | None:
+    """Compute the SHA-256 of the file of initial weights; None without such a file."""
+    if not is_weights_file(config.weights):
+        return None
+    try:
+        return sha256(Path(config.weights))
+    except OSError as error:
+        raise RunError(
+            f"--weights {config.weights}: {error.strerror}; give imagenet, none or a .pt file"
+        ) from None

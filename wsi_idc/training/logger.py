@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -21,13 +21,12 @@ logger = logging.getLogger(__name__)
 _LOSSES = {"train_loss": ("train", ACCENT, "o"), "val_loss": ("val", OTHER, "s")}
 _SCORES = {"val_average_precision": ("AP", OTHER, "s"), "val_auc": ("AUC", THIRD, "^")}
 _RATE = {"learning_rate": ("learning rate", INK, "o")}
-_MAX_MARKERS = 40
 
 
-class RunLogger:
+class RunLogger(AbstractContextManager["RunLogger"]):
     """Writer of ``metrics.jsonl``, TensorBoard events and figures into a run directory.
 
-    It is a context manager. In a process that writes no files it does nothing.
+    In a process that writes no files it does nothing.
     """
 
     def __init__(self, training: Training) -> None:
@@ -50,9 +49,6 @@ class RunLogger:
         if training.state.history:
             self._log(training.state.history)
 
-    def __enter__(self) -> "RunLogger":
-        return self
-
     def __exit__(self, *error: object) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -65,7 +61,8 @@ class RunLogger:
     def _log(self, records: Sequence[dict[str, Any]]) -> None:
         run, state = self._training.run, self._training.state
         run.write_history(state.history)
-        plot_curves(state.history, run.folder / CURVES, best_epoch=state.best_epoch)
+        with house_style():
+            save_png(draw_curves(state.history, best_epoch=state.best_epoch), run.folder / CURVES)
         if self._tensorboard is None:
             return
         for record in records:
@@ -77,22 +74,13 @@ class RunLogger:
         self._tensorboard.flush()
 
 
-def plot_curves(
-    history: Sequence[dict[str, Any]], path: Path, *, best_epoch: int | None = None
-) -> None:
-    """Write a PNG of loss, val scores and learning rate by epoch.
+def draw_curves(history: Sequence[dict[str, Any]], *, best_epoch: int | None = None) -> Figure:
+    """Draw loss, val scores and learning rate by epoch.
 
     Args:
         history: One record per epoch, as in ``metrics.jsonl``; missing values are not drawn.
-        path: The PNG, replaced in one atomic step.
         best_epoch: Epoch to mark.
     """
-    with house_style():
-        save_png(draw_curves(history, best_epoch=best_epoch), path)
-
-
-def draw_curves(history: Sequence[dict[str, Any]], *, best_epoch: int | None = None) -> Figure:
-    """Draw the figure of ``plot_curves``."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     loss, score, rate = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
     _draw(loss, history, _LOSSES)
@@ -122,7 +110,7 @@ def _draw(
         ]
         if points:
             # Long curves need no markers; a single epoch is visible only as a marker.
-            size = 4 if len(points) <= _MAX_MARKERS else 0
+            size = 4 if len(points) <= 40 else 0
             ax.plot(*zip(*points, strict=True), marker, ls="-", ms=size, color=color, label=name)
     if not ax.lines:
         ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", va="center")

@@ -7,8 +7,8 @@ the checkpoint and ``last.pt`` the state from which the training resumes.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,6 @@ HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 SAMPLES = "augment.png"
 EVENTS = "tensorboard"
-_TOO_LARGE_TO_DRAW = 1e15
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,7 @@ class Run:
         return self.best.exists() and self.exists() and self.read().get("status") == "finished"
 
     def read(self) -> dict[str, Any]:
-        """Return the content of run.json.
-
-        Raises:
-            RunError: The file is missing or damaged.
-        """
+        """Return the content of run.json; raise RunError if it is missing or damaged."""
         path = self.folder / "run.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -64,27 +59,15 @@ class Run:
             raise RunError(f"{path}: not a run of wsi-idc; give another --out")
         return record
 
-    def matches(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the folder holds a run with exactly these settings."""
-        return self.exists() and self.read().get("asked") == settings
-
     def validate_dir(self) -> None:
-        """Check that the folder is empty or holds a run.
-
-        Raises:
-            RunError: The folder holds other files.
-        """
+        """Raise RunError if the folder holds files that are not those of a run."""
         if self.exists():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise RunError(f"{self.folder} is not empty and not a run; give another --out")
 
     def validate_config(self, settings: Mapping[str, Any]) -> None:
-        """Check that a run in the folder has the same settings.
-
-        Raises:
-            RunError: The settings differ; the message lists the differences.
-        """
+        """Raise RunError with the differences if a run in the folder has other settings."""
         if self.exists() and (changes := describe_changes(self.read().get("asked"), settings)):
             raise RunError(
                 f"{self.folder} holds a run with other settings ({changes}); give another --out, "
@@ -92,11 +75,7 @@ class Run:
             )
 
     def protect_weights(self, weights: Path) -> None:
-        """Check that a new training in this folder would not delete its initial weights.
-
-        Raises:
-            RunError: The file of initial weights belongs to this run.
-        """
+        """Raise RunError if a new training in this folder would delete its initial weights."""
         if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
             raise RunError(
                 f"{weights} belongs to this run and would be deleted; give another --out"
@@ -122,13 +101,12 @@ class Run:
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl, one line per epoch."""
-        lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
-        write_text(self.folder / HISTORY, lines)
+        write_text(self.folder / HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def read_history(self) -> list[dict[str, Any]] | None:
         """Return the numbers of each epoch in metrics.jsonl; None without any epoch.
 
-        Damaged lines and values that are not numbers are skipped.
+        Damaged lines, values that are not numbers and numbers too large to draw are skipped.
         """
         try:
             lines = (self.folder / HISTORY).read_text(encoding="utf-8").splitlines()
@@ -138,33 +116,16 @@ class Run:
         for line in lines:
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                    numbers = {k: v for k, v in record.items() if _is_drawable(v)}
-                    if "epoch" in numbers:
-                        history.append(numbers)
+                values = record.items() if isinstance(record, dict) else ()
+                numbers = {k: v for k, v in values if isinstance(v, int | float) and abs(v) < 1e15}
+                if isinstance(numbers.get("epoch"), int):
+                    history.append(numbers)
         return history or None
 
-    @contextmanager
-    def lock(self, *, is_writer: bool = True) -> Iterator[None]:
-        """Keep other processes from training in this folder, inside the block.
-
-        Args:
-            is_writer: False for a process that trains with others and writes no files; it takes
-                no lock.
-
-        Raises:
-            BusyError: Another process trains in this folder.
-        """
-        if not is_writer:
-            yield
-            return
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in this folder; BusyError if one trains already."""
         # A process that only checks the lock, such as ``wsi-idc status``, holds it for a moment.
-        with wait_for_lock(self.folder / ".lock", what=self.folder, timeout=0.8):
-            yield
-
-
-def _is_drawable(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < _TOO_LARGE_TO_DRAW
+        return wait_for_lock(self.folder / ".lock", what=self.folder, timeout=0.8)
 
 
 def describe_changes(before: object, settings: Mapping[str, Any], *, max_length: int = 40) -> str:

@@ -26,9 +26,8 @@ def prepare_model(training: Training) -> None:
     head = classifier.network.get_submodule(classifier.arch.head)
     head.train()
     head.requires_grad_(True)
-    is_wrapped = training.model is not classifier
-    if is_wrapped and epoch != training.config.freeze:
-        return
+    if training.model is not classifier and epoch != training.config.freeze:
+        return  # it is wrapped already
     model: nn.Module = classifier
     if training.device_config.compiled:
         model = cast(nn.Module, torch.compile(model))
@@ -42,9 +41,6 @@ def train_step(training: Training, batch: Batch) -> None:
     """Train on one batch; its loss is added to ``training.pending_loss``.
 
     If the device runs out of memory, this batch and all later ones are computed in smaller parts.
-
-    Raises:
-        RunError: Memory is too small for one patch, or several processes train together.
     """
     while not _fits_in_memory(training, batch):
         training.optimizer.zero_grad(set_to_none=True)
@@ -63,11 +59,10 @@ def train_step(training: Training, batch: Batch) -> None:
 
 def _fits_in_memory(training: Training, batch: Batch) -> bool:
     """Compute the gradient; return whether the memory was sufficient."""
-    try:
+    with contextlib.suppress(torch.OutOfMemoryError):
         training.pending_loss += _compute_gradient(training, batch)
-    except torch.OutOfMemoryError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _halve_micro_batch(training: Training) -> None:
@@ -96,9 +91,9 @@ def _compute_gradient(training: Training, batch: Batch) -> Tensor:
     loss_sum = torch.zeros((), device=device)
     # Synchronized batch norm needs the same number of parts in each process.
     max_patches = -(-len(batch.all_targets.label) // world.size)
-    num_parts = -(-max_patches // training.micro_batch)
+    num_parts, num_patches = -(-max_patches // training.micro_batch), len(batch.patches)
     for number in range(num_parts):
-        part = slice(len(batch) * number // num_parts, len(batch) * (number + 1) // num_parts)
+        part = slice(num_patches * number // num_parts, num_patches * (number + 1) // num_parts)
         sync: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if number + 1 < num_parts and isinstance(training.model, DistributedDataParallel):
             sync = training.model.no_sync()  # gradients are exchanged after the last part

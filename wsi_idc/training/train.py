@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,11 @@ from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
 from wsi_idc.training.batches import read_batches
-from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.config import TrainConfig, is_weights_file, resolve, resolved_config
 from wsi_idc.training.logger import RunLogger
-from wsi_idc.training.optimizer import lr_factor, plateau_factor, set_learning_rate
-from wsi_idc.training.resolve_config import is_weights_file, resolve, resolved_config
-from wsi_idc.training.resume import resume, save_state, to_checkpoint
+from wsi_idc.training.optimization import lr_factor, plateau_factor
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import build_training
-from wsi_idc.training.state import Training
+from wsi_idc.training.state import Training, build_training, resume, save_state, to_checkpoint
 from wsi_idc.training.step import prepare_model, train_step
 from wsi_idc.training.validation import (
     calibrate_and_save,
@@ -108,7 +106,7 @@ def train(
     )
     world.barrier()
     try:
-        with run.lock(is_writer=world.is_main):
+        with run.lock() if world.is_main else nullcontext():
             # Check again: another process may have trained here before this one got the lock.
             if world.is_main and not overwrite:
                 run.validate_config(settings)
@@ -139,7 +137,7 @@ def _run_epochs(
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> Checkpoint:
     run, world = training.run, training.world
-    is_resumable = run.matches(settings) and not run.is_finished()
+    is_resumable = run.exists() and run.read().get("asked") == settings and not run.is_finished()
     if world.is_main and not is_resumable:
         run.start(settings, {"provenance": training.provenance})
     world.barrier()
@@ -147,7 +145,8 @@ def _run_epochs(
         resume(training)
     state = training.state
     with RunLogger(training) as run_logger:
-        while not _is_last_epoch_done(training):
+        num_epochs, patience = training.config.epochs, training.config.patience
+        while state.epoch < num_epochs and state.epoch - state.best_epoch < patience:
             _train_epoch(training, stop, save_seconds=save_seconds)
             _finish_epoch(training)
             run_logger.log_epoch()
@@ -155,15 +154,9 @@ def _run_epochs(
                 on_epoch(dict(state.history[-1]))
     checkpoint = calibrate_and_save(training)
     if world.is_main:
-        best = {"epoch": state.best_epoch, **checkpoint.metrics}
-        run.write("finished", settings, {"provenance": training.provenance, "best": best})
+        details = {"provenance": training.provenance, "best": checkpoint.metrics}
+        run.write("finished", settings, details)
     return checkpoint
-
-
-def _is_last_epoch_done(training: Training) -> bool:
-    state, config = training.state, training.config
-    num_waited = state.epoch - state.best_epoch
-    return state.epoch >= config.epochs or (state.epoch > 0 and num_waited >= config.patience)
 
 
 def run_steps(training: Training) -> Iterator[int]:
@@ -174,8 +167,10 @@ def run_steps(training: Training) -> Iterator[int]:
 
     def set_rate(step: int) -> None:
         step += state.epoch * training.steps_per_epoch
-        factor = lr_factor(config, step, total=config.epochs * training.steps_per_epoch)
-        set_learning_rate(training.optimizer, plateau * factor)
+        total = config.epochs * training.steps_per_epoch
+        factor = plateau * lr_factor(config, step, total=total)
+        for group in training.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
 
     # The rate of the last completed step: the epoch's record needs it even if no step is left.
     set_rate(max(0, state.step - 1))
@@ -213,9 +208,8 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         for num_patches in run_steps(training):
             bar.update(num_patches)
             now = time.monotonic()
-            must_save = world.is_main and now - last_save > save_seconds
             # 1: save, 2: save and stop. All processes must do the same.
-            order = world.max(2 if stop else int(must_save))
+            order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
                 bar.set_postfix_str(f"loss {loss:.3f}, {usage.summary_line()}", refresh=False)
@@ -249,15 +243,12 @@ def _finish_epoch(training: Training) -> None:
     probability = idc_probability(logit, temperature=1.0)
     state.epoch += 1
     val = metrics.all_metrics(label, probability, threshold=0.5)
+    del val["prevalence"]
     record = {
         "epoch": state.epoch,
         "train_loss": loss,
         "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
-        **{
-            f"val_{name}": value
-            for name, value in val.items()
-            if name != "prevalence" and not math.isnan(value)
-        },
+        **{f"val_{name}": value for name, value in val.items() if not math.isnan(value)},
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_per_epoch * training.patches_per_step / state.seconds,
         **(usage.shares if usage.num_patches else {}),
@@ -271,15 +262,10 @@ def _finish_epoch(training: Training) -> None:
     state.step, state.loss_sum, state.seconds = 0, 0.0, 0.0
     save_state(training)
     logger.info(
-        "epoch %d/%d: train loss %.4f, val loss %.4f, AUC %.4f, AP %.4f, F1 %.3f, sensitivity "
-        "%.3f%s, %.0f patches/s, %s",
-        state.epoch,
-        config.epochs,
-        *(record[key] for key in ("train_loss", "val_loss", "val_auc", "val_average_precision")),
-        *(record[key] for key in ("val_f1", "val_sensitivity")),
-        " (best)" if is_best else "",
-        record["patches_per_second"],
-        usage,
+        "epoch %(epoch)d/%(epochs)d: train loss %(train_loss).4f, val loss %(val_loss).4f, "
+        "AUC %(val_auc).4f, AP %(val_average_precision).4f, F1 %(val_f1).3f, sensitivity "
+        "%(val_sensitivity).3f%(best)s, %(patches_per_second).0f patches/s, %(usage)s",
+        record | {"epochs": config.epochs, "best": " (best)" if is_best else "", "usage": usage},
     )
 
 

@@ -17,14 +17,10 @@ from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, s
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import CALIBRATION_FIELDS, TrainConfig
-from wsi_idc.training.resume import to_checkpoint
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import labeled_rows
-from wsi_idc.training.state import Training
+from wsi_idc.training.state import Training, labeled_rows, to_checkpoint
 
 logger = logging.getLogger(__name__)
-
-_BATCH_SIZE = 256
 
 
 def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -41,7 +37,7 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
             training.pack,
             rows[world.shard(len(rows))],
             device_config=training.device_config,
-            batch_size=min(_BATCH_SIZE, 2 * training.micro_batch),
+            batch_size=min(256, 2 * training.micro_batch),
         )
     except CheckpointError:  # a logit is not finite
         raise divergence_error(training) from None
@@ -74,10 +70,7 @@ def calibrate_and_save(training: Training) -> Checkpoint:
     logit, _ = predict_val(training)
     if world.is_main:
         checkpoint = replace(to_checkpoint(training), metrics={"epoch": training.state.best_epoch})
-        rows = training.rows["val"]
-        save_checkpoint(
-            run.best, _calibrate(checkpoint, logit, training.pack, rows, training.config)
-        )
+        save_checkpoint(run.best, _calibrate(checkpoint, logit, training.pack))
     world.barrier()
     return load_checkpoint(run.best)
 
@@ -94,27 +87,20 @@ def load_or_recalibrate(
         return checkpoint
     logger.info("the training is finished; calibrating it again on val")
     if world.is_main:
-        rows = labeled_rows(pack, checkpoint.patients("val"))
+        rows, model = labeled_rows(pack, checkpoint.patients("val")), checkpoint.build()
         with run.lock():
-            logit = predict_logits([checkpoint.build()], pack, rows, device_config=device_config)[
-                :, 0
-            ]
+            logit = predict_logits([model], pack, rows, device_config=device_config)[:, 0]
             checkpoint = replace(checkpoint, config={**checkpoint.config, **settings})
-            checkpoint = _calibrate(checkpoint, logit, pack, rows, config)
+            checkpoint = _calibrate(checkpoint, logit, pack)
             save_checkpoint(run.best, checkpoint)
             run.update_best_metrics(checkpoint.metrics)
     world.barrier()
     return load_checkpoint(run.best)
 
 
-def _calibrate(
-    checkpoint: Checkpoint,
-    logit: NDArray[np.float32],
-    pack: Pack,
-    rows: NDArray[np.int64],
-    config: TrainConfig,
-) -> Checkpoint:
-    """Return the checkpoint with its calibration on the val patches ``rows`` and its metrics."""
+def _calibrate(checkpoint: Checkpoint, logit: NDArray[np.float32], pack: Pack) -> Checkpoint:
+    """Return the checkpoint with its calibration on the val patches and its metrics."""
+    rows = labeled_rows(pack, checkpoint.patients("val"))
     label = pack.index["label"].to_numpy()[rows].astype(np.int64)
     calibration = calibrate(
         logit,
@@ -122,8 +108,7 @@ def _calibrate(
         pack.index["patient"].to_numpy()[rows],
         pack.cells()[rows],
         patch_um=pack.info.patch_px * pack.info.mpp,
-        threshold_by=config.threshold_by,
-        target_sensitivity=config.target_sensitivity,
+        **{name: checkpoint.config[name] for name in CALIBRATION_FIELDS},
     )
     probability = idc_probability(logit, temperature=calibration.temperature)
     val = {

@@ -11,13 +11,14 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.registry import ARCHITECTURES
-from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.resolve_config import KNOWN_MODELS, resolve, resolved_config
+from wsi_idc.training.config import KNOWN_MODELS, TrainConfig, resolve, resolved_config
 
 
 def test_the_known_models_are_those_of_the_registry():
     models = {k: (v.input_px or 0, v.imagenet is not None) for k, v in ARCHITECTURES.items()}
     assert models == KNOWN_MODELS
+    with pytest.raises(CheckpointError, match="unknown model 'resnet19'; did you mean resnet18"):
+        resolve(TrainConfig(model="resnet19"))
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,6 @@ def test_open_values_are_resolved(options: dict, expected: tuple):
     names = ("model", "weights", "normalize", "input_size", "learning_rate")
     assert tuple(getattr(config, name) for name in names) == expected
     assert resolve(config) == config
-
-
-def test_an_unknown_model_is_an_error():
-    with pytest.raises(CheckpointError, match="unknown model 'resnet19'; did you mean resnet18"):
-        resolve(TrainConfig(model="resnet19"))
 
 
 def test_the_data_are_part_of_the_settings(small: Pack, split: Split):
@@ -75,9 +71,9 @@ def test_the_content_of_a_weights_file_counts_and_not_its_path(
 def test_settings_of_runs_need_no_torch():
     code = """
 import sys
-from wsi_idc.search import config, results
-from wsi_idc.training import config, resolve_config, runs
-resolve_config.resolve(config.TrainConfig(model="resnet50"))
+from wsi_idc.search import results
+from wsi_idc.training import config, runs
+config.resolve(config.TrainConfig(model="resnet50"))
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
