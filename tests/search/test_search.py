@@ -55,7 +55,7 @@ def done(small: Pack, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     return search(GRID, small, folder=tmp_path_factory.mktemp("search") / "grid", device="cpu")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the figures of a training, which take longer than the training."""
     for name in ("draw_curves", "save_png", "augmented_samples"):
@@ -161,7 +161,6 @@ def test_a_refused_search_creates_no_folder(
     assert not (tmp_path / "search").exists()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_stopped_trial_is_resumed(small: Pack, done: SearchResult, tmp_path: Path):
     folder = tmp_path / "grid"
     for num_looks in (2, 2, 0):
@@ -173,7 +172,6 @@ def test_a_stopped_trial_is_resumed(small: Pack, done: SearchResult, tmp_path: P
     assert [trial.value for trial in resumed.trials] == [trial.value for trial in done.trials]
 
 
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("axes", "expected", "reason"),
     [
@@ -195,7 +193,6 @@ def test_a_failed_trial_does_not_stop_the_others(
     assert (folder / "best.toml").exists() == has_best
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_poor_trial_is_pruned(cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("wsi_idc.search.study.PRUNE_AFTER_TRIALS", 1)
     monkeypatch.setattr("wsi_idc.search.study.PRUNE_AFTER_EPOCHS", 0)
@@ -211,7 +208,6 @@ def test_a_poor_trial_is_pruned(cohort: Pack, tmp_path: Path, monkeypatch: pytes
     assert not Run(tmp_path / "s" / "trial-0001").is_finished()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_the_number_of_trials_may_be_increased(small: Pack, tmp_path: Path):
     spec = SearchSpec("r", FIXED, {"seed": Range(0, 99)}, sampler="random", trials=1)
     first = search(spec, small, folder=tmp_path / "s", device="cpu")

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -66,9 +67,8 @@ def test_a_finished_run_is_complete(trained: Checkpoint, cohort: Pack):
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     best = max(epochs, key=lambda epoch: epoch["val_average_precision"])
     assert trained.metrics["epoch"] == best["epoch"]
-    assert trained.metrics["val"]["average_precision"] == pytest.approx(
-        best["val_average_precision"], abs=1e-6
-    )
+    expected = pytest.approx(best["val_average_precision"], abs=1e-6)
+    assert trained.metrics["val"]["average_precision"] == expected
     assert trained.split == split.roles
     assert 0 < trained.threshold < 1
     assert trained.provenance["data_fingerprint"] == cohort.info.source_fingerprint
@@ -95,17 +95,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(fit: Fit, run: Run, fini
 def test_a_training_with_all_options_resumes_to_the_same_weights(
     fit: Fit, run: Run, tmp_path: Path
 ):
-    config = replace(
-        CONFIG,
-        optimizer="sgd",
-        schedule="plateau",
-        imbalance="oversample",
-        augment="strong",
-        mixup=0.4,
-        label_smoothing=0.1,
-        freeze=1,
-        layer_decay=0.8,
-    )
+    config = replace(CONFIG, optimizer="sgd", schedule="plateau", imbalance="oversample", freeze=1)
+    config = replace(config, augment="strong", mixup=0.4, label_smoothing=0.1, layer_decay=0.8)
     complete = fit(config, Run(tmp_path / "complete"))
     for num_looks in (2, 3):
         with pytest.raises(StoppedError):
@@ -124,11 +115,8 @@ def test_a_kill_before_the_run_is_marked_finished_does_no_harm(fit: Fit, run: Ru
 def test_a_kill_before_an_epoch_is_logged_loses_no_record(
     fit: Fit, run: Run, finished: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ):
-    def killed(logger: RunLogger) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunLogger, "log_epoch", killed)
+        patch.setattr(RunLogger, "log_epoch", Mock(side_effect=KeyboardInterrupt))
         fit(CONFIG, run)
     assert not (run.folder / "metrics.jsonl").exists()
     fit(CONFIG, run)
@@ -272,11 +260,9 @@ def test_failed_trainings_are_one_line(
     patched: str | None,
     message: str,
 ):
-    def out_of_memory(*arguments: object, **options: object) -> None:
-        raise torch.OutOfMemoryError("made")
-
     if patched:
-        monkeypatch.setattr(f"wsi_idc.training.{patched}", out_of_memory)
+        fails = Mock(side_effect=torch.OutOfMemoryError("made"))
+        monkeypatch.setattr(f"wsi_idc.training.{patched}", fails)
     with pytest.raises(RunError, match=message) as caught:
         fit(config, run)
     assert "\n" not in str(caught.value)

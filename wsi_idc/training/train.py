@@ -240,9 +240,8 @@ def _finish_epoch(training: Training) -> None:
     # Usage of this process, since it started or resumed the epoch.
     usage = training.device_config.throughput.stats()
     logit, label = predict_val(training)
-    probability = idc_probability(logit, temperature=1.0)
     state.epoch += 1
-    val = metrics.all_metrics(label, probability, threshold=0.5)
+    val = metrics.all_metrics(label, idc_probability(logit, temperature=1.0), threshold=0.5)
     del val["prevalence"]
     record = {
         "epoch": state.epoch,
