@@ -170,10 +170,10 @@ def pack_content(path: Path) -> dict[str, object]:
         return data | attributes
 
 
-def make_small_cohort(path: Path) -> Pack:
-    """Write four patients of 16 patches, most IDC ones darker, so that a training is short."""
+def make_small_cohort(path: Path, *, num_patients: int = 4) -> Pack:
+    """Write patients of 16 patches, most IDC ones darker, so that a training is short."""
     rng, cells = np.random.default_rng(0), []
-    for patient in ("p0", "p1", "p2", "p3"):
+    for patient in (f"p{number}" for number in range(num_patients)):
         for row, col in np.ndindex(4, 4):
             label = int(col >= 3 - row // 2)
             shade = np.uint8(rng.integers(60, 160) - 50 * label)

@@ -44,9 +44,9 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Node:
+def node(tmp_path: Path, small: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> Node:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "cohort.h5").symlink_to(cohort.path)
+    (tmp_path / "data" / "small.h5").symlink_to(small.path)
     (tmp_path / "job.toml").write_text(ONE_TRIAL)
     monkeypatch.chdir(tmp_path)
     return Node(tmp_path_factory.mktemp("site"), monkeypatch)
@@ -54,12 +54,17 @@ def node(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.slow
 def test_all_work_is_done_without_network(node: Node):
-    rest = (["eval"], ["map", "--all"], ["report"], ["doctor"])
+    rest = (
+        ["eval", "--num-resamples", 100],
+        ["map", "--all"],
+        ["report", "maps/p0.h5"],
+        ["doctor"],
+    )
     for words in (TRAIN, ["search", "job.toml"], *rest):
         code, output = node.run(*words)
         assert code == 0, output
     assert node.requests.read_text() == ""
-    assert len(list(Path("maps").glob("S*.h5"))) == 6
+    assert len(list(Path("maps").glob("p*.h5"))) == 4
 
 
 def test_missing_weights_are_an_error_and_not_a_download(node: Node):

@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tifffile
 
 from tests.cli.commands import RunCommand, run_command
+from tests.slides.tiffs import write_tiff
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import mosaic, shape_of
 
@@ -33,6 +33,4 @@ def slide(work: Path, cohort: Pack) -> Path:
     rows = cohort.rows_of(cohort.patients[0])
     cells = cohort.cells()[rows]
     image = mosaic(cohort.patches[rows], cells, shape=shape_of(cells), fill=255)
-    resolution = {"resolution": (2500, 2500), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(work / "s.tif", image, tile=(64, 64), photometric="rgb", **resolution)
-    return work / "s.tif"
+    return write_tiff(work / "s.tif", image, mpp=4)

@@ -14,7 +14,6 @@ import pytest
 
 from tests.cli.commands import Command, RunCommand
 from tests.packs import make_tree
-from wsi_idc import demo
 from wsi_idc.cli.main import group, run
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -252,17 +251,3 @@ def test_a_closed_pipe_ends_the_program_silently(words: tuple[str, ...], cohort:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
-
-
-def test_the_demo_prints_its_files_and_the_next_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
-):
-    for name, value in [("NUM_PATIENTS", 6), ("PATCHES_PER_PATIENT", 40), ("EPOCHS", 1)]:
-        monkeypatch.setattr(demo, name, value)
-    monkeypatch.chdir(tmp_path)
-    result = command("demo")
-    assert result.code == 0, result.err
-    lines = result.out.splitlines()
-    assert "  maps        wsi-idc-demo/maps/*.h5, one for each patient" in lines
-    assert "  wsi-idc prepare TREE" in lines
-    assert lines[-1] == "Research use only: no output of this program is a diagnosis."

@@ -15,22 +15,14 @@ if TYPE_CHECKING:
 
 
 def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
-    """Read the files of ``find_checkpoints``.
-
-    Raises:
-        CheckpointError: A checkpoint cannot be read or is not finished, or they do not match.
-    """
+    """Read the files of ``find_checkpoints``."""
     from wsi_idc.inference.predictor import Predictor
 
     return Predictor(tuple(map(read_checkpoint, paths)), tta=tta, smooth=smooth)
 
 
 def read_checkpoint(path: Path) -> "Checkpoint":
-    """Read a checkpoint of a finished training.
-
-    Raises:
-        CheckpointError: The file cannot be read, or its training is not finished.
-    """
+    """Read a checkpoint of a finished training."""
     from wsi_idc.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
@@ -46,9 +38,6 @@ def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
     """Return the checkpoint files of ``--checkpoint``, and name them on standard error.
 
     The files are checked without importing torch.
-
-    Raises:
-        CheckpointError: A file is missing or is no checkpoint.
     """
     found = [_find(path) for path in checkpoints] or [_default_checkpoint()]
     for path, reason in found:
@@ -78,9 +67,6 @@ def find_maps(paths: Sequence[Path]) -> list[Path]:
     """Return map files: those of ``paths`` and their folders, without any those in maps/.
 
     Cohort files are left out: a shell's *.h5 includes the one in the folder of maps.
-
-    Raises:
-        MapError: There are no maps.
     """
     from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths

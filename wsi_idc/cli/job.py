@@ -64,7 +64,7 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
         echo(len(opened.tasks))
     elif dry_run:
         for one_task in [opened.task(task)] if task is not None else opened.tasks:
-            echo(_command_line(one_task))
+            echo(one_task.command_line())
     elif task is not None:
         _run(opened.task(task))
     elif opened.single_call is not None:
@@ -73,10 +73,6 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
         raise click.UsageError("--json is for one task; give --task, or use wsi-idc status --json.")
     else:
         _run_all(opened)
-
-
-def _command_line(task: "Task") -> str:
-    return shlex.join(["wsi-idc", *task.arguments()])
 
 
 def _run(task: "Task") -> None:
@@ -92,7 +88,7 @@ def _run_all(opened: "Job") -> None:
     count, failed = len(opened.tasks), []
     for number, task in enumerate(opened.tasks, start=1):
         if count > 1:
-            echo_note(f"task {number} of {count}: {_command_line(task)}")
+            echo_note(f"task {number} of {count}: {task.command_line()}")
         try:
             _run(task)
         except StoppedError:
@@ -106,12 +102,7 @@ def _run_all(opened: "Job") -> None:
 
 
 def open_job(path: Path, flags: Sequence[str]) -> "Job":
-    """Read a job file and the flags of its command, and check the command line of every task.
-
-    Raises:
-        JobError: The file cannot be read, or its command rejects the settings.
-        click.UsageError: The command has no such flag.
-    """
+    """Read a job file and the flags of its command, and check the command line of every task."""
     from wsi_idc.core.toml_file import load_toml
     from wsi_idc.jobs.job import read_job
 
@@ -140,7 +131,6 @@ def command_spec(command: click.Command) -> "CommandSpec":
 
 
 def _parse(command: click.Command, words: Sequence[str]) -> dict[str, Any]:
-    """Parse a command line into values by key; nothing runs."""
     try:
         params = command.make_context(f"wsi-idc {command.name}", list(words)).params
     except click.ClickException as error:
@@ -288,22 +278,22 @@ def submit(
     words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
     number = submit_script(script, [*words, *resources["more"]])
     tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
-    rows = [("submitted", f"{opened.name} as job {number}{tasks}"), ("script", script)]
-    rows += [("logs", LOGS / f"{opened.name}-{number}*.out"), _next_row(opened, flags)]
-    echo_table(rows)
-
-
-def _next_row(opened: "Job", flags: tuple[str, ...]) -> tuple[str, str]:
-    return "next", shlex.join(["wsi-idc", "status", str(opened.path), *flags])
+    echo_table(
+        [
+            ("submitted", f"{opened.name} as job {number}{tasks}"),
+            ("script", script),
+            ("logs", LOGS / f"{opened.name}-{number}*.out"),
+            ("next", shlex.join(["wsi-idc", "status", str(opened.path), *flags])),
+        ]
+    )
 
 
 def _start_here(opened: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
-    """Start the job in the background, with its log in a file."""
     from wsi_idc.jobs.slurm import LOGS
 
     if dry_run:
         for task in [opened.single_call] if opened.single_call else opened.tasks:
-            echo(_command_line(task))
+            echo(task.command_line())
         return
     log = LOGS / f"{opened.name}.out"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -319,10 +309,11 @@ def _start_here(opened: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None
         ],
         setsid=True,
     )
-    rows = [
-        ("started", f"{opened.name} in the background, process {process}"),
-        ("log", log),
-        ("stop", f"kill {process}  (it saves; the same command continues)"),
-        _next_row(opened, flags),
-    ]
-    echo_table(rows)
+    echo_table(
+        [
+            ("started", f"{opened.name} in the background, process {process}"),
+            ("log", log),
+            ("stop", f"kill {process}  (it saves; the same command continues)"),
+            ("next", shlex.join(["wsi-idc", "status", str(opened.path), *flags])),
+        ]
+    )

@@ -10,6 +10,7 @@ import glob
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,9 +74,6 @@ class Task:
         settings: Values of the job file and of overriding flags, by key.
         passthrough_args: Arguments that are passed to the command unchanged.
         values: All values of the parsed command line by key, defaults included.
-
-    Raises:
-        JobError: The command rejects the settings.
     """
 
     command: str
@@ -107,6 +105,10 @@ class Task:
         # No value of a job file can become an option after "--".
         end = ["--", *arguments] if arguments else []
         return [self.command, *words, *self.passthrough_args, *end]
+
+    def command_line(self) -> str:
+        """Return the command line as a shell reads it."""
+        return shlex.join(["wsi-idc", *self.arguments()])
 
     def plain_arguments(self) -> list[str]:
         """Return the arguments without a flag, in the command's order."""
@@ -143,11 +145,7 @@ class Job:
     single_call: Task | None = None
 
     def task(self, number: int) -> Task:
-        """Return a task by its number, from 1.
-
-        Raises:
-            JobError: The job has no task of that number.
-        """
+        """Return a task by its number, from 1."""
         count = len(self.tasks)
         if not 1 <= number <= count:
             have = "one task, 1" if count == 1 else f"{count} tasks, 1 to {count}"
