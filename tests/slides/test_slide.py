@@ -28,11 +28,8 @@ def test_pyramid_is_read_level_by_level(tmp_path):
         assert (slide.path, slide.width, slide.height) == (path, 600, 400)
         assert (slide.mpp, slide.mpp_source) == (0.5, "file")
         assert [level.mpp for level in slide.levels] == [0.5, 1.0, 2.0]
-        assert [(level.width, level.height) for level in slide.levels] == [
-            (600, 400),
-            (300, 200),
-            (150, 100),
-        ]
+        sizes = [(level.width, level.height) for level in slide.levels]
+        assert sizes == [(600, 400), (300, 200), (150, 100)]
         for at, pixels in enumerate(levels):
             found = slide.read(at, 11, 7, width=50, height=40)
             assert np.array_equal(found, pixels[7:47, 11:61])
