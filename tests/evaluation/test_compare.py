@@ -6,9 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.evaluations import evaluation_of, patches
 from wsi_idc.core.constants import METRICS
 from wsi_idc.core.errors import DataError
-from wsi_idc.evaluation.compare import Predictions, compare, read_predictions, write_comparison
+from wsi_idc.evaluation.compare import (
+    Predictions,
+    compare,
+    leaderboard,
+    published_results,
+    read_predictions,
+    same_patients,
+    write_comparison,
+    write_leaderboard,
+)
+from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import all_metrics
 
 
@@ -58,13 +69,10 @@ def test_differences_and_intervals_are_those_of_a_plain_paired_bootstrap(
     assert table.loc["brier", "difference"] < 0  # a smaller Brier score is better
 
 
-def test_with_few_patients_none_is_called_better():
+def test_no_evaluation_is_better_with_few_patients_or_than_itself(monkeypatch: pytest.MonkeyPatch):
     table = compare(A, B, num_resamples=50).metrics
     assert (table.set_index("metric").loc["auc", ["low", "high"]] > 0).all()
     assert (table["better"] == "").all()
-
-
-def test_an_evaluation_is_not_better_than_itself(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("wsi_idc.evaluation.compare.MIN_PATIENTS", 2)
     table = compare(A, A, num_resamples=50).metrics
     assert (table[["difference", "low", "high"]] == 0).all().all()
@@ -168,3 +176,38 @@ def test_a_comparison_is_written(tmp_path: Path):
     assert len(pd.read_csv(tmp_path / "metrics.csv")) == len(METRICS) - 1
     assert len(pd.read_csv(tmp_path / "patients.csv")) == 8
     assert json.loads((tmp_path / "comparison.json").read_text())["num_patients"] == 8
+
+
+EVALUATION = evaluation_of(patches(("a", "0011", [0.1, 0.6, 0.8, 0.9])))
+
+
+def with_metrics(**metrics: float) -> Evaluation:
+    final = replace(EVALUATION.final, metrics={**EVALUATION.final.metrics, **metrics})
+    return replace(EVALUATION, final=final)
+
+
+def test_the_best_comes_first_and_published_results_last(tmp_path: Path):
+    evaluations = [
+        ("worse", with_metrics(auc=0.6, brier=0.1)),
+        ("better", with_metrics(auc=0.7, brier=0.2)),
+    ]
+    table = leaderboard(evaluations)
+    assert table["name"][:2].tolist() == ["better", "worse"]
+    assert table["rank"][:2].tolist() == [1, 2]
+    published = table[table["source"] == "published"]
+    assert len(published) == len(published_results()) == 7
+    assert published["rank"].isna().all()
+    assert published["auc"].iloc[0] == 0.954
+    assert set(published["test"]) >= {"canonical", "45 patients of its own"}
+    by_brier = leaderboard(evaluations, rank_by="brier")
+    assert by_brier["name"][:2].tolist() == ["worse", "better"]  # a smaller Brier score is better
+    write_leaderboard(table, tmp_path)
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["name"].tolist() == table["name"].tolist()
+    record = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert (record[0]["auc"], record[-1]["rank"]) == (0.7, None)
+
+
+def test_ranks_are_fair_only_on_the_same_patches():
+    fewer = replace(EVALUATION, predictions=EVALUATION.predictions[1:])
+    assert same_patients([("a", EVALUATION), ("b", EVALUATION)])
+    assert not same_patients([("a", EVALUATION), ("b", fewer)])

@@ -4,8 +4,13 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import HOSTILE, check_page, evaluation_of, patches
-from wsi_idc.evaluation.compare import Comparison, Predictions, compare
-from wsi_idc.evaluation.leaderboard import leaderboard, published_results
+from wsi_idc.evaluation.compare import (
+    Comparison,
+    Predictions,
+    compare,
+    leaderboard,
+    published_results,
+)
 from wsi_idc.evaluation.pages import (
     differences,
     leaderboard_chart,

@@ -14,11 +14,15 @@ from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 GLASS = flat(240, 240, 240)
 
 
-def find_hints(pack: Pack, kind: str) -> list[tuple[str, int, int]]:
+def hint_table(pack: Pack) -> pd.DataFrame:
+    return quality.quality_flags(pack, pixel_statistics(pack).table, quality.neighbor_index(pack))
+
+
+def find_hints(tmp_path: Path, cells: list[Cell], kind: str) -> list[tuple[str, int, int]]:
     """Return patient, row and column of the patches with a hint."""
-    table = quality.quality_flags(pack, pixel_statistics(pack).table, quality.neighbor_index(pack))
-    table = table[table["kind"] == kind]
-    return [(row.patient, row.y // 50, row.x // 50) for row in table.itertuples()]
+    table = hint_table(make_pack(tmp_path / "a.h5", cells))
+    rows = table[table["kind"] == kind].itertuples()
+    return [(row.patient, row.y // 50, row.x // 50) for row in rows]
 
 
 def plain_neighbors(pack: Pack) -> list[list[int]]:
@@ -54,10 +58,9 @@ def relabelled(cells: list[Cell], **labels: int) -> list[Cell]:
 def test_a_label_unlike_all_8_neighbors_is_a_hint(tmp_path: Path, label: int):
     cells = relabelled(block("a", 4, 5, 1 - label), r1c2=label) + block("b", 3, 3, label)
     pack = make_pack(tmp_path / "a.h5", cells)
-    assert find_hints(pack, quality.LABEL) == [("a", 1, 2)]
-    table = quality.quality_flags(pack, pixel_statistics(pack).table, quality.neighbor_index(pack))
-    (row,) = table.to_dict("records")
-    assert (row["x"], row["y"], row["label"], row["value"]) == (100, 50, label, 8)
+    (row,) = hint_table(pack).to_dict("records")
+    assert (row["kind"], row["patient"], row["x"], row["y"]) == (quality.LABEL, "a", 100, 50)
+    assert (row["label"], row["value"]) == (label, 8)
     assert row["path"] == f"a_idx5_x101_y51_class{label}.png"
     assert pack.paths()[row["row"]] == row["path"]
 
@@ -68,8 +71,7 @@ def test_an_incomplete_mixed_or_unknown_neighborhood_is_no_hint(tmp_path: Path):
     itself = relabelled(block("c", 3, 3), r1c1=-1)
     missing = [cell for cell in block("d", 3, 3) if (cell.row, cell.col) != (2, 2)]
     missing = relabelled(missing, r1c1=1)
-    pack = make_pack(tmp_path / "a.h5", two + unknown + itself + missing)
-    assert find_hints(pack, quality.LABEL) == []
+    assert find_hints(tmp_path, two + unknown + itself + missing, quality.LABEL) == []
 
 
 def test_a_patch_without_tissue_is_a_hint(tmp_path: Path):
@@ -80,8 +82,8 @@ def test_a_patch_without_tissue_is_a_hint(tmp_path: Path):
     cells += [Cell("a", 0, 3, 0, flat(30, 30, 30)), Cell("a", 0, 4)]
     small = np.full((4, 10, 3), (160, 60, 140), np.uint8)  # all tissue, but for its padding
     cells += [Cell("a", 0, 5, 0, small)]
-    pack = make_pack(tmp_path / "a.h5", cells)
-    assert find_hints(pack, quality.BLANK) == [("a", 0, 0), ("a", 0, 1), ("a", 0, 3)]
+    expected = [("a", 0, 0), ("a", 0, 1), ("a", 0, 3)]
+    assert find_hints(tmp_path, cells, quality.BLANK) == expected
 
 
 def test_a_dark_band_is_a_hint(tmp_path: Path):
@@ -94,8 +96,8 @@ def test_a_dark_band_is_a_hint(tmp_path: Path):
     images = [GLASS, rows, cols, few, short, ink, rows[:41, :20]]
     images += [np.full((30, 50, 3), 120, np.uint8)]  # a small patch, gray all over
     cells = [Cell("a", 0, col, 0, image) for col, image in enumerate(images)]
-    pack = make_pack(tmp_path / "a.h5", cells)
-    assert find_hints(pack, quality.DARK_BAND) == [("a", 0, 1), ("a", 0, 2), ("a", 0, 7)]
+    expected = [("a", 0, 1), ("a", 0, 2), ("a", 0, 7)]
+    assert find_hints(tmp_path, cells, quality.DARK_BAND) == expected
 
 
 def stained(patient: str, color: tuple[int, int, int], count: int = 10) -> list[Cell]:
@@ -139,8 +141,7 @@ def test_modified_z_is_the_published_one():
 
 
 def test_random_patches_have_no_hint(tmp_path: Path):
-    pack = make_pack(tmp_path / "a.h5", block("a", 3, 3) + block("b", 3, 3, 1))
-    assert all(find_hints(pack, kind) == [] for kind in quality.PATCH_KINDS)
+    assert hint_table(make_pack(tmp_path / "a.h5", block("a", 3, 3) + block("b", 3, 3, 1))).empty
 
 
 def find(pack: Pack) -> pd.DataFrame:
@@ -169,22 +170,17 @@ def test_near_pairs_are_those_of_comparing_all():
     assert quality.near_pairs(hashes).tolist() == [list(pair) for pair in pairs]
 
 
-def test_few_hashes_have_no_pairs():
+def test_few_hashes_have_no_pairs_and_differing_bits_are_counted():
     for count in (0, 1):
         assert quality.near_pairs(np.arange(count, dtype=np.uint64)).shape == (0, 2)
-
-
-def test_differing_bits_are_counted():
     a, b = np.array([[0, 1, 2**64 - 1], [0, 2, 0]], np.uint64)
     assert quality.bits_apart(a, b).tolist() == [0, 2, 64]
 
 
 def test_a_copy_in_another_patient_is_found(tmp_path: Path):
     copied = pixels_of("a", 0, 1)
-    cells = (
-        block("a", 2, 3) + block("b", 2, 2) + [Cell("b", 0, 7, 1, (copied * 0.9).astype(np.uint8))]
-    )
-    cells += [Cell("c", 0, 2, 0, copied)]
+    darker = Cell("b", 0, 7, 1, (copied * 0.9).astype(np.uint8))
+    cells = [*block("a", 2, 3), *block("b", 2, 2), darker, Cell("c", 0, 2, 0, copied)]
     pack = make_pack(tmp_path / "a.h5", cells)
     table = find(pack)
     assert places(pack, table) == [("a", 1), ("b", 7), ("c", 2)]

@@ -80,7 +80,7 @@ def eval_(
         raise click.UsageError("give RUNS, evaluated one by one, or --checkpoint, not both.")
     runs = tuple(dict.fromkeys(runs))
     paths = find_checkpoints(runs or checkpoints) if len(runs) < 2 else []
-    from wsi_idc.evaluation.leaderboard import RANKABLE
+    from wsi_idc.evaluation.compare import RANKABLE
 
     if rank_by not in RANKABLE:
         raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
@@ -113,7 +113,7 @@ def _evaluate_several(
 ) -> None:
     """Evaluate and rank runs; those that cannot be evaluated are listed at the end."""
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.evaluation.leaderboard import LEADERBOARD_FILES
+    from wsi_idc.evaluation.compare import LEADERBOARD_FILES
     from wsi_idc.evaluation.report import evaluate_into
     from wsi_idc.evaluation.results import numbered_folders
 
@@ -181,7 +181,7 @@ def _rank(
     rank_by: str,
     as_json: bool,
 ) -> None:
-    from wsi_idc.evaluation.leaderboard import leaderboard, same_patients, write_leaderboard
+    from wsi_idc.evaluation.compare import leaderboard, same_patients, write_leaderboard
     from wsi_idc.evaluation.pages import write_leaderboard_page
     from wsi_idc.metrics.classification import records
 
@@ -235,7 +235,7 @@ def _interval(low: float, high: float, *, digits: int = 3, space: str = " ") -> 
 def _leaderboard_lines(
     table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fair: bool
 ) -> Iterator[str]:
-    from wsi_idc.evaluation.leaderboard import MEASURED
+    from wsi_idc.evaluation.compare import MEASURED
 
     columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
     width = max(len(str(name)) for name in table["name"])

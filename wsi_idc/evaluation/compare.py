@@ -1,10 +1,13 @@
-"""Compare two evaluations of the same patches by a paired bootstrap over patients.
+"""Compare two evaluations of the same patches, or rank several and published results.
 
-Each resample draws the same patients for both evaluations, so a patient that is difficult for both
-does not add to the difference: its interval is far narrower than that of either evaluation.
+Two are compared by a paired bootstrap: each resample draws the same patients for both. A patient
+that is difficult for both does not add to the difference, so its interval is far narrower than that
+of either evaluation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pandas as pd
 from wsi_idc.core.constants import METRICS, NUM_RESAMPLES, SMALLER_IS_BETTER
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import parse_json, write_json, write_text
-from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV
+from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
 
 _KEY = ["patient", "x", "y"]
@@ -29,6 +32,12 @@ COMPARISON_FILES = {
 # With fewer patients a percentile interval is too narrow: without any difference it excludes 0 in
 # 15 % of the comparisons of 5 patients and in 10 % of those of 10.
 MIN_PATIENTS = 10
+
+RANKABLE = tuple(name for name in METRICS if name != "prevalence")
+MEASURED, PUBLISHED = "measured", "published"
+_CSV, _JSON = "leaderboard.csv", "leaderboard.json"
+# Arguments of ``core.files.ensure_writable`` for the folder of a leaderboard.
+LEADERBOARD_FILES = {"writes": (_CSV, _JSON, "leaderboard.html", "figures"), "marks": (_CSV,)}
 
 
 @dataclass(frozen=True)
@@ -149,9 +158,7 @@ def compare(
         for predictions in (a, b)
     )
     rows = []
-    for name in METRICS:
-        if name == "prevalence":  # equal, since the labels are
-            continue
+    for name in RANKABLE:
         low = high = np.nan
         if len(ids) > 1:
             low, high = bootstrap.interval(resampled_b[name] - resampled_a[name])
@@ -222,3 +229,61 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     write_json(out / _COMPARISON_JSON, comparison.as_dict())
     write_text(out / "metrics.csv", comparison.metrics.to_csv(index=False))
     write_text(out / "patients.csv", comparison.patients.to_csv(index=False))
+
+
+def leaderboard(
+    evaluations: Sequence[tuple[str, Evaluation]], *, rank_by: str = "auc"
+) -> pd.DataFrame:
+    """Build a table with one row per evaluation, best first, then the published results.
+
+    Args:
+        evaluations: Name and evaluation of each row.
+        rank_by: Name of the metric that sorts the rows.
+
+    Returns:
+        Columns rank, name, source ("measured" or "published"), test, patients, patches, each
+        metric, low and high of the interval of ``rank_by``, note. A published result has no rank:
+        its patients are others.
+    """
+    rows = []
+    for name, evaluation in evaluations:
+        low, high = evaluation.final.intervals[rank_by]
+        rows.append(
+            {
+                "name": name,
+                "source": MEASURED,
+                "test": evaluation.split,
+                "patients": evaluation.num_patients,
+                "patches": evaluation.num_patches,
+                **evaluation.final.metrics,
+                f"{rank_by}_low": low,
+                f"{rank_by}_high": high,
+                "note": "; ".join(evaluation.notes),
+            }
+        )
+    table = pd.DataFrame(rows).sort_values(
+        rank_by, ascending=rank_by in SMALLER_IS_BETTER, kind="stable", ignore_index=True
+    )
+    table.insert(0, "rank", [float(rank) for rank in range(1, len(table) + 1)])
+    published = published_results().rename(columns={"work": "name"}).assign(source=PUBLISHED)
+    published = published.sort_values("auc", ascending=False, kind="stable")
+    return pd.concat([table, published.reindex(columns=table.columns)], ignore_index=True)
+
+
+def published_results() -> pd.DataFrame:
+    """Read the patient-wise results of the literature: work, test, metrics, note."""
+    file = resources.files("wsi_idc.evaluation") / "published.csv"
+    with file.open(encoding="utf-8") as text:
+        return pd.read_csv(text)
+
+
+def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:
+    """Return True if all evaluations are of the same patches, so that ranks are meaningful."""
+    keys = [evaluation.predictions[["patient", "x", "y", "label"]] for _, evaluation in evaluations]
+    return all(key.equals(keys[0]) for key in keys)
+
+
+def write_leaderboard(table: pd.DataFrame, out: Path) -> None:
+    """Write leaderboard.csv and leaderboard.json into the folder ``out``."""
+    write_text(out / _CSV, table.to_csv(index=False))
+    write_json(out / _JSON, classification.records(table))

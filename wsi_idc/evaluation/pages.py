@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from wsi_idc.core.constants import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
-from wsi_idc.evaluation.compare import MIN_PATIENTS, Comparison
-from wsi_idc.evaluation.leaderboard import MEASURED, PUBLISHED
+from wsi_idc.evaluation.compare import MEASURED, MIN_PATIENTS, PUBLISHED, Comparison
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.style import ACCENT, GRAY, OTHER, count, number, printable, say_none, signed
