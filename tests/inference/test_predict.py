@@ -159,11 +159,9 @@ def test_slides_of_any_size_are_compiled_once(
     trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch
 ):
     statistics = trace_without_compiling(monkeypatch)
-    device_config = select_device("cpu", compiled=True)
-    patches = cohort.patches[np.arange(40)]
-    with batch_predictor(
-        lambda: [trained.build()], device_config=device_config, batch_size=30
-    ) as predict_batches:
+    config, patches = select_device("cpu", compiled=True), cohort.patches[np.arange(40)]
+    models = [trained.build()]
+    with batch_predictor(lambda: models, device_config=config, batch_size=30) as predict_batches:
         first, second = (
             RawPrediction.concatenate(list(predict_batches(slide))).logit
             for slide in ([patches[:30], patches[30:]], [patches[:3]])

@@ -1,18 +1,15 @@
 import pytest
 import torch
-from torch import nn
 
 from wsi_idc.models.cnn import PatchCnn
 
 
-@pytest.mark.parametrize(("batch_norm", "num_norms"), [(False, 0), (True, 7)])
-def test_a_patch_of_50_px_ends_in_a_6x6_feature_map(batch_norm: bool, num_norms: int):
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_patch_of_50_px_ends_in_a_6x6_feature_map(batch_norm: bool):
     network = PatchCnn(num_classes=2, batch_norm=batch_norm)
     patches = torch.rand(3, 3, 50, 50)
     assert network.features(patches).shape == (3, 192, 6, 6)
     assert network(patches).shape == (3, 2)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(norms) == num_norms
 
 
 def test_a_blank_patch_gives_a_flat_feature_map_up_to_its_edge():

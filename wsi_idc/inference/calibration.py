@@ -184,9 +184,6 @@ def sensitivity_threshold(
 
 
 def _below(ascending: NDArray[np.floating], index: int) -> float:
-    """Return a threshold between a probability and the next smaller one.
-
-    At a threshold equal to a probability, the last digit would decide the call.
-    """
+    """Return a threshold between two probabilities, where no last digit decides the call."""
     below = float(ascending[index - 1]) if index > 0 else 0.0
     return (float(ascending[index]) + below) / 2

@@ -70,8 +70,6 @@ class RawPrediction:
 
 # From batches of patches (n, H, W, 3), uint8, to their predictions.
 BatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[RawPrediction, None, None]]
-# A padded batch on its way to the device, and the number of patches without the padding.
-_Batch = tuple[DeviceTensor, int]
 
 
 def predict(
@@ -156,7 +154,7 @@ def predict_logits(
 
 def _predict(
     networks: Sequence[ForwardFn],
-    batches: Iterable[_Batch],
+    batches: Iterable[tuple[DeviceTensor, int]],
     transfer: DeviceTransfer,
     *,
     device_config: DeviceConfig,
@@ -270,7 +268,6 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
 
 
 def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
-    """Return the results of the first ``num`` patches."""
     logit, *cam = (array[:num] for array in result.arrays())
     # In a map, NaN means that there is no patch.
     if not np.isfinite(logit).all():
@@ -282,8 +279,9 @@ def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
 
 def _pad_batch(
     patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
-) -> _Batch:
-    """Send patches (n, H, W, 3) to the device, padded; a compiled network needs one size."""
+) -> tuple[DeviceTensor, int]:
+    """Send patches (n, H, W, 3) to the device, padded; return them and n."""
+    # A compiled network needs one size.
     num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padding = -num % (full if config.compiled else _BATCH_MULTIPLE)
     padded = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches

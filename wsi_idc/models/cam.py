@@ -114,10 +114,7 @@ def logits_and_cam(
     # Only average pooling over H x W cells and a linear layer with weights w follow the map, so
     # the gradient of the logit is w_k / (H W) in every cell of channel k.
     layer, outputs = classifier.network.get_submodule(classifier.arch.cam_layer), list[Tensor]()
-    with (
-        torch.no_grad(),
-        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)),
-    ):
+    with torch.no_grad(), layer.register_forward_hook(lambda *call: outputs.append(call[-1])):
         logits = classifier(patches)
         return logits.float(), cam_of_head(outputs[-1], classifier.head.weight[class_index])
 
