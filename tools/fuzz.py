@@ -1,12 +1,12 @@
-"""Spoil every file that the program reads, thousands of times, and see that it says so in a line.
+"""Fuzz every file that the program reads: a damaged file is read, or refused in one line.
 
     python tools/fuzz.py [--mutations 1000] [--kind pack ...] [--seed 0] [--failures FOLDER]
-    python tools/fuzz.py --kind pack --only 713     one of them again, with its traceback
+    python tools/fuzz.py --kind pack --only 713     repeat one mutation, with its traceback
 
-A spoilt file is either read, or refused by an error of one line. Anything else is our bug: a
-traceback, more than 5 s of work or a minute of waiting, more than 1 GB of memory, a process that
-dies. The files of those are kept in the folder of failures. Standard output is a Markdown table.
-Linux only: it forks, and looks into /proc.
+All other outcomes are bugs: a
+traceback, more than 5 s of CPU time or a minute of waiting, more than 1 GB of memory, a dead
+process. The script keeps the files of bugs in the folder of failures. Standard output is a Markdown table.
+Linux only: it forks and reads /proc.
 """
 
 import argparse
@@ -38,19 +38,21 @@ OUTCOMES = {
     "crash": "crashes",
 }
 BAD = ("traceback", "hang", "memory", "crash")
-_SECONDS = 5.0  # of a processor
+_SECONDS = 5.0  # CPU time
 _SECONDS_WAITED = 60.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _BATCH = 50
-_AS_IT_WAS = -1  # number of the files before they are spoilt
+_UNCHANGED = -1  # number of the files without a mutation
 _BYTES = 2**30
-_SLACK_BYTES = 2**30  # of addresses that are reserved and not used, by threads and their heaps
+_SLACK_BYTES = 2**30  # addresses that threads and heaps reserve but do not use
 
 
 def main() -> int:
-    """Fuzz, print the table, return 1 where anything is our bug."""
+    """Fuzz, print the table, and return 1 if there is any bug."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mutations", type=int, default=1000, help="of each kind of file")
+    parser.add_argument(
+        "--mutations", type=int, default=1000, help="mutations of each kind of file"
+    )
     parser.add_argument("--kind", action="append", help="only this kind; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="only the mutation of this number")
@@ -78,8 +80,8 @@ def main() -> int:
 
 
 def _fuzz(name: str, kind: "Kind", numbers: list[int], seed: int, failures: Path) -> Counter[str]:
-    """Read every mutation in children of this process, a batch in each; return the outcomes."""
-    if _in_a_child(name, kind, [_AS_IT_WAS], seed, failures)[0] != ["valid"]:
+    """Read every mutation in child processes, one batch in each; return the outcomes."""
+    if _in_a_child(name, kind, [_UNCHANGED], seed, failures)[0] != ["valid"]:
         raise RuntimeError(f"the good {name} cannot be read, so there is nothing to find out")
     found: Counter[str] = Counter()
     waiting = numbers
@@ -102,7 +104,7 @@ def _outcome_of_death(name: str, kind: "Kind", number: int, seed: int, failures:
     again, is_late = _in_a_child(name, kind, [number], seed, failures)
     if again:
         # It was the batch's: damage done before.
-        sys.stderr.write(f"{name} {number}: died in its batch, alone it is {again[0]}\n")
+        sys.stderr.write(f"{name} {number}: died in its batch; run separately it is {again[0]}\n")
     outcome = "hang" if is_late else "crash"
     _keep(name, kind, number, seed, failures, f"{outcome} of the process")
     return outcome
@@ -171,7 +173,7 @@ def _child(
 
 def spoilt(name: str, kind: "Kind", number: int, seed: int) -> dict[str, bytes]:
     """Return the files of a kind, one of them spoilt; the same for the same arguments."""
-    if number == _AS_IT_WAS:
+    if number == _UNCHANGED:
         return dict(kind.files)
     rng = random.Random(f"{seed} {name} {number}")
     target = rng.choice(sorted(kind.spoil))
@@ -182,7 +184,7 @@ def spoilt(name: str, kind: "Kind", number: int, seed: int) -> dict[str, bytes]:
 
 
 def _outcome(kind: "Kind", files: dict[str, bytes], folder: Path) -> tuple[str, str]:
-    """Read files as the program would; return what came of it and why."""
+    """Read files as the program does; return the outcome and its reason."""
     from wsi_idc.core.errors import WsiIdcError
 
     for name, data in files.items():

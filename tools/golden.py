@@ -149,7 +149,7 @@ def _make_slide() -> None:
 
 
 def describe_files() -> dict[str, Any]:
-    """Return what this version reads from the golden files in the working folder, JSON-ready."""
+    """Read the golden files in the working folder with this version; return a JSON-ready record."""
     patient = answer("info", "run")["patients_of"]["test"][0]
     infos = ("pack.h5", "run", "run/best.pt", "slide.jpg", *_map_files(), "maps/cohort.h5")
     return {

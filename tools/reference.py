@@ -1,11 +1,11 @@
 """Write docs/reference/ from the program itself: its commands, its files, its functions.
 
     python tools/reference.py            # write the three documents
-    python tools/reference.py --check    # exit with 1 if one of them is not as it should be
+    python tools/reference.py --check    # exit with 1 if one of them is out of date
 
-Commands are read off click, files are written and walked, functions are read from the source. What
-a data set or key means stands in tools/reference.toml or in the docstring of its class; a name that
-has no meaning, and a meaning of no name, is an error.
+The script reads commands from click, writes and reads small files, and reads functions from the
+source. tools/reference.toml or the docstring of a class explains each data set and key; a name
+without an explanation, and an explanation without a name, is an error.
 """
 
 import ast
@@ -31,7 +31,7 @@ TEXT: dict[str, Any] = tomllib.loads(
 _NOTE = (
     "<!-- Made by `python tools/reference.py`: change the program or tools/reference.toml. -->\n\n"
 )
-# Each length occurs once, so that a shape can be said in words.
+# Each length occurs once, so that words can replace the numbers of a shape.
 _NUM, _ROWS, _COLS, _SIDE, _CAM = 7, 29, 31, 11, (13, 17)
 _WORDS = {
     _NUM: "N",
@@ -87,7 +87,7 @@ def _first_line(command: click.Command) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return a help text as Markdown: what click is told to leave as it is becomes a code block."""
+    """Convert a help text to Markdown; paragraphs that click does not wrap become code blocks."""
     parts = []
     for part in re.split(r"\n\s*\n", text.strip()):
         if not part.lstrip().startswith("\b"):
@@ -101,14 +101,14 @@ def _prose(text: str) -> str:
 
 
 def _option(option: click.Option) -> tuple[str, str]:
-    """Return how an option is written and what it does, without what depends on the machine."""
+    """Return the names and help text of an option, without machine-dependent values."""
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     help_text = re.sub(r"\s*\[default: (.*)\]$", r" Default: \1.", option.help or "").strip()
-    kind, said = option.type, [_plain(help_text)]
+    kind, parts = option.type, [_plain(help_text)]
     if isinstance(kind, click.Choice):
-        said.append("One of " + ", ".join(f"`{one}`" for one in kind.choices) + ".")
+        parts.append("One of " + ", ".join(f"`{one}`" for one in kind.choices) + ".")
     elif isinstance(kind, click.IntRange | click.FloatRange) and not option.count:
-        said.append(_range(kind))
+        parts.append(_range(kind))
     default = option.default
     if isinstance(default, tuple):
         default = " ".join(map(str, default))
@@ -118,10 +118,10 @@ def _option(option: click.Option) -> tuple[str, str]:
         and isinstance(default, str | int | float | Path)
         and str(default)
     ):
-        said.append(f"Default: `{default}`.")
+        parts.append(f"Default: `{default}`.")
     takes = "" if option.is_flag or option.count else f" {(option.metavar or kind.name).upper()}"
     return names + takes.replace("CHOICE", "").replace(" RANGE", "").rstrip(), " ".join(
-        filter(None, said)
+        filter(None, parts)
     )
 
 
@@ -135,7 +135,7 @@ def _range(kind: Any) -> str:
 
 
 def files() -> str:
-    """Return the page of the files: each is written small and walked."""
+    """Build the page of the files: write a small file of each kind and list its contents."""
     with tempfile.TemporaryDirectory() as name:
         return "".join(_files(Path(name)))
 
@@ -194,7 +194,7 @@ def _write_pack(path: Path) -> None:
 
 
 def _map() -> Any:
-    """Return a map that has everything a map may have."""
+    """Build a map with every optional part."""
     from wsi_idc.maps.patient_map import PatientMap, SlideView
 
     row_col = np.array([[_ROWS - 1, _COLS - 1], *[[0, col] for col in range(_NUM - 1)]], np.int32)
@@ -254,7 +254,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _walk(path: Path) -> dict[str, tuple[str, str]]:
-    """Return type and shape of all that an HDF5 file holds: data sets, then attributes as @name."""
+    """Return type and shape of the data sets of an HDF5 file, then of its attributes as @name."""
     found: dict[str, tuple[str, str]] = {}
 
     def visit(name: str, node: Any) -> None:
@@ -283,15 +283,14 @@ def _hdf5(
     attributes = {k.removeprefix("/@").removeprefix("/"): kept[k] for k in of_root_first}
     optional = {k.removeprefix("/@").removeprefix("/") for k in kept if always and k not in always}
     optional |= {k for k in sets if always and k not in always}
-    said = {**meanings}
     used: set[str] = set()
     yield "| data set | type | shape | |\n|---|---|---|---|\n"
-    yield from _rows(sets, said, optional=optional, used=used)
+    yield from _rows(sets, meanings, optional=optional, used=used)
     yield "\n| attribute | type | shape | |\n|---|---|---|---|\n"
-    yield from _rows(attributes, said, optional=optional, used=used)
+    yield from _rows(attributes, meanings, optional=optional, used=used)
     spare = set(TEXT["files"]["fields_elsewhere"])
-    if left := set(said) - used - spare:
-        raise SystemExit(f"{path.name}: a meaning of nothing: {', '.join(sorted(left))}")
+    if left := set(meanings) - used - spare:
+        raise SystemExit(f"{path.name}: explanations without a name: {', '.join(sorted(left))}")
 
 
 def _rows(
@@ -302,16 +301,16 @@ def _rows(
     optional: set[str] | None = None,
     used: set[str] | None = None,
 ) -> Iterator[str]:
-    """Yield a row a name, with its meaning."""
+    """Yield one row for each name, with its explanation."""
     for name, cells in found.items():
         if name not in meanings:
-            raise SystemExit(f"{name} has no meaning; give it one in tools/reference.toml")
+            raise SystemExit(f"{name} has no explanation; add one to tools/reference.toml")
         note = "*Optional.* " if optional and name in optional else ""
         yield f"| `{name}` | {' | '.join(cells)} | {note}{_plain(meanings[name])} |\n"
     if used is not None:
         used |= set(found)
     elif left := set(meanings) - set(found) - set(spare):
-        raise SystemExit(f"a meaning of nothing: {', '.join(sorted(left))}")
+        raise SystemExit(f"explanations without a name: {', '.join(sorted(left))}")
 
 
 def _kind(dtype: Any) -> str:
@@ -327,16 +326,16 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _fields(kind: type, before: str = "") -> dict[str, str]:
-    """Return what a class's docstring says of each of its attributes."""
+    """Parse the attributes in a class's docstring; return the text of each."""
     _, _, text = (kind.__doc__ or "").partition("Attributes:")
     found = re.findall(r"^        (\w[\w, ]*): (.+(?:\n            .+)*)", text, re.MULTILINE)
     return {
-        before + name: " ".join(said.split()) for names, said in found for name in names.split(", ")
+        before + name: " ".join(text.split()) for names, text in found for name in names.split(", ")
     }
 
 
 def functions() -> str:
-    """Return the page of the functions and classes that scripts want, from the source."""
+    """Build the page of the functions and classes for scripts, from the source."""
     parts = [TEXT["python"]["head"]]
     for module in TEXT["python"]["modules"]:
         tree = ast.parse((REPOSITORY / module.replace(".", "/")).with_suffix(".py").read_text())
@@ -344,9 +343,9 @@ def functions() -> str:
         for node in tree.body:
             is_public = isinstance(node, ast.FunctionDef | ast.ClassDef)
             if is_public and not node.name.startswith("_"):
-                said = (ast.get_docstring(node) or "").split("\n\n")[0]
-                said = f"{_plain(' '.join(said.split()))}{_fields_of(node)}"
-                parts.append(f"- `{_signature(node)}`: {said}\n")
+                summary = (ast.get_docstring(node) or "").split("\n\n")[0]
+                summary = f"{_plain(' '.join(summary.split()))}{_fields_of(node)}"
+                parts.append(f"- `{_signature(node)}`: {summary}\n")
     return "".join(parts)
 
 
@@ -358,7 +357,7 @@ def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
 
 
 def _fields_of(node: ast.FunctionDef | ast.ClassDef) -> str:
-    """Return the names of a dataclass's fields as a sentence."""
+    """Return a sentence with the names of a dataclass's fields."""
     if isinstance(node, ast.FunctionDef):
         return ""
     names = [one.target.id for one in node.body if isinstance(one, ast.AnnAssign)]  # type: ignore[union-attr]
@@ -367,13 +366,13 @@ def _fields_of(node: ast.FunctionDef | ast.ClassDef) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown shows as it stands, within a table too."""
+    """Escape text for Markdown, also within a table."""
     text = text.replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
     return re.sub(r"(?<=\w)\*(?=\w)| \* ", lambda found: found[0].replace("*", "\\*"), text)
 
 
 def main(arguments: list[str]) -> int:
-    """Write the documents, or say which are not as they should be."""
+    """Write the documents, or list those that are out of date."""
     stale = [
         path
         for path, text in documents().items()

@@ -5,5 +5,5 @@ import sys
 from wsi_idc.cli.main import main
 
 if __name__ == "__main__":
-    sys.argv[0] = "wsi-idc"  # what usage lines and the files' provenance say
+    sys.argv[0] = "wsi-idc"  # name in usage lines and provenance
     main()

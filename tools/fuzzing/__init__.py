@@ -1,1 +1,1 @@
-"""What tools/fuzz.py is made of: how files are spoilt, and what reads them."""
+"""Parts of tools/fuzz.py: mutations of files, and the readers of each kind of file."""

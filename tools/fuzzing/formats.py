@@ -1,4 +1,4 @@
-"""Spoil HDF5, checkpoints, PNG, TIFF and zip so that what is wrong is inside, not the checksum."""
+"""Mutations of HDF5, checkpoints, PNG, TIFF and zip that keep checksums valid where possible."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ _HUGE = (2**24, 2**31, 2**40, 2**62)
 
 
 def spoil_hdf5(data: bytes, rng: Random) -> bytes:
-    """Return an HDF5 file spoilt in its bytes, its data sets or its attributes."""
+    """Mutate an HDF5 file in its bytes, its data sets or its attributes."""
     if rng.random() < 0.4:
         return spoil_bytes(data, rng)
     memory = io.BytesIO(data)
@@ -29,7 +29,7 @@ def spoil_hdf5(data: bytes, rng: Random) -> bytes:
             for _ in range(rng.choice((1, 1, 2))):
                 _spoil_object(file, rng)
     except (TypeError, ValueError, OSError, RuntimeError, OverflowError, KeyError):
-        return spoil_bytes(data, rng)  # HDF5 cannot hold that
+        return spoil_bytes(data, rng)  # HDF5 cannot store the value
     return memory.getvalue()
 
 
@@ -56,7 +56,7 @@ def _spoil_object(file: Any, rng: Random) -> None:
         values = found[()]
         changed = [values[:0], values[:-1], np.concatenate([values, values]), values[..., None]]
         _again(file, name, data=rng.choice([*changed, values.ravel()]), dtype=found.dtype)
-    else:  # room that is declared, and not there
+    else:  # declared space without data
         shape = list(found.shape) or [1]
         shape[rng.randrange(len(shape))] = rng.choice(_HUGE)
         chunks = tuple(min(side, 64) for side in shape)
@@ -103,7 +103,7 @@ def _spoil_attribute(found: Any, rng: Random) -> None:
 
 
 def spoil_pt(data: bytes, rng: Random) -> bytes:
-    """Return what ``torch.save`` wrote, spoilt in its bytes, its pickle or its values."""
+    """Mutate a file of ``torch.save`` in its bytes, its pickle or its values."""
     how = rng.random()
     if how < 0.15:
         return spoil_bytes(data, rng)
@@ -166,7 +166,7 @@ def _spoil_tensor(content: Any, rng: Random) -> None:
 
 
 def spoil_png(data: bytes, rng: Random) -> bytes:
-    """Return a PNG spoilt chunk by chunk, mostly with right checksums."""
+    """Mutate a PNG chunk by chunk, mostly with valid checksums."""
     if rng.random() < 0.2:
         return spoil_bytes(data, rng)
     chunks, at = [], 8
@@ -211,7 +211,7 @@ def spoil_png(data: bytes, rng: Random) -> bytes:
 
 
 def spoil_tiff(data: bytes, rng: Random) -> bytes:
-    """Return a little-endian classic TIFF, spoilt in its bytes or its tags."""
+    """Mutate a little-endian classic TIFF in its bytes or its tags."""
     if rng.random() < 0.35:
         return spoil_bytes(data, rng)
     found = bytearray(data)
@@ -258,13 +258,13 @@ def spoil_tiff(data: bytes, rng: Random) -> bytes:
 
 
 def spoil_zip(data: bytes, rng: Random) -> bytes:
-    """Return a zip of a patch tree, spoilt in its bytes, its names or its members."""
+    """Mutate a zip of a patch tree in its bytes, its names or its members."""
     if rng.random() < 0.6:
         return spoil_bytes(data, rng)
     memory = io.BytesIO()
     old, new = zipfile.ZipFile(io.BytesIO(data)), zipfile.ZipFile(memory, "w")
     with old, new, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # duplicate names
         for name in old.namelist():
             member = old.read(name)
             if rng.random() < 0.1:

@@ -1,4 +1,4 @@
-"""Every kind of file that the program reads: a good one, how to spoil it, and who reads it."""
+"""Every kind of file that the program reads: a valid file, its mutations, and its readers."""
 
 import io
 import json
@@ -67,7 +67,7 @@ class Kind:
 
 
 def make_kinds(folder: Path) -> dict[str, Kind]:
-    """Return every kind by name, its good files made in ``folder``."""
+    """Make the valid files in ``folder`` and return every kind by name."""
     world = _World(folder)
     one = world.one
     return {
@@ -128,7 +128,7 @@ class _StopHereError(Exception):
 
 
 class _World:
-    """A small cohort and all that the program makes of it."""
+    """A small cohort and all files that the program makes from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -176,7 +176,7 @@ class _World:
         made = read_map(out / f"{patient}.h5")
         for values in (made.probability, made.smoothed):
             if values is not None and not ((values >= 0) & (values <= 1)).all():
-                raise AssertionError("a map with probabilities that are none")
+                raise AssertionError("a map with invalid probabilities")
 
     def split_csv(self) -> Path:
         rows = "".join(f"{patient},{role}\n" for patient, role in self.split.roles.items())
@@ -264,7 +264,7 @@ class _World:
         self._train(run)
         for line in (run.folder / "metrics.jsonl").read_text().splitlines():
             if not all(math.isfinite(v) for v in json.loads(line).values() if v is not None):
-                raise AssertionError("a history with numbers that are none")
+                raise AssertionError("a history with invalid numbers")
 
     def an_evaluation(self) -> Kind:
         out = self.folder / "eval"
@@ -301,7 +301,7 @@ def _text(folder: Path, text: str) -> Path:
 
 
 def _say(command: Any, path: Path) -> None:
-    """Run a command as the program does, for what it says with --json."""
+    """Run a command as the program does, and return its JSON output."""
     with redirect_stdout(io.StringIO()) as said:
         command.main(["--json", "-q", str(path)], standalone_mode=False)
     json.loads(said.getvalue(), parse_constant=_refuse)

@@ -1,4 +1,4 @@
-"""Spoil bytes, JSON, TOML and CSV."""
+"""Mutations of bytes, JSON, TOML and CSV."""
 
 import json
 import math
@@ -32,7 +32,7 @@ TEXTS = (
 
 
 def weird(rng: Random) -> Any:
-    """Return a value that nobody expects."""
+    """Return an unexpected value."""
     kind = rng.randrange(6)
     if kind <= 1:
         return rng.choice(NUMBERS)
@@ -49,7 +49,7 @@ def weird(rng: Random) -> Any:
 
 
 def spoil_bytes(data: bytes, rng: Random) -> bytes:
-    """Return the bytes after one to four small accidents."""
+    """Apply one to four random changes to the bytes."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         if not found:
@@ -84,7 +84,7 @@ def spoil_bytes(data: bytes, rng: Random) -> bytes:
 
 
 def _place(size: int, rng: Random) -> int:
-    """Return a position: half of them near the ends, where formats keep what they are."""
+    """Return a position; half of them are near the ends, where formats store their headers."""
     if rng.random() < 0.5:
         return rng.randrange(size)
     at = rng.randrange(min(size, _HOT_BYTES))
@@ -92,7 +92,7 @@ def _place(size: int, rng: Random) -> int:
 
 
 def spoil_tree(value: Any, rng: Random) -> Any:
-    """Return nested dictionaries and lists, of which one to three entries are spoilt."""
+    """Mutate one to three entries of nested dictionaries and lists."""
     root = {"": _copied(value)}
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = [(holder, key) for holder, key in _entries(root)]
@@ -137,7 +137,7 @@ def _entries(holder: Any) -> list[tuple[Any, Any]]:
 
 
 def spoil_json(data: bytes, rng: Random) -> bytes:
-    """Return the bytes of JSON, or of a line of JSON Lines, spoilt as bytes or in its values."""
+    """Mutate JSON, or a line of JSON Lines, in its bytes or its values."""
     if rng.random() < 0.25:
         return spoil_bytes(data, rng)
     if rng.random() < 0.03:
@@ -197,7 +197,7 @@ _TOML = (
 
 
 def spoil_toml(data: bytes, rng: Random) -> bytes:
-    """Return the bytes of TOML, spoilt as bytes or line by line."""
+    """Mutate TOML in its bytes or line by line."""
     if rng.random() < 0.2:
         return spoil_bytes(data, rng)
     lines = data.decode().splitlines()
@@ -228,7 +228,7 @@ def _long(rng: Random) -> str:
 
 
 def spoil_csv(data: bytes, rng: Random) -> bytes:
-    """Return the bytes of CSV, spoilt as bytes or cell by cell."""
+    """Mutate CSV in its bytes or cell by cell."""
     if rng.random() < 0.25:
         return spoil_bytes(data, rng)
     rows = [line.split(",") for line in data.decode().splitlines()]
