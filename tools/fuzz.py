@@ -5,7 +5,7 @@
 
 All other outcomes are bugs: a
 traceback, more than 5 s of CPU time or a minute of waiting, more than 1 GB of memory, a dead
-process. The script keeps the files of bugs in the folder of failures. Standard output is a Markdown table.
+process. The script keeps the files of bugs in the folder of failures, and prints a Markdown table.
 Linux only: it forks and reads /proc.
 """
 
