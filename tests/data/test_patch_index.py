@@ -317,7 +317,7 @@ def test_issue_table():
     assert list(issue_table([]).columns) == ["path", "reason", "detail"]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=12),
     st.integers(0, 49),

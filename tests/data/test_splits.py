@@ -68,6 +68,7 @@ def assert_no_leak(split, patients: list[str]) -> None:
     assert set().union(*sides) <= set(patients)
 
 
+@settings(deadline=None)
 @given(WHICH, SEEDS)
 def test_ratio_gives_every_patient_one_role_in_proportion(packs, which, seed):
     pack = packs[which]
