@@ -89,7 +89,6 @@ def _part_state(num_done: int, num_all: int) -> str:
 
 
 def _run_status(run: Run) -> tuple[str, str]:
-    """Return state and detail of a training."""
     if not run.exists():
         return NOT_BEGUN, ""
     try:
@@ -123,8 +122,8 @@ def _changes(run: Run, values: Mapping[str, Any]) -> str:
         del expected["weights"]
     if config.split == "auto":
         del expected["split"]
-    stored = run.read().get("asked")
-    stored = stored if isinstance(stored, dict) else {}
+    asked = run.read().get("asked")
+    stored = asked if isinstance(asked, dict) else {}
     return describe_changes({key: stored.get(key) for key in expected}, expected)
 
 
