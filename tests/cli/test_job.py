@@ -169,7 +169,7 @@ def test_every_job_of_the_project_runs_at_a_small_size(
     shutil.copytree(JOBS, tmp_path / "jobs")
     monkeypatch.chdir(tmp_path)
     # Most of the time of such short trainings; the tests of training draw them.
-    monkeypatch.setattr("wsi_idc.training.logger.plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr("wsi_idc.training.logger.save_png", lambda *_: None)
     monkeypatch.setattr("wsi_idc.training.logger.augmented_samples", lambda *_, **__: None)
     done = set()
 
