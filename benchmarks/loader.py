@@ -13,9 +13,10 @@ from wsi_idc.bench.fixtures import choose_patients, rows_of, write_pngs
 from wsi_idc.bench.timing import COMMAND, BenchmarkResult, Variant, interleave, machine, peak_memory
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
-from wsi_idc.runtime.device import DeviceConfig, DeviceTransfer, select_device
+from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 NUM_PATCHES = 4_000
 

@@ -18,7 +18,8 @@ from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import MapReport, write_map
 from wsi_idc.models.cam import cam_extractor
 from wsi_idc.models.classifier import to_images
-from wsi_idc.runtime.device import DeviceTransfer, select_device
+from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 _NUM_PATIENTS = 10
 

@@ -19,7 +19,7 @@ from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
-from wsi_idc.synthetic.write import write_cohort
+from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 from wsi_idc.training.train import train

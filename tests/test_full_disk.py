@@ -13,7 +13,7 @@ from wsi_idc.cli.main import group, run
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
-from wsi_idc.synthetic.write import write_cohort
+from wsi_idc.synthetic.cohort import write_cohort
 
 FULL = "no space left on device; free some space and run again"
 PLENTY = 200_000_000

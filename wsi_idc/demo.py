@@ -20,7 +20,7 @@ from wsi_idc.render.render import render_map
 from wsi_idc.report.report import build_report
 from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
-from wsi_idc.synthetic.write import write_cohort
+from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.training.config import TrainConfig, resolved_config
 from wsi_idc.training.runs import Run, default_run
 from wsi_idc.training.train import train

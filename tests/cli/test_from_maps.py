@@ -8,7 +8,7 @@ from tests.cli.commands import RunCommand
 from tests.export.maps import small_map as built_map
 from tests.export.maps import stored
 from tests.small_maps import small_map, write_hand_map
-from wsi_idc.cli.from_maps import render
+from wsi_idc.cli.render import render
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.render.render import DEFAULT_DPI, DEFAULT_VIEW, FORMATS, VIEWS
 

@@ -18,22 +18,18 @@ from tests.one_trial import ONE_TRIAL
 from wsi_idc.core.errors import BusyError, DataError, StoppedError, WorkerError, WsiIdcError
 from wsi_idc.core.files import (
     atomic_write,
-    can_lock,
     ensure_writable,
     is_being_written,
-    is_held,
-    locked,
     parse_json,
     remove_partial,
-    retry_while_busy,
     safe_filename,
     sha256,
     starts_with,
     temporary_path,
-    wait_for_lock,
     write_json,
     write_text,
 )
+from wsi_idc.core.locks import can_lock, is_held, locked, retry_while_busy, wait_for_lock
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 

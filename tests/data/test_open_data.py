@@ -224,7 +224,7 @@ def test_a_pack_in_the_making_is_waited_for_without_a_look_at_the_tree(tree, mon
 
     monkeypatch.setattr("wsi_idc.data.open_data.prepare", busy)
     monkeypatch.setattr("wsi_idc.data.open_data.is_being_written", is_in_making)
-    monkeypatch.setattr("wsi_idc.core.files._SECONDS_BETWEEN_TRIES", 0)
+    monkeypatch.setattr("wsi_idc.core.locks._SECONDS_BETWEEN_TRIES", 0)
     with caplog.at_level(logging.INFO):
         assert len(open_data(tree)) == 7
     assert (tried, looks) == ([], [path] * 3)

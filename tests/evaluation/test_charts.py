@@ -16,7 +16,7 @@ from wsi_idc.evaluation.charts import (
     weakest_first,
 )
 from wsi_idc.metrics.classification import ECE_BINS, ece
-from wsi_idc.plotting.style import NONE
+from wsi_idc.plotting.number_format import NONE
 
 TWO = evaluation_of(TWO_PATIENTS)
 # Dice is 1, 2/3, 0 and undefined; AUC is 1, 1, 0 and undefined.

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import evaluation_of, patches
-from wsi_idc.core.constants import METRICS
 from wsi_idc.core.errors import DataError
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.evaluation.compare import (
     Predictions,
     compare,

@@ -26,7 +26,7 @@ from wsi_idc.evaluation.report import (
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.plotting.style import NONE
+from wsi_idc.plotting.number_format import NONE
 from wsi_idc.runtime.device import select_device
 
 REVERSED = TWO_PATIENTS["probability"].to_numpy()[::-1]

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from tests.export.maps import full_grid, measured_map, on_slide, small_map
-from wsi_idc.export.patch_table import grid_transform, write_csv
+from wsi_idc.export.coordinates import grid_transform
+from wsi_idc.export.csv_table import write_csv
 
 
 def test_grid_may_begin_off_the_corner_of_the_slide():

@@ -14,11 +14,13 @@ from PIL import Image
 
 from tests.export.maps import full_grid, on_slide, small_map, stored
 from wsi_idc.export import pictures as pictures_module
-from wsi_idc.export.pictures import layer_pictures, write_legend, write_ome_tiff, write_png
+from wsi_idc.export.layers import layer_pictures
+from wsi_idc.export.ome_tiff import write_ome_tiff
+from wsi_idc.export.png import write_legend, write_png
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.style import COLORMAPS
+from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.render import panels
 from wsi_idc.report.layers import cam_levels, page_layers
 

@@ -11,14 +11,12 @@ from wsi_idc.geometry.grid import (
     cell_centers_um,
     cells_of,
     crop_center,
-    extract_regions,
-    largest_region,
     mosaic,
-    region_boundary,
     scatter_to_grid,
     shape_of,
     smooth,
 )
+from wsi_idc.geometry.regions import extract_regions, largest_region, region_boundary
 
 CELLS = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1).map(
     lambda cells: np.array(sorted(cells), np.int32)

@@ -27,7 +27,7 @@ from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
 from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.state import build_training
+from wsi_idc.training.setup import build_training
 from wsi_idc.training.train import run_steps
 
 # Each of these makes the host wait for a GPU.

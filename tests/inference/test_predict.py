@@ -22,7 +22,8 @@ from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import Architecture
-from wsi_idc.runtime.device import DeviceTransfer, select_device
+from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 

@@ -18,7 +18,7 @@ from torchcam.methods import GradCAM
 from tests.stops import StopAfter
 from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.data import pack as pack_module
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import evaluate

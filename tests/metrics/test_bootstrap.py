@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from wsi_idc.core.constants import METRICS
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.metrics.bootstrap import (
     interval,
     resample_patients,

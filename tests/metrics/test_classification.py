@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as skm
 
-from wsi_idc.core.constants import METRICS
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.metrics.classification import (
     ECE_BINS,
     all_metrics,

@@ -9,16 +9,14 @@ from torch import Tensor, nn
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.registry import (
-    ARCHITECTURES,
+from wsi_idc.models.cam_layers import (
     MIN_SIDE,
-    architecture,
-    build_on_meta,
     cam_grid,
     check_cam_layer,
     check_input_px,
     default_cam_layer,
 )
+from wsi_idc.models.registry import ARCHITECTURES, architecture, build_on_meta
 
 _NUM_CLASSES = 997  # the number of channels of no network
 _INPUT_PX = 224

@@ -3,20 +3,16 @@ import math
 import matplotlib as mpl
 import pytest
 
-from wsi_idc.plotting.style import (
+from wsi_idc.plotting.number_format import (
     NONE,
-    Page,
     count,
     interval,
     number,
-    page_style,
     percent,
-    printable,
-    save_pdf,
     signed,
     signed_interval,
-    to_px,
 )
+from wsi_idc.plotting.style import Page, page_style, printable, save_pdf, to_px
 
 MINUS = "\N{MINUS SIGN}"
 

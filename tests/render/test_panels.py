@@ -6,7 +6,7 @@ import pytest
 from matplotlib import colormaps
 
 from tests.small_maps import CELLS, SHADES, slide_view, small_map
-from wsi_idc.geometry.grid import region_boundary
+from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.render import panels
 from wsi_idc.render.panels import PanelInput
 

@@ -16,17 +16,9 @@ from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.plotting.style import PAGE_MM, page_style
+from wsi_idc.render.layout import layout_page, nice_length, panel_grid
 from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
-from wsi_idc.render.render import (
-    FORMATS,
-    VIEWS,
-    figure_of,
-    layout_page,
-    nice_length,
-    panel_grid,
-    read_panel_input,
-    render_map,
-)
+from wsi_idc.render.render import FORMATS, VIEWS, figure_of, read_panel_input, render_map
 
 COLORS = np.zeros((256, 3), np.uint8)
 SIDE = 300

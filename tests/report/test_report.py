@@ -13,7 +13,8 @@ from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.map_reader import map_paths
 from wsi_idc.plotting.html import content_security_policy
-from wsi_idc.report.report import Card, build_report, card_of, cohort_page
+from wsi_idc.report.cohort_page import Card, card_of, cohort_page
+from wsi_idc.report.report import build_report
 
 
 def test_report_has_a_page_a_patient_and_an_index(tmp_path: Path):

@@ -9,14 +9,13 @@ import torch
 from wsi_idc.core.errors import DeviceError
 from wsi_idc.runtime.device import (
     DeviceConfig,
-    DeviceTransfer,
-    ThroughputMeter,
-    ThroughputStats,
     TooLittleMemoryError,
     _warn_unused_gpus,
     oom_as_error,
     select_device,
 )
+from wsi_idc.runtime.throughput import ThroughputMeter, ThroughputStats
+from wsi_idc.runtime.transfer import DeviceTransfer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NUM_GPUS = torch.cuda.device_count()

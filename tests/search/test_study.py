@@ -5,7 +5,7 @@ import pytest
 
 from tests.stops import StopAfter
 from wsi_idc.core.errors import BusyError, JobError, StoppedError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.search.config import Range, SearchSpec
 from wsi_idc.search.study import Study
 

@@ -25,7 +25,7 @@ from wsi_idc.slides.patches import (
     tissue_fraction,
 )
 from wsi_idc.slides.slide import Slide, open_slide
-from wsi_idc.synthetic.write import write_slide
+from wsi_idc.synthetic.slide import write_slide
 
 # A grid of 4 x 6 known patches of 50 px at 4 um/px; the level of 8 um/px is another's.
 PATCHES = noise(24 * 50, 50, seed=1).reshape(24, 50, 50, 3)

@@ -8,9 +8,10 @@ import pytest
 
 from wsi_idc.cli.main import group, run
 from wsi_idc.core.errors import BusyError, WsiIdcError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
+from wsi_idc.synthetic.cohort import CohortSummary, write_cohort
+from wsi_idc.synthetic.slide import SlideSummary, write_slide
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
-from wsi_idc.synthetic.write import CohortSummary, SlideSummary, write_cohort, write_slide
 
 NAME = re.compile(r"(S\d{4})_idx5_x(\d+)_y(\d+)_class([01])\.png")
 

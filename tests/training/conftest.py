@@ -12,7 +12,8 @@ from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.state import Training, build_training
+from wsi_idc.training.setup import build_training
+from wsi_idc.training.state import Training
 from wsi_idc.training.train import train
 
 # Four steps per epoch on the small cohort.

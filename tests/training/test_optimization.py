@@ -8,15 +8,8 @@ from torch.nn import functional as F
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.optimization import (
-    Loss,
-    Targets,
-    build_average,
-    build_optimizer,
-    inverse_frequency,
-    lr_factor,
-    plateau_factor,
-)
+from wsi_idc.training.loss import Loss, Targets, inverse_frequency
+from wsi_idc.training.optimizer import build_average, build_optimizer, lr_factor, plateau_factor
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, -1.0], [0.5, 0.5], [3.0, 2.0]])
 LABEL = torch.tensor([0, 1, 1, 0, 0])

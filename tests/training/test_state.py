@@ -14,7 +14,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
+from wsi_idc.training.resume import resume, save_state, to_checkpoint
+from wsi_idc.training.state import Training
 from wsi_idc.training.train import run_steps
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.stops import StopAfter
 from tests.training.conftest import CONFIG, ONE_EPOCH, Fit
 from wsi_idc.core.errors import BusyError, CheckpointError, DataError, RunError, StoppedError
-from wsi_idc.core.files import locked
+from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.evaluation.evaluate import choose_patients
@@ -24,9 +24,10 @@ from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.training.config import TrainConfig, resolved_config
 from wsi_idc.training.logger import RunLogger
-from wsi_idc.training.optimization import Loss
+from wsi_idc.training.loss import Loss
 from wsi_idc.training.runs import Run
-from wsi_idc.training.state import Training, build_training
+from wsi_idc.training.setup import build_training
+from wsi_idc.training.state import Training
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_a_stopped_training_that_overwrites_is_resumed(fit: Fit, run: Run, finis
 def test_two_processes_do_not_train_in_one_folder(
     fit: Fit, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("wsi_idc.core.files._SECONDS_BETWEEN_TRIES", 0.6)
+    monkeypatch.setattr("wsi_idc.core.locks._SECONDS_BETWEEN_TRIES", 0.6)
     with locked(run.folder / ".lock", what=run.folder), pytest.raises(BusyError):
         fit(CONFIG, run)
 

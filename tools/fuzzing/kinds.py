@@ -42,7 +42,8 @@ from wsi_idc.search.config import read_search
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 from wsi_idc.slides.slide import open_slide
 from wsi_idc.slides.tissue import read_mask
-from wsi_idc.synthetic.write import write_cohort, write_slide
+from wsi_idc.synthetic.cohort import write_cohort
+from wsi_idc.synthetic.slide import write_slide
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run, newest_finished
 from wsi_idc.training.train import train

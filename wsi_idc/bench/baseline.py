@@ -21,8 +21,8 @@ from torchcam.methods import GradCAM
 from torchvision import transforms
 
 from wsi_idc.core.constants import IDC
+from wsi_idc.models.cam_layers import default_cam_layer
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import default_cam_layer
 from wsi_idc.runtime.resources import return_freed_memory
 
 

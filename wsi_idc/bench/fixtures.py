@@ -16,10 +16,11 @@ from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
+from wsi_idc.models.cam_layers import check_input_px
 from wsi_idc.models.checkpoint import Checkpoint, InputSpec, load_checkpoint
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture, check_input_px
+from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, architecture
 from wsi_idc.synthetic.tissue import draw_slide
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,8 @@ from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.resources import available_cores
 from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
-from wsi_idc.training.state import Training, build_training
+from wsi_idc.training.setup import build_training
+from wsi_idc.training.state import Training
 from wsi_idc.training.train import run_steps
 
 _NUM_ROUNDS = 8

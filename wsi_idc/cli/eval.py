@@ -12,7 +12,6 @@ from wsi_idc.cli.options import (
     PATH,
     compute_options,
     data_option,
-    is_given,
     output_options,
     predictor_options,
     resample_options,
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from wsi_idc.data.pack import Pack
-    from wsi_idc.evaluation.compare import Comparison
     from wsi_idc.evaluation.results import Evaluation
     from wsi_idc.inference.predictor import Predictor
+
 
 Result = TypeVar("Result")
 
@@ -256,74 +255,7 @@ def _leaderboard_lines(
     yield f"written to {folder}"
 
 
-@click.command()
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
-@data_option
-@split_option
-@click.option(
-    "--out", type=PATH, help="Write comparison.html, .json, metrics.csv, patients.csv there."
-)
-@resample_options
-@compute_options
-@output_options
-@click.pass_context
-def compare(
-    ctx: click.Context,
-    a: Path,
-    b: Path,
-    data: Path | None,
-    split: str,
-    out: Path | None,
-    as_json: bool,
-    seed: int,
-    num_resamples: int,
-    **options: Any,
-) -> None:
-    """Compare two runs on the same patients.
-
-    A and B are runs (or .pt files), or folders that wsi-idc eval has written. A run is evaluated
-    first if it has no evaluation yet. Intervals are those of the difference B - A, by bootstrap
-    over the patients of both.
-
-    \b
-    Examples:
-      wsi-idc compare runs/a runs/b
-      wsi-idc compare runs/a/eval-test runs/a/eval-test-tta
-    """
-    from wsi_idc.evaluation.results import is_evaluation
-
-    runs = [path for path in (a, b) if not is_evaluation(path)]
-    unused = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
-    if unused and not runs:
-        raise click.UsageError(
-            f"{' and '.join(unused)} would do nothing: both folders are evaluations already; leave "
-            "it out, or give the runs."
-        )
-    checkpoints = {run: find_checkpoints([run]) for run in runs}
-
-    from wsi_idc.evaluation.compare import COMPARISON_FILES, read_predictions, write_comparison
-    from wsi_idc.evaluation.compare import compare as compare_predictions
-    from wsi_idc.evaluation.pages import write_comparison_page
-
-    if out is not None:
-        ensure_writable(out, **COMPARISON_FILES)
-    options |= {"seed": seed, "num_resamples": num_resamples}
-    folders = [
-        _evaluate(checkpoints[path], data, split, **options) if path in runs else path
-        for path in (a, b)
-    ]
-    comparison = compare_predictions(
-        *map(read_predictions, folders), seed=seed, num_resamples=num_resamples
-    )
-    if out is not None:
-        write_comparison(comparison, out)
-        write_comparison_page(comparison, out, name_a=str(a), name_b=str(b))
-    record = {**comparison.as_dict(), "a": folders[0], "b": folders[1], "out": out}
-    echo_result(record, _comparison_lines(comparison, folders, out), as_json=as_json)
-
-
-def _evaluate(checkpoints: list[Path], data: Path | None, split: str, **options: Any) -> Path:
+def run_evaluation(checkpoints: list[Path], data: Path | None, split: str, **options: Any) -> Path:
     """Return the folder of a checkpoint's evaluation, which is made if it does not exist."""
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.evaluate import evaluation_folder
@@ -338,28 +270,3 @@ def _evaluate(checkpoints: list[Path], data: Path | None, split: str, **options:
         options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
         evaluate_into(folder, predictor, pack, split=split, **options)
     return folder
-
-
-def _comparison_lines(
-    comparison: "Comparison", folders: list[Path], out: Path | None
-) -> Iterator[str]:
-    from wsi_idc.evaluation.compare import MIN_PATIENTS
-
-    yield f"A: {folders[0]}"
-    yield f"B: {folders[1]}"
-    yield f"{comparison.num_patches} patches of {comparison.num_patients} patients"
-    yield f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval"
-    for row in comparison.metrics.to_dict("records"):
-        better = {"a": "  A is better", "b": "  B is better"}.get(row["better"], "")
-        yield (
-            f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
-            f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
-        )
-    for note in comparison.notes:
-        yield f"note: {note}"
-    if comparison.num_patients < MIN_PATIENTS:
-        yield f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better"
-    elif not comparison.metrics["better"].any():
-        yield "no difference is larger than chance between patients would make it"
-    if out is not None:
-        yield f"written to {out}"

@@ -1,18 +1,18 @@
 """``wsi-idc info`` and ``doctor``: describe a file, or this machine."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import PATH, data_option, output_options
+from wsi_idc.cli.options import PATH, output_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 if TYPE_CHECKING:
-    from wsi_idc.doctor.doctor import CheckResult
+    pass
+
 
 _MAX_TEXT = 400
 
@@ -176,44 +176,3 @@ def _short(value: Any) -> str:
         value = f"{value:.4g}"
     text = str(value)
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
-
-
-@click.command()
-@data_option
-@click.option(
-    "--out", type=PATH, default=".", help="Folder for results.  [default: the working folder]"
-)
-@output_options
-def doctor(data: Path | None, out: Path, as_json: bool) -> None:
-    """Describe this machine and the installation, for a bug report.
-
-    Versions, cores, memory, GPUs, SLURM, disks, weights and data: each is ok, a note, or a problem
-    with advice. The command writes 64 MB into the folder of --out and removes them; it downloads
-    nothing, packs nothing and always exits with 0.
-
-    \b
-    Examples:
-      wsi-idc doctor
-      srun --gres=gpu:1 wsi-idc doctor --out /scratch/me
-    """
-    from wsi_idc.doctor.doctor import run_checks
-
-    results = list(run_checks(data=data, out=out))
-    record = {
-        "findings": [vars(result) for result in results],
-        "num_notes": sum(result.state == "note" for result in results),
-        "num_problems": sum(result.state == "problem" for result in results),
-    }
-    echo_result(record, _check_lines(results), as_json=as_json)
-
-
-def _check_lines(results: "list[CheckResult]") -> Iterator[str]:
-    width = max(len(result.name) for result in results)
-    for result in results:
-        yield f"{result.state:<7}  {result.name:<{width}}  {result.value}"
-    for state in ("note", "problem"):
-        for result in results:
-            if result.state == state and result.advice:
-                yield f"{state}: {result.name}: {result.advice}"
-    num = sum(result.state == "problem" for result in results)
-    yield f"{num} problem{'s' * (num > 1)} found" if num else "no problem found"

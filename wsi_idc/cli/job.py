@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.data import explore, prepare
-from wsi_idc.cli.eval import compare, eval_
-from wsi_idc.cli.from_maps import export, render, report
+from wsi_idc.cli.compare import compare
+from wsi_idc.cli.eval import eval_
+from wsi_idc.cli.explore import explore
+from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import PATH, is_given, json_option, with_default
 from wsi_idc.cli.output import echo, echo_note, echo_result, echo_table, raise_if_any
-from wsi_idc.cli.train import search, train
+from wsi_idc.cli.prepare import prepare
+from wsi_idc.cli.render import render
+from wsi_idc.cli.report import report
+from wsi_idc.cli.search import search
+from wsi_idc.cli.train import train
 from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
 
 if TYPE_CHECKING:

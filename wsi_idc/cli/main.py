@@ -14,15 +14,23 @@ import click
 
 from wsi_idc import __version__
 from wsi_idc.cli.bench import bench
-from wsi_idc.cli.data import download, explore, fetch_weights, prepare, synth
+from wsi_idc.cli.compare import compare
 from wsi_idc.cli.demo import demo
-from wsi_idc.cli.eval import compare, eval_
-from wsi_idc.cli.from_maps import export, render, report
-from wsi_idc.cli.info import doctor, info
+from wsi_idc.cli.doctor import doctor
+from wsi_idc.cli.download import download, fetch_weights
+from wsi_idc.cli.eval import eval_
+from wsi_idc.cli.explore import explore
+from wsi_idc.cli.export import export
+from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job, status, submit
 from wsi_idc.cli.map import map_
 from wsi_idc.cli.output import echo_note, one_line
-from wsi_idc.cli.train import search, train
+from wsi_idc.cli.prepare import prepare
+from wsi_idc.cli.render import render
+from wsi_idc.cli.report import report
+from wsi_idc.cli.search import search
+from wsi_idc.cli.synth import synth
+from wsi_idc.cli.train import train
 from wsi_idc.core.errors import StoppedError, WsiIdcError
 from wsi_idc.runtime.resources import limit_spinning
 

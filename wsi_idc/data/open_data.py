@@ -5,32 +5,26 @@ read it at random; ``WSI_IDC_SCRATCH`` names a folder on the disk or in the memo
 the tasks of the node share a copy of the pack.
 """
 
-import contextlib
-import hashlib
-import json
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from wsi_idc.core.constants import PATCH_PX
-from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
-from wsi_idc.core.files import atomic_write, is_being_written, remove_partial, retry_while_busy
+from wsi_idc.core.errors import BusyError, DataError
+from wsi_idc.core.files import is_being_written, remove_partial
 from wsi_idc.core.hdf5 import read_format
+from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.data.download import read_download_path
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
 from wsi_idc.data.patch_index import content_key, has_patches, open_patch_store, read_issues
 from wsi_idc.data.patch_store import UNREADABLE, FolderStore, PatchStore, is_zip
 from wsi_idc.data.pixels import is_decodable
 from wsi_idc.data.prepare import REJECTED_CSV, cache_path, prepare
+from wsi_idc.data.staging import stage_to_scratch
 
 logger = logging.getLogger(__name__)
-
 DEFAULT_FOLDER = "data"
-SCRATCH_ENV = "WSI_IDC_SCRATCH"
-# Bytes that a copy leaves free for the other users of the node.
-_LEFT_FREE = 256 * 10**6
 _ADVICE = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
@@ -51,7 +45,7 @@ def open_data(path: Path | None = None) -> Pack:
     pack = find_pack(path)
     if pack is None:
         pack = _open_tree(find_patch_tree(path) if path.is_dir() else path)
-    return _stage_to_scratch(pack)
+    return stage_to_scratch(pack)
 
 
 def default_data() -> Path:
@@ -171,76 +165,3 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsi-idc"
     except RuntimeError:
         raise DataError("no home folder to keep packs in; set WSI_IDC_CACHE to a folder") from None
-
-
-def _stage_to_scratch(pack: Pack) -> Pack:
-    """Return the pack that reads its copy in the scratch folder, else the pack itself."""
-    scratch = os.environ.get(SCRATCH_ENV)
-    if not scratch or pack.path.resolve().is_relative_to(Path(scratch).resolve()):
-        return pack
-    try:
-        # The name is equal for equal data, independent of the pack's path.
-        text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        copy = _own_folder(Path(scratch)) / f"{key}.h5"
-        staged = retry_while_busy(
-            lambda: _open_copy(pack, copy) or _copy(pack, copy),
-            log_as=f"another process that copies {pack.path} to {copy}",
-        )
-    except (WsiIdcError, OSError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        logger.warning("%s is not copied to %s: %s", pack.path, SCRATCH_ENV, reason)
-        return pack
-    logger.info("%s is read from the copy %s", pack.path, copy)
-    return staged
-
-
-def _own_folder(scratch: Path) -> Path:
-    """Create the folder of this user; refuse another user's, who could replace the data in it."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = scratch / f"wsi-idc-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-        raise WsiIdcError(f"{folder} is not a folder of this user; remove it")
-    folder.chmod(0o700)
-    return folder
-
-
-def _open_copy(pack: Pack, copy: Path) -> Pack | None:
-    """Open the copy; None if it is missing, damaged, or older than the pack."""
-    if not copy.exists() or _size_and_time(copy) != _size_and_time(pack.path):
-        return None
-    try:
-        return Pack(pack.path, copy)
-    except DataError as error:
-        logger.warning("%s; copying it again", error)
-        return None
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, int(status.st_mtime)  # some disks store no fractions of a second
-
-
-def _copy(pack: Pack, copy: Path) -> Pack:
-    with atomic_write(copy) as partial:
-        if _open_copy(pack, copy) is not None:
-            raise BusyError(f"{copy}: another process has just made it")
-        # Free the room of a damaged copy and of a killed process's partial copy.
-        copy.unlink(missing_ok=True)
-        partial.write_bytes(b"")
-        source = pack.path.stat()
-        free, needed = shutil.disk_usage(copy.parent).free, source.st_size + _LEFT_FREE
-        if free < needed:
-            raise WsiIdcError(
-                f"not enough room, {free / 1e6:.0f} MB free of the {needed / 1e6:.0f} MB needed; "
-                f"free some, or unset {SCRATCH_ENV}"
-            )
-        logger.info("copying %s (%.0f MB) to %s", pack.path, source.st_size / 1e6, copy)
-        shutil.copyfile(pack.path, partial)
-        os.utime(partial, ns=(source.st_atime_ns, source.st_mtime_ns))
-    staged = _open_copy(pack, copy)
-    if staged is None:
-        raise WsiIdcError(f"the copy {copy} differs from the pack")
-    return staged

@@ -12,25 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import HEADLINE_METRICS, METRIC_TABLE, TITLES
+from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE, TITLES
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics import bootstrap
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
-from wsi_idc.plotting.style import (
-    ACCENT,
-    GRAY,
-    GRID,
-    INK,
-    LABEL_COLORS,
-    OTHER,
-    count,
-    interval,
-    number,
-    percent,
-    printable,
-    say_none,
-    signed,
-)
+from wsi_idc.plotting.colors import INK, LABEL_COLORS
+from wsi_idc.plotting.number_format import count, interval, number, percent, signed
+from wsi_idc.plotting.style import ACCENT, GRAY, GRID, OTHER, printable, say_none
 
 BORDER_TITLES = {
     0: "next to a patch of the other label",

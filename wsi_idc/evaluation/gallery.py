@@ -14,7 +14,9 @@ from wsi_idc.evaluation.charts import probability_name
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.explore.patch_figures import Pixels, neighborhood
 from wsi_idc.geometry.grid import INTERIOR
-from wsi_idc.plotting.style import INK, number, printable
+from wsi_idc.plotting.colors import INK
+from wsi_idc.plotting.number_format import number
+from wsi_idc.plotting.style import printable
 
 NUM_ROWS, NUM_COLS = 4, 6
 # So that the gallery shows several patients.

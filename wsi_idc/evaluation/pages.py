@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wsi_idc.core.constants import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
+from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
 from wsi_idc.evaluation.compare import MEASURED, MIN_PATIENTS, PUBLISHED, Comparison
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import write_figures, write_page
-from wsi_idc.plotting.style import ACCENT, GRAY, OTHER, count, number, printable, say_none, signed
+from wsi_idc.plotting.number_format import count, number, signed
+from wsi_idc.plotting.style import ACCENT, GRAY, OTHER, printable, say_none
 
 _NUM_NAMED = 3
 _LONGEST_NAME = 44

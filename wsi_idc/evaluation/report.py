@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from wsi_idc.core.constants import HEADLINE_METRICS, METRIC_TABLE
+from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
@@ -19,7 +19,7 @@ from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import remove_figures, write_figures, write_page
-from wsi_idc.plotting.style import count
+from wsi_idc.plotting.number_format import count
 from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
 

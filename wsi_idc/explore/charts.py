@@ -13,7 +13,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.explore.pixel_statistics import CHANNELS
 from wsi_idc.explore.quality import MAX_ABS_Z, MIN_PATCHES_FOR_STAIN
 from wsi_idc.explore.tables import LABEL_COLUMNS, Description, label_names
-from wsi_idc.plotting.style import INK, LABEL_COLORS, say_none
+from wsi_idc.plotting.colors import INK, LABEL_COLORS
+from wsi_idc.plotting.style import say_none
 
 _CHANNEL_COLORS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
 _NUM_BINS = 20

@@ -16,8 +16,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.explore import quality
 from wsi_idc.explore.tables import Description, label_names
 from wsi_idc.geometry.grid import mosaic, scatter_to_grid
+from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.plotting.raster import downscale
-from wsi_idc.plotting.style import LABEL_COLORS, house_style, save_png, say_none
+from wsi_idc.plotting.style import house_style, save_png, say_none
 
 _SAMPLES = (5, 8)  # rows, cols of each class
 _AUGMENTED_DRAWS = 8

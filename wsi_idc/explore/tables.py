@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wsi_idc import __version__
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import is_small_inside
-from wsi_idc.explore import quality
+from wsi_idc.explore import duplicates, quality
 from wsi_idc.explore.pixel_statistics import CHANNELS, PixelStatistics, pixel_statistics
 from wsi_idc.geometry.grid import shape_of
 
@@ -64,7 +64,7 @@ def describe(pack: Pack) -> Description:
     hints = quality.quality_flags(pack, pixels.table, neighbors)
     candidates = np.flatnonzero(~quality.is_blank(pixels.table))
     hashes = pixels.table["hash"].to_numpy(np.uint64)
-    similar = quality.with_locations(pack, quality.find_duplicates(pack, hashes, candidates))
+    similar = quality.with_locations(pack, duplicates.find_duplicates(pack, hashes, candidates))
     columns = ["group", "row", "patient", "x", "y", "label", "bits_apart", "correlation", "path"]
     similar = similar[columns]
     tables = {
@@ -214,7 +214,7 @@ def _summary(pack: Pack, tables: dict[str, pd.DataFrame], num_complete: int) -> 
             "stain_outliers": patients.loc[patients["stain_outlier"], "patient"].tolist(),
         },
         "near_duplicates": {
-            "method": quality.DUPLICATE_METHOD,
+            "method": duplicates.DUPLICATE_METHOD,
             "groups": int(similar["group"].nunique()),
             "patches": len(similar),
             "patients": int(similar["patient"].nunique()),

@@ -8,9 +8,11 @@ from pathlib import Path
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.core.files import safe_filename
 from wsi_idc.core.progress import progress
+from wsi_idc.export.csv_table import write_csv
 from wsi_idc.export.geojson import write_geojson
-from wsi_idc.export.patch_table import write_csv
-from wsi_idc.export.pictures import layer_pictures, write_legend, write_ome_tiff, write_png
+from wsi_idc.export.layers import layer_pictures
+from wsi_idc.export.ome_tiff import write_ome_tiff
+from wsi_idc.export.png import write_legend, write_png
 from wsi_idc.maps.map_reader import open_image, read_map
 from wsi_idc.maps.patient_map import PatientMap
 

@@ -20,14 +20,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.models.batch_norm import fuse_batch_norm
 from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
 from wsi_idc.models.classifier import PatchClassifier, to_images
-from wsi_idc.runtime.device import (
-    DeviceConfig,
-    DeviceTensor,
-    DeviceTransfer,
-    PendingResult,
-    oom_as_error,
-)
+from wsi_idc.runtime.device import DeviceConfig, oom_as_error
 from wsi_idc.runtime.prefetch import prefetch
+from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predict import BatchPredictor, RawPrediction, batch_predictor, predict
 from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import architecture, check_cam_layer, default_cam_layer
+from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
 
 # Relative. Networks tolerate a small difference in scale, and files state a rounded mpp.

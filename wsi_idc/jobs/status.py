@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
-from wsi_idc.core.files import is_held
+from wsi_idc.core.locks import is_held
 from wsi_idc.data.open_data import default_data, find_pack
 from wsi_idc.data.splits import read_patients
 from wsi_idc.evaluation.results import (

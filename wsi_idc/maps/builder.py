@@ -28,7 +28,8 @@ from wsi_idc.maps.map_writer import MapReport, map_writers
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
 from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.registry import architecture, cam_grid, default_cam_layer
+from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
+from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.signals import StopRequest, stopped_error
 

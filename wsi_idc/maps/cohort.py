@@ -26,7 +26,7 @@ from wsi_idc.core.hdf5 import (
     read_attributes,
     read_dataset,
 )
-from wsi_idc.geometry.grid import largest_region
+from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.map_reader import COHORT_H5, is_map, map_paths, read_map
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.metrics.classification import auc, confusion, threshold_metrics

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.style import COLORMAPS
+from wsi_idc.plotting.colors import COLORMAPS
 
 TOP_PERCENTILE = 99.5
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
-from wsi_idc.core.files import retry_while_busy, write_bytes
+from wsi_idc.core.files import write_bytes
+from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
 from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
 from wsi_idc.maps.patient_map import PatientMap, SlideView

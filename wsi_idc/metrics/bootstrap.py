@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import METRICS, NUM_RESAMPLES
+from wsi_idc.core.constants import NUM_RESAMPLES
+from wsi_idc.core.metric_table import METRICS
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide, threshold_metrics
 
 _Ints = NDArray[np.integer]

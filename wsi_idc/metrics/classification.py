@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import METRICS
+from wsi_idc.core.metric_table import METRICS
 
 ECE_BINS = 15  # as Guo et al. 2017
 

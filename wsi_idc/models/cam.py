@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_idc.core.constants import IDC, PATCH_PX
+from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
-from wsi_idc.models.registry import check_cam_layer, default_cam_layer
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
 NOISE_SEED = 0  # of the noise that smoothgradcam++ adds to each image

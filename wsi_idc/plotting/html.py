@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc import NOTICE
-from wsi_idc.core.constants import TITLES
 from wsi_idc.core.files import write_text
+from wsi_idc.core.metric_table import TITLES
 from wsi_idc.core.progress import progress
 from wsi_idc.plotting import style
 from wsi_idc.plotting.raster import Pixels, colorize, downscale

@@ -1,6 +1,5 @@
 """Style of figures and pages: colors and numbers, and functions that save figures."""
 
-import math
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,23 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from wsi_idc.core.files import atomic_write
-
-# -1 is unknown. The colors differ without red and green, and in gray.
-LABEL_COLORS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
-
-# Colormaps of matplotlib by layer. Perceptually uniform, for color-blind people too.
-COLORMAPS = {
-    "probability": "viridis",
-    "smoothed": "viridis",
-    "cam": "inferno",
-    "uncertainty": "cividis",
-}
+from wsi_idc.plotting.colors import INK
 
 # Lines and marks of figures, and the gray of lines behind them.
 ACCENT, OTHER, THIRD = "#2f6db3", "#c2410c", "#2a9d6f"
 GRAY, GRID = "#8a8a8a", "#e4e4e4"
-INK = "#333333"
-NONE = "\N{EN DASH}"
 DPI = 150
 PAGE_MM = 180.0  # width of a journal's page
 _MM_PER_INCH = 25.4
@@ -122,45 +109,3 @@ def _save(figure: Figure, path: Path, **options: Any) -> None:
         warnings.filterwarnings("ignore", message="Glyph ")
         with atomic_write(path) as partial:
             figure.savefig(partial, **options)
-
-
-def number(value: float | None, *, digits: int = 3) -> str:
-    """Format a number with digits after the point, or as a dash if it has no value."""
-    return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def signed(value: float | None, *, digits: int = 3) -> str:
-    """Format a difference with its sign, or as a dash if it has no value."""
-    if value == 0:
-        return number(value, digits=digits)
-    return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def percent(value: float | None) -> str:
-    """Format a fraction in percent, or as a dash if it has no value."""
-    return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
-
-
-def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval; without a value it is empty."""
-    if _is_none(low) or _is_none(high):
-        return ""
-    if low < 0:  # type: ignore[operator]
-        return signed_interval(low, high, digits=digits)
-    return f"{number(low, digits=digits)}\N{EN DASH}{number(high, digits=digits)}"
-
-
-def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval of a difference; without a value it is empty."""
-    if _is_none(low) or _is_none(high):
-        return ""
-    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
-
-
-def count(value: int, singular: str, plural: str) -> str:
-    """Format a count with its noun."""
-    return f"{value:,} {singular if value == 1 else plural}"
-
-
-def _is_none(value: float | None) -> bool:
-    return value is None or math.isnan(value)

@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import mosaic, region_boundary
+from wsi_idc.geometry.grid import mosaic
+from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import Layer, has_labels, layers_of
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.plotting.raster import (
     NUM_COLORS,
     Pixels,
@@ -20,7 +22,7 @@ from wsi_idc.plotting.raster import (
     overlay_colormap,
     to_gray,
 )
-from wsi_idc.plotting.style import COLORMAPS, LABEL_COLORS, printable
+from wsi_idc.plotting.style import printable
 
 # A CAM near zero hides nothing, and weak spots remain visible.
 _OPACITY: dict[str, NDArray[np.float64] | float] = {

@@ -25,10 +25,11 @@ from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from wsi_idc.geometry.grid import region_boundary, scatter_to_grid
+from wsi_idc.geometry.grid import scatter_to_grid
+from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.style import LABEL_COLORS
+from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.report.layers import (
     CALLED_COLOR,
     OUTCOME_COLORS,

@@ -19,8 +19,8 @@ from wsi_idc.maps.layers import (
     robust_max,
 )
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
 from wsi_idc.plotting.raster import color_table
-from wsi_idc.plotting.style import COLORMAPS, LABEL_COLORS
 
 CALLED_COLOR = "#19c8b9"
 TRUTH_COLOR = "#ffffff"

@@ -9,8 +9,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.constants import MAX_SEED, MONITOR_METRICS
+from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import JobError, RunError
+from wsi_idc.core.metric_table import MONITOR_METRICS
 from wsi_idc.core.toml_file import (
     check_keys,
     command_and_name,

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsi_idc.core.files import write_text
-from wsi_idc.plotting.style import ACCENT, INK, OTHER, house_style, save_png
+from wsi_idc.plotting.colors import INK
+from wsi_idc.plotting.style import ACCENT, OTHER, house_style, save_png
 from wsi_idc.search.config import Range, SearchSpec, Value, format_point, format_value
 
 TABLE, FIGURE, BEST_JOB = "trials.csv", "search.png", "best.toml"

@@ -17,8 +17,9 @@ from wsi_idc.core.files import write_json
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
+from wsi_idc.models.cam_layers import check_input_px
 from wsi_idc.models.pretrained import weights_file
-from wsi_idc.models.registry import architecture, check_input_px
+from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import SearchSpec, format_point

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wsi_idc.core.errors import BusyError, JobError, WsiIdcError
-from wsi_idc.core.files import locked, wait_for_lock
+from wsi_idc.core.locks import locked, wait_for_lock
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import Axis, Range, SearchSpec, Value
 from wsi_idc.search.results import Trial

@@ -19,7 +19,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.distributed import World
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.training.config import TrainConfig
-from wsi_idc.training.optimization import Targets, inverse_frequency
+from wsi_idc.training.loss import Targets, inverse_frequency
 
 logger = logging.getLogger(__name__)
 # Fraction of the device's free memory for patches; the rest is for the network.

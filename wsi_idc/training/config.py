@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_idc.core.constants import MAX_SEED, MONITOR_METRICS
+from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.files import sha256
+from wsi_idc.core.metric_table import MONITOR_METRICS
 
 if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack

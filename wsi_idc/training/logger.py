@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wsi_idc.explore.patch_figures import augmented_samples
-from wsi_idc.plotting.style import ACCENT, INK, OTHER, THIRD, house_style, save_png
+from wsi_idc.plotting.colors import INK
+from wsi_idc.plotting.style import ACCENT, OTHER, THIRD, house_style, save_png
 from wsi_idc.training.runs import CURVES, EVENTS, SAMPLES
 from wsi_idc.training.state import Training
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.core.files import wait_for_lock, write_json, write_text
+from wsi_idc.core.files import write_json, write_text
+from wsi_idc.core.locks import wait_for_lock
 
 FORMAT = "wsi-idc-run"
 HISTORY = "metrics.jsonl"

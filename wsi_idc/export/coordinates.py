@@ -1,15 +1,12 @@
-"""Position and numbers of the patches, for all formats, and the CSV of both."""
+"""Coordinates of patches in exported files."""
 
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import MapError
-from wsi_idc.core.files import write_bytes
 from wsi_idc.maps.patient_map import PatientMap
 
 # Corners are stored as integers, so rounding moves them by up to one px.
@@ -81,44 +78,3 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "level0") -> Grid
     margin = patient_map.origin_px * patient_map.mpp / patient_map.level0_mpp
     x, y = (float(edge) + margin for edge in corner)
     return GridTransform(x, y, side, patient_map.level0_mpp)
-
-
-def patch_table(patient_map: PatientMap) -> pd.DataFrame:
-    """Return the numbers of a map, one row a patch.
-
-    Columns: ``prob_CLASS`` and ``logit_CLASS`` of both classes, ``label`` (-1 unknown), and if
-    the map has them ``uncertainty``, ``smoothed``, ``cam_mean`` and ``cam_max``.
-    """
-    other, idc = patient_map.class_names
-    columns = {
-        f"prob_{other}": 1 - patient_map.probability.astype(np.float64),
-        f"prob_{idc}": patient_map.probability.astype(np.float64),
-        f"logit_{other}": patient_map.logit[:, 0],
-        f"logit_{idc}": patient_map.logit[:, 1],
-        "label": patient_map.label,
-    }
-    for name in ("uncertainty", "smoothed"):
-        if (values := getattr(patient_map, name)) is not None:
-            columns[name] = values
-    if patient_map.cam is not None:
-        columns["cam_mean"] = patient_map.cam.mean(axis=(1, 2))
-        columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
-    return pd.DataFrame(columns)
-
-
-def write_csv(patient_map: PatientMap, out: Path) -> None:
-    """Write one line a patch: WSInfer's columns, the cell, then the other numbers.
-
-    WSInfer's columns are ``minx``, ``miny``, ``width``, ``height`` as integers in level-0
-    px, where neighboring patches share an edge, and ``prob_CLASS``.
-    """
-    transform = grid_transform(patient_map)
-    cells = patient_map.row_col[:, ::-1]
-    first, last = (transform.points(n).round().astype(np.int64) for n in (cells, cells + 1))
-    numbers = patch_table(patient_map)
-    corners = pd.DataFrame(
-        np.hstack([first, last - first]), columns=["minx", "miny", "width", "height"]
-    )
-    row_col = pd.DataFrame(patient_map.row_col, columns=["row", "col"])
-    table = pd.concat([corners, numbers.iloc[:, :2], row_col, numbers.iloc[:, 2:]], axis=1)
-    write_bytes(out, table.to_csv(index=False, float_format="%.7g").encode())

@@ -1,0 +1,103 @@
+"""``wsi-idc export``."""
+
+from pathlib import Path
+
+import click
+
+from wsi_idc.cli.inputs import find_checkpoints, find_maps, read_checkpoint
+from wsi_idc.cli.options import (
+    PATH,
+    Number,
+    changed,
+    checkpoint_option,
+    output_options,
+    with_default,
+)
+from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
+
+_FORMATS = ("geojson", "ome-tiff", "csv", "png")
+_MODEL = "wsinfer"
+
+
+@click.command()
+@click.argument("maps", nargs=-1, type=PATH)
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice([*_FORMATS, _MODEL]),
+    multiple=True,
+    help="Format to write; may be repeated.  [default: all but wsinfer]",
+)
+@click.option(
+    "--out", type=PATH, help="Folder to write into.  [default: export, for wsinfer: wsinfer]"
+)
+@click.option(
+    "--threshold",
+    type=Number(0, 1),
+    help="Call a patch IDC in GeoJSON from this probability.  [default: the map's own]",
+)
+@with_default(
+    "--coordinates",
+    type=click.Choice(["level0", "image"]),
+    default="level0",
+    help="Pixels of GeoJSON: of the slide at full resolution, or of the OME-TIFF; for the map of a "
+    "pack they are the same.",
+)
+@click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
+@checkpoint_option
+@output_options
+def export(
+    maps: tuple[Path, ...],
+    formats: tuple[str, ...],
+    out: Path | None,
+    threshold: float | None,
+    coordinates: str,
+    compress: bool,
+    checkpoint: Path | None,
+    as_json: bool,
+) -> None:
+    """Write MAPS, or a model, as files for other tools.
+
+    \b
+    geojson   tiles with measurements and outlines of regions, for QuPath
+    ome-tiff  tissue, probability and CAM as aligned images, for QuPath
+    csv       one line for each patch, WSInfer's columns first
+    png       transparent layers of one size, and the scale of their colors
+    wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
+
+    MAPS are map files or folders of them; without any, every map in maps/ is written. Files of the
+    same names are replaced.
+
+    \b
+    Examples:
+      wsi-idc export maps/10253.h5 --format geojson --format ome-tiff
+      wsi-idc export --format wsinfer --checkpoint runs/mine --out my-model
+    """
+    unused = changed("threshold", "coordinates", "compress")
+    if unused and formats and "geojson" not in formats:
+        raise click.UsageError(f"{', '.join(unused)} is of GeoJSON; add --format geojson.")
+    if _MODEL in formats:
+        if maps or set(formats) != {_MODEL}:
+            raise click.UsageError(
+                "--format wsinfer writes a model: give it without maps and other formats."
+            )
+        (path,) = find_checkpoints([checkpoint] if checkpoint else [])
+        from wsi_idc.export.wsinfer import write_wsinfer
+
+        files = write_wsinfer(read_checkpoint(path), out or Path("wsinfer"))
+        echo_result({"written": files}, map(str, files), as_json=as_json)
+        return
+    if checkpoint is not None:
+        raise click.UsageError("--checkpoint goes with --format wsinfer.")
+    paths = find_maps(maps)
+    from wsi_idc.export.export import ExportOptions, export_maps
+
+    options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)
+    result = export_maps(paths, out or Path("export"), options)
+    written = {str(path): files for path, files in result.written.items()}
+    failed = {str(path): reason for path, reason in result.failed.items()}
+    lines = (str(file) for files in written.values() for file in files)
+    echo_result({"written": written, "failed": failed}, lines, as_json=as_json)
+    for reason in failed.values() if not as_json else ():
+        echo_note(f"not exported: {reason}")
+    raise_if_any(failed, len(paths), "maps not exported")

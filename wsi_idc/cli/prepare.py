@@ -1,0 +1,100 @@
+"""``wsi-idc prepare``."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    Number,
+    output_options,
+    with_default,
+)
+from wsi_idc.cli.output import echo_result, table_lines
+from wsi_idc.core.errors import DataError
+
+if TYPE_CHECKING:
+    from wsi_idc.data.patch_index import FileIssue
+    from wsi_idc.data.prepare import PrepareReport
+
+
+_NUM_SHOWN = 10
+
+
+@click.command()
+@click.argument("tree", type=PATH, required=False)
+@with_default("--out", type=PATH, default=Path("data/idc.h5"), help="The pack.")
+@click.option(
+    "--mpp",
+    type=Number(min=0, min_open=True),
+    help="Microns per pixel of the patches.  [default: 4, noted as assumed]",
+)
+@with_default("--patch-px", type=click.IntRange(8, 255), default=50)
+@click.option("--num-workers", type=click.IntRange(min=1), help="[default: the available cores]")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any file is left out.")
+@output_options
+def prepare(
+    tree: Path | None,
+    out: Path,
+    mpp: float | None,
+    patch_px: int,
+    num_workers: int | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Check patches and pack them into one file.
+
+    TREE is a folder of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of one, which is read
+    without unpacking. Without TREE the download of wsi-idc download is taken, else data/ or the zip
+    in it. rejected.csv lists the files that are left out, flagged.csv those that are kept but
+    unusual; both are beside the pack. After a stop or a kill the same command resumes.
+
+    \b
+    Examples:
+      wsi-idc prepare ~/IDC_regular_ps50_idx5 --out data/idc.h5
+      wsi-idc prepare archive.zip
+    """
+    from wsi_idc.data.open_data import default_tree
+    from wsi_idc.data.prepare import prepare as pack_tree
+
+    report = pack_tree(
+        tree or default_tree(), out, patch_px=patch_px, mpp=mpp, num_workers=num_workers
+    )
+    echo_result(report.as_dict(), _prepare_lines(report), as_json=as_json)
+    if strict and report.rejected:
+        raise DataError(
+            f"{len(report.rejected)} files were left out (--strict); see "
+            f"{out.with_name('rejected.csv')}"
+        )
+
+
+def _prepare_lines(report: "PrepareReport") -> Iterator[str]:
+    info = report.info
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (info.mean, info.std))
+    yield from table_lines(
+        [
+            ("pack", report.pack),
+            ("patches", f"{report.num_patches} of {report.num_patients} patients"),
+            ("classes", f"{report.num_non_idc} non-IDC, {report.num_idc} IDC"),
+            ("resolution", f"{info.mpp:g} um/px ({info.mpp_source})"),
+            ("mean, std", f"{mean}, {std}"),
+            ("edge patches", f"{report.num_edge}, padded white"),
+        ]
+    )
+    if report.num_other_files:
+        yield f"{report.num_other_files} files that are not PNG were ignored"
+    yield from _issue_lines("left out", report.rejected, report.pack.with_name("rejected.csv"))
+    yield from _issue_lines("noted", report.flagged, report.pack.with_name("flagged.csv"))
+
+
+def _issue_lines(label: str, issues: "Sequence[FileIssue]", table: Path) -> Iterator[str]:
+    for reason, count in sorted(Counter(issue.reason for issue in issues).items()):
+        yield f"{label}: {count} x {reason}"
+        of_reason = [issue for issue in issues if issue.reason == reason]
+        for issue in of_reason[:_NUM_SHOWN]:
+            yield f"  {issue.path}: {issue.detail}"
+        if count > _NUM_SHOWN:
+            yield f"  and {count - _NUM_SHOWN} more, in {table}"

@@ -1,0 +1,104 @@
+"""``wsi-idc render``."""
+
+from pathlib import Path
+
+import click
+
+from wsi_idc.cli.inputs import find_maps
+from wsi_idc.cli.options import (
+    PATH,
+    logging_options,
+    threshold_option,
+    with_default,
+)
+from wsi_idc.cli.output import echo, echo_note, raise_if_any
+from wsi_idc.core.errors import MapError, WsiIdcError
+
+_VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
+
+
+@click.command()
+@click.argument("maps", nargs=-1, type=PATH)
+@with_default(
+    "--view",
+    "views",
+    type=click.Choice(_VIEWS),
+    multiple=True,
+    default=("panels",),
+    help="View to draw; may be repeated.",
+)
+@with_default(
+    "--format",
+    "formats",
+    type=click.Choice(["png", "pdf"]),
+    multiple=True,
+    default=("png",),
+    help="May be repeated.",
+)
+@with_default(
+    "--dpi",
+    type=click.IntRange(30, 1200),
+    default=300,
+    help="Resolution of a PNG, and of the images in a PDF.",
+)
+@click.option("--out", type=PATH, help="Folder of pictures.  [default: beside each map]")
+@threshold_option
+@logging_options
+def render(
+    maps: tuple[Path, ...],
+    views: tuple[str, ...],
+    formats: tuple[str, ...],
+    dpi: int,
+    out: Path | None,
+    threshold: float | None,
+) -> None:
+    """Draw MAPS as pictures, no wider than a journal's page (180 mm).
+
+    \b
+    panels        tissue, probability, CAM mosaic, labels, and if the map has
+                  them: smoothed probability, uncertainty, the complete slide
+    overlay       probability over tissue in gray
+    contours      tissue with the outlines of called and labelled IDC
+    cam           CAM over tissue in gray, one scale for the patient
+    side-by-side  tissue, overlay, cam and labels in a row
+
+    Panels become PATIENT.png, another view PATIENT-VIEW.png. A PDF has text and outlines as vectors
+    and is the same, byte for byte, whenever it is made.
+
+    MAPS are map files or folders of them; without any, every map in maps/ is drawn.
+
+    \b
+    Examples:
+      wsi-idc render maps/10253.h5
+      wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
+    """
+    paths = find_maps(maps)
+    from wsi_idc.render.render import picture_name, render_map
+
+    pictures = {
+        (path, view): [
+            (out or path.parent) / picture_name(path, view=view, suffix=suffix)
+            for suffix in dict.fromkeys(formats)
+        ]
+        for path in paths
+        for view in views
+    }
+    maps_by_picture: dict[Path, Path] = {}
+    for (path, _), files in pictures.items():
+        for file in files:
+            if (other := maps_by_picture.setdefault(file, path)) != path:
+                raise MapError(
+                    f"{other} and {path} would both be drawn as {file}; "
+                    "draw them into different folders with --out"
+                )
+    failed = []
+    for (path, view), files in pictures.items():
+        try:
+            render_map(path, *files, view=view, dpi=dpi, threshold=threshold)
+        except (WsiIdcError, OSError) as error:
+            failed.append(error)
+            echo_note(f"not drawn: {error}")
+        else:
+            for file in files:
+                echo(file)
+    raise_if_any(failed, len(pictures), "views of maps not drawn")

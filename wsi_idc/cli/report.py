@@ -1,0 +1,53 @@
+"""``wsi-idc report``."""
+
+from pathlib import Path
+
+import click
+
+from wsi_idc.cli.inputs import find_maps
+from wsi_idc.cli.options import (
+    PATH,
+    output_options,
+    threshold_option,
+    with_default,
+)
+from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
+from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
+
+
+@click.command()
+@click.argument("maps", nargs=-1, type=PATH)
+@with_default("--out", type=PATH, default=DEFAULT_REPORT, help="Folder of the pages.")
+@threshold_option
+@output_options
+def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: bool) -> None:
+    """Make a report of MAPS: one page per patient, and one for all of them.
+
+    A page is one HTML file for a browser; it needs no server and no network. It shows the tissue
+    under layers, with a movable threshold. index.html shows every patient; cohort.csv and cohort.h5
+    are the table, the latter with a link to each map.
+
+    MAPS are map files or folders of them. Without any, the report has every map in maps/, and the
+    table is written there; with MAPS or another --threshold it is written into the report's folder.
+
+    \b
+    Examples:
+      wsi-idc report
+      wsi-idc report maps/10253.h5 maps/8864.h5 --out two
+    """
+    paths = find_maps(maps)
+    from wsi_idc.report.report import build_report
+
+    # A table at another threshold must not replace the table of the maps.
+    tables = DEFAULT_MAPS if not maps and threshold is None else out
+    result = build_report(paths, out, tables=tables, threshold=threshold)
+    failed = {str(path): reason for path, reason in result.failed.items()}
+    lines = [
+        *map(str, result.pages.values()),
+        f"{result.csv}, {result.hdf5}: {len(result.pages)} patients",
+        f"open {result.index}",
+    ]
+    echo_result({**vars(result), "failed": failed}, lines, as_json=as_json)
+    for reason in failed.values() if not as_json else ():
+        echo_note(f"not in the report: {reason}")
+    raise_if_any(failed, len(paths), "maps are not in the report")

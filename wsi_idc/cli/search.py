@@ -1,0 +1,107 @@
+"""``wsi-idc search``."""
+
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    data_option,
+    device_option,
+    output_options,
+)
+from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
+from wsi_idc.core.constants import DEFAULT_RUNS
+
+if TYPE_CHECKING:
+    from wsi_idc.search.results import SearchResult
+
+
+@click.command()
+@click.argument("job", type=PATH)
+@data_option
+@click.option("--out", type=PATH, help="Folder of the search.  [default: runs/NAME]")
+@device_option
+@output_options
+def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
+    """Train with many settings and rank them.
+
+    JOB is a TOML file with the fixed settings, the axes and the sampler: grid, random or tpe; see
+    jobs/search.toml. NAME is its name. Each trial is a run of its own. Several processes with the
+    same command share the trials, also on several machines with one disk. After a stop or a kill,
+    the same command resumes the search.
+
+    \b
+    Example:
+      wsi-idc search jobs/search.toml
+    """
+    from wsi_idc.search.config import read_search
+
+    spec = read_search(job)
+
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.runtime.signals import stop_requests
+
+    pack = open_data(data)
+
+    from wsi_idc.search.search import search as run_search
+
+    folder = out or DEFAULT_RUNS / spec.name
+    with stop_requests() as stop:
+        result = run_search(spec, pack, folder=folder, device=device, stop=stop)
+    best = result.best
+    record = {
+        "search": result.folder,
+        "metric": result.spec.metric,
+        "running_elsewhere": len(result.having("running")),
+        "trials": result.rows(),
+        "best": best
+        and {"number": best.number, "checkpoint": result.checkpoint, "config": best.config},
+    }
+    echo_result(record, _search_lines(result), as_json=as_json)
+    failed = result.having("failed")
+    for trial in failed:
+        echo_note(f"trial {trial.number} failed: {trial.reason}")
+    numbers = ", ".join(str(trial.number) for trial in failed)
+    raise_if_any(failed, len(result.trials), f"trials failed: {numbers}")
+
+
+def _search_lines(result: "SearchResult") -> Iterator[str]:
+    from wsi_idc.search.results import BEST_JOB, FIGURE, TABLE
+
+    rows, axes = result.rows(), result.spec.axes
+    names = [name for name in rows[0] if name not in {"run", "reason"}]
+    table = [[name.replace("_", " ") for name in names]]
+    table += [[_cell(name, row[name], axes) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+    if running := len(result.having("running")):
+        yield (
+            f"{running} of {len(rows)} trials are still being run by other processes; the last to "
+            "end writes the complete table"
+        )
+    if result.best is None:
+        yield f"no trial is complete; table in {result.folder / TABLE}"
+        return
+    yield from table_lines(
+        [
+            ("best", f"trial {result.best.number}, as job file in {result.folder / BEST_JOB}"),
+            ("table", result.folder / TABLE),
+            ("figure", result.folder / FIGURE),
+            ("checkpoint", result.checkpoint),
+            ("next", f"wsi-idc eval --checkpoint {result.checkpoint}"),
+        ]
+    )
+
+
+def _cell(name: str, value: object, axes: Container[str]) -> str:
+    from wsi_idc.search.config import format_value
+
+    if value is None:
+        return "-"
+    if isinstance(value, float) and name not in axes:
+        return f"{value:.0f}" if name == "seconds" else f"{value:.4f}"
+    return format_value(value)

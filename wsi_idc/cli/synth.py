@@ -1,0 +1,66 @@
+"""``wsi-idc synth``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi_idc.cli.options import (
+    PATH,
+    logging_options,
+    seed_option,
+    with_default,
+)
+from wsi_idc.cli.output import echo
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command()
+@click.argument("folder", type=PATH, required=False)
+@click.option("--slide", type=PATH, help="Draw one slide into this TIFF instead.")
+@with_default("--num-patients", type=click.IntRange(1, 9999), default=12)
+@with_default(
+    "--patches-per-patient",
+    type=click.IntRange(40, 100_000),
+    default=150,
+    help="Approximate number.",
+)
+@seed_option
+@logging_options
+def synth(
+    folder: Path | None,
+    slide: Path | None,
+    num_patients: int,
+    patches_per_patient: int,
+    seed: int,
+) -> None:
+    """Draw a synthetic cohort into FOLDER, or a slide.
+
+    The cohort is small and procedural, with the files of the Kaggle data set. The slide is a
+    pyramidal TIFF with a resolution; NAME.mask.png beside it is its truth (0 background and fat,
+    1 tissue, 2 IDC, at 4 um/px). The same seed draws the same bytes.
+
+    \b
+    Examples:
+      wsi-idc synth cohort && wsi-idc prepare cohort
+      wsi-idc synth --slide slide.tif
+    """
+    if (folder is None) == (slide is None):
+        raise click.UsageError("give FOLDER for a cohort or --slide FILE for a slide")
+    if slide is not None:
+        from wsi_idc.synthetic.slide import write_slide
+
+        drawn = write_slide(slide, seed=seed)
+        echo(f"{drawn.slide}: {drawn.width_px}x{drawn.height_px} px at {drawn.mpp:g} um/px")
+        echo(f"{drawn.mask}: its truth, {drawn.idc_fraction:.1%} of the tissue is IDC")
+    elif folder is not None:
+        from wsi_idc.synthetic.cohort import write_cohort
+
+        sizes = {"num_patients": num_patients, "patches_per_patient": patches_per_patient}
+        summary = write_cohort(folder, **sizes, seed=seed)
+        echo(
+            f"{folder}: {summary.patches} patches of {summary.patients} synthetic patients, "
+            f"{summary.idc_patches} of them IDC, {summary.edge_patches} edge patches"
+        )

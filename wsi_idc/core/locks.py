@@ -1,0 +1,146 @@
+"""File locks, and waiting for other processes."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wsi_idc.core.errors import BusyError, WsiIdcError
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+# Errors of a file system without locks, as some network disks are.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_SECONDS_BETWEEN_TRIES = 0.2
+
+
+@contextlib.contextmanager
+def locked(lock: Path, *, what: Path) -> Iterator[int]:
+    """Hold an exclusive lock inside the block.
+
+    Args:
+        lock: The lock file; it is created if it does not exist.
+        what: The output that the lock protects, for error messages.
+
+    Yields:
+        File descriptor of the lock.
+
+    Raises:
+        BusyError: Another process holds the lock.
+        WsiIdcError: The lock file cannot be created.
+    """
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise WsiIdcError(
+                f"{what}: cannot be written there ({error.strerror}); choose another place"
+            ) from None
+        with os.fdopen(fd, "rb"):  # closes it at the end of the block
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(
+                    f"{what}: another process is writing it; wait until that process ends"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            # The previous holder may have renamed the file just before: then lock the new one.
+            if is_same_file(fd, lock):
+                yield fd
+                return
+
+
+@contextlib.contextmanager
+def wait_for_lock(lock: Path, *, what: Path, **options: Any) -> Iterator[None]:
+    """Hold an exclusive lock inside the block; wait while another process holds it.
+
+    ``lock`` and ``what`` are those of ``locked``, ``options`` those of ``retry_while_busy``.
+    """
+    with contextlib.ExitStack() as stack:
+        retry_while_busy(lambda: stack.enter_context(locked(lock, what=what)), **options)
+        yield
+
+
+def retry_while_busy(
+    action: Callable[[], Result],
+    *,
+    timeout: float = math.inf,
+    log_as: str = "",
+    log_after: float = 0.0,
+    on_wait: Callable[[], None] | None = None,
+) -> Result:
+    """Call ``action`` until it does not raise ``BusyError``, and return its result.
+
+    Args:
+        action: Function that raises ``BusyError`` while another process does the same work.
+        timeout: Seconds after which the ``BusyError`` is passed on.
+        log_as: Name of the other process's work: "waiting for LOG_AS" is logged once.
+        log_after: Seconds of waiting before that line is logged.
+        on_wait: Function that is called before each pause; it may raise to give up.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return action()
+        except BusyError:
+            seconds = time.monotonic() - started
+            if seconds > timeout:
+                raise
+        if on_wait:
+            on_wait()
+        if log_as and seconds >= log_after:
+            logger.info("waiting for %s", log_as)
+            log_as = ""
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether another process holds a lock file."""
+    if not lock.exists():
+        return False
+    with contextlib.suppress(BusyError), locked(lock, what=lock):
+        return False
+    return True
+
+
+def can_lock(folder: Path) -> bool:
+    """Return whether files can be locked in a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    with contextlib.suppress(OSError):  # the write itself fails later, with a better message
+        return _probe_locks(folder.absolute())
+    return True
+
+
+@functools.cache
+def _probe_locks(folder: Path) -> bool:
+    # A file is locked, not the folder: some network disks lock folders but not files.
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return supports_locks(probe.fileno())
+
+
+def supports_locks(fd: int) -> bool:
+    """Return whether the file system of an open file has locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return True
+
+
+def is_same_file(fd: int, path: Path) -> bool:
+    """Return whether the path leads to the open file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False

@@ -1,0 +1,104 @@
+"""Layers of a map as RGB pictures of one size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from PIL import ImageColor
+
+from wsi_idc.geometry.grid import scatter_to_grid
+from wsi_idc.maps.layers import TOP_PERCENTILE, Layer, layers_of
+from wsi_idc.maps.map_reader import ReadRows
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.colors import LABEL_COLORS
+from wsi_idc.plotting.raster import CLEAR, Pixels, colorize, downscale
+
+# The standard deviation of numbers from 0 to 1 is at most 0.5.
+MAX_DEVIATION = 0.5
+# By label; LABEL_RGB[-1] is the color of the unknown label.
+LABEL_RGB = tuple(ImageColor.getrgb(LABEL_COLORS[label])[:3] for label in (0, 1, -1))
+_OPAQUE = 255
+
+
+class LayerPicture:
+    """A layer as a picture, transparent where there is no patch.
+
+    Attributes:
+        name: Name of the layer in file names.
+        title: Name of the layer for people.
+    """
+
+    def __init__(self, layer: Layer, patient_map: PatientMap, read_rows: ReadRows | None) -> None:
+        self.name = layer.name
+        self.title = f"{layer.title}, {layer.note}" if layer.note else layer.title
+        self._layer, self._read_rows, self._tissue_px = layer, read_rows, patient_map.cell_px
+        row_col, shape = patient_map.row_col, patient_map.shape
+        self._patches = scatter_to_grid(np.arange(len(row_col)), row_col, shape=shape, fill=-1)
+
+    @property
+    def scale(self) -> Mapping[str, Any]:
+        """Meaning of the colors, JSON-ready."""
+        layer = self._layer
+        if layer.values is None:
+            return {"kind": "rgb"}
+        if layer.classes:
+            classes = [
+                {"label": label, "name": name, "colour": list(LABEL_RGB[label])}
+                for label, name in layer.classes.items()
+            ]
+            return {"kind": "classes", "classes": classes}
+        scale = {
+            "kind": "colour map",
+            "colour_map": f"matplotlib {layer.colormap}",
+            "low": 0.0,
+            "high": layer.vmax,
+        }
+        return scale | ({"top_percentile": TOP_PERCENTILE} if layer.name == "cam" else {})
+
+    def paint_row(self, row: int, cell_px: int) -> Pixels:
+        """Paint a row of the grid.
+
+        Args:
+            row: Number of the row.
+            cell_px: Side of a cell in px.
+
+        Returns:
+            Red, green, blue and alpha, shape (cell_px, cols * cell_px, 4), transparent white where
+            there is no patch.
+        """
+        patches, values = self._patches[row], self._layer.values
+        if values is None:
+            assert self._read_rows is not None
+            strip = self._read_rows(row * self._tissue_px, (row + 1) * self._tissue_px)
+            # Each row of cells is shrunk by itself, so that no cell is shifted.
+            strip = downscale(strip, height=cell_px, width=len(patches) * cell_px)
+            alpha = np.where(patches < 0, 0, _OPAQUE).astype(np.uint8)
+            return np.dstack([strip, np.tile(alpha.repeat(cell_px), (cell_px, 1))])
+        blocks = self._colors(values[patches])  # (cols, 4), a CAM: (cols, h, w, 4)
+        blocks[patches < 0] = CLEAR
+        if blocks.ndim == 2:
+            return np.tile(blocks.repeat(cell_px, axis=0), (cell_px, 1, 1))
+        # Each px takes the CAM pixel under its center, so that nothing is blended.
+        down, across = (
+            ((np.arange(cell_px) + 0.5) * side / cell_px).astype(int) for side in blocks.shape[1:3]
+        )
+        blocks = blocks[:, down][:, :, across]  # (cols, cell_px, cell_px, 4)
+        return blocks.transpose(1, 0, 2, 3).reshape(cell_px, -1, 4)
+
+    def _colors(self, values: Any) -> Pixels:
+        if self._layer.classes:
+            return np.array([(*color, _OPAQUE) for color in LABEL_RGB], np.uint8)[values]
+        table = mpl.colormaps[self._layer.colormap](np.linspace(0, 1, 256), bytes=True)
+        return colorize(values / self._layer.vmax, table)
+
+
+def layer_pictures(patient_map: PatientMap, read_rows: ReadRows | None) -> list[LayerPicture]:
+    """Return the layers of a map as pictures; the colors of all but the CAM compare patients.
+
+    Args:
+        patient_map: The map.
+        read_rows: Reads its stitched tissue; None if the map has no image.
+    """
+    layers = layers_of(patient_map, has_tissue=read_rows is not None, uncertainty_max=MAX_DEVIATION)
+    return [LayerPicture(layer, patient_map, read_rows) for layer in layers]

@@ -1,0 +1,92 @@
+"""Connected regions of a grid and their outlines."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wsi_idc.geometry.grid import scatter_to_grid, shape_of
+
+
+def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the border of the cells in a mask as lines along the edges of cells.
+
+    Args:
+        mask: Which cells are inside, shape (rows, cols).
+
+    Returns:
+        Lines of maximal length, shape (N, 2, 2): two ends, each x, y in cells from the top left
+        corner of the grid. Horizontal lines from top to bottom come first, then vertical lines from
+        left to right.
+    """
+    inside = np.pad(mask, 1)
+    y, left, right = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1]).T
+    x, top, bottom = _runs((inside[1:-1, 1:] != inside[1:-1, :-1]).T).T
+    horizontal = np.stack([left, y, right, y], axis=1)
+    vertical = np.stack([x, top, x, bottom], axis=1)
+    return np.concatenate([horizontal, vertical]).reshape(-1, 2, 2)
+
+
+def _runs(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return line, start and end of each run of set edges in the rows of ``edges``."""
+    change = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    lines, starts = np.nonzero(change == 1)
+    ends = np.nonzero(change == -1)[1]  # in the order of the starts
+    return np.stack([lines, starts, ends], axis=1)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Cells that are connected by edges.
+
+    Attributes:
+        polygon: Outline and holes, in columns (x) and rows (y) of the grid.
+        cells: Row and column of each cell, shape (N, 2).
+    """
+
+    polygon: shapely.Polygon
+    cells: NDArray[np.int64]
+
+
+def extract_regions(mask: NDArray[np.bool_]) -> list[Region]:
+    """Return the regions of a mask, the largest first.
+
+    Cells that touch only by a corner are separate regions: the outline of both would touch itself,
+    which is not a valid polygon. Shapely unites the cells; OpenCV's findContours would join such
+    cells, run through the middle of pixels and cut the corners of holes.
+
+    Args:
+        mask: Which cells are inside, shape (rows, cols).
+    """
+    labels, num = ndimage.label(mask)  # connected by edges, not by corners
+    cells = np.argwhere(mask)
+    owner = labels[cells[:, 0], cells[:, 1]]
+    order = np.argsort(owner, kind="stable")
+    bounds = np.cumsum(np.bincount(owner, minlength=num + 1)[1:])[:-1]
+    parts = np.split(cells[order], bounds) if num else []
+    parts.sort(key=len, reverse=True)
+    return [Region(_outline(part), part) for part in parts]
+
+
+def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
+    rows, cols = cells.T
+    outline = shapely.coverage_union_all(shapely.box(cols, rows, cols + 1, rows + 1))
+    return outline.simplify(0)  # without the corners of cells along straight edges
+
+
+def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
+    """Return the number of cells of the largest region of called cells.
+
+    Cells that touch by an edge or a corner (8-connectivity) are one region.
+
+    Args:
+        called: Whether a patch is called IDC, shape (N,).
+        row_col: Cells, shape (N, 2).
+    """
+    if not called.any():
+        return 0
+    grid = scatter_to_grid(called, row_col, shape=shape_of(row_col), fill=False)
+    regions, _ = ndimage.label(grid, structure=np.ones((3, 3)))
+    return int(np.bincount(regions[grid]).max())

@@ -1,0 +1,47 @@
+"""Number formats of figures and pages."""
+
+import math
+
+NONE = "\N{EN DASH}"
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Format a number with digits after the point, or as a dash if it has no value."""
+    return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float | None, *, digits: int = 3) -> str:
+    """Format a difference with its sign, or as a dash if it has no value."""
+    if value == 0:
+        return number(value, digits=digits)
+    return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float | None) -> str:
+    """Format a fraction in percent, or as a dash if it has no value."""
+    return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
+
+
+def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """Format an interval; without a value it is empty."""
+    if _is_none(low) or _is_none(high):
+        return ""
+    if low < 0:  # type: ignore[operator]
+        return signed_interval(low, high, digits=digits)
+    return f"{number(low, digits=digits)}\N{EN DASH}{number(high, digits=digits)}"
+
+
+def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """Format an interval of a difference; without a value it is empty."""
+    if _is_none(low) or _is_none(high):
+        return ""
+    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
+
+
+def count(value: int, singular: str, plural: str) -> str:
+    """Format a count with its noun."""
+    return f"{value:,} {singular if value == 1 else plural}"
+
+
+def _is_none(value: float | None) -> bool:
+    return value is None or math.isnan(value)

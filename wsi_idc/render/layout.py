@@ -1,0 +1,166 @@
+"""Layout of panels, scale bars, color bars and legends on a page."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
+from numpy.typing import NDArray
+
+from wsi_idc.plotting.colors import INK
+from wsi_idc.plotting.raster import Raster
+from wsi_idc.plotting.style import PAGE_MM, Page
+from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
+
+_MAX_COLUMNS = 4
+_MAX_HEIGHT_MM = 225.0  # page without the journal's caption
+_MAX_FRAME_MM = 170.0
+_MIN_COLUMN_MM, _MIN_ONLY_COLUMN_MM = 38.0, 100.0
+_MARGIN_MM, _GAP_MM = 2.5, 4.0
+_TITLE_MM, _FOOT_MM = 4.5, 13.0  # strips above and below a panel
+_HEAD_LINE_MM, _ENTRY_MM = 3.2, 3.4
+_BAR_TOP_MM, _BAR_MM = 3.6, 2.2
+_NAME_PT, _SMALL_PT = 8.5, 6.0
+_LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
+_SCALE_SHARE = 0.42  # part of the foot left of the legend, for the scale bar
+_FRAME_COLOR = "#b0b0b0"
+_RIM_PT = 0.8  # both sides of a line together
+
+
+def panel_grid(num: int) -> tuple[int, int]:
+    """Return rows and columns of ``num`` panels on a page."""
+    rows = -(-num // _MAX_COLUMNS)
+    return rows, -(-num // rows)
+
+
+def fit_panel(size: tuple[float, float], num: int) -> tuple[float, float]:
+    """Return width and height in mm of one of ``num`` panels, from its size in any unit."""
+    rows, columns = panel_grid(num)
+    width = (PAGE_MM - 2 * _MARGIN_MM - (columns - 1) * _GAP_MM) / columns
+    height = (_MAX_HEIGHT_MM - 20) / rows - _TITLE_MM - _FOOT_MM
+    scale = min(width / size[0], min(height, _MAX_FRAME_MM) / size[1])
+    return size[0] * scale, size[1] * scale
+
+
+def layout_page(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -> Figure:
+    """Draw panels under a heading, at most as wide as a journal's page.
+
+    Args:
+        panels: Panels from left to right, then from top to bottom.
+        name: First line of the heading.
+        details: Paragraphs below it.
+    """
+    rows, columns = panel_grid(len(panels))
+    sizes = [fit_panel(panel.size, len(panels)) for panel in panels]
+    least = _MIN_ONLY_COLUMN_MM if columns == 1 else _MIN_COLUMN_MM
+    column = max(least, *(width for width, _ in sizes))
+    width = columns * (column + _GAP_MM) - _GAP_MM + 2 * _MARGIN_MM
+    letters = int((width - 2 * _MARGIN_MM) / _LETTER_MM)
+    lines = [line for text in details for line in textwrap.wrap(text, letters)]
+    heights = [
+        max(height for _, height in sizes[first : first + columns])
+        for first in range(0, len(panels), columns)
+    ]
+    head = _MARGIN_MM + (1.4 + len(lines)) * _HEAD_LINE_MM + 1
+    page = Page(width, head + sum(heights) + rows * (_TITLE_MM + _FOOT_MM) + 1)
+    page.text(_MARGIN_MM, _MARGIN_MM, name, fontsize=_NAME_PT, fontweight="bold")
+    for number, line in enumerate(lines):
+        page.text(_MARGIN_MM, _MARGIN_MM + (1.4 + number) * _HEAD_LINE_MM, line)
+    for number, (panel, size) in enumerate(zip(panels, sizes, strict=True)):
+        row, col = divmod(number, columns)
+        top = head + sum(heights[:row]) + row * (_TITLE_MM + _FOOT_MM)
+        left = _MARGIN_MM + col * (column + _GAP_MM)
+        page.text(left, top + 0.8, panel.title, fontsize=7)
+        ax = page.axes(left, top + _TITLE_MM, *size)
+        foot = page.axes(left, top + _TITLE_MM + heights[row], column, _FOOT_MM)
+        _draw_panel(ax, foot, panel, size[0], column)
+    return page.figure
+
+
+def nice_length(span: float) -> float:
+    """Return the largest of 1, 2, 5 times a power of ten that is at most a third of ``span``."""
+    power = 10.0 ** np.floor(np.log10(span / 3))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
+
+
+def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float) -> None:
+    ax.add_artist(Raster(panel.picture))
+    for entry in panel.legend:
+        if entry.ends is not None:
+            _draw_lines(ax, entry.ends, entry.color, entry.width_pt)
+    ax.set(xlim=(0, panel.size[0]), ylim=(panel.size[1], 0), xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color=_FRAME_COLOR)
+    foot.set(xlim=(0, column), ylim=(_FOOT_MM, 0))
+    foot.set_axis_off()
+    legend_left = 0.0
+    if panel.has_scale:
+        _draw_scale_bar(foot, width / (panel.size[0] * panel.unit_mm), width)
+        legend_left = _SCALE_SHARE * column
+    if panel.color_bar is not None:
+        _draw_color_bar(foot, panel.color_bar, legend_left, column)
+    _draw_legend(foot, panel.legend, legend_left)
+
+
+def _draw_lines(ax: Axes, ends: NDArray[np.int64], color: str, width_pt: float) -> None:
+    """Draw lines with a white rim, which makes them visible on any stain."""
+    for line_color, line_pt in (("white", width_pt + _RIM_PT), (color, width_pt)):
+        lines = LineCollection(
+            list(ends),
+            colors=line_color,
+            linewidths=line_pt,
+            capstyle="projecting",  # closes the corners
+            clip_on=False,  # keeps the full width of lines along the frame
+            zorder=3,
+        )
+        ax.add_collection(lines, autolim=False)
+
+
+def _draw_scale_bar(foot: Axes, page_mm: float, width: float) -> None:
+    """Draw a bar of a round length; ``page_mm`` is the length on the page of a mm of tissue."""
+    length = nice_length(width / page_mm)
+    foot.add_patch(Rectangle((0, _BAR_TOP_MM), length * page_mm, 0.8, color=INK, linewidth=0))
+    text = f"{length:g} mm" if length >= 0.1 else f"{1000 * length:g} \N{MICRO SIGN}m"
+    foot.text(0, _BAR_TOP_MM + 1.6, text, va="top", fontsize=_SMALL_PT, color=INK)
+
+
+def _draw_color_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> None:
+    """Draw a color bar with numbers and caption below and the threshold above."""
+    bottom = _BAR_TOP_MM + _BAR_MM
+    extent = (left, right, bottom, _BAR_TOP_MM)
+    foot.imshow(bar.colors[None], extent=extent, aspect="auto", zorder=1)
+    foot.set(xlim=(0, right), ylim=(_FOOT_MM, 0))
+    at_least = "\N{GREATER-THAN OR EQUAL TO} " if bar.is_open else ""
+    ticks = {
+        0.0: ("0", "left"),
+        0.5: (f"{bar.vmax / 2:.2g}", "center"),
+        1.0: (f"{at_least}{bar.vmax:.2g}", "right"),
+    }
+    small: dict[str, Any] = {"fontsize": _SMALL_PT, "color": INK, "va": "top"}
+    for position, (text, side) in ticks.items():
+        foot.text(left + position * (right - left), bottom + 0.7, text, ha=side, **small)
+    foot.text((left + right) / 2, bottom + 3.4, bar.caption, ha="center", **small)
+    if bar.threshold is None or not 0 <= bar.threshold <= bar.vmax:
+        return
+    position = bar.threshold / bar.vmax
+    x, tip = left + position * (right - left), _BAR_TOP_MM - 0.1
+    foot.add_patch(Polygon([(x, tip), (x - 0.8, tip - 1.2), (x + 0.8, tip - 1.2)], color=INK, lw=0))
+    foot.plot([x, x], [_BAR_TOP_MM, bottom], color="white", lw=1.4, zorder=2)
+    foot.plot([x, x], [_BAR_TOP_MM, bottom], color=INK, lw=0.6, zorder=3)
+    shift = 1.2 if position < 0.5 else -1.2
+    small |= {"ha": "left" if position < 0.5 else "right", "va": "bottom"}
+    foot.text(x + shift, tip - 0.1, f"threshold {bar.threshold:.2f}", **small)
+
+
+def _draw_legend(foot: Axes, entries: Sequence[LegendEntry], left: float) -> None:
+    for number, entry in enumerate(entries):
+        y = 2.4 + number * _ENTRY_MM
+        if entry.ends is None:
+            foot.add_patch(Rectangle((left, y - 1.1), 2.2, 2.2, color=entry.color, lw=0))
+        else:
+            foot.plot([left, left + 4], [y, y], color=entry.color, lw=entry.width_pt)
+        indent = 3.2 if entry.ends is None else 5.2
+        foot.text(left + indent, y, entry.name, va="center_baseline", fontsize=_SMALL_PT, color=INK)

@@ -1,0 +1,118 @@
+"""The page of a cohort: one card per patient."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.maps.layers import crop_to_patches
+from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.plotting.colors import COLORMAPS
+from wsi_idc.plotting.html import grid_uri, page_template, thumbnail_uri
+from wsi_idc.plotting.raster import color_table
+from wsi_idc.report.layers import PALETTES, PageLayer, crop_image
+
+_THUMBNAIL_PX = 260
+# Titles that identify pages of a report, and the part of a file that holds the title.
+TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
+PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
+# Sort keys of the cards: column, name on the page, whether the largest comes first. The first key
+# is the initial order.
+SORTS = (
+    ("idc_fraction", "IDC fraction", True),
+    ("auc", "AUC", False),
+    ("mean_uncertainty", "uncertainty", True),
+    ("patches", "patches", True),
+    ("patient", "id", False),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Card of a patient.
+
+    Attributes:
+        row: Row of the map in the table of the cohort.
+        tissue: Thumbnail as a data URI; None if the map has no image.
+        probability: Probability map as a data URI, one px a cell.
+        rows, cols: Shape of both in cells.
+    """
+
+    row: Mapping[str, Any]
+    tissue: str | None
+    probability: str
+    rows: int
+    cols: int
+
+    @property
+    def link(self) -> str:
+        """Address of the patient's page relative to the cohort's page."""
+        return quote(f"{self.row['patient']}.html", safe="")
+
+
+def card_of(
+    patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
+) -> Card:
+    """Return the card of a patient; the arguments are those of ``patient_page``."""
+    tissue = None
+    if image is not None:
+        tissue = thumbnail_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
+    elif patient_map.slide is not None:
+        tissue = thumbnail_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX)
+    cropped = crop_to_patches(patient_map)
+    probability = grid_uri(cropped.probability_grid(), color_table(COLORMAPS["probability"]))
+    return Card(row, tissue, probability, *cropped.shape)
+
+
+def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
+    """Return the HTML of the cohort's page.
+
+    Args:
+        cards: Cards of the patients.
+        failed: Map file to the reason why it has no card.
+    """
+    ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
+    sorts = [sort for sort in SORTS if any(not _is_unknown(card.row[sort[0]]) for card in cards)]
+    return page_template("report/templates/index.html").render(
+        cards=ordered,
+        failed=failed,
+        sorts=sorts,
+        totals=_totals([card.row for card in cards]),
+        scale=PageLayer("probability", "Probability", palette=tuple(PALETTES["probability"])),
+    )
+
+
+def has_title(path: Path, title: str) -> bool:
+    """Return whether an HTML file has this title near its start."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return re.search(title, file.read(_HEAD_CHARS)) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _is_unknown(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    totals = {
+        "patients": f"{len(rows):,}",
+        "patches": f"{sum(row['patches'] for row in rows):,}",
+        "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.0f}",
+        "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.0f}",
+    }
+    # Metrics of patients that the model was trained on are too good.
+    unseen = [row for row in rows if row["role"] != "train"]
+    note = "" if len(unseen) == len(rows) else " without train patients"
+    for name, column in (("median AUC", "auc"), ("median Dice", "dice")):
+        known = [row[column] for row in unseen if not _is_unknown(row[column])]
+        if known:
+            totals[name + note] = f"{float(np.median(known)):.3f}"
+    return totals

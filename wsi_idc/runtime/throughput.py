@@ -1,0 +1,118 @@
+"""Throughput of a computation, and the time that it waits for data."""
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ThroughputStats:
+    """Use of a device during a measurement.
+
+    Attributes:
+        num_patches: Number of patches computed.
+        rate: Patches per second.
+        shares: Shares of the time, 0..1, and on CUDA the memory in GiB, by column name.
+    """
+
+    num_patches: int
+    rate: float
+    shares: dict[str, float]
+
+    def __str__(self) -> str:
+        text = f"{self.shares['data_wait_share']:.0%} of the time waiting for data"
+        if "network_share" in self.shares:
+            text += f", {self.shares['network_share']:.0%} in the network"
+        if "gpu_memory_gib" in self.shares:
+            text += ", GPU memory {gpu_memory_peak_gib:.1f} of {gpu_memory_gib:.0f} GiB".format(
+                **self.shares
+            )
+        return text
+
+
+class ThroughputMeter:
+    """Stopwatch for the work of one device; ``start`` begins a new measurement.
+
+    It never waits for the device: on CUDA, events are recorded around the network's work and read
+    after they have happened; on a CPU the clock is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.start()
+
+    def start(self) -> None:
+        """Set all counts to zero."""
+        self._started, self._num_patches = perf_counter(), 0
+        self._data_seconds = self._network_seconds = 0.0
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        if self._device.type == "cuda" and torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def time_data_wait(self, source: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items of ``source``; count the time until each as waiting for data."""
+        started = perf_counter()
+        for item in source:
+            self._data_seconds += perf_counter() - started
+            yield item
+            started = perf_counter()
+        self._data_seconds += perf_counter() - started
+
+    @contextlib.contextmanager
+    def time_compute(self, num_patches: int) -> Iterator[None]:
+        """Count the block as the network's work on a batch, unless the block raises."""
+        if self._device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            stream = torch.cuda.current_stream(self._device)
+            start.record(stream)
+            yield
+            end.record(stream)
+            self._events.append((start, end))
+            self._read_events()
+        else:
+            started = perf_counter()
+            yield
+            self._network_seconds += perf_counter() - started
+        self._num_patches += num_patches
+
+    def _read_events(self) -> None:
+        while self._events and self._events[0][1].query():
+            start, end = self._events.popleft()
+            self._network_seconds += start.elapsed_time(end) / 1000
+
+    def stats(self) -> ThroughputStats:
+        """Return the use since ``start``; work that the device has not finished is left out."""
+        self._read_events()
+        seconds = max(perf_counter() - self._started, 1e-9)
+        shares = {"data_wait_share": self._data_seconds / seconds}
+        # Calls on MPS return before the work is done, and there are no events to time it.
+        if self._device.type != "mps":
+            shares["network_share"] = self._network_seconds / seconds
+        if self._device.type == "cuda":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            shares["gpu_memory_peak_gib"] = torch.cuda.max_memory_allocated(self._device) / _GIB
+            shares["gpu_memory_gib"] = total / _GIB
+        return ThroughputStats(self._num_patches, self._num_patches / seconds, shares)
+
+    def summary_line(self) -> str:
+        """Return a text for a progress bar."""
+        seconds = max(perf_counter() - self._started, 1e-9)
+        return f"{self._data_seconds / seconds:.0%} waiting for data"
+
+    def log(self, action: str) -> None:
+        """Log the use since ``start``, unless no patch was computed."""
+        stats = self.stats()
+        if stats.num_patches:
+            logger.info(
+                "%s %d patches, %.0f patches/s, %s", action, stats.num_patches, stats.rate, stats
+            )

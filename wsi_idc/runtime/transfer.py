@@ -1,0 +1,69 @@
+"""Asynchronous transfers between host and device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A tensor on the device that may not be filled yet; ``event`` is the end of its copy."""
+
+    tensor: Tensor
+    event: torch.cuda.Event | None = None
+
+    def get(self) -> Tensor:
+        """Return the tensor for use on the current stream; only that stream waits for the copy."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.tensor.device)
+            stream.wait_event(self.event)
+            # It was allocated on another stream: its memory must not be reused before this one.
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class PendingResult:
+    """Tensors that are being copied to the host; ``event`` is the end of the copies."""
+
+    tensors: Sequence[Tensor]
+    event: torch.cuda.Event | None = None
+
+    def arrays(self) -> list[NDArray[np.float32]]:
+        """Wait for the copies and return them as arrays."""
+        if self.event is not None:
+            self.event.synchronize()
+        return [tensor.numpy() for tensor in self.tensors]
+
+
+class DeviceTransfer:
+    """Copies to and from a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def upload(self, array: NDArray) -> DeviceTensor:
+        """Start to copy an array, in any thread; the array must not be changed afterwards."""
+        tensor = torch.from_numpy(array)
+        if self._stream is None:
+            return DeviceTensor(tensor.to(self.device))
+        with torch.cuda.stream(self._stream):
+            copy = tensor.pin_memory().to(self.device, non_blocking=True)
+            return DeviceTensor(copy, self._stream.record_event())
+
+    def download(self, tensors: Sequence[Tensor]) -> PendingResult:
+        """Start to copy tensors that the current stream computes."""
+        if self._stream is None:
+            return PendingResult([tensor.cpu() for tensor in tensors])
+        copies = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
+            for tensor in tensors
+        ]
+        return PendingResult(copies, torch.cuda.current_stream(self.device).record_event())

@@ -1,0 +1,101 @@
+"""Write a synthetic slide as a pyramidal TIFF, with its truth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.core.files import atomic_write
+from wsi_idc.synthetic.tissue import draw_slide
+
+# The tissue is drawn at 4 um/px; a low-power scan has about 1 um/px.
+DRAWN_MPP = 4.0
+MPP = 1.0
+NUM_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class SlideSummary:
+    """Files and size of a synthetic slide.
+
+    Attributes:
+        slide, mask: Paths of the files.
+        width_px, height_px: Size of level 0.
+        mpp: Microns per pixel of level 0.
+        idc_fraction: Fraction of the tissue, without fat, that is carcinoma.
+    """
+
+    slide: Path
+    mask: Path
+    width_px: int
+    height_px: int
+    mpp: float
+    idc_fraction: float
+
+
+def write_slide(
+    path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
+) -> SlideSummary:
+    """Draw a slide and write it as a tiled TIFF with its resolution; each level is half the last.
+
+    The mask is ``NAME.mask.png`` beside it, at a quarter of the size of level 0: 0 background and
+    fat, 1 tissue, 2 invasive carcinoma. The same arguments give the same bytes.
+
+    Args:
+        path: Slide to write, ``.tif`` or ``.tiff``; its name is the patient id.
+        seed: Seed of tissue and stain.
+        width_px: Width of level 0, a multiple of 4, at least 1000 px.
+        height_px: Height of level 0, a multiple of 4, at least 1000 px.
+
+    Raises:
+        WsiIdcError: The name is not that of a TIFF, or one of the files exists.
+        ValueError: A side is too small or not a multiple of 4.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise WsiIdcError(f"{path}: a slide is written as TIFF; name it {path.stem}.tif")
+    mask_path = path.with_name(f"{path.stem}.mask.png")
+    for file in (path, mask_path):
+        if file.exists():
+            raise WsiIdcError(f"{file}: exists and is not replaced; name another file")
+    scale = round(DRAWN_MPP / MPP)
+    if width_px % scale or height_px % scale:
+        raise ValueError(f"{width_px}x{height_px} px are not multiples of {scale}")
+    drawn = draw_slide(
+        path.stem, seed=seed, height_px=height_px // scale, width_px=width_px // scale
+    )
+    mask = (drawn.tissue.astype(np.uint8) + (drawn.tissue & drawn.idc)).astype(np.uint8)
+    rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
+    _, png = cv2.imencode(".png", mask)
+    with atomic_write(mask_path) as partial:
+        partial.write_bytes(png.tobytes())
+    with atomic_write(path) as partial:
+        _write_pyramid(partial, np.asarray(rgb, np.uint8))
+    idc_fraction = float((mask == 2).sum() / (mask > 0).sum())
+    return SlideSummary(path, mask_path, width_px, height_px, MPP, idc_fraction)
+
+
+def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
+    # A page for each level: OpenSlide reads it as a generic tiled TIFF.
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(NUM_LEVELS):
+            per_cm = 10_000 / (MPP * 2**level)
+            writer.write(
+                rgb,
+                photometric="rgb",
+                tile=(256, 256),
+                compression="zlib",
+                predictor=True,
+                # Bit 0 marks a smaller version of another page.
+                subfiletype=1 if level else 0,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                description=f"synthetic tissue, {MPP * 2**level:g} um/px" if level == 0 else None,
+                software=False,
+                metadata=None,
+            )
+            size = (rgb.shape[1] // 2, rgb.shape[0] // 2)
+            rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
