@@ -1,4 +1,4 @@
-"""Checks of the disks: the folder for results, and node-local scratch."""
+"""Checks of the disks: the folder for results, and the scratch folder of the machine."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ _PREFIX = ".wsi-idc-doctor-"
 
 
 def room(folder: Path) -> Iterator[CheckResult]:
-    """Report the file system of the folder, which need not exist yet, and its free space."""
+    """Report the file system and the free space of a folder; the folder may not exist yet."""
     usage = shutil.disk_usage(_existing(folder))
     free, total = usage.free / _GB, usage.total / _GB
     value = f"{folder.absolute()} ({file_system(folder)}), {free:.1f} of {total:.1f} GB free"
@@ -32,7 +32,7 @@ def room(folder: Path) -> Iterator[CheckResult]:
 
 
 def writing(folder: Path) -> Iterator[CheckResult]:
-    """Measure the writing speed with 64 MB of incompressible data, which are removed."""
+    """Measure the writing speed: write 64 MB of incompressible data to a temporary file."""
     block = np.random.default_rng(0).bytes(_BLOCK)
     try:
         with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=_PREFIX) as file:
@@ -54,7 +54,7 @@ def writing(folder: Path) -> Iterator[CheckResult]:
 
 
 def locks(folder: Path) -> Iterator[CheckResult]:
-    """Check that files in the folder can be locked."""
+    """Check that the program can lock files in a folder."""
     with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=_PREFIX) as file:
         value = "work" if supports_locks(file.fileno()) else "do not work there"
     advice = "run one training in a folder and one process in a search, or give another --out"
@@ -62,7 +62,7 @@ def locks(folder: Path) -> Iterator[CheckResult]:
 
 
 def hdf5(folder: Path) -> Iterator[CheckResult]:
-    """Check that the smallest pack can be written to and read from the folder."""
+    """Check that a pack with one patch can be written into a folder and read again."""
     info = PackInfo((0.5,) * 3, (0.5,) * 3, 1, 1.0, "assumed", "0" * 64)
     row = {"path": "", "patient": "0", "x": 0, "y": 0, "label": 0, "height": 1, "width": 1}
     pixels = np.zeros((1, 1, 1, 3), np.uint8)
@@ -74,7 +74,7 @@ def hdf5(folder: Path) -> Iterator[CheckResult]:
 
 
 def scratch() -> Iterator[CheckResult]:
-    """Check the folder for copies of packs."""
+    """Check that the scratch folder, which is for copies of packs, is set and can be written."""
     scratch_folder = os.environ.get(SCRATCH_ENV)
     if not scratch_folder:
         yield CheckResult("scratch", f"{SCRATCH_ENV} is not set: data are read where they are")
@@ -92,12 +92,12 @@ def scratch() -> Iterator[CheckResult]:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """Return the type of the file system of a path, which need not exist yet."""
+    """Return the type of the file system of a path; the path may not exist yet."""
     real = _existing(path).resolve()
     depth, kind = -1, "of unknown type"
     for line in mounts.read_text().splitlines():
         left, _, right = line.partition(" - ")
-        # Spaces in names are written as octal numbers.
+        # In this file, a space in a path is written as an octal number.
         point = Path(left.split(" ")[4].encode().decode("unicode_escape"))
         if real.is_relative_to(point) and len(point.parts) >= depth:
             depth, kind = len(point.parts), right.split(" ")[0]
@@ -105,5 +105,5 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or its nearest parent that exists."""
+    """Return the folder if it exists, else the nearest parent folder that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())

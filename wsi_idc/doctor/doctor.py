@@ -1,4 +1,4 @@
-"""Run the checks of ``wsi-idc doctor``; a check neither raises nor hangs."""
+"""Run the checks of ``wsi-idc doctor``; an error or a timeout in a check becomes a result."""
 
 import contextlib
 import os
@@ -15,8 +15,9 @@ from wsi_idc.core.errors import first_line
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 SECONDS = 15.0
-# Name, "module.function" and timeout in s. The modules are imported when the check runs: a broken
-# installation may lack what they import. The first check that imports torch may take long.
+# Each check has a name, a "module.function" and a timeout in s. A module is imported when its check
+# runs, because packages that the module needs may be missing. The first check that imports torch
+# may take long.
 _CHECKS = (
     ("program", "packages.program", SECONDS),
     ("python", "packages.python", SECONDS),
@@ -43,13 +44,13 @@ _CHECKS = (
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One row of the report.
+    """Result of a check: one row of the report of ``wsi-idc doctor``.
 
     Attributes:
-        name: The part of the machine or installation that was checked.
+        name: Part of the machine or of the installation that was checked.
         value: Result of the check.
         state: "ok", "note" (worth knowing) or "problem" (needs a repair).
-        advice: What to do about a note or problem, if anything.
+        advice: What the user can do about a note or problem; empty without advice.
     """
 
     name: str
@@ -59,16 +60,16 @@ class CheckResult:
 
 
 def make_result(name: str, value: str, is_bad: bool, advice: str, state: str = NOTE) -> CheckResult:
-    """Return a row that is a note or problem with advice if ``is_bad``, else ok."""
+    """Return a result with ``state`` and ``advice`` if ``is_bad``, else a result that is OK."""
     return CheckResult(name, value, state, advice) if is_bad else CheckResult(name, value)
 
 
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-    """Run every check and yield its results; home folder and user name are replaced.
+    """Run all checks and yield their results; home folder and user name are replaced.
 
     Args:
         data: Value of ``--data``.
-        out: Folder for results; it need not exist.
+        out: Folder for results; the folder may not exist yet.
     """
     on_disk = dict.fromkeys(("disk.room", "disk.writing", "disk.locks", "disk.hdf5"), (out,))
     arguments: dict[str, tuple[Path | None, ...]] = {**on_disk, "project.data": (data,)}
@@ -85,12 +86,12 @@ def _lazy_check(function: str, *arguments: Path | None) -> Iterator[CheckResult]
 def run_check(
     name: str, check: Callable[[], Iterable[CheckResult]], *, seconds: float = SECONDS
 ) -> list[CheckResult]:
-    """Run one check in a thread; an exception or a timeout becomes the last row.
+    """Run one check in a thread; an exception or a timeout becomes the last result.
 
     Args:
-        name: Name of the row for an exception or a timeout.
-        check: Returns or yields the results.
-        seconds: Timeout; a network disk may never answer.
+        name: Name of the result that reports an exception or a timeout.
+        check: Function that returns or yields the results of the check.
+        seconds: Timeout in s; for example, a network disk may never answer.
     """
     results: list[CheckResult] = []
     errors: list[Exception] = []
@@ -98,10 +99,10 @@ def run_check(
     def collect() -> None:
         try:
             results.extend(check())
-        except Exception as error:  # noqa: BLE001 - the report continues after any error
+        except Exception as error:  # noqa: BLE001 - the report continues after any error of a check
             errors.append(error)
 
-    # A daemon thread does not keep the program from ending.
+    # As a daemon, a thread that hangs does not prevent the end of the program.
     thread = threading.Thread(target=collect, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -120,9 +121,9 @@ def run_check(
 
 
 def hide_names(result: CheckResult) -> CheckResult:
-    """Replace the home folder by ~ and the user name by USER, so that anyone may see the row."""
+    """Replace the home folder by ~ and the user name by USER, so that a report can be published."""
     home, user = "/", ""
-    # In a container the user may have neither a home folder nor a name.
+    # In a container, a user may have no home folder and no name.
     with contextlib.suppress(KeyError, RuntimeError):
         home = str(Path.home())
         user = pwd.getpwuid(os.getuid()).pw_name

@@ -13,9 +13,10 @@ from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult, make_result
 from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
 
 _GIB = 2**30
-_NO_LIMIT = 2**60  # control groups write "no limit" as a very large number
+_NO_LIMIT = 2**60  # bytes; control groups use such a large number for "no limit"
 _SECONDS = 10.0
-# Resources of a job only: no names of people, accounts or machines.
+# Environment variables that are reported. They describe the resources of a SLURM job, and have no
+# names of people, accounts or machines.
 _VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),
     *("SLURM_JOB_PARTITION", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
@@ -32,7 +33,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[CheckResult]:
 
 
 def cores() -> Iterator[CheckResult]:
-    """Report the cores of the machine and the threads that torch uses."""
+    """Report the cores that the program can use, and the threads that torch uses."""
     num_cores, used, threads = os.cpu_count() or 1, available_cores(), num_threads()
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores
     by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or "not set"
@@ -60,14 +61,15 @@ def memory() -> Iterator[CheckResult]:
 def memory_limit(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the smallest memory limit in bytes of the control groups, None without a limit."""
+    """Return the smallest memory limit of the process's control groups in bytes, else None."""
     limits = []
     for line in own.read_text().splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
         base, file = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
-        # A parent group may have a smaller limit; in a container the path may be outside.
+        # A parent group may have a smaller limit. In a container, the path of the group may be
+        # missing below ``base``.
         folder = base / path.lstrip("/")
         for group in (folder, *folder.parents):
             if group.is_relative_to(base) and (group / file).is_file():
@@ -76,7 +78,7 @@ def memory_limit(
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
-    """Report the shared memory, through which processes on one machine communicate."""
+    """Report the shared memory; processes on one machine use it to exchange data."""
     usage = shutil.disk_usage(path)
     value = f"{usage.total / _GIB:.2f} GiB, {usage.free / _GIB:.2f} GiB free"
     advice = "several processes or GPUs may fail with a bus error; in a container --shm-size=1g"
@@ -84,7 +86,7 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
 
 
 def torch_build() -> Iterator[CheckResult]:
-    """Report the platforms that torch was built for."""
+    """Report the version of torch, and the CUDA, ROCm and cuDNN versions it was built for."""
     cudnn = torch.backends.cudnn.version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     built += f", ROCm {torch.version.hip}" if torch.version.hip else ""
@@ -93,7 +95,7 @@ def torch_build() -> Iterator[CheckResult]:
 
 
 def gpus() -> Iterator[CheckResult]:
-    """Report the GPUs that torch can use, or why it can use none."""
+    """Report the GPUs that torch can use, or the reason why torch can use no GPU."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for number in range(num_gpus):
         gpu = torch.cuda.get_device_properties(number)
@@ -121,7 +123,7 @@ def gpus() -> Iterator[CheckResult]:
 
 
 def driver() -> Iterator[CheckResult]:
-    """Report the driver of the GPUs."""
+    """Report the version of the NVIDIA driver."""
     if not shutil.which("nvidia-smi"):
         yield CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")
         return
@@ -130,7 +132,7 @@ def driver() -> Iterator[CheckResult]:
 
 
 def _nvidia_smi(field: str) -> list[str]:
-    """Return a field of each GPU, none without nvidia-smi."""
+    """Return one field of nvidia-smi for each GPU; the list is empty without nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
@@ -139,7 +141,7 @@ def _nvidia_smi(field: str) -> list[str]:
 
 
 def slurm() -> Iterator[CheckResult]:
-    """Report SLURM's programs and the resources of this job."""
+    """Report the versions of SLURM's programs, and the resources of the current SLURM job."""
     for name in ("srun", "sbatch"):
         if not shutil.which(name):
             yield CheckResult(name, "not here")

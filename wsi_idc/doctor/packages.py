@@ -1,4 +1,4 @@
-"""Checks of the program, Python and the installed packages."""
+"""Checks of the program, of Python and of the installed packages."""
 
 import platform
 import sys
@@ -10,7 +10,7 @@ from wsi_idc.core.errors import first_line
 from wsi_idc.core.provenance import provenance
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 
-# The same list as in setup.cfg; a test compares them.
+# Required packages. setup.cfg has the same list; a test compares the two lists.
 PACKAGES = (
     *("bokeh", "click", "h5py", "jinja2", "kagglehub", "matplotlib", "numpy"),
     *("opencv-python-headless", "openslide-bin", "openslide-python", "optuna", "pandas", "pillow"),
@@ -20,17 +20,17 @@ PACKAGES = (
 
 
 def program() -> Iterator[CheckResult]:
-    """Report the program's version, and its commit if it runs from a checkout."""
+    """Report the version of the program, and its commit if it runs from a Git checkout."""
     try:
         commit = provenance()["git_commit"]
-    except metadata.PackageNotFoundError:  # the packages row names the missing one
+    except metadata.PackageNotFoundError:  # the check ``packages`` reports the missing package
         commit = None
     version = f"wsi-idc {__version__}"
     yield CheckResult("program", f"{version}, commit {commit}" if commit else version)
 
 
 def python() -> Iterator[CheckResult]:
-    """Report the versions of Python and the system."""
+    """Report the versions of Python and of the operating system."""
     yield CheckResult("python", f"{platform.python_version()} ({sys.executable})")
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     libc = " ".join(platform.libc_ver()).strip()
@@ -38,7 +38,7 @@ def python() -> Iterator[CheckResult]:
 
 
 def packages() -> Iterator[CheckResult]:
-    """Report the versions of the packages that the program requires."""
+    """Report the versions of the required packages, and the packages that are missing."""
     versions, missing = [], []
     for name in PACKAGES:
         try:
@@ -52,7 +52,7 @@ def packages() -> Iterator[CheckResult]:
 
 
 def openslide() -> Iterator[CheckResult]:
-    """Report the version of the library that reads slides."""
+    """Report the version of OpenSlide, the library that reads slides."""
     from wsi_idc.slides.openslide_reader import library_version
 
     try:

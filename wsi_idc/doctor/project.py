@@ -1,4 +1,4 @@
-"""Checks of the project: data, weights and runs."""
+"""Checks of the project: training data, ImageNet weights and runs."""
 
 import os
 from collections.abc import Iterator
@@ -18,10 +18,11 @@ _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def data(data_path: Path | None) -> Iterator[CheckResult]:
-    """Report the data without packing them."""
+    """Report the data of the project; a patch tree or zip is not packed for this check."""
     path = data_path or default_data()
     if data_path is None and not path.exists():
-        # A variable with a wrong path is a mistake; a new project has no data yet.
+        # A wrong path in WSI_IDC_DATA is a problem. Without this variable, the project may be new
+        # and have no data yet.
         state = PROBLEM if os.environ.get("WSI_IDC_DATA") else NOTE
         yield CheckResult("data", f"none at {path}", state, _HOW)
         return
@@ -44,7 +45,7 @@ def data(data_path: Path | None) -> Iterator[CheckResult]:
 
 
 def weights() -> Iterator[CheckResult]:
-    """Report the ImageNet weights on this machine, from which a training may start."""
+    """Report the ImageNet weights on this machine; a training can start from these weights."""
     if names := cached_imagenet():
         yield CheckResult("ImageNet weights", f"{', '.join(names)} in {imagenet_folder()}")
     else:
@@ -53,7 +54,7 @@ def weights() -> Iterator[CheckResult]:
 
 
 def runs() -> Iterator[CheckResult]:
-    """Report the checkpoint that commands use without --checkpoint."""
+    """Report the newest finished run, and the checkpoint that commands use by default."""
     run = newest_finished(DEFAULT_RUNS)
     yield CheckResult("newest finished run", "none in runs/" if run is None else str(run.folder))
     checkpoint = bundled_checkpoint() if run is None else run.best

@@ -1,1 +1,1 @@
-"""Whole-slide images: microns per pixel, tissue, patches at the resolution of a model."""
+"""Read whole-slide images: resolution, tissue masks, and patches at a model's resolution."""

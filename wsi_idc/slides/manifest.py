@@ -19,8 +19,8 @@ class ManifestRow:
 
     Attributes:
         slide: Slide file.
-        patient: Id of the map.
-        mpp: Microns per level-0 px; None takes the value in the file.
+        patient: Patient id of the slide; the map of the slide has the same id.
+        mpp: Microns per level-0 px; None means the value that the slide file states.
     """
 
     slide: Path
@@ -31,12 +31,12 @@ class ManifestRow:
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Read a manifest, one row per slide.
 
-    The column ``slide`` is a path relative to the folder of the manifest. ``patient`` and ``mpp``
-    are optional, as columns and as cells: the defaults are the name of the file without its suffix,
-    and the mpp that the file states.
+    The column ``slide`` has paths relative to the folder of the manifest. The columns ``patient``
+    and ``mpp`` may be missing, and their cells may be empty. The default patient is the name of
+    the slide file without its suffix. The default mpp is the value that the slide file states.
 
     Raises:
-        DataError: A row or column is invalid; the message names it.
+        DataError: A row or column is invalid; the error message names the row or column.
     """
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
@@ -56,7 +56,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
 
 
 def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
-    """Return a manifest row for each slide file, with the name of the file as the patient."""
+    """Return a manifest row for each slide file; the file name without suffix is the patient."""
     rows: dict[str, ManifestRow] = {}
     for path in slides:
         patient = safe_filename(path.stem)
@@ -70,7 +70,7 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
 
 
 def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and cells of each row that is not blank."""
+    """Return the line number and the cells of each row of a manifest; skip blank rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, skipinitialspace=True)
@@ -87,7 +87,7 @@ def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                 f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; quote a "
                 "name that has a comma"
             )
-    # A row may end early: the missing cells are empty.
+    # A row may have fewer cells than the header: the missing cells count as empty.
     return [(line, dict(zip(header, cells, strict=False))) for line, cells in lines]
 
 

@@ -1,4 +1,4 @@
-"""Reader of slide files through OpenSlide; no other module imports OpenSlide."""
+"""Read slide files with OpenSlide; no other module imports OpenSlide."""
 
 import contextlib
 import math
@@ -15,10 +15,10 @@ from wsi_idc.slides.reader import SlideReader, composite_on_white
 if TYPE_CHECKING:
     import openslide
 
-# Cache of decoded tiles, since the next strip of patches needs the same tiles again. It holds a row
-# of 256 px tiles of a slide that is 130,000 px wide.
+# Size of OpenSlide's cache of decoded tiles: neighboring rows of patches need the same tiles. The
+# cache has room for one row of 256 px tiles of a slide that is 130,000 px wide.
 _CACHE_BYTES = 128 * 2**20
-# OpenSlide aborts the process if a tile does not fit into memory.
+# Maximum size of a tile: OpenSlide aborts the process if a tile does not fit into memory.
 _MAX_TILE_PX = 2**26
 
 
@@ -26,7 +26,7 @@ class OpenSlideReader(SlideReader):
     """Reader of a slide file that OpenSlide supports.
 
     Args:
-        path: Slide file; ``is_pyramid`` returns True for it.
+        path: Slide file for which ``is_pyramid`` returns True.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,18 +49,18 @@ class OpenSlideReader(SlideReader):
             raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region, as ``SlideReader.read`` does.
+        """Read a region; see ``SlideReader.read``.
 
-        OpenSlide takes the corner in integer level-0 px. If the downsample is not an integer, such
-        as 4.0003 in a real pyramid, the region is off by at most half a level-0 px.
+        OpenSlide needs the top left corner of the region in integer level-0 px. Real slides have
+        downsamples such as 4.0003: then the corner is rounded by at most half a level-0 px.
         """
         scale = self.downsamples[level]
         corner = (round(x * scale), round(y * scale))
-        # A local reference keeps the handle open until the read has finished.
+        # This local reference keeps the handle open until the read is finished.
         shared = self._handle
         if shared is not None:
-            # After one error, every call of a handle fails, also in other threads: a failed read is
-            # repeated with a new handle.
+            # After one error, every further call of the same handle fails, in all threads. A failed
+            # read is therefore repeated below with a new handle.
             with contextlib.suppress(self._error):
                 return _read_pixels(shared, corner, level, (width, height))
         if self._is_closed:
@@ -78,7 +78,7 @@ class OpenSlideReader(SlideReader):
         return pixels
 
     def close(self) -> None:
-        """Close the file after the last read in progress."""
+        """Close the slide file as soon as all reads in progress are finished."""
         self._is_closed = True
         self._handle = None
 
@@ -91,7 +91,7 @@ class OpenSlideReader(SlideReader):
 
 
 def library_version() -> str:
-    """Return the version of the OpenSlide library (not of its Python package)."""
+    """Return the version of the OpenSlide C library, not of the Python package."""
     import openslide
 
     return str(openslide.__library_version__)

@@ -1,8 +1,9 @@
-"""Patches of a slide at the size and resolution of a model.
+"""Cut a slide into patches with the size and resolution of a model.
 
-A patch has ``patch_px`` pixels of the model's ``mpp`` per side. Cell (row, col) of the grid starts
-``row * stride_px`` and ``col * stride_px`` of these pixels from the corner of the slide. Each
-position is computed from this product and rounded once, so rounding errors do not add up.
+Each side of a patch has ``patch_px`` pixels. A pixel of a patch is ``mpp`` microns wide. The patch
+of grid cell (row, col) starts ``row * stride_px`` pixels below and ``col * stride_px`` pixels right
+of the top left corner of the slide. Each position is computed from this product and rounded once,
+so rounding errors do not add up.
 """
 
 import logging
@@ -23,15 +24,15 @@ from wsi_idc.slides.tissue import find_tissue
 
 logger = logging.getLogger(__name__)
 
-MIN_TISSUE = 0.1
-# A coarser slide lacks the structures that the model needs.
+MIN_TISSUE = 0.1  # default for the minimum fraction of tissue in a patch
+# Maximum ratio of slide mpp to model mpp: a coarser slide lacks structures that the model needs.
 _MAX_UPSAMPLING = 1.5
-_MAX_READ_PX = 2**21  # per read; takes up to 8 bytes per px
-# A gap of two storage tiles makes a second read worthwhile.
+_MAX_READ_PX = 2**21  # maximum size of one read; a read takes up to 8 bytes of memory per px
+# Maximum gap between two patches of one read. If a gap has two storage tiles, two reads are faster.
 _MAX_GAP_PX = 512
-# Files state rounded mpp: a level within this tolerance is fine enough.
+# Slide files state rounded mpp: a level counts as fine enough within this relative tolerance.
 _MPP_TOLERANCE = 0.01
-# A level within this tolerance is used without resampling.
+# A level whose mpp is within this relative tolerance is used without resampling.
 _NATIVE_TOLERANCE = 1e-3
 
 
@@ -40,7 +41,7 @@ class Grid:
     """A grid of patches over a slide.
 
     Attributes:
-        rows, cols: Size of the grid, which covers the complete slide.
+        rows, cols: Number of rows and columns; the grid covers the complete slide.
         patch_px: Side of a patch in px of ``mpp``.
         stride_px: Distance between neighboring patches in px of ``mpp``.
         mpp: Microns per px of a patch.
@@ -55,25 +56,25 @@ class Grid:
     slide_mpp: float
 
     def cells(self) -> NDArray[np.int32]:
-        """Return row and column of each cell, by row, shape (rows * cols, 2), int32."""
+        """Return (row, col) of all cells, row after row, shape (rows * cols, 2), int32."""
         return np.indices((self.rows, self.cols), np.int32).reshape(2, -1).T.copy()
 
     def coords(self, row_col: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return level-0 x and y of the top left corners of cells, shape (N, 2), int32."""
+        """Return x, y of the top left corner of each cell in level-0 px, shape (N, 2), int32."""
         return np.rint(
             row_col[:, ::-1].astype(np.int64) * self.stride_px * self.mpp / self.slide_mpp
         ).astype(np.int32)
 
     def edges(self, cells: NDArray[np.int32], *, mpp: float) -> NDArray[np.int64]:
-        """Return start and end px of cells along one axis of a level.
+        """Return the start and end of the patches of cells along one axis, in px of a level.
 
         Args:
-            cells: Rows or columns, shape (N,).
+            cells: Row numbers or column numbers of the cells, shape (N,).
             mpp: Microns per px of the level.
 
         Returns:
-            Shape (N, 2), int64. Neighbors share an edge; on a level that needs no resampling, a
-            cell has exactly ``patch_px`` px.
+            Starts and ends, shape (N, 2), int64. Without overlap, a patch starts where the patch
+            before it ends. On a level that needs no resampling, a patch has ``patch_px`` px.
         """
         starts = cells.astype(np.int64) * self.stride_px
         first = np.rint(starts * self.mpp / mpp).astype(np.int64)
@@ -89,16 +90,17 @@ def make_grid(
 ) -> Grid:
     """Return the smallest grid from (0, 0) that covers a slide of ``width`` x ``height`` px.
 
-    It includes patches that extend beyond the right and the bottom edge.
+    The last patches may extend beyond the right and the bottom edge of the slide.
 
     Raises:
-        ValueError: The stride leaves gaps, or the grid is larger than on any slide.
+        ValueError: The stride leaves gaps between patches, or the grid is larger than is possible
+            for a slide.
     """
     if not 1 <= stride_px <= patch_px:
         raise ValueError(
             f"a stride of {stride_px} px; patches of {patch_px} px need 1 to {patch_px}"
         )
-    half_px = slide_mpp / mpp / 2  # of level 0; it needs no patch of its own
+    half_px = slide_mpp / mpp / 2  # half a level-0 px; a rest of this size needs no patch
     rows, cols = (
         max(1, math.ceil((side * slide_mpp / mpp - half_px - patch_px) / stride_px) + 1)
         for side in (height, width)
@@ -111,14 +113,14 @@ def make_grid(
 
 
 def is_native(level_mpp: float, mpp: float) -> bool:
-    """Return whether a level has the resolution ``mpp`` and needs no resampling."""
+    """Return whether a level has the resolution ``mpp``, so that it needs no resampling."""
     return abs(level_mpp / mpp - 1) <= _NATIVE_TOLERANCE
 
 
 def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
     """Return the index of the coarsest level that is at least as fine as ``mpp``.
 
-    If all levels are coarser, it is the finest level.
+    If all levels are coarser than ``mpp``, return the index of the finest level.
     """
     fine = [i for i, level in enumerate(level_mpps) if level <= mpp * (1 + _MPP_TOLERANCE)]
     if not fine:
@@ -129,16 +131,16 @@ def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
 def group_reads(
     rows: NDArray[np.int32], edges: NDArray[np.int64], *, max_width: int, max_gap: int
 ) -> list[slice]:
-    """Group patches, in grid order, that are read together.
+    """Divide patches, given in grid order, into groups; each group is read in one call.
 
     Args:
         rows: Grid row of each patch, shape (N,).
         edges: Start and end px of each patch along x, shape (N, 2).
-        max_width: Maximum width of a group in px, except for a single wider patch.
-        max_gap: Maximum gap between the patches of a group in px.
+        max_width: Maximum width of a group in px; a single patch may be wider.
+        max_gap: Maximum gap in px between neighboring patches of a group.
 
     Returns:
-        Consecutive slices, each within one grid row.
+        A slice of the patches for each group; a group is within one grid row.
     """
     groups = []
     start = 0
@@ -156,19 +158,20 @@ def group_reads(
 
 
 def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the fraction of each box that is set in a mask.
+    """Return the fraction of the area of each box where a mask is True.
 
     Args:
-        mask: Shape (h, w).
-        boxes: Left, top, right, bottom as fractions of the mask's width and height, shape (N, 4);
-            the area outside the mask is not set.
+        mask: Shape (h, w), bool; the area outside the mask counts as False.
+        boxes: Left, top, right, bottom as fractions of the mask's width and height, shape (N, 4).
 
     Returns:
-        Fractions 0..1, shape (N,), float64; px on the border of a box count in part.
+        Fractions 0..1, shape (N,), float64. A mask px that is partly inside a box counts with the
+        part that is inside.
     """
     height, width = mask.shape
     left, top, right, bottom = (boxes * [width, height, width, height]).T
-    # The sums over [0, y) x [0, x) are linear within a px, since a mask is constant there.
+    # The sum over [0, y) x [0, x) is linear in x and in y within a px, because the mask is constant
+    # within a px.
     sums = cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F)
     y = np.clip([bottom, top, bottom, top], 0, height)
     x = np.clip([right, right, left, left], 0, width)
@@ -177,26 +180,27 @@ def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDAr
 
 
 class SlidePatches:
-    """Patches of a slide that contain tissue, by row, then by column of the grid.
+    """Patches of a slide that contain tissue, sorted by row, then by column of the grid.
 
     Args:
-        slide: The slide, open while patches are read.
+        slide: The slide; it must stay open while patches are read.
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
-        stride_px: Distance between neighboring patches in px of a patch; None means ``patch_px``,
-            less makes patches overlap.
-        tissue: Tissue mask of the complete slide, shape (h, w), bool; None segments the slide.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1; 0 takes every patch, or with
-            ``tissue`` every patch that touches tissue.
+        stride_px: Distance between neighboring patches in px of a patch. None means ``patch_px``;
+            with a smaller stride, patches overlap.
+        tissue: Tissue mask of the complete slide, shape (h, w), bool. None means: segment the
+            slide, unless ``min_tissue`` is 0.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken, or,
+            if ``tissue`` is given, all patches that touch tissue.
 
     Attributes:
-        coords: Level-0 x, y of the top left corners, shape (N, 2), int32.
-        row_col: Grid cells, shape (N, 2), int32.
-        shape: Rows and cols of the complete grid.
-        level: Index of the level that is read.
+        coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
+        row_col: Row and column of each patch in the grid, shape (N, 2), int32.
+        shape: Number of rows and columns of the complete grid.
+        level: Index of the level from which the patches are read.
 
     Raises:
-        SlideError: The slide is too coarse or too large, has no tissue, or is damaged.
+        SlideError: The slide is too coarse, too large or damaged, or it has no tissue.
     """
 
     def __init__(
@@ -229,7 +233,7 @@ class SlidePatches:
             corners = grid.coords(self.row_col).astype(np.float64)
             boxes = np.hstack([corners, corners + patch_px * mpp / slide.mpp])
             fraction = tissue_fraction(mask, boxes / np.tile([slide.width, slide.height], 2))
-            # Rounding errors of the fractions are about 1e-12.
+            # The tolerance 1e-9 is larger than the rounding errors of the fractions, about 1e-12.
             self.row_col = self.row_col[(fraction >= min_tissue - 1e-9) & (fraction > 1e-9)]
         if len(self.row_col) == 0:
             raise SlideError(
@@ -249,15 +253,16 @@ class SlidePatches:
         return len(self.row_col)
 
     def batches(self, batch_size: int) -> Generator[NDArray[np.uint8], None, None]:
-        """Read all patches in order; threads read the next ones while a batch is used.
+        """Read all patches in order; threads read the next batches while the caller uses a batch.
 
-        Memory is bounded for a slide of any size. Closing the generator ends the threads.
+        The memory used does not grow with the slide. Closing the generator ends the threads.
 
         Args:
-            batch_size: Patches in each batch except the last one.
+            batch_size: Number of patches in a batch; the last batch may have fewer.
 
         Yields:
-            Shape (n, patch_px, patch_px, 3), uint8; white beyond the edge of the slide.
+            Pixels of a batch, shape (n, patch_px, patch_px, 3), uint8; px outside the slide are
+            white.
         """
         height = int((self._y[:, 1] - self._y[:, 0]).max())
         groups = group_reads(
@@ -267,7 +272,7 @@ class SlidePatches:
         return rebatch(patches, batch_size=batch_size)
 
     def _read(self, group: slice) -> NDArray[np.uint8]:
-        """Read neighboring patches of a grid row together: shape (n, patch_px, patch_px, 3)."""
+        """Read a group of patches in one call and return shape (n, patch_px, patch_px, 3)."""
         xs = self._x[group]
         left, right = int(xs[0, 0]), int(xs[:, 1].max())
         top, bottom = (int(edge) for edge in self._y[group.start])
@@ -282,7 +287,7 @@ class SlidePatches:
         if self._is_native:
             return box
         side = self._patch_px
-        # INTER_AREA averages when it shrinks, but repeats pixels when it enlarges.
+        # INTER_AREA averages px to shrink a picture, but only repeats px to enlarge a picture.
         is_enlarged = min(box.shape[:2]) < side
         interpolation = cv2.INTER_LINEAR if is_enlarged else cv2.INTER_AREA
         return cv2.resize(box, (side, side), interpolation=interpolation)

@@ -1,4 +1,4 @@
-"""Interface of a slide reader, and the reader of plain images: striped TIFF, PNG or JPEG."""
+"""Interface of slide readers, and a reader of plain images: striped TIFF, PNG or JPEG."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -15,7 +15,8 @@ SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _FORMATS = ("TIFF", "PNG", "JPEG")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
-# Pillow holds 4 bytes per px and refuses larger images as decompression bombs.
+# Maximum size of an image. Pillow needs 4 bytes of memory per px and treats larger images as
+# attacks (decompression bombs).
 MAX_PX = 89_478_485
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimeter
@@ -23,13 +24,13 @@ _WHITE = 255
 
 
 class SlideReader(ABC):
-    """Reader of the pixels of a slide, level by level.
+    """Interface of the readers that read pixels from the levels of a slide.
 
     Attributes:
         sizes: Width and height of each level in px of the level, level 0 first.
-        downsamples: Level-0 px per px of each level.
-        file_mpp: Microns per level-0 px along x and y as the file states them, unchecked; None if
-            the file states none.
+        downsamples: Width of a px of each level, in level-0 px.
+        file_mpp: Microns per level-0 px along x and y. The values of the file are not checked;
+            None if the file states no mpp.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -38,9 +39,9 @@ class SlideReader(ABC):
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region in px of the level, shape (height, width, 3); white outside the slide.
+        """Read a region of a level, shape (height, width, 3); px outside the slide are white.
 
-        Threads may call it concurrently.
+        All arguments are in px of the level. Several threads may call this method concurrently.
 
         Raises:
             SlideError: The region cannot be read; other regions may be readable.
@@ -48,18 +49,18 @@ class SlideReader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close the file; reads in progress finish normally."""
+        """Close the slide file; reads in progress are not interrupted."""
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Composite RGBA pixels (h, w, 4), not premultiplied, on white."""
+    """Blend RGBA pixels (h, w, 4), whose colors are not premultiplied, with a white background."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
-        # Several times faster than a copy of the first three channels.
+        # All px are opaque: cvtColor is several times faster than copying the color channels.
         return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), np.uint8)
     weight = alpha.astype(np.uint16)
     mixed = rgba[..., :3] * weight + _WHITE * (_WHITE - weight)
-    # Rounded to nearest; 255 * 255 + 127 fits into 16 bits.
+    # Round to the nearest integer; the largest sum, 255 * 255 + 127, fits into 16 bits.
     return ((mixed + _WHITE // 2) // _WHITE).astype(np.uint8)
 
 
@@ -69,7 +70,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 class ImageReader(SlideReader):
-    """Reader of an image that Pillow decodes and holds in memory.
+    """Reader of a plain image; Pillow decodes the complete image into memory.
 
     Args:
         path: Image file.
@@ -77,7 +78,7 @@ class ImageReader(SlideReader):
 
     def __init__(self, path: Path) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unusual tags in a readable file
+            warnings.simplefilter("ignore")  # readable files may have unusual tags
             image = _load(path)
         self.sizes = (image.size,)
         self.downsamples = (1.0,)
@@ -86,7 +87,7 @@ class ImageReader(SlideReader):
         self._has_alpha = has_alpha(image)
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region, as ``SlideReader.read`` does."""
+        """Read a region; see ``SlideReader.read``."""
         region = np.full((height, width, 3), _WHITE, np.uint8)
         box = (x, y, min(x + width, self._image.width), min(y + height, self._image.height))
         if box[0] < box[2] and box[1] < box[3]:
@@ -99,7 +100,7 @@ class ImageReader(SlideReader):
         return region
 
     def close(self) -> None:
-        """Release the pixels."""
+        """Free the memory of the decoded image."""
         self._image = Image.new("RGB", (0, 0))
 
 
@@ -133,7 +134,7 @@ def _too_large(path: Path, size: str) -> str:
 
 
 def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
-    """Return the mpp of a TIFF; PNG and JPEG state only the resolution of a printer."""
+    """Return the mpp of a TIFF, None for PNG and JPEG, which only state a printing resolution."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     um = _UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
     try:

@@ -1,4 +1,4 @@
-"""Slides of any format, with levels and microns per pixel."""
+"""Open slides of all supported formats, with their levels and microns per pixel."""
 
 import hashlib
 import logging
@@ -22,11 +22,11 @@ from wsi_idc.slides.reader import SUFFIXES, ImageReader, SlideReader
 logger = logging.getLogger(__name__)
 
 _MIN_MPP, _MAX_MPP = POSSIBLE_MPP
-# Maximum relative difference of the sides of a px; more would distort the tissue.
+# Maximum relative difference between width and height of a px; a larger one distorts the tissue.
 _MAX_STRETCH = 0.03
-# Warn if --mpp differs from the file's value by more than this fraction.
+# A warning is logged if --mpp differs from the file's mpp by more than this fraction.
 _MAX_CONTRADICTION = 0.1
-_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # some levels are padded to complete tiles
+_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # some slides pad levels to full tiles
 _BLOCK_PX = 1024
 _MAX_READERS = 4
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 2**16
@@ -48,14 +48,14 @@ class Level:
 
 
 class Slide:
-    """An open slide; a context manager.
+    """An open slide. As a context manager, it is closed at the end of the ``with`` block.
 
     Attributes:
         path: Slide file.
         width, height: Size of level 0 in px.
         mpp: Microns per level-0 px.
-        mpp_source: "file" or "given".
-        levels: All levels, level 0 first.
+        mpp_source: Origin of ``mpp``: "file", or "given" by the user.
+        levels: All levels of the slide, level 0 first.
         num_readers: Number of threads that should read concurrently.
     """
 
@@ -78,15 +78,15 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the slide file."""
         self._reader.close()
 
     def fingerprint(self) -> str:
-        """Return a SHA-256, as hex, that identifies the file and its state.
+        """Return a hexadecimal SHA-256 that changes if the slide file changes.
 
-        It covers size, time of modification and samples of the bytes, because reading a slide of
-        gigabytes takes as long as mapping it. For formats of several files, it covers size and time
-        of the other files too.
+        The SHA-256 is computed from the size, the modification time and samples of the bytes.
+        Reading all bytes of a large slide would take as long as mapping the slide. If a slide has
+        several files, the size and modification time of every file are included.
         """
         digest = hashlib.sha256()
         for file in (self.path, *_companion_files(self.path)):
@@ -100,18 +100,19 @@ class Slide:
         return digest.hexdigest()
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region in px of the level.
+        """Read a region of a level; all arguments are in px of the level.
 
         Returns:
-            Shape (height, width, 3), uint8; white outside the slide and behind transparent px.
+            Shape (height, width, 3), uint8. The region is white outside the slide, and transparent
+            px are blended with white.
         """
         return self._reader.read(level, x, y, width=width, height=height)
 
     def thumbnail(self, max_side: int = 1024) -> NDArray[np.uint8]:
-        """Return the complete slide, averaged down so that the longer side has ``max_side`` px.
+        """Return a small picture of the complete slide, whose longer side has ``max_side`` px.
 
         Returns:
-            Shape (h, w, 3), uint8; never larger than level 0.
+            Shape (h, w, 3), uint8. A thumbnail is never larger than level 0.
         """
         scale = min(1.0, max_side / max(self.width, self.height))
         width, height = (max(1, round(side * scale)) for side in (self.width, self.height))
@@ -119,7 +120,7 @@ class Slide:
         index = min(fine)[1]
         level = self.levels[index]
         scale_x, scale_y = level.width / width, level.height / height
-        # In blocks, because level 0 of a slide without other levels does not fit into memory.
+        # Read the level in blocks: if a slide has only level 0, this level may not fit into memory.
         step_x, step_y = max(1, int(_BLOCK_PX / scale_x)), max(1, int(_BLOCK_PX / scale_y))
         thumbnail = np.empty((height, width, 3), np.uint8)
 
@@ -140,14 +141,15 @@ class Slide:
 
 
 def _companion_files(path: Path) -> list[Path]:
-    """Return the other files of a slide whose format has several files."""
+    """Return the other files of a slide that consists of several files, else an empty list."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         files = path.with_suffix("").rglob("*")
     elif suffix == ".dcm":
         files = (file for file in path.parent.glob("*") if file.suffix.lower() == suffix)
     elif suffix in (".vms", ".vmu"):
-        # The parts have various suffixes; tables and maps in the folder are not parts.
+        # The files of the slide have various suffixes. Tables and maps in the same folder do not
+        # belong to the slide.
         neighbors = path.parent.glob("*")
         files = (file for file in neighbors if file.suffix.lower() not in _FOREIGN_SUFFIXES)
     else:
@@ -160,10 +162,10 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
 
     Args:
         path: Slide file.
-        mpp: Microns per level-0 px; None takes the value that the file states.
+        mpp: Microns per level-0 px; None means the value that the slide file states.
 
     Raises:
-        SlideError: The file cannot be read, or does not state its microns per pixel.
+        SlideError: The file cannot be read, or its mpp is missing or not plausible.
     """
     path = Path(path)
     if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
@@ -198,9 +200,9 @@ def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def _read_head(path: Path) -> bytes:
-    """Return the first bytes of a regular file that is not empty."""
+    """Return the first 16 bytes of a slide file; check that it is regular and not empty."""
     try:
-        # Opening a named pipe would otherwise wait for a writer.
+        # With O_NONBLOCK, opening a named pipe does not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             mode = os.fstat(fd).st_mode
@@ -221,7 +223,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _describe_unsupported(path: Path, head: bytes) -> str:
-    """Describe a file that OpenSlide does not support and whose suffix is not an image's."""
+    """Describe a file that is neither supported by OpenSlide nor has the suffix of an image."""
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
             return f"is a plain {kind} picture; name it {path.stem}{suffix} and give --mpp"

@@ -1,9 +1,9 @@
-"""Tissue masks: segmentation of a thumbnail, or a mask file.
+"""Make tissue masks: segment a thumbnail of the slide, or read a mask file.
 
-Stain is saturated and glass is not, so Otsu's threshold of the saturation (HSV) separates them, as
-in CLAM. Otsu's method always finds two classes; the threshold is therefore clipped to the range
-between tinted glass and the palest tissue. A blank slide has no tissue, and a slide full of tissue
-has no background.
+Stained tissue has a higher saturation (HSV) than glass. Otsu's threshold of the saturation
+separates tissue and glass, as in CLAM. Otsu's method finds two classes in every picture, also in a
+picture of glass only or of tissue only. The threshold is therefore clipped: it is at least the
+saturation of tinted glass, and at most the saturation of the palest tissue.
 """
 
 import math
@@ -19,18 +19,19 @@ from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 from wsi_idc.slides.reader import MAX_PX, has_alpha
 from wsi_idc.slides.slide import Slide
 
-MASK_MPP = 32.0
-# Limits of the threshold, 0..255. JPEG noise of empty glass is below the lower one. With the upper
-# one, 99.7 % of the IDC patches of the Kaggle set have a tenth of tissue, and 95.7 % of the others;
-# the rest is fat, ink and edges of the glass.
+MASK_MPP = 32.0  # microns per px of the thumbnail that is segmented
+# Limits of the saturation threshold, 0..255. JPEG noise of empty glass is below the lower limit. At
+# the upper limit, 99.7 % of the IDC patches of the Kaggle data have at least 10 % tissue, and
+# 95.7 % of the other patches; the other 4.3 % show fat, ink and edges of the glass.
 _MIN_THRESHOLD, _MAX_THRESHOLD = 15.0, 25.0
-# Minimum difference of the brightest and the darkest channel; pen and the edge of the glass have
-# less. The saturation of nearly black px is noise.
+# Minimum difference between the brightest and the darkest channel of a tissue px. Pen marks and the
+# edge of the glass have a smaller difference. The saturation of nearly black px is only noise.
 _MIN_CHROMA = 10
 _CLOSE_UM = 50.0
-# A tenth of a patch of 200 um; smaller parts are dust or lumen.
+# Minimum area of a piece of tissue or a hole: a tenth of a patch of 200 um. Smaller pieces are
+# dust, smaller holes are lumina.
 _MIN_AREA_UM2 = 4_000.0
-# Maximum side of the thumbnail: longer slides, over 4096 px of 32 um = 131 mm, have a coarser one.
+# Maximum side of the thumbnail. The thumbnail is coarser for slides over 4096 px of 32 um = 131 mm.
 _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
 _MAX_SIDE_UM = 400_000
@@ -41,12 +42,12 @@ def tissue_mask(thumbnail: NDArray[np.uint8], *, mpp: float) -> NDArray[np.bool_
     """Segment the tissue in a thumbnail.
 
     Args:
-        thumbnail: Shape (h, w, 3), RGB, at about ``MASK_MPP``.
+        thumbnail: RGB picture of about ``MASK_MPP`` microns per px, shape (h, w, 3), uint8.
         mpp: Microns per px of the thumbnail.
 
     Returns:
-        Shape (h, w), bool. Gaps narrower than about 100 um are closed; then specks and holes
-        smaller than 0.004 mm2 are removed.
+        Tissue mask, shape (h, w), bool. First, gaps narrower than about 100 um are closed. Then
+        pieces of tissue smaller than 0.004 mm2 are removed, and smaller holes are filled.
     """
     saturation = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV)[..., 1]
     chroma = thumbnail.max(axis=2) - thumbnail.min(axis=2)
@@ -58,7 +59,7 @@ def tissue_mask(thumbnail: NDArray[np.uint8], *, mpp: float) -> NDArray[np.bool_
 
 
 def saturation_threshold(saturation: NDArray[np.uint8]) -> float:
-    """Return Otsu's threshold of a saturation, clipped to the limits of glass and tissue."""
+    """Return Otsu's threshold of a saturation channel, clipped to the limits of this module."""
     threshold, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     return float(np.clip(threshold, _MIN_THRESHOLD, _MAX_THRESHOLD))
 
@@ -67,12 +68,12 @@ def remove_small(mask: NDArray[np.bool_], *, min_px: float) -> NDArray[np.bool_]
     """Remove the connected parts of a mask that have fewer than ``min_px`` px."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= min_px
-    keep[0] = False  # the background
+    keep[0] = False  # label 0 is the background
     return keep[labels]
 
 
 def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]:
-    """Close narrow gaps of a mask whose border pixels are repeated outwards."""
+    """Close narrow gaps in a mask; beyond its border, the mask is padded with the border px."""
     if radius_px == 0:
         return mask
     side = 2 * radius_px + 1
@@ -86,7 +87,7 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return a thumbnail of a slide at about 32 um/px, and the mask of the tissue in it.
 
     Returns:
-        Shapes (h, w, 3), uint8, and (h, w), bool.
+        Thumbnail, shape (h, w, 3), uint8, and tissue mask, shape (h, w), bool.
     """
     longest = max(slide.width, slide.height)
     if longest * slide.mpp > _MAX_SIDE_UM:
@@ -102,13 +103,14 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 
 def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
-    """Read a tissue mask: an image of the complete slide in any size; black px are background.
+    """Read a mask file: an image of the complete slide in any size, whose background is black.
 
     Returns:
-        Shape (h, w) as in the file, bool.
+        Tissue mask, shape (h, w) of the image in the file, bool.
 
     Raises:
-        SlideError: The file is not an image, has another aspect ratio than the slide, or no tissue.
+        SlideError: The file is not an image, the aspect ratios of mask and slide differ, or the
+            mask has no tissue.
     """
     try:
         with warnings.catch_warnings():
@@ -132,7 +134,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
 
 
 def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask to ``shape`` (h, w) without interpolation."""
+    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest px."""
     size = (shape[1], shape[0])
     return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
 
@@ -148,7 +150,7 @@ def _check_aspect_ratio(path: Path, size: tuple[int, int], slide: Slide) -> None
 
 
 def _is_foreground(image: Image.Image) -> NDArray[np.bool_]:
-    """Return a mask of the px that are neither black nor transparent."""
+    """Return a mask, shape (h, w), that is True where px are neither black nor transparent."""
     if has_alpha(image):
         rgba = np.asarray(image.convert("RGBA"))
         return rgba[..., :3].any(axis=2) & (rgba[..., 3] > 0)
