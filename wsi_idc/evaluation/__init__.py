@@ -1,1 +1,1 @@
-"""``wsi-idc eval`` and ``compare``: evaluation, comparison, leaderboard and their pages."""
+"""Code of ``wsi-idc eval`` and ``wsi-idc compare``: evaluate, compare, rank, write pages."""

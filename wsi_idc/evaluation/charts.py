@@ -1,4 +1,4 @@
-"""Figures of an evaluation: over all patches, and with one mark per patient."""
+"""Figures of an evaluation. Some show all patches together, some show each patient."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
@@ -34,7 +34,7 @@ _COMPARABLE_METRICS = [
     if not (METRIC_TABLE[name].depends_on_prevalence or METRIC_TABLE[name].smaller_is_better)
 ]
 _NUM_HISTOGRAM_BINS = 40
-NUM_NAMED = 5  # weakest patients
+NUM_NAMED = 5  # number of patients with the lowest values whose ids are shown
 _RESAMPLES_OF_BINS = 500
 
 
@@ -46,12 +46,12 @@ def draw_row_grid(ax: Axes) -> None:
 
 
 def probability_name(evaluation: Evaluation) -> str:
-    """Return the name of the final probabilities for readers."""
+    """Return the name of the final probabilities in figures."""
     return evaluation.final.column.replace("probability_smoothed", "smoothed probability")
 
 
 def confusion_matrix(evaluation: Evaluation) -> Figure:
-    """Draw the number of patches by label and call, and their fraction of the label's patches."""
+    """Draw the confusion matrix: number of patches, and fraction of the patches of the label."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
     tp, fp, tn, fn = astuple(evaluation.final.confusion)
@@ -78,7 +78,7 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
 
 
 def roc_and_pr(evaluation: Evaluation) -> Figure:
-    """Draw the ROC and the precision-recall curve with their bands and the operating point."""
+    """Draw the ROC curve and the PR curve, their 95 % bands, and the point of the threshold."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     roc, pr = figure.subplots(1, 2)
     final, metrics = evaluation.final, evaluation.final.metrics
@@ -123,18 +123,18 @@ def reliability_bins(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare mean probability and fraction of IDC in each of the ``ECE_BINS`` bins.
+    """Compute the mean probability and the fraction of IDC in each of the ``ECE_BINS`` bins.
 
     Args:
         label: Labels, 0 or 1, shape (N,).
         probability: Probabilities of IDC, shape (N,).
-        patient: Patient of each patch, shape (N,).
+        patient: Patient id of each patch, shape (N,).
         seed: Seed of the bootstrap.
 
     Returns:
-        One row per bin: patches, probability (mean), idc_share (fraction of IDC), low, high (95 %
-        interval of the fraction by bootstrap over patients; NaN in a bin with patches of one
-        patient only).
+        One row per bin. Columns: patches (number), probability (mean), idc_share (fraction of
+        IDC), low, high (95 % interval of the fraction, from a bootstrap over patients; NaN if
+        fewer than two patients have patches in the bin).
     """
     ids, code = np.unique(patient, return_inverse=True)
     cell = code * ECE_BINS + ece_bin(probability)
@@ -161,7 +161,7 @@ def reliability_bins(
 
 
 def reliability(evaluation: Evaluation) -> Figure:
-    """Draw the fraction of IDC against the predicted probability."""
+    """Draw the observed fraction of IDC against the predicted probability."""
     figure = Figure(figsize=(5.6, 5.6), layout="constrained")
     ax, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     table = evaluation.predictions
@@ -175,7 +175,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     ax.plot([0, 1], [0, 1], ":", color=GRAY, label="perfectly calibrated")
     ax.vlines(filled["probability"], filled["low"], filled["high"], ACCENT, lw=1.5, alpha=0.6)
     ax.plot(filled["probability"], filled["idc_share"], "o-", color=ACCENT, ms=5, label="observed")
-    # The temperature applies to the probabilities before smoothing.
+    # Calibration by the temperature is done before smoothing.
     steps = [f"{number(evaluation.ece_uncalibrated)} before calibration"]
     if evaluation.raw is not None:
         steps.insert(0, f"{number(evaluation.raw.metrics['ece'])} before smoothing")
@@ -192,7 +192,7 @@ def reliability(evaluation: Evaluation) -> Figure:
 
 
 def probabilities(evaluation: Evaluation) -> Figure:
-    """Draw the histogram of the probabilities of each label, with the threshold."""
+    """Draw a histogram of the probabilities for each label, and a line at the threshold."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
     table, threshold = evaluation.predictions, evaluation.final.threshold
@@ -208,7 +208,7 @@ def probabilities(evaluation: Evaluation) -> Figure:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.set(xlim=(0, 1), xlabel=f"{probability_name(evaluation)} of IDC")
     ax.set(ylabel="share of the label's patches", title="Probabilities by label")
-    # Inside the axes the legend could hide the threshold or a bar.
+    # The legend is outside: inside the axes the legend could cover the threshold or a bar.
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -238,13 +238,13 @@ def border(evaluation: Evaluation) -> Figure:
 
 
 def marker_areas(patches: NDArray) -> NDArray[np.float64]:
-    """Return marker areas in square points that grow with the number of patches."""
+    """Return marker areas in square points. The area grows with the number of patches."""
     areas: NDArray[np.float64] = 24 + 140 * patches / max(patches.max(initial=1), 1)
     return areas
 
 
 def patients(evaluation: Evaluation) -> Figure:
-    """Draw AUC and Dice of each patient, sorted by value, and name the weakest patients."""
+    """Draw AUC and Dice of each patient, sorted by value; show the ids with the lowest values."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     axes = figure.subplots(2, 1)
     for ax, name in zip(axes, ("auc", "dice"), strict=True):
@@ -254,7 +254,7 @@ def patients(evaluation: Evaluation) -> Figure:
 
 
 def weakest_first(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Sort the patients that have a value of a metric, the weakest first."""
+    """Sort the patients by a metric, the lowest value first; drop patients without a value."""
     known = table[table[name].notna()]
     return known.sort_values([name, "patient"], ignore_index=True)
 
@@ -294,7 +294,7 @@ def _draw_sorted(
 
 
 def area_fraction(evaluation: Evaluation) -> Figure:
-    """Draw the called against the labelled IDC fraction of each patient, and their difference."""
+    """Draw the called and the labelled IDC fraction of each patient, and their difference."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     against, difference = figure.subplots(1, 2)
     table, statistics = evaluation.patients, evaluation.patient_summary.get("area_bias", {})
@@ -309,7 +309,7 @@ def area_fraction(evaluation: Evaluation) -> Figure:
     difference.axhline(0, ls=":", color=GRAY)
     difference.scatter((labelled + called) / 2, bias, areas, ACCENT, **options)
     _draw_agreement(difference, statistics)
-    # The two patients with the largest differences are named.
+    # The ids of the two patients with the largest differences are shown.
     order = np.argsort(-np.abs(bias), kind="stable")
     for row in table.iloc[order[:2]].to_dict("records"):
         if row["area_bias"]:
@@ -325,7 +325,7 @@ def area_fraction(evaluation: Evaluation) -> Figure:
 
 
 def _draw_agreement(ax: Axes, statistics: Mapping[str, float]) -> None:
-    """Draw the mean bias and the limits of agreement, if they are defined."""
+    """Draw the mean bias and the limits of agreement. Undefined values are not drawn."""
     if "mean" in statistics:
         ax.axhline(statistics["mean"], color=INK, lw=1.2)
     if "agreement_low" not in statistics:

@@ -1,8 +1,8 @@
-"""Compare two evaluations of the same patches, or rank several and published results.
+"""Compare two evaluations of the same patches, or rank evaluations and published results.
 
-Two are compared by a paired bootstrap: each resample draws the same patients for both. A patient
-that is difficult for both does not add to the difference, so its interval is far narrower than that
-of either evaluation.
+A paired bootstrap compares two evaluations: each resample draws the same patients for both
+evaluations. A patient that is difficult in both evaluations does not add to the difference.
+Therefore the interval of the difference is much narrower than the interval of each evaluation.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ COMPARISON_FILES = {
     "writes": (_COMPARISON_JSON, "comparison.html", "metrics.csv", "patients.csv", "figures"),
     "marks": (_COMPARISON_JSON,),
 }
-# With fewer patients a percentile interval is too narrow: without any difference it excludes 0 in
-# 15 % of the comparisons of 5 patients and in 10 % of those of 10.
+# With fewer patients a percentile interval is too narrow. If two predictors are equally good, the
+# interval excludes 0 in 15 % of the comparisons of 5 patients, and in 10 % with 10 patients.
 MIN_PATIENTS = 10
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
@@ -46,11 +46,12 @@ class Predictions:
     """Predictions of an evaluation, read from its folder.
 
     Attributes:
-        folder: The folder.
+        folder: Folder of the evaluation.
         threshold: Smallest probability that is called IDC.
-        table: One row per patch, sorted: patient, x, y, label, probability (the final one).
-        method: Description of the predictor in metrics.json.
-        notes: Remarks for the reader of the metrics, in sentences.
+        table: One row per patch, sorted by patient, x and y. Columns: patient, x, y, label,
+            probability (smoothed if the predictor smooths).
+        method: Description of the predictor, read from metrics.json.
+        notes: Remarks about the metrics, in sentences.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Predictions:
     notes: tuple[str, ...] = ()
 
     def metrics_of(self, rows: Any = slice(None)) -> dict[str, float]:
-        """Compute all metrics of some rows of the table."""
+        """Compute all metrics over the given rows of ``table``; by default, over all rows."""
         part = self.table.iloc[rows]
         return classification.all_metrics(
             part["label"].to_numpy(), part["probability"].to_numpy(), threshold=self.threshold
@@ -72,13 +73,14 @@ class Comparison:
     """Comparison of two evaluations of the same patches.
 
     Attributes:
-        metrics: One row per metric: metric, a, b, difference (b - a), low, high (95 % interval of
-            the difference), better ("a", "b", or "" if the interval contains 0 or there are fewer
-            than ``MIN_PATIENTS``).
-        patients: One row per patient: patient, patches, then auc and dice of a, of b, and b - a.
-        num_patients: Number of patients.
-        num_patches: Number of patches.
-        notes: Remarks about A, B or both, in sentences.
+        metrics: One row per metric. Columns: metric, a, b, difference (b - a), low, high (95 %
+            interval of the difference), better ("a", "b", or "" if the interval contains 0 or
+            there are fewer than ``MIN_PATIENTS`` patients).
+        patients: One row per patient. Columns: patient, number of patches, AUC and Dice with a,
+            AUC and Dice with b, and the differences b - a.
+        num_patients: Number of compared patients.
+        num_patches: Number of compared patches.
+        notes: Remarks about evaluation A, evaluation B or both, in sentences.
     """
 
     metrics: pd.DataFrame
@@ -88,7 +90,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the comparison JSON-ready; an undefined value is null."""
+        """Return the comparison as a dict for JSON, with None for an undefined value."""
         return {
             "num_patients": self.num_patients,
             "num_patches": self.num_patches,
@@ -99,10 +101,10 @@ class Comparison:
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """Read the folder of an evaluation.
+    """Read the predictions in the folder of an evaluation.
 
     Raises:
-        DataError: The folder is not an evaluation's, or its content is invalid.
+        DataError: The folder contains no evaluation, or the content of a file is invalid.
     """
     remedy = "run wsi-idc eval again"
     try:
@@ -113,7 +115,7 @@ def read_predictions(folder: Path) -> Predictions:
         method = dict(record["provenance"]["method"])
         notes = tuple(str(note) for note in record.get("notes", ()))
         dtypes = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
-        # A patient may be named "NA".
+        # A patient id can be "NA": pandas must not read this text as a missing value.
         table = pd.read_csv(folder / PREDICTIONS_CSV, dtype=dtypes, keep_default_na=False)
         table = table[[*dtypes, column]].rename(columns={column: "probability"})
         table["probability"] = table["probability"].astype(np.float64)
@@ -129,7 +131,8 @@ def read_predictions(folder: Path) -> Predictions:
         raise DataError(f"{folder}: not a readable evaluation ({reason}); {remedy}") from None
     if table.duplicated(_KEY).any() or table.empty:
         raise DataError(f"{folder}: {PREDICTIONS_CSV} is empty or lists a patch twice; {remedy}")
-    # In float32, as the probabilities were evaluated: calls at the threshold could differ.
+    # The evaluation compared float32 numbers with the threshold. In float64, a patch with a
+    # probability near the threshold could get the other call.
     table["probability"] = table["probability"].astype(np.float32)
     table = table.sort_values(_KEY, ignore_index=True)
     return Predictions(folder, threshold, table, method, notes)
@@ -138,10 +141,10 @@ def read_predictions(folder: Path) -> Predictions:
 def compare(
     a: Predictions, b: Predictions, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> Comparison:
-    """Compare ``b`` with ``a``, each at its own threshold.
+    """Compare evaluation ``b`` with evaluation ``a``. Each evaluation has its own threshold.
 
     Raises:
-        DataError: The two are not of the same patients, patches and labels.
+        DataError: The two evaluations have different patients, patches or labels.
     """
     _check_same(a, b)
     label = a.table["label"].to_numpy()
@@ -225,7 +228,7 @@ def _first_names(names: set[str]) -> str:
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write comparison.json, metrics.csv and patients.csv into the folder ``out``.
 
-    comparison.json is written first: it marks the folder as a comparison's.
+    comparison.json is written first: this file marks the folder as the folder of a comparison.
     """
     write_json(out / _COMPARISON_JSON, comparison.as_dict())
     write_text(out / "metrics.csv", comparison.metrics.to_csv(index=False))
@@ -235,16 +238,16 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 def leaderboard(
     evaluations: Sequence[tuple[str, Evaluation]], *, rank_by: str = "auc"
 ) -> pd.DataFrame:
-    """Build a table with one row per evaluation, best first, then the published results.
+    """Build a table: one row per evaluation, the best first, then one row per published result.
 
     Args:
-        evaluations: Name and evaluation of each row.
+        evaluations: Pairs of a name and an evaluation.
         rank_by: Name of the metric that sorts the rows.
 
     Returns:
-        Columns rank, name, source ("measured" or "published"), test, patients, patches, each
-        metric, low and high of the interval of ``rank_by``, note. A published result has no rank:
-        its patients are others.
+        Table with the columns rank, name, source ("measured" or "published"), test (group of
+        patients), patients, patches, each metric, low and high of the interval of ``rank_by``,
+        note. A published result has no rank: it was measured on other patients.
     """
     rows = []
     for name, evaluation in evaluations:
@@ -272,14 +275,14 @@ def leaderboard(
 
 
 def published_results() -> pd.DataFrame:
-    """Read the patient-wise results of the literature: work, test, metrics, note."""
+    """Read the table of published patient-wise results; columns work, test, metrics, note."""
     file = resources.files("wsi_idc.evaluation") / "published.csv"
     with file.open(encoding="utf-8") as text:
         return pd.read_csv(text)
 
 
 def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:
-    """Return True if all evaluations are of the same patches, so that ranks are meaningful."""
+    """Return True if all evaluations have the same patches. Only then are ranks meaningful."""
     keys = [evaluation.predictions[["patient", "x", "y", "label"]] for _, evaluation in evaluations]
     return all(key.equals(keys[0]) for key in keys)
 

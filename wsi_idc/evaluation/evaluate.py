@@ -21,12 +21,15 @@ from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table,
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 
-# The bands of the curves are only drawn, so fewer resamples are enough.
+# The bands of the curves are drawn and not written as numbers: fewer resamples are enough.
 _RESAMPLES_OF_BANDS = 500
 
 
 def evaluation_folder(predictor: Predictor, split: str) -> Path:
-    """Return the default folder of an evaluation: in the run, or in eval/."""
+    """Return the default folder of an evaluation.
+
+    It is in eval/ for an ensemble and for the bundled checkpoint. Otherwise it is in the run.
+    """
     name = evaluation_name(split, tta=predictor.tta, smooth=predictor.smooth)
     first = predictor.checkpoints[0].source
     assert first is not None
@@ -45,17 +48,19 @@ def choose_patients(
     """Select the patients of the pack to evaluate.
 
     Args:
-        predictor: The predictor; its checkpoints record the split of their training.
-        pack: The data.
-        split: test, val or train: patients of that role in every checkpoint's split; unseen:
-            patients in no checkpoint's train or val; all: every patient.
+        predictor: Predictor whose checkpoints contain the split of their training.
+        pack: Pack with the available patients.
+        split: Group of patients. "test", "val" or "train" selects the patients with this role in
+            the splits of all checkpoints. "unseen" selects the patients that no checkpoint has in
+            train or val. "all" selects every patient.
         allow_seen: Accept patients that a checkpoint was trained on.
 
     Returns:
-        The patients, sorted.
+        Sorted patient ids.
 
     Raises:
-        DataError: There are no such patients, or a checkpoint was trained on one of them.
+        DataError: The group has no patient, or a checkpoint was trained on one of these patients
+            and ``allow_seen`` is False.
     """
     available = set(pack.patients)
     if split == "all":
@@ -92,13 +97,13 @@ def evaluate(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Evaluation:
-    """Predict all patches of ``patients`` and compare those of known label with their labels.
+    """Predict all patches of ``patients``, and evaluate the patches with a known label.
 
-    Patches of unknown label are predicted too: smoothing uses them as neighbors.
+    Patches with an unknown label are predicted too: smoothing uses their probabilities.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
-        DataError: No patch has a known label.
+        DataError: No patch of these patients has a known label.
     """
     predictor.validate_input(pack)
     members = np.isin(pack.patient_of, patients)
@@ -166,14 +171,14 @@ def evaluate(
 def predictions_table(
     predictor: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
 ) -> pd.DataFrame:
-    """Return one row per patch: patient, x, y, label and all outputs of the predictor.
+    """Build a table with one row per patch: patient, x, y, label, all outputs of the predictor.
 
     Args:
-        predictor: The predictor that computed the logits.
-        pack: The data.
-        rows: Positions in the pack of all patches of some patients: smoothing needs neighbors.
-        logit: Logits of these patches, shape (N, k, num_classes), as ``Predictor.predict`` yields
-            them.
+        predictor: Predictor that computed the logits.
+        pack: Pack with the patches.
+        rows: Positions of the patches in the pack. All patches of each patient are needed, because
+            smoothing uses neighbors.
+        logit: Logits of the patches, shape (N, k, num_classes), from ``Predictor.predict``.
     """
     prediction = predictor.aggregate(logit)
     index = pack.index.iloc[rows]
@@ -200,15 +205,15 @@ def compute_metrics(
     code: NDArray[np.integer],
     weights: NDArray[np.integer],
 ) -> MetricSet:
-    """Compare a column of probabilities with the labels.
+    """Compute the metrics of a column of probabilities.
 
     Args:
-        predictions: Columns label (0 or 1) and ``column``.
+        predictions: Table with the columns label (0 or 1) and ``column``.
         column: Name of the column of probabilities of IDC.
         threshold: Smallest probability that is called IDC.
-        code: Patient of each patch as a column of ``weights``, shape (N,).
-        weights: Number of times that each resample draws each patient, shape (R, P). With a
-            single patient all intervals are NaN.
+        code: Number of the patient of each patch: a column of ``weights``; shape (N,).
+        weights: Number of times that each resample draws each patient, shape (R, P). If all patches
+            are of one patient, all intervals are NaN.
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     resampled = bootstrap.resampled_metrics(
@@ -236,10 +241,10 @@ def metrics_by_border(
     """Compute the metrics of the patches at each distance from the label border.
 
     Args:
-        predictions: Columns label, border_distance and ``final.column``.
-        final: Metrics of all patches, with their column and threshold.
-        code: Patient of each patch, as in ``compute_metrics``.
-        weights: Resamples, as in ``compute_metrics``.
+        predictions: Table with the columns label, border_distance and ``final.column``.
+        final: Metrics of all patches. Their column and threshold are used for each distance.
+        code: Number of the patient of each patch, as in ``compute_metrics``.
+        weights: Draws of each resample, as in ``compute_metrics``.
     """
     column, threshold, distances = final.column, final.threshold, predictions["border_distance"]
     masks = {distance: (distances == distance).to_numpy() for distance in DISTANCES}

@@ -1,4 +1,4 @@
-"""Galleries of the patches that are called wrong with the most confidence."""
+"""Galleries of wrongly called patches, those with the most confident calls."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,10 +19,10 @@ from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import printable
 
 NUM_ROWS, NUM_COLS = 4, 6
-# So that the gallery shows several patients.
+# Largest number of patches of one patient in a gallery, so that it shows several patients.
 MAX_PER_PATIENT = 2
 _WIDTH, _TITLE_HEIGHT = 10, 0.45  # inches
-# Neighbors are shown if the patches have at least this many of the 8 on average.
+# A gallery shows neighbors if its patches have at least this many of 8 neighbors on average.
 _MIN_NEIGHBORS = 4
 _CAPTION_HEIGHT = 0.38  # fraction of an image's side
 
@@ -30,16 +30,17 @@ _CAPTION_HEIGHT = 0.38  # fraction of an image's side
 def surest_wrong(
     predictions: pd.DataFrame, column: str, *, threshold: float, label: int
 ) -> pd.DataFrame:
-    """Select the patches of a label that are called the other, the most confident first.
+    """Select the wrongly called patches of a label, the most confident call first.
 
     Args:
-        predictions: Columns patient, label and ``column``.
+        predictions: One row per patch, with the columns patient, label and ``column``.
         column: Name of the column of probabilities of IDC.
         threshold: Smallest probability that is called IDC.
-        label: 0 for false positives, 1 for false negatives.
+        label: 0 selects false positives, 1 selects false negatives.
 
     Returns:
-        At most ``MAX_PER_PATIENT`` rows per patient and ``NUM_ROWS * NUM_COLS`` in all.
+        Rows of ``predictions``: at most ``MAX_PER_PATIENT`` per patient, and at most
+        ``NUM_ROWS * NUM_COLS`` in total.
     """
     called = predictions[column] >= threshold
     wrong = predictions[(predictions["label"] == label) & (called != (label == 1))]
@@ -48,12 +49,12 @@ def surest_wrong(
 
 
 def false_positives(evaluation: Evaluation, pack: Pack) -> Figure:
-    """Draw the non-IDC patches with the largest probability of IDC."""
+    """Draw the false positives with the largest probabilities of IDC."""
     return _gallery(evaluation, pack, label=0, name="False positives")
 
 
 def false_negatives(evaluation: Evaluation, pack: Pack) -> Figure:
-    """Draw the IDC patches with the smallest probability of IDC."""
+    """Draw the false negatives with the smallest probabilities of IDC."""
     return _gallery(evaluation, pack, label=1, name="False negatives")
 
 
@@ -70,7 +71,7 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     rows = -(-len(chosen) // NUM_COLS) * (1 + _CAPTION_HEIGHT)
     height = _TITLE_HEIGHT + _WIDTH / NUM_COLS * rows
     figure = Figure(figsize=(_WIDTH, height))
-    # All places are fixed: a layout engine would take longer than the drawing.
+    # Positions are computed here: a layout engine would take longer than drawing the figure.
     ax = figure.add_axes((0, 0, 1, 1 - _TITLE_HEIGHT / height))
     rows_shown = chosen.to_dict("records")
     places = [(row["patient"], row["x"], row["y"]) for row in rows_shown]
@@ -91,12 +92,12 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
 
 
 def _draw_image(ax: Axes, image: Pixels, left: float, top: float, *, has_neighbors: bool) -> None:
-    """Draw a patch, or a patch framed in the middle of its neighbors, with a side of 0.92."""
+    """Draw a patch, or a framed patch in the middle of its neighbors; the image side is 0.92."""
     side, third = 0.92, 0.92 / 3
     if not has_neighbors:
         px = len(image) // 3
         image = image[px:-px, px:-px]
-    # Pixels are not interpolated: the viewer enlarges them.
+    # The figure keeps the original pixels. The program that shows the figure enlarges them.
     extent = (left, left + side, top + side, top)
     ax.imshow(image, extent=extent, interpolation="none", aspect="auto")
     ax.add_patch(Rectangle((left, top), side, side, fill=False, ec="#cccccc", lw=0.6))

@@ -1,4 +1,4 @@
-"""Pages of several evaluations: a comparison of two, and a leaderboard."""
+"""Write the page that compares two evaluations, and the page of a leaderboard."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -31,8 +31,8 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
     """Write the self-contained comparison.html and its figures into the folder ``out``.
 
     Args:
-        comparison: The comparison.
-        out: The folder.
+        comparison: Comparison of the two evaluations.
+        out: Folder of the page.
         name_a: Name of the first evaluation.
         name_b: Name of the second evaluation.
     """
@@ -61,7 +61,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
 
 
 def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
-    """Count the patients whose metric is larger with a, larger with b, equal, or undefined."""
+    """Count the patients with the larger value in a, in b, with equal values, or without values."""
     difference = patients[f"{name}_difference"].to_numpy(float)
     return {
         "a": int((difference < 0).sum()),
@@ -72,7 +72,7 @@ def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
 
 
 def differences(comparison: Comparison) -> Figure:
-    """Draw the difference b - a of each metric with its interval."""
+    """Draw the difference b - a of each metric, and the 95 % interval of the difference."""
     table = comparison.metrics
     figure = Figure(figsize=(9, 1.3 + 0.34 * len(table)), layout="constrained")
     ax = figure.subplots()
@@ -97,7 +97,7 @@ def differences(comparison: Comparison) -> Figure:
 
 
 def paired_patients(comparison: Comparison) -> Figure:
-    """Draw AUC and Dice of each patient, b against a."""
+    """Draw AUC and Dice of each patient: the value with a along x, the value with b along y."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     for ax, name in zip(figure.subplots(1, 2), ("auc", "dice"), strict=True):
         _draw_pairs(ax, comparison.patients, name)
@@ -105,7 +105,7 @@ def paired_patients(comparison: Comparison) -> Figure:
 
 
 def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
-    """Draw one mark per patient and name the patients with the largest differences."""
+    """Draw one mark per patient, and write the ids of patients with the largest differences."""
     known = table[table[f"{name}_difference"].notna()]
     counts, title = tally(table, name), TITLES[name]
     ax.set(xlabel=f"{title} with A", ylabel=f"{title} with B", aspect="equal")
@@ -122,7 +122,7 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
     ax.scatter(a, b, areas, colors, alpha=0.75, edgecolors="white", linewidths=0.5)
     for row in np.argsort(-np.abs(b - a), kind="stable")[:_NUM_NAMED]:
         if a[row] != b[row]:
-            # On the side away from the diagonal, where there is room.
+            # Write the id on the side of the mark that is farther from the diagonal.
             is_above = b[row] > a[row]
             offset = (-6, 4) if is_above else (6, -4)
             ha, va = ("right", "bottom") if is_above else ("left", "top")
@@ -136,9 +136,9 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
     """Write the self-contained leaderboard.html and its figure into the folder ``out``.
 
     Args:
-        table: The table that ``leaderboard`` returns.
-        out: The folder.
-        is_fair: Whether all evaluations are of the same patches.
+        table: Table that ``leaderboard`` returns.
+        out: Folder of the page.
+        is_fair: Whether all evaluations have the same patches.
     """
     rank_by, rows = ranking_metric(table), records(table)
     write_page(
@@ -155,13 +155,13 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
 
 
 def ranking_metric(table: pd.DataFrame) -> str:
-    """Return the metric that sorts a leaderboard: the one with an interval."""
+    """Return the metric that sorts a leaderboard: the only metric with an interval."""
     name = next(str(name) for name in table.columns if str(name).endswith("_low"))
     return name.removesuffix("_low")
 
 
 def leaderboard_chart(table: pd.DataFrame) -> Figure:
-    """Draw the metric that sorts the leaderboard, for each row that has a value."""
+    """Draw the metric that sorts the leaderboard. Rows without a value are left out."""
     metric = ranking_metric(table)
     known = table[table[metric].notna()]
     figure = Figure(figsize=(9, 1.5 + 0.36 * max(len(known), 1)), layout="constrained")
@@ -189,7 +189,7 @@ def leaderboard_chart(table: pd.DataFrame) -> Figure:
 
 
 def _annotate_right(ax: Axes, places: Iterable[float], texts: Iterable[str]) -> None:
-    """Write a text to the right of the axes at each of the places along y."""
+    """Write each text to the right of the axes. ``places`` are the y coordinates of the texts."""
     units: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     for y, text in zip(places, texts, strict=True):
         ax.annotate(text, (1, y), (6, 0), va="center", fontsize=9, **units)

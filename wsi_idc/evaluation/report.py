@@ -1,4 +1,4 @@
-"""Evaluate a predictor and write tables, figures and the page."""
+"""Evaluate a predictor, and write the tables, figures and page of the evaluation."""
 
 import logging
 import shlex
@@ -44,25 +44,26 @@ def evaluate_into(
     """Evaluate a predictor and write the results into a folder.
 
     Args:
-        folder: The folder; None for the default one.
-        predictor: The predictor.
-        pack: The data.
+        folder: Folder of the results; None for the default folder of the evaluation.
+        predictor: Predictor to evaluate.
+        pack: Pack with the patches to evaluate.
         split: Group of patients, as in ``choose_patients``.
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
-        settings: Further arguments of ``evaluate``.
+        settings: Further keyword arguments, which are passed to ``evaluate``.
 
     Returns:
-        The evaluation and its folder.
+        The evaluation and the folder of its results.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
-        DataError: There is nothing to evaluate, or a checkpoint was trained on it.
+        DataError: No patient or no known label is left to evaluate, or a checkpoint was trained on
+            one of the patients.
     """
     patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(predictor, pack, patients, split=split, **settings)
     folder = folder or evaluation_folder(predictor, split)
-    # The page and the figures of an earlier evaluation do not belong to these numbers.
+    # Remove the page and the figures of an earlier evaluation: they show other numbers.
     (folder / PAGE).unlink(missing_ok=True)
     remove_figures(FIGURE_NAMES, folder)
     write_evaluation(evaluation, folder)
@@ -72,7 +73,11 @@ def evaluate_into(
 
 
 def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
-    """Read the epochs of the training of the only checkpoint; None if they are not known."""
+    """Read the training history of a checkpoint: one record per epoch.
+
+    Returns:
+        The history; None for an ensemble, or if the checkpoint is not the best one of a run.
+    """
     source = predictor.checkpoints[0].source
     if len(predictor.checkpoints) > 1 or source is None:
         return None
@@ -86,10 +91,10 @@ def write_report(
     """Write figures/ and the self-contained report.html into the folder ``out``.
 
     Args:
-        evaluation: The evaluation.
-        out: The folder.
-        pack: The data that was evaluated.
-        history: One record per epoch of the training; None if it is unknown.
+        evaluation: Evaluation to show.
+        out: Folder of the page.
+        pack: Pack that was evaluated.
+        history: One record per epoch of the training; None if the history is unknown.
     """
     start = time.monotonic()
     drawings: dict[str, Callable[[], Figure]] = {
@@ -109,9 +114,9 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
     """Write the page of an evaluation.
 
     Args:
-        evaluation: The evaluation.
-        path: The file to write.
-        uris: Figures as data URIs, by name; the page leaves out those that are missing.
+        evaluation: Evaluation to show.
+        path: HTML file to write.
+        uris: Data URI of each figure, by name. The page leaves out figures without a URI.
     """
     final, raw, record = evaluation.final, evaluation.raw, evaluation.record
     method = record["method"]

@@ -31,11 +31,11 @@ class MetricSet:
     """Metrics of one column of probabilities.
 
     Attributes:
-        column: "probability" or "probability_smoothed".
-        threshold: Smallest probability that is called IDC; set on val patients.
-        metrics: Value of each metric over all patches; NaN if it is undefined.
-        intervals: 95 % interval of each metric, by bootstrap over patients.
-        confusion: Counts of patches by label and call.
+        column: Name of the column: "probability" or "probability_smoothed".
+        threshold: Smallest probability that is called IDC. It was chosen on val patients.
+        metrics: Value of each metric over all patches; NaN for an undefined metric.
+        intervals: 95 % interval of each metric, from a bootstrap over patients.
+        confusion: Number of patches for each pair of label and call.
     """
 
     column: str
@@ -46,11 +46,11 @@ class MetricSet:
 
     @property
     def num_patches(self) -> int:
-        """Number of patches that the metrics are computed from."""
+        """Number of patches from which the metrics are computed."""
         return sum(asdict(self.confusion).values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the metrics JSON-ready; an undefined value is null."""
+        """Return the metrics as a dict for JSON, with None for an undefined value."""
         return {
             "judged": self.column,
             "threshold": self.threshold,
@@ -65,25 +65,25 @@ class MetricSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Performance of a predictor on some patients.
+    """Results of a predictor on a group of patients.
 
     Attributes:
         split: Name of the group of patients: test, val, train, unseen or all.
         num_patients: Number of evaluated patients.
-        num_patches: Number of evaluated patches, all of known label.
+        num_patches: Number of evaluated patches. The label of each of them is known.
         num_unknown: Number of patches that are left out because their label is unknown.
-        final: Metrics of the predictor's final probabilities, smoothed if it smooths.
+        final: Metrics of the final probabilities, which are smoothed if the predictor smooths.
         raw: Metrics of the probabilities before smoothing; None without smoothing.
-        ece_uncalibrated: ECE of the raw probabilities without a temperature.
-        by_border: Metrics of the patches at each distance from the label border.
-        patient_summary: Distribution of the patients' own AUC, Dice and area bias, as
+        ece_uncalibrated: ECE of the probabilities without temperature and without smoothing.
+        by_border: Distance from the label border, to the metrics of the patches at this distance.
+        patient_summary: Distribution over the patients of AUC, Dice and area bias, as
             ``metrics.patients.summary`` returns it.
-        predictions: One row per patch: patient, x, y, label, probability, further outputs of the
-            predictor, border_distance.
+        predictions: One row per patch. Columns: patient, x, y, label, probability, further outputs
+            of the predictor, border_distance.
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
-        bands: ROC and PR curve; None with one class only.
+        bands: ROC curve and PR curve with bands; None if all labels are of one class.
         notes: Remarks for the reader, in sentences.
-        record: "Predictor", data, settings and program, JSON-ready.
+        record: Description of the predictor, data, settings and program, as values for JSON.
     """
 
     split: str
@@ -102,7 +102,7 @@ class Evaluation:
     record: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but tables and curves, JSON-ready; an undefined value is null."""
+        """Return all results except tables and curves as a dict for JSON; None if undefined."""
         return {
             "split": self.split,
             "num_patients": self.num_patients,
@@ -129,16 +129,16 @@ def evaluation_name(split: str, *, tta: bool, smooth: bool) -> str:
 
 
 def folder_in_run(run: Path, name: str) -> Path:
-    """Return the default folder of the evaluation ``name`` of a run or a .pt file."""
+    """Return the default folder of the evaluation ``name``; ``run`` is a run or a .pt file."""
     if run.suffix != ".pt":
         return run / f"eval-{name}"
-    # Two checkpoints in one folder must not share one evaluation.
+    # Two checkpoints in one folder need two evaluation folders.
     prefix = "eval" if run.name == "best.pt" else f"{run.name.removesuffix('.pt')}-eval"
     return run.parent / f"{prefix}-{name}"
 
 
 def numbered_folders(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Return the folder below ``out`` of each run's evaluation; ``out`` itself for a single run."""
+    """Return the evaluation folder of each run: a subfolder of ``out``, or ``out`` for one run."""
     if len(runs) < 2:
         return [out]
     names = enumerate((run.name.removesuffix(".pt") for run in runs), start=1)
@@ -146,12 +146,12 @@ def numbered_folders(runs: Sequence[Path], out: Path) -> list[Path]:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Return True if a folder holds a complete evaluation."""
+    """Return True if a folder contains a complete evaluation."""
     return (folder / METRICS_JSON).exists()
 
 
 def is_evaluated(folder: Path, predictor: "Predictor", pack: "Pack") -> bool:
-    """Return True if a folder holds the evaluation of this predictor on this data."""
+    """Return True if ``folder`` contains the evaluation of ``predictor`` on ``pack``."""
     try:
         record = parse_json((folder / METRICS_JSON).read_text(encoding="utf-8"))["provenance"]
         return bool(
@@ -165,8 +165,8 @@ def is_evaluated(folder: Path, predictor: "Predictor", pack: "Pack") -> bool:
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, patients.csv and predictions.csv into the folder ``out``.
 
-    predictions.csv is written first: it marks the folder as an evaluation's. metrics.json is
-    written last: a folder that has it is complete.
+    predictions.csv is written first: this file marks the folder as the folder of an evaluation.
+    metrics.json is written last: a folder with this file is complete.
     """
     (out / METRICS_JSON).unlink(missing_ok=True)
     write_text(out / PREDICTIONS_CSV, evaluation.predictions.to_csv(index=False))
