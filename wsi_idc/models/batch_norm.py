@@ -1,4 +1,4 @@
-"""Batch norms: fuse them into their convolutions, and undo the fusion in initial weights."""
+"""Fuse batch norms into their convolutions, and undo such a fusion in initial weights."""
 
 import copy
 import logging
@@ -15,22 +15,22 @@ from torchvision.models.feature_extraction import LeafModuleAwareTracer
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
 
 logger = logging.getLogger(__name__)
-# Errors of fx for a network whose path depends on values, or that is not all Python.
+# Errors that torch.fx raises for a network that it cannot trace.
 _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, NotImplementedError)
 _BATCH_SIZE = 32
-# Tolerance for eps, which a fusing tool may have absorbed into the variance or the weight.
+# Largest distance of a fused batch norm's variance and weight from 1: one may include eps.
 _NEAR_ONE = 1e-3
 
 
 def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> PatchClassifier:
-    """Return a copy in eval mode whose batch norms are fused into their convolutions.
+    """Return a copy of a classifier in eval mode, with batch norms fused into their convolutions.
 
-    All modules keep their names. Their outputs stay the same, except that a fused convolution has
-    the output of its batch norm. The copy cannot be trained.
+    All modules keep their names and their outputs, with one exception: the output of a fused
+    convolution is the output of its batch norm. The copy cannot be trained.
 
     Args:
-        classifier: Classifier to copy. If its network cannot be traced, nothing is fused.
-        keep: Name of a module whose output must stay the same.
+        classifier: Classifier to copy. If its network cannot be traced, no batch norm is fused.
+        keep: Name of a module whose output must not change; this module is not fused.
     """
     fused = copy.deepcopy(classifier).eval()
     network = fused.network
@@ -43,7 +43,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 
 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the names of each convolution and of the batch norm that is its only user."""
+    """Yield two names: a convolution, and the batch norm that is the only user of its output."""
     try:
         graph = LeafModuleAwareTracer(leaf_modules=[nn.Conv2d]).trace(network)
     except _UNTRACEABLE as error:
@@ -63,10 +63,10 @@ def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def has_fused_batch_norm(network: nn.Module) -> bool:
-    """Return whether all batch norms of ``network`` do nothing but add their bias.
+    """Return whether the batch norms of ``network`` are already fused into its convolutions.
 
-    This is so in weights for inference, whose convolutions contain the scale and the mean. It is
-    not so in a new network, whose biases are 0.
+    A fused batch norm only adds its bias, because its convolution contains the scale and the mean.
+    If all biases are 0, the network is new and the result is False.
     """
     norms = _batch_norms(network)
     return all(map(_only_adds_bias, norms)) and any(norm.bias.any() for norm in norms)
@@ -85,21 +85,21 @@ def _batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 
 @torch.no_grad()
 def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
-    """Give each batch norm the statistics of its input and the scale that compensates for them.
+    """Undo the fusion of batch norms, so that the network can be trained.
 
-    In eval mode the network computes the same as before. In train mode it computes nearly the
-    same, up to the difference between a batch and these patches; fused batch norms would remove
-    the pretrained scale there.
+    Each batch norm gets the mean and variance of its input, and a scale and bias that compensate
+    for this mean and variance. In eval mode the outputs of the network do not change. In train mode
+    the outputs change only as far as the statistics of a batch differ from those of ``patches``.
 
     Args:
-        classifier: Classifier to change; its modes stay the same.
-        patches: Shape (N, H, W, 3), uint8; a few hundred of the training patches.
+        classifier: Classifier to change. Its train or eval mode stays the same.
+        patches: A few hundred of the train patches, shape (N, H, W, 3), uint8.
     """
     for norm, (mean, var) in _input_statistics(classifier, patches).items():
-        # In float64: a channel that hardly varies has a small scale and a large shift.
+        # Computed in float64: a channel with a small variance has a small scale and a large shift.
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
-        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # eps: not 0 where the variance is 0
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # not 0 for variance 0
         norm.bias.copy_(shift + scale * mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)
@@ -108,8 +108,8 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
 def _input_statistics(
     classifier: PatchClassifier, patches: Tensor
 ) -> dict[Any, tuple[Tensor, Tensor]]:
-    """Return mean and variance (C,), float64, of each batch norm's input in eval mode."""
-    # Number of cells; mean and mean square, (2, C).
+    """Return mean and variance, shape (C,), float64, of the input of each batch norm."""
+    # For each batch: the number of cells, and the mean and mean square of each channel, (2, C).
     batches: dict[nn.BatchNorm2d, list[tuple[int, Tensor]]] = defaultdict(list)
 
     def record(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:

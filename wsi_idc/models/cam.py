@@ -1,13 +1,14 @@
 """Class activation maps (CAMs) of a classifier: the evidence for a class in each cell of a patch.
 
-A CAM is raw: it is never scaled patch by patch. Grad-CAM is computed here. At the last feature map
-it needs no gradient if average pooling and a linear layer follow, and else a gradient of the later
-layers only. torchcam has the formulas of the other methods; this module runs them on batches, with
-the result that each patch has on its own, and with a graph of the later layers only.
+A CAM is raw: it is never scaled to the range of its patch. This module computes Grad-CAM itself. If
+only average pooling and a linear layer follow the last feature map, Grad-CAM of this map needs no
+gradient. In all other cases, gradients are computed only for the layers behind the feature map.
+The library torchcam computes the other methods. This module runs torchcam on batches: the CAM of a
+patch does not depend on the other patches.
 
-Where torchcam departs from a paper, so does this module. In 0.5.0 gradcam++ omits the denominator
-of its alphas (the weights are sums of the positive gradients' cubes), and smoothgradcam++ weights
-the map of the last noisy image by the last gradients.
+The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
+the alphas, so each weight is the sum of the cubes of the positive gradients. In smoothgradcam++,
+the weighted map and the gradients in its weights are those of the last noisy image.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
 
 CAM_METHODS = ("gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam")
-NOISE_SEED = 0  # of the noise that smoothgradcam++ adds to each image
+NOISE_SEED = 0  # seed of the noise that smoothgradcam++ adds to each image
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class CamSpec:
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module whose output is weighted; None is the last feature map that is
-            fine enough.
-        class_index: Class whose logit is explained.
+        layer: Name of the module whose output is the feature map of the CAM; None: the last layer
+            whose feature map has enough cells.
+        class_index: Index of the class whose logit the CAM explains.
     """
 
     method: str = "gradcam"
@@ -44,7 +45,7 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Fill in the layer for this classifier; None remains for the last feature map."""
+        """Replace ``layer`` None by the classifier's default, unless it is the last feature map."""
         if self.layer is not None:
             return self
         default = default_cam_layer(classifier.arch, classifier.input_px)
@@ -59,21 +60,22 @@ def cam_extractor(
     layer: str | None = None,
     class_index: int = IDC,
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """Context manager that yields a function returning the logits and CAMs of a batch.
+    """Context manager that yields a function; the function computes logits and CAMs of a batch.
 
     The function takes patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1. It returns
     logits (N, num_classes) and raw CAMs (N, h, w), both float32. The result for a patch does not
-    depend on the other patches. The classifier is in eval mode during the block.
+    depend on the other patches. The classifier is in eval mode inside the ``with`` block.
 
     Args:
         classifier: Classifier to explain.
-        method: One of ``CAM_METHODS``. Each has a scale of its own.
-        layer: Name of the module whose output is weighted; None is the last feature map.
-        class_index: Class whose logit is explained.
+        method: One of ``CAM_METHODS``. The CAMs of different methods have different scales.
+        layer: Name of the module whose output is the feature map of the CAM; None: the last
+            feature map.
+        class_index: Index of the class whose logit the CAM explains.
 
     Raises:
-        CheckpointError: ``layer`` gives no CAM, or one that is too coarse; without resizing this
-            is known at the first batch.
+        CheckpointError: ``layer`` has no CAM, or its CAM has too few cells. If the classifier does
+            not resize its patches, the function raises this error at its first batch.
     """
     if method not in CAM_METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
@@ -96,23 +98,24 @@ def cam_extractor(
 def logits_and_cam(
     classifier: PatchClassifier, patches: Tensor, *, class_index: int = IDC
 ) -> tuple[Tensor, Tensor]:
-    """Run the network once; return logits and raw Grad-CAM at the last feature map.
+    """Run the network once; return the logits and the raw Grad-CAM of the last feature map.
 
-    Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) is relu(sum_k w_k A_k), with w_k the mean over
-    the cells of the gradient of the class's logit with respect to channel k of the map A.
+    Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) is relu(sum_k w_k A_k). A_k is channel k of the
+    feature map A. The weight w_k is the gradient of the logit with respect to A_k, averaged over
+    the cells.
 
     Args:
         classifier: Classifier in eval mode.
-        patches: Shape (N, H, W, 3), uint8, or images as ``PatchClassifier.forward`` takes them.
-        class_index: Class whose logit is explained.
+        patches: Patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1.
+        class_index: Index of the class whose logit the CAM explains.
 
     Returns:
         Logits (N, num_classes) and CAM (N, h, w), both float32.
     """
     if not classifier.arch.closed_form:
         return _cam_by_gradient(classifier, patches, classifier.arch.cam_layer, class_index)
-    # Only average pooling over H x W cells and a linear layer with weights w follow the map, so
-    # the gradient of the logit is w_k / (H W) in every cell of channel k.
+    # Only average pooling over h x w cells and a linear layer with weights w follow the feature
+    # map. So the gradient of the logit is w_k / (h w) in every cell of channel k.
     layer, outputs = classifier.network.get_submodule(classifier.arch.cam_layer), list[Tensor]()
     with torch.no_grad(), layer.register_forward_hook(lambda *call: outputs.append(call[-1])):
         logits = classifier(patches)
@@ -120,18 +123,21 @@ def logits_and_cam(
 
 
 def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
-    """Compute Grad-CAM (N, h, w), float32, of a feature map followed by a mean and a linear layer.
+    """Compute Grad-CAM without a gradient, for a network that ends in a mean and a linear layer.
 
     Args:
-        features: Shape (N, C, h, w).
+        features: Last feature map, shape (N, C, h, w); the mean is taken over its cells.
         weights: Weights of the linear layer for the class, shape (C,).
+
+    Returns:
+        Grad-CAM, shape (N, h, w), float32.
     """
     cells = features.shape[-2] * features.shape[-1]
     return _weighted_map(features, "nchw,c->nhw", weights) / cells
 
 
 def _weighted_map(features: Tensor, equation: str, weights: Tensor) -> Tensor:
-    # Outside autocast, which would sum the channels in half precision.
+    # Autocast is off here: it would sum the channels in half precision.
     with torch.autocast(features.device.type, enabled=False):
         return F.relu(torch.einsum(equation, features.float(), weights.float()))
 
@@ -139,12 +145,12 @@ def _weighted_map(features: Tensor, equation: str, weights: Tensor) -> Tensor:
 def _cam_by_gradient(
     classifier: PatchClassifier, patches: Tensor, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute Grad-CAM with a graph of the layers behind ``layer`` only."""
+    """Compute logits and Grad-CAM; gradients are recorded only for the layers behind ``layer``."""
     with _ready_for_gradients(patches.device.type), _graph_from(classifier.network, layer) as kept:
         logits = classifier(patches)
         features = kept[-1]  # (N, C, h, w)
         cells = features.shape[-2] * features.shape[-1]
-        # Scaled: a gradient spread over the cells can be too small for fp16.
+        # Multiplied by the number of cells: the gradient of one cell can be too small for fp16.
         score = logits[:, class_index].float().sum() * cells
         (gradient,) = torch.autograd.grad(score, features)
         weights = gradient.float().mean(dim=(2, 3))  # (N, C)
@@ -155,7 +161,7 @@ def _cam_by_gradient(
 def _cam_by_torchcam(
     classifier: PatchClassifier, patches: Tensor, method: str, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute a CAM by torchcam's formula, with a graph of the layers behind ``layer`` only."""
+    """Compute logits and a CAM of torchcam; gradients are recorded only behind ``layer``."""
     from torchcam import methods
 
     extractor_class = {
@@ -167,17 +173,17 @@ def _cam_by_torchcam(
     network = classifier.network
     with (
         _ready_for_gradients(patches.device.type),
-        # Registered before torchcam's hooks, which then see the start of the graph.
+        # _graph_from comes first: the hooks of torchcam need the tensor that its hook returns.
         _graph_from(network, layer) as kept,
-        # One for each batch: an extractor keeps the maps and gradients of its last batch. In
-        # float32: squares and cubes of a gradient are too small for fp16, sums too long for bf16.
+        # A new extractor for each batch, because it keeps the maps and gradients of a batch. Maps
+        # in float32: the cube of a gradient is too small for fp16, a long sum inexact in bf16.
         extractor_class(network, layer, reshape_transform=Tensor.float) as extractor,
     ):
         if method == "smoothgradcam++":
             extractor._distrib = _same_noise(extractor._distrib)
 
         def keep_final_map(*_: object) -> None:
-            # After the complete forward pass, when in-place layers have changed the map.
+            # Runs after the complete network: only then, in-place layers have changed the map.
             extractor.hook_a = [kept[-1].detach().float()]
 
         with network.register_forward_hook(keep_final_map):
@@ -187,8 +193,8 @@ def _cam_by_torchcam(
 
 
 def _same_noise(normal: torch.distributions.Normal) -> Any:
-    """Return a source of torchcam's noise for a batch of one after ``torch.manual_seed``."""
-    # torchcam's own noise depends on the place of a patch in the batch.
+    """Return an object whose ``sample`` method draws the same noise for each patch of a batch."""
+    # The noise of torchcam itself depends on the position of a patch in the batch.
     generator = torch.Generator().manual_seed(NOISE_SEED)
 
     def sample(shape: torch.Size) -> Tensor:
@@ -201,7 +207,10 @@ def _same_noise(normal: torch.distributions.Normal) -> Any:
 
 @contextmanager
 def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Yield a list with the last output of ``layer``; record gradients there until no_grad ends."""
+    """Context manager: gradients are recorded only for the layers behind ``layer``.
+
+    It yields a list. After a forward pass, the list contains the output of ``layer``.
+    """
     kept: list[Tensor] = []
 
     def start(module: nn.Module, inputs: object) -> None:
@@ -209,7 +218,7 @@ def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
     def cut(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         torch.set_grad_enabled(True)
-        # A copy: later in-place layers must not change a leaf of the graph.
+        # clone: in-place layers behind this layer must not change a leaf of the graph.
         kept[:] = [output.detach().requires_grad_().clone()]
         return kept[0]
 
@@ -222,9 +231,9 @@ def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _ready_for_gradients(device: str) -> Iterator[None]:
-    """Leave inference mode during the block, without recording yet and with the same autocast."""
+    """Context manager: gradients can be enabled inside the ``with`` block, but are still off."""
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-    # No cache: half-precision parameters cached in inference mode have no gradient.
+    # No cache: a half-precision parameter that was cached in inference mode has no gradient.
     autocast = torch.autocast(device, dtype, enabled, cache_enabled=False)
     with torch.inference_mode(False), autocast, torch.no_grad():
         yield

@@ -1,4 +1,4 @@
-"""Layers that a CAM can be taken from, and the size of their feature maps."""
+"""Layers whose feature maps can be used for a CAM, and the size of these feature maps."""
 
 import difflib
 import functools
@@ -13,18 +13,19 @@ from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.registry import Architecture, build_on_meta
 
-MIN_SIDE = 4  # cells; a coarser CAM shows no more than the patch's probability
+MIN_SIDE = 4  # in cells; a CAM with fewer cells does not show where in the patch the evidence is
 _NUM_NAMED = 3
-# A larger input size is searched among multiples of the usual network strides.
+# An error message suggests a larger input size that is a multiple of this usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
 
 
 def check_input_px(arch: Architecture, input_px: int) -> None:
-    """Check that the network makes a feature map of images of ``input_px`` a side.
+    """Check that the network accepts images with a side of ``input_px`` and makes feature maps.
 
     Raises:
-        CheckpointError: The network does not accept this size, or its map is a single cell.
+        CheckpointError: The network does not accept this size, or its last feature map has only
+            one cell.
     """
     rows, cols = _grids(arch, input_px).get(arch.cam_layer, (0, 0))
     if rows * cols < 2:
@@ -36,14 +37,18 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
 
 
 def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tuple[int, int]:
-    """Return the rows and columns of a CAM of images of ``input_px`` a side.
+    """Return the number of rows and columns of a CAM of an image.
 
-    ``layer`` is the name of a module; None is the last feature map. The network is traced on the
-    meta device, without memory and without weights.
+    The network runs on the meta device, without memory and without weights.
+
+    Args:
+        arch: Architecture of the network.
+        input_px: Side of the image in px.
+        layer: Name of the module whose output is the feature map; None: the last feature map.
 
     Raises:
-        CheckpointError: There is no such module, its output is no feature map, or the network does
-            not accept images of this size.
+        CheckpointError: The network has no module ``layer``, the output of this module is not a
+            feature map, or the network does not accept images of this size.
     """
     name = arch.cam_layer if layer is None else layer
     grids = _grids(arch, input_px)
@@ -70,10 +75,15 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
 
 @functools.cache
 def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
-    """Return the name of the layer that CAMs are taken from by default.
+    """Return the name of the layer whose output is the feature map of CAMs by default.
 
-    This is the last feature map. If images of ``input_px`` a side make that map coarser than
-    ``MIN_SIDE`` cells, it is the last earlier stage that is fine enough. None: no resizing.
+    The default is the last feature map with at least ``MIN_SIDE`` cells a side. If no feature map
+    has as many cells, the default is the last feature map.
+
+    Args:
+        arch: Architecture of the network.
+        input_px: Side of an image in px; None: patches are not resized, and the default is the
+            last feature map.
     """
     if input_px is None:
         return arch.cam_layer
@@ -85,7 +95,7 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
 
 @functools.cache
 def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None) -> None:
-    """Check that ``cam_grid`` gives a CAM of at least ``MIN_SIDE`` cells a side."""
+    """Raise CheckpointError if the CAM of a layer has fewer than ``MIN_SIDE`` cells a side."""
     rows, cols = cam_grid(arch, input_px, layer)
     if min(rows, cols) >= MIN_SIDE:
         return
@@ -103,10 +113,11 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None)
 
 @functools.cache
 def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
-    """Return rows and columns of each module's feature map, in order of completion."""
+    """Return rows and columns of the feature map of each module, in the order of computation."""
     shapes = _output_shapes(arch, input_px)
-    # Tokens on a grid are (N, h, w, C), windows of them (N, number, cells, C). Only the number of
-    # channels is the same for an image of twice the size. Some networks accept one size only.
+    # An output of 4 dimensions is not always a feature map (N, C, h, w): transformers have outputs
+    # (N, h, w, C) or (N, windows, cells, C). In a feature map, dimension 1 stays the same for an
+    # image of twice the size. The check is skipped if the network does not accept this size.
     doubled = _output_shapes(arch, 2 * input_px)
     return {
         name: (shape[2], shape[3])
@@ -116,7 +127,7 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
 
 
 def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
-    """Return the shape of each module's last output; nothing if this size is not accepted."""
+    """Return the shape of the last output of each module; {} if the size is not accepted."""
     network = build_on_meta(arch.build, 2).to("meta").eval()
     shapes: dict[str, torch.Size] = {}
 
@@ -130,19 +141,24 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     try:
         with torch.no_grad():
             network(torch.empty(1, 3, input_px, input_px, device="meta"))
-    # Layers raise these errors for an empty map, attention for one that it cannot divide.
+    # Layers raise these errors for an empty feature map. Attention layers raise them for a feature
+    # map that cannot be divided into their windows.
     except (RuntimeError, ValueError, AssertionError):
         return {}
     return shapes
 
 
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, before: str) -> dict[str, str]:
-    """Return the main layers up to ``before`` with a fine CAM, the last one first, with labels."""
+    """Return the names and labels of layers up to ``before`` that have enough cells for a CAM.
+
+    The last layer comes first. Each size of a feature map has only one layer.
+    """
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
     for name in names[: names.index(before) + 1]:
         grid = grids[name]
-        # Of the modules with one grid, the least nested is a stage, not one of its convolutions.
+        # Of all modules with the same grid, choose the least nested one: it is a stage of the
+        # network, not a convolution inside the stage.
         if min(grid) >= MIN_SIDE and name.count(".") <= chosen.get(grid, name).count("."):
             chosen[grid] = name
     named = sorted(chosen.items())[:_NUM_NAMED]

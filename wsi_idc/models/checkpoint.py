@@ -1,4 +1,4 @@
-"""The checkpoint: one file with all that is needed to rebuild a classifier."""
+"""Checkpoint: a file that contains everything needed to rebuild a classifier."""
 
 import hashlib
 import io
@@ -25,19 +25,19 @@ SCHEMA_VERSION = 1
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
-# Errors that reading the fields of a forged file can raise; RecursionError is a RuntimeError.
+# Errors raised by the fields of a damaged or manipulated file. RecursionError is a RuntimeError.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Patches that the network takes.
+    """Description of the patches that the network takes.
 
     Attributes:
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of a patch.
-        input_px: Side in px that patches are resized to; None: no resizing.
-        mean, std: Mean and standard deviation of each channel, 0..1.
+        input_px: Side in px to which patches are resized; None: patches are not resized.
+        mean, std: Mean and standard deviation by which each channel is normalized, 0..1.
     """
 
     patch_px: int
@@ -49,12 +49,12 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Smoothing of a patient's probabilities by their neighbors on the grid.
+    """Parameters that smooth the probability of each patch over its neighbors on the grid.
 
     Attributes:
-        sigma_um: Standard deviation in um of the Gaussian that weights the neighbors.
+        sigma_um: Standard deviation in um of the Gaussian weights of the neighbors.
         temperature: Divisor of the smoothed log odds.
-        threshold: Smoothed probability of IDC from which a patch is called IDC.
+        threshold: A patch is called IDC if its smoothed probability is at least this value.
     """
 
     sigma_um: float
@@ -71,23 +71,23 @@ class Checkpoint:
     """A trained classifier and a record of its training.
 
     Attributes:
-        architecture: Name in the registry.
+        architecture: Name of the architecture, as in ``models.registry``.
         state: Parameters and buffers of the network.
-        input: Patches that the network takes.
+        input: Description of the patches that the network takes.
         class_names: Names of class 0 and class 1.
-        cam_layer: Name of the network's last feature map. CAMs are taken there, or at an earlier
-            layer if this map has fewer than 4 x 4 cells.
+        cam_layer: Name of the module whose output is the last feature map. CAMs are computed from
+            this feature map, or from an earlier one if it has fewer than 4 x 4 cells.
         temperature: Divisor of the logits before the softmax.
-        threshold: Probability of IDC from which a patch is called IDC.
+        threshold: A patch is called IDC if its probability of IDC is at least this value.
         split: Role of each patient ("train", "val", "test").
-        split_spec: Specification that the split was made from.
+        split_spec: Value of the setting "split", such as "ratio:70/15/15".
         metrics: Metrics on the val patients; empty before calibration.
-        provenance: Command, versions, data.
-        config: Training configuration.
-        inherited: Patients that the initial weights were trained on.
-        smoothing: Smoothing fitted on the val patients; None in older checkpoints.
-        source: File that the checkpoint was read from; None for a new one.
-        fingerprint: SHA-256 of that file.
+        provenance: Command, program versions and data of the training.
+        config: Settings of the training.
+        inherited: Patients on which the initial weights were trained.
+        smoothing: Smoothing that was fitted on the val patients; None in older checkpoints.
+        source: Path of the checkpoint file; None if the checkpoint was not read from a file.
+        fingerprint: SHA-256 of the checkpoint file; None if there is no file.
     """
 
     architecture: str
@@ -119,16 +119,16 @@ class Checkpoint:
         return classifier.eval()
 
     def patients(self, *roles: str) -> set[str]:
-        """Return the patients that had one of these roles.
+        """Return the patients that have one of ``roles`` in the split.
 
-        Patients that the initial weights were trained on count as train patients too, in addition
-        to their role in the split.
+        If "train" is among the roles, the patients on which the initial weights were trained are
+        returned too.
         """
         patients = {patient for patient, role in self.split.items() if role in roles}
         return patients.union(self.inherited) if "train" in roles else patients
 
     def summary(self) -> dict[str, Any]:
-        """Summarize the checkpoint, JSON-ready, without weights and split."""
+        """Return a summary of the checkpoint for a JSON file, without weights and split."""
         return {
             "architecture": self.architecture,
             "checkpoint": self.source.name if self.source else None,
@@ -139,10 +139,11 @@ class Checkpoint:
         }
 
     def validate(self) -> None:
-        """Check that each field has a value that training can have written.
+        """Check that each field has a value that a training can write.
 
         Raises:
-            ValueError: A number, name or weight is impossible.
+            ValueError: A training cannot write such a number, name or weight.
+            CheckpointError: The weights do not fit the architecture.
         """
         arch, spec = architecture(self.architecture), self.input
         _validate_input(spec)
@@ -156,12 +157,12 @@ class Checkpoint:
             raise ValueError(f"no CAM is taken from the layer {self.cam_layer!r}")
         if unknown := set(self.split.values()).difference(ROLES):
             raise ValueError(f"no patient has the role {unknown.pop()!r}")
-        # Maps store these fields as JSON, which has no tensors and no NaN.
+        # A map stores these three fields as JSON. JSON has no tensors and no NaN.
         json.dumps([self.metrics, self.provenance, self.config], allow_nan=False)
         for name, value in self.state.items():
             if not is_dense(value):
                 raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
-        # Shapes are compared without allocating memory for the network.
+        # Compare the shapes only; no memory is allocated for the network.
         network = build_on_meta(arch.build, NUM_CLASSES)
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         if shapes != {name: value.shape for name, value in self.state.items()}:
@@ -210,7 +211,7 @@ def _strings(content: Any) -> tuple[str, ...]:
     return tuple(str(value) for value in content)
 
 
-# Stored fields in the order of the file; each with a function that reads its stored value.
+# Name of each field in the file, in order, and the function that converts its stored value.
 _STORED: dict[str, Callable[[Any], Any]] = {
     "architecture": str,
     "state": dict,
@@ -230,7 +231,7 @@ _STORED: dict[str, Callable[[Any], Any]] = {
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint in one atomic step."""
+    """Write a checkpoint file atomically: other processes never see an incomplete file."""
     content = {name: _storable(getattr(checkpoint, name)) for name in _STORED}
     state = {name: value.detach().cpu() for name, value in checkpoint.state.items()}
     head = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
@@ -246,10 +247,11 @@ def _storable(value: Any) -> Any:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; no code in the file is run.
+    """Read a checkpoint file. Code inside the file is never executed.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or of another kind or version.
+        CheckpointError: The file is missing or damaged, is not a checkpoint, or has another version
+            of the format.
     """
     content, fingerprint = read_state(path, kind=FORMAT)
     version = content.get("schema_version")
@@ -258,7 +260,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: checkpoint version {version}, this program reads {SCHEMA_VERSION}; "
             "train it again"
         )
-    content = {"inherited": (), "smoothing": None, **content}  # old files have neither
+    content = {"inherited": (), "smoothing": None, **content}  # missing in old files
     try:
         values = {name: read(content[name]) for name, read in _STORED.items()}
         checkpoint = Checkpoint(**values, source=path, fingerprint=fingerprint)
@@ -272,18 +274,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values in one atomic step."""
-    # In memory first: torch reports a full disk with an error of its own kind.
+    """Write a dictionary of tensors and plain values to a file, atomically."""
+    # torch writes into memory only: for a full disk, torch would not raise an OSError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read a dictionary that ``write_state`` wrote and whose "format" is ``kind``.
+    """Read a file that ``write_state`` wrote. Its value of "format" must be ``kind``.
 
     Returns:
-        The dictionary, and the SHA-256 of the bytes read.
+        The dictionary in the file, and the SHA-256 of the file.
     """
     check_checkpoint_file(path)
     content, data = load_tensors(path, remedy=REMEDY)
@@ -293,24 +295,30 @@ def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
 
 
 def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
-    """Read tensors and plain values that ``torch.save`` wrote; no code in the file is run.
+    """Read a file of tensors and plain values that ``torch.save`` wrote.
+
+    Code inside the file is never executed.
+
+    Args:
+        path: File to read.
+        remedy: Advice to the user, added at the end of an error message.
 
     Returns:
-        The values, and the bytes that they were read from.
+        The values, and the bytes of the file.
 
     Raises:
-        CheckpointError: The file is missing or cannot be read; ``remedy`` ends the message.
+        CheckpointError: The file is missing or cannot be read.
     """
     try:
-        data = path.read_bytes()  # once: a training may replace the file at any time
+        data = path.read_bytes()  # only once: a training may replace the file meanwhile
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), data
-    # The parsers within torch.load raise errors of many kinds for a file of another kind.
+    # If torch.save did not write the file, torch.load can raise many kinds of errors.
     except Exception as error:  # noqa: BLE001
         raise unreadable_error(path, error, remedy=remedy) from None
 
 
 def is_dense(value: Any) -> bool:
-    """Return whether ``value`` is a tensor of real numbers that are in memory."""
+    """Return whether ``value`` is a plain tensor: on the CPU, not complex, quantized or sparse."""
     if not isinstance(value, Tensor) or value.is_quantized or value.is_complex():
         return False
     return value.layout == torch.strided and value.device.type == "cpu"
@@ -319,6 +327,6 @@ def is_dense(value: Any) -> bool:
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Set all parameters and buffers of ``network`` to the values in ``state``."""
     ordered = OrderedDict(state)
-    # Versions of the modules, without which MNASNet refuses a state.
+    # _metadata contains the version of each module. MNASNet does not accept a state without it.
     ordered._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
     network.load_state_dict(ordered)

@@ -1,4 +1,4 @@
-"""Checkpoint files without torch: the bundled one, and a check of any other before it is loaded."""
+"""Paths and first checks of checkpoint files; importing this module does not import torch."""
 
 import os
 import zipfile
@@ -12,17 +12,17 @@ REMEDY = "give a .pt file that wsi-idc train wrote"
 
 
 def bundled_checkpoint() -> Path:
-    """Return the path of the checkpoint that comes with the package."""
+    """Return the path of the checkpoint that is installed with this package."""
     return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "idc.pt"))  # type: ignore[call-overload]
 
 
 def check_checkpoint_file(path: Path) -> None:
-    """Check that a file exists, can be opened and is an archive, as ``torch.save`` writes them.
+    """Check that a file exists, can be opened and is a ZIP archive, as ``torch.save`` writes.
 
     Raises:
-        CheckpointError: The file is missing, a folder, or not a complete archive.
+        CheckpointError: The file is missing, is a folder, or is not a complete ZIP archive.
     """
-    if path.is_fifo():  # can be read only once
+    if path.is_fifo():  # a named pipe can be read only once, so it is not checked
         return
     try:
         with path.open("rb") as file:
@@ -33,7 +33,7 @@ def check_checkpoint_file(path: Path) -> None:
 
 
 def unreadable_error(path: Path, error: Exception, *, remedy: str) -> CheckpointError:
-    """Build the one-line error for a file that could not be read because of ``error``."""
+    """Return the error for a checkpoint file that could not be read because of ``error``."""
     match error:
         case FileNotFoundError():
             return CheckpointError(f"{path}: no such file; {remedy}")

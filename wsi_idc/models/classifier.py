@@ -1,4 +1,4 @@
-"""The classifier: a network with its preprocessing, from raw patches to logits."""
+"""Classifier: a network with its preprocessing. It computes logits from stored patches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from wsi_idc.models.registry import Architecture
 
 
 class Head(Protocol):
-    """A linear layer or a convolution whose output is the class scores."""
+    """Type of a network's last layer, which computes the logits: linear or a convolution."""
 
     weight: Tensor  # (num_classes, C, ...)
     bias: Tensor  # (num_classes,)
@@ -21,19 +21,20 @@ class Head(Protocol):
 def to_images(patches: Tensor) -> Tensor:
     """Convert patches (N, H, W, 3), uint8, to images (N, 3, H, W), float32, 0..1.
 
-    In memory the channels stay last, as stored.
+    The memory format stays the same: the channels are the last dimension in memory.
     """
     return patches.permute(0, 3, 1, 2).float() / 255
 
 
 class PatchClassifier(nn.Module):
-    """A network that takes patches as they are stored.
+    """A network with its preprocessing; its input is patches in the format of a pack.
 
     Attributes:
         arch: Architecture of the network.
-        network: From normalized images (N, 3, H, W) to logits (N, num_classes).
-        input_px: Side in px that patches are resized to; None: no resizing.
-        mean, std: Mean and standard deviation of each channel, 0..1, buffers of shape (1, 3, 1, 1).
+        network: Network that computes logits (N, num_classes) of normalized images (N, 3, H, W).
+        input_px: Side in px to which patches are resized; None: patches are not resized.
+        mean, std: Mean and standard deviation by which each channel is normalized, 0..1; buffers
+            of shape (1, 3, 1, 1).
     """
 
     mean: Tensor
@@ -57,12 +58,13 @@ class PatchClassifier(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalize images (N, 3, H, W), 0..1, and resize them to the network's size."""
-        # Normalized before the resize, on fewer pixels: interpolation is a weighted mean.
+        # Patches are usually enlarged, so it is faster to normalize first. The result is the same,
+        # because interpolation is a weighted mean.
         x = (images - self.mean) / self.std
         if self.input_px is None or self.input_px == x.shape[-1]:
             return x
         size = (self.input_px, self.input_px)
-        # On a CPU, interpolation is faster if the channels come first in memory.
+        # contiguous: on a CPU, interpolation is faster if the channels are first in memory.
         return F.interpolate(x.contiguous(), size=size, mode="bilinear", antialias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,13 +77,16 @@ class PatchClassifier(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The layer whose output is the class scores."""
+        """Last layer of the network, which computes the logits."""
         return cast(Head, self.network.get_submodule(self.arch.head))
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode during the block, then each back into its own mode."""
+    """Context manager: all modules of ``model`` are in eval mode inside the ``with`` block.
+
+    After the block, each module has its earlier mode again.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

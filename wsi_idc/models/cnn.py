@@ -1,20 +1,22 @@
-"""From-scratch CNNs for 50 px patches, with and without batch norm."""
+"""Small convolutional networks (CNNs) for patches of 50 px, with and without batch norm."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Channels and number of convolutions of each stage. A 2x2 pooling between stages halves the grid:
-# 50 px end in a 6x6 feature map, enough cells for a CAM, each with a large receptive field.
+# Number of channels and number of convolutions of each stage. A 2x2 pooling between two stages
+# halves the number of rows and columns. The last feature map of a 50 px patch has 6x6 cells: enough
+# for a CAM, and the receptive field of each cell is large.
 STAGES = ((24, 1), (48, 2), (96, 2), (192, 2))
 DROPOUT = 0.3
 
 
 class PatchCnn(nn.Module):
-    """VGG-like stages of 3x3 convolutions, global average pooling and one linear layer.
+    """Network like VGG: stages of 3x3 convolutions, global average pooling and a linear layer.
 
     Attributes:
-        features: From (N, 3, H, W) to the last feature map (N, 192, H // 8, W // 8).
+        features: Layers that compute the last feature map (N, 192, H // 8, W // 8) of images
+            (N, 3, H, W).
         classifier: Linear layer from 192 to ``num_classes``.
     """
 
@@ -29,7 +31,7 @@ class PatchCnn(nn.Module):
                 layers.append(_Convolution(channels, width, bias=not batch_norm))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                # Not in place: a hook on any layer must see the output of that layer.
+                # Not in-place: a hook may keep the output of the layer before ReLU.
                 layers.append(nn.ReLU())
                 channels = width
         self.features = nn.Sequential(*layers)
@@ -38,7 +40,7 @@ class PatchCnn(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # He et al. 2015: without batch norm a deep network trains only from these weights.
+                # He et al. 2015: a deep network without batch norm needs these initial weights.
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,9 +50,10 @@ class PatchCnn(nn.Module):
 
 
 class _Convolution(nn.Conv2d):
-    """A 3x3 convolution with replicate padding, also where torch.compile computes it wrongly.
+    """A 3x3 convolution that pads by repeating the edge of the feature map.
 
-    Padding by zeros would darken the edge of every patch's CAM, and the mosaic would show a grid.
+    With zeros as padding, the CAM would be smaller at the edges of each patch, and a CAM of all
+    patches of a slide would show the grid of the patches.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool) -> None:
@@ -59,10 +62,11 @@ class _Convolution(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the map (N, out, H, W) of a map (N, in, H, W)."""
+        """Compute the feature map (N, out_channels, H, W) of a map (N, in_channels, H, W)."""
         if not torch.compiler.is_compiling():
             return super().forward(x)
-        # torch 2.15 expects the gradient of its own padding in another memory format.
+        # Padding by concatenation: in code compiled by torch 2.15, the gradient of torch's own
+        # padding has an unexpected memory format.
         x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
         x = torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
         return F.conv2d(x, self.weight, self.bias)

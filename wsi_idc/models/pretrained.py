@@ -1,4 +1,4 @@
-"""Initial weights of a training: ImageNet's, or those of a file."""
+"""Initial weights of a training: ImageNet weights, or weights from a file of the user."""
 
 import re
 from http.client import HTTPException
@@ -15,26 +15,26 @@ from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_st
 from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
 
 _MAX_NAMED = 3
-# Auxiliary heads, used in torchvision's training only; no network here has them.
+# Auxiliary heads: only torchvision's own training uses them, and networks are built without them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# torchvision's DenseNet files are older than its code, where these names have no dot.
+# torchvision's weights of DenseNet have a dot in these names; its code now has names without it.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, 0..1, by which the weights expect images."""
+    """Mean and standard deviation of each channel, 0..1, to normalize images for a network."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def weights_file(arch: Architecture) -> Path:
-    """Return the path of the ImageNet weights of ``arch`` in torchvision's cache."""
+    """Return the path that ImageNet weights of ``arch`` have in torchvision's cache folder."""
     return _cached_file(_imagenet(arch))
 
 
 def imagenet_folder() -> Path:
-    """Return torchvision's cache of weights."""
+    """Return the folder in which torchvision keeps downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -43,7 +43,7 @@ def _cached_file(weights: torchvision.models.WeightsEnum) -> Path:
 
 
 def cached_imagenet() -> list[str]:
-    """Return the names of the models whose ImageNet weights are in torchvision's cache."""
+    """Return the names of the models whose ImageNet weights are in torchvision's cache folder."""
     weights = {arch.name: arch.imagenet for arch in ARCHITECTURES.values() if arch.imagenet}
     for name in torchvision.models.list_models(module=torchvision.models):
         if name.replace("_", "-") not in weights:
@@ -58,15 +58,18 @@ def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
 
 
 def fetch_imagenet(arch: Architecture) -> Path:
-    """Download the ImageNet weights of ``arch`` into torchvision's cache; return the file.
+    """Download the ImageNet weights of ``arch`` into torchvision's cache folder.
 
-    A complete file in the cache is not downloaded again.
+    If the complete file is in the folder, it is not downloaded again.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        CheckpointError: There are no weights for this model, or the download failed.
+        CheckpointError: There are no ImageNet weights of ``arch``, or the download failed.
     """
     url, file = _imagenet(arch).url, weights_file(arch)
-    digest = file.stem.rsplit("-", 1)[-1]  # torchvision's names end in the start of the SHA-256
+    digest = file.stem.rsplit("-", 1)[-1]  # each name ends in the first digits of the SHA-256
     try:
         if not file.exists() or not sha256(file).startswith(digest):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,9 +82,9 @@ def fetch_imagenet(arch: Architecture) -> Path:
 
 
 def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
-    """Set all but the head of ``network`` to ImageNet weights from torchvision's cache.
+    """Set the weights of ``network``, except its head, to weights in torchvision's cache folder.
 
-    Nothing is downloaded: compute nodes have no internet.
+    Weights are not downloaded here, because compute nodes have no internet.
     """
     file = weights_file(arch)
     if not file.exists():
@@ -94,7 +97,8 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
     content = load_tensors(file, remedy=remedy)[0]
     _set_weights(network, arch, content, path=file, remedy=remedy)
     if arch.name in ("googlenet", "inception_v3"):
-        # The weights' own normalization; torchvision's networks convert its usual one to this.
+        # These weights need this normalization. In torchvision, the network itself converts images
+        # from the usual normalization to this one; the networks here do not.
         return Normalization((0.5,) * 3, (0.5,) * 3)
     transforms = _imagenet(arch).transforms()
     return Normalization(tuple(transforms.mean), tuple(transforms.std))
@@ -103,14 +107,15 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
     """Set the weights of ``network`` to those of a file.
 
-    A checkpoint of this program also gives its head, because it has the same classes. A state dict
-    of torchvision's network, with any number of classes, gives all but the head.
+    If the file is a checkpoint of this program, the head is set too, because the classes are the
+    same. If the file is a state dict of torchvision's network, the head is not set, because the
+    number of classes may differ.
 
     Returns:
-        The normalization of the checkpoint; None for a state dict, which has none.
+        Normalization of the checkpoint; None if the file is a state dict.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or of another architecture.
+        CheckpointError: The file is missing or damaged, or has weights of another architecture.
     """
     remedy = f"give a checkpoint or a state dict of {arch.name}"
     content = load_tensors(path, remedy=remedy)[0]
@@ -125,7 +130,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
 
 
 def pretraining_patients(path: Path) -> tuple[str, ...]:
-    """Return the patients that a file's weights were trained on; a state dict names none."""
+    """Return the patients on which the weights in a file were trained; () for a state dict."""
     content = load_tensors(path, remedy="give a checkpoint or a state dict")[0]
     return tuple(sorted(load_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
 
@@ -137,7 +142,7 @@ def _is_checkpoint(content: Any) -> bool:
 def _set_weights(
     network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str
 ) -> None:
-    """Set all but the head of ``network`` to the values of a state dict."""
+    """Set the weights of ``network``, except its head, to the values of a state dict."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     is_state_dict = isinstance(content, dict) and all(
@@ -145,13 +150,13 @@ def _set_weights(
     )
     if not is_state_dict or not content:
         raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")
-    if all(name.startswith("module.") for name in content):  # DataParallel was around the network
+    if all(name.startswith("module.") for name in content):  # names of DataParallel
         content = {name.removeprefix("module."): value for name, value in content.items()}
     own: dict[str, Tensor] = network.state_dict()
     skipped = (f"{arch.head}.", *_AUXILIARY)
     values = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
     values = {name: value for name, value in values.items() if not name.startswith(skipped)}
-    # Files from before torch counted batches have no num_batches_tracked.
+    # Files of old versions of torch have no num_batches_tracked, so this name may be missing.
     mismatches = [
         f"no {name}"
         for name in own

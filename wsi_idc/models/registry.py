@@ -1,4 +1,4 @@
-"""Architectures by name: how to build a network, its layers for CAMs, and the CAMs' size there."""
+"""Architectures by name: the function that builds the network, and the layer for its CAMs."""
 
 import difflib
 import functools
@@ -16,10 +16,10 @@ from wsi_idc.models.cnn import PatchCnn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Index of the last ReLU among the features.
+# For each VGG network, the index of the last ReLU in ``network.features``.
 _VGG = {"11": 19, "11_bn": 27, "13": 23, "13_bn": 33, "16": 29, "16_bn": 42, "19": 35, "19_bn": 51}
-# Last convolutional feature map, head, and whether Grad-CAM has a closed form, by the start of
-# torchvision's names; the longest start counts.
+# The key is the start of the name of a torchvision model; if several keys fit, the longest is used.
+# The value is the module of the last feature map, the module of the head, and ``closed_form``.
 _TORCHVISION = {
     "alexnet": ("features.11", "classifier.6", False),
     "convnext": ("features", "classifier.2", False),
@@ -44,14 +44,15 @@ class Architecture:
     """A kind of network that ends in a convolutional feature map and a head.
 
     Attributes:
-        name: Name with one spelling.
-        build: Function from the number of classes to a new network with random weights.
+        name: Name of the architecture, with its own dashes or underscores.
+        build: Function that builds a network with random weights; its argument is the number of
+            classes.
         cam_layer: Name of the module whose output is the last convolutional feature map.
-        head: Name of the layer whose output is the class scores.
-        closed_form: Whether the head is a linear layer of the mean of that map over its cells;
-            Grad-CAM then needs no gradient.
-        input_px: Side in px that patches are resized to; None: no resizing.
-        imagenet: torchvision's ImageNet weights; None: torchvision has no such network.
+        head: Name of the last layer, which computes the logits.
+        closed_form: Whether only average pooling and a linear layer follow the last feature map.
+            If so, Grad-CAM needs no gradient.
+        input_px: Side in px to which patches are resized; None: patches are not resized.
+        imagenet: ImageNet weights in torchvision; None for a network that torchvision lacks.
     """
 
     name: str
@@ -64,9 +65,9 @@ class Architecture:
 
 
 class _MetaInit(TorchFunctionMode):
-    """Creates parameters on the meta device, where they take neither memory nor time."""
+    """Mode in which parameters are created on the meta device, without memory and values."""
 
-    # torch.device("meta") also moves tensors whose values a constructor reads, such as RegNet's.
+    # torch.device("meta") also affects tensors whose values a constructor needs, as in RegNet.
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -77,16 +78,17 @@ class _MetaInit(TorchFunctionMode):
 
 
 def build_on_meta(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
-    """Build a network with parameters on the meta device: shapes without values.
+    """Build a network whose parameters are on the meta device: they have shapes but no values.
 
-    No random number is drawn. ``to_empty`` allocates memory, a state dict sets the values.
+    No random numbers are drawn. To use the network, call ``to_empty``, which allocates memory, and
+    then ``load_state``, which sets the values.
     """
     with _MetaInit():
         return build(num_classes)
 
 
 def _build_torchvision(name: str, num_classes: int) -> nn.Module:
-    # Without the auxiliary heads of these two: they help networks without batch norm.
+    # Build these two networks without auxiliary heads: they help networks without batch norm.
     auxiliary = name in ("googlenet", "inception_v3")
     options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if auxiliary else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
@@ -120,9 +122,9 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> Architecture:
-    """Return the architecture of that name, one of ``ARCHITECTURES`` or of torchvision's.
+    """Return the architecture with this name: one of ``ARCHITECTURES``, or one of torchvision.
 
-    Dashes and underscores are equivalent.
+    In the name, dashes and underscores are equivalent.
 
     Raises:
         CheckpointError: The name is unknown, or the network has no feature map for a CAM.
