@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -11,9 +8,6 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import save_png
-from wsi_idc.data.pack import Pack
-from wsi_idc.doctor import doctor
-from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 from wsi_idc.maps.cohort import write_cohort_h5
 
 ROW = {"area_mm2": 0.25, "idc_area_mm2": 0.125, "idc_fraction": 0.5}
@@ -69,63 +63,3 @@ def test_info_of_an_image_without_resolution(tmp_path: Path, command: RunCommand
     }
     image.write_bytes(image.read_bytes()[:30])
     assert "scan.png: " in command("info", image).error
-
-
-WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = None
-from wsi_idc.cli.main import main
-sys.argv = ["wsi-idc", "doctor"]
-main()
-"""
-
-
-def test_results_as_text_and_json(monkeypatch: pytest.MonkeyPatch, command: RunCommand):
-    def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-        yield CheckResult("data", f"{data}")
-        yield CheckResult("threads of torch", "1", NOTE, "unset it")
-        yield CheckResult("locks", f"none in {out}\x1b[2J", PROBLEM, "take another")
-
-    monkeypatch.setattr(doctor, "run_checks", run_checks)
-    result = command("doctor", "--data", "x.h5", "--out", "y")
-    assert (result.code, result.err) == (0, "")
-    assert result.out.splitlines() == [
-        "ok       data              x.h5",
-        "note     threads of torch  1",
-        "problem  locks             none in y?[2J",
-        "note: threads of torch: unset it",
-        "problem: locks: take another",
-        "1 problem found",
-    ]
-    record = json.loads(command("doctor", "--json").out)
-    assert (record["num_notes"], record["num_problems"]) == (1, 1)
-    assert record["findings"][1] == {
-        "name": "threads of torch",
-        "value": "1",
-        "state": "note",
-        "advice": "unset it",
-    }
-
-
-def test_all_checks_on_this_machine(
-    cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
-):
-    monkeypatch.chdir(tmp_path)
-    result = command("doctor", "--data", cohort.path, "--json")
-    assert result.code == 0
-    values = {row["name"]: row["value"] for row in json.loads(result.out)["findings"]}
-    assert not [row for row in values.items() if row[1].startswith("the check failed")]
-    assert {"program", "packages", "cores", "memory", "torch", "file locks"} <= set(values)
-    assert values["data fingerprint"] == cohort.info.source_fingerprint
-    assert "torch " in values["packages"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_broken_torch_stops_no_other_check(tmp_path: Path):
-    command = [sys.executable, "-c", WITHOUT_TORCH]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert any(line.startswith("ok       file locks") for line in lines)
-    assert any(line.startswith("problem  torch  ") for line in lines)
-    assert lines[-1].endswith(" problems found")

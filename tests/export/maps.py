@@ -1,5 +1,6 @@
 """Small maps with known values."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from tests import small_maps
+from wsi_idc.export.layers import layer_pictures
+from wsi_idc.export.png import write_legend
+from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -68,3 +72,16 @@ def stored(patient_map: PatientMap, folder: Path) -> Path:
     path = folder / f"{patient_map.patient}.h5"
     write_map(path, patient_map)
     return path
+
+
+def write_all(
+    patient_map: PatientMap, folder: Path, write: Callable[..., None], suffix: str
+) -> dict[str, Path]:
+    """Write each layer of a map, and the legend, and return the files of the layers."""
+    with open_image(stored(patient_map, folder)) as read_rows:
+        layers = layer_pictures(patient_map, read_rows)
+        files = {folder / f"{layer.name}.{suffix}": layer for layer in layers}
+        for path, layer in files.items():
+            write(patient_map, layer, path)
+        write_legend(patient_map, files, folder / "layers.json")
+    return {layer.name: path for path, layer in files.items()}

@@ -145,7 +145,9 @@ def _check_usage() -> None:
             "or --manifest CSV."
         )
     if not for_slides and (unused := changed("mpp", "mask", "min_tissue", "stride")):
-        raise click.UsageError(f"{', '.join(unused)} is for slides; a pack has its patches.")
+        raise click.UsageError(
+            f"{', '.join(unused)} has no effect on a pack, whose patches are already cut."
+        )
     if for_slides and changed("data"):
         raise click.UsageError("--data is for patients of a pack, not for slides.")
     if given["no_cam"] and (unused := changed("cam_method", "cam_layer", "cam_class")):

@@ -104,7 +104,8 @@ class MapBuilder:
         seen = sorted(self.predictor.patients("train").intersection(source.names))
         if seen:
             logger.info(
-                "the model was trained on %d of these patients (%s first): their maps flatter it",
+                "the model was trained on %d of these patients (the first is %s): their maps look "
+                "too good",
                 len(seen),
                 seen[0],
             )

@@ -22,7 +22,7 @@ from wsi_idc import NOTICE
 from wsi_idc.core.files import write_text
 from wsi_idc.core.metric_table import TITLES
 from wsi_idc.core.progress import progress
-from wsi_idc.plotting import style
+from wsi_idc.plotting import number_format, style
 from wsi_idc.plotting.raster import Pixels, colorize, downscale
 
 FIGURES = "figures"
@@ -62,7 +62,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(style, name)
+        name: getattr(number_format, name)
         for name in ("number", "signed", "percent", "interval", "signed_interval")
     }
     environment.globals |= {

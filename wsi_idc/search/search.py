@@ -95,7 +95,7 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise JobError(f"{file}: not readable ({error}); give another name") from None
+        raise JobError(f"{file}: not readable ({error}); give the search another name") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise JobError(f"{file}: not a record of a search; give another name")
     if changes := describe_changes(record.get("asked"), settings, max_length=120):

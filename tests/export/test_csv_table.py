@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,15 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.export.maps import full_grid, measured_map, on_slide, small_map
-from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.export.csv_table import write_csv
-
-
-def test_grid_may_begin_off_the_corner_of_the_slide():
-    patient_map = on_slide(small_map(full_grid(20, 30), np.zeros(600)), 0.499)
-    moved = replace(patient_map, coords=patient_map.coords + np.array([131, 17], np.int32))
-    place = grid_transform(moved)
-    assert (place.x, place.y) == (131, 17)
 
 
 def test_csv_begins_with_the_columns_of_wsinfer(tmp_path: Path):

@@ -1,43 +1,20 @@
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
-import cv2
 import numpy as np
-import openslide
 import pytest
-import tifffile
 from PIL import Image
 
-from tests.export.maps import full_grid, on_slide, small_map, stored
-from wsi_idc.export import pictures as pictures_module
+from tests.export.maps import full_grid, on_slide, small_map, write_all
+from wsi_idc.export import png as png_module
 from wsi_idc.export.layers import layer_pictures
-from wsi_idc.export.ome_tiff import write_ome_tiff
-from wsi_idc.export.png import write_legend, write_png
+from wsi_idc.export.png import write_png
 from wsi_idc.maps.layers import robust_max
-from wsi_idc.maps.map_reader import open_image
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.render import panels
 from wsi_idc.report.layers import cam_levels, page_layers
-
-OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
-
-
-def write_all(
-    patient_map: PatientMap, folder: Path, write: Any = write_ome_tiff, suffix: str = "ome.tif"
-) -> dict[str, Path]:
-    """Write each layer of a map, and the legend, and return the files of the layers."""
-    with open_image(stored(patient_map, folder)) as read_rows:
-        layers = layer_pictures(patient_map, read_rows)
-        files = {folder / f"{layer.name}.{suffix}": layer for layer in layers}
-        for path, layer in files.items():
-            write(patient_map, layer, path)
-        write_legend(patient_map, files, folder / "layers.json")
-    return {layer.name: path for path, layer in files.items()}
 
 
 def draw(patient_map: PatientMap, folder: Path) -> dict[str, np.ndarray]:
@@ -77,7 +54,7 @@ def test_layers_have_one_size_and_one_alpha(tmp_path: Path):
 def test_last_row_and_column_do_not_drift(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_px: int
 ):
-    monkeypatch.setattr(pictures_module, "MAX_PX", max_px)
+    monkeypatch.setattr(png_module, "MAX_PX", max_px)
     side = 8 if max_px == 10**9 else 5
     # Black tissue, probability 1, label 1 and a CAM at the last cell and along the edges alone.
     cells = full_grid(300, 300)
@@ -176,120 +153,3 @@ def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | 
         assert legend.vmax == shown[name].vmax == (top if name == "cam" else 1)
     assert layers["cam"].scale["high"] == top
     assert cam_levels(patient_map).max() == 255
-
-
-@pytest.fixture(scope="module")
-def patient_map() -> PatientMap:
-    """Return a map of 13 x 21 cells of 51 px, some missing, so that no size is round."""
-    rng = np.random.default_rng(0)
-    cells = full_grid(13, 21)
-    cells = cells[(rng.random(len(cells)) < 0.8) | (cells == [12, 20]).all(axis=1)]
-    num = len(cells)
-    return small_map(
-        cells,
-        rng.random(num),
-        patch_px=51,
-        mpp=3.9,
-        cam=rng.random((num, 6, 6)).astype(np.float32),
-        patches=rng.integers(0, 256, (num, 51, 51, 3), dtype=np.uint8),
-    )
-
-
-@pytest.fixture(scope="module")
-def files(patient_map: PatientMap, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_all(patient_map, tmp_path_factory.mktemp("files"))
-
-
-def test_layers_are_pyramids_of_one_size(files: dict[str, Path]):
-    assert list(files) == ["tissue", "probability", "cam"]
-    for path in files.values():
-        with tifffile.TiffFile(path) as file:
-            assert file.is_ome
-            (series,) = file.series
-            assert series.axes == "YXS"
-            sizes = [level.shape for level in series.levels]
-            assert sizes == [(663, 1071, 3), (332, 536, 3), (166, 268, 3), (83, 134, 3)]
-            assert len(file.pages) == 1  # the other levels are its children
-            for level in series.levels:
-                (page,) = level.pages
-                assert page.tile == (256, 256)
-                assert page.photometric.name == "RGB"
-                assert page.dtype == np.uint8
-
-
-def test_ome_xml_has_the_pixel_size(files: dict[str, Path]):
-    for name, path in files.items():
-        with tifffile.TiffFile(path) as file:
-            xml = ElementTree.fromstring(file.ome_metadata)
-        assert xml.find(f"{OME}Image").get("Name") == f"P1 {name}"
-        pixels = xml.find(f"{OME}Image/{OME}Pixels").attrib
-        assert pixels["PhysicalSizeX"] == pixels["PhysicalSizeY"] == "3.9"
-        assert pixels["PhysicalSizeXUnit"] == pixels["PhysicalSizeYUnit"] == "µm"
-        assert pixels["SizeX"] == "1071"
-
-
-def test_openslide_reads_the_same_tissue(patient_map: PatientMap, files: dict[str, Path]):
-    assert patient_map.patches is not None
-    with openslide.OpenSlide(files["tissue"]) as slide:
-        # OpenSlide ignores children of a page, so it finds full resolution only.
-        assert slide.level_dimensions == ((1071, 663),)
-        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(3.9)
-        for number in (0, 100, len(patient_map.row_col) - 1):
-            row, col = patient_map.row_col[number].tolist()
-            patch = slide.read_region((col * 51, row * 51), 0, (51, 51)).convert("RGB")
-            np.testing.assert_array_equal(np.asarray(patch), patient_map.patches[number])
-
-
-def test_cells_without_patch_are_white(patient_map: PatientMap, files: dict[str, Path]):
-    missing = np.isnan(patient_map.probability_grid()).repeat(51, axis=0).repeat(51, axis=1)
-    assert 0 < missing.mean() < 0.3
-    for name, path in files.items():
-        picture = tifffile.imread(path)
-        assert (picture[missing] == 255).all()
-        if name != "tissue":
-            assert (picture[~missing] != 255).any(axis=-1).all()
-
-
-def test_levels_are_means_of_the_level_before(files: dict[str, Path]):
-    with tifffile.TiffFile(files["tissue"]) as file:
-        levels = [level.asarray() for level in file.series[0].levels]
-    for large, small in itertools.pairwise(levels):
-        even = np.pad(large, ((0, large.shape[0] % 2), (0, large.shape[1] % 2), (0, 0)), "edge")
-        height, width, _ = small.shape
-        mean = even.reshape(height, 2, width, 2, 3).mean(axis=(1, 3))
-        assert np.abs(mean - small).max() <= 0.5
-
-
-def test_cam_is_inside_its_patch(tmp_path: Path):
-    cam = np.zeros((2, 2, 2), np.float32)
-    cam[1, 0, 1] = 1  # upper right quarter of the second patch
-    patient_map = small_map([[0, 0], [1, 1]], [0.2, 0.8], cam=cam)
-    picture = tifffile.imread(write_all(patient_map, tmp_path)["cam"]).astype(int)
-    assert picture.shape == (100, 100, 3)
-    bright, dark = [252, 254, 164], [0, 0, 3]
-    for rows, cols, colour in [
-        (slice(50, 75), slice(75, 100), bright),
-        (slice(50, 75), slice(50, 75), dark),
-        (slice(75, 100), slice(50, 100), dark),
-        (slice(0, 50), slice(0, 50), dark),
-        (slice(0, 50), slice(50, 100), [255, 255, 255]),
-    ]:
-        assert (np.abs(picture[rows, cols] - colour) <= 1).all()
-
-
-def test_same_map_gives_the_same_bytes(
-    patient_map: PatientMap, files: dict[str, Path], tmp_path: Path
-):
-    for name, path in write_all(patient_map, tmp_path).items():
-        assert path.read_bytes() == files[name].read_bytes()
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"P1.h5", "layers.json", *(path.name for path in files.values())}
-
-
-def test_special_characters_stay_text(tmp_path: Path):
-    patient_map = small_map([[0, 0]], [0.9], patient="<é \"&'>", class_names=("</Image>", "<b>&"))
-    path = write_all(patient_map, tmp_path)["probability"]
-    with tifffile.TiffFile(path) as file:
-        image = ElementTree.fromstring(file.ome_metadata).find(f"{OME}Image")
-    assert image.get("Name") == "<é \"&'> probability"
-    assert cv2.imread(str(path)).shape == (50, 50, 3)  # libtiff reads it too
