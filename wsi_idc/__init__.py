@@ -1,5 +1,5 @@
-"""Probability maps and Grad-CAM mosaics of invasive ductal carcinoma. Research use only."""
+"""Map invasive ductal carcinoma: probability maps and Grad-CAM mosaics. Research use only."""
 
 __version__ = "0.1.0"
 
-NOTICE = "Research use only, never a diagnosis."  # on all that is made to be looked at
+NOTICE = "Research use only, never a diagnosis."  # shown on pictures and pages

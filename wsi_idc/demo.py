@@ -1,4 +1,4 @@
-"""Every step on synthetic tissue: draw, prepare, train, evaluate, map, render, report."""
+"""``wsi-idc demo``: draw synthetic tissue, prepare, train, evaluate, map, render, report."""
 
 import logging
 from dataclasses import dataclass
@@ -34,7 +34,16 @@ EPOCHS = 4
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Files and folders of the demo, and its evaluation."""
+    """Results of the demo.
+
+    Attributes:
+        pack: Pack of the synthetic patches.
+        checkpoint: Checkpoint of the training.
+        evaluation: Evaluation on the test patients.
+        evaluation_folder: Folder of the evaluation's files.
+        maps: Folder of the maps and their pictures.
+        report: Start page of the report, ``index.html``.
+    """
 
     pack: Path
     checkpoint: Path
@@ -45,10 +54,10 @@ class DemoResult:
 
 
 def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> DemoResult:
-    """Run every step in the folder ``out``; existing data, training and maps are kept.
+    """Run the demo in the folder ``out``; keep the pack, run and maps that exist already.
 
     Raises:
-        StoppedError: ``stop`` was set; the same call resumes the demo.
+        StoppedError: ``stop`` was set. The same call resumes the demo.
     """
     device_config = select_device()
     sizes = {"num_patients": NUM_PATIENTS, "patches_per_patient": PATCHES_PER_PATIENT}
@@ -90,17 +99,17 @@ def synthetic_pack(
     seed: int = 0,
     stop: StopRequest | None = None,
 ) -> Pack:
-    """Open the pack of a synthetic cohort, which is drawn and packed if it does not exist.
+    """Open the pack of a synthetic cohort; draw and pack the cohort first if needed.
 
     Args:
         out: Folder of the patch tree and the pack.
         num_patients: Number of patients.
         patches_per_patient: Approximate number of patches of each patient.
-        seed: Seed of the cohort.
-        stop: Request to stop.
+        seed: Seed of the random numbers that draw the cohort.
+        stop: Request to stop, checked before packing.
 
     Raises:
-        StoppedError: ``stop`` was set; the same call resumes the work.
+        StoppedError: ``stop`` was set. The same call resumes with the packing.
     """
     tree, pack = out / f"cohort-{seed}", out / "data" / f"synthetic-{seed}.h5"
     if not tree.exists():
@@ -114,8 +123,8 @@ def synthetic_pack(
 
 
 def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
-    """Return a small network for examples on synthetic tissue; trained for seconds if needed."""
-    # Half the pixels, and a short running average: a training has about a hundred steps.
+    """Return a small checkpoint for examples; train for some seconds if it does not exist."""
+    # The training has only about 100 steps, so the running average of the weights is short.
     config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
     split = make_split(pack, "ratio:50/25/25", seed=seed)
     run = default_run(out / "runs", "small", resolved_config(config, pack, split))

@@ -1,1 +1,1 @@
-"""Throughput of this machine, against the bare network and against a plain script."""
+"""Benchmarks: patches per second of a command, of the bare network and of a plain script."""

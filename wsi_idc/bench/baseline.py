@@ -1,8 +1,8 @@
-"""Maps and training as a plain script would make them; the reference for the commands' results.
+"""Plain script: maps and training in simple code, the reference for the commands' results.
 
-Pillow opens PNG files, torchvision transforms them, a DataLoader loads them, torchcam makes one CAM
-at a time, h5py writes one file per patient. All in fp32, no folded batch norms, no prefetch except
-the DataLoader's workers.
+Pillow opens PNG files, torchvision transforms the images, a DataLoader makes batches, torchcam
+computes one CAM at a time, and h5py writes one file per patient. The plain script computes in fp32.
+It does not fuse batch norms, and only the workers of the DataLoader read in advance.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ from wsi_idc.runtime.resources import return_freed_memory
 
 @dataclass(frozen=True)
 class BaselineOutput:
-    """Results of the plain script.
+    """Results of the plain script for N patches.
 
     Attributes:
-        logit: Shape (N, num_classes), float32.
-        cam: Raw Grad-CAM, shape (N, h, w), float32.
+        logit: Logits of each patch, shape (N, num_classes), float32.
+        cam: Grad-CAM of each patch, not normalized, shape (N, h, w), float32.
     """
 
     logit: NDArray[np.float32]
@@ -40,10 +40,10 @@ class BaselineOutput:
 
 
 class PngFiles(Dataset[tuple[Tensor, int]]):
-    """Images of PNG files, transformed for a network, and their labels.
+    """Data set of PNG files: pairs of a transformed image and its label.
 
     Args:
-        files: PATIENT/CLASS/NAME.png.
+        files: Paths PATIENT/CLASS/NAME.png.
         transform: Function from a Pillow image to a tensor.
     """
 
@@ -62,13 +62,13 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
 def make_transform(
     input_px: int | None, mean: Sequence[float], std: Sequence[float], *, augmented: bool = False
 ) -> Any:
-    """Build torchvision's transforms from a Pillow image to a normalized tensor.
+    """Build a torchvision transform: it converts a Pillow image to a normalized tensor.
 
     Args:
-        input_px: Side to resize to; None keeps the size.
-        mean: Mean of each channel, 0..1.
-        std: Standard deviation of each channel, 0..1.
-        augmented: Also flip the image and change its colors a little at random.
+        input_px: Side of the resized image in px; None keeps the size.
+        mean: Mean of each color channel, from 0 to 1.
+        std: Standard deviation of each color channel, from 0 to 1.
+        augmented: Also apply random flips and small random changes of the colors.
     """
     augmentation = [
         transforms.RandomHorizontalFlip(),
@@ -77,7 +77,7 @@ def make_transform(
     ]
     steps: list[Any] = [*(augmentation if augmented else []), transforms.ToTensor()]
     if input_px is not None:
-        # After ToTensor: Pillow's own resize rounds to 8 bits.
+        # Resize the tensor, not the Pillow image: Pillow rounds resized pixels to 8 bits.
         steps.append(transforms.Resize((input_px, input_px), antialias=True))
     return transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
@@ -99,15 +99,15 @@ def baseline_map(
     num_workers: int,
     out: Path,
 ) -> BaselineOutput:
-    """Map patients as a plain script, into one file PATIENT.h5 each.
+    """Map patients with the plain script; write one file PATIENT.h5 per patient.
 
     Args:
-        classifier: In eval mode, on the device.
-        files: PATIENT/CLASS/NAME.png, grouped by patient.
+        classifier: Classifier in eval mode, on ``device``.
+        files: Paths PATIENT/CLASS/NAME.png, grouped by patient.
         device: Device of the network.
         batch_size: Batch size of the DataLoader.
         num_workers: Worker processes of the DataLoader.
-        out: Existing folder for the files.
+        out: Existing folder for the files PATIENT.h5.
     """
     loader = DataLoader(_png_files(classifier, files), batch_size, num_workers=num_workers)
     logits, cams = [], []
@@ -137,7 +137,7 @@ def baseline_epoch(
     batch_size: int,
     num_workers: int,
 ) -> int:
-    """Train one epoch of full batches as a plain script; return the number of patches."""
+    """Train one epoch of full batches with the plain script; return the number of patches."""
     classifier.train()
     optimizer = torch.optim.AdamW(classifier.parameters())
     dataset = _png_files(classifier, files, augmented=True)

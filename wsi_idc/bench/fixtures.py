@@ -1,4 +1,4 @@
-"""Data and networks for benchmarks: patches of a pack, PNG files of them, a checkpoint."""
+"""Inputs of a benchmark: a pack, PNG files of its patches, a checkpoint."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from wsi_idc.synthetic.tissue import draw_slide
 
 logger = logging.getLogger(__name__)
 
-_PATCHES_PER_PATIENT = 994  # of the Kaggle data set: 277,524 patches of 279 patients
+_PATCHES_PER_PATIENT = 994  # mean of the Kaggle data set: 277,524 patches / 279 patients
 _MIN_PATIENTS = 10
 _DEFAULT_PATCHES = 4_000
 _DRAWN_CELLS = 32
@@ -36,15 +36,15 @@ _SETTLING_PATCHES = 64
 
 
 def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> tuple[Pack, str]:
-    """Open the data, or draw synthetic patches; return the pack and its description.
+    """Open the data or draw synthetic patches; return the pack and a text that describes it.
 
     Args:
-        data: Value of ``--data``.
-        synthetic: Number of patches to draw; 0 draws only if there are no data.
-        folder: Folder for a drawn pack.
+        data: Path from ``--data``; None for the default data.
+        synthetic: Number of patches to draw; 0 reads the data, and draws if there are no data.
+        folder: Folder for the pack of drawn patches.
 
     Raises:
-        DataError: ``data`` cannot be used.
+        DataError: The data cannot be read.
     """
     if not synthetic:
         try:
@@ -55,7 +55,7 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> t
                 raise
         logger.warning("no data here: measuring on %d synthetic patches", _DEFAULT_PATCHES)
     num_patches = synthetic or _DEFAULT_PATCHES
-    # A split needs several patients.
+    # Draw at least 10 patients if possible: a split needs several.
     per_patient = min(_PATCHES_PER_PATIENT, max(1, num_patches // _MIN_PATIENTS))
     pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=per_patient)
     return pack, f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
@@ -64,10 +64,12 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> t
 def drawn_pack(
     path: Path, num_patches: int, *, a_patient: int = _PATCHES_PER_PATIENT, patch_px: int = PATCH_PX
 ) -> Pack:
-    """Write and open a pack of drawn tissue: patches of one slide, repeated in random order.
+    """Write and open a pack of synthetic patches.
+
+    The patches are cut from one drawn slide, put in random order, and repeated as needed.
 
     Args:
-        path: File to write.
+        path: Pack file to write.
         num_patches: Number of patches in the pack.
         a_patient: Number of patches of each patient except the last.
         patch_px: Side of a patch in px.
@@ -99,7 +101,7 @@ def drawn_pack(
 
 
 def choose_patients(pack: Pack, num_patches: int) -> list[str]:
-    """Choose random patients who have about ``num_patches`` patches together."""
+    """Choose patients at random; together they have about ``num_patches`` patches."""
     sizes = np.bincount(pack.index["patient"], minlength=len(pack.patients))
     order = np.random.default_rng(_SEED).permutation(len(sizes))
     candidates = [number for number in order if sizes[number] <= 2 * num_patches]
@@ -113,12 +115,12 @@ def choose_patients(pack: Pack, num_patches: int) -> list[str]:
 
 
 def rows_of(pack: Pack, patients: Sequence[str]) -> NDArray[np.int64]:
-    """Return the positions of all patches of these patients."""
+    """Return the rows in the pack of all patches of ``patients``."""
     return np.concatenate([pack.rows_of(patient) for patient in patients])
 
 
 def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
-    """Write patches as a patch tree of PNG files; return the files in the order of ``rows``."""
+    """Write patches of a pack as PNG files; return their paths in the order of ``rows``."""
     columns = pack.index.iloc[rows][["x", "y", "label"]].to_numpy()
     files = []
     for row, patient, (x, y, label) in zip(rows, pack.patient_of[rows], columns, strict=True):
@@ -132,18 +134,18 @@ def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
 
 
 def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpoint, str]:
-    """Make a checkpoint to measure; return it and its description.
+    """Make the checkpoint of a benchmark; return the checkpoint and a text that describes it.
 
-    An architecture gets random weights. Its batch norms have seen patches of the pack, so that its
-    outputs are as large as those of a trained network.
+    The network of an architecture has random weights. The statistics of its batch norms are
+    computed on patches of the pack, so that its outputs are as large as after a training.
 
     Args:
         model: Name of an architecture, or "bundled" for the bundled model.
-        input_size: Side to resize patches to; 0 takes the model's own.
-        pack: The data.
+        input_size: Side of the network's input in px; 0 takes the default of the model.
+        pack: Pack of the patches to measure on.
 
     Raises:
-        CheckpointError: There is no such model, or it takes no images of this size.
+        CheckpointError: There is no such model, or the model does not take this input size.
     """
     if model == BUNDLED:
         bundled = load_checkpoint(bundled_checkpoint())
@@ -182,11 +184,11 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
 
 @torch.no_grad()
 def _settle_batch_norms(classifier: PatchClassifier, patches: torch.Tensor) -> None:
-    """Compute the statistics of batch norms over the patches, as training would."""
+    """Set the statistics of all batch norms to those of ``patches``."""
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the mean over all patches
+        norm.momentum = None  # None: the statistics are the mean over all patches
     if norms:
         classifier.train()(patches)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -1,4 +1,4 @@
-"""Forward passes of the bare network on input that is ready on the device: the upper bound."""
+"""Bare network: forward passes only, on input in the memory of the device."""
 
 import torch
 from numpy.typing import NDArray
@@ -10,23 +10,23 @@ from wsi_idc.models.classifier import PatchClassifier, to_images
 from wsi_idc.runtime.device import DeviceConfig
 
 _BATCH_SIZES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512, 1024)}
-# A larger batch needs more memory: it is recommended only if it is faster by this factor.
+# Recommend a larger batch only if it is faster by this factor: a larger batch needs more memory.
 _MIN_SPEEDUP = 1.03
 _SECONDS = 1.0
 
 
 class BareForward:
-    """Forward passes over one normalized and resized batch; no CAM.
+    """Benchmark variant: repeat the forward pass over one preprocessed batch, without CAM.
 
     Args:
-        checkpoint: Source of the network, which is prepared as for ``wsi-idc map``.
-        patches: Shape (n, H, W, 3), uint8.
+        checkpoint: Checkpoint with the network; its batch norms are fused as in ``wsi-idc map``.
+        patches: Patches of the batch, shape (n, H, W, 3), uint8.
         device_config: Device and precision.
 
     Attributes:
-        classifier: The network that runs.
-        ready: Its input, shape (n, 3, h, w).
-        num_batches: Number of forward passes per call.
+        classifier: Classifier on the device.
+        ready: Input of the network, normalized and resized, shape (n, 3, h, w).
+        num_batches: Number of forward passes in one call.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class BareForward:
 
     @torch.inference_mode()
     def __call__(self) -> int:
-        """Run the forward passes and return the number of patches."""
+        """Run ``num_batches`` forward passes; return the number of processed patches."""
         for _ in range(self.num_batches):
             with self._device_config.autocast():
                 self._network(self.ready)
         return self.num_batches * len(self.ready)
 
     def rate(self) -> float:
-        """Measure patches per second over about a second, after a warm-up."""
+        """Measure the patches per second: warm up first, then run for about one second."""
         self.num_batches = 1
         measure_rate(self, self._device_config)
         rate = measure_rate(self, self._device_config)
@@ -61,11 +61,11 @@ class BareForward:
 
 
 def best_batch_size(checkpoint: Checkpoint, patches: NDArray, device_config: DeviceConfig) -> int:
-    """Find the smallest batch size that is about as fast as the fastest.
+    """Find the smallest batch size with at most 3 % fewer patches per second than the fastest.
 
     Args:
-        checkpoint: Source of the network.
-        patches: Shape (n, H, W, 3), uint8; repeated to fill a batch.
+        checkpoint: Checkpoint with the network.
+        patches: Patches, shape (n, H, W, 3), uint8; repeated to fill larger batches.
         device_config: Device and precision.
     """
     rates = {}

@@ -1,4 +1,4 @@
-"""``bench map``: throughput of maps, against the bare network and against a plain script."""
+"""``bench map``: compare the speed of mapping, of the bare network and of a plain script."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.resources import available_cores
 
-# Long enough to hide the setup of each call: building the network and folding its batch norms.
+# Each call first builds the network and fuses its batch norms: a long round makes this part small.
 SECONDS_PER_ROUND = 15.0
 
 
@@ -45,19 +45,19 @@ def bench_map(
     plain_patches: int = 0,
     num_rounds: int = 5,
 ) -> BenchmarkResult:
-    """Measure making maps, with CAM and all files written.
+    """Measure the speed of making maps, including CAMs and writing of files.
 
     Args:
-        pack: The data.
-        about: Description of the data for the report.
+        pack: Pack of the patients to map.
+        about: Description of the data in the result.
         device_config: Device and precision.
-        folder: Folder for maps and PNG files.
-        model: Name of the architecture.
-        input_size: Side to resize patches to; 0 takes the model's own.
+        folder: Folder for the maps and PNG files of the benchmark.
+        model: Name of an architecture, or "bundled" for the bundled model.
+        input_size: Side of the network's input in px; 0 takes the default of the model.
         batch_size: Patches per batch.
-        num_patches: Patches per round; 0 takes about 15 seconds' worth.
-        plain_patches: Patches per round of the plain script; 0 takes a quarter of ``num_patches``,
-            -1 leaves the plain script out.
+        num_patches: Patches per round; 0 takes as many as the bare network processes in 15 seconds.
+        plain_patches: Patches per round of the plain script; 0 takes a quarter of the patches of
+            a round, -1 leaves the plain script out.
         num_rounds: Number of measurements of each variant.
     """
     checkpoint, name = make_checkpoint(model, input_size=input_size, pack=pack)
@@ -120,7 +120,7 @@ def bench_map(
 
 
 def _differences(folder: Path, patients: list[str], output: BaselineOutput) -> dict[str, float]:
-    """Compute the largest differences between the maps and the plain script's results."""
+    """Compute the largest differences between the maps in ``folder`` and the plain script."""
     maps = [read_map(map_path(folder, patient)) for patient in patients]
     num, temperature = len(output.logit), maps[0].temperature
     probability = np.concatenate([patient_map.probability for patient_map in maps])[:num]

@@ -1,4 +1,4 @@
-"""Measure variants of the same work in turn, so that a busy machine slows all of them alike."""
+"""Measure variants of the same work in turn: other load on the machine slows all of them alike."""
 
 import resource
 import statistics
@@ -24,12 +24,12 @@ class BenchmarkResult:
 
     Attributes:
         what: Name of the benchmark, such as "map" or "train".
-        settings: Network, machine, data and sizes.
-        rates: Median patches per second of each variant: command, bare, plain, ...
-        ratios: Median over the rounds of one rate over another, such as "command / bare".
-        parts: Time of each stage measured separately, ms per patch.
+        settings: Network, machine, data, batch size and other settings, by name.
+        rates: Median patches per second of each variant: "command", "bare" and "plain".
+        ratios: Ratios of two rates, such as "command / bare"; each is the median over the rounds.
+        parts: Time of each stage in ms per patch; each stage is measured separately.
         differences: Largest differences between the results of the command and the plain script.
-        peak_memory_mb: Peak memory of the process during the command, on a GPU also of the device.
+        peak_memory_mb: Peak memory of the process and of a GPU in MB, before the rounds start.
         hints: Recommended settings for this machine.
     """
 
@@ -43,7 +43,7 @@ class BenchmarkResult:
     hints: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return names and values as text."""
+        """Return the rows of the printed table: pairs of a name and a value as text."""
         peaks, differences = self.peak_memory_mb.items(), self.differences.items()
         return [
             ("bench", self.what),
@@ -58,7 +58,7 @@ class BenchmarkResult:
 
 
 def machine(device_config: DeviceConfig) -> str:
-    """Describe the device, such as "2 CPU cores, fp32"."""
+    """Describe the device and the precision, such as "2 CPU cores, fp32"."""
     device = device_config.device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -68,7 +68,7 @@ def machine(device_config: DeviceConfig) -> str:
 
 
 def peak_memory(device_config: DeviceConfig) -> dict[str, float]:
-    """Return the peak memory so far, in MB, of the process and of a GPU."""
+    """Return the peak memory in MB of "process", and on a GPU also of "device"."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB}
     if device_config.device.type == "cuda":
@@ -76,7 +76,7 @@ def peak_memory(device_config: DeviceConfig) -> dict[str, float]:
     return peaks
 
 
-# Does some work and returns the number of its patches.
+# A variant is a function that processes patches and returns their number.
 Variant = Callable[[], int]
 
 
@@ -85,7 +85,7 @@ class Rates:
     """Rates of variants, in patches per second.
 
     Attributes:
-        rounds: Rate in each round, by variant.
+        rounds: Rates of each variant, one per round.
     """
 
     rounds: Mapping[str, list[float]]
@@ -95,17 +95,17 @@ class Rates:
         return {name: statistics.median(rates) for name, rates in self.rounds.items()}
 
     def ratio(self, name: str, other: str) -> float:
-        """Compute the median, over the rounds, of one rate over another of the same round."""
+        """Compute the ratio of the rates of two variants in each round; return the median ratio."""
         pairs = zip(self.rounds[name], self.rounds[other], strict=True)
         return statistics.median(rate / other_rate for rate, other_rate in pairs)
 
     def ratios_to(self, name: str) -> dict[str, float]:
-        """Compute the ratio of a variant's rate to each other variant's, as "name / other"."""
+        """Compute the ratio of the variant ``name`` to each other variant, by "name / other"."""
         others = [other for other in self.rounds if other != name]
         return {f"{name} / {other}": self.ratio(name, other) for other in others}
 
     def milliseconds(self) -> dict[str, float]:
-        """Return the time of each variant, ms per patch."""
+        """Return the median time of each variant in ms per patch."""
         return {name: 1000 / rate for name, rate in self.medians().items()}
 
 
@@ -116,13 +116,13 @@ def interleave(
     device_config: DeviceConfig,
     label: str = "measuring",
 ) -> Rates:
-    """Measure each variant once per round, after one round that does not count.
+    """Measure each variant once per round; the first round is a warm-up and is not counted.
 
     Args:
-        variants: Work to measure, by name.
-        num_rounds: Number of rounds that count.
-        device_config: Device to wait for at the start and the end of each measurement.
-        label: Text before the progress bar.
+        variants: Functions to measure, by name.
+        num_rounds: Number of rounds after the warm-up.
+        device_config: Device that runs the variants; each measurement waits until a GPU is idle.
+        label: Text in front of the progress bar.
     """
     rates: dict[str, list[float]] = {name: [] for name in variants}
     with progress((num_rounds + 1) * len(variants), what=label, unit="run") as bar:
@@ -136,7 +136,7 @@ def interleave(
 
 
 def measure_rate(variant: Variant, device_config: DeviceConfig) -> float:
-    """Run a variant once and return its patches per second."""
+    """Run ``variant`` once; return the patches per second."""
     _synchronize(device_config)
     started = time.perf_counter()
     num_patches = variant()

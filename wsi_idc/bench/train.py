@@ -1,4 +1,4 @@
-"""``bench train``: throughput of training, against bare steps and against a plain script."""
+"""``bench train``: compare the speed of training, of bare steps and of a plain script."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,17 +47,19 @@ def bench_train(
     num_steps: int = 80,
     plain_steps: int = 16,
 ) -> BenchmarkResult:
-    """Measure training steps, bare steps and steps of a plain script; no run is written.
+    """Measure the speed of training steps, bare steps and steps of a plain script.
+
+    No run is written.
 
     Args:
         config: Configuration of the training.
-        pack: The data.
-        split: Role of each patient.
-        about: Description of the data for the report.
+        pack: Pack of the patches to train on.
+        split: Role of each patient: train, val or test.
+        about: Description of the data in the result.
         device_config: Device and precision.
-        folder: Folder for PNG files.
-        num_steps: Steps of the command, and as many bare steps.
-        plain_steps: Steps of the plain script; 0 leaves it out.
+        folder: Folder for the PNG files of the plain script.
+        num_steps: Number of training steps, and also of bare steps, over all rounds.
+        plain_steps: Steps of the plain script over all rounds; 0 leaves the plain script out.
     """
     config = replace(resolve(config), epochs=10**6)
     run = Run(folder / "unused")
@@ -108,7 +110,7 @@ def _take(steps_done: Iterator[int], num_steps: int) -> int:
 
 
 def _stages(training: Training, device_config: DeviceConfig) -> dict[str, float]:
-    """Measure reading, augmentation and resizing separately, ms per patch."""
+    """Measure the time of reading, augmentation and resizing, each in ms per patch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)
@@ -135,7 +137,7 @@ def _training_steps(training: Training) -> Iterator[int]:
 
 
 def _bare_steps(training: Training) -> Iterator[int]:
-    """Repeat the step on the first batch, which is normalized and resized beforehand."""
+    """Repeat the bare step on the first batch; normalize and resize this batch only once."""
     classifier, optimizer = training.classifier, training.optimizer
     rows = training.rows["train"][: training.config.batch_size]
     device = training.device_config.device

@@ -1,1 +1,1 @@
-"""Click commands: parse, call one function, print the result."""
+"""Commands of ``wsi-idc``: each command parses its options and prints its result."""

@@ -1,4 +1,4 @@
-"""``wsi-idc bench``."""
+"""``wsi-idc bench``: measure the speed of mapping and of training."""
 
 import tempfile
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from wsi_idc.training.config import TrainConfig
 
 @click.group()
 def bench() -> None:
-    """Measure the speed of this machine, as ratios within one run.
+    """Measure how fast this machine maps and trains.
 
-    Three variants process the same patches in turn: the bare network, the command, and a plain
-    script (Pillow, torchvision, a DataLoader of PNG files, torchcam image by image). All files are
-    written into a temporary folder.
+    Three variants process patches in turn: the bare network, the command, and a plain script
+    (Pillow, torchvision, a DataLoader of PNG files, torchcam image by image). The result has the
+    patches per second of each variant, and their ratios. All files are temporary.
 
     \b
     Example:
@@ -94,10 +94,10 @@ def bench_map(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure making maps, with CAM and all files written.
+    """Measure the speed of making maps, including CAMs and writing of files.
 
-    The plain script is also the reference: the table shows the largest differences between its
-    results and the maps.
+    The plain script is also a reference for the results: the table shows the largest differences
+    between the maps and the results of the plain script.
 
     \b
     Examples:
@@ -154,10 +154,10 @@ def bench_train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure training against bare steps on one prepared batch.
+    """Measure the speed of training, of bare steps and of a plain script.
 
-    A bare step is forward pass, loss, backward pass and optimizer, on input that is on the device.
-    No run is written.
+    A bare step is a forward pass, the loss, a backward pass and an optimizer step. All bare steps
+    use the same batch, in the memory of the device. No run is written.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``wsi-idc compare``."""
+"""``wsi-idc compare``: compare two runs on the same patients."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +50,9 @@ def compare(
 ) -> None:
     """Compare two runs on the same patients.
 
-    A and B are runs (or .pt files), or folders that wsi-idc eval has written. A run is evaluated
-    first if it has no evaluation yet. Intervals are those of the difference B - A, by bootstrap
-    over the patients of both.
+    A and B are runs (or .pt files), or folders that wsi-idc eval has written. If a run has no
+    evaluation yet, the command evaluates the run first. The 95 % interval of each difference B - A
+    is a bootstrap over the patients.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``wsi-idc demo``."""
+"""``wsi-idc demo``: run every step on synthetic tissue."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from wsi_idc.cli.output import echo
 def demo(out: Path, seed: int) -> None:
     """Run every step on synthetic tissue.
 
-    Draw, prepare, train, eval, map, render: a minute or two on two cores. Run again, it continues
-    with the remaining steps.
+    The steps are: draw, prepare, train, eval, map, render, report. They take a minute or two on two
+    cores. After a stop, the same command continues with the remaining steps.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``wsi-idc doctor``."""
+"""``wsi-idc doctor``: describe this machine and the installation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def doctor(data: Path | None, out: Path, as_json: bool) -> None:
     """Describe this machine and the installation, for a bug report.
 
-    Versions, cores, memory, GPUs, SLURM, disks, weights and data: each is ok, a note, or a problem
-    with advice. The command writes 64 MB into the folder of --out and removes them; it downloads
-    nothing, packs nothing and always exits with 0.
+    The command checks versions, cores, memory, GPUs, SLURM, disks, weights and data. The result of
+    each check is "ok", "note" or "problem"; a problem comes with advice. To test the disk, the
+    command writes a file of 64 MB into the folder of --out and removes the file. The command
+    downloads nothing, packs nothing and always exits with 0.
 
     \b
     Examples:

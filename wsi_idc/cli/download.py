@@ -1,4 +1,4 @@
-"""``wsi-idc download`` and ``wsi-idc fetch-weights``."""
+"""``wsi-idc download`` and ``fetch-weights``: download the data set or ImageNet weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 def download(as_json: bool) -> None:
     """Download the Kaggle data set.
 
-    About 3 GB, and as much again unpacked, through kagglehub. Files that are there are not
-    downloaded again, and an interrupted download resumes. The files are in kagglehub's cache, which
-    KAGGLEHUB_CACHE moves; data/source.json holds its path for wsi-idc prepare.
+    The download has about 3 GB, and the unpacked files need another 3 GB. Existing files are not
+    downloaded again, and an interrupted download resumes. The files are in the cache of kagglehub;
+    the variable KAGGLEHUB_CACHE sets the folder of this cache. wsi-idc prepare reads the path of
+    the data set from data/source.json.
 
     \b
     Example:
@@ -42,8 +43,9 @@ def download(as_json: bool) -> None:
 def fetch_weights(models: tuple[str, ...]) -> None:
     """Download ImageNet weights of MODELs.
 
-    They are stored in torchvision's cache, which TORCH_HOME moves. A MODEL is resnet50 or another
-    classifier of torchvision. Run it where there is internet; training downloads nothing.
+    A MODEL is resnet50 or another classifier of torchvision. The weights are stored in the cache of
+    torchvision; the variable TORCH_HOME sets the folder of this cache. Run this command on a
+    machine with internet access, before the training: wsi-idc train downloads nothing.
 
     \b
     Example:
@@ -52,6 +54,6 @@ def fetch_weights(models: tuple[str, ...]) -> None:
     from wsi_idc.models.pretrained import fetch_imagenet
     from wsi_idc.models.registry import architecture
 
-    # The list is complete before the first download: a wrong name stops the command here.
+    # Look up all models before the first download: a wrong name raises an error here.
     for arch in [architecture(model) for model in models]:
         echo(fetch_imagenet(arch))

@@ -1,4 +1,4 @@
-"""``wsi-idc eval`` and ``compare``."""
+"""``wsi-idc eval``: evaluate checkpoints, and rank several runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -63,11 +63,12 @@ def eval_(
 ) -> None:
     """Measure checkpoints on unseen patients.
 
-    Intervals are 95 %, by bootstrap over patients. Writes metrics.json, patients.csv,
-    predictions.csv, figures/ and report.html.
+    The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html. Each
+    metric has a 95 % interval by bootstrap over patients.
 
-    Several RUNS (run directories or .pt files) are evaluated one by one, and leaderboard.html ranks
-    them beside published results. Several --checkpoint are one ensemble.
+    RUNS are run directories or .pt files. Several RUNS are evaluated one by one, and
+    leaderboard.html ranks these runs beside published results. Several --checkpoint options make
+    one ensemble: the mean of their probabilities is evaluated.
 
     \b
     Examples:
@@ -110,7 +111,7 @@ def _evaluate_several(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Evaluate and rank runs; those that cannot be evaluated are listed at the end."""
+    """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated."""
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.compare import LEADERBOARD_FILES
     from wsi_idc.evaluation.report import evaluate_into
@@ -122,7 +123,7 @@ def _evaluate_several(
     predictors = _for_each(runs, lambda run: load(find_checkpoints([run])), failed)
     pack = open_data(data)
     outs = dict(zip(runs, numbered_folders(runs, out), strict=True)) if out else {}
-    # Every folder is checked before the first evaluation, which takes long.
+    # An evaluation takes long: check every folder before the first evaluation.
     folders = _for_each(
         predictors,
         lambda run: _checked_folder(predictors[run], pack, outs.get(run), **options),
@@ -143,7 +144,7 @@ def _evaluate_several(
 def _for_each(
     runs: Iterable[Path], function: Callable[[Path], Result], failed: dict[Path, WsiIdcError]
 ) -> dict[Path, Result]:
-    """Call ``function`` for each run and return its results; errors are added to ``failed``."""
+    """Return the result of ``function`` for each run; add a run with an error to ``failed``."""
     results = {}
     for run in runs:
         try:
@@ -162,7 +163,7 @@ def _checked_folder(
     allow_seen: bool,
     **_: Any,
 ) -> Path:
-    """Return the folder of an evaluation, after checking its patients and that it is writable."""
+    """Check the patients of an evaluation and its folder; return the folder."""
     from wsi_idc.evaluation.evaluate import choose_patients, evaluation_folder
     from wsi_idc.evaluation.results import EVALUATION_FILES
 
@@ -256,7 +257,7 @@ def _leaderboard_lines(
 
 
 def run_evaluation(checkpoints: list[Path], data: Path | None, split: str, **options: Any) -> Path:
-    """Return the folder of a checkpoint's evaluation, which is made if it does not exist."""
+    """Evaluate checkpoints if no evaluation exists; return the folder of the evaluation."""
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.evaluate import evaluation_folder
     from wsi_idc.evaluation.report import evaluate_into

@@ -1,4 +1,4 @@
-"""``wsi-idc explore``."""
+"""``wsi-idc explore``: describe a data set."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
     """Describe a data set before training on it.
 
-    Writes tables (CSV), figures (PNG and SVG) and summary.json: class balance, channels, sizes,
-    sample patches and their augmentations, a stitched patient, and hints at possible errors: labels
-    unlike all 8 neighbors, near-identical patches of different patients, patches without tissue,
-    patches at the edge of the glass, unusual stains.
+    The command writes tables (CSV), figures (PNG and SVG) and summary.json. The figures show the
+    class balance, the color channels, the sizes, sample patches and their augmentations, and all
+    patches of one patient in place. The tables list possible errors in the data: a label that
+    differs from all 8 neighbors, near-identical patches of different patients, patches without
+    tissue, patches at the edge of the glass, and unusual stains.
 
     \b
     Example:

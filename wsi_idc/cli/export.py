@@ -61,12 +61,12 @@ def export(
     \b
     geojson   tiles with measurements and outlines of regions, for QuPath
     ome-tiff  tissue, probability and CAM as aligned images, for QuPath
-    csv       one line for each patch, WSInfer's columns first
+    csv       one line for each patch; the first columns are those of WSInfer
     png       transparent layers of one size, and the scale of their colors
     wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
 
-    MAPS are map files or folders of them; without any, every map in maps/ is written. Files of the
-    same names are replaced.
+    MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is exported.
+    Existing files with the same names are replaced.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``wsi-idc info`` and ``doctor``: describe a file, or this machine."""
+"""``wsi-idc info``: describe a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ _MAX_TEXT = 400
 def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
-    FILE is a pack, a checkpoint (.pt) or the folder of its run, a map, a cohort file or a slide;
-    'bundled' is the bundled model.
+    FILE is a pack, a checkpoint (.pt), a run directory, a map, a cohort file (cohort.h5) or a
+    slide. If FILE is 'bundled', the command describes the bundled model.
 
     \b
     Example:
@@ -59,7 +59,7 @@ def _describe(file: Path) -> dict[str, Any]:
         ):
             if is_kind(file):
                 return {"kind": kind, "file": file, **describe(file)}
-        read_format(file)  # raises if the file is damaged
+        read_format(file)  # raises an error if the HDF5 file is damaged
     raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
 
 
@@ -136,7 +136,7 @@ def _describe_slide(file: Path) -> dict[str, Any]:
     try:
         slide, mpp_error = open_slide(file), None
     except SlideError as error:
-        # Without a resolution the rest can be described; another error is raised again here.
+        # Retry with a resolution of 1: if only the resolution is missing, the slide opens now.
         slide = open_slide(file, mpp=1.0)
         mpp_error = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
     with slide:
@@ -167,7 +167,7 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Return a value as short text; ``--json`` has it in full."""
+    """Return a value as text of at most 400 characters; ``--json`` prints the full value."""
     if isinstance(value, dict):
         value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
     elif isinstance(value, list | tuple):

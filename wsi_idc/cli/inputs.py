@@ -1,4 +1,4 @@
-"""Checkpoints and map files that command lines name."""
+"""Find the checkpoints and the map files that a command line names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
-    """Read the files of ``find_checkpoints``."""
+    """Read the checkpoints that ``find_checkpoints`` returned; return their predictor."""
     from wsi_idc.inference.predictor import Predictor
 
     return Predictor(tuple(map(read_checkpoint, paths)), tta=tta, smooth=smooth)
 
 
 def read_checkpoint(path: Path) -> "Checkpoint":
-    """Read a checkpoint of a finished training."""
+    """Read a checkpoint; raise CheckpointError if its training is not finished."""
     from wsi_idc.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
@@ -35,9 +35,12 @@ def read_checkpoint(path: Path) -> "Checkpoint":
 
 
 def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
-    """Return the checkpoint files of ``--checkpoint``, and name them on standard error.
+    """Find checkpoint files and print their paths on standard error.
 
-    The files are checked without importing torch.
+    This function checks each file, without importing torch.
+
+    Args:
+        checkpoints: Values of ``--checkpoint``; if empty, the default checkpoint is used.
     """
     found = [_find(path) for path in checkpoints] or [_default_checkpoint()]
     for path, reason in found:
@@ -64,9 +67,10 @@ def _find(path: Path) -> tuple[Path, str]:
 
 
 def find_maps(paths: Sequence[Path]) -> list[Path]:
-    """Return map files: those of ``paths`` and their folders, without any those in maps/.
+    """Find map files; leave out cohort files, since ``maps/*.h5`` also matches cohort.h5.
 
-    Cohort files are left out: a shell's *.h5 includes the one in the folder of maps.
+    Args:
+        paths: Map files, or folders of map files; if empty, the folder maps/ is used.
     """
     from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths

@@ -1,4 +1,4 @@
-"""``wsi-idc job``, ``submit`` and ``status``: run a job file, here or on SLURM."""
+"""``wsi-idc job``, ``submit`` and ``status``: run a job file on this machine or on SLURM."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, click.Command] = {
         *(prepare, explore, train, search, eval_, compare, map_, render, export, report),
     )
 }
-# Options of a machine or of the output: given when the job is run, not in its file.
+# A job file must not contain these options: they depend on the machine or set the output.
 NOT_IN_A_FILE = frozenset(
     {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run"}
 )
@@ -53,10 +53,10 @@ _PASS_FLAGS = {"ignore_unknown_options": True}
 def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[str, ...]) -> None:
     """Run a job file, or one of its tasks.
 
-    JOB is a TOML file that names a command and its settings; those in jobs/ have every key, with a
-    comment. Without --task all tasks run, one after the other; finished work is skipped. FLAGS go
-    to the command of each task, such as --device, --overwrite, or a setting that overrides the
-    file's.
+    JOB is a TOML file that names a command and its settings. The job files in jobs/ explain every
+    key. Without --task all tasks run, one after the other; finished work is skipped. FLAGS are
+    added to the command of each task: for example --device, --overwrite, or a setting that replaces
+    the same setting in JOB.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def _run(task: "Task") -> None:
 
 
 def _run_all(opened: "Job") -> None:
-    """Run every task; failed ones are listed at the end."""
+    """Run every task of a job; raise an error at the end that lists the failed tasks."""
     count, failed = len(opened.tasks), []
     for number, task in enumerate(opened.tasks, start=1):
         if count > 1:
@@ -107,7 +107,7 @@ def _run_all(opened: "Job") -> None:
 
 
 def open_job(path: Path, flags: Sequence[str]) -> "Job":
-    """Read a job file and the flags of its command, and check the command line of every task."""
+    """Read a job file, apply ``flags`` to its command and check the command line of every task."""
     from wsi_idc.core.toml_file import load_toml
     from wsi_idc.jobs.job import read_job
 
@@ -120,7 +120,7 @@ def open_job(path: Path, flags: Sequence[str]) -> "Job":
 
 
 def command_spec(command: click.Command) -> "CommandSpec":
-    """Describe the options of a command that a job file may set."""
+    """Return the options of ``command`` that a job file may set."""
     from wsi_idc.jobs.job import CommandSpec, OptionSpec
 
     options = {
@@ -146,8 +146,8 @@ def _parse(command: click.Command, words: Sequence[str]) -> dict[str, Any]:
 def _parse_flags(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the flags that are settings, by key, and the other flags as command-line words."""
-    # The file has the required arguments; the path replaces them here.
+    """Return the settings among ``flags`` by key, and the other flags as command-line words."""
+    # The job file has the required arguments. Click gets the path of the file as a placeholder.
     required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
     words = [*flags, *[str(path)] * len(required)]
     ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", words)
@@ -189,8 +189,9 @@ def _as_toml(value: Any) -> Any:
 def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     """Show the progress of the tasks of a job.
 
-    It is read from their files, wherever they ran; with SLURM the job's entries in the queue are
-    shown too. FLAGS are those that the job was run with.
+    The command reads the progress from the files of each task, on any machine with access to these
+    files. With SLURM it also shows the entries of the job in the queue. Give the same FLAGS as for
+    wsi-idc job or wsi-idc submit.
 
     \b
     Examples:
@@ -246,11 +247,12 @@ def submit(
     flags: tuple[str, ...],
     **resources: Any,
 ) -> None:
-    """Submit a job: its tasks as an array to SLURM, or into the background of this machine.
+    """Submit a job to SLURM, or start it in the background of this machine.
 
-    Each task gets a signal two minutes before its time limit, saves, and is requeued to continue.
-    With several --gpus or --nodes one training runs on all of them. FLAGS go to the command of each
-    task. slurm/site.env is read first if it exists.
+    On SLURM the tasks of the job are one array job. SLURM sends each task a signal two minutes
+    before the time limit: the task saves its work, is requeued and continues later. With several
+    --gpus or --nodes, one training runs on all GPUs. FLAGS are added to the command of each task.
+    The SLURM script reads slurm/site.env first, if this file exists.
 
     \b
     Examples:
@@ -278,7 +280,7 @@ def submit(
         raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
     script = LOGS / f"{opened.name}.sbatch"
     write_text(script, text)
-    # On the command line they win over the site's settings, which win over the script's.
+    # Priority in sbatch: its command line, then the settings of the site, then the script.
     sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
     words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
     number = submit_script(script, [*words, *resources["more"]])
@@ -302,7 +304,7 @@ def _start_here(opened: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None
         return
     log = LOGS / f"{opened.name}.out"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # A process with its own session survives the terminal.
+    # A process in its own session continues when the terminal is closed.
     process = os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", "wsi_idc", "job", str(opened.path), *flags],

@@ -1,7 +1,7 @@
-"""The command line: the group of commands and the error boundary.
+"""Main command ``wsi-idc``: the group of all commands, and the handling of their errors.
 
-Only this package imports click. A command imports heavy libraries when it runs, so that
-``wsi-idc --help`` answers at once.
+Only the package ``cli`` imports click. A command imports large libraries when it runs, not when
+its module is imported, so that ``wsi-idc --help`` is fast.
 """
 
 import os
@@ -40,11 +40,11 @@ _BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit code that a shell reports for th
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order of a first day's work."""
+        """Return the names of the commands in the order in which a new user needs them."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; the reader of standard output may have closed the pipe."""
+        """Run a command; if the reader of its output has closed the pipe, return exit code 141."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -60,7 +60,7 @@ class _Commands(click.Group):
 def group() -> None:
     """Map invasive ductal carcinoma (IDC) in breast tissue.
 
-    From patches to a probability map and a Grad-CAM mosaic for each patient, in HDF5.
+    The result is one HDF5 file for each patient, with a probability map and a Grad-CAM mosaic.
     Research use only: no output of this program is a diagnosis.
 
     \b
@@ -82,18 +82,18 @@ for _command in (
 def main() -> None:
     """Run the program.
 
-    Exit codes: 0 done, 1 error of the user's situation, 2 wrong usage, 75 stopped with everything
-    saved, 141 the reader of the output is gone.
+    Exit codes: 0 done; 1 error in the data, the files or the machine, or a bug; 2 wrong usage;
+    75 stopped, and all finished work is saved; 141 the reader of the output has closed the pipe.
     """
     limit_spinning()
-    # These signals leave through every `finally`, as Ctrl-C does.
+    # Raise KeyboardInterrupt at these signals, as for Ctrl-C, so that every `finally` block runs.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)
     sys.exit(run(lambda: group.main(prog_name="wsi-idc", standalone_mode=False)))
 
 
 def run(command: Callable[[], object]) -> int:
-    """Run ``command`` inside the error boundary and return the exit code."""
+    """Run ``command``, print its error if there is one, and return the exit code."""
     try:
         result = command()
         sys.stdout.flush()
@@ -111,7 +111,7 @@ def run(command: Callable[[], object]) -> int:
         echo_note("Stopped; nothing is half-written: run the same command again to continue.")
         return StoppedError.exit_code
     except OSError as error:
-        # A full disk, a missing permission, a vanished file: a problem of the user's machine.
+        # The system sets strerror, such as for a full disk. An OSError without strerror is a bug.
         if error.strerror is None:
             return _report_bug()
         _echo_error(f"{error.filename or 'the system'}: {error.strerror}; nothing is half-written")
@@ -122,7 +122,7 @@ def run(command: Callable[[], object]) -> int:
 
 def _echo_error(message: object) -> None:
     line = one_line(message)
-    # A message may quote a file, which may hold anything.
+    # Limit the length: a message may quote a file, and a file may have any content.
     echo_note(f"Error: {line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}...'}")
 
 
@@ -133,7 +133,7 @@ def _report_bug() -> int:
 
 
 def _discard_output() -> None:
-    """Redirect output to /dev/null, so that flushing it at exit cannot raise BrokenPipeError."""
+    """Redirect closed streams to /dev/null: no flush at exit can raise BrokenPipeError."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""``wsi-idc map``."""
+"""``wsi-idc map``: compute maps of patients or slides."""
 
 import logging
 from collections.abc import Iterator
@@ -81,12 +81,13 @@ def map_(
 ) -> None:
     """Map patients or slides: probability and CAM.
 
-    Writes one HDF5 file for each patient, with a probability for every patch and the mosaic of
-    its CAMs. A slide is cut into patches where it has tissue, at the model's size and microns per
-    pixel. After --all or --manifest, cohort.csv and cohort.h5 beside the maps are their table.
+    The command writes one HDF5 file for each patient or slide, with the probability of every patch
+    and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
+    the size and the microns per pixel of the model. With --all or --manifest, the command also
+    writes a table of all maps (cohort.csv and cohort.h5) beside the maps.
 
-    An existing map of the same checkpoint, settings and data is kept; any other is replaced. After
-    a stop (exit code 75) the same command continues with the remaining patients.
+    An existing map of the same checkpoint, settings and data is kept; any other existing map is
+    replaced. After a stop (exit code 75) the same command continues with the remaining patients.
 
     \b
     Examples:
@@ -103,7 +104,7 @@ def map_(
         pack = open_data(data)
         logger.info("data: %s", pack)
         for patient in patients:
-            pack.rows_of(patient)  # an unknown id is an error before torch is imported
+            pack.rows_of(patient)  # raises an error for an unknown id, before torch is imported
 
     from wsi_idc.data.splits import read_patients
 
@@ -125,16 +126,16 @@ def map_(
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
-    # The handlers are installed only now: a signal aborts the packing of a patch tree at once.
+    # Up to here, while a patch tree is packed, a signal aborts. In the block, maps are saved first.
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
-    # A shard is only a part of the cohort; wsi-idc report writes the table of all shards.
+    # A shard is only a part of the cohort: write no table; wsi-idc report writes it for all shards.
     has_table = bool(everyone or manifest) and shard is None
     _echo_report(report, builder.out if has_table else None, as_json=as_json)
 
 
 def _check_usage() -> None:
-    """Raise if the inputs are ambiguous, or if an option would have no effect."""
+    """Raise UsageError if the inputs are ambiguous, or if an option would have no effect."""
     given = click.get_current_context().params
     for_slides = bool(given["slides"] or given["manifest"])
     for_patients = bool(given["patients"] or given["patients_file"])
@@ -181,7 +182,7 @@ def _builder(
 
 
 def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:
-    """Print the report; write the table of the maps in ``folder`` and print its name."""
+    """Print the report; if ``folder`` is given, write the table of its maps and print its name."""
     from wsi_idc.maps.cohort import write_cohort
 
     table, table_error = None, None

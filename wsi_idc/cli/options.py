@@ -14,18 +14,18 @@ from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
 from wsi_idc.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
-CAM_CLASSES = ("non-idc", "idc")  # by index
-# An option whose help shows its default.
+CAM_CLASSES = ("non-idc", "idc")  # name of each class index
+# Decorator of an option: the help text shows the default value.
 with_default = functools.partial(click.option, show_default=True)
 
 
 class Number(click.FloatRange):
-    """A number within a range; NaN is rejected, although no comparison finds it outside."""
+    """Option type: a number within a range, not NaN (click.FloatRange accepts NaN)."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return the number, or fail as click does."""
+        """Convert text to a number; raise click's usage error if it is not allowed."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
@@ -33,7 +33,7 @@ class Number(click.FloatRange):
 
 
 def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``-v`` and ``-q``, and set up the log before the command runs."""
+    """Add the options ``-v`` and ``-q``; set up logging before the command runs."""
 
     @click.option("-v", "--verbose", count=True, help="Show more messages on standard error.")
     @click.option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")
@@ -48,7 +48,7 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _block(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a decorator that adds the options in this order."""
+    """Combine options into one decorator that adds the options in the given order."""
 
     def add(command: Any) -> Any:
         for option in reversed(options):
@@ -59,7 +59,7 @@ def _block(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-# Last of the options of a command with a result.
+# Last decorator of each command that prints a result.
 output_options = _block(json_option, logging_options)
 data_option = click.option(
     "--data",
@@ -72,14 +72,14 @@ threshold_option = click.option(
     type=Number(0, 1),
     help="Call a patch IDC from this probability.  [default: the map's own]",
 )
-# Its value goes to ``inputs.find_checkpoints``.
+# ``inputs.find_checkpoints`` takes the value of ``--checkpoint``.
 checkpoint_option = click.option(
     "--checkpoint",
     type=PATH,
     help="A .pt file, a run directory, or 'bundled'.  [default: the newest finished run in runs/, "
     "else the bundled model]",
 )
-# Their values go to ``inputs.find_checkpoints`` and ``inputs.open_predictor``.
+# ``inputs.find_checkpoints`` and ``inputs.open_predictor`` take the values of these options.
 predictor_options = _block(
     click.option(
         "--checkpoint",
@@ -142,7 +142,7 @@ cam_options = _block(
     ),
     click.option("--no-cam", is_flag=True, help="Compute no CAMs."),
 )
-# How to train; ``config_options`` is what to train.
+# Options of a training that do not change its configuration; see ``config_options``.
 run_options = _block(
     data_option,
     device_option,
@@ -166,7 +166,7 @@ run_options = _block(
         help="Replace a finished run, or a run with other settings.",
     ),
 )
-# How to run a trained model.
+# Options of the device and the batches of a trained model.
 compute_options = _block(
     device_option,
     with_default(
@@ -198,7 +198,7 @@ resample_options = _block(
     ),
     seed_option,
 )
-# An option for each field of TrainConfig, of the field's name.
+# One option for each field of TrainConfig, with the name of the field.
 config_options = _block(
     *(
         with_default(
@@ -217,14 +217,18 @@ config_options = _block(
 
 
 def is_given(ctx: click.Context, name: str) -> bool:
-    """Return whether the command line has a parameter, even with its default value."""
+    """Return whether the command line contains the parameter ``name``, with any value."""
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def changed(*names: str) -> list[str]:
-    """Return the options of the running command whose values differ from their defaults.
+    """Return those of the named options that are given with a value other than the default.
 
-    Options equal to their defaults count as not given: job files spell out every default.
+    An option that is given with its default value is not returned, since job files contain all
+    options with their defaults.
+
+    Args:
+        names: Parameter names of the running command.
     """
     context = click.get_current_context()
     options = {option.name: option for option in context.command.params}

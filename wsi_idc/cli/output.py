@@ -1,4 +1,4 @@
-"""Output of the commands: results on standard output, notes on standard error."""
+"""Print the output of commands: results on standard output, notes on standard error."""
 
 import json
 from collections.abc import Iterable, Iterator, Sized
@@ -10,7 +10,7 @@ from wsi_idc.core.errors import WsiIdcError
 
 
 def one_line(text: object) -> str:
-    """Return text as one line of printable characters: a file name may hold any."""
+    """Convert ``text`` to one line; replace unprintable characters by "?"."""
     line = " ".join(str(text).split("\n"))
     return "".join(char if char.isprintable() else "?" for char in line)
 
@@ -29,9 +29,9 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Write a result to standard output.
 
     Args:
-        record: The result as a JSON-ready value; what JSON does not have is written as text.
-        lines: The result as lines of text.
-        as_json: Write the record, not the lines.
+        record: The result for JSON; values of other types, such as paths, are written as text.
+        lines: The result as lines of text for a person.
+        as_json: Write ``record`` as JSON instead of ``lines``.
     """
     if as_json:
         click.echo(json.dumps(record, indent=2, default=str))
@@ -41,13 +41,19 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
-    """Raise an error that counts what failed; the reasons are printed before."""
+    """Raise WsiIdcError if ``failed`` is not empty; the caller prints the reasons before.
+
+    Args:
+        failed: Items that failed.
+        num_all: Number of all items.
+        what: Words after the two numbers in the message, such as "maps not exported".
+    """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")
 
 
 def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield names and values as aligned lines."""
+    """Yield one line per pair of a name and a value; the values are aligned."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
@@ -55,5 +61,5 @@ def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
 
 
 def echo_table(rows: Iterable[tuple[str, object]]) -> None:
-    """Write names and values to standard output, aligned."""
+    """Write one line per pair of a name and a value to standard output; align the values."""
     echo_result(None, table_lines(rows), as_json=False)

@@ -1,4 +1,4 @@
-"""``wsi-idc prepare``."""
+"""``wsi-idc prepare``: check patches and pack them."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -47,10 +47,13 @@ def prepare(
 ) -> None:
     """Check patches and pack them into one file.
 
-    TREE is a folder of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of one, which is read
-    without unpacking. Without TREE the download of wsi-idc download is taken, else data/ or the zip
-    in it. rejected.csv lists the files that are left out, flagged.csv those that are kept but
-    unusual; both are beside the pack. After a stop or a kill the same command resumes.
+    TREE is a folder of files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of such a
+    folder; a zip is read without unpacking. Without TREE, the command reads the data set of wsi-idc
+    download. If there is no download, the command reads data/, or the zip file in data/.
+
+    Two tables are written beside the pack. rejected.csv lists the files that are not in the pack.
+    flagged.csv lists files that are in the pack but are unusual. After a stop or a kill, the same
+    command resumes.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``wsi-idc render``."""
+"""``wsi-idc render``: draw maps as pictures."""
 
 from pathlib import Path
 
@@ -52,20 +52,20 @@ def render(
     out: Path | None,
     threshold: float | None,
 ) -> None:
-    """Draw MAPS as pictures, no wider than a journal's page (180 mm).
+    """Draw MAPS as pictures of at most 180 mm width, to fit on a journal's page.
 
     \b
     panels        tissue, probability, CAM mosaic, labels, and if the map has
                   them: smoothed probability, uncertainty, the complete slide
-    overlay       probability over tissue in gray
+    overlay       probability in color over the tissue in gray
     contours      tissue with the outlines of called and labelled IDC
-    cam           CAM over tissue in gray, one scale for the patient
+    cam           CAM in color over the tissue in gray, one scale per patient
     side-by-side  tissue, overlay, cam and labels in a row
 
-    Panels become PATIENT.png, another view PATIENT-VIEW.png. A PDF has text and outlines as vectors
-    and is the same, byte for byte, whenever it is made.
+    The file of the view "panels" is PATIENT.png; the file of another view is PATIENT-VIEW.png. In a
+    PDF, text and outlines are vectors. The same map always gives the same bytes of a PDF.
 
-    MAPS are map files or folders of them; without any, every map in maps/ is drawn.
+    MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is drawn.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``wsi-idc report``."""
+"""``wsi-idc report``: make HTML pages of maps."""
 
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: bool) -> None:
     """Make a report of MAPS: one page per patient, and one for all of them.
 
-    A page is one HTML file for a browser; it needs no server and no network. It shows the tissue
-    under layers, with a movable threshold. index.html shows every patient; cohort.csv and cohort.h5
-    are the table, the latter with a link to each map.
+    Each page is one HTML file for a browser, without a server or a network. A page shows the tissue
+    and layers over the tissue, and the reader can change the threshold. index.html shows all
+    patients. The command also writes a table of the patients, cohort.csv and cohort.h5; cohort.h5
+    has a link to each map.
 
-    MAPS are map files or folders of them. Without any, the report has every map in maps/, and the
-    table is written there; with MAPS or another --threshold it is written into the report's folder.
+    MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
+    and the table is written into maps/. With MAPS or --threshold, the table is written into the
+    folder of the report.
 
     \b
     Examples:
@@ -38,7 +40,7 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     paths = find_maps(maps)
     from wsi_idc.report.report import build_report
 
-    # A table at another threshold must not replace the table of the maps.
+    # Replace the table in maps/ only if the report has all maps, at their own thresholds.
     tables = DEFAULT_MAPS if not maps and threshold is None else out
     result = build_report(paths, out, tables=tables, threshold=threshold)
     failed = {str(path): reason for path, reason in result.failed.items()}

@@ -1,4 +1,4 @@
-"""``wsi-idc search``."""
+"""``wsi-idc search``: search for hyper-parameters."""
 
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
     """Train with many settings and rank them.
 
-    JOB is a TOML file with the fixed settings, the axes and the sampler: grid, random or tpe; see
-    jobs/search.toml. NAME is its name. Each trial is a run of its own. Several processes with the
-    same command share the trials, also on several machines with one disk. After a stop or a kill,
-    the same command resumes the search.
+    JOB is a TOML file, such as jobs/search.toml. It contains the name of the search (NAME), the
+    fixed settings, the axes, and the sampler: grid, random or tpe. Each trial is a separate run.
+    Several processes with the same command share the trials, also on several machines with a common
+    disk. After a stop or a kill, the same command resumes the search.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``wsi-idc synth``."""
+"""``wsi-idc synth``: draw a synthetic cohort or a synthetic slide."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +38,9 @@ def synth(
 ) -> None:
     """Draw a synthetic cohort into FOLDER, or a slide.
 
-    The cohort is small and procedural, with the files of the Kaggle data set. The slide is a
-    pyramidal TIFF with a resolution; NAME.mask.png beside it is its truth (0 background and fat,
-    1 tissue, 2 IDC, at 4 um/px). The same seed draws the same bytes.
+    The cohort has the folders and file names of the Kaggle data set. The slide is a pyramidal TIFF
+    that contains its resolution. The true labels of the slide are written into NAME.mask.png: 0 is
+    background or fat, 1 is tissue, 2 is IDC, at 4 um/px. The same seed gives the same bytes.
 
     \b
     Examples:

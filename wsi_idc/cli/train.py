@@ -1,4 +1,4 @@
-"""``wsi-idc train`` and ``search``."""
+"""``wsi-idc train``: train a classifier of patches."""
 
 import logging
 from collections.abc import Iterator
@@ -43,9 +43,10 @@ def train(
 ) -> None:
     """Train a classifier of patches.
 
-    Patients, not patches, are split. Stopped by Ctrl-C, SIGTERM or SIGUSR1 the command saves and
-    exits with 75; the same command resumes the training. DIGEST is a hash of the settings and the
-    data. Several processes, started by torchrun or srun, one per device, train one model together.
+    The data are split by patients: all patches of a patient have the same role. At Ctrl-C, SIGTERM
+    or SIGUSR1, the command saves the training and exits with 75; the same command resumes the
+    training. The DIGEST in the name of a run is a hash of the settings and the data. With torchrun
+    or srun, several processes train one model together, one process per device.
 
     \b
     Examples:
@@ -58,7 +59,7 @@ def train(
     from wsi_idc.data.open_data import default_data, open_data
 
     if not (data or default_data()).exists():
-        open_data(data)  # raises, before torch is imported
+        open_data(data)  # raises an error for missing data, before torch is imported
 
     from wsi_idc.core.progress import set_up_logging
     from wsi_idc.data.splits import make_split, split_table

@@ -1,1 +1,1 @@
-"""Errors, atomic files, locks, HDF5 checks, TOML, progress, provenance, constants."""
+"""Tools for all packages: errors, files, locks, HDF5, TOML, progress, provenance, constants."""

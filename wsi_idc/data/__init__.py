@@ -1,1 +1,1 @@
-"""Read, check, pack, split and synthesise patches."""
+"""Patches of a data set: download, check, pack, read, split and augment them."""

@@ -1,1 +1,1 @@
-"""``wsi-idc doctor``: checks of the machine and the installation."""
+"""``wsi-idc doctor``: check the machine and the installation."""

@@ -1,1 +1,1 @@
-"""``wsi-idc export``: GeoJSON, OME-TIFF, CSV, PNG, WSInfer."""
+"""``wsi-idc export``: GeoJSON, OME-TIFF, CSV or PNG of a map, and a model for WSInfer."""

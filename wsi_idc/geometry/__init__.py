@@ -1,1 +1,1 @@
-"""Pure geometry of grids and regions."""
+"""Grids of patches, and the connected regions of their cells."""

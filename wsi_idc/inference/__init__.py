@@ -1,1 +1,1 @@
-"""From patches to calibrated probabilities."""
+"""Inference: compute the calibrated probabilities of patches."""

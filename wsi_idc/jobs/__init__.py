@@ -1,1 +1,1 @@
-"""``wsi-idc job``, ``submit`` and ``status``: job files and SLURM."""
+"""``wsi-idc job``, ``submit`` and ``status``: run job files on this machine or on SLURM."""

@@ -1,1 +1,1 @@
-"""Probability maps and CAM mosaics: geometry, files, pictures."""
+"""Maps of patients and slides: build, write and read map files; the table of a cohort."""

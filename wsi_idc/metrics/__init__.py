@@ -1,1 +1,1 @@
-"""Metrics of patches and patients, with bootstrap intervals."""
+"""Metrics of patch predictions and of patients, with bootstrap intervals."""

@@ -1,1 +1,1 @@
-"""Classifiers of patches, their checkpoints and their class activation maps."""
+"""Networks that classify patches, their checkpoints and their class activation maps."""

@@ -1,1 +1,1 @@
-"""Figure style, colors, raster painting, HTML shell, number formats."""
+"""Tools for figures and pages: style, colors, raster images, HTML pages, number formats."""

@@ -1,1 +1,1 @@
-"""``wsi-idc render``: pictures of a map."""
+"""``wsi-idc render``: draw maps as PNG and PDF pictures."""

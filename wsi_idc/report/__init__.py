@@ -1,1 +1,1 @@
-"""``wsi-idc report``: Bokeh pages of maps."""
+"""``wsi-idc report``: HTML pages of maps, made with Bokeh."""

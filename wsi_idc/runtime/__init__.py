@@ -1,1 +1,1 @@
-"""The machine: CPU cores, device and precision, signals, distributed processes, prefetching."""
+"""CPU cores, device and precision, signals, distributed processes, prefetching."""

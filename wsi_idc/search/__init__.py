@@ -1,1 +1,1 @@
-"""``wsi-idc search``: hyper-parameter search over trainings."""
+"""``wsi-idc search``: search for hyper-parameters; each trial is a training."""

@@ -1,1 +1,1 @@
-"""Drawn tissue: a synthetic cohort and a synthetic slide."""
+"""Synthetic data: draw a cohort of patches or a slide."""

@@ -1,1 +1,1 @@
-"""``wsi-idc train``: configuration, training loop, validation, run folder."""
+"""``wsi-idc train``: configuration, training loop, validation, run directory."""
