@@ -100,7 +100,7 @@ class Rates:
         return statistics.median(rate / other_rate for rate, other_rate in pairs)
 
     def ratios_to(self, name: str) -> dict[str, float]:
-        """Compute the ratio of the variant ``name`` to each other variant, by "name / other"."""
+        """Compute the ratio of variant ``name`` to each other variant; keys are "name / other"."""
         others = [other for other in self.rounds if other != name]
         return {f"{name} / {other}": self.ratio(name, other) for other in others}
 

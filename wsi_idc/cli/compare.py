@@ -52,7 +52,7 @@ def compare(
 
     A and B are runs (or .pt files), or folders that wsi-idc eval has written. If a run has no
     evaluation yet, the command evaluates the run first. The 95 % interval of each difference B - A
-    is a bootstrap over the patients.
+    is computed by bootstrap over the patients.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def download(as_json: bool) -> None:
     """Download the Kaggle data set.
 
-    The download has about 3 GB, and the unpacked files need another 3 GB. Existing files are not
+    The download is about 3 GB, and the unpacked files need another 3 GB. Existing files are not
     downloaded again, and an interrupted download resumes. The files are in the cache of kagglehub;
     the variable KAGGLEHUB_CACHE sets the folder of this cache. wsi-idc prepare reads the path of
     the data set from data/source.json.

@@ -61,7 +61,7 @@ def eval_(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure checkpoints on unseen patients.
+    """Evaluate checkpoints on unseen patients.
 
     The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html. Each
     metric has a 95 % interval by bootstrap over patients.

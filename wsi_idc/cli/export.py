@@ -1,4 +1,4 @@
-"""``wsi-idc export``."""
+"""``wsi-idc export``: write maps or a model as files for other tools."""
 
 from pathlib import Path
 

@@ -190,8 +190,8 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     """Show the progress of the tasks of a job.
 
     The command reads the progress from the files of each task, on any machine with access to these
-    files. With SLURM it also shows the entries of the job in the queue. Give the same FLAGS as for
-    wsi-idc job or wsi-idc submit.
+    files. With SLURM the command also shows the entries of the job in the queue. Give the same
+    FLAGS as for wsi-idc job or wsi-idc submit.
 
     \b
     Examples:
@@ -247,7 +247,7 @@ def submit(
     flags: tuple[str, ...],
     **resources: Any,
 ) -> None:
-    """Submit a job to SLURM, or start it in the background of this machine.
+    """Submit a job to SLURM, or run it here in the background.
 
     On SLURM the tasks of the job are one array job. SLURM sends each task a signal two minutes
     before the time limit: the task saves its work, is requeued and continues later. With several

@@ -126,10 +126,10 @@ def map_(
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
-    # Up to here, while a patch tree is packed, a signal aborts. In the block, maps are saved first.
+    # A signal before this line aborts at once. A signal in this block stops after the save of maps.
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
-    # A shard is only a part of the cohort: write no table; wsi-idc report writes it for all shards.
+    # No table for a shard, a part of the cohort: wsi-idc report writes the table of all shards.
     has_table = bool(everyone or manifest) and shard is None
     _echo_report(report, builder.out if has_table else None, as_json=as_json)
 

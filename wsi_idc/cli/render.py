@@ -52,7 +52,7 @@ def render(
     out: Path | None,
     threshold: float | None,
 ) -> None:
-    """Draw MAPS as pictures of at most 180 mm width, to fit on a journal's page.
+    """Draw MAPS as pictures, at most 180 mm wide.
 
     \b
     panels        tissue, probability, CAM mosaic, labels, and if the map has

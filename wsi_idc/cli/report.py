@@ -21,10 +21,10 @@ from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 @threshold_option
 @output_options
 def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: bool) -> None:
-    """Make a report of MAPS: one page per patient, and one for all of them.
+    """Make a report of MAPS, with one page per patient.
 
     Each page is one HTML file for a browser, without a server or a network. A page shows the tissue
-    and layers over the tissue, and the reader can change the threshold. index.html shows all
+    and layers over the tissue, and a slider changes the threshold. index.html shows all
     patients. The command also writes a table of the patients, cohort.csv and cohort.h5; cohort.h5
     has a link to each map.
 
