@@ -1,9 +1,10 @@
-"""Job files: TOML files that declare computations, independent of the machine.
+"""Read job files: TOML files that describe computations independently of the machine.
 
-``command`` is the name of a command and ``name`` (default: the file's stem) the name of the job.
-``[config]`` has the command's options, spelled with underscores; each combination of the lists in
-``[axes]`` is a task. ``tasks`` splits the patients of a ``map`` or the trials of a ``search``. The
-values become a command line, which the command itself parses and checks.
+The key ``command`` is the name of a command. ``name`` is the name of the job; the default is the
+name of the file without its suffix. ``[config]`` has options of the command, with underscores in
+their names. ``[axes]`` has lists of values; each combination of their values is a task. ``tasks``
+is the number of tasks among which the patients of a ``map`` or the trials of a ``search`` are
+divided. All values become a command line. The command itself parses and checks this command line.
 """
 
 import glob
@@ -31,7 +32,8 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"
-# Mutually exclusive inputs of `map`: a flag replaces those of the job file.
+# Keys for the inputs of `map`. If a flag of the user sets one of these keys, all of these keys in
+# the job file are ignored.
 _MAP_INPUTS = {"all", "patient", "patients_file", "slide", "files", "manifest"}
 _MAX_SLUG = 60
 
@@ -41,9 +43,9 @@ class OptionSpec:
     """An option or argument of a command.
 
     Attributes:
-        option: Spelling on the command line, empty for an argument.
+        option: Name on the command line, such as "--out"; empty for an argument.
         is_flag: Whether the option has no value.
-        is_list: Whether it may be repeated.
+        is_list: Whether the option or argument may be repeated.
     """
 
     option: str
@@ -53,11 +55,11 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """A command that jobs may run.
+    """A command that a job can run.
 
     Attributes:
-        options: Options and arguments by key of a job file.
-        parse: Parses a command line into values by key; raises JobError.
+        options: Key in the job file to option or argument.
+        parse: Function that parses a command line into a value for each key, or raises JobError.
     """
 
     options: Mapping[str, OptionSpec]
@@ -66,14 +68,14 @@ class CommandSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One call of a command.
+    """One task of a job: a call of a command.
 
     Attributes:
         command: Name of the command.
-        spec: Options of the command, and its parser.
-        settings: Values of the job file and of overriding flags, by key.
+        spec: Options and parser of the command.
+        settings: Key to value; a flag of the user replaces the value in the job file.
         passthrough_args: Arguments that are passed to the command unchanged.
-        values: All values of the parsed command line by key, defaults included.
+        values: Key to value after the command line is parsed; defaults are included.
     """
 
     command: str
@@ -92,7 +94,7 @@ class Task:
         object.__setattr__(self, "values", values)
 
     def arguments(self) -> list[str]:
-        """Return the command line after ``wsi-idc``; file patterns are expanded now."""
+        """Return the command line without ``wsi-idc``, as a list; file patterns are expanded."""
         words: list[str] = []
         for key, value in self.settings.items():
             option = self.spec.options[key]
@@ -102,16 +104,16 @@ class Task:
                 names = (name for item in _items(value) for name in expand_pattern(item))
                 words += [word for name in names for word in (option.option, name)]
         arguments = self.plain_arguments()
-        # No value of a job file can become an option after "--".
+        # The command treats every word after "--" as an argument, never as an option.
         end = ["--", *arguments] if arguments else []
         return [self.command, *words, *self.passthrough_args, *end]
 
     def command_line(self) -> str:
-        """Return the command line as a shell reads it."""
+        """Return the complete command line, quoted for a shell."""
         return shlex.join(["wsi-idc", *self.arguments()])
 
     def plain_arguments(self) -> list[str]:
-        """Return the arguments without a flag, in the command's order."""
+        """Return the positional arguments in the command's order; file patterns are expanded."""
         arguments: list[str] = []
         for key, option in self.spec.options.items():
             if not option.option and key in self.settings:
@@ -121,7 +123,7 @@ class Task:
         return arguments
 
     def unfinished_runs(self) -> list[str]:
-        """Return the runs that the arguments leave out because they are not finished."""
+        """Return the runs that ``plain_arguments`` omits because these runs are not finished."""
         lists = map(expand_pattern, _items(self.settings.get("runs", ())))
         return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 
@@ -131,11 +133,11 @@ class Job:
     """The tasks of a job file.
 
     Attributes:
-        path: The file.
-        command: Name of the command that every task runs.
+        path: Path of the job file.
+        command: Name of the command that all tasks run.
         name: Name of the job.
-        tasks: The tasks; their numbers begin at 1.
-        single_call: A call that does the work of all tasks, if there is one.
+        tasks: Tasks of the job; the first task has number 1.
+        single_call: Call that does the work of all tasks; None if no such call exists.
     """
 
     path: Path
@@ -145,7 +147,7 @@ class Job:
     single_call: Task | None = None
 
     def task(self, number: int) -> Task:
-        """Return a task by its number, from 1."""
+        """Return the task with a number; the first task has number 1."""
         count = len(self.tasks)
         if not 1 <= number <= count:
             have = "one task, 1" if count == 1 else f"{count} tasks, 1 to {count}"
@@ -163,11 +165,11 @@ def read_job(
     """Read and check a job file.
 
     Args:
-        path: The file.
-        commands: Commands that a job may run, by name.
-        overrides: Settings that replace those of the file. A training with overrides gets a run of
-            its own, named after them.
-        passthrough_args: Arguments of every task that are no settings, such as the device.
+        path: Path of the job file.
+        commands: Name to command, for all commands that a job can run.
+        overrides: Settings that replace settings of the job file. A training with overrides has its
+            own run folder, whose name includes the overrides.
+        passthrough_args: Arguments that are passed to every task unchanged, such as the device.
 
     Raises:
         JobError: The file cannot be read, or its content is not valid.
@@ -202,7 +204,7 @@ def read_job(
 def _read_settings(
     content: Mapping[str, Any], command: str, spec: CommandSpec, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the settings of [config], and a point of [axes] for each task."""
+    """Return the settings of [config], and the combination of [axes] values for each task."""
     fixed, axes = table(content, "config"), table(content, "axes")
     check_keys("[config]", fixed, spec.options)
     check_keys("[axes]", axes, spec.options)
@@ -222,7 +224,7 @@ def _read_settings(
     if axes and command != TRAIN:
         raise JobError(f"[axes] is for train and search; tasks = N splits a map, {command} has one")
     num_points = math.prod(map(len, axes.values()))
-    if num_points > MAX_TASKS:  # checked before the points are made
+    if num_points > MAX_TASKS:  # checked first: a list of all points may not fit into memory
         raise JobError(f"{num_points} tasks; at most {MAX_TASKS}, so shorten an axis")
     return fixed, [
         dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())
@@ -237,7 +239,7 @@ def _train_tasks(
     overrides: Mapping[str, Any],
     passthrough_args: tuple[str, ...],
 ) -> list[Task]:
-    """Check trainings, and name their runs after the job, the point and the overrides."""
+    """Check the settings of each point, and return a training task with a run folder for each."""
     fields, tasks, slugs = train_types(), [], []
     own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
     for point in points:
@@ -265,7 +267,7 @@ def _train_tasks(
 
 
 def _check_value(key: str, value: Any, option: OptionSpec) -> None:
-    """Check what a command line cannot express; the command checks the rest."""
+    """Check the type of a value in a job file; the command checks the value itself later."""
     if option.is_list and not isinstance(value, list | tuple):
         raise JobError(f"{key} must be a list, not {value!r}")
     for item in value if option.is_list else [value]:
@@ -281,14 +283,14 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def _finished(paths: list[str]) -> list[str]:
-    """Leave out unfinished runs, unless none would be left."""
+    """Return the paths without unfinished runs, or all paths if no run is finished."""
     finished = [path for path in paths if not Path(path).is_dir() or Run(Path(path)).is_finished()]
     return finished if len(paths) > 1 and finished else paths
 
 
 def expand_pattern(value: Any) -> list[str]:
-    """Return the files that match a pattern; the text itself if it is no pattern or none match."""
+    """Return the files that match a pattern, or the text itself if no file matches the text."""
     text = str(value)
     if not any(sign in text for sign in "*?"):
         return [text]
-    return sorted(glob.glob(text)) or [text]  # noqa: PTH207 - as the shell would, absolute or not
+    return sorted(glob.glob(text)) or [text]  # noqa: PTH207 - expands relative and absolute paths

@@ -1,6 +1,6 @@
-"""Generate the sbatch script of a job, submit it, and read SLURM's queue.
+"""Generate the sbatch script of a job, submit the script, and read SLURM's queue.
 
-A script is plain text that a user can read, keep and change.
+The script is plain text: users can read, keep and change the script.
 """
 
 import getpass
@@ -21,7 +21,7 @@ SITE = Path("slurm/site.env")
 _SBATCH_SECONDS = 120
 _SQUEUE_SECONDS = 20
 _NEEDS_GPU = ("train", "search", "eval", "compare", "map")
-# The address at which the processes of one training meet.
+# Shell lines that set the network address for the communication of the processes of one training.
 _RENDEZVOUS = [
     'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)',
     "export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
@@ -30,16 +30,16 @@ _RENDEZVOUS = [
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources of each task of a job; empty values are left to the site.
+    """Resources that SLURM gives to each task of a job.
 
     Attributes:
-        gpus: GPUs per node; None: 1 if the command runs a network, else 0.
-        nodes: Nodes of one training.
+        gpus: GPUs per node; None means 1 if the command runs a network, else 0.
+        nodes: Number of nodes of one training.
         cpus: Cores per process.
-        memory: Memory per node, as sbatch takes it.
-        time: Time limit, at which an unfinished job is requeued.
-        partition: Partition of the cluster.
-        account: Account that is charged.
+        memory: Memory per node in the format of sbatch, such as "6G".
+        time: Time limit; a job that reaches the limit is queued again.
+        partition: Partition of the cluster; if empty, the site's default.
+        account: Account that pays for the job; if empty, the site's default.
         more: Further flags of sbatch, such as "--qos=long".
     """
 
@@ -54,12 +54,12 @@ class Resources:
 
 
 def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> str:
-    """Generate the script that runs a job, with an array task for each of its tasks.
+    """Generate the sbatch script of a job; several tasks of a job become a job array of SLURM.
 
     Args:
         job: The job.
         resources: Resources of each task.
-        flags: Arguments for the command of each task.
+        flags: Arguments that are added to the command of each task.
 
     Raises:
         JobError: Several processes are requested for a command other than train, or a value has a
@@ -106,21 +106,22 @@ def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> st
 
 
 def _quoted(directive: str) -> str:
-    """Quote a directive if needed: sbatch splits a line at spaces and ends it at #."""
+    """Quote a directive if it contains a space, a quote, a backslash or #."""
     return shlex.quote(directive) if set(directive) & set(" #'\"\\") else directive
 
 
 def submit(script: Path, flags: Sequence[str] = ()) -> str:
-    """Submit a script with the site's settings and return the job's id.
+    """Submit a script to SLURM with the settings of the site, and return the id of the SLURM job.
 
     Args:
-        script: Text of ``sbatch_text``.
-        flags: Flags of sbatch; they win over the site's settings, which win over the script's.
+        script: Path of a file with the text of ``sbatch_text``.
+        flags: Flags of sbatch. Flags override the settings of the site, and the settings of the
+            site override the settings in the script.
 
     Raises:
         JobError: sbatch refuses the script or does not answer.
     """
-    # The site's file sets SBATCH_ACCOUNT and the like.
+    # slurm/site.env sets variables for sbatch, such as SBATCH_ACCOUNT.
     bash = 'if [[ -f "$1" ]]; then source "$1"; fi; exec sbatch --parsable "${@:2}"'
     try:
         answer = subprocess.run(
@@ -128,7 +129,8 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
             env={
                 name: value
                 for name, value in os.environ.items()
-                # The variables of an enclosing job must not apply to the new job.
+                # If this process runs in a SLURM job, the variables of that job must not apply to
+                # the new job.
                 if not name.startswith("SLURM_") or name == "SLURM_CONF"
             },
             capture_output=True,
@@ -145,9 +147,10 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
 
 def queue_of(job: Job) -> list[str]:
-    """Return a line for each entry of the job in SLURM's queue, none without SLURM.
+    """Return a line for each entry of a job in SLURM's queue; the list is empty without SLURM.
 
-    Running entries have the job file as their comment; pending ones are recognized by their name.
+    A running entry is found by its comment, which contains the path of the job file. A pending
+    entry is found by its name.
     """
     command = ["squeue", "-h", f"--user={getpass.getuser()}", "--format=%j|%k|%i %T, %M of %l, %R"]
     if not shutil.which(command[0]):

@@ -1,4 +1,4 @@
-"""Progress of the tasks of a job, read from the files that they have written."""
+"""Report the progress of the tasks of a job, read from the files that the tasks have written."""
 
 import csv
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from wsi_idc.training.runs import Run, describe_changes
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
 PARTLY, UNKNOWN, OTHER = "partly done", "unknown", "other settings"
-# The last file that a command writes, relative to its --out.
+# Command to the last file that the command writes, relative to --out; "" means --out itself.
 _LAST_FILES = {"prepare": "", "explore": "summary.json", "report": "index.html"}
 
 
@@ -35,11 +35,12 @@ class TaskStatus:
     """Progress of one task.
 
     Attributes:
-        number: Number of the task, from 1.
-        out: Folder or file of its results.
-        state: "not begun", "running", "stopped" (the same command continues), "partly done",
-            "finished", "other settings" (the command would reject the files) or "unknown".
-        detail: Progress in words.
+        number: Number of the task; the first task has number 1.
+        out: Folder or file with the results of the task.
+        state: "not begun", "running", "stopped" (the same command can continue the task), "partly
+            done", "finished", "other settings" (the existing files were made with other settings,
+            and the command would reject these files) or "unknown".
+        detail: Description of the progress, such as "3 of 10 epochs".
     """
 
     number: int
@@ -49,7 +50,7 @@ class TaskStatus:
 
 
 def status_of(job: Job) -> list[TaskStatus]:
-    """Return the progress of each task of a job; the processes of a search are one task."""
+    """Return the progress of each task of a job; a search counts as one task."""
     if job.command == SEARCH:
         return [_search_status(job)]
     return [_task_status(number, task) for number, task in enumerate(job.tasks, start=1)]
@@ -112,13 +113,13 @@ def _run_status(run: Run) -> tuple[str, str]:
 
 
 def _changes(run: Run, values: Mapping[str, Any]) -> str:
-    """Describe how a run differs from the settings of a training, empty if it does not."""
+    """Describe the differences between a run and the settings of a training; empty if equal."""
     config = TrainConfig(**{key: values[key] for key in train_types()})
     try:
         expected = resolve(config).training_settings
     except CheckpointError as error:
         return str(error)
-    if is_weights_file(config.weights):  # a run stores its SHA-256
+    if is_weights_file(config.weights):  # a run stores the file's SHA-256, not its path
         del expected["weights"]
     if config.split == "auto":
         del expected["split"]
@@ -142,7 +143,7 @@ def _search_status(job: Job) -> TaskStatus:
 
 
 def _num_ended(table: Path) -> int:
-    """Count the ended trials of a search's table; 0 if it is not readable."""
+    """Count the ended trials in the table of a search; 0 if the table cannot be read."""
     try:
         with table.open(encoding="utf-8", newline="") as file:
             states = [row.get("state") for row in csv.DictReader(file)]
@@ -170,7 +171,7 @@ def _map_status(number: int, values: Mapping[str, Any]) -> TaskStatus:
 
 
 def _map_sizes(values: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return the size of each map by patient, None if the data must be packed first."""
+    """Return the size of each patient's input, None if the data must be packed first."""
     if values["manifest"]:
         return sizes_of_slides(read_manifest(values["manifest"]))
     if values["slide"]:

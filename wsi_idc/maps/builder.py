@@ -1,4 +1,4 @@
-"""Building of maps from packs and slides: settings, cache, one run over a source."""
+"""Build the maps of all patients of a source (a pack or slides); keep maps that are up to date."""
 
 import logging
 import math
@@ -35,45 +35,47 @@ from wsi_idc.runtime.signals import StopRequest, stopped_error
 
 logger = logging.getLogger(__name__)
 
-# Copies of a map in memory: the arrays, the file built in memory, and the bytes of the file.
+# While a map is written, the memory has three copies of its data: the arrays, the HDF5 file in
+# memory, and the bytes of this file.
 _COPIES_IN_MEMORY = 3
 
 
 class MapSource(Protocol):
-    """Source of maps: the patients of a pack, or slides."""
+    """Source of maps: the patients of a pack, or a list of slides."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Ids of all patients, each once."""
+        """Ids of all patients of the source, without repetition."""
 
     def validate(self, builder: "MapBuilder") -> None:
-        """Raise an error if the source cannot be mapped."""
+        """Raise an error if no map can be built from the source with these settings."""
 
     def predict(
         self, builder: "MapBuilder", report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network over the patients that need a new map, until a stop is requested.
+        """Run the network on the patients that need a new map; end early if a stop is requested.
 
-        Other patients are recorded in ``report`` as kept or failed.
+        All other patients are recorded in ``report`` as kept or failed.
 
         Yields:
-            Patient and a function that builds the map; the function may run in another thread.
+            Patient id, and a function that builds the patient's map. The function may be called in
+            another thread.
         """
 
 
 @dataclass(frozen=True)
 class MapBuilder:
-    """Settings of a run, shared by its maps.
+    """Settings for building maps; all maps that a call of ``build`` makes share these settings.
 
     Attributes:
-        predictor: Checkpoints, test-time augmentation and smoothing.
-        device_config: Device and precision.
-        out: Folder of the maps.
-        cam: CAM to compute; None leaves CAMs out.
-        with_image: Whether a map includes the stitched tissue.
-        batch_size: Patches per batch.
-        overwrite: Rebuild all maps, also those that could be kept.
-        stop: Request to stop; maps that are complete by then are written.
+        predictor: Predictor with checkpoints, test-time augmentation and smoothing.
+        device_config: Device and precision of the computation.
+        out: Folder into which the maps are written.
+        cam: Settings of the CAMs; None means maps without CAMs.
+        with_image: Whether a map includes a picture of the tissue, stitched from the patches.
+        batch_size: Number of patches in a batch.
+        overwrite: Whether to rebuild maps that are up to date.
+        stop: Request to stop early; maps whose predictions are complete are still written.
     """
 
     predictor: Predictor
@@ -88,15 +90,16 @@ class MapBuilder:
     def build(self, source: MapSource) -> MapReport:
         """Write the map of each patient of a source into the folder ``out``.
 
-        A map is kept if the same model, settings and data made it. A patient that fails is
-        recorded with the reason, and the run continues.
+        An existing map is kept if it was made with the same model, settings and data. If the map
+        of a patient fails, the reason is recorded in the report, and the other maps are built.
 
         Raises:
-            CheckpointError: A checkpoint does not fit the patches, or has no such CAM.
-            DataError: The source lacks a patient, or an id cannot be a file name.
+            CheckpointError: A checkpoint does not fit the patches, or cannot compute the CAM.
+            DataError: A patient is missing in the source, or a patient id cannot be a file name.
             MapError: The CAMs of a patient do not fit into a map.
             DiskFullError: The disk is full.
-            StoppedError: ``stop`` was set; finished maps are written, and the same call continues.
+            StoppedError: A stop was requested before all maps were built. Finished maps are
+                written; the same call builds the missing maps.
         """
         source.validate(self)
         for patient in source.names:
@@ -127,12 +130,12 @@ class MapBuilder:
     def select(
         self, patient: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
     ) -> bool:
-        """Decide whether to build a patient's map; record a kept or an unusable map in ``report``.
+        """Return whether a patient's map must be built; record other patients in ``report``.
 
         Args:
-            patient: Id.
-            cache_key: Values that determine the content of the map.
-            report: Receives the patient if no map is built.
+            patient: Patient id.
+            cache_key: Values that determine the content of the map; see ``cache_key``.
+            report: Report that receives the patient as kept or failed if no map must be built.
             data: File of the pack or slide.
         """
         state = self._state_of(patient, cache_key, data=str(data))
@@ -143,7 +146,7 @@ class MapBuilder:
         return state == TO_DO
 
     def plan(self, patches: PatientPatches, *, with_image: bool) -> PlannedMap:
-        """Return the state and the estimated size of a patient's map."""
+        """Return the state and the estimated size of the map of a patient."""
         record = patches.provenance
         num_patches, num_cells = len(patches.row_col), math.prod(patches.shape)
         num_bytes = num_patches * 64 + num_cells * 32
@@ -163,7 +166,7 @@ class MapBuilder:
         )
 
     def _state_of(self, patient: str, cache_key: dict[str, Any], *, data: str) -> str:
-        """Return "to do", "done", or the reason why the map cannot be built; log a rebuild."""
+        """Return "to do", "done", or the reason why a map cannot be built; log a rebuilt map."""
         path = map_path(self.out, patient)
         try:
             record = read_provenance(path)
@@ -189,7 +192,7 @@ class MapBuilder:
         return TO_DO
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
-        """Return all values that determine the content of a map of ``data``, JSON-ready."""
+        """Return all values that determine the content of a map, JSON-ready, including ``data``."""
         return {
             **self.predictor.cache_key(),
             **data,
@@ -201,7 +204,7 @@ class MapBuilder:
 
     @property
     def _cam_layer(self) -> str:
-        """Name of the module that CAMs are taken from; for an ensemble, of the first network."""
+        """Name of the layer from which CAMs are taken; for an ensemble, in the first network."""
         if self.cam is not None and self.cam.layer is not None:
             return self.cam.layer
         first = self.predictor.checkpoints[0]
@@ -213,7 +216,7 @@ class MapBuilder:
         return cam_grid(architecture(first.architecture), size, self._cam_layer)
 
     def validate_cam_layer(self, *, patch_px: int) -> None:
-        """Raise CheckpointError if a checkpoint has no such CAM, or it is too fine for a map."""
+        """Raise CheckpointError if a CAM cannot be computed, or has too many cells for a map."""
         if self.cam is None:
             return
         self.predictor.validate_cam(self.cam, patch_px=patch_px)
@@ -239,13 +242,13 @@ class MapBuilder:
     def patient_map(
         self, patches: PatientPatches, prediction: RawPrediction, pixels: NDArray[np.uint8] | None
     ) -> PatientMap:
-        """Build a patient's map.
+        """Build the map of a patient.
 
         Args:
             patches: Patches of the patient.
-            prediction: Predictions of all patches.
-            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3); None leaves the image
-                out.
+            prediction: Predictions of all patches of the patient.
+            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None means a map
+                without a picture of the tissue.
         """
         predictor, cam = self.predictor, self.cam or CamSpec()
         checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing
@@ -263,7 +266,7 @@ class MapBuilder:
             if smoothing is None
             else smoothed_probability(
                 combined.probability,
-                np.zeros(len(patches.row_col), np.int64),  # all of the same patient
+                np.zeros(len(patches.row_col), np.int64),  # index of the patient
                 patches.row_col,
                 smoothing=smoothing,
                 patch_um=patches.cell_px * patches.mpp,
@@ -278,8 +281,8 @@ class MapBuilder:
 
 
 def _role(predictor: Predictor, patient: str) -> str:
-    """Return the patient's role in the split; for an ensemble, the most compromising one."""
-    if patient in predictor.patients("train"):  # includes patients of the pretraining
+    """Return a patient's role in the split; in an ensemble, "train" in any split has priority."""
+    if patient in predictor.patients("train"):  # also patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}
     return next(role for role in (*ROLES, NO_ROLE) if role in roles)

@@ -1,6 +1,6 @@
-"""Cohort table: one row per map with areas, regions and agreement with the labels.
+"""Make cohort tables: one row per map with areas, regions and agreement with the labels.
 
-The cohort file has the table in HDF5, with a link to each map.
+The cohort file is an HDF5 file that contains the table and a link to each map.
 """
 
 import json
@@ -38,7 +38,7 @@ _FORMAT = "wsi-idc-cohort"
 _FORMAT_VERSION = 1
 _MAX_MAPS = 1_000_000
 _MODEL_NOTES = ("tta", "ensemble")
-# Column to type, in the order of the table.
+# Name and type of each column, in the order of the table.
 _TYPES = {
     **dict.fromkeys(("patient", "map", "source"), str),
     **dict.fromkeys(("patches", "labelled_patches"), np.int64),
@@ -52,12 +52,12 @@ COLUMNS = tuple(_TYPES)
 
 @dataclass
 class Cohort:
-    """Maps of a cohort in the order they were added.
+    """Rows of a cohort table, in the order in which the maps were added.
 
     Attributes:
-        rows: Patient to row of the table.
-        paths: Patient to map file.
-        failed: Map file to the reason why it is not in the table.
+        rows: Patient id to row of the table.
+        paths: Patient id to map file.
+        failed: Map file to the reason why the map is not in the table.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Cohort:
     failed: dict[Path, str] = field(default_factory=dict)
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add the map that was read from ``path``; a second map of a patient is a MapError."""
+        """Add a map that was read from ``path``; raise MapError if the patient is already added."""
         patient = patient_map.patient
         if patient in self.rows:
             raise MapError(
@@ -77,17 +77,17 @@ class Cohort:
         self.paths[patient] = path
 
     def drop(self, patient: str) -> None:
-        """Remove a patient."""
+        """Remove the map of a patient from the table."""
         del self.rows[patient], self.paths[patient]
 
     def table(self) -> pd.DataFrame:
-        """Return the table with the columns ``COLUMNS``, one row per map."""
+        """Return the cohort table: one row per map, with the columns ``COLUMNS``."""
         rows = [row | {"map": self.paths[patient].name} for patient, row in self.rows.items()]
         types: dict[str, Any] = _TYPES
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``cohort.csv`` and ``cohort.h5`` into ``folder``, each in one atomic step."""
+        """Write cohort.csv and cohort.h5 into ``folder`` and return their paths."""
         check_tables(folder)
         table = self.table()
         csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
@@ -97,7 +97,7 @@ class Cohort:
 
 
 def check_tables(folder: Path) -> None:
-    """Raise MapError if writing a cohort table into ``folder`` would overwrite another file."""
+    """Raise MapError if a cohort table in ``folder`` would replace a file of another kind."""
     csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
     if is_map(hdf5):
         raise MapError(
@@ -106,7 +106,7 @@ def check_tables(folder: Path) -> None:
         )
     start = ",".join(COLUMNS[:3]).encode()
     is_table = False
-    if csv.is_file():  # opening a pipe would block
+    if csv.is_file():  # not a pipe, which would block open()
         with csv.open("rb") as file:
             is_table = file.read(len(start)) == start
     for path, is_own in ((hdf5, is_cohort(hdf5)), (csv, is_table)):
@@ -115,11 +115,12 @@ def check_tables(folder: Path) -> None:
 
 
 def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) -> Cohort:
-    """Read maps without their images; unusable maps are recorded as failed and logged.
+    """Read the maps of a cohort without their images; log unusable maps and record them as failed.
 
     Args:
         maps: Folder of maps, or map files.
-        threshold: Lowest probability at which a patch is called IDC; None takes each map's own.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold that
+            each map file has.
     """
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
@@ -132,9 +133,9 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
 
 
 def write_cohort(maps: Path) -> tuple[Path, Path] | None:
-    """Write the table of a folder of maps and return the paths of cohort.csv and cohort.h5.
+    """Write the cohort table of a folder of maps and return the paths of cohort.csv and cohort.h5.
 
-    None if there is no map, or another process is writing the table.
+    Return None if the folder has no usable map, or if another process is writing the table.
     """
     cohort = read_cohort(maps)
     try:
@@ -145,11 +146,11 @@ def write_cohort(maps: Path) -> tuple[Path, Path] | None:
 
 
 def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
-    """Return the row of a map in the table, without the file name.
+    """Return the row of a map in the cohort table, without the file name.
 
     An area is the number of different grid cells times the area of a cell, so that overlapping
-    patches count once. Agreement with the labels is computed on patches with a known label, and is
-    NaN if it is undefined.
+    patches are not counted twice. Agreement with the labels is computed from the patches with a
+    known label. A measure of agreement that is undefined is NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
@@ -185,7 +186,7 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def format_note(value: Any) -> str:
-    """Format a value of a model's summary; the members of an ensemble become short SHA-256s."""
+    """Format a value of a model's summary; a member of an ensemble becomes a short SHA-256."""
     is_ensemble = isinstance(value, list) and all(
         isinstance(member, Mapping) and member.get("sha256") for member in value
     )
@@ -195,15 +196,16 @@ def format_note(value: Any) -> str:
 
 
 def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
-    """Write the table of a cohort and links to its maps in one atomic step.
+    """Write a cohort file with the cohort table and links to the maps, in one atomic step.
 
     ``/table/COLUMN`` is a dataset with one entry per map. ``/maps/PATIENT`` is an external link to
-    the map, relative to the cohort file: the links stay valid if all files are moved together.
+    the map. Link targets are relative to the cohort file, so the links stay valid if all files are
+    moved together.
 
     Args:
-        path: Cohort file.
-        table: One row per map; columns of text, counts and numbers (NaN if unknown).
-        maps: Patient to map file.
+        path: Path of the cohort file.
+        table: Cohort table, one row per map; columns have text or numbers (NaN if unknown).
+        maps: Patient id to map file.
     """
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs.update({"format": _FORMAT, "format_version": _FORMAT_VERSION, "complete": 0})
@@ -227,12 +229,12 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
 
 
 def is_cohort(path: Path) -> bool:
-    """Return whether a file is a cohort file by its attribute ``format``."""
+    """Return whether a file is a cohort file, according to its attribute ``format``."""
     return has_format(path, _FORMAT)
 
 
 def read_cohort_h5(path: Path) -> pd.DataFrame:
-    """Read the table of a cohort file; one that is missing or damaged is a MapError."""
+    """Read the table of a cohort file; raise MapError if the file is missing or damaged."""
     try:
         with open_hdf5(path) as file:
             attrs = read_attributes(file)

@@ -1,4 +1,4 @@
-"""Patients of a pack as a source of maps: one pass over all patches, batches across patients."""
+"""Source of maps: the patients of a pack. A batch may have patches of several patients."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,11 +20,11 @@ from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_patients
 
 @dataclass(frozen=True)
 class PackSource:
-    """Patients of a pack.
+    """Source of maps: patients of a pack.
 
     Attributes:
-        pack: The pack.
-        patients: Ids; repeated ones count once.
+        pack: Pack with the patches of the patients.
+        patients: Patient ids; repeated ids count once.
     """
 
     pack: Pack
@@ -32,16 +32,16 @@ class PackSource:
 
     @property
     def names(self) -> list[str]:
-        """Ids of the patients, each once."""
+        """Ids of the patients, without repetition."""
         return list(dict.fromkeys(self.patients))
 
     def shard(self, index: int, count: int) -> "PackSource":
-        """Return the ``index``-th of ``count`` shards with about the same number of patches."""
+        """Return shard ``index`` of ``count``; shards have about the same number of patches."""
         sizes = sizes_of_patients(self.pack, self.patients)
         return replace(self, patients=shard(sizes, index, count))
 
     def validate(self, builder: MapBuilder) -> None:
-        """Raise an error if the patients cannot be mapped."""
+        """Raise an error if a checkpoint or CAM does not fit the pack."""
         patch_px = self.pack.info.patch_px
         builder.predictor.validate_input(self.pack)
         builder.validate_cam_layer(patch_px=patch_px)
@@ -49,7 +49,7 @@ class PackSource:
             builder.validate_cam_size(len(self.pack.rows_of(patient)), patch_px=patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
-        """Return the state and the size of each map; the errors are those of ``validate``."""
+        """Return the state and the size of each map; raise the errors of ``validate``."""
         self.validate(builder)
         return [
             builder.plan(self._patches(builder, patient), with_image=builder.with_image)
@@ -59,7 +59,7 @@ class PackSource:
     def predict(
         self, builder: MapBuilder, report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network in one stream of batches, as ``MapSource.predict`` does."""
+        """Run the network on the patches of all patients; see ``MapSource.predict``."""
         key = self._cache_key(builder)
         rows = {
             patient: self.pack.rows_of(patient)
@@ -77,7 +77,7 @@ class PackSource:
             batch_size=builder.batch_size,
             cam=builder.cam,
         )
-        # Closing the generator ends its reader threads, also after an error.
+        # The generator is closed to end its reader threads, also after an error.
         with closing(predictions), progress(len(all_rows), what="mapping") as bar:
             batches = _until_stop(predictions, bar, builder)
             for patient, prediction in _by_patient(batches, rows):
@@ -86,7 +86,7 @@ class PackSource:
     def patient_map(
         self, builder: MapBuilder, patient: str, prediction: RawPrediction
     ) -> PatientMap:
-        """Build a patient's map from the predictions of its patches."""
+        """Build the map of a patient from the predictions of the patient's patches."""
         pixels = self.pack.read(self.pack.rows_of(patient)) if builder.with_image else None
         return builder.patient_map(self._patches(builder, patient), prediction, pixels)
 
@@ -115,7 +115,7 @@ class PackSource:
 def _until_stop(
     predictions: Iterator[RawPrediction], bar: Any, builder: MapBuilder
 ) -> Iterator[RawPrediction]:
-    """Pass predictions on and count them on the progress bar, until a stop is requested."""
+    """Yield the predictions until a stop is requested, and update the progress bar."""
     for prediction in predictions:
         if builder.stop:
             return
@@ -127,7 +127,7 @@ def _until_stop(
 def _by_patient(
     batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]]
 ) -> Iterator[tuple[str, RawPrediction]]:
-    """Cut a stream of batches into one prediction per patient."""
+    """Split and join batches, so that each patient has one prediction with all its patches."""
     batch, start = None, 0
     for patient, members in rows.items():
         parts: list[RawPrediction] = []
@@ -135,7 +135,7 @@ def _by_patient(
         while missing:
             if batch is None or start == len(batch.logit):
                 batch, start = next(batches, None), 0
-                if batch is None:  # stopped
+                if batch is None:  # a stop was requested
                     return
             part = batch.part(start, start + missing)
             parts.append(part)

@@ -1,4 +1,4 @@
-"""Slides as a source of maps: one after another, patches read while the network computes."""
+"""Source of maps: slides. Patches of a slide are read while the network computes."""
 
 import logging
 import math
@@ -28,8 +28,8 @@ from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
 
 logger = logging.getLogger(__name__)
 
-# The tissue of several slides is stitched in memory at a time; a complete slide of fine patches
-# would take more memory than there is.
+# Maximum size of the picture of the tissue in a map. Several pictures are in memory at the same
+# time, and the picture of a large slide would need too much memory.
 _MAX_IMAGE_BYTES = 2**28
 
 
@@ -38,12 +38,13 @@ class SlideSettings:
     """Settings for cutting patches from slides.
 
     Attributes:
-        mpp: Microns per level-0 px of every slide; None takes the value of the manifest or file.
-        mask: Image of the tissue of a single slide; None segments the slide.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1; 0 takes every patch, or with a
-            mask every patch that touches tissue.
-        stride_px: Distance between neighboring patches in px of the model; None means the side of
-            a patch.
+        mpp: Microns per level-0 px of every slide. None means the value in the manifest, or else
+            in the slide file.
+        mask: Mask file, if there is only one slide; None means that slides are segmented.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken, or,
+            if ``mask`` is given, all patches that touch tissue.
+        stride_px: Distance between neighboring patches in px of a patch; None means the side of a
+            patch.
     """
 
     mpp: float | None = None
@@ -54,10 +55,10 @@ class SlideSettings:
 
 @dataclass(frozen=True)
 class SlideSource:
-    """Slides, one map for each.
+    """Source of maps: slides. Each slide has one map.
 
     Attributes:
-        slides: Rows of a manifest; their patients differ.
+        slides: Rows of a manifest, each with another patient.
         settings: Settings for cutting patches.
     """
 
@@ -68,7 +69,7 @@ class SlideSource:
     def from_files(
         slides: Sequence[Path], manifest: Path | None, settings: SlideSettings
     ) -> "SlideSource":
-        """Create the source from the rows of a manifest, or else from slide files."""
+        """Create a source from a manifest if one is given, else from slide files."""
         rows = read_manifest(manifest) if manifest else rows_from_files(slides)
         if settings.mask is not None and len(rows) > 1:
             raise DataError("--mask is for one slide; map the other slides in calls of their own")
@@ -76,22 +77,22 @@ class SlideSource:
 
     @property
     def names(self) -> list[str]:
-        """Patient of each slide."""
+        """Patient id of each slide."""
         return [row.patient for row in self.slides]
 
     def shard(self, index: int, count: int) -> "SlideSource":
-        """Return the ``index``-th of ``count`` shards with about the same number of bytes."""
+        """Return shard ``index`` of ``count``; the files of a shard have about the same size."""
         chosen = set(shard(sizes_of_slides(self.slides), index, count))
         return replace(self, slides=[row for row in self.slides if row.patient in chosen])
 
     def validate(self, builder: MapBuilder) -> None:
-        """Raise CheckpointError if no slide can be mapped."""
+        """Raise CheckpointError if checkpoints do not fit together, or the CAM does not fit."""
         builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
-        """Open and segment every slide; return the state and the size of each map.
+        """Open and segment all slides, and return the state and the size of each map.
 
-        The errors are those of ``validate``; an unusable slide has its reason as the state.
+        Raise the errors of ``validate``. If a slide cannot be used, the state is the reason.
         """
         self.validate(builder)
         return [self._plan_slide(row, builder) for row in self.slides]
@@ -108,7 +109,7 @@ class SlideSource:
     def predict(
         self, builder: MapBuilder, report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network over one slide after another, as ``MapSource.predict`` does."""
+        """Run the network on one slide after the other; see ``MapSource.predict``."""
         with builder.predictor.batch_predictor(
             device_config=builder.device_config, batch_size=builder.batch_size, cam=builder.cam
         ) as predict_batches:
@@ -133,7 +134,10 @@ class SlideSource:
         *,
         title: str,
     ) -> Callable[[], PatientMap] | None:
-        """Predict the patches of one slide; None if its map is kept, or after a stop."""
+        """Predict the patches of a slide; return a function that builds the map.
+
+        Return None if no map must be built for the slide, or if a stop is requested.
+        """
         with self._open(row) as slide:
             key = self._cache_key(builder, slide)
             if not builder.select(row.patient, key, report, data=row.slide):
@@ -161,7 +165,7 @@ class SlideSource:
     def _segment_and_tile(
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
     ) -> tuple[PatientPatches, SlidePatches]:
-        """Segment the tissue of a slide and cut it into patches; their pixels are not yet read."""
+        """Find the tissue of a slide and the positions of the patches, without reading patches."""
         spec, settings = input_spec(builder.predictor), self.settings
         thumbnail, tissue = find_tissue(slide)
         mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
@@ -210,7 +214,7 @@ class SlideSource:
 
 
 def _fits_in_memory(patches: PatientPatches) -> bool:
-    """Return whether the pixels of a slide fit into memory; log if they do not."""
+    """Return whether the picture of a slide's tissue fits into memory; if not, log a warning."""
     num_patch_px = len(patches.row_col) * patches.patch_px**2
     num_image_px = math.prod(patches.shape) * patches.cell_px**2
     num_bytes = 3 * max(num_patch_px, num_image_px)
@@ -225,7 +229,7 @@ def _fits_in_memory(patches: PatientPatches) -> bool:
 
 
 def _mask_fingerprint(mask: Path) -> str:
-    if not mask.is_file():  # opening a pipe would block
+    if not mask.is_file():  # not a pipe, which would block open()
         problem = "not a regular file" if mask.exists() else "no such file"
         raise SlideError(f"{mask}: {problem}; give a mask as PNG")
     return sha256(mask)
@@ -234,7 +238,7 @@ def _mask_fingerprint(mask: Path) -> str:
 def _collect_pixels(
     batches: Iterator[NDArray[np.uint8]], pixels: list[NDArray[np.uint8]] | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pass batches on, and append them to ``pixels`` if it is a list."""
+    """Yield the batches; if ``pixels`` is a list, append each batch to this list."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)
@@ -242,7 +246,7 @@ def _collect_pixels(
 
 
 def input_spec(predictor: Predictor) -> InputSpec:
-    """Return the input of a predictor's networks; different sizes are a CheckpointError."""
+    """Return the input of all networks of a predictor; raise CheckpointError if inputs differ."""
     first, *others = predictor.checkpoints
     for checkpoint in others:
         spec, expected = checkpoint.input, first.input

@@ -1,4 +1,4 @@
-"""The layers of a map: which there are, and the title, order and color scale of each."""
+"""Layers of a map: their values, titles, order and color scales."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +18,13 @@ class Layer:
 
     Attributes:
         name: Name of the layer in file names.
-        title: Name of the layer for people.
-        values: One value a patch, shape (N,), or a CAM a patch, shape (N, h, w); None for the
-            stitched tissue.
-        vmax: Value with the last color; the first color is zero.
-        is_open: Whether larger values than ``vmax`` may occur.
-        note: Remark on the values, empty where the title is enough.
-        classes: Label to name, of the label layer.
+        title: Title of the layer in pictures and pages.
+        values: One value per patch, shape (N,), or one CAM per patch, shape (N, h, w); None for the
+            picture of the tissue.
+        vmax: Value that has the last color of the colormap; 0 has the first color.
+        is_open: Whether values may be larger than ``vmax``.
+        note: Remark about the values; may be empty.
+        classes: Label to name of the class; empty except for the label layer.
     """
 
     name: str
@@ -37,20 +37,20 @@ class Layer:
 
     @property
     def colormap(self) -> str:
-        """Colormap in matplotlib, empty for tissue and labels."""
+        """Name of the matplotlib colormap; empty for tissue and labels."""
         return COLORMAPS.get(self.name, "")
 
 
 def layers_of(
     patient_map: PatientMap, *, has_tissue: bool = True, uncertainty_max: float | None = None
 ) -> list[Layer]:
-    """Return the layers of a map, bottom first.
+    """Return the layers of a map, from bottom to top.
 
     Args:
-        patient_map: The map.
-        has_tissue: Whether there is a picture of the tissue.
-        uncertainty_max: Value with the last color of the uncertainty; None takes the robust
-            maximum of the patient.
+        patient_map: Map of a patient.
+        has_tissue: Whether a picture of the tissue is available.
+        uncertainty_max: Uncertainty that has the last color of the colormap; None means the robust
+            maximum of the map's uncertainties.
     """
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []
@@ -70,14 +70,15 @@ def layers_of(
 
 
 def crop_to_patches(patient_map: PatientMap) -> PatientMap:
-    """Return the map on a grid that begins with the first row and column that have a patch."""
+    """Return the map without the empty rows and columns before the first patch."""
     return replace(patient_map, row_col=patient_map.row_col - patient_map.row_col.min(axis=0))
 
 
 def robust_max(values: NDArray[np.float32]) -> float:
-    """Return the 99.5th percentile of all values of a patient, 1 where it is not positive.
+    """Return the 99.5th percentile of all values, or 1 if this percentile is not positive.
 
-    Larger values share one color, so that a single glowing pixel does not darken the rest.
+    Values above the percentile have the same color. A few very large values therefore do not make
+    all other values dark.
     """
     finite = values[np.isfinite(values)]
     top = float(np.percentile(finite, TOP_PERCENTILE)) if finite.size else 0.0
@@ -85,16 +86,16 @@ def robust_max(values: NDArray[np.float32]) -> float:
 
 
 def has_labels(patient_map: PatientMap) -> bool:
-    """Return whether any label of a map is known."""
+    """Return whether at least one patch of a map has a known label."""
     return bool((patient_map.label >= 0).any())
 
 
 def label_names(patient_map: PatientMap) -> dict[int, str]:
-    """Return the name of each label, the unknown label last."""
+    """Return a dict from label to name; the last entry is -1 for "unknown"."""
     return {**dict(enumerate(patient_map.class_names)), -1: "unknown"}
 
 
 def cam_title(patient_map: PatientMap) -> str:
-    """Return the method and class of the CAM of a map."""
+    """Return the title of a map's CAM: method and class, such as "Grad-CAM of IDC"."""
     method = "Grad-CAM" if patient_map.cam_method == "gradcam" else patient_map.cam_method
     return f"{method} of {patient_map.cam_class}"

@@ -1,4 +1,4 @@
-"""Reading of map files; every value is checked, since a file may be damaged or forged."""
+"""Read map files; every value is checked, because a file may be damaged or manipulated."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,35 +29,35 @@ from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 FORMAT = "wsi-idc-map"
 FORMAT_VERSION = 1
-# Limits of CAMs, which an early layer computes at the resolution of the patches.
-MAX_CAM_SIDE = 256  # cells per side of a patch
-MAX_CAM_BYTES = 2**32  # CAMs of all patches
-# File name of a cohort table, which is in the folder of its maps.
+# Limits for the size of CAMs: the CAM of an early layer has as many cells as the patch has px.
+MAX_CAM_SIDE = 256  # cells per side of a CAM
+MAX_CAM_BYTES = 2**32  # bytes of all CAMs of a map
+# Name of the cohort file, which is in the same folder as the maps.
 COHORT_H5 = "cohort.h5"
 _MAX_PATCH_PX = 4096
 _THUMBNAIL_SIDE = (1, 8192)
-_MAX_IMAGE_BYTES = 2**32  # largest image that is read at once
+_MAX_IMAGE_BYTES = 2**32  # largest image that is read in one call
 ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
 def map_path(folder: Path, patient: str) -> Path:
-    """Return the map file of a patient in ``folder``; an id that could lead out is an error."""
+    """Return the path of a patient's map file; raise DataError if the id is no safe file name."""
     return folder / f"{safe_filename(patient)}.h5"
 
 
 def map_paths(folder: Path) -> list[Path]:
-    """Return the map files of a folder by name, without checking that they are usable."""
+    """Return the map files of a folder, sorted by name; damaged files are not excluded."""
     paths = sorted(folder.glob("*.h5"))
     return [path for path in paths if path.name != COHORT_H5 or is_map(path)]
 
 
 def is_map(path: Path) -> bool:
-    """Return whether a file is a map by its attribute ``format``."""
+    """Return whether a file is a map, according to its attribute ``format``."""
     return has_format(path, FORMAT)
 
 
 def read_map(path: Path) -> PatientMap:
-    """Read a map file without its image.
+    """Read a map file without the picture of the tissue.
 
     Raises:
         MapError: The file is missing, damaged, or not a map.
@@ -70,9 +70,10 @@ def read_map(path: Path) -> PatientMap:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Read the provenance of a map after a check of the complete file; None if it is missing.
+    """Check a map file, without the values of CAMs, and return its provenance.
 
-    The values of the CAMs are not read. A MapError means that the file must not be replaced.
+    Return None if the file is missing. Raise MapError if the file is not a usable map: such a file
+    may be a file of another program, and is not replaced without ``--overwrite``.
     """
     if not path.exists():
         return None
@@ -81,21 +82,21 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
-    """Read the stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None if left out."""
+    """Read the picture of the tissue, shape (rows * cell_px, cols * cell_px, 3), or None."""
     with open_image(path) as read_rows:
         return read_rows(0, None) if read_rows else None
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ReadRows | None]:
-    """Open the stitched tissue for reading by rows, since it may take gigabytes.
+    """Open the picture of the tissue to read a few px rows at a time: it may have gigabytes.
 
     Yields:
-        Function ``read_rows(first, last)`` that returns px rows of the image, shape (last - first,
-        cols * cell_px, 3), uint8; a ``last`` of None means the end. None if the image was left
-        out.
+        Function ``read_rows(first, last)`` that returns the px rows from ``first`` to before
+        ``last``, shape (last - first, cols * cell_px, 3), uint8. ``last=None`` means up to the last
+        row. If the map has no picture, None is yielded instead of the function.
     """
-    # An error in the caller's block is not an error of the map.
+    # Errors in the ``with`` block of the caller must not become a MapError.
     with ExitStack() as stack:
         with _errors_as_map_error(path):
             file = stack.enter_context(open_hdf5(path))
@@ -111,10 +112,11 @@ def _read_rows(path: Path, image: h5py.Dataset, first: int, last: int | None) ->
 
 
 def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Read the stitched tissue by rows of the grid; an image that was left out has none.
+    """Read the picture of the tissue one grid row at a time.
 
     Yields:
-        Shape (cell_px, cols * cell_px, 3), uint8.
+        Pixels of a grid row, shape (cell_px, cols * cell_px, 3), uint8. Nothing is yielded if the
+        map has no picture.
     """
     patient_map = read_map(path)
     cell_px = patient_map.cell_px
@@ -126,7 +128,7 @@ def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 @contextmanager
 def _errors_as_map_error(path: Path) -> Iterator[None]:
-    """Turn any error of h5py or NumPy in the block into a MapError."""
+    """Context manager: errors of h5py or NumPy in the ``with`` block become a MapError."""
     try:
         yield
     except FileNotFoundError:
@@ -139,7 +141,7 @@ def _errors_as_map_error(path: Path) -> Iterator[None]:
 
 
 def _read_without_cams(file: h5py.File) -> PatientMap:
-    """Read and check everything but the image and the values of the CAMs."""
+    """Read and check a map file without the picture of the tissue and the values of CAMs."""
     attrs = read_attributes(file)
     _check_attributes(attrs)
     columns = _read_columns(file)
@@ -239,7 +241,7 @@ def _read_slide(file: h5py.File) -> SlideView:
 
 
 def _read_cam_attributes(file: h5py.File, num: int) -> dict[str, Any]:
-    """Check the dataset of the CAMs without reading it; return fields of PatientMap."""
+    """Check the size of the CAMs, do not read them, and return the CAM fields of PatientMap."""
     if "cam" not in file:
         return {}
     side = (1, MAX_CAM_SIDE)
@@ -252,11 +254,11 @@ def _read_cam_attributes(file: h5py.File, num: int) -> dict[str, Any]:
 
 
 def _check_image(file: h5py.File, patient_map: PatientMap) -> h5py.Dataset | None:
-    """Return the dataset of the stitched tissue, unread; None if it was left out."""
+    """Return the dataset of the picture of the tissue; None if the map has no picture."""
     if "image/rgb" not in file:
         return None
     rows, cols = patient_map.shape
-    # Without check_dataset: white cells take no room in the file.
+    # check_dataset would refuse this dataset: the file does not store white parts of the picture.
     image, shape = file["image/rgb"], (rows * patient_map.cell_px, cols * patient_map.cell_px, 3)
     if image.shape != shape or image.dtype != np.uint8:
         raise ValueError(f"/image/rgb is not uint8 {shape}")

@@ -1,4 +1,4 @@
-"""Writing of map files (HDF5), also in threads, with a report."""
+"""Write map files (HDF5) in threads, and report the result for each patient."""
 
 import json
 import logging
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 SubmitMap = Callable[[str, Callable[[], PatientMap]], None]
 _NUM_WRITERS = 2
-# Longest wait for another process that is writing the same map.
+# Maximum time to wait for another process that is writing the same map file.
 _LOCK_TIMEOUT_SECONDS = 60.0
-# Other tools state magnifications, as 10 um/px divided by mpp.
+# Other tools use a magnification instead of mpp: magnification = 10 / mpp.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
-_CELLS_PER_CHUNK = 8  # of the image, along a row
+_CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
 def write_map(path: Path, patient_map: PatientMap) -> None:
     """Write a map file in one atomic step."""
-    # In memory first: HDF5 may crash the process when the disk becomes full.
+    # The file is built in memory, because HDF5 may crash the process if the disk is full.
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         _write_root(file, patient_map)
         _write_columns(file, patient_map)
@@ -106,7 +106,7 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
 
 
 def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]:
-    """Return the optional values of the patches by dataset name."""
+    """Return a dict from dataset name to values, for optional values that the map has."""
     smoothed = patient_map.smoothed
     columns = {"uncertainty": patient_map.uncertainty, "probability_smoothed": smoothed}
     return {name: values for name, values in columns.items() if values is not None}
@@ -165,7 +165,7 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
 
 
 def _write_axes(group: h5py.Group, patient_map: PatientMap, *, cells: tuple[int, ...]) -> None:
-    """Write the centers of the grid cells in um, each cell divided into ``cells`` (h, w)."""
+    """Write the axes x and y in um; each grid cell is divided into ``cells`` (h, w) parts."""
     cell_um = patient_map.cell_px * patient_map.mpp
     origin_um = patient_map.origin_px * patient_map.mpp
     for name, count, parts in zip("yx", patient_map.shape, cells, strict=True):
@@ -174,7 +174,7 @@ def _write_axes(group: h5py.Group, patient_map: PatientMap, *, cells: tuple[int,
 
 
 def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
-    """Write the stitched tissue by grid rows; chunks without a patch take no room in the file."""
+    """Write the picture of the tissue by grid rows; chunks without a patch are not stored."""
     assert patient_map.patches is not None
     rows, cols = patient_map.shape
     side, margin = patient_map.cell_px, (patient_map.patch_px - patient_map.cell_px) // 2
@@ -196,22 +196,22 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
         used, strip_row = np.unique(chunk, return_inverse=True)
         cells = np.stack([strip_row, column], axis=1)
         strips = mosaic(patches[members], cells, shape=(len(used), wide), fill=_WHITE)
-        # Complete chunks, which bypass HDF5's selections: 40 % less time than image[...] = strip.
+        # Writing complete chunks takes 40 % less time than image[...] = strip.
         for index, strip in zip(used, strips.reshape(len(used), -1), strict=True):
             image.id.write_direct_chunk((int(row) * side, int(index) * wide * side, 0), strip)
 
 
 @dataclass
 class MapReport:
-    """Result of a run, by patient.
+    """Result of ``MapBuilder.build`` for each patient.
 
     Attributes:
-        made: Patient to map file, for maps that this run built.
-        kept: Patient to map file, for maps that an earlier run built with the same model, settings
-            and data.
-        failed: Patient to the reason for a missing map.
-        patches: Patient to number of patches, for the maps in ``made``.
-        idc_fraction: Patient to fraction of patches called IDC, for the maps in ``made``.
+        made: Patient id to map file, for maps that this call built.
+        kept: Patient id to map file, for maps that already existed and were made with the same
+            model, settings and data.
+        failed: Patient id to the reason why the map was not built.
+        patches: Patient id to number of patches, for the maps in ``made``.
+        idc_fraction: Patient id to fraction of patches called IDC, for the maps in ``made``.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class MapReport:
     idc_fraction: dict[str, float] = field(default_factory=dict)
 
     def record_failure(self, patient: str, error: Exception) -> None:
-        """Record the reason for a missing map, unless it leaves no room for any other map."""
+        """Record the reason why a map was not built; raise ``error`` again if the disk is full."""
         if isinstance(error, DiskFullError):
             raise error
         self.failed[patient] = str(error)
@@ -230,15 +230,15 @@ class MapReport:
 
 @contextmanager
 def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
-    """Write maps in threads while the network computes the next ones.
+    """Context manager: write maps in threads while the network computes the next maps.
 
     Args:
         folder: Folder of the maps.
-        report: Receives the result of each map.
+        report: Report that receives the result for each map.
 
     Yields:
-        Function that takes a patient and a function that builds the map; it waits while too many
-        maps are pending.
+        Function ``submit(patient, make)``, where ``make`` is a function that builds the map.
+        ``submit`` waits while too many maps are pending.
     """
     pending: deque[tuple[str, Future[PatientMap]]] = deque()
 
@@ -257,7 +257,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
 
         def submit(patient: str, make: Callable[[], PatientMap]) -> None:
             pending.append((patient, pool.submit(_write, folder, make)))
-            # Bounded memory: a slow disk makes the network wait.
+            # To limit the memory, wait until the oldest map is written if the disk is slow.
             if len(pending) > 2 * _NUM_WRITERS:
                 collect()
 
@@ -269,7 +269,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
 
 
 def _write(folder: Path, make: Callable[[], PatientMap]) -> PatientMap:
-    """Write one map; wait while another process writes the same file."""
+    """Build and write one map; wait while another process writes the same file."""
     patient_map = make()
     path = map_path(folder, patient_map.patient)
     retry_while_busy(lambda: write_map(path, patient_map), timeout=_LOCK_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""The map of one patient: values of patches, and their grids."""
+"""Data classes for the map of a patient: values of the patches, and grids of these values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from wsi_idc.geometry.grid import crop_center, mosaic, scatter_to_grid, shape_of
 
 @dataclass(frozen=True)
 class SlideView:
-    """Overview of the slide of a map.
+    """Overview of the slide from which a map was made.
 
     Attributes:
-        name: File name, without its folder.
+        name: Name of the slide file, without its folder.
         mpp: Microns per level-0 px.
         width, height: Size of level 0 in px.
         thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
@@ -35,16 +35,17 @@ class PatientPatches:
     """Patches of a patient, without their pixels.
 
     Attributes:
-        patient: Id.
-        source: "pack" or "slide".
+        patient: Patient id.
+        source: Origin of the patches: "pack" or "slide".
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
-        mpp_source: Origin of ``mpp``.
-        provenance: Record of the data and the run, JSON-ready; its "identity" is the cache key.
-        coords: Top left corners x, y in level-0 px, shape (N, 2), int32.
-        row_col: Grid cells, shape (N, 2), int32.
-        label: 0, 1 or -1 unknown, shape (N,), int8.
-        stride_px: Distance between neighboring patches in px; None if they do not overlap.
+        mpp_source: Origin of ``mpp``, such as "file" or "given".
+        provenance: Record of the data and the program, JSON-ready. The key "identity" has the
+            cache key of the map.
+        coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
+        row_col: Row and column of each patch in the grid, shape (N, 2), int32.
+        label: Label of each patch: class 0 or 1, or -1 if unknown, shape (N,), int8.
+        stride_px: Distance between neighboring patches in px; None if patches do not overlap.
         slide: Overview of the slide; None for a pack.
     """
 
@@ -62,37 +63,37 @@ class PatientPatches:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and cols of the grid."""
+        """Number of rows and columns of the grid."""
         return shape_of(self.row_col)
 
     @property
     def cell_px(self) -> int:
-        """Side of a grid cell in px: a cell is the center of its patch, or the complete patch."""
+        """Side of a grid cell in px; if patches overlap, a cell is the center of its patch."""
         return self.stride_px or self.patch_px
 
     @property
     def origin_px(self) -> float:
-        """Distance of cell (0, 0) from the corner of the slide in px, along both axes."""
+        """Distance of cell (0, 0) from the left and the top edge of the slide in px."""
         return (self.patch_px - self.cell_px) / 2
 
     @property
     def level0_mpp(self) -> float:
-        """Microns per level-0 px, the unit of ``coords``."""
+        """Microns per level-0 px; the values in ``coords`` are level-0 px."""
         return self.mpp if self.slide is None else self.slide.mpp
 
     @property
     def patch_size_level0(self) -> float:
-        """Side of a patch in level-0 px; not always an integer."""
+        """Side of a patch in level-0 px; may be a fraction."""
         return self.patch_px * self.mpp / self.level0_mpp
 
     @property
     def cell_size_level0(self) -> float:
-        """Side of a cell in level-0 px."""
+        """Side of a grid cell in level-0 px; may be a fraction."""
         return self.cell_px * self.mpp / self.level0_mpp
 
     @property
     def level0_size(self) -> tuple[int, int]:
-        """Width and height of level 0 in px."""
+        """Width and height of level 0 in px; for a pack, the size of the grid."""
         if self.slide is not None:
             return self.slide.width, self.slide.height
         rows, cols = self.shape
@@ -101,25 +102,26 @@ class PatientPatches:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientMap(PatientPatches):
-    """Content of a map file: the patches of a patient and their values.
+    """Content of a map file: the patches of a patient, and the predictions for these patches.
 
     Attributes:
-        class_names: Names of class 0 and 1.
+        class_names: Names of class 0 and class 1.
         threshold: Lowest probability at which a patch is called IDC.
         temperature: Divisor of the logits before the softmax.
-        model: Summary of the checkpoint, JSON-ready.
-        logit: Shape (N, 2), float32.
-        probability: Calibrated probability of IDC, shape (N,), float32.
-        cam: Raw CAM, shape (N, h, w), float32; None leaves it out.
-        cam_layer: Name of the module that the CAM was taken from.
-        cam_method: Method of the CAM.
+        model: Summary of the checkpoints, JSON-ready.
+        logit: Logits of each patch, shape (N, 2), float32.
+        probability: Calibrated probability of IDC for each patch, shape (N,), float32.
+        cam: CAM of each patch, not normalized, shape (N, h, w), float32; None without CAMs.
+        cam_layer: Name of the network layer from which the CAMs were taken.
+        cam_method: Name of the CAM method.
         cam_class: Name of the class whose logit the CAM explains.
         uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
-            float32; None for a single view and checkpoint.
-        smoothed: Probability smoothed over neighbors on the grid, shape (N,), float32; None
-            without smoothing.
-        smoothing: Parameters and threshold of the smoothing, JSON-ready.
-        patches: Pixels, shape (N, patch_px, patch_px, 3), uint8; None leaves the image out.
+            float32; None for one view and one checkpoint.
+        smoothed: Probability of each patch, smoothed over neighboring patches, shape (N,), float32;
+            None without smoothing.
+        smoothing: Parameters and threshold of the smoothing, JSON-ready; None without smoothing.
+        patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None without a
+            picture of the tissue, and in a map that was read from a file.
     """
 
     class_names: tuple[str, ...]
@@ -138,36 +140,36 @@ class PatientMap(PatientPatches):
     patches: NDArray[np.uint8] | None = None
 
     def idc_fraction(self) -> float:
-        """Return the fraction of patches called IDC by the raw probability."""
+        """Return the fraction of patches called IDC by ``probability``, without smoothing."""
         return float((self.probability >= self.threshold).mean())
 
     def smoothed_idc_fraction(self) -> float | None:
-        """Return the fraction of patches called IDC by the smoothed probability, if any."""
+        """Return the fraction of patches called IDC by ``smoothed``; None without smoothing."""
         if self.smoothed is None or self.smoothing is None:
             return None
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
 
     def cell_cams(self) -> NDArray[np.float32]:
-        """Return the part of each CAM that is within its grid cell, shape (N, h, w)."""
+        """Crop the CAM of each patch to the grid cell of the patch, shape (N, h, w)."""
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
         return crop_center(self.cam, fraction=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Place one value per patch on the grid, shape (rows, cols), NaN in cells without patch."""
+        """Place one value per patch on a grid, shape (rows, cols), NaN in cells without a patch."""
         return scatter_to_grid(values, self.row_col, shape=self.shape, fill=np.nan)
 
     def probability_grid(self) -> NDArray[np.float32]:
-        """Return the probability map, shape (rows, cols), NaN in cells without a patch."""
+        """Return the probabilities as a grid, shape (rows, cols), NaN in cells without a patch."""
         return self.grid(self.probability)
 
     def label_grid(self) -> NDArray[np.int8]:
-        """Return the labels, shape (rows, cols), -1 if unknown and in cells without a patch."""
+        """Return the labels as a grid, shape (rows, cols), -1 if unknown or without a patch."""
         return scatter_to_grid(self.label, self.row_col, shape=self.shape, fill=-1)
 
     def cam_mosaic(self) -> NDArray[np.float32]:
-        """Return the CAM mosaic, shape (rows * h, cols * w), NaN in cells without a patch.
+        """Join the CAMs on the grid, shape (rows * h, cols * w), NaN in cells without a patch.
 
-        If patches overlap, each cell shows the center of its patch.
+        If patches overlap, each grid cell has the center of the patch's CAM.
         """
         return mosaic(self.cell_cams(), self.row_col, shape=self.shape, fill=np.nan)

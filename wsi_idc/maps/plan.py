@@ -1,4 +1,4 @@
-"""Plan of a run: shards of about equal size, and the state and size of each map."""
+"""Plan maps before they are built: shards of about equal size, state and size of each map."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ _MAX_SHARDS = 100_000
 
 @dataclass(frozen=True)
 class PlannedMap:
-    """State and size of a map before the run.
+    """State and estimated size of a map before it is built.
 
     Attributes:
-        patient: Id.
+        patient: Patient id.
         state: "to do", "done", or the reason why the map cannot be built.
-        num_patches: Number of patches.
-        disk_mb: Size of the file, estimated.
-        memory_mb: Memory while the map is built, without the model, estimated.
+        num_patches: Number of patches of the map.
+        disk_mb: Estimated size of the map file in MB.
+        memory_mb: Estimated memory for building the map in MB, without the memory of the model.
     """
 
     patient: str
@@ -32,32 +32,35 @@ class PlannedMap:
 
     @property
     def is_mappable(self) -> bool:
-        """True if the map exists or can be built."""
+        """True if the map is up to date or can be built."""
         return self.state in (TO_DO, DONE)
 
 
 def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
-    """Return the number of patches of each patient."""
+    """Return a dict from patient id to number of patches."""
     return {patient: len(pack.rows_of(patient)) for patient in patients}
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return the file size of each slide in bytes, by patient; 0 for a missing file."""
+    """Return a dict from patient id to size of the slide file in bytes; 0 if it is missing."""
     return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
 
 
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
-    """Return the names in the ``index``-th (from 1) of ``count`` shards, in the order of ``sizes``.
+    """Divide names into ``count`` shards of similar size; return shard ``index``, counted from 1.
 
-    The result is the same on every machine.
+    The names are in the order of ``sizes``. The result is the same on every machine.
     """
     shard_of = assign_shards(sizes, count)
     return [name for name in sizes if shard_of[name] == index - 1]
 
 
 def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Return the shard of each name, from 0: the largest first, each to the smallest shard."""
-    loads = [(0, index) for index in range(count)]  # a heap
+    """Return a dict from name to shard number, counted from 0.
+
+    From the largest to the smallest size, each name goes to the shard with the smallest total size.
+    """
+    loads = [(0, index) for index in range(count)]  # a heap of total size and number of each shard
     shard_of = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         load, index = loads[0]
@@ -67,9 +70,9 @@ def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return index and count of a shard that is written as "2/8"."""
+    """Return the number of a shard and the number of all shards from a text such as "2/8"."""
     index, _, count = text.partition("/")
-    max_digits = len(str(_MAX_SHARDS))  # int() is slow for long texts
+    max_digits = len(str(_MAX_SHARDS))  # long texts are not numbers of shards, and int() is slow
     are_numbers = all(
         part.isascii() and part.isdigit() and len(part) <= max_digits for part in (index, count)
     )
