@@ -130,7 +130,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """The tasks of a job file.
+    """Job that was read from a job file.
 
     Attributes:
         path: Path of the job file.
@@ -147,7 +147,7 @@ class Job:
     single_call: Task | None = None
 
     def task(self, number: int) -> Task:
-        """Return the task with a number; the first task has number 1."""
+        """Return the task with the given number; the first task has number 1."""
         count = len(self.tasks)
         if not 1 <= number <= count:
             have = "one task, 1" if count == 1 else f"{count} tasks, 1 to {count}"
@@ -204,7 +204,7 @@ def read_job(
 def _read_settings(
     content: Mapping[str, Any], command: str, spec: CommandSpec, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the settings of [config], and the combination of [axes] values for each task."""
+    """Return the [config] settings, and a point (a combination of [axes] values) per task."""
     fixed, axes = table(content, "config"), table(content, "axes")
     check_keys("[config]", fixed, spec.options)
     check_keys("[axes]", axes, spec.options)
@@ -239,7 +239,7 @@ def _train_tasks(
     overrides: Mapping[str, Any],
     passthrough_args: tuple[str, ...],
 ) -> list[Task]:
-    """Check the settings of each point, and return a training task with a run folder for each."""
+    """Check the settings of each point, and return a training task with a run folder per point."""
     fields, tasks, slugs = train_types(), [], []
     own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
     for point in points:

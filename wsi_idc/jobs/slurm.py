@@ -57,7 +57,7 @@ def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> st
     """Generate the sbatch script of a job; several tasks of a job become a job array of SLURM.
 
     Args:
-        job: The job.
+        job: Job for which the script is generated.
         resources: Resources of each task.
         flags: Arguments that are added to the command of each task.
 

@@ -74,7 +74,7 @@ class MapBuilder:
         cam: Settings of the CAMs; None means maps without CAMs.
         with_image: Whether a map includes a picture of the tissue, stitched from the patches.
         batch_size: Number of patches in a batch.
-        overwrite: Whether to rebuild maps that are up to date.
+        overwrite: Whether to rebuild maps that are up to date, and to replace unusable files.
         stop: Request to stop early; maps whose predictions are complete are still written.
     """
 
@@ -281,7 +281,7 @@ class MapBuilder:
 
 
 def _role(predictor: Predictor, patient: str) -> str:
-    """Return a patient's role in the split; in an ensemble, "train" in any split has priority."""
+    """Return a patient's role in the split; in an ensemble, "train" has priority, then "val"."""
     if patient in predictor.patients("train"):  # also patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}

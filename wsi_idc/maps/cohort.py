@@ -87,7 +87,7 @@ class Cohort:
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write cohort.csv and cohort.h5 into ``folder`` and return their paths."""
+        """Write cohort.csv and cohort.h5 into ``folder``, each atomically, and return the paths."""
         check_tables(folder)
         table = self.table()
         csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5

@@ -81,12 +81,12 @@ class SlideSource:
         return [row.patient for row in self.slides]
 
     def shard(self, index: int, count: int) -> "SlideSource":
-        """Return shard ``index`` of ``count``; the files of a shard have about the same size."""
+        """Return shard ``index`` of ``count``; shards have about the same total file size."""
         chosen = set(shard(sizes_of_slides(self.slides), index, count))
         return replace(self, slides=[row for row in self.slides if row.patient in chosen])
 
     def validate(self, builder: MapBuilder) -> None:
-        """Raise CheckpointError if checkpoints do not fit together, or the CAM does not fit."""
+        """Raise CheckpointError if checkpoints need different patches, or a CAM is impossible."""
         builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:

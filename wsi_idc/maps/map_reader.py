@@ -82,7 +82,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
-    """Read the picture of the tissue, shape (rows * cell_px, cols * cell_px, 3), or None."""
+    """Read the tissue picture (rows * cell_px, cols * cell_px, 3); None if a map has no picture."""
     with open_image(path) as read_rows:
         return read_rows(0, None) if read_rows else None
 
@@ -258,7 +258,7 @@ def _check_image(file: h5py.File, patient_map: PatientMap) -> h5py.Dataset | Non
     if "image/rgb" not in file:
         return None
     rows, cols = patient_map.shape
-    # check_dataset would refuse this dataset: the file does not store white parts of the picture.
+    # check_dataset may reject this dataset: the file does not store white parts of a picture.
     image, shape = file["image/rgb"], (rows * patient_map.cell_px, cols * patient_map.cell_px, 3)
     if image.shape != shape or image.dtype != np.uint8:
         raise ValueError(f"/image/rgb is not uint8 {shape}")

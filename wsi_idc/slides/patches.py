@@ -42,8 +42,8 @@ class Grid:
 
     Attributes:
         rows, cols: Number of rows and columns; the grid covers the complete slide.
-        patch_px: Side of a patch in px of ``mpp``.
-        stride_px: Distance between neighboring patches in px of ``mpp``.
+        patch_px: Side of a patch in px of a patch.
+        stride_px: Distance between neighboring patches in px of a patch.
         mpp: Microns per px of a patch.
         slide_mpp: Microns per level-0 px.
     """
@@ -100,7 +100,7 @@ def make_grid(
         raise ValueError(
             f"a stride of {stride_px} px; patches of {patch_px} px need 1 to {patch_px}"
         )
-    half_px = slide_mpp / mpp / 2  # half a level-0 px; a rest of this size needs no patch
+    half_px = slide_mpp / mpp / 2  # half a level-0 px; an uncovered strip of this width is ignored
     rows, cols = (
         max(1, math.ceil((side * slide_mpp / mpp - half_px - patch_px) / stride_px) + 1)
         for side in (height, width)

@@ -22,7 +22,7 @@ from wsi_idc.slides.reader import SUFFIXES, ImageReader, SlideReader
 logger = logging.getLogger(__name__)
 
 _MIN_MPP, _MAX_MPP = POSSIBLE_MPP
-# Maximum relative difference between width and height of a px; a larger one distorts the tissue.
+# Maximum relative difference between width and height of a px; more distorts the tissue.
 _MAX_STRETCH = 0.03
 # A warning is logged if --mpp differs from the file's mpp by more than this fraction.
 _MAX_CONTRADICTION = 0.1

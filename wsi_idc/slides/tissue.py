@@ -22,7 +22,7 @@ from wsi_idc.slides.slide import Slide
 MASK_MPP = 32.0  # microns per px of the thumbnail that is segmented
 # Limits of the saturation threshold, 0..255. JPEG noise of empty glass is below the lower limit. At
 # the upper limit, 99.7 % of the IDC patches of the Kaggle data have at least 10 % tissue, and
-# 95.7 % of the other patches; the other 4.3 % show fat, ink and edges of the glass.
+# 95.7 % of the patches without IDC; the remaining patches show fat, ink and edges of the glass.
 _MIN_THRESHOLD, _MAX_THRESHOLD = 15.0, 25.0
 # Minimum difference between the brightest and the darkest channel of a tissue px. Pen marks and the
 # edge of the glass have a smaller difference. The saturation of nearly black px is only noise.
