@@ -1,4 +1,4 @@
-"""Constants that several packages share, and the table of metrics; without heavy imports."""
+"""Constants that several packages share; this module imports no large library."""
 
 from pathlib import Path
 
@@ -7,16 +7,18 @@ from wsi_idc.core.metric_table import TITLES
 PATCH_PX = 50
 CLASS_NAMES = ("non-IDC", "IDC")
 NUM_CLASSES = len(CLASS_NAMES)
-IDC = 1  # label of IDC, and index of its class
-ROLES = ("train", "val", "test")  # of a patient in a run
+IDC = 1  # label of an IDC patch, and index of the class IDC
+ROLES = ("train", "val", "test")  # roles that a patient can have in a run
 NO_ROLE = "in no split"
 MAX_SEED = 2**32 - 1
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")
 DEFAULT_REPORT = Path("report")
 PREDICT_BATCH_SIZE = 64
-NUM_RESAMPLES = 2000  # of a bootstrap over patients
-# A file with values outside these limits is damaged or forged; some would overflow divisions.
+NUM_RESAMPLES = 2000  # number of resamples of a bootstrap over patients
+# A file with a value outside these limits is damaged or forged. Some of these values would
+# overflow a division.
 POSSIBLE_MPP = (1e-3, 100.0)
-POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training ends within 0.05 and 20
+POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training chooses a temperature between 0.05 and 20
+# Titles of the metrics that only patients have.
 TITLES |= {"dice": "Dice", "area_bias": "Area bias"}

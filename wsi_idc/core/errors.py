@@ -1,7 +1,8 @@
-"""Errors of the user's situation, as opposed to mistakes in this package.
+"""Errors whose cause is the user's input or machine, not a mistake in this package.
 
-A message is one line: what is wrong, why, what to do. The command line prints it after ``Error:``
-and exits with ``exit_code``. A mistake in this package is a ``ValueError`` or an assertion.
+Each message is one line that names the problem, its cause and a remedy. The command line prints
+the message after ``Error:`` and exits with ``exit_code``. A mistake in this package raises a
+``ValueError`` or an ``AssertionError``.
 """
 
 import struct
@@ -15,7 +16,7 @@ DAMAGED_IMAGE = (
 
 
 class WsiIdcError(Exception):
-    """An error in the user's situation, in one line: what is wrong, why, what to do."""
+    """Base class of the errors whose cause is the user's input or machine."""
 
     exit_code = 1
 
@@ -29,11 +30,11 @@ class SlideError(WsiIdcError):
 
 
 class CheckpointError(WsiIdcError):
-    """A checkpoint cannot be read or does not fit."""
+    """A checkpoint cannot be read, or does not fit the data or another checkpoint."""
 
 
 class MapError(WsiIdcError):
-    """A map file cannot be read or must not be replaced."""
+    """A map file cannot be read, or must not be replaced."""
 
 
 class RunError(WsiIdcError):
@@ -41,7 +42,7 @@ class RunError(WsiIdcError):
 
 
 class JobError(WsiIdcError):
-    """A job file cannot be used, or its folder holds the output of another job."""
+    """A job file cannot be used, or the folder of the job holds the output of another job."""
 
 
 class DeviceError(WsiIdcError):
@@ -57,7 +58,7 @@ class BusyError(WsiIdcError):
 
 
 class DiskFullError(WsiIdcError):
-    """A file does not fit on the disk; nothing is half-written, and the command can be resumed."""
+    """A file does not fit on the disk; no output is incomplete, and the command can be resumed."""
 
 
 class WorkerError(WsiIdcError):
@@ -65,12 +66,12 @@ class WorkerError(WsiIdcError):
 
 
 class StoppedError(WsiIdcError):
-    """A signal stopped the command; everything is saved, and the command can be resumed."""
+    """A signal stopped the command; the work is saved, and the command can be resumed."""
 
     exit_code = 75
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message, or the error's type if it is empty."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     line = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
     return line.strip("'\"") if isinstance(error, KeyError) else line  # str(KeyError) has quotes

@@ -1,6 +1,6 @@
-"""Atomic writes of files, file locks, strict JSON, and file names that stay in their folder.
+"""Atomic writes, locked temporary files, strict JSON, and safe file names.
 
-A lock is exclusive, and released by the system when its process ends.
+A lock is exclusive. The system releases a lock when the process that holds the lock ends.
 """
 
 import contextlib
@@ -27,14 +27,15 @@ _NAME = re.compile(r"[^./\\][^/\\]*")
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; after the block it is synced to disk and renamed to ``path``.
+    """Yield a temporary path; after the block sync this file to disk and rename it to ``path``.
 
-    The temporary file ``.NAME.partial`` beside ``path`` is locked meanwhile, and removed if the
-    block raises. A file that a killed process left under this name is overwritten.
+    The temporary file ``.NAME.partial`` is in the folder of ``path``. The file is locked during the
+    block, and removed if the block raises. A temporary file that a killed process left is
+    overwritten.
 
     Raises:
         BusyError: Another process is writing the same file.
-        WsiIdcError: The file cannot be written there, or the disk is full.
+        WsiIdcError: The file cannot be written, or the disk is full.
     """
     with temporary_path(path) as partial:
         yield partial
@@ -54,12 +55,12 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """Yield the locked temporary path ``.NAME.partial`` beside ``path``; remove it afterwards.
+    """Yield the locked temporary path ``.NAME.partial`` beside ``path``; remove it after the block.
 
     Args:
-        path: File that the temporary one belongs to.
-        resumable: Whether a stop (Ctrl-C, a stop signal, a killed worker process) keeps the file.
-            The next block starts with the content that a stopped one left.
+        path: Final file, from whose name the temporary name is made.
+        resumable: Whether the temporary file is kept if the block is stopped (Ctrl-C, a stop
+            signal, a killed worker process). The next block starts with the content of a kept file.
     """
     partial = _partial(path)
     with locked(partial, what=path) as fd:
@@ -75,13 +76,13 @@ def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
             reason = os.strerror(error.errno).lower()
             raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
         finally:
-            # After a rename, a file of this name belongs to another process.
+            # If the block has renamed its file, a file at ``partial`` belongs to another process.
             if not keep and is_same_file(fd, partial):
                 partial.unlink()
 
 
 def remove_partial(path: Path) -> None:
-    """Remove the file that a stop has kept for ``path``, unless a process is using it."""
+    """Remove the temporary file that a stopped block kept, unless a process is using the file."""
     if _partial(path).exists():
         with contextlib.suppress(WsiIdcError, OSError), temporary_path(path):
             pass
@@ -93,21 +94,22 @@ def is_being_written(path: Path) -> bool:
 
 
 def _partial(path: Path) -> Path:
-    # Without file locks, only its own name protects a process's file from other processes.
+    # Without file locks, each process needs its own file name: it contains machine and process id.
     own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
-    """Raise if a command cannot write its files into ``folder``; called before the work begins.
+    """Raise if a command cannot write its files into ``folder``; commands call this at their start.
 
     Args:
-        folder: Output folder, which need not exist yet.
+        folder: Output folder; it need not exist yet.
         writes: Names of the files that the command writes.
-        marks: Names among them that mark an earlier output of the command, which may be replaced.
+        marks: Those of ``writes`` that no other program writes. If the folder has one of these
+            files, it holds an earlier output of the command, and all files may be replaced.
 
     Raises:
-        WsiIdcError: The folder is not writable, or has files of these names from something else.
+        WsiIdcError: The folder is not writable, or another program wrote files of these names.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -142,7 +144,7 @@ def parse_json(text: str) -> Any:
     """Parse JSON strictly.
 
     Raises:
-        ValueError: Invalid JSON, NaN or infinity, or nesting too deep to serialize.
+        ValueError: The text is not valid JSON, has NaN or infinity, or is nested too deeply.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -176,7 +178,7 @@ def starts_with(path: Path, *starts: bytes) -> bool:
 
 
 def safe_filename(name: str) -> str:
-    """Return a patient id unchanged if it can name a file in its folder.
+    """Return a patient id unchanged if the id can be the name of a file.
 
     Raises:
         DataError: The id is empty, hidden, too long, or has a separator or control character.

@@ -1,8 +1,8 @@
 """Safe reading of HDF5 files: packs, maps and cohort files may be damaged or forged.
 
-A file is opened with ``open_hdf5`` and its datasets are compared with a table of ``DatasetSpec``
-before any value is read, so that a file can neither make libhdf5 hang, nor claim more memory than
-it holds, nor lead to another file. Errors are those of ``UNREADABLE``; checks raise ``ValueError``.
+``open_hdf5`` opens a file. Each dataset is compared with a ``DatasetSpec`` before its values are
+read. A bad file can therefore not make libhdf5 hang, claim more memory than the file holds, or link
+to another file. A failed check raises ``ValueError``; ``UNREADABLE`` lists all possible errors.
 """
 
 import struct
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError, first_line
 
-# Errors of h5py and NumPy at a damaged or forged file.
+# Errors that h5py, NumPy and this module raise on a damaged or forged file.
 UNREADABLE = (
     *(OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
     *(RuntimeError, OverflowError, MemoryError),
@@ -29,18 +29,19 @@ _MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
 _HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
 _HEAP_HEAD = struct.Struct("<8sQ")
 _HEAP_OBJECT = struct.Struct("<H6xQ")
-_SEARCHED_BYTES = 2**24  # packs and maps have their heaps before all pixels
+_SEARCHED_BYTES = 2**24  # in packs and maps, all heaps are before the pixels
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Requirements of a dataset.
+    """Requirements that a dataset must meet.
 
     Attributes:
         dtype: NumPy type such as "u1", or "number" (boolean, integer or float of at most 8 bytes),
-            "integer" or "text"; or a tuple of permitted ones.
-        shape: For each axis its length, the smallest and largest permitted length, or None for any.
-        values: Smallest and largest permitted value; NaN is then refused too. None permits all.
+            "integer" or "text". A tuple permits several types.
+        shape: One entry per axis: the length, or a tuple of the smallest and largest length. None
+            permits any length.
+        values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
     """
 
@@ -53,12 +54,12 @@ class DatasetSpec:
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading."""
     _check_heaps(path)
-    # Without a lock: many network disks have none.
+    # Without an HDF5 lock, because many network disks do not support locks.
     return h5py.File(path, "r", locking=False)
 
 
 def read_format(path: Path) -> str:
-    """Return the attribute ``format`` of an HDF5 file, an empty text if it has none.
+    """Return the attribute ``format`` of an HDF5 file; an empty text if it is missing.
 
     Raises:
         DataError: HDF5 cannot read the file.
@@ -73,7 +74,7 @@ def read_format(path: Path) -> str:
 
 
 def has_format(path: Path, file_format: str) -> bool:
-    """Return whether a path is a readable HDF5 file with this attribute ``format``."""
+    """Return whether a path is a readable HDF5 file whose ``format`` is ``file_format``."""
     try:
         return path.is_file() and read_format(path) == file_format
     except DataError:
@@ -81,10 +82,10 @@ def has_format(path: Path, file_format: str) -> bool:
 
 
 def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Read the attributes of a file, group or dataset that are text, numbers or arrays.
+    """Read the text, number and array attributes of a file, group or dataset.
 
-    Attributes of other types are left out: this package writes none, and libhdf5 may crash when it
-    reads one with a damaged type.
+    Attributes of other types are left out. This package writes no such attributes, and libhdf5 may
+    crash when it reads an attribute with a damaged type.
     """
     dtypes = {name: item.attrs.get_id(name).dtype for name in item.attrs}
     return {
@@ -97,7 +98,7 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
 def read_datasets(
     group: h5py.File | h5py.Group, specs: Mapping[str, DatasetSpec]
 ) -> dict[str, NDArray[Any]]:
-    """Check and read datasets by name; optional ones that are missing are left out."""
+    """Check and read datasets; return them by name, without optional datasets that are missing."""
     return {
         name: read_dataset(group, name, spec)
         for name, spec in specs.items()
@@ -119,7 +120,7 @@ def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) ->
 
 
 def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> h5py.Dataset:
-    """Return a dataset, unread, if its type, shape and size are right and it is in this file."""
+    """Check type, shape, size and location of a dataset; return it without reading its values."""
     item: Any = group
     for part in name.split("/"):
         is_own = isinstance(item, h5py.Group) and isinstance(
@@ -152,11 +153,11 @@ def _is_dtype(dtype: np.dtype[Any], permitted: str) -> bool:
 
 
 def _check_heaps(path: Path) -> None:
-    """Raise ValueError if HDF5 would never come to the end of a heap near the start of a file.
+    """Raise ValueError if HDF5 would read a heap near the start of a file in an endless loop.
 
-    Texts of any length are stored in *global heaps* (HDF5 File Format Specification 3.0, section
-    III.E): a sequence of objects, each with its size. At a size of 0, as in a block that a disk
-    lost, libhdf5 2.0 reads the same place again and again.
+    HDF5 stores texts of variable length in *global heaps* (HDF5 File Format Specification 3.0,
+    section III.E). A heap is a sequence of objects, and the head of each object has its size. If a
+    size is 0, for example in a lost disk block, libhdf5 2.0 reads the same object without end.
     """
     with path.open("rb") as file:
         data = file.read(_SEARCHED_BYTES)
@@ -166,7 +167,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def _end_of_heap(data: bytes, start: int) -> int:
-    """Return the end of a heap, or of its signature if the heap has no complete head."""
+    """Return the offset of the end of a heap; of its signature if the head is incomplete."""
     if start + _HEAP_HEAD.size > len(data):
         return start + len(_HEAP_SIGNATURE)
     _, size = _HEAP_HEAD.unpack_from(data, start)
@@ -174,7 +175,7 @@ def _end_of_heap(data: bytes, start: int) -> int:
     position = start + _HEAP_HEAD.size
     while position + _HEAP_OBJECT.size <= end:
         index, length = _HEAP_OBJECT.unpack_from(data, position)
-        # The size of free space, object 0, includes its own head.
+        # Object 0 is the free space of the heap. Its size includes its own head.
         step = _HEAP_OBJECT.size + -(-length // 8) * 8 if index else length
         if step < _HEAP_OBJECT.size:
             raise ValueError("its texts are damaged")

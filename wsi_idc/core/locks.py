@@ -1,4 +1,4 @@
-"""File locks, and waiting for other processes."""
+"""File locks, and functions that wait for other processes."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from wsi_idc.core.errors import BusyError, WsiIdcError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-# Errors of a file system without locks, as some network disks are.
+# Errors of a file system that does not support locks, such as that of some network disks.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _SECONDS_BETWEEN_TRIES = 0.2
 
@@ -45,7 +45,7 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
             raise WsiIdcError(
                 f"{what}: cannot be written there ({error.strerror}); choose another place"
             ) from None
-        with os.fdopen(fd, "rb"):  # closes it at the end of the block
+        with os.fdopen(fd, "rb"):  # closes ``fd`` at the end of the block
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -55,7 +55,7 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-            # The previous holder may have renamed the file just before: then lock the new one.
+            # The previous holder may have renamed the lock file. If so, lock the new lock file.
             if is_same_file(fd, lock):
                 yield fd
                 return
@@ -65,7 +65,7 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
 def wait_for_lock(lock: Path, *, what: Path, **options: Any) -> Iterator[None]:
     """Hold an exclusive lock inside the block; wait while another process holds it.
 
-    ``lock`` and ``what`` are those of ``locked``, ``options`` those of ``retry_while_busy``.
+    ``lock`` and ``what`` are passed to ``locked``, and ``options`` to ``retry_while_busy``.
     """
     with contextlib.ExitStack() as stack:
         retry_while_busy(lambda: stack.enter_context(locked(lock, what=what)), **options)
@@ -80,14 +80,14 @@ def retry_while_busy(
     log_after: float = 0.0,
     on_wait: Callable[[], None] | None = None,
 ) -> Result:
-    """Call ``action`` until it does not raise ``BusyError``, and return its result.
+    """Call ``action`` again until the call raises no ``BusyError``; return the result of the call.
 
     Args:
         action: Function that raises ``BusyError`` while another process does the same work.
-        timeout: Seconds after which the ``BusyError`` is passed on.
-        log_as: Name of the other process's work: "waiting for LOG_AS" is logged once.
-        log_after: Seconds of waiting before that line is logged.
-        on_wait: Function that is called before each pause; it may raise to give up.
+        timeout: Seconds of waiting after which the ``BusyError`` is raised.
+        log_as: Name of the other process's work. The line "waiting for LOG_AS" is logged once.
+        log_after: Seconds of waiting after which the line with ``log_as`` is logged.
+        on_wait: Function that is called before each pause. An error that it raises ends the wait.
     """
     started = time.monotonic()
     while True:
@@ -115,17 +115,17 @@ def is_held(lock: Path) -> bool:
 
 
 def can_lock(folder: Path) -> bool:
-    """Return whether files can be locked in a folder, which need not exist yet."""
+    """Return whether files in a folder can be locked; the folder need not exist yet."""
     while not folder.exists():
         folder = folder.parent
-    with contextlib.suppress(OSError):  # the write itself fails later, with a better message
+    with contextlib.suppress(OSError):  # the write fails later, with a better message
         return _probe_locks(folder.absolute())
     return True
 
 
 @functools.cache
 def _probe_locks(folder: Path) -> bool:
-    # A file is locked, not the folder: some network disks lock folders but not files.
+    # The test locks a file, because some network disks can lock folders but not files.
     with tempfile.TemporaryFile(dir=folder) as probe:
         return supports_locks(probe.fileno())
 
@@ -140,7 +140,7 @@ def supports_locks(fd: int) -> bool:
 
 
 def is_same_file(fd: int, path: Path) -> bool:
-    """Return whether the path leads to the open file."""
+    """Return whether ``path`` is a path of the open file ``fd``."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.stat())
     return False

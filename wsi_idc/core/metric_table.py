@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 
 class MetricInfo(NamedTuple):
-    """Description of a metric for people.
+    """Title and properties of a metric.
 
     Attributes:
-        title: Name in figures and on pages.
-        smaller_is_better: Whether a smaller value is the better one.
+        title: Name of the metric in figures and on HTML pages.
+        smaller_is_better: Whether a smaller value of the metric is better.
         is_headline: Whether overviews show the metric.
-        depends_on_prevalence: Whether values can be compared on the same patches only.
+        depends_on_prevalence: Whether the metric depends on the fraction of IDC patches. Two values
+            of such a metric can only be compared on the same patches.
     """
 
     title: str
@@ -19,7 +20,8 @@ class MetricInfo(NamedTuple):
     depends_on_prevalence: bool = False
 
 
-# In reading order; prevalence, which others depend on and no value of which is better, comes last.
+# In the order in which tables show the metrics. Prevalence is last: it describes the patches, not
+# the predictions.
 METRIC_TABLE = {
     "auc": MetricInfo("AUC", is_headline=True),
     "average_precision": MetricInfo(
@@ -40,7 +42,7 @@ METRIC_TABLE = {
 METRICS = tuple(METRIC_TABLE)
 HEADLINE_METRICS = tuple(name for name in METRICS if METRIC_TABLE[name].is_headline)
 SMALLER_IS_BETTER = tuple(name for name in METRICS if METRIC_TABLE[name].smaller_is_better)
-# Titles of metrics, and of the figures that only patients have.
+# Title of each metric. ``core.constants`` adds the metrics that only patients have.
 TITLES = {name: info.title for name, info in METRIC_TABLE.items()}
-# Metrics that may choose the best epoch of a training and the best trial of a search.
+# Metrics by which a training can choose its best epoch, and a search its best trial.
 MONITOR_METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")

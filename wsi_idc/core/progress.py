@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Lines(tqdm):
-    """A tqdm that writes lines to the log, for a standard error that is not a terminal."""
+    """Progress bar that writes lines to the log; used if standard error is not a terminal."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if 0 < self.n < self.total:
@@ -22,7 +22,7 @@ class _Lines(tqdm):
 
 
 class _AboveBar(logging.Handler):
-    """Handler that writes log lines to standard error, above a bar."""
+    """Log handler that writes lines to standard error, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -36,7 +36,7 @@ def set_up_logging(verbosity: int) -> None:
     """
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = _AboveBar()
-    # Log files get the time of each line.
+    # If standard error is a file, each line begins with its time.
     line = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(message)s"
     handler.setFormatter(logging.Formatter(line, "%H:%M:%S"))
     package = logging.getLogger("wsi_idc")
@@ -45,13 +45,13 @@ def set_up_logging(verbosity: int) -> None:
 
 
 def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> Any:
-    """Return a tqdm bar, to be used as a context manager; with ``-q`` it shows nothing.
+    """Return a tqdm progress bar, which is a context manager; ``-q`` hides the bar.
 
     Args:
         total: Number of units of the work; call ``update(n)`` after each n of them.
         what: Name of the work.
         unit: Name of one unit.
-        done: Units that an earlier run has done; they do not count for the rate.
+        done: Number of units that an earlier run has done; the rate does not count these units.
     """
     options: dict[str, Any] = {"total": total, "desc": what, "unit": f" {unit}", "initial": done}
     options["leave"] = False

@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "h5py")
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Build a JSON-ready record of this process, extended by ``more``."""
+    """Build a record of this process, with the entries of ``more``, that JSON can store."""
     return {
         "program": "wsi-idc",
         "version": __version__,
@@ -31,7 +31,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 @functools.cache
 def _library_versions() -> dict[str, str]:
-    # Cached: each lookup parses 100 kB of metadata and every map stores a record.
+    # Cached, because each call parses 100 kB of metadata, and each map stores a provenance record.
     return {name: metadata.version(name) for name in _LIBRARIES}
 
 

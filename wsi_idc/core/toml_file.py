@@ -15,7 +15,7 @@ from wsi_idc.core.errors import JobError
 MAX_TASKS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 _MAX_BYTES = 1_000_000
-_MAX_NUMBER = 2**63 - 1  # the range that TOML guarantees
+_MAX_NUMBER = 2**63 - 1  # largest integer that every TOML reader supports
 _TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
@@ -29,14 +29,14 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}; give a job file") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError too
+    except (ValueError, RecursionError) as error:  # or TOMLDecodeError, UnicodeDecodeError
         raise JobError(f"{path}: not a readable TOML file ({error})") from None
 
 
 def command_and_name(
     content: Mapping[str, Any], path: Path, commands: Iterable[str]
 ) -> tuple[str, str]:
-    """Return the command of a job file and the job's name, which defaults to the file's stem."""
+    """Return the command and the name of a job; the default name is the stem of the job file."""
     command, known = content.get("command"), list(commands)
     if not isinstance(command, str) or command not in known:
         hint = _did_you_mean(str(command), known)
@@ -47,7 +47,7 @@ def command_and_name(
 
 
 def validate_job_name(name: str) -> None:
-    """Raise if ``name`` cannot name a job and its folder."""
+    """Raise JobError if ``name`` cannot be the name of a job and of its folder."""
     if not _NAME.fullmatch(name):
         raise JobError(f"name {name!r} is not a plain name; use letters, digits, - and _")
 
@@ -61,7 +61,7 @@ def num_tasks(content: Mapping[str, Any]) -> int:
 
 
 def table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a table of the file, an empty one if it is missing."""
+    """Return the table ``key`` of a job file, or an empty table if the file has no such table."""
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise JobError(f"{key} must be a table, [{key}]")
@@ -69,7 +69,7 @@ def table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None:
-    """Raise if a key is unknown; the message names the most similar known key."""
+    """Raise JobError if a key is unknown; the message names the most similar known key."""
     known = list(known)
     for key in content:
         if key not in known:

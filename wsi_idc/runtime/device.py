@@ -1,9 +1,4 @@
-"""The network's device: choice, precision, transfer of patches and results, and use.
-
-Transfers to and from a GPU use pinned memory and run while it computes: patches are copied on a
-stream of their own, results on the stream that computed them. Only the consumer of a result waits,
-and only for that result. On a CPU nothing is transferred.
-"""
+"""Choice of the device, and of the precision in which the device computes the network."""
 
 import contextlib
 import functools
@@ -27,7 +22,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
-    """The device has too little memory; callers may retry with less as for torch's own error."""
+    """The device has too little memory; a handler of torch's own error catches this error too."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class DeviceConfig:
 
     @functools.cached_property
     def throughput(self) -> "ThroughputMeter":
-        """Meter of the device's use."""
+        """Meter of the device's throughput."""
         return ThroughputMeter(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -88,7 +83,7 @@ def select_device(
     if precision == "fp16" and selected.type == "cpu":
         raise DeviceError("a CPU cannot compute in fp16; use --precision fp32 or bf16")
     if precision == "fp32":
-        # The default rounds convolutions on a GPU to the 10 bits of TF32.
+        # By default, a GPU computes convolutions in TF32, which keeps only 10 bits of the fraction.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return DeviceConfig(selected, precision, compiled)
@@ -132,7 +127,7 @@ def oom_as_error(workload: int | str, device: torch.device) -> Iterator[None]:
 
     Args:
         workload: Number of patches in the batch, or a text that names the work.
-        device: Device that is named in the message.
+        device: Device that the message names.
     """
     try:
         yield

@@ -19,20 +19,20 @@ from wsi_idc.core.errors import PeerLostError, RunError, first_line
 
 logger = logging.getLogger(__name__)
 
-# Limit after which a process counts as lost whose connection has not broken.
+# A process that does not answer for this time counts as lost, even if its connection is intact.
 TIMEOUT = timedelta(minutes=10)
-# Limit for work that the other processes wait for, such as packing a large tree.
+# Longest time that processes wait for the work of another process, such as packing a large tree.
 LONG_TIMEOUT = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them.
+    """The processes of one training; each process has a ``World`` with its own rank.
 
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
-        control: Process group for numbers on the CPU; None if there is one process.
+        control: Process group that exchanges values on the CPU; None if there is one process.
     """
 
     rank: int = 0
@@ -41,11 +41,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this is the main process, rank 0, which writes the files."""
+        """Return whether this is the main process (rank 0); only the main process writes files."""
         return self.rank == 0
 
     def shard(self, num: int) -> slice:
-        """Return the slice of ``num`` items in order that this process works on."""
+        """Return the slice of ``num`` ordered items on which this process works."""
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
     def max(self, value: int) -> int:
@@ -57,7 +57,7 @@ class World:
         return float(sum(self._gather_numbers(value)))
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes by rank."""
+        """Return the values that the processes pass, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -70,13 +70,13 @@ class World:
             distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
-        """Wait until every process has called this, at most ``LONG_TIMEOUT``."""
+        """Wait until every process has called ``barrier``, at most ``LONG_TIMEOUT``."""
         if self.size > 1:
             distributed.monitored_barrier(self.control, timeout=LONG_TIMEOUT)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block in the main process first, then in the other processes."""
+        """Context manager: run the block in the main process first, then in the other processes."""
         if not self.is_main:
             self.barrier()
         yield
@@ -97,14 +97,14 @@ SINGLE_PROCESS = World()
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """Connect the processes that torchrun or srun started, inside the block.
+    """Context manager: connect the processes that torchrun or srun started, for the block.
 
     Args:
-        device: "auto", "cuda" or "cpu".
+        device: Name of the device: "auto", "cuda" or "cpu".
 
     Raises:
         PeerLostError: Another process has ended.
-        RunError: The processes cannot connect, or there is no GPU for each.
+        RunError: The processes cannot connect, or there are fewer GPUs than processes.
     """
     rank, size, local_rank = _read_ranks()
     if size == 1:
@@ -138,7 +138,7 @@ def init_distributed(device: str) -> Iterator[World]:
             "the last save"
         ) from None
     finally:
-        # Without it a process may abort at exit.
+        # Without this call a process may abort at its exit.
         distributed.destroy_process_group()
 
 
@@ -152,7 +152,7 @@ def _own_gpu(device: str, *, size: int, local_rank: int) -> int:
 
 
 def _check_own_gpu(world: World) -> None:
-    # Two processes with one GPU hang or fail later.
+    # Two processes that use the same GPU would hang or fail later.
     uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     if len(set(world.gather((platform.node(), str(uuid))))) < world.size:
         raise _too_few_gpus(world.size, torch.cuda.device_count())
@@ -170,7 +170,8 @@ def _read_ranks() -> tuple[int, int, int]:
     env = os.environ
     if "WORLD_SIZE" in env and "RANK" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
-    # SLURM_NTASKS is the number that the job may start; srun sets the number that it started.
+    # srun sets SLURM_STEP_NUM_TASKS to the number of processes that it has started. SLURM_NTASKS is
+    # the number of processes that the job may start.
     size = env.get("SLURM_STEP_NUM_TASKS", "1")
     if not size.isdecimal() or int(size) == 1:
         return 0, 1, 0
@@ -184,6 +185,6 @@ def _read_ranks() -> tuple[int, int, int]:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    # gloo has no exception class of its own.
+    # gloo raises RuntimeError only, so an error of gloo is found by the words of its message.
     words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

@@ -1,4 +1,4 @@
-"""Streams: threads prefetch the next items; arrays are cut again into batches."""
+"""Streams: read the next items in threads, and cut a stream of arrays into batches."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -16,7 +16,7 @@ THREAD_NAME = "prefetch"
 
 
 def prefetch(read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1) -> Iterator[Item]:
-    """Yield ``read(key)`` for each key in order; ``num`` threads read the next items meanwhile."""
+    """Yield ``read(key)`` for each key in order; ``num`` threads read the next items in advance."""
     remaining = iter(keys)
     with ThreadPoolExecutor(num, thread_name_prefix=THREAD_NAME) as readers:
         try:
@@ -32,9 +32,9 @@ def prefetch(read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1) 
 def rebatch(
     arrays: Iterable[NDArray[np.uint8]], *, batch_size: int
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Cut a stream of arrays again along the first axis, into arrays of length ``batch_size``.
+    """Join a stream of arrays along the first axis, and cut it into batches of ``batch_size``.
 
-    The last array has the rest.
+    The last batch may be shorter.
     """
     parts: list[NDArray[np.uint8]] = []
     length = 0

@@ -1,4 +1,4 @@
-"""Cores, threads, GPUs and memory that this process may use; without torch."""
+"""Cores, threads, GPUs and memory of this process; this module does not import torch."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Variables with device numbers, and one with the number of devices.
+# The first three variables list the numbers of GPUs; the last is the number of GPUs.
 _GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -15,9 +15,9 @@ _MB = 2**20
 
 
 def available_cores() -> int:
-    """Return the number of cores that SLURM gave, else that of the CPU affinity.
+    """Return the number of cores that SLURM assigned, else the number in the CPU affinity.
 
-    ``os.cpu_count`` counts all cores of the machine, which a cluster shares among many jobs.
+    ``os.cpu_count`` counts all cores of the machine, but on a cluster many jobs share a machine.
     """
     if cores := _number("SLURM_CPUS_PER_TASK"):
         return cores
@@ -27,7 +27,7 @@ def available_cores() -> int:
 
 
 def num_threads() -> int:
-    """Return the number of available cores, or OMP_NUM_THREADS if that is smaller."""
+    """Return the number of available cores, or OMP_NUM_THREADS if this variable is smaller."""
     cores = available_cores()
     return min(cores, _number("OMP_NUM_THREADS") or cores)
 
@@ -38,7 +38,7 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return the variable that lists the GPUs of a SLURM job as ``NAME=value``; None if none."""
+    """Return ``NAME=value`` of the variable with the GPUs of a SLURM job; None without GPUs."""
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
@@ -47,11 +47,11 @@ def slurm_gpus() -> str | None:
 
 
 def limit_spinning() -> None:
-    """Shorten the busy waiting of torch's threads; must be called before torch is imported.
+    """Shorten the busy waiting of torch's threads; call this before torch is imported.
 
     A waiting thread of GNU OpenMP occupies its core for milliseconds by default. With one other
-    busy program on two cores, maps took three times as long. The value is the library's own default
-    when it has more threads than cores; a value that the user has set stays.
+    busy program on two cores, maps took three times as long. The new value is the default of GNU
+    OpenMP for more threads than cores. A value that the user has set is not changed.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -60,18 +60,18 @@ def limit_spinning() -> None:
 def keep_freed_memory() -> None:
     """Keep freed memory in the process for reuse; without glibc, do nothing.
 
-    By default glibc returns a large block to the system when it is freed. A network on a CPU
-    allocates and frees hundreds of MB per batch, and new, zeroed pages take up to a third of the
-    time of a forward pass. The peak is the same.
+    By default glibc returns a large block to the system when the block is freed. A network on a CPU
+    allocates and frees hundreds of MB per batch. To get new, zeroed pages from the system takes up
+    to a third of the time of a forward pass. The peak of the memory use does not change.
     """
     _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER})
 
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Inside the block return freed memory to the system; keep it again afterwards.
+    """Context manager: return freed memory to the system inside the block, not after the block.
 
-    The thresholds are those that glibc itself reaches once large blocks have been freed.
+    The thresholds are the values that glibc itself sets after large blocks have been freed.
     """
     _mallopt({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MB, _TRIM_THRESHOLD: 64 * _MB})
     _call_libc("malloc_trim", 0)
@@ -87,6 +87,6 @@ def _mallopt(values: dict[int, int]) -> None:
 
 
 def _call_libc(name: str, *values: int) -> None:
-    # Only glibc has these functions.
+    # Only glibc has ``mallopt`` and ``malloc_trim``.
     if sys.platform.startswith("linux") and (function := getattr(ctypes.CDLL(None), name, None)):
         function(*values)

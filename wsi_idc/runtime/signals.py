@@ -7,15 +7,15 @@ from types import FrameType
 
 from wsi_idc.core.errors import StoppedError
 
-# SLURM sends SIGUSR1 before the time limit with `--signal=USR1@60`.
+# With `--signal=USR1@60`, SLURM sends SIGUSR1 60 seconds before the time limit of the job.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Flag that a stop signal sets; it is true after the first signal.
+    """Flag that is true after the first stop signal.
 
     Attributes:
-        signal_name: Name of the first signal, such as "SIGTERM"; None before it.
+        signal_name: Name of the first signal, such as "SIGTERM"; None before the first signal.
     """
 
     def __init__(self) -> None:
@@ -35,23 +35,23 @@ def raise_if_stopped(stop: StopRequest | None, state: str = "") -> None:
     """Raise StoppedError if a stop signal has arrived.
 
     Args:
-        stop: The flag; None never raises.
-        state: What is saved, as the message continues after the signal's name: " in epoch 2".
+        stop: Flag of the stop signals; with None nothing is raised.
+        state: Text that follows the name of the signal in the message, such as " in epoch 2".
     """
     if stop and stop.signal_name:
         raise stopped_error(stop.signal_name, state)
 
 
 def stopped_error(reason: str, state: str = "") -> StoppedError:
-    """Build the error of a command that ``reason`` stopped, to be raised after the save."""
+    """Build the error that a command raises after ``reason`` stopped it and the work is saved."""
     return StoppedError(f"Stopped by {reason}{state}; run the same command again to resume")
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Install handlers for the stop signals inside the block and restore the old ones afterwards.
+    """Context manager: handle the stop signals inside the block, then restore the old handlers.
 
-    It must be used in the main thread.
+    Only the main thread can use this context manager.
     """
     request = StopRequest()
     old_handlers = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
@@ -59,5 +59,5 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in old_handlers.items():
-            # None: a handler that Python did not install and cannot restore.
+            # None: Python did not install the old handler, and cannot restore that handler.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""Throughput of a computation, and the time that it waits for data."""
+"""Throughput of a computation, and the time for which the computation waits for data."""
 
 import contextlib
 import logging
@@ -22,7 +22,7 @@ class ThroughputStats:
     Attributes:
         num_patches: Number of patches computed.
         rate: Patches per second.
-        shares: Shares of the time, 0..1, and on CUDA the memory in GiB, by column name.
+        shares: Shares of the time, 0..1, and on CUDA the GPU memory in GiB; keys are column names.
     """
 
     num_patches: int
@@ -41,10 +41,10 @@ class ThroughputStats:
 
 
 class ThroughputMeter:
-    """Stopwatch for the work of one device; ``start`` begins a new measurement.
+    """Meter of the work of one device; ``start`` begins a new measurement.
 
-    It never waits for the device: on CUDA, events are recorded around the network's work and read
-    after they have happened; on a CPU the clock is read.
+    The meter never waits for the device. On CUDA, the meter records an event before and after the
+    network's work, and reads the two events after the work has ended. On a CPU, it reads the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,7 +52,7 @@ class ThroughputMeter:
         self.start()
 
     def start(self) -> None:
-        """Set all counts to zero."""
+        """Begin a new measurement: set all counts and times to zero."""
         self._started, self._num_patches = perf_counter(), 0
         self._data_seconds = self._network_seconds = 0.0
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
@@ -60,7 +60,7 @@ class ThroughputMeter:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def time_data_wait(self, source: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items of ``source``; count the time until each as waiting for data."""
+        """Yield the items of ``source``; count the time until each item arrives as data wait."""
         started = perf_counter()
         for item in source:
             self._data_seconds += perf_counter() - started
@@ -70,7 +70,7 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Count the block as the network's work on a batch, unless the block raises."""
+        """Context manager: count the block as the network's work, unless the block raises."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
@@ -91,11 +91,11 @@ class ThroughputMeter:
             self._network_seconds += start.elapsed_time(end) / 1000
 
     def stats(self) -> ThroughputStats:
-        """Return the use since ``start``; work that the device has not finished is left out."""
+        """Return the statistics since ``start``; unfinished work of the device is left out."""
         self._read_events()
         seconds = max(perf_counter() - self._started, 1e-9)
         shares = {"data_wait_share": self._data_seconds / seconds}
-        # Calls on MPS return before the work is done, and there are no events to time it.
+        # On MPS, calls return before the work is done, and no events measure the time of the work.
         if self._device.type != "mps":
             shares["network_share"] = self._network_seconds / seconds
         if self._device.type == "cuda":
@@ -105,12 +105,12 @@ class ThroughputMeter:
         return ThroughputStats(self._num_patches, self._num_patches / seconds, shares)
 
     def summary_line(self) -> str:
-        """Return a text for a progress bar."""
+        """Return the share of the time that is data wait, as a text for a progress bar."""
         seconds = max(perf_counter() - self._started, 1e-9)
         return f"{self._data_seconds / seconds:.0%} waiting for data"
 
     def log(self, action: str) -> None:
-        """Log the use since ``start``, unless no patch was computed."""
+        """Log the statistics since ``start``, unless no patch was computed."""
         stats = self.stats()
         if stats.num_patches:
             logger.info(

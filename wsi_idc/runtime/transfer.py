@@ -1,4 +1,9 @@
-"""Asynchronous transfers between host and device."""
+"""Asynchronous copies of patches to the device, and of results from the device.
+
+Copies to and from a GPU use pinned memory and run while the GPU computes. Patches are copied on a
+separate stream, and results on the stream that computed them. Code that reads a result waits for
+this result only. On a CPU nothing is copied.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor on the device that may not be filled yet; ``event`` is the end of its copy."""
+    """A tensor on the device whose copy may still run; ``event`` is the end of the copy."""
 
     tensor: Tensor
     event: torch.cuda.Event | None = None
@@ -21,7 +26,8 @@ class DeviceTensor:
         if self.event is not None:
             stream = torch.cuda.current_stream(self.tensor.device)
             stream.wait_event(self.event)
-            # It was allocated on another stream: its memory must not be reused before this one.
+            # The tensor was allocated on another stream. Its memory must not be reused before the
+            # current stream has used the tensor.
             self.tensor.record_stream(stream)
         return self.tensor
 
@@ -34,21 +40,21 @@ class PendingResult:
     event: torch.cuda.Event | None = None
 
     def arrays(self) -> list[NDArray[np.float32]]:
-        """Wait for the copies and return them as arrays."""
+        """Wait until the copies end, and return the tensors as arrays."""
         if self.event is not None:
             self.event.synchronize()
         return [tensor.numpy() for tensor in self.tensors]
 
 
 class DeviceTransfer:
-    """Copies to and from a device."""
+    """Object that copies arrays to a device, and tensors from the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, array: NDArray) -> DeviceTensor:
-        """Start to copy an array, in any thread; the array must not be changed afterwards."""
+        """Start to copy an array to the device, in any thread; do not change the array later."""
         tensor = torch.from_numpy(array)
         if self._stream is None:
             return DeviceTensor(tensor.to(self.device))
@@ -57,7 +63,7 @@ class DeviceTransfer:
             return DeviceTensor(copy, self._stream.record_event())
 
     def download(self, tensors: Sequence[Tensor]) -> PendingResult:
-        """Start to copy tensors that the current stream computes."""
+        """Start to copy tensors from the device; the current stream must compute these tensors."""
         if self._stream is None:
             return PendingResult([tensor.cpu() for tensor in tensors])
         copies = [
