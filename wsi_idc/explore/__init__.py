@@ -1,1 +1,1 @@
-"""``wsi-idc explore``: tables, quality checks and figures of a data set."""
+"""Code of ``wsi-idc explore``: tables, quality checks and figures of a data set."""

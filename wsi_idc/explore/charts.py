@@ -1,4 +1,4 @@
-"""Charts of a description of a pack."""
+"""Charts of the tables and statistics of a pack."""
 
 from collections.abc import Callable
 
@@ -163,7 +163,7 @@ def channels_by_patient(description: Description, pack: Pack) -> Figure:
 
 
 def stain(description: Description, pack: Pack) -> Figure:
-    """Draw the stain of each patient and name the outliers."""
+    """Draw the stain statistics of each patient, and write the ids of the outliers."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True)
     table = description.patients
@@ -217,7 +217,7 @@ def _mark_median(ax: Axes, median: float, text: str) -> None:
 
 
 def _count_from_one(ax: Axes, count: int) -> None:
-    """Number patients from 1 along an axis with places from 0."""
+    """Label the x axis with patient numbers from 1. The x coordinates of patients begin at 0."""
     ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(1, count) if tick <= count]
     ticks = [max(int(tick), 1) for tick in ticks if tick >= 0]
     ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])

@@ -1,4 +1,4 @@
-"""Near-identical patches of different patients."""
+"""Find near-identical patches of different patients."""
 
 import itertools
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 MAX_BITS_APART = 3
 MIN_CORRELATION = 0.95
 _NUM_PARTS = 6
-# Each patch is compared with at most this number of following patches that agree on three parts.
+# A hash is compared with at most this number of later hashes that have the same three parts.
 _MAX_COMPARED = 500
 _PAIRS_AT_A_TIME = 4096
 DUPLICATE_METHOD = (
@@ -34,17 +34,18 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     Args:
         pack: The pack.
         hashes: Perceptual hash of each patch of the pack, shape (N,).
-        candidates: Positions of the patches to compare. Patches without tissue, which are all
-            alike, should not be among them.
+        candidates: Positions of the patches to compare. They should not include patches without
+            tissue: all patches without tissue look alike.
 
     Returns:
-        One row per patch with columns ``group`` (from 1), ``row`` (its position in the pack),
-        ``bits_apart`` and ``correlation`` (with the first patch of its group; NaN for the first).
+        One row per patch of a group. Columns: ``group`` (number from 1), ``row`` (position of the
+        patch in the pack), ``bits_apart`` and ``correlation`` (both between the patch and the first
+        patch of its group; the correlation of the first patch is NaN).
     """
     unique, first_index, inverse = np.unique(
         hashes[candidates], return_index=True, return_inverse=True
     )
-    example = candidates[first_index]  # of each hash
+    example = candidates[first_index]  # one patch for each hash
     same = np.column_stack([example[inverse], candidates])
     near = example[near_pairs(unique)]
     links = np.concatenate([same[same[:, 0] != same[:, 1]], near])
@@ -74,7 +75,7 @@ def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
         hashes: Distinct hashes, shape (N,).
 
     Returns:
-        Positions i < j, shape (P, 2), sorted.
+        Positions i < j of the two hashes of each pair, shape (P, 2), sorted.
     """
     pair_lists = [np.zeros((0, 2), np.int64)]
     is_truncated = False
@@ -102,7 +103,7 @@ def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield the positions of the pairs of equal keys of a sorted array, adjacent ones first."""
+    """Yield the positions of pairs of equal keys in a sorted array; adjacent pairs come first."""
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]
@@ -113,7 +114,7 @@ def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
 
 
 def _correlations(pack: Pack, pairs: Ints) -> NDArray[np.float64]:
-    """Compute the correlation of the gray values of each pair of patches, 0 for a uniform one."""
+    """Compute the correlation of the gray values of each pair; 0 if a patch has one color."""
     parts = [np.zeros(0)]
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
         a, b = (_standardized(pack, rows) for rows in pairs[start : start + _PAIRS_AT_A_TIME].T)

@@ -25,9 +25,9 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
     """Describe ``pack`` and write tables, figures and a summary into the folder ``out``.
 
     Args:
-        pack: The data set; its pixels are read once.
-        out: Folder of ``*.csv``, ``figures/*.png`` and ``*.svg``, and ``summary.json``, which is
-            written last.
+        pack: Pack of the data set. The pixels of the pack are read once.
+        out: Folder of ``*.csv``, ``figures/*.png``, ``figures/*.svg`` and ``summary.json``.
+            ``summary.json`` is written last.
         seed: Seed that selects the sample patches and their augmentation.
 
     Returns:
@@ -35,14 +35,15 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         DataError: The pack is truncated while it is read.
-        WsiIdcError: ``out`` cannot be written to, or contains other files of these names.
+        WsiIdcError: ``out`` cannot be written to, or contains files with these names that are not
+            from explore.
     """
     ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)
     tables = description.tables()
-    # hints.csv is written first: it marks the folder as written by explore.
+    # hints.csv is written first: this file marks the folder as a folder of explore.
     for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
-        # Integers stay exact; six digits hide the last bits of a sum.
+        # Integers are written exactly. Floats have six digits, which hide rounding errors of sums.
         text = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
         write_text(out / f"{name}.csv", text)
     seeded = {draw.__name__: partial(draw, seed=seed) for draw in (samples, augmentation)}

@@ -20,9 +20,9 @@ from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.plotting.raster import downscale
 from wsi_idc.plotting.style import house_style, save_png, say_none
 
-_SAMPLES = (5, 8)  # rows, cols of each class
+_SAMPLES = (5, 8)  # rows and columns of patches of each class
 _AUGMENTED_DRAWS = 8
-_MIN_TISSUE_SHARE = 0.5  # of the patches that show the augmentation
+_MIN_TISSUE_SHARE = 0.5  # smallest fraction of tissue in a patch that shows the augmentation
 _HINTS_SHOWN = 10
 _GROUPS_SHOWN = 10
 _GROUP_MEMBERS_SHOWN = 4
@@ -50,7 +50,7 @@ def samples(description: Description, pack: Pack, *, seed: int) -> Figure:
 
 
 def augmentation(description: Description, pack: Pack, *, seed: int) -> Figure:
-    """Draw patches as they are stored and as training augments them."""
+    """Draw stored patches, and the same patches after the augmentations of training."""
     tissue = description.pixels.table["tissue_px"].to_numpy()
     rows = np.flatnonzero(tissue >= _MIN_TISSUE_SHARE * pack.info.patch_px**2)
     if not len(rows):
@@ -65,14 +65,14 @@ def augmentation(description: Description, pack: Pack, *, seed: int) -> Figure:
 def augmented_samples(
     pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int, path: Path
 ) -> None:
-    """Write a PNG of some patches as an augmentation changes them.
+    """Write a PNG file that shows some patches before and after an augmentation.
 
     Args:
-        pack: The pack.
+        pack: Pack with the patches.
         rows: Positions of the patches to choose from.
         name: Name of the augmentation.
         seed: Seed of the choice and of the augmentation.
-        path: The file to write.
+        path: PNG file to write.
     """
     chosen = _choose_of_each_label(pack, rows, num=3, seed=seed)
     with house_style():
@@ -82,7 +82,7 @@ def augmented_samples(
 
 
 def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
-    """Choose up to ``num`` random rows of a label, independently of the other labels."""
+    """Choose up to ``num`` random rows of a label. Other labels do not change the choice."""
     rng = np.random.default_rng([seed, label + 1])
     return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
 
@@ -96,7 +96,7 @@ def _choose_of_each_label(
 
 
 def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int) -> None:
-    """Draw one row per patch: first as stored, then augmented."""
+    """Draw one row of images per patch: the stored patch, then the augmented patches."""
     stored = pack.patches[rows]
     images = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
     images = images.repeat_interleave(_AUGMENTED_DRAWS, dim=0)
@@ -114,7 +114,7 @@ def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *,
 
 
 def mean_patches(description: Description, pack: Pack) -> Figure:
-    """Draw the mean patch of each class, once unchanged and once with its contrast stretched."""
+    """Draw the mean patch of each class twice: unchanged, and with stretched contrast."""
     means, names = description.pixels.mean_patches, label_names(pack)
     figure = Figure(figsize=(2.6 * max(len(means), 2), 5.4), layout="constrained")
     if not means:
@@ -134,7 +134,7 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
 
 
 def patient(description: Description, pack: Pack) -> Figure:
-    """Draw the patient with the most patches, preferably one with both classes."""
+    """Draw the patient with the most patches. Patients with both classes are preferred."""
     table = description.patients
     both = table[(table["idc"] > 0) & (table["non_idc"] > 0)]
     chosen = (table if both.empty else both).sort_values("patches", kind="stable").iloc[-1]
@@ -178,12 +178,12 @@ def patient(description: Description, pack: Pack) -> Figure:
 
 
 def hints(description: Description, pack: Pack) -> Figure:
-    """Draw some of the patches with each kind of hint."""
+    """Draw some patches for each kind of hint."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(len(quality.PATCH_KINDS), 1)
     for ax, kind in zip(axes, quality.PATCH_KINDS, strict=True):
         table = description.hints[description.hints["kind"] == kind]
-        # Evenly spaced, so from several patients.
+        # The shown rows are evenly spaced, so they are from several patients.
         positions = np.linspace(0, len(table) - 1, min(len(table), _HINTS_SHOWN)).round()
         shown = table.iloc[positions.astype(int)]
         title = f"{kind} ({len(shown)} of {len(table):,} shown): {quality.RULES[kind]}"
@@ -201,7 +201,7 @@ def hints(description: Description, pack: Pack) -> Figure:
 
 
 def near_duplicates(description: Description, pack: Pack) -> Figure:
-    """Draw some of the groups of patches that look the same in several patients."""
+    """Draw some groups of near-identical patches of different patients."""
     groups = [group for _, group in description.duplicates.groupby("group")]
     if not groups:
         figure = Figure(figsize=(10, 0.8))
@@ -219,7 +219,7 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     for ax in axes.flat:
         _hide_axes(ax)
     for column, group in zip(axes.T, groups, strict=False):
-        # One patch of each patient comes first.
+        # One patch of each patient comes before the other patches.
         ordered = group.iloc[np.argsort(group["patient"].duplicated(), kind="stable")]
         for ax, row, name in zip(column, ordered["row"], ordered["patient"], strict=False):
             ax.imshow(pack.patches[row], interpolation="nearest")
@@ -232,13 +232,13 @@ def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]
 
     Args:
         pack: The pack.
-        patient: Patient of the patch.
+        patient: Patient id of the patch.
         x: Left edge of the patch in px.
         y: Top edge of the patch in px.
 
     Returns:
-        Image, shape (3 * patch_px, 3 * patch_px, 3), white for a missing neighbor, and the number
-        of neighbors.
+        The image, shape (3 * patch_px, 3 * patch_px, 3), white at missing neighbors; and the number
+        of neighbors that exist.
     """
     rows = pack.rows_of(patient)
     col_row = (pack.index[["x", "y"]].to_numpy()[rows] - (x, y)) // pack.info.patch_px + 1
@@ -249,7 +249,7 @@ def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]
 
 
 def _framed(image: Pixels) -> Pixels:
-    """Draw a black frame into the patch in the middle of its neighborhood."""
+    """Draw a black frame into the patch in the middle of ``image``."""
     side = len(image) // 3
     middle = image[side:-side, side:-side]
     middle[[0, 1, -2, -1]] = 0
@@ -258,7 +258,7 @@ def _framed(image: Pixels) -> Pixels:
 
 
 def _show_images(ax: Axes, images: Pixels, *, cols: int) -> float:
-    """Draw images in rows of ``cols`` with gray frames; return the side of a framed one in px."""
+    """Draw ``cols`` images per row, with gray frames; return the side of a framed image in px."""
     num, side = images.shape[:2]
     row_col = np.column_stack(np.divmod(np.arange(num), cols)).astype(np.int32)
     gap = max(2, side // 20)

@@ -1,7 +1,7 @@
-"""Statistics of every patch of a pack in one pass over its pixels.
+"""Compute statistics of every patch of a pack. The pixels of the pack are read once.
 
 All statistics are sums of integers, so the same pack gives the same numbers on any machine and with
-any number of threads. Padding does not count.
+any number of threads. Padding is left out.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from wsi_idc.data.pack import Pack
 CHANNELS = ("red", "green", "blue")
 LABELS = (0, 1, -1)
 
-# Glass has a gray value of about 240 in this data set. Tissue is darker and colored; dirt, ink and
-# the edge of the glass are darker without color.
+# Glass has a gray value of about 240 in this data set. Tissue is darker than glass and has color.
+# Dirt, ink and the edge of the glass are darker than glass and have no color.
 GLASS_GRAY = 220
 MIN_TISSUE_COLOR = 20
 DIM_GRAY = 200
@@ -29,13 +29,13 @@ DIM_SHARE_OF_LINE = 0.9
 
 OD_UNIT = 1000  # optical density is summed in integer thousandths
 _WHITE = 255
-# Optical density of the values 0..255; black counts as 1.
+# Optical density of each value from 0 to 255. Value 0 gets the density of value 1.
 _OPTICAL_DENSITY = np.rint(-np.log10(np.maximum(np.arange(256), 1) / _WHITE) * OD_UNIT).astype(
     np.float32
 )
 _PATCHES_AT_A_TIME = 512
 _HASH_SIDE = 8
-# The cosines of the hash are integers too: their sums are exact and their signs reproducible.
+# The cosines of the hash are integers: sums are exact, and signs are equal on all machines.
 _COSINE_UNIT = 1024
 
 
@@ -44,13 +44,14 @@ class PixelStatistics:
     """Statistics of the pixels of a pack.
 
     Attributes:
-        table: One row per patch, in the order of the pack: ``num_px`` (without padding); for each
-            channel ``sum_*`` and ``squares_*``, sums of values 0..255 and of their squares;
-            ``tissue_px``, number of pixels of stained tissue, and ``od_*``, their summed optical
-            density in thousandths; ``dim_lines``, number of lines of pixels that are gray from
-            side to side; ``hash``, 63 bits as uint64.
-        mean_patches: Mean of the patches of full size of each label, shape (h, w, 3), 0..1; without
-            the labels that have none.
+        table: One row per patch, in the order of the pack. Columns: ``num_px``, number of pixels
+            without padding; ``sum_*`` and ``squares_*``, sum of the values (0 to 255) of a channel
+            and sum of the squared values; ``tissue_px``, number of pixels of stained tissue;
+            ``od_*``, sum of the optical density of the stained tissue in a channel, in thousandths;
+            ``dim_lines``, number of rows or columns of pixels that are gray from side to side;
+            ``hash``, 63 bits as uint64.
+        mean_patches: For each label, the mean of the patches of full size, shape (h, w, 3), values
+            from 0 to 1. Labels without a patch of full size are left out.
     """
 
     table: pd.DataFrame
@@ -79,7 +80,7 @@ def pixel_statistics(pack: Pack) -> PixelStatistics:
             tables.append(_block_table(block, planes, sizes[rows]))
             has_label = (labels[rows] == np.array(LABELS)[:, None]) & is_full[rows]
             flat = planes.reshape(3, len(block), -1).astype(np.float32)
-            sums += has_label.astype(np.float32) @ flat  # below 2**24, so exact
+            sums += has_label.astype(np.float32) @ flat  # exact, because sums are below 2**24
             bar.update(len(block))
     mean_patches = {}
     for position, label in enumerate(LABELS):
@@ -89,11 +90,11 @@ def pixel_statistics(pack: Pack) -> PixelStatistics:
 
 
 def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Compute a hash of each image that near-identical images share.
+    """Compute a hash of each image. Near-identical images have equal or similar hashes.
 
     The bits are the signs of the lowest 8 x 8 coefficients of the discrete cosine transform,
-    except the mean. The hash is independent of brightness and contrast, not of place and
-    orientation.
+    except the mean. Another brightness or contrast does not change the hash. A shift, a rotation
+    or a flip of the image changes the hash.
 
     Args:
         gray: Images, shape (N, side, side).
@@ -105,7 +106,7 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     angle = np.pi / side * np.outer(np.arange(_HASH_SIDE), np.arange(side) + 0.5)
     cosines = np.rint(np.cos(angle) * _COSINE_UNIT)  # (8, side)
     low = cosines @ gray.astype(np.float64) @ cosines.T  # (N, 8, 8), integers below 2**53
-    # The sum of the rounded cosines is not quite 0: subtract the coefficients of a uniform image.
+    # The sum of the rounded cosines is not exactly 0: subtract the coefficients of a uniform image.
     total = cosines.sum(axis=1)
     flat = gray.sum(axis=(1, 2), dtype=np.float64)[:, None, None] * np.outer(total, total)
     bits = (low > flat / side**2).reshape(len(gray), -1)
@@ -114,10 +115,10 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _blocks(pack: Pack) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield the pixels of some patches at a time, as copies, and the position of the first.
+    """Yield blocks of patches: the position of the first patch, and a copy of the pixels.
 
-    They are read, not mapped: mapped pages count as memory of the process, so a job with a memory
-    limit would be charged for the complete pack.
+    The pixels are read from the file, not from the memory map: mapped pages count as memory of the
+    process, so a job with a memory limit would need memory for the complete pack.
     """
     assert isinstance(pack.patches, np.memmap)
     shape = pack.patches.shape[1:]
@@ -160,6 +161,6 @@ def _block_table(
 
 
 def _totals(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Sum each image of integers; the sums are exact, since that of a row is below 2**24."""
+    """Sum the integers of each image. The sums are exact: the sum of a row is below 2**24."""
     rows = values @ np.ones(values.shape[-1], np.float32)
     return rows.sum(axis=-1, dtype=np.float64).astype(np.int64)

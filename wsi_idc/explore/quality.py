@@ -1,14 +1,15 @@
-"""Hints at possible errors of a data set: patches and patients to look at, not verdicts.
+"""Find hints at possible errors of a data set. A hint is a reason to check a patch or a patient.
 
-A pair of near-duplicates is found by its perceptual hash (at most 3 of 63 bits differ) and
-confirmed by its pixels (correlation of gray values of at least 0.95). This finds the same image at
-the same place in its patch, also if it is brighter, darker or compressed again. It does not find an
-image that is shifted, rotated or flipped: of 2,000 real patches it found all when they were
-darkened, 99 % after JPEG compression of quality 90, 95 % of quality 70, but 16 % when they were
-shifted by one pixel.
+Two patches are near-duplicates if at most 3 of 63 bits of their perceptual hashes differ and the
+correlation of their gray values is at least 0.95. This method finds a copy of a patch, also if the
+copy is brighter, darker or compressed again. The method does not find a copy that is shifted,
+rotated or flipped. In a test with copies of 2,000 real patches, the method found all darkened
+copies, 99 % of the copies after JPEG compression of quality 90, 95 % of the copies after JPEG
+compression of quality 70, but only 16 % of the copies that were shifted by one pixel.
 
-Hashes that differ in at most 3 bits agree on at least three of six parts, so only patches that
-agree on three parts are compared: the time grows with the number of patches, not with its square.
+A hash is divided into six parts. Two hashes that differ in at most 3 bits have at least three equal
+parts, so only patches with three equal parts are compared. Therefore the time grows with the number
+of patches, not with the square of this number.
 """
 
 import logging
@@ -27,9 +28,9 @@ LABEL, BLANK, DARK_BAND, STAIN = "label", "blank", "dark band", "stain"
 PATCH_KINDS = (LABEL, BLANK, DARK_BAND)
 MIN_TISSUE_SHARE = 0.02
 MIN_DIM_LINES = 3
-# Iglewicz & Hoaglin, How to Detect and Handle Outliers (1993): modified z-scores above 3.5.
+# Limit for outliers from Iglewicz & Hoaglin, How to Detect and Handle Outliers (1993).
 MAX_ABS_Z = 3.5
-# With fewer patches of tissue the values depend more on the patches than on the stain.
+# With fewer patches of tissue, the stain statistics depend more on these patches than on the stain.
 MIN_PATCHES_FOR_STAIN = 10
 STAIN_FEATURES = ("stain_strength", "red_share", "blue_share")
 # Ratio of standard deviation and median absolute deviation of a normal distribution.
@@ -49,7 +50,8 @@ def neighbor_index(pack: Pack) -> Ints:
     """Find the positions of the 8 patches around each patch.
 
     Returns:
-        Positions in the pack, row by row, shape (N, 8); -1 for a missing neighbor.
+        Positions in the pack, shape (N, 8); -1 for a missing neighbor. The order of the neighbors
+        is row by row.
     """
     # A border of one empty cell separates the end of a row from the start of the next one.
     stride = MAX_CELLS_PER_SIDE + 2
@@ -70,8 +72,8 @@ def isolated_labels(labels: NDArray[np.int8], neighbors: Ints) -> Bools:
     """Find the patches with 8 neighbors that all have the other label.
 
     Args:
-        labels: 0, 1, or -1 unknown, shape (N,).
-        neighbors: Positions of the neighbors, shape (N, 8), -1 for a missing one.
+        labels: Label of each patch: 0, 1, or -1 (unknown); shape (N,).
+        neighbors: Positions of the neighbors, shape (N, 8); -1 for a missing neighbor.
     """
     neighbor_labels = np.where(neighbors >= 0, labels[neighbors], -1)
     return (labels >= 0) & (neighbor_labels == 1 - labels[:, None]).all(axis=1)
@@ -83,17 +85,17 @@ def is_blank(pixel_table: pd.DataFrame) -> Bools:
 
 
 def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.DataFrame:
-    """Find the hints at single patches.
+    """Find the hints about single patches.
 
     Args:
         pack: The pack.
         pixel_table: ``PixelStatistics.table`` of the pack.
-        neighbors: ``neighbor_index`` of the pack.
+        neighbors: Result of ``neighbor_index`` for the pack.
 
     Returns:
-        One row per hint with columns ``kind``, ``row`` (position in the pack), ``patient``, ``x``,
-        ``y``, ``label``, ``value`` (number of neighbors of the other label, share of tissue, or
-        number of gray lines) and ``path``; sorted by kind, then by row.
+        One row per hint, sorted by kind, then by row. Columns: ``kind``, ``row`` (position of the
+        patch in the pack), ``patient``, ``x``, ``y``, ``label``, ``value`` (number of neighbors
+        with the other label, share of tissue, or number of gray lines) and ``path``.
     """
     labels, dim_lines = pack.index["label"].to_numpy(), pixel_table["dim_lines"].to_numpy()
     tissue_share = (pixel_table["tissue_px"] / pixel_table["num_px"]).to_numpy()
@@ -111,7 +113,7 @@ def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.
 
 
 def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
-    """Add patient, x, y, label and path of the patches in the column ``row`` of a table."""
+    """Add columns patient, x, y, label and path. Column ``row`` has the positions in the pack."""
     rows = table["row"].to_numpy(np.int64)
     paths = pack.paths() if len(rows) else []
     columns = pack.index.iloc[rows].reset_index(drop=True)[["x", "y", "label"]]
@@ -119,17 +121,19 @@ def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def stain_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
-    """Compare the stain of each patient with that of the others.
+    """Compare the stain of each patient with the stain of the other patients.
 
     Args:
         pack: The pack.
         pixel_table: ``PixelStatistics.table`` of the pack.
 
     Returns:
-        One row per patient: mean optical density of the tissue in each channel (``od_*``);
-        ``stain_strength``, their mean; ``red_share`` and ``blue_share``, the channel's share of
-        their sum (hematoxylin absorbs more red than eosin does); the modified z-score of these
-        three, ``*_z``, NaN for a patient with few patches of tissue; ``stain_outlier``.
+        One row per patient. Columns: ``od_*``, mean optical density of the tissue in each channel;
+        ``stain_strength``, mean of the three densities; ``red_share`` and ``blue_share``, density
+        of a channel divided by the sum of the three densities (hematoxylin absorbs more red than
+        eosin does); ``stain_strength_z``, ``red_share_z`` and ``blue_share_z``, modified z-scores
+        (NaN for a patient with few patches of tissue); ``stain_outlier``, whether a z-score is
+        beyond ``MAX_ABS_Z``.
     """
     columns = ["tissue_px", *(f"od_{name}" for name in CHANNELS)]
     patient = pack.index["patient"].to_numpy()
@@ -152,9 +156,11 @@ def stain_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def modified_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the distance of each value from the median in robust standard deviations.
+    """Compute the modified z-score of each value.
 
-    NaN stays NaN and does not count. If at least half of the values are equal, all scores are 0.
+    The score is the distance from the median in robust standard deviations. The score of NaN is
+    NaN, and NaN does not change the other scores. If more than half of the other values are equal,
+    the other scores are 0.
     """
     known = values[~np.isnan(values)]
     if not len(known):

@@ -17,7 +17,7 @@ from wsi_idc.geometry.grid import shape_of
 FORMAT = "wsi-idc-explore"
 FORMAT_VERSION = 1
 SIGNIFICANT_DIGITS = 6
-# Column that counts the patches of each label.
+# Name of the column with the number of patches of each label.
 LABEL_COLUMNS = {0: "non_idc", 1: "idc", -1: "unknown"}
 _WHITE = 255
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
@@ -28,18 +28,21 @@ _STATISTICS = [f"{statistic}_{name}" for statistic in ("mean", "std") for name i
 class Description:
     """Tables and statistics of a pack.
 
-    Mean and standard deviation of channels are over pixels, 0..1, without padding.
+    Channel statistics are the mean and the standard deviation over all pixels except padding, in
+    numbers from 0 to 1.
 
     Attributes:
-        patients: One row per patient: patches by label, IDC fraction (of the known labels; NaN
-            without any), grid, hints, channel and stain statistics.
-        classes: One row per class, and one for all: patches, patients, channel statistics.
-        channels: One row per patient and class: patches, channel statistics.
-        sizes: One row per patch size: patches by label, patients.
-        hints: One row per hint at a patch, as ``quality.quality_flags`` returns them.
-        duplicates: One row per patch that looks like one of another patient.
+        patients: One row per patient: number of patches by label, IDC fraction of the known labels
+            (NaN without a known label), size of the grid, number of hints, channel statistics,
+            stain statistics.
+        classes: One row per class, and one row for all patches: number of patches, number of
+            patients, channel statistics.
+        channels: One row per patient and class: number of patches, channel statistics.
+        sizes: One row per patch size: number of patches by label, number of patients.
+        hints: One row per hint about a patch, as ``quality.quality_flags`` returns the hints.
+        duplicates: One row per patch that looks like a patch of another patient.
         pixels: Statistics of the pixels of each patch.
-        summary: The most important numbers, JSON-ready.
+        summary: The most important numbers, as values for JSON.
     """
 
     patients: pd.DataFrame
@@ -52,13 +55,13 @@ class Description:
     summary: dict[str, Any]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables that are written as CSV, by name."""
+        """Return the tables for the CSV files, by name."""
         names = ("patients", "classes", "channels", "sizes", "hints", "duplicates")
         return {name: getattr(self, name).drop(columns="row", errors="ignore") for name in names}
 
 
 def describe(pack: Pack) -> Description:
-    """Compute all tables of a pack; its pixels are read once."""
+    """Compute all tables of a pack. The pixels of the pack are read once."""
     pixels = pixel_statistics(pack)
     neighbors = quality.neighbor_index(pack)
     hints = quality.quality_flags(pack, pixels.table, neighbors)
@@ -80,21 +83,21 @@ def describe(pack: Pack) -> Description:
 
 
 def label_names(pack: Pack) -> dict[int, str]:
-    """Return the name of each label."""
+    """Return the class name of each label, and "unknown" for -1."""
     return dict(enumerate(pack.info.class_names)) | {-1: "unknown"}
 
 
 def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
-    """Compute mean and standard deviation of the channels (0..1) of each group of patches.
+    """Compute mean and standard deviation (0 to 1) of each channel for each group of patches.
 
     Args:
-        pixel_table: ``PixelStatistics.table``.
-        keys: Keys of the groups, as ``DataFrame.groupby`` takes them.
+        pixel_table: ``PixelStatistics.table`` of the pack.
+        keys: Group of each patch, as an argument of ``DataFrame.groupby``.
     """
     names = [f"{statistic}_{name}" for statistic in ("sum", "squares") for name in CHANNELS]
     groups = pixel_table[["num_px", *names]].groupby(keys)
     sums = groups.sum()
-    # Python integers do not overflow, and the variance of one color is exactly 0.
+    # Python integers do not overflow, and the variance of equal pixels is exactly 0.
     exact = sums.astype(object)
     table = pd.DataFrame({"patches": groups.size()}, index=sums.index)
     for name in CHANNELS:
@@ -127,7 +130,7 @@ def _patient_table(
 
 
 def _label_counts(labels: pd.Series, keys: Any) -> pd.DataFrame:
-    """Count the patches of each group by label and compute the IDC fraction of the known ones."""
+    """Count the patches of each group by label; compute the IDC fraction of the known labels."""
     columns = {name: (labels == label).groupby(keys).sum() for label, name in LABEL_COLUMNS.items()}
     table = pd.DataFrame(columns)
     table.insert(0, "patches", table.sum(axis=1))
@@ -137,7 +140,7 @@ def _label_counts(labels: pd.Series, keys: Any) -> pd.DataFrame:
 
 
 def _class_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per class of the pack, and one for all patches."""
+    """Return one row per class of the pack, and one row for all patches."""
     names = [*pack.info.class_names, "unknown", "all"]
     groups = (_class_codes(pack), np.full(len(pack), names.index("all")))
     table = pd.concat([channel_table(pixel_table, keys) for keys in groups])
@@ -157,13 +160,13 @@ def _patient_class_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _class_codes(pack: Pack) -> NDArray[np.int64]:
-    """Return the label of each patch, with 2 for an unknown one."""
+    """Return the class of each patch: the label, or 2 if the label is unknown."""
     labels = pack.index["label"].to_numpy(np.int64)
     return np.where(labels < 0, len(pack.info.class_names), labels)
 
 
 def _size_table(pack: Pack) -> pd.DataFrame:
-    """Return one row per patch size: the full size first, then the most frequent."""
+    """Return one row per patch size: the full size first, then the other sizes by frequency."""
     index, side = pack.index, pack.info.patch_px
     keys = [index["height"], index["width"]]
     table = _label_counts(index["label"], keys).drop(columns="idc_fraction")
@@ -231,7 +234,7 @@ def _quantiles(values: pd.Series) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> float | int:
-    """Return a Python number with as many digits as the tables have."""
+    """Return a Python number: an exact integer, or a float with the digits of the tables."""
     if isinstance(value, int | np.integer):
         return int(value)
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.patient_map import PatientMap
 
-# Corners are stored as integers, so rounding moves them by up to one px.
+# Corners of patches are stored as integers, so rounding moves a corner by up to one px.
 _TOLERANCE_PX = 1.0
 _DECIMALS = 4
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "wsi-idc")
@@ -17,11 +17,12 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "wsi-idc")
 
 @dataclass(frozen=True)
 class GridTransform:
-    """Corner of the grid and side of its cells, in px of a picture.
+    """Position of a grid and side of the cells, in px of a slide or of stitched tissue.
 
     Attributes:
-        x, y: Top left corner of cell (0, 0).
-        side: Side of a cell; a fraction where two resolutions do not divide.
+        x, y: Position of the top left corner of cell (0, 0).
+        side: Side of a cell. It is not always an integer: the slide and the map can have different
+            resolutions.
         mpp: Microns per px.
     """
 
@@ -33,28 +34,28 @@ class GridTransform:
     def points(self, col_row: NDArray) -> NDArray[np.float64]:
         """Return corners of cells in px.
 
-        Each is a multiple of the exact side and not a sum of rounded sides, so rounding errors do
-        not add up along the grid.
+        A corner is computed as a multiple of the exact side of a cell, not as a sum of rounded
+        sides. Therefore rounding errors do not add up along the grid.
 
         Args:
-            col_row: Columns and rows, where (0, 0) is the top left corner of the first cell, shape
-                (..., 2).
+            col_row: Column and row of each corner, shape (..., 2); (0, 0) is the top left corner
+                of cell (0, 0).
 
         Returns:
-            x and y, the same shape.
+            x and y of each corner, in the shape of ``col_row``.
         """
         points = np.array([self.x, self.y]) + np.asarray(col_row, np.float64) * self.side
         return points.round(_DECIMALS)
 
 
 def stable_id(patient_map: PatientMap, part: str) -> str:
-    """Return the UUID of a part of a map, the same in every export of the same grid."""
+    """Return the UUID of a part of a map; it depends only on patient, grid and ``part``."""
     grid = f"{patient_map.patch_px}px/{patient_map.cell_px}px/{patient_map.mpp:g}um"
     return str(uuid.uuid5(_NAMESPACE, f"{patient_map.patient}/{grid}/{part}"))
 
 
 def grid_transform(patient_map: PatientMap, coordinates: str = "level0") -> GridTransform:
-    """Compute the position of the grid.
+    """Compute the position of the grid of a map.
 
     Args:
         patient_map: The map.
@@ -74,7 +75,7 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "level0") -> Grid
             f"patient {patient_map.patient}: the corners of the patches are not on a grid of "
             f"{side:g} px; make the map again"
         )
-    # Where patches overlap, a cell is the middle of its patch.
+    # If patches overlap, a cell is only the middle of its patch.
     margin = patient_map.origin_px * patient_map.mpp / patient_map.level0_mpp
     x, y = (float(edge) + margin for edge in corner)
     return GridTransform(x, y, side, patient_map.level0_mpp)

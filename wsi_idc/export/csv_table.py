@@ -1,4 +1,4 @@
-"""One row per patch as CSV."""
+"""Write the numbers of a map as CSV, one line per patch."""
 
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from wsi_idc.maps.patient_map import PatientMap
 
 
 def patch_table(patient_map: PatientMap) -> pd.DataFrame:
-    """Return the numbers of a map, one row a patch.
+    """Return a table of the numbers of a map, one row per patch.
 
-    Columns: ``prob_CLASS`` and ``logit_CLASS`` of both classes, ``label`` (-1 unknown), and if
-    the map has them ``uncertainty``, ``smoothed``, ``cam_mean`` and ``cam_max``.
+    The columns are ``prob_CLASS`` and ``logit_CLASS`` of both classes, and ``label`` (-1 if the
+    label is unknown). The columns ``uncertainty``, ``smoothed``, ``cam_mean`` and ``cam_max`` are
+    present if the map has these values.
     """
     other, idc = patient_map.class_names
     columns = {
@@ -34,10 +35,10 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
 
 
 def write_csv(patient_map: PatientMap, out: Path) -> None:
-    """Write one line a patch: WSInfer's columns, the cell, then the other numbers.
+    """Write one line per patch: the columns of WSInfer, row and col of the cell, other numbers.
 
-    WSInfer's columns are ``minx``, ``miny``, ``width``, ``height`` as integers in level-0
-    px, where neighboring patches share an edge, and ``prob_CLASS``.
+    The columns of WSInfer are ``minx``, ``miny``, ``width``, ``height`` and ``prob_CLASS``. The
+    first four are integers in level-0 px, rounded so that neighboring patches share an edge.
     """
     transform = grid_transform(patient_map)
     cells = patient_map.row_col[:, ::-1]

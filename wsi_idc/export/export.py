@@ -1,4 +1,4 @@
-"""``wsi-idc export``: write maps in the requested formats."""
+"""Write maps in the formats that ``wsi-idc export`` offers."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ from wsi_idc.maps.patient_map import PatientMap
 logger = logging.getLogger(__name__)
 
 FORMATS = ("geojson", "ome-tiff", "csv", "png")
-# QuPath shows the numbers of the other layers as measurements of the tiles.
+# Layers that are written as OME-TIFF. The GeoJSON file has the numbers of the other layers: QuPath
+# shows them as measurements of the tiles.
 _OME_LAYERS = ("tissue", "probability", "cam")
 
 
@@ -29,8 +30,9 @@ class ExportOptions:
 
     Attributes:
         formats: Formats to write, from ``FORMATS``.
-        threshold: Probability from which GeoJSON calls a patch IDC; None takes the map's.
-        coordinates: Unit of GeoJSON, "level0" or "image", as in ``grid_transform``.
+        threshold: Probability from which GeoJSON calls a patch IDC; None takes the threshold of
+            the map.
+        coordinates: Coordinates in GeoJSON: "level0" or "image", as in ``grid_transform``.
         compress: Whether GeoJSON is written as ``.geojson.gz``.
     """
 
@@ -45,8 +47,8 @@ class ExportReport:
     """Result of an export.
 
     Attributes:
-        written: Map file to the files written from it.
-        failed: Map file to the reason why a file is missing.
+        written: For each map file, the files that were written from this map.
+        failed: For each map file that failed, the reason.
     """
 
     written: dict[Path, list[Path]] = field(default_factory=dict)
@@ -54,9 +56,10 @@ class ExportReport:
 
 
 def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> ExportReport:
-    """Write maps into the folder ``out``; a map that fails is set aside with the reason.
+    """Write maps into the folder ``out``.
 
-    Files of the same names are replaced, each in one atomic step.
+    A map that fails does not stop the export: the report has the reason. Existing files of the
+    same names are replaced, each in one atomic step.
     """
     report = ExportReport()
     map_of_patient: dict[str, Path] = {}

@@ -1,7 +1,8 @@
-"""Patches and regions for QuPath, as GeoJSON.
+"""Write patches and regions as GeoJSON for QuPath.
 
 Format: https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
-and, field by field, ``QuPathTypeAdapters`` in its source. QuPath cannot read NaN.
+The class ``QuPathTypeAdapters`` in the source code of QuPath defines each field. QuPath cannot read
+NaN.
 """
 
 import gzip
@@ -23,9 +24,9 @@ from wsi_idc.export.layers import LABEL_RGB
 from wsi_idc.geometry.regions import extract_regions
 from wsi_idc.maps.patient_map import PatientMap
 
-_IDC = 1  # label, and index of the class name
+_IDC = 1  # label of IDC, and index of the class name
 _SIGNIFICANT = 7  # digits of a float32
-# Corners of a cell, clockwise on the screen and closed.
+# Corners of a cell, clockwise on the screen. The first corner is repeated at the end.
 _RING = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
 
 
@@ -40,8 +41,9 @@ def write_geojson(
 
     Args:
         patient_map: The map.
-        out: The file; it is compressed if the name ends in ``.gz``.
-        threshold: Probability from which a patch is called IDC; None takes the map's.
+        out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
+        threshold: Probability from which a patch is called IDC; None takes the threshold of the
+            map.
         coordinates: "level0" or "image", as in ``grid_transform``.
 
     Raises:
@@ -52,11 +54,11 @@ def write_geojson(
     with atomic_write(out) as partial, ExitStack() as stack:
         file: Any = stack.enter_context(partial.open("wb"))
         if out.suffix == ".gz":
-            # No name and no time in the header, so that the same map gives the same bytes.
+            # The gzip header has no name and no time, so that the same map gives the same bytes.
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         file.write(b'{"type": "FeatureCollection", "features": [')
         separator = b"\n"
-        # One at a time: all features together need many times the memory of the map.
+        # Features are made one at a time: all together need many times the memory of the map.
         tiles = _tiles(patient_map, transform, threshold)
         for feature in chain(tiles, _annotations(patient_map, transform, threshold)):
             file.write(separator + json.dumps(feature, allow_nan=False).encode())
@@ -91,7 +93,7 @@ def _annotations(
         yield _feature(
             patient_map,
             f"region/{row}/{col}",
-            # The outline is clockwise like the tiles, and the holes are not.
+            # The outline is clockwise, like the tiles. The holes are counterclockwise.
             [transform.points(shapely.get_coordinates(ring)).tolist() for ring in rings],
             _IDC,
             {
@@ -114,7 +116,7 @@ def _feature(
     measured: Mapping[Any, float],
     **properties: Any,
 ) -> dict[str, Any]:
-    # Finite numbers only, with the digits of a float32.
+    # Measurements are finite numbers, rounded to the digits of a float32.
     measurements = {
         name: float(f"{value:.{_SIGNIFICANT}g}")
         for name, value in measured.items()

@@ -1,4 +1,4 @@
-"""Layers of a map as RGB pictures of one size."""
+"""Paint the layers of a map as pictures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +14,19 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.plotting.raster import CLEAR, Pixels, colorize, downscale
 
-# The standard deviation of numbers from 0 to 1 is at most 0.5.
+# Largest uncertainty: the standard deviation of numbers from 0 to 1 is at most 0.5.
 MAX_DEVIATION = 0.5
-# By label; LABEL_RGB[-1] is the color of the unknown label.
+# Colors in the order of the labels 0, 1, -1: LABEL_RGB[-1] is the color of an unknown label.
 LABEL_RGB = tuple(ImageColor.getrgb(LABEL_COLORS[label])[:3] for label in (0, 1, -1))
 _OPAQUE = 255
 
 
 class LayerPicture:
-    """A layer as a picture, transparent where there is no patch.
+    """Picture of a layer; cells without a patch are transparent.
 
     Attributes:
         name: Name of the layer in file names.
-        title: Name of the layer for people.
+        title: Title of the layer in legends and file descriptions.
     """
 
     def __init__(self, layer: Layer, patient_map: PatientMap, read_rows: ReadRows | None) -> None:
@@ -38,7 +38,7 @@ class LayerPicture:
 
     @property
     def scale(self) -> Mapping[str, Any]:
-        """Meaning of the colors, JSON-ready."""
+        """Meaning of the colors, as values for JSON."""
         layer = self._layer
         if layer.values is None:
             return {"kind": "rgb"}
@@ -60,26 +60,26 @@ class LayerPicture:
         """Paint a row of the grid.
 
         Args:
-            row: Number of the row.
+            row: Number of the row, from 0.
             cell_px: Side of a cell in px.
 
         Returns:
-            Red, green, blue and alpha, shape (cell_px, cols * cell_px, 4), transparent white where
-            there is no patch.
+            Red, green, blue and alpha, shape (cell_px, cols * cell_px, 4). Cells without a patch
+            are transparent white.
         """
         patches, values = self._patches[row], self._layer.values
         if values is None:
             assert self._read_rows is not None
             strip = self._read_rows(row * self._tissue_px, (row + 1) * self._tissue_px)
-            # Each row of cells is shrunk by itself, so that no cell is shifted.
+            # Each row of cells is shrunk separately, so that no cell is shifted.
             strip = downscale(strip, height=cell_px, width=len(patches) * cell_px)
             alpha = np.where(patches < 0, 0, _OPAQUE).astype(np.uint8)
             return np.dstack([strip, np.tile(alpha.repeat(cell_px), (cell_px, 1))])
-        blocks = self._colors(values[patches])  # (cols, 4), a CAM: (cols, h, w, 4)
+        blocks = self._colors(values[patches])  # (cols, 4), or (cols, h, w, 4) for a CAM
         blocks[patches < 0] = CLEAR
         if blocks.ndim == 2:
             return np.tile(blocks.repeat(cell_px, axis=0), (cell_px, 1, 1))
-        # Each px takes the CAM pixel under its center, so that nothing is blended.
+        # Each px takes the CAM value at the center of the px, so that CAM values are not mixed.
         down, across = (
             ((np.arange(cell_px) + 0.5) * side / cell_px).astype(int) for side in blocks.shape[1:3]
         )
@@ -94,11 +94,13 @@ class LayerPicture:
 
 
 def layer_pictures(patient_map: PatientMap, read_rows: ReadRows | None) -> list[LayerPicture]:
-    """Return the layers of a map as pictures; the colors of all but the CAM compare patients.
+    """Return the layers of a map as pictures.
+
+    A color has the same meaning for all patients, except in the CAM.
 
     Args:
         patient_map: The map.
-        read_rows: Reads its stitched tissue; None if the map has no image.
+        read_rows: Function that reads rows of the stitched tissue; None if the map has no image.
     """
     layers = layers_of(patient_map, has_tissue=read_rows is not None, uncertainty_max=MAX_DEVIATION)
     return [LayerPicture(layer, patient_map, read_rows) for layer in layers]

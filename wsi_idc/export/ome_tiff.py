@@ -1,4 +1,4 @@
-"""Layers of a map as pyramidal OME-TIFF."""
+"""Write layers of a map as pyramidal OME-TIFF files."""
 
 import json
 import tempfile
@@ -20,15 +20,17 @@ from wsi_idc.runtime.prefetch import rebatch
 
 TILE_PX = 256
 _UM_PER_CM = 10_000
-# A classic TIFF holds at most 4 GiB; the pyramid adds a third.
+# Largest layer in a classic TIFF file; larger layers are written as BigTIFF. A classic TIFF file
+# holds at most 4 GiB, and the smaller levels of the pyramid add a third to the layer.
 _MAX_CLASSIC_BYTES = 2 * 2**30
 
 
 def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> None:
-    """Write a layer in px of the stitched tissue, white where there is no patch.
+    """Write a layer at the resolution of the stitched tissue; cells without a patch are white.
 
-    Each level is half as large as the level before, odd sides rounded up, down to one tile of
-    ``TILE_PX``. Levels are children of the first (SubIFDs), as OME-TIFF requires.
+    Each level of the pyramid has half the height and half the width of the level before; odd sides
+    are rounded up. The last level fits into one tile of ``TILE_PX`` px. As OME-TIFF requires, the
+    smaller levels are children (SubIFDs) of the first level.
     """
     (rows, cols), cell_px = patient_map.shape, patient_map.cell_px
     sizes = _level_sizes(rows * cell_px, cols * cell_px)
@@ -41,10 +43,10 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
     with ExitStack() as stack:
         partial = stack.enter_context(atomic_write(out))
         writer = stack.enter_context(tifffile.TiffWriter(partial, ome=True, bigtiff=big))
-        # RGB on white, a row of the grid at a time.
+        # One row of the grid at a time is painted, as RGB. Cells without a patch are white.
         strips: Iterator[Pixels] = (layer.paint_row(n, cell_px)[..., :3] for n in range(rows))
         for height, width in sizes:
-            # The next level collects in a file while this one is written.
+            # The pixels of the next level are collected in a file while this level is written.
             next_level = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
             per_cm = _UM_PER_CM / patient_map.mpp * width / sizes[0][1]
             writer.write(
@@ -54,7 +56,7 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
                 photometric="rgb",
                 tile=(TILE_PX, TILE_PX),
                 compression="zlib",
-                # The lowest level takes a third of the default's time for 3 % more bytes.
+                # Compression level 1 takes a third of the default level's time for 3 % more bytes.
                 compressionargs={"level": 1},
                 predictor=True,
                 resolution=(per_cm, per_cm),
@@ -62,7 +64,7 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
                 **options,
             )
             strips = _stored(next_level, (width + 1) // 2)
-            # Bit 0 marks a smaller version of another page.
+            # Bit 0 of ``subfiletype`` marks a smaller version of another page.
             options = {"subfiletype": 1, "metadata": None, "software": False}
 
 
@@ -90,11 +92,11 @@ def _metadata(patient_map: PatientMap, layer: LayerPicture) -> dict[str, Any]:
 
 
 def _halving(strips: Iterable[Pixels], next_level: IO[bytes]) -> Iterator[Pixels]:
-    """Pass strips on, and write each at half the size to ``next_level``."""
+    """Yield the strips unchanged, and write each strip at half its size to ``next_level``."""
     for strip in strips:
         height, width, _ = strip.shape
         even = np.pad(strip, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
-        # Exactly half, so each px is the mean of 2 x 2 px.
+        # Both sides are halved exactly, so each px of ``small`` is the mean of 2 x 2 px.
         small = downscale(even, height=(height + 1) // 2, width=(width + 1) // 2)
         next_level.write(small.tobytes())
         yield strip

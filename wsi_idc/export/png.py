@@ -1,4 +1,4 @@
-"""Layers of a map as PNG files, with a legend."""
+"""Write the layers of a map as PNG files, with a legend."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,28 +13,29 @@ from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.export.layers import LayerPicture
 from wsi_idc.maps.patient_map import PatientMap
 
-# Pillow warns about a decompression bomb from about 89 million px on.
+# Pillow warns about a decompression bomb if a picture has more than about 89 million px.
 MAX_PX = 2**26
 
 
 def cell_px_of(patient_map: PatientMap) -> int:
-    """Return the side of a cell in the PNG files, an integer so that no cell is shifted.
+    """Return the side of a cell in the PNG files, in px.
 
-    It is the side in the stitched tissue, or less if the picture would exceed ``MAX_PX``.
+    The side is an integer, so that no cell is shifted. It is the side of a cell in the stitched
+    tissue, or less if the picture would have more than ``MAX_PX`` px.
     """
     rows, cols = patient_map.shape
     return max(1, min(patient_map.cell_px, int((MAX_PX / (rows * cols)) ** 0.5)))
 
 
 def write_png(patient_map: PatientMap, layer: LayerPicture, out: Path) -> None:
-    """Write a layer, transparent where there is no patch."""
+    """Write a layer as PNG; cells without a patch are transparent."""
     cell_px = cell_px_of(patient_map)
     rows, cols = patient_map.shape
     picture = np.empty((rows * cell_px, cols * cell_px, 4), np.uint8)
     for row in range(rows):
         picture[row * cell_px : (row + 1) * cell_px] = layer.paint_row(row, cell_px)
     with atomic_write(out) as partial:
-        # The lowest level takes a third of the default's time for 10 % more bytes.
+        # Compression level 1 takes a third of the default level's time for 10 % more bytes.
         Image.fromarray(picture).save(partial, format="PNG", compress_level=1)
 
 
@@ -43,8 +44,8 @@ def write_legend(patient_map: PatientMap, layers: Mapping[Path, LayerPicture], o
 
     Args:
         patient_map: The map.
-        layers: PNG file to layer.
-        out: The JSON file.
+        layers: For each PNG file, the layer in this file.
+        out: JSON file to write.
     """
     rows, cols = patient_map.shape
     cell_px, transform = cell_px_of(patient_map), grid_transform(patient_map)
@@ -55,7 +56,7 @@ def write_legend(patient_map: PatientMap, layers: Mapping[Path, LayerPicture], o
         "px_per_patch": cell_px,
         "um_per_px": patient_map.cell_px * patient_map.mpp / cell_px,
         "mpp_source": patient_map.mpp_source,
-        # level-0 x = x0 + x * level0_px_per_px
+        # x of a px in the slide (level 0) = x0 + x in the PNG file * level0_px_per_px
         "level0": {
             "x0": transform.x,
             "y0": transform.y,

@@ -1,7 +1,9 @@
-"""A checkpoint as a model folder of WSInfer, which QuPath's WSInfer extension reads as well.
+"""Write a checkpoint as a model folder of WSInfer.
 
-Both cut patches of ``patch_size_pixels`` times ``spacing_um_px`` um from a slide, transform them
-as in ``config.json`` and take the softmax of the outputs of ``torchscript_model.pt``. Format:
+WSInfer and the WSInfer extension of QuPath read this folder. Both programs cut patches from a slide
+and transform the patches as in ``config.json``. The side of a patch is ``patch_size_pixels`` times
+``spacing_um_px`` um. The probabilities are the softmax of the outputs of ``torchscript_model.pt``.
+Format:
 https://github.com/SBU-BMI/wsinfer-zoo/blob/main/wsinfer_zoo/schemas/model-config.schema.json
 """
 
@@ -39,16 +41,17 @@ class _Calibrated(nn.Module):
         self.temperature = temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, 2) of normalized images (N, 3, H, W)."""
+        """Return the logits, shape (N, 2), of normalized images, shape (N, 3, H, W)."""
         return self.network(x) / self.temperature
 
 
 def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
-    """Write the model folder ``out`` and return its files.
+    """Write the model folder ``out``, and return the paths of the written files.
 
     Raises:
-        CheckpointError: Both classes have one name, or TorchScript changes the logits.
-        WsiIdcError: ``out`` cannot be written to, or holds other files of these names.
+        CheckpointError: Both classes have the same name, or TorchScript changes the logits.
+        WsiIdcError: ``out`` cannot be written to, or contains files with these names that are not
+            from an export.
     """
     if len(set(checkpoint.class_names)) < len(checkpoint.class_names):
         raise CheckpointError(
@@ -66,7 +69,7 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the contents of ``config.json``.
 
     ``Resize`` is part of every transform: QuPath and WSInfer round the side of a patch on the
-    slide, so a patch may be off by a px.
+    slide, so a patch may be one px too small or too large.
     """
     spec = checkpoint.input
     return {
@@ -85,15 +88,15 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def torchscript(checkpoint: Checkpoint) -> bytes:
-    """Return the network with its temperature as TorchScript, for batches of any size.
+    """Return the network and its temperature as TorchScript, for batches of any size.
 
-    The module is not frozen: freezing turns weights into constants, which ``module.to("cuda")``
-    does not move, and WSInfer moves a model that way.
+    The module is not frozen: freezing turns weights into constants. WSInfer calls
+    ``module.to("cuda")``, which does not move constants.
     """
     model = _Calibrated(checkpoint.build().network, checkpoint.temperature).eval()
     side = _input_px(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    # Optimizing takes longer than three runs.
+    # TorchScript is not optimized: this would take longer than the three runs of the network.
     with _quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
         example = torch.randn(_TRACED_BATCH, 3, side, side, generator=generator)
         buffer = io.BytesIO()
@@ -116,17 +119,17 @@ def _input_px(checkpoint: Checkpoint) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence warnings about TorchScript being deprecated; WSInfer reads no other format."""
+    """Hide warnings that TorchScript is deprecated: WSInfer reads no other format."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=category)
-        # A size that the trace took for a constant; the logits are checked.
+        # A TracerWarning reports a size that becomes a constant. The logits are checked later.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         yield
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Drop the records with source paths of this machine, which serve error messages only."""
+    """Drop the source paths: only error messages use them, and they differ between machines."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():
@@ -159,13 +162,13 @@ def _card(checkpoint: Checkpoint) -> str:
 
 
 def _threshold_rule(config: Mapping[str, Any]) -> str:
-    """Return the rule that set the threshold, empty if the checkpoint has no rule."""
+    """Return the rule that chose the threshold; empty text if the checkpoint has no rule."""
     if target := config.get("target_sensitivity"):
         return f" for a sensitivity of {target:g}" if isinstance(target, float) else ""
     return _THRESHOLDS.get(str(config.get("threshold_by")), "")
 
 
 def _as_code(text: str) -> str:
-    """Return text from a checkpoint as Markdown code, so that nothing in it is markup."""
+    """Return text from a checkpoint as Markdown code, so that no part of the text is markup."""
     plain = "".join(char if char.isprintable() and char != "`" else "?" for char in text)
     return f"`{plain}`"
