@@ -1,4 +1,4 @@
-"""Calibration on the val patients: temperature, threshold and smoothing."""
+"""Calibration: fit temperature, threshold and smoothing to the val patients."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,18 +15,18 @@ from wsi_idc.geometry.grid import smooth
 from wsi_idc.models.checkpoint import Smoothing
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
-_MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would measure the patient rather than the place
-_MIN_PROBABILITY = 1e-6  # a probability of 0 or 1 would outweigh any number of neighbors
+_MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would average over too much of the slide
+_MIN_PROBABILITY = 1e-6  # the log odds of 0 and 1 are infinite, so neighbors would have no effect
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Parameters that turn a network's logits into probabilities and calls.
+    """Parameters that convert the logits of a network into probabilities and classes.
 
     Attributes:
-        temperature: Divisor of the logits.
-        threshold: Probability of IDC from which a patch is called IDC.
-        smoothing: Parameters for probabilities smoothed by their neighbors.
+        temperature: Divisor of the logits before the softmax.
+        threshold: A patch is called IDC if its probability of IDC is at least this value.
+        smoothing: Parameters that smooth the probabilities over neighboring patches.
     """
 
     temperature: float
@@ -47,14 +47,14 @@ def calibrate(
     """Fit temperature, threshold and smoothing to the patches of val patients.
 
     Args:
-        logit: Shape (N, num_classes).
-        label: 0 or 1, shape (N,).
+        logit: Logits of each patch, shape (N, num_classes).
+        label: Label of each patch, 0 or 1, shape (N,).
         patient: Patient of each patch, shape (N,).
-        row_col: Grid cell of each patch, shape (N, 2).
+        row_col: Row and column of each patch on the grid of its patient, shape (N, 2).
         patch_um: Side of a patch in um.
-        threshold_by: Criterion of the threshold, "f1" or "youden".
-        target_sensitivity: Sensitivity that the threshold must reach instead; 0 uses
-            ``threshold_by``.
+        threshold_by: Criterion for the threshold, "f1" or "youden".
+        target_sensitivity: If not 0, choose the largest threshold with at least this sensitivity,
+            and ignore ``threshold_by``.
     """
     temperature = fit_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
@@ -90,16 +90,17 @@ def smoothed_probability(
     smoothing: Smoothing,
     patch_um: float,
 ) -> NDArray[np.float32]:
-    """Smooth the probability of IDC over the neighbors on a patient's grid, shape (N,).
+    """Smooth the probability of each patch over its neighbors on the grid; return shape (N,).
 
-    The log odds are averaged with Gaussian weights of the distance and divided by a temperature.
+    The log odds of the neighbors are averaged and divided by a temperature. The weight of a
+    neighbor is a Gaussian function of its distance.
 
     Args:
-        probability: Probability of IDC, shape (N,).
-        patient: Patient of each patch, shape (N,); patients do not affect each other.
-        row_col: Grid cell of each patch, shape (N, 2).
-        smoothing: Width of the Gaussian and temperature.
-        patch_um: Side of a cell in um.
+        probability: Probability of IDC of each patch, shape (N,).
+        patient: Patient of each patch, shape (N,). A neighbor is a patch of the same patient.
+        row_col: Row and column of each patch on the grid of its patient, shape (N, 2).
+        smoothing: Width of the Gaussian function, and temperature.
+        patch_um: Side of a patch in um.
     """
     odds = _smoothed_log_odds(probability, patient, row_col, smoothing.sigma_um / patch_um)
     return expit(odds / smoothing.temperature).astype(np.float32)
@@ -120,12 +121,12 @@ def _smoothed_log_odds(
 
 
 def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert log odds (N,) to logits (N, 2)."""
+    """Return logits, shape (N, 2), with these log odds, shape (N,)."""
     return np.stack([np.zeros_like(odds), odds], axis=1)
 
 
 def fit_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> float:
-    """Fit the temperature with the least cross-entropy (Guo et al. 2017, section 4.2)."""
+    """Return the temperature that minimizes the cross-entropy (Guo et al. 2017, section 4.2)."""
     logit = logit.astype(np.float64)
     optimum = minimize_scalar(
         lambda log: _cross_entropy(logit / np.exp(log), label), bounds=_LOG_TEMPERATURE_BOUNDS
@@ -144,13 +145,14 @@ def choose_threshold(
     threshold_by: str,
     target_sensitivity: float,
 ) -> float:
-    """Choose the probability at or above which a patch is called IDC.
+    """Return a threshold: a patch is called IDC if its probability is at least this value.
 
     Args:
-        label: 0 or 1, shape (N,).
-        probability: Probability of IDC, shape (N,).
-        threshold_by: Criterion, "f1" or "youden".
-        target_sensitivity: Sensitivity to reach instead; 0 uses ``threshold_by``.
+        label: Label of each patch, 0 or 1, shape (N,).
+        probability: Probability of IDC of each patch, shape (N,).
+        threshold_by: Criterion for the threshold, "f1" or "youden".
+        target_sensitivity: If not 0, choose the largest threshold with at least this sensitivity,
+            and ignore ``threshold_by``.
     """
     if target_sensitivity:
         return sensitivity_threshold(label, probability, target=target_sensitivity)
@@ -159,14 +161,14 @@ def choose_threshold(
 
 
 def best_f1_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Find the threshold with the largest F1; a patch at or above it is called IDC."""
+    """Return the threshold with the largest F1."""
     precision, recall, thresholds = precision_recall_curve(label, probability)
     total = np.maximum(precision + recall, np.finfo(float).tiny)
     return _below(thresholds, int(np.argmax((2 * precision * recall / total)[:-1])))
 
 
 def best_youden_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Find the threshold with the largest sensitivity plus specificity (Youden 1950)."""
+    """Return the threshold with the largest sum of sensitivity and specificity (Youden 1950)."""
     negatives, positives, thresholds = roc_curve(label, probability, drop_intermediate=False)
     best = int(np.argmax((positives - negatives)[1:]))
     return _below(thresholds[:0:-1], len(thresholds) - 2 - best)
@@ -175,15 +177,18 @@ def best_youden_threshold(label: NDArray[np.integer], probability: NDArray[np.fl
 def sensitivity_threshold(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, target: float
 ) -> float:
-    """Find the largest threshold at which at least ``target`` of the IDC patches are called IDC."""
+    """Return the largest threshold whose sensitivity is at least ``target``."""
     ascending = np.sort(probability[label == IDC])
-    num_missed = int((1 - target) * len(ascending) + 1e-9)  # 0.1 * 10 must be 1, not 0.99...
+    num_missed = int((1 - target) * len(ascending) + 1e-9)  # 1e-9: (1 - 0.9) * 10 must give 1
     lowest = ascending[min(num_missed, len(ascending) - 1)]
     values = np.unique(probability)
     return _below(values, int(np.searchsorted(values, lowest)))
 
 
 def _below(ascending: NDArray[np.floating], index: int) -> float:
-    """Return a threshold between two probabilities, where no last digit decides the call."""
+    """Return the mean of a probability and the next smaller one, as a threshold between them.
+
+    A threshold equal to a probability would depend on the rounding of this probability.
+    """
     below = float(ascending[index - 1]) if index > 0 else 0.0
     return (float(ascending[index]) + below) / 2

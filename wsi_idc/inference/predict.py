@@ -1,4 +1,4 @@
-"""Run classifiers on batches of patches while the next batch is being read."""
+"""Run classifiers on batches of patches; the next batch is read at the same time."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -26,13 +26,14 @@ from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
 
-# From patches on the device to logits (n, num_classes) and CAM (n, h, w), or None without a CAM.
+# Function of patches on the device; it returns logits (n, num_classes) and CAM (n, h, w) or None.
 ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-# A batch is padded to a multiple of this size: other kernels compute smaller batches, so the last
-# digits of a patch's logits would depend on the number of patches beside it.
+# A batch is padded to a multiple of this size. Otherwise, the device would compute small batches
+# in a different way, and the last digits of the logits would depend on the size of the batch.
 _BATCH_MULTIPLE = 16
-# Inverse of each view: a quarter turn is undone by the opposite one, a flip with a turn by itself.
+# Number of the view that undoes each view. The quarter turns 1 and 3 undo each other; each other
+# view undoes itself.
 _INVERSE_VIEW = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
@@ -41,29 +42,29 @@ class RawPrediction:
     """Logits and CAMs of consecutive patches, before calibration.
 
     Attributes:
-        logit: Logits of each classifier on each view, all views of a classifier together, shape
-            (n, k, num_classes), float32.
-        cam: Raw CAM, the mean over views and classifiers, shape (n, h, w), float32; None if no CAM
-            was requested.
+        logit: Logits of each classifier for each view, shape (n, k, num_classes), float32. k is
+            number of classifiers * number of views; all views of the first classifier come first.
+        cam: Mean of the raw CAMs of all views and classifiers, shape (n, h, w), float32; None if
+            no CAM was requested.
     """
 
     logit: NDArray[np.float32]
     cam: NDArray[np.float32] | None
 
     def part(self, start: int, end: int) -> "RawPrediction":
-        """Return the prediction of the patches ``start`` to ``end``."""
+        """Return the prediction of the patches ``start`` to ``end - 1``."""
         cam = None if self.cam is None else self.cam[start:end]
         return RawPrediction(self.logit[start:end], cam)
 
     @staticmethod
     def concatenate(parts: Sequence["RawPrediction"]) -> "RawPrediction":
-        """Concatenate the predictions of consecutive parts."""
+        """Join predictions of consecutive patches into one prediction."""
         logits = np.concatenate([part.logit for part in parts])
         cams = [part.cam for part in parts if part.cam is not None]
         return RawPrediction(logits, np.concatenate(cams) if cams else None)
 
 
-# From batches of patches (n, H, W, 3), uint8, to their predictions.
+# Function of batches of patches, each of shape (n, H, W, 3), uint8; it yields their predictions.
 BatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[RawPrediction, None, None]]
 
 
@@ -77,18 +78,18 @@ def predict(
     cam: CamSpec | None = None,
     tta: bool = False,
 ) -> Generator[RawPrediction, None, None]:
-    """Yield predictions of the pack's patches ``rows``, in their order, one batch at a time.
+    """Yield the prediction of each batch of patches of a pack, in the order of ``rows``.
 
-    The classifiers are put into eval mode and stay in it.
+    The classifiers are put into eval mode, and stay in eval mode afterwards.
 
     Args:
-        classifiers: Classifiers that each predict every patch.
-        pack: Pack that holds the patches.
+        classifiers: Classifiers; each of them predicts every patch.
+        pack: Pack that contains the patches.
         rows: Indices of the patches in the pack, shape (N,).
         device_config: Device and precision.
         batch_size: Number of patches in a batch.
-        cam: CAM to compute; None computes none.
-        tta: Whether to predict each patch in its 8 flips and quarter turns.
+        cam: CAM to compute; None: no CAM.
+        tta: Whether to predict all 8 views of each patch (its flips and quarter turns).
     """
     transfer = DeviceTransfer(device_config.device)
     batches = prefetch(
@@ -109,10 +110,11 @@ def batch_predictor(
     cam: CamSpec | None = None,
     tta: bool = False,
 ) -> Iterator[BatchPredictor]:
-    """Context manager that yields a function predicting batches of patches.
+    """Context manager that yields a function; the function predicts batches of patches.
 
-    The classifiers come from ``build``; they are built, and compiled, at the first batch and reused
-    for every slide. The other arguments are those of ``predict``; no batch exceeds ``batch_size``.
+    The function may be called for several slides. At its first batch, ``build`` builds the
+    classifiers and they are compiled. The other arguments are the same as those of ``predict``.
+    A batch may have at most ``batch_size`` patches.
     """
     networks: list[ForwardFn] = []
     with ExitStack() as stack:
@@ -138,7 +140,7 @@ def predict_logits(
     batch_size: int = PREDICT_BATCH_SIZE,
     tta: bool = False,
 ) -> NDArray[np.float32]:
-    """Return the logits, shape (N, k, num_classes), of the pack's patches ``rows``."""
+    """Return the logits of the patches ``rows`` of a pack, shape (N, k, num_classes)."""
     parts = predict(
         classifiers, pack, rows, device_config=device_config, batch_size=batch_size, tta=tta
     )
@@ -156,7 +158,7 @@ def _predict(
     tta: bool,
 ) -> Generator[RawPrediction, None, None]:
     views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
-    # The device computes one batch while the caller uses the results of the one before.
+    # The device computes a batch while the caller uses the results of the previous batch.
     pending: tuple[PendingResult, int] | None = None
     for patches, num in meter.time_data_wait(batches):
         with meter.time_compute(num), oom_as_error(num, device_config.device):
@@ -172,11 +174,11 @@ def _predict(
 def _build_forward(
     classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
 ) -> ForwardFn:
-    """Build the function that runs a classifier on a batch; ``stack`` removes its hooks."""
+    """Build the function that runs a classifier on a batch; closing ``stack`` removes its hooks."""
     cam = None if cam is None else cam.resolve(classifier)
     with oom_as_error("the model; end what else uses it", device_config.device):
         classifier.eval().to(device_config.device)
-        # The output of a convolution that a CAM is taken from must not change.
+        # Do not fuse the layer of the CAM, because the CAM needs its original output.
         fused = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
         fused.to(memory_format=torch.channels_last)
     if device_config.compiled and can_compile(fused, cam):
@@ -189,23 +191,23 @@ def _build_forward(
 
 
 def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
-    """Return whether ``compile_predictor`` supports this network with this CAM."""
+    """Return whether ``compile_predictor`` supports the classifier together with the CAM."""
     arch = classifier.arch
     is_last_map = cam is None or (cam.method == "gradcam" and cam.layer in (None, arch.cam_layer))
     return arch.closed_form and is_last_map
 
 
 def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
-    """Return a function like that of ``cam_extractor``, compiled at its first batch.
+    """Return a function that computes logits and CAM; it is compiled at its first batch.
 
-    Each new batch size is compiled again, so use one size only.
+    The function is compiled again for each new batch size, so all batches should have one size.
 
     Args:
-        classifier: Classifier in eval mode, on its final device.
-        cam: CAM that ``can_compile`` accepts; None computes none.
+        classifier: Classifier in eval mode, on the device that will run it.
+        cam: CAM for which ``can_compile`` returns True; None: no CAM.
     """
     arch = classifier.arch
-    # Without hooks, which would break the graph in two.
+    # This extractor returns the feature map without a hook: a hook would split the compiled graph.
     network = create_feature_extractor(
         classifier.network,
         {arch.cam_layer: "features", arch.head: "logits"},
@@ -220,9 +222,10 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
             return logits, None
         return logits, cam_of_head(outputs["features"], classifier.head.weight[cam.class_index])
 
-    # torch compiles one code object at most eight times; a larger ensemble needs one for each.
+    # torch compiles the same code object at most eight times, and an ensemble may have more
+    # networks. So each network gets its own copy of the code object.
     own_code = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
-    # At a second size torch would switch to code for any size, which is slower.
+    # dynamic=False: otherwise, torch would compile slower code at the second batch size.
     return torch.no_grad()(torch.compile(own_code, dynamic=False))
 
 
@@ -244,7 +247,7 @@ def _forward(
 
 
 def _apply_view(images: Tensor, view: int) -> Tensor:
-    """Flip and turn all images (n, C, H, H) into one of the 8 views."""
+    """Return one of the 8 views (flips and quarter turns) of images (n, C, H, H)."""
     if view == 0:
         return images
     turned = dihedral(images, torch.full((len(images),), view))
@@ -252,19 +255,19 @@ def _apply_view(images: Tensor, view: int) -> Tensor:
 
 
 def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
-    """Average CAMs (n, h, w) on the grid of the first one."""
+    """Return the mean of CAMs (n, h, w), each resized to the size of the first CAM."""
     size, resized = cams[0].shape[1:], []
     for cam in cams:
         if (own_size := cam.shape[1:]) != size:
             cam = F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-            cam = cam * (own_size.numel() / size.numel())  # a finer cell holds less of the logit
+            cam = cam * (own_size.numel() / size.numel())  # smaller cells have smaller values
         resized.append(cam)
     return torch.stack(resized).mean(dim=0)
 
 
 def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
     logit, *cam = (array[:num] for array in result.arrays())
-    # In a map, NaN means that there is no patch.
+    # NaN is not accepted, because in a map NaN marks a cell without a patch.
     if not np.isfinite(logit).all():
         raise CheckpointError(
             "the model gives logits that are not finite; use --precision fp32 or train it again"
@@ -275,8 +278,8 @@ def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
 def _pad_batch(
     patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
 ) -> tuple[DeviceTensor, int]:
-    """Send patches (n, H, W, 3) to the device, padded; return them and n."""
-    # A compiled network needs one size.
+    """Pad patches (n, H, W, 3) and copy them to the device; return the padded patches and n."""
+    # For a compiled network, all batches must have the same size.
     num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padding = -num % (full if config.compiled else _BATCH_MULTIPLE)
     padded = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches

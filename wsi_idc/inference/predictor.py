@@ -1,6 +1,7 @@
-"""The predictor: checkpoints, test-time augmentation and smoothing, from patches to probabilities.
+"""Predictor: computes probabilities of patches from checkpoints, with test-time augmentation.
 
-``eval`` and ``map`` share it, so both give a patch the same probability.
+``wsi-idc eval`` and ``wsi-idc map`` use the same predictor, so the probability of a patch is the
+same in both.
 """
 
 from collections import Counter
@@ -26,7 +27,7 @@ from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import DeviceConfig
 
-# Relative. Networks tolerate a small difference in scale, and files state a rounded mpp.
+# Largest relative difference of mpp: networks tolerate it, and the mpp in many files is rounded.
 MPP_TOLERANCE = 0.1
 
 
@@ -35,13 +36,13 @@ class Prediction:
     """Calibrated predictions of patches.
 
     Attributes:
-        logit: Shape (N, num_classes), float32; the softmax of ``logit / Predictor.temperature`` is
-            the probability. With several views or checkpoints, the logarithm of the mean
-            probabilities.
-        probability: Calibrated probability of IDC, the mean over views and checkpoints, shape
-            (N,), float32.
-        uncertainty: Standard deviation of that probability over views and checkpoints, shape
-            (N,), float32; None for one checkpoint and one view.
+        logit: Logits, shape (N, num_classes), float32; with several views or checkpoints, the
+            logarithm of the mean probabilities. The softmax of ``logit / Predictor.temperature``
+            is the probability.
+        probability: Calibrated probability of IDC, shape (N,), float32; the mean over all views
+            and checkpoints.
+        uncertainty: Standard deviation of the probability over all views and checkpoints, shape
+            (N,), float32; None if there is only one checkpoint and one view.
     """
 
     logit: NDArray[np.float32]
@@ -51,16 +52,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Checkpoints and the way that their outputs are combined.
+    """One or more checkpoints that predict patches, and the options of the prediction.
 
     Attributes:
-        checkpoints: One checkpoint, or several whose probabilities are averaged.
-        tta: Whether each patch is predicted in its 8 flips and quarter turns (test-time
-            augmentation).
-        smooth: Whether a patient's probabilities are also smoothed by their neighbors.
+        checkpoints: Checkpoints whose probabilities are averaged.
+        tta: Test-time augmentation: whether all 8 views of each patch (its flips and quarter
+            turns) are predicted.
+        smooth: Whether probabilities are also smoothed over neighboring patches.
 
     Raises:
-        CheckpointError: A checkpoint is given twice, has other classes or no smoothing.
+        CheckpointError: A checkpoint is given twice, two checkpoints have different classes, or
+            ``smooth`` is set and a checkpoint has no smoothing.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -88,7 +90,7 @@ class Predictor:
 
     @property
     def is_single(self) -> bool:
-        """True for one checkpoint that predicts each patch once."""
+        """True if there is only one checkpoint and no test-time augmentation."""
         return len(self.checkpoints) == 1 and not self.tta
 
     @property
@@ -98,23 +100,23 @@ class Predictor:
 
     @property
     def threshold(self) -> float:
-        """Probability from which a patch is called IDC: the mean of the checkpoints' thresholds."""
+        """Mean of the checkpoints' thresholds: a patch with this probability or more is IDC."""
         return float(np.mean([checkpoint.threshold for checkpoint in self.checkpoints]))
 
     @property
     def smoothing(self) -> Smoothing | None:
-        """Mean of the checkpoints' smoothing parameters; None without smoothing."""
+        """Mean of the checkpoints' smoothing parameters; None if ``smooth`` is not set."""
         if not self.smooth:
             return None
         each = [astuple(c.smoothing) for c in self.checkpoints if c.smoothing]
         return Smoothing(*(float(np.mean(values)) for values in zip(*each, strict=True)))
 
     def patients(self, *roles: str) -> set[str]:
-        """Return the patients that had one of these roles for any of the checkpoints."""
+        """Return the patients that have one of ``roles`` in at least one checkpoint."""
         return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Check that the pack's patches have the size and scale that the networks take."""
+        """Raise CheckpointError if a network takes patches of another size or mpp than the pack."""
         info = pack.info
         for checkpoint in self.checkpoints:
             spec = checkpoint.input
@@ -130,7 +132,7 @@ class Predictor:
                 )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Check that every network has this CAM, and that it is fine enough."""
+        """Raise CheckpointError if a network has no such CAM, or if its CAM has too few cells."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
             layer = cam.layer or default_cam_layer(arch, input_px)
@@ -145,7 +147,7 @@ class Predictor:
         batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
     ) -> Generator[RawPrediction, None, None]:
-        """Yield the checkpoints' predictions of the pack's patches ``rows``, batch by batch."""
+        """Yield the prediction of each batch of patches of a pack, in the order of ``rows``."""
         return predict(
             self._build(),
             pack,
@@ -163,7 +165,7 @@ class Predictor:
         batch_size: int = PREDICT_BATCH_SIZE,
         cam: CamSpec | None = None,
     ) -> AbstractContextManager[BatchPredictor]:
-        """Return a context manager that yields a batch predictor for any number of slides."""
+        """Return a context manager that yields a function; the function predicts any batches."""
         return batch_predictor(
             self._build, device_config=device_config, batch_size=batch_size, cam=cam, tta=self.tta
         )
@@ -172,7 +174,11 @@ class Predictor:
         return [checkpoint.build() for checkpoint in self.checkpoints]
 
     def aggregate(self, logit: NDArray[np.float32]) -> Prediction:
-        """Combine the logits (N, k, num_classes) of all checkpoints and views."""
+        """Compute calibrated predictions from the logits of all checkpoints and views.
+
+        Args:
+            logit: Logits, shape (N, k, num_classes), as in ``RawPrediction``.
+        """
         if self.is_single:
             single = logit[:, 0]
             return Prediction(single, idc_probability(single, temperature=self.temperature), None)
@@ -180,7 +186,7 @@ class Predictor:
         temperature = np.repeat([checkpoint.temperature for checkpoint in self.checkpoints], views)
         each = softmax(logit.astype(np.float64) / temperature[:, None], axis=2)
         mean = each.mean(axis=1)  # (N, num_classes)
-        # A class of probability 0 gets the smallest finite logit.
+        # The logarithm of 0 is not finite, so 0 is replaced by the smallest positive number.
         pooled = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
         parts = (pooled, mean[:, IDC], each[:, :, IDC].std(axis=1))
         return Prediction(*(part.astype(np.float32) for part in parts))
@@ -191,13 +197,13 @@ class Predictor:
         return replace(self, checkpoints=members)
 
     def cache_key(self) -> dict[str, Any]:
-        """Return all that decides the probabilities, JSON-ready."""
+        """Return all values that the probabilities depend on, for a JSON file."""
         fingerprints = [checkpoint.fingerprint for checkpoint in self.checkpoints]
         checkpoint = fingerprints[0] if len(fingerprints) == 1 else fingerprints
         return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smooth}
 
     def summary(self) -> dict[str, Any]:
-        """Summarize the predictor, JSON-ready: the first checkpoint, the options, the ensemble."""
+        """Return a summary for a JSON file: the first checkpoint, the options, all checkpoints."""
         members = [checkpoint.summary() for checkpoint in self.checkpoints]
         summary = {**members[0], "tta": self.tta, "smooth": self.smooth}
         return summary if len(members) == 1 else {**summary, "ensemble": members}
