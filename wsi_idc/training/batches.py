@@ -1,7 +1,7 @@
-"""Batches of an epoch: order, augmentation parameters and mixup, read in the background.
+"""Batches of an epoch: order of the patches, augmentation and mixup; read in the background.
 
-All random draws of a batch depend only on the seed, the epoch and the step, and each process takes
-its part of the batch: neither a stop nor the number of devices changes them.
+The random numbers of a batch depend only on the seed, the epoch and the step. They stay the same if
+a training is stopped and resumed, or if the number of processes changes.
 """
 
 import logging
@@ -22,21 +22,23 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.loss import Targets, inverse_frequency
 
 logger = logging.getLogger(__name__)
-# Fraction of the device's free memory for patches; the rest is for the network.
+# Largest fraction of the device's free memory that patches may use; the network needs the rest.
 _MEMORY_FRACTION = 0.4
 _PATCHES_PER_COPY = 4096
-# The purpose of a seed comes first: numpy pads seeds with zeros, so [1, 2] equals [1, 2, 0].
+# First number of the seeds for the order and for a step. Without it, seeds of different length may
+# be equal: numpy pads seeds with zeros, so [1, 2] equals [1, 2, 0].
 _ORDER, _STEP = 0, 1
 
 
 class PatchSource:
-    """Source of patches by their rows in a pack: tensors on the device or ready to be copied to it.
+    """Reads patches of a pack: from the memory of the device if they fit there, else from the pack.
 
     Args:
-        pack: The data.
-        rows: All rows that will be read.
+        pack: Pack that contains the patches.
+        rows: Indices in the pack of all patches that will be read, shape (N,).
         device: Device of the network.
-        resident: Whether all patches are copied to the device now; None: on a GPU, if they fit.
+        resident: Whether all patches are copied to the device now; None: only if the device is a
+            GPU with enough free memory.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class PatchSource:
         logger.info("%d patches copied to %s", len(rows), device)
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return patches, shape (n, H, W, 3), uint8; safe to call from any thread."""
+        """Return patches of the pack, shape (n, H, W, 3), uint8; any thread may call this."""
         if self._resident is None:
             return self._pinned(torch.from_numpy(self._pack.patches[rows]))
         positions = self._pinned(torch.from_numpy(self._position[rows]))
@@ -76,15 +78,15 @@ class PatchSource:
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a batch.
+    """The part of a batch that one process computes.
 
     Attributes:
-        patches: Patches, shape (n, H, W, 3), uint8.
+        patches: Patches of this part, shape (n, H, W, 3), uint8.
         params: Augmentation of each patch.
-        mixed_in: Patches to mix in and their augmentation; None without mixup.
+        mixed_in: Second patch for each patch, and its augmentation; None without mixup.
         targets: Targets of the n patches.
-        all_targets: Targets of the complete batch, over all processes.
-        seed: Seed for random draws within the network.
+        all_targets: Targets of the complete batch, including the parts of other processes.
+        seed: Seed of random numbers inside the network, such as dropout.
     """
 
     patches: Tensor
@@ -98,7 +100,7 @@ class Batch:
 def epoch_order(
     label: NDArray[np.integer], *, imbalance: str, seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """Draw the order in which an epoch takes the patches: positions in ``label``, shape (N,)."""
+    """Return the random order of the patches in an epoch, as indices into ``label``, shape (N,)."""
     rng = np.random.default_rng([_ORDER, seed, epoch])
     if imbalance != "oversample":
         return rng.permutation(len(label))
@@ -118,16 +120,16 @@ def read_batches(
     world: World,
     source: PatchSource,
 ) -> Iterator[Batch]:
-    """Yield batches of an epoch; the next batch is read in the background.
+    """Yield this process's part of each batch; the next batch is read in the background.
 
     Args:
-        config: Batch size, seed, imbalance, augmentation, mixup.
-        pack: The data.
-        rows: Rows of the train patches in the pack.
-        epoch: Number of the epoch, from 0.
-        steps: Numbers of the batches within the epoch.
+        config: Settings: batch size, seed, imbalance, augmentation and mixup.
+        pack: Pack that contains the labels.
+        rows: Indices of the train patches in the pack, shape (N,).
+        epoch: Number of the epoch, counted from 0.
+        steps: Numbers of the batches to read, counted from 0 in each epoch.
         world: Processes that share each batch.
-        source: Source of the train patches.
+        source: Source that reads the train patches.
     """
     label = pack.index["label"].to_numpy().astype(np.int64)
     order = epoch_order(label[rows], imbalance=config.imbalance, seed=config.seed, epoch=epoch)

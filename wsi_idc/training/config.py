@@ -1,7 +1,7 @@
-"""Configuration of a training: one immutable value; importing needs no torch.
+"""Settings of a training, as an immutable object; importing this module does not import torch.
 
-A field has the same name here, as a flag (``learning_rate`` is ``--learning-rate``) and in
-``run.json``; its help text is the help of the flag.
+A setting has the same name here, as a flag (``learning_rate`` is ``--learning-rate``) and in
+``run.json``. The help text of a setting is the help text of its flag.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wsi_idc.data.splits import Split
 
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
-# Fields that may change after a training is finished: they do not change its weights.
+# Settings that may change after the end of a training, because the weights do not depend on them.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, math.inf),
@@ -42,8 +42,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 0.99999),
     "target_sensitivity": (0, 1),
 }
-# Input size in px (0: that of the patches) and whether there are ImageNet weights, of the models
-# for which ``models.registry``, which imports torch, need not be asked.
+# Facts about the usual models, so that ``models.registry`` (and torch) need not be imported: the
+# input size in px (0: patches are not resized), and whether ImageNet weights exist.
 KNOWN_MODELS = {
     "cnn": (0, False),
     "cnn-bn": (0, False),
@@ -59,7 +59,7 @@ def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings that decide the checkpoint of a training, except the data; they are checked."""
+    """All settings of a training; RunError is raised for a wrong type or value."""
 
     model: str = _option(
         "cnn-bn",
@@ -159,7 +159,7 @@ class TrainConfig:
             if choices and value not in choices:
                 raise RunError(f"{option.name} {value!r} is not one of {', '.join(choices)}")
         if self.imbalance not in IMBALANCES:
-            # Users often combine these two, so the message states a reason.
+            # Users often ask for both, so the message contains the reason why this is not possible.
             combined = {"class-weights", "oversample"} <= set(re.split(r"[+, ]+", self.imbalance))
             reason = "each of them corrects the imbalance completely; " if combined else ""
             raise RunError(
@@ -180,15 +180,15 @@ class TrainConfig:
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """All fields that decide the weights: without those of the calibration."""
+        """Settings that the weights depend on: all settings except ``CALIBRATION_FIELDS``."""
         return {k: v for k, v in asdict(self).items() if k not in CALIBRATION_FIELDS}
 
 
 def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:
-    """Return all settings and fingerprints that decide the weights of a training, JSON-ready."""
+    """Return all settings and fingerprints that the weights depend on, for a JSON file."""
     settings = resolve(config).training_settings
     if is_weights_file(config.weights):
-        # The content of the file counts, not its path.
+        # The weights depend on the content of the file, not on its path.
         settings["weights"] = weights_fingerprint(config)
     roles = json.dumps(sorted(split.roles.items()))
     return {
@@ -201,7 +201,7 @@ def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[s
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Replace the values that a configuration leaves open by those of its model."""
+    """Replace the values "auto" and 0 of a configuration by the defaults of its model."""
     name = config.model.replace("_", "-")
     if name in KNOWN_MODELS:
         input_px, has_imagenet = KNOWN_MODELS[name]
@@ -226,12 +226,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def is_weights_file(weights: str) -> bool:
-    """Return whether a value of ``TrainConfig.weights`` is the path of a file."""
+    """Return whether ``weights``, a value of ``TrainConfig.weights``, is the path of a file."""
     return weights not in ("auto", "imagenet", "none")
 
 
 def weights_fingerprint(config: TrainConfig) -> str | None:
-    """Compute the SHA-256 of the file of initial weights; None without such a file."""
+    """Return the SHA-256 of the file of initial weights; None if there is no such file."""
     if not is_weights_file(config.weights):
         return None
     try:

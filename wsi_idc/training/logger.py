@@ -1,4 +1,4 @@
-"""Records of a training: metrics.jsonl, TensorBoard events, curves and augmented samples."""
+"""Log of a training: metrics.jsonl, TensorBoard events, curves and augmented sample patches."""
 
 import logging
 import math
@@ -18,16 +18,16 @@ from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
 
-# Name, color and marker of each curve.
+# For each key of an epoch's record: label, color and marker of its curve.
 _LOSSES = {"train_loss": ("train", ACCENT, "o"), "val_loss": ("val", OTHER, "s")}
 _SCORES = {"val_average_precision": ("AP", OTHER, "s"), "val_auc": ("AUC", THIRD, "^")}
 _RATE = {"learning_rate": ("learning rate", INK, "o")}
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Writer of ``metrics.jsonl``, TensorBoard events and figures into a run directory.
+    """Writes ``metrics.jsonl``, TensorBoard events and figures into a run directory.
 
-    In a process that writes no files it does nothing.
+    If several processes train together, only the main process writes.
     """
 
     def __init__(self, training: Training) -> None:
@@ -42,11 +42,11 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            # The events of all epochs are written again, so those of earlier processes are purged.
+            # All events are written again, so the events of an earlier process are deleted.
             self._tensorboard = SummaryWriter(str(training.run.folder / EVENTS), purge_step=1)
         except ImportError:
             logger.info("TensorBoard is not installed: no events are written")
-        # A process that was killed may have saved an epoch without logging it.
+        # An earlier process may have been killed after it saved an epoch and before it logged it.
         if training.state.history:
             self._log(training.state.history)
 
@@ -68,7 +68,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             return
         for record in records:
             for name, value in record.items():
-                # TensorBoard groups by the part before the slash: train and val in one chart.
+                # TensorBoard draws tags with the same text before the slash next to each other.
                 role, _, metric = name.partition("_")
                 tag = f"{metric}/{role}" if role in ("train", "val") else name
                 self._tensorboard.add_scalar(tag, value, record["epoch"])
@@ -76,11 +76,11 @@ class RunLogger(AbstractContextManager["RunLogger"]):
 
 
 def draw_curves(history: Sequence[dict[str, Any]], *, best_epoch: int | None = None) -> Figure:
-    """Draw loss, val scores and learning rate by epoch.
+    """Draw three charts by epoch: the losses, the scores on val, and the learning rate.
 
     Args:
-        history: One record per epoch, as in ``metrics.jsonl``; missing values are not drawn.
-        best_epoch: Epoch to mark.
+        history: One record per epoch, as in ``metrics.jsonl``. Missing values are not drawn.
+        best_epoch: Number of the best epoch, marked by a dashed line; None: no line.
     """
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     loss, score, rate = figure.subplots(1, 3, width_ratios=[4, 4, 2.6])
@@ -110,7 +110,7 @@ def _draw(
             if record.get(key) is not None and math.isfinite(record[key])
         ]
         if points:
-            # Long curves need no markers; a single epoch is visible only as a marker.
+            # Without a marker, a single epoch is not visible; a long curve needs no markers.
             size = 4 if len(points) <= 40 else 0
             ax.plot(*zip(*points, strict=True), marker, ls="-", ms=size, color=color, label=name)
     if not ax.lines:

@@ -1,4 +1,4 @@
-"""Loss of a batch."""
+"""Loss of a batch: cross-entropy or focal loss, with class weights, label smoothing and mixup."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 class Targets(NamedTuple):
-    """Targets of a batch; with mixup, two labels and the weight of the first.
+    """Labels of the patches in a batch; with mixup, two labels of each patch and their weight.
 
     Attributes:
-        label: Labels, shape (N,), int64.
-        label_b: Labels of the patches that are mixed in, shape (N,); None without mixup.
-        lam: Weight of ``label``, shape (N,); None without mixup.
+        label: Label of each patch, shape (N,), int64.
+        label_b: Label of the second patch that mixup adds, shape (N,); None without mixup.
+        lam: Weight of ``label``, shape (N,); ``label_b`` has weight 1 - lam. None without mixup.
     """
 
     label: Tensor
@@ -29,18 +29,18 @@ class Targets(NamedTuple):
         return Targets(*(tensor[part] for tensor in self if tensor is not None))
 
     def to(self, device: torch.device) -> "Targets":
-        """Return the targets on a device."""
+        """Return the targets with all tensors on ``device``."""
         return Targets(*(tensor.to(device) for tensor in self if tensor is not None))
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy, weighted by class, or focal (Lin et al. 2017, eq. 4, without alpha).
+    """Cross-entropy with class weights, or focal loss (Lin et al. 2017, eq. 4, without alpha).
 
     Attributes:
         class_weight: Weight of each class, shape (num_classes,).
-        label_smoothing: Fraction of a label that is spread over all classes.
-        focal_gamma: Exponent; 0 is plain cross-entropy.
+        label_smoothing: Fraction of each label that is spread over all classes.
+        focal_gamma: Exponent of the focal loss; 0: cross-entropy.
     """
 
     class_weight: Tensor
@@ -48,11 +48,14 @@ class Loss:
     focal_gamma: float = 0.0
 
     def normalizer(self, targets: Targets) -> Tensor:
-        """Return the sum of the weights in a complete batch, by which its loss is divided."""
+        """Return the sum of the class weights over a complete batch.
+
+        The loss of the batch is divided by this sum.
+        """
         return mix_targets(targets, lambda label: self.class_weight[label]).sum()
 
     def loss_sum(self, logits: Tensor, targets: Targets) -> Tensor:
-        """Compute the summed loss of logits, shape (N, num_classes), in full precision."""
+        """Return the sum of the losses of all patches, in float32, from logits (N, num_classes)."""
         return mix_targets(targets, lambda label: self._losses(logits.float(), label)).sum()
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -66,12 +69,12 @@ class Loss:
         if self.focal_gamma == 0:
             return losses
         probability = logits.softmax(1).gather(1, label[:, None])[:, 0]
-        # Not 0, where the power has no finite slope.
+        # The gradient of the power may be infinite at 0, so the base is at least 1e-6.
         return (1 - probability).clamp(min=1e-6) ** self.focal_gamma * losses
 
 
 def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute a value for each label, shape (N,), weighted by ``lam`` if targets are mixed."""
+    """Return the values of the labels, shape (N,); with mixup, the mean of two, weighted by lam."""
     values = value_of(targets.label)
     if targets.label_b is None or targets.lam is None:
         return values
@@ -79,5 +82,5 @@ def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def inverse_frequency(label: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return a weight per class, inverse to its frequency; the mean over all patches is 1."""
+    """Return a weight for each class, inverse to its frequency, with mean 1 over all patches."""
     return len(label) / (2 * np.bincount(label, minlength=2))

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and average of the weights."""
+"""Optimizer, learning-rate schedule and running average of the weights."""
 
 import math
 
@@ -13,7 +13,7 @@ LAST_LR_FACTOR = 0.01
 
 
 def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer; its groups are ordered by depth, biases and norms are not decayed."""
+    """Build the optimizer with a learning rate for each stage; biases and norms do not decay."""
     groups = []
     for depth, parameters in enumerate(reversed(_stages(classifier))):
         rate = config.learning_rate * config.layer_decay**depth
@@ -42,7 +42,7 @@ def _stages(classifier: PatchClassifier) -> list[list[nn.Parameter]]:
 
 
 def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
-    """Return the learning rate at ``step`` of ``total`` as a fraction of the largest one."""
+    """Return the learning rate at ``step`` of ``total`` steps, divided by the largest rate."""
     warm_up = round(config.warm_up * total)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -53,10 +53,10 @@ def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
 
 
 def plateau_factor(config: TrainConfig, values: list[float]) -> float:
-    """Return the factor of the learning rate after epochs with these monitored values.
+    """Return the factor of the learning rate for the schedule "plateau"; else 1.
 
-    With the plateau schedule, the factor falls to a tenth each time that half the patience passes
-    without a better value.
+    The factor is multiplied by 0.1 each time that no better value occurs for half of ``patience``.
+    ``values`` has the monitored value of each finished epoch; a larger value is better.
     """
     factor, best, num_waited = 1.0, -math.inf, 0
     for value in values:
@@ -68,12 +68,12 @@ def plateau_factor(config: TrainConfig, values: list[float]) -> float:
 
 
 def build_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Build a running average of weights and buffers, updated by ``update_parameters``."""
+    """Build a running average of weights and buffers; ``update_parameters`` updates it."""
 
     @torch.no_grad()
     def update(average: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        # A short horizon early in training: otherwise the random initial weights would dominate
-        # the average. The counter is on the CPU, so reading it does not wait for the device.
+        # In the first steps the decay is smaller: otherwise the initial weights would have too
+        # much weight. The counter is on the CPU, so reading it does not wait for the device.
         num_updates = int(averaged.n_averaged)
         weight = 1 - min(decay, (1 + num_updates) / (10 + num_updates))
         if average[0].is_floating_point():

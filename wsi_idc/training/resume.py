@@ -12,7 +12,7 @@ STATE_FORMAT = "wsi-idc-training-state"
 
 
 def to_checkpoint(training: Training) -> Checkpoint:
-    """Build a checkpoint of the current weights, uncalibrated and without metrics."""
+    """Return a checkpoint of the current weights, without calibration and metrics."""
     classifier, info = training.ema_model, training.pack.info
     return Checkpoint(
         architecture=training.config.model,
@@ -38,7 +38,7 @@ def to_checkpoint(training: Training) -> Checkpoint:
 
 
 def save_state(training: Training) -> None:
-    """Write last.pt in one atomic step, in the process that writes files."""
+    """Write the state of a training to last.pt, atomically; only the main process writes."""
     if not training.world.is_main:
         return
     average = training.average
@@ -48,7 +48,7 @@ def save_state(training: Training) -> None:
         "average": None if average is None else average.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
-        # A size that the memory limits must be kept; a size that the user gave may change.
+        # None if the size was not reduced: then, a resumed training may have another size.
         "micro_batch": training.micro_batch if training.micro_batch_reduced else None,
         "compute": str(training.device_config),
         "place": asdict(training.state),
@@ -57,7 +57,7 @@ def save_state(training: Training) -> None:
 
 
 def resume(training: Training) -> None:
-    """Load the state in last.pt into a training."""
+    """Read the state of a training from last.pt into ``training``."""
     path = training.run.last
     content, _ = read_state(path, kind=STATE_FORMAT)
     try:

@@ -1,7 +1,7 @@
-"""Run directory: settings, progress and results of one training; importing needs no torch.
+"""Run directory: files of one training; importing this module does not import torch.
 
-``run.json`` holds the settings and the status, ``metrics.jsonl`` one line per epoch, ``best.pt``
-the checkpoint and ``last.pt`` the state from which the training resumes.
+``run.json`` contains the settings and the status. ``metrics.jsonl`` has one line per epoch.
+``best.pt`` is the checkpoint, and ``last.pt`` the state from which the training resumes.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ EVENTS = "tensorboard"
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory."""
+    """Run directory of one training, and its files."""
 
     folder: Path
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best epoch."""
+        """Path of the checkpoint of the best epoch."""
         return self.folder / "best.pt"
 
     @property
     def last(self) -> Path:
-        """The state from which the training resumes."""
+        """Path of the state from which the training resumes."""
         return self.folder / "last.pt"
 
     def exists(self) -> bool:
@@ -61,14 +61,14 @@ class Run:
         return record
 
     def validate_dir(self) -> None:
-        """Raise RunError if the folder holds files that are not those of a run."""
+        """Raise RunError if the folder contains other files than those of a run."""
         if self.exists():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise RunError(f"{self.folder} is not empty and not a run; give another --out")
 
     def validate_config(self, settings: Mapping[str, Any]) -> None:
-        """Raise RunError with the differences if a run in the folder has other settings."""
+        """Raise RunError if the folder contains a run with settings other than ``settings``."""
         if self.exists() and (changes := describe_changes(self.read().get("asked"), settings)):
             raise RunError(
                 f"{self.folder} holds a run with other settings ({changes}); give another --out, "
@@ -91,13 +91,13 @@ class Run:
         self.write("running", settings, details)
 
     def write(self, status: str, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-        """Write run.json: status, settings and further details."""
+        """Write run.json, which contains the status, the settings and further details."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"format": FORMAT, "status": status, "updated": now, "asked": settings, **details}
         write_json(self.folder / "run.json", record)
 
     def update_best_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Replace the metrics of the best checkpoint in run.json; its date stays."""
+        """Replace the metrics of the best checkpoint in run.json; "updated" stays the same."""
         write_json(self.folder / "run.json", {**self.read(), "best": dict(metrics)})
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
@@ -105,9 +105,9 @@ class Run:
         write_text(self.folder / HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def read_history(self) -> list[dict[str, Any]] | None:
-        """Return the numbers of each epoch in metrics.jsonl; None without any epoch.
+        """Return the records in metrics.jsonl, one per epoch; None if there is no epoch.
 
-        Damaged lines, values that are not numbers and numbers too large to draw are skipped.
+        Damaged lines, values that are not numbers and numbers too large to draw are left out.
         """
         try:
             lines = (self.folder / HISTORY).read_text(encoding="utf-8").splitlines()
@@ -124,18 +124,18 @@ class Run:
         return history or None
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from training in this folder; BusyError if one trains already."""
-        # A process that only checks the lock, such as ``wsi-idc status``, holds it for a moment.
+        """Lock the folder for a training; raise BusyError if another process holds the lock."""
+        # Wait for a moment: ``wsi-idc status`` takes the lock too, only to check it.
         return wait_for_lock(self.folder / ".lock", what=self.folder, timeout=0.8)
 
 
 def describe_changes(before: object, settings: Mapping[str, Any], *, max_length: int = 40) -> str:
-    """Return a text that lists the settings which differ from a record; empty if none does.
+    """Return a text that lists the differences between two sets of settings; "" if they are equal.
 
     Args:
-        before: Settings in the record.
+        before: Settings that were read from a file; if not a dict, they count as empty.
         settings: New settings.
-        max_length: Number of letters after which a value is cut.
+        max_length: Largest number of letters of a value; longer values are cut.
     """
 
     def short(value: Any) -> str:
@@ -154,13 +154,13 @@ def describe_changes(before: object, settings: Mapping[str, Any], *, max_length:
 
 
 def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
-    """Return the default run of a training: equal settings give the same folder."""
+    """Return the default run directory of a training, with a name made from its settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Run(runs / f"{model}-{digest[:8]}")
 
 
 def newest_finished(runs: Path) -> Run | None:
-    """Return the run that finished last; None if none did. Unreadable runs are skipped."""
+    """Return the last finished run in ``runs``, or None; runs that cannot be read are skipped."""
     finished = {}
     for file in runs.glob("*/run.json"):
         run = Run(file.parent)

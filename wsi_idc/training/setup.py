@@ -1,4 +1,4 @@
-"""Build everything that a training needs."""
+"""Build a training: the model with its initial weights, the loss, the optimizer and the data."""
 
 import logging
 import math
@@ -46,9 +46,9 @@ def build_training(
     world: World = SINGLE_PROCESS,
     micro_batch: int = 0,
 ) -> Training:
-    """Build a training before its first step; no file is written.
+    """Build a training before its first step. No file is written.
 
-    ``config`` is a resolved configuration; the other arguments are those of ``train``.
+    ``config`` is a result of ``resolve``; the other arguments are the same as those of ``train``.
     """
     rows = {role: labeled_rows(pack, split.patients(role)) for role in ("train", "val")}
     labels = pack.index["label"].to_numpy()[rows["train"]].astype(np.int64)
@@ -67,13 +67,14 @@ def build_training(
         logger.warning(
             "--freeze %d without initial weights trains the head on random features", config.freeze
         )
-    # Both corrections balance the classes equally, so both shift the log odds by the same amount.
+    # Class weights and oversampling both give each class the same total weight, so they shift the
+    # log odds by the same amount.
     is_balanced = config.imbalance in ("class-weights", "oversample")
     balance = inverse_frequency(labels) if is_balanced else np.ones(2)
     class_weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", device_config, class_weight.round(3))
     max_micro_batch = -(-config.batch_size // world.size)
-    # In float64 the sum does not depend on where a stop divides it; MPS has no float64.
+    # In float64, the sum of the loss does not depend on stops. The device MPS has no float64.
     loss_dtype = torch.float32 if device.type == "mps" else torch.float64
     return Training(
         config=config,
@@ -108,13 +109,13 @@ def build_training(
 
 
 def labeled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
-    """Return the rows of all patches of some patients whose label is known, shape (n,)."""
+    """Return the indices in the pack of all labeled patches of ``patients``, shape (n,)."""
     is_chosen = np.isin(pack.patient_of, list(patients))
     return np.flatnonzero(is_chosen & (pack.index["label"].to_numpy() >= 0))
 
 
 def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
-    """Return the patients of the initial weights; warn if any of them is in val or test."""
+    """Return the patients of the initial weights, and warn if any of them is in val or test."""
     if not is_weights_file(config.weights):
         return ()
     patients = pretrained.pretraining_patients(Path(config.weights))
@@ -141,7 +142,7 @@ def _build_model(config: TrainConfig, pack: Pack, train_rows: NDArray[np.int64])
     elif config.weights != "none":
         normalization = pretrained.load_weights_file(network, arch, Path(config.weights))
     if config.normalize == "dataset":
-        # Only of the train patients: the model must not learn anything about the others.
+        # Use the train patients only: the model must not depend on the val and test patients.
         histogram = np.zeros((3, 256), np.int64)
         for start in range(0, len(train_rows), _PATCHES_PER_READ):
             histogram += channel_histogram(pack.patches[train_rows[start:][:_PATCHES_PER_READ]])

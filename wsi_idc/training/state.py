@@ -1,4 +1,4 @@
-"""State of a training and the objects that it uses: built, saved, and resumed from disk."""
+"""State of a training, and all objects that the training uses."""
 
 import logging
 import math
@@ -31,10 +31,10 @@ class TrainState:
     Attributes:
         epoch: Number of finished epochs.
         step: Number of finished steps in the current epoch.
-        loss_sum: Sum of the loss over those steps.
-        seconds: Time spent in the current epoch.
-        best: Largest value of the monitored metric so far.
-        best_epoch: Epoch of that value, counted from 1; 0 before the first.
+        loss_sum: Sum of the loss over the finished steps of the current epoch.
+        seconds: Time spent on the current epoch, in s.
+        best: Best value of the monitored metric so far.
+        best_epoch: Number of the epoch with the best value, counted from 1; 0 before the first.
         history: One record per finished epoch.
     """
 
@@ -52,15 +52,15 @@ class Training:
     """A training and all objects that it uses.
 
     Attributes:
-        model: The classifier as a step calls it: compiled, or wrapped for several processes.
-        average: Running average of the classifier; None if the configuration has none.
-        log_odds_shift: Amount that the correction of the imbalance adds to the IDC log odds.
-        rows: Rows of the pack with a known label, by role ("train", "val").
+        model: Module that a step calls: the classifier, possibly compiled or wrapped by DDP.
+        average: Running average of the weights; None if the setting ``ema`` is 0.
+        log_odds_shift: Amount that class weights or oversampling add to the log odds of IDC.
+        rows: Indices in the pack of the labeled patches, by role ("train", "val").
         micro_batch: Number of patches that a process computes at once.
-        micro_batch_reduced: Whether that number was reduced because memory ran out.
+        micro_batch_reduced: Whether ``micro_batch`` was reduced because memory ran out.
         pretraining_patients: Patients on which the initial weights were trained.
-        pending_loss: Sum of this process's loss that is not yet part of ``state.loss_sum``.
-        source: Source of the train patches.
+        pending_loss: Loss of this process that has not yet been added to ``state.loss_sum``.
+        source: Source that reads the train patches.
     """
 
     config: TrainConfig
@@ -87,17 +87,17 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full batches; a last batch of few patches would disturb batch norm."""
+        """Number of full batches in an epoch; a last, smaller batch would disturb batch norm."""
         return max(1, len(self.rows["train"]) // self.config.batch_size)
 
     @property
     def patches_per_step(self) -> int:
-        """Batch size, or the number of train patches if it is smaller."""
+        """Number of patches in a batch: the batch size, or all train patches if they are fewer."""
         return min(self.config.batch_size, len(self.rows["train"]))
 
     @property
     def ema_model(self) -> PatchClassifier:
-        """The model that is evaluated and saved: the running average, else the classifier."""
+        """Model to evaluate and save: the running average, or the classifier without an average."""
         if self.average is None:
             return self.classifier
         return cast(PatchClassifier, self.average.module)

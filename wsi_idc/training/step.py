@@ -18,27 +18,27 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_model(training: Training) -> None:
-    """Set train mode and frozen layers for the current epoch; compile or wrap the model."""
+    """Prepare the model for the current epoch: set train mode, freeze layers, compile and wrap."""
     classifier, epoch = training.classifier, training.state.epoch
     is_frozen = epoch < training.config.freeze
-    classifier.train(not is_frozen)  # a frozen batch norm keeps its statistics too
+    classifier.train(not is_frozen)  # eval mode: a frozen batch norm keeps its statistics
     classifier.network.requires_grad_(not is_frozen)
     head = classifier.network.get_submodule(classifier.arch.head)
     head.train()
     head.requires_grad_(True)
     if training.model is not classifier and epoch != training.config.freeze:
-        return  # it is wrapped already
+        return  # the model is already compiled or wrapped
     model: nn.Module = classifier
     if training.device_config.compiled:
         model = cast(nn.Module, torch.compile(model))
     if training.world.size > 1:
-        # DDP reads only here which weights are trained.
+        # DDP checks only here which weights are frozen, so the model is wrapped again later.
         model = DistributedDataParallel(model)
     training.model = model
 
 
 def train_step(training: Training, batch: Batch) -> None:
-    """Train on one batch; its loss is added to ``training.pending_loss``.
+    """Train on one batch, and add its loss to ``training.pending_loss``.
 
     If the device runs out of memory, this batch and all later ones are computed in smaller parts.
     """
@@ -58,7 +58,7 @@ def train_step(training: Training, batch: Batch) -> None:
 
 
 def _fits_in_memory(training: Training, batch: Batch) -> bool:
-    """Compute the gradient; return whether the memory was sufficient."""
+    """Compute the gradient of a batch; return False if the device ran out of memory."""
     with contextlib.suppress(torch.OutOfMemoryError):
         training.pending_loss += _compute_gradient(training, batch)
         return True
@@ -82,10 +82,10 @@ def _halve_micro_batch(training: Training) -> None:
 
 
 def _compute_gradient(training: Training, batch: Batch) -> Tensor:
-    """Sum the gradient of a batch over its parts; return the loss of this process's patches."""
+    """Compute the gradient of a batch, part by part; return the loss of this process's patches."""
     device, world = training.device_config.device, training.world
     training.optimizer.zero_grad(set_to_none=True)
-    # Dropout draws from the global generators.
+    # Dropout uses the global random generators, so they are seeded for each batch.
     torch.manual_seed(batch.seed + world.rank)
     normalizer = training.loss.normalizer(batch.all_targets.to(device))
     loss_sum = torch.zeros((), device=device)
@@ -103,7 +103,7 @@ def _compute_gradient(training: Training, batch: Batch) -> Tensor:
                 logits = training.model(images)
             targets = batch.targets.take(part).to(device)
             loss = training.loss.loss_sum(logits, targets) / normalizer
-            # DDP averages the gradients, and the loss is a sum over all processes.
+            # DDP computes the mean of the gradients over all processes, but their sum is needed.
             training.scaler.scale(loss * world.size).backward()
         loss_sum += loss.detach()
     return loss_sum

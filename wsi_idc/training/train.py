@@ -1,7 +1,7 @@
-"""Training of a classifier on the train patients of a pack, validated on its val patients.
+"""Train a classifier on the train patients of a pack, and validate it on the val patients.
 
-All random draws depend only on the seed, the epoch and the step, never on earlier draws, so a
-stopped training resumes to exactly the same weights.
+The random numbers of a step depend only on the seed, the epoch and the step. So a training that was
+stopped and resumed ends with exactly the same weights as a training without a stop.
 """
 
 import logging
@@ -44,7 +44,7 @@ from wsi_idc.training.validation import (
 logger = logging.getLogger(__name__)
 
 MINUTES_BETWEEN_SAVES = 5.0
-# Reading the loss waits for the device.
+# The loss is not read after each step, because reading it waits for the device.
 _STEPS_BETWEEN_LOSS_READS = 20
 
 
@@ -64,32 +64,32 @@ def train(
 ) -> Checkpoint:
     """Train a classifier, or resume a stopped training, and return the final checkpoint.
 
-    A finished run is loaded, not trained again, unless ``overwrite`` is set. If only the settings
-    of its threshold changed, it is calibrated again.
+    If the run is finished and ``overwrite`` is False, its checkpoint is loaded. If only the
+    settings ``CALIBRATION_FIELDS`` changed, the checkpoint is calibrated again.
 
     Args:
-        config: Settings that decide the weights.
-        pack: The data.
+        config: Settings of the training.
+        pack: Pack that contains the train and val patches.
         split: Role of each patient.
-        run: Directory of all results.
+        run: Run directory, for all results.
         device_config: Device and precision.
-        world: The processes that train together, seen from this one.
-        overwrite: Replace an existing run. An unfinished run with identical settings is resumed,
-            because a requeued job repeats this flag each time.
-        micro_batch: Number of patches that a process computes at once; 0: its part of a batch. A
-            larger batch is accumulated into one step.
-        save_minutes: Time between two saves within an epoch.
-        stop: Request to save and stop.
-        on_epoch: Called with each epoch's record after it is saved; an exception stops the
-            training, which can be resumed.
+        world: Group of processes that train together.
+        overwrite: Whether a run with other settings, or a finished run, is replaced. An unfinished
+            run with the same settings is resumed: a cluster restarts a job with the same flags.
+        micro_batch: Number of patches that a process computes at once; 0: all its patches of a
+            batch. It does not change the number of patches per step.
+        save_minutes: Minutes between two saves within an epoch.
+        stop: Request of the user to save and stop; checked after each step.
+        on_epoch: Function to call with the record of each epoch after the epoch is saved. If it
+            raises an exception, the training stops and can be resumed.
 
     Raises:
-        StoppedError: ``stop`` was set; everything is saved and the same call resumes.
-        RunError: ``run`` holds a training with other settings, the loss is not finite, or memory
-            is too small.
+        StoppedError: ``stop`` was set. The state is saved, and the same call resumes the training.
+        RunError: ``run`` contains a training with other settings, the loss is not finite, or the
+            device has too little memory.
     """
     settings = resolved_config(config, pack, split)
-    # Check everything that can be checked before the folder is created.
+    # Check the arguments before the folder is created.
     run.validate_dir()
     if not overwrite:
         run.validate_config(settings)
@@ -109,14 +109,14 @@ def train(
     world.barrier()
     try:
         with run.lock() if world.is_main else nullcontext():
-            # Check again: another process may have trained here before this one got the lock.
+            # Check again: another process may have trained here before this process got the lock.
             if world.is_main and not overwrite:
                 run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
                 return _run_epochs(
                     training, settings, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
                 )
-    # Memory that runs out within a step is handled there, by smaller parts of the batch.
+    # If memory runs out inside a step, ``train_step`` handles the error.
     except torch.OutOfMemoryError:
         raise RunError(
             f"out of memory on {device_config.device}; give --micro-batch "
@@ -126,7 +126,7 @@ def train(
 
 
 def _is_finished(run: Run, world: World) -> bool:
-    """Return rank 0's answer to whether the run is finished, so that all ranks do the same."""
+    """Return whether the run is finished; all processes get the answer of the main process."""
     return bool(world.max(int(world.is_main and run.is_finished())))
 
 
@@ -174,7 +174,7 @@ def run_steps(training: Training) -> Iterator[int]:
         for group in training.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
-    # The rate of the last completed step: the epoch's record needs it even if no step is left.
+    # Set the rate of the last finished step, for the epoch's record: there may be no steps left.
     set_rate(max(0, state.step - 1))
     batches = read_batches(
         config,
@@ -210,7 +210,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         for num_patches in run_steps(training):
             bar.update(num_patches)
             now = time.monotonic()
-            # 1: save, 2: save and stop. All processes must do the same.
+            # 1: save; 2: save and stop. All processes use the largest value.
             order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
@@ -226,7 +226,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
 
 
 def _mean_loss(training: Training) -> float:
-    """Return the mean loss of the current epoch so far, over all processes; it is finite."""
+    """Return the mean loss of the current epoch so far; raise RunError if it is not finite."""
     state = training.state
     state.loss_sum += training.world.sum(float(training.pending_loss))
     training.pending_loss.zero_()
@@ -236,10 +236,10 @@ def _mean_loss(training: Training) -> float:
 
 
 def _finish_epoch(training: Training) -> None:
-    """Validate the model, save it if it is the best, and save the state."""
+    """Validate the model, save a checkpoint if it is the best so far, and save the state."""
     state, config = training.state, training.config
     loss = _mean_loss(training)
-    # Usage of this process, since it started or resumed the epoch.
+    # Usage of the device by this process since it started or resumed the epoch.
     usage = training.device_config.throughput.stats()
     logit, label = predict_val(training)
     state.epoch += 1
@@ -271,6 +271,6 @@ def _finish_epoch(training: Training) -> None:
 
 
 def _monitored(config: TrainConfig, record: dict[str, Any]) -> float:
-    """Return the monitored value of an epoch; a larger value is better."""
+    """Return the value of the monitored metric in an epoch's record; a larger value is better."""
     value = record[f"val_{config.monitor}"]
     return -value if config.monitor == "loss" else value

@@ -1,4 +1,4 @@
-"""Validation: predictions on the val patients, and calibration of the final checkpoint."""
+"""Validation: predict the val patients, and calibrate the final checkpoint."""
 
 import logging
 from dataclasses import replace
@@ -26,10 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Compute the logits of all val patches, shared by the processes, and return their labels.
+    """Return the logits, shape (N, num_classes), and the labels, shape (N,), of all val patches.
 
-    Returns:
-        Logits, shape (N, num_classes), and labels, shape (N,).
+    The processes of the training share the patches among them.
     """
     rows, world = training.rows["val"], training.world
     world.broadcast_module(training.ema_model.network)
@@ -41,14 +40,14 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
             device_config=training.device_config,
             batch_size=min(256, 2 * training.micro_batch),
         )
-    except CheckpointError:  # a logit is not finite
+    except CheckpointError:  # raised if a logit is not finite
         raise divergence_error(training) from None
     logit = np.concatenate(world.gather(part[:, 0]))
     return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
 
 
 def divergence_error(training: Training) -> RunError:
-    """Return the error for a loss or logits that are not finite."""
+    """Return the error to raise if the loss or a logit is not finite."""
     state, run = training.state, training.run
     best = f"the best so far is {run.best}" if state.best_epoch else "no epoch is kept"
     return RunError(
@@ -64,9 +63,9 @@ def calibrate_and_save(training: Training) -> Checkpoint:
     best = load_checkpoint(run.best)
     world.barrier()
     load_state(model.network, best.state)
-    if not best.metrics:  # a process killed after saving the final checkpoint has already shifted
-        # Class weighting and oversampling shift the IDC log odds by a constant. Undo the shift in
-        # the bias of the head, so that the probabilities are those of the data.
+    if not best.metrics:  # with metrics, an earlier process has already corrected the bias
+        # Class weights and oversampling shift the log odds of IDC by a constant. Subtract the
+        # constant from the bias of the head, so that the probabilities fit the class frequencies.
         with torch.no_grad():
             model.head.bias[IDC] -= training.log_odds_shift
     logit, _ = predict_val(training)
@@ -80,7 +79,7 @@ def calibrate_and_save(training: Training) -> Checkpoint:
 def load_or_recalibrate(
     config: TrainConfig, pack: Pack, run: Run, *, device_config: DeviceConfig, world: World
 ) -> Checkpoint:
-    """Load the checkpoint of a finished run; calibrate it again if these settings changed."""
+    """Load the checkpoint of a finished run; calibrate it again if calibration settings changed."""
     checkpoint = load_checkpoint(run.best)
     settings = {name: getattr(config, name) for name in CALIBRATION_FIELDS}
     is_current = all(checkpoint.config.get(name) == value for name, value in settings.items())
@@ -101,7 +100,7 @@ def load_or_recalibrate(
 
 
 def _calibrate(checkpoint: Checkpoint, logit: NDArray[np.float32], pack: Pack) -> Checkpoint:
-    """Return the checkpoint with its calibration on the val patches and its metrics."""
+    """Return a copy of a checkpoint with its calibration and its metrics on the val patches."""
     rows = labeled_rows(pack, checkpoint.patients("val"))
     label = pack.index["label"].to_numpy()[rows].astype(np.int64)
     calibration = calibrate(
