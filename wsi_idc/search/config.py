@@ -1,4 +1,4 @@
-"""Configuration of a search: one immutable value with fixed settings, axes and sampler."""
+"""Specification of a search: fixed settings, axes and sampler, read from a job file."""
 
 import itertools
 import math
@@ -30,13 +30,13 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Range:
-    """A range of numbers, including both ends.
+    """A range of numbers from ``low`` to ``high``; both ends belong to the range.
 
     Attributes:
         low: Smallest value.
         high: Largest value.
-        log: Whether values are drawn evenly in the logarithm.
-        step: Distance between values; None for all values between the ends.
+        log: Whether the logarithms of the drawn values are distributed evenly.
+        step: Distance between two possible values; None: all numbers in the range are possible.
     """
 
     low: float
@@ -58,7 +58,7 @@ class Range:
             return "step must be above 0"
         if (self.high - self.low) / self.step > MAX_POINTS**2:
             return "step is far too small"
-        # Decimals, because 0.3 is three steps of 0.1.
+        # Decimal is exact: as a float, 0.3 is not a multiple of 0.1.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
         return f"step {self.step} does not lead from low to high" if (high - low) % step else None
 
@@ -68,17 +68,17 @@ Axis = tuple[Value, ...] | Range
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """A search over settings of a training.
+    """Specification of a search for good training settings; each trial is one training.
 
     Attributes:
-        name: Name of the search; by default also of its folder.
-        fixed: Settings that all trials share; fields of ``TrainConfig`` with values of their types.
-        axes: Settings that differ between trials, in the order in which a grid nests them.
-        sampler: One of ``SAMPLERS``.
-        trials: Number of trials of random and tpe; a grid runs all its points.
+        name: Name of the search, and by default of its folder.
+        fixed: Settings that are the same in all trials; the keys are fields of ``TrainConfig``.
+        axes: Settings that differ between trials, and their possible values.
+        sampler: Method that chooses the settings of each trial, one of ``SAMPLERS``.
+        trials: Number of trials of the samplers random and tpe; a grid runs all its points.
         seed: Seed of the sampler.
-        prune: Whether trials below the median of earlier trials are stopped early.
-        metric: Metric on val; a larger value is better.
+        prune: Whether a trial is stopped early if it is worse than the median of earlier trials.
+        metric: Metric on the val patients to maximize.
     """
 
     name: str
@@ -129,19 +129,20 @@ class SearchSpec:
 
     @property
     def num_points(self) -> int:
-        """Number of points of the grid; a range counts as its two ends."""
+        """Number of points of the grid. A range is counted as two values, its ends."""
         return math.prod(2 if isinstance(axis, Range) else len(axis) for axis in self.axes.values())
 
     @property
     def num_trials(self) -> int:
-        """Number of trials of the search."""
+        """Number of trials that the search runs."""
         return self.num_points if self.sampler == "grid" else self.trials
 
     def points(self, *varied: str) -> Iterator[dict[str, Value]]:
-        """Yield the points of the grid, the last axis fastest; a range has its two ends.
+        """Yield the points of the grid, the last axis fastest. A range has two values, its ends.
 
         Args:
-            varied: Names of the axes to vary, all others keep their first value; none: all axes.
+            varied: Names of the axes to vary; the other axes keep their first value. Without names,
+                all axes are varied.
         """
         values = []
         for name, axis in self.axes.items():
@@ -151,14 +152,14 @@ class SearchSpec:
             yield dict(zip(self.axes, point, strict=True))
 
     def config(self, point: Mapping[str, Value]) -> TrainConfig:
-        """Return the training configuration of the trial at ``point``."""
+        """Return the training settings of a trial: the fixed ones, and those in ``point``."""
         settings: dict[str, Any] = {**self.fixed, **point}
         return TrainConfig(**settings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all settings that identify the search, JSON-ready.
+        """Return all settings that identify the search, for a JSON file.
 
-        The number of trials is not one of them, because it may be increased later.
+        The number of trials is left out, because the user may increase it later.
         """
         config = asdict(self.config(next(self.points())))
         return {
@@ -173,17 +174,17 @@ class SearchSpec:
 
 
 def format_point(point: Mapping[str, Value]) -> str:
-    """Format a point as text, such as ``learning_rate 0.001, optimizer sgd``."""
+    """Return a point as text, such as ``learning_rate 0.001, optimizer sgd``."""
     return ", ".join(f"{name} {format_value(value)}" for name, value in point.items())
 
 
 def format_value(value: object) -> str:
-    """Format the value of a setting as short text."""
+    """Return the value of a setting as text; a float has 4 significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_search(path: Path) -> SearchSpec:
-    """Read the job file of a search and check all its points; raise JobError with its path."""
+    """Read the job file of a search and check all points; raise JobError if it is not valid."""
     content = load_toml(path)
     if content.get("command") != SEARCH:
         raise JobError(f'{path}: not a search; give a file with command = "search"')
@@ -194,7 +195,7 @@ def read_search(path: Path) -> SearchSpec:
 
 
 def search_spec(name: str, content: Mapping[str, Any]) -> SearchSpec:
-    """Build a search from the content of a job file."""
+    """Return the specification of the search in the content of a job file."""
     check_keys("the file", content, ["command", "name", "tasks", "config", "search", "axes"])
     types = {"sampler": str, "trials": int, "seed": int, "prune": bool, "metric": str}
     options = _typed_table(content, "search", types)
@@ -208,7 +209,7 @@ def search_spec(name: str, content: Mapping[str, Any]) -> SearchSpec:
 
 
 def train_types() -> dict[str, type]:
-    """Return the type of each setting of a training."""
+    """Return the name and the type of each setting of a training."""
     return {option.name: type(option.default) for option in fields(TrainConfig)}
 
 

@@ -1,4 +1,4 @@
-"""Results of a search: ranked trials as a table, a figure and the job file of the best trial."""
+"""Results of a search: a table of all trials, a figure, and the job file of the best trial."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from wsi_idc.plotting.style import ACCENT, OTHER, house_style, save_png
 from wsi_idc.search.config import Range, SearchSpec, Value, format_point, format_value
 
 TABLE, FIGURE, BEST_JOB = "trials.csv", "search.png", "best.toml"
-# In the order of the ranking.
+# States of a trial, in the order of the ranking: complete trials come first.
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 _METRICS = ("average_precision", "auc", "f1", "sensitivity", "specificity")
 _MAX_COLUMNS = 3
@@ -31,15 +31,16 @@ class Trial:
     """One trial of a study.
 
     Attributes:
-        number: Number of the trial, from 0.
-        state: One of ``STATES``.
-        point: Value of each axis; empty for a waiting trial.
-        value: Value of the metric; for a trial that is not complete, after its last epoch.
-        metrics: All metrics on val, for a complete trial.
-        config: All settings, for a complete trial.
-        best_epoch: Epoch of the checkpoint, for a complete trial.
-        seconds: Time spent on the trial so far.
-        reason: Why the trial failed.
+        number: Number of the trial, counted from 0.
+        state: State of the trial, one of ``STATES``.
+        point: Value of the trial on each axis; may be empty for a waiting trial.
+        value: Value of the metric of the search; for an incomplete trial, after its last epoch;
+            None if there is no value.
+        metrics: All metrics on the val patients; None for an incomplete trial.
+        config: All settings of the training; None for an incomplete trial.
+        best_epoch: Epoch of the checkpoint; None for an incomplete trial.
+        seconds: Time spent on the trial so far, in s.
+        reason: Reason why the trial failed; None for other trials.
     """
 
     number: int
@@ -55,12 +56,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Trials of a search, best first.
+    """Results of a search.
 
     Attributes:
         spec: Specification of the search.
         folder: Folder of the search.
-        trials: Complete trials by value, then pruned ones by value, then the others by number.
+        trials: All trials, sorted by ``rank_trials``.
     """
 
     spec: SearchSpec
@@ -69,20 +70,20 @@ class SearchResult:
 
     @property
     def best(self) -> Trial | None:
-        """The complete trial with the largest value; the first of equal ones."""
+        """Complete trial with the largest value; None if no trial is complete."""
         return next(iter(self.having("complete")), None)
 
     def having(self, state: str) -> list[Trial]:
-        """Return the trials of a state."""
+        """Return the trials whose state is ``state``."""
         return [trial for trial in self.trials if trial.state == state]
 
     @property
     def checkpoint(self) -> Path | None:
-        """The best trial's checkpoint."""
+        """Path of the checkpoint of the best trial; None if no trial is complete."""
         return run_folder(self.folder, self.best.number) / "best.pt" if self.best else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per trial; None marks an unknown value."""
+        """Return one row of the table for each trial; None if a value is missing."""
         metric = self.spec.metric
         return [
             {
@@ -101,12 +102,15 @@ class SearchResult:
 
 
 def run_folder(folder: Path, number: int) -> Path:
-    """Return the run directory of a trial of the search in ``folder``."""
+    """Return the run directory of trial ``number`` in the folder of a search."""
     return folder / f"trial-{number:04d}"
 
 
 def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Sort trials, best first."""
+    """Return the trials sorted by state as in ``STATES``, then by value, then by number.
+
+    Only complete and pruned trials are sorted by value; the largest value comes first.
+    """
 
     def key(trial: Trial) -> tuple[int, float, int]:
         value = trial.value if trial.state in ("complete", "pruned") else None
@@ -116,7 +120,10 @@ def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def write_result(result: SearchResult) -> None:
-    """Write the table, the figure and the job file of the best trial into the search's folder."""
+    """Write trials.csv, search.png and best.toml into the folder of the search.
+
+    If no trial is complete, only trials.csv is written.
+    """
     write_text(result.folder / TABLE, pd.DataFrame(result.rows()).to_csv(index=False))
     if result.best is None:
         return
@@ -126,7 +133,7 @@ def write_result(result: SearchResult) -> None:
 
 
 def best_job(result: SearchResult) -> str:
-    """Return the text of a job file that trains with all settings of the best trial."""
+    """Return the text of a job file; the job trains with the settings of the best trial."""
     best, spec = result.best, result.spec
     assert best is not None and best.config is not None
     lines = [
@@ -139,7 +146,7 @@ def best_job(result: SearchResult) -> str:
     ]
     for name, value in best.config.items():
         if value is not None:
-            # Texts in JSON are valid TOML; numbers in Python are valid TOML, also infinite ones.
+            # For TOML, repr() writes valid numbers, also infinite ones; JSON writes valid strings.
             is_number = type(value) in (int, float)
             text = repr(value) if is_number else json.dumps(value, ensure_ascii=False)
             lines.append(f"{name} = {text}")
@@ -147,7 +154,7 @@ def best_job(result: SearchResult) -> str:
 
 
 def draw_search(result: SearchResult) -> Figure:
-    """Draw the metric against each axis, one panel per axis."""
+    """Draw one chart for each axis: the metric of all trials by their value on this axis."""
     assert result.best is not None
     axes = result.spec.axes
     num_columns = min(len(axes), _MAX_COLUMNS)
@@ -174,11 +181,11 @@ def draw_search(result: SearchResult) -> Figure:
 def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
     axis = result.spec.axes[name]
     values: list[Value] | None = None
-    if not isinstance(axis, Range):  # numbers are sorted, texts keep their order
+    if not isinstance(axis, Range):  # sort numbers, keep the order of texts
         values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
-        """Draw trials; the values of a list are side by side."""
+        """Draw a mark for each trial; if the axis is a list, x is the index of the value."""
         known = [(trial.point[name], trial.value) for trial in trials if trial.value is not None]
         x = [value if values is None else values.index(value) for value, _ in known]
         if known:

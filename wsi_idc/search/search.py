@@ -1,7 +1,8 @@
-"""Search over settings of a training: one run per trial, shared by any number of processes.
+"""Search for good training settings. Several processes may work on the same search.
 
-Each process claims a trial, trains it in its own run directory and records the result, until no
-trial is left. A trial of a stopped or killed process is resumed.
+Each process repeats these steps until no trial is left: it claims a trial, trains in the run
+directory of the trial, and records the result. If a process was stopped or killed, its trial is
+resumed later.
 """
 
 import json
@@ -42,27 +43,27 @@ def search(
     device: str = "auto",
     stop: StopRequest | None = None,
 ) -> SearchResult:
-    """Train the remaining trials of a search, in parallel with other processes of the search.
+    """Train the remaining trials of a search. Other processes may train trials at the same time.
 
     Args:
         spec: Specification of the search.
-        pack: The data.
-        folder: Folder of the study, the results and the runs of the trials.
+        pack: Pack that contains the train and val patches of all trials.
+        folder: Folder of the search, for its study, its results and the runs of its trials.
         device: Name of the device, as for ``select_device``.
-        stop: Request to save and stop.
+        stop: Request of the user to save and stop.
 
     Returns:
-        All trials, including those of other processes.
+        Results of all trials, including the trials of other processes.
 
     Raises:
-        StoppedError: ``stop`` was set; everything is saved and the same call resumes.
-        JobError: ``folder`` holds other files than those of this search.
+        StoppedError: ``stop`` was set. The state is saved, and the same call resumes the search.
+        JobError: ``folder`` contains other files than those of this search.
         CheckpointError: A model does not exist, or its ImageNet weights are not on this machine.
         DataError: A split is not possible.
         DeviceError: The device does not exist or does not support a precision.
     """
     settings = {**spec.as_dict(), "data": pack.info.source_fingerprint}
-    # Check everything that can be checked before the folder is created.
+    # Check the arguments before the folder is created.
     _is_started(folder, settings)
     _check_settings(spec, pack, device)
     with wait_for_search_lock(folder, stop):
@@ -76,7 +77,7 @@ def search(
             if lease is None:
                 break
             _train_trial(study, lease, pack, device=device, stop=stop)
-    # Read and write under one lock: the last process to finish writes all results.
+    # One lock for reading and writing, so that no process overwrites newer results by older ones.
     with wait_for_search_lock(folder, stop):
         result = SearchResult(spec, folder, rank_trials(study.trials()))
         write_result(result)
@@ -84,7 +85,7 @@ def search(
 
 
 def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the search was started; raise JobError if the folder holds other files."""
+    """Return whether the search was started; raise JobError if the folder contains other files."""
     file = folder / "search.json"
     if not file.exists():
         if folder.exists() and not folder.is_dir():
@@ -104,14 +105,14 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
-    """Check devices, models, files of weights and splits of all trials."""
+    """Raise an error if the device, a model, a weights file or a split of a trial is not usable."""
     for config in map(spec.config, spec.points("precision")):
         select_device(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
         arch = architecture(config.model)
         check_input_px(arch, config.input_size or pack.info.patch_px)
         weights_fingerprint(config)
-        # Checked here, because the user can fetch them, but a failed trial is not repeated.
+        # Missing weights stop the search now: the user can download them and start it again.
         if config.weights == "imagenet" and arch.imagenet and not weights_file(arch).exists():
             raise CheckpointError(
                 f"ImageNet weights of {arch.name} are not on this machine; run `wsi-idc "
@@ -126,7 +127,7 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
 def _train_trial(
     study: Study, lease: TrialLease, pack: Pack, *, device: str, stop: StopRequest | None
 ) -> None:
-    """Train one trial and record its result; errors of its settings fail only this trial."""
+    """Train one trial and record its result. If its settings cause an error, only it fails."""
     spec, number = study.spec, lease.number
     num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in study.trials())
     total = max(spec.num_trials, number + 1)
@@ -136,7 +137,7 @@ def _train_trial(
         config = spec.config(lease.point)
         try:
             split = make_split(pack, config.split, seed=config.seed)
-        except DataError as error:  # another seed may be possible
+        except DataError as error:  # only this trial fails: its seed may be the cause
             raise RunError(str(error)) from None
         checkpoint = train(
             config,

@@ -1,9 +1,9 @@
-"""Optuna study shared by several processes: claims the next trial and records its result.
+"""Optuna study of a search. Several processes share it: each claims trials and records results.
 
-The study is a journal of optuna, a text file to which lines are only appended. A process claims a
-trial by a lock on a file of the trial, and holds it until the trial's result is recorded. The
-system releases the lock of a killed process, so a running trial without a lock can be resumed. On
-a disk without file locks, run one process at a time.
+The study is stored in a journal of optuna, a text file to which lines are only appended. To claim a
+trial, a process locks the lock file of the trial. It keeps the lock until the result is recorded.
+If a process is killed, the operating system releases its lock. So a trial in the state "running"
+without a lock can be resumed. On a disk without file locks, run only one process at a time.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 _NAME = "search"
-# The median of fewer trials is not reliable, and the first epochs are still in the warm-up.
+# No trial is pruned before this number of trials, because the median of fewer trials is not
+# reliable, or before this number of epochs, because the learning rate still rises (warm-up).
 PRUNE_AFTER_TRIALS = 4
 PRUNE_AFTER_EPOCHS = 2
 
@@ -41,10 +42,11 @@ Pruned = optuna.TrialPruned
 
 
 class _JournalLock(JournalFileOpenLock):
-    """Optuna's lock of the journal for network disks; it also removes an incomplete last line.
+    """Lock of the journal that also works on network disks.
 
-    Optuna removes the lock of a killed process after 30 s, but an incomplete line of that process
-    would damage the next line.
+    If a killed process left an incomplete last line in the journal, ``acquire`` removes this line.
+    Otherwise, the next line would be appended to the incomplete one. Optuna itself removes the lock
+    of a killed process after 30 s.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -67,11 +69,11 @@ class _JournalLock(JournalFileOpenLock):
 
 
 class TrialLease:
-    """A trial that only this process works on.
+    """A trial that this process has claimed.
 
     Attributes:
-        number: Number of the trial.
-        point: Value of each axis.
+        number: Number of the trial, counted from 0.
+        point: Value of the trial on each axis.
     """
 
     def __init__(self, study: "optuna.Study", trial: "optuna.Trial", spec: SearchSpec) -> None:
@@ -81,56 +83,56 @@ class TrialLease:
         self.point = {name: _suggest(trial, name, axis) for name, axis in spec.axes.items()}
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
-        """Report the metric of an epoch; raise Pruned if it is below the median of the trials."""
+        """Record the metric of an epoch; raise Pruned if the trial is below the median."""
         self._trial.report(epoch[f"val_{self._metric}"], epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned
 
     def pause(self, **attributes: Any) -> None:
-        """Store the elapsed time and further attributes; the trial can be resumed later."""
+        """Record the time spent so far and further attributes; the trial can be resumed later."""
         attributes["seconds"] = time.monotonic() - self._started
         for name, value in attributes.items():
             self._trial.set_user_attr(name, value)
 
     def complete(self, value: float, **result: Any) -> None:
-        """Record the trial as complete, with its value and further results."""
+        """Record that the trial is complete, with its value and further results."""
         self._finish(TrialState.COMPLETE, value, result=result)
 
     def prune(self) -> None:
-        """Record the trial as pruned."""
+        """Record that the trial is pruned."""
         self._finish(TrialState.PRUNED)
 
     def fail(self, reason: str) -> None:
-        """Record the trial as failed."""
+        """Record that the trial has failed, and the reason."""
         self._finish(TrialState.FAIL, reason=reason)
 
     def _finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
-        # On a disk without locks another process may have finished the same trial.
+        # On a disk without file locks, another process may have finished the same trial.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.pause(**attributes)
             self._study.tell(self._trial, value, state=state, skip_if_finished=True)
 
 
 class Study:
-    """Study in the folder of a search; it is created if it does not exist."""
+    """Study in the folder of a search. If there is no study yet, it is created."""
 
     def __init__(self, spec: SearchSpec, folder: Path, *, stop: StopRequest | None = None) -> None:
         self.spec, self.folder, self._stop = spec, folder, stop
-        # Optuna's own log lines are for users of optuna.
+        # Hide optuna's own log messages: this program logs the trials itself.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with wait_for_search_lock(folder, stop):
             self._study = _open(folder / JOURNAL)
             if spec.sampler == "grid":
-                # A killed process may have added some of the points already.
+                # An earlier process may have added the first points, or all points, already.
                 num_known = len(self._study.get_trials(deepcopy=False))
                 for point in list(spec.points())[num_known:]:
                     self._study.enqueue_trial(point)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[TrialLease | None]:
-        """Claim the next trial inside the block; None if no trial is left for this process.
+        """Context manager that claims the next trial; it yields None if no trial is left.
 
-        Trials that a stopped or killed process left unfinished come first.
+        Unfinished trials of stopped or killed processes are claimed first.
         """
         with contextlib.ExitStack() as stack:
             with wait_for_search_lock(self.folder, self._stop):
@@ -152,7 +154,7 @@ class Study:
         return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
-        """Lock a trial, and seed the sampler by its number: restarts do not change its values."""
+        """Lock a trial, and seed the sampler by its number, so that restarts give equal values."""
         lock = self.folder / f".trial-{number:04d}.lock"
         try:
             stack.enter_context(locked(lock, what=self.folder))
@@ -160,13 +162,13 @@ class Study:
             raise BusyError(f"{lock}: held by another process; run again later") from None
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
         if self.spec.sampler == "tpe":
-            # The constant liar keeps parallel processes from trying the same region.
+            # constant_liar: parallel processes then choose different points.
             self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         else:
             self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
 
     def trials(self) -> list[Trial]:
-        """Return all trials by number."""
+        """Return all trials, sorted by number."""
         return [_to_trial(trial) for trial in self._study.get_trials(deepcopy=False)]
 
 
@@ -209,7 +211,7 @@ def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
 def wait_for_search_lock(
     folder: Path, stop: StopRequest | None
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of a search inside the block: no other process claims a trial."""
+    """Context manager: wait for the lock of a search, so that no other process claims a trial."""
     lock = folder / ".lock"
     return wait_for_lock(
         lock,
