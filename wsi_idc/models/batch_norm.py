@@ -43,7 +43,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 
 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield two names: a convolution, and the batch norm that is the only user of its output."""
+    """Yield pairs of names: a convolution, and the only layer that uses it, a batch norm."""
     try:
         graph = LeafModuleAwareTracer(leaf_modules=[nn.Conv2d]).trace(network)
     except _UNTRACEABLE as error:
@@ -66,7 +66,7 @@ def has_fused_batch_norm(network: nn.Module) -> bool:
     """Return whether the batch norms of ``network`` are already fused into its convolutions.
 
     A fused batch norm only adds its bias, because its convolution contains the scale and the mean.
-    If all biases are 0, the network is new and the result is False.
+    If all biases are 0, the network is new, and this function returns False.
     """
     norms = _batch_norms(network)
     return all(map(_only_adds_bias, norms)) and any(norm.bias.any() for norm in norms)

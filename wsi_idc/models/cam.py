@@ -7,8 +7,8 @@ The library torchcam computes the other methods. This module runs torchcam on ba
 patch does not depend on the other patches.
 
 The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
-the alphas, so each weight is the sum of the cubes of the positive gradients. In smoothgradcam++,
-the weighted map and the gradients in its weights are those of the last noisy image.
+the alphas, so each weight is the sum of the cubes of the positive gradients. smoothgradcam++
+multiplies the feature map of the last noisy image by weights from the gradients of that image.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,10 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Replace ``layer`` None by the classifier's default, unless it is the last feature map."""
+        """Set the default layer of ``classifier`` if no layer is set.
+
+        If the default layer has the last feature map, ``layer`` stays None.
+        """
         if self.layer is not None:
             return self
         default = default_cam_layer(classifier.arch, classifier.input_px)

@@ -78,7 +78,7 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
     """Return the name of the layer whose output is the feature map of CAMs by default.
 
     The default is the last feature map with at least ``MIN_SIDE`` cells a side. If no feature map
-    has as many cells, the default is the last feature map.
+    has that many cells, the default is the last feature map of all.
 
     Args:
         arch: Architecture of the network.

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
-# Errors raised by the fields of a damaged or manipulated file. RecursionError is a RuntimeError.
+# Errors that reading a damaged or manipulated file can raise. RecursionError is a RuntimeError.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 
@@ -275,7 +275,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values to a file, atomically."""
-    # torch writes into memory only: for a full disk, torch would not raise an OSError.
+    # torch.save writes into memory: if it wrote to a full disk, its error would be no OSError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())

@@ -138,7 +138,7 @@ class SearchSpec:
         return self.num_points if self.sampler == "grid" else self.trials
 
     def points(self, *varied: str) -> Iterator[dict[str, Value]]:
-        """Yield the points of the grid, the last axis fastest. A range has two values, its ends.
+        """Yield the points of the grid; the last axis changes first. A range has its two ends.
 
         Args:
             varied: Names of the axes to vary; the other axes keep their first value. Without names,
@@ -152,7 +152,7 @@ class SearchSpec:
             yield dict(zip(self.axes, point, strict=True))
 
     def config(self, point: Mapping[str, Value]) -> TrainConfig:
-        """Return the training settings of a trial: the fixed ones, and those in ``point``."""
+        """Return the training settings of a trial: ``fixed`` and the settings in ``point``."""
         settings: dict[str, Any] = {**self.fixed, **point}
         return TrainConfig(**settings)
 

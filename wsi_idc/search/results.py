@@ -83,7 +83,7 @@ class SearchResult:
         return run_folder(self.folder, self.best.number) / "best.pt" if self.best else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row of the table for each trial; None if a value is missing."""
+        """Return one row of the table for each trial, with None for each missing value."""
         metric = self.spec.metric
         return [
             {

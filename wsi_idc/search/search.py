@@ -127,7 +127,7 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
 def _train_trial(
     study: Study, lease: TrialLease, pack: Pack, *, device: str, stop: StopRequest | None
 ) -> None:
-    """Train one trial and record its result. If its settings cause an error, only it fails."""
+    """Train a trial and record its result; an error caused by its settings ends only this trial."""
     spec, number = study.spec, lease.number
     num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in study.trials())
     total = max(spec.num_trials, number + 1)
@@ -137,7 +137,7 @@ def _train_trial(
         config = spec.config(lease.point)
         try:
             split = make_split(pack, config.split, seed=config.seed)
-        except DataError as error:  # only this trial fails: its seed may be the cause
+        except DataError as error:  # a trial with another seed may succeed
             raise RunError(str(error)) from None
         checkpoint = train(
             config,
