@@ -1,1 +1,1 @@
-"""Code of ``wsi-idc eval`` and ``wsi-idc compare``: evaluate, compare, rank, write pages."""
+"""``wsi-idc eval`` and ``compare``: evaluations, comparisons, leaderboards and their pages."""

@@ -1,1 +1,1 @@
-"""Code of ``wsi-idc explore``: tables, quality checks and figures of a data set."""
+"""``wsi-idc explore``: tables, quality checks and figures of a data set."""

@@ -1,8 +1,8 @@
 """Colors of labels, layers and figures."""
 
-# -1 is unknown. The colors differ without red and green, and in gray.
+# Label -1 is unknown. The colors also differ for people who are color-blind, and in gray print.
 LABEL_COLORS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
-# Colormaps of matplotlib by layer. Perceptually uniform, for color-blind people too.
+# Colormap of each layer, from matplotlib. All are perceptually uniform and fit color-blind people.
 COLORMAPS = {
     "probability": "viridis",
     "smoothed": "viridis",

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one shell, with figures and pictures as data URIs.
+"""Write self-contained HTML pages: figures and pictures are data URIs in the page.
 
 The names of templates, styles and scripts are paths below ``wsi_idc/``.
 """
@@ -26,7 +26,8 @@ from wsi_idc.plotting import number_format, style
 from wsi_idc.plotting.raster import Pixels, colorize, downscale
 
 FIGURES = "figures"
-# Browsers draw pictures up to 16,384 px a side, on some graphics cards half of that.
+# Largest side of a picture. Browsers draw at most 16,384 px per side, or 8192 px on some graphics
+# cards.
 MAX_SIDE_PX = 8192
 _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -35,11 +36,11 @@ _POLICY = (
 
 
 def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
-    """Return the policy that makes the browser refuse every request and every foreign script.
+    """Return a policy: the browser refuses all requests, and scripts that are not of the page.
 
     Args:
-        script: The page's own script.
-        is_bokeh: Whether the page holds a bokeh document, which runs several scripts and builds
+        script: Text of the script of the page.
+        is_bokeh: Whether the page contains a bokeh document. Bokeh runs several scripts and makes
             functions from text.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -48,7 +49,7 @@ def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
 
 
 def read_text(name: str) -> str:
-    """Read a style or script of the package."""
+    """Read a style or script file of the package."""
     return (resources.files("wsi_idc") / name).read_text(encoding="utf-8")
 
 
@@ -75,17 +76,17 @@ def _environment() -> Environment:
 
 
 def page_template(name: str) -> Template:
-    """Return a template of the package; it escapes every value."""
+    """Return a page template of the package. The template escapes every value."""
     return _environment().get_template(name)
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page in one atomic step.
+    """Write an HTML page in one atomic step.
 
     Args:
-        path: The HTML file.
-        template: Name of the template.
-        values: Values that the template shows, each escaped.
+        path: HTML file to write.
+        template: Name of the page template.
+        values: Values that the template shows. The template escapes each value.
     """
     write_text(path, page_template(template).render(**values))
 
@@ -94,7 +95,7 @@ def write_figures(drawings: Mapping[str, Callable[[], Figure]], out: Path) -> di
     """Write each figure as PNG and SVG into ``out/figures`` and return the SVGs as data URIs.
 
     Args:
-        drawings: File name without suffix, to the function that draws the figure.
+        drawings: For each file name without suffix, the function that draws the figure.
         out: Folder of the page.
     """
     uris = {}
@@ -115,31 +116,31 @@ def remove_figures(names: Iterable[str], out: Path) -> None:
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Return the bytes of a picture as a URI that needs no file."""
+    """Return the bytes of a picture as a data URI, which contains the complete picture."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def tissue_uri(image: Pixels) -> tuple[str, float]:
-    """Return tissue as a JPEG data URI, and its px per px of ``image``.
+    """Return tissue as a JPEG data URI, and the scale: px of the JPEG per px of ``image``.
 
     Args:
-        image: Shape (h, w, 3).
+        image: Tissue, shape (h, w, 3).
     """
     small, scale = _fit(image, MAX_SIDE_PX)
     return _picture_uri(small, "JPEG", quality=90, subsampling=0), scale
 
 
 def thumbnail_uri(image: Pixels, side_px: int) -> str:
-    """Return tissue as a JPEG data URI of at most ``side_px`` a side."""
+    """Return tissue as a JPEG data URI. No side is longer than ``side_px``."""
     return _picture_uri(_fit(image, side_px)[0], "JPEG", quality=82)
 
 
 def grid_uri(grid: NDArray[np.float32], table: Pixels) -> str:
-    """Return a grid of values as a PNG data URI, one px a cell, transparent where NaN.
+    """Return a grid as a PNG data URI with one px per cell. NaN is transparent.
 
     Args:
         grid: Values from 0 to 1, shape (rows, cols).
-        table: Colors of the values as from ``color_table``, shape (256, 4).
+        table: RGBA of the values from 0 to 1, from ``color_table``, shape (256, 4).
     """
     return _picture_uri(colorize(grid, table), "PNG", optimize=True)
 

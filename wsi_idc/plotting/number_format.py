@@ -6,24 +6,24 @@ NONE = "\N{EN DASH}"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """Format a number with digits after the point, or as a dash if it has no value."""
+    """Format a number with ``digits`` decimal places; a dash for None or NaN."""
     return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float | None, *, digits: int = 3) -> str:
-    """Format a difference with its sign, or as a dash if it has no value."""
+    """Format a difference with its sign; a dash for None or NaN."""
     if value == 0:
         return number(value, digits=digits)
     return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None) -> str:
-    """Format a fraction in percent, or as a dash if it has no value."""
+    """Format a fraction in percent; a dash for None or NaN."""
     return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval; without a value it is empty."""
+    """Format an interval; empty text for an end that has no value."""
     if _is_none(low) or _is_none(high):
         return ""
     if low < 0:  # type: ignore[operator]
@@ -32,14 +32,14 @@ def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
 
 
 def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval of a difference; without a value it is empty."""
+    """Format an interval of a difference; empty text for an end that has no value."""
     if _is_none(low) or _is_none(high):
         return ""
     return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
 
 
 def count(value: int, singular: str, plural: str) -> str:
-    """Format a count with its noun."""
+    """Format a count with its noun, such as "1 patch" or "2 patches"."""
     return f"{value:,} {singular if value == 1 else plural}"
 
 

@@ -1,7 +1,8 @@
-"""Colors on pixels: arrays in, RGB out, and the matplotlib artist that draws them 1:1.
+"""Make pictures from arrays of values, and draw pictures on a page without interpolation.
 
-Pictures are [row, col, channel], uint8. A grid covers a picture by area: its first cell begins at
-the first pixel, its last cell ends at the last pixel, and no cell between them drifts.
+A picture is a uint8 array [row, col, channel]. A grid covers a picture completely: the first cell
+begins at the first pixel, the last cell ends at the last pixel, and rounding errors of cell sides
+do not add up between them.
 """
 
 from typing import Any
@@ -15,21 +16,21 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 NUM_COLORS = 256
-# White below the transparency, for programs that ignore it.
+# Transparent white: programs that ignore transparency show white.
 CLEAR = (255, 255, 255, 0)
 _OPAQUE = 255
-_STRIP_PX = 256  # height of the strips in which a picture is painted; bounds the memory
+_STRIP_PX = 256  # pictures are painted in strips of this height, to limit the memory
 
 
 def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pixels:
-    """Return a colormap of matplotlib as a table.
+    """Return a colormap of matplotlib as a table of colors.
 
     Args:
-        name: matplotlib's name of the colormap.
-        opacity: 0 to 1, one number for all colors or one for each.
+        name: Name of the colormap in matplotlib.
+        opacity: Opacity from 0 to 1: one number for all colors, or one number per color.
 
     Returns:
-        RGBA of the values from 0 to 1, shape (256, 4).
+        RGBA of 256 equally spaced values from 0 to 1, shape (256, 4).
     """
     colors = colormaps[name].resampled(NUM_COLORS)(np.arange(NUM_COLORS))
     colors[:, 3] = opacity
@@ -37,14 +38,14 @@ def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pix
 
 
 def colorize(values: NDArray[np.float32], table: Pixels) -> Pixels:
-    """Return the color of each value, transparent where NaN.
+    """Return the color of each value. NaN is transparent.
 
     Args:
-        values: 0 to 1, clipped; any shape.
-        table: RGBA by value, shape (256, 4).
+        values: Values of any shape, which are clipped to 0 to 1.
+        table: RGBA of the values from 0 to 1, shape (256, 4).
 
     Returns:
-        RGBA, shape (*values.shape, 4).
+        RGBA of each value, shape (*values.shape, 4).
     """
     known = np.nan_to_num(np.clip(values, 0, 1), nan=0.0)
     colors = table[(known * (NUM_COLORS - 1)).round().astype(np.uint8)]
@@ -56,12 +57,12 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
     """Blend the colors of a grid with a picture.
 
     Args:
-        ground: The picture, shape (h, w, 3).
-        values: The grid, shape (rows, cols): 0 to 1, clipped; NaN keeps the picture.
-        table: RGBA by value, shape (256, 4).
+        ground: Picture below the grid, shape (h, w, 3).
+        values: Values of the grid, shape (rows, cols), clipped to 0 to 1; NaN is transparent.
+        table: RGBA of the values from 0 to 1, shape (256, 4).
 
     Returns:
-        A new picture, shape (h, w, 3).
+        The blended picture, shape (h, w, 3).
     """
     height, width, _ = ground.shape
     rows, cols = (
@@ -76,19 +77,19 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
         strip = slice(top, top + _STRIP_PX)
         over = colors[rows[strip]][:, cols].astype(np.uint16)
         opacity = over[..., 3:]
-        # 255 * 255 and the half for rounding fit into 16 bits.
+        # 255 * 255 + 127 fits into 16 bits. The 127 rounds the result.
         mixed = ground[strip] * (255 - opacity) + over[..., :3] * opacity + 127
         painted[strip] = mixed // 255
     return painted
 
 
 def to_gray(picture: Pixels) -> Pixels:
-    """Return a picture without hues, shape (h, w, 3), so that colors above it stay true."""
+    """Return a gray picture, shape (h, w, 3). Gray does not change hues that are drawn over it."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Shrink a picture or grid to at most ``height`` x ``width`` by means over equal areas."""
+    """Shrink a picture or grid to at most ``height`` x ``width``, by means over equal areas."""
     height, width = min(height, picture.shape[0]), min(width, picture.shape[1])
     if (height, width) == picture.shape[:2]:
         return picture
@@ -96,7 +97,7 @@ def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Resize a picture or grid to ``height`` x ``width``: shrink by area, enlarge by copies."""
+    """Resize a picture or grid to ``height`` x ``width``: shrink by means, enlarge by copies."""
     picture = downscale(picture, height=height, width=width)
     rows = _cells_of_pixels(height, picture.shape[0])
     cols = _cells_of_pixels(width, picture.shape[1])
@@ -109,10 +110,10 @@ def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
 
 
 class Raster(Artist):
-    """A picture, shape (h, w, 3), that fills its axes, fitted to the pixels of the page.
+    """A picture, shape (h, w, 3), that fills its axes and is resized to the pixels of the page.
 
-    ``imshow`` takes about a hundred bytes a pixel to fit a picture: gigabytes for a slide at print
-    resolution. ``Figure.figimage`` needs the resolution before the figure is saved.
+    ``imshow`` needs about a hundred bytes per pixel to resize a picture: gigabytes for a slide at
+    print resolution. ``Figure.figimage`` needs the resolution before the figure is saved.
     """
 
     def __init__(self, picture: Pixels) -> None:
@@ -124,7 +125,7 @@ class Raster(Artist):
     def draw(self, renderer: Any) -> None:
         """Draw the picture."""
         assert self.axes is not None
-        # A PDF is measured in points, and its pixels are finer than a point.
+        # The unit of a PDF is the point, and the pixels of its pictures are smaller than a point.
         scale = renderer.get_image_magnification()
         left, bottom, right, top = np.rint(self.axes.bbox.extents * scale).astype(int)
         height, width = max(1, top - bottom), max(1, right - left)

@@ -1,4 +1,4 @@
-"""Style of figures and pages: colors and numbers, and functions that save figures."""
+"""Style of figures: colors, font sizes and page sizes, and functions that save figures."""
 
 import warnings
 from contextlib import AbstractContextManager
@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from wsi_idc.core.files import atomic_write
 from wsi_idc.plotting.colors import INK
 
-# Lines and marks of figures, and the gray of lines behind them.
+# Colors of lines and marks in figures, and the grays of lines behind marks.
 ACCENT, OTHER, THIRD = "#2f6db3", "#c2410c", "#2a9d6f"
 GRAY, GRID = "#8a8a8a", "#e4e4e4"
 DPI = 150
 PAGE_MM = 180.0  # width of a journal's page
 _MM_PER_INCH = 25.4
-# A dollar sign in a patient id starts no formula. A fixed salt and no date make equal numbers give
-# equal SVG files.
+# ``parse_math`` is off, because a patient id can contain a dollar sign. With a fixed salt and
+# without a date, equal numbers give equal SVG files.
 _STYLE = {
     "axes.grid": False,
     "axes.spines.right": False,
@@ -31,52 +31,52 @@ _STYLE = {
     "svg.hashsalt": "wsi-idc",
     "text.parse_math": False,
 }
-# Style of figures that are printed at their own size.
+# Further settings for figures that are printed without scaling.
 _PAGE_STYLE = {"axes.linewidth": 0.4, "axes.titlesize": 7, "font.size": 6.5}
 
 
 def house_style() -> AbstractContextManager[None]:
-    """Draw and save in the project's style during the block."""
+    """Context manager: figures drawn or saved in the ``with`` block have the project's style."""
     return mpl.rc_context(_STYLE)
 
 
 def page_style() -> AbstractContextManager[None]:
-    """Draw and save in the project's style, in print size, during the block."""
+    """Context manager: as ``house_style``, with line widths and font sizes for print."""
     return mpl.rc_context(_STYLE | _PAGE_STYLE)
 
 
 class Page:
-    """A figure with parts at given positions, in mm from its top left corner."""
+    """A figure whose parts have positions in mm from the top left corner of the figure."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width / _MM_PER_INCH, height / _MM_PER_INCH))
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes of a size at a position."""
+        """Add axes; position of the top left corner and size are in mm."""
         bottom = self.height - top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
     def text(self, left: float, top: float, text: str, **options: Any) -> None:
-        """Add text with its top left corner at a position."""
+        """Add text; the position of the top left corner is in mm."""
         options = {"ha": "left", "va": "top", "color": INK, **options}
         self.figure.text(left / self.width, 1 - top / self.height, text, **options)
 
 
 def to_px(length_mm: float, *, dpi: float) -> float:
-    """Convert a length on paper to pixels."""
+    """Convert a length on paper, in mm, to pixels."""
     return length_mm / _MM_PER_INCH * dpi
 
 
 def printable(text: object, *, longest: int = 16) -> str:
-    """Return text from a file as one line of at most ``longest`` characters."""
+    """Return ``text`` as one line of printable characters, at most ``longest`` of them."""
     line = "".join(char if char.isprintable() else "?" for char in str(text))
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def say_none(ax: Axes, reason: str) -> None:
-    """Write into the middle of empty axes why they are empty."""
+    """Write the reason why axes are empty into the middle of the axes."""
     ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=INK)
 
 
@@ -86,7 +86,7 @@ def save_png(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
 
 
 def save_pdf(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
-    """Write a figure as PDF in one atomic step: text, lines, and pictures at ``dpi``."""
+    """Write a figure as PDF in one atomic step. Pictures in the PDF have ``dpi`` dots per inch."""
     _save(figure, path, format="pdf", dpi=dpi, metadata={"CreationDate": None})
 
 
@@ -98,14 +98,14 @@ def save_png_and_svg(figure: Figure, path: Path) -> None:
         path: Path of both files without the suffix.
     """
     save_png(figure, path.with_suffix(".png"))
-    figure.set_layout_engine("none")  # the PNG set the layout, which takes most of the time
+    figure.set_layout_engine("none")  # reuse the layout of the PNG: computing it is slow
     _save(figure, path.with_suffix(".svg"), format="svg", dpi=DPI, metadata={"Date": None})
 
 
 def _save(figure: Figure, path: Path, **options: Any) -> None:
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # A letter of a patient id that the font lacks is drawn as a box.
+        # matplotlib warns if the font has no glyph for a letter. It draws a box for this letter.
         warnings.filterwarnings("ignore", message="Glyph ")
         with atomic_write(path) as partial:
             figure.savefig(partial, **options)

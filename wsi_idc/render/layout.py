@@ -17,7 +17,7 @@ from wsi_idc.plotting.style import PAGE_MM, Page
 from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
 
 _MAX_COLUMNS = 4
-_MAX_HEIGHT_MM = 225.0  # page without the journal's caption
+_MAX_HEIGHT_MM = 225.0  # page of a journal, without the space for a caption
 _MAX_FRAME_MM = 170.0
 _MIN_COLUMN_MM, _MIN_ONLY_COLUMN_MM = 38.0, 100.0
 _MARGIN_MM, _GAP_MM = 2.5, 4.0
@@ -26,9 +26,9 @@ _HEAD_LINE_MM, _ENTRY_MM = 3.2, 3.4
 _BAR_TOP_MM, _BAR_MM = 3.6, 2.2
 _NAME_PT, _SMALL_PT = 8.5, 6.0
 _LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
-_SCALE_SHARE = 0.42  # part of the foot left of the legend, for the scale bar
+_SCALE_SHARE = 0.42  # part of the foot width for the scale bar, which is left of the legend
 _FRAME_COLOR = "#b0b0b0"
-_RIM_PT = 0.8  # both sides of a line together
+_RIM_PT = 0.8  # width of the white rim: the sum of both sides of a line
 
 
 def panel_grid(num: int) -> tuple[int, int]:
@@ -38,7 +38,7 @@ def panel_grid(num: int) -> tuple[int, int]:
 
 
 def fit_panel(size: tuple[float, float], num: int) -> tuple[float, float]:
-    """Return width and height in mm of one of ``num`` panels, from its size in any unit."""
+    """Return width and height in mm: the largest size at which ``num`` panels fit on a page."""
     rows, columns = panel_grid(num)
     width = (PAGE_MM - 2 * _MARGIN_MM - (columns - 1) * _GAP_MM) / columns
     height = (_MAX_HEIGHT_MM - 20) / rows - _TITLE_MM - _FOOT_MM
@@ -47,12 +47,12 @@ def fit_panel(size: tuple[float, float], num: int) -> tuple[float, float]:
 
 
 def layout_page(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -> Figure:
-    """Draw panels under a heading, at most as wide as a journal's page.
+    """Draw panels under a heading. The page is at most as wide as the page of a journal.
 
     Args:
         panels: Panels from left to right, then from top to bottom.
         name: First line of the heading.
-        details: Paragraphs below it.
+        details: Paragraphs below the first line of the heading.
     """
     rows, columns = panel_grid(len(panels))
     sizes = [fit_panel(panel.size, len(panels)) for panel in panels]
@@ -106,7 +106,7 @@ def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float)
 
 
 def _draw_lines(ax: Axes, ends: NDArray[np.int64], color: str, width_pt: float) -> None:
-    """Draw lines with a white rim, which makes them visible on any stain."""
+    """Draw lines with a white rim: the rim makes the lines visible on any stain."""
     for line_color, line_pt in (("white", width_pt + _RIM_PT), (color, width_pt)):
         lines = LineCollection(
             list(ends),
@@ -120,7 +120,7 @@ def _draw_lines(ax: Axes, ends: NDArray[np.int64], color: str, width_pt: float) 
 
 
 def _draw_scale_bar(foot: Axes, page_mm: float, width: float) -> None:
-    """Draw a bar of a round length; ``page_mm`` is the length on the page of a mm of tissue."""
+    """Draw a scale bar of a round length; 1 mm of tissue is ``page_mm`` mm on the page."""
     length = nice_length(width / page_mm)
     foot.add_patch(Rectangle((0, _BAR_TOP_MM), length * page_mm, 0.8, color=INK, linewidth=0))
     text = f"{length:g} mm" if length >= 0.1 else f"{1000 * length:g} \N{MICRO SIGN}m"
@@ -128,7 +128,7 @@ def _draw_scale_bar(foot: Axes, page_mm: float, width: float) -> None:
 
 
 def _draw_color_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> None:
-    """Draw a color bar with numbers and caption below and the threshold above."""
+    """Draw a color bar, with numbers and caption below the bar, and the threshold above it."""
     bottom = _BAR_TOP_MM + _BAR_MM
     extent = (left, right, bottom, _BAR_TOP_MM)
     foot.imshow(bar.colors[None], extent=extent, aspect="auto", zorder=1)

@@ -1,4 +1,4 @@
-"""Panels of a picture: pixels, outlines and legend of one aspect of a map."""
+"""Panels of a picture. A panel shows one layer of a map, with outlines and a legend."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from wsi_idc.plotting.raster import (
 )
 from wsi_idc.plotting.style import printable
 
-# A CAM near zero hides nothing, and weak spots remain visible.
+# Opacity over tissue. CAM values near 0 are transparent, and small CAM values are visible.
 _OPACITY: dict[str, NDArray[np.float64] | float] = {
     "probability": 0.5,
     "cam": 0.85 * np.sqrt(np.linspace(0, 1, NUM_COLORS)),
 }
 _WHITE = 255
-# Where both outlines share an edge, the narrow one is drawn on the wide one.
+# If both outlines share an edge, the narrow outline is drawn over the wide outline.
 _LABELED, _LABELED_PT = "#ffd400", 3.0
 _CALLED, _CALLED_PT = "#0b1f66", 1.0
 _MASK, _MASK_PT = "#0b1f66", 0.5
@@ -39,14 +39,14 @@ _LONGEST_NAME, _LONGEST_TITLE = 16, 28
 
 @dataclass(frozen=True)
 class PanelInput:
-    """Common input of the panels of a picture.
+    """Input of all panels of a picture.
 
     Attributes:
-        patient_map: The map; its grid begins with the first row and column that have a patch.
-        tissue: Stitched tissue, shape (rows * cell_px, cols * cell_px, 3); gray patches on white
-            if the map has no image.
+        patient_map: Map whose grid begins with the first row and column that have a patch.
+        tissue: Stitched tissue, shape (rows * cell_px, cols * cell_px, 3). If the map has no
+            image, the cells with a patch are gray and the other cells are white.
         has_image: Whether the map has an image.
-        cell_px: Side of a cell in ``tissue``.
+        cell_px: Side of a cell in ``tissue``, in px.
         threshold: Probability from which a patch is called IDC.
     """
 
@@ -62,7 +62,7 @@ class PanelInput:
         return {layer.name: layer for layer in layers_of(self.patient_map)}
 
     def make_panel(self, title: str, picture: Pixels, **options: Any) -> "Panel":
-        """Return a panel that shows the grid."""
+        """Return a panel of the complete grid. ``options`` are further attributes of the panel."""
         rows, cols = self.patient_map.shape
         unit_mm = self.patient_map.cell_px * self.patient_map.mpp / 1000
         return Panel(title, picture, (cols, rows), unit_mm, **options)
@@ -70,13 +70,13 @@ class PanelInput:
 
 @dataclass(frozen=True)
 class ColorBar:
-    """A color bar from 0 to ``vmax``; ``colors`` of shape (256, 3)."""
+    """A color bar from 0 to ``vmax``; ``colors`` has the shape (256, 3)."""
 
     colors: Pixels
     vmax: float
     caption: str
     threshold: float | None = None
-    is_open: bool = False  # larger values than vmax may occur
+    is_open: bool = False  # whether values can be larger than vmax
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class LegendEntry:
     Attributes:
         name: Meaning of the color.
         color: The color.
-        ends: Ends of the lines in the panel's unit, shape (N, 2, 2); None for areas.
-        width_pt: Width of the lines.
+        ends: End points of the lines in the panel's unit, shape (N, 2, 2); None for areas.
+        width_pt: Width of the lines in points.
     """
 
     name: str
@@ -102,11 +102,11 @@ class Panel:
 
     Attributes:
         title: Text above the picture.
-        picture: RGB of the panel, of any number of px.
+        picture: RGB pixels of the panel, in any resolution.
         size: Width and height in the panel's unit: cells of the grid, or px of a thumbnail.
         unit_mm: Length of the unit in mm of tissue.
-        legend: Meaning of the colors, and the lines over the picture, bottom first.
-        color_bar: Color scale of the picture.
+        legend: Meaning of the colors; also the lines over the picture, the lowest line first.
+        color_bar: Color bar of the picture; None if the colors are not a scale.
         has_scale: Whether a scale bar is drawn.
     """
 
@@ -120,13 +120,13 @@ class Panel:
 
 
 def tissue_panel(panel_input: PanelInput) -> Panel:
-    """Show the stained tissue."""
+    """Return the panel of the tissue."""
     title = "Tissue" if panel_input.has_image else "Patches (the map has no image)"
     return panel_input.make_panel(title, panel_input.tissue, has_scale=True)
 
 
 def slide_panel(panel_input: PanelInput) -> Panel:
-    """Show the complete slide with the outline of the detected tissue."""
+    """Return the panel of the complete slide, with the outline of the detected tissue."""
     slide = panel_input.patient_map.slide
     assert slide is not None
     scale = max(panel_input.tissue.shape) / max(slide.tissue.shape)
@@ -141,7 +141,7 @@ def slide_panel(panel_input: PanelInput) -> Panel:
 
 
 def layer_panel(panel_input: PanelInput, name: str) -> Panel:
-    """Show a layer with a color scale on white."""
+    """Return the panel of a layer in colors; cells without a patch are white."""
     layer = panel_input.layers[name]
     values, table = _scaled_grid(panel_input, layer), color_table(layer.colormap)
     white = np.full((*values.shape, 3), _WHITE, np.uint8)
@@ -153,7 +153,7 @@ def layer_panel(panel_input: PanelInput, name: str) -> Panel:
 
 
 def overlay_panel(panel_input: PanelInput, name: str) -> Panel:
-    """Show a layer with a color scale over gray tissue, which keeps the hues of the scale."""
+    """Return the panel of a layer over tissue. The tissue is gray, so that hues do not change."""
     layer = panel_input.layers[name]
     values = _scaled_grid(panel_input, layer)
     table = color_table(layer.colormap, opacity=_OPACITY[name])
@@ -166,7 +166,7 @@ def overlay_panel(panel_input: PanelInput, name: str) -> Panel:
 
 
 def labels_panel(panel_input: PanelInput) -> Panel:
-    """Show the labels and count them."""
+    """Return the panel of the labels. The legend has the number of patches of each label."""
     patient_map = panel_input.patient_map
     grid, has_patch = patient_map.label_grid(), np.zeros(patient_map.shape, bool)
     has_patch[tuple(patient_map.row_col.T)] = True
@@ -182,7 +182,7 @@ def labels_panel(panel_input: PanelInput) -> Panel:
 
 
 def outlines_panel(panel_input: PanelInput) -> Panel:
-    """Show the tissue with the outlines of the regions called and labeled IDC."""
+    """Return the panel of the tissue, with outlines of the regions called IDC and labeled IDC."""
     patient_map, idc = panel_input.patient_map, _class_name(panel_input.patient_map, 1)
     name = f"called {idc} (probability \N{GREATER-THAN OR EQUAL TO} {panel_input.threshold:.2f})"
     called = region_boundary(patient_map.probability_grid() >= panel_input.threshold)
@@ -204,7 +204,7 @@ PANELS: dict[str, Callable[[PanelInput], Panel]] = {
 
 
 def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
-    """Return the values of a layer on the grid, 1 for its ``vmax``, NaN without a patch."""
+    """Return the values of a layer on the grid, divided by ``vmax``; NaN without a patch."""
     patient_map, side, values = panel_input.patient_map, panel_input.cell_px, layer.values
     assert values is not None
     if values.ndim == 1:
@@ -221,7 +221,7 @@ def _color_bar(panel_input: PanelInput, layer: Layer, colors: Pixels) -> ColorBa
 
 
 def _colors_on_tissue(panel_input: PanelInput, table: Pixels) -> Pixels:
-    """Return the colors of a table over the mean tissue of the patient, shape (256, 3)."""
+    """Blend the colors of a table with the mean gray of the tissue; return shape (256, 3)."""
     rows, cols = panel_input.patient_map.shape
     cells = downscale(panel_input.tissue, height=rows, width=cols)
     mean = cells[tuple(panel_input.patient_map.row_col.T)].mean(axis=0)

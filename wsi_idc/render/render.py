@@ -1,6 +1,6 @@
-"""``wsi-idc render``: views of a map, PNG for the screen and PDF for print.
+"""Draw views of a map as PNG for the screen and as PDF for print.
 
-Panels are laid out in mm and their text has print size.
+Positions and sizes of panels are in mm, and text has the size for print.
 """
 
 from dataclasses import replace
@@ -45,14 +45,15 @@ def render_map(
     """Draw a view of the map file ``path`` into each of ``outs``.
 
     Args:
-        path: The map file.
-        outs: Files with the suffix .png or .pdf, each replaced in one atomic step.
-        view: One of ``VIEWS``.
-        dpi: Resolution of the PNG, and of the pictures in the PDF.
-        threshold: Probability from which a patch is called IDC; None takes the map's own.
+        path: Map file.
+        outs: Picture files with the suffix .png or .pdf, each replaced in one atomic step.
+        view: Name of a view, from ``VIEWS``.
+        dpi: Resolution of a PNG file, and of the pictures in a PDF file.
+        threshold: Probability from which a patch is called IDC; None takes the threshold of
+            the map.
 
     Raises:
-        MapError: The map cannot be read, or has nothing to show in this view.
+        MapError: The map cannot be read, or has no data for this view.
     """
     with page_style():
         figure = figure_of(path, view=view, dpi=dpi, threshold=threshold)
@@ -61,7 +62,7 @@ def render_map(
 
 
 def picture_name(path: Path, *, view: str, suffix: str) -> str:
-    """Return the file name of a view of a map file."""
+    """Return the name of the picture file for a view of a map file."""
     view_suffix = "" if view == DEFAULT_VIEW else f"-{view}"
     return f"{path.stem}{view_suffix}.{suffix}"
 
@@ -72,7 +73,7 @@ def figure_of(
     """Return the figure that ``render_map`` writes; call it inside ``page_style``.
 
     Raises:
-        MapError: The map cannot be read, or has nothing to show in this view.
+        MapError: The map cannot be read, or has no data for this view.
     """
     patient_map = read_map(path)
     if view == "cam" and patient_map.cam is None:
@@ -98,14 +99,15 @@ def read_panel_input(
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
 ) -> PanelInput:
-    """Read the input of the panels, with no more tissue than they can show.
+    """Read the input of the panels. Tissue is shrunk to the resolution of the page.
 
     Args:
-        path: The map file.
-        patient_map: The map, as ``read_map`` returns it.
+        path: Map file.
+        patient_map: Map in this file, as ``read_map`` returns it.
         num_panels: Number of panels on the page.
         dpi: Resolution of the page.
-        threshold: Probability from which a patch is called IDC; None takes the map's own.
+        threshold: Probability from which a patch is called IDC; None takes the threshold of
+            the map.
     """
     first_row, first_col = patient_map.row_col.min(axis=0)
     cropped = crop_to_patches(patient_map)
@@ -113,7 +115,7 @@ def read_panel_input(
     width, _ = fit_panel((cols, rows), num_panels)
     cell_px = int(np.clip(np.ceil(to_px(width, dpi=dpi) / cols), 1, patient_map.cell_px))
     strips = [
-        # Each row of cells is shrunk by itself, so that no cell is shifted.
+        # Each row of cells is shrunk separately, so that no cell is shifted.
         downscale(strip[:, first_col * cropped.cell_px :], height=cell_px, width=cols * cell_px)
         for strip in islice(read_image_rows(path), first_row, None)
     ]

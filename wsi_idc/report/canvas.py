@@ -1,4 +1,4 @@
-"""Parts of a patient's page: the canvas with layers and cells, the histogram, and the controls."""
+"""Parts of a patient's page: canvas with layers and cells, histogram, controls."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ from wsi_idc.report.layers import (
 _CLEAR = "#00000000"
 _HALO_COLOR = "#102a43"
 _SELECTED_COLOR = "#ff2bd6"  # neither in viridis nor in inferno
-# By code, 0 without a patch: labels 1 unknown, 2 non-IDC, 3 IDC.
+# Colors by code. Code 0 is a cell without a patch. Codes of labels: 1 unknown, 2 non-IDC, 3 IDC.
 _CODE_PALETTES = {
     "labels": [_CLEAR, *(LABEL_COLORS[label] for label in (-1, 0, 1))],
     "errors": [_CLEAR, *OUTCOME_COLORS.values()],
@@ -60,7 +60,7 @@ _SMALL = (
 
 
 class TissuePicture(NamedTuple):
-    """A picture below the layers: data URI, upper left corner and size in mm."""
+    """A picture below the layers: data URI; position of the upper left corner and size in mm."""
 
     url: str
     x: float
@@ -72,7 +72,7 @@ class TissuePicture(NamedTuple):
 def build_sources(
     patient_map: PatientMap, pictures: Sequence[TissuePicture], *, threshold: float
 ) -> dict[str, ColumnDataSource]:
-    """Build the data of the canvas by name, with the patches called IDC by the threshold."""
+    """Build the data sources of the canvas, by name; ``threshold`` decides the calls of patches."""
     cropped = crop_to_patches(patient_map)
     rows_cols, shape = cropped.row_col, cropped.shape
     called = patient_map.probability >= threshold
@@ -98,7 +98,7 @@ def build_sources(
 
 
 def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of some patches as ends of lines in mm."""
+    """Return the outline of the patches in ``members``, as end points of lines in mm."""
     mask = scatter_to_grid(members, cropped.row_col, shape=cropped.shape, fill=False)
     ends = region_boundary(mask).reshape(-1, 4).T * (cropped.cell_px * cropped.mpp / 1000)
     return dict(zip(("x0", "y0", "x1", "y1"), ends, strict=True))
@@ -109,11 +109,11 @@ def build_canvas(
     layers: Sequence[PageLayer],
     sources: Mapping[str, ColumnDataSource],
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
-    """Build the figure; return it with the renderers of each layer."""
+    """Build the canvas; return the canvas, and the renderers of each layer by name."""
     rows, cols = crop_to_patches(patient_map).shape
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     width, height = cols * cell_mm, rows * cell_mm
-    # The ranges have the figure's shape, so that cells are square.
+    # The ranges have the aspect ratio of the figure, so that cells are square.
     mm_per_px = _MARGIN * max(width / _WIDTH, height / _HEIGHT)
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
     canvas = figure(
@@ -132,12 +132,12 @@ def build_canvas(
         x_axis_location=None,
         y_axis_location=None,
     )
-    canvas.toolbar_inner = True  # a toolbar beside the frame would change its shape
+    canvas.toolbar_inner = True  # beside the frame, the toolbar would change the aspect ratio
     canvas.toolbar.logo = None
     canvas.grid.visible = False
     tissue = canvas.image_url(*TissuePicture._fields, anchor="top_left", source=sources["tissue"])
     renderers = {"tissue": [tissue]}
-    # y points down, so the first row of an image is at the top.
+    # y increases downwards, so the first row of an image is at the top.
     for layer in layers:
         if layer.name in ("tissue", *_LINES):
             continue
@@ -171,7 +171,7 @@ def build_canvas(
 
 def _color_mapper(layer: PageLayer) -> LinearColorMapper:
     palette, high = list(layer.palette), layer.vmax
-    if layer.name == "cam":  # levels, 0 without a patch
+    if layer.name == "cam":  # levels of ``cam_levels``; level 0 is a cell without a patch
         palette, high = [_CLEAR, *palette[1:]], 256
     elif layer.name in _CODE_PALETTES:
         palette = _CODE_PALETTES[layer.name]
@@ -182,7 +182,7 @@ def _color_mapper(layer: PageLayer) -> LinearColorMapper:
 def _draw_lines(
     canvas: figure, source: ColumnDataSource, color: str, *, dash: str
 ) -> list[GlyphRenderer]:
-    """Draw lines over a dark halo, which makes them visible on any ground."""
+    """Draw lines over dark, wider lines, so that the lines are visible on any background."""
     ends = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1", "source": source}
     halo = canvas.segment(**ends, line_color=_HALO_COLOR, line_width=3.5, line_cap="square")
     line = canvas.segment(**ends, line_color=color, line_width=1.5, line_dash=dash)
@@ -190,7 +190,7 @@ def _draw_lines(
 
 
 def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> None:
-    """Add hover and tap tools: invisible cells that are outlined when selected."""
+    """Add hover and tap tools, and invisible cells. A selected cell gets an outline."""
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
     cells.nonselection_glyph = None
     cells.selection_glyph = Rect(
@@ -220,7 +220,7 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
 
 
 def threshold_slider(threshold: float) -> Slider:
-    """Return the slider of the threshold."""
+    """Return the slider that sets the threshold."""
     slider = Slider(start=0, end=1, step=0.005, value=threshold, title=None)
     slider.update(name="threshold", show_value=False, tooltips=False, bar_color=CALLED_COLOR)
     slider.update(sizing_mode="stretch_width", margin=(0, 14))  # aligned with the histogram
@@ -228,7 +228,7 @@ def threshold_slider(threshold: float) -> Slider:
 
 
 def probability_toggle() -> RadioButtonGroup:
-    """Return the choice between the raw and the smoothed probability for calling patches."""
+    """Return the buttons that choose the raw or the smoothed probability for calling patches."""
     toggle = RadioButtonGroup(labels=["probability", "smoothed probability"], active=0, name="by")
     toggle.update(stylesheets=[_SMALL], margin=(0, 0, 8, 0))
     return toggle
@@ -237,7 +237,7 @@ def probability_toggle() -> RadioButtonGroup:
 def histogram_chart(
     patient_map: PatientMap, threshold: float, toggle: RadioButtonGroup
 ) -> tuple[figure, Span]:
-    """Return the histogram of the chosen probability, and its line at the threshold."""
+    """Return the histogram of the chosen probability, and the line at the threshold."""
     chart = figure(
         name="histogram",
         height=96,
@@ -272,7 +272,7 @@ def histogram_chart(
 def _draw_bars(
     chart: figure, values: NDArray[np.float32], label: NDArray[np.int8]
 ) -> list[GlyphRenderer]:
-    """Draw the bars of each label that occurs, in the color of the label."""
+    """Draw histogram bars for each label that occurs, in the color of the label."""
     source = ColumnDataSource(histogram(values, label))
     return [
         chart.quad(
@@ -293,7 +293,7 @@ def _draw_bars(
 def reset_button(
     slider: Slider, toggle: RadioButtonGroup, threshold: float, patient_map: PatientMap
 ) -> Button:
-    """Return the button that resets the threshold; the toggle resets it too."""
+    """Return the button that resets the threshold. A click on ``toggle`` resets it too."""
     smoothed = float((patient_map.smoothing or {}).get("threshold", threshold))
     button = Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
     reset = CustomJS(
@@ -306,7 +306,7 @@ def reset_button(
 
 
 def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[Model]:
-    """Return the checkbox of a layer and, except for lines, the slider of its opacity."""
+    """Return the controls of a layer: a checkbox and, except for lines, an opacity slider."""
     checkbox = Checkbox(label=layer.title, active=layer.is_shown, name=f"{layer.name}_on")
     checkbox.update(stylesheets=[_SMALL], margin=0)
     for renderer in renderers:

@@ -1,4 +1,4 @@
-"""The page of a cohort: one card per patient."""
+"""Make the HTML page of a cohort, with one card per patient."""
 
 import math
 import re
@@ -19,11 +19,11 @@ from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import PALETTES, PageLayer, crop_image
 
 _THUMBNAIL_PX = 260
-# Titles that identify pages of a report, and the part of a file that holds the title.
+# Titles that identify the pages of a report; number of characters of a page that are searched.
 TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
 PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
-# Sort keys of the cards: column, name on the page, whether the largest comes first. The first key
-# is the initial order.
+# Sort keys of the cards: column, name on the page, whether the largest value comes first. The page
+# initially uses the first key.
 SORTS = (
     ("idc_fraction", "IDC fraction", True),
     ("auc", "AUC", False),
@@ -35,13 +35,13 @@ SORTS = (
 
 @dataclass(frozen=True)
 class Card:
-    """Card of a patient.
+    """Card of a patient on the page of a cohort.
 
     Attributes:
         row: Row of the map in the table of the cohort.
-        tissue: Thumbnail as a data URI; None if the map has no image.
-        probability: Probability map as a data URI, one px a cell.
-        rows, cols: Shape of both in cells.
+        tissue: Thumbnail of the tissue as a data URI; None if the map has no image and no slide.
+        probability: Picture of the probabilities as a data URI, one px per cell.
+        rows, cols: Number of rows and columns of the grid.
     """
 
     row: Mapping[str, Any]
@@ -52,14 +52,14 @@ class Card:
 
     @property
     def link(self) -> str:
-        """Address of the patient's page relative to the cohort's page."""
+        """Address of the patient's page, relative to the page of the cohort."""
         return quote(f"{self.row['patient']}.html", safe="")
 
 
 def card_of(
     patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> Card:
-    """Return the card of a patient; the arguments are those of ``patient_page``."""
+    """Return the card of a patient. The arguments are the same as in ``patient_page``."""
     tissue = None
     if image is not None:
         tissue = thumbnail_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
@@ -71,11 +71,11 @@ def card_of(
 
 
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
-    """Return the HTML of the cohort's page.
+    """Return the HTML of the page of a cohort.
 
     Args:
         cards: Cards of the patients.
-        failed: Map file to the reason why it has no card.
+        failed: For each map file without a card, the reason.
     """
     ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
     sorts = [sort for sort in SORTS if any(not _is_unknown(card.row[sort[0]]) for card in cards)]
@@ -89,7 +89,7 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
 
 
 def has_title(path: Path, title: str) -> bool:
-    """Return whether an HTML file has this title near its start."""
+    """Return whether an HTML file contains ``title``, a regular expression, near the start."""
     try:
         with path.open(encoding="utf-8") as file:
             return re.search(title, file.read(_HEAD_CHARS)) is not None
@@ -108,7 +108,7 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.0f}",
         "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.0f}",
     }
-    # Metrics of patients that the model was trained on are too good.
+    # Patients on which the model was trained are left out: their metrics are too good.
     unseen = [row for row in rows if row["role"] != "train"]
     note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):

@@ -1,7 +1,7 @@
-"""Layers of a page and the arrays that it draws.
+"""Layers of a patient's page, and the arrays that the page draws.
 
-A page is drawn in mm from the upper left corner of the first row and column that have a patch,
-y downwards.
+Coordinates are in mm, and y increases downwards. The origin is the upper left corner of the first
+row and column that have a patch.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ PALETTES = {
     name: ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in color_table(colormap).tolist()]
     for name, colormap in COLORMAPS.items()
 }
-# By code of the outcome of a patch; code 0 is an unknown label, or no patch.
+# Color of each outcome code of a patch. Code 0 is an unknown label, or a cell without a patch.
 OUTCOME_COLORS = {1: "#0b6fb8", 2: "#f0a202", 3: "#d6246e", 4: "#c9d1da"}
 _OUTCOME_NAMES = ("true pos.", "false pos.", "false neg.", "true neg.")
 _MAX_CAM_SIDE = 16
@@ -38,16 +38,16 @@ _NUM_BINS = 40
 
 @dataclass(frozen=True)
 class PageLayer:
-    """A layer of a page with its legend and the initial state of its controls.
+    """A layer of a patient's page, its legend, and the initial state of its controls.
 
     Attributes:
-        name: Name of the layer, part of the names of its controls.
-        title: Text of its checkbox.
-        is_shown: Whether it is visible at the start.
+        name: Name of the layer. The names of its controls contain this name.
+        title: Text of the checkbox of the layer.
+        is_shown: Whether the layer is visible at the start.
         opacity: Opacity at the start; None for lines.
         vmax: Value at the right end of the color bar.
-        palette: Colors of the color bar; empty if there are ``keys`` instead.
-        keys: Pairs of color and meaning.
+        palette: Colors of the color bar; empty if the legend has ``keys`` and no color bar.
+        keys: Pairs of a color and its meaning, for a legend without a color bar.
     """
 
     name: str
@@ -60,13 +60,13 @@ class PageLayer:
 
     @property
     def gradient(self) -> str:
-        """Color bar as CSS."""
+        """Color bar as a CSS gradient."""
         stops = np.linspace(0, len(self.palette) - 1, 16).astype(int)
         return f"linear-gradient(90deg, {', '.join(self.palette[stop] for stop in stops)})"
 
 
 def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]:
-    """Return the layers of a page in the order of its controls.
+    """Return the layers of a patient's page, in the order of the controls on the page.
 
     Args:
         patient_map: The map.
@@ -81,7 +81,7 @@ def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]
             PageLayer("errors", "Errors", keys=outcome_keys),
         ]
     layers = layers_of(patient_map, has_tissue=has_tissue)[::-1]
-    layers.sort(key=lambda layer: layer.name != "labels")  # beside the errors
+    layers.sort(key=lambda layer: layer.name != "labels")  # the labels are first, after the errors
     return [*lines, *map(_page_layer, layers)]
 
 
@@ -105,13 +105,13 @@ def _page_layer(layer: Layer) -> PageLayer:
 
 
 def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the stitched tissue, shape (h, w, 3), from the first cells with a patch on."""
+    """Return the stitched tissue from the first row and column with a patch, shape (h, w, 3)."""
     top, left = patient_map.row_col.min(axis=0) * patient_map.cell_px
     return image[top:, left:]
 
 
 def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
-    """Return the columns of the table of patches, one entry a patch."""
+    """Return the columns of the table of patches. Each column has one value per patch."""
     cropped, names = crop_to_patches(patient_map), label_names(patient_map)
     row, col = cropped.row_col.T
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
@@ -136,15 +136,15 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
 
 
 def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the code of the outcome of each patch, shape (N,); 0 if the label is unknown."""
+    """Return the outcome code of each patch, shape (N,). The code of an unknown label is 0."""
     return np.where(label < 0, 0, 2 - label + 2 * ~called).astype(np.uint8)
 
 
 def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shrink CAMs to at most 16 x 16 values by the mean of equal blocks.
+    """Shrink CAMs to at most 16 x 16 values. Each new value is the mean of a block of values.
 
     Args:
-        cam: Shape (N, h, w).
+        cam: CAMs of the patches, shape (N, h, w).
     """
     for axis in (1, 2):
         side = cam.shape[axis]
@@ -157,11 +157,11 @@ def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def cam_levels(patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the CAM mosaic in 255 equal steps from zero to ``robust_max``.
+    """Join the CAMs of a map to one image of integer levels.
 
     Returns:
-        Shape (rows * h, cols * w) of the cropped grid: 0 without a patch, 1 for a CAM of zero, 255
-        for the maximum or more.
+        Levels, shape (rows * h, cols * w), on the grid cropped to its patches. Level 0 is a cell
+        without a patch, level 1 is a CAM of 0, level 255 is a CAM of ``robust_max`` or more.
     """
     cropped, cams = crop_to_patches(patient_map), patient_map.cell_cams()
     scaled = np.clip(np.nan_to_num(downscale_cams(cams)) / robust_max(cams), 0, 1)
@@ -173,12 +173,12 @@ def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str,
     """Compute the histogram of values from 0 to 1 as bars stacked by label.
 
     Args:
-        values: Shape (N,).
-        label: Shape (N,).
+        values: Value of each patch, shape (N,).
+        label: Label of each patch, shape (N,).
 
     Returns:
-        left and right of each bin, and for each label that occurs ``bottom_L`` and ``top_L``, the
-        fraction of all patches below and up to the end of its bar.
+        ``left`` and ``right``, the edges of each bin. For each label L that occurs, ``bottom_L``
+        and ``top_L``, the lower and the upper end of the bar, in fractions of all patches.
     """
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     bars: dict[str, NDArray] = {"left": edges[:-1], "right": edges[1:]}

@@ -1,4 +1,4 @@
-"""Page of a patient: one HTML file with a bokeh document and all of its data."""
+"""Make the page of a patient: one HTML file with a bokeh document and all data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from wsi_idc.report.canvas import (
 )
 from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, PageLayer, crop_image, page_layers
 
-# Settings with a line of their own.
+# Settings that ``provenance_of`` shows on separate lines, not in the line "settings".
 _OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
 
 
@@ -37,10 +37,11 @@ def patient_page(
     """Return the HTML of a patient's page.
 
     Args:
-        patient_map: The map.
-        image: Its stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None if the map has
-            no image.
-        row: Row of the map in the table of the cohort; its threshold is the slider's start.
+        patient_map: Map of the patient.
+        image: Stitched tissue of the map, shape (rows * cell_px, cols * cell_px, 3); None if the
+            map has no image.
+        row: Row of the map in the table of the cohort. The slider starts at the threshold in this
+            row.
     """
     pictures, scale = tissue_pictures(patient_map, image)
     layers = page_layers(patient_map, has_tissue=bool(pictures))
@@ -68,11 +69,14 @@ def patient_page(
 def tissue_pictures(
     patient_map: PatientMap, image: NDArray[np.uint8] | None
 ) -> tuple[list[TissuePicture], float]:
-    """Return the pictures below the layers, and px of the last picture per px of a patch, or 0."""
+    """Return the pictures below the layers, and the scale of the stitched tissue.
+
+    The scale is px of the picture per px of ``image``; it is 0 if the map has no image.
+    """
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)
     if (slide := patient_map.slide) is not None:
-        # The first cell need not begin at the slide's corner.
+        # The first cell does not always begin at the corner of the slide.
         corners = cropped.coords - cropped.row_col[:, ::-1] * cropped.cell_size_level0
         margin = cropped.origin_px * cropped.mpp / slide.mpp
         left, top = -(np.median(corners, axis=0) + margin) * slide.mpp / 1000
@@ -94,7 +98,7 @@ def _build_document(
     threshold: float,
     patch_scale: float,
 ) -> Document:
-    """Build the bokeh document of a page; each part of the page is a root with a name."""
+    """Build the bokeh document of a page. Each part of the page is a root with a name."""
     sources = build_sources(patient_map, pictures, threshold=threshold)
     slider, toggle = threshold_slider(threshold), probability_toggle()
     canvas, renderers = build_canvas(patient_map, layers, sources)
@@ -135,7 +139,7 @@ def _build_document(
     selected.js_on_change("indices", show)
     selected.indices = [int(np.argmax(np.nan_to_num(patient_map.probability)))]
     document = Document()
-    with document.models.freeze():  # otherwise each root makes bokeh walk all models again
+    with document.models.freeze():  # without this, bokeh checks all models again for each root
         for root in roots:
             document.add_root(root)
         document.js_on_event(DocumentReady, redraw, show)
@@ -143,7 +147,7 @@ def _build_document(
 
 
 def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
-    """Return names and values of the origin of a map, without unknown values."""
+    """Return pairs of name and value that describe the origin of a map; no unknown values."""
     model, record = patient_map.model, patient_map.provenance
     identity, libraries = _mapping(record.get("identity")), _mapping(record.get("libraries"))
     slide, smoothing = patient_map.slide, patient_map.smoothing

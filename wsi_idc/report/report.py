@@ -1,4 +1,4 @@
-"""``wsi-idc report``: a page for each map, the page and the table of the cohort."""
+"""Write the pages of maps, and the page and table of their cohort."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ INDEX_HTML = "index.html"
 
 @dataclass
 class Report:
-    """Files of a report.
+    """Files that ``build_report`` wrote.
 
     Attributes:
-        pages: Patient to page.
+        pages: For each patient id, the page of the patient.
         index: Page of the cohort.
-        csv, hdf5: Table of the cohort.
-        failed: Map file to the reason why it has no page.
+        csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
+        failed: For each map file without a page, the reason.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -36,19 +36,21 @@ class Report:
 def build_report(
     maps: Sequence[Path], out: Path, *, tables: Path, threshold: float | None = None
 ) -> Report:
-    """Write the pages of maps into the folder ``out`` and their table into ``tables``.
+    """Write the pages of maps into the folder ``out``, and their cohort table into ``tables``.
 
-    A map that fails is set aside with the reason, which the cohort's page shows as well.
+    A map that fails does not stop the report: the page of the cohort shows the reason.
 
     Args:
         maps: Map files.
         out: Folder of ``PATIENT.html`` and ``index.html``.
         tables: Folder of ``cohort.csv`` and ``cohort.h5``.
-        threshold: Probability from which a patch is called IDC; None takes each map's own.
+        threshold: Probability from which a patch is called IDC; None takes the threshold of
+            each map.
 
     Raises:
         MapError: No map can be used.
-        WsiIdcError: ``out`` cannot be written to, or holds other files of these names.
+        WsiIdcError: ``out`` cannot be written to, or contains files with these names that are not
+            from a report.
     """
     index = out / INDEX_HTML
     marks = (INDEX_HTML,) if has_title(index, TITLE) else ()
