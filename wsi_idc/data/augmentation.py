@@ -1,7 +1,7 @@
 """Augmentation of batches on the device, with separate random parameters for each patch.
 
-The parameters are sampled on the CPU in advance, so they depend neither on the device nor on how a
-batch is divided. An augmentation whose parameters change no patch is skipped.
+The parameters are sampled on the CPU in advance. Therefore they depend neither on the device nor on
+the division of a batch among processes. An augmentation that changes no patch is skipped.
 """
 
 import math
@@ -19,7 +19,7 @@ NUM_DIHEDRAL = 8
 
 @dataclass(frozen=True)
 class _Strength:
-    """Strength of an augmentation: half-widths of uniform distributions, 0 for none.
+    """Strength of an augmentation: half-widths of uniform distributions; 0 changes nothing.
 
     Attributes:
         dihedral: Whether patches are flipped and rotated by quarter turns.
@@ -40,20 +40,22 @@ class _Strength:
     stain_shift: float = 0.0
 
 
-# Tissue has no orientation: all 8 views are valid. Color jitter makes a network robust to other
-# laboratories (Tellez et al. 2019, arXiv:1902.06543). The strengths were chosen by
-# eye on the figure of wsi-idc explore: light looks like another slide, strong still like H&E.
+# Tissue has no orientation, so all 8 flips and rotations are valid. Color jitter makes a network
+# robust to slides of other laboratories (Tellez et al. 2019, arXiv:1902.06543). The strengths were
+# chosen by eye on the figure of wsi-idc explore: a patch with "light" looks like a patch of another
+# slide, and a patch with "strong" still looks like H&E.
 _STRENGTHS = {
     "none": _Strength(dihedral=False),
     "light": _Strength(brightness=0.1, contrast=0.1, saturation=0.1),
     "strong": _Strength(
-        # Interpolation blurs, and patches are not blurred at inference: half stay sharp.
+        # Rotation blurs a patch. Patches are sharp at inference, so half of them are not rotated.
         rotated=0.5,
-        brightness=0.2,  # with more, glass is not white
+        brightness=0.2,  # with a larger value, glass is not white
         contrast=0.25,
         saturation=0.25,
         hue=0.02,  # at 0.05 eosin becomes as brown as DAB, another stain
-        # Both are 0.05 in their "HED-light". Glass stays white with a larger scale, not shift.
+        # Both values are 0.05 in the "HED-light" of Tellez et al. 2019. With a larger scale glass
+        # stays white; with a larger shift glass does not stay white.
         stain_scale=0.15,
         stain_shift=0.03,
     ),
@@ -85,9 +87,9 @@ class AugmentParams:
 
     Attributes:
         dihedral_index: Element of the dihedral group, 0 to 7, shape (N,), int64.
-        angle: Rotation after it, counter-clockwise, radians, shape (N,).
+        angle: Rotation after the dihedral element, counter-clockwise, in radians, shape (N,).
         stain_scale: Factor of the optical density of each stain, shape (N, 3).
-        stain_shift: Natural optical density added to each stain, shape (N, 3).
+        stain_shift: Optical density (natural logarithm) added to each stain, shape (N, 3).
         brightness, contrast, saturation: Factors as in torchvision's adjust_*, shape (N,).
         hue: Full turns from red towards green, as torchvision's hue factor, shape (N,).
     """
@@ -105,7 +107,7 @@ class AugmentParams:
         return len(self.dihedral_index)
 
     def take(self, rows: Tensor | NDArray[np.int64] | slice) -> "AugmentParams":
-        """Return the parameters of some rows of the batch."""
+        """Return the parameters of the patches in ``rows`` of the batch."""
         return AugmentParams(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
@@ -122,7 +124,8 @@ def sample_params(name: str, num: int, *, generator: torch.Generator) -> Augment
     def uniform(half_width: float, *shape: int) -> Tensor:
         return half_width * (2 * torch.rand(num, *shape, generator=generator) - 1)
 
-    # All parameters are sampled, so that one does not depend on the strength of another.
+    # All parameters are sampled, also those of strength 0. The random values of one parameter then
+    # do not depend on the strength of another parameter.
     dihedral_index = torch.randint(NUM_DIHEDRAL, (num,), generator=generator)
     is_rotated = torch.rand(num, generator=generator) < strength.rotated
     return AugmentParams(
@@ -149,7 +152,7 @@ def augment(images: Tensor, params: AugmentParams) -> Tensor:
     """
     assert len(images) == len(params)
     result = images
-    # Half precision would be visible in the colors.
+    # Without autocast: errors of half precision would be visible in the colors.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         if params.dihedral_index.any():
             result = dihedral(result, params.dihedral_index)
@@ -168,7 +171,8 @@ def augment(images: Tensor, params: AugmentParams) -> Tensor:
 def dihedral(images: Tensor, index: Tensor) -> Tensor:
     """Flip and rotate each image by its element of the symmetry group of the square.
 
-    Elements 0 to 3 are quarter turns counter-clockwise, 4 to 7 the same after a horizontal flip.
+    Elements 0 to 3 are that number of quarter turns counter-clockwise. Elements 4 to 7 are a
+    horizontal flip, followed by 0 to 3 quarter turns.
 
     Args:
         images: Shape (N, C, H, H), any dtype.
@@ -177,13 +181,13 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
     num, channels, height, width = images.shape
     assert height == width
     pixels = _source_pixels(height).to(images.device)[index.to(images.device)]  # (N, H * H)
-    flat = images.flatten(2)  # a view, also of channels last
+    flat = images.flatten(2)  # no copy, even for channels last
     return flat.gather(2, pixels[:, None].expand(num, channels, -1)).view(images.shape)
 
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return the source pixel of each pixel for each element, shape (8, side * side)."""
+    """Return the source of each output pixel for each dihedral element, (8, side * side)."""
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)
@@ -205,26 +209,27 @@ def _rotate(images: Tensor, angle: Tensor) -> Tensor:
 
 def _stain_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     """Vary the amount of each stain (Tellez et al. 2018, IEEE Trans. Medical Imaging 37(9))."""
-    # Optical density is linear in the stains: one matrix and one offset for each image. Unlike in
-    # scikit-image's rgb2hed, negative amounts are kept, so that a scale of 1 changes nothing.
+    # Optical density is linear in the amounts of the stains, so each image needs one matrix and one
+    # offset. scikit-image's rgb2hed sets negative amounts to 0. This function keeps negative
+    # amounts, so that a scale of 1 changes no pixel.
     scale, shift = params.stain_scale.double(), params.stain_shift.double()
     matrix = _STAINS.T @ (scale[:, :, None] * torch.linalg.inv(_STAINS.T))  # (N, 3, 3)
     offset = shift @ _STAINS  # (N, 3)
-    log = images.clamp(min=_DARKEST).log_()  # minus the optical density
+    log = images.clamp(min=_DARKEST).log_()  # negative optical density
     return _linear(log, matrix, -offset[:, :, None].to(log)).exp_()
 
 
 def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     """Change brightness, contrast, saturation and hue, in this order."""
-    # The first three are torchvision's blends with black, with the mean gray and with the gray of
-    # the pixel, but clamped only at the end. Hue rotates colors in the plane of I and Q of YIQ,
-    # which is linear and has no jumps among near-grays as HSV has.
+    # Brightness, contrast and saturation are torchvision's blends with black, with the mean gray
+    # and with the gray of the pixel, but values are clamped only at the end. Hue is a rotation in
+    # the I-Q plane of YIQ. YIQ is linear, while HSV has jumps among colors that are nearly gray.
     brightness, contrast = params.brightness.double(), params.contrast.double()
     saturation = params.saturation.double()[:, None, None]
     color = saturation * torch.eye(3, dtype=torch.float64) + (1 - saturation) * _LUMA
     color = _hue_matrix(params.hue) @ color  # (N, 3, 3)
     pixel_matrix = (brightness * contrast)[:, None, None] * color
-    # Applied to the mean gray in all channels.
+    # This matrix converts the mean color of an image to the mean gray and weights the mean gray.
     mean_matrix = (brightness * (1 - contrast))[:, None, None] * color.sum(2, keepdim=True) * _LUMA
     mean = images.mean(dim=(2, 3))[:, :, None]  # (N, 3, 1)
     return _linear(images, pixel_matrix, mean_matrix.to(mean) @ mean)
@@ -236,7 +241,7 @@ def _hue_matrix(hue: Tensor) -> Tensor:
     rotation[:, 0, 0] = 1
     angle = 2 * math.pi * hue.double()
     rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2] = angle.sin()  # from I to Q is from red away from green
+    rotation[:, 1, 2] = angle.sin()  # a turn from I to Q moves red away from green
     rotation[:, 2, 1] = -angle.sin()
     return torch.linalg.inv(_YIQ) @ rotation @ _YIQ
 
@@ -251,7 +256,7 @@ def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple
 
     Args:
         num: Number of patches of the complete batch.
-        alpha: Parameter of Beta(alpha, alpha), above 0; a larger one mixes more.
+        alpha: Parameter of Beta(alpha, alpha), above 0; a larger alpha mixes more.
         generator: Random generator on the CPU.
 
     Returns:
@@ -259,11 +264,11 @@ def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple
         patch itself, shape (num,), float32, 0.5..1.
     """
     partner = torch.randperm(num, generator=generator)
-    seed = int(torch.randint(2**62, (), generator=generator))  # torch samples a Beta only globally
+    seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator
     lam = np.random.default_rng(seed).beta(alpha, alpha, num)
     return partner, torch.from_numpy(np.maximum(lam, 1 - lam)).float()
 
 
 def mix(images: Tensor, other: Tensor, lam: Tensor) -> Tensor:
-    """Mix each image, with weight ``lam`` (N,), with the other image."""
+    """Mix ``images`` with ``other``; ``lam`` (N,) is the weight of each image in ``images``."""
     return torch.lerp(other, images, lam.to(images)[:, None, None, None])

@@ -1,8 +1,8 @@
-"""Open the data that ``--data`` names: a pack, a patch tree, a zip of one, or the default folder.
+"""Open the data that ``--data`` names: a pack, a patch tree, a zip of a tree, or a data folder.
 
-A patch tree is packed once, into a cache. A network disk is slow for all its users if many tasks
-read it at random; ``WSI_IDC_SCRATCH`` names a folder on the disk or in the memory of a node, where
-the tasks of the node share a copy of the pack.
+A patch tree is packed once, and the pack is kept in a cache folder. If many tasks read a network
+disk at random positions, the disk is slow for all its users. Therefore ``WSI_IDC_SCRATCH`` can name
+a folder on the disk or in the memory of a node, where the node's tasks share a copy of the pack.
 """
 
 import logging
@@ -29,14 +29,14 @@ _ADVICE = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def open_data(path: Path | None = None) -> Pack:
-    """Open a pack or a patch tree; if ``WSI_IDC_SCRATCH`` is set, read from a copy there.
+    """Open a pack or a patch tree; read a copy of the pack if ``WSI_IDC_SCRATCH`` is set.
 
     Args:
-        path: A pack, a patch tree, a zip of one, or a folder with one pack; None means
-            ``WSI_IDC_DATA``, else ``data`` in the working folder.
+        path: A pack, a patch tree, a zip of a tree, or a folder with one pack. None means the path
+            in ``WSI_IDC_DATA``, else the folder ``data`` in the working folder.
 
     Raises:
-        DataError: There are no usable data, or several packs to choose from.
+        DataError: ``path`` has no usable data, or holds several packs.
     """
     if path is None:
         path = default_data()
@@ -49,16 +49,16 @@ def open_data(path: Path | None = None) -> Pack:
 
 
 def default_data() -> Path:
-    """Return the path of the data without ``--data``."""
+    """Return the path of the data that commands open without ``--data``."""
     return Path(os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
 
 
 def find_pack(path: Path) -> Pack | None:
-    """Open the pack at ``path``, or in the folder ``path``; None for a patch tree or a zip.
+    """Open the pack ``path``, or the pack in the folder ``path``; None for a tree or a zip.
 
     Raises:
-        DataError: The pack is not usable, or the folder holds several packs, or a damaged HDF5
-            file that may have been a pack.
+        DataError: The pack is not usable, or the folder holds several packs, or the folder holds a
+            damaged HDF5 file that may have been a pack.
     """
     if not path.is_dir():
         return None if is_zip(path) else Pack(path)
@@ -71,12 +71,12 @@ def find_pack(path: Path) -> Pack | None:
 
 
 def find_patch_tree(folder: Path) -> Path:
-    """Return the patch tree of a folder: its download, its only zip, or the folder itself.
+    """Return the patch tree of a folder: the recorded download, the only zip, or the folder itself.
 
-    The zip counts only if the folder has no patches.
+    A zip is used only if the folder itself has no patches.
 
     Raises:
-        DataError: The download does not exist any more, or there are several zips.
+        DataError: The recorded download does not exist any more, or the folder has several zips.
     """
     if tree := read_download_path(folder):
         return tree
@@ -90,7 +90,7 @@ def find_patch_tree(folder: Path) -> Path:
 
 
 def default_tree() -> Path:
-    """Return the patch tree that ``prepare`` packs if none is named.
+    """Return the patch tree that ``wsi-idc prepare`` packs if the user names no tree.
 
     Raises:
         DataError: The default folder has no patches.
@@ -106,7 +106,7 @@ def default_tree() -> Path:
 
 
 def _open_tree(tree: Path) -> Pack:
-    """Open the cached pack of a tree; make it if the tree is new or has changed."""
+    """Open the cached pack of a tree; make the pack if the tree is new or has changed."""
     with open_patch_store(tree) as store:
         paths = store.list_files().paths
         if not paths:
@@ -116,7 +116,7 @@ def _open_tree(tree: Path) -> Pack:
         _build_cached_pack(
             tree, path, lambda: path.exists() and not _has_newly_readable_files(store, paths, path)
         )
-    remove_partial(cache_path(path))  # of a process killed after it had written the pack
+    remove_partial(cache_path(path))  # left by a process killed after it wrote the pack
     try:
         pack = Pack(path)
     except DataError as error:
@@ -132,32 +132,32 @@ def _open_tree(tree: Path) -> Pack:
 
 
 def _has_newly_readable_files(store: PatchStore, paths: list[str], pack: Path) -> bool:
-    # Permissions and disk errors change without a change of the file's name, size or time.
+    # A file can become readable (permissions, disk errors) with the same name, size and time.
     issues = read_issues(pack.with_name(REJECTED_CSV))
     unreadable = {issue.path for issue in issues if issue.reason == UNREADABLE}
     return any(is_decodable(store, path, PATCH_PX) for path in unreadable.intersection(paths))
 
 
 def _build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
-    """Make the pack unless it exists, or wait until another process has made it."""
+    """Make the pack unless ``is_made()``; if another process is making the pack, wait for it."""
 
     def prepare_once() -> None:
-        # Cheap, before the names of a large tree are read again.
+        # This check is fast. ``prepare`` would first read all names of a large tree again.
         if is_being_written(cache_path(pack)):
             raise BusyError(f"{pack}: another process is making it")
         if not is_made():
             logger.info("packing %s once, into %s", tree, pack)
             prepare(tree, pack)
 
-    # The tasks of a job array start together: one packs, the others wait for it.
+    # The tasks of a job array start together: one task makes the pack, the other tasks wait.
     retry_while_busy(prepare_once, log_as=f"another process that packs {tree} into {pack}")
 
 
 def cache_folder() -> Path:
-    """Return ``WSI_IDC_CACHE``, else wsi-idc in the user's cache folder.
+    """Return the folder in ``WSI_IDC_CACHE``, else the folder wsi-idc in the user's cache folder.
 
     Raises:
-        DataError: There is no home folder.
+        DataError: No variable names a cache folder, and the user has no home folder.
     """
     if folder := os.environ.get("WSI_IDC_CACHE"):
         return Path(folder)

@@ -1,8 +1,8 @@
 """The pack: one HDF5 file that holds every patch of a data set, decoded.
 
-Patches are sorted by patient, then row, then column, so that a patient is one contiguous slice.
-The pixels are contiguous and uncompressed and are memory-mapped: no HDF5 handle stays open or is
-shared with a worker process, and the disk need not support file locks.
+Patches are sorted by patient, then row, then column, so that the patches of a patient are one
+contiguous slice. The pixels are contiguous and uncompressed, and are memory-mapped. Therefore no
+HDF5 handle stays open or is shared with a worker process, and the disk need not support file locks.
 """
 
 import mmap
@@ -33,7 +33,7 @@ from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
-MAX_PATCH_PX = 255  # /height and /width are uint8
+MAX_PATCH_PX = 255  # the datasets /height and /width are uint8
 _MAX_MAPPED_BYTES = 2**25
 COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
 
@@ -47,8 +47,8 @@ class PackInfo:
         std: Standard deviation of each channel over all patches as stored, 0..1.
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of the patches.
-        mpp_source: "assumed" or "given".
-        source_fingerprint: SHA-256 of patient, position, label and bytes of every file, as hex.
+        mpp_source: "given" if the user gave ``mpp``, else "assumed".
+        source_fingerprint: SHA-256, as hex, of patient, position, label and CRC-32 of every file.
         class_names: Names of class 0 and 1.
     """
 
@@ -62,7 +62,7 @@ class PackInfo:
 
 
 def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
-    """Return the checked attributes, patient ids and index, and the byte offset of the pixels."""
+    """Check a pack; return its attributes, patient ids, index and byte offset of the pixels."""
     attrs = read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
@@ -76,7 +76,7 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     num, offset = patches.shape[0], patches.id.get_offset()
     if offset is None:
         raise ValueError("/patches is not contiguous")
-    # Checked before memory is allocated for a column.
+    # Check the number of patches before memory is allocated for a column of the index.
     if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
         raise ValueError(f"it is cut short, or has no room for {num} patches")
     last_px = MAX_CELLS_PER_SIDE * side - 1
@@ -121,18 +121,18 @@ def _read_info(attrs: dict[str, Any]) -> PackInfo:
 
 
 class Pack:
-    """Open pack: the index in memory, the pixels memory-mapped.
+    """An open pack: the index is in memory, and the pixels are memory-mapped.
 
     Args:
-        path: The file.
-        copy: Copy of the file on a faster disk, to read instead.
+        path: Pack file.
+        copy: Copy of the pack file on a faster disk; the copy is read instead of ``path``.
 
     Attributes:
-        path: The file, for messages and records.
-        file: The file to read: ``path``, or its copy.
+        path: Pack file that messages and records name.
+        file: Pack file that is read: ``path`` or its copy.
         info: Attributes of the pack.
         patients: Sorted patient ids.
-        index: One row per patch with columns ``patient`` (int, into ``patients``), ``x``, ``y``
+        index: One row per patch with columns ``patient`` (index in ``patients``), ``x``, ``y``
             (px, 0-based), ``label``, ``height``, ``width`` (px before padding).
         patches: Pixels, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
 
@@ -171,10 +171,10 @@ class Pack:
         return str(self.path) + ("" if self.file is self.path else f", read from {self.file}")
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return ``patches[rows]`` and release the file's memory pages from time to time.
+        """Return ``patches[rows]``; release the file's memory pages after every 32 MB.
 
-        Pages that were read count as memory of this process, up to the size of the file. Released
-        pages stay in the cache of the system.
+        The system counts pages that were read as memory of this process, up to the size of the
+        file, until they are released. Released pages stay in the cache of the system.
         """
         pixels = np.asarray(self.patches[rows])
         self._mapped_bytes += pixels.nbytes
@@ -193,7 +193,7 @@ class Pack:
             raise DataError(f"{self.file}: the pack was replaced or changed meanwhile; run again")
 
     def rows_of(self, patient: str) -> NDArray[np.int64]:
-        """Return the rows of a patient's patches, a contiguous range.
+        """Return the row numbers of a patient's patches, a contiguous range.
 
         Raises:
             DataError: The pack has no such patient.
@@ -214,11 +214,11 @@ class Pack:
         return np.array(self.patients)[self.index["patient"]]
 
     def cells(self) -> NDArray[np.int32]:
-        """Return the cell of each patch on its patient's grid, shape (N, 2), row and column."""
+        """Return row and column of each patch on the grid of its patient, shape (N, 2)."""
         return cells_of(self.index[["x", "y"]].to_numpy(np.int32), patch_px=self.info.patch_px)
 
     def paths(self) -> list[str]:
-        """Return the path in the patch tree of each patch.
+        """Return the path of each patch in the patch tree from which the pack was made.
 
         Raises:
             DataError: The paths cannot be read.
@@ -248,14 +248,14 @@ def write_pack(
         path: File to write.
         index: One row per patch, sorted, with columns path, patient (id), x, y, label, height,
             width.
-        pixels: Blocks of patches in the same order, each of shape (n, patch_px, patch_px, 3).
+        pixels: Blocks of patches in the order of ``index``, shape (n, patch_px, patch_px, 3) each.
         info: Attributes of the pack.
         provenance: JSON text with the source and the program version.
     """
     with atomic_write(path) as partial:
         offset = _write_all_but_pixels(partial, index, info=info, provenance=provenance)
         num = 0
-        # Without HDF5, which takes four times as long and may crash on a full disk.
+        # Written without HDF5, because HDF5 takes four times as long and may crash on a full disk.
         with partial.open("r+b") as file:
             file.seek(offset)
             for block in pixels:
@@ -268,7 +268,7 @@ def write_pack(
 def _write_all_but_pixels(
     path: Path, index: pd.DataFrame, *, info: PackInfo, provenance: str
 ) -> int:
-    """Write a pack with space for its pixels; return their byte offset."""
+    """Write a pack with empty space for its pixels; return the byte offset of this space."""
     patients = sorted(index["patient"].unique())
     codes = pd.Categorical(index["patient"], categories=patients).codes
     with h5py.File(path, "w", locking=False) as file:
@@ -296,12 +296,12 @@ def _write_all_but_pixels(
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether a file is a pack by its attribute ``format``."""
+    """Return whether the attribute ``format`` of a file is that of a pack."""
     return has_format(path, FORMAT)
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
-    """Return numbers that change when the file is replaced or changed, None if it is gone."""
+    """Return numbers that change when a file is replaced or changed; None without a file."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -16,15 +16,16 @@ from pathlib import Path
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import starts_with
 
-# A 50x50 RGB patch has at most about 10 kB; a file above this limit is not a patch.
+# Files above this size are not read as patches. A 50x50 RGB patch has at most about 10 kB.
 MAX_FILE_BYTES = 4_000_000
-UNREADABLE = "unreadable"  # reason of a file issue
-# PNG is compressed already, so a zip of patches is about as large as the patches.
+UNREADABLE = "unreadable"  # reason of a ``FileIssue``
+# Largest permitted ratio of unpacked to packed bytes. The ratio of a zip of patches is about 1,
+# because PNG files are compressed already.
 MAX_RATIO = 100
 MAX_ENTRIES = 5_000_000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _COLUMNS = ("CRC", "compress_size", "file_size", "header_offset", "compress_type")
-# Errors that zipfile raises on a damaged directory.
+# Errors that zipfile raises if the directory of a zip is damaged.
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
 
 
@@ -34,7 +35,7 @@ class UnreadablePatchError(Exception):
 
 @dataclass(frozen=True)
 class FileIssue:
-    """A file or folder that is left out, or is kept although something is odd about it."""
+    """A file or folder that is left out of the pack, or that is packed but unusual."""
 
     path: str
     reason: str
@@ -43,11 +44,11 @@ class FileIssue:
 
 @dataclass
 class FileList:
-    """File names of a patch tree, before they are parsed.
+    """File names of a patch tree, not yet parsed.
 
     Attributes:
         paths: Sorted paths of the PNG files below the root.
-        num_other: Number of other or hidden files.
+        num_other: Number of files that are hidden or have another suffix.
         unreadable: Folders that cannot be listed, and files of a zip that cannot be read.
     """
 
@@ -61,8 +62,8 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Names of the two folders above the root, empty at the top of the file system;
-            the root may be the folder of one patient or class.
+        parent_names: Last two folder names in the path of the root, empty if the path is shorter.
+            They are patient and class if the root is the folder of one patient or class.
     """
 
     path: Path
@@ -70,7 +71,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     @abstractmethod
     def list_files(self) -> FileList:
-        """List the files."""
+        """List the files of the patch tree."""
 
     @abstractmethod
     def size(self, path: str) -> int:
@@ -97,7 +98,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
 def is_patch_name(name: str) -> bool:
     """Return whether a file name, without its folders, may be that of a patch."""
-    # macOS writes a hidden "._NAME.png" beside each file, which is not a PNG.
+    # macOS writes a hidden file "._NAME.png" beside each file. The hidden file is not a PNG.
     return name.lower().endswith(".png") and name[0] != "."
 
 
@@ -106,7 +107,7 @@ class FolderStore(PatchStore):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # The path as given, not the target of a link, whose name may be arbitrary.
+        # Links are not resolved: the target of a link can have any name.
         root = Path(os.path.abspath(path))  # noqa: PTH100
         self.parent_names = (root.parent.name, root.name)
 
@@ -114,8 +115,9 @@ class FolderStore(PatchStore):
         """List the files below the folder; follow links, and list each folder once."""
         files = FileList()
         seen: set[str] = set()
-        # Level by level, links last: a folder that is reached twice keeps its own name, and a link
-        # to a folder above it ends the search there.
+        # The search lists one level of folders at a time, links last. A folder that is reached more
+        # than once is listed under its own name, not under that of a link. A link to a folder above
+        # the link is not followed, because that folder is listed already.
         level = [""]
         while level:
             subfolders: list[tuple[bool, str]] = []
@@ -129,7 +131,7 @@ class FolderStore(PatchStore):
         return files
 
     def _list_folder(self, folder: str, files: FileList) -> list[tuple[bool, str]]:
-        """Add the files of one folder; return its subfolders, each with whether it is a link."""
+        """Add the files of one folder to ``files``; return (is a link, path) of each subfolder."""
         try:
             with os.scandir(self.path / folder) as scan:
                 entries = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in scan]
@@ -168,7 +170,7 @@ class FolderStore(PatchStore):
                     raise UnreadablePatchError("cannot be read: Is a directory")
                 if not stat.S_ISREG(status.st_mode):
                     raise UnreadablePatchError("not a regular file")
-                # A buffer as large as the limit costs more time than the decoding.
+                # Read by the size: a buffer of MAX_FILE_BYTES takes more time than the decoding.
                 data = os.read(fd, min(status.st_size, MAX_FILE_BYTES) + 1)
                 return data, _stat_key(status)
             finally:
@@ -184,13 +186,13 @@ def _stat_key(status: os.stat_result) -> str:
 class ZipStore(PatchStore):
     """Patch tree in a zip.
 
-    ``zipfile`` reads the directory of the zip once. Its objects take 0.6 kB an entry, 350 MB for
-    the 555,048 files of the Kaggle archive, so only names and numbers are kept. A ``ZipFile``
-    cannot be shared by threads, so members are read by position.
+    ``zipfile`` reads the directory of the zip once. The objects of ``zipfile`` take 0.6 kB a file,
+    350 MB for the 555,048 files of the Kaggle archive. Therefore this class keeps only the names
+    and some numbers. Threads cannot share a ``ZipFile``, so files are read by their byte position.
 
     Raises:
-        DataError: The zip is damaged or unsafe: a name leads out of a folder, or files overlap,
-            are too many, or claim a size that their bytes cannot hold.
+        DataError: The zip is damaged or unsafe. It is unsafe if a file name leads out of its
+            folder, or if files overlap, are too many, or claim an impossible size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -210,15 +212,15 @@ class ZipStore(PatchStore):
         self._file.close()
 
     def list_files(self) -> FileList:
-        """List the files."""
+        """List the files of the zip."""
         return self._files
 
     def size(self, path: str) -> int:
-        """Return the size of a file in bytes, as the directory of the zip has it."""
+        """Return the size of a file in bytes, from the directory of the zip."""
         return self._entry(path)[2]
 
     def stat_key(self, path: str) -> str:
-        """Return size and checksum of a file, as the directory of the zip has them."""
+        """Return size and checksum of a file as a text, from the directory of the zip."""
         crc, _, size, _, _ = self._entry(path)
         return f"{size}\0crc {crc:08x}"
 
@@ -251,7 +253,7 @@ class ZipStore(PatchStore):
         return tuple(column[row] for column in self._columns)
 
     def _read_directory(self) -> list[zipfile.ZipInfo]:
-        """Return the members to read, sorted by name; collect the others in the file list."""
+        """Return the zip entries of patches, sorted by name; record other entries in ``_files``."""
         num_entries = self._count_entries()
         if num_entries > MAX_ENTRIES:
             raise ValueError(f"it has {num_entries} entries, more than {MAX_ENTRIES}")
@@ -289,10 +291,10 @@ class ZipStore(PatchStore):
         return unique
 
     def _count_entries(self) -> int:
-        """Count the headers in the directory, before zipfile spends memory on each of them."""
+        """Count the entries of the zip, before zipfile allocates memory for each entry."""
         with self.path.open("rb") as file, contextlib.suppress(OSError):
             if record := zipfile._EndRecData(file):  # type: ignore[attr-defined]
-                size, end = record[5], record[9]  # of the directory; ZIP64 has 76 bytes after it
+                size, end = record[5], record[9]  # of the directory, without 76 bytes of ZIP64
                 start = max(end - size - 76, 0)
                 file.seek(start)
                 return file.read(end - start).count(b"PK\1\2")
@@ -312,12 +314,12 @@ class ZipStore(PatchStore):
 
 
 def is_zip(path: Path) -> bool:
-    """Return whether a file is a zip by its first bytes."""
+    """Return whether the first bytes of a file are those of a zip."""
     return starts_with(path, b"PK\3\4", b"PK\5\6")
 
 
 def _unreadable_reason(entry: zipfile.ZipInfo) -> str:
-    """Return why a member cannot be read, empty if it can."""
+    """Return the reason why a zip entry cannot be read; empty if it can be read."""
     mode = entry.external_attr >> 16
     if entry.flag_bits & 1:
         return "encrypted"

@@ -15,17 +15,20 @@ from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
 SCRATCH_ENV = "WSI_IDC_SCRATCH"
-# Bytes that a copy leaves free for the other users of the node.
+# Number of free bytes that remain on the disk after a copy, for the other users of the node.
 _LEFT_FREE = 256 * 10**6
 
 
 def stage_to_scratch(pack: Pack) -> Pack:
-    """Return the pack that reads its copy in the scratch folder, else the pack itself."""
+    """Copy a pack to the scratch folder and return a ``Pack`` that reads the copy.
+
+    Return ``pack`` itself if no scratch folder is set, if it is there already, or if copying fails.
+    """
     scratch = os.environ.get(SCRATCH_ENV)
     if not scratch or pack.path.resolve().is_relative_to(Path(scratch).resolve()):
         return pack
     try:
-        # The name is equal for equal data, independent of the pack's path.
+        # The name of the copy depends on the data of the pack, not on its path.
         text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         copy = _own_folder(Path(scratch)) / f"{key}.h5"
@@ -42,7 +45,7 @@ def stage_to_scratch(pack: Pack) -> Pack:
 
 
 def _own_folder(scratch: Path) -> Path:
-    """Create the folder of this user; refuse another user's, who could replace the data in it."""
+    """Create the scratch folder of this user; refuse it if another user owns it."""
     scratch.mkdir(parents=True, exist_ok=True)
     folder = scratch / f"wsi-idc-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
@@ -54,7 +57,7 @@ def _own_folder(scratch: Path) -> Path:
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:
-    """Open the copy; None if it is missing, damaged, or older than the pack."""
+    """Open the copy; None if the copy is missing, damaged, or not of the pack's size and time."""
     if not copy.exists() or _size_and_time(copy) != _size_and_time(pack.path):
         return None
     try:
@@ -73,7 +76,7 @@ def _copy(pack: Pack, copy: Path) -> Pack:
     with atomic_write(copy) as partial:
         if _open_copy(pack, copy) is not None:
             raise BusyError(f"{copy}: another process has just made it")
-        # Free the room of a damaged copy and of a killed process's partial copy.
+        # Free the disk space of a damaged copy, and of a partial copy that a killed process left.
         copy.unlink(missing_ok=True)
         partial.write_bytes(b"")
         source = pack.path.stat()

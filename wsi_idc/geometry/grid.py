@@ -1,16 +1,17 @@
-"""Geometry of a patient's grid of patches, and its regions as polygons along edges of cells.
+"""Geometry of a patient's grid of patches: cells, mosaics, border distances, smoothing.
 
-Arrays are [row, col]; ``x, y`` are level-0 pixels, 0-based, of a patch's top left corner.
+Arrays have the axes [row, col]. ``x, y`` is the top left corner of a patch in level-0 pixels,
+counted from 0.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Larger than any glass slide (75 mm are 375 cells of 200 um), so that a forged coordinate cannot
-# allocate terabytes.
+# A grid of this side is larger than any glass slide (75 mm are 375 cells of 200 um). The limit
+# prevents a forged coordinate from allocating terabytes.
 MAX_CELLS_PER_SIDE = 2_000
-# Distance from a label border at which patches count as interior, in patches.
+# Patches at this distance from a label border, in patches, or farther count as interior.
 INTERIOR = 2
 
 
@@ -22,13 +23,13 @@ def cells_of(xy: NDArray[np.int32], *, patch_px: int) -> NDArray[np.int32]:
         patch_px: Side of a patch in px.
 
     Returns:
-        Row and column, shape (N, 2), int32.
+        Row and column of each patch, shape (N, 2), int32.
     """
     return (xy[:, ::-1] // patch_px).astype(np.int32)
 
 
 def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
-    """Return rows and cols of the smallest grid from cell (0, 0) that contains all cells.
+    """Return (rows, cols) of the smallest grid that starts at (0, 0) and has all cells.
 
     Raises:
         ValueError: There is no cell, a cell is negative, or the grid is larger than any slide.
@@ -48,8 +49,8 @@ def scatter_to_grid(
 
     Args:
         values: One value per patch, shape (N,).
-        row_col: Cells, shape (N, 2).
-        shape: Rows and cols.
+        row_col: Row and column of each patch, shape (N, 2).
+        shape: Numbers of rows and columns of the grid.
         fill: Value of cells without a patch.
 
     Returns:
@@ -67,8 +68,8 @@ def mosaic(
 
     Args:
         blocks: One image per patch, shape (N, h, w) or (N, h, w, channels).
-        row_col: Cells, shape (N, 2).
-        shape: Rows and cols.
+        row_col: Row and column of each patch, shape (N, 2).
+        shape: Numbers of rows and columns of the grid.
         fill: Value of cells without a patch.
 
     Returns:
@@ -87,15 +88,17 @@ def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> ND
 
 
 def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
-    """Crop the center of each block, a fraction of each side, with cells weighted by area.
+    """Crop the center of each block to a fraction of each side.
+
+    Each cell of a crop is the mean of the cells of the block that it overlaps, weighted by area.
 
     Args:
-        blocks: Shape (N, h, w).
+        blocks: Blocks of cells, shape (N, h, w).
         fraction: Part of each side, above 0 and at most 1; 1 returns ``blocks`` itself.
 
     Returns:
-        Shape (N, h', w') with h' the nearest integer to ``fraction`` h, at least 1; of ``blocks``'
-        dtype.
+        Crops, shape (N, h', w'), of ``blocks``' dtype. h' is ``fraction`` times h, rounded, at
+        least 1; w' is computed from w in the same way.
     """
     if fraction == 1:
         return blocks
@@ -104,7 +107,7 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
 
 def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
-    """Return the weights of ``side`` cells in each of the n cells of the crop, shape (n, side)."""
+    """Return the weight of each cell of a block in each cell of its crop, shape (n, side)."""
     num = max(1, round(side * fraction))
     edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)
@@ -116,16 +119,16 @@ def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
 def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:
     """Count the patches between each patch and the nearest patch of the other label.
 
-    The distance is Chebyshev (diagonal steps count 1): 0 at the label border, capped at
-    ``INTERIOR``, which is also the value if there is no other label. Cells without a patch have no
-    label.
+    The count is a Chebyshev distance (a diagonal step counts 1). It is 0 at the label border and at
+    most ``INTERIOR``. If all patches have the same label, it is ``INTERIOR``. Cells without a patch
+    have no label.
 
     Args:
-        label: 0 or 1, shape (N,).
-        row_col: Cells of one patient, shape (N, 2).
+        label: Label of each patch, 0 or 1, shape (N,).
+        row_col: Row and column of each patch of one patient, shape (N, 2).
 
     Returns:
-        Shape (N,), int8.
+        Distance of each patch, shape (N,), int8.
     """
     grid = scatter_to_grid(label.astype(np.int8), row_col, shape=shape_of(row_col), fill=-1)
     distance = np.full(len(label), INTERIOR, np.int8)
@@ -141,17 +144,17 @@ def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> N
 def smooth(
     values: NDArray[np.floating], row_col: NDArray[np.int32], *, sigma: float
 ) -> NDArray[np.float64]:
-    """Smooth the values of one patient's patches by a Gaussian over the grid.
+    """Smooth the values of one patient's patches with a Gaussian over the grid.
 
     Cells without a patch have no weight (normalized convolution, Knutsson & Westin 1993).
 
     Args:
         values: One value per patch, shape (N,).
-        row_col: Cells, shape (N, 2).
+        row_col: Row and column of each patch, shape (N, 2).
         sigma: Standard deviation of the Gaussian in cells; 0 changes nothing.
 
     Returns:
-        Shape (N,).
+        Smoothed value of each patch, shape (N,), float64.
     """
     if sigma == 0:
         return values.astype(np.float64)

@@ -14,12 +14,12 @@ def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the border of the cells in a mask as lines along the edges of cells.
 
     Args:
-        mask: Which cells are inside, shape (rows, cols).
+        mask: Whether each cell is inside, shape (rows, cols).
 
     Returns:
-        Lines of maximal length, shape (N, 2, 2): two ends, each x, y in cells from the top left
-        corner of the grid. Horizontal lines from top to bottom come first, then vertical lines from
-        left to right.
+        Lines of maximal length, shape (N, 2, 2): two ends of each line, and x, y of each end, in
+        cells from the top left corner of the grid. Horizontal lines from top to bottom come first,
+        then vertical lines from left to right.
     """
     inside = np.pad(mask, 1)
     y, left, right = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1]).T
@@ -30,19 +30,19 @@ def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _runs(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return line, start and end of each run of set edges in the rows of ``edges``."""
+    """Return row, start and end of each run of True values in the rows of ``edges``."""
     change = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     lines, starts = np.nonzero(change == 1)
-    ends = np.nonzero(change == -1)[1]  # in the order of the starts
+    ends = np.nonzero(change == -1)[1]  # in the same order as ``starts``
     return np.stack([lines, starts, ends], axis=1)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Cells that are connected by edges.
+    """Region of a grid: cells that are connected by edges.
 
     Attributes:
-        polygon: Outline and holes, in columns (x) and rows (y) of the grid.
+        polygon: Outline and holes of the region, in columns (x) and rows (y) of the grid.
         cells: Row and column of each cell, shape (N, 2).
     """
 
@@ -51,14 +51,14 @@ class Region:
 
 
 def extract_regions(mask: NDArray[np.bool_]) -> list[Region]:
-    """Return the regions of a mask, the largest first.
+    """Return the regions of a mask, from the largest to the smallest.
 
-    Cells that touch only by a corner are separate regions: the outline of both would touch itself,
-    which is not a valid polygon. Shapely unites the cells; OpenCV's findContours would join such
-    cells, run through the middle of pixels and cut the corners of holes.
+    Cells that touch only at a corner are in separate regions, because their common outline would
+    touch itself and be an invalid polygon. Shapely computes the outlines. OpenCV's findContours
+    would join such cells, draw lines through the middle of cells and cut the corners of holes.
 
     Args:
-        mask: Which cells are inside, shape (rows, cols).
+        mask: Whether each cell is inside, shape (rows, cols).
     """
     labels, num = ndimage.label(mask)  # connected by edges, not by corners
     cells = np.argwhere(mask)
@@ -73,7 +73,7 @@ def extract_regions(mask: NDArray[np.bool_]) -> list[Region]:
 def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
     rows, cols = cells.T
     outline = shapely.coverage_union_all(shapely.box(cols, rows, cols + 1, rows + 1))
-    return outline.simplify(0)  # without the corners of cells along straight edges
+    return outline.simplify(0)  # removes the points on straight edges
 
 
 def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
@@ -82,8 +82,8 @@ def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int
     Cells that touch by an edge or a corner (8-connectivity) are one region.
 
     Args:
-        called: Whether a patch is called IDC, shape (N,).
-        row_col: Cells, shape (N, 2).
+        called: Whether each patch is called IDC, shape (N,).
+        row_col: Row and column of each patch, shape (N, 2).
     """
     if not called.any():
         return 0

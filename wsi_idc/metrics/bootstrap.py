@@ -1,8 +1,9 @@
 """Confidence intervals by bootstrap over patients.
 
-Patches of one patient are similar, so patients are resampled: an interval over patches would be far
-too narrow. A resample draws as many patients as there are, with replacement. It is stored as the
-weight of each patient, the number of times it was drawn, and all resamples are computed at once.
+Patches of one patient are similar, so an interval from resampled patches would be far too narrow.
+Therefore patients are resampled: a resample of n patients is n random draws with replacement. The
+weight of a patient in a resample is the number of times that the patient is drawn. The weights of
+all resamples form one matrix, so that all resamples are computed at once.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide, thres
 _Ints = NDArray[np.integer]
 _Floats = NDArray[np.floating]
 _PERCENTILES = (2.5, 97.5)
-# Values of a block of resamples that are computed at once: about a processor's cache.
+# Number of values that are computed in one block, so that a block fits a processor's cache.
 _BLOCK_VALUES = 2_000_000
 _GRID = np.linspace(0, 1, 101)
 
@@ -27,7 +28,7 @@ _GRID = np.linspace(0, 1, 101)
 def resample_patients(
     num_patients: int, *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> NDArray[np.int64]:
-    """Draw resamples: the weight of each patient, shape (num_resamples, num_patients)."""
+    """Draw resamples; return the weights of the patients, (num_resamples, num_patients)."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(num_patients, size=(num_resamples, num_patients))
     flat = drawn + num_patients * np.arange(num_resamples)[:, None]
@@ -38,7 +39,7 @@ def resample_patients(
 def interval(values: NDArray[np.floating]) -> tuple[float, float]:
     """Return the 95 % percentile interval of a metric's values over resamples.
 
-    NaN values are left out; the interval is NaN if all values are.
+    NaN values are left out. If all values are NaN, both ends of the interval are NaN.
     """
     known = values[~np.isnan(values)]
     if len(known) == 0:
@@ -55,11 +56,11 @@ def resampled_metrics(
     threshold: float,
     weights: NDArray[np.integer],
 ) -> dict[str, NDArray[np.float64]]:
-    """Compute each metric of ``all_metrics`` in each resample; NaN where it is undefined.
+    """Compute each metric of ``all_metrics`` in each resample; an undefined metric is NaN.
 
     Args:
-        label: 0 or 1, shape (N,).
-        probability: Probability of IDC, shape (N,).
+        label: Label of each patch, 0 or 1, shape (N,).
+        probability: Probability of IDC of each patch, shape (N,).
         code: Patient of each patch as a column of ``weights``, shape (N,).
         threshold: Probability from which a patch is called IDC.
         weights: Weight of each patient in each resample, shape (R, P).
@@ -73,7 +74,7 @@ def resampled_metrics(
     outcomes = (truth & called, ~truth & called, ~truth & ~called, truth & ~called)
     num_patches = resampled_sum(np.ones(len(label)))
     error = probability.astype(np.float64) - label
-    # Calibration error of each bin times its number of patches.
+    # The sum of the errors in a bin is its calibration error times its number of patches.
     patient_bin = code.astype(np.int64) * ECE_BINS + ece_bin(probability)
     bin_errors = np.bincount(patient_bin, error, minlength=weights.shape[1] * ECE_BINS)
     calibration = np.abs(weights @ bin_errors.reshape(-1, ECE_BINS)).sum(axis=1)
@@ -93,12 +94,12 @@ def _ranking_metrics(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute AUC and average precision in each resample, as scikit-learn with sample weights.
 
-    Both are sums over the positive patches of the numbers of patches that rank above each. The
-    number that each patient has above it is the same in all resamples, so one matrix product
-    computes it for all of them.
+    Both metrics need, for each positive patch, the number of patches that rank above this patch.
+    The number of one patient's patches that rank above a given patch is the same in all resamples.
+    Therefore one matrix product of weights and numbers gives the result for all resamples.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
-    drawn = weights.astype(np.float32)  # (R, P); integers below 2**24 are exact
+    drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24
     num_positive, num_negative = (
         weights @ [len(values) for values in ranked] for ranked in (positive, negative)
     )
@@ -127,7 +128,7 @@ def _ranking_metrics(
 def _sort_by_patient(
     label: _Ints, probability: _Floats, code: _Ints, num_patients: int
 ) -> list[list[_Floats]]:
-    """Return the sorted probabilities of each patient, of positive and of negative patches."""
+    """Return each patient's sorted probabilities, first of positive, then of negative patches."""
     return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)
@@ -137,7 +138,7 @@ def _sort_by_patient(
 def _count_from(
     ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """Count the values of P patients from each threshold up (side "right": above), shape (P, K)."""
+    """Count each patient's values >= each threshold (side "right": > each), shape (P, K)."""
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
 
@@ -147,7 +148,7 @@ class Band:
     """A curve and its 95 % band over resamples of patients.
 
     Attributes:
-        x: Positions, shape (K,).
+        x: Positions on the x axis, shape (K,).
         y: Values of the curve of all patients, shape (K,).
         low: Lower bound of the band, shape (K,); NaN without resamples.
         high: Upper bound of the band, shape (K,); NaN without resamples.
@@ -168,7 +169,7 @@ def roc_and_pr_bands(
 ) -> tuple[Band, Band] | None:
     """Compute the ROC curve (x: 1 - specificity) and the PR curve (x: recall) with their bands.
 
-    The arguments are those of ``resampled_metrics``. Returns None if there is only one class.
+    The arguments are those of ``resampled_metrics``. Without patches of both classes, return None.
     """
     all_once = np.ones((1, weights.shape[1]), np.int64)
     roc, pr = [], []
@@ -178,8 +179,8 @@ def roc_and_pr_bands(
         if num_true[-1] and num_false[-1]:
             recall, false_rate = num_true / num_true[-1], num_false / num_false[-1]
             roc.append(np.interp(_GRID, np.append(0, false_rate), np.append(0, recall)))
-            # The precision at the first threshold that reaches each recall; at recall 0, that of
-            # the largest probability of an IDC patch.
+            # For each recall, take the precision at the first threshold that reaches this recall.
+            # For recall 0, take the precision at the largest probability of an IDC patch.
             first = np.searchsorted(recall, np.maximum(_GRID - 1e-12, np.finfo(float).tiny))
             precision = safe_divide(num_true, num_true + num_false)
             pr.append(precision[np.minimum(first, len(precision) - 1)])
@@ -191,7 +192,7 @@ def roc_and_pr_bands(
 def _curve_counts(
     label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield for each resample the true and false positives at each threshold, shape (K,) each."""
+    """Yield, for each resample, the true and the false positives at the thresholds, each (K,)."""
     thresholds = np.unique(probability)[::-1]  # the largest first
     counts = [
         _count_from(ranked, thresholds)  # (P, K)
@@ -204,7 +205,7 @@ def _curve_counts(
 
 
 def _band(curves: list[NDArray[np.float64]]) -> Band:
-    """Build a band from curves on the grid; the first is that of all patients."""
+    """Build a band from curves at the positions ``_GRID``; the first curve is of all patients."""
     missing = np.full((2, len(_GRID)), np.nan)
     low, high = np.percentile(curves[1:], _PERCENTILES, axis=0) if len(curves) > 1 else missing
     return Band(_GRID, curves[0], low, high)

@@ -1,6 +1,7 @@
 """Metrics of patch predictions against labels; docs/metrics.md has the formulas.
 
-An undefined metric (no patch of one class, no patch called IDC) is NaN, never 0.
+A metric can be undefined, for example if one class has no patch or no patch is called IDC. An
+undefined metric is NaN, never 0.
 """
 
 import math
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.metric_table import METRICS
 
-ECE_BINS = 15  # as Guo et al. 2017
+ECE_BINS = 15  # as in Guo et al. 2017
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Numbers of patches by label and call."""
+    """Numbers of patches by their label and by whether they are called IDC."""
 
     true_positive: int
     false_positive: int
@@ -30,7 +31,7 @@ class Confusion:
 def confusion(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, threshold: float
 ) -> Confusion:
-    """Count calls of IDC (probability at least ``threshold``) against labels 0 and 1."""
+    """Count patches by label and call; a probability of at least ``threshold`` is called IDC."""
     truth, called = label == 1, probability >= threshold
     return Confusion(
         true_positive=int((truth & called).sum()),
@@ -41,9 +42,9 @@ def confusion(
 
 
 def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
-    """Compute the metrics of true and false positives and negatives; undefined ones are NaN.
+    """Compute the metrics of a confusion matrix; an undefined metric is NaN.
 
-    The four counts are numbers or arrays of one shape.
+    The counts of true and false positives and negatives are numbers, or arrays of one shape.
     """
     tp, fp, tn, fn = (np.asarray(count, np.float64) for count in (tp, fp, tn, fn))
     sensitivity, specificity = safe_divide(tp, tp + fn), safe_divide(tn, tn + fp)
@@ -67,14 +68,14 @@ def safe_divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArra
 
 
 def auc(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the area under the ROC curve; NaN if there is only one class."""
+    """Return the area under the ROC curve; NaN if all labels are equal."""
     from sklearn.metrics import roc_auc_score  # takes a second to import
 
     return float(roc_auc_score(label, probability)) if _has_both(label) else math.nan
 
 
 def average_precision(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the average precision of IDC; NaN if there is only one class."""
+    """Return the average precision of IDC; NaN if all labels are equal."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(label, probability)) if _has_both(label) else math.nan
@@ -85,15 +86,15 @@ def _has_both(label: NDArray[np.integer]) -> bool:
 
 
 def ece_bin(probability: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Return the bin of each probability, shape (N,), of ``ECE_BINS`` of equal width."""
+    """Return the number of each probability's bin, shape (N,); bins have equal width."""
     return np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
 
 
 def ece(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
     """Return the expected calibration error of the probability of IDC (Guo et al. 2017, eq. 3).
 
-    Average, weighted by the number of patches, of the difference between the mean probability and
-    the fraction of IDC in each bin.
+    The error of a bin is the absolute difference between the mean probability and the fraction of
+    IDC in this bin. The result is the mean error, weighted by the number of patches in each bin.
     """
     if len(label) == 0:
         return math.nan
@@ -102,7 +103,7 @@ def ece(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
 
 
 def brier(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:
-    """Return the mean squared difference of the probability of IDC and the label."""
+    """Return the mean squared difference between the probability of IDC and the label."""
     return float(np.mean((probability.astype(np.float64) - label) ** 2)) if len(label) else math.nan
 
 
@@ -112,8 +113,8 @@ def all_metrics(
     """Compute every metric of patches with labels 0 and 1.
 
     Args:
-        label: 0 or 1, shape (N,).
-        probability: Probability of IDC, shape (N,).
+        label: Label of each patch, 0 or 1, shape (N,).
+        probability: Probability of IDC of each patch, shape (N,).
         threshold: Probability from which a patch is called IDC.
 
     Raises:
@@ -132,22 +133,22 @@ def all_metrics(
 
 
 def check_predictions(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
-    """Raise ValueError if a label is not 0 or 1 or a probability is not within 0..1."""
+    """Raise ValueError if a label is not 0 or 1, a probability not in 0..1, or lengths differ."""
     if len(label) != len(probability):
         raise ValueError(f"{len(label)} labels for {len(probability)} probabilities")
     if not np.isin(label, (0, 1)).all():
         raise ValueError("labels are not all 0 or 1")
-    if not ((probability >= 0) & (probability <= 1)).all():  # true for NaN too
+    if not ((probability >= 0) & (probability <= 1)).all():  # a NaN is refused too
         raise ValueError("probabilities are not all within 0 and 1")
 
 
 def nan_to_none(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Replace NaN by None for JSON."""
+    """Return a copy of ``values`` with None instead of NaN, because JSON has no NaN."""
     return {
         str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()
     }
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table for JSON; NaN becomes None."""
+    """Return each row of a table as a dictionary for JSON, with None instead of NaN."""
     return [nan_to_none(row) for row in table.to_dict("records")]

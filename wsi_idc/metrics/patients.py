@@ -11,7 +11,8 @@ from wsi_idc.metrics import classification as metrics
 from wsi_idc.metrics.bootstrap import interval
 
 DISTANCES = range(INTERIOR + 1)
-# Standard deviations that contain 95 % of a normal distribution (Bland & Altman 1986).
+# 95 % of a normal distribution is within this number of standard deviations of the mean (Bland &
+# Altman 1986).
 _LIMITS_OF_AGREEMENT = 1.96
 _BORDER_COLUMNS = ("patches", "area_true", "area_predicted", "area_bias", "auc", "dice")
 
@@ -19,7 +20,7 @@ _BORDER_COLUMNS = ("patches", "area_true", "area_predicted", "area_bias", "auc",
 def border_distances(
     label: NDArray[np.integer], patient: NDArray, row_col: NDArray[np.int32]
 ) -> NDArray[np.int8]:
-    """Compute each patch's ``border_distance`` on the grid of its patient, shape (N,)."""
+    """Compute the ``border_distance`` of each patch on the patch's patient's grid, shape (N,)."""
     distance = np.empty(len(label), np.int8)
     for name in np.unique(patient):
         rows = np.flatnonzero(patient == name)
@@ -28,14 +29,14 @@ def border_distances(
 
 
 def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -> pd.DataFrame:
-    """Compute one row of metrics per patient; undefined ones are NaN.
+    """Compute one row of metrics for each patient; an undefined metric is NaN.
 
     The columns are patient, patches, area_true, area_predicted, area_bias (fractions of the
-    patient's patches), auc, dice, sensitivity, specificity, ppv; then the first six of the metrics
-    again for the patches at each distance from the label border, such as ``border0_dice``.
+    patient's patches), auc, dice, sensitivity, specificity, ppv. Further columns, such as
+    ``border0_dice``, have the metrics patches to dice of the patches at one border distance.
 
     Args:
-        predictions: Columns patient, label (0 or 1), border_distance and ``column``.
+        predictions: Table of patches; columns patient, label (0 or 1), border_distance, ``column``.
         column: Name of the column with the probability of IDC.
         threshold: Probability from which a patch is called IDC.
     """
@@ -59,7 +60,7 @@ def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, floa
         "area_predicted": predicted,
         "area_bias": predicted - values["prevalence"],
         "auc": values["auc"],
-        "dice": values["f1"],  # the Dice of the sets of called and of true patches is the F1
+        "dice": values["f1"],  # F1 is the Dice of the called patches and the IDC patches
         **{name: values[name] for name in ("sensitivity", "specificity", "ppv")},
     }
 
@@ -67,16 +68,16 @@ def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, floa
 def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, dict[str, float]]:
     """Summarize the distribution of the patients' auc, dice and area_bias.
 
-    Each patient has the same weight; a metric that no patient has is left out.
+    Each patient has the same weight. A metric that is NaN for all patients is left out.
 
     Args:
-        patients: Table of ``patient_table``.
+        patients: Result of ``patient_table``.
         weights: Weight of each patient in each resample, shape (R, P).
 
     Returns:
-        For each metric the number of patients that have it, mean, median, minimum ("least"),
-        maximum ("largest") and 95 % interval of the mean; for the bias also the limits of agreement
-        (Bland & Altman 1986) and the mean absolute bias.
+        For each metric, the number of patients for whom the metric is defined, and the mean,
+        median, minimum ("least"), maximum ("largest") and 95 % interval of the mean. For area_bias
+        also the limits of agreement (Bland & Altman 1986) and the mean absolute bias.
     """
     result = {}
     for name in ("auc", "dice", "area_bias"):

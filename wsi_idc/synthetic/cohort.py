@@ -14,10 +14,12 @@ from wsi_idc.core.files import temporary_path
 from wsi_idc.core.progress import progress
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
-MIN_PATCHES = 40  # fewer have no room for both classes
-# Minimum for a patch; low, so that some nearly blank patches remain as in the real data set.
+MIN_PATCHES = 40  # a slide with fewer patches has no room for both classes
+# Smallest fraction of tissue in a patch that is kept. The value is low, so that some nearly blank
+# patches remain, as in the Kaggle data set.
 MIN_TISSUE_FRACTION = 0.06
-KEPT_FRACTION = 0.80  # expected fraction of kept patches of a slide; determines its size
+# Expected fraction of a slide's patches that are kept. The size of a slide is computed from it.
+KEPT_FRACTION = 0.80
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def write_cohort(
     The same arguments give the same bytes; a patient does not depend on the number of patients.
 
     Args:
-        root: Folder of the patch tree; created if absent.
+        root: Folder of the patch tree; it is created if it does not exist.
         num_patients: Number of patients, at least 1.
         patches_per_patient: Approximate number of patches of each patient, at least 40. The mean
             of a cohort differs by up to 10 %, one patient by up to 45 %.
@@ -54,17 +56,17 @@ def write_cohort(
     """
     if num_patients < 1 or patches_per_patient < MIN_PATCHES:
         raise ValueError(f"needs 1 patient and {MIN_PATCHES} patches a patient, or more")
-    root = root.resolve()  # "." has no name to draw under
+    root = root.resolve()  # the path "." has no name
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise WsiIdcError(
             f"{root}: not an empty folder, and a synthetic cohort is never mixed with other files;"
             " name another folder"
         )
-    # Drawn under another name, so that ``root`` is complete if it exists.
+    # The cohort is written under a temporary name, so that ``root`` is complete if it exists.
     partial = root.with_name(f".{root.name}.partial")
     counts = []
     with temporary_path(root.with_name(f"{root.name}.lock")), contextlib.ExitStack() as stack:
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         stack.callback(shutil.rmtree, partial, ignore_errors=True)
         bar = stack.enter_context(progress(num_patients, what="drawing", unit="patient"))
         for index in range(1, num_patients + 1):
@@ -79,7 +81,10 @@ def write_cohort(
 
 
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
-    """Choose height and width in px for about ``patches`` kept patches; half have edge patches."""
+    """Choose height and width in px for about ``patches`` kept patches.
+
+    The probability that a side is not a multiple of ``PATCH_PX`` (edge patches) is 1/2.
+    """
     area = patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
@@ -88,7 +93,7 @@ def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
 
 
 def _write_patches(root: Path, slide: SynthSlide) -> tuple[int, int, int]:
-    """Write the patches with tissue; return the numbers of all, of IDC and of edge patches."""
+    """Write the patches with tissue; return the numbers of patches, IDC and edge patches."""
     folders = [root / slide.patient / str(label) for label in (0, 1)]
     for folder in folders:
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Write a synthetic slide as a pyramidal TIFF, with its truth."""
+"""Write a synthetic slide as a pyramidal TIFF, with a mask of its ground truth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import atomic_write
 from wsi_idc.synthetic.tissue import draw_slide
 
-# The tissue is drawn at 4 um/px; a low-power scan has about 1 um/px.
+# The tissue is drawn at 4 um/px and enlarged to 1 um/px, about that of a low-power scan.
 DRAWN_MPP = 4.0
 MPP = 1.0
 NUM_LEVELS = 3
@@ -23,7 +23,7 @@ class SlideSummary:
     """Files and size of a synthetic slide.
 
     Attributes:
-        slide, mask: Paths of the files.
+        slide, mask: Paths of the slide and of its mask.
         width_px, height_px: Size of level 0.
         mpp: Microns per pixel of level 0.
         idc_fraction: Fraction of the tissue, without fat, that is carcinoma.
@@ -40,19 +40,20 @@ class SlideSummary:
 def write_slide(
     path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
 ) -> SlideSummary:
-    """Draw a slide and write it as a tiled TIFF with its resolution; each level is half the last.
+    """Draw a slide and write it as a tiled TIFF; a level has half the size of the level before.
 
-    The mask is ``NAME.mask.png`` beside it, at a quarter of the size of level 0: 0 background and
-    fat, 1 tissue, 2 invasive carcinoma. The same arguments give the same bytes.
+    The mask ``NAME.mask.png`` is written to the same folder. A side of the mask is a quarter of
+    that of level 0. The mask has 0 for background and fat, 1 for other tissue, and 2 for invasive
+    carcinoma. The same arguments give the same bytes.
 
     Args:
-        path: Slide to write, ``.tif`` or ``.tiff``; its name is the patient id.
+        path: Slide to write, ``.tif`` or ``.tiff``; the name without suffix is the patient id.
         seed: Seed of tissue and stain.
         width_px: Width of level 0, a multiple of 4, at least 1000 px.
         height_px: Height of level 0, a multiple of 4, at least 1000 px.
 
     Raises:
-        WsiIdcError: The name is not that of a TIFF, or one of the files exists.
+        WsiIdcError: The suffix is not that of a TIFF, or the slide or its mask exists.
         ValueError: A side is too small or not a multiple of 4.
     """
     if path.suffix.lower() not in (".tif", ".tiff"):
@@ -79,7 +80,7 @@ def write_slide(
 
 
 def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
-    # A page for each level: OpenSlide reads it as a generic tiled TIFF.
+    # Each level is a page of the TIFF. OpenSlide reads such a file as a generic tiled TIFF.
     with tifffile.TiffWriter(path) as writer:
         for level in range(NUM_LEVELS):
             per_cm = 10_000 / (MPP * 2**level)

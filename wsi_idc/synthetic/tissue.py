@@ -1,10 +1,10 @@
 """Draw breast tissue that looks like H&E at about 4 um/px, with a known region of carcinoma.
 
-Every structure adds haematoxylin and eosin; the color follows from the Beer-Lambert law with the
-stain of the patient. A nucleus is 1 to 3 px wide. The arrangement of nuclei distinguishes invasive
-carcinoma (cords and nests without order) from lobules and ducts (rings). The mean color separates
-them badly: there are dark lobules and lymphocytes, pale scars inside the tumor, and a different
-stain for every patient.
+Every structure adds haematoxylin and eosin. The color is computed from both by the Beer-Lambert
+law, with the stain of the patient. A nucleus is 1 to 3 px wide. The arrangement of nuclei
+distinguishes invasive carcinoma (cords and nests without order) from lobules and ducts (rings). The
+mean color of a patch does not, because lobules and lymphocytes are dark, scars inside the tumor are
+pale, and each patient has a different stain.
 """
 
 import zlib
@@ -22,10 +22,11 @@ Bytes = NDArray[np.uint8]
 
 MIN_SLIDE_PX = 250
 
-# Optical density (R, G, B) of a stain of amount 1: Macenko estimates on patients of the Kaggle set.
+# Optical density (R, G, B) of one unit of a stain, estimated by the method of Macenko on patients
+# of the Kaggle data set.
 HAEMATOXYLIN = (0.56, 0.72, 0.42)
 EOSIN = (0.16, 0.83, 0.53)
-LIGHT = (241.0, 239.0, 240.0)  # empty glass
+LIGHT = (241.0, 239.0, 240.0)  # color of empty glass
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class SynthSlide:
     Attributes:
         patient: Patient id.
         rgb: Pixels, shape (height, width, 3), uint8.
-        idc: Invasive carcinoma, shape (height, width), bool.
-        tissue: Tissue without fat and background, shape (height, width), bool.
+        idc: Whether each pixel is invasive carcinoma, shape (height, width), bool.
+        tissue: Whether each pixel is tissue, but not fat, shape (height, width), bool.
     """
 
     patient: str
@@ -73,7 +74,8 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
     fiber, nest, speckle = _textures(rng, shape)
     haematoxylin, eosin = _normal_tissue(rng, fiber, speckle, epithelium, sheath)
     tumor = _tumor(rng, fiber, nest, speckle)
-    # Cords cross the outline of the carcinoma and stroma enters it: labels at the border are noisy.
+    # Cords cross the outline of the carcinoma, and stroma enters the carcinoma. Labels at the
+    # border are therefore noisy.
     reach = soft_idc - 0.5 + 0.15 * _noise(rng, shape, 40)
     edge = np.clip(5 * reach + 0.5 + 0.5 * nest, 0, 1)
     haematoxylin += edge * (tumor[0] - haematoxylin)
@@ -84,8 +86,8 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> Floats:
-    """Draw smooth noise of mean 0 and deviation about 1 that varies over ``cell_px``."""
-    step = 4 if cell_px >= 16 else 1  # slow noise is drawn small and enlarged, which is much faster
+    """Draw smooth noise with mean 0, standard deviation about 1 and wavelength ``cell_px``."""
+    step = 4 if cell_px >= 16 else 1  # 4: to save time, the noise is drawn small and enlarged
     coarse_shape = [int(side / cell_px) + 5 for side in shape]
     coarse = rng.standard_normal(coarse_shape, dtype=np.float32) * 1.5
     matrix = np.array([[step / cell_px, 0, 1], [0, step / cell_px, 1]])
@@ -98,17 +100,17 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> 
 
 def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, Bools]:
     """Draw ragged outlines of the specimen and of the carcinoma: two bool arrays of ``shape``."""
-    step = 3  # outlines are smooth at this scale
+    step = 3  # outlines are smooth, so they are drawn at 1/3 of the size
     small = (-(-shape[0] // step), -(-shape[1] // step))
     rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: small[0], : small[1]])
-    center = rng.uniform(0.45, 0.6, 2)  # some specimens cross the right or bottom edge
+    center = rng.uniform(0.45, 0.6, 2)  # some specimens cross the slide's right or bottom edge
     radial = np.hypot(rows / small[0] - float(center[0]), cols / small[1] - float(center[1]))
     rough, fine = _noise(rng, small, 10), _noise(rng, small, 3.5)
     field = radial + 0.07 * _noise(rng, small, min(small) / 4) + 0.018 * rough + 0.006 * fine
     limit = np.quantile(field, rng.uniform(0.66, 0.74))
     specimen = cv2.resize(field, shape[::-1]) < limit
     area = float((field < limit).sum())
-    # A smaller fraction may contain no patch.
+    # The area is at least that of 6 patches: a smaller carcinoma may not fill any patch.
     idc_fraction = max(rng.uniform(0.08, 0.5), 6 * (PATCH_PX / step) ** 2 / area)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
     row, col = (float(position) for position in rng.uniform(0.35, 0.65, 2) * small)
@@ -124,7 +126,8 @@ def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, 
 def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
     """Draw fibers and cell nests that follow a common flow, and noise of the size of nuclei."""
     size = rng.uniform(1.5, 2.6)
-    # Sigma in px of the blur along (that axis is stretched fourfold below) and across the flow.
+    # Sigma of the blur in px, along and across the flow. The axis along the flow is stretched by 4
+    # below.
     sigmas = [(2.2, 0.7), (0.25 * size * rng.uniform(1.0, 1.7), size)]
     tile = np.empty((1024, 256, 2), np.float32)
     for channel, (along, across) in enumerate(sigmas):
@@ -163,7 +166,7 @@ def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, F
 
 
 def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a cluster of acini, each a small ring, into (epithelium, lumen, sheath)."""
+    """Draw a lobule, a cluster of small rings (acini), into the planes of ``_glands``."""
     radius, acinus = rng.uniform(10, 36), rng.uniform(3.0, 5.5)
     cv2.circle(planes[2], (col, row), int(radius * 1.25), 255, -1)
     count = int((radius / acinus) ** 2 * rng.uniform(0.4, 0.8))
@@ -182,7 +185,7 @@ def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) ->
 
 
 def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a duct, a wavy tube, into (epithelium, lumen, sheath)."""
+    """Draw a duct, a wavy tube, into the planes (epithelium, lumen, sheath) of ``_glands``."""
     width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
     turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
     line = [col + 6 * np.cumsum(np.cos(turns)), row + 6 * np.cumsum(np.sin(turns))]
@@ -196,7 +199,7 @@ def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> N
 
 
 def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bools, Floats]:
-    """Draw fat: a mask of its cells with their walls, and how empty each pixel is, 0..1."""
+    """Draw fat; return a mask of the fat cells and walls, and the emptiness of each pixel, 0..1."""
     shape, pitch = (sheath.shape[0], sheath.shape[1]), 11.5
     grid = np.mgrid[0 : shape[0] : pitch, 0 : shape[1] : pitch].reshape(2, -1)
     grid = (grid + rng.uniform(0, pitch * 1.5, grid.shape)).astype(np.int32)
@@ -218,7 +221,7 @@ def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bo
 
 
 def _nuclei(speckle: Floats, density: Floats) -> Floats:
-    """Threshold noise into nuclei (0..1); ``density`` 0 gives almost none, 1 a dense packing."""
+    """Make nuclei (0..1) from noise; ``density`` 0 gives almost no nuclei, 1 many nuclei."""
     return np.clip((speckle - 2.1 + 2.5 * density) * 0.6, 0, 1)
 
 
@@ -245,7 +248,7 @@ def _tumor(
     shape = (fiber.shape[0], fiber.shape[1])
     rarity = rng.uniform(-0.5, 0.5) + 0.5 * _noise(rng, shape, 90) + 0.2 * _noise(rng, shape, 30)
     cells = np.clip((nest - rarity) * 2.5, 0, 1)
-    # Well or poorly formed.
+    # The random threshold decides whether the lumina are well or poorly formed.
     lumen = 0.85 * cells * np.clip((nest - rng.uniform(1.3, 3.0)) * 4, 0, 1)
     nuclei = _nuclei(speckle, 0.3 + 0.42 * cells)
     haematoxylin = 0.18 + 0.38 * cells + 1.2 * nuclei
