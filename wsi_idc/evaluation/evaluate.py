@@ -28,7 +28,8 @@ _RESAMPLES_OF_BANDS = 500
 def evaluation_folder(predictor: Predictor, split: str) -> Path:
     """Return the default folder of an evaluation.
 
-    It is in eval/ for an ensemble and for the bundled checkpoint. Otherwise it is in the run.
+    The folder of an ensemble or of the bundled checkpoint is in eval/. The folder of any other
+    checkpoint is in its run.
     """
     name = evaluation_name(split, tta=predictor.tta, smooth=predictor.smooth)
     first = predictor.checkpoints[0].source
@@ -211,7 +212,7 @@ def compute_metrics(
         predictions: Table with the columns label (0 or 1) and ``column``.
         column: Name of the column of probabilities of IDC.
         threshold: Smallest probability that is called IDC.
-        code: Number of the patient of each patch: a column of ``weights``; shape (N,).
+        code: Column of ``weights`` for the patient of each patch, shape (N,).
         weights: Number of times that each resample draws each patient, shape (R, P). If all patches
             are of one patient, all intervals are NaN.
     """
@@ -243,7 +244,7 @@ def metrics_by_border(
     Args:
         predictions: Table with the columns label, border_distance and ``final.column``.
         final: Metrics of all patches. Their column and threshold are used for each distance.
-        code: Number of the patient of each patch, as in ``compute_metrics``.
+        code: Column of ``weights`` for the patient of each patch, as in ``compute_metrics``.
         weights: Draws of each resample, as in ``compute_metrics``.
     """
     column, threshold, distances = final.column, final.threshold, predictions["border_distance"]

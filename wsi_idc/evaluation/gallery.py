@@ -1,4 +1,4 @@
-"""Galleries of wrongly called patches, those with the most confident calls."""
+"""Galleries of the wrongly called patches with the most confident calls."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import printable
 
 NUM_ROWS, NUM_COLS = 4, 6
-# Largest number of patches of one patient in a gallery, so that it shows several patients.
+# Largest number of patches of one patient in a gallery: a gallery shows several patients.
 MAX_PER_PATIENT = 2
 _WIDTH, _TITLE_HEIGHT = 10, 0.45  # inches
 # A gallery shows neighbors if its patches have at least this many of 8 neighbors on average.

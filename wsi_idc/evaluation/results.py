@@ -75,14 +75,14 @@ class Evaluation:
         final: Metrics of the final probabilities, which are smoothed if the predictor smooths.
         raw: Metrics of the probabilities before smoothing; None without smoothing.
         ece_uncalibrated: ECE of the probabilities without temperature and without smoothing.
-        by_border: Distance from the label border, to the metrics of the patches at this distance.
+        by_border: For each distance from the label border, metrics of the patches at this distance.
         patient_summary: Distribution over the patients of AUC, Dice and area bias, as
             ``metrics.patients.summary`` returns it.
         predictions: One row per patch. Columns: patient, x, y, label, probability, further outputs
             of the predictor, border_distance.
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
         bands: ROC curve and PR curve with bands; None if all labels are of one class.
-        notes: Remarks for the reader, in sentences.
+        notes: Remarks about the results, in sentences.
         record: Description of the predictor, data, settings and program, as values for JSON.
     """
 
@@ -102,7 +102,7 @@ class Evaluation:
     record: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all results except tables and curves as a dict for JSON; None if undefined."""
+        """Return a dict for JSON: all results except tables and curves. Undefined values: None."""
         return {
             "split": self.split,
             "num_patients": self.num_patients,

@@ -32,7 +32,7 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     """Find groups of near-identical patches that include two patients or more.
 
     Args:
-        pack: The pack.
+        pack: Pack with the patches.
         hashes: Perceptual hash of each patch of the pack, shape (N,).
         candidates: Positions of the patches to compare. They should not include patches without
             tissue: all patches without tissue look alike.

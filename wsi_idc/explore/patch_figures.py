@@ -231,7 +231,7 @@ def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]
     """Assemble an image of a patch and its 8 neighbors.
 
     Args:
-        pack: The pack.
+        pack: Pack with the patches.
         patient: Patient id of the patch.
         x: Left edge of the patch in px.
         y: Top edge of the patch in px.

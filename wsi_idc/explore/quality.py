@@ -113,7 +113,7 @@ def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.
 
 
 def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
-    """Add columns patient, x, y, label and path. Column ``row`` has the positions in the pack."""
+    """Add patient, x, y, label and path to ``table``. Column ``row`` has positions in the pack."""
     rows = table["row"].to_numpy(np.int64)
     paths = pack.paths() if len(rows) else []
     columns = pack.index.iloc[rows].reset_index(drop=True)[["x", "y", "label"]]

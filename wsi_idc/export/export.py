@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("geojson", "ome-tiff", "csv", "png")
 # Layers that are written as OME-TIFF. The GeoJSON file has the numbers of the other layers: QuPath
-# shows them as measurements of the tiles.
+# shows these numbers as measurements of the tiles.
 _OME_LAYERS = ("tissue", "probability", "cam")
 
 
@@ -48,7 +48,7 @@ class ExportReport:
 
     Attributes:
         written: For each map file, the files that were written from this map.
-        failed: For each map file that failed, the reason.
+        failed: For each map file that failed, the reason of the failure.
     """
 
     written: dict[Path, list[Path]] = field(default_factory=dict)

@@ -58,7 +58,7 @@ def write_geojson(
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         file.write(b'{"type": "FeatureCollection", "features": [')
         separator = b"\n"
-        # Features are made one at a time: all together need many times the memory of the map.
+        # Features are made one at a time: all features need many times the memory of the map.
         tiles = _tiles(patient_map, transform, threshold)
         for feature in chain(tiles, _annotations(patient_map, transform, threshold)):
             file.write(separator + json.dumps(feature, allow_nan=False).encode())

@@ -96,7 +96,7 @@ def torchscript(checkpoint: Checkpoint) -> bytes:
     model = _Calibrated(checkpoint.build().network, checkpoint.temperature).eval()
     side = _input_px(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    # TorchScript is not optimized: this would take longer than the three runs of the network.
+    # TorchScript is not optimized here: optimization takes longer than the three runs.
     with _quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
         example = torch.randn(_TRACED_BATCH, 3, side, side, generator=generator)
         buffer = io.BytesIO()
@@ -119,7 +119,7 @@ def _input_px(checkpoint: Checkpoint) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings that TorchScript is deprecated: WSInfer reads no other format."""
+    """Context manager: hide warnings that TorchScript, the format of WSInfer, is deprecated."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=category)

@@ -36,7 +36,7 @@ _POLICY = (
 
 
 def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
-    """Return a policy: the browser refuses all requests, and scripts that are not of the page.
+    """Return the policy with which a browser refuses every request and every foreign script.
 
     Args:
         script: Text of the script of the page.

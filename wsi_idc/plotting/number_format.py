@@ -23,7 +23,7 @@ def percent(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval; empty text for an end that has no value."""
+    """Format an interval. The text is empty if an end of the interval has no value."""
     if _is_none(low) or _is_none(high):
         return ""
     if low < 0:  # type: ignore[operator]
@@ -32,7 +32,7 @@ def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
 
 
 def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval of a difference; empty text for an end that has no value."""
+    """Format an interval of a difference. The text is empty if an end has no value."""
     if _is_none(low) or _is_none(high):
         return ""
     return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"

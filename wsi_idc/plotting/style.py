@@ -41,7 +41,7 @@ def house_style() -> AbstractContextManager[None]:
 
 
 def page_style() -> AbstractContextManager[None]:
-    """Context manager: as ``house_style``, with line widths and font sizes for print."""
+    """Context manager: like ``house_style``, but with line widths and font sizes for print."""
     return mpl.rc_context(_STYLE | _PAGE_STYLE)
 
 
@@ -105,7 +105,7 @@ def save_png_and_svg(figure: Figure, path: Path) -> None:
 def _save(figure: Figure, path: Path, **options: Any) -> None:
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # matplotlib warns if the font has no glyph for a letter. It draws a box for this letter.
+        # If the font has no glyph for a letter, matplotlib warns and draws a box.
         warnings.filterwarnings("ignore", message="Glyph ")
         with atomic_write(path) as partial:
             figure.savefig(partial, **options)

@@ -42,7 +42,7 @@ def render_map(
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
 ) -> None:
-    """Draw a view of the map file ``path`` into each of ``outs``.
+    """Draw a view of the map file ``path``, and save the view as each file of ``outs``.
 
     Args:
         path: Map file.

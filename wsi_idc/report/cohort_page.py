@@ -19,7 +19,7 @@ from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import PALETTES, PageLayer, crop_image
 
 _THUMBNAIL_PX = 260
-# Titles that identify the pages of a report; number of characters of a page that are searched.
+# Titles that identify the pages of a report. The title is in the first ``_HEAD_CHARS`` characters.
 TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
 PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
 # Sort keys of the cards: column, name on the page, whether the largest value comes first. The page

@@ -81,7 +81,7 @@ def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]
             PageLayer("errors", "Errors", keys=outcome_keys),
         ]
     layers = layers_of(patient_map, has_tissue=has_tissue)[::-1]
-    layers.sort(key=lambda layer: layer.name != "labels")  # the labels are first, after the errors
+    layers.sort(key=lambda layer: layer.name != "labels")  # labels first, next to the errors
     return [*lines, *map(_page_layer, layers)]
 
 
