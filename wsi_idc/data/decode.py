@@ -1,4 +1,4 @@
-"""Decode all patches of a tree, chunk by chunk, in threads or processes; a killed run resumes."""
+"""Decode all patches of a tree in chunks, in threads or processes. A killed run can resume."""
 
 import logging
 from array import array
@@ -21,11 +21,12 @@ from wsi_idc.runtime.resources import available_cores
 
 logger = logging.getLogger(__name__)
 
-# More threads only wait for the interpreter lock.
+# Largest default number of workers. More threads would only wait for the interpreter lock.
 _MAX_WORKERS = 16
-# Processes share no interpreter lock, but take a third of a second to start.
+# Larger folders are decoded in processes, smaller folders in threads. Processes do not wait for the
+# interpreter lock, but take a third of a second to start.
 _MIN_FILES_FOR_PROCESSES = 20_000
-# The log names this many of the skipped files; rejected.csv names all.
+# The log names at most this many skipped files; rejected.csv names all skipped files.
 _MAX_LOGGED = 20
 
 
@@ -34,9 +35,9 @@ class DecodedTree:
     """Results of decoding a tree, without the pixels.
 
     Attributes:
-        paths: File that was read for each row of the tree's table.
+        paths: Path of the file that was read for each row of the tree's table.
         is_decoded: Whether the file of each row could be decoded.
-        sizes: Height and width in px of each decoded file, one after the other.
+        sizes: Height, then width, of each decoded file, in px.
         crcs: CRC-32 of the bytes of each decoded file.
         issues: Files that could not be decoded.
         histogram: Counts of the pixel values of each channel, shape (3, 256).
@@ -61,7 +62,7 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def skip(self, path: str, reason: str) -> None:
-        """Record that a file is not packed."""
+        """Record a file that is left out of the pack; log the first such files."""
         self.issues.append(FileIssue(path, UNREADABLE, reason))
         if len(self.issues) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, reason)
@@ -79,7 +80,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
     result = DecodedTree()
 
     def add(number: int, paths: list[str], chunk: Chunk) -> None:
-        """Append a chunk; decode it again if damaged files in it have undamaged copies."""
+        """Append a chunk; replace damaged files that have good copies and decode it again."""
         reasons = dict(zip(paths, chunk.reasons, strict=True))
         damaged = [path for path, reason in reasons.items() if reason]
         copies = readable_duplicates(damaged, index.copies, store=store, patch_px=cache.patch_px)
@@ -111,12 +112,12 @@ def _decode_chunks(
     tasks: deque[tuple[int, list[str]]],
     num_workers: int | None,
 ) -> Generator[tuple[int, list[str], Chunk], None, None]:
-    """Decode chunks in a pool; yield each with its number and its files, in order."""
+    """Decode chunks in a pool; yield number, files and results of each chunk, in order."""
     num_workers = num_workers or min(available_cores(), _MAX_WORKERS)
     is_large = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
     # The directory of a zip is too large to send to processes.
     use_processes = is_large and num_workers > 1 and isinstance(store, FolderStore)
-    # Threads work side by side because OpenCV decodes without the interpreter lock.
+    # Threads decode in parallel, because OpenCV releases the interpreter lock.
     pool = create_worker_pool(num_workers) if use_processes else ThreadPoolExecutor(num_workers)
     pending: deque[tuple[int, list[str], Future[Chunk]]] = deque()
     try:

@@ -1,8 +1,9 @@
-"""Worker processes, and the file into which they decode patches; a killed run resumes from it.
+"""Worker processes, and the cache file into which the processes decode patches.
 
-Each chunk has a fixed offset, so threads and processes write their chunks in parallel. A checksum
-over each chunk shows whether a killed run completed it, and a digest whether the source files are
-unchanged.
+The cache file has chunks of ``FILES_PER_CHUNK`` patches. Each chunk has a fixed offset, so that
+threads and processes write chunks in parallel. A killed run resumes from the cache file. The
+checksum of a chunk shows whether the chunk is complete, and a digest shows whether its source files
+are unchanged.
 """
 
 import hashlib
@@ -35,19 +36,20 @@ FILES_PER_CHUNK = 128
 _FORMAT = 2
 _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"WSIchunk"
-# Limits the text of a chunk to _TEXT_BYTES. Unused bytes are a hole in the file.
+# Longest reason, in characters. With this limit the text of a chunk fits into _TEXT_BYTES. The
+# unused bytes of the text take no disk space, because the cache file is sparse.
 _MAX_REASON = 100
 _TEXT_BYTES = 2**18
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Results of decoding some files, without the pixels.
+    """Results of decoding the files of one chunk, without the pixels.
 
     Attributes:
         state: Digest of the names and states of the files, and of the decoder.
         reasons: For each file the reason why it was skipped, empty if it was decoded.
-        sizes: Height and width in px before padding of each decoded file, one after the other.
+        sizes: Height, then width, of each decoded file, in px, before padding.
         crcs: CRC-32 of the bytes of each decoded file.
         histogram: Counts of the pixel values of each channel, 3 rows of 256.
     """
@@ -61,7 +63,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class DecodeCache:
-    """Cache file at ``path`` for patches of ``patch_px`` a side."""
+    """Cache file at ``path`` with decoded patches of ``patch_px`` px a side."""
 
     path: Path
     patch_px: int
@@ -77,7 +79,7 @@ class DecodeCache:
                 try:
                     data, stat_keys[i] = store.read(path)
                 except UnreadablePatchError:
-                    # Once more, after its state: the file may have become readable meanwhile.
+                    # Read the state, then try to read the file again: it may be readable now.
                     stat_keys[i] = store.stat_key(path)
                     data, _ = store.read(path)
                 pixels = decode_png(data, patch_px=self.patch_px)
@@ -103,8 +105,8 @@ class DecodeCache:
     def read(self, store: PatchStore, number: int, paths: list[str]) -> Chunk | None:
         """Return chunk ``number`` if it is complete and its source files are unchanged, else None.
 
-        Permissions and disk errors may change without a change of the file's state: a chunk is
-        None also if one of its skipped files can now be decoded.
+        A skipped file can become readable without a change of its state (permissions, disk errors).
+        Therefore return None also if a skipped file of the chunk can now be decoded.
         """
         with self.path.open("rb") as file:
             file.seek(self._offset(number))
@@ -112,7 +114,7 @@ class DecodeCache:
             if len(header) < _HEADER.size:
                 return None
             magic, num_text, num_patches, crc = _HEADER.unpack(header)
-            # Checked before memory is allocated.
+            # Check both lengths before memory is allocated for the text and the pixels.
             if magic != _MAGIC or num_text > _TEXT_BYTES or num_patches > FILES_PER_CHUNK:
                 return None
             text, pixels = file.read(num_text), file.read(num_patches * self.patch_px**2 * 3)
@@ -125,13 +127,13 @@ class DecodeCache:
         return None if any(is_decodable(store, path, self.patch_px) for path in skipped) else chunk
 
     def pixels(self, num_files: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the pixels of the decoded files of each chunk, padded white.
+        """Yield the pixels of the decoded files of each chunk, padded with white.
 
         Args:
-            num_files: Number of files in all chunks, each decoded or read before.
+            num_files: Number of files in all chunks. Each chunk must be complete in the cache file.
 
         Yields:
-            Array of shape (n, patch_px, patch_px, 3); the next one overwrites its memory.
+            Array of shape (n, patch_px, patch_px, 3). The next array uses the same memory.
         """
         buffer = np.empty((FILES_PER_CHUNK, self.patch_px, self.patch_px, 3), np.uint8)
         with self.path.open("rb") as file:
@@ -166,9 +168,9 @@ def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
 class _WorkerProcess(SpawnProcess):
     def start(self) -> None:
         # A terminal and a scheduler send their signals to child processes too, but only the parent
-        # handles them. A child process inherits the blocked signals.
+        # process handles signals. Signals that are blocked here stay blocked in the child process.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # A spawned process imports its parent's main module again: it gets an empty one.
+        # A spawned process would import the main module of its parent. Give it an empty module.
         main_module = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:
@@ -178,7 +180,7 @@ class _WorkerProcess(SpawnProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def terminate(self) -> None:
-        # The pool ends the other workers after one was killed; SIGTERM is blocked.
+        # If one worker was killed, the pool terminates the others. SIGTERM is blocked: use SIGKILL.
         self.kill()
 
 

@@ -1,7 +1,8 @@
 """Download of the data set from Kaggle with kagglehub.
 
-kagglehub keeps its cache (``KAGGLEHUB_CACHE``), resumes an interrupted download, and checks and
-unpacks the archive. The project's data folder records the path in the cache.
+kagglehub downloads the archive into its own cache folder (``KAGGLEHUB_CACHE``), resumes an
+interrupted download, and checks and unpacks the archive. The file ``source.json`` in the project's
+data folder records the path of the unpacked data set.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ SOURCE_FILE = "source.json"
 
 
 def download(folder: Path) -> Path:
-    """Download the data set, unless kagglehub has it, and record its path in ``folder``.
+    """Download the data set if kagglehub's cache lacks it; record its path in ``folder``.
 
     Raises:
         WsiIdcError: Kaggle refuses the credentials or cannot be reached, the disk is full, or the
@@ -39,7 +40,7 @@ def download(folder: Path) -> Path:
 
 
 def read_download_path(folder: Path) -> Path | None:
-    """Return the path of the download that ``folder`` records, None if there is no record.
+    """Return the path of the download that ``folder`` records; None if it records none.
 
     Raises:
         DataError: The download does not exist any more, or the record cannot be read.
@@ -70,7 +71,7 @@ def _download_with_kagglehub() -> Path:
     try:
         return Path(kagglehub.dataset_download(HANDLE))
     except (*no_credentials, *no_archive, *failed) as error:
-        # The exceptions of requests are an OSError; those with an answer of Kaggle have its status.
+        # Exceptions of requests are OSErrors. If Kaggle answered, they have the HTTP status.
         status = getattr(getattr(error, "response", None), "status_code", None)
         if (
             isinstance(error, no_credentials)

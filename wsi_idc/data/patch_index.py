@@ -1,7 +1,8 @@
 """Index of a patch tree: one row per patch, from folder and file names.
 
-A tree is ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. A wrong or odd file is a ``FileIssue``
-with a reason; this module finds the issues that names show, ``decode`` those that bytes show.
+The files of a tree are ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. Each wrong or unusual file
+gets a ``FileIssue`` with a reason. This module finds the issues in file names, and ``decode`` finds
+the issues in file contents.
 """
 
 import functools
@@ -31,16 +32,16 @@ _ISSUE_COLUMNS = ["path", "reason", "detail"]
 
 @dataclass(frozen=True)
 class TreeIndex:
-    """Patches of a patch tree.
+    """Index of a patch tree: its patches, and the issues of its files.
 
     Attributes:
-        store: The folder or zip.
+        store: Folder or zip of the patch tree.
         table: One row per patch to read, sorted by patient, row, column, with columns ``path``
             (below the root), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
-        copies: Files with the PATIENT/CLASS/NAME and size of a file in ``table``, skipped without
-            reading them, with columns ``path`` and ``path_kept``, the file in ``table``.
-        rejected: Files left out.
-        flagged: Odd files that are kept, and folders left out.
+        copies: One row per copy, a file that is not read because a file in ``table`` has the same
+            PATIENT/CLASS/NAME and size. Columns: ``path`` of the copy, ``path_kept`` in ``table``.
+        rejected: Files that are left out.
+        flagged: Unusual files that are kept, and folders that are left out.
         num_other_files: Number of files that are not PNG, or hidden, and are ignored.
     """
 
@@ -56,7 +57,7 @@ def open_patch_store(path: Path) -> PatchStore:
     """Open the folder or zip of a patch tree.
 
     Raises:
-        DataError: It does not exist, or the zip is damaged or unsafe.
+        DataError: The path does not exist, or the zip is damaged or unsafe.
     """
     if path.is_dir():
         return FolderStore(path)
@@ -68,7 +69,7 @@ def open_patch_store(path: Path) -> PatchStore:
 
 
 def has_patches(store: PatchStore) -> bool:
-    """Return whether any file has the name of a patch."""
+    """Return whether the name of any file is that of a patch."""
     return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in store.list_files().paths)
 
 
@@ -105,7 +106,7 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
 
 
 def content_key(store: PatchStore, paths: Iterable[str]) -> str:
-    """Hash the names and states of files, without reading them."""
+    """Return a hash of the names and states of files, without reading the files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\0{store.stat_key(path)}\n".encode("utf-8", "surrogateescape"))
@@ -115,12 +116,13 @@ def content_key(store: PatchStore, paths: Iterable[str]) -> str:
 def _parse(
     paths: list[str], *, parent_names: tuple[str, str]
 ) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Parse paths: a table of the valid ones, in their order, and an issue for each other one."""
-    # A tree may have half a million files: numbers in arrays, and each patient id stored once.
+    """Parse paths; return a table of the valid paths and an issue for each other path."""
+    # To save memory (a tree may have half a million files), numbers are stored in an array, and
+    # each patient id is stored once.
     kept: list[str] = []
     patients: list[str] = []
     numbers = array("q")
-    names: dict[str, int] = {}  # number of each file name in the table
+    names: dict[str, int] = {}  # file name to its number in the table
     interned: dict[str, str] = {}
     issues = []
     for path in paths:
@@ -172,9 +174,11 @@ def _is_safe_id(patient: str) -> bool:
 def _drop_duplicate_files(
     table: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
-    """Keep the shallowest of the files of one name; of several sizes, the first undamaged one.
+    """Keep one of the files that have the same name.
 
-    Copies of equal size are skipped without reading them; those of another size become issues.
+    The file in the fewest folders is kept. Copies of the same size are skipped without reading
+    them. A copy of another size becomes an issue, or it replaces the kept file if only the copy is
+    undamaged.
     """
     table = table.sort_values("depth", kind="stable")
     copies = table.loc[table.duplicated("name"), ["path", "name"]]
@@ -185,7 +189,7 @@ def _drop_duplicate_files(
         [store.size(path) == store.size(kept_path) for path, kept_path in _rows(pairs)], bool
     )
     conflicting = []
-    replacements: dict[str, str] = {}  # kept file to the copy that replaces it
+    replacements: dict[str, str] = {}  # path of a kept file to the copy that replaces this file
     for path, path_kept in _rows(pairs[~has_same_size]):
         better, worse = replacements.get(path_kept, path_kept), path
         if not is_decodable(store, better, patch_px) and is_decodable(store, path, patch_px):
@@ -221,7 +225,8 @@ def readable_duplicates(
 def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
     """Shift x and y to multiples of ``patch_px``; drop the patches that are off this grid.
 
-    The data set counts from 1; another may count from 0: the most frequent remainder decides.
+    The Kaggle data set counts x and y from 1, other data sets may count from 0. The most frequent
+    remainder of x and of y modulo ``patch_px`` is taken as the origin.
     """
     if table.empty:
         return table, []
@@ -244,7 +249,7 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
 def _drop_duplicate_cells(
     table: pd.DataFrame,
 ) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
-    """Keep the first patch of each cell; its label is unknown if another has another label."""
+    """Keep the first patch of each cell; its label is unknown if another patch disagrees."""
     table = table.sort_index()
     key = ["patient", "x", "y"]
     repeated = table[table.duplicated(key)]
@@ -285,7 +290,7 @@ def is_issue_table(path: Path) -> bool:
 
 
 def read_issues(path: Path) -> list[FileIssue]:
-    """Read the issues of a CSV file; an empty list if the file is absent or not an issue table."""
+    """Read the issues in a CSV file; return an empty list if the file is no issue table."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         return [FileIssue(*row) for row in _rows(table[_ISSUE_COLUMNS])]

@@ -1,4 +1,4 @@
-"""Decode the PNG file of a patch, or give the reason why not; count the values of the pixels."""
+"""Decode the PNG files of patches, and compute statistics of the pixel values."""
 
 import io
 import struct
@@ -14,7 +14,8 @@ from wsi_idc.data.patch_store import MAX_FILE_BYTES, PatchStore, UnreadablePatch
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN_RGB = (8, 2, 0)  # bit depth, color type, interlace
-# OpenCV reads these chunks as Pillow does; it rotates images by eXIf and ignores tRNS.
+# OpenCV and Pillow give the same pixels for a PNG with only these chunks. With other chunks they
+# may differ: OpenCV rotates an image by eXIf and ignores tRNS.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"tEXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB"}
 # OpenCV counts in float32, which is exact for integers up to 2**24.
 _MAX_PIXELS = 2**24
@@ -25,8 +26,8 @@ _unpack_crc = struct.Struct(">I").unpack_from
 def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
     """Decode a PNG and verify every checksum.
 
-    OpenCV decodes plain RGB about twice as fast as Pillow, but returns half an image for half a
-    file; so the chunks are checked first. Pillow decodes everything but plain RGB.
+    OpenCV decodes plain RGB about twice as fast as Pillow. For a truncated file OpenCV returns a
+    partial image, so the chunks are checked first. Pillow decodes all images except plain RGB.
 
     Args:
         data: Bytes of the file.
@@ -62,7 +63,7 @@ def is_decodable(store: PatchStore, path: str, patch_px: int) -> bool:
 
 
 def channel_histogram(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Count each value of each channel of patches of shape (N, h, w, 3); return shape (3, 256)."""
+    """Count the values of each channel of patches (N, h, w, 3); return counts (3, 256)."""
     pixels = patches.reshape(-1, 1, 3)
     histogram = np.zeros((3, 256), np.int64)
     for start in range(0, len(pixels), _MAX_PIXELS):
@@ -80,7 +81,8 @@ def channel_statistics(
     values = np.arange(256) / 255
     frequency = histogram / histogram.sum(axis=1, keepdims=True)
     mean = frequency @ values
-    # The mean of squares minus the square of the mean can be below 0 for a single color.
+    # Not computed as the mean of squares minus the square of the mean, because that difference can
+    # be below 0 if all pixels have the same color.
     std = np.sqrt((frequency * (values - mean[:, None]) ** 2).sum(axis=1))
     red, green, blue = map(float, mean)
     std_red, std_green, std_blue = map(float, std)
@@ -88,7 +90,7 @@ def channel_statistics(
 
 
 def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
-    """Return bit depth, color type and interlace of a PNG of at most ``patch_px`` a side."""
+    """Check the header of a PNG; return its bit depth, color type and interlace method."""
     if not data.startswith(PNG_SIGNATURE):
         raise UnreadablePatchError("not a PNG file" if data else "empty file")
     if len(data) < 33 or data[12:16] != b"IHDR":
@@ -104,7 +106,7 @@ def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
 
 
 def _check_chunks(data: bytes) -> set[bytes]:
-    """Check the CRC of each chunk up to IEND (PNG specification, 5.3); return their types."""
+    """Check the CRC of each chunk up to IEND (PNG specification, 5.3); return the chunk types."""
     start, num_bytes, view = len(PNG_SIGNATURE), len(data), memoryview(data)
     types = set()
     while start + 12 <= num_bytes:

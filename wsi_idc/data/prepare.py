@@ -1,4 +1,4 @@
-"""Pack a patch tree: decode every patch, set bad files aside, write the pack."""
+"""Pack a patch tree: decode every patch, list the files left out, write the pack."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from wsi_idc.data.pixels import channel_statistics
 
 logger = logging.getLogger(__name__)
 
-# The files do not state their resolution; 40x scans reduced by 16 have about this.
+# The patch files do not state their resolution. A 40x scan reduced by 16 has about 4 um/px.
 ASSUMED_MPP = 4.0
 REJECTED_CSV = "rejected.csv"
 FLAGGED_CSV = "flagged.csv"
@@ -42,14 +42,14 @@ class PrepareReport:
     """Result of ``prepare``.
 
     Attributes:
-        pack: The file that was written.
+        pack: The pack file that was written.
         num_patches, num_patients: Number of patches and of patients in the pack.
         num_idc, num_non_idc: Number of patches of each label.
         num_edge: Number of patches that were padded.
         info: Attributes of the pack.
-        rejected: Files left out.
-        flagged: Odd files that are kept, and folders left out.
-        num_other_files: Number of files that are not PNG.
+        rejected: Files that are left out of the pack.
+        flagged: Unusual files that are in the pack, and folders that are left out.
+        num_other_files: Number of files that are ignored: not PNG, or hidden.
     """
 
     pack: Path
@@ -64,7 +64,7 @@ class PrepareReport:
     num_other_files: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-ready dictionary."""
+        """Return the report as a dictionary that JSON can store."""
         return asdict(self) | {"pack": str(self.pack)}
 
 
@@ -76,30 +76,30 @@ def prepare(
     mpp: float | None = None,
     num_workers: int | None = None,
 ) -> PrepareReport:
-    """Pack the patch tree ``tree`` into ``out`` and list the files left out beside it.
+    """Pack the patch tree ``tree`` into ``out``; list the files left out in ``rejected.csv``.
 
-    A stopped or killed run resumes when it is called again.
+    After a stopped or killed call, a call with the same arguments resumes the work.
 
     Args:
         tree: Folder, or zip, of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
         out: Pack to write; ``rejected.csv`` and ``flagged.csv`` go into its folder.
-        patch_px: Side of a patch in px, at most 255; smaller patches are padded white, larger ones
-            rejected.
+        patch_px: Side of a patch in px, at most 255; smaller patches are padded with white, and
+            larger patches are rejected.
         mpp: Microns per pixel; None assumes 4.
         num_workers: Number of decoding threads, or of processes for a large folder; None means
             all available cores.
 
     Raises:
-        DataError: There is no tree, it has no readable patch, or a file of another program would
-            be overwritten.
+        DataError: The tree does not exist or has no readable patch, or a file of another program
+            would be overwritten.
         WorkerError: A worker process was killed; run again to resume.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
     logger.info("reading the names in %s", tree)
     with open_patch_store(tree) as store:
         index = index_tree(store, patch_px=patch_px)
-        # Pixels go to a cache file first: the number of good patches is known only at the end, and
-        # a contiguous HDF5 data set cannot change its size.
+        # Pixels are first written to a cache file. The number of readable patches is known only at
+        # the end, and a contiguous HDF5 dataset cannot change its size.
         with temporary_path(cache_path(out), resumable=True) as partial:
             cache = DecodeCache(partial, patch_px)
             decoded = decode_tree(index, cache, num_workers=num_workers)
@@ -108,7 +108,7 @@ def prepare(
             padded = _padded_issues(table, patch_px=patch_px)
             rejected = (*index.rejected, *decoded.issues)
             flagged = (*index.flagged, *padded)
-            # The pack is written last: if it exists, its lists exist.
+            # The pack is written last: if the pack exists, its two CSV files exist too.
             _warn_of_other_pack(out)
             for name, issues in ((REJECTED_CSV, rejected), (FLAGGED_CSV, flagged)):
                 write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
@@ -174,7 +174,7 @@ def _pack_info(
     table: pd.DataFrame, histogram: NDArray[np.int64], *, patch_px: int, mpp: float | None
 ) -> PackInfo:
     mean, std = channel_statistics(histogram)
-    # Without the paths: the same patches in another folder have the same fingerprint.
+    # The fingerprint leaves out the paths, so that it is the same in any folder.
     columns = (table[name] for name in ("patient", "x", "y", "label", "crc"))
     digest = hashlib.sha256(f"{patch_px}\n".encode())
     for patient, x, y, label, crc in zip(*columns, strict=True):
@@ -190,14 +190,14 @@ def _pack_info(
 
 
 def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
-    """Find patches that are small although the patient has patches beyond the short side.
+    """Find small patches that are not at the right or the bottom edge of the patient's slide.
 
     Args:
         table: One row per patch, with columns patient, x, y, height, width.
         patch_px: Side of a patch in px.
 
     Returns:
-        One value per row, shape (N,).
+        Whether each patch is one of these, shape (N,).
     """
     last = table.groupby("patient")[["x", "y"]].transform("max")
     beyond_width = (table["width"] < patch_px) & (table["x"] < last["x"])

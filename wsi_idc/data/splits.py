@@ -1,4 +1,4 @@
-"""Splits by patient: each patient of a run is train, val or test, never two of them.
+"""Splits by patient: each patient of a run has one role, train, val or test.
 
 A split is given as a text: ``auto``, ``canonical``, ``canonical+unlisted``,
 ``ratio:70/15/15``, ``kfold:5/0`` or a CSV file with the columns patient and split.
@@ -19,7 +19,7 @@ from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.data.pack import Pack
 
 DEFAULT_RATIO = "ratio:70/15/15"
-# A data set is the canonical one if at least this fraction of its patients is listed.
+# A data set gets the canonical split if that split lists at least this fraction of its patients.
 _MIN_LISTED_FRACTION = 0.5
 _RATIO = re.compile(r"ratio:([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
 _KFOLD = re.compile(r"kfold:([0-9]{1,9})/([0-9]{1,9})")
@@ -30,15 +30,15 @@ class Split:
     """Role of each patient of a run.
 
     Attributes:
-        spec: Text that the split was made from, "auto" resolved.
-        roles: Role of each patient.
+        spec: Text from which the split was made; for "auto", the text that "auto" chose.
+        roles: Role (train, val or test) of each patient id.
     """
 
     spec: str
     roles: Mapping[str, str]
 
     def patients(self, role: str) -> list[str]:
-        """Return the sorted patients of a role."""
+        """Return the sorted ids of the patients of a role."""
         return sorted(patient for patient, own_role in self.roles.items() if own_role == role)
 
 
@@ -46,7 +46,7 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     """Split the patients of a pack.
 
     Raises:
-        DataError: The text is not a split, or a role would be empty or have one class only.
+        DataError: ``spec`` is not a split, or a role would have no patient or only one class.
     """
     table = patient_table(pack)
     if spec == "auto":
@@ -94,7 +94,7 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Count patients and patches, with the IDC fraction, of each role and of those left out."""
+    """Return patients, patches and IDC fraction of each role and of the patients left out."""
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)
@@ -107,7 +107,7 @@ def split_table(split: Split, pack: Pack) -> pd.DataFrame:
 def canonical_roles() -> dict[str, str]:
     """Return the published roles of Cruz-Roa 2014 (84 train, 29 val, 49 test).
 
-    ``canonical_split.md`` beside the list names its source.
+    ``canonical_split.md`` in the same folder names the source of the list.
     """
     source = resources.files("wsi_idc.data") / "canonical_split.csv"
     lines = source.read_text(encoding="utf-8").split()[1:]
@@ -115,7 +115,7 @@ def canonical_roles() -> dict[str, str]:
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Choose canonical if most patients are listed there, else a stratified ratio."""
+    """Choose "canonical" if its list has most of the patients, else a stratified ratio."""
     roles = canonical_roles()
     listed = table[table.index.isin(roles)]
     present = {roles[patient] for patient in listed.index}
@@ -124,7 +124,7 @@ def _default(table: pd.DataFrame) -> str:
 
 
 def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
-    """Order patients by IDC fraction, ties at random, so that neighbors are similar."""
+    """Order patients by IDC fraction; order patients of equal IDC fraction at random."""
     shuffled = table.sample(frac=1, random_state=seed)
     fraction = shuffled["idc"] / shuffled["patches"].clip(lower=1)
     return list(fraction.sort_values(kind="stable").index)
@@ -137,8 +137,9 @@ def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
     fractions = np.array(parts) / sum(parts)
-    # The next patient gets the role that is furthest below its fraction, so that every block of the
-    # ordered patients has the proportions; the seed decides the order within a block.
+    # The next patient gets the role whose number of patients is furthest below its fraction. Every
+    # block of the ordered patients then has the proportions ``parts``. The seed decides the order
+    # of the roles within a block.
     tie_breaker = rng.permutation(3) * 1e-9
     counts = np.zeros(3)
     roles = []
@@ -153,7 +154,7 @@ def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str
 
 
 def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict[str, str]:
-    """Use fold ``fold`` for test, the next one for val, the others for train."""
+    """Use fold ``fold`` for test, the next fold for val, and the other folds for train."""
     if not (3 <= num_folds <= len(table) and fold < num_folds):
         raise DataError(
             f"kfold:{num_folds}/{fold}: needs 3 to {len(table)} folds (the patients here), "
@@ -212,7 +213,7 @@ def read_patients(path: Path) -> list[str]:
         raise DataError(f"{path}: {error.strerror}; {remedy}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not a text file; {remedy}") from None
-    # A # within a word is part of an id.
+    # A # inside a word is part of a patient id.
     ids = [patient for line in lines if (patient := re.split(r"(?:^|\s)#", line)[0].strip())]
     if not ids:
         raise DataError(f"{path}: lists no patient; give an id on each line")
