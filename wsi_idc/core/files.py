@@ -94,7 +94,7 @@ def is_being_written(path: Path) -> bool:
 
 
 def _partial(path: Path) -> Path:
-    # Without file locks, each process needs its own file name: it contains machine and process id.
+    # Without file locks, each process needs its own file name, made of machine and process id.
     own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
 

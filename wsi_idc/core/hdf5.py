@@ -59,7 +59,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def read_format(path: Path) -> str:
-    """Return the attribute ``format`` of an HDF5 file; an empty text if it is missing.
+    """Return the attribute ``format`` of an HDF5 file; without it, return an empty text.
 
     Raises:
         DataError: HDF5 cannot read the file.

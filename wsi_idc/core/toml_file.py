@@ -83,7 +83,7 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 
 def typed(name: str, value: Any, expected: type) -> Any:
-    """Return ``value`` if it is of the expected type; an integer is accepted as a float."""
+    """Return ``value`` if its type is ``expected``; convert an integer if a float is expected."""
     if type(value) is int and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
         raise JobError(f"{name} is too large a number")
     if expected is float and type(value) is int:

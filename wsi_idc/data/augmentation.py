@@ -48,7 +48,7 @@ _STRENGTHS = {
     "none": _Strength(dihedral=False),
     "light": _Strength(brightness=0.1, contrast=0.1, saturation=0.1),
     "strong": _Strength(
-        # Rotation blurs a patch. Patches are sharp at inference, so half of them are not rotated.
+        # Rotation by a random angle blurs. Patches are sharp at inference, so half stay sharp.
         rotated=0.5,
         brightness=0.2,  # with a larger value, glass is not white
         contrast=0.25,

@@ -80,7 +80,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
     result = DecodedTree()
 
     def add(number: int, paths: list[str], chunk: Chunk) -> None:
-        """Append a chunk; replace damaged files that have good copies and decode it again."""
+        """Append a chunk; if damaged files have good copies, decode the chunk with these copies."""
         reasons = dict(zip(paths, chunk.reasons, strict=True))
         damaged = [path for path, reason in reasons.items() if reason]
         copies = readable_duplicates(damaged, index.copies, store=store, patch_px=cache.patch_px)

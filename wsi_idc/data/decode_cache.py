@@ -180,7 +180,7 @@ class _WorkerProcess(SpawnProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def terminate(self) -> None:
-        # If one worker was killed, the pool terminates the others. SIGTERM is blocked: use SIGKILL.
+        # If one worker was killed, the pool terminates the others. SIGTERM is blocked in workers.
         self.kill()
 
 

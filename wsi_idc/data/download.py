@@ -40,7 +40,7 @@ def download(folder: Path) -> Path:
 
 
 def read_download_path(folder: Path) -> Path | None:
-    """Return the path of the download that ``folder`` records; None if it records none.
+    """Return the path of the download that ``folder`` records; None without a record.
 
     Raises:
         DataError: The download does not exist any more, or the record cannot be read.
@@ -71,7 +71,7 @@ def _download_with_kagglehub() -> Path:
     try:
         return Path(kagglehub.dataset_download(HANDLE))
     except (*no_credentials, *no_archive, *failed) as error:
-        # Exceptions of requests are OSErrors. If Kaggle answered, they have the HTTP status.
+        # Exceptions of requests are OSError. If Kaggle answered, the exception has the HTTP status.
         status = getattr(getattr(error, "response", None), "status_code", None)
         if (
             isinstance(error, no_credentials)

@@ -139,7 +139,7 @@ def _has_newly_readable_files(store: PatchStore, paths: list[str], pack: Path) -
 
 
 def _build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
-    """Make the pack unless ``is_made()``; if another process is making the pack, wait for it."""
+    """Make the pack unless ``is_made()``; wait while another process is making the pack."""
 
     def prepare_once() -> None:
         # This check is fast. ``prepare`` would first read all names of a large tree again.

@@ -188,7 +188,7 @@ class Pack:
         return Pack, (self.path, None if self.file is self.path else self.file)
 
     def check_same(self) -> None:
-        """Raise DataError if the file was replaced or changed after it was opened."""
+        """Raise DataError if the pack file was replaced or changed after this process opened it."""
         if _state_of(self.file) != self._state:
             raise DataError(f"{self.file}: the pack was replaced or changed meanwhile; run again")
 

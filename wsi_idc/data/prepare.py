@@ -174,7 +174,7 @@ def _pack_info(
     table: pd.DataFrame, histogram: NDArray[np.int64], *, patch_px: int, mpp: float | None
 ) -> PackInfo:
     mean, std = channel_statistics(histogram)
-    # The fingerprint leaves out the paths, so that it is the same in any folder.
+    # The fingerprint leaves out the paths: the same patches have one fingerprint in any folder.
     columns = (table[name] for name in ("patient", "x", "y", "label", "crc"))
     digest = hashlib.sha256(f"{patch_px}\n".encode())
     for patient, x, y, label, crc in zip(*columns, strict=True):

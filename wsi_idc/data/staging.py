@@ -45,7 +45,7 @@ def stage_to_scratch(pack: Pack) -> Pack:
 
 
 def _own_folder(scratch: Path) -> Path:
-    """Create the scratch folder of this user; refuse it if another user owns it."""
+    """Create this user's scratch folder; raise WsiIdcError if another user owns the folder."""
     scratch.mkdir(parents=True, exist_ok=True)
     folder = scratch / f"wsi-idc-{os.getuid()}"
     with contextlib.suppress(FileExistsError):

@@ -113,7 +113,8 @@ def _ranking_metrics(
         num_above = drawn @ _count_from(negative, thresholds)
         num_equal = num_above - drawn @ _count_from(negative, thresholds, side="right")
         num_true = drawn @ _count_from(positive, thresholds)
-        # A pair counts 1 if the positive patch ranks above the negative one, 1/2 if they are equal.
+        # A pair of a positive and a negative patch counts 1 if the positive patch ranks above the
+        # negative patch, and 1/2 if both have the same probability.
         below = num_negative[:, None] - num_above + num_equal / 2
         pairs += (own * below).sum(axis=1)
         precision = num_true / np.maximum(num_true + num_above, 1)

@@ -12,7 +12,7 @@ from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import atomic_write
 from wsi_idc.synthetic.tissue import draw_slide
 
-# The tissue is drawn at 4 um/px and enlarged to 1 um/px, about that of a low-power scan.
+# The tissue is drawn at 4 um/px and enlarged to 1 um/px, the resolution of a low-power scan.
 DRAWN_MPP = 4.0
 MPP = 1.0
 NUM_LEVELS = 3
