@@ -120,7 +120,7 @@ def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
     ("name", "content", "message"),
     [
         ("thesis.tex", "years of work", "is not empty and not a search; give another name"),
-        ("search.json", "{", "not readable .*; give another name"),
+        ("search.json", "{", "not readable .*; give the search another name"),
         ("search.json", "[]", "not a record of a search; give another name"),
         ("search.json", '{"format": "other"}', "not a record of a search; give another name"),
     ],
