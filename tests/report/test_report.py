@@ -61,7 +61,7 @@ def test_foreign_pages_and_tables_are_not_replaced(tmp_path: Path):
     report = build_report(map_paths(maps), out, tables=maps)
     assert list(report.pages) == ["P2"]
     assert report.failed == {
-        maps / "P1.h5": f"{mine} is of something else and would be lost; give another --out"
+        maps / "P1.h5": f"{mine} exists and was not written by this command; give another --out"
     }
     assert mine.read_text() == "<title>Evaluation: wsi-idc</title>"
     mine.unlink()

@@ -180,7 +180,7 @@ def test_unreadable_files_are_refused(tmp_path):
     cases: dict[str, tuple[bytes | None, str]] = {
         "renamed.svs": (jpeg.read_bytes(), "is a plain JPEG picture; name it renamed.jpg and give"),
         "text.svs": (b"hello", "not a slide that OpenSlide reads"),
-        "text.tif": (b"hello", "neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG"),
+        "text.tif": (b"hello", "not a slide of OpenSlide, and not a TIFF, PNG or JPEG"),
         "empty.svs": (b"", "is empty; copy the slide again"),
         "cut.svs": (tiff.read_bytes()[:20], kind),
         "cut.png": (png.read_bytes()[:5000], "damaged or cut short"),

@@ -61,7 +61,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
 
 
 def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
-    """Count the patients with the larger value in a, in b, with equal values, or without values."""
+    """Count the patients by the larger value: four counts for A, B, equal, and no value."""
     difference = patients[f"{name}_difference"].to_numpy(float)
     return {
         "a": int((difference < 0).sum()),

@@ -84,7 +84,7 @@ def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float
             f"{path}: the page of patient {patient} would replace the cohort's; rename it"
         )
     if page.exists() and not has_title(page, PATIENT_TITLE):
-        raise MapError(f"{page} is of something else and would be lost; give another --out")
+        raise MapError(f"{page} exists and was not written by this command; give another --out")
     cohort.add(path, patient_map, threshold=threshold)
     row = cohort.rows[patient]
     try:

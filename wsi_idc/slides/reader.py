@@ -119,8 +119,7 @@ def _load(path: Path) -> Image.Image:
         raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None
     except UnidentifiedImageError:
         raise SlideError(
-            f"{path}: neither a slide that OpenSlide reads nor a TIFF, PNG or JPEG picture, "
-            "or damaged"
+            f"{path}: not a slide of OpenSlide, and not a TIFF, PNG or JPEG; or the file is damaged"
         ) from None
     except DAMAGED_IMAGE as error:
         raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None

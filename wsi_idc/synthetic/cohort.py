@@ -93,7 +93,7 @@ def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
 
 
 def _write_patches(root: Path, slide: SynthSlide) -> tuple[int, int, int]:
-    """Write the patches with tissue; return the numbers of patches, IDC and edge patches."""
+    """Write the patches with tissue; return three counts: all, IDC, and edge patches."""
     folders = [root / slide.patient / str(label) for label in (0, 1)]
     for folder in folders:
         folder.mkdir(parents=True)
