@@ -50,10 +50,7 @@ def add_patch(root: Path, patient: str, row: int, col: int, label: int, *, first
 
 
 def make_tree(
-    root: Path,
-    patients: Mapping[str, list[tuple[int, int, int]]] = PATIENTS,
-    *,
-    first: int = 1,
+    root: Path, patients: Mapping[str, list[tuple[int, int, int]]] = PATIENTS, *, first: int = 1
 ) -> Path:
     """Write a patch tree in the Kaggle layout and return its root."""
     for patient, patches in patients.items():

@@ -21,11 +21,7 @@ from wsi_idc.maps.map_writer import write_map
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
-    [
-        REPOSITORY / "README.md",
-        REPOSITORY / "CONTRIBUTING.md",
-        *(REPOSITORY / "docs").rglob("*.md"),
-    ]
+    [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]
 )
 # A message must have so much of its own that no other fits by chance.
 _FIXED_CHARACTERS = 10

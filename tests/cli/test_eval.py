@@ -140,11 +140,7 @@ def test_two_runs_are_compared_and_evaluated_first(work: Path, command: RunComma
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    work: Path,
-    command: RunCommand,
-    arguments: list[str],
-    code: int,
-    error: str,
+    work: Path, command: RunCommand, arguments: list[str], code: int, error: str
 ):
     result = command(*arguments)
     assert result.code == code

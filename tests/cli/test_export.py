@@ -75,11 +75,7 @@ def test_a_model_folder(work: Path, command: RunCommand):
     ],
 )
 def test_a_user_error_is_one_line(
-    work: Path,
-    command: RunCommand,
-    arguments: list[str],
-    code: int,
-    error: str,
+    work: Path, command: RunCommand, arguments: list[str], code: int, error: str
 ):
     before = sorted(work.rglob("*"))
     result = command("export", *arguments)

@@ -124,11 +124,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
             1,
             "corrects the imbalance completely",
         ),
-        (
-            ["train", "--focal-gamma", 3],
-            1,
-            "focal_gamma 3 has no effect",
-        ),
+        (["train", "--focal-gamma", 3], 1, "focal_gamma 3 has no effect"),
         (["train", "--weights", "none.pt"], 1, "none.pt: No such file"),
         (["train", "--model", "resnet50"], 1, "wsi-idc fetch-weights resnet50"),
         (["train", "--split", "half"], 1, "unknown split 'half'"),
@@ -144,11 +140,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
     ],
 )
 def test_a_user_error_is_one_line_and_writes_nothing(
-    work: Path,
-    command: RunCommand,
-    arguments: list[object],
-    code: int,
-    error: str,
+    work: Path, command: RunCommand, arguments: list[object], code: int, error: str
 ):
     (work / "text.pt").write_text("hello\n")
     before = sorted(work.rglob("*"))

@@ -168,10 +168,7 @@ DAMAGE = {
     "label": (lambda f: f["label"].__setitem__(0, 2), "/label has values outside -1 to 1"),
     "off grid": (lambda f: f["x"].__setitem__(0, 1), "/x and /y are not on a grid"),
     "negative": (lambda f: f["y"].__setitem__(0, -50), "/y has values outside 0 to"),
-    "far": (
-        lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50),
-        "/y has values outside 0 to",
-    ),
+    "far": (lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50), "/y has values outside 0 to"),
     "twice": (lambda f: f["x"].__setitem__(1, 0), "two patches of a patient at one place"),
     "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient is not sorted"),
     "negative code": (lambda f: f["patient"].__setitem__(0, -1), "/patient is not sorted"),

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from tests.packs import PATIENTS, add_patch, file_name, make_tree
 from wsi_idc.core.errors import DataError
-from wsi_idc.data.patch_index import (
-    _parse,
-    content_key,
-    index_tree,
-    issue_table,
-    open_patch_store,
-)
+from wsi_idc.data.patch_index import _parse, content_key, index_tree, issue_table, open_patch_store
 from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 

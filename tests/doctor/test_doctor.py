@@ -24,10 +24,7 @@ FORBIDDEN = PermissionError(13, "Permission denied", "/secret")
     ("results", "expected"),
     [
         ([FIRST, CheckResult("b", "2", PROBLEM, "do it")], None),
-        (
-            raising(FORBIDDEN, FIRST),
-            [FIRST, ("[Errno 13] Permission denied: '/secret'", NOTE, "")],
-        ),
+        (raising(FORBIDDEN, FIRST), [FIRST, ("[Errno 13] Permission denied: '/secret'", NOTE, "")]),
         (raising(ZeroDivisionError("division by zero")), [("division by zero", NOTE, "")]),
         (raising(KeyError()), [("KeyError", NOTE, "")]),
         (

@@ -175,7 +175,7 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch):
             CheckResult("srun", "not here"),
             CheckResult("sbatch", "not here"),
             CheckResult("SLURM job", "none"),
-        ),
+        )
     ]
     answers = fake_programs(monkeypatch, "srun", "sbatch")
     answers["srun"] = (0, "slurm-wlm 22.05.8\n", "")
@@ -189,8 +189,5 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     srun, sbatch, job = machine.slurm()
     assert srun == CheckResult("srun", "slurm-wlm 22.05.8")
-    assert (sbatch.value, sbatch.state) == (
-        "does not work (sbatch: fatal: no configuration)",
-        NOTE,
-    )
+    assert (sbatch.value, sbatch.state) == ("does not work (sbatch: fatal: no configuration)", NOTE)
     assert job == CheckResult("SLURM job", "SLURM_JOB_ID=7, SLURM_CPUS_PER_TASK=4")

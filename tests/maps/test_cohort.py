@@ -9,14 +9,7 @@ import pytest
 
 from tests.small_maps import EVIL, PROBABILITY, hand_map, write_hand_map
 from wsi_idc.core.errors import MapError
-from wsi_idc.maps.cohort import (
-    COLUMNS,
-    SHORT_SHA,
-    Cohort,
-    cohort_row,
-    read_cohort,
-    read_cohort_h5,
-)
+from wsi_idc.maps.cohort import COLUMNS, SHORT_SHA, Cohort, cohort_row, read_cohort, read_cohort_h5
 from wsi_idc.maps.map_reader import map_paths, read_map
 
 

@@ -1,13 +1,7 @@
 import numpy as np
 import pytest
 
-from wsi_idc.plotting.raster import (
-    color_table,
-    downscale,
-    overlay_colormap,
-    resize,
-    to_gray,
-)
+from wsi_idc.plotting.raster import color_table, downscale, overlay_colormap, resize, to_gray
 
 
 def test_color_table_has_colors_and_opacity():

@@ -26,8 +26,7 @@ def test_scale_bar_length_is_a_round_number(span: float, length: float):
 
 
 @pytest.mark.parametrize(
-    ("num", "rows", "columns"),
-    [(1, 1, 1), (3, 1, 3), (4, 1, 4), (5, 2, 3), (6, 2, 3), (7, 2, 4)],
+    ("num", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (4, 1, 4), (5, 2, 3), (6, 2, 3), (7, 2, 4)]
 )
 def test_layout_has_at_most_four_columns(num: int, rows: int, columns: int):
     assert panel_grid(num) == (rows, columns)

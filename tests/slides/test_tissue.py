@@ -194,8 +194,5 @@ def test_mask_is_resized():
 
 def test_slide_of_meters_is_refused(tmp_path):
     path = write_tiff(tmp_path / "long.tif", np.full((64, 5000, 3), 255, np.uint8), mpp=90.0)
-    with (
-        open_slide(path) as slide,
-        pytest.raises(SlideError, match=r"are 0\.5 m, longer"),
-    ):
+    with open_slide(path) as slide, pytest.raises(SlideError, match=r"are 0\.5 m, longer"):
         find_tissue(slide)

@@ -50,11 +50,7 @@ _compile_option = click.option(
 
 
 @bench.command("map")
-@with_default(
-    "--model",
-    default="cnn-bn",
-    help="A model of wsi-idc train, or bundled.",
-)
+@with_default("--model", default="cnn-bn", help="A model of wsi-idc train, or bundled.")
 @click.option(
     "--input-size",
     type=click.IntRange(0, 1024),
@@ -69,10 +65,7 @@ _compile_option = click.option(
     help="Patches per round.  [default: about 15 seconds' worth]",
 )
 @with_default(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=5,
-    help="Measurements of each variant.",
+    "--rounds", type=click.IntRange(min=1), default=5, help="Measurements of each variant."
 )
 @click.option(
     "--plain-patches",

@@ -5,10 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import (
-    logging_options,
-    output_options,
-)
+from wsi_idc.cli.options import logging_options, output_options
 from wsi_idc.cli.output import echo, echo_result
 
 if TYPE_CHECKING:

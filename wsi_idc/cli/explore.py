@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    data_option,
-    output_options,
-    with_default,
-)
+from wsi_idc.cli.options import PATH, data_option, output_options, with_default
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import MAX_SEED
 

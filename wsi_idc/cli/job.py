@@ -230,9 +230,7 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
 @with_default("--cpus", type=click.IntRange(min=1), default=4, help="Cores per process.")
 @with_default("--memory", default="6G", help="Memory per node.")
 @with_default(
-    "--time",
-    default="04:00:00",
-    help="Time limit, at which an unfinished job is requeued.",
+    "--time", default="04:00:00", help="Time limit, at which an unfinished job is requeued."
 )
 @click.option("--partition", default="", help="[default: the site's]")
 @click.option("--account", default="", help="[default: the site's]")

@@ -161,9 +161,7 @@ run_options = _block(
         help="Minutes between saves within an epoch.",
     ),
     click.option(
-        "--overwrite",
-        is_flag=True,
-        help="Replace a finished run, or a run with other settings.",
+        "--overwrite", is_flag=True, help="Replace a finished run, or a run with other settings."
     ),
 )
 # Options of the device and the batches of a trained model.

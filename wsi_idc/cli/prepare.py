@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    Number,
-    output_options,
-    with_default,
-)
+from wsi_idc.cli.options import PATH, Number, output_options, with_default
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.errors import DataError
 

@@ -5,12 +5,7 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.inputs import find_maps
-from wsi_idc.cli.options import (
-    PATH,
-    logging_options,
-    threshold_option,
-    with_default,
-)
+from wsi_idc.cli.options import PATH, logging_options, threshold_option, with_default
 from wsi_idc.cli.output import echo, echo_note, raise_if_any
 from wsi_idc.core.errors import MapError, WsiIdcError
 

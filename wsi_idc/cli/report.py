@@ -5,12 +5,7 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.inputs import find_maps
-from wsi_idc.cli.options import (
-    PATH,
-    output_options,
-    threshold_option,
-    with_default,
-)
+from wsi_idc.cli.options import PATH, output_options, threshold_option, with_default
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 

@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    data_option,
-    device_option,
-    output_options,
-)
+from wsi_idc.cli.options import PATH, data_option, device_option, output_options
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
 

@@ -5,12 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    logging_options,
-    seed_option,
-    with_default,
-)
+from wsi_idc.cli.options import PATH, logging_options, seed_option, with_default
 from wsi_idc.cli.output import echo
 
 if TYPE_CHECKING:
@@ -30,11 +25,7 @@ if TYPE_CHECKING:
 @seed_option
 @logging_options
 def synth(
-    folder: Path | None,
-    slide: Path | None,
-    num_patients: int,
-    patches_per_patient: int,
-    seed: int,
+    folder: Path | None, slide: Path | None, num_patients: int, patches_per_patient: int, seed: int
 ) -> None:
     """Draw a synthetic cohort into FOLDER, or a slide.
 

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import (
-    PATH,
-    config_options,
-    output_options,
-    run_options,
-)
+from wsi_idc.cli.options import PATH, config_options, output_options, run_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.training.config import TrainConfig

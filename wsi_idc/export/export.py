@@ -88,10 +88,7 @@ def _export(path: Path, patient_map: PatientMap, out: Path, options: ExportOptio
     if "geojson" in options.formats:
         written.append(out / f"{stem}.geojson{'.gz' if options.compress else ''}")
         write_geojson(
-            patient_map,
-            written[-1],
-            threshold=options.threshold,
-            coordinates=options.coordinates,
+            patient_map, written[-1], threshold=options.threshold, coordinates=options.coordinates
         )
     if "csv" in options.formats:
         written.append(out / f"{stem}.csv")

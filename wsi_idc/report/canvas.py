@@ -105,9 +105,7 @@ def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, ND
 
 
 def build_canvas(
-    patient_map: PatientMap,
-    layers: Sequence[PageLayer],
-    sources: Mapping[str, ColumnDataSource],
+    patient_map: PatientMap, layers: Sequence[PageLayer], sources: Mapping[str, ColumnDataSource]
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
     """Build the canvas; return the canvas, and the renderers of each layer by name."""
     rows, cols = crop_to_patches(patient_map).shape

@@ -33,11 +33,7 @@ class CohortSummary:
 
 
 def write_cohort(
-    root: Path,
-    *,
-    num_patients: int,
-    patches_per_patient: int,
-    seed: int,
+    root: Path, *, num_patients: int, patches_per_patient: int, seed: int
 ) -> CohortSummary:
     """Draw patients S0001, S0002, ... and write their patches in the layout of the Kaggle set.
 
