@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import Architecture, architecture
+from wsi_idc.models.registry import architecture
 
 
 def make_classifier(

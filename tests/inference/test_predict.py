@@ -18,10 +18,10 @@ from wsi_idc.inference.predict import (
     predict,
     predict_logits,
 )
+from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import Architecture
 from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.transfer import DeviceTransfer
 

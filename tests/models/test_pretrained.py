@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
+from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.models.pretrained import (
     cached_imagenet,
@@ -18,7 +19,7 @@ from wsi_idc.models.pretrained import (
     load_weights_file,
     weights_file,
 )
-from wsi_idc.models.registry import Architecture, architecture
+from wsi_idc.models.registry import architecture
 
 
 def random_state(name: str, *, num_classes: int = 1000) -> dict[str, Tensor]:

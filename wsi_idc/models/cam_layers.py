@@ -1,4 +1,4 @@
-"""Layers whose feature maps can be used for a CAM, and the size of these feature maps."""
+"""Layers of CAMs: the layer of each family of networks, other usable layers, sizes of the maps."""
 
 import difflib
 import functools
@@ -11,8 +11,31 @@ from torch import Tensor, nn
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.registry import Architecture, build_on_meta
+from wsi_idc.models.architecture import Architecture, build_on_meta
 
+# For each VGG network, the index of the last ReLU in ``network.features``.
+_VGG = {"11": 19, "11_bn": 27, "13": 23, "13_bn": 33, "16": 29, "16_bn": 42, "19": 35, "19_bn": 51}
+# For each family of networks: the layer of the CAM, which makes the last feature map; the head; and
+# ``Architecture.closed_form``. A family is the start of a model's name in torchvision; the longest
+# matching start is used. "cnn" is the family of this program's own networks.
+CAM_LAYERS = {
+    "cnn": ("features", "classifier", True),
+    "alexnet": ("features.11", "classifier.6", False),
+    "convnext": ("features", "classifier.2", False),
+    "densenet": ("features", "classifier", True),
+    "googlenet": ("inception5b", "fc", True),
+    "inception": ("Mixed_7c", "fc", True),
+    "maxvit": ("blocks.3", "classifier.5", False),
+    "mnasnet": ("layers", "classifier.1", True),
+    "mobilenet_v3": ("features", "classifier.3", False),
+    "regnet": ("trunk_output", "fc", True),
+    "shufflenet": ("conv5", "fc", True),
+    "squeezenet": ("features", "classifier.1", False),
+    "swin": ("permute", "head", True),
+    **dict.fromkeys(("efficientnet", "mobilenet_v2"), ("features", "classifier.1", True)),
+    **dict.fromkeys(("resnet", "resnext", "wide_resnet"), ("layer4", "fc", True)),
+    **{f"vgg{kind}": (f"features.{last}", "classifier.6", False) for kind, last in _VGG.items()},
+}
 MIN_SIDE = 4  # in cells; a CAM with fewer cells does not show where in the patch the evidence is
 _NUM_NAMED = 3
 # An error message suggests a larger input size that is a multiple of this usual network stride.
@@ -36,7 +59,7 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
         )
 
 
-def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tuple[int, int]:
+def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
     """Return the number of rows and columns of a CAM of an image.
 
     The network runs on the meta device, without memory and without weights.
@@ -44,33 +67,31 @@ def cam_grid(arch: Architecture, input_px: int, layer: str | None = None) -> tup
     Args:
         arch: Architecture of the network.
         input_px: Side of the image in px.
-        layer: Name of the module whose output is the feature map; None: the last feature map.
+        layer: Name of the module whose output is the feature map.
 
     Raises:
         CheckpointError: The network has no module ``layer``, the output of this module is not a
             feature map, or the network does not accept images of this size.
     """
-    name = arch.cam_layer if layer is None else layer
     grids = _grids(arch, input_px)
-    if name in grids:
-        return grids[name]
+    if layer in grids:
+        return grids[layer]
     if arch.cam_layer not in grids:
         raise CheckpointError(
             f"{arch.name} cannot work on images of {input_px} px; train it with another "
             f"--input-size ({arch.input_px or PATCH_PX} px is usual)"
         )
-    finer = _finer_layers(grids, before=arch.cam_layer)
-    larger = "train with a larger --input-size"
-    remedy = f"give --cam-layer {_either(finer.values())}" if finer else larger
-    names = [known for known, _ in build_on_meta(arch.build, 2).named_modules() if known]
-    if name in names:
+    finer = _finer_layers(grids, before=arch.cam_layer).values()
+    remedy = f"give --cam-layer {_either(finer)}" if finer else "train with a larger --input-size"
+    names = [name for name, _ in build_on_meta(arch.build, 2).named_modules() if name]
+    if layer in names:
         raise CheckpointError(
-            f"layer {name} of {arch.name} gives no feature map (N, C, h, w) to take a CAM from; "
+            f"layer {layer} of {arch.name} gives no feature map (N, C, h, w) to take a CAM from; "
             f"{remedy}"
         )
-    near = difflib.get_close_matches(name, names, n=_NUM_NAMED)
+    near = difflib.get_close_matches(layer, names, n=_NUM_NAMED)
     hint = f"did you mean {_either(near)}?" if near else remedy
-    raise CheckpointError(f"{arch.name} has no layer {name!r}; {hint}")
+    raise CheckpointError(f"{arch.name} has no layer {layer!r}; {hint}")
 
 
 @functools.cache
@@ -94,19 +115,18 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
 
 
 @functools.cache
-def check_cam_layer(arch: Architecture, input_px: int, layer: str | None = None) -> None:
+def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
     """Raise CheckpointError if the CAM of a layer has fewer than ``MIN_SIDE`` cells a side."""
     rows, cols = cam_grid(arch, input_px, layer)
     if min(rows, cols) >= MIN_SIDE:
         return
-    name = arch.cam_layer if layer is None else layer
     larger = range(input_px // _STRIDE * _STRIDE + _STRIDE, _MAX_INPUT_PX + 1, _STRIDE)
-    fine = (px for px in larger if min(_grids(arch, px).get(name, (0,))) >= MIN_SIDE)
+    fine = (px for px in larger if min(_grids(arch, px).get(layer, (0,))) >= MIN_SIDE)
     remedies = [f"--input-size {px} when training" for px in itertools.islice(fine, 1)]
-    if finer := _finer_layers(_grids(arch, input_px), before=name):
+    if finer := _finer_layers(_grids(arch, input_px), before=layer):
         remedies.append(f"--cam-layer {_either(finer.values())}")
     raise CheckpointError(
-        f"CAM of {rows}x{cols} cells at layer {name} of {arch.name} at {input_px} px: too coarse "
+        f"CAM of {rows}x{cols} cells at layer {layer} of {arch.name} at {input_px} px: too coarse "
         f"to show anything; give {', or '.join(remedies) or 'larger patches'}"
     )
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import write_bytes
+from wsi_idc.models.architecture import build_on_meta
 from wsi_idc.models.checkpoint_files import REMEDY, check_checkpoint_file, unreadable_error
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import architecture, build_on_meta
+from wsi_idc.models.registry import architecture
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1

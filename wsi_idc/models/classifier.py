@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_idc.models.registry import Architecture
+from wsi_idc.models.architecture import Architecture
 
 
 class Head(Protocol):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
+from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
-from wsi_idc.models.registry import ARCHITECTURES, Architecture, architecture
+from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 _MAX_NAMED = 3
 # Auxiliary heads: only torchvision's own training uses them, and networks are built without them.

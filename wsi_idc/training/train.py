@@ -29,10 +29,9 @@ from wsi_idc.training.batches import read_batches
 from wsi_idc.training.config import TrainConfig, is_weights_file, resolve, resolved_config
 from wsi_idc.training.logger import RunLogger
 from wsi_idc.training.optimizer import lr_factor, plateau_factor
-from wsi_idc.training.resume import resume, save_state, to_checkpoint
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
-from wsi_idc.training.state import Training
+from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
 from wsi_idc.training.step import prepare_model, train_step
 from wsi_idc.training.validation import (
     calibrate_and_save,

@@ -17,10 +17,9 @@ from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, s
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import CALIBRATION_FIELDS, TrainConfig
-from wsi_idc.training.resume import to_checkpoint
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import labeled_rows
-from wsi_idc.training.state import Training
+from wsi_idc.training.state import Training, to_checkpoint
 
 logger = logging.getLogger(__name__)
 

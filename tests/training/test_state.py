@@ -8,8 +8,7 @@ import torch
 
 from tests.training.conftest import CONFIG
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
-from wsi_idc.training.resume import resume, save_state, to_checkpoint
-from wsi_idc.training.state import Training
+from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
 from wsi_idc.training.train import run_steps
 
 
