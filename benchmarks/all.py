@@ -1,16 +1,15 @@
 """Measure maps, trainings and packing, and print the table of docs/performance.md in Markdown."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import prepare
 from options import benchmark_data, make_parser
 
+from wsi_idc.bench.fixtures import BenchmarkData
 from wsi_idc.bench.map import bench_map
 from wsi_idc.bench.timing import BARE, COMMAND, PLAIN, BenchmarkResult
 from wsi_idc.bench.train import bench_train
-from wsi_idc.data.pack import Pack
-from wsi_idc.data.splits import make_split
 from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.training.config import TrainConfig
 
@@ -24,50 +23,39 @@ _HEAD = (
 
 
 def bench_all(
-    pack: Pack, *, about: str, num_rounds: int, device_config: DeviceConfig, folder: Path
+    data: BenchmarkData, *, num_rounds: int, device_config: DeviceConfig
 ) -> Iterator[BenchmarkResult]:
     """Run every benchmark and yield each result at once.
 
     Args:
-        pack: The data.
-        about: Description of the data for the report.
+        data: The data, and folder for files.
         num_rounds: Number of measurements of each variant.
         device_config: Device and precision.
-        folder: Folder for files.
     """
     for model in _MAPPED:
         yield bench_map(
-            pack,
-            about=about,
+            _with_folder(data, f"map-{model}"),
             device_config=device_config,
-            folder=_make_folder(folder, f"map-{model}"),
             model=model,
             num_rounds=num_rounds,
         )
-    split = make_split(pack, "auto")
     for model, (batch_size, num_steps, plain_steps) in _TRAINED.items():
         yield bench_train(
             TrainConfig(model=model, weights="none", batch_size=batch_size),
-            pack,
-            split,
-            about=about,
+            _with_folder(data, f"train-{model}"),
             device_config=device_config,
-            folder=_make_folder(folder, f"train-{model}"),
             num_steps=num_steps,
             plain_steps=plain_steps,
         )
     yield prepare.bench_prepare(
-        pack,
-        about=about,
-        num_patches=prepare.NUM_PATCHES,
-        num_rounds=num_rounds,
-        folder=_make_folder(folder, "prepare"),
+        _with_folder(data, "prepare"), num_patches=prepare.NUM_PATCHES, num_rounds=num_rounds
     )
 
 
-def _make_folder(folder: Path, name: str) -> Path:
-    (folder / name).mkdir()
-    return folder / name
+def _with_folder(data: BenchmarkData, name: str) -> BenchmarkData:
+    """Return the same data with a new folder."""
+    (data.folder / name).mkdir()
+    return replace(data, folder=data.folder / name)
 
 
 def markdown_row(result: BenchmarkResult) -> str:
@@ -87,13 +75,11 @@ def markdown_row(result: BenchmarkResult) -> str:
 
 if __name__ == "__main__":
     arguments = make_parser(__doc__).parse_args()
-    with benchmark_data(arguments) as (pack, about, folder):
-        print(f"{about}\n\n{_HEAD}", flush=True)
+    with benchmark_data(arguments) as data:
+        print(f"{data.about}\n\n{_HEAD}", flush=True)
         for result in bench_all(
-            pack,
-            about=about,
+            data,
             num_rounds=arguments.rounds,
             device_config=select_device(arguments.device),
-            folder=folder,
         ):
             print(markdown_row(result), flush=True)

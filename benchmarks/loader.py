@@ -1,18 +1,25 @@
 """Measure loading batches to the device, from a pack and from PNG files through a DataLoader."""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from options import benchmark_data, make_parser, print_result
 from torch.utils.data import DataLoader
+from torchvision.transforms import Compose, Normalize, ToTensor
 
-from wsi_idc.bench.baseline import PngFiles, make_transform
-from wsi_idc.bench.fixtures import choose_patients, rows_of, write_pngs
-from wsi_idc.bench.timing import COMMAND, BenchmarkResult, Variant, interleave, machine, peak_memory
+from wsi_idc.bench.baseline import PngFiles
+from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, rows_of, write_pngs
+from wsi_idc.bench.timing import (
+    COMMAND,
+    BenchmarkResult,
+    Variant,
+    interleave,
+    machine,
+    medians,
+    peak_memory,
+)
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
-from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
@@ -22,28 +29,25 @@ NUM_PATCHES = 4_000
 
 
 def bench_loader(
-    pack: Pack,
+    data: BenchmarkData,
     *,
-    about: str,
     batch_size: int,
     num_patches: int,
     num_rounds: int,
     device_config: DeviceConfig,
-    folder: Path,
 ) -> BenchmarkResult:
     """Measure how fast batches reach the device; nothing is computed.
 
     Args:
-        pack: The data.
-        about: Description of the data for the report.
+        data: Pack of the patches, and folder for PNG files.
         batch_size: Patches per batch.
         num_patches: Approximate number of patches per round.
         num_rounds: Number of measurements of each variant.
         device_config: Device to load to.
-        folder: Folder for PNG files.
     """
+    pack = data.pack
     rows = rows_of(pack, choose_patients(pack, num_patches))
-    files = write_pngs(pack, rows, folder / "png")
+    files = write_pngs(pack, rows, data.folder / "png")
     transfer, device = DeviceTransfer(device_config.device), device_config.device
 
     def from_pack(order: np.ndarray) -> int:
@@ -52,8 +56,8 @@ def bench_loader(
         return sum(len(patches.get()) for patches in sent)
 
     def from_files(num_workers: int) -> int:
-        dataset = PngFiles(files, make_transform(None, pack.info.mean, pack.info.std))
-        loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+        transform = Compose([ToTensor(), Normalize(pack.info.mean, pack.info.std)])
+        loader = DataLoader(PngFiles(files, transform), batch_size, num_workers=num_workers)
         return sum(len(images.to(device)) for images, _ in loader)
 
     variants: dict[str, Variant] = {
@@ -66,18 +70,19 @@ def bench_loader(
         rates = interleave(
             variants, num_rounds=num_rounds, device_config=device_config, label="loader"
         )
-    best = max(workers, key=rates.medians().__getitem__)
+    median_rates = medians(rates)
+    best = max(workers, key=median_rates.__getitem__)
     return BenchmarkResult(
         what="loader",
         settings={
             "machine": machine(device_config),
-            "data": about,
+            "data": data.about,
             "batch size": batch_size,
             "patches a round": len(rows),
             "rounds": num_rounds,
         },
-        rates=rates.medians(),
-        ratios={f"{COMMAND} / plain": rates.ratio(COMMAND, best)},
+        rates=median_rates,
+        ratios=medians({f"{COMMAND} / plain": rates[COMMAND] / rates[best]}),
         peak_memory_mb=peak_memory(device_config),
         hints=(
             f"a DataLoader of PNG files is fastest with {workers[best]} workers; a pack needs none",
@@ -89,15 +94,13 @@ if __name__ == "__main__":
     parser = make_parser(__doc__, patches=NUM_PATCHES)
     parser.add_argument("--batch-size", type=int, default=PREDICT_BATCH_SIZE)
     arguments = parser.parse_args()
-    with benchmark_data(arguments) as (pack, about, folder):
+    with benchmark_data(arguments) as data:
         print_result(
             bench_loader(
-                pack,
-                about=about,
+                data,
                 batch_size=arguments.batch_size,
                 num_patches=arguments.patches,
                 num_rounds=arguments.rounds,
                 device_config=select_device(arguments.device),
-                folder=folder,
             )
         )

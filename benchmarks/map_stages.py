@@ -8,7 +8,7 @@ from options import benchmark_data, make_parser
 
 from wsi_idc.bench.fixtures import choose_patients, make_checkpoint
 from wsi_idc.bench.forward_only import BareForward
-from wsi_idc.bench.timing import Variant, interleave
+from wsi_idc.bench.timing import Variant, interleave, medians
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
@@ -72,7 +72,7 @@ def measure_stages(
         "write": write,
     }
     rates = interleave(variants, num_rounds=num_rounds, device_config=device_config, label="stages")
-    times = rates.milliseconds()
+    times = medians({name: 1000 / rate for name, rate in rates.items()})
     # The forward pass was measured with resizing, the CAM with both.
     times["CAM"] = max(0.0, times["CAM"] - times["forward"])
     times["forward"] = max(0.0, times["forward"] - times["resize"])
@@ -84,20 +84,17 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="cnn-bn")
     parser.add_argument("--batch-size", type=int, default=PREDICT_BATCH_SIZE)
     arguments = parser.parse_args()
-    with benchmark_data(arguments) as (pack, about, folder):
+    with benchmark_data(arguments) as data:
+        pack, maps = data.pack, data.folder / "maps"
         device_config = select_device(arguments.device)
         checkpoint, name = make_checkpoint(arguments.model, input_size=0, pack=pack)
         batch = pack.patches[torch.arange(arguments.batch_size).numpy() % len(pack)]
-        (folder / "maps").mkdir()
-        builder = MapBuilder(
-            Predictor((checkpoint,)),
-            device_config,
-            folder / "maps",
-            batch_size=arguments.batch_size,
-        )
+        maps.mkdir()
+        predictor = Predictor((checkpoint,))
+        builder = MapBuilder(predictor, device_config, maps, batch_size=arguments.batch_size)
         patients = choose_patients(pack, arguments.patches)
         bare = BareForward(checkpoint, batch, device_config)
-        print(f"{name}, {about}")
+        print(f"{name}, {data.about}")
         stages = measure_stages(bare, pack, builder, patients, num_rounds=arguments.rounds)
         for stage, milliseconds in stages.items():
             print(f"{stage:<8} {milliseconds:.3f} ms per patch")

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wsi_idc.bench.fixtures import open_benchmark_data
+from wsi_idc.bench.fixtures import BenchmarkData, open_benchmark_data
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.data.pack import Pack
 
 
 def make_parser(description: str | None, *, patches: int = 0) -> argparse.ArgumentParser:
@@ -32,18 +31,17 @@ def make_parser(description: str | None, *, patches: int = 0) -> argparse.Argume
 
 
 @contextmanager
-def benchmark_data(arguments: argparse.Namespace) -> Iterator[tuple[Pack, str, Path]]:
-    """Yield a pack, its description, and a temporary folder."""
+def benchmark_data(arguments: argparse.Namespace) -> Iterator[BenchmarkData]:
+    """Yield the data that the arguments choose, with a temporary folder."""
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
-        folder = Path(name)
         try:
-            pack, about = open_benchmark_data(
-                arguments.data, synthetic=arguments.synthetic, folder=folder
+            data = open_benchmark_data(
+                arguments.data, synthetic=arguments.synthetic, folder=Path(name)
             )
         except WsiIdcError as error:
             sys.exit(f"Error: {error}")
-        yield pack, about, folder
+        yield data
 
 
 def print_result(result: BenchmarkResult) -> None:

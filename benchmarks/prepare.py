@@ -9,9 +9,16 @@ import numpy as np
 from options import benchmark_data, make_parser, print_result
 from PIL import Image
 
-from wsi_idc.bench.fixtures import choose_patients, rows_of, write_pngs
-from wsi_idc.bench.timing import COMMAND, PLAIN, BenchmarkResult, Variant, interleave, peak_memory
-from wsi_idc.data.pack import Pack
+from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, rows_of, write_pngs
+from wsi_idc.bench.timing import (
+    COMMAND,
+    PLAIN,
+    BenchmarkResult,
+    Variant,
+    interleave,
+    medians,
+    peak_memory,
+)
 from wsi_idc.data.prepare import prepare
 from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.resources import available_cores
@@ -20,18 +27,15 @@ NUM_PATCHES = 20_000
 _WHITE = 255
 
 
-def bench_prepare(
-    pack: Pack, *, about: str, num_patches: int, num_rounds: int, folder: Path
-) -> BenchmarkResult:
+def bench_prepare(data: BenchmarkData, *, num_patches: int, num_rounds: int) -> BenchmarkResult:
     """Measure packing with every number of workers up to the available cores.
 
     Args:
-        pack: Its patches are written as PNG files first.
-        about: Description of the data for the report.
+        data: Its patches are written as PNG files first.
         num_patches: Approximate number of patches per round.
         num_rounds: Number of measurements of each variant.
-        folder: Folder for files and packs.
     """
+    pack, folder = data.pack, data.folder
     rows = rows_of(pack, choose_patients(pack, num_patches))
     files = write_pngs(pack, rows, folder / "png")
     device_config = select_device("cpu")
@@ -55,19 +59,19 @@ def bench_prepare(
     rates = interleave(
         variants, num_rounds=num_rounds, device_config=device_config, label="prepare"
     )
-    medians = rates.medians()
-    best = max((name for name in variants if name != PLAIN), key=medians.__getitem__)
+    median_rates = medians(rates)
+    best = max((name for name in variants if name != PLAIN), key=median_rates.__getitem__)
     return BenchmarkResult(
         what="prepare",
         settings={
             "machine": f"{cores} CPU cores",
-            "data": about,
+            "data": data.about,
             "patches a round": len(rows),
             "patients a round": len(np.unique(pack.index["patient"].to_numpy()[rows])),
             "rounds": num_rounds,
         },
-        rates=medians,
-        ratios={f"{COMMAND} / {PLAIN}": rates.ratio(COMMAND, PLAIN)},
+        rates=median_rates,
+        ratios=medians({f"{COMMAND} / {PLAIN}": rates[COMMAND] / rates[PLAIN]}),
         peak_memory_mb=memory,
         hints=(f"--num-workers {numbers[-1] if best == COMMAND else best.split()[0]}",),
     )
@@ -92,6 +96,6 @@ def baseline_prepare(files: Sequence[Path], *, patch_px: int, out: Path) -> int:
 
 if __name__ == "__main__":
     arguments = make_parser(__doc__, patches=NUM_PATCHES).parse_args()
-    with benchmark_data(arguments) as (pack, about, folder):
+    with benchmark_data(arguments) as data:
         sizes = {"num_patches": arguments.patches, "num_rounds": arguments.rounds}
-        print_result(bench_prepare(pack, about=about, folder=folder, **sizes))
+        print_result(bench_prepare(data, **sizes))

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from wsi_idc.bench.fixtures import write_pngs
+from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
 from wsi_idc.bench.forward_only import BareForward
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.data.pack import Pack
@@ -16,7 +16,7 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
 
-SMALL = {"about": "x", "num_patches": 80, "num_rounds": 1}
+SMALL = {"num_patches": 80, "num_rounds": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def _scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prepare_measures_workers_and_packs_the_same_pixels(cohort: Pack, tmp_path: Path):
     import prepare
 
-    result = prepare.bench_prepare(cohort, **SMALL, folder=tmp_path)
+    result = prepare.bench_prepare(BenchmarkData(cohort, "x", tmp_path), **SMALL)
     assert {"command", "plain"} <= set(result.rates)
     assert result.hints[0].startswith("--num-workers ")
     assert result.settings["patches a round"] <= 88
@@ -51,10 +51,8 @@ def test_loader_measures_pack_and_files(
     from wsi_idc.bench import baseline
 
     monkeypatch.setattr(loader, "DataLoader", baseline.DataLoader)
-    device_config = select_device("cpu")
-    result = loader.bench_loader(
-        cohort, **SMALL, batch_size=16, device_config=device_config, folder=tmp_path
-    )
+    data, device_config = BenchmarkData(cohort, "x", tmp_path), select_device("cpu")
+    result = loader.bench_loader(data, **SMALL, batch_size=16, device_config=device_config)
     assert {"command", "in order", "PNG, 0 workers"} <= set(result.rates)
     assert result.ratios["command / plain"] > 1
 

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +5,12 @@ import numpy as np
 import pytest
 
 from wsi_idc.bench import map as map_module
-from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint, open_benchmark_data
+from wsi_idc.bench.fixtures import (
+    BenchmarkData,
+    drawn_pack,
+    make_checkpoint,
+    open_benchmark_data,
+)
 from wsi_idc.bench.map import bench_map
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.core.errors import CheckpointError
@@ -24,7 +28,8 @@ def _one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(pack: Pack, folder: Path, **options: Any) -> BenchmarkResult:
     sizes = {"num_patches": 60, "plain_patches": 20, "num_rounds": 1, **options}
-    return bench_map(pack, about="x", device_config=select_device("cpu"), folder=folder, **sizes)
+    data = BenchmarkData(pack, "x", folder)
+    return bench_map(data, device_config=select_device("cpu"), **sizes)
 
 
 @pytest.mark.parametrize(("model", "size"), [("cnn-bn", 0), ("resnet18", 64)])
@@ -43,8 +48,8 @@ def test_a_difference_is_reported(cohort: Pack, tmp_path: Path, monkeypatch: pyt
     original = map_module.baseline_map
 
     def brighter(*args, **kwargs):
-        output = original(*args, **kwargs)
-        return replace(output, logit=output.logit + np.float32([0, 1]), cam=output.cam * 2)
+        logit, cam = original(*args, **kwargs)
+        return logit + np.float32([0, 1]), cam * 2
 
     monkeypatch.setattr(map_module, "baseline_map", brighter)
     result = measure(cohort, tmp_path)
@@ -66,10 +71,10 @@ def test_drawn_patients_have_the_size_of_real_ones(tmp_path: Path):
 
 @pytest.mark.parametrize("num_patches", [500, 1500, 9940, 20_000])
 def test_synthetic_patches_can_be_split(tmp_path: Path, num_patches: int):
-    pack, about = open_benchmark_data(None, synthetic=num_patches, folder=tmp_path)
-    assert len(pack) == num_patches
-    assert about.endswith(f"of {max(10, -(-num_patches // 994))} patients")
-    assert len(make_split(pack).patients("val")) >= 1
+    data = open_benchmark_data(None, synthetic=num_patches, folder=tmp_path)
+    assert len(data.pack) == num_patches
+    assert data.about.endswith(f"of {max(10, -(-num_patches // 994))} patients")
+    assert len(make_split(data.pack).patients("val")) >= 1
 
 
 def test_the_bundled_model_can_be_measured(cohort: Pack):

@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wsi_idc.bench import train as train_module
+from wsi_idc.bench.fixtures import BenchmarkData
 from wsi_idc.bench.timing import BenchmarkResult, Rates
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.splits import make_split
 from wsi_idc.runtime.device import select_device
 from wsi_idc.training.config import TrainConfig
 
@@ -16,12 +17,9 @@ def measure(
     pack: Pack, folder: Path, *, num_steps: int = 16, plain_steps: int = 0
 ) -> BenchmarkResult:
     return train_module.bench_train(
-        TrainConfig(model="cnn", batch_size=16),
-        pack,
-        make_split(pack, "ratio:50/25/25"),
-        about="a cohort",
+        TrainConfig(model="cnn", batch_size=16, split="ratio:50/25/25"),
+        BenchmarkData(pack, "a cohort", folder),
         device_config=select_device("cpu"),
-        folder=folder,
         num_steps=num_steps,
         plain_steps=plain_steps,
     )
@@ -34,7 +32,7 @@ def test_rates_are_those_of_the_steps(
         # The real steps on a fake clock, on which those of the training take twice as long.
         patches = {name: variant() for name, variant in variants.items()}
         seconds = {"command": 0.5, "bare": 0.25}
-        return Rates({n: [patches[n] / (2 * seconds.get(n, 1.0))] for n in variants})
+        return {n: np.array([patches[n] / (2 * seconds.get(n, 1.0))]) for n in variants}
 
     monkeypatch.setattr(train_module, "interleave", interleave)
     result = measure(cohort, tmp_path)

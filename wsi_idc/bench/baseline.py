@@ -6,7 +6,6 @@ It does not fuse batch norms, and only the workers of the DataLoader read in adv
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,7 @@ from torchvision import transforms
 from wsi_idc.core.constants import IDC
 from wsi_idc.models.cam_layers import default_cam_layer
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.runtime.resources import return_freed_memory
-
-
-@dataclass(frozen=True)
-class BaselineOutput:
-    """Results of the plain script for N patches.
-
-    Attributes:
-        logit: Logits of each patch, shape (N, num_classes), float32.
-        cam: Grad-CAM of each patch, not normalized, shape (N, h, w), float32.
-    """
-
-    logit: NDArray[np.float32]
-    cam: NDArray[np.float32]
+from wsi_idc.runtime.resources import available_cores, return_freed_memory
 
 
 class PngFiles(Dataset[tuple[Tensor, int]]):
@@ -59,90 +45,63 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
             return self._transform(image.convert("RGB")), int(path.parent.name)
 
 
-def make_transform(
-    input_px: int | None, mean: Sequence[float], std: Sequence[float], *, augmented: bool = False
-) -> Any:
-    """Build a torchvision transform: it converts a Pillow image to a normalized tensor.
-
-    Args:
-        input_px: Side of the resized image in px; None keeps the size.
-        mean: Mean of each color channel, from 0 to 1.
-        std: Standard deviation of each color channel, from 0 to 1.
-        augmented: Also apply random flips and small random changes of the colors.
-    """
-    augmentation = [
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomVerticalFlip(),
-        transforms.ColorJitter(0.1, 0.1, 0.1),
-    ]
-    steps: list[Any] = [*(augmentation if augmented else []), transforms.ToTensor()]
-    if input_px is not None:
+def _png_loader(
+    classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
+) -> DataLoader[tuple[Tensor, int]]:
+    """Return a DataLoader; with ``train``, it shuffles, augments and yields only full batches."""
+    steps: list[Any] = [transforms.ToTensor()]
+    if train:
+        flips = (transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip())
+        steps = [*flips, transforms.ColorJitter(0.1, 0.1, 0.1), *steps]
+    if (side := classifier.input_px) is not None:
         # Resize the tensor, not the Pillow image: Pillow rounds resized pixels to 8 bits.
-        steps.append(transforms.Resize((input_px, input_px), antialias=True))
-    return transforms.Compose([*steps, transforms.Normalize(mean, std)])
-
-
-def _png_files(
-    classifier: PatchClassifier, files: Sequence[Path], *, augmented: bool = False
-) -> PngFiles:
+        steps.append(transforms.Resize((side, side), antialias=True))
     mean, std = (value.flatten().tolist() for value in (classifier.mean, classifier.std))
-    return PngFiles(files, make_transform(classifier.input_px, mean, std, augmented=augmented))
+    dataset = PngFiles(files, transforms.Compose([*steps, transforms.Normalize(mean, std)]))
+    num_workers = available_cores()
+    return DataLoader(dataset, batch_size, train, drop_last=train, num_workers=num_workers)
 
 
 @return_freed_memory()
 def baseline_map(
-    classifier: PatchClassifier,
-    files: Sequence[Path],
-    *,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int,
-    out: Path,
-) -> BaselineOutput:
+    classifier: PatchClassifier, files: Sequence[Path], *, batch_size: int, out: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Map patients with the plain script; write one file PATIENT.h5 per patient.
 
     Args:
-        classifier: Classifier in eval mode, on ``device``.
-        files: Paths PATIENT/CLASS/NAME.png, grouped by patient.
-        device: Device of the network.
+        classifier: Classifier in eval mode.
+        files: Paths PATIENT/CLASS/NAME.png of N patches, grouped by patient.
         batch_size: Batch size of the DataLoader.
-        num_workers: Worker processes of the DataLoader.
         out: Existing folder for the files PATIENT.h5.
+
+    Returns:
+        Logits, shape (N, num_classes), and Grad-CAMs, not normalized, shape (N, h, w).
     """
-    loader = DataLoader(_png_files(classifier, files), batch_size, num_workers=num_workers)
     logits, cams = [], []
     layer = default_cam_layer(classifier.arch, classifier.input_px)
     with GradCAM(classifier.network, target_layer=layer) as extractor:
-        for images, _ in loader:
-            for image in images.to(device):
+        for images, _ in _png_loader(classifier, files, batch_size):
+            for image in images.to(classifier.mean.device):
                 scores = classifier.network(image[None])
                 (cam,) = extractor(class_idx=IDC, scores=scores, normalized=False)
                 logits.append(scores.detach().cpu())
                 cams.append(cam.cpu())
-    output = BaselineOutput(torch.cat(logits).numpy(), torch.cat(cams).numpy())
+    logit, cam = torch.cat(logits).numpy(), torch.cat(cams).numpy()
     patients = np.array([path.parents[1].name for path in files])
     for patient in np.unique(patients):
         with h5py.File(out / f"{patient}.h5", "w") as file:
-            file["logit"] = output.logit[patients == patient]
-            file["cam"] = output.cam[patients == patient]
-    return output
+            file["logit"] = logit[patients == patient]
+            file["cam"] = cam[patients == patient]
+    return logit, cam
 
 
 @return_freed_memory()
-def baseline_epoch(
-    classifier: PatchClassifier,
-    files: Sequence[Path],
-    *,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int,
-) -> int:
+def baseline_epoch(classifier: PatchClassifier, files: Sequence[Path], *, batch_size: int) -> int:
     """Train one epoch of full batches with the plain script; return the number of patches."""
     classifier.train()
     optimizer = torch.optim.AdamW(classifier.parameters())
-    dataset = _png_files(classifier, files, augmented=True)
-    loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
-    loss_sum, num_patches = 0.0, 0
+    loader = _png_loader(classifier, files, batch_size, train=True)
+    device, loss_sum = classifier.mean.device, 0.0
     for images, label in loader:
         optimizer.zero_grad()
         logits = classifier.network(images.to(device))
@@ -150,5 +109,4 @@ def baseline_epoch(
         loss.backward()
         optimizer.step()
         loss_sum += loss.item()
-        num_patches += len(images)
-    return num_patches
+    return len(loader) * batch_size

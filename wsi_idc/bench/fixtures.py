@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError, DataError
@@ -35,13 +36,28 @@ _MPP = 4.0
 _SETTLING_PATCHES = 64
 
 
-def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> tuple[Pack, str]:
-    """Open the data or draw synthetic patches; return the pack and a text that describes it.
+@dataclass(frozen=True)
+class BenchmarkData:
+    """Input of a benchmark.
+
+    Attributes:
+        pack: Pack of the patches to measure on.
+        about: Description of the data in the result.
+        folder: Existing folder for the files of the benchmark.
+    """
+
+    pack: Pack
+    about: str
+    folder: Path
+
+
+def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> BenchmarkData:
+    """Open the data or draw synthetic patches.
 
     Args:
         data: Path from ``--data``; None for the default data.
         synthetic: Number of patches to draw; 0 reads the data, and draws if there are no data.
-        folder: Folder for the pack of drawn patches.
+        folder: Existing folder for the files of the benchmark.
 
     Raises:
         DataError: The data cannot be read.
@@ -49,7 +65,7 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> t
     if not synthetic:
         try:
             pack = open_data(data)
-            return pack, f"{len(pack):,} patches of {pack.path}"
+            return BenchmarkData(pack, f"{len(pack):,} patches of {pack.path}", folder)
         except DataError as error:
             if data is not None or not str(error).startswith("no data"):
                 raise
@@ -58,7 +74,8 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> t
     # Draw at least 10 patients if possible: a split needs several.
     per_patient = min(_PATCHES_PER_PATIENT, max(1, num_patches // _MIN_PATIENTS))
     pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=per_patient)
-    return pack, f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
+    about = f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
+    return BenchmarkData(pack, about, folder)
 
 
 def drawn_pack(
@@ -94,8 +111,7 @@ def drawn_pack(
         }
     )
     info = PackInfo(IMAGENET_MEAN, IMAGENET_STD, patch_px, _MPP, "assumed", "0" * 64)
-    starts = range(0, num_patches, _BLOCK)
-    blocks = (pool[number[start : start + _BLOCK] % len(pool)] for start in starts)
+    blocks = (pool[part % len(pool)] for part in np.split(number, number[_BLOCK::_BLOCK]))
     write_pack(path, table, blocks, info=info, provenance=json.dumps({"drawn": num_patches}))
     return Pack(path)
 
@@ -104,13 +120,11 @@ def choose_patients(pack: Pack, num_patches: int) -> list[str]:
     """Choose patients at random; together they have about ``num_patches`` patches."""
     sizes = np.bincount(pack.index["patient"], minlength=len(pack.patients))
     order = np.random.default_rng(_SEED).permutation(len(sizes))
-    candidates = [number for number in order if sizes[number] <= 2 * num_patches]
-    chosen = [int(candidates[0] if candidates else sizes.argmin())]
-    total = int(sizes[chosen[0]])
+    candidates = order[sizes[order] <= 2 * num_patches].tolist() or [int(sizes.argmin())]
+    chosen = candidates[:1]
     for number in candidates[1:]:
-        if total + sizes[number] <= 1.1 * num_patches:
-            chosen.append(int(number))
-            total += int(sizes[number])
+        if sizes[[*chosen, number]].sum() <= 1.1 * num_patches:
+            chosen.append(number)
     return [pack.patients[number] for number in sorted(chosen)]
 
 
@@ -163,11 +177,10 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     spec = InputSpec(info.patch_px, info.mpp, input_px, info.mean, info.std)
     network = arch.build(2)
     classifier = PatchClassifier(arch, network, input_px=input_px, mean=spec.mean, std=spec.std)
-    first = pack.patches[np.arange(min(len(pack), _SETTLING_PATCHES))]
-    _settle_batch_norms(classifier, torch.from_numpy(first))
+    update_bn([torch.from_numpy(np.array(pack.patches[:_SETTLING_PATCHES]))], classifier)
     checkpoint = Checkpoint(
         architecture=arch.name,
-        state=classifier.network.state_dict(),
+        state=network.state_dict(),
         input=spec,
         class_names=info.class_names,
         cam_layer=arch.cam_layer,
@@ -180,17 +193,3 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
         config={},
     )
     return checkpoint, f"{arch.name} at {input_px or info.patch_px} px"
-
-
-@torch.no_grad()
-def _settle_batch_norms(classifier: PatchClassifier, patches: torch.Tensor) -> None:
-    """Set the statistics of all batch norms to those of ``patches``."""
-    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # None: the statistics are the mean over all patches
-    if norms:
-        classifier.train()(patches)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    classifier.eval()

@@ -1,5 +1,7 @@
 """Bare network: forward passes only, on input in the memory of the device."""
 
+from functools import partial
+
 import torch
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ _SECONDS = 1.0
 
 
 class BareForward:
-    """Benchmark variant: repeat the forward pass over one preprocessed batch, without CAM.
+    """Benchmark variant: forward passes over one preprocessed batch, without CAM.
 
     Args:
         checkpoint: Checkpoint with the network; its batch norms are fused as in ``wsi-idc map``.
@@ -26,7 +28,6 @@ class BareForward:
     Attributes:
         classifier: Classifier on the device.
         ready: Input of the network, normalized and resized, shape (n, 3, h, w).
-        num_batches: Number of forward passes in one call.
     """
 
     def __init__(
@@ -35,29 +36,26 @@ class BareForward:
         classifier = fuse_batch_norm(checkpoint.build()).to(device_config.device)
         self.classifier: PatchClassifier = classifier.to(memory_format=torch.channels_last)
         self._device_config = device_config
-        self._network = classifier.network
         if device_config.compiled:
-            self._network = torch.compile(classifier.network, dynamic=False)  # type: ignore[assignment]
+            classifier.network.compile(dynamic=False)
         with torch.inference_mode():
             on_device = torch.from_numpy(patches).to(device_config.device)
             self.ready = classifier.preprocess(to_images(on_device))
-        self.num_batches = 1
 
     @torch.inference_mode()
-    def __call__(self) -> int:
+    def __call__(self, num_batches: int = 1) -> int:
         """Run ``num_batches`` forward passes; return the number of processed patches."""
-        for _ in range(self.num_batches):
+        for _ in range(num_batches):
             with self._device_config.autocast():
-                self._network(self.ready)
-        return self.num_batches * len(self.ready)
+                self.classifier.network(self.ready)
+        return num_batches * len(self.ready)
 
     def rate(self) -> float:
         """Measure the patches per second: warm up first, then run for about one second."""
-        self.num_batches = 1
         measure_rate(self, self._device_config)
         rate = measure_rate(self, self._device_config)
-        self.num_batches = max(1, round(rate * _SECONDS / len(self.ready)))
-        return measure_rate(self, self._device_config)
+        num_batches = max(1, round(rate * _SECONDS / len(self.ready)))
+        return measure_rate(partial(self, num_batches), self._device_config)
 
 
 def best_batch_size(checkpoint: Checkpoint, patches: NDArray, device_config: DeviceConfig) -> int:

@@ -1,12 +1,20 @@
 """``bench map``: compare the speed of mapping, of the bare network and of a plain script."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wsi_idc.bench.baseline import BaselineOutput, baseline_map
-from wsi_idc.bench.fixtures import choose_patients, make_checkpoint, rows_of, write_pngs
+from wsi_idc.bench.baseline import baseline_map
+from wsi_idc.bench.fixtures import (
+    BenchmarkData,
+    choose_patients,
+    make_checkpoint,
+    rows_of,
+    write_pngs,
+)
 from wsi_idc.bench.forward_only import BareForward, best_batch_size
 from wsi_idc.bench.timing import (
     BARE,
@@ -14,30 +22,28 @@ from wsi_idc.bench.timing import (
     PLAIN,
     BenchmarkResult,
     Variant,
+    command_ratios,
     interleave,
     machine,
+    medians,
     peak_memory,
 )
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.runtime.device import DeviceConfig
-from wsi_idc.runtime.resources import available_cores
 
 # Each call first builds the network and fuses its batch norms: a long round makes this part small.
 SECONDS_PER_ROUND = 15.0
 
 
 def bench_map(
-    pack: Pack,
+    data: BenchmarkData,
     *,
-    about: str,
     device_config: DeviceConfig,
-    folder: Path,
     model: str = "cnn-bn",
     input_size: int = 0,
     batch_size: int = 64,
@@ -48,10 +54,8 @@ def bench_map(
     """Measure the speed of making maps, including CAMs and writing of files.
 
     Args:
-        pack: Pack of the patients to map.
-        about: Description of the data in the result.
+        data: Pack of the patients to map, and folder for maps and PNG files.
         device_config: Device and precision.
-        folder: Folder for the maps and PNG files of the benchmark.
         model: Name of an architecture, or "bundled" for the bundled model.
         input_size: Side of the network's input in px; 0 takes the default of the model.
         batch_size: Patches per batch.
@@ -60,6 +64,7 @@ def bench_map(
             a round, -1 leaves the plain script out.
         num_rounds: Number of measurements of each variant.
     """
+    pack, folder = data.pack, data.folder
     checkpoint, name = make_checkpoint(model, input_size=input_size, pack=pack)
     batch = pack.patches[np.arange(batch_size) % len(pack)]
     bare = BareForward(checkpoint, batch, device_config)
@@ -76,23 +81,17 @@ def bench_map(
 
     patches_per_round = command()
     memory = peak_memory(device_config)
-    bare.num_batches = max(1, round(patches_per_round / batch_size))
-    variants: dict[str, Variant] = {BARE: bare, COMMAND: command}
-    outputs: list[BaselineOutput] = []
+    num_batches = max(1, round(patches_per_round / batch_size))
+    variants: dict[str, Variant] = {BARE: partial(bare, num_batches), COMMAND: command}
+    outputs: list[tuple[NDArray, NDArray]] = []
     if plain_patches >= 0:
         rows = rows_of(pack, patients)[: plain_patches or max(1, patches_per_round // 4)]
-        files, classifier = write_pngs(pack, rows, folder / "png"), checkpoint.build()
+        files = write_pngs(pack, rows, folder / "png")
+        classifier = checkpoint.build().to(device_config.device)
         (folder / "plain").mkdir()
 
         def plain() -> int:
-            output = baseline_map(
-                classifier.to(device_config.device),
-                files,
-                device=device_config.device,
-                batch_size=batch_size,
-                num_workers=available_cores(),
-                out=folder / "plain",
-            )
+            output = baseline_map(classifier, files, batch_size=batch_size, out=folder / "plain")
             outputs[:] = [output]
             return len(files)
 
@@ -105,29 +104,37 @@ def bench_map(
         settings={
             "network": name,
             "machine": machine(device_config),
-            "data": about,
+            "data": data.about,
             "batch size": batch_size,
             "patches a round": patches_per_round,
             "patients a round": len(patients),
             "rounds": num_rounds,
         },
-        rates=rates.medians(),
-        ratios=rates.ratios_to(COMMAND),
-        differences=_differences(builder.out, patients, outputs[-1]) if outputs else {},
+        rates=medians(rates),
+        ratios=command_ratios(rates),
+        differences=_differences(builder.out, patients, *outputs[-1]) if outputs else {},
         peak_memory_mb=memory,
         hints=(f"batch size: {best_batch_size(checkpoint, batch, device_config)}",),
     )
 
 
-def _differences(folder: Path, patients: list[str], output: BaselineOutput) -> dict[str, float]:
-    """Compute the largest differences between the maps in ``folder`` and the plain script."""
+def _differences(
+    folder: Path, patients: list[str], logit: NDArray[np.float32], cam: NDArray[np.float32]
+) -> dict[str, float]:
+    """Compute the largest differences between maps in ``folder`` and results of the plain script.
+
+    Args:
+        folder: Folder of the maps.
+        patients: Patients of the maps.
+        logit: Logits of the first N patches of the patients, shape (N, num_classes).
+        cam: CAMs of these patches, shape (N, h, w).
+    """
     maps = [read_map(map_path(folder, patient)) for patient in patients]
-    num, temperature = len(output.logit), maps[0].temperature
-    probability = np.concatenate([patient_map.probability for patient_map in maps])[:num]
+    probability = np.concatenate([patient_map.probability for patient_map in maps])[: len(logit)]
     cams = [patient_map.cam for patient_map in maps if patient_map.cam is not None]
-    cam_difference = np.abs(np.concatenate(cams)[:num] - output.cam).max()
-    cam_scale = max(float(np.abs(output.cam).max()), float(np.finfo(np.float32).tiny))
-    expected = idc_probability(output.logit, temperature=temperature)
+    cam_difference = np.abs(np.concatenate(cams)[: len(cam)] - cam).max()
+    cam_scale = max(float(np.abs(cam).max()), float(np.finfo(np.float32).tiny))
+    expected = idc_probability(logit, temperature=maps[0].temperature)
     return {
         "probability": float(np.abs(probability - expected).max()),
         "CAM over its maximum": float(cam_difference) / cam_scale,

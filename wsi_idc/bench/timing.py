@@ -1,14 +1,15 @@
 """Measure variants of the same work in turn: other load on the machine slows all of them alike."""
 
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wsi_idc.core.progress import progress
 from wsi_idc.runtime.device import DeviceConfig
@@ -78,43 +79,12 @@ def peak_memory(device_config: DeviceConfig) -> dict[str, float]:
 
 # A variant is a function that processes patches and returns their number.
 Variant = Callable[[], int]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of variants, in patches per second.
-
-    Attributes:
-        rounds: Rates of each variant, one per round.
-    """
-
-    rounds: Mapping[str, list[float]]
-
-    def medians(self) -> dict[str, float]:
-        """Return the median rate of each variant."""
-        return {name: statistics.median(rates) for name, rates in self.rounds.items()}
-
-    def ratio(self, name: str, other: str) -> float:
-        """Compute the ratio of the rates of two variants in each round; return the median ratio."""
-        pairs = zip(self.rounds[name], self.rounds[other], strict=True)
-        return statistics.median(rate / other_rate for rate, other_rate in pairs)
-
-    def ratios_to(self, name: str) -> dict[str, float]:
-        """Compute the ratio of variant ``name`` to each other variant; keys are "name / other"."""
-        others = [other for other in self.rounds if other != name]
-        return {f"{name} / {other}": self.ratio(name, other) for other in others}
-
-    def milliseconds(self) -> dict[str, float]:
-        """Return the median time of each variant in ms per patch."""
-        return {name: 1000 / rate for name, rate in self.medians().items()}
+# Patches per second of each variant by its name, shape (num_rounds,).
+Rates = Mapping[str, NDArray[np.float64]]
 
 
 def interleave(
-    variants: Mapping[str, Variant],
-    *,
-    num_rounds: int,
-    device_config: DeviceConfig,
-    label: str = "measuring",
+    variants: Mapping[str, Variant], *, num_rounds: int, device_config: DeviceConfig, label: str
 ) -> Rates:
     """Measure each variant once per round; the first round is a warm-up and is not counted.
 
@@ -124,15 +94,24 @@ def interleave(
         device_config: Device that runs the variants; each measurement waits until a GPU is idle.
         label: Text in front of the progress bar.
     """
-    rates: dict[str, list[float]] = {name: [] for name in variants}
+    rates = {name: np.zeros(num_rounds + 1) for name in variants}
     with progress((num_rounds + 1) * len(variants), what=label, unit="run") as bar:
         for number in range(num_rounds + 1):
             for name, variant in variants.items():
-                rate = measure_rate(variant, device_config)
-                if number > 0:
-                    rates[name].append(rate)
+                rates[name][number] = measure_rate(variant, device_config)
                 bar.update(1)
-    return Rates(rates)
+    return {name: values[1:] for name, values in rates.items()}
+
+
+def medians(values: Rates) -> dict[str, float]:
+    """Return the median over the rounds for each name."""
+    return {name: float(np.median(of_rounds)) for name, of_rounds in values.items()}
+
+
+def command_ratios(rates: Rates) -> dict[str, float]:
+    """Compute the ratio of "command" to each other variant in each round; return the medians."""
+    others = [name for name in rates if name != COMMAND]
+    return medians({f"{COMMAND} / {name}": rates[COMMAND] / rates[name] for name in others})
 
 
 def measure_rate(variant: Variant, device_config: DeviceConfig) -> float:

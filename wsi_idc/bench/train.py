@@ -3,29 +3,29 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import torch
 
 from wsi_idc.bench.baseline import baseline_epoch
-from wsi_idc.bench.fixtures import write_pngs
+from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
 from wsi_idc.bench.timing import (
     BARE,
     COMMAND,
     PLAIN,
     BenchmarkResult,
     Variant,
+    command_ratios,
     interleave,
     machine,
+    medians,
     peak_memory,
 )
 from wsi_idc.data.augmentation import augment, sample_params
-from wsi_idc.data.pack import Pack
-from wsi_idc.data.splits import Split
+from wsi_idc.data.splits import make_split
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.device import DeviceConfig
-from wsi_idc.runtime.resources import available_cores
 from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
@@ -38,12 +38,9 @@ _WARM_UP_STEPS = 3
 
 def bench_train(
     config: TrainConfig,
-    pack: Pack,
-    split: Split,
+    data: BenchmarkData,
     *,
-    about: str,
     device_config: DeviceConfig,
-    folder: Path,
     num_steps: int = 80,
     plain_steps: int = 16,
 ) -> BenchmarkResult:
@@ -53,16 +50,14 @@ def bench_train(
 
     Args:
         config: Configuration of the training.
-        pack: Pack of the patches to train on.
-        split: Role of each patient: train, val or test.
-        about: Description of the data in the result.
+        data: Pack of the patches to train on, and folder for the PNG files of the plain script.
         device_config: Device and precision.
-        folder: Folder for the PNG files of the plain script.
         num_steps: Number of training steps, and also of bare steps, over all rounds.
         plain_steps: Steps of the plain script over all rounds; 0 leaves the plain script out.
     """
     config = replace(resolve(config), epochs=10**6)
-    run = Run(folder / "unused")
+    pack, run = data.pack, Run(data.folder / "unused")
+    split = make_split(pack, config.split, seed=config.seed)
     build = partial(build_training, config, pack, split, run=run, device_config=device_config)
     training = build()
     command, bare = _training_steps(training), _bare_steps(build())
@@ -79,55 +74,46 @@ def bench_train(
         variants[PLAIN] = partial(
             baseline_epoch,
             build().classifier.to(memory_format=torch.contiguous_format),
-            write_pngs(pack, rows[:num_patches], folder / "png"),
-            device=device_config.device,
+            write_pngs(pack, rows[:num_patches], data.folder / "png"),
             batch_size=training.patches_per_step,
-            num_workers=available_cores(),
         )
     name = f"{config.model} at {config.input_size or pack.info.patch_px} px"
-    rates = interleave(
-        variants, num_rounds=_NUM_ROUNDS, device_config=device_config, label=f"train, {name}"
-    )
+    measure = partial(interleave, num_rounds=_NUM_ROUNDS, device_config=device_config)
+    rates = measure(variants, label=f"train, {name}")
+    stages = measure(_stages(training), label="parts")
     return BenchmarkResult(
         what="train",
         settings={
             "network": name,
             "machine": machine(device_config),
-            "data": about,
+            "data": data.about,
             "batch size": config.batch_size,
             "patches a round": num_steps * training.patches_per_step,
             "rounds": _NUM_ROUNDS,
         },
-        rates=rates.medians(),
-        ratios=rates.ratios_to(COMMAND),
-        parts=_stages(training, device_config),
+        rates=medians(rates),
+        ratios=command_ratios(rates),
+        parts=medians({name: 1000 / rate for name, rate in stages.items()}),
         peak_memory_mb=memory,
     )
 
 
 def _take(steps_done: Iterator[int], num_steps: int) -> int:
-    return sum(next(steps_done) for _ in range(num_steps))
+    return sum(islice(steps_done, num_steps))
 
 
-def _stages(training: Training, device_config: DeviceConfig) -> dict[str, float]:
-    """Measure the time of reading, augmentation and resizing, each in ms per patch."""
+def _stages(training: Training) -> dict[str, Variant]:
+    """Return variants that read, augment and resize one batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)
-    patches = torch.from_numpy(training.pack.patches[rows]).to(device_config.device)
+    patches = torch.from_numpy(training.pack.patches[rows]).to(training.device_config.device)
     images = to_images(patches)
-
-    @torch.no_grad()
-    def resize() -> int:
-        return len(training.classifier.preprocess(images))
-
-    variants: dict[str, Variant] = {
+    return {
         "read": lambda: len(training.pack.patches[rows]),
         "augment": lambda: len(augment(to_images(patches), params)),
-        "resize": resize,
+        "resize": torch.no_grad()(lambda: len(training.classifier.preprocess(images))),
     }
-    rates = interleave(variants, num_rounds=_NUM_ROUNDS, device_config=device_config, label="parts")
-    return rates.milliseconds()
 
 
 def _training_steps(training: Training) -> Iterator[int]:

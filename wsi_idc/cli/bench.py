@@ -1,7 +1,6 @@
 """``wsi-idc bench``: measure the speed of mapping and of training."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,12 @@ def bench() -> None:
     """
 
 
-def _synthetic_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    synthetic = click.option(
-        "--synthetic",
-        type=click.IntRange(min=0),
-        default=0,
-        help="Draw this many patches instead of reading data.  [default: only without data]",
-    )
-    return data_option(synthetic(command))
-
-
+_synthetic_option = click.option(
+    "--synthetic",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Draw this many patches instead of reading data.  [default: only without data]",
+)
 _compile_option = click.option(
     "--compile", "compiled", is_flag=True, help="Run the network through torch.compile."
 )
@@ -57,15 +52,21 @@ _compile_option = click.option(
     default=0,
     help="Side to resize patches to; 0 takes the model's own.",
 )
+@data_option
 @_synthetic_option
 @click.option(
     "--patches",
+    "num_patches",
     type=click.IntRange(min=0),
     default=0,
     help="Patches per round.  [default: about 15 seconds' worth]",
 )
 @with_default(
-    "--rounds", type=click.IntRange(min=1), default=5, help="Measurements of each variant."
+    "--rounds",
+    "num_rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    help="Measurements of each variant.",
 )
 @click.option(
     "--plain-patches",
@@ -82,8 +83,6 @@ def bench_map(
     device: str,
     precision: str,
     compiled: bool,
-    patches: int,
-    rounds: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -105,26 +104,19 @@ def bench_map(
 
     device_config = select_device(device, precision, compiled=compiled)
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
-        folder = Path(name)
-        pack, about = open_benchmark_data(data, synthetic=synthetic, folder=folder)
-        result = measure(
-            pack,
-            about=about,
-            device_config=device_config,
-            folder=folder,
-            num_patches=patches,
-            num_rounds=rounds,
-            **options,
-        )
+        benchmark_data = open_benchmark_data(data, synthetic=synthetic, folder=Path(name))
+        result = measure(benchmark_data, device_config=device_config, **options)
     echo_result(asdict(result), table_lines(result.rows()), as_json=as_json)
 
 
 @bench.command("train")
 @config_options
+@data_option
 @_synthetic_option
 @device_option
 @with_default(
     "--steps",
+    "num_steps",
     type=click.IntRange(min=8),
     default=80,
     help="Steps of the training, and as many bare steps.",
@@ -141,7 +133,7 @@ def bench_train(
     data: Path | None,
     synthetic: int,
     device: str,
-    steps: int,
+    num_steps: int,
     plain_steps: int,
     compiled: bool,
     as_json: bool,
@@ -161,21 +153,11 @@ def bench_train(
 
     from wsi_idc.bench.fixtures import open_benchmark_data
     from wsi_idc.bench.train import bench_train as measure
-    from wsi_idc.data.splits import make_split
     from wsi_idc.runtime.device import select_device
 
     device_config = select_device(device, config.precision, compiled=compiled)
+    steps = {"num_steps": num_steps, "plain_steps": plain_steps}
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
-        folder = Path(name)
-        pack, about = open_benchmark_data(data, synthetic=synthetic, folder=folder)
-        result = measure(
-            config,
-            pack,
-            make_split(pack, config.split, seed=config.seed),
-            about=about,
-            device_config=device_config,
-            folder=folder,
-            num_steps=steps,
-            plain_steps=plain_steps,
-        )
+        benchmark_data = open_benchmark_data(data, synthetic=synthetic, folder=Path(name))
+        result = measure(config, benchmark_data, device_config=device_config, **steps)
     echo_result(asdict(result), table_lines(result.rows()), as_json=as_json)
