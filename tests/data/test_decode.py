@@ -229,7 +229,7 @@ def stop_when_decoded(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("wsi_idc.data.prepare._good_rows", stop)
+        patch.setattr("wsi_idc.data.decode.DecodedTree.table", stop)
         prepare(tree, out)
     return cache_of(out)
 

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import math
 import os
 import platform
@@ -19,7 +18,6 @@ from typing import Any
 from wsi_idc.core.errors import DataError, DiskFullError, WorkerError, WsiIdcError
 from wsi_idc.core.locks import can_lock, is_held, is_same_file, locked
 
-logger = logging.getLogger(__name__)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MAX_NAME_BYTES = 128
 _NAME = re.compile(r"[^./\\][^/\\]*")
@@ -141,25 +139,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON strictly.
-
-    Raises:
-        ValueError: The text is not valid JSON, has NaN or infinity, or is nested too deeply.
-    """
+    """Parse JSON; raise ValueError if it is invalid, nested too deeply, or has NaN or infinity."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deep") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is too large a number")
+        reason = "too large a number" if text[-1].isdigit() else "not JSON"
+        raise ValueError(f"{text[:40]} is {reason}")
     return number
 
 

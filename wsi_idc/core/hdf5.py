@@ -59,11 +59,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def read_format(path: Path) -> str:
-    """Return the attribute ``format`` of an HDF5 file; without it, return an empty text.
-
-    Raises:
-        DataError: HDF5 cannot read the file.
-    """
+    """Return the attribute ``format`` of a file, else ""; raise DataError if it is unreadable."""
     try:
         with open_hdf5(path) as file:
             return str(read_attributes(file).get("format", ""))
@@ -123,10 +119,8 @@ def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -
     """Check type, shape, size and location of a dataset; return it without reading its values."""
     item: Any = group
     for part in name.split("/"):
-        is_own = isinstance(item, h5py.Group) and isinstance(
-            item.get(part, getlink=True), h5py.HardLink
-        )
-        item = item[part] if is_own else None
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        item = item[part] if isinstance(link, h5py.HardLink) else None
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise ValueError(f"{group.name.rstrip('/')}/{name} is not a dataset of this file")
     permitted = (spec.dtype,) if isinstance(spec.dtype, str) else spec.dtype

@@ -20,8 +20,7 @@ class MetricInfo(NamedTuple):
     depends_on_prevalence: bool = False
 
 
-# In the order in which tables show the metrics. Prevalence is last: it describes the patches, not
-# the predictions.
+# In the order of tables. Prevalence is last, because prevalence describes the patches only.
 METRIC_TABLE = {
     "auc": MetricInfo("AUC", is_headline=True),
     "average_precision": MetricInfo(

@@ -19,19 +19,10 @@ NUM_DIHEDRAL = 8
 
 @dataclass(frozen=True)
 class _Strength:
-    """Strength of an augmentation: half-widths of uniform distributions; 0 changes nothing.
+    """Half-widths of the uniform distributions of ``AugmentParams``; 0 changes nothing."""
 
-    Attributes:
-        dihedral: Whether patches are flipped and rotated by quarter turns.
-        rotated: Fraction of the patches that are also rotated by a random angle.
-        brightness, contrast, saturation: Half-width of a factor around 1.
-        hue: Half-width of a shift, in full turns of the color circle.
-        stain_scale: Half-width of a factor around 1, for each stain.
-        stain_shift: Half-width of a shift around 0, for each stain, in natural optical density.
-    """
-
-    dihedral: bool = True
-    rotated: float = 0.0
+    dihedral: bool = True  # flips and quarter turns
+    rotated: float = 0.0  # fraction of the patches that are also rotated by a random angle
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -124,8 +115,7 @@ def sample_params(name: str, num: int, *, generator: torch.Generator) -> Augment
     def uniform(half_width: float, *shape: int) -> Tensor:
         return half_width * (2 * torch.rand(num, *shape, generator=generator) - 1)
 
-    # All parameters are sampled, also those of strength 0. The random values of one parameter then
-    # do not depend on the strength of another parameter.
+    # Parameters of strength 0 are sampled too, so that the other random values do not change.
     dihedral_index = torch.randint(NUM_DIHEDRAL, (num,), generator=generator)
     is_rotated = torch.rand(num, generator=generator) < strength.rotated
     return AugmentParams(
@@ -227,23 +217,18 @@ def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     brightness, contrast = params.brightness.double(), params.contrast.double()
     saturation = params.saturation.double()[:, None, None]
     color = saturation * torch.eye(3, dtype=torch.float64) + (1 - saturation) * _LUMA
-    color = _hue_matrix(params.hue) @ color  # (N, 3, 3)
+    angle = 2 * math.pi * params.hue.double()
+    rotation = torch.zeros(len(params), 3, 3, dtype=torch.float64)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
+    rotation[:, 1, 2] = angle.sin()  # a turn from I to Q moves red away from green
+    rotation[:, 2, 1] = -angle.sin()
+    color = torch.linalg.inv(_YIQ) @ rotation @ _YIQ @ color  # (N, 3, 3)
     pixel_matrix = (brightness * contrast)[:, None, None] * color
     # This matrix converts the mean color of an image to the mean gray and weights the mean gray.
     mean_matrix = (brightness * (1 - contrast))[:, None, None] * color.sum(2, keepdim=True) * _LUMA
     mean = images.mean(dim=(2, 3))[:, :, None]  # (N, 3, 1)
     return _linear(images, pixel_matrix, mean_matrix.to(mean) @ mean)
-
-
-def _hue_matrix(hue: Tensor) -> Tensor:
-    """Compute the matrices (N, 3, 3) that rotate colors by ``hue`` (N,) full turns."""
-    rotation = torch.zeros(len(hue), 3, 3, dtype=torch.float64)
-    rotation[:, 0, 0] = 1
-    angle = 2 * math.pi * hue.double()
-    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2] = angle.sin()  # a turn from I to Q moves red away from green
-    rotation[:, 2, 1] = -angle.sin()
-    return torch.linalg.inv(_YIQ) @ rotation @ _YIQ
 
 
 def _linear(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.core.errors import WorkerError
+from wsi_idc.core.errors import DataError, WorkerError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache, create_worker_pool
 from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
@@ -60,6 +61,17 @@ class DecodedTree:
         self.sizes.extend(chunk.sizes)
         self.crcs.extend(chunk.crcs)
         self.histogram += np.array(chunk.histogram)
+
+    def table(self, index: TreeIndex) -> pd.DataFrame:
+        """Return the rows of decoded files with height, width, crc; raise DataError if empty."""
+        table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
+        if table.empty:
+            path, reason = self.issues[0].path, self.issues[0].detail
+            raise DataError(
+                f"{index.store.path}: no patch could be read; the first, {path}: {reason}"
+            )
+        height, width = np.array(self.sizes).reshape(-1, 2).T
+        return table.assign(height=height, width=width, crc=np.array(self.crcs))
 
     def skip(self, path: str, reason: str) -> None:
         """Record a file that is left out of the pack; log the first such files."""

@@ -110,9 +110,7 @@ class DecodeCache:
         """
         with self.path.open("rb") as file:
             file.seek(self._offset(number))
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                return None
+            header = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
             magic, num_text, num_patches, crc = _HEADER.unpack(header)
             # Check both lengths before memory is allocated for the text and the pixels.
             if magic != _MAGIC or num_text > _TEXT_BYTES or num_patches > FILES_PER_CHUNK:
@@ -127,24 +125,18 @@ class DecodeCache:
         return None if any(is_decodable(store, path, self.patch_px) for path in skipped) else chunk
 
     def pixels(self, num_files: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the pixels of the decoded files of each chunk, padded with white.
+        """Yield the pixels of each chunk: (n, patch_px, patch_px, 3), uint8, padded with white.
 
         Args:
             num_files: Number of files in all chunks. Each chunk must be complete in the cache file.
-
-        Yields:
-            Array of shape (n, patch_px, patch_px, 3). The next array uses the same memory.
         """
-        buffer = np.empty((FILES_PER_CHUNK, self.patch_px, self.patch_px, 3), np.uint8)
         with self.path.open("rb") as file:
             for number in range(math.ceil(num_files / FILES_PER_CHUNK)):
                 file.seek(self._offset(number))
                 _, num_text, num_patches, _ = _HEADER.unpack(file.read(_HEADER.size))
                 file.seek(num_text, os.SEEK_CUR)
-                block = buffer[:num_patches]
-                if file.readinto(block.data) != block.nbytes:
-                    raise ValueError(f"chunk {number} is cut short")
-                yield block
+                pixels = np.fromfile(file, np.uint8, num_patches * self.patch_px**2 * 3)
+                yield pixels.reshape(num_patches, self.patch_px, self.patch_px, 3)
 
     def _offset(self, number: int) -> int:
         return number * (_HEADER.size + _TEXT_BYTES + FILES_PER_CHUNK * self.patch_px**2 * 3)

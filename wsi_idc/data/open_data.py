@@ -7,7 +7,6 @@ a folder on the disk or in the memory of a node, where the node's tasks share a 
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from wsi_idc.core.constants import PATCH_PX
@@ -18,7 +17,7 @@ from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.data.download import read_download_path
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
 from wsi_idc.data.patch_index import content_key, has_patches, open_patch_store, read_issues
-from wsi_idc.data.patch_store import UNREADABLE, FolderStore, PatchStore, is_zip
+from wsi_idc.data.patch_store import UNREADABLE, FolderStore, is_zip
 from wsi_idc.data.pixels import is_decodable
 from wsi_idc.data.prepare import REJECTED_CSV, cache_path, prepare
 from wsi_idc.data.staging import stage_to_scratch
@@ -113,44 +112,35 @@ def _open_tree(tree: Path) -> Pack:
             raise DataError(f"no data: {tree} holds neither a pack nor patches; {_ADVICE}")
         key = content_key(store, paths)
         path = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
-        _build_cached_pack(
-            tree, path, lambda: path.exists() and not _has_newly_readable_files(store, paths, path)
-        )
-    remove_partial(cache_path(path))  # left by a process killed after it wrote the pack
-    try:
-        pack = Pack(path)
-    except DataError as error:
-        # The cached pack is damaged: make it again. Another process may have removed it already.
-        logger.warning("%s", error)
-        path.unlink(missing_ok=True)
-        _build_cached_pack(tree, path, path.exists)
-        pack = Pack(path)
+
+        def pack_once() -> None:
+            # This check is fast. ``prepare`` would first read all names of a large tree again.
+            if is_being_written(cache_path(path)):
+                raise BusyError(f"{path}: another process is making it")
+            # A file can become readable (permissions, disk errors) with the same name, size, time.
+            issues = read_issues(path.with_name(REJECTED_CSV))
+            unreadable = {issue.path for issue in issues if issue.reason == UNREADABLE}
+            retry = unreadable.intersection(paths)
+            if not path.exists() or any(is_decodable(store, name, PATCH_PX) for name in retry):
+                logger.info("packing %s once, into %s", tree, path)
+                prepare(tree, path)
+
+        # The tasks of a job array start together: one task makes the pack, the other tasks wait.
+        what = f"another process that packs {tree} into {path}"
+        retry_while_busy(pack_once, log_as=what)
+        remove_partial(cache_path(path))  # left by a process killed after it wrote the pack
+        try:
+            pack = Pack(path)
+        except DataError as error:
+            # The cached pack is damaged: make it again. Another process may have removed it.
+            logger.warning("%s", error)
+            path.unlink(missing_ok=True)
+            retry_while_busy(pack_once, log_as=what)
+            pack = Pack(path)
     rejected = path.with_name(REJECTED_CSV)
     if issues := read_issues(rejected):
         logger.warning("%d files left out; see %s", len(issues), rejected)
     return pack
-
-
-def _has_newly_readable_files(store: PatchStore, paths: list[str], pack: Path) -> bool:
-    # A file can become readable (permissions, disk errors) with the same name, size and time.
-    issues = read_issues(pack.with_name(REJECTED_CSV))
-    unreadable = {issue.path for issue in issues if issue.reason == UNREADABLE}
-    return any(is_decodable(store, path, PATCH_PX) for path in unreadable.intersection(paths))
-
-
-def _build_cached_pack(tree: Path, pack: Path, is_made: Callable[[], bool]) -> None:
-    """Make the pack unless ``is_made()``; wait while another process is making the pack."""
-
-    def prepare_once() -> None:
-        # This check is fast. ``prepare`` would first read all names of a large tree again.
-        if is_being_written(cache_path(pack)):
-            raise BusyError(f"{pack}: another process is making it")
-        if not is_made():
-            logger.info("packing %s once, into %s", tree, pack)
-            prepare(tree, pack)
-
-    # The tasks of a job array start together: one task makes the pack, the other tasks wait.
-    retry_while_busy(prepare_once, log_as=f"another process that packs {tree} into {pack}")
 
 
 def cache_folder() -> Path:

@@ -16,19 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core import hdf5
 from wsi_idc.core.constants import CLASS_NAMES, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import atomic_write, safe_filename
-from wsi_idc.core.hdf5 import (
-    UNREADABLE,
-    DatasetSpec,
-    check_dataset,
-    has_format,
-    open_hdf5,
-    read_attributes,
-    read_dataset,
-    read_datasets,
-)
+from wsi_idc.core.hdf5 import DatasetSpec
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
@@ -52,8 +44,8 @@ class PackInfo:
         class_names: Names of class 0 and 1.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     patch_px: int
     mpp: float
     mpp_source: str
@@ -63,7 +55,7 @@ class PackInfo:
 
 def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
     """Check a pack; return its attributes, patient ids, index and byte offset of the pixels."""
-    attrs = read_attributes(file)
+    attrs = hdf5.read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
     if int(attrs["format_version"]) != FORMAT_VERSION:
@@ -72,7 +64,7 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
         raise ValueError("it is not complete")
     info = _read_info(attrs)
     side = info.patch_px
-    patches = check_dataset(file, "patches", DatasetSpec("u1", (None, side, side, 3)))
+    patches = hdf5.check_dataset(file, "patches", DatasetSpec("u1", (None, side, side, 3)))
     num, offset = patches.shape[0], patches.id.get_offset()
     if offset is None:
         raise ValueError("/patches is not contiguous")
@@ -83,11 +75,11 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     limits = {"label": (-1, 1), "height": (1, side), "width": (1, side)}
     limits |= {"x": (0, last_px), "y": (0, last_px)}
     specs = {name: DatasetSpec(dtype, (num,), limits[name]) for name, dtype in COLUMNS.items()}
-    index = pd.DataFrame(read_datasets(file, {"patient": DatasetSpec("i4", (num,)), **specs}))
+    index = pd.DataFrame(hdf5.read_datasets(file, {"patient": DatasetSpec("i4", (num,)), **specs}))
     codes = index["patient"].to_numpy()
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
         raise ValueError("/patient is not sorted into /patients")
-    names = read_dataset(file, "patients", DatasetSpec("text", (int(codes[-1]) + 1,)))
+    names = hdf5.read_dataset(file, "patients", DatasetSpec("text", (int(codes[-1]) + 1,)))
     patients = [safe_filename(name) for name in names]
     if sorted(set(patients)) != patients:
         raise ValueError("/patients are not sorted or not unique")
@@ -99,11 +91,10 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
 
 
 def _read_info(attrs: dict[str, Any]) -> PackInfo:
-    red, green, blue = (float(value) for value in attrs["mean"])
-    std_red, std_green, std_blue = (float(value) for value in attrs["std"])
+    mean, std = ((float(r), float(g), float(b)) for r, g, b in (attrs["mean"], attrs["std"]))
     info = PackInfo(
-        mean=(red, green, blue),
-        std=(std_red, std_green, std_blue),
+        mean=mean,
+        std=std,
         patch_px=int(attrs["patch_px"]),
         mpp=float(attrs["mpp"]),
         mpp_source=str(attrs["mpp_source"]),
@@ -149,19 +140,14 @@ class Pack:
             raise DataError(f"{self.file}: not an HDF5 file; give a pack, a patch tree, or a zip")
         self._state = _state_of(self.file)
         try:
-            with open_hdf5(self.file) as file:
+            with hdf5.open_hdf5(self.file) as file:
                 self.info, self.patients, self.index, offset = _read_all_but_pixels(file)
-        except (DataError, *UNREADABLE) as error:
+            shape = (len(self.index), self.info.patch_px, self.info.patch_px, 3)
+            self.patches: NDArray[np.uint8] = np.memmap(self.file, np.uint8, "r", offset, shape)
+        except (DataError, *hdf5.UNREADABLE) as error:
             reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it again") from None
         self._mapped_bytes = 0
-        shape = (len(self.index), self.info.patch_px, self.info.patch_px, 3)
-        try:
-            self.patches: NDArray[np.uint8] = np.memmap(
-                self.file, np.uint8, mode="r", offset=offset, shape=shape
-            )
-        except ValueError:
-            raise DataError(f"{self.file}: the pack is cut short; make it again") from None
         self.check_same()
 
     def __len__(self) -> int:
@@ -193,11 +179,7 @@ class Pack:
             raise DataError(f"{self.file}: the pack was replaced or changed meanwhile; run again")
 
     def rows_of(self, patient: str) -> NDArray[np.int64]:
-        """Return the row numbers of a patient's patches, a contiguous range.
-
-        Raises:
-            DataError: The pack has no such patient.
-        """
+        """Return the row numbers of a patient, a range; raise DataError for an unknown patient."""
         if patient not in self.patients:
             sample = ", ".join(self.patients[:5])
             raise DataError(
@@ -218,17 +200,13 @@ class Pack:
         return cells_of(self.index[["x", "y"]].to_numpy(np.int32), patch_px=self.info.patch_px)
 
     def paths(self) -> list[str]:
-        """Return the path of each patch in the patch tree from which the pack was made.
-
-        Raises:
-            DataError: The paths cannot be read.
-        """
+        """Return the path of each patch in its patch tree; raise DataError if it is unreadable."""
         self.check_same()
         try:
-            with open_hdf5(self.file) as file:
-                dataset = check_dataset(file, "path", DatasetSpec("text", (len(self),)))
+            with hdf5.open_hdf5(self.file) as file:
+                dataset = hdf5.check_dataset(file, "path", DatasetSpec("text", (len(self),)))
                 paths = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
-        except UNREADABLE as error:
+        except hdf5.UNREADABLE as error:
             raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
         self.check_same()
         return paths
@@ -297,7 +275,7 @@ def _write_all_but_pixels(
 
 def is_pack(path: Path) -> bool:
     """Return whether the attribute ``format`` of a file is that of a pack."""
-    return has_format(path, FORMAT)
+    return hdf5.has_format(path, FORMAT)
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:

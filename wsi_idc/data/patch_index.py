@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import safe_filename
+from wsi_idc.core.files import safe_filename, starts_with
 from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore, ZipStore, is_zip
 from wsi_idc.data.pixels import is_decodable
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
@@ -54,18 +54,13 @@ class TreeIndex:
 
 
 def open_patch_store(path: Path) -> PatchStore:
-    """Open the folder or zip of a patch tree.
-
-    Raises:
-        DataError: The path does not exist, or the zip is damaged or unsafe.
-    """
+    """Open the folder or zip of a patch tree; raise DataError if it is missing or unusable."""
     if path.is_dir():
         return FolderStore(path)
     if is_zip(path):
         return ZipStore(path)
-    if path.exists():
-        raise DataError(f"{path}: neither a folder nor a zip; give a patch tree, or a zip of one")
-    raise DataError(f"{path}: no such folder or file; give a patch tree, or a zip of one")
+    reason = "neither a folder nor a zip" if path.exists() else "no such folder or file"
+    raise DataError(f"{path}: {reason}; give a patch tree, or a zip of one")
 
 
 def has_patches(store: PatchStore) -> bool:
@@ -74,11 +69,7 @@ def has_patches(store: PatchStore) -> bool:
 
 
 def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
-    """Build the index of a patch tree.
-
-    Raises:
-        DataError: The tree has no patch.
-    """
+    """Build the index of a patch tree; raise DataError if the tree has no patch."""
     files = store.list_files()
     table, misnamed = _parse(files.paths, parent_names=store.parent_names)
     rejected = [*files.unreadable, *misnamed]
@@ -87,20 +78,21 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
     table, duplicates, relabeled = _drop_duplicate_cells(table)
     if table.empty:
         issue = next(iter((*rejected, *off_grid)), None)
-        reason = (
-            f"no patch found, but {issue.path!r} ({issue.reason})" if issue else "no PNG file found"
-        )
+        found = issue and f"no patch found, but {issue.path!r} ({issue.reason})"
         raise DataError(
-            f"{store.path}: {reason}; a patch tree holds "
+            f"{store.path}: {found or 'no PNG file found'}; a patch tree holds "
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
         )
+    folders = copies["path"].str.rsplit("/", n=3).str[0].value_counts().sort_index()
+    detail = "patches that are also above it, used only if those are damaged"
+    nested = [FileIssue(f"{name}/", "nested copy", f"{n} {detail}") for name, n in folders.items()]
     columns = ["path", "patient", "x", "y", "label"]
     return TreeIndex(
         store=store,
         table=table[columns].sort_values(["patient", "y", "x"], ignore_index=True),
         copies=copies,
         rejected=(*rejected, *conflicting, *off_grid, *duplicates),
-        flagged=(*_nested_copy_issues(copies), *relabeled),
+        flagged=(*nested, *relabeled),
         num_other_files=files.num_other,
     )
 
@@ -117,8 +109,7 @@ def _parse(
     paths: list[str], *, parent_names: tuple[str, str]
 ) -> tuple[pd.DataFrame, list[FileIssue]]:
     """Parse paths; return a table of the valid paths and an issue for each other path."""
-    # To save memory (a tree may have half a million files), numbers are stored in an array, and
-    # each patient id is stored once.
+    # To save memory (half a million files), numbers are in an array, and each id is stored once.
     kept: list[str] = []
     patients: list[str] = []
     numbers = array("q")
@@ -137,12 +128,10 @@ def _parse(
         patients.append(interned.setdefault(patient, patient))
         code = names.setdefault(name, len(names))
         numbers.extend((int(x), int(y), int(label), code, path.count("/")))
-    table = pd.DataFrame(
-        np.array(numbers, np.int32).reshape(-1, 5), columns=["x", "y", "label", "name", "depth"]
-    )
-    table.insert(0, "path", pd.Series(kept, dtype=object))
-    table.insert(1, "patient", pd.Series(patients, dtype=object))
-    return table, issues
+    values = np.array(numbers, np.int32).reshape(-1, 5)
+    table = pd.DataFrame(values, columns=["x", "y", "label", "name", "depth"])
+    texts = {"path": pd.Series(kept, dtype=object), "patient": pd.Series(patients, dtype=object)}
+    return table.assign(**texts), issues
 
 
 def _contradiction(
@@ -180,14 +169,9 @@ def _drop_duplicate_files(
     them. A copy of another size becomes an issue, or it replaces the kept file if only the copy is
     undamaged.
     """
-    table = table.sort_values("depth", kind="stable")
-    copies = table.loc[table.duplicated("name"), ["path", "name"]]
-    kept = table.drop(copies.index)
-    pairs = copies.merge(kept[["name", "path"]], on="name", suffixes=("", "_kept"))
+    kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]
-    has_same_size = np.array(
-        [store.size(path) == store.size(kept_path) for path, kept_path in _rows(pairs)], bool
-    )
+    has_same_size = np.array([store.size(a) == store.size(b) for a, b in _rows(pairs)], bool)
     conflicting = []
     replacements: dict[str, str] = {}  # path of a kept file to the copy that replaces this file
     for path, path_kept in _rows(pairs[~has_same_size]):
@@ -198,16 +182,6 @@ def _drop_duplicate_files(
             replacements[path_kept] = better
         conflicting.append(FileIssue(worse, "differs from its copy", f"{better} is kept"))
     return kept, pairs[has_same_size], conflicting
-
-
-def _nested_copy_issues(copies: pd.DataFrame) -> list[FileIssue]:
-    """Return an issue for each folder of copies."""
-    folders = copies["path"].str.rsplit("/", n=3).str[0]
-    detail = "patches that are also above it, used only if those are damaged"
-    return [
-        FileIssue(f"{folder}/", "nested copy", f"{count} {detail}")
-        for folder, count in folders.value_counts().sort_index().items()
-    ]
 
 
 def readable_duplicates(
@@ -250,13 +224,7 @@ def _drop_duplicate_cells(
     table: pd.DataFrame,
 ) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
     """Keep the first patch of each cell; its label is unknown if another patch disagrees."""
-    table = table.sort_index()
-    key = ["patient", "x", "y"]
-    repeated = table[table.duplicated(key)]
-    if repeated.empty:
-        return table, [], []
-    kept = table.drop(repeated.index)
-    pairs = repeated.merge(kept[[*key, "path", "label"]], on=key, suffixes=("", "_kept"))
+    kept, pairs = _first_of_each(table.sort_index(), ["patient", "x", "y"])
     rejected = [
         FileIssue(path, "duplicate coordinate", f"{path_kept} is kept")
         for path, path_kept in _rows(pairs[["path", "path_kept"]])
@@ -268,6 +236,13 @@ def _drop_duplicate_cells(
         for path, path_kept in _rows(disputed[["path", "path_kept"]])
     ]
     return kept, rejected, flagged
+
+
+def _first_of_each(table: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep the first row of each key; pair each other row with the kept row of its key."""
+    repeated = table[table.duplicated(key)]
+    kept = table.drop(repeated.index)
+    return kept, repeated.merge(kept, on=key, suffixes=("", "_kept"))
 
 
 def _rows(table: pd.DataFrame) -> Iterable[tuple[str, ...]]:
@@ -282,11 +257,8 @@ def issue_table(issues: Iterable[FileIssue]) -> pd.DataFrame:
 
 def is_issue_table(path: Path) -> bool:
     """Return whether a file is a CSV file with the header of an issue table."""
-    header = ",".join(_ISSUE_COLUMNS).encode()
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(header) + 1).rstrip() == header
+    header = ",".join(_ISSUE_COLUMNS)
+    return starts_with(path, f"{header}\n".encode(), f"{header}\r".encode())
 
 
 def read_issues(path: Path) -> list[FileIssue]:

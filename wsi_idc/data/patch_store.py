@@ -1,7 +1,6 @@
 """List and read the files of a patch tree in a folder, or in a zip without unpacking it."""
 
 import contextlib
-import itertools
 import os
 import stat
 import struct
@@ -19,8 +18,7 @@ from wsi_idc.core.files import starts_with
 # Files above this size are not read as patches. A 50x50 RGB patch has at most about 10 kB.
 MAX_FILE_BYTES = 4_000_000
 UNREADABLE = "unreadable"  # reason of a ``FileIssue``
-# Largest permitted ratio of unpacked to packed bytes. The ratio of a zip of patches is about 1,
-# because PNG files are compressed already.
+# Largest permitted ratio of unpacked to packed bytes. PNG files are compressed: their ratio is 1.
 MAX_RATIO = 100
 MAX_ENTRIES = 5_000_000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -74,12 +72,13 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
         """List the files of the patch tree."""
 
     @abstractmethod
+    def stat_key(self, path: str) -> str:
+        """Return a text that changes when the file changes; it begins with the file's size."""
+
     def size(self, path: str) -> int:
         """Return the size of a file in bytes, -1 if it is unknown."""
-
-    @abstractmethod
-    def stat_key(self, path: str) -> str:
-        """Return a text that changes when the file changes, without reading the file."""
+        size = self.stat_key(path).partition("\0")[0]
+        return int(size) if size.isdigit() else -1
 
     @abstractmethod
     def read(self, path: str) -> tuple[bytes, str]:
@@ -115,9 +114,8 @@ class FolderStore(PatchStore):
         """List the files below the folder; follow links, and list each folder once."""
         files = FileList()
         seen: set[str] = set()
-        # The search lists one level of folders at a time, links last. A folder that is reached more
-        # than once is listed under its own name, not under that of a link. A link to a folder above
-        # the link is not followed, because that folder is listed already.
+        # One level of folders at a time, links last: a folder that is reached more than once is
+        # listed under its own name, and a link to a folder above the link is not followed.
         level = [""]
         while level:
             subfolders: list[tuple[bool, str]] = []
@@ -145,17 +143,10 @@ class FolderStore(PatchStore):
         files.paths += [prefix + name for name in patch_names]
         return [(is_link, prefix + name) for is_folder, is_link, name in entries if is_folder]
 
-    def size(self, path: str) -> int:
-        """Return the size of a file in bytes, -1 if it is unknown."""
-        try:
-            return os.stat(f"{self.path}/{path}").st_size  # noqa: PTH116 - faster than a Path
-        except OSError:
-            return -1
-
     def stat_key(self, path: str) -> str:
-        """Return size and modification time of a file as a text."""
+        """Return size and modification time of a file as a text; without a file "unreadable"."""
         try:
-            return _stat_key(os.stat(f"{self.path}/{path}"))  # noqa: PTH116
+            return _stat_key(os.stat(f"{self.path}/{path}"))  # noqa: PTH116 - faster than a Path
         except OSError:
             return "unreadable"
 
@@ -214,10 +205,6 @@ class ZipStore(PatchStore):
     def list_files(self) -> FileList:
         """List the files of the zip."""
         return self._files
-
-    def size(self, path: str) -> int:
-        """Return the size of a file in bytes, from the directory of the zip."""
-        return self._entry(path)[2]
 
     def stat_key(self, path: str) -> str:
         """Return size and checksum of a file as a text, from the directory of the zip."""
@@ -281,14 +268,13 @@ class ZipStore(PatchStore):
         total_size = sum(member.file_size for member in members)
         if total_size > MAX_RATIO * archive_size:
             self._refuse_bomb(f"its {archive_size} bytes claim to hold {total_size}")
-        members.sort(key=lambda member: member.filename)
-        unique = []
-        for name, group in itertools.groupby(members, key=lambda member: member.filename):
-            first, *repeated = group
-            unique.append(first)
-            reason = "the archive has several files of this name; the first is kept"
-            self._files.unreadable += [FileIssue(name, "duplicate name", reason) for _ in repeated]
-        return unique
+        first: dict[str, zipfile.ZipInfo] = {}
+        for member in sorted(members, key=lambda member: member.filename):
+            if first.setdefault(member.filename, member) is not member:
+                reason = "the archive has several files of this name; the first is kept"
+                issue = FileIssue(member.filename, "duplicate name", reason)
+                self._files.unreadable.append(issue)
+        return list(first.values())
 
     def _count_entries(self) -> int:
         """Count the entries of the zip, before zipfile allocates memory for each entry."""

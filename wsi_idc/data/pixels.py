@@ -67,26 +67,20 @@ def channel_histogram(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
     pixels = patches.reshape(-1, 1, 3)
     histogram = np.zeros((3, 256), np.int64)
     for start in range(0, len(pixels), _MAX_PIXELS):
-        for channel in range(3):
-            block = pixels[start : start + _MAX_PIXELS]
-            counts = cv2.calcHist([block], [channel], None, [256], [0, 256])
-            histogram[channel] += counts.ravel().astype(np.int64)
+        block = pixels[start : start + _MAX_PIXELS]
+        for channel, counts in enumerate(histogram):
+            counts += cv2.calcHist([block], [channel], None, [256], [0, 256]).ravel().astype(int)
     return histogram
 
 
-def channel_statistics(
-    histogram: NDArray[np.int64],
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def channel_statistics(histogram: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute mean and standard deviation, 0..1, of each channel of a histogram (3, 256)."""
     values = np.arange(256) / 255
     frequency = histogram / histogram.sum(axis=1, keepdims=True)
     mean = frequency @ values
-    # Not computed as the mean of squares minus the square of the mean, because that difference can
-    # be below 0 if all pixels have the same color.
+    # The mean of squares minus the square of the mean can be below 0 if all pixels are equal.
     std = np.sqrt((frequency * (values - mean[:, None]) ** 2).sum(axis=1))
-    red, green, blue = map(float, mean)
-    std_red, std_green, std_blue = map(float, std)
-    return (red, green, blue), (std_red, std_green, std_blue)
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:

@@ -15,16 +15,10 @@ from wsi_idc.core.constants import PATCH_PX, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import temporary_path, write_text
 from wsi_idc.core.provenance import provenance
-from wsi_idc.data.decode import DecodedTree, decode_tree
+from wsi_idc.data.decode import decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
 from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
-from wsi_idc.data.patch_index import (
-    TreeIndex,
-    index_tree,
-    is_issue_table,
-    issue_table,
-    open_patch_store,
-)
+from wsi_idc.data.patch_index import index_tree, is_issue_table, issue_table, open_patch_store
 from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.data.pixels import channel_statistics
 
@@ -98,18 +92,20 @@ def prepare(
     logger.info("reading the names in %s", tree)
     with open_patch_store(tree) as store:
         index = index_tree(store, patch_px=patch_px)
-        # Pixels are first written to a cache file. The number of readable patches is known only at
-        # the end, and a contiguous HDF5 dataset cannot change its size.
+        # A contiguous HDF5 dataset cannot change its size, so a cache file first takes the pixels.
         with temporary_path(cache_path(out), resumable=True) as partial:
             cache = DecodeCache(partial, patch_px)
             decoded = decode_tree(index, cache, num_workers=num_workers)
-            table = _good_rows(index, decoded)
+            table = decoded.table(index)
             info = _pack_info(table, decoded.histogram, patch_px=patch_px, mpp=mpp)
             padded = _padded_issues(table, patch_px=patch_px)
             rejected = (*index.rejected, *decoded.issues)
             flagged = (*index.flagged, *padded)
             # The pack is written last: if the pack exists, its two CSV files exist too.
-            _warn_of_other_pack(out)
+            packs = [file.name for file in out.parent.glob("*.h5") if file != out and is_pack(file)]
+            if packs and not out.exists() and out.with_name(REJECTED_CSV).exists():
+                message = "%s and %s beside %s are of this pack from now on"
+                logger.warning(message, REJECTED_CSV, FLAGGED_CSV, ", ".join(sorted(packs)))
             for name, issues in ((REJECTED_CSV, rejected), (FLAGGED_CSV, flagged)):
                 write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
             source = json.dumps(provenance(source=str(tree.resolve())))
@@ -127,13 +123,6 @@ def prepare(
         flagged=flagged,
         num_other_files=index.num_other_files,
     )
-
-
-def _warn_of_other_pack(out: Path) -> None:
-    others = [file.name for file in out.parent.glob("*.h5") if file != out and is_pack(file)]
-    if others and not out.exists() and out.with_name(REJECTED_CSV).exists():
-        message = "%s and %s beside %s are of this pack from now on"
-        logger.warning(message, REJECTED_CSV, FLAGGED_CSV, ", ".join(sorted(others)))
 
 
 def cache_path(out: Path) -> Path:
@@ -159,17 +148,6 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"{mpp} microns per pixel make no sense; give {finest:g} to {coarsest:g}")
 
 
-def _good_rows(index: TreeIndex, decoded: DecodedTree) -> pd.DataFrame:
-    table = index.table.assign(path=decoded.paths)[decoded.is_decoded].reset_index(drop=True)
-    if table.empty:
-        first = decoded.issues[0]
-        raise DataError(
-            f"{index.store.path}: no patch could be read; the first, {first.path}: {first.detail}"
-        )
-    sizes = np.array(decoded.sizes).reshape(-1, 2)
-    return table.assign(height=sizes[:, 0], width=sizes[:, 1], crc=np.array(decoded.crcs))
-
-
 def _pack_info(
     table: pd.DataFrame, histogram: NDArray[np.int64], *, patch_px: int, mpp: float | None
 ) -> PackInfo:
@@ -190,14 +168,9 @@ def _pack_info(
 
 
 def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
-    """Find small patches that are not at the right or the bottom edge of the patient's slide.
+    """Return whether each patch (N,) is small, but not at the right or bottom edge of its slide.
 
-    Args:
-        table: One row per patch, with columns patient, x, y, height, width.
-        patch_px: Side of a patch in px.
-
-    Returns:
-        Whether each patch is one of these, shape (N,).
+    ``table`` has one row per patch, with columns patient, x, y, height, width (px).
     """
     last = table.groupby("patient")[["x", "y"]].transform("max")
     beyond_width = (table["width"] < patch_px) & (table["x"] < last["x"])
@@ -205,13 +178,8 @@ def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
     return (beyond_width | beyond_height).to_numpy()
 
 
-def _padded_issues(table: pd.DataFrame, *, patch_px: int) -> tuple[FileIssue, ...]:
-    is_inside = is_small_inside(table, patch_px=patch_px)
-    is_small = (table["height"] < patch_px) | (table["width"] < patch_px)
-    columns = (table.loc[is_small, name] for name in ("path", "width", "height"))
-    return tuple(
-        FileIssue(
-            path, "small inside the slide" if inside else EDGE, f"{width}x{height} px, padded white"
-        )
-        for path, width, height, inside in zip(*columns, is_inside[is_small], strict=True)
-    )
+def _padded_issues(table: pd.DataFrame, *, patch_px: int) -> list[FileIssue]:
+    reasons = np.where(is_small_inside(table, patch_px=patch_px), "small inside the slide", EDGE)
+    small = table.assign(reason=reasons)[(table[["height", "width"]] < patch_px).any(axis=1)]
+    rows = small[["path", "reason", "width", "height"]].itertuples(index=False, name=None)
+    return [FileIssue(path, why, f"{w}x{h} px, padded white") for path, why, w, h in rows]

@@ -57,8 +57,7 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     elif match := _RATIO.fullmatch(spec):
         roles = _ratio(table, [int(part) for part in match.groups()], seed=seed)
     elif match := _KFOLD.fullmatch(spec):
-        folds, fold = int(match[1]), int(match[2])
-        roles = _kfold(table, num_folds=folds, fold=fold, seed=seed)
+        roles = _kfold(table, num_folds=int(match[1]), fold=int(match[2]), seed=seed)
     elif spec.endswith(".csv"):
         roles = _from_csv(Path(spec), table)
     else:
@@ -137,9 +136,8 @@ def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
     fractions = np.array(parts) / sum(parts)
-    # The next patient gets the role whose number of patients is furthest below its fraction. Every
-    # block of the ordered patients then has the proportions ``parts``. The seed decides the order
-    # of the roles within a block.
+    # The next patient gets the role whose number of patients is furthest below its fraction, so
+    # that each block has the proportions ``parts``. The seed orders the roles within a block.
     tie_breaker = rng.permutation(3) * 1e-9
     counts = np.zeros(3)
     roles = []
@@ -162,13 +160,10 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
         )
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
-    roles = {}
-    for start in range(0, len(patients), num_folds):
-        block = patients[start : start + num_folds]
-        for patient, own_fold in zip(block, rng.permutation(num_folds), strict=False):
-            is_test, is_val = own_fold == fold, own_fold == (fold + 1) % num_folds
-            roles[patient] = "test" if is_test else "val" if is_val else "train"
-    return roles
+    folds = [own for _ in patients[::num_folds] for own in rng.permutation(num_folds)]
+    other_roles = {fold: "test", (fold + 1) % num_folds: "val"}
+    pairs = zip(patients, folds, strict=False)
+    return {patient: other_roles.get(own_fold, "train") for patient, own_fold in pairs}
 
 
 def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:

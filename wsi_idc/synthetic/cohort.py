@@ -15,8 +15,7 @@ from wsi_idc.core.progress import progress
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
 MIN_PATCHES = 40  # a slide with fewer patches has no room for both classes
-# Smallest fraction of tissue in a patch that is kept. The value is low, so that some nearly blank
-# patches remain, as in the Kaggle data set.
+# Smallest fraction of tissue in a kept patch. As in the Kaggle data set, nearly blank ones remain.
 MIN_TISSUE_FRACTION = 0.06
 # Expected fraction of a slide's patches that are kept. The size of a slide is computed from it.
 KEPT_FRACTION = 0.80

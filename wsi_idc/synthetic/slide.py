@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.core.files import atomic_write
+from wsi_idc.core.files import atomic_write, write_bytes
 from wsi_idc.synthetic.tissue import draw_slide
 
 # The tissue is drawn at 4 um/px and enlarged to 1 um/px, the resolution of a low-power scan.
@@ -71,8 +71,7 @@ def write_slide(
     mask = (drawn.tissue.astype(np.uint8) + (drawn.tissue & drawn.idc)).astype(np.uint8)
     rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
     _, png = cv2.imencode(".png", mask)
-    with atomic_write(mask_path) as partial:
-        partial.write_bytes(png.tobytes())
+    write_bytes(mask_path, png.tobytes())
     with atomic_write(path) as partial:
         _write_pyramid(partial, np.asarray(rgb, np.uint8))
     idc_fraction = float((mask == 2).sum() / (mask > 0).sum())

@@ -22,8 +22,7 @@ Bytes = NDArray[np.uint8]
 
 MIN_SLIDE_PX = 250
 
-# Optical density (R, G, B) of one unit of a stain, estimated by the method of Macenko on patients
-# of the Kaggle data set.
+# Optical density (R, G, B) of one unit of a stain in the Kaggle data set, by Macenko's method.
 HAEMATOXYLIN = (0.56, 0.72, 0.42)
 EOSIN = (0.16, 0.83, 0.53)
 LIGHT = (241.0, 239.0, 240.0)  # color of empty glass
@@ -74,8 +73,7 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
     fiber, nest, speckle = _textures(rng, shape)
     haematoxylin, eosin = _normal_tissue(rng, fiber, speckle, epithelium, sheath)
     tumor = _tumor(rng, fiber, nest, speckle)
-    # Cords cross the outline of the carcinoma, and stroma enters the carcinoma. Labels at the
-    # border are therefore noisy.
+    # Cords cross the outline of the carcinoma, and stroma enters it. Labels there are noisy.
     reach = soft_idc - 0.5 + 0.15 * _noise(rng, shape, 40)
     edge = np.clip(5 * reach + 0.5 + 0.5 * nest, 0, 1)
     haematoxylin += edge * (tumor[0] - haematoxylin)
