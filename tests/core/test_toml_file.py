@@ -13,8 +13,8 @@ def test_job_file_is_read(tmp_path: Path):
     content = toml_file.load_toml(path)
     assert toml_file.command_and_name(content, path, ["map", "train"]) == ("map", "my-job")
     assert toml_file.num_tasks(content) == 3
-    assert toml_file.table(content, "flags") == {"all": True}
-    assert toml_file.table(content, "missing") == {}
+    assert toml_file.table(content, "flags", ["all"]) == {"all": True}
+    assert toml_file.table(content, "missing", []) == {}
     toml_file.check_keys("job", content, ["command", "tasks", "flags"])
     assert toml_file.typed("rate", 1, float) == 1.0
     # The tests of jobs and searches have the other errors.

@@ -2,6 +2,7 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from tests.stops import StopAfter
 from wsi_idc.core.errors import BusyError, JobError, StoppedError
@@ -31,7 +32,7 @@ def test_points_depend_only_on_the_seed(sampler: str, tmp_path: Path):
                 if lease is None:
                     return points
                 points.append(lease.point)
-                lease.complete(-lease.point["learning_rate"])
+                lease.finish(TrialState.COMPLETE, -lease.point["learning_rate"])
 
     points = draw_points("one", 0)
     assert len(points) == 12
@@ -48,11 +49,11 @@ def test_only_one_process_claims_a_trial(sampler: str, tmp_path: Path):
     study, other = Study(spec, tmp_path), Study(spec, tmp_path)
     with study.claimed() as first, other.claimed() as second, study.claimed() as third:
         assert (first.number, second.number, third) == (0, 1, None)
-        second.complete(0.5)
+        second.finish(TrialState.COMPLETE, 0.5)
     # The first trial was released without a result, as by a killed process.
     with other.claimed() as again:
         assert (again.number, again.point) == (0, first.point)
-        again.complete(0.25)
+        again.finish(TrialState.COMPLETE, 0.25)
     with study.claimed() as nothing:
         assert nothing is None
     assert [trial.value for trial in study.trials()] == [0.25, 0.5]
@@ -61,9 +62,9 @@ def test_only_one_process_claims_a_trial(sampler: str, tmp_path: Path):
 def test_the_first_result_of_a_trial_is_kept(tmp_path: Path):
     study = Study(GRID, tmp_path)
     with study.claimed() as lease:
-        lease.complete(0.5)
-        lease.complete(0.7)
-        lease.fail("too late")
+        lease.finish(TrialState.COMPLETE, 0.5)
+        lease.finish(TrialState.COMPLETE, 0.7)
+        lease.finish(TrialState.FAIL, reason="too late")
     assert study.trials()[0].value == 0.5
 
 
@@ -72,7 +73,7 @@ def test_an_incomplete_line_of_a_killed_process_does_no_harm(tmp_path: Path):
     with study.claimed() as lease, (tmp_path / "study.journal").open("a") as journal:
         journal.write('{"op_code":6,"wor')
         journal.flush()
-        lease.complete(0.5)
+        lease.finish(TrialState.COMPLETE, 0.5)
     assert [trial.state for trial in Study(GRID, tmp_path).trials()] == ["complete", "waiting"]
 
 

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS: Mapping[str, click.Command] = {
     str(command.name): command
-    for command in (
-        *(prepare, explore, train, search, eval_, compare, map_, render, export, report),
-    )
+    for command in (prepare, explore, train, search, eval_, compare, map_, render, export, report)
 }
 # A job file must not contain these options: they depend on the machine or set the output.
 NOT_IN_A_FILE = frozenset(
@@ -67,39 +64,32 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
     opened = open_job(job, flags)
     if count:
         echo(len(opened.tasks))
-    elif dry_run:
-        for one_task in [opened.task(task)] if task is not None else opened.tasks:
+        return
+    tasks = opened.tasks if task is None else [opened.task(task)]
+    if dry_run:
+        for one_task in tasks:
             echo(one_task.command_line())
-    elif task is not None:
-        _run(opened.task(task))
-    elif opened.single_call is not None:
-        _run(opened.single_call)
-    elif len(opened.tasks) > 1 and "--json" in opened.tasks[0].passthrough_args:
+    elif task is None and opened.single_call is not None:
+        _run_all([opened.single_call])
+    elif len(tasks) > 1 and "--json" in tasks[0].passthrough_args:
         raise click.UsageError("--json is for one task; give --task, or use wsi-idc status --json.")
     else:
-        _run_all(opened)
+        _run_all(tasks)
 
 
-def _run(task: "Task") -> None:
-    if unfinished := task.unfinished_runs():
-        logger.warning("not finished, so left out: %s", ", ".join(unfinished))
-    COMMANDS[task.command].main(
-        task.arguments()[1:], prog_name=f"wsi-idc {task.command}", standalone_mode=False
-    )
-
-
-def _run_all(opened: "Job") -> None:
-    """Run every task of a job; raise an error at the end that lists the failed tasks."""
-    count, failed = len(opened.tasks), []
-    for number, task in enumerate(opened.tasks, start=1):
+def _run_all(tasks: "Sequence[Task]") -> None:
+    """Run tasks; raise an error at the end that lists the failed tasks."""
+    count, failed = len(tasks), []
+    for number, task in enumerate(tasks, start=1):
         if count > 1:
             echo_note(f"task {number} of {count}: {task.command_line()}")
         try:
-            _run(task)
-        except StoppedError:
-            raise
+            if unfinished := task.unfinished_runs():
+                logger.warning("not finished, so left out: %s", ", ".join(unfinished))
+            words, name = task.arguments()[1:], f"wsi-idc {task.command}"
+            COMMANDS[task.command].main(words, prog_name=name, standalone_mode=False)
         except WsiIdcError as error:
-            if count == 1:
+            if count == 1 or isinstance(error, StoppedError):
                 raise
             failed.append(str(number))
             echo_note(f"task {number} failed: {error}")
@@ -121,26 +111,23 @@ def open_job(path: Path, flags: Sequence[str]) -> "Job":
 
 def command_spec(command: click.Command) -> "CommandSpec":
     """Return the options of ``command`` that a job file may set."""
-    from wsi_idc.jobs.job import CommandSpec, OptionSpec
+    from wsi_idc.jobs.job import CommandSpec
 
-    options = {
-        _key(param): OptionSpec(
-            _option(param) if isinstance(param, click.Option) else "",
-            is_flag=isinstance(param, click.Option) and param.is_flag,
-            is_list=param.multiple or param.nargs == -1,
-        )
-        for param in command.params
-        if param.name not in NOT_IN_A_FILE
-    }
-    return CommandSpec(options, partial(_parse, command))
+    def parse(words: Sequence[str]) -> dict[str, Any]:
+        try:
+            params = command.make_context(f"wsi-idc {command.name}", list(words)).params
+        except click.ClickException as error:
+            raise JobError(error.format_message()) from None
+        return {_key(param): params.get(str(param.name)) for param in command.params}
 
-
-def _parse(command: click.Command, words: Sequence[str]) -> dict[str, Any]:
-    try:
-        params = command.make_context(f"wsi-idc {command.name}", list(words)).params
-    except click.ClickException as error:
-        raise JobError(error.format_message()) from None
-    return {_key(param): params.get(str(param.name)) for param in command.params}
+    params = {_key(param): param for param in command.params if param.name not in NOT_IN_A_FILE}
+    options = {key: param for key, param in params.items() if isinstance(param, click.Option)}
+    return CommandSpec(
+        options={key: _option(param) if key in options else "" for key, param in params.items()},
+        flags={key for key, option in options.items() if option.is_flag},
+        lists={key for key, param in params.items() if param.multiple or param.nargs == -1},
+        parse=parse,
+    )
 
 
 def _parse_flags(
@@ -153,16 +140,15 @@ def _parse_flags(
     ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", words)
     overrides: dict[str, Any] = {}
     extra: list[str] = []
-    for param in command.params:
-        value = ctx.params.get(str(param.name))
-        if not is_given(ctx, str(param.name)) or param in required:
-            continue
+    given = [p for p in command.params if is_given(ctx, str(p.name)) and p not in required]
+    for param in given:
+        value = ctx.params[str(param.name)]
+        if isinstance(value, Path):
+            value = str(value)
         if param.name not in NOT_IN_A_FILE:
-            overrides[_key(param)] = _as_toml(value)
-        elif isinstance(value, bool):
-            extra.append(_option(param))
-        elif isinstance(param, click.Option) and param.count:
-            extra += [_option(param)] * int(value or 0)
+            overrides[_key(param)] = list(map(str, value)) if isinstance(value, tuple) else value
+        elif isinstance(param, click.Option) and (param.is_flag or param.count):
+            extra += [_option(param)] * int(value)
         else:
             extra += [_option(param), str(value)]
     return overrides, extra
@@ -174,12 +160,6 @@ def _option(param: click.Parameter) -> str:
 
 def _key(param: click.Parameter) -> str:
     return _option(param).lstrip("-").replace("-", "_")
-
-
-def _as_toml(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_as_toml(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 @click.command(context_settings=_PASS_FLAGS)
@@ -268,44 +248,46 @@ def submit(
         if given:
             names = ", ".join(f"--{'sbatch' if name == 'more' else name}" for name in given)
             echo_note(f"for SLURM, so without effect here: {names}")
-        _start_here(opened, flags, dry_run=dry_run)
-        return
-    text = sbatch_text(opened, Resources(**resources), flags)
-    if dry_run:
-        click.echo(text, nl=False)
-        return
-    if not shutil.which("sbatch"):
-        raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
-    script = LOGS / f"{opened.name}.sbatch"
-    write_text(script, text)
-    # Priority in sbatch: its command line, then the settings of the site, then the script.
-    sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
-    words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
-    number = submit_script(script, [*words, *resources["more"]])
-    tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
-    echo_table(
-        [
+        if dry_run:
+            for task in [opened.single_call] if opened.single_call else opened.tasks:
+                echo(task.command_line())
+            return
+        log = LOGS / f"{opened.name}.out"
+        process = _start_here(["job", str(job), *flags], log)
+        rows = [
+            ("started", f"{opened.name} in the background, process {process}"),
+            ("log", log),
+            ("stop", f"kill {process}  (it saves; the same command continues)"),
+        ]
+    else:
+        text = sbatch_text(opened, Resources(**resources), flags)
+        if dry_run:
+            click.echo(text, nl=False)
+            return
+        if not shutil.which("sbatch"):
+            raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
+        script = LOGS / f"{opened.name}.sbatch"
+        write_text(script, text)
+        # Priority in sbatch: its command line, then the settings of the site, then the script.
+        sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
+        words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
+        number = submit_script(script, [*words, *resources["more"]])
+        tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
+        rows = [
             ("submitted", f"{opened.name} as job {number}{tasks}"),
             ("script", script),
             ("logs", LOGS / f"{opened.name}-{number}*.out"),
-            ("next", shlex.join(["wsi-idc", "status", str(opened.path), *flags])),
         ]
-    )
+    echo_table([*rows, ("next", shlex.join(["wsi-idc", "status", str(job), *flags]))])
 
 
-def _start_here(opened: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None:
-    from wsi_idc.jobs.slurm import LOGS
-
-    if dry_run:
-        for task in [opened.single_call] if opened.single_call else opened.tasks:
-            echo(task.command_line())
-        return
-    log = LOGS / f"{opened.name}.out"
+def _start_here(arguments: list[str], log: Path) -> int:
+    """Run a command in the background with its output in ``log``; return its process id."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # A process in its own session continues when the terminal is closed.
-    process = os.posix_spawn(
+    return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "wsi_idc", "job", str(opened.path), *flags],
+        [sys.executable, "-m", "wsi_idc", *arguments],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -313,12 +295,4 @@ def _start_here(opened: "Job", flags: tuple[str, ...], *, dry_run: bool) -> None
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
-    )
-    echo_table(
-        [
-            ("started", f"{opened.name} in the background, process {process}"),
-            ("log", log),
-            ("stop", f"kill {process}  (it saves; the same command continues)"),
-            ("next", shlex.join(["wsi-idc", "status", str(opened.path), *flags])),
-        ]
     )

@@ -42,14 +42,9 @@ def command_and_name(
         hint = _did_you_mean(str(command), known)
         raise JobError(f"command must be one of {', '.join(known)}, not {command!r}{hint}")
     name: str = typed("name", content.get("name", path.stem), str)
-    validate_job_name(name)
-    return command, name
-
-
-def validate_job_name(name: str) -> None:
-    """Raise JobError if ``name`` cannot be the name of a job and of its folder."""
     if not _NAME.fullmatch(name):
         raise JobError(f"name {name!r} is not a plain name; use letters, digits, - and _")
+    return command, name
 
 
 def num_tasks(content: Mapping[str, Any]) -> int:
@@ -60,11 +55,12 @@ def num_tasks(content: Mapping[str, Any]) -> int:
     return number
 
 
-def table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the table ``key`` of a job file, or an empty table if the file has no such table."""
+def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, Any]:
+    """Return the table ``key`` of a job file, by default empty; ``known`` are its possible keys."""
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise JobError(f"{key} must be a table, [{key}]")
+    check_keys(f"[{key}]", value, known)
     return value
 
 

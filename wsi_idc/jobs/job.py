@@ -12,21 +12,16 @@ import itertools
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wsi_idc.core import toml_file
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import JobError, RunError
-from wsi_idc.core.toml_file import (
-    MAX_TASKS,
-    check_keys,
-    command_and_name,
-    load_toml,
-    num_tasks,
-    table,
-)
+from wsi_idc.core.toml_file import MAX_TASKS
 from wsi_idc.search.config import SEARCH, search_spec, train_types
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
@@ -39,30 +34,19 @@ _MAX_SLUG = 60
 
 
 @dataclass(frozen=True)
-class OptionSpec:
-    """An option or argument of a command.
-
-    Attributes:
-        option: Name on the command line, such as "--out"; empty for an argument.
-        is_flag: Whether the option has no value.
-        is_list: Whether the option or argument may be repeated.
-    """
-
-    option: str
-    is_flag: bool = False
-    is_list: bool = False
-
-
-@dataclass(frozen=True)
 class CommandSpec:
-    """A command that a job can run.
+    """A command that a job can run; a key in the job file is an option or argument.
 
     Attributes:
-        options: Key in the job file to option or argument.
+        options: Key to name on the command line, such as "--out"; empty for an argument.
+        flags: Keys of the options without a value.
+        lists: Keys of the options and arguments that may be repeated.
         parse: Function that parses a command line into a value for each key, or raises JobError.
     """
 
-    options: Mapping[str, OptionSpec]
+    options: Mapping[str, str]
+    flags: Collection[str]
+    lists: Collection[str]
     parse: Callable[[Sequence[str]], dict[str, Any]]
 
 
@@ -81,28 +65,27 @@ class Task:
     command: str
     spec: CommandSpec
     settings: Mapping[str, Any]
-    passthrough_args: tuple[str, ...] = ()
-    values: Mapping[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    passthrough_args: Sequence[str]
+    values: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for key, value in self.settings.items():
-            _check_value(key, value, self.spec.options[key])
-        values = self.spec.parse(self.arguments()[1:])
+            _check_value(key, value, self.spec)
+        object.__setattr__(self, "values", self.spec.parse(self.arguments()[1:]))
         for key, value in self.settings.items():
-            if isinstance(value, str) and isinstance(values[key], int | float):
+            if isinstance(value, str) and isinstance(self.values[key], int | float):
                 raise JobError(f"{key} must be a number, not {value!r}")
-        object.__setattr__(self, "values", values)
 
     def arguments(self) -> list[str]:
         """Return the command line without ``wsi-idc``, as a list; file patterns are expanded."""
         words: list[str] = []
         for key, value in self.settings.items():
             option = self.spec.options[key]
-            if option.is_flag:
-                words += [option.option] if value else []
-            elif option.option:
-                names = (name for item in _items(value) for name in expand_pattern(item))
-                words += [word for name in names for word in (option.option, name)]
+            if key in self.spec.flags:
+                words += [option] if value else []
+            elif option:
+                names = itertools.chain(*_expand(value))
+                words += [word for name in names for word in (option, name)]
         arguments = self.plain_arguments()
         # The command treats every word after "--" as an argument, never as an option.
         end = ["--", *arguments] if arguments else []
@@ -115,16 +98,14 @@ class Task:
     def plain_arguments(self) -> list[str]:
         """Return the positional arguments in the command's order; file patterns are expanded."""
         arguments: list[str] = []
-        for key, option in self.spec.options.items():
-            if not option.option and key in self.settings:
-                for item in _items(self.settings[key]):
-                    names = expand_pattern(item)
-                    arguments += _finished(names) if key == "runs" else names
+        for key in [key for key, option in self.spec.options.items() if not option]:
+            for names in _expand(self.settings.get(key, [])):
+                arguments += _finished(names) if key == "runs" else names
         return arguments
 
     def unfinished_runs(self) -> list[str]:
         """Return the runs that ``plain_arguments`` omits because these runs are not finished."""
-        lists = map(expand_pattern, _items(self.settings.get("runs", ())))
+        lists = _expand(self.settings.get("runs", []))
         return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 
 
@@ -159,8 +140,8 @@ def read_job(
     path: Path,
     commands: Mapping[str, CommandSpec],
     *,
-    overrides: Mapping[str, Any] | None = None,
-    passthrough_args: Sequence[str] = (),
+    overrides: Mapping[str, Any],
+    passthrough_args: Sequence[str],
 ) -> Job:
     """Read and check a job file.
 
@@ -174,29 +155,29 @@ def read_job(
     Raises:
         JobError: The file cannot be read, or its content is not valid.
     """
-    content, overrides, extra = load_toml(path), overrides or {}, tuple(passthrough_args)
+    content = toml_file.load_toml(path)
     try:
-        command, name = command_and_name(content, path, commands)
-        spec, num_parts = commands[command], num_tasks(content)
+        command, name = toml_file.command_and_name(content, path, commands)
+        spec, num_parts = commands[command], toml_file.num_tasks(content)
+        make_task = partial(Task, command, spec, passthrough_args=passthrough_args)
         if command == SEARCH:
             search_spec(name, content)
-            settings = {"job": str(path), "out": str(DEFAULT_RUNS / name), **overrides}
-            single = Task(SEARCH, spec, settings, extra)
-            return Job(path, SEARCH, name, [single] * num_parts, single_call=single)
-        check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
+            single = make_task({"job": str(path), "out": str(DEFAULT_RUNS / name), **overrides})
+            return Job(path, command, name, [single] * num_parts, single)
+        toml_file.check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
         if num_parts > 1 and command != MAP:
             raise JobError("tasks is for a search, or for a map without [axes]; leave it out")
         fixed, points = _read_settings(content, command, spec, overrides)
         if command == TRAIN:
-            return Job(path, TRAIN, name, _train_tasks(name, spec, fixed, points, overrides, extra))
-        single = Task(command, spec, {**fixed, **overrides}, extra)
+            return Job(path, command, name, _train_tasks(name, make_task, fixed, points, overrides))
+        single = make_task({**fixed, **overrides})
         if num_parts == 1:
             return Job(path, command, name, [single])
         if "shard" in single.settings:
             raise JobError("shard is one of the parts that tasks makes; leave one of the two out")
         shards = [f"{number}/{num_parts}" for number in range(1, num_parts + 1)]
-        parts = [Task(MAP, spec, {**single.settings, "shard": shard}, extra) for shard in shards]
-        return Job(path, MAP, name, parts, single_call=single)
+        parts = [make_task({**single.settings, "shard": shard}) for shard in shards]
+        return Job(path, command, name, parts, single)
     except JobError as error:
         raise JobError(f"{path}: {error}") from None
 
@@ -205,9 +186,7 @@ def _read_settings(
     content: Mapping[str, Any], command: str, spec: CommandSpec, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the [config] settings, and a point (a combination of [axes] values) per task."""
-    fixed, axes = table(content, "config"), table(content, "axes")
-    check_keys("[config]", fixed, spec.options)
-    check_keys("[axes]", axes, spec.options)
+    fixed, axes = (toml_file.table(content, name, spec.options) for name in ("config", "axes"))
     if command == MAP and _MAP_INPUTS & overrides.keys():
         fixed = {key: value for key, value in fixed.items() if key not in _MAP_INPUTS}
     for key, axis in axes.items():
@@ -226,25 +205,23 @@ def _read_settings(
     num_points = math.prod(map(len, axes.values()))
     if num_points > MAX_TASKS:  # checked first: a list of all points may not fit into memory
         raise JobError(f"{num_points} tasks; at most {MAX_TASKS}, so shorten an axis")
-    return fixed, [
-        dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())
-    ]
+    points = itertools.product(*axes.values())
+    return fixed, [dict(zip(axes, point, strict=True)) for point in points]
 
 
 def _train_tasks(
     name: str,
-    spec: CommandSpec,
+    make_task: Callable[[Mapping[str, Any]], Task],
     fixed: Mapping[str, Any],
     points: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, Any],
-    passthrough_args: tuple[str, ...],
 ) -> list[Task]:
     """Check the settings of each point, and return a training task with a run folder per point."""
     fields, tasks, slugs = train_types(), [], []
     own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
     for point in points:
         try:
-            task = Task(TRAIN, spec, {**fixed, **point, **overrides}, passthrough_args)
+            task = make_task({**fixed, **point, **overrides})
             TrainConfig(**{key: task.values[key] for key in fields})
         except (JobError, RunError) as error:
             where = ", ".join(f"{key} {value}" for key, value in {**point, **own}.items())
@@ -261,25 +238,22 @@ def _train_tasks(
         slugs = [f"task-{number}" for number in range(1, len(slugs) + 1)]
     outs = [str(DEFAULT_RUNS / (f"{name}-{slug}" if slug else name)) for slug in slugs]
     return [
-        Task(TRAIN, spec, {**task.settings, "out": out}, passthrough_args)
+        replace(task, settings={**task.settings, "out": out})
         for task, out in zip(tasks, outs, strict=True)
     ]
 
 
-def _check_value(key: str, value: Any, option: OptionSpec) -> None:
+def _check_value(key: str, value: Any, spec: CommandSpec) -> None:
     """Check the type of a value in a job file; the command checks the value itself later."""
-    if option.is_list and not isinstance(value, list | tuple):
+    is_list, is_flag = key in spec.lists, key in spec.flags
+    if is_list and not isinstance(value, list):
         raise JobError(f"{key} must be a list, not {value!r}")
-    for item in value if option.is_list else [value]:
-        if option.is_flag != isinstance(item, bool) or not isinstance(item, str | int | float):
-            kind = "true or false" if option.is_flag else "a number or a text"
+    for item in value if is_list else [value]:
+        if is_flag != isinstance(item, bool) or not isinstance(item, str | int | float):
+            kind = "true or false" if is_flag else "a number or a text"
             raise JobError(f"{key} must be {kind}, not {item!r}")
         if isinstance(item, str) and not item.isprintable():
             raise JobError(f"{key} must be one line of printable text, not {item!r}")
-
-
-def _items(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list | tuple) else [value]
 
 
 def _finished(paths: list[str]) -> list[str]:
@@ -288,9 +262,11 @@ def _finished(paths: list[str]) -> list[str]:
     return finished if len(paths) > 1 and finished else paths
 
 
-def expand_pattern(value: Any) -> list[str]:
-    """Return the files that match a pattern, or the text itself if no file matches the text."""
-    text = str(value)
-    if not any(sign in text for sign in "*?"):
-        return [text]
-    return sorted(glob.glob(text)) or [text]  # noqa: PTH207 - expands relative and absolute paths
+def _expand(value: Any) -> list[list[str]]:
+    """Return a list for each text of a setting: the files that match it, or the text itself."""
+    lists = []
+    for text in map(str, value if isinstance(value, list) else [value]):
+        is_pattern = "*" in text or "?" in text
+        files = glob.glob(text) if is_pattern else []  # noqa: PTH207 - also expands absolute paths
+        lists.append(sorted(files) or [text])
+    return lists

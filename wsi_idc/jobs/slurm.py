@@ -6,7 +6,6 @@ The script is plain text: users can read, keep and change the script.
 import getpass
 import os
 import shlex
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,9 +64,7 @@ def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> st
         JobError: Several processes are requested for a command other than train, or a value has a
             line break.
     """
-    gpus = resources.gpus
-    if gpus is None:
-        gpus = 1 if job.command in _NEEDS_GPU else 0
+    gpus = int(job.command in _NEEDS_GPU) if resources.gpus is None else resources.gpus
     if max(resources.nodes, gpus) > 1 and job.command != TRAIN:
         raise JobError(
             f"{job.path}: several --nodes or --gpus are for a training; the tasks of a map or "
@@ -94,20 +91,19 @@ def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> st
     ]
     if any(not directive.isprintable() for directive in directives):
         raise JobError(f"{job.path}: a flag for sbatch is one line of printable text")
-    lines = ["#!/usr/bin/env bash", f"# Made by wsi-idc submit {shlex.quote(str(job.path))}"]
-    lines += [f"#SBATCH {_quoted(directive)}" for directive in directives]
+    for index, directive in enumerate(directives):
+        if set(directive) & set(" #'\"\\"):
+            directives[index] = shlex.quote(directive)
     shared = (files("wsi_idc.jobs") / "slurm_job.sh").read_text(encoding="utf-8")
-    lines += ["set -euo pipefail", "", shared.partition("\n\n")[2]]
-    lines += [
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# Made by wsi-idc submit {shlex.quote(str(job.path))}",
+        *(f"#SBATCH {directive}" for directive in directives),
+        *("set -euo pipefail", "", shared.partition("\n\n")[2]),
         *(_RENDEZVOUS if is_distributed else []),
         shlex.join(["run_job", str(job.path), *flags]),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _quoted(directive: str) -> str:
-    """Quote a directive if it contains a space, a quote, a backslash or #."""
-    return shlex.quote(directive) if set(directive) & set(" #'\"\\") else directive
 
 
 def submit(script: Path, flags: Sequence[str] = ()) -> str:
@@ -123,20 +119,13 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
     """
     # slurm/site.env sets variables for sbatch, such as SBATCH_ACCOUNT.
     bash = 'if [[ -f "$1" ]]; then source "$1"; fi; exec sbatch --parsable "${@:2}"'
+    command = ["bash", "-c", bash, "bash", str(SITE), *flags, str(script)]
+    # If this process runs in a SLURM job, the variables of that job must not apply to the new job.
+    names = [name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"]
+    environment = {name: os.environ[name] for name in names}
     try:
         answer = subprocess.run(
-            ["bash", "-c", bash, "bash", str(SITE), *flags, str(script)],
-            env={
-                name: value
-                for name, value in os.environ.items()
-                # If this process runs in a SLURM job, the variables of that job must not apply to
-                # the new job.
-                if not name.startswith("SLURM_") or name == "SLURM_CONF"
-            },
-            capture_output=True,
-            text=True,
-            timeout=_SBATCH_SECONDS,
-            check=False,
+            command, env=environment, capture_output=True, text=True, timeout=_SBATCH_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise JobError(f"sbatch did not answer in {_SBATCH_SECONDS} s; try again") from None
@@ -153,13 +142,9 @@ def queue_of(job: Job) -> list[str]:
     entry is found by its name.
     """
     command = ["squeue", "-h", f"--user={getpass.getuser()}", "--format=%j|%k|%i %T, %M of %l, %R"]
-    if not shutil.which(command[0]):
-        return []
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SQUEUE_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SQUEUE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):  # there is no squeue, or it does not answer
         return []
     lines = []
     for line in answer.stdout.splitlines() if answer.returncode == 0 else []:

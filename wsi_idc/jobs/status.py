@@ -1,7 +1,7 @@
 """Report the progress of the tasks of a job, read from the files that the tasks have written."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from wsi_idc.evaluation.results import (
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.plan import parse_shard, shard, sizes_of_patients, sizes_of_slides
-from wsi_idc.search.config import SEARCH, read_search, train_types
+from wsi_idc.search.config import SEARCH, SearchSpec, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest, rows_from_files
 from wsi_idc.training.config import TrainConfig, is_weights_file, resolve
 from wsi_idc.training.runs import Run, describe_changes
@@ -52,41 +52,55 @@ class TaskStatus:
 def status_of(job: Job) -> list[TaskStatus]:
     """Return the progress of each task of a job; a search counts as one task."""
     if job.command == SEARCH:
-        return [_search_status(job)]
+        folder = job.tasks[0].values["out"]
+        return [TaskStatus(1, str(folder), *_search_status(read_search(job.path), folder))]
     return [_task_status(number, task) for number, task in enumerate(job.tasks, start=1)]
 
 
 def _task_status(number: int, task: Task) -> TaskStatus:
-    values = task.values
+    values, out = task.values, task.values.get("out")
     if task.command == TRAIN:
-        run = Run(values["out"])
-        state, detail = _run_status(run)
-        if state not in (NOT_BEGUN, UNKNOWN) and (changes := _changes(run, values)):
-            state, detail = OTHER, changes
-        return TaskStatus(number, str(run.folder), state, detail)
-    if task.command == MAP:
-        return _map_status(number, values)
-    if task.command in _LAST_FILES:
+        status = _train_status(Run(values["out"]), values)
+    elif task.command == MAP:
+        status = _map_status(values)
+    elif task.command in _LAST_FILES:
         last_file = values["out"] / _LAST_FILES[task.command]
-        state = FINISHED if last_file.exists() else NOT_BEGUN
-        return TaskStatus(number, str(values["out"]), state)
-    if task.command == "eval" and values["runs"]:
-        return _eval_status(number, task)
-    return TaskStatus(number, "", UNKNOWN, f"see the files of wsi-idc {task.command}")
+        status = FINISHED if last_file.exists() else NOT_BEGUN, ""
+    elif task.command == "eval" and values["runs"]:
+        name = evaluation_name(values["split"], tta=values["tta"], smooth=values["smooth"])
+        runs = list(dict.fromkeys(map(Path, task.plain_arguments())))
+        folders = numbered_folders(runs, out) if out else [folder_in_run(run, name) for run in runs]
+        status = _count(map(is_evaluation, folders), "runs are evaluated")
+        out = out or f"eval-{name}"
+    else:
+        out, status = "", (UNKNOWN, f"see the files of wsi-idc {task.command}")
+    return TaskStatus(number, str(out), *status)
 
 
-def _eval_status(number: int, task: Task) -> TaskStatus:
-    values, runs = task.values, list(dict.fromkeys(map(Path, task.plain_arguments())))
-    name = evaluation_name(values["split"], tta=values["tta"], smooth=values["smooth"])
-    out = values["out"]
-    folders = numbered_folders(runs, out) if out else [folder_in_run(run, name) for run in runs]
-    num_done = sum(map(is_evaluation, folders))
-    detail = f"{num_done} of {len(runs)} runs are evaluated"
-    return TaskStatus(number, str(out or f"eval-{name}"), _part_state(num_done, len(runs)), detail)
+def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
+    """Return the state and the detail of a task with one result for each of its parts."""
+    done = list(results)
+    state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
+    return state, f"{sum(done)} of {len(done)} {what}"
 
 
-def _part_state(num_done: int, num_all: int) -> str:
-    return FINISHED if num_done == num_all else PARTLY if num_done else NOT_BEGUN
+def _train_status(run: Run, values: Mapping[str, Any]) -> tuple[str, str]:
+    state, detail = _run_status(run)
+    if state in (NOT_BEGUN, UNKNOWN):
+        return state, detail
+    config = TrainConfig(**{key: values[key] for key in train_types()})
+    try:
+        expected = resolve(config).training_settings
+    except CheckpointError as error:
+        return OTHER, str(error)
+    if is_weights_file(config.weights):  # a run stores the file's SHA-256, not its path
+        del expected["weights"]
+    if config.split == "auto":
+        del expected["split"]
+    asked = run.read().get("asked")
+    stored = asked if isinstance(asked, dict) else {}
+    changes = describe_changes({key: stored.get(key) for key in expected}, expected)
+    return (OTHER, changes) if changes else (state, detail)
 
 
 def _run_status(run: Run) -> tuple[str, str]:
@@ -96,15 +110,13 @@ def _run_status(run: Run) -> tuple[str, str]:
         record = run.read()
     except RunError as error:
         return UNKNOWN, str(error)
-    epochs = run.read_history() or []
     if record.get("status") == "finished":
         best = record.get("best")
         epoch = best.get("epoch") if isinstance(best, dict) else None
         return FINISHED, "" if epoch is None else f"best epoch {epoch}"
     detail = "before the end of its first epoch"
-    if epochs:
-        last = epochs[-1]
-        config = record.get("asked")
+    if epochs := run.read_history():
+        last, config = epochs[-1], record.get("asked")
         num_epochs = config.get("epochs") if isinstance(config, dict) else None
         detail = f"{last['epoch']:.0f}{f' of {num_epochs}' if num_epochs else ''} epochs"
         if "val_average_precision" in last:
@@ -112,34 +124,17 @@ def _run_status(run: Run) -> tuple[str, str]:
     return (RUNNING if is_held(run.folder / ".lock") else STOPPED), detail
 
 
-def _changes(run: Run, values: Mapping[str, Any]) -> str:
-    """Describe the differences between a run and the settings of a training; empty if equal."""
-    config = TrainConfig(**{key: values[key] for key in train_types()})
-    try:
-        expected = resolve(config).training_settings
-    except CheckpointError as error:
-        return str(error)
-    if is_weights_file(config.weights):  # a run stores the file's SHA-256, not its path
-        del expected["weights"]
-    if config.split == "auto":
-        del expected["split"]
-    asked = run.read().get("asked")
-    stored = asked if isinstance(asked, dict) else {}
-    return describe_changes({key: stored.get(key) for key in expected}, expected)
-
-
-def _search_status(job: Job) -> TaskStatus:
-    spec, folder = read_search(job.path), job.tasks[0].values["out"]
+def _search_status(spec: SearchSpec, folder: Path) -> tuple[str, str]:
     if not (folder / "search.json").exists():
-        return TaskStatus(1, str(folder), NOT_BEGUN, f"{spec.num_trials} trials")
+        return NOT_BEGUN, f"{spec.num_trials} trials"
     states = [_run_status(Run(path))[0] for path in sorted(folder.glob("trial-*"))]
     finished, running = states.count(FINISHED), states.count(RUNNING)
+    if not running and _num_ended(folder / "trials.csv") >= spec.num_trials:
+        return FINISHED, f"{finished} trials finished; see trials.csv"
     detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
     if unknown := states.count(UNKNOWN):
         detail += f", {unknown} unknown"
-    if not running and _num_ended(folder / "trials.csv") >= spec.num_trials:
-        return TaskStatus(1, str(folder), FINISHED, f"{finished} trials finished; see trials.csv")
-    return TaskStatus(1, str(folder), RUNNING if running else STOPPED, detail)
+    return RUNNING if running else STOPPED, detail
 
 
 def _num_ended(table: Path) -> int:
@@ -152,22 +147,18 @@ def _num_ended(table: Path) -> int:
     return sum(state in ("complete", "pruned", "failed") for state in states)
 
 
-def _map_status(number: int, values: Mapping[str, Any]) -> TaskStatus:
+def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
     out = values["out"]
     try:
         sizes = _map_sizes(values)
     except WsiIdcError as error:
-        return TaskStatus(number, str(out), UNKNOWN, str(error))
+        return UNKNOWN, str(error)
     if sizes is None:
-        num_files = len(list(out.glob("*.h5")))
-        detail = f"{num_files} files; the data are not packed yet"
-        return TaskStatus(number, str(out), UNKNOWN, detail)
+        return UNKNOWN, f"{len(list(out.glob('*.h5')))} files; the data are not packed yet"
     if not sizes:
-        return TaskStatus(number, str(out), UNKNOWN, "the job names nothing to map")
+        return UNKNOWN, "the job names nothing to map"
     names = shard(sizes, *parse_shard(values["shard"])) if values["shard"] else list(sizes)
-    num_done = sum(map_path(out, name).exists() for name in names)
-    detail = f"{num_done} of {len(names)} maps are there"
-    return TaskStatus(number, str(out), _part_state(num_done, len(names)), detail)
+    return _count((map_path(out, name).exists() for name in names), "maps are there")
 
 
 def _map_sizes(values: Mapping[str, Any]) -> dict[str, int] | None:

@@ -12,14 +12,7 @@ from typing import Any
 from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import JobError, RunError
 from wsi_idc.core.metric_table import MONITOR_METRICS
-from wsi_idc.core.toml_file import (
-    check_keys,
-    command_and_name,
-    load_toml,
-    table,
-    typed,
-    validate_job_name,
-)
+from wsi_idc.core.toml_file import check_keys, command_and_name, load_toml, table, typed
 from wsi_idc.training.config import TrainConfig
 
 SEARCH = "search"
@@ -91,7 +84,6 @@ class SearchSpec:
     metric: str = "average_precision"
 
     def __post_init__(self) -> None:
-        validate_job_name(self.name)
         for name, choices in (("sampler", SAMPLERS), ("metric", MONITOR_METRICS)):
             if (value := getattr(self, name)) not in choices:
                 raise JobError(f"{name} {value!r} is not one of {', '.join(choices)}")
@@ -119,9 +111,8 @@ class SearchSpec:
 
     def _problem(self, axis: Axis) -> str | None:
         if isinstance(axis, Range):
-            if self.sampler == "grid" and not axis.problem():
-                return "a grid needs a list of values, or choose another sampler"
-            return axis.problem()
+            needs_list = "a grid needs a list of values, or choose another sampler"
+            return axis.problem() or (needs_list if self.sampler == "grid" else None)
         if not axis:
             return "the list is empty"
         value, count = Counter(axis).most_common(1)[0]
@@ -161,16 +152,13 @@ class SearchSpec:
 
         The number of trials is left out, because the user may increase it later.
         """
-        config = asdict(self.config(next(self.points())))
-        return {
-            **{name: value for name, value in config.items() if name not in self.axes},
-            **{
-                f"axes.{name}": asdict(axis) if isinstance(axis, Range) else list(axis)
-                for name, axis in self.axes.items()
-            },
-            **{f"search.{name}": getattr(self, name) for name in ("sampler", "prune", "metric")},
-            "search.seed": None if self.sampler == "grid" else self.seed,
-        }
+        settings = asdict(self.config(next(self.points())))
+        for name, axis in self.axes.items():
+            del settings[name]
+            settings[f"axes.{name}"] = asdict(axis) if isinstance(axis, Range) else list(axis)
+        for name in ("sampler", "prune", "metric"):
+            settings[f"search.{name}"] = getattr(self, name)
+        return {**settings, "search.seed": None if self.sampler == "grid" else self.seed}
 
 
 def format_point(point: Mapping[str, Value]) -> str:
@@ -201,9 +189,8 @@ def search_spec(name: str, content: Mapping[str, Any]) -> SearchSpec:
     options = _typed_table(content, "search", types)
     if "trials" in options and options.get("sampler", "grid") == "grid":
         raise JobError("trials is for sampler random or tpe; a grid runs all its points")
-    fixed = _typed_table(content, "config", train_types())
-    axes, types = table(content, "axes"), train_types()
-    check_keys("[axes]", axes, types)
+    types = train_types()
+    fixed, axes = _typed_table(content, "config", types), table(content, "axes", types)
     axes = {key: _axis(f"axis {key}", value, types[key]) for key, value in axes.items()}
     return SearchSpec(name=name, fixed=fixed, axes=axes, **options)
 
@@ -214,8 +201,7 @@ def train_types() -> dict[str, type]:
 
 
 def _typed_table(content: Mapping[str, Any], name: str, types: dict[str, type]) -> dict[str, Any]:
-    values = table(content, name)
-    check_keys(f"[{name}]", values, types)
+    values = table(content, name, types)
     return {key: typed(key, value, types[key]) for key, value in values.items()}
 
 

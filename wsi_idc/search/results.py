@@ -34,8 +34,7 @@ class Trial:
         number: Number of the trial, counted from 0.
         state: State of the trial, one of ``STATES``.
         point: Value of the trial on each axis; may be empty for a waiting trial.
-        value: Value of the metric of the search; for an incomplete trial, after its last epoch;
-            None if there is no value.
+        value: Metric of the search; for an incomplete trial, after its last epoch; may be None.
         metrics: All metrics on the val patients; None for an incomplete trial.
         config: All settings of the training; None for an incomplete trial.
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
@@ -136,21 +135,18 @@ def best_job(result: SearchResult) -> str:
     """Return the text of a job file; the job trains with the settings of the best trial."""
     best, spec = result.best, result.spec
     assert best is not None and best.config is not None
-    lines = [
+    text = (
         f"# Trial {best.number} of the search {spec.name}, the best of {len(result.trials)} by val "
-        f"{spec.metric}: {best.value:.4f}.",
-        'command = "train"',
-        f'name = "{spec.name[:90]}-best"',
-        "",
-        "[config]",
-    ]
+        f'{spec.metric}: {best.value:.4f}.\ncommand = "train"\n'
+        f'name = "{spec.name[:90]}-best"\n\n[config]\n'
+    )
     for name, value in best.config.items():
         if value is not None:
             # For TOML, repr() writes valid numbers, also infinite ones; JSON writes valid strings.
             is_number = type(value) in (int, float)
-            text = repr(value) if is_number else json.dumps(value, ensure_ascii=False)
-            lines.append(f"{name} = {text}")
-    return "\n".join(lines) + "\n"
+            toml = repr(value) if is_number else json.dumps(value, ensure_ascii=False)
+            text += f"{name} = {toml}\n"
+    return text
 
 
 def draw_search(result: SearchResult) -> Figure:
@@ -179,15 +175,14 @@ def draw_search(result: SearchResult) -> Figure:
 
 
 def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
-    axis = result.spec.axes[name]
-    values: list[Value] | None = None
+    axis, values = result.spec.axes[name], []
     if not isinstance(axis, Range):  # sort numbers, keep the order of texts
         values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
         """Draw a mark for each trial; if the axis is a list, x is the index of the value."""
         known = [(trial.point[name], trial.value) for trial in trials if trial.value is not None]
-        x = [value if values is None else values.index(value) for value, _ in known]
+        x = [values.index(value) if values else value for value, _ in known]
         if known:
             panel.scatter(x, [y for _, y in known], *style, **options)
 
@@ -195,8 +190,8 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
     style = {"edgecolors": ACCENT, "alpha": 0.8}
     scatter(result.having("complete"), 28, ACCENT, label="trial", **style)
     scatter(result.having("pruned"), 28, "none", label="pruned trial", **style)
-    if values is None:
-        panel.set_xscale("log" if isinstance(axis, Range) and axis.log else "linear")
+    if isinstance(axis, Range):
+        panel.set_xscale("log" if axis.log else "linear")
     else:
         names = [format_value(value) for value in values]
         panel.set_xticks(range(len(names)), names)

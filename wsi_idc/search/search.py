@@ -25,7 +25,7 @@ from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import SearchSpec, format_point
 from wsi_idc.search.results import SearchResult, rank_trials, run_folder, write_result
-from wsi_idc.search.study import Pruned, Study, TrialLease, wait_for_search_lock
+from wsi_idc.search.study import Pruned, Study, TrialLease, TrialState, wait_for_search_lock
 from wsi_idc.training.config import resolve, weights_fingerprint
 from wsi_idc.training.runs import Run, describe_changes
 from wsi_idc.training.train import train
@@ -130,8 +130,7 @@ def _train_trial(
     """Train a trial and record its result; an error caused by its settings ends only this trial."""
     spec, number = study.spec, lease.number
     num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in study.trials())
-    total = max(spec.num_trials, number + 1)
-    point = format_point(lease.point)
+    total, point = max(spec.num_trials, number + 1), format_point(lease.point)
     logger.info("trial %d (%d of %d done): %s", number, num_done, total, point)
     try:
         config = spec.config(lease.point)
@@ -148,27 +147,26 @@ def _train_trial(
             stop=stop,
             on_epoch=lease.on_epoch if spec.prune else None,
         )
-        metrics = dict(checkpoint.metrics["val"])
-        value = metrics[spec.metric]
+        value = checkpoint.metrics["val"][spec.metric]
         if not math.isfinite(value):
             raise RunError(f"its {spec.metric} is not a number")
     except StoppedError:
         lease.pause()
         raise
     except Pruned:
-        lease.prune()
+        lease.finish(TrialState.PRUNED)
         logger.info("trial %d pruned", number)
     except (RunError, CheckpointError, torch.OutOfMemoryError) as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError):
             reason = "the device has too little memory; use a smaller batch_size or model"
-        lease.fail(reason)
+        lease.finish(TrialState.FAIL, reason=reason)
         logger.warning("trial %d failed: %s", number, reason)
     else:
-        lease.complete(
-            value,
-            metrics=metrics,
-            best_epoch=checkpoint.metrics["epoch"],
-            config={**checkpoint.config, "split": checkpoint.split_spec},
-        )
+        result = {
+            "metrics": dict(checkpoint.metrics["val"]),
+            "best_epoch": checkpoint.metrics["epoch"],
+            "config": {**checkpoint.config, "split": checkpoint.split_spec},
+        }
+        lease.finish(TrialState.COMPLETE, value, result=result)
         logger.info("trial %d: val %s %.4f", number, spec.metric, value)

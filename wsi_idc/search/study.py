@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,8 @@ class TrialLease:
         for name, value in attributes.items():
             self._trial.set_user_attr(name, value)
 
-    def complete(self, value: float, **result: Any) -> None:
-        """Record that the trial is complete, with its value and further results."""
-        self._finish(TrialState.COMPLETE, value, result=result)
-
-    def prune(self) -> None:
-        """Record that the trial is pruned."""
-        self._finish(TrialState.PRUNED)
-
-    def fail(self, reason: str) -> None:
-        """Record that the trial has failed, and the reason."""
-        self._finish(TrialState.FAIL, reason=reason)
-
-    def _finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
+    def finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
+        """Record that the trial has ended, with its value and further attributes."""
         # On a disk without file locks, another process may have finished the same trial.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.pause(**attributes)
@@ -161,11 +151,12 @@ class Study:
         except BusyError:
             raise BusyError(f"{lock}: held by another process; run again later") from None
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
-        if self.spec.sampler == "tpe":
+        self._study.sampler = (
             # constant_liar: parallel processes then choose different points.
-            self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        else:
-            self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
+            optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            if self.spec.sampler == "tpe"
+            else optuna.samplers.RandomSampler(seed=seed)
+        )
 
     def trials(self) -> list[Trial]:
         """Return all trials, sorted by number."""
@@ -186,14 +177,12 @@ def _open(journal: Path) -> "optuna.Study":
 
 def _to_trial(trial: "optuna.trial.FrozenTrial") -> Trial:
     result = trial.user_attrs.get("result", {}) if trial.state == TrialState.COMPLETE else {}
-    value = trial.value
-    if value is None and trial.last_step is not None:
-        value = trial.intermediate_values[trial.last_step]
+    last_value = trial.intermediate_values.get(trial.last_step)
     return Trial(
         number=trial.number,
         state="failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
         point=trial.params or trial.system_attrs.get("fixed_params", {}),
-        value=value,
+        value=last_value if trial.value is None else trial.value,
         seconds=trial.user_attrs.get("seconds"),
         reason=trial.user_attrs.get("reason"),
         **result,
@@ -208,15 +197,10 @@ def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
     return trial.suggest_float(name, axis.low, axis.high, step=axis.step, log=axis.log)
 
 
-def wait_for_search_lock(
-    folder: Path, stop: StopRequest | None
-) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def wait_for_search_lock(folder: Path, stop: StopRequest | None) -> Iterator[None]:
     """Context manager: wait for the lock of a search, so that no other process claims a trial."""
-    lock = folder / ".lock"
-    return wait_for_lock(
-        lock,
-        what=folder,
-        log_as=f"another process of this search ({lock})",
-        log_after=10.0,
-        on_wait=lambda: raise_if_stopped(stop),
-    )
+    lock, on_wait = folder / ".lock", partial(raise_if_stopped, stop)
+    log_as = f"another process of this search ({lock})"
+    with wait_for_lock(lock, what=folder, log_as=log_as, log_after=10.0, on_wait=on_wait):
+        yield
