@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from wsi_idc.plotting.style import PAGE_MM, page_style
-from wsi_idc.render.layout import layout_page, nice_length, panel_grid
+from wsi_idc.render.layout import layout_page, panel_grid
 from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
 
 COLORS = np.zeros((256, 3), np.uint8)
@@ -16,13 +16,6 @@ def panel(size: tuple[int, int] = (30, 20), **changes) -> Panel:
 def draw(*panels: Panel) -> Figure:
     with page_style():
         return layout_page(panels, name="Patient P", details=["some details", "a notice"])
-
-
-@pytest.mark.parametrize(
-    ("span", "length"), [(3.0, 1.0), (15.2, 5.0), (5.9, 1.0), (6.0, 2.0), (0.5, 0.1), (100, 20)]
-)
-def test_scale_bar_length_is_a_round_number(span: float, length: float):
-    assert nice_length(span) == pytest.approx(length)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,13 @@ def color_of(name: str, value: float) -> np.ndarray:
     return np.rint(np.array(colormaps[name](value)[:3]) * 255).astype(int)
 
 
+@pytest.mark.parametrize(
+    ("span", "length"), [(3.0, 1.0), (15.2, 5.0), (5.9, 1.0), (6.0, 2.0), (0.5, 0.1), (100, 20)]
+)
+def test_scale_bar_length_is_a_round_number(span: float, length: float):
+    assert panels.nice_length(span) == pytest.approx(length)
+
+
 def test_tissue_panel_names_a_missing_image():
     panel = panels.tissue_panel(input_of())
     assert panel.title == "Tissue"

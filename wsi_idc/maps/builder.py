@@ -17,16 +17,10 @@ from wsi_idc.core.provenance import provenance
 from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.maps.map_reader import (
-    FORMAT_VERSION,
-    MAX_CAM_BYTES,
-    MAX_CAM_SIDE,
-    map_path,
-    read_provenance,
-)
+from wsi_idc.maps.map_reader import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE, map_path
 from wsi_idc.maps.map_writer import MapReport, map_writers
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
-from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap
+from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap, map_state
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
 from wsi_idc.models.registry import architecture
@@ -106,12 +100,8 @@ class MapBuilder:
             map_path(self.out, patient)
         seen = sorted(self.predictor.patients("train").intersection(source.names))
         if seen:
-            logger.info(
-                "the model was trained on %d of these patients (the first is %s): their maps look "
-                "too good",
-                len(seen),
-                seen[0],
-            )
+            num_seen = f"{len(seen)} of these patients (the first is {seen[0]})"
+            logger.info("the model was trained on %s: their maps look too good", num_seen)
         report = MapReport()
         self.device_config.throughput.start()
         with (
@@ -130,24 +120,22 @@ class MapBuilder:
     def select(
         self, patient: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
     ) -> bool:
-        """Return whether a patient's map must be built; record other patients in ``report``.
+        """Return whether a patient's map must be built; else record the patient in ``report``.
 
-        Args:
-            patient: Patient id.
-            cache_key: Values that determine the content of the map; see ``cache_key``.
-            report: Report that receives the patient as kept or failed if no map must be built.
-            data: File of the pack or slide.
+        The arguments ``cache_key`` and ``data`` are the same as in ``plan.map_state``.
         """
-        state = self._state_of(patient, cache_key, data=str(data))
+        path = map_path(self.out, patient)
+        state = map_state(path, cache_key, data=str(data), overwrite=self.overwrite)
         if state == DONE:
-            report.kept[patient] = map_path(self.out, patient)
+            report.kept[patient] = path
         elif state != TO_DO:
             report.failed[patient] = state
         return state == TO_DO
 
     def plan(self, patches: PatientPatches, *, with_image: bool) -> PlannedMap:
         """Return the state and the estimated size of the map of a patient."""
-        record = patches.provenance
+        key, data = patches.provenance["identity"], patches.provenance["data"]
+        path = map_path(self.out, patches.patient)
         num_patches, num_cells = len(patches.row_col), math.prod(patches.shape)
         num_bytes = num_patches * 64 + num_cells * 32
         if self.cam is not None:
@@ -159,37 +147,11 @@ class MapBuilder:
             pixel_bytes = 3 * patches.patch_px**2 * num_patches
         return PlannedMap(
             patient=patches.patient,
-            state=self._state_of(patches.patient, record["identity"], data=record["data"]),
+            state=map_state(path, key, data=data, overwrite=self.overwrite),
             num_patches=num_patches,
             disk_mb=num_bytes / 1e6,
             memory_mb=(_COPIES_IN_MEMORY * num_bytes + 2 * pixel_bytes) / 1e6,
         )
-
-    def _state_of(self, patient: str, cache_key: dict[str, Any], *, data: str) -> str:
-        """Return "to do", "done", or the reason why a map cannot be built; log a rebuilt map."""
-        path = map_path(self.out, patient)
-        try:
-            record = read_provenance(path)
-        except MapError as error:
-            return TO_DO if self.overwrite else f"{error}, with --overwrite"
-        if record is None or self.overwrite:
-            return TO_DO
-        old_key = record.get("identity")
-        old_key = old_key if isinstance(old_key, dict) else {}
-        if old_key == cache_key:
-            return DONE
-        changed = sorted(key for key in cache_key if old_key.get(key) != cache_key[key])
-        old_data = record.get("data", data)
-        if "data" in changed and old_data != data:
-            logger.warning(
-                "%s was made from %s and is replaced by the map of %s; give another --out to keep "
-                "both",
-                path,
-                old_data,
-                data,
-            )
-        logger.info("%s: made with another %s, so it is made again", path, ", ".join(changed))
-        return TO_DO
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
         """Return all values that determine the content of a map, JSON-ready, including ``data``."""
@@ -253,24 +215,22 @@ class MapBuilder:
         predictor, cam = self.predictor, self.cam or CamSpec()
         checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing
         combined = predictor.aggregate(prediction.logit)
-        return PatientMap(
-            **vars(patches) | {"provenance": provenance(**patches.provenance)},
-            class_names=checkpoint.class_names,
-            threshold=predictor.threshold,
-            temperature=predictor.temperature,
-            model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
-            logit=combined.logit,
-            probability=combined.probability,
-            uncertainty=combined.uncertainty,
-            smoothed=None
-            if smoothing is None
-            else smoothed_probability(
+        smoothed = None
+        if smoothing is not None:
+            smoothed = smoothed_probability(
                 combined.probability,
                 np.zeros(len(patches.row_col), np.int64),  # index of the patient
                 patches.row_col,
                 smoothing=smoothing,
                 patch_um=patches.cell_px * patches.mpp,
-            ),
+            )
+        return PatientMap(
+            **vars(patches) | vars(combined) | {"provenance": provenance(**patches.provenance)},
+            class_names=checkpoint.class_names,
+            threshold=predictor.threshold,
+            temperature=predictor.temperature,
+            model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
+            smoothed=smoothed,
             smoothing=None if smoothing is None else asdict(smoothing),
             cam=prediction.cam,
             cam_layer=self._cam_layer,

@@ -17,7 +17,7 @@ import pandas as pd
 
 from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError, first_line
-from wsi_idc.core.files import safe_filename, write_bytes, write_text
+from wsi_idc.core.files import safe_filename, starts_with, write_bytes, write_text
 from wsi_idc.core.hdf5 import (
     UNREADABLE,
     DatasetSpec,
@@ -39,7 +39,7 @@ _FORMAT_VERSION = 1
 _MAX_MAPS = 1_000_000
 _MODEL_NOTES = ("tta", "ensemble")
 # Name and type of each column, in the order of the table.
-_TYPES = {
+_TYPES: dict[str, Any] = {
     **dict.fromkeys(("patient", "map", "source"), str),
     **dict.fromkeys(("patches", "labelled_patches"), np.int64),
     **dict.fromkeys(("threshold", "area_mm2", "idc_area_mm2", "idc_fraction"), np.float64),
@@ -83,8 +83,7 @@ class Cohort:
     def table(self) -> pd.DataFrame:
         """Return the cohort table: one row per map, with the columns ``COLUMNS``."""
         rows = [row | {"map": self.paths[patient].name} for patient, row in self.rows.items()]
-        types: dict[str, Any] = _TYPES
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Write cohort.csv and cohort.h5 into ``folder``, each atomically, and return the paths."""
@@ -104,11 +103,7 @@ def check_tables(folder: Path) -> None:
             f"{hdf5} is the map of a patient, not a table to replace; put that map into another "
             "folder"
         )
-    start = ",".join(COLUMNS[:3]).encode()
-    is_table = False
-    if csv.is_file():  # not a pipe, which would block open()
-        with csv.open("rb") as file:
-            is_table = file.read(len(start)) == start
+    is_table = starts_with(csv, ",".join(COLUMNS[:3]).encode())
     for path, is_own in ((hdf5, is_cohort(hdf5)), (csv, is_table)):
         if path.exists() and not is_own:
             raise MapError(f"{path} exists and was not written by this command; move it away")

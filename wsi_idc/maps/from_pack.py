@@ -107,9 +107,8 @@ class PackSource:
 
     def _cache_key(self, builder: MapBuilder) -> dict[str, Any]:
         info = self.pack.info
-        return builder.cache_key(
-            data=info.source_fingerprint, mpp=info.mpp, mpp_source=info.mpp_source
-        )
+        data = info.source_fingerprint
+        return builder.cache_key(data=data, mpp=info.mpp, mpp_source=info.mpp_source)
 
 
 def _until_stop(

@@ -38,13 +38,11 @@ class SlideSettings:
     """Settings for cutting patches from slides.
 
     Attributes:
-        mpp: Microns per level-0 px of every slide. None means the value in the manifest, or else
-            in the slide file.
+        mpp: Microns per level-0 px; None takes the value of the manifest, or else of the slide.
         mask: Mask file, if there is only one slide; None means that slides are segmented.
         min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken, or,
             if ``mask`` is given, all patches that touch tissue.
-        stride_px: Distance between neighboring patches in px of a patch; None means the side of a
-            patch.
+        stride_px: Distance between patches in px of a patch; None means the side of a patch.
     """
 
     mpp: float | None = None
@@ -90,9 +88,9 @@ class SlideSource:
         builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
-        """Open and segment all slides, and return the state and the size of each map.
+        """Return the state and the size of each map; raise the errors of ``validate``.
 
-        Raise the errors of ``validate``. If a slide cannot be used, the state is the reason.
+        All slides are segmented. If a slide cannot be used, the state is the reason.
         """
         self.validate(builder)
         return [self._plan_slide(row, builder) for row in self.slides]
@@ -134,10 +132,7 @@ class SlideSource:
         *,
         title: str,
     ) -> Callable[[], PatientMap] | None:
-        """Predict the patches of a slide; return a function that builds the map.
-
-        Return None if no map must be built for the slide, or if a stop is requested.
-        """
+        """Predict the patches of a slide; return a function that builds the map, if any."""
         with self._open(row) as slide:
             key = self._cache_key(builder, slide)
             if not builder.select(row.patient, key, report, data=row.slide):
@@ -220,11 +215,8 @@ def _fits_in_memory(patches: PatientPatches) -> bool:
     num_bytes = 3 * max(num_patch_px, num_image_px)
     if num_bytes <= _MAX_IMAGE_BYTES:
         return True
-    logger.warning(
-        "%s: its patches would take %.1f GB in memory, so the tissue is left out of the map",
-        patches.patient,
-        num_bytes / 1e9,
-    )
+    reason = f"its patches would take {num_bytes / 1e9:.1f} GB in memory"
+    logger.warning("%s: %s, so the tissue is left out of the map", patches.patient, reason)
     return False
 
 

@@ -49,8 +49,7 @@ def layers_of(
     Args:
         patient_map: Map of a patient.
         has_tissue: Whether a picture of the tissue is available.
-        uncertainty_max: Uncertainty that has the last color of the colormap; None means the robust
-            maximum of the map's uncertainties.
+        uncertainty_max: Uncertainty of the last color; None means the map's robust maximum.
     """
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []

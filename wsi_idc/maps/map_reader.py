@@ -11,19 +11,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core import hdf5
 from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE
 from wsi_idc.core.errors import MapError, first_line
 from wsi_idc.core.files import parse_json, safe_filename
-from wsi_idc.core.hdf5 import (
-    UNREADABLE,
-    DatasetSpec,
-    check_dataset,
-    has_format,
-    open_hdf5,
-    read_attributes,
-    read_dataset,
-    read_datasets,
-)
+from wsi_idc.core.hdf5 import DatasetSpec, open_hdf5, read_attributes
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -53,7 +45,7 @@ def map_paths(folder: Path) -> list[Path]:
 
 def is_map(path: Path) -> bool:
     """Return whether a file is a map, according to its attribute ``format``."""
-    return has_format(path, FORMAT)
+    return hdf5.has_format(path, FORMAT)
 
 
 def read_map(path: Path) -> PatientMap:
@@ -135,7 +127,7 @@ def _errors_as_map_error(path: Path) -> Iterator[None]:
         raise MapError(f"{path}: no such file; make it with wsi-idc map") from None
     except IsADirectoryError:
         raise MapError(f"{path} is a folder; give a map file in it") from None
-    except UNREADABLE as error:
+    except hdf5.UNREADABLE as error:
         reason = first_line(error)
         raise MapError(f"{path}: not a usable map ({reason}); make it again") from None
 
@@ -197,7 +189,7 @@ def _is_possible_mpp(mpp: Any) -> bool:
 
 def _read_columns(file: h5py.File) -> dict[str, Any]:
     any_num = DatasetSpec("integer", ((1, MAX_CELLS_PER_SIDE**2), 2))
-    num = len(check_dataset(file, "coords", any_num))
+    num = len(hdf5.check_dataset(file, "coords", any_num))
     pairs, optional = DatasetSpec("integer", (num, 2)), DatasetSpec("number", (num,), None, True)
     specs = {
         "coords": pairs,
@@ -209,7 +201,7 @@ def _read_columns(file: h5py.File) -> dict[str, Any]:
         "probability_smoothed": optional,
     }
     types = {"coords": np.int32, "row_col": np.int32, "label": np.int8}
-    columns = read_datasets(file, specs)
+    columns = hdf5.read_datasets(file, specs)
     return {name: column.astype(types.get(name, np.float32)) for name, column in columns.items()}
 
 
@@ -225,8 +217,8 @@ def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:
 
 def _read_slide(file: h5py.File) -> SlideView:
     side = _THUMBNAIL_SIDE
-    tissue = read_dataset(file, "slide/tissue", DatasetSpec("number", (side, side)))
-    thumbnail = read_dataset(file, "slide/thumbnail", DatasetSpec("u1", (*tissue.shape, 3)))
+    tissue = hdf5.read_dataset(file, "slide/tissue", DatasetSpec("number", (side, side)))
+    thumbnail = hdf5.read_dataset(file, "slide/thumbnail", DatasetSpec("u1", (*tissue.shape, 3)))
     attrs = read_attributes(file["slide"])
     if not (_is_possible_mpp(attrs["mpp"]) and min(attrs["width"], attrs["height"]) > 0):
         raise ValueError("the slide's mpp, width or height is out of range")
@@ -245,7 +237,7 @@ def _read_cam_attributes(file: h5py.File, num: int) -> dict[str, Any]:
     if "cam" not in file:
         return {}
     side = (1, MAX_CAM_SIDE)
-    raw = check_dataset(file, "cam/raw", DatasetSpec("number", (num, side, side)))
+    raw = hdf5.check_dataset(file, "cam/raw", DatasetSpec("number", (num, side, side)))
     if raw.nbytes > MAX_CAM_BYTES:
         raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
     attrs = read_attributes(file["cam"])
@@ -258,7 +250,7 @@ def _check_image(file: h5py.File, patient_map: PatientMap) -> h5py.Dataset | Non
     if "image/rgb" not in file:
         return None
     rows, cols = patient_map.shape
-    # check_dataset may reject this dataset: the file does not store white parts of a picture.
+    # ``check_dataset`` may reject this dataset: the file does not store white parts of a picture.
     image, shape = file["image/rgb"], (rows * patient_map.cell_px, cols * patient_map.cell_px, 3)
     if image.shape != shape or image.dtype != np.uint8:
         raise ValueError(f"/image/rgb is not uint8 {shape}")

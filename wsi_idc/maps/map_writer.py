@@ -97,10 +97,8 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
             "downsampled_level_dim": level_dim,
         }
     )
-    file["row_col"] = patient_map.row_col
-    file["logit"] = patient_map.logit
-    file["probability"] = patient_map.probability
-    file["label"] = patient_map.label
+    for name in ("row_col", "logit", "probability", "label"):
+        file[name] = getattr(patient_map, name)
     for name, values in _optional_columns(patient_map).items():
         file[name] = values
 

@@ -1,15 +1,22 @@
 """Plan maps before they are built: shards of about equal size, state and size of each map."""
 
 import heapq
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from wsi_idc.core.errors import DataError
+from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.data.pack import Pack
+from wsi_idc.maps.map_reader import read_provenance
 from wsi_idc.slides.manifest import ManifestRow
 
+logger = logging.getLogger(__name__)
 TO_DO, DONE = "to do", "done"
 _MAX_SHARDS = 100_000
+_SHARD = re.compile("([0-9]{1,6})/([0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,37 @@ class PlannedMap:
     def is_mappable(self) -> bool:
         """True if the map is up to date or can be built."""
         return self.state in (TO_DO, DONE)
+
+
+def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite: bool) -> str:
+    """Decide whether an existing map is kept or built again.
+
+    Args:
+        path: Map file; it may be missing.
+        cache_key: Values that determine the content of the map; see ``MapBuilder.cache_key``.
+        data: Path of the pack or slide.
+        overwrite: Whether to rebuild a map that is up to date, and to replace an unusable file.
+
+    Returns:
+        "to do", "done", or the reason why the map cannot be built.
+    """
+    try:
+        record = read_provenance(path)
+    except MapError as error:
+        return TO_DO if overwrite else f"{error}, with --overwrite"
+    if record is None or overwrite:
+        return TO_DO
+    old_key = record.get("identity")
+    old_key = old_key if isinstance(old_key, dict) else {}
+    if old_key == cache_key:
+        return DONE
+    changed = sorted(key for key in cache_key if old_key.get(key) != cache_key[key])
+    old_data = record.get("data", data)
+    if "data" in changed and old_data != data:
+        replaced = f"was made from {old_data} and is replaced by the map of {data}"
+        logger.warning("%s %s; give another --out to keep both", path, replaced)
+    logger.info("%s: made with another %s, so it is made again", path, ", ".join(changed))
+    return TO_DO
 
 
 def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
@@ -71,11 +109,8 @@ def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Return the number of a shard and the number of all shards from a text such as "2/8"."""
-    index, _, count = text.partition("/")
-    max_digits = len(str(_MAX_SHARDS))  # long texts are not numbers of shards, and int() is slow
-    are_numbers = all(
-        part.isascii() and part.isdigit() and len(part) <= max_digits for part in (index, count)
-    )
-    if not are_numbers or not 1 <= int(index) <= int(count) <= _MAX_SHARDS:
+    match = _SHARD.fullmatch(text)
+    index, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= index <= count <= _MAX_SHARDS:
         raise DataError(f"shard {text!r} is not I/N with I from 1 to N, such as 2/8")
-    return int(index), int(count)
+    return index, count

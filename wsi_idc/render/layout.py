@@ -4,7 +4,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -14,7 +13,14 @@ from numpy.typing import NDArray
 from wsi_idc.plotting.colors import INK
 from wsi_idc.plotting.raster import Raster
 from wsi_idc.plotting.style import PAGE_MM, Page
-from wsi_idc.render.panels import ColorBar, LegendEntry, Panel
+from wsi_idc.render.panels import (
+    BAR_TOP_MM,
+    SMALL_PT,
+    ColorBar,
+    LegendEntry,
+    Panel,
+    draw_scale_bar,
+)
 
 _MAX_COLUMNS = 4
 _MAX_HEIGHT_MM = 225.0  # page of a journal, without the space for a caption
@@ -23,8 +29,8 @@ _MIN_COLUMN_MM, _MIN_ONLY_COLUMN_MM = 38.0, 100.0
 _MARGIN_MM, _GAP_MM = 2.5, 4.0
 _TITLE_MM, _FOOT_MM = 4.5, 13.0  # strips above and below a panel
 _HEAD_LINE_MM, _ENTRY_MM = 3.2, 3.4
-_BAR_TOP_MM, _BAR_MM = 3.6, 2.2
-_NAME_PT, _SMALL_PT = 8.5, 6.0
+_BAR_MM = 2.2  # height of a color bar
+_NAME_PT = 8.5
 _LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
 _SCALE_SHARE = 0.42  # part of the foot width for the scale bar, which is left of the legend
 _FRAME_COLOR = "#b0b0b0"
@@ -81,12 +87,6 @@ def layout_page(panels: Sequence[Panel], *, name: str, details: Sequence[str]) -
     return page.figure
 
 
-def nice_length(span: float) -> float:
-    """Return the largest of 1, 2, 5 times a power of ten that is at most a third of ``span``."""
-    power = 10.0 ** np.floor(np.log10(span / 3))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
-
-
 def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float) -> None:
     ax.add_artist(Raster(panel.picture))
     for entry in panel.legend:
@@ -98,58 +98,42 @@ def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float)
     foot.set_axis_off()
     legend_left = 0.0
     if panel.has_scale:
-        _draw_scale_bar(foot, width / (panel.size[0] * panel.unit_mm), width)
+        draw_scale_bar(foot, width / (panel.size[0] * panel.unit_mm), width)
         legend_left = _SCALE_SHARE * column
     if panel.color_bar is not None:
         _draw_color_bar(foot, panel.color_bar, legend_left, column)
     _draw_legend(foot, panel.legend, legend_left)
 
 
-def _draw_lines(ax: Axes, ends: NDArray[np.int64], color: str, width_pt: float) -> None:
+def _draw_lines(ax: Axes, ends: NDArray, color: str, width_pt: float) -> None:
     """Draw lines with a white rim: the rim makes the lines visible on any stain."""
     for line_color, line_pt in (("white", width_pt + _RIM_PT), (color, width_pt)):
-        lines = LineCollection(
-            list(ends),
-            colors=line_color,
-            linewidths=line_pt,
-            capstyle="projecting",  # closes the corners
-            clip_on=False,  # keeps the full width of lines along the frame
-            zorder=3,
-        )
+        lines = LineCollection(list(ends), colors=line_color, linewidths=line_pt, zorder=3)
+        lines.set_capstyle("projecting")  # closes the corners
+        lines.set_clip_on(False)  # keeps the full width of lines along the frame
         ax.add_collection(lines, autolim=False)
-
-
-def _draw_scale_bar(foot: Axes, page_mm: float, width: float) -> None:
-    """Draw a scale bar of a round length; 1 mm of tissue is ``page_mm`` mm on the page."""
-    length = nice_length(width / page_mm)
-    foot.add_patch(Rectangle((0, _BAR_TOP_MM), length * page_mm, 0.8, color=INK, linewidth=0))
-    text = f"{length:g} mm" if length >= 0.1 else f"{1000 * length:g} \N{MICRO SIGN}m"
-    foot.text(0, _BAR_TOP_MM + 1.6, text, va="top", fontsize=_SMALL_PT, color=INK)
 
 
 def _draw_color_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> None:
     """Draw a color bar, with numbers and caption below the bar, and the threshold above it."""
-    bottom = _BAR_TOP_MM + _BAR_MM
-    extent = (left, right, bottom, _BAR_TOP_MM)
+    bottom = BAR_TOP_MM + _BAR_MM
+    extent = (left, right, bottom, BAR_TOP_MM)
     foot.imshow(bar.colors[None], extent=extent, aspect="auto", zorder=1)
     foot.set(xlim=(0, right), ylim=(_FOOT_MM, 0))
     at_least = "\N{GREATER-THAN OR EQUAL TO} " if bar.is_open else ""
-    ticks = {
-        0.0: ("0", "left"),
-        0.5: (f"{bar.vmax / 2:.2g}", "center"),
-        1.0: (f"{at_least}{bar.vmax:.2g}", "right"),
-    }
-    small: dict[str, Any] = {"fontsize": _SMALL_PT, "color": INK, "va": "top"}
-    for position, (text, side) in ticks.items():
-        foot.text(left + position * (right - left), bottom + 0.7, text, ha=side, **small)
-    foot.text((left + right) / 2, bottom + 3.4, bar.caption, ha="center", **small)
+    middle = (left + right) / 2
+    small: dict[str, Any] = {"fontsize": SMALL_PT, "color": INK, "va": "top"}
+    foot.text(left, bottom + 0.7, "0", ha="left", **small)
+    foot.text(middle, bottom + 0.7, f"{bar.vmax / 2:.2g}", ha="center", **small)
+    foot.text(right, bottom + 0.7, f"{at_least}{bar.vmax:.2g}", ha="right", **small)
+    foot.text(middle, bottom + 3.4, bar.caption, ha="center", **small)
     if bar.threshold is None or not 0 <= bar.threshold <= bar.vmax:
         return
     position = bar.threshold / bar.vmax
-    x, tip = left + position * (right - left), _BAR_TOP_MM - 0.1
+    x, tip = left + position * (right - left), BAR_TOP_MM - 0.1
     foot.add_patch(Polygon([(x, tip), (x - 0.8, tip - 1.2), (x + 0.8, tip - 1.2)], color=INK, lw=0))
-    foot.plot([x, x], [_BAR_TOP_MM, bottom], color="white", lw=1.4, zorder=2)
-    foot.plot([x, x], [_BAR_TOP_MM, bottom], color=INK, lw=0.6, zorder=3)
+    foot.plot([x, x], [BAR_TOP_MM, bottom], color="white", lw=1.4, zorder=2)
+    foot.plot([x, x], [BAR_TOP_MM, bottom], color=INK, lw=0.6, zorder=3)
     shift = 1.2 if position < 0.5 else -1.2
     small |= {"ha": "left" if position < 0.5 else "right", "va": "bottom"}
     foot.text(x + shift, tip - 0.1, f"threshold {bar.threshold:.2f}", **small)
@@ -163,4 +147,4 @@ def _draw_legend(foot: Axes, entries: Sequence[LegendEntry], left: float) -> Non
         else:
             foot.plot([left, left + 4], [y, y], color=entry.color, lw=entry.width_pt)
         indent = 3.2 if entry.ends is None else 5.2
-        foot.text(left + indent, y, entry.name, va="center_baseline", fontsize=_SMALL_PT, color=INK)
+        foot.text(left + indent, y, entry.name, va="center_baseline", fontsize=SMALL_PT, color=INK)

@@ -6,22 +6,18 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import Layer, has_labels, layers_of
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
-from wsi_idc.plotting.raster import (
-    NUM_COLORS,
-    Pixels,
-    color_table,
-    downscale,
-    overlay_colormap,
-    to_gray,
-)
+from wsi_idc.plotting import raster
+from wsi_idc.plotting.colors import COLORMAPS, INK, LABEL_COLORS
+from wsi_idc.plotting.raster import NUM_COLORS, Pixels
 from wsi_idc.plotting.style import printable
 
 # Opacity over tissue. CAM values near 0 are transparent, and small CAM values are visible.
@@ -35,6 +31,8 @@ _LABELED, _LABELED_PT = "#ffd400", 3.0
 _CALLED, _CALLED_PT = "#0b1f66", 1.0
 _MASK, _MASK_PT = "#0b1f66", 0.5
 _LONGEST_NAME, _LONGEST_TITLE = 16, 28
+# Top of the scale bar and the color bar below a panel, and size of their texts.
+BAR_TOP_MM, SMALL_PT = 3.6, 6.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,26 @@ class Panel:
     has_scale: bool = False
 
 
+def nice_length(span: float) -> float:
+    """Return the largest of 1, 2, 5 times a power of ten that is at most a third of ``span``."""
+    power = 10.0 ** np.floor(np.log10(span / 3))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
+
+
+def draw_scale_bar(foot: Axes, page_mm: float, width: float) -> None:
+    """Draw a scale bar of a round length below a panel.
+
+    Args:
+        foot: Axes below the panel; their unit is mm on the page.
+        page_mm: Length of 1 mm of tissue on the page, in mm.
+        width: Width of the panel on the page, in mm.
+    """
+    length = nice_length(width / page_mm)
+    foot.add_patch(Rectangle((0, BAR_TOP_MM), length * page_mm, 0.8, color=INK, linewidth=0))
+    text = f"{length:g} mm" if length >= 0.1 else f"{1000 * length:g} \N{MICRO SIGN}m"
+    foot.text(0, BAR_TOP_MM + 1.6, text, va="top", fontsize=SMALL_PT, color=INK)
+
+
 def tissue_panel(panel_input: PanelInput) -> Panel:
     """Return the panel of the tissue."""
     title = "Tissue" if panel_input.has_image else "Patches (the map has no image)"
@@ -131,8 +149,8 @@ def slide_panel(panel_input: PanelInput) -> Panel:
     assert slide is not None
     scale = max(panel_input.tissue.shape) / max(slide.tissue.shape)
     height, width = (max(1, round(length * scale)) for length in slide.tissue.shape)
-    picture = downscale(slide.thumbnail, height=height, width=width)
-    tissue_fraction = downscale(slide.tissue.astype(np.float32), height=height, width=width)
+    picture = raster.downscale(slide.thumbnail, height=height, width=width)
+    tissue_fraction = raster.downscale(slide.tissue.astype(np.float32), height=height, width=width)
     height, width = tissue_fraction.shape
     unit_mm = slide.width * slide.mpp / 1000 / width
     outline = region_boundary(tissue_fraction >= 0.5)
@@ -143,11 +161,11 @@ def slide_panel(panel_input: PanelInput) -> Panel:
 def layer_panel(panel_input: PanelInput, name: str) -> Panel:
     """Return the panel of a layer in colors; cells without a patch are white."""
     layer = panel_input.layers[name]
-    values, table = _scaled_grid(panel_input, layer), color_table(layer.colormap)
+    values, table = _scaled_grid(panel_input, layer), raster.color_table(layer.colormap)
     white = np.full((*values.shape, 3), _WHITE, np.uint8)
     return panel_input.make_panel(
         printable(layer.title, longest=_LONGEST_TITLE),
-        overlay_colormap(white, values, table),
+        raster.overlay_colormap(white, values, table),
         color_bar=_color_bar(panel_input, layer, table[:, :3]),
     )
 
@@ -156,11 +174,11 @@ def overlay_panel(panel_input: PanelInput, name: str) -> Panel:
     """Return the panel of a layer over tissue. The tissue is gray, so that hues do not change."""
     layer = panel_input.layers[name]
     values = _scaled_grid(panel_input, layer)
-    table = color_table(layer.colormap, opacity=_OPACITY[name])
+    table = raster.color_table(layer.colormap, opacity=_OPACITY[name])
     quantity, _, _ = layer.title.partition(" of ")
     return panel_input.make_panel(
         f"{printable(quantity, longest=_LONGEST_NAME)} over tissue",
-        overlay_colormap(to_gray(panel_input.tissue), values, table),
+        raster.overlay_colormap(raster.to_gray(panel_input.tissue), values, table),
         color_bar=_color_bar(panel_input, layer, _colors_on_tissue(panel_input, table)),
     )
 
@@ -209,7 +227,7 @@ def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
     assert values is not None
     if values.ndim == 1:
         return patient_map.grid(values) / layer.vmax
-    blocks = np.stack([downscale(block, height=side, width=side) for block in values])
+    blocks = np.stack([raster.downscale(block, height=side, width=side) for block in values])
     return mosaic(blocks / layer.vmax, patient_map.row_col, shape=patient_map.shape, fill=np.nan)
 
 
@@ -223,11 +241,11 @@ def _color_bar(panel_input: PanelInput, layer: Layer, colors: Pixels) -> ColorBa
 def _colors_on_tissue(panel_input: PanelInput, table: Pixels) -> Pixels:
     """Blend the colors of a table with the mean gray of the tissue; return shape (256, 3)."""
     rows, cols = panel_input.patient_map.shape
-    cells = downscale(panel_input.tissue, height=rows, width=cols)
+    cells = raster.downscale(panel_input.tissue, height=rows, width=cols)
     mean = cells[tuple(panel_input.patient_map.row_col.T)].mean(axis=0)
     ground = np.full((1, NUM_COLORS, 3), np.rint(mean), np.uint8)
     values = np.linspace(0, 1, NUM_COLORS, dtype=np.float32)[None]
-    return overlay_colormap(to_gray(ground), values, table)[0]
+    return raster.overlay_colormap(raster.to_gray(ground), values, table)[0]
 
 
 def _class_name(patient_map: PatientMap, label: int) -> str:

@@ -49,8 +49,7 @@ def render_map(
         outs: Picture files with the suffix .png or .pdf, each replaced in one atomic step.
         view: Name of a view, from ``VIEWS``.
         dpi: Resolution of a PNG file, and of the pictures in a PDF file.
-        threshold: Probability from which a patch is called IDC; None takes the threshold of
-            the map.
+        threshold: Probability from which a patch is called IDC; None takes the map's own.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
@@ -106,8 +105,7 @@ def read_panel_input(
         patient_map: Map in this file, as ``read_map`` returns it.
         num_panels: Number of panels on the page.
         dpi: Resolution of the page.
-        threshold: Probability from which a patch is called IDC; None takes the threshold of
-            the map.
+        threshold: Probability from which a patch is called IDC; None takes the map's own.
     """
     first_row, first_col = patient_map.row_col.min(axis=0)
     cropped = crop_to_patches(patient_map)

@@ -114,22 +114,14 @@ def build_canvas(
     # The ranges have the aspect ratio of the figure, so that cells are square.
     mm_per_px = _MARGIN * max(width / _WIDTH, height / _HEIGHT)
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
+    x_range = Range1d(width / 2 - across, width / 2 + across)
+    y_range = Range1d(height / 2 + down, height / 2 - down)
     canvas = figure(
-        name="canvas",
-        width=_WIDTH,
-        height=_HEIGHT,
-        sizing_mode="scale_width",
-        x_range=Range1d(width / 2 - across, width / 2 + across),
-        y_range=Range1d(height / 2 + down, height / 2 - down),
-        tools=_TOOLS,
-        active_scroll="wheel_zoom",
-        toolbar_location="right",
-        min_border=0,
-        background_fill_color="white",
-        outline_line_color=None,
-        x_axis_location=None,
-        y_axis_location=None,
+        x_axis_location=None, y_axis_location=None, tools=_TOOLS, active_scroll="wheel_zoom"
     )
+    canvas.update(name="canvas", width=_WIDTH, height=_HEIGHT, sizing_mode="scale_width")
+    canvas.update(x_range=x_range, y_range=y_range, background_fill_color="white")
+    canvas.update(min_border=0, outline_line_color=None)
     canvas.toolbar_inner = True  # beside the frame, the toolbar would change the aspect ratio
     canvas.toolbar.logo = None
     canvas.grid.visible = False
@@ -139,30 +131,16 @@ def build_canvas(
     for layer in layers:
         if layer.name in ("tissue", *_LINES):
             continue
-        image = canvas.image(
-            layer.name,
-            0,
-            0,
-            width,
-            height,
-            color_mapper=_color_mapper(layer),
-            source=sources["errors" if layer.name == "errors" else "grids"],
-        )
+        source = sources["errors" if layer.name == "errors" else "grids"]
+        mapper = _color_mapper(layer)
+        image = canvas.image(layer.name, 0, 0, width, height, color_mapper=mapper, source=source)
         renderers[layer.name] = [image]
     renderers["truth"] = _draw_lines(canvas, sources["truth"], TRUTH_COLOR, dash="5 4")
     renderers["regions"] = _draw_lines(canvas, sources["regions"], CALLED_COLOR, dash="solid")
     _add_cell_tools(canvas, sources["patches"], cell_mm)
-    scale_bar = ScaleBar(
-        range=canvas.x_range,
-        unit="mm",
-        location="bottom_left",
-        bar_length=0.15,
-        bar_line_width=3,
-        background_fill_color="white",
-        background_fill_alpha=0.85,
-        border_line_color=None,
-        label_text_font_size="13px",
-    )
+    scale_bar = ScaleBar(range=x_range, unit="mm", location="bottom_left", bar_length=0.15)
+    scale_bar.update(bar_line_width=3, label_text_font_size="13px", border_line_color=None)
+    scale_bar.update(background_fill_color="white", background_fill_alpha=0.85)
     canvas.add_layout(scale_bar)
     return canvas, renderers
 
@@ -191,15 +169,8 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
     """Add hover and tap tools, and invisible cells. A selected cell gets an outline."""
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
     cells.nonselection_glyph = None
-    cells.selection_glyph = Rect(
-        x="x_mm",
-        y="y_mm",
-        width=side,
-        height=side,
-        fill_alpha=0,
-        line_color=_SELECTED_COLOR,
-        line_width=3,
-    )
+    cells.selection_glyph = Rect(x="x_mm", y="y_mm", width=side, height=side, fill_alpha=0)
+    cells.selection_glyph.update(line_color=_SELECTED_COLOR, line_width=3)
     tips = {
         "probability": "@probability{0.000}",
         "smoothed": "@smoothed{0.000}",
@@ -236,19 +207,9 @@ def histogram_chart(
     patient_map: PatientMap, threshold: float, toggle: RadioButtonGroup
 ) -> tuple[figure, Span]:
     """Return the histogram of the chosen probability, and the line at the threshold."""
-    chart = figure(
-        name="histogram",
-        height=96,
-        sizing_mode="stretch_width",
-        x_range=(0, 1),
-        tools="",
-        toolbar_location=None,
-        y_axis_location=None,
-        min_border=0,
-        min_border_left=14,
-        min_border_right=14,
-        outline_line_color=None,
-    )
+    chart = figure(x_range=(0, 1), tools="", toolbar_location=None, y_axis_location=None)
+    chart.update(name="histogram", height=96, sizing_mode="stretch_width", outline_line_color=None)
+    chart.update(min_border=0, min_border_left=14, min_border_right=14)
     chart.y_range.update(start=0, only_visible=True)
     chart.grid.visible = False
     chart.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1]
@@ -272,20 +233,12 @@ def _draw_bars(
 ) -> list[GlyphRenderer]:
     """Draw histogram bars for each label that occurs, in the color of the label."""
     source = ColumnDataSource(histogram(values, label))
-    return [
-        chart.quad(
-            left="left",
-            right="right",
-            bottom=f"bottom_{code}",
-            top=f"top_{code}",
-            fill_color=LABEL_COLORS[code],
-            line_color="white",
-            line_width=0.5,
-            source=source,
-        )
-        for code in (-1, 0, 1)
-        if f"top_{code}" in source.data
-    ]
+    bars = []
+    for code in (-1, 0, 1):
+        if (top := f"top_{code}") in source.data:
+            style = {"line_color": "white", "line_width": 0.5, "fill_color": LABEL_COLORS[code]}
+            bars.append(chart.quad("left", "right", top, f"bottom_{code}", source=source, **style))
+    return bars
 
 
 def reset_button(
@@ -294,10 +247,8 @@ def reset_button(
     """Return the button that resets the threshold. A click on ``toggle`` resets it too."""
     smoothed = float((patient_map.smoothing or {}).get("threshold", threshold))
     button = Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
-    reset = CustomJS(
-        args={"slider": slider, "toggle": toggle, "thresholds": [threshold, smoothed]},
-        code="slider.value = thresholds[toggle.active ?? 0]",
-    )
+    arguments = {"slider": slider, "toggle": toggle, "thresholds": [threshold, smoothed]}
+    reset = CustomJS(args=arguments, code="slider.value = thresholds[toggle.active ?? 0]")
     button.js_on_click(reset)
     toggle.js_on_change("active", reset)
     return button

@@ -1,6 +1,5 @@
 """Make the HTML page of a cohort, with one card per patient."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.maps.layers import crop_to_patches
@@ -78,7 +78,7 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
         failed: For each map file without a card, the reason.
     """
     ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
-    sorts = [sort for sort in SORTS if any(not _is_unknown(card.row[sort[0]]) for card in cards)]
+    sorts = [sort for sort in SORTS if any(pd.notna(card.row[sort[0]]) for card in cards)]
     return page_template("report/templates/index.html").render(
         cards=ordered,
         failed=failed,
@@ -97,10 +97,6 @@ def has_title(path: Path, title: str) -> bool:
         return False
 
 
-def _is_unknown(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
 def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     totals = {
         "patients": f"{len(rows):,}",
@@ -112,7 +108,7 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     unseen = [row for row in rows if row["role"] != "train"]
     note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):
-        known = [row[column] for row in unseen if not _is_unknown(row[column])]
+        known = [row[column] for row in unseen if pd.notna(row[column])]
         if known:
             totals[name + note] = f"{float(np.median(known)):.3f}"
     return totals

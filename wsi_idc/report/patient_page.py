@@ -38,32 +38,27 @@ def patient_page(
 
     Args:
         patient_map: Map of the patient.
-        image: Stitched tissue of the map, shape (rows * cell_px, cols * cell_px, 3); None if the
-            map has no image.
-        row: Row of the map in the table of the cohort. The slider starts at the threshold in this
-            row.
+        image: Stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None without an image.
+        row: Row of the map in the cohort table. The slider starts at the threshold of the row.
     """
     pictures, scale = tissue_pictures(patient_map, image)
     layers = page_layers(patient_map, has_tissue=bool(pictures))
     document = _build_document(
         patient_map, layers, pictures, threshold=row["threshold"], patch_scale=scale
     )
-    return file_html(
-        document,
-        INLINE,
-        f"Patient {patient_map.patient}: wsi-idc",
-        template=page_template("report/templates/patient.html"),
-        template_variables={
-            "patient_map": patient_map,
-            "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
-            "layers": layers,
-            "names": [root.name for root in document.roots],
-            "outcome_colors": OUTCOME_COLORS,
-            "has_image": scale > 0,
-            "cam_title": cam_title(patient_map),
-            "provenance": provenance_of(patient_map),
-        },
-    )
+    title = f"Patient {patient_map.patient}: wsi-idc"
+    template = page_template("report/templates/patient.html")
+    variables = {
+        "patient_map": patient_map,
+        "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
+        "layers": layers,
+        "names": [root.name for root in document.roots],
+        "outcome_colors": OUTCOME_COLORS,
+        "has_image": scale > 0,
+        "cam_title": cam_title(patient_map),
+        "provenance": provenance_of(patient_map),
+    }
+    return file_html(document, INLINE, title, template=template, template_variables=variables)
 
 
 def tissue_pictures(
@@ -110,29 +105,14 @@ def _build_document(
         roots += layer_controls(layer, renderers[layer.name])
     rows, cols = crop_to_patches(patient_map).shape
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
-    redraw = CustomJS(
-        args={
-            "patches": sources["patches"],
-            "errors": sources["errors"],
-            "regions": sources["regions"],
-            "threshold": slider,
-            "toggle": toggle,
-            "line": line,
-            "grid": {"rows": rows, "cols": cols, "cell_mm": cell_mm},
-        },
-        code=read_text("report/templates/redraw.js"),
-    )
-    show = CustomJS(
-        args={
-            "patches": sources["patches"],
-            "grids": sources["grids"],
-            "tissue": sources["tissue"],
-            "grid": {"rows": rows, "cols": cols},
-            "cam_palette": PALETTES["cam"],
-            "side_px": patient_map.cell_px * patch_scale,
-        },
-        code=read_text("report/templates/show.js"),
-    )
+    arguments = {name: sources[name] for name in ("patches", "errors", "regions")}
+    arguments |= {"threshold": slider, "toggle": toggle, "line": line}
+    arguments["grid"] = {"rows": rows, "cols": cols, "cell_mm": cell_mm}
+    redraw = CustomJS(args=arguments, code=read_text("report/templates/redraw.js"))
+    arguments = {name: sources[name] for name in ("patches", "grids", "tissue")}
+    arguments |= {"grid": {"rows": rows, "cols": cols}, "cam_palette": PALETTES["cam"]}
+    arguments["side_px"] = patient_map.cell_px * patch_scale
+    show = CustomJS(args=arguments, code=read_text("report/templates/show.js"))
     slider.js_on_change("value", redraw)
     toggle.js_on_change("active", redraw)
     selected = sources["patches"].selected

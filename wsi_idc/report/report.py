@@ -44,13 +44,11 @@ def build_report(
         maps: Map files.
         out: Folder of ``PATIENT.html`` and ``index.html``.
         tables: Folder of ``cohort.csv`` and ``cohort.h5``.
-        threshold: Probability from which a patch is called IDC; None takes the threshold of
-            each map.
+        threshold: Probability from which a patch is called IDC; None takes each map's own.
 
     Raises:
         MapError: No map can be used.
-        WsiIdcError: ``out`` cannot be written to, or contains files with these names that are not
-            from a report.
+        WsiIdcError: ``out`` cannot be written to, or contains such files from elsewhere.
     """
     index = out / INDEX_HTML
     marks = (INDEX_HTML,) if has_title(index, TITLE) else ()
