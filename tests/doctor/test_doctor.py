@@ -9,43 +9,30 @@ import pytest
 
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult, hide_names, run_check
 
-
-def raising(error: Exception, *results: CheckResult) -> Iterator[CheckResult]:
-    """Yield the results, then raise the error."""
-    yield from results
-    raise error
-
-
 FIRST = CheckResult("a", "1")
-FORBIDDEN = PermissionError(13, "Permission denied", "/secret")
+INSTALL = "install the program again, in an environment of its own"
+NO_CUDA = "libcudart.so.13: cannot open shared object file"
 
 
 @pytest.mark.parametrize(
-    ("results", "expected"),
+    ("error", "reason", "state", "advice"),
     [
-        ([FIRST, CheckResult("b", "2", PROBLEM, "do it")], None),
-        (raising(FORBIDDEN, FIRST), [FIRST, ("[Errno 13] Permission denied: '/secret'", NOTE, "")]),
-        (raising(ZeroDivisionError("division by zero")), [("division by zero", NOTE, "")]),
-        (raising(KeyError()), [("KeyError", NOTE, "")]),
-        (
-            raising(ImportError("libcudart.so.13: cannot open shared object file")),
-            [
-                (
-                    *("libcudart.so.13: cannot open shared object file", PROBLEM),
-                    "install the program again, in an environment of its own",
-                )
-            ],
-        ),
+        (PermissionError(13, "no", "/secret"), "[Errno 13] no: '/secret'", NOTE, ""),
+        (ZeroDivisionError("division by zero"), "division by zero", NOTE, ""),
+        (KeyError(), "KeyError", NOTE, ""),
+        (ImportError(NO_CUDA), NO_CUDA, PROBLEM, INSTALL),
     ],
 )
-def test_an_error_becomes_the_last_row(results, expected):
-    rows = [
-        row
-        if isinstance(row, CheckResult)
-        else CheckResult("x", f"the check failed: {row[0]}", *row[1:])
-        for row in (results if expected is None else expected)
-    ]
-    assert run_check("x", lambda: results) == rows
+def test_an_error_becomes_the_last_row(error: Exception, reason: str, state: str, advice: str):
+    second = CheckResult("b", "2", PROBLEM, "do it")
+
+    def check() -> Iterator[CheckResult]:
+        yield from (FIRST, second)
+        raise error
+
+    assert run_check("x", lambda: [FIRST, second]) == [FIRST, second]
+    failed = CheckResult("x", f"the check failed: {reason}", state, advice)
+    assert run_check("x", check) == [FIRST, second, failed]
 
 
 def test_a_hanging_check_is_abandoned():

@@ -1,7 +1,6 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,39 +13,27 @@ from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 GIB = 2**30
 
 
-@pytest.fixture
-def two_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-
-@pytest.mark.usefixtures("two_of_eight")
-def test_cores(monkeypatch: pytest.MonkeyPatch):
     assert list(machine.cores()) == [
         CheckResult("cores", "8 in the machine, 2 by affinity, not set by SLURM"),
         CheckResult("threads of torch", "2"),
     ]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert list(machine.cores())[1] == CheckResult(
-        *("threads of torch", "1 (OMP_NUM_THREADS=1)", NOTE),
-        "unset OMP_NUM_THREADS to use all available cores",
-    )
-
-
-@pytest.mark.usefixtures("two_of_eight")
-def test_too_many_threads_are_a_problem(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
-    row, _ = machine.cores()
-    assert (row.value, row.state) == ("8 in the machine, 2 by affinity, 4 by SLURM", PROBLEM)
-    assert row.advice.startswith("4 threads would share 2 cores; start it with srun --cpus-per")
+    cores, threads = machine.cores()
+    assert (cores.value, cores.state) == ("8 in the machine, 2 by affinity, 4 by SLURM", PROBLEM)
+    assert cores.advice.startswith("4 threads would share 2 cores; start it with srun --cpus-per")
+    advice = "unset OMP_NUM_THREADS to use all available cores"
+    assert threads == CheckResult("threads of torch", "1 (OMP_NUM_THREADS=1)", NOTE, advice)
 
 
 def test_processor(tmp_path: Path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC 7763\nflags\t: x\n")
-    assert list(machine.processor(tmp_path / "cpuinfo")) == [
-        CheckResult("processor", "AMD EPYC 7763")
-    ]
+    (row,) = machine.processor(tmp_path / "cpuinfo")
+    assert row == CheckResult("processor", "AMD EPYC 7763")
 
 
 @pytest.mark.parametrize(
@@ -102,50 +89,43 @@ def fake_programs(monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, tup
     return answers
 
 
-@pytest.fixture
-def set_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that sets the GPUs of torch by their capabilities."""
-
-    def set_capabilities(*capabilities: tuple[int, int]) -> None:
-        gpus = [
-            SimpleNamespace(name="NVIDIA X", total_memory=80 * GIB, major=major, minor=minor)
-            for major, minor in capabilities
-        ]
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpus[number])
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    return set_capabilities
+def set_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:
+    """Replace the GPUs of torch by GPUs with these compute capabilities."""
+    gpus = [
+        SimpleNamespace(name="NVIDIA X", total_memory=80 * GIB, major=major, minor=minor)
+        for major, minor in capabilities
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_gpus(monkeypatch: pytest.MonkeyPatch, set_gpus: Callable[..., None]):
+def test_gpus(monkeypatch: pytest.MonkeyPatch):
     answers = fake_programs(monkeypatch, "nvidia-smi")
-    answers["name"] = (0, "NVIDIA X\nNVIDIA X\n", "")
     answers["driver_version"] = (0, "550.54\n550.54\n", "")
-    set_gpus((9, 0), (7, 5))
+    set_gpus(monkeypatch, (9, 0), (7, 5))
     assert list(machine.driver()) == [CheckResult("driver", "NVIDIA 550.54")]
     assert list(machine.gpus()) == [
         CheckResult("GPU 0", "NVIDIA X, 80 GiB, compute capability 9.0, bf16"),
         CheckResult("GPU 1", "NVIDIA X, 80 GiB, compute capability 7.5, no bf16"),
     ]
-    set_gpus()
+    set_gpus(monkeypatch)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (row,) = machine.gpus()
     assert (row.value, row.state) == ("torch sees none, yet nvidia-smi shows 2", PROBLEM)
     assert row.advice.startswith("the driver must be new enough for CUDA 13.0")
+    answers["driver_version"] = (9, "", "NVIDIA-SMI has failed\n")
+    assert list(machine.driver()) == [CheckResult("driver", "nvidia-smi reports none")]
 
 
-def test_no_gpu_is_a_problem_if_slurm_gave_one(
-    monkeypatch: pytest.MonkeyPatch, set_gpus: Callable[..., None]
-):
+def test_no_gpu_is_a_problem_if_slurm_gave_one(monkeypatch: pytest.MonkeyPatch):
     fake_programs(monkeypatch)
-    set_gpus()
+    set_gpus(monkeypatch)
     assert list(machine.driver()) == [CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")]
-    assert list(machine.gpus()) == [
-        CheckResult("GPUs", "none: everything is computed on the CPU", NOTE)
-    ]
+    value = "none: everything is computed on the CPU"
+    assert list(machine.gpus()) == [CheckResult("GPUs", value, NOTE)]
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_GPUS", "3")
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -169,24 +149,15 @@ def test_torch_build(monkeypatch: pytest.MonkeyPatch):
 def test_slurm(monkeypatch: pytest.MonkeyPatch):
     for name in machine._VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    answers = fake_programs(monkeypatch)
-    assert list(machine.slurm()) == [
-        *(
-            CheckResult("srun", "not here"),
-            CheckResult("sbatch", "not here"),
-            CheckResult("SLURM job", "none"),
-        )
-    ]
+    fake_programs(monkeypatch)
+    rows = [(row.name, row.value) for row in machine.slurm()]
+    assert rows == [("srun", "not here"), ("sbatch", "not here"), ("SLURM job", "none")]
     answers = fake_programs(monkeypatch, "srun", "sbatch")
     answers["srun"] = (0, "slurm-wlm 22.05.8\n", "")
     answers["sbatch"] = (1, "", "sbatch: error: a\nsbatch: fatal: no configuration\n")
-    for name, value in {
-        "SLURM_JOB_ID": "7",
-        "SLURM_CPUS_PER_TASK": "4",
-        "SLURM_JOB_USER": "ada",
-        "SLURM_JOB_ACCOUNT": "secret",
-    }.items():
-        monkeypatch.setenv(name, value)
+    for variable in ("JOB_ID=7", "CPUS_PER_TASK=4", "JOB_USER=ada", "JOB_ACCOUNT=secret"):
+        name, _, value = variable.partition("=")
+        monkeypatch.setenv(f"SLURM_{name}", value)
     srun, sbatch, job = machine.slurm()
     assert srun == CheckResult("srun", "slurm-wlm 22.05.8")
     assert (sbatch.value, sbatch.state) == ("does not work (sbatch: fatal: no configuration)", NOTE)

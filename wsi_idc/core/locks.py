@@ -119,23 +119,19 @@ def can_lock(folder: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
     with contextlib.suppress(OSError):  # the write fails later, with a better message
-        return _probe_locks(folder.absolute())
+        return supports_locks(folder.absolute())
     return True
 
 
 @functools.cache
-def _probe_locks(folder: Path) -> bool:
+def supports_locks(folder: Path) -> bool:
+    """Return whether a new file in ``folder`` can be locked; raise OSError without such a file."""
     # The test locks a file, because some network disks can lock folders but not files.
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        return supports_locks(probe.fileno())
-
-
-def supports_locks(fd: int) -> bool:
-    """Return whether the file system of an open file has locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
     return True
 
 

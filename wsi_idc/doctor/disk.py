@@ -55,8 +55,7 @@ def writing(folder: Path) -> Iterator[CheckResult]:
 
 def locks(folder: Path) -> Iterator[CheckResult]:
     """Check that the program can lock files in a folder."""
-    with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=_PREFIX) as file:
-        value = "work" if supports_locks(file.fileno()) else "do not work there"
+    value = "work" if supports_locks(_existing(folder)) else "do not work there"
     advice = "run one training in a folder and one process in a search, or give another --out"
     yield make_result("file locks", value, value != "work", advice, PROBLEM)
 
@@ -93,15 +92,14 @@ def scratch() -> Iterator[CheckResult]:
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
     """Return the type of the file system of a path; the path may not exist yet."""
-    real = _existing(path).resolve()
-    depth, kind = -1, "of unknown type"
+    kinds = {}
     for line in mounts.read_text().splitlines():
         left, _, right = line.partition(" - ")
         # In this file, a space in a path is written as an octal number.
         point = Path(left.split(" ")[4].encode().decode("unicode_escape"))
-        if real.is_relative_to(point) and len(point.parts) >= depth:
-            depth, kind = len(point.parts), right.split(" ")[0]
-    return kind
+        kinds[point] = right.split(" ")[0]
+    real = _existing(path).resolve()
+    return next((kinds[at] for at in (real, *real.parents) if at in kinds), "of unknown type")
 
 
 def _existing(folder: Path) -> Path:

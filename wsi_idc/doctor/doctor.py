@@ -94,30 +94,27 @@ def run_check(
         seconds: Timeout in s; for example, a network disk may never answer.
     """
     results: list[CheckResult] = []
-    errors: list[Exception] = []
+
+    def failure(reason: str, state: str = NOTE, advice: str = "") -> CheckResult:
+        return CheckResult(name, f"the check failed: {reason}", state, advice)
 
     def collect() -> None:
         try:
             results.extend(check())
+        except ImportError as error:
+            advice = "install the program again, in an environment of its own"
+            results.append(failure(first_line(error), PROBLEM, advice))
         except Exception as error:  # noqa: BLE001 - the report continues after any error of a check
-            errors.append(error)
+            results.append(failure(first_line(error)))
 
     # As a daemon, a thread that hangs does not prevent the end of the program.
     thread = threading.Thread(target=collect, daemon=True)
     thread.start()
     thread.join(seconds)
-    rows = list(results)
-    if thread.is_alive():
-        advice = "the check hangs; if it reads a network disk, report this to the cluster's support"
-        reason, state = f"no answer in {seconds:g} s", PROBLEM
-    elif errors and isinstance(errors[0], ImportError):
-        advice = "install the program again, in an environment of its own"
-        reason, state = first_line(errors[0]), PROBLEM
-    elif errors:
-        reason, state, advice = first_line(errors[0]), NOTE, ""
-    else:
-        return rows
-    return [*rows, CheckResult(name, f"the check failed: {reason}", state, advice)]
+    if not thread.is_alive():
+        return results
+    advice = "the check hangs; if it reads a network disk, report this to the cluster's support"
+    return [*results, failure(f"no answer in {seconds:g} s", PROBLEM, advice)]
 
 
 def hide_names(result: CheckResult) -> CheckResult:

@@ -106,7 +106,7 @@ def gpus() -> Iterator[CheckResult]:
         yield CheckResult(f"GPU {number}", value)
     if num_gpus:
         return
-    by_driver, by_slurm = len(_nvidia_smi("name")), slurm_gpus()
+    by_driver, by_slurm = len(_driver_versions()), slurm_gpus()
     if torch.backends.mps.is_available():
         yield CheckResult("GPUs", "one of Apple's (MPS)")
     elif not by_slurm and not by_driver:
@@ -124,31 +124,32 @@ def gpus() -> Iterator[CheckResult]:
 
 def driver() -> Iterator[CheckResult]:
     """Report the version of the NVIDIA driver."""
-    if not shutil.which("nvidia-smi"):
-        yield CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")
-        return
-    versions = ", ".join(sorted(set(_nvidia_smi("driver_version"))))
-    yield CheckResult("driver", f"NVIDIA {versions}" if versions else "nvidia-smi reports none")
+    versions = ", ".join(sorted(set(_driver_versions())))
+    is_here = shutil.which("nvidia-smi")
+    reason = "nvidia-smi reports none" if is_here else "none of NVIDIA's (no nvidia-smi)"
+    yield CheckResult("driver", f"NVIDIA {versions}" if versions else reason)
 
 
-def _nvidia_smi(field: str) -> list[str]:
-    """Return one field of nvidia-smi for each GPU; the list is empty without nvidia-smi."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-    return answer.stdout.split("\n")[:-1] if answer.returncode == 0 else []
+def _driver_versions() -> list[str]:
+    """Return the version of the NVIDIA driver once per GPU."""
+    answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return answer.stdout.splitlines() if answer and answer.returncode == 0 else []
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
+    """Run a program, or return None if the program is not installed."""
+    if not shutil.which(command[0]):
+        return None
+    return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
 
 
 def slurm() -> Iterator[CheckResult]:
     """Report the versions of SLURM's programs, and the resources of the current SLURM job."""
     for name in ("srun", "sbatch"):
-        if not shutil.which(name):
+        answer = _run(name, "--version")
+        if answer is None:
             yield CheckResult(name, "not here")
-            continue
-        command = [name, "--version"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-        if answer.returncode == 0:
+        elif answer.returncode == 0:
             yield CheckResult(name, answer.stdout.strip())
         else:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -1,6 +1,7 @@
 """Checks of the program, of Python and of the installed packages."""
 
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -9,14 +10,6 @@ from wsi_idc import __version__
 from wsi_idc.core.errors import first_line
 from wsi_idc.core.provenance import provenance
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
-
-# Required packages. setup.cfg has the same list; a test compares the two lists.
-PACKAGES = (
-    *("bokeh", "click", "h5py", "jinja2", "kagglehub", "matplotlib", "numpy"),
-    *("opencv-python-headless", "openslide-bin", "openslide-python", "optuna", "pandas", "pillow"),
-    *("scikit-learn", "scipy", "shapely", "tensorboard", "tifffile", "torch", "torchcam"),
-    *("torchvision", "tqdm"),
-)
 
 
 def program() -> Iterator[CheckResult]:
@@ -40,7 +33,9 @@ def python() -> Iterator[CheckResult]:
 def packages() -> Iterator[CheckResult]:
     """Report the versions of the required packages, and the packages that are missing."""
     versions, missing = [], []
-    for name in PACKAGES:
+    requirements = metadata.requires("wsi-idc") or []
+    required = [line for line in requirements if "extra ==" not in line]
+    for name in (re.split(r"[^\w-]", line)[0] for line in required):
         try:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

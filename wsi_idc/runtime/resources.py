@@ -64,7 +64,8 @@ def keep_freed_memory() -> None:
     allocates and frees hundreds of MB per batch. To get new, zeroed pages from the system takes up
     to a third of the time of a forward pass. The peak of the memory use does not change.
     """
-    _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER})
+    _call_libc("mallopt", _MMAP_MAX, 0)
+    _call_libc("mallopt", _TRIM_THRESHOLD, _NEVER)
 
 
 @contextmanager
@@ -73,17 +74,14 @@ def return_freed_memory() -> Iterator[None]:
 
     The thresholds are the values that glibc itself sets after large blocks have been freed.
     """
-    _mallopt({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MB, _TRIM_THRESHOLD: 64 * _MB})
+    _call_libc("mallopt", _MMAP_MAX, 65536)
+    _call_libc("mallopt", _MMAP_THRESHOLD, 32 * _MB)
+    _call_libc("mallopt", _TRIM_THRESHOLD, 64 * _MB)
     _call_libc("malloc_trim", 0)
     try:
         yield
     finally:
         keep_freed_memory()
-
-
-def _mallopt(values: dict[int, int]) -> None:
-    for parameter, value in values.items():
-        _call_libc("mallopt", parameter, value)
 
 
 def _call_libc(name: str, *values: int) -> None:
