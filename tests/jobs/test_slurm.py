@@ -1,6 +1,7 @@
 """The sbatch text against golden files, the scripts against bash and shellcheck, a fake sbatch."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,14 +52,8 @@ def test_scripts_are_clean(path: Path):
     subprocess.run(["bash", "-n", path], check=True)
     if not shutil.which("shellcheck"):
         pytest.skip("no shellcheck here")
-    found = subprocess.run(
-        ["shellcheck", "--external-sources", path],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout == ""
+    command = ["shellcheck", "--external-sources", path]
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).stdout == b""
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -78,24 +73,14 @@ def test_scripts_request_requeueing_and_have_no_settings(path: Path):
     assert not [line for line in lines if line[:1] != "#" and any(w in line for w in settings)]
 
 
-def _arrays() -> list[tuple[str, str]]:
-    """Return the size of each array of a script, or of its examples, and its job."""
-    found = []
-    for path in SCRIPTS:
-        lines = path.read_text().splitlines()
-        asked = [line.split("1-")[1] for line in lines if line.startswith("#SBATCH --array=1-")]
-        for line in lines:
-            words = line.removeprefix("#").split()
-            jobs = [word for word in words if word.endswith(".toml")]
-            if not jobs or not (line.startswith("#   sbatch") or line.startswith("run_job")):
-                continue
-            own = [word.split("1-")[1] for word in words if word.startswith("--array=1-")]
-            found += [(size, jobs[0]) for size in own or asked]
-    return found
-
-
 def test_arrays_are_as_long_as_their_jobs():
-    arrays = _arrays()
+    arrays = []
+    for path in SCRIPTS:
+        text = path.read_text()
+        of_script = re.findall(r"^#SBATCH --array=1-(\d+)", text, re.MULTILINE)
+        pattern = r"^((?:#   sbatch|run_job).*? (\S+\.toml))(?:\s|$)"
+        for line, job in re.findall(pattern, text, re.MULTILINE):
+            arrays += [(size, job) for size in re.findall(r" --array=1-(\d+)", line) or of_script]
     assert len(arrays) >= 6
     for size, job in arrays:
         assert len(open_job(REPOSITORY / job, []).tasks) == int(size), job
@@ -117,8 +102,7 @@ def test_invalid_resources_are_refused(tmp_path: Path):
 
 
 def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "sbatch").write_text(f"#!/usr/bin/env bash\n{script}\n")
-    (folder / "sbatch").chmod(0o755)
+    write(folder, f"#!/usr/bin/env bash\n{script}\n", "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.chdir(folder)
 
@@ -139,42 +123,33 @@ def test_an_error_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         submit(write(tmp_path, "", "x.sbatch").relative_to(tmp_path))
 
 
-def pipeline(folder: Path, job: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
-    """Run the pipeline beside a fake sbatch; return its error and what it submits."""
-    fake(folder, 'echo "$*" >>given; wc -l <given', monkeypatch)
-    (folder / "wsi-idc").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m wsi_idc "$@"\n')
-    (folder / "wsi-idc").chmod(0o755)
-    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    found = subprocess.run(["bash", "slurm/pipeline.sh", job], capture_output=True, text=True)
-    given = folder / "given"
-    assert (found.returncode == 0) == given.exists()
-    return found.stderr, given.read_text().splitlines() if given.exists() else []
-
-
-def test_the_pipeline_evaluates_the_runs_of_its_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    job = write(tmp_path, 'command = "train"\n[axes]\nseed = [1, 2]', "two.toml")
-    error, submitted = pipeline(tmp_path, job, monkeypatch)
-    assert error == ""
-    assert [line.split()[-1] for line in submitted] == [
-        *("jobs/prepare.toml", str(job), "runs/two-2", "runs/two-1", "jobs/report.toml")
-    ]
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "submitted", "message"),
     [
-        ("command =", "not a readable TOML file"),
-        ('command = "search"\n[axes]\nseed = [1, 2]', "is no training"),
+        (
+            'command = "train"\n[axes]\nseed = [1, 2]',
+            ["jobs/prepare.toml", "job.toml", "runs/job-2", "runs/job-1", "jobs/report.toml"],
+            "",
+        ),
+        ("command =", [], "not a readable TOML file"),
+        ('command = "search"\n[axes]\nseed = [1, 2]', [], "is no training"),
     ],
 )
-def test_the_pipeline_needs_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+def test_the_pipeline_evaluates_the_runs_of_a_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    submitted: list[str],
+    message: str,
 ):
-    error, submitted = pipeline(tmp_path, write(tmp_path, content, "job.toml"), monkeypatch)
-    assert submitted == []
-    assert error.count("\n") == 1
-    assert error.startswith("Error: ")
-    assert message in error
+    fake(tmp_path, 'echo "$*" >>given; wc -l <given', monkeypatch)
+    write(tmp_path, f'#!/bin/sh\nexec "{sys.executable}" -m wsi_idc "$@"\n', "wsi-idc").chmod(0o755)
+    (tmp_path / "slurm").symlink_to(REPOSITORY / "slurm")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    job, given = write(tmp_path, content, "job.toml").name, tmp_path / "given"
+    found = subprocess.run(["bash", "slurm/pipeline.sh", job], capture_output=True, text=True)
+    assert (found.returncode == 0) == given.exists() == bool(submitted)
+    lines = given.read_text().splitlines() if submitted else []
+    assert [line.split()[-1] for line in lines] == submitted
+    assert found.stderr.count("\n") == found.stderr.startswith("Error: ") == bool(message)
+    assert message in found.stderr

@@ -1,6 +1,5 @@
 """How far tasks are, from files alone."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -61,29 +60,19 @@ def test_patients_and_slides_by_name_are_counted(work: Path, cohort: Pack):
 
 
 def test_a_search_counts_its_trials(work: Path):
-    text = 'command = "search"\nname = "s"\n[axes]\nseed = [0, 1]\n'
-    job = open_job(write(work, text), [])
-    assert [vars(row) for row in status_of(job)] == [
-        {"number": 1, "out": "runs/s", "state": "not begun", "detail": "2 trials"}
-    ]
-    trial = work / "runs/s/trial-0000"
-    trial.mkdir(parents=True)
-    (work / "runs/s/search.json").write_text("{}")
-    record = {"format": "wsi-idc-run", "status": "finished"}
-    (trial / "run.json").write_text(json.dumps(record))
-    row = status_of(job)[0]
-    assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running")
-    (work / "runs/s/trial-0001").mkdir()
-    (work / "runs/s/trial-0001/run.json").write_text("{")
-    row = status_of(job)[0]
-    assert (row.state, row.detail) == ("stopped", "1 of 2 trials finished, 0 running, 1 unknown")
-
-
-def test_a_search_is_finished_when_every_trial_is(work: Path):
     job = open_job(write(work, 'command = "search"\nname = "s"\n[axes]\nseed = [0, 1, 2]\n'), [])
+    assert [vars(row) for row in status_of(job)] == [
+        {"number": 1, "out": "runs/s", "state": "not begun", "detail": "3 trials"}
+    ]
     folder = work / "runs/s"
-    folder.mkdir(parents=True)
-    (folder / "search.json").write_text("{}")
+    Run(folder / "trial-0000").write("finished", {}, {})
+    write(folder, "{}", "search.json")
+    row = status_of(job)[0]
+    assert (row.state, row.detail) == ("stopped", "1 of 3 trials finished, 0 running")
+    (folder / "trial-0001").mkdir()
+    write(folder / "trial-0001", "{", "run.json")
+    row = status_of(job)[0]
+    assert (row.state, row.detail) == ("stopped", "1 of 3 trials finished, 0 running, 1 unknown")
     for states, expected in (
         ((), "stopped"),
         (("complete", "running", "pruned"), "stopped"),
@@ -121,14 +110,6 @@ def test_evaluations_are_looked_for_where_eval_writes_them(
     assert row.state == ("finished" if len(there) == 2 else "partly done")
 
 
-def test_a_damaged_run_is_unknown(work: Path):
-    (work / "runs/try").mkdir(parents=True)
-    (work / "runs/try/run.json").write_text("{")
-    row = status_of(open_job(write(work, 'command = "train"\n'), []))[0]
-    assert row.state == "unknown"
-    assert "not a readable run" in row.detail
-
-
 def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
     config = TrainConfig(model="cnn", epochs=3)
     asked = resolved_config(config, cohort, make_split(cohort, "ratio:50/25/25"))
@@ -147,6 +128,9 @@ def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
     assert status(f'{same}split = "canonical"') == changed
     Run(work / "runs/try").write("running", [], {})
     assert status(same)[0] == "other settings"
+    write(work / "runs/try", "{", "run.json")
+    state, why = status(same)
+    assert (state, "not a readable run" in why) == ("unknown", True)
 
 
 def test_the_queue_is_that_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -157,8 +141,7 @@ def test_the_queue_is_that_of_the_job(tmp_path: Path, monkeypatch: pytest.Monkey
         "mine|wsi-idc job another.toml|3 RUNNING, 0:10 of 2:00, n2",
         "other||4 RUNNING, 0:10 of 2:00, n2",
     ]
-    (tmp_path / "said").write_text("\n".join(lines))
-    fake(tmp_path, "exit 1", monkeypatch)
+    write(tmp_path, "\n".join(lines), "queue")
+    fake(tmp_path, f"cat {tmp_path}/queue", monkeypatch)
     (tmp_path / "sbatch").rename(tmp_path / "squeue")
-    (tmp_path / "squeue").write_text(f"#!/usr/bin/env bash\ncat {tmp_path}/said\n")
     assert queue_of(job) == ["1 RUNNING, 1:00 of 2:00, n1", "2 PENDING, 0:00 of 2:00, (Priority)"]

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,9 +24,10 @@ from wsi_idc.cli.report import report
 from wsi_idc.cli.search import search
 from wsi_idc.cli.train import train
 from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
-
-if TYPE_CHECKING:
-    from wsi_idc.jobs.job import CommandSpec, Job, Task
+from wsi_idc.core.files import write_text
+from wsi_idc.core.toml_file import load_toml
+from wsi_idc.jobs import slurm
+from wsi_idc.jobs.job import CommandSpec, Job, Task, read_job
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
         _run_all(tasks)
 
 
-def _run_all(tasks: "Sequence[Task]") -> None:
+def _run_all(tasks: Sequence[Task]) -> None:
     """Run tasks; raise an error at the end that lists the failed tasks."""
     count, failed = len(tasks), []
     for number, task in enumerate(tasks, start=1):
@@ -96,11 +97,8 @@ def _run_all(tasks: "Sequence[Task]") -> None:
     raise_if_any(failed, count, f"tasks failed: {', '.join(failed)}")
 
 
-def open_job(path: Path, flags: Sequence[str]) -> "Job":
+def open_job(path: Path, flags: Sequence[str]) -> Job:
     """Read a job file, apply ``flags`` to its command and check the command line of every task."""
-    from wsi_idc.core.toml_file import load_toml
-    from wsi_idc.jobs.job import read_job
-
     if str(path).startswith("-"):
         raise click.UsageError("give JOB first, then flags for its command.")
     command = COMMANDS.get(str(load_toml(path).get("command")))
@@ -109,9 +107,8 @@ def open_job(path: Path, flags: Sequence[str]) -> "Job":
     return read_job(path, specs, overrides=overrides, passthrough_args=extra)
 
 
-def command_spec(command: click.Command) -> "CommandSpec":
+def command_spec(command: click.Command) -> CommandSpec:
     """Return the options of ``command`` that a job file may set."""
-    from wsi_idc.jobs.job import CommandSpec
 
     def parse(words: Sequence[str]) -> dict[str, Any]:
         try:
@@ -178,11 +175,10 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
       wsi-idc status jobs/train_all_models.toml
       wsi-idc status jobs/map_all.toml --json
     """
-    from wsi_idc.jobs.slurm import queue_of
     from wsi_idc.jobs.status import FINISHED, status_of
 
     opened = open_job(job, flags)
-    rows, queue = status_of(opened), queue_of(opened)
+    rows, queue = status_of(opened), slurm.queue_of(opened)
     record = {"job": opened.name, "command": opened.command, "tasks": [vars(row) for row in rows]}
     width = max(len(row.out) for row in rows)
     lines = [
@@ -238,10 +234,6 @@ def submit(
       wsi-idc submit jobs/cv5.toml --dry-run
       wsi-idc submit jobs/smoke.toml --on local
     """
-    from wsi_idc.core.files import write_text
-    from wsi_idc.jobs.slurm import LOGS, Resources, sbatch_text
-    from wsi_idc.jobs.slurm import submit as submit_script
-
     opened = open_job(job, flags)
     given = [name for name in resources if is_given(ctx, name)]
     if (where or ("slurm" if shutil.which("sbatch") else "local")) == "local":
@@ -252,7 +244,7 @@ def submit(
             for task in [opened.single_call] if opened.single_call else opened.tasks:
                 echo(task.command_line())
             return
-        log = LOGS / f"{opened.name}.out"
+        log = slurm.LOGS / f"{opened.name}.out"
         process = _start_here(["job", str(job), *flags], log)
         rows = [
             ("started", f"{opened.name} in the background, process {process}"),
@@ -260,23 +252,23 @@ def submit(
             ("stop", f"kill {process}  (it saves; the same command continues)"),
         ]
     else:
-        text = sbatch_text(opened, Resources(**resources), flags)
+        text = slurm.sbatch_text(opened, slurm.Resources(**resources), flags)
         if dry_run:
             click.echo(text, nl=False)
             return
         if not shutil.which("sbatch"):
             raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
-        script = LOGS / f"{opened.name}.sbatch"
+        script = slurm.LOGS / f"{opened.name}.sbatch"
         write_text(script, text)
         # Priority in sbatch: its command line, then the settings of the site, then the script.
         sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
         words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
-        number = submit_script(script, [*words, *resources["more"]])
+        number = slurm.submit(script, [*words, *resources["more"]])
         tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
         rows = [
             ("submitted", f"{opened.name} as job {number}{tasks}"),
             ("script", script),
-            ("logs", LOGS / f"{opened.name}-{number}*.out"),
+            ("logs", slurm.LOGS / f"{opened.name}-{number}*.out"),
         ]
     echo_table([*rows, ("next", shlex.join(["wsi-idc", "status", str(job), *flags]))])
 

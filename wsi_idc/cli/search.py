@@ -9,6 +9,7 @@ import click
 from wsi_idc.cli.options import PATH, data_option, device_option, output_options
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
+from wsi_idc.search.config import format_value, read_search
 
 if TYPE_CHECKING:
     from wsi_idc.search.results import SearchResult
@@ -32,8 +33,6 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
     Example:
       wsi-idc search jobs/search.toml
     """
-    from wsi_idc.search.config import read_search
-
     spec = read_search(job)
 
     from wsi_idc.data.open_data import open_data
@@ -93,8 +92,6 @@ def _search_lines(result: "SearchResult") -> Iterator[str]:
 
 
 def _cell(name: str, value: object, axes: Container[str]) -> str:
-    from wsi_idc.search.config import format_value
-
     if value is None:
         return "-"
     if isinstance(value, float) and name not in axes:

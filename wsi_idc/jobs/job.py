@@ -27,8 +27,7 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"
-# Keys for the inputs of `map`. If a flag of the user sets one of these keys, all of these keys in
-# the job file are ignored.
+# Inputs of `map`. If a flag of the user sets one of these keys, the job file's are all ignored.
 _MAP_INPUTS = {"all", "patient", "patients_file", "slide", "files", "manifest"}
 _MAX_SLUG = 60
 
@@ -148,8 +147,7 @@ def read_job(
     Args:
         path: Path of the job file.
         commands: Name to command, for all commands that a job can run.
-        overrides: Settings that replace settings of the job file. A training with overrides has its
-            own run folder, whose name includes the overrides.
+        overrides: Settings that replace those of the job file, and name the run of a training.
         passthrough_args: Arguments that are passed to every task unchanged, such as the device.
 
     Raises:

@@ -61,8 +61,7 @@ def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> st
         flags: Arguments that are added to the command of each task.
 
     Raises:
-        JobError: Several processes are requested for a command other than train, or a value has a
-            line break.
+        JobError: A command other than train has several processes, or a value has a line break.
     """
     gpus = int(job.command in _NEEDS_GPU) if resources.gpus is None else resources.gpus
     if max(resources.nodes, gpus) > 1 and job.command != TRAIN:
@@ -111,8 +110,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
     Args:
         script: Path of a file with the text of ``sbatch_text``.
-        flags: Flags of sbatch. Flags override the settings of the site, and the settings of the
-            site override the settings in the script.
+        flags: Flags of sbatch. Flags override the site's settings, and these override the script.
 
     Raises:
         JobError: sbatch refuses the script or does not answer.

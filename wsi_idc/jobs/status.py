@@ -150,26 +150,20 @@ def _num_ended(table: Path) -> int:
 def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
     out = values["out"]
     try:
-        sizes = _map_sizes(values)
+        if values["manifest"]:
+            sizes = sizes_of_slides(read_manifest(values["manifest"]))
+        elif values["slide"]:
+            sizes = sizes_of_slides(rows_from_files([*values["slide"], *values["files"]]))
+        elif (pack := find_pack(values["data"] or default_data())) is not None:
+            file = values["patients_file"]
+            listed = [*values["patient"], *(read_patients(file) if file else [])]
+            sizes = sizes_of_patients(pack, pack.patients if values["all"] else listed)
+        else:
+            num_maps = len(list(out.glob("*.h5")))
+            return UNKNOWN, f"{num_maps} files; the data are not packed yet"
     except WsiIdcError as error:
         return UNKNOWN, str(error)
-    if sizes is None:
-        return UNKNOWN, f"{len(list(out.glob('*.h5')))} files; the data are not packed yet"
     if not sizes:
         return UNKNOWN, "the job names nothing to map"
     names = shard(sizes, *parse_shard(values["shard"])) if values["shard"] else list(sizes)
     return _count((map_path(out, name).exists() for name in names), "maps are there")
-
-
-def _map_sizes(values: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return the size of each patient's input, None if the data must be packed first."""
-    if values["manifest"]:
-        return sizes_of_slides(read_manifest(values["manifest"]))
-    if values["slide"]:
-        return sizes_of_slides(rows_from_files([*values["slide"], *values["files"]]))
-    pack = find_pack(values["data"] or default_data())
-    if pack is None:
-        return None
-    listed = read_patients(values["patients_file"]) if values["patients_file"] else []
-    patients = pack.patients if values["all"] else [*values["patient"], *listed]
-    return sizes_of_patients(pack, patients)

@@ -132,8 +132,7 @@ class SearchSpec:
         """Yield the points of the grid; the last axis changes first. A range has its two ends.
 
         Args:
-            varied: Names of the axes to vary; the other axes keep their first value. Without names,
-                all axes are varied.
+            varied: Names of the axes to vary, by default all; other axes keep their first value.
         """
         values = []
         for name, axis in self.axes.items():
