@@ -5,6 +5,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,12 @@ import pandas as pd
 from tests.packs import PATCH_PX, Cell, make_pack
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
-from wsi_idc.evaluation.evaluate import compute_metrics, metrics_by_border
-from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.evaluation.evaluate import compute_metrics
+from wsi_idc.evaluation.results import Evaluation, MetricSet
 from wsi_idc.geometry.grid import cells_of
 from wsi_idc.metrics.bootstrap import resample_patients, roc_and_pr_bands
 from wsi_idc.metrics.classification import ece
-from wsi_idc.metrics.patients import border_distances, patient_table, summary
+from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 METHOD = {
@@ -64,9 +65,14 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
     predictions["border_distance"] = border_distances(label, patient, cells)
     ids, code = np.unique(patient, return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=20)
-    raw = final = compute_metrics(predictions, "probability", threshold, code, weights)
+
+    def metrics_of(column: str, rows: Any = slice(None)) -> MetricSet:
+        return compute_metrics(predictions[rows], column, threshold, code[rows], weights)
+
+    raw = final = metrics_of("probability")
     if "probability_smoothed" in predictions:
-        final = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
+        final = metrics_of("probability_smoothed")
+    masks = {step: (predictions["border_distance"] == step).to_numpy() for step in DISTANCES}
     table = patient_table(predictions, final.column, threshold=threshold)
     probability = predictions[final.column].to_numpy()
     return Evaluation(
@@ -77,7 +83,7 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
         final=final,
         raw=None if raw is final else raw,
         ece_uncalibrated=ece(label, predictions["probability"].to_numpy()),
-        by_border=metrics_by_border(predictions, final, code, weights),
+        by_border={step: metrics_of(final.column, mask) for step, mask in masks.items()},
         patient_summary=summary(table, weights),
         predictions=predictions,
         patients=table,

@@ -37,7 +37,7 @@ def make(name: str, *, noise: float, threshold: float = 0.5, seed: int = 0) -> P
             "probability": probability.astype(np.float32),
         }
     )
-    return Predictions(Path(name), threshold, table, {})
+    return Predictions(Path(name), threshold, table)
 
 
 A, B = make("a", noise=0.5), make("b", noise=0.2, threshold=0.55, seed=2)
@@ -115,8 +115,7 @@ def test_other_patients_patches_or_labels_are_refused(table: pd.DataFrame, messa
 
 
 def record_of(judged: str, threshold: float) -> str:
-    method = {"method": {"a": 1}}
-    return json.dumps({"judged": judged, "threshold": threshold, "provenance": method})
+    return json.dumps({"judged": judged, "threshold": threshold})
 
 
 def write(folder: Path, predictions: Predictions) -> Path:
@@ -130,7 +129,7 @@ def test_an_evaluation_is_read_unchanged(tmp_path: Path):
     named = replace(named, table=named.table.sort_values(["patient", "x"], ignore_index=True))
     predictions = read_predictions(write(tmp_path, named))
     pd.testing.assert_frame_equal(predictions.table, named.table, check_dtype=False)
-    assert (predictions.threshold, predictions.method) == (0.5, {"a": 1})
+    assert predictions.threshold == 0.5
     assert compare(predictions, predictions, num_resamples=10).num_patients == 8
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,7 @@ B = patches(("a", "0011", [0.1, 0.2, 0.8, 0.9]), ("b", "01", [0.1, 0.9]))
 
 
 def compare_tables(*tables: pd.DataFrame) -> Comparison:
-    return compare(*(Predictions(Path(), 0.5, table, {}) for table in tables), num_resamples=20)
+    return compare(*(Predictions(Path(), 0.5, table) for table in tables), num_resamples=20)
 
 
 COMPARISON = compare_tables(A, B)
@@ -44,7 +45,7 @@ def test_patients_are_counted_by_the_larger_value():
 def test_the_page_names_both_and_lists_where_each_is_better(tmp_path: Path):
     metrics = COMPARISON.metrics.copy()
     metrics["better"] = ["b", "a", *[""] * (len(metrics) - 2)]
-    comparison = Comparison(metrics, COMPARISON.patients, 2, 6)
+    comparison = replace(COMPARISON, metrics=metrics)
     write_comparison_page(comparison, tmp_path, name_a=HOSTILE, name_b="runs/b")
     page = check_page(tmp_path / "comparison.html")
     words = [word.strip() for word in page.words if word.strip()]

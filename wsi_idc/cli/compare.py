@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.eval import run_evaluation
 from wsi_idc.cli.inputs import find_checkpoints
 from wsi_idc.cli.options import (
     PATH,
@@ -21,7 +22,6 @@ from wsi_idc.core.files import ensure_writable
 
 if TYPE_CHECKING:
     from wsi_idc.evaluation.compare import Comparison
-from wsi_idc.cli.eval import run_evaluation
 
 
 @click.command()
@@ -35,18 +35,8 @@ from wsi_idc.cli.eval import run_evaluation
 @resample_options
 @compute_options
 @output_options
-@click.pass_context
 def compare(
-    ctx: click.Context,
-    a: Path,
-    b: Path,
-    data: Path | None,
-    split: str,
-    out: Path | None,
-    as_json: bool,
-    seed: int,
-    num_resamples: int,
-    **options: Any,
+    a: Path, b: Path, data: Path | None, out: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Compare two runs on the same patients.
 
@@ -62,7 +52,8 @@ def compare(
     from wsi_idc.evaluation.results import is_evaluation
 
     runs = [path for path in (a, b) if not is_evaluation(path)]
-    unused = [f"--{name}" for name in ("data", "split") if is_given(ctx, name)]
+    context = click.get_current_context()
+    unused = [f"--{name}" for name in ("data", "split") if is_given(context, name)]
     if unused and not runs:
         raise click.UsageError(
             f"{' and '.join(unused)} would do nothing: both folders are evaluations already; leave "
@@ -76,14 +67,12 @@ def compare(
 
     if out is not None:
         ensure_writable(out, **COMPARISON_FILES)
-    options |= {"seed": seed, "num_resamples": num_resamples}
     folders = [
-        run_evaluation(checkpoints[path], data, split, **options) if path in runs else path
+        run_evaluation(checkpoints[path], data, **options) if path in runs else path
         for path in (a, b)
     ]
-    comparison = compare_predictions(
-        *map(read_predictions, folders), seed=seed, num_resamples=num_resamples
-    )
+    resampling = {name: options[name] for name in ("seed", "num_resamples")}
+    comparison = compare_predictions(*map(read_predictions, folders), **resampling)
     if out is not None:
         write_comparison(comparison, out)
         write_comparison_page(comparison, out, name_a=str(a), name_b=str(b))

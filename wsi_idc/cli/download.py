@@ -1,15 +1,11 @@
 """``wsi-idc download`` and ``fetch-weights``: download the data set or ImageNet weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from wsi_idc.cli.options import logging_options, output_options
 from wsi_idc.cli.output import echo, echo_result
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

@@ -1,6 +1,6 @@
 """``wsi-idc eval``: evaluate checkpoints, and rank several runs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,12 +113,14 @@ def _evaluate_several(
 ) -> None:
     """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated."""
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.evaluation.compare import LEADERBOARD_FILES
+    from wsi_idc.evaluation import compare
+    from wsi_idc.evaluation.pages import write_leaderboard_page
     from wsi_idc.evaluation.report import evaluate_into
     from wsi_idc.evaluation.results import numbered_folders
+    from wsi_idc.metrics.classification import records
 
     board = out or Path("eval", f"leaderboard-{options['split']}")
-    ensure_writable(board, **LEADERBOARD_FILES)
+    ensure_writable(board, **compare.LEADERBOARD_FILES)
     failed: dict[Path, WsiIdcError] = {}
     predictors = _for_each(runs, lambda run: load(find_checkpoints([run])), failed)
     pack = open_data(data)
@@ -135,7 +137,14 @@ def _evaluate_several(
         failed,
     )
     if evaluations:
-        _rank(evaluations, failed, board, rank_by=rank_by, as_json=as_json)
+        named = [(str(run), evaluation) for run, evaluation in evaluations.items()]
+        table, is_fair = compare.leaderboard(named, rank_by=rank_by), compare.same_patients(named)
+        compare.write_leaderboard(table, board)
+        write_leaderboard_page(table, board, is_fair=is_fair)
+        reasons = {str(run): str(error) for run, error in failed.items()}
+        record = {"leaderboard": records(table), "same_patients": is_fair, "out": board}
+        lines = _leaderboard_lines(table, board, rank_by=rank_by, is_fair=is_fair)
+        echo_result({**record, "failed": reasons}, lines, as_json=as_json)
     for run, error in failed.items():
         echo_note(f"no evaluation of {run}: {error}")
     raise_if_any(failed, len(runs), "runs are not evaluated")
@@ -155,13 +164,7 @@ def _for_each(
 
 
 def _checked_folder(
-    predictor: "Predictor",
-    pack: "Pack",
-    out: Path | None,
-    *,
-    split: str,
-    allow_seen: bool,
-    **_: Any,
+    predictor: "Predictor", pack: "Pack", out: Path | None, split: str, allow_seen: bool, **_: Any
 ) -> Path:
     """Check the patients of an evaluation and its folder; return the folder."""
     from wsi_idc.evaluation.evaluate import choose_patients, evaluation_folder
@@ -171,32 +174,6 @@ def _checked_folder(
     folder = out or evaluation_folder(predictor, split)
     ensure_writable(folder, **EVALUATION_FILES)
     return folder
-
-
-def _rank(
-    evaluations: "Mapping[Path, Evaluation]",
-    failed: Mapping[Path, WsiIdcError],
-    board: Path,
-    *,
-    rank_by: str,
-    as_json: bool,
-) -> None:
-    from wsi_idc.evaluation.compare import leaderboard, same_patients, write_leaderboard
-    from wsi_idc.evaluation.pages import write_leaderboard_page
-    from wsi_idc.metrics.classification import records
-
-    named = [(str(run), evaluation) for run, evaluation in evaluations.items()]
-    table, is_fair = leaderboard(named, rank_by=rank_by), same_patients(named)
-    write_leaderboard(table, board)
-    write_leaderboard_page(table, board, is_fair=is_fair)
-    record = {
-        "leaderboard": records(table),
-        "same_patients": is_fair,
-        "out": board,
-        "failed": {str(run): str(error) for run, error in failed.items()},
-    }
-    lines = _leaderboard_lines(table, board, rank_by=rank_by, is_fair=is_fair)
-    echo_result(record, lines, as_json=as_json)
 
 
 def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
@@ -256,7 +233,7 @@ def _leaderboard_lines(
     yield f"written to {folder}"
 
 
-def run_evaluation(checkpoints: list[Path], data: Path | None, split: str, **options: Any) -> Path:
+def run_evaluation(checkpoints: list[Path], data: Path | None, **options: Any) -> Path:
     """Evaluate checkpoints if no evaluation exists; return the folder of the evaluation."""
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.evaluate import evaluation_folder
@@ -265,9 +242,9 @@ def run_evaluation(checkpoints: list[Path], data: Path | None, split: str, **opt
     from wsi_idc.runtime.device import select_device
 
     predictor = open_predictor(checkpoints, tta=False, smooth=False)
-    folder, pack = evaluation_folder(predictor, split), open_data(data)
+    folder, pack = evaluation_folder(predictor, options["split"]), open_data(data)
     if not is_evaluated(folder, predictor, pack):
         ensure_writable(folder, **EVALUATION_FILES)
         options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
-        evaluate_into(folder, predictor, pack, split=split, **options)
+        evaluate_into(folder, predictor, pack, **options)
     return folder

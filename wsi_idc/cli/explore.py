@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from wsi_idc.cli.options import PATH, data_option, output_options, with_default
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import MAX_SEED
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

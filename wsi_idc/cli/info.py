@@ -1,7 +1,7 @@
 """``wsi-idc info``: describe a file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -9,10 +9,6 @@ from wsi_idc.cli.options import PATH, output_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
-
-if TYPE_CHECKING:
-    pass
-
 
 _MAX_TEXT = 400
 

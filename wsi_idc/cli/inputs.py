@@ -35,30 +35,24 @@ def read_checkpoint(path: Path) -> "Checkpoint":
 
 
 def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
-    """Find checkpoint files and print their paths on standard error.
+    """Find and check the files of ``--checkpoint``, without importing torch; print their paths.
 
-    This function checks each file, without importing torch.
-
-    Args:
-        checkpoints: Values of ``--checkpoint``; if empty, the default checkpoint is used.
+    If ``checkpoints`` is empty, the default checkpoint is used.
     """
-    found = [_find(path) for path in checkpoints] or [_default_checkpoint()]
+    found = [_find(path) for path in checkpoints or (None,)]
     for path, reason in found:
         check_checkpoint_file(path)
         echo_note(f"checkpoint: {path} ({reason})")
     return [path for path, _ in found]
 
 
-def _default_checkpoint() -> tuple[Path, str]:
-    from wsi_idc.training.runs import newest_finished
+def _find(path: Path | None) -> tuple[Path, str]:
+    if path is None:
+        from wsi_idc.training.runs import newest_finished
 
-    run = newest_finished(DEFAULT_RUNS)
-    if run:
-        return run.best, "the newest finished run"
-    return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
-
-
-def _find(path: Path) -> tuple[Path, str]:
+        if run := newest_finished(DEFAULT_RUNS):
+            return run.best, "the newest finished run"
+        return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
     if str(path) == BUNDLED:
         return bundled_checkpoint(), "the bundled model"
     if path.is_dir() and not (path / "best.pt").exists():
@@ -67,10 +61,9 @@ def _find(path: Path) -> tuple[Path, str]:
 
 
 def find_maps(paths: Sequence[Path]) -> list[Path]:
-    """Find map files; leave out cohort files, since ``maps/*.h5`` also matches cohort.h5.
+    """Find the map files of ``paths``: files, or folders; if ``paths`` is empty, of maps/.
 
-    Args:
-        paths: Map files, or folders of map files; if empty, the folder maps/ is used.
+    Cohort files are left out, since ``maps/*.h5`` also matches cohort.h5.
     """
     from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths

@@ -48,7 +48,12 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            _discard_output()
+            # Redirect closed streams to /dev/null: no flush at exit can raise BrokenPipeError.
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except BrokenPipeError:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return _BROKEN_PIPE
 
 
@@ -88,7 +93,7 @@ def main() -> None:
     limit_spinning()
     # Raise KeyboardInterrupt at these signals, as for Ctrl-C, so that every `finally` block runs.
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     sys.exit(run(lambda: group.main(prog_name="wsi-idc", standalone_mode=False)))
 
 
@@ -130,16 +135,3 @@ def _report_bug() -> int:
     traceback.print_exc()
     echo_note(f"This is a bug in wsi-idc {__version__}; please report all of the above.")
     return 1
-
-
-def _discard_output() -> None:
-    """Redirect closed streams to /dev/null: no flush at exit can raise BrokenPipeError."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

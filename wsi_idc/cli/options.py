@@ -51,9 +51,7 @@ def _block(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Combine options into one decorator that adds the options in the given order."""
 
     def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
+        return functools.reduce(lambda result, option: option(result), reversed(options), command)
 
     return add
 
@@ -222,11 +220,8 @@ def is_given(ctx: click.Context, name: str) -> bool:
 def changed(*names: str) -> list[str]:
     """Return those of the named options that are given with a value other than the default.
 
-    An option that is given with its default value is not returned, since job files contain all
-    options with their defaults.
-
-    Args:
-        names: Parameter names of the running command.
+    The names are parameter names of the running command. An option that is given with its default
+    value is not returned, since job files contain all options with their defaults.
     """
     context = click.get_current_context()
     options = {option.name: option for option in context.command.params}

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,15 +31,7 @@ _NUM_SHOWN = 10
 @click.option("--num-workers", type=click.IntRange(min=1), help="[default: the available cores]")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any file is left out.")
 @output_options
-def prepare(
-    tree: Path | None,
-    out: Path,
-    mpp: float | None,
-    patch_px: int,
-    num_workers: int | None,
-    strict: bool,
-    as_json: bool,
-) -> None:
+def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
     """Check patches and pack them into one file.
 
     TREE is a folder of files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of such a
@@ -58,9 +50,7 @@ def prepare(
     from wsi_idc.data.open_data import default_tree
     from wsi_idc.data.prepare import prepare as pack_tree
 
-    report = pack_tree(
-        tree or default_tree(), out, patch_px=patch_px, mpp=mpp, num_workers=num_workers
-    )
+    report = pack_tree(tree or default_tree(), out, **options)
     echo_result(report.as_dict(), _prepare_lines(report), as_json=as_json)
     if strict and report.rejected:
         raise DataError(

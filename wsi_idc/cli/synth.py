@@ -1,15 +1,11 @@
 """``wsi-idc synth``: draw a synthetic cohort or a synthetic slide."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from wsi_idc.cli.options import PATH, logging_options, seed_option, with_default
 from wsi_idc.cli.output import echo
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -24,9 +20,7 @@ if TYPE_CHECKING:
 )
 @seed_option
 @logging_options
-def synth(
-    folder: Path | None, slide: Path | None, num_patients: int, patches_per_patient: int, seed: int
-) -> None:
+def synth(folder: Path | None, slide: Path | None, seed: int, **sizes: int) -> None:
     """Draw a synthetic cohort into FOLDER, or a slide.
 
     The cohort has the folders and file names of the Kaggle data set. The slide is a pyramidal TIFF
@@ -49,7 +43,6 @@ def synth(
     elif folder is not None:
         from wsi_idc.synthetic.cohort import write_cohort
 
-        sizes = {"num_patients": num_patients, "patches_per_patient": patches_per_patient}
         summary = write_cohort(folder, **sizes, seed=seed)
         echo(
             f"{folder}: {summary.patches} patches of {summary.patients} synthetic patients, "

@@ -125,11 +125,7 @@ def reliability_bins(
 ) -> pd.DataFrame:
     """Compute the mean probability and the fraction of IDC in each of the ``ECE_BINS`` bins.
 
-    Args:
-        label: Labels, 0 or 1, shape (N,).
-        probability: Probabilities of IDC, shape (N,).
-        patient: Patient id of each patch, shape (N,).
-        seed: Seed of the bootstrap.
+    The arguments have shape (N,): labels (0 or 1), probabilities of IDC, and patient ids.
 
     Returns:
         One row per bin. Columns: patches (number), probability (mean), idc_share (fraction of
@@ -239,8 +235,7 @@ def border(evaluation: Evaluation) -> Figure:
 
 def marker_areas(patches: NDArray) -> NDArray[np.float64]:
     """Return marker areas in square points. The area grows with the number of patches."""
-    areas: NDArray[np.float64] = 24 + 140 * patches / max(patches.max(initial=1), 1)
-    return areas
+    return np.asarray(24 + 140 * patches / max(patches.max(initial=1), 1))
 
 
 def patients(evaluation: Evaluation) -> Figure:
@@ -308,7 +303,15 @@ def area_fraction(evaluation: Evaluation) -> Figure:
     bias = table["area_bias"].to_numpy()
     difference.axhline(0, ls=":", color=GRAY)
     difference.scatter((labelled + called) / 2, bias, areas, ACCENT, **options)
-    _draw_agreement(difference, statistics)
+    limits = [value for name, value in statistics.items() if name.startswith("agreement_")]
+    if "mean" in statistics:
+        difference.axhline(statistics["mean"], color=INK, lw=1.2)
+    for limit in limits:
+        difference.axhline(limit, color=OTHER, ls="--", lw=1)
+    title = "Bland-Altman: too few patients for limits of agreement"
+    if limits:
+        texts = ", ".join(map(signed, limits))
+        title = f"Bias {signed(statistics['mean'])}, limits of agreement {texts}"
     # The ids of the two patients with the largest differences are shown.
     order = np.argsort(-np.abs(bias), kind="stable")
     for row in table.iloc[order[:2]].to_dict("records"):
@@ -316,26 +319,10 @@ def area_fraction(evaluation: Evaluation) -> Figure:
             point = ((row["area_true"] + row["area_predicted"]) / 2, row["area_bias"])
             name = printable(row["patient"])
             difference.annotate(name, point, (6, 5), textcoords="offset points", fontsize=8)
-    reach = 1.25 * max(0.1, np.abs(bias).max(initial=0))
-    for limit in ("agreement_low", "agreement_high"):
-        reach = max(reach, 1.1 * abs(statistics.get(limit, 0)))
-    difference.set(xlim=(-0.03, 1.03), ylim=(-reach, reach))
+    reach = max(0.125, 1.25 * np.abs(bias).max(initial=0), *(1.1 * abs(x) for x in limits))
+    difference.set(xlim=(-0.03, 1.03), ylim=(-reach, reach), title=title)
     difference.set(xlabel="mean of labelled and called", ylabel="called - labelled")
     return figure
-
-
-def _draw_agreement(ax: Axes, statistics: Mapping[str, float]) -> None:
-    """Draw the mean bias and the limits of agreement. Undefined values are not drawn."""
-    if "mean" in statistics:
-        ax.axhline(statistics["mean"], color=INK, lw=1.2)
-    if "agreement_low" not in statistics:
-        ax.set_title("Bland-Altman: too few patients for limits of agreement")
-        return
-    limits = statistics["agreement_low"], statistics["agreement_high"]
-    for limit in limits:
-        ax.axhline(limit, color=OTHER, ls="--", lw=1)
-    texts = ", ".join(signed(limit) for limit in limits)
-    ax.set_title(f"Bias {signed(statistics['mean'])}, limits of agreement {texts}")
 
 
 _DRAW = (confusion_matrix, roc_and_pr, reliability, probabilities, border, patients, area_fraction)

@@ -23,6 +23,7 @@ from wsi_idc.metrics import bootstrap, classification
 
 _KEY = ["patient", "x", "y"]
 _COLUMNS = ("probability", "probability_smoothed")
+_TABLES = ("metrics", "patients")
 _MAX_NAMED = 5
 _COMPARISON_JSON = "comparison.json"
 # Arguments of ``core.files.ensure_writable`` for the folder of a comparison.
@@ -50,14 +51,12 @@ class Predictions:
         threshold: Smallest probability that is called IDC.
         table: One row per patch, sorted by patient, x and y. Columns: patient, x, y, label,
             probability (smoothed if the predictor smooths).
-        method: Description of the predictor, read from metrics.json.
         notes: Remarks about the metrics, in sentences.
     """
 
     folder: Path
     threshold: float
     table: pd.DataFrame
-    method: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def metrics_of(self, rows: Any = slice(None)) -> dict[str, float]:
@@ -73,31 +72,26 @@ class Comparison:
     """Comparison of two evaluations of the same patches.
 
     Attributes:
+        num_patients: Number of compared patients.
+        num_patches: Number of compared patches.
+        notes: Remarks about evaluation A, evaluation B or both, in sentences.
         metrics: One row per metric. Columns: metric, a, b, difference (b - a), low, high (95 %
             interval of the difference), better ("a", "b", or "" if the interval contains 0 or
             there are fewer than ``MIN_PATIENTS`` patients).
         patients: One row per patient. Columns: patient, number of patches, AUC and Dice with a,
             AUC and Dice with b, and the differences b - a.
-        num_patients: Number of compared patients.
-        num_patches: Number of compared patches.
-        notes: Remarks about evaluation A, evaluation B or both, in sentences.
     """
 
-    metrics: pd.DataFrame
-    patients: pd.DataFrame
     num_patients: int
     num_patches: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    metrics: pd.DataFrame
+    patients: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as a dict for JSON, with None for an undefined value."""
-        return {
-            "num_patients": self.num_patients,
-            "num_patches": self.num_patches,
-            "notes": list(self.notes),
-            "metrics": classification.records(self.metrics),
-            "patients": classification.records(self.patients),
-        }
+        tables = {name: classification.records(getattr(self, name)) for name in _TABLES}
+        return vars(self) | tables
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -112,7 +106,6 @@ def read_predictions(folder: Path) -> Predictions:
         column, threshold = str(record["judged"]), float(record["threshold"])
         if column not in _COLUMNS:
             raise ValueError(f"unknown column {column!r}")
-        method = dict(record["provenance"]["method"])
         notes = tuple(str(note) for note in record.get("notes", ()))
         dtypes = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
         # A patient id can be "NA": pandas must not read this text as a missing value.
@@ -135,7 +128,7 @@ def read_predictions(folder: Path) -> Predictions:
     # probability near the threshold could get the other call.
     table["probability"] = table["probability"].astype(np.float32)
     table = table.sort_values(_KEY, ignore_index=True)
-    return Predictions(folder, threshold, table, method, notes)
+    return Predictions(folder, threshold, table, notes)
 
 
 def compare(
@@ -172,16 +165,11 @@ def compare(
         value_a, value_b = values_a[name], values_b[name]
         row = {"metric": name, "a": value_a, "b": value_b, "difference": value_b - value_a}
         rows.append({**row, "low": low, "high": high, "better": better})
-    common = [note for note in a.notes if note in b.notes]
-    own = [
-        f"{name}: {note}"
-        for name, predictions in (("A", a), ("B", b))
-        for note in predictions.notes
-        if note not in common
-    ]
-    return Comparison(
-        pd.DataFrame(rows), _compare_patients(a, b), len(ids), len(label), (*common, *own)
-    )
+    notes = [note for note in a.notes if note in b.notes]
+    for name, predictions in (("A", a), ("B", b)):
+        notes += [f"{name}: {note}" for note in predictions.notes if note not in notes]
+    tables = pd.DataFrame(rows), _compare_patients(a, b)
+    return Comparison(len(ids), len(label), tuple(notes), *tables)
 
 
 def _compare_patients(a: Predictions, b: Predictions) -> pd.DataFrame:
@@ -231,8 +219,8 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     comparison.json is written first: this file marks the folder as the folder of a comparison.
     """
     write_json(out / _COMPARISON_JSON, comparison.as_dict())
-    write_text(out / "metrics.csv", comparison.metrics.to_csv(index=False))
-    write_text(out / "patients.csv", comparison.patients.to_csv(index=False))
+    for name in _TABLES:
+        write_text(out / f"{name}.csv", getattr(comparison, name).to_csv(index=False))
 
 
 def leaderboard(
@@ -276,9 +264,8 @@ def leaderboard(
 
 def published_results() -> pd.DataFrame:
     """Read the table of published patient-wise results; columns work, test, metrics, note."""
-    file = resources.files("wsi_idc.evaluation") / "published.csv"
-    with file.open(encoding="utf-8") as text:
-        return pd.read_csv(text)
+    with (resources.files("wsi_idc.evaluation") / "published.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
 
 
 def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:

@@ -123,7 +123,7 @@ def evaluate(
     device_config.throughput.log("predicted")
     logit = np.concatenate(batches)
     is_known = known[rows]
-    predictions = predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
+    predictions = _predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
     predictions["border_distance"] = border_distances(label, names, pack.cells()[rows][is_known])
     ids, code = np.unique(names, return_inverse=True)
@@ -132,11 +132,16 @@ def evaluate(
     if predictor.smoothing is not None:
         threshold = predictor.smoothing.threshold
         final = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
+    masks = {step: (predictions["border_distance"] == step).to_numpy() for step in DISTANCES}
+    by_border = {
+        step: compute_metrics(predictions[mask], final.column, final.threshold, code[mask], weights)
+        for step, mask in masks.items()
+    }
     table = patient_table(predictions, final.column, threshold=final.threshold)
     uncalibrated = predictor.uncalibrated().aggregate(logit[is_known]).probability
     ece_uncalibrated = classification.ece(label, uncalibrated)
     num_unknown = int((~is_known).sum())
-    notes = _seen_notes(predictor, set(ids)) + _data_notes(predictions, table, num_unknown)
+    notes = _notes(predictor, predictions, table, num_unknown)
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
             "the temperature, fitted on val patients, does not help here: "
@@ -151,7 +156,7 @@ def evaluate(
         final=final,
         raw=None if final is raw else raw,
         ece_uncalibrated=ece_uncalibrated,
-        by_border=metrics_by_border(predictions, final, code, weights),
+        by_border=by_border,
         patient_summary=summary(table, weights),
         predictions=predictions,
         patients=table,
@@ -169,17 +174,13 @@ def evaluate(
     )
 
 
-def predictions_table(
+def _predictions_table(
     predictor: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
 ) -> pd.DataFrame:
     """Build a table with one row per patch: patient, x, y, label, all outputs of the predictor.
 
-    Args:
-        predictor: Predictor that computed the logits.
-        pack: Pack with the patches.
-        rows: Positions of the patches in the pack. All patches of each patient are needed, because
-            smoothing uses neighbors.
-        logit: Logits of the patches, shape (N, k, num_classes), from ``Predictor.predict``.
+    ``rows`` has all patches of each patient, because smoothing uses neighbors. The logits, shape
+    (N, k, num_classes), are from ``Predictor.predict``.
     """
     prediction = predictor.aggregate(logit)
     index = pack.index.iloc[rows]
@@ -233,38 +234,14 @@ def compute_metrics(
     )
 
 
-def metrics_by_border(
-    predictions: pd.DataFrame,
-    final: MetricSet,
-    code: NDArray[np.integer],
-    weights: NDArray[np.integer],
-) -> dict[int, MetricSet]:
-    """Compute the metrics of the patches at each distance from the label border.
-
-    Args:
-        predictions: Table with the columns label, border_distance and ``final.column``.
-        final: Metrics of all patches. Their column and threshold are used for each distance.
-        code: Column of ``weights`` for the patient of each patch, as in ``compute_metrics``.
-        weights: Draws of each resample, as in ``compute_metrics``.
-    """
-    column, threshold, distances = final.column, final.threshold, predictions["border_distance"]
-    masks = {distance: (distances == distance).to_numpy() for distance in DISTANCES}
-    return {
-        distance: compute_metrics(predictions[mask], column, threshold, code[mask], weights)
-        for distance, mask in masks.items()
-    }
-
-
-def _seen_notes(predictor: Predictor, patients: set[str]) -> list[str]:
-    return [
+def _notes(
+    predictor: Predictor, predictions: pd.DataFrame, patients: pd.DataFrame, num_unknown: int
+) -> list[str]:
+    notes = [
         f"a checkpoint {use} on {len(seen)} of these patients: the metrics are too good"
         for role, use in (("train", "was trained"), ("val", "had its epoch and threshold chosen"))
-        if (seen := predictor.patients(role) & patients)
+        if (seen := predictor.patients(role).intersection(patients["patient"]))
     ]
-
-
-def _data_notes(predictions: pd.DataFrame, patients: pd.DataFrame, num_unknown: int) -> list[str]:
-    notes = []
     if num_unknown:
         notes.append(f"{num_unknown} patches of unknown label are left out")
     if len(patients) == 1:

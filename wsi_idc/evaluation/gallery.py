@@ -1,7 +1,6 @@
 """Galleries of the wrongly called patches with the most confident calls."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -39,8 +38,7 @@ def surest_wrong(
         label: 0 selects false positives, 1 selects false negatives.
 
     Returns:
-        Rows of ``predictions``: at most ``MAX_PER_PATIENT`` per patient, and at most
-        ``NUM_ROWS * NUM_COLS`` in total.
+        At most ``MAX_PER_PATIENT`` rows per patient, at most ``NUM_ROWS * NUM_COLS`` in total.
     """
     called = predictions[column] >= threshold
     wrong = predictions[(predictions["label"] == label) & (called != (label == 1))]
@@ -80,7 +78,10 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     for index, (image, row) in enumerate(zip(images, rows_shown, strict=True)):
         left, top = index % NUM_COLS + 0.04, index // NUM_COLS * (1 + _CAPTION_HEIGHT)
         _draw_image(ax, image, left, top, has_neighbors=has_neighbors)
-        caption = _caption(row, final.column)
+        distance = row["border_distance"]
+        border = f"\N{GREATER-THAN OR EQUAL TO} {distance}" if distance == INTERIOR else distance
+        place = f"{printable(row['patient'])}\nx {row['x']}, y {row['y']}"
+        caption = f"{place}\np {number(row[final.column])}, border {border}"
         ax.text(left, top + 0.96, caption, va="top", fontsize=8, color=INK, linespacing=1.25)
     ax.set(xlim=(0, NUM_COLS), ylim=(rows, 0))
     ax.set_axis_off()
@@ -103,15 +104,6 @@ def _draw_image(ax: Axes, image: Pixels, left: float, top: float, *, has_neighbo
     ax.add_patch(Rectangle((left, top), side, side, fill=False, ec="#cccccc", lw=0.6))
     if has_neighbors:
         ax.add_patch(Rectangle((left + third, top + third), third, third, fill=False, ec="black"))
-
-
-def _caption(row: Mapping[Any, Any], column: str) -> str:
-    distance = row["border_distance"]
-    border = f"\N{GREATER-THAN OR EQUAL TO} {distance}" if distance == INTERIOR else str(distance)
-    return (
-        f"{printable(row['patient'])}\nx {row['x']}, y {row['y']}\n"
-        f"p {number(row[column])}, border {border}"
-    )
 
 
 GALLERIES: dict[str, Callable[[Evaluation, Pack], Figure]] = {

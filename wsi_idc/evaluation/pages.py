@@ -30,14 +30,9 @@ _NAMES = {
 def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, name_b: str) -> None:
     """Write the self-contained comparison.html and its figures into the folder ``out``.
 
-    Args:
-        comparison: Comparison of the two evaluations.
-        out: Folder of the page.
-        name_a: Name of the first evaluation.
-        name_b: Name of the second evaluation.
+    ``name_a`` and ``name_b`` are the names of the two evaluations on the page.
     """
-    figures = (differences, paired_patients)
-    drawings = {draw.__name__: partial(draw, comparison) for draw in figures}
+    drawings = {draw.__name__: partial(draw, comparison) for draw in (differences, paired_patients)}
     metrics = records(comparison.metrics)
     patients = count(comparison.num_patients, "patient", "patients")
     patches = count(comparison.num_patches, "patch", "patches")
@@ -123,9 +118,8 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
     for row in np.argsort(-np.abs(b - a), kind="stable")[:_NUM_NAMED]:
         if a[row] != b[row]:
             # Write the id on the side of the mark that is farther from the diagonal.
-            is_above = b[row] > a[row]
-            offset = (-6, 4) if is_above else (6, -4)
-            ha, va = ("right", "bottom") if is_above else ("left", "top")
+            sides = ((-6, 4), "right", "bottom") if b[row] > a[row] else ((6, -4), "left", "top")
+            offset, ha, va = sides
             name, point = printable(known["patient"].iloc[row]), (a[row], b[row])
             ax.annotate(name, point, offset, textcoords="offset points", fontsize=8, ha=ha, va=va)
     low = max(-0.03, min(a.min(), b.min()) - 0.08)
@@ -135,10 +129,7 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
 def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> None:
     """Write the self-contained leaderboard.html and its figure into the folder ``out``.
 
-    Args:
-        table: Table that ``leaderboard`` returns.
-        out: Folder of the page.
-        is_fair: Whether all evaluations have the same patches.
+    ``table`` is the result of ``leaderboard``; ``is_fair``: all evaluations have the same patches.
     """
     rank_by, rows = ranking_metric(table), records(table)
     write_page(
@@ -156,8 +147,7 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
 
 def ranking_metric(table: pd.DataFrame) -> str:
     """Return the metric that sorts a leaderboard: the only metric with an interval."""
-    name = next(str(name) for name in table.columns if str(name).endswith("_low"))
-    return name.removesuffix("_low")
+    return next(name.removesuffix("_low") for name in map(str, table) if name.endswith("_low"))
 
 
 def leaderboard_chart(table: pd.DataFrame) -> Figure:

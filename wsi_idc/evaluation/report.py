@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
-from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
+from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.evaluation.gallery import GALLERIES
 from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
@@ -32,7 +32,7 @@ _BY_BORDER = ("auc", "balanced_accuracy", "f1", "sensitivity", "specificity", "p
 
 
 def evaluate_into(
-    folder: Path | None,
+    folder: Path,
     predictor: Predictor,
     pack: Pack,
     *,
@@ -44,7 +44,7 @@ def evaluate_into(
     """Evaluate a predictor and write the results into a folder.
 
     Args:
-        folder: Folder of the results; None for the default folder of the evaluation.
+        folder: Folder of the results.
         predictor: Predictor to evaluate.
         pack: Pack with the patches to evaluate.
         split: Group of patients, as in ``choose_patients``.
@@ -53,7 +53,7 @@ def evaluate_into(
         settings: Further keyword arguments, which are passed to ``evaluate``.
 
     Returns:
-        The evaluation and the folder of its results.
+        The evaluation and ``folder``.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
@@ -62,7 +62,6 @@ def evaluate_into(
     """
     patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(predictor, pack, patients, split=split, **settings)
-    folder = folder or evaluation_folder(predictor, split)
     # Remove the page and the figures of an earlier evaluation: they show other numbers.
     (folder / PAGE).unlink(missing_ok=True)
     remove_figures(FIGURE_NAMES, folder)
@@ -75,8 +74,7 @@ def evaluate_into(
 def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
     """Read the training history of a checkpoint: one record per epoch.
 
-    Returns:
-        The history; None for an ensemble, or if the checkpoint is not the best one of a run.
+    For an ensemble, or if the checkpoint is not the best one of a run, return None.
     """
     source = predictor.checkpoints[0].source
     if len(predictor.checkpoints) > 1 or source is None:
@@ -90,11 +88,8 @@ def write_report(
 ) -> None:
     """Write figures/ and the self-contained report.html into the folder ``out``.
 
-    Args:
-        evaluation: Evaluation to show.
-        out: Folder of the page.
-        pack: Pack that was evaluated.
-        history: One record per epoch of the training; None if the history is unknown.
+    ``pack`` is the evaluated pack. ``history`` has one record per epoch of the training; None: the
+    history is unknown.
     """
     start = time.monotonic()
     drawings: dict[str, Callable[[], Figure]] = {
@@ -111,12 +106,9 @@ def write_report(
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str, str]) -> None:
-    """Write the page of an evaluation.
+    """Write the page of an evaluation as the HTML file ``path``.
 
-    Args:
-        evaluation: Evaluation to show.
-        path: HTML file to write.
-        uris: Data URI of each figure, by name. The page leaves out figures without a URI.
+    ``uris`` has the data URI of each figure, by name. The page leaves out figures without a URI.
     """
     final, raw, record = evaluation.final, evaluation.raw, evaluation.record
     method = record["method"]

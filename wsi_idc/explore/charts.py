@@ -155,10 +155,8 @@ def channels_by_patient(description: Description, pack: Pack) -> Figure:
         ax.set(ylabel=channel, xlim=(-0.5, len(ordered) - 0.5), ylim=(0, 1.05))
     _count_from_one(axes[-1], len(ordered))
     axes[-1].set_xlabel("patients, dark to bright")
-    figure.suptitle(
-        "Channels of each patient: mean (mark) ± standard deviation (line); 0 black, 1 full",
-        fontsize=11,
-    )
+    title = "Channels of each patient: mean (mark) ± standard deviation (line); 0 black, 1 full"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -171,9 +169,8 @@ def stain(description: Description, pack: Pack) -> Figure:
     has_score, is_outlier = table["stain_strength_z"].notna(), table["stain_outlier"]
     no_score = f"fewer than {MIN_PATCHES_FOR_STAIN} patches of tissue, no score"
     outlier = f"outlier: beyond a modified z of ±{MAX_ABS_Z}, dashed"
-    for ax, feature, name in zip(
-        axes, ("red_share", "blue_share"), ("red (more: bluer tissue)", "blue"), strict=True
-    ):
+    features = (("red_share", "red (more: bluer tissue)"), ("blue_share", "blue"))
+    for ax, (feature, name) in zip(axes, features, strict=True):
         for rows, color, marker, text in (
             (~has_score, LABEL_COLORS[-1], "x", no_score),
             (has_score & ~is_outlier, LABEL_COLORS[0], "o", "patient"),
@@ -224,14 +221,9 @@ def _count_from_one(ax: Axes, count: int) -> None:
 
 
 CHARTS: dict[str, Callable[[Description, Pack], Figure]] = {
-    function.__name__: function
-    for function in (
-        class_balance,
-        idc_fraction,
-        patches_per_patient,
-        sizes,
-        channels_by_class,
-        channels_by_patient,
-        stain,
+    draw.__name__: draw
+    for draw in (
+        *(class_balance, idc_fraction, patches_per_patient, sizes),
+        *(channels_by_class, channels_by_patient, stain),
     )
 }

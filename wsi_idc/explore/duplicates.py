@@ -34,8 +34,8 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     Args:
         pack: Pack with the patches.
         hashes: Perceptual hash of each patch of the pack, shape (N,).
-        candidates: Positions of the patches to compare. They should not include patches without
-            tissue: all patches without tissue look alike.
+        candidates: Positions of the patches to compare, without those that have no tissue: all
+            patches without tissue look alike.
 
     Returns:
         One row per patch of a group. Columns: ``group`` (number from 1), ``row`` (position of the
@@ -71,11 +71,8 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
 def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
     """Find the pairs of hashes that differ in at most ``MAX_BITS_APART`` bits.
 
-    Args:
-        hashes: Distinct hashes, shape (N,).
-
-    Returns:
-        Positions i < j of the two hashes of each pair, shape (P, 2), sorted.
+    ``hashes`` are distinct, shape (N,). Return the sorted positions i < j of the two hashes of each
+    pair, shape (P, 2).
     """
     pair_lists = [np.zeros((0, 2), np.int64)]
     is_truncated = False

@@ -26,8 +26,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Args:
         pack: Pack of the data set. The pixels of the pack are read once.
-        out: Folder of ``*.csv``, ``figures/*.png``, ``figures/*.svg`` and ``summary.json``.
-            ``summary.json`` is written last.
+        out: Folder of ``*.csv``, ``figures/*.png``, ``figures/*.svg`` and, last, ``summary.json``.
         seed: Seed that selects the sample patches and their augmentation.
 
     Returns:
@@ -35,8 +34,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         DataError: The pack is truncated while it is read.
-        WsiIdcError: ``out`` cannot be written to, or contains files with these names that are not
-            from explore.
+        WsiIdcError: ``out`` is not writable, or has files of these names that are not from explore.
     """
     ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)

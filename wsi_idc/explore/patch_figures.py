@@ -23,9 +23,7 @@ from wsi_idc.plotting.style import house_style, save_png, say_none
 _SAMPLES = (5, 8)  # rows and columns of patches of each class
 _AUGMENTED_DRAWS = 8
 _MIN_TISSUE_SHARE = 0.5  # smallest fraction of tissue in a patch that shows the augmentation
-_HINTS_SHOWN = 10
-_GROUPS_SHOWN = 10
-_GROUP_MEMBERS_SHOWN = 4
+_HINTS_SHOWN, _GROUPS_SHOWN, _GROUP_MEMBERS_SHOWN = 10, 10, 4
 _MAX_STITCHED_PX = 1600
 _WHITE, _FRAME = 255, 222
 
@@ -65,14 +63,10 @@ def augmentation(description: Description, pack: Pack, *, seed: int) -> Figure:
 def augmented_samples(
     pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int, path: Path
 ) -> None:
-    """Write a PNG file that shows some patches before and after an augmentation.
+    """Write a PNG file that shows some patches before and after the augmentation ``name``.
 
-    Args:
-        pack: Pack with the patches.
-        rows: Positions of the patches to choose from.
-        name: Name of the augmentation.
-        seed: Seed of the choice and of the augmentation.
-        path: PNG file to write.
+    ``rows`` are the positions of the patches to choose from. ``seed`` is the seed of the choice and
+    of the augmentation.
     """
     chosen = _choose_of_each_label(pack, rows, num=3, seed=seed)
     with house_style():
@@ -170,10 +164,8 @@ def patient(description: Description, pack: Pack) -> Figure:
         y, x = (ringed.T + 0.5) * cell_mm
         label_ax.scatter(x, y, 90, facecolors="none", edgecolors="black", linewidths=1.5)
         label_ax.set_title("Labels; ringed: unlike all 8 neighbours")
-    figure.suptitle(
-        f"Patient {chosen['patient']}: {len(rows):,} patches, {pack.info.mpp:g} um/px "
-        f"({pack.info.mpp_source})"
-    )
+    resolution = f"{pack.info.mpp:g} um/px ({pack.info.mpp_source})"
+    figure.suptitle(f"Patient {chosen['patient']}: {len(rows):,} patches, {resolution}")
     return figure
 
 
@@ -210,11 +202,9 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     largest = max(len(group) for group in groups[:_GROUPS_SHOWN])
     num_rows = min(largest, _GROUP_MEMBERS_SHOWN)
     figure = Figure(figsize=(10, 0.5 + 1.2 * num_rows), layout="constrained")
-    figure.suptitle(
-        f"Near-identical patches of different patients: {len(groups):,} groups, "
-        f"{min(len(groups), _GROUPS_SHOWN)} shown, one a column, named by patient",
-        fontsize=11,
-    )
+    title = f"Near-identical patches of different patients: {len(groups):,} groups, "
+    title += f"{min(len(groups), _GROUPS_SHOWN)} shown, one a column, named by patient"
+    figure.suptitle(title, fontsize=11)
     axes = figure.subplots(num_rows, _GROUPS_SHOWN, squeeze=False)
     for ax in axes.flat:
         _hide_axes(ax)
@@ -228,13 +218,7 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
 
 
 def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]:
-    """Assemble an image of a patch and its 8 neighbors.
-
-    Args:
-        pack: Pack with the patches.
-        patient: Patient id of the patch.
-        x: Left edge of the patch in px.
-        y: Top edge of the patch in px.
+    """Assemble an image of the patch with its top left corner at (x, y) px, and of its 8 neighbors.
 
     Returns:
         The image, shape (3 * patch_px, 3 * patch_px, 3), white at missing neighbors; and the number

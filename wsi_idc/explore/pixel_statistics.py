@@ -30,9 +30,8 @@ DIM_SHARE_OF_LINE = 0.9
 OD_UNIT = 1000  # optical density is summed in integer thousandths
 _WHITE = 255
 # Optical density of each value from 0 to 255. Value 0 gets the density of value 1.
-_OPTICAL_DENSITY = np.rint(-np.log10(np.maximum(np.arange(256), 1) / _WHITE) * OD_UNIT).astype(
-    np.float32
-)
+_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / _WHITE)
+_OPTICAL_DENSITY = np.rint(_DENSITY * OD_UNIT).astype(np.float32)
 _PATCHES_AT_A_TIME = 512
 _HASH_SIDE = 8
 # The cosines of the hash are integers: sums are exact, and signs are equal on all machines.
@@ -96,11 +95,8 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     except the mean. Another brightness or contrast does not change the hash. A shift, a rotation
     or a flip of the image changes the hash.
 
-    Args:
-        gray: Images, shape (N, side, side).
-
-    Returns:
-        Hashes of 63 bits, shape (N,), uint64; 0 for an image of one color.
+    ``gray`` has the shape (N, side, side). The hashes have 63 bits, shape (N,), uint64; the hash of
+    an image of one color is 0.
     """
     side = gray.shape[-1]
     angle = np.pi / side * np.outer(np.arange(_HASH_SIDE), np.arange(side) + 0.5)
@@ -129,21 +125,17 @@ def _blocks(pack: Pack) -> Iterator[tuple[int, NDArray[np.uint8]]]:
             num = min(_PATCHES_AT_A_TIME, len(pack) - start)
             block = np.fromfile(file, np.uint8, count=num * int(np.prod(shape)))
             if block.size < num * np.prod(shape):
-                raise DataError(
-                    f"{pack.file}: the pack was truncated while it was read; run wsi-idc prepare "
-                    "again"
-                )
+                reason = "the pack was truncated while it was read"
+                raise DataError(f"{pack.file}: {reason}; run wsi-idc prepare again")
             yield start, block.reshape(num, *shape)
 
 
 def _block_table(
     block: NDArray[np.uint8], planes: NDArray[np.uint8], sizes: NDArray[np.int64]
 ) -> pd.DataFrame:
-    num, side = block.shape[:2]
-    num_px = sizes.prod(axis=1)
+    side, num_px = block.shape[1], sizes.prod(axis=1)
     num_padding = side * side - num_px
-    gray = cv2.cvtColor(block.reshape(num * side, side, 3), cv2.COLOR_RGB2GRAY)
-    gray = gray.reshape(num, side, side)
+    gray = cv2.cvtColor(block.reshape(-1, side, 3), cv2.COLOR_RGB2GRAY).reshape(-1, side, side)
     highest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
     color = highest - np.minimum(np.minimum(planes[0], planes[1]), planes[2])
     is_tissue = (gray < GLASS_GRAY) & (color >= MIN_TISSUE_COLOR)

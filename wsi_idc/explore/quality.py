@@ -43,15 +43,12 @@ RULES = {
     "edge of the glass",
     STAIN: f"a modified z-score beyond {MAX_ABS_Z} among the patients",
 }
-Bools = NDArray[np.bool_]
 
 
 def neighbor_index(pack: Pack) -> Ints:
-    """Find the positions of the 8 patches around each patch.
+    """Find the positions in the pack of the 8 patches around each patch, shape (N, 8).
 
-    Returns:
-        Positions in the pack, shape (N, 8); -1 for a missing neighbor. The order of the neighbors
-        is row by row.
+    The order of the neighbors is row by row. The position of a missing neighbor is -1.
     """
     # A border of one empty cell separates the end of a row from the start of the next one.
     stride = MAX_CELLS_PER_SIDE + 2
@@ -68,18 +65,7 @@ def neighbor_index(pack: Pack) -> Ints:
     return neighbors
 
 
-def isolated_labels(labels: NDArray[np.int8], neighbors: Ints) -> Bools:
-    """Find the patches with 8 neighbors that all have the other label.
-
-    Args:
-        labels: Label of each patch: 0, 1, or -1 (unknown); shape (N,).
-        neighbors: Positions of the neighbors, shape (N, 8); -1 for a missing neighbor.
-    """
-    neighbor_labels = np.where(neighbors >= 0, labels[neighbors], -1)
-    return (labels >= 0) & (neighbor_labels == 1 - labels[:, None]).all(axis=1)
-
-
-def is_blank(pixel_table: pd.DataFrame) -> Bools:
+def is_blank(pixel_table: pd.DataFrame) -> NDArray[np.bool_]:
     """Find the patches with almost no stained tissue."""
     return (pixel_table["tissue_px"] < MIN_TISSUE_SHARE * pixel_table["num_px"]).to_numpy()
 
@@ -87,10 +73,7 @@ def is_blank(pixel_table: pd.DataFrame) -> Bools:
 def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.DataFrame:
     """Find the hints about single patches.
 
-    Args:
-        pack: The pack.
-        pixel_table: ``PixelStatistics.table`` of the pack.
-        neighbors: Result of ``neighbor_index`` for the pack.
+    ``pixel_table`` is ``PixelStatistics.table``, ``neighbors`` the result of ``neighbor_index``.
 
     Returns:
         One row per hint, sorted by kind, then by row. Columns: ``kind``, ``row`` (position of the
@@ -99,8 +82,10 @@ def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.
     """
     labels, dim_lines = pack.index["label"].to_numpy(), pixel_table["dim_lines"].to_numpy()
     tissue_share = (pixel_table["tissue_px"] / pixel_table["num_px"]).to_numpy()
+    neighbor_labels = np.where(neighbors >= 0, labels[neighbors], -1)
+    is_isolated = (labels >= 0) & (neighbor_labels == 1 - labels[:, None]).all(axis=1)
     flags_and_values = {
-        LABEL: (isolated_labels(labels, neighbors), np.full(len(labels), len(_OFFSETS))),
+        LABEL: (is_isolated, np.full(len(labels), len(_OFFSETS))),
         BLANK: (is_blank(pixel_table), tissue_share),
         DARK_BAND: (dim_lines >= MIN_DIM_LINES, dim_lines),
     }
@@ -123,9 +108,7 @@ def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
 def stain_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
     """Compare the stain of each patient with the stain of the other patients.
 
-    Args:
-        pack: The pack.
-        pixel_table: ``PixelStatistics.table`` of the pack.
+    ``pixel_table`` is ``PixelStatistics.table`` of the pack.
 
     Returns:
         One row per patient. Columns: ``od_*``, mean optical density of the tissue in each channel;

@@ -90,9 +90,7 @@ def label_names(pack: Pack) -> dict[int, str]:
 def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     """Compute mean and standard deviation (0 to 1) of each channel for each group of patches.
 
-    Args:
-        pixel_table: ``PixelStatistics.table`` of the pack.
-        keys: Group of each patch, as an argument of ``DataFrame.groupby``.
+    ``keys`` is the group of each patch, as an argument of ``DataFrame.groupby``.
     """
     names = [f"{statistic}_{name}" for statistic in ("sum", "squares") for name in CHANNELS]
     groups = pixel_table[["num_px", *names]].groupby(keys)
@@ -174,12 +172,9 @@ def _size_table(pack: Pack) -> pd.DataFrame:
     inside = pd.Series(is_small_inside(index, patch_px=side), index.index)
     table["inside_slide"] = inside.groupby(keys).sum()
     table = table.reset_index()
-    order = {
-        "is_small": (table["height"] < side) | (table["width"] < side),
-        "rarity": -table["patches"],
-    }
-    table = table.assign(**order).sort_values([*order, "height", "width"])
-    return table.drop(columns=list(order)).reset_index(drop=True)
+    is_small = (table["height"] < side) | (table["width"] < side)
+    order = np.lexsort([table["width"], table["height"], -table["patches"], is_small])
+    return table.iloc[order].reset_index(drop=True)
 
 
 def _summary(pack: Pack, tables: dict[str, pd.DataFrame], num_complete: int) -> dict[str, Any]:
