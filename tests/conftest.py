@@ -47,6 +47,12 @@ def _own_log() -> Iterator[None]:
 
 
 @pytest.fixture
+def low_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save time in tests that do not look at the pixels of figures."""
+    monkeypatch.setattr("wsi_idc.plotting.style.DPI", 40)
+
+
+@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a patch tree of three patients and seven patches."""
     return make_tree(tmp_path / "tree")
@@ -87,6 +93,6 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.data import DataLoader
 
     def loader(*arguments: Any, **options: Any) -> DataLoader:
-        return DataLoader(*arguments, **{**options, "num_workers": 0})
+        return DataLoader(*arguments, **options | {"num_workers": 0})
 
     monkeypatch.setattr("wsi_idc.bench.baseline.DataLoader", loader)

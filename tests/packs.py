@@ -62,28 +62,23 @@ def make_tree(
 def add_bad_files(root: Path) -> dict[str, tuple[str, str]]:
     """Add files that cannot be packed; return path to reason and start of the detail."""
     good = (root / f"9/0/{file_name('9', 0, 3, 0)}").read_bytes()
-    contents = {
-        b"": "empty file",
-        b"x,y\n1,1\n": "not a PNG file",
-        good[:20]: "damaged PNG: no header",
-        good[: len(good) // 2]: "truncated PNG",
-        good[:-1]: "truncated PNG",
-        good[:60] + bytes([good[60] ^ 255]) + good[61:]: "damaged PNG: a checksum is wrong",
-    }
-    images = [
+    unreadable = [
+        (b"", "empty file"),
+        (b"x,y\n1,1\n", "not a PNG file"),
+        (good[:20], "damaged PNG: no header"),
+        (good[: len(good) // 2], "truncated PNG"),
+        (good[:-1], "truncated PNG"),
+        (good[:60] + bytes([good[60] ^ 255]) + good[61:], "damaged PNG: a checksum is wrong"),
         (np.zeros((51, 50, 3), np.uint8), "50x51 px is larger than a 50x50 patch"),
         (np.zeros((5000, 5000, 3), np.uint8), "5000x5000 px is larger"),
         (np.zeros((50, 50), np.uint16), "16 bits a channel"),
     ]
     expected = {}
     (root / "9/1").mkdir(exist_ok=True)
-    for col, (data, detail) in enumerate(contents.items()):
+    for col, (content, detail) in enumerate(unreadable):
         path = f"9/1/{file_name('9', 30, col, 1)}"
-        (root / path).write_bytes(data)
-        expected[path] = ("unreadable", detail)
-    for col, (pixels, detail) in enumerate(images):
-        path = f"9/1/{file_name('9', 31, col, 1)}"
-        save_png(root / path, pixels)
+        write = Path.write_bytes if isinstance(content, bytes) else save_png
+        write(root / path, content)
         expected[path] = ("unreadable", detail)
     path = f"9/1/{file_name('9', 32, 0, 1)}"
     (root / path).symlink_to("/nowhere.png")
@@ -118,10 +113,9 @@ class Cell:
     label: int = 0
     pixels: NDArray[np.uint8] | None = None
 
-    def drawn(self) -> NDArray[np.uint8]:
-        if self.pixels is not None:
-            return self.pixels
-        return pixels_of(self.patient, self.row, self.col)
+    def __post_init__(self) -> None:
+        if self.pixels is None:
+            self.pixels = pixels_of(self.patient, self.row, self.col)
 
 
 def make_pack(path: Path, cells: list[Cell]) -> Pack:
@@ -130,8 +124,8 @@ def make_pack(path: Path, cells: list[Cell]) -> Pack:
     stored = np.full((len(cells), PATCH_PX, PATCH_PX, 3), 255, np.uint8)
     rows = []
     for cell, place in zip(cells, stored, strict=True):
-        height, width, _ = cell.drawn().shape
-        place[:height, :width] = cell.drawn()
+        height, width, _ = cell.pixels.shape
+        place[:height, :width] = cell.pixels
         rows.append(
             {
                 "path": file_name(cell.patient, cell.row, cell.col, cell.label),

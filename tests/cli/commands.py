@@ -23,13 +23,7 @@ _FORKED.set_forkserver_preload(["tests.cli.commands", "wsi_idc.demo"])
 
 @dataclass(frozen=True)
 class CommandResult:
-    """Result of a command line.
-
-    Attributes:
-        code: Exit code.
-        out: Standard output.
-        err: Standard error.
-    """
+    """Exit code, standard output and standard error of a command line."""
 
     code: int
     out: str
@@ -58,13 +52,8 @@ def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Comma
 class Command:
     """A command line that runs in a process of its own, in the working folder.
 
-    Args:
-        arguments: The command line.
-        hook: Script that the process runs first.
-
-    Attributes:
-        process: The process.
-        out: File of its standard output and standard error.
+    The process runs the script ``hook`` first. The file ``out`` has its standard output and its
+    standard error.
     """
 
     def __init__(self, *arguments: object, hook: Path | None = None) -> None:

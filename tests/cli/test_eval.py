@@ -9,29 +9,20 @@ import pandas as pd
 import pytest
 
 from tests.cli.commands import RunCommand
-from wsi_idc.data.pack import Pack
+from tests.packs import names
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, save_checkpoint
 from wsi_idc.training.runs import Run
 
 
 @pytest.fixture
-def work(
-    tmp_path: Path, cohort: Pack, trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Return a working folder with the synthetic pack in data/ and two finished runs."""
-    (tmp_path / "data").mkdir()
-    shutil.copy(cohort.path, tmp_path / "data")
-    other = replace(
-        trained,
-        temperature=2.0,
-        threshold=0.9,
-        smoothing=Smoothing(sigma_um=300.0, temperature=1.5, threshold=0.6),
-    )
+def work(work: Path, trained: Checkpoint) -> Path:
+    """Add two finished runs to the working folder."""
+    smoothing = Smoothing(sigma_um=300.0, temperature=1.5, threshold=0.6)
+    other = replace(trained, temperature=2.0, threshold=0.9, smoothing=smoothing)
     for name, checkpoint in (("a", trained), ("b", other)):
-        save_checkpoint(tmp_path / "runs" / name / "best.pt", checkpoint)
-        Run(tmp_path / "runs" / name).write("finished", {}, {})
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        save_checkpoint(work / "runs" / name / "best.pt", checkpoint)
+        Run(work / "runs" / name).write("finished", {}, {})
+    return work
 
 
 QUICK = ("--num-resamples", 100, "--no-report")
@@ -55,10 +46,10 @@ def test_eval_and_map_agree(
     assert result.code == 0, result.err
     assert command("map", "--all", *both).code == 0
     table = pd.read_csv("e/predictions.csv", dtype={"patient": str})
-    names = ["probability", "uncertainty"] + ["probability_smoothed"] * ("--smooth" in flags)
+    columns = ["probability", "uncertainty"] + ["probability_smoothed"] * ("--smooth" in flags)
     for patient, part in table.groupby("patient"):
         with h5py.File(f"maps/{patient}.h5") as file:
-            for name in names:
+            for name in columns:
                 np.testing.assert_array_equal(part[name].astype(np.float32), file[name][:])
     assert set(table["patient"]) == trained.patients("test")
 
@@ -83,7 +74,8 @@ def test_a_bad_run_is_listed_at_the_end_and_the_others_are_ranked(
 ):
     strange = replace(trained, split=dict.fromkeys(trained.split, "train"))
     save_checkpoint(work / "runs/c/best.pt", strange)
-    runs = ("runs/none", "runs/a", "runs/c", "runs/b", "runs/a")
+    (work / "runs/b").rename(work / "runs/v1.2")
+    runs = ("runs/none", "runs/a", "runs/c", "runs/v1.2", "runs/a")
     result = command("eval", *runs, "--out", "e", *QUICK)
     assert result.code == 1
     assert result.error == "Error: 2 of 4 runs are not evaluated; the reasons are above"
@@ -93,11 +85,10 @@ def test_a_bad_run_is_listed_at_the_end_and_the_others_are_ranked(
     ]
     assert "none of the checkpoint's test patients" in reasons[1]
     assert result.err.count("checkpoint: runs/a/best.pt") == 1
-    assert {path.name for path in Path("e").iterdir() if path.is_dir()} == {
-        *("2-a", "4-b", "figures")
-    }
+    files = ("leaderboard.csv", "leaderboard.html", "leaderboard.json")
+    assert names(Path("e")) == ["2-a", "4-v1.2", "figures", *files]
     table = pd.read_csv("e/leaderboard.csv")
-    assert set(table[table["source"] == "measured"]["name"]) == {"runs/a", "runs/b"}
+    assert set(table[table["source"] == "measured"]["name"]) == {"runs/a", "runs/v1.2"}
 
     result = command("eval", *runs, "--out", "e", *QUICK, "--json")
     assert result.code == 1
@@ -160,10 +151,8 @@ def test_other_files_are_not_overwritten(work: Path, command: RunCommand):
     (mine / "report.html").write_text("of the user")
     result = command("eval", "runs/a", "--out", "mine", *QUICK)
     assert result.code == 1
-    assert (
-        "mine/report.html exists and was not written by this command; choose another --out"
-        in result.err
-    )
+    reason = "exists and was not written by this command"
+    assert f"mine/report.html {reason}; choose another --out" in result.err
     assert "predicting" not in result.err
     assert (mine / "report.html").read_text() == "of the user"
 
@@ -172,34 +161,21 @@ def test_other_files_are_not_overwritten(work: Path, command: RunCommand):
     before = Path("e/patients.csv").read_bytes()
     result = command("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "e")
     assert result.code == 1
-    assert "e/patients.csv exists and was not written by this command" in result.err
+    assert f"e/patients.csv {reason}" in result.err
     assert Path("e/patients.csv").read_bytes() == before
     for _ in range(2):
         both = ("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
         assert command(*both).code == 0
-    assert (
-        "exists and was not written by this command"
-        in command("eval", "runs/a", "--out", "c", *QUICK).err
-    )
+    assert reason in command("eval", "runs/a", "--out", "c", *QUICK).err
     for name in ("metrics.json", "figures", "leaderboard.json"):
         (work / name).mkdir()
         (work / name / "mine.png").touch()
         both = ("runs/a", "runs/b") if name == "leaderboard.json" else ("runs/a",)
         result = command("eval", *both, "--out", ".", *QUICK)
-        assert f"{name} exists and was not written by this command" in result.err
+        assert f"{name} {reason}" in result.err
         shutil.rmtree(work / name)
     Path("file").touch()
     assert "file is a file; give a folder" in command("eval", "--out", "file", *QUICK).err
-
-
-def test_each_run_has_a_folder_of_its_name(work: Path, command: RunCommand):
-    (work / "runs" / "b").rename(work / "runs" / "v1.2")
-    result = command("eval", "runs/a", "runs/v1.2", "--out", "e", *QUICK)
-    assert result.code == 0, result.err
-    assert {path.name for path in Path("e").iterdir()} == {
-        *("1-a", "2-v1.2"),
-        *("figures", "leaderboard.csv", "leaderboard.json", "leaderboard.html"),
-    }
 
 
 def test_a_comparison_notes_seen_patients(work: Path, command: RunCommand):

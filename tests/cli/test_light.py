@@ -81,9 +81,19 @@ CASES = [
 ]
 
 
+def run_lines(commands: list[str], folder: Path) -> dict[str, list[Any]]:
+    """Return exit code, standard output, standard error and CPU seconds of each command line."""
+    lines = "".join(json.dumps(command.split()) + "\n" for command in commands)
+    program = [sys.executable, "-c", SERVER]
+    options = {"cwd": folder, "capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run(program, input=lines, **options)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
 @pytest.fixture(scope="module")
 def answers(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Return exit code, standard output, standard error and CPU seconds of each command line."""
+    """Run all command lines in a folder with a file of each kind."""
     folder = tmp_path_factory.mktemp("light")
     (folder / "data").mkdir()
     (folder / "empty").mkdir()
@@ -96,19 +106,7 @@ def answers(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "text.pt").write_text("no checkpoint")
     (folder / "map.toml").write_text(MAP_JOB)
     (folder / "train.toml").write_text(TRAIN_JOB)
-    lines = [command.split() for command, _, _ in CASES]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVER],
-        input="".join(json.dumps(words) + "\n" for words in lines),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(
-        zip((case[0] for case in CASES), map(json.loads, done.stdout.splitlines()), strict=True)
-    )
+    return run_lines([command for command, _, _ in CASES], folder)
 
 
 @pytest.mark.parametrize(("command", "code", "fragment"), CASES, ids=[case[0] for case in CASES])
@@ -120,18 +118,8 @@ def test_answer_without_torch(answers: dict, command: str, code: int, fragment: 
 
 
 def test_no_data_is_an_error_before_torch(tmp_path: Path):
-    code = SERVER + "\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input='["train"]\n["map", "--all"]\n["explore"]\n',
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    for line in done.stdout.splitlines():
-        assert "no data: there is no data here; make a pack with" in json.loads(line)[2]
-    assert len(done.stdout.splitlines()) == 3, done.stderr
+    for answer in run_lines(["train", "map --all", "explore"], tmp_path).values():
+        assert "no data: there is no data here; make a pack with" in answer[2]
 
 
 def test_help_imports_no_library_of_numbers():

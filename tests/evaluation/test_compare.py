@@ -20,7 +20,6 @@ from wsi_idc.evaluation.compare import (
     write_leaderboard,
 )
 from wsi_idc.evaluation.results import Evaluation
-from wsi_idc.metrics.classification import all_metrics
 
 
 def make(name: str, *, noise: float, threshold: float = 0.5, seed: int = 0) -> Predictions:
@@ -43,11 +42,6 @@ def make(name: str, *, noise: float, threshold: float = 0.5, seed: int = 0) -> P
 A, B = make("a", noise=0.5), make("b", noise=0.2, threshold=0.55, seed=2)
 
 
-def metrics_of(predictions: Predictions, rows: np.ndarray | slice) -> dict[str, float]:
-    label, probability = (predictions.table[name].to_numpy() for name in ("label", "probability"))
-    return all_metrics(label[rows], probability[rows], threshold=predictions.threshold)
-
-
 def test_differences_and_intervals_are_those_of_a_plain_paired_bootstrap(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -59,9 +53,8 @@ def test_differences_and_intervals_are_those_of_a_plain_paired_bootstrap(
     resampled = []
     for patients in np.random.default_rng(6).integers(8, size=(40, 8)):
         rows = np.concatenate([np.arange(50) + 50 * patient for patient in patients])
-        resampled.append(
-            [metrics_of(B, rows)[name] - metrics_of(A, rows)[name] for name in table.index]
-        )
+        a, b = A.metrics_of(rows), B.metrics_of(rows)
+        resampled.append([b[name] - a[name] for name in table.index])
     limits = np.percentile(resampled, [2.5, 97.5], axis=0).T
     np.testing.assert_allclose(table[["low", "high"]].to_numpy(float), limits, atol=1e-6)
     np.testing.assert_allclose(table["difference"], table["b"] - table["a"])
@@ -81,21 +74,17 @@ def test_no_evaluation_is_better_with_few_patients_or_than_itself(monkeypatch: p
 
 def test_each_patient_is_paired():
     row = compare(A, B, num_resamples=10).patients.set_index("patient").loc["P1"]
-    expected_a, expected_b = (metrics_of(predictions, slice(50, 100)) for predictions in (A, B))
+    expected_a, expected_b = (predictions.metrics_of(slice(50, 100)) for predictions in (A, B))
     assert (row["auc_b"], row["dice_b"]) == (expected_b["auc"], expected_b["f1"])
     assert row["auc_difference"] == pytest.approx(expected_b["auc"] - expected_a["auc"])
 
 
-def test_one_patient_has_no_intervals():
-    single = replace(A, table=A.table[:50])
-    comparison = compare(single, single, num_resamples=20)
+def test_one_patient_has_no_intervals_and_notes_of_both_are_listed_once():
+    a, b = (replace(A, table=A.table[:50], notes=("both", f"only {name}")) for name in ("a", "b"))
+    comparison = compare(a, b, num_resamples=20)
+    assert comparison.notes == ("both", "A: only a", "B: only b")
     assert comparison.metrics["low"].isna().all()
     assert comparison.as_dict()["metrics"][0]["low"] is None
-
-
-def test_notes_of_both_are_listed_once():
-    a, b = replace(A, notes=("both", "only a")), replace(B, notes=("both", "only b"))
-    assert compare(a, b, num_resamples=10).notes == ("both", "A: only a", "B: only b")
 
 
 FLIPPED = A.table.assign(label=A.table["label"].where(A.table.index != 60, 1 - A.table["label"]))
@@ -118,17 +107,17 @@ def record_of(judged: str, threshold: float) -> str:
     return json.dumps({"judged": judged, "threshold": threshold})
 
 
-def write(folder: Path, predictions: Predictions) -> Path:
+def write(folder: Path, table: pd.DataFrame) -> Path:
     (folder / "metrics.json").write_text(record_of("probability", 0.5))
-    predictions.table.iloc[::-1].to_csv(folder / "predictions.csv", index=False)
+    table.iloc[::-1].to_csv(folder / "predictions.csv", index=False)
     return folder
 
 
 def test_an_evaluation_is_read_unchanged(tmp_path: Path):
-    named = replace(A, table=A.table.replace({"patient": {"P3": "NA", "P4": "null"}}))
-    named = replace(named, table=named.table.sort_values(["patient", "x"], ignore_index=True))
-    predictions = read_predictions(write(tmp_path, named))
-    pd.testing.assert_frame_equal(predictions.table, named.table, check_dtype=False)
+    table = A.table.replace({"patient": {"P3": "NA", "P4": "null"}})
+    table = table.sort_values(["patient", "x"], ignore_index=True)
+    predictions = read_predictions(write(tmp_path, table))
+    pd.testing.assert_frame_equal(predictions.table, table, check_dtype=False)
     assert predictions.threshold == 0.5
     assert compare(predictions, predictions, num_resamples=10).num_patients == 8
 
@@ -161,7 +150,7 @@ HEADER = "patient,x,y,label,probability\n"
 def test_a_damaged_evaluation_is_one_line(
     tmp_path: Path, name: str, text: str | None, message: str
 ):
-    write(tmp_path, A)
+    write(tmp_path, A.table)
     (tmp_path / name).unlink()
     if text is not None:
         (tmp_path / name).write_text(text)

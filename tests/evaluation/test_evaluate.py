@@ -29,14 +29,6 @@ def run(
     )
 
 
-def half_unknown(cohort: Pack, checkpoint: Checkpoint) -> tuple[Pack, int]:
-    """Return the cohort with every other test label unknown, and the number of test patches."""
-    pack = Pack(cohort.path)
-    rows = np.flatnonzero(np.isin(pack.patient_of, sorted(checkpoint.patients("test"))))
-    pack.index.loc[rows[::2], "label"] = -1
-    return pack, len(rows)
-
-
 @pytest.fixture(scope="module")
 def evaluation(trained: Checkpoint, cohort: Pack) -> Evaluation:
     return run(trained, cohort)
@@ -77,9 +69,11 @@ def test_an_ensemble_is_evaluated_on_patients_that_no_member_has_seen(
 def test_patches_of_unknown_label_are_left_out_but_smooth_their_neighbors(
     trained: Checkpoint, cohort: Pack
 ):
-    pack, num = half_unknown(cohort, trained)
+    pack = Pack(cohort.path)
+    rows = np.flatnonzero(np.isin(pack.patient_of, sorted(trained.patients("test"))))
+    pack.index.loc[rows[::2], "label"] = -1
     half = run(trained, pack, smooth=True)
-    assert (half.num_unknown, half.num_patches) == (num - num // 2, num // 2)
+    assert (half.num_unknown, half.num_patches) == (len(rows[::2]), len(rows[1::2]))
     assert f"{half.num_unknown} patches of unknown label are left out" in half.notes
     all_known = run(trained, cohort, smooth=True).predictions["probability_smoothed"]
     np.testing.assert_array_equal(half.predictions["probability_smoothed"], all_known[1::2])
@@ -159,8 +153,7 @@ def test_smoothed_probabilities_are_final_and_raw_metrics_are_kept(
 def test_several_views_give_an_uncertainty(
     trained: Checkpoint, cohort: Pack, evaluation: Evaluation
 ):
-    predictions = run(trained, cohort, tta=True).predictions
-    assert predictions["uncertainty"].between(0, 0.5).all()
+    assert run(trained, cohort, tta=True).predictions["uncertainty"].between(0, 0.5).all()
     assert "uncertainty" not in evaluation.predictions
 
 

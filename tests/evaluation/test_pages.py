@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import HOSTILE, check_page, evaluation_of, patches
+from wsi_idc.evaluation import pages
 from wsi_idc.evaluation.compare import (
     Comparison,
     Predictions,
@@ -12,16 +13,8 @@ from wsi_idc.evaluation.compare import (
     leaderboard,
     published_results,
 )
-from wsi_idc.evaluation.pages import (
-    differences,
-    leaderboard_chart,
-    paired_patients,
-    ranking_metric,
-    tally,
-    write_comparison_page,
-    write_leaderboard_page,
-)
 
+pytestmark = pytest.mark.usefixtures("low_resolution")
 A = patches(("a", "0011", [0.1, 0.9, 0.2, 0.9]), ("b", "01", [0.1, 0.9]))
 B = patches(("a", "0011", [0.1, 0.2, 0.8, 0.9]), ("b", "01", [0.1, 0.9]))
 
@@ -37,16 +30,16 @@ BENIGN = [("a", evaluation_of(patches(("a", "00", [0.1, 0.2]))))]
 
 
 def test_patients_are_counted_by_the_larger_value():
-    assert tally(COMPARISON.patients, "auc") == {"a": 0, "b": 1, "same": 1, "none": 0}
+    assert pages.tally(COMPARISON.patients, "auc") == {"a": 0, "b": 1, "same": 1, "none": 0}
     swapped = compare_tables(B, A).patients
-    assert tally(swapped, "dice") == {"a": 1, "b": 0, "same": 1, "none": 0}
+    assert pages.tally(swapped, "dice") == {"a": 1, "b": 0, "same": 1, "none": 0}
 
 
 def test_the_page_names_both_and_lists_where_each_is_better(tmp_path: Path):
     metrics = COMPARISON.metrics.copy()
     metrics["better"] = ["b", "a", *[""] * (len(metrics) - 2)]
     comparison = replace(COMPARISON, metrics=metrics)
-    write_comparison_page(comparison, tmp_path, name_a=HOSTILE, name_b="runs/b")
+    pages.write_comparison_page(comparison, tmp_path, name_a=HOSTILE, name_b="runs/b")
     page = check_page(tmp_path / "comparison.html")
     words = [word.strip() for word in page.words if word.strip()]
     assert words[words.index("A") + 1] == HOSTILE
@@ -59,14 +52,14 @@ def test_the_page_names_both_and_lists_where_each_is_better(tmp_path: Path):
 
 
 def test_pairs_are_drawn_b_over_a():
-    auc, dice = paired_patients(COMPARISON).axes
+    auc, dice = pages.paired_patients(COMPARISON).axes
     assert auc.collections[0].get_offsets().tolist() == [[0.5 + 0.125, 1], [1, 1]]
     assert auc.get_title() == "AUC: larger with B 1, with A 0, same 1"
     assert [text.get_text() for text in dice.texts] == ["a"]
 
 
 def test_differences_are_b_minus_a():
-    (ax,) = differences(COMPARISON).axes
+    (ax,) = pages.differences(COMPARISON).axes
     offsets = [marks.get_offsets() for marks in ax.collections if len(marks.get_offsets()) > 1]
     assert offsets[-1][:, 0].tolist() == COMPARISON.metrics["difference"].tolist()
     assert ax.get_yticklabels()[-1].get_text() == "ECE (smaller is better)"
@@ -76,16 +69,15 @@ def test_differences_are_b_minus_a():
     ("labels", "a", "b"), [("1", [0.9], [0.9]), ("00", [0.1, 0.2], [0.9, 0.2])]
 )
 def test_a_comparison_of_one_class_has_a_page(
-    labels: str, a: list[float], b: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labels: str, a: list[float], b: list[float], tmp_path: Path
 ):
-    monkeypatch.setattr("wsi_idc.plotting.style.DPI", 40)
     comparison = compare_tables(*(patches(("a", labels, values)) for values in (a, b)))
-    write_comparison_page(comparison, tmp_path, name_a="a", name_b="b")
+    pages.write_comparison_page(comparison, tmp_path, name_a="a", name_b="b")
     check_page(tmp_path / "comparison.html")
 
 
 def test_published_results_are_separate(tmp_path: Path):
-    write_leaderboard_page(leaderboard(EVALUATIONS), tmp_path, is_fair=True)
+    pages.write_leaderboard_page(leaderboard(EVALUATIONS), tmp_path, is_fair=True)
     page = check_page(tmp_path / "leaderboard.html")
     names = [word for word in page.words if word in (HOSTILE, "runs/poor")]
     assert names == [HOSTILE, "runs/poor"]
@@ -100,18 +92,15 @@ def test_published_results_are_separate(tmp_path: Path):
     ("evaluations", "metric"),
     [(EVALUATIONS, "average_precision"), (EVALUATIONS, "ece"), (BENIGN, "mcc")],
 )
-def test_each_metric_can_rank(
-    evaluations: list, metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("wsi_idc.plotting.style.DPI", 40)
+def test_each_metric_can_rank(evaluations: list, metric: str, tmp_path: Path):
     table = leaderboard(evaluations, rank_by=metric)
-    assert ranking_metric(table) == metric
-    write_leaderboard_page(table, tmp_path, is_fair=False)
+    assert pages.ranking_metric(table) == metric
+    pages.write_leaderboard_page(table, tmp_path, is_fair=False)
     assert "not of the same patches" in check_page(tmp_path / "leaderboard.html").text
 
 
 def test_measured_marks_are_filled_and_published_ones_hollow():
-    (ax,) = leaderboard_chart(leaderboard(EVALUATIONS)).axes
+    (ax,) = pages.leaderboard_chart(leaderboard(EVALUATIONS)).axes
     measured, published = ax.lines[:2]
     assert measured.get_xdata().tolist() == [1, 0]
     known = published_results()["auc"].dropna().sort_values(ascending=False)
@@ -120,5 +109,5 @@ def test_measured_marks_are_filled_and_published_ones_hollow():
 
 
 def test_a_metric_without_any_value_is_noted():
-    (ax,) = leaderboard_chart(leaderboard(BENIGN, rank_by="mcc")).axes
+    (ax,) = pages.leaderboard_chart(leaderboard(BENIGN, rank_by="mcc")).axes
     assert ax.texts[0].get_text() == "none has a value of MCC"

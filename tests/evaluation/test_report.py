@@ -29,6 +29,7 @@ from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.plotting.number_format import NONE
 from wsi_idc.runtime.device import select_device
 
+pytestmark = pytest.mark.usefixtures("low_resolution")
 REVERSED = TWO_PATIENTS["probability"].to_numpy()[::-1]
 WORLDS = {
     "smoothed": TWO_PATIENTS.assign(probability_smoothed=REVERSED),
@@ -38,12 +39,6 @@ WORLDS = {
     "all correct and certain": patches(("a", "0011", [0, 0, 1, 1])),
 }
 HISTORY = [{"epoch": 1, "val_auc": 0.7, "train_loss": 0.6}, {"epoch": 2, "val_auc": 0.8}]
-
-
-@pytest.fixture(autouse=True)
-def _low_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save time: these tests do not look at pixels."""
-    monkeypatch.setattr("wsi_idc.plotting.style.DPI", 40)
 
 
 @pytest.mark.parametrize("world", WORLDS)

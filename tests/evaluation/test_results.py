@@ -21,9 +21,8 @@ def test_files_agree_with_each_other(tmp_path: Path):
     write_evaluation(TWO, tmp_path / "eval")
     table = pd.read_csv(tmp_path / "eval" / "predictions.csv")
     record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
-    metrics = all_metrics(
-        table["label"].to_numpy(), table["probability"].to_numpy(), threshold=record["threshold"]
-    )
+    arrays = (table[name].to_numpy() for name in ("label", "probability"))
+    metrics = all_metrics(*arrays, threshold=record["threshold"])
     assert record["metrics"] == pytest.approx(metrics, abs=1e-6)
     low, high = record["intervals_95"]["auc"]
     assert low <= record["metrics"]["auc"] <= high

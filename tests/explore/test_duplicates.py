@@ -11,14 +11,10 @@ from wsi_idc.explore import duplicates
 from wsi_idc.explore.pixel_statistics import pixel_statistics
 
 
-def find(pack: Pack) -> pd.DataFrame:
+def find(pack: Pack, rows: list[int] | None = None) -> pd.DataFrame:
     hashes = pixel_statistics(pack).table["hash"].to_numpy(np.uint64)
-    return duplicates.find_duplicates(pack, hashes, np.arange(len(pack)))
-
-
-def places(pack: Pack, table: pd.DataFrame) -> list[tuple[str, int]]:
-    rows = table["row"].to_numpy()
-    return list(zip(pack.patient_of[rows], pack.index["x"].to_numpy()[rows] // 50, strict=True))
+    candidates = np.arange(len(pack)) if rows is None else np.array(rows, int)
+    return duplicates.find_duplicates(pack, hashes, candidates)
 
 
 def test_near_pairs_are_those_of_comparing_all():
@@ -50,7 +46,9 @@ def test_a_copy_in_another_patient_is_found(tmp_path: Path):
     cells = [*block("a", 2, 3), *block("b", 2, 2), darker, Cell("c", 0, 2, 0, copied)]
     pack = make_pack(tmp_path / "a.h5", cells)
     table = find(pack)
-    assert places(pack, table) == [("a", 1), ("b", 7), ("c", 2)]
+    rows = table["row"].to_numpy()
+    assert pack.patient_of[rows].tolist() == ["a", "b", "c"]
+    assert pack.index["x"].to_numpy()[rows].tolist() == [50, 350, 100]
     assert table["group"].tolist() == [1, 1, 1]
     assert np.isnan(table["correlation"][0])
     assert table["correlation"][1:].min() > 0.99
@@ -67,10 +65,7 @@ def test_only_candidates_are_compared(tmp_path: Path):
     copied = pixels_of("a", 0, 0)
     cells = [Cell("a", 0, 0), Cell("b", 0, 0, 0, copied), Cell("b", 0, 1)]
     pack = make_pack(tmp_path / "a.h5", cells)
-    hashes = pixel_statistics(pack).table["hash"].to_numpy(np.uint64)
-    assert len(duplicates.find_duplicates(pack, hashes, np.arange(3))) == 2
-    assert duplicates.find_duplicates(pack, hashes, np.array([0, 2])).empty
-    assert duplicates.find_duplicates(pack, hashes, np.array([], int)).empty
+    assert [len(find(pack, rows)) for rows in (None, [0, 2], [])] == [2, 0, 0]
 
 
 def test_different_images_with_equal_hashes_are_not_duplicates(tmp_path: Path):

@@ -13,6 +13,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.explore.explore import explore
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
+pytestmark = pytest.mark.usefixtures("low_resolution")
 SEEDED = ("samples", "augmentation")
 WORLDS = {
     "one small patch": [Cell("a", 0, 0, 1, pixels_of("a", 0, 0, height=1, width=1))],
@@ -24,12 +25,6 @@ WORLDS = {
         Cell(name, 0, 0, 0, pixels_of("a", 0, 0)) for name in ("a$b$_{", "<b>&患者", "=1+1", "a")
     ],
 }
-
-
-@pytest.fixture(autouse=True)
-def _low_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save time: these tests do not look at small details."""
-    monkeypatch.setattr("wsi_idc.plotting.style.DPI", 40)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

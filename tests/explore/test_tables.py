@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.packs import Cell, block, make_pack, pixels_of
+from tests.packs import Cell, block, flat, make_pack, pixels_of
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_store import FolderStore
 from wsi_idc.explore.tables import describe
@@ -15,17 +15,11 @@ from wsi_idc.explore.tables import describe
 CHANNELS = ("red", "green", "blue")
 
 
-def own_pixels(pack: Pack, rows: Any) -> np.ndarray:
-    """Return every pixel of some patches without their padding, shape (n, 3), 0..1."""
-    parts = []
-    for row in rows:
-        height, width = pack.index.loc[row, ["height", "width"]]
-        parts.append(pack.patches[row, :height, :width].reshape(-1, 3))
-    return np.concatenate(parts) / 255
-
-
 def assert_channels(row: Any, pack: Pack, rows: Any) -> None:
-    pixels = own_pixels(pack, rows)
+    """Assert that a row of a table has the statistics of some patches without their padding."""
+    sizes = pack.index.loc[rows, ["height", "width"]].to_numpy()
+    patches = zip(pack.patches[rows], sizes, strict=True)
+    pixels = np.concatenate([patch[:h, :w].reshape(-1, 3) for patch, (h, w) in patches]) / 255
     assert row["patches"] == len(rows)
     values = [row[f"{statistic}_{name}"] for statistic in ("mean", "std") for name in CHANNELS]
     np.testing.assert_allclose(values, [*pixels.mean(axis=0), *pixels.std(axis=0)], rtol=1e-9)
@@ -93,7 +87,7 @@ def test_unknown_labels_count_in_no_fraction(tmp_path: Path):
 
 def test_hints_are_counted_for_each_patient(tmp_path: Path):
     copied = pixels_of("a", 0, 0)
-    white = np.full((50, 50, 3), 255, np.uint8)
+    white = flat(255, 255, 255)
     cells = [*block("a", 3, 3), *block("b", 2, 2, 1), Cell("b", 5, 5, 1, copied)]
     cells += [Cell("b", 6, 6, 0, white), Cell("a", 6, 6, 0, white), Cell("c", 0, 0, 0, white)]
     next(cell for cell in cells if (cell.row, cell.col) == (1, 1)).label = 1
@@ -134,8 +128,7 @@ def test_tables_of_the_real_patches(real_tree: Path, real_pack: Pack):
         assert row.idc == counts[row.patient, 1]
     assert description.summary["complete_3x3"] == complete
     hints = description.hints[description.hints["kind"] == "label"]
-    assert sorted(hints[["patient", "x", "y"]].itertuples(index=False, name=None)) == sorted(
-        isolated
-    )
+    places = hints[["patient", "x", "y"]].itertuples(index=False, name=None)
+    assert sorted(places) == sorted(isolated)
     num_patches = description.sizes.set_index(["height", "width"])["patches"]
     assert num_patches.to_dict() == sizes

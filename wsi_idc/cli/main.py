@@ -35,7 +35,6 @@ from wsi_idc.core.errors import StoppedError, WsiIdcError
 from wsi_idc.runtime.resources import limit_spinning
 
 _MAX_MESSAGE = 2000
-_BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit code that a shell reports for this signal
 
 
 class _Commands(click.Group):
@@ -54,7 +53,7 @@ class _Commands(click.Group):
                     stream.flush()
                 except BrokenPipeError:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            return _BROKEN_PIPE
+            return 128 + signal.SIGPIPE  # the exit code that a shell reports for this signal
 
 
 @click.group(
@@ -115,23 +114,18 @@ def run(command: Callable[[], object]) -> int:
     except (KeyboardInterrupt, click.Abort):
         echo_note("Stopped; nothing is half-written: run the same command again to continue.")
         return StoppedError.exit_code
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001
         # The system sets strerror, such as for a full disk. An OSError without strerror is a bug.
-        if error.strerror is None:
-            return _report_bug()
-        _echo_error(f"{error.filename or 'the system'}: {error.strerror}; nothing is half-written")
+        if isinstance(error, OSError) and error.strerror is not None:
+            where = error.filename or "the system"
+            _echo_error(f"{where}: {error.strerror}; nothing is half-written")
+        else:
+            traceback.print_exc()
+            echo_note(f"This is a bug in wsi-idc {__version__}; please report all of the above.")
         return 1
-    except Exception:  # noqa: BLE001
-        return _report_bug()
 
 
 def _echo_error(message: object) -> None:
     line = one_line(message)
     # Limit the length: a message may quote a file, and a file may have any content.
     echo_note(f"Error: {line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}...'}")
-
-
-def _report_bug() -> int:
-    traceback.print_exc()
-    echo_note(f"This is a bug in wsi-idc {__version__}; please report all of the above.")
-    return 1

@@ -1,4 +1,13 @@
-"""Find near-identical patches of different patients."""
+"""Find near-identical patches of different patients; ``DUPLICATE_METHOD`` describes the method.
+
+In a test with copies of 2,000 real patches, the method found all darkened copies, 99 % of the
+copies after JPEG compression of quality 90, 95 % of the copies after JPEG compression of quality
+70, but only 16 % of the copies that were shifted by one pixel.
+
+A hash is divided into six parts. Two hashes that differ in at most 3 bits have at least three equal
+parts, so only patches with three equal parts are compared. Therefore the time grows with the number
+of patches, not with the square of this number.
+"""
 
 import itertools
 import logging

@@ -100,9 +100,7 @@ def _ranking_metrics(
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24
-    num_positive, num_negative = (
-        weights @ [len(values) for values in ranked] for ranked in (positive, negative)
-    )
+    num_positive, num_negative = (weights @ [*map(len, ranks)] for ranks in (positive, negative))
     pairs, area = np.zeros(len(weights)), np.zeros(len(weights))
     block = max(1, _BLOCK_VALUES // len(weights))
     positive_rows = np.flatnonzero(label == 1)
@@ -120,10 +118,8 @@ def _ranking_metrics(
         precision = num_true / np.maximum(num_true + num_above, 1)
         area += (own * precision).sum(axis=1, dtype=np.float64)
     num_pairs = num_positive * num_negative
-    return (
-        safe_divide(pairs, num_pairs),
-        safe_divide(area, np.where(num_pairs > 0, num_positive, 0)),
-    )
+    average_precision = safe_divide(area, np.where(num_pairs > 0, num_positive, 0))
+    return safe_divide(pairs, num_pairs), average_precision
 
 
 def _sort_by_patient(
@@ -151,8 +147,7 @@ class Band:
     Attributes:
         x: Positions on the x axis, shape (K,).
         y: Values of the curve of all patients, shape (K,).
-        low: Lower bound of the band, shape (K,); NaN without resamples.
-        high: Upper bound of the band, shape (K,); NaN without resamples.
+        low, high: Bounds of the band, shape (K,); NaN without resamples.
     """
 
     x: NDArray[np.float64]

@@ -35,10 +35,8 @@ def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -
     patient's patches), auc, dice, sensitivity, specificity, ppv. Further columns, such as
     ``border0_dice``, have the metrics patches to dice of the patches at one border distance.
 
-    Args:
-        predictions: Table of patches; columns patient, label (0 or 1), border_distance, ``column``.
-        column: Name of the column with the probability of IDC.
-        threshold: Probability from which a patch is called IDC.
+    ``predictions`` has one row per patch; columns patient, label (0 or 1), border_distance and
+    ``column``, the probability of IDC. A patch is called IDC from the probability ``threshold``.
     """
     rows = []
     for patient, part in predictions.groupby("patient"):
@@ -66,13 +64,10 @@ def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, floa
 
 
 def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, dict[str, float]]:
-    """Summarize the distribution of the patients' auc, dice and area_bias.
+    """Summarize the distribution of auc, dice and area_bias in the result of ``patient_table``.
 
     Each patient has the same weight. A metric that is NaN for all patients is left out.
-
-    Args:
-        patients: Result of ``patient_table``.
-        weights: Weight of each patient in each resample, shape (R, P).
+    ``weights`` has the weight of each patient in each resample, shape (R, P).
 
     Returns:
         For each metric, the number of patients for whom the metric is defined, and the mean,
