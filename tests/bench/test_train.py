@@ -13,16 +13,10 @@ from wsi_idc.training.config import TrainConfig
 pytestmark = pytest.mark.usefixtures("no_workers")
 
 
-def measure(
-    pack: Pack, folder: Path, *, num_steps: int = 16, plain_steps: int = 0
-) -> BenchmarkResult:
-    return train_module.bench_train(
-        TrainConfig(model="cnn", batch_size=16, split="ratio:50/25/25"),
-        BenchmarkData(pack, "a cohort", folder),
-        device_config=select_device("cpu"),
-        num_steps=num_steps,
-        plain_steps=plain_steps,
-    )
+def measure(pack: Pack, folder: Path, **steps: int) -> BenchmarkResult:
+    config = TrainConfig(model="cnn", batch_size=16, split="ratio:50/25/25")
+    data = BenchmarkData(pack, "a cohort", folder)
+    return train_module.bench_train(config, data, device_config=select_device("cpu"), **steps)
 
 
 def test_rates_are_those_of_the_steps(
@@ -35,7 +29,7 @@ def test_rates_are_those_of_the_steps(
         return {n: np.array([patches[n] / (2 * seconds.get(n, 1.0))]) for n in variants}
 
     monkeypatch.setattr(train_module, "interleave", interleave)
-    result = measure(cohort, tmp_path)
+    result = measure(cohort, tmp_path, num_steps=16, plain_steps=0)
     assert result.rates == {"bare": 64.0, "command": 32.0}
     assert result.ratios == {"command / bare": 0.5}
     assert result.settings["patches a round"] == 32

@@ -39,12 +39,8 @@ def test_results_as_text_and_json(monkeypatch: pytest.MonkeyPatch, command: RunC
     ]
     record = json.loads(command("doctor", "--json").out)
     assert (record["num_notes"], record["num_problems"]) == (1, 1)
-    assert record["findings"][1] == {
-        "name": "threads of torch",
-        "value": "1",
-        "state": "note",
-        "advice": "unset it",
-    }
+    note = {"name": "threads of torch", "value": "1", "state": "note", "advice": "unset it"}
+    assert record["findings"][1] == note
 
 
 def test_all_checks_on_this_machine(

@@ -3,6 +3,7 @@ import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,21 +26,13 @@ def usage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return space
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/home/x", "ext4"),
-        ("/scratch", "tmpfs"),
-        ("/scratch/a", "tmpfs"),
-        ("/scratch/deep/a/b", "lustre"),
-        ("/scratchy", "ext4"),
-        ("/data of all/x", "nfs4"),
-    ],
-)
-def test_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str):
-    (tmp_path / "mounts").write_text(MOUNTS)
+def test_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
     monkeypatch.setattr(disk, "_existing", lambda folder: folder)
-    assert disk.file_system(Path(path), tmp_path / "mounts") == kind
+    kinds = {"/home/x": "ext4", "/scratch": "tmpfs", "/scratch/a": "tmpfs", "/scratchy": "ext4"}
+    kinds |= {"/scratch/deep/a/b": "lustre", "/data of all/x": "nfs4"}
+    assert {path: disk.file_system(Path(path), mounts) for path in kinds} == kinds
 
 
 def test_room(tmp_path: Path, usage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
@@ -57,10 +50,7 @@ def test_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     times = iter([0.0, 0.5, 0.0, 64.0])
     synced = []
     monkeypatch.setattr(disk.time, "perf_counter", lambda: next(times))
-    fsync = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd))[-1]
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
     assert list(disk.writing(tmp_path / "new")) == [CheckResult("writing", "134 MB/s with fsync")]
     assert synced == [64 * 2**20]
     (row,) = disk.writing(tmp_path)
@@ -73,10 +63,7 @@ def test_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_locks_and_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(disk.locks(tmp_path)) == [CheckResult("file locks", "work")]
-
-    def refuse(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
+    refuse = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr("fcntl.flock", refuse)
     (row,) = disk.locks(tmp_path.parent)  # not the same folder: its answer is cached
     assert (row.value, row.state) == ("do not work there", PROBLEM)

@@ -135,15 +135,16 @@ def test_no_gpu_is_a_problem_if_slurm_gave_one(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_torch_build(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: None)
-    assert list(machine.torch_build()) == [CheckResult("torch", "2.9.0+cpu, built for CPUs only")]
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
-    (row,) = machine.torch_build()
-    assert row.value == "2.9.0+cpu, built for CUDA 13.0, cuDNN 92400"
+    monkeypatch.setattr(torch, "__version__", "2.9.0")
+    for cuda, hip, cudnn, built_for in [
+        (None, None, None, "CPUs only"),
+        (None, "6.4", None, "CPUs only, ROCm 6.4"),
+        ("13.0", None, 92400, "CUDA 13.0, cuDNN 92400"),
+    ]:
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
+        assert [row.value for row in machine.torch_build()] == [f"2.9.0, built for {built_for}"]
 
 
 def test_slurm(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ GIB = 2**30
 class Clock:
     """A clock that only ``advance`` moves, and a GPU that is some seconds behind it."""
 
-    now, gpu_delay, num_resets = 100.0, 0.0, 0
+    now, gpu_delay = 100.0, 0.0
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -50,14 +51,11 @@ def gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
             assert self.query() and end.query()
             return 1000 * (end.time - self.time)
 
-    def reset(device: torch.device) -> None:
-        clock.num_resets += 1
-
     fakes = {
         "Event": Event,
         "current_stream": lambda device: f"stream of {device}",
         "is_initialized": lambda: True,
-        "reset_peak_memory_stats": reset,
+        "reset_peak_memory_stats": Mock(),
         "max_memory_allocated": lambda device: 3 * GIB,
         "get_device_properties": lambda device: SimpleNamespace(total_memory=80 * GIB),
     }
@@ -94,7 +92,7 @@ def gpu_stats(num_patches: int, rate: float, wait: float, network: float) -> Thr
 @pytest.mark.usefixtures("gpu")
 def test_gpu_times_are_those_of_finished_events(clock: Clock):
     meter = ThroughputMeter(CUDA)
-    assert clock.num_resets == 1
+    torch.cuda.reset_peak_memory_stats.assert_called_once_with(CUDA)
     for _ in meter.time_data_wait(clock.items(3, 1.0)):
         clock.gpu_delay = 3.0
         with meter.time_compute(8):
@@ -110,7 +108,7 @@ def test_gpu_times_are_those_of_finished_events(clock: Clock):
         "30% of the time waiting for data, 60% in the network, GPU memory 3.0 of 80 GiB"
     )
     meter.start()
-    assert clock.num_resets == 2
+    assert torch.cuda.reset_peak_memory_stats.call_count == 2
     clock.advance(1.0)
     assert meter.stats() == gpu_stats(0, 0.0, 0.0, 0.0)
 

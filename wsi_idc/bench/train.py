@@ -62,11 +62,11 @@ def bench_train(
     training = build()
     command, bare = _training_steps(training), _bare_steps(build())
     num_steps = max(1, num_steps // _NUM_ROUNDS)
-    _take(command, _WARM_UP_STEPS)
+    sum(islice(command, _WARM_UP_STEPS))
     memory = peak_memory(device_config)
     variants: dict[str, Variant] = {
-        BARE: partial(_take, bare, num_steps),
-        COMMAND: partial(_take, command, num_steps),
+        BARE: lambda: sum(islice(bare, num_steps)),
+        COMMAND: lambda: sum(islice(command, num_steps)),
     }
     if plain_steps:
         rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
@@ -96,10 +96,6 @@ def bench_train(
         parts=medians({name: 1000 / rate for name, rate in stages.items()}),
         peak_memory_mb=memory,
     )
-
-
-def _take(steps_done: Iterator[int], num_steps: int) -> int:
-    return sum(islice(steps_done, num_steps))
 
 
 def _stages(training: Training) -> dict[str, Variant]:
