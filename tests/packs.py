@@ -8,10 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
+from wsi_idc.data.patch_store import FolderStore, UnreadablePatchError
 
 PATCH_PX = 50
 # Patient to (row, col, label) of its patches; both classes in each patient.
@@ -98,6 +100,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def make_unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Simulate a disk error for the files whose path ends with this name."""
+    read = FolderStore.read
+
+    def fail(self: FolderStore, path: str) -> tuple[bytes, str]:
+        if path.endswith(name):
+            raise UnreadablePatchError("cannot be read: Input/output error")
+        return read(self, path)
+
+    monkeypatch.setattr(FolderStore, "read", fail)
 
 
 INFO = PackInfo((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), PATCH_PX, 4.0, "assumed", "ab" * 32)

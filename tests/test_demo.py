@@ -1,14 +1,10 @@
 from pathlib import Path
 
-import pytest
-
 from tests.cli.commands import run_command
 from wsi_idc import demo
 
 
-def test_the_demo_runs_every_step_once_and_prints_the_next_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_demo_runs_every_step_once_and_prints_what_is_next(tmp_path, monkeypatch, capsys):
     for name, value in [("NUM_PATIENTS", 6), ("PATCHES_PER_PATIENT", 40), ("EPOCHS", 1)]:
         monkeypatch.setattr(demo, name, value)
     monkeypatch.chdir(tmp_path)

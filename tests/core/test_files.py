@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.packs import names
 from wsi_idc.core.errors import BusyError, DataError, WorkerError, WsiIdcError
 from wsi_idc.core.files import (
     atomic_write,
@@ -36,17 +37,9 @@ with atomic_write(Path(sys.argv[1])) as partial:
 """
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def start_writer(path: Path) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command, pipe = [sys.executable, "-c", WRITER, str(path)], subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout.readline() == "writing\n"
     return process
 

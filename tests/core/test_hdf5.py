@@ -6,17 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
+from wsi_idc.core import hdf5
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.hdf5 import (
-    DatasetSpec,
-    _check_heaps,
-    has_format,
-    open_hdf5,
-    read_attributes,
-    read_dataset,
-    read_datasets,
-    read_format,
-)
+from wsi_idc.core.hdf5 import DatasetSpec, _check_heaps, open_hdf5, read_attributes, read_datasets
 from wsi_idc.data.pack import Pack
 
 SIGNATURE = b"GCOL\x01\0\0\0"
@@ -55,7 +47,7 @@ def test_datasets_are_read_by_a_table(path: Path):
     }
     with open_hdf5(path) as file:
         datasets = read_datasets(file, specs)
-        assert read_dataset(file["group"], "value", specs["group/value"])[0] == 0.5
+        assert hdf5.read_dataset(file["group"], "value", specs["group/value"])[0] == 0.5
     assert list(datasets) == ["label", "group/value", "names"]
     assert datasets["label"].tolist() == [-1, 0, 1]
     assert datasets["names"].tolist() == ["a", "b", "c"]
@@ -91,14 +83,14 @@ def test_dataset_that_does_not_fit_is_refused(
 
 
 def test_format_of_a_file(path: Path, tmp_path: Path):
-    assert read_format(path) == "ours"
-    assert read_format(tmp_path / "other.h5") == ""
-    assert has_format(path, "ours")
+    assert hdf5.read_format(path) == "ours"
+    assert hdf5.read_format(tmp_path / "other.h5") == ""
+    assert hdf5.has_format(path, "ours")
     (tmp_path / "text.h5").write_text("not HDF5")
     with pytest.raises(DataError, match=r"text\.h5: HDF5 cannot read it"):
-        read_format(tmp_path / "text.h5")
+        hdf5.read_format(tmp_path / "text.h5")
     others = (tmp_path / "other.h5", tmp_path / "text.h5", tmp_path, tmp_path / "missing")
-    assert not any(has_format(other, "ours") for other in others)
+    assert not any(hdf5.has_format(other, "ours") for other in others)
 
 
 def test_attribute_of_an_unknown_type_is_not_read(tmp_path: Path):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,15 +20,17 @@ from tests.packs import (
     add_patch,
     file_name,
     make_tree,
+    make_unreadable,
     names,
     pack_content,
     pixels_of,
     save_png,
 )
 from wsi_idc.core.errors import DataError, WorkerError, WsiIdcError
+from wsi_idc.data.decode import DecodedTree
 from wsi_idc.data.decode_cache import create_worker_pool
 from wsi_idc.data.pack import Pack
-from wsi_idc.data.patch_store import FileIssue, FolderStore, UnreadablePatchError
+from wsi_idc.data.patch_store import FileIssue, FolderStore
 from wsi_idc.data.prepare import prepare
 
 NEVER, ALWAYS = 10**9, 1  # number of files from which processes decode instead of threads
@@ -222,37 +225,28 @@ def test_a_worker_imports_little_and_leaves_signals_to_its_parent():
     assert {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} <= blocked
 
 
-def stop_when_decoded(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stop_when_decoded(tree: Path, out: Path) -> Path:
     """Stop prepare when all is decoded; return the cache file that it leaves."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("wsi_idc.data.decode.DecodedTree.table", stop)
+    stopped = patch.object(DecodedTree, "table", side_effect=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt), stopped:
         prepare(tree, out)
     return cache_of(out)
 
 
-def count_reads(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def count_reads(tree: Path, out: Path) -> int:
     """Prepare and return how many files this process read."""
-    paths = []
-    with monkeypatch.context() as patch:
-        read = FolderStore.read
-        patch.setattr(
-            FolderStore, "read", lambda self, path: paths.append(path) or read(self, path)
-        )
+    with patch.object(FolderStore, "read", autospec=True, side_effect=FolderStore.read) as read:
         prepare(tree, out)
-    return len(paths)
+    return len(read.call_args_list)
 
 
-def test_complete_chunks_are_not_decoded_again(square_tree, tmp_path, monkeypatch):
+def test_complete_chunks_are_not_decoded_again(square_tree, tmp_path):
     tree, out = square_tree, tmp_path / "a.h5"
     (tree / "1/0" / file_name("1", 0, 0, 0)).write_bytes(b"bad")
     expected = pack_content(prepare(tree, tmp_path / "b.h5").pack)
-    cache = stop_when_decoded(tree, out, monkeypatch)
+    cache = stop_when_decoded(tree, out)
     whole = cache.read_bytes()
-    assert count_reads(tree, out, monkeypatch) == 1  # the bad one
+    assert count_reads(tree, out) == 1  # the bad one
     assert pack_content(out) == expected
     second = 20 + 2**18 + 128 * 7500
     assert whole[second:].startswith(b"WSIchunk")
@@ -274,7 +268,7 @@ def test_complete_chunks_are_not_decoded_again(square_tree, tmp_path, monkeypatc
         (b"another program's", 400),
     ]:
         cache.write_bytes(damaged)
-        assert count_reads(tree, out, monkeypatch) == expected_reads
+        assert count_reads(tree, out) == expected_reads
         assert pack_content(out) == expected
         assert not cache.exists()
 
@@ -289,60 +283,54 @@ def test_a_changed_file_is_decoded_again(square_tree, tmp_path, monkeypatch, is_
             save_png(path, pixels)
         return data
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as context:
         if not is_read_before:
-            patch.setattr("wsi_idc.data.patch_store.os.read", change_after_read)
-        stop_when_decoded(square_tree, out, monkeypatch)
+            context.setattr("wsi_idc.data.patch_store.os.read", change_after_read)
+        stop_when_decoded(square_tree, out)
     if is_read_before:
         save_png(path, pixels)
-    assert count_reads(square_tree, out, monkeypatch) == 400 - 128
+    assert count_reads(square_tree, out) == 400 - 128
     assert np.array_equal(Pack(out).patches[ROW], pixels)
     assert pack_content(out) == pack_content(prepare(square_tree, tmp_path / "b.h5").pack)
 
 
 def test_an_unreadable_file_is_tried_again(square_tree, tmp_path, monkeypatch):
-    out, path, read = tmp_path / "a.h5", square_tree / PATH, FolderStore.read
+    out, path = tmp_path / "a.h5", square_tree / PATH
     moved = path.rename(tmp_path / "x.png")
     path.symlink_to(tmp_path / "y.png")
-    stop_when_decoded(square_tree, out, monkeypatch)
-    assert count_reads(square_tree, out, monkeypatch) == 1
+    stop_when_decoded(square_tree, out)
+    assert count_reads(square_tree, out) == 1
     assert len(Pack(out)) == 399
-    stop_when_decoded(square_tree, out, monkeypatch)
+    stop_when_decoded(square_tree, out)
     moved.rename(tmp_path / "y.png")
-    assert count_reads(square_tree, out, monkeypatch) == 400 - 128
+    assert count_reads(square_tree, out) == 400 - 128
     assert np.array_equal(Pack(out).patches[ROW], pixels_of("1", 10, 1))
-
-    # Permissions change without a change of size and time.
-    def refuse(self: FolderStore, path: str) -> tuple[bytes, str]:
-        if path == PATH:
-            raise UnreadablePatchError("cannot be read: Permission denied")
-        return read(self, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FolderStore, "read", refuse)
-        stop_when_decoded(square_tree, out, monkeypatch)
+    # A disk error ends without a change of size and time.
+    with monkeypatch.context() as context:
+        make_unreadable(context, PATH)
+        stop_when_decoded(square_tree, out)
     prepare(square_tree, out)
     assert len(Pack(out)) == 400
 
 
-def test_a_resumed_run_takes_copies_of_damaged_patches(square_tree, tmp_path, monkeypatch):
+def test_a_resumed_run_takes_copies_of_damaged_patches(square_tree, tmp_path):
     (square_tree / "copy" / PATH).parent.mkdir(parents=True)
     shutil.copy(square_tree / PATH, square_tree / "copy" / PATH)
     expected = pack_content(prepare(square_tree, tmp_path / "a.h5").pack)["patches"]
     (square_tree / PATH).write_bytes(bytes((square_tree / PATH).stat().st_size))
     out = tmp_path / "b.h5"
-    stop_when_decoded(square_tree, out, monkeypatch)
+    stop_when_decoded(square_tree, out)
     report = prepare(square_tree, out)
     assert pack_content(out)["patches"] == expected
     detail = f"not a PNG file; its copy copy/{PATH} is packed"
     assert report.rejected == (FileIssue(PATH, "unreadable", detail),)
 
 
-def test_another_patch_size_decodes_all_again(tree, tmp_path, monkeypatch):
+def test_another_patch_size_decodes_all_again(tree, tmp_path):
     out = tmp_path / "a.h5"
-    stop_when_decoded(tree, out, monkeypatch)
+    stop_when_decoded(tree, out)
     assert prepare(tree, out, patch_px=50, mpp=2.0).info.mpp == 2.0
-    stop_when_decoded(tree, out, monkeypatch)
+    stop_when_decoded(tree, out)
     with pytest.raises(DataError, match="no patch could be read"):
         prepare(tree, out, patch_px=25)
 
@@ -359,13 +347,13 @@ def test_processes_decode_as_threads_do(square_tree, tmp_path, monkeypatch):
     expected = add_bad_files(tree)
     threads = prepare(tree, tmp_path / "a" / "a.h5", num_workers=1)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
-    assert count_reads(tree, out, monkeypatch) == 0
+    assert count_reads(tree, out) == 0
     assert_same_files(out, threads.pack)
     assert {issue.path for issue in threads.rejected} == set(expected)
 
 
 @pytest.mark.usefixtures("in_processes")
-def test_a_killed_worker_is_one_line_and_the_next_run_resumes(all_patches, tmp_path, monkeypatch):
+def test_a_killed_worker_is_one_line_and_the_next_run_resumes(all_patches, tmp_path):
     out = tmp_path / "out" / "a.h5"
 
     def create_and_kill(num_workers: int) -> object:
@@ -373,8 +361,8 @@ def test_a_killed_worker_is_one_line_and_the_next_run_resumes(all_patches, tmp_p
         os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
         return pool
 
-    with monkeypatch.context() as patch, pytest.raises(WorkerError) as caught:
-        patch.setattr("wsi_idc.data.decode.create_worker_pool", create_and_kill)
+    killed = patch("wsi_idc.data.decode.create_worker_pool", create_and_kill)
+    with killed, pytest.raises(WorkerError) as caught:
         prepare(all_patches, out, num_workers=2)
     assert str(caught.value).startswith("a process that decodes patches was killed, perhaps for ")
     assert len(str(caught.value).splitlines()) == 1

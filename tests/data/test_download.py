@@ -10,13 +10,14 @@ from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import kagglehub
 import kagglesdk.kaggle_env
 import pytest
 
+from tests.cli.commands import run_command
 from tests.packs import make_tree
-from wsi_idc.cli.main import run
 from wsi_idc.core.errors import DataError, WsiIdcError
 from wsi_idc.data.download import HANDLE, download, read_download_path
 from wsi_idc.data.open_data import find_patch_tree, open_data
@@ -92,17 +93,17 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
 
 
 def test_download_and_prepare_compose(kaggle, tmp_path, monkeypatch, capsys):
-    from wsi_idc.cli.main import group
-
     monkeypatch.chdir(tmp_path)
-    assert run(lambda: group.main(["download", "--json"], standalone_mode=False)) == 0
-    path = Path(json.loads(capsys.readouterr().out)["path"])
+    result = run_command(capsys, "download", "--json")
+    assert result.code == 0
+    path = Path(json.loads(result.out)["path"])
     assert path == tmp_path / "cache" / "datasets" / HANDLE / "versions" / "1"
     assert len(list(path.rglob("*.png"))) == 14
     assert find_patch_tree(Path("data")) == path
     assert len(open_data()) == 7  # without prepare
-    assert run(lambda: group.main(["prepare", "--json"], standalone_mode=False)) == 0
-    report = json.loads(capsys.readouterr().out)
+    result = run_command(capsys, "prepare", "--json")
+    assert result.code == 0
+    report = json.loads(result.out)
     assert (report["num_patches"], report["flagged"][0]["reason"]) == (7, "nested copy")
     source = prepare(tmp_path / "source", tmp_path / "source.h5")
     assert report["info"]["source_fingerprint"] == source.info.source_fingerprint
@@ -137,10 +138,8 @@ def no_network(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, folder: Path) ->
 
 
 def no_space(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("kagglehub.clients._download_file", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("kagglehub.clients._download_file", Mock(side_effect=full))
 
 
 @pytest.mark.parametrize(

@@ -158,28 +158,20 @@ def test_a_link_to_a_folder_keeps_its_own_name(tree, tmp_path):
 def test_stray_file_at_the_top_of_the_file_system(tree):
     # /data is a usual mount point.
     good = "10253/0/10253_idx5_x1_y1_class0.png"
-    table, problems = _parse(
-        ["stray.png", good], parent_names=open_patch_store(Path("/")).parent_names
-    )
+    names = open_patch_store(Path("/")).parent_names
+    table, problems = _parse(["stray.png", good], parent_names=names)
     assert table["path"].tolist() == [good]
     assert [problem.path for problem in problems] == ["stray.png"]
 
 
 def test_names_that_contradict_their_folders(tree):
     unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png")
+    patient, top = "patient contradicts folder", tree.parent.name
+    class_1 = ("class contradicts folder", "class 1 in the name, 0 in the folder")
     expected = {
-        "9/0/9_idx5_x1_y1_class1.png": (
-            "class contradicts folder",
-            "class 1 in the name, 0 in the folder",
-        ),
-        "9/0/8_idx5_x1_y1_class0.png": (
-            "patient contradicts folder",
-            "patient 8 in the name, 9 in the folder",
-        ),
-        "9_idx5_x1_y1_class0.png": (
-            "patient contradicts folder",
-            f"patient 9 in the name, {tree.parent.name} in the folder",
-        ),
+        "9/0/9_idx5_x1_y1_class1.png": class_1,
+        "9/0/8_idx5_x1_y1_class0.png": (patient, "patient 8 in the name, 9 in the folder"),
+        "9_idx5_x1_y1_class0.png": (patient, f"patient 9 in the name, {top} in the folder"),
         "a\\b/0/a\\b_idx5_x1_y1_class0.png": ("unsafe patient id", "not a plain file name"),
         "9/0/thumbnail.png": unknown,
         "stray.png": unknown,

@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.packs import (
-    PATIENTS,
-    add_bad_files,
-    file_name,
-    names,
-    pack_content,
-    pixels_of,
-    read_csv,
-    save_png,
-)
+from tests import packs
+from tests.packs import PATIENTS, file_name, names, pack_content, pixels_of, read_csv, save_png
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.core.files import temporary_path
 from wsi_idc.data.pack import Pack
@@ -62,7 +54,7 @@ def test_small_patches_are_padded_white_and_flagged(tree, tmp_path):
 
 def test_every_bad_file_is_named_and_the_good_ones_are_packed(tree, tmp_path):
     before = pack_content(prepare(tree, tmp_path / "good.h5").pack)
-    expected = add_bad_files(tree)
+    expected = packs.add_bad_files(tree)
     report = prepare(tree, tmp_path / "a.h5")
     assert {p.path: p.reason for p in report.rejected} == {p: r for p, (r, _) in expected.items()}
     for problem in report.rejected:

@@ -3,7 +3,7 @@ import numpy as np
 import openslide
 import pytest
 
-from wsi_idc.cli.main import group, run
+from tests.cli.commands import run_command
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.synthetic.slide import SlideSummary, write_slide
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
@@ -63,10 +63,11 @@ def test_existing_files_are_not_replaced(tmp_path):
 
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(lambda: group.main(["synth", "--slide", "S1.tif"], standalone_mode=False)) == 0
-    output = capsys.readouterr().out
-    assert "S1.tif: 4000x3000 px at 1 um/px" in output
-    assert "S1.mask.png: its truth" in output
+    result = run_command(capsys, "synth", "--slide", "S1.tif")
+    assert result.code == 0
+    assert "S1.tif: 4000x3000 px at 1 um/px" in result.out
+    assert "S1.mask.png: its truth" in result.out
     for wrong in (["synth"], ["synth", "cohort", "--slide", "S2.tif"]):
-        assert run(lambda wrong=wrong: group.main(wrong, standalone_mode=False)) == 2
-        assert "give FOLDER for a cohort or --slide FILE" in capsys.readouterr().err
+        result = run_command(capsys, *wrong)
+        assert result.code == 2
+        assert "give FOLDER for a cohort or --slide FILE" in result.err

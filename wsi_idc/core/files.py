@@ -27,9 +27,8 @@ _NAME = re.compile(r"[^./\\][^/\\]*")
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; after the block sync this file to disk and rename it to ``path``.
 
-    The temporary file ``.NAME.partial`` is in the folder of ``path``. The file is locked during the
-    block, and removed if the block raises. A temporary file that a killed process left is
-    overwritten.
+    The temporary file ``.NAME.partial`` in the folder of ``path`` is locked during the block, and
+    removed if the block raises. A temporary file that a killed process left is overwritten.
 
     Raises:
         BusyError: Another process is writing the same file.

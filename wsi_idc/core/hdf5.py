@@ -39,8 +39,7 @@ class DatasetSpec:
     Attributes:
         dtype: NumPy type such as "u1", or "number" (boolean, integer or float of at most 8 bytes),
             "integer" or "text". A tuple permits several types.
-        shape: One entry per axis: the length, or a tuple of the smallest and largest length. None
-            permits any length.
+        shape: For each axis the length, or a tuple (smallest, largest); None permits any length.
         values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
     """
@@ -64,9 +63,8 @@ def read_format(path: Path) -> str:
         with open_hdf5(path) as file:
             return str(read_attributes(file).get("format", ""))
     except UNREADABLE as error:
-        raise DataError(
-            f"{path}: HDF5 cannot read it ({first_line(error)}); make it again, or remove it"
-        ) from None
+        reason = f"HDF5 cannot read it ({first_line(error)})"
+        raise DataError(f"{path}: {reason}; make it again, or remove it") from None
 
 
 def has_format(path: Path, file_format: str) -> bool:

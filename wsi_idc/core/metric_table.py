@@ -10,8 +10,7 @@ class MetricInfo(NamedTuple):
         title: Name of the metric in figures and on HTML pages.
         smaller_is_better: Whether a smaller value of the metric is better.
         is_headline: Whether overviews show the metric.
-        depends_on_prevalence: Whether the metric depends on the fraction of IDC patches. Two values
-            of such a metric can only be compared on the same patches.
+        depends_on_prevalence: Whether values can be compared only for one fraction of IDC patches.
     """
 
     title: str

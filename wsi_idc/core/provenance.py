@@ -12,6 +12,8 @@ from typing import Any
 from wsi_idc import __version__
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "h5py")
+# Cached, because each call parses 100 kB of metadata, and each map stores a provenance record.
+_library_version = functools.cache(metadata.version)
 
 
 def provenance(**more: Any) -> dict[str, Any]:
@@ -24,15 +26,9 @@ def provenance(**more: Any) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": dict(_library_versions()),
+        "libraries": {name: _library_version(name) for name in _LIBRARIES},
         **more,
     }
-
-
-@functools.cache
-def _library_versions() -> dict[str, str]:
-    # Cached, because each call parses 100 kB of metadata, and each map stores a provenance record.
-    return {name: metadata.version(name) for name in _LIBRARIES}
 
 
 @functools.cache

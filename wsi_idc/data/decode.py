@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 # Largest default number of workers. More threads would only wait for the interpreter lock.
 _MAX_WORKERS = 16
-# Larger folders are decoded in processes, smaller folders in threads. Processes do not wait for the
-# interpreter lock, but take a third of a second to start.
+# Smaller folders are decoded in threads, because processes take a third of a second to start.
 _MIN_FILES_FOR_PROCESSES = 20_000
 # The log names at most this many skipped files; rejected.csv names all skipped files.
 _MAX_LOGGED = 20
+Task = tuple[int, list[str]]  # number and files of a chunk
 
 
 @dataclass
@@ -66,10 +66,8 @@ class DecodedTree:
         """Return the rows of decoded files with height, width, crc; raise DataError if empty."""
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
-            path, reason = self.issues[0].path, self.issues[0].detail
-            raise DataError(
-                f"{index.store.path}: no patch could be read; the first, {path}: {reason}"
-            )
+            first = f"{self.issues[0].path}: {self.issues[0].detail}"
+            raise DataError(f"{index.store.path}: no patch could be read; the first, {first}")
         height, width = np.array(self.sizes).reshape(-1, 2).T
         return table.assign(height=height, width=width, crc=np.array(self.crcs))
 
@@ -105,8 +103,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
 
     while tasks and (chunk := cache.read(store, *tasks[0])):
         add(*tasks.popleft(), chunk)
-    num_done = len(result.paths)
-    if num_done:
+    if num_done := len(result.paths):
         logger.info("resuming after %d patches that a stopped run has decoded", num_done)
     with (
         progress(len(all_paths), what="packing", done=num_done) as bar,
@@ -119,10 +116,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
 
 
 def _decode_chunks(
-    cache: DecodeCache,
-    store: PatchStore,
-    tasks: deque[tuple[int, list[str]]],
-    num_workers: int | None,
+    cache: DecodeCache, store: PatchStore, tasks: deque[Task], num_workers: int | None
 ) -> Generator[tuple[int, list[str], Chunk], None, None]:
     """Decode chunks in a pool; yield number, files and results of each chunk, in order."""
     num_workers = num_workers or min(available_cores(), _MAX_WORKERS)
@@ -131,14 +125,14 @@ def _decode_chunks(
     use_processes = is_large and num_workers > 1 and isinstance(store, FolderStore)
     # Threads decode in parallel, because OpenCV releases the interpreter lock.
     pool = create_worker_pool(num_workers) if use_processes else ThreadPoolExecutor(num_workers)
-    pending: deque[tuple[int, list[str], Future[Chunk]]] = deque()
+    pending: deque[tuple[Task, Future[Chunk]]] = deque()
     try:
         while tasks or pending:
             while tasks and len(pending) < 2 * num_workers:
-                number, paths = tasks.popleft()
-                pending.append((number, paths, pool.submit(cache.decode, store, number, paths)))
-            number, paths, future = pending.popleft()
-            yield number, paths, future.result()
+                task = tasks.popleft()
+                pending.append((task, pool.submit(cache.decode, store, *task)))
+            task, future = pending.popleft()
+            yield *task, future.result()
     except BrokenProcessPool:
         raise WorkerError(
             "a process that decodes patches was killed, perhaps for lack of memory; run the same "

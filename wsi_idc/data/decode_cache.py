@@ -1,9 +1,8 @@
 """Worker processes, and the cache file into which the processes decode patches.
 
 The cache file has chunks of ``FILES_PER_CHUNK`` patches. Each chunk has a fixed offset, so that
-threads and processes write chunks in parallel. A killed run resumes from the cache file. The
-checksum of a chunk shows whether the chunk is complete, and a digest shows whether its source files
-are unchanged.
+threads and processes write chunks in parallel. A killed run resumes from the cache file: the
+checksum of a chunk shows that the chunk is complete, a digest that its files are unchanged.
 """
 
 import hashlib
@@ -36,8 +35,7 @@ FILES_PER_CHUNK = 128
 _FORMAT = 2
 _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"WSIchunk"
-# Longest reason, in characters. With this limit the text of a chunk fits into _TEXT_BYTES. The
-# unused bytes of the text take no disk space, because the cache file is sparse.
+# With reasons of 100 characters a chunk's text fits into _TEXT_BYTES. The file is sparse.
 _MAX_REASON = 100
 _TEXT_BYTES = 2**18
 
@@ -148,13 +146,8 @@ class DecodeCache:
 
 
 def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
-    """Create a pool of processes that ignore stop signals and end with their parent.
-
-    Each process starts when there is work for it.
-    """
-    return ProcessPoolExecutor(
-        num_workers, mp_context=_WorkerContext(), initializer=_exit_with_parent
-    )
+    """Create a pool of processes that start lazily, ignore stop signals, end with their parent."""
+    return ProcessPoolExecutor(num_workers, _WorkerContext(), _exit_with_parent)
 
 
 class _WorkerProcess(SpawnProcess):

@@ -29,8 +29,7 @@ def download(folder: Path) -> Path:
     """Download the data set if kagglehub's cache lacks it; record its path in ``folder``.
 
     Raises:
-        WsiIdcError: Kaggle refuses the credentials or cannot be reached, the disk is full, or the
-            archive is damaged; the message gives advice.
+        WsiIdcError: Kaggle refuses or cannot be reached, the disk is full, or the zip is damaged.
     """
     # kagglehub binds its messages to the standard output that it finds when it is imported.
     with contextlib.redirect_stdout(sys.stderr):
@@ -73,11 +72,8 @@ def _download_with_kagglehub() -> Path:
     except (*no_credentials, *no_archive, *failed) as error:
         # Exceptions of requests are OSError. If Kaggle answered, the exception has the HTTP status.
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if (
-            isinstance(error, no_credentials)
-            or status in (401, 403)
-            or (isinstance(error, ValueError) and "credentials" in str(error))
-        ):
+        is_refused = isinstance(error, no_credentials) or status in (401, 403)
+        if is_refused or (isinstance(error, ValueError) and "credentials" in str(error)):
             advice = (
                 "put a token from https://www.kaggle.com/settings into ~/.kaggle/access_token or "
                 "KAGGLE_API_TOKEN"

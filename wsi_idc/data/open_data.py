@@ -56,8 +56,7 @@ def find_pack(path: Path) -> Pack | None:
     """Open the pack ``path``, or the pack in the folder ``path``; None for a tree or a zip.
 
     Raises:
-        DataError: The pack is not usable, or the folder holds several packs, or the folder holds a
-            damaged HDF5 file that may have been a pack.
+        DataError: The pack is unusable, or the folder holds several packs or a damaged HDF5 file.
     """
     if not path.is_dir():
         return None if is_zip(path) else Pack(path)
@@ -89,14 +88,10 @@ def find_patch_tree(folder: Path) -> Path:
 
 
 def default_tree() -> Path:
-    """Return the patch tree that ``wsi-idc prepare`` packs if the user names no tree.
-
-    Raises:
-        DataError: The default folder has no patches.
-    """
+    """Return the tree that ``wsi-idc prepare`` packs by default; raise DataError without any."""
     folder = Path(DEFAULT_FOLDER)
     tree = find_patch_tree(folder)
-    if tree == folder and not (folder.is_dir() and FolderStore(folder).list_files().paths):
+    if tree == folder and not FolderStore(folder).list_files().paths:
         raise DataError(
             f"no patches: there is no tree or zip of them in {folder}/; get the data set with "
             "wsi-idc download, or give TREE"

@@ -186,9 +186,7 @@ class Pack:
                 f"no patient {patient!r} in {self.path}; it has {len(self.patients)}, such as "
                 f"{sample}; wsi-idc info --json {self.path} lists them"
             )
-        code = self.patients.index(patient)
-        start, stop = np.searchsorted(self.index["patient"].to_numpy(), [code, code + 1])
-        return np.arange(start, stop)
+        return np.flatnonzero(self.index["patient"] == self.patients.index(patient))
 
     @property
     def patient_of(self) -> NDArray[np.str_]:
@@ -224,14 +222,37 @@ def write_pack(
 
     Args:
         path: File to write.
-        index: One row per patch, sorted, with columns path, patient (id), x, y, label, height,
-            width.
+        index: Sorted table of the patches: path, patient (id), x, y, label, height, width.
         pixels: Blocks of patches in the order of ``index``, shape (n, patch_px, patch_px, 3) each.
         info: Attributes of the pack.
         provenance: JSON text with the source and the program version.
     """
+    patients = sorted(index["patient"].unique())
+    codes = pd.Categorical(index["patient"], categories=patients).codes
+    attributes = vars(info) | {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "class_names": list(info.class_names),
+        "provenance": provenance,
+        "complete": 1,
+    }
     with atomic_write(path) as partial:
-        offset = _write_all_but_pixels(partial, index, info=info, provenance=provenance)
+        with h5py.File(partial, "w", locking=False) as file:
+            text = h5py.string_dtype()
+            file["patients"] = np.array(patients, dtype=text)
+            file["patient"] = codes.astype(np.int32)
+            for name, dtype in COLUMNS.items():
+                file[name] = index[name].to_numpy(dtype)
+            file["path"] = np.array(index["path"], dtype=text)
+            file.attrs.update(attributes)
+            # Empty space for the pixels.
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_layout(h5py.h5d.CONTIGUOUS)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple((len(index), info.patch_px, info.patch_px, 3))
+            patches = h5py.h5d.create(file.id, b"patches", h5py.h5t.NATIVE_UINT8, space, layout)
+            offset = patches.get_offset()
         num = 0
         # Written without HDF5, because HDF5 takes four times as long and may crash on a full disk.
         with partial.open("r+b") as file:
@@ -241,36 +262,6 @@ def write_pack(
                 num += len(block)
         if num != len(index):
             raise ValueError(f"{num} patches for {len(index)} rows")
-
-
-def _write_all_but_pixels(
-    path: Path, index: pd.DataFrame, *, info: PackInfo, provenance: str
-) -> int:
-    """Write a pack with empty space for its pixels; return the byte offset of this space."""
-    patients = sorted(index["patient"].unique())
-    codes = pd.Categorical(index["patient"], categories=patients).codes
-    with h5py.File(path, "w", locking=False) as file:
-        text = h5py.string_dtype()
-        file["patients"] = np.array(patients, dtype=text)
-        file["patient"] = codes.astype(np.int32)
-        for name, dtype in COLUMNS.items():
-            file[name] = index[name].to_numpy(dtype)
-        file["path"] = np.array(index["path"], dtype=text)
-        attributes = vars(info) | {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "class_names": list(info.class_names),
-            "provenance": provenance,
-            "complete": 1,
-        }
-        file.attrs.update(attributes)
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        space = h5py.h5s.create_simple((len(index), info.patch_px, info.patch_px, 3))
-        patches = h5py.h5d.create(file.id, b"patches", h5py.h5t.NATIVE_UINT8, space, layout)
-        return int(patches.get_offset())
 
 
 def is_pack(path: Path) -> bool:

@@ -1,8 +1,7 @@
 """Index of a patch tree: one row per patch, from folder and file names.
 
 The files of a tree are ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. Each wrong or unusual file
-gets a ``FileIssue`` with a reason. This module finds the issues in file names, and ``decode`` finds
-the issues in file contents.
+gets a ``FileIssue``: here for issues of file names, in ``decode`` for issues of file contents.
 """
 
 import functools
@@ -165,9 +164,8 @@ def _drop_duplicate_files(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep one of the files that have the same name.
 
-    The file in the fewest folders is kept. Copies of the same size are skipped without reading
-    them. A copy of another size becomes an issue, or it replaces the kept file if only the copy is
-    undamaged.
+    The file in the fewest folders is kept. Copies of the same size are not read. A copy of another
+    size becomes an issue, or it replaces the kept file if only the copy is undamaged.
     """
     kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]

@@ -177,8 +177,7 @@ def _stat_key(status: os.stat_result) -> str:
 class ZipStore(PatchStore):
     """Patch tree in a zip.
 
-    ``zipfile`` reads the directory of the zip once. The objects of ``zipfile`` take 0.6 kB a file,
-    350 MB for the 555,048 files of the Kaggle archive. Therefore this class keeps only the names
+    The objects of ``zipfile`` take 350 MB for the Kaggle archive, so this class keeps only names
     and some numbers. Threads cannot share a ``ZipFile``, so files are read by their byte position.
 
     Raises:
@@ -192,9 +191,8 @@ class ZipStore(PatchStore):
         try:
             members = self._read_directory()
         except _DAMAGED as error:
-            raise DataError(
-                f"{path}: not a complete zip ({first_line(error)}); get it again"
-            ) from None
+            reason = f"not a complete zip ({first_line(error)})"
+            raise DataError(f"{path}: {reason}; get it again") from None
         self._files.paths = [member.filename for member in members]
         self._columns = [array("Q", (getattr(m, name) for m in members)) for name in _COLUMNS]
         self._file = path.open("rb")

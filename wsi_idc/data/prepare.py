@@ -77,15 +77,12 @@ def prepare(
     Args:
         tree: Folder, or zip, of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
         out: Pack to write; ``rejected.csv`` and ``flagged.csv`` go into its folder.
-        patch_px: Side of a patch in px, at most 255; smaller patches are padded with white, and
-            larger patches are rejected.
+        patch_px: Side in px, at most 255; smaller patches are padded white, larger ones rejected.
         mpp: Microns per pixel; None assumes 4.
-        num_workers: Number of decoding threads, or of processes for a large folder; None means
-            all available cores.
+        num_workers: Threads that decode, or processes for a large folder; None means all cores.
 
     Raises:
-        DataError: The tree does not exist or has no readable patch, or a file of another program
-            would be overwritten.
+        DataError: The tree has no readable patch, or a file of another program would be replaced.
         WorkerError: A worker process was killed; run again to resume.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
@@ -109,8 +106,7 @@ def prepare(
             for name, issues in ((REJECTED_CSV, rejected), (FLAGGED_CSV, flagged)):
                 write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
             source = json.dumps(provenance(source=str(tree.resolve())))
-            pixels = cache.pixels(len(index.table))
-            write_pack(out, table, pixels, info=info, provenance=source)
+            write_pack(out, table, cache.pixels(len(index.table)), info=info, provenance=source)
     return PrepareReport(
         pack=out,
         num_patches=len(table),

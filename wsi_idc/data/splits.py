@@ -104,10 +104,7 @@ def split_table(split: Split, pack: Pack) -> pd.DataFrame:
 
 
 def canonical_roles() -> dict[str, str]:
-    """Return the published roles of Cruz-Roa 2014 (84 train, 29 val, 49 test).
-
-    ``canonical_split.md`` in the same folder names the source of the list.
-    """
+    """Return the roles of Cruz-Roa 2014 (canonical_split.md): 84 train, 29 val, 49 test."""
     source = resources.files("wsi_idc.data") / "canonical_split.csv"
     lines = source.read_text(encoding="utf-8").split()[1:]
     return dict(line.split(",") for line in lines)
@@ -116,9 +113,8 @@ def canonical_roles() -> dict[str, str]:
 def _default(table: pd.DataFrame) -> str:
     """Choose "canonical" if its list has most of the patients, else a stratified ratio."""
     roles = canonical_roles()
-    listed = table[table.index.isin(roles)]
-    present = {roles[patient] for patient in listed.index}
-    is_canonical = len(listed) >= _MIN_LISTED_FRACTION * len(table) and present == set(ROLES)
+    listed = [roles[patient] for patient in table.index if patient in roles]
+    is_canonical = len(listed) >= _MIN_LISTED_FRACTION * len(table) and set(listed) == set(ROLES)
     return "canonical" if is_canonical else DEFAULT_RATIO
 
 
@@ -204,10 +200,9 @@ def read_patients(path: Path) -> list[str]:
         raise DataError(f"{path}: not a regular file; {remedy}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {remedy}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file; {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "not a text file")
+        raise DataError(f"{path}: {reason}; {remedy}") from None
     # A # inside a word is part of a patient id.
     ids = [patient for line in lines if (patient := re.split(r"(?:^|\s)#", line)[0].strip())]
     if not ids:

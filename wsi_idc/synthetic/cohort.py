@@ -76,14 +76,11 @@ def write_cohort(
 
 
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
-    """Choose height and width in px for about ``patches`` kept patches.
-
-    The probability that a side is not a multiple of ``PATCH_PX`` (edge patches) is 1/2.
-    """
+    """Choose height and width in px for about ``patches`` kept patches."""
     area = patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
-    spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)
+    spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)  # half of the sides have edges
     return rows * PATCH_PX + int(spare[0]), cols * PATCH_PX + int(spare[1])
 
 

@@ -42,9 +42,8 @@ def write_slide(
 ) -> SlideSummary:
     """Draw a slide and write it as a tiled TIFF; a level has half the size of the level before.
 
-    The mask ``NAME.mask.png`` is written to the same folder. A side of the mask is a quarter of
-    that of level 0. The mask has 0 for background and fat, 1 for other tissue, and 2 for invasive
-    carcinoma. The same arguments give the same bytes.
+    The mask ``NAME.mask.png`` in the same folder has a quarter of the width and height, and 0 for
+    background and fat, 1 for other tissue, 2 for carcinoma. The same arguments give the same bytes.
 
     Args:
         path: Slide to write, ``.tif`` or ``.tiff``; the name without suffix is the patient id.
@@ -65,9 +64,8 @@ def write_slide(
     scale = round(DRAWN_MPP / MPP)
     if width_px % scale or height_px % scale:
         raise ValueError(f"{width_px}x{height_px} px are not multiples of {scale}")
-    drawn = draw_slide(
-        path.stem, seed=seed, height_px=height_px // scale, width_px=width_px // scale
-    )
+    height, width = height_px // scale, width_px // scale
+    drawn = draw_slide(path.stem, seed=seed, height_px=height, width_px=width)
     mask = (drawn.tissue.astype(np.uint8) + (drawn.tissue & drawn.idc)).astype(np.uint8)
     rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
     _, png = cv2.imencode(".png", mask)

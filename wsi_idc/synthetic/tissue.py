@@ -46,9 +46,7 @@ class SynthSlide:
 
 
 def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> SynthSlide:
-    """Draw the slide of one patient.
-
-    The same arguments always give the same pixels.
+    """Draw the slide of one patient; the same arguments always give the same pixels.
 
     Args:
         patient: Patient id; each id has its own anatomy and stain.
@@ -169,9 +167,7 @@ def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) ->
     cv2.circle(planes[2], (col, row), int(radius * 1.25), 255, -1)
     count = int((radius / acinus) ** 2 * rng.uniform(0.4, 0.8))
     distance, angle = radius * np.sqrt(rng.random(count)), rng.uniform(0, 2 * np.pi, count)
-    centers = np.stack(
-        [col + distance * np.cos(angle), row + 0.8 * distance * np.sin(angle)], axis=1
-    )
+    centers = np.stack([col + distance * np.cos(angle), row + 0.8 * distance * np.sin(angle)], 1)
     axes = 2 * acinus * rng.uniform((0.8, 0.75), (1.7, 1.1), (count, 2))
     holes = rng.choice([0.0, 0.0, 0.3, 0.45], count)  # the lumen of many acini is closed
     angles = rng.uniform(0, 180, count)
