@@ -1,12 +1,10 @@
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import RunCommand
-from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 
 JOB = """
@@ -22,17 +20,8 @@ learning_rate = [1e-3, RATE]
 """
 
 
-@pytest.fixture
-def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a working folder with the synthetic pack in data/ and a job file."""
-    (tmp_path / "data").mkdir()
-    shutil.copy(cohort.path, tmp_path / "data")
-    (tmp_path / "job.toml").write_text(JOB.replace("RATE", "1e-2"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_search_prints_its_table_and_the_next_command(work: Path, command: RunCommand):
+    (work / "job.toml").write_text(JOB.replace("RATE", "1e-2"))
     result = command("search", "job.toml", "--device", "cpu")
     assert result.code == 0, result.err
     assert "trial 1 (1 of 2 done): learning_rate 0.01" in result.err
@@ -57,18 +46,9 @@ def test_a_search_prints_its_table_and_the_next_command(work: Path, command: Run
     result = command("job", "runs/rates/best.toml", "--device", "cpu", "--json", "-q")
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["run"] == "runs/rates-best"
-    again, best = (
-        load_checkpoint(Path(json.loads(result.out)["checkpoint"])),
-        load_checkpoint(Path(checkpoint)),
-    )
-    assert all(again.state[name].equal(value) for name, value in best.state.items())
-
-
-def test_a_job_may_be_a_search(work: Path, command: RunCommand):
-    (work / "job.toml").write_text(JOB.replace("RATE", "nan"))
-    result = command("job", "job.toml")
-    assert (result.code, result.out) == (1, "")
-    assert result.err.startswith("Error: job.toml: ")
+    again = load_checkpoint(Path(json.loads(result.out)["checkpoint"])).state
+    best = load_checkpoint(Path(checkpoint)).state
+    assert all(again[name].equal(value) for name, value in best.items())
 
 
 def test_failed_trials_are_listed_at_the_end(work: Path, command: RunCommand):
@@ -81,13 +61,23 @@ def test_failed_trials_are_listed_at_the_end(work: Path, command: RunCommand):
     assert (work / "here" / "trials.csv").exists()
 
 
-def test_a_bad_job_is_one_line_and_writes_nothing(work: Path, command: RunCommand):
-    (work / "job.toml").write_text(JOB.replace("RATE", "'fast'"))
-    result = command("search", "job.toml")
-    assert result.code == 1
-    assert result.error == "Error: job.toml: axis learning_rate must be a number, not 'fast'"
-    (work / "job.toml").write_text('command = "train"')
-    assert (
-        'not a search; give a file with command = "search"' in command("search", "job.toml").error
-    )
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("search", JOB.replace("RATE", "'f'"), "axis learning_rate must be a number, not 'f'"),
+        ("search", 'command = "train"', 'not a search; give a file with command = "search"'),
+        (
+            "job",
+            JOB.replace("RATE", "nan"),
+            "at learning_rate nan: learning_rate is nan; it must be ",
+        ),
+    ],
+)
+def test_a_bad_job_is_one_line_and_writes_nothing(
+    work: Path, command: RunCommand, name: str, text: str, message: str
+):
+    (work / "job.toml").write_text(text)
+    result = command(name, "job.toml")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert result.err.startswith(f"Error: job.toml: {message}")
     assert not (work / "runs").exists()

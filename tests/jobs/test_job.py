@@ -1,6 +1,5 @@
 """Job files: their tasks, the commands these stand for, and what is refused."""
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from wsi_idc.cli.job import COMMANDS, command_spec, open_job
 from wsi_idc.core.errors import JobError
 from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.runs import Run
 
 JOBS = Path(__file__).parents[2] / "jobs"
 ALL = sorted(JOBS.glob("*.toml"))
@@ -32,7 +32,7 @@ def write(tmp_path: Path, text: str, name: str = "try.toml") -> Path:
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-def test_each_job_of_the_project_is_valid(path: Path):
+def test_each_job_of_the_project_is_valid_and_has_every_key_with_a_comment(path: Path):
     job = open_job(path, [])
     assert job.name == path.stem
     assert len(job.tasks) == NUM_TASKS.get(path.stem, 1)
@@ -40,28 +40,27 @@ def test_each_job_of_the_project_is_valid(path: Path):
     head = text[: text.index("command = ")]
     command = "search" if job.command == "search" else "job"
     assert f"wsi-idc {command} jobs/{path.name}" in head
-    if path.stem not in SHORT:
-        assert "Duration: " in head
-        assert "Result:" in head
-        assert f"jobs/{path.name}" in head or "slurm/" in head
-
-
-@pytest.mark.parametrize("path", [path for path in ALL if path.stem not in SHORT], ids=str)
-def test_each_job_has_every_key_with_a_comment(path: Path):
-    job = open_job(path, [])
-    lines = path.read_text().splitlines()
+    if path.stem in SHORT:
+        return
+    assert "Duration: " in head
+    assert "Result:" in head
+    assert f"jobs/{path.name}" in head or "slurm/" in head
     if job.command in ("train", "search"):
         keys = [option.name for option in fields(TrainConfig)]
     else:
         keys = [key for key in command_spec(COMMANDS[job.command]).options if key != "shard"]
     for key in keys:
-        there = [line for line in lines if line.removeprefix("# ").startswith(f"{key} =")]
+        there = [
+            line for line in text.splitlines() if line.removeprefix("# ").startswith(f"{key} =")
+        ]
         assert there, key
         # An axis has its comment above, or none: it says itself what it holds.
         assert "#" in there[0].removeprefix("# ") or there[0].endswith("]"), there[0]
 
 
 TRAIN = 'command = "train"\n'
+EVAL = 'command = "eval"\n[config]\n'
+COMPARE = 'command = "compare"\n[config]\nout = "c"\nb = "two"\na = "one"\n'
 TWO_EPOCHS = TRAIN + 'name = "n"\n[config]\nepochs = 2\n'
 AXES = (
     TRAIN
@@ -79,16 +78,15 @@ SEARCH = 'command = "search"\nname = "s"\ntasks = 2\n[axes]\nseed = [0, 1]\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "flags", "expected", "single_call"),
+    ("text", "flags", "expected"),
     [
-        (TRAIN + "[config]\nepochs = 2\n", "", ["train --epochs 2 --out runs/try"], None),
-        (TWO_EPOCHS, "--epochs 2", ["train --epochs 2 --out runs/n"], None),
-        (TWO_EPOCHS, "--out mine", ["train --epochs 2 --out mine"], None),
+        (TRAIN + "[config]\nepochs = 2\n", "", ["train --epochs 2 --out runs/try"]),
+        (TWO_EPOCHS, "--epochs 2", ["train --epochs 2 --out runs/n"]),
+        (TWO_EPOCHS, "--out mine", ["train --epochs 2 --out mine"]),
         (
             TWO_EPOCHS,
             "--epochs 3 --data here.h5 --overwrite",
             ["train --epochs 3 --data here.h5 --out runs/n-epochs-3 --overwrite"],
-            None,
         ),
         (
             AXES,
@@ -99,63 +97,45 @@ SEARCH = 'command = "search"\nname = "s"\ntasks = 2\n[axes]\nseed = [0, 1]\n'
                 for model in ("cnn", "cnn-bn")
                 for fold in (0, 1)
             ],
-            None,
         ),
         (
             TRAIN + '[axes]\nsplit = ["a/b.csv", "a-b.csv"]\n',
             "",
             [
-                "train --split a/b.csv --out runs/try-task-1",
-                "train --split a-b.csv --out runs/try-task-2",
+                f"train --split a{sign}b.csv --out runs/try-task-{n}"
+                for n, sign in ((1, "/"), (2, "-"))
             ],
-            None,
         ),
         (
             SHARDS,
             "",
-            [f"map --all --no-cam --shard {number}/2" for number in (1, 2)],
-            "map --all --no-cam",
+            [f"map --all --no-cam{shard}" for shard in (" --shard 1/2", " --shard 2/2", "")],
         ),
-        (
-            SEARCH,
-            "--device cpu",
-            2 * ["search --out runs/s --device cpu -- try.toml"],
-            "search --out runs/s --device cpu -- try.toml",
-        ),
+        (SEARCH, "--device cpu", 3 * ["search --out runs/s --device cpu -- try.toml"]),
+        # The arguments are in the order of the command.
+        (COMPARE, "--num-resamples 200", ["compare --out c --num-resamples 200 -- one two"]),
         # No text of a file becomes an option.
-        (
-            'command = "eval"\n[config]\nruns = ["--checkpoint=bundled"]\n',
-            "",
-            ["eval -- --checkpoint=bundled"],
-            None,
-        ),
+        (EVAL + 'runs = ["--checkpoint=x"]\n', "", ["eval -- --checkpoint=x"]),
     ],
 )
-def test_each_task_is_a_command_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    text: str,
-    flags: str,
-    expected: list[str],
-    single_call: str | None,
+def test_each_task_and_the_call_for_all_are_command_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, flags: str, expected: list[str]
 ):
     monkeypatch.chdir(tmp_path)
     job = open_job(write(Path(), text), flags.split())
-    assert [" ".join(task.arguments()) for task in job.tasks] == expected
-    assert (job.single_call and " ".join(job.single_call.arguments())) == single_call
+    calls = [*job.tasks, *([job.single_call] if job.single_call else [])]
+    assert [" ".join(call.arguments()) for call in calls] == expected
+    assert (job.single_call is None) == (job.command not in ("map", "search"))
 
 
 def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    text = 'command = "eval"\n[config]\nruns = ["runs/a-*", "runs/b"]\ntta = true\n'
-    job = open_job(write(tmp_path, text), [])
+    job = open_job(write(tmp_path, EVAL + 'runs = ["runs/a-*", "runs/b"]\ntta = true\n'), [])
     assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-*", "runs/b"]
     for name in ("a-2", "a-1", "a-3"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "best.pt").touch()
-        status = "running" if name == "a-3" else "finished"
-        record = json.dumps({"format": "wsi-idc-run", "status": status})
-        (tmp_path / "runs" / name / "run.json").write_text(record)
+        run = Run(tmp_path / "runs" / name)
+        run.write("running" if name == "a-3" else "finished", {}, {})
+        run.best.touch()
     # What is still being trained is left out.
     assert job.task(1).arguments() == ["eval", "--tta", "--", "runs/a-1", "runs/a-2", "runs/b"]
     assert job.task(1).unfinished_runs() == ["runs/a-3"]

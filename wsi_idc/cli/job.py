@@ -252,7 +252,7 @@ def submit(
             ("stop", f"kill {process}  (it saves; the same command continues)"),
         ]
     else:
-        text = slurm.sbatch_text(opened, slurm.Resources(**resources), flags)
+        text = slurm.sbatch_text(opened, flags, **resources)
         if dry_run:
             click.echo(text, nl=False)
             return

@@ -68,8 +68,17 @@ class Task:
     values: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # The command checks the value itself; this loop checks the types that TOML distinguishes.
         for key, value in self.settings.items():
-            _check_value(key, value, self.spec)
+            is_list, is_flag = key in self.spec.lists, key in self.spec.flags
+            if is_list and not isinstance(value, list):
+                raise JobError(f"{key} must be a list, not {value!r}")
+            for item in value if is_list else [value]:
+                if is_flag != isinstance(item, bool) or not isinstance(item, str | int | float):
+                    kind = "true or false" if is_flag else "a number or a text"
+                    raise JobError(f"{key} must be {kind}, not {item!r}")
+                if isinstance(item, str) and not item.isprintable():
+                    raise JobError(f"{key} must be one line of printable text, not {item!r}")
         object.__setattr__(self, "values", self.spec.parse(self.arguments()[1:]))
         for key, value in self.settings.items():
             if isinstance(value, str) and isinstance(self.values[key], int | float):
@@ -85,7 +94,10 @@ class Task:
             elif option:
                 names = itertools.chain(*_expand(value))
                 words += [word for name in names for word in (option, name)]
-        arguments = self.plain_arguments()
+        arguments: list[str] = []
+        for key in [key for key, option in self.spec.options.items() if not option]:
+            for files in _expand(self.settings.get(key, [])):
+                arguments += _finished(files) if key == "runs" else files
         # The command treats every word after "--" as an argument, never as an option.
         end = ["--", *arguments] if arguments else []
         return [self.command, *words, *self.passthrough_args, *end]
@@ -94,16 +106,8 @@ class Task:
         """Return the complete command line, quoted for a shell."""
         return shlex.join(["wsi-idc", *self.arguments()])
 
-    def plain_arguments(self) -> list[str]:
-        """Return the positional arguments in the command's order; file patterns are expanded."""
-        arguments: list[str] = []
-        for key in [key for key, option in self.spec.options.items() if not option]:
-            for names in _expand(self.settings.get(key, [])):
-                arguments += _finished(names) if key == "runs" else names
-        return arguments
-
     def unfinished_runs(self) -> list[str]:
-        """Return the runs that ``plain_arguments`` omits because these runs are not finished."""
+        """Return the runs that ``arguments`` omits because these runs are not finished."""
         lists = _expand(self.settings.get("runs", []))
         return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 
@@ -239,19 +243,6 @@ def _train_tasks(
         replace(task, settings={**task.settings, "out": out})
         for task, out in zip(tasks, outs, strict=True)
     ]
-
-
-def _check_value(key: str, value: Any, spec: CommandSpec) -> None:
-    """Check the type of a value in a job file; the command checks the value itself later."""
-    is_list, is_flag = key in spec.lists, key in spec.flags
-    if is_list and not isinstance(value, list):
-        raise JobError(f"{key} must be a list, not {value!r}")
-    for item in value if is_list else [value]:
-        if is_flag != isinstance(item, bool) or not isinstance(item, str | int | float):
-            kind = "true or false" if is_flag else "a number or a text"
-            raise JobError(f"{key} must be {kind}, not {item!r}")
-        if isinstance(item, str) and not item.isprintable():
-            raise JobError(f"{key} must be one line of printable text, not {item!r}")
 
 
 def _finished(paths: list[str]) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,11 +26,24 @@ _RENDEZVOUS = [
 ]
 
 
-@dataclass(frozen=True)
-class Resources:
-    """Resources that SLURM gives to each task of a job.
+def sbatch_text(
+    job: Job,
+    flags: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    nodes: int = 1,
+    cpus: int = 4,
+    memory: str = "6G",
+    time: str = "04:00:00",
+    partition: str = "",
+    account: str = "",
+    more: Sequence[str] = (),
+) -> str:
+    """Generate the sbatch script of a job; several tasks of a job become a job array of SLURM.
 
-    Attributes:
+    Args:
+        job: Job for which the script is generated.
+        flags: Arguments that are added to the command of each task.
         gpus: GPUs per node; None means 1 if the command runs a network, else 0.
         nodes: Number of nodes of one training.
         cpus: Cores per process.
@@ -40,53 +52,32 @@ class Resources:
         partition: Partition of the cluster; if empty, the site's default.
         account: Account that pays for the job; if empty, the site's default.
         more: Further flags of sbatch, such as "--qos=long".
-    """
-
-    gpus: int | None = None
-    nodes: int = 1
-    cpus: int = 4
-    memory: str = "6G"
-    time: str = "04:00:00"
-    partition: str = ""
-    account: str = ""
-    more: tuple[str, ...] = ()
-
-
-def sbatch_text(job: Job, resources: Resources, flags: Sequence[str] = ()) -> str:
-    """Generate the sbatch script of a job; several tasks of a job become a job array of SLURM.
-
-    Args:
-        job: Job for which the script is generated.
-        resources: Resources of each task.
-        flags: Arguments that are added to the command of each task.
 
     Raises:
         JobError: A command other than train has several processes, or a value has a line break.
     """
-    gpus = int(job.command in _NEEDS_GPU) if resources.gpus is None else resources.gpus
-    if max(resources.nodes, gpus) > 1 and job.command != TRAIN:
+    gpus = int(job.command in _NEEDS_GPU) if gpus is None else gpus
+    if max(nodes, gpus) > 1 and job.command != TRAIN:
         raise JobError(
             f"{job.path}: several --nodes or --gpus are for a training; the tasks of a map or "
             "search have one GPU each"
         )
-    num_processes = max(1, gpus) if job.command == TRAIN else 1
-    is_distributed, is_array = num_processes * resources.nodes > 1, len(job.tasks) > 1
+    is_distributed, is_array = max(nodes, gpus) > 1, len(job.tasks) > 1
     directives = [
         f"--job-name={job.name}",
         *([f"--array=1-{len(job.tasks)}"] if is_array else []),
-        *([f"--account={resources.account}"] if resources.account else []),
-        *([f"--partition={resources.partition}"] if resources.partition else []),
-        *([f"--nodes={resources.nodes}"] if is_distributed else []),
-        *([f"--ntasks-per-node={num_processes}"] if is_distributed else []),
+        *([f"--account={account}"] if account else []),
+        *([f"--partition={partition}"] if partition else []),
+        *([f"--nodes={nodes}", f"--ntasks-per-node={max(1, gpus)}"] if is_distributed else []),
         *([f"--gres=gpu:{gpus}"] if gpus else []),
-        f"--cpus-per-task={resources.cpus}",
-        f"--mem={resources.memory}",
-        f"--time={resources.time}",
+        f"--cpus-per-task={cpus}",
+        f"--mem={memory}",
+        f"--time={time}",
         "--signal=USR1@120",
         "--requeue",
         "--open-mode=append",
         f"--output={LOGS / ('%x-%A_%a.out' if is_array else '%x-%j.out')}",
-        *resources.more,
+        *more,
     ]
     if any(not directive.isprintable() for directive in directives):
         raise JobError(f"{job.path}: a flag for sbatch is one line of printable text")

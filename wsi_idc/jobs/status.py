@@ -1,5 +1,6 @@
 """Report the progress of the tasks of a job, read from the files that the tasks have written."""
 
+import contextlib
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def _task_status(number: int, task: Task) -> TaskStatus:
         status = FINISHED if last_file.exists() else NOT_BEGUN, ""
     elif task.command == "eval" and values["runs"]:
         name = evaluation_name(values["split"], tta=values["tta"], smooth=values["smooth"])
-        runs = list(dict.fromkeys(map(Path, task.plain_arguments())))
+        runs = list(dict.fromkeys(values["runs"]))
         folders = numbered_folders(runs, out) if out else [folder_in_run(run, name) for run in runs]
         status = _count(map(is_evaluation, folders), "runs are evaluated")
         out = out or f"eval-{name}"
@@ -128,23 +129,19 @@ def _search_status(spec: SearchSpec, folder: Path) -> tuple[str, str]:
     if not (folder / "search.json").exists():
         return NOT_BEGUN, f"{spec.num_trials} trials"
     states = [_run_status(Run(path))[0] for path in sorted(folder.glob("trial-*"))]
-    finished, running = states.count(FINISHED), states.count(RUNNING)
-    if not running and _num_ended(folder / "trials.csv") >= spec.num_trials:
+    finished, running, num_ended = states.count(FINISHED), states.count(RUNNING), 0
+    with (
+        contextlib.suppress(OSError, ValueError, csv.Error),  # the table cannot be read
+        (folder / "trials.csv").open(encoding="utf-8", newline="") as file,
+    ):
+        rows = list(csv.DictReader(file))
+        num_ended = sum(row.get("state") in ("complete", "pruned", "failed") for row in rows)
+    if not running and num_ended >= spec.num_trials:
         return FINISHED, f"{finished} trials finished; see trials.csv"
     detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
     if unknown := states.count(UNKNOWN):
         detail += f", {unknown} unknown"
     return RUNNING if running else STOPPED, detail
-
-
-def _num_ended(table: Path) -> int:
-    """Count the ended trials in the table of a search; 0 if the table cannot be read."""
-    try:
-        with table.open(encoding="utf-8", newline="") as file:
-            states = [row.get("state") for row in csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error):
-        return 0
-    return sum(state in ("complete", "pruned", "failed") for state in states)
 
 
 def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
