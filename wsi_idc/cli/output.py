@@ -43,10 +43,7 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
     """Raise WsiIdcError if ``failed`` is not empty; the caller prints the reasons before.
 
-    Args:
-        failed: Items that failed.
-        num_all: Number of all items.
-        what: Words after the two numbers in the message, such as "maps not exported".
+    The words ``what``, such as "maps not exported", come after the two numbers in the message.
     """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")

@@ -228,9 +228,7 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Build a table: one row per evaluation, the best first, then one row per published result.
 
-    Args:
-        evaluations: Pairs of a name and an evaluation.
-        rank_by: Name of the metric that sorts the rows.
+    ``evaluations`` are pairs of a name and an evaluation. The metric ``rank_by`` sorts the rows.
 
     Returns:
         Table with the columns rank, name, source ("measured" or "published"), test (group of

@@ -209,13 +209,8 @@ def compute_metrics(
 ) -> MetricSet:
     """Compute the metrics of a column of probabilities.
 
-    Args:
-        predictions: Table with the columns label (0 or 1) and ``column``.
-        column: Name of the column of probabilities of IDC.
-        threshold: Smallest probability that is called IDC.
-        code: Column of ``weights`` for the patient of each patch, shape (N,).
-        weights: Number of times that each resample draws each patient, shape (R, P). If all patches
-            are of one patient, all intervals are NaN.
+    The table ``predictions`` has the columns label (0 or 1) and ``column``. For ``code`` and
+    ``weights`` see ``resampled_metrics``. If all patches are of one patient, all intervals are NaN.
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     resampled = bootstrap.resampled_metrics(

@@ -31,14 +31,9 @@ def surest_wrong(
 ) -> pd.DataFrame:
     """Select the wrongly called patches of a label, the most confident call first.
 
-    Args:
-        predictions: One row per patch, with the columns patient, label and ``column``.
-        column: Name of the column of probabilities of IDC.
-        threshold: Smallest probability that is called IDC.
-        label: 0 selects false positives, 1 selects false negatives.
-
-    Returns:
-        At most ``MAX_PER_PATIENT`` rows per patient, at most ``NUM_ROWS * NUM_COLS`` in total.
+    The table ``predictions`` has the columns patient, label and ``column``, the probability of IDC.
+    Label 0 selects false positives, label 1 selects false negatives: at most ``MAX_PER_PATIENT``
+    rows per patient, at most ``NUM_ROWS * NUM_COLS`` in total.
     """
     called = predictions[column] >= threshold
     wrong = predictions[(predictions["label"] == label) & (called != (label == 1))]

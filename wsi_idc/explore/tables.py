@@ -172,7 +172,7 @@ def _size_table(pack: Pack) -> pd.DataFrame:
     inside = pd.Series(is_small_inside(index, patch_px=side), index.index)
     table["inside_slide"] = inside.groupby(keys).sum()
     table = table.reset_index()
-    is_small = (table["height"] < side) | (table["width"] < side)
+    is_small = (table[["height", "width"]] < side).any(axis=1)
     order = np.lexsort([table["width"], table["height"], -table["patches"], is_small])
     return table.iloc[order].reset_index(drop=True)
 
@@ -182,7 +182,7 @@ def _summary(pack: Pack, tables: dict[str, pd.DataFrame], num_complete: int) -> 
     hints, similar = tables["hints"], tables["duplicates"]
     known = patients["non_idc"] + patients["idc"]
     has_one_class = (known > 0) & ((patients["non_idc"] == 0) | (patients["idc"] == 0))
-    is_full = (sizes["height"] == pack.info.patch_px) & (sizes["width"] == pack.info.patch_px)
+    is_full = (sizes[["height", "width"]] == pack.info.patch_px).all(axis=1)
     by_class = classes.drop(columns="class").to_dict("records")
     num_hints = hints["kind"].value_counts()
     return {

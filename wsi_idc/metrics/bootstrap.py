@@ -169,9 +169,8 @@ def roc_and_pr_bands(
     """
     all_once = np.ones((1, weights.shape[1]), np.int64)
     roc, pr = [], []
-    for num_true, num_false in _curve_counts(
-        label, probability, code, np.vstack([all_once, weights])
-    ):
+    weights = np.vstack([all_once, weights])
+    for num_true, num_false in _curve_counts(label, probability, code, weights):
         if num_true[-1] and num_false[-1]:
             recall, false_rate = num_true / num_true[-1], num_false / num_false[-1]
             roc.append(np.interp(_GRID, np.append(0, false_rate), np.append(0, recall)))

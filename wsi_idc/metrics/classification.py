@@ -110,12 +110,9 @@ def brier(label: NDArray[np.integer], probability: NDArray[np.floating]) -> floa
 def all_metrics(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, threshold: float
 ) -> dict[str, float]:
-    """Compute every metric of patches with labels 0 and 1.
+    """Compute every metric of patches with labels 0 and 1; both arrays have the shape (N,).
 
-    Args:
-        label: Label of each patch, 0 or 1, shape (N,).
-        probability: Probability of IDC of each patch, shape (N,).
-        threshold: Probability from which a patch is called IDC.
+    A patch is called IDC from the probability ``threshold``.
 
     Raises:
         ValueError: A label is not 0 or 1, or a probability is not within 0..1.
