@@ -4,12 +4,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from options import benchmark_data, make_parser, print_result
+from options import benchmark_data, choose_rows, make_parser, print_result
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from wsi_idc.bench.baseline import PngFiles
-from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, rows_of, write_pngs
+from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
 from wsi_idc.bench.timing import (
     COMMAND,
     BenchmarkResult,
@@ -46,7 +46,7 @@ def bench_loader(
         device_config: Device to load to.
     """
     pack = data.pack
-    rows = rows_of(pack, choose_patients(pack, num_patches))
+    rows = choose_rows(pack, num_patches)
     files = write_pngs(pack, rows, data.folder / "png")
     transfer, device = DeviceTransfer(device_config.device), device_config.device
 

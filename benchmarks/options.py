@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wsi_idc.bench.fixtures import BenchmarkData, open_benchmark_data
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, open_benchmark_data
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.data.pack import Pack
 
 
 def make_parser(description: str | None, *, patches: int = 0) -> argparse.ArgumentParser:
@@ -42,6 +46,11 @@ def benchmark_data(arguments: argparse.Namespace) -> Iterator[BenchmarkData]:
         except WsiIdcError as error:
             sys.exit(f"Error: {error}")
         yield data
+
+
+def choose_rows(pack: Pack, num_patches: int) -> NDArray[np.int64]:
+    """Return the rows of all patches of random patients, about ``num_patches`` rows."""
+    return np.concatenate([pack.rows_of(name) for name in choose_patients(pack, num_patches)])
 
 
 def print_result(result: BenchmarkResult) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from options import benchmark_data, make_parser, print_result
+from options import benchmark_data, choose_rows, make_parser, print_result
 from PIL import Image
 
-from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, rows_of, write_pngs
+from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
 from wsi_idc.bench.timing import (
     COMMAND,
     PLAIN,
@@ -36,7 +36,7 @@ def bench_prepare(data: BenchmarkData, *, num_patches: int, num_rounds: int) -> 
         num_rounds: Number of measurements of each variant.
     """
     pack, folder = data.pack, data.folder
-    rows = rows_of(pack, choose_patients(pack, num_patches))
+    rows = choose_rows(pack, num_patches)
     files = write_pngs(pack, rows, folder / "png")
     device_config = select_device("cpu")
     side, cores = pack.info.patch_px, available_cores()

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsi_idc.bench import timing
 from wsi_idc.bench import train as train_module
 from wsi_idc.bench.fixtures import BenchmarkData
 from wsi_idc.bench.timing import BenchmarkResult, Rates
@@ -28,7 +29,7 @@ def test_rates_are_those_of_the_steps(
         seconds = {"command": 0.5, "bare": 0.25}
         return {n: np.array([patches[n] / (2 * seconds.get(n, 1.0))]) for n in variants}
 
-    monkeypatch.setattr(train_module, "interleave", interleave)
+    monkeypatch.setattr(timing, "interleave", interleave)
     result = measure(cohort, tmp_path, num_steps=16, plain_steps=0)
     assert result.rates == {"bare": 64.0, "command": 32.0}
     assert result.ratios == {"command / bare": 0.5}

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,11 +125,6 @@ def choose_patients(pack: Pack, num_patches: int) -> list[str]:
         if sizes[[*chosen, number]].sum() <= 1.1 * num_patches:
             chosen.append(number)
     return [pack.patients[number] for number in sorted(chosen)]
-
-
-def rows_of(pack: Pack, patients: Sequence[str]) -> NDArray[np.int64]:
-    """Return the rows in the pack of all patches of ``patients``."""
-    return np.concatenate([pack.rows_of(patient) for patient in patients])
 
 
 def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:

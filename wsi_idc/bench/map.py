@@ -7,27 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.bench import timing
 from wsi_idc.bench.baseline import baseline_map
-from wsi_idc.bench.fixtures import (
-    BenchmarkData,
-    choose_patients,
-    make_checkpoint,
-    rows_of,
-    write_pngs,
-)
+from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, make_checkpoint, write_pngs
 from wsi_idc.bench.forward_only import BareForward, best_batch_size
-from wsi_idc.bench.timing import (
-    BARE,
-    COMMAND,
-    PLAIN,
-    BenchmarkResult,
-    Variant,
-    command_ratios,
-    interleave,
-    machine,
-    medians,
-    peak_memory,
-)
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predictor import Predictor
@@ -50,7 +33,7 @@ def bench_map(
     num_patches: int = 0,
     plain_patches: int = 0,
     num_rounds: int = 5,
-) -> BenchmarkResult:
+) -> timing.BenchmarkResult:
     """Measure the speed of making maps, including CAMs and writing of files.
 
     Args:
@@ -80,13 +63,14 @@ def bench_map(
         return sum(report.patches.values())
 
     patches_per_round = command()
-    memory = peak_memory(device_config)
-    num_batches = max(1, round(patches_per_round / batch_size))
-    variants: dict[str, Variant] = {BARE: partial(bare, num_batches), COMMAND: command}
+    memory = timing.peak_memory(device_config)
+    bare_variant = partial(bare, max(1, round(patches_per_round / batch_size)))
+    variants: dict[str, timing.Variant] = {timing.BARE: bare_variant, timing.COMMAND: command}
     outputs: list[tuple[NDArray, NDArray]] = []
     if plain_patches >= 0:
-        rows = rows_of(pack, patients)[: plain_patches or max(1, patches_per_round // 4)]
-        files = write_pngs(pack, rows, folder / "png")
+        rows = np.concatenate([pack.rows_of(patient) for patient in patients])
+        num_plain = plain_patches or max(1, patches_per_round // 4)
+        files = write_pngs(pack, rows[:num_plain], folder / "png")
         classifier = checkpoint.build().to(device_config.device)
         (folder / "plain").mkdir()
 
@@ -95,23 +79,23 @@ def bench_map(
             outputs[:] = [output]
             return len(files)
 
-        variants[PLAIN] = plain
-    rates = interleave(
+        variants[timing.PLAIN] = plain
+    rates = timing.interleave(
         variants, num_rounds=num_rounds, device_config=device_config, label=f"map, {name}"
     )
-    return BenchmarkResult(
+    return timing.BenchmarkResult(
         what="map",
         settings={
             "network": name,
-            "machine": machine(device_config),
+            "machine": timing.machine(device_config),
             "data": data.about,
             "batch size": batch_size,
             "patches a round": patches_per_round,
             "patients a round": len(patients),
             "rounds": num_rounds,
         },
-        rates=medians(rates),
-        ratios=command_ratios(rates),
+        rates=timing.medians(rates),
+        ratios=timing.command_ratios(rates),
         differences=_differences(builder.out, patients, *outputs[-1]) if outputs else {},
         peak_memory_mb=memory,
         hints=(f"batch size: {best_batch_size(checkpoint, batch, device_config)}",),

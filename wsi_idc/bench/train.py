@@ -8,20 +8,9 @@ from itertools import islice
 import numpy as np
 import torch
 
+from wsi_idc.bench import timing
 from wsi_idc.bench.baseline import baseline_epoch
 from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
-from wsi_idc.bench.timing import (
-    BARE,
-    COMMAND,
-    PLAIN,
-    BenchmarkResult,
-    Variant,
-    command_ratios,
-    interleave,
-    machine,
-    medians,
-    peak_memory,
-)
 from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.classifier import to_images
@@ -43,7 +32,7 @@ def bench_train(
     device_config: DeviceConfig,
     num_steps: int = 80,
     plain_steps: int = 16,
-) -> BenchmarkResult:
+) -> timing.BenchmarkResult:
     """Measure the speed of training steps, bare steps and steps of a plain script.
 
     No run is written.
@@ -63,42 +52,42 @@ def bench_train(
     command, bare = _training_steps(training), _bare_steps(build())
     num_steps = max(1, num_steps // _NUM_ROUNDS)
     sum(islice(command, _WARM_UP_STEPS))
-    memory = peak_memory(device_config)
-    variants: dict[str, Variant] = {
-        BARE: lambda: sum(islice(bare, num_steps)),
-        COMMAND: lambda: sum(islice(command, num_steps)),
+    memory = timing.peak_memory(device_config)
+    variants: dict[str, timing.Variant] = {
+        timing.BARE: lambda: sum(islice(bare, num_steps)),
+        timing.COMMAND: lambda: sum(islice(command, num_steps)),
     }
     if plain_steps:
         rows = np.random.default_rng(config.seed).permutation(training.rows["train"])
         num_patches = max(1, plain_steps // _NUM_ROUNDS) * training.patches_per_step
-        variants[PLAIN] = partial(
+        variants[timing.PLAIN] = partial(
             baseline_epoch,
             build().classifier.to(memory_format=torch.contiguous_format),
             write_pngs(pack, rows[:num_patches], data.folder / "png"),
             batch_size=training.patches_per_step,
         )
     name = f"{config.model} at {config.input_size or pack.info.patch_px} px"
-    measure = partial(interleave, num_rounds=_NUM_ROUNDS, device_config=device_config)
+    measure = partial(timing.interleave, num_rounds=_NUM_ROUNDS, device_config=device_config)
     rates = measure(variants, label=f"train, {name}")
     stages = measure(_stages(training), label="parts")
-    return BenchmarkResult(
+    return timing.BenchmarkResult(
         what="train",
         settings={
             "network": name,
-            "machine": machine(device_config),
+            "machine": timing.machine(device_config),
             "data": data.about,
             "batch size": config.batch_size,
             "patches a round": num_steps * training.patches_per_step,
             "rounds": _NUM_ROUNDS,
         },
-        rates=medians(rates),
-        ratios=command_ratios(rates),
-        parts=medians({name: 1000 / rate for name, rate in stages.items()}),
+        rates=timing.medians(rates),
+        ratios=timing.command_ratios(rates),
+        parts=timing.medians({name: 1000 / rate for name, rate in stages.items()}),
         peak_memory_mb=memory,
     )
 
 
-def _stages(training: Training) -> dict[str, Variant]:
+def _stages(training: Training) -> dict[str, timing.Variant]:
     """Return variants that read, augment and resize one batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)

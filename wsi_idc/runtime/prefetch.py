@@ -37,14 +37,11 @@ def rebatch(
     The last batch may be shorter.
     """
     parts: list[NDArray[np.uint8]] = []
-    length = 0
     for array in arrays:
-        start = 0
-        while length + len(array) - start >= batch_size:
-            end = start + batch_size - length
-            yield np.concatenate([*parts, array[start:end]])
-            parts, length, start = [], 0, end
-        parts.append(array[start:])
-        length += len(array) - start
-    if length:
+        parts.append(array)
+        if num_batches := sum(map(len, parts)) // batch_size:
+            joined = np.concatenate(parts)
+            yield from np.split(joined[: num_batches * batch_size], num_batches)
+            parts = [joined[num_batches * batch_size :]]
+    if any(map(len, parts)):
         yield np.concatenate(parts)
