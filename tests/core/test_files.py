@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -116,7 +117,8 @@ def test_without_locks_each_process_has_its_own_temporary_name(
 ):
     flock = fcntl.flock
 
-    def refuse(fd: int, operation: int) -> None:
+    def refuse(file: int | BinaryIO, operation: int) -> None:
+        fd = file if isinstance(file, int) else file.fileno()
         # NFS and Lustre may lock folders within the machine but refuse files.
         if stat.S_ISDIR(os.fstat(fd).st_mode) and not folders_too:
             return flock(fd, operation)
