@@ -27,7 +27,7 @@ from wsi_idc.core.errors import JobError, StoppedError, WsiIdcError
 from wsi_idc.core.files import write_text
 from wsi_idc.core.toml_file import load_toml
 from wsi_idc.jobs import slurm
-from wsi_idc.jobs.job import CommandSpec, Job, Task, read_job
+from wsi_idc.jobs.job import CommandSpec, Job, read_job
 
 logger = logging.getLogger(__name__)
 
@@ -68,33 +68,28 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
         return
     tasks = opened.tasks if task is None else [opened.task(task)]
     if dry_run:
-        for one_task in tasks:
-            echo(one_task.command_line())
-    elif task is None and opened.single_call is not None:
-        _run_all([opened.single_call])
-    elif len(tasks) > 1 and "--json" in tasks[0].passthrough_args:
+        for call in tasks:
+            echo(call.command_line())
+        return
+    if task is None and opened.single_call is not None:
+        tasks = [opened.single_call]
+    num_tasks, failed = len(tasks), []
+    if num_tasks > 1 and "--json" in tasks[0].passthrough_args:
         raise click.UsageError("--json is for one task; give --task, or use wsi-idc status --json.")
-    else:
-        _run_all(tasks)
-
-
-def _run_all(tasks: Sequence[Task]) -> None:
-    """Run tasks; raise an error at the end that lists the failed tasks."""
-    count, failed = len(tasks), []
-    for number, task in enumerate(tasks, start=1):
-        if count > 1:
-            echo_note(f"task {number} of {count}: {task.command_line()}")
+    for number, call in enumerate(tasks, start=1):
+        if num_tasks > 1:
+            echo_note(f"task {number} of {num_tasks}: {call.command_line()}")
         try:
-            if unfinished := task.unfinished_runs():
+            if unfinished := call.unfinished_runs():
                 logger.warning("not finished, so left out: %s", ", ".join(unfinished))
-            words, name = task.arguments()[1:], f"wsi-idc {task.command}"
-            COMMANDS[task.command].main(words, prog_name=name, standalone_mode=False)
+            words, name = call.arguments()[1:], f"wsi-idc {call.command}"
+            COMMANDS[call.command].main(words, prog_name=name, standalone_mode=False)
         except WsiIdcError as error:
-            if count == 1 or isinstance(error, StoppedError):
+            if num_tasks == 1 or isinstance(error, StoppedError):
                 raise
             failed.append(str(number))
             echo_note(f"task {number} failed: {error}")
-    raise_if_any(failed, count, f"tasks failed: {', '.join(failed)}")
+    raise_if_any(failed, num_tasks, f"tasks failed: {', '.join(failed)}")
 
 
 def open_job(path: Path, flags: Sequence[str]) -> Job:

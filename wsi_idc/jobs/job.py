@@ -22,7 +22,7 @@ from wsi_idc.core import toml_file
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import JobError, RunError
 from wsi_idc.core.toml_file import MAX_TASKS
-from wsi_idc.search.config import SEARCH, search_spec, train_types
+from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
@@ -158,12 +158,13 @@ def read_job(
         JobError: The file cannot be read, or its content is not valid.
     """
     content = toml_file.load_toml(path)
+    if content.get("command") == SEARCH:
+        read_search(path)
     try:
         command, name = toml_file.command_and_name(content, path, commands)
         spec, num_parts = commands[command], toml_file.num_tasks(content)
         make_task = partial(Task, command, spec, passthrough_args=passthrough_args)
         if command == SEARCH:
-            search_spec(name, content)
             single = make_task({"job": str(path), "out": str(DEFAULT_RUNS / name), **overrides})
             return Job(path, command, name, [single] * num_parts, single)
         toml_file.check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])

@@ -176,22 +176,18 @@ def read_search(path: Path) -> SearchSpec:
     if content.get("command") != SEARCH:
         raise JobError(f'{path}: not a search; give a file with command = "search"')
     try:
-        return search_spec(command_and_name(content, path, [SEARCH])[1], content)
+        _, name = command_and_name(content, path, [SEARCH])
+        check_keys("the file", content, ["command", "name", "tasks", "config", "search", "axes"])
+        types = {"sampler": str, "trials": int, "seed": int, "prune": bool, "metric": str}
+        options = _typed_table(content, "search", types)
+        if "trials" in options and options.get("sampler", "grid") == "grid":
+            raise JobError("trials is for sampler random or tpe; a grid runs all its points")
+        types = train_types()
+        fixed, axes = _typed_table(content, "config", types), table(content, "axes", types)
+        axes = {key: _axis(f"axis {key}", value, types[key]) for key, value in axes.items()}
+        return SearchSpec(name=name, fixed=fixed, axes=axes, **options)
     except JobError as error:
         raise JobError(f"{path}: {error}") from None
-
-
-def search_spec(name: str, content: Mapping[str, Any]) -> SearchSpec:
-    """Return the specification of the search in the content of a job file."""
-    check_keys("the file", content, ["command", "name", "tasks", "config", "search", "axes"])
-    types = {"sampler": str, "trials": int, "seed": int, "prune": bool, "metric": str}
-    options = _typed_table(content, "search", types)
-    if "trials" in options and options.get("sampler", "grid") == "grid":
-        raise JobError("trials is for sampler random or tpe; a grid runs all its points")
-    types = train_types()
-    fixed, axes = _typed_table(content, "config", types), table(content, "axes", types)
-    axes = {key: _axis(f"axis {key}", value, types[key]) for key, value in axes.items()}
-    return SearchSpec(name=name, fixed=fixed, axes=axes, **options)
 
 
 def train_types() -> dict[str, type]:
