@@ -105,8 +105,8 @@ def test_invalid_resources_are_refused(tmp_path: Path):
         sbatch_text(search, account="a\n#SBATCH --mem=1T")
 
 
-def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder, f"#!/usr/bin/env bash\n{script}\n", "sbatch").chmod(0o755)
+def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch, name: str = "sbatch") -> None:
+    write(folder, f"#!/usr/bin/env bash\n{script}\n", name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.chdir(folder)
 

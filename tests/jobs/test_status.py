@@ -27,8 +27,8 @@ def work(tmp_path: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def states(folder: Path, settings: str) -> list[tuple[str, str]]:
-    job = open_job(write(folder, f'command = "map"\n{settings}'), [])
+def states(folder: Path, text: str, command: str = "map") -> list[tuple[str, str]]:
+    job = open_job(write(folder, f'command = "{command}"\n{text}'), [])
     return [(row.state, row.detail) for row in status_of(job)]
 
 
@@ -60,29 +60,26 @@ def test_patients_and_slides_by_name_are_counted(work: Path, cohort: Pack):
 
 
 def test_a_search_counts_its_trials(work: Path):
-    job = open_job(write(work, 'command = "search"\nname = "s"\n[axes]\nseed = [0, 1, 2]\n'), [])
+    text, folder = 'name = "s"\n[axes]\nseed = [0, 1, 2]\n', work / "runs/s"
+    job = open_job(write(work, f'command = "search"\n{text}'), [])
     assert [vars(row) for row in status_of(job)] == [
         {"number": 1, "out": "runs/s", "state": "not begun", "detail": "3 trials"}
     ]
-    folder = work / "runs/s"
     Run(folder / "trial-0000").write("finished", {}, {})
     write(folder, "{}", "search.json")
-    row = status_of(job)[0]
-    assert (row.state, row.detail) == ("stopped", "1 of 3 trials finished, 0 running")
+    detail = "1 of 3 trials finished, 0 running"
+    assert states(work, text, "search") == [("stopped", detail)]
     (folder / "trial-0001").mkdir()
     write(folder / "trial-0001", "{", "run.json")
-    row = status_of(job)[0]
-    assert (row.state, row.detail) == ("stopped", "1 of 3 trials finished, 0 running, 1 unknown")
-    for states, expected in (
-        ((), "stopped"),
-        (("complete", "running", "pruned"), "stopped"),
-        (("complete", "failed", "pruned"), "finished"),
+    assert states(work, text, "search") == [("stopped", f"{detail}, 1 unknown")]
+    for table, expected in (
+        ("", "stopped"),
+        ("0,complete\n1,running\n2,pruned\n", "stopped"),
+        ("0,complete\n1,failed\n2,pruned\n", "finished"),
+        ("0,\xff\n", "stopped"),
     ):
-        lines = "".join(f"{number},{state}\n" for number, state in enumerate(states))
-        (folder / "trials.csv").write_text(f"number,state\n{lines}")
-        assert status_of(job)[0].state == expected
-    (folder / "trials.csv").write_bytes(b"number,state\n0,\xff\n")
-    assert status_of(job)[0].state == "stopped"
+        (folder / "trials.csv").write_text(f"number,state\n{table}", encoding="latin-1")
+        assert states(work, text, "search")[0][0] == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +87,7 @@ def test_a_search_counts_its_trials(work: Path):
     [
         ("", ("runs/a/eval-test", "runs/more-eval-test")),
         ('tta = true\nsplit = "val"\n', ("runs/a/eval-val-tta", "runs/more-eval-val-tta")),
-        ("tta = true\nsmooth = true\n", ("runs/a/eval-test-tta-smooth", "")),
+        ("tta = true\nsmooth = true\n", ("runs/a/eval-test-tta-smooth",)),
         ('out = "o"\n', ("o/1-a", "o/2-more")),
     ],
 )
@@ -98,16 +95,13 @@ def test_evaluations_are_looked_for_where_eval_writes_them(
     work: Path, settings: str, folders: tuple[str, ...]
 ):
     (work / "runs/a").mkdir(parents=True)
-    text = f'command = "eval"\n[config]\nruns = ["runs/a", "runs/more.pt"]\n{settings}'
-    job = open_job(write(work, text), [])
-    assert status_of(job)[0].detail == "0 of 2 runs are evaluated"
-    there = [folder for folder in folders if folder]
-    for folder in there:
+    text = f'[config]\nruns = ["runs/a", "runs/more.pt"]\n{settings}'
+    assert states(work, text, "eval") == [("not begun", "0 of 2 runs are evaluated")]
+    for folder in folders:
         (work / folder).mkdir(parents=True)
         (work / folder / "metrics.json").touch()
-    row = status_of(job)[0]
-    assert row.detail == f"{len(there)} of 2 runs are evaluated"
-    assert row.state == ("finished" if len(there) == 2 else "partly done")
+    state = "finished" if len(folders) == 2 else "partly done"
+    assert states(work, text, "eval") == [(state, f"{len(folders)} of 2 runs are evaluated")]
 
 
 def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
@@ -116,9 +110,7 @@ def test_a_run_of_other_settings_is_not_this_jobs(work: Path, cohort: Pack):
     Run(work / "runs/try").write("finished", asked, {"best": {"epoch": 2}})
 
     def status(settings: str) -> tuple[str, str]:
-        text = f'command = "train"\nname = "try"\n[config]\n{settings}'
-        row = status_of(open_job(write(work, text), []))[0]
-        return row.state, row.detail
+        return states(work, f'name = "try"\n[config]\n{settings}', "train")[0]
 
     same = 'model = "cnn"\nepochs = 3\n'
     assert status(same) == ("finished", "best epoch 2")
@@ -142,6 +134,5 @@ def test_the_queue_is_that_of_the_job(tmp_path: Path, monkeypatch: pytest.Monkey
         "other||4 RUNNING, 0:10 of 2:00, n2",
     ]
     write(tmp_path, "\n".join(lines), "queue")
-    fake(tmp_path, f"cat {tmp_path}/queue", monkeypatch)
-    (tmp_path / "sbatch").rename(tmp_path / "squeue")
+    fake(tmp_path, f"cat {tmp_path}/queue", monkeypatch, "squeue")
     assert queue_of(job) == ["1 RUNNING, 1:00 of 2:00, n1", "2 PENDING, 0:00 of 2:00, (Priority)"]

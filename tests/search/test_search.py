@@ -17,14 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from tests.one_trial import ONE_TRIAL
 from tests.stops import StopAfter
 from wsi_idc.cli.job import open_job
-from wsi_idc.core.errors import (
-    CheckpointError,
-    DataError,
-    DeviceError,
-    JobError,
-    StoppedError,
-    WsiIdcError,
-)
+from wsi_idc.core import errors
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.search.config import Range, SearchSpec
@@ -104,14 +97,13 @@ def test_the_best_job_has_the_configuration_of_the_best_trial(done: SearchResult
 
 def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
     before = (done.folder / "study.journal").read_bytes()
-    again = search(GRID, small, folder=done.folder, device="cpu")
-    assert again.trials == done.trials
+    assert search(GRID, small, folder=done.folder, device="cpu").trials == done.trials
     for changes, message in (
         ({"axes": {"learning_rate": (1e-3, 0.5)}}, r"rate \[0.001, 0.01\] -> \[0.001, 0.5"),
         ({"fixed": {**FIXED, "epochs": 2}}, r"\(epochs 1 -> 2\); give this one another name"),
         ({"metric": "auc"}, r'\(search.metric "average_precision" -> "auc"\)'),
     ):
-        with pytest.raises(JobError, match=message):
+        with pytest.raises(errors.JobError, match=message):
             search(replace(GRID, **changes), small, folder=done.folder, device="cpu")
     assert (done.folder / "study.journal").read_bytes() == before
 
@@ -129,42 +121,41 @@ def test_a_folder_of_other_files_does_not_change(
     small: Pack, tmp_path: Path, name: str, content: str, message: str
 ):
     (tmp_path / name).write_text(content)
-    with pytest.raises(JobError, match=message):
+    with pytest.raises(errors.JobError, match=message):
         search(GRID, small, folder=tmp_path)
-    with pytest.raises(JobError, match="is a file; give another name"):
+    with pytest.raises(errors.JobError, match="is a file; give another name"):
         search(GRID, small, folder=tmp_path / name)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
 
 
 @pytest.mark.parametrize(
-    ("changes", "device", "error", "message"),
+    ("changes", "error", "message"),
     [
-        ({}, "abacus", DeviceError, "abacus"),
-        ({"axes": {"precision": ("fp32", "fp16")}}, "cpu", DeviceError, "fp16"),
-        ({"fixed": {"model": "vgg"}}, "cpu", CheckpointError, "unknown model 'vgg'"),
+        ({}, errors.DeviceError, "abacus"),
+        ({"axes": {"precision": ("fp32", "fp16")}}, errors.DeviceError, "fp16"),
+        ({"fixed": {"model": "vgg"}}, errors.CheckpointError, "unknown model 'vgg'"),
         (
             {"axes": {"model": ("cnn", "resnet18")}, "fixed": {"epochs": 1}},
-            "cpu",
-            CheckpointError,
+            errors.CheckpointError,
             "run `wsi-idc fetch-weights resnet18`",
         ),
-        ({"axes": {"split": ("ratio:50/25/25", "none.csv")}}, "cpu", DataError, r"none\.csv"),
+        ({"axes": {"split": ("ratio:50/25/25", "none.csv")}}, errors.DataError, r"none\.csv"),
     ],
 )
 def test_a_refused_search_creates_no_folder(
-    small: Pack, tmp_path: Path, changes: dict, device: str, error: type, message: str
+    small: Pack, tmp_path: Path, changes: dict, error: type, message: str
 ):
     fixed = {name: value for name, value in FIXED.items() if name not in changes.get("axes", {})}
     spec = replace(GRID, **{"fixed": fixed, **changes})
     with pytest.raises(error, match=message):
-        search(spec, small, folder=tmp_path / "search", device=device)
+        search(spec, small, folder=tmp_path / "search", device="cpu" if changes else "abacus")
     assert not (tmp_path / "search").exists()
 
 
 def test_a_stopped_trial_is_resumed(small: Pack, done: SearchResult, tmp_path: Path):
     folder = tmp_path / "grid"
     for num_looks in (2, 2, 0):
-        with pytest.raises(StoppedError, match="run the same command again to resume"):
+        with pytest.raises(errors.StoppedError, match="run the same command again to resume"):
             search(GRID, small, folder=folder, device="cpu", stop=StopAfter(num_looks))
     assert [trial.state.name for trial in read_study(folder)] == ["RUNNING", "WAITING"]
     resumed = search(GRID, small, folder=folder, device="cpu")
@@ -220,7 +211,7 @@ def test_the_number_of_trials_may_be_increased(small: Pack, tmp_path: Path):
 def test_without_optuna_the_error_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "wsi_idc.search.study")
-    with pytest.raises(WsiIdcError, match=r"a search needs optuna .*; pip install optuna"):
+    with pytest.raises(errors.WsiIdcError, match=r"a search needs optuna .*; pip install optuna"):
         importlib.import_module("wsi_idc.search.study")
 
 
