@@ -1,6 +1,5 @@
 """A patch tree in a zip gives what the tree gives, and a zip that is not one does no harm."""
 
-import io
 import shutil
 import stat
 import struct
@@ -8,10 +7,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import cv2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from tests.packs import (
     add_bad_files,
@@ -31,6 +30,7 @@ from wsi_idc.data.prepare import prepare
 
 GOOD = f"9/0/{file_name('9', 0, 3, 0)}"
 OTHER = f"9/1/{file_name('9', 7, 7, 1)}"
+PNG = cv2.imencode(".png", pixels_of("9", 7, 7))[1].tobytes()
 
 
 def pack_zip(tree: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -38,12 +38,6 @@ def pack_zip(tree: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path
         for file in sorted(tree.rglob("*"), reverse=True):
             archive.write(file, file.relative_to(tree))
     return path
-
-
-def png_bytes() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_of("9", 7, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def add(path: Path, name: str | zipfile.ZipInfo, data: bytes, method: int | None = None) -> Path:
@@ -90,7 +84,7 @@ def test_a_zip_is_packed_once_into_the_cache(archive, tree):
     state = pack.path.stat()
     archive.touch()
     assert open_data(archive).path.stat() == state
-    add(archive, OTHER, png_bytes())
+    add(archive, OTHER, PNG)
     assert len(open_data(archive)) == len(pack) + 1
     assert len(list(cache_folder().glob("packs/*/*.h5"))) == 3
 
@@ -211,12 +205,12 @@ def link(name: str) -> zipfile.ZipInfo:
     ("change", "arguments", "detail"),
     [
         (add, (link(OTHER), b"/etc/passwd"), "a link"),
-        (forge, (png_bytes(), FLAGS, 1), "encrypted"),
+        (forge, (PNG, FLAGS, 1), "encrypted"),
         (
-            *(add, (OTHER, png_bytes(), zipfile.ZIP_LZMA)),
+            *(add, (OTHER, PNG, zipfile.ZIP_LZMA)),
             "compression method 14 is not supported, only store and deflate",
         ),
-        (forge, (png_bytes(), SIZE, 70), "damaged archive: two sizes for one file"),
+        (forge, (PNG, SIZE, 70), "damaged archive: two sizes for one file"),
         (add, (OTHER, bytes(4_000_001)), "not a PNG file"),
         (
             *(forge, (bytes(5 * 10**7), SIZE, 5000, DEFLATED)),

@@ -229,13 +229,8 @@ def write_pack(
     """
     patients = sorted(index["patient"].unique())
     codes = pd.Categorical(index["patient"], categories=patients).codes
-    attributes = vars(info) | {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "class_names": list(info.class_names),
-        "provenance": provenance,
-        "complete": 1,
-    }
+    attributes = vars(info) | {"class_names": list(info.class_names), "format": FORMAT}
+    attributes |= {"format_version": FORMAT_VERSION, "provenance": provenance, "complete": 1}
     with atomic_write(path) as partial:
         with h5py.File(partial, "w", locking=False) as file:
             text = h5py.string_dtype()

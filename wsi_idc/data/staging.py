@@ -32,10 +32,8 @@ def stage_to_scratch(pack: Pack) -> Pack:
         text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         copy = _own_folder(Path(scratch)) / f"{key}.h5"
-        staged = retry_while_busy(
-            lambda: _open_copy(pack, copy) or _copy(pack, copy),
-            log_as=f"another process that copies {pack.path} to {copy}",
-        )
+        other = f"another process that copies {pack.path} to {copy}"
+        staged = retry_while_busy(lambda: _open_copy(pack, copy) or _copy(pack, copy), log_as=other)
     except (WsiIdcError, OSError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         logger.warning("%s is not copied to %s: %s", pack.path, SCRATCH_ENV, reason)

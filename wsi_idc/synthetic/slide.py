@@ -77,23 +77,16 @@ def write_slide(
 
 
 def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
+    options = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib", "predictor": True}
+    options |= {"resolutionunit": "CENTIMETER", "software": False, "metadata": None}
     # Each level is a page of the TIFF. OpenSlide reads such a file as a generic tiled TIFF.
     with tifffile.TiffWriter(path) as writer:
         for level in range(NUM_LEVELS):
             per_cm = 10_000 / (MPP * 2**level)
+            text = f"synthetic tissue, {MPP:g} um/px" if level == 0 else None
+            kind = 1 if level else 0  # bit 0 marks a smaller version of another page
             writer.write(
-                rgb,
-                photometric="rgb",
-                tile=(256, 256),
-                compression="zlib",
-                predictor=True,
-                # Bit 0 marks a smaller version of another page.
-                subfiletype=1 if level else 0,
-                resolution=(per_cm, per_cm),
-                resolutionunit="CENTIMETER",
-                description=f"synthetic tissue, {MPP * 2**level:g} um/px" if level == 0 else None,
-                software=False,
-                metadata=None,
+                rgb, subfiletype=kind, resolution=(per_cm, per_cm), description=text, **options
             )
             size = (rgb.shape[1] // 2, rgb.shape[0] // 2)
             rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
