@@ -211,7 +211,7 @@ def test_file_without_permission_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     # Root may read everything.
-    monkeypatch.setattr("wsi_idc.slides.slide.os.open", deny)
+    monkeypatch.setattr(Path, "open", deny)
     with pytest.raises(SlideError, match=r"S1.tif: cannot be read \(Permission denied\)"):
         open_slide(path)
 

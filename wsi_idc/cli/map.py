@@ -1,7 +1,7 @@
 """``wsi-idc map``: compute maps of patients or slides."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +115,7 @@ def map_(
     from wsi_idc.maps.plan import parse_shard
     from wsi_idc.runtime.signals import stop_requests
 
-    builder = _builder(paths, **options)
+    builder = _builder(paths, options)
     source: PackSource | SlideSource
     if pack is None:
         settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
@@ -155,30 +155,18 @@ def _check_usage() -> None:
         raise click.UsageError(f"{', '.join(unused)} has no effect with --no-cam; leave out one.")
 
 
-def _builder(
-    paths: list[Path],
-    *,
-    tta: bool,
-    smooth: bool,
-    cam_method: str,
-    cam_layer: str | None,
-    cam_class: str,
-    no_cam: bool,
-    no_image: bool,
-    device: str,
-    precision: str,
-    compiled: bool,
-    **options: Any,
-) -> "MapBuilder":
+def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
     from wsi_idc.maps.builder import MapBuilder
     from wsi_idc.models.cam import CamSpec
     from wsi_idc.runtime.device import select_device
 
-    device_config = select_device(device, precision, compiled=compiled)
-    predictor = open_predictor(paths, tta=tta, smooth=smooth)
+    device_config = select_device(given["device"], given["precision"], compiled=given["compiled"])
+    predictor = open_predictor(paths, tta=given["tta"], smooth=given["smooth"])
     logger.info("device: %s", device_config)
-    cam = None if no_cam else CamSpec(cam_method, cam_layer, CAM_CLASSES.index(cam_class))
-    return MapBuilder(predictor, device_config, cam=cam, with_image=not no_image, **options)
+    cam_class = CAM_CLASSES.index(given["cam_class"])
+    cam = None if given["no_cam"] else CamSpec(given["cam_method"], given["cam_layer"], cam_class)
+    same = {name: given[name] for name in ("out", "batch_size", "overwrite")}
+    return MapBuilder(predictor, device_config, cam=cam, with_image=not given["no_image"], **same)
 
 
 def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:

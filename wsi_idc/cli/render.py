@@ -1,5 +1,6 @@
 """``wsi-idc render``: draw maps as pictures."""
 
+from itertools import product
 from pathlib import Path
 
 import click
@@ -70,17 +71,12 @@ def render(
     paths = find_maps(maps)
     from wsi_idc.render.render import picture_name, render_map
 
-    pictures = {
-        (path, view): [
-            (out or path.parent) / picture_name(path, view=view, suffix=suffix)
-            for suffix in dict.fromkeys(formats)
-        ]
-        for path in paths
-        for view in views
-    }
+    pictures: dict[tuple[Path, str], list[Path]] = {}
     maps_by_picture: dict[Path, Path] = {}
-    for (path, _), files in pictures.items():
-        for file in files:
+    for path, view in product(paths, views):
+        names = [picture_name(path, view=view, suffix=suffix) for suffix in dict.fromkeys(formats)]
+        pictures[path, view] = [(out or path.parent) / name for name in names]
+        for file in pictures[path, view]:
             if (other := maps_by_picture.setdefault(file, path)) != path:
                 raise MapError(
                     f"{other} and {path} would both be drawn as {file}; "

@@ -21,8 +21,7 @@ class GridTransform:
 
     Attributes:
         x, y: Position of the top left corner of cell (0, 0).
-        side: Side of a cell. It is not always an integer: the slide and the map can have different
-            resolutions.
+        side: Side of a cell; not always an integer, since slide and map differ in resolution.
         mpp: Microns per px.
     """
 
@@ -38,8 +37,7 @@ class GridTransform:
         sides. Therefore rounding errors do not add up along the grid.
 
         Args:
-            col_row: Column and row of each corner, shape (..., 2); (0, 0) is the top left corner
-                of cell (0, 0).
+            col_row: Column and row of the cell right below each corner, shape (..., 2).
 
         Returns:
             x and y of each corner, in the shape of ``col_row``.

@@ -42,8 +42,7 @@ def write_geojson(
     Args:
         patient_map: The map.
         out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
-        threshold: Probability from which a patch is called IDC; None takes the threshold of the
-            map.
+        threshold: Probability from which a patch is called IDC; None takes the map's own.
         coordinates: "level0" or "image", as in ``grid_transform``.
 
     Raises:
@@ -122,10 +121,8 @@ def _feature(
         for name, value in measured.items()
         if math.isfinite(value)
     }
-    properties["classification"] = {
-        "name": patient_map.class_names[label],
-        "color": list(LABEL_RGB[label]),
-    }
+    name, color = patient_map.class_names[label], list(LABEL_RGB[label])
+    properties["classification"] = {"name": name, "color": color}
     return {
         "type": "Feature",
         "id": stable_id(patient_map, part),

@@ -48,12 +48,8 @@ class LayerPicture:
                 for label, name in layer.classes.items()
             ]
             return {"kind": "classes", "classes": classes}
-        scale = {
-            "kind": "colour map",
-            "colour_map": f"matplotlib {layer.colormap}",
-            "low": 0.0,
-            "high": layer.vmax,
-        }
+        colormap = f"matplotlib {layer.colormap}"
+        scale = {"kind": "colour map", "colour_map": colormap, "low": 0.0, "high": layer.vmax}
         return scale | ({"top_percentile": TOP_PERCENTILE} if layer.name == "cam" else {})
 
     def paint_row(self, row: int, cell_px: int) -> Pixels:
@@ -94,13 +90,9 @@ class LayerPicture:
 
 
 def layer_pictures(patient_map: PatientMap, read_rows: ReadRows | None) -> list[LayerPicture]:
-    """Return the layers of a map as pictures.
+    """Return the layers of a map as pictures; ``read_rows`` reads rows of the stitched tissue.
 
     A color has the same meaning for all patients, except in the CAM.
-
-    Args:
-        patient_map: The map.
-        read_rows: Function that reads rows of the stitched tissue; None if the map has no image.
     """
     layers = layers_of(patient_map, has_tissue=read_rows is not None, uncertainty_max=MAX_DEVIATION)
     return [LayerPicture(layer, patient_map, read_rows) for layer in layers]

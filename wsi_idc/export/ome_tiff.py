@@ -34,11 +34,8 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
     """
     (rows, cols), cell_px = patient_map.shape, patient_map.cell_px
     sizes = _level_sizes(rows * cell_px, cols * cell_px)
-    options: dict[str, Any] = {
-        "subifds": len(sizes) - 1,
-        "metadata": _metadata(patient_map, layer),
-        "software": "wsi-idc",
-    }
+    options: dict[str, Any] = {"subifds": len(sizes) - 1, "software": "wsi-idc"}
+    options["metadata"] = _metadata(patient_map, layer)
     big = sizes[0][0] * sizes[0][1] * 3 > _MAX_CLASSIC_BYTES
     with ExitStack() as stack:
         partial = stack.enter_context(atomic_write(out))

@@ -50,8 +50,7 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
 
     Raises:
         CheckpointError: Both classes have the same name, or TorchScript changes the logits.
-        WsiIdcError: ``out`` cannot be written to, or contains files with these names that are not
-            from an export.
+        WsiIdcError: ``out`` cannot be written to, or contains such files from elsewhere.
     """
     if len(set(checkpoint.class_names)) < len(checkpoint.class_names):
         raise CheckpointError(
@@ -154,9 +153,7 @@ def _card(checkpoint: Checkpoint) -> str:
         threshold=checkpoint.threshold,
         threshold_rule=_threshold_rule(checkpoint.config),
         split_spec=_as_code(checkpoint.split_spec),
-        num_train=len(checkpoint.patients("train")),
-        num_val=len(checkpoint.patients("val")),
-        num_test=len(checkpoint.patients("test")),
+        **{f"num_{role}": len(checkpoint.patients(role)) for role in ("train", "val", "test")},
         metrics=_as_code(json.dumps(dict(checkpoint.metrics))),
     )
 

@@ -92,8 +92,7 @@ class MapBuilder:
             DataError: A patient is missing in the source, or a patient id cannot be a file name.
             MapError: The CAMs of a patient do not fit into a map.
             DiskFullError: The disk is full.
-            StoppedError: A stop was requested before all maps were built. Finished maps are
-                written; the same call builds the missing maps.
+            StoppedError: A stop was requested; the same call builds the missing maps.
         """
         source.validate(self)
         for patient in source.names:
@@ -209,8 +208,8 @@ class MapBuilder:
         Args:
             patches: Patches of the patient.
             prediction: Predictions of all patches of the patient.
-            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None means a map
-                without a picture of the tissue.
+            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None leaves out
+                the picture of the tissue.
         """
         predictor, cam = self.predictor, self.cam or CamSpec()
         checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing

@@ -15,17 +15,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from wsi_idc.core import hdf5
 from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError, first_line
 from wsi_idc.core.files import safe_filename, starts_with, write_bytes, write_text
-from wsi_idc.core.hdf5 import (
-    UNREADABLE,
-    DatasetSpec,
-    has_format,
-    open_hdf5,
-    read_attributes,
-    read_dataset,
-)
 from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.map_reader import COHORT_H5, is_map, map_paths, read_map
 from wsi_idc.maps.patient_map import PatientMap
@@ -89,22 +82,22 @@ class Cohort:
         """Write cohort.csv and cohort.h5 into ``folder``, each atomically, and return the paths."""
         check_tables(folder)
         table = self.table()
-        csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
-        write_cohort_h5(hdf5, table, self.paths)
+        csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
+        write_cohort_h5(h5, table, self.paths)
         write_text(csv, table.to_csv(index=False, float_format="%.6g"))
-        return csv, hdf5
+        return csv, h5
 
 
 def check_tables(folder: Path) -> None:
     """Raise MapError if a cohort table in ``folder`` would replace a file of another kind."""
-    csv, hdf5 = folder / COHORT_CSV, folder / COHORT_H5
-    if is_map(hdf5):
+    csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
+    if is_map(h5):
         raise MapError(
-            f"{hdf5} is the map of a patient, not a table to replace; put that map into another "
+            f"{h5} is the map of a patient, not a table to replace; put that map into another "
             "folder"
         )
     is_table = starts_with(csv, ",".join(COLUMNS[:3]).encode())
-    for path, is_own in ((hdf5, is_cohort(hdf5)), (csv, is_table)):
+    for path, is_own in ((h5, is_cohort(h5)), (csv, is_table)):
         if path.exists() and not is_own:
             raise MapError(f"{path} exists and was not written by this command; move it away")
 
@@ -114,8 +107,7 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
 
     Args:
         maps: Folder of maps, or map files.
-        threshold: Lowest probability at which a patch is called IDC; None means the threshold that
-            each map file has.
+        threshold: Lowest probability at which a patch is called IDC; None takes each map's own.
     """
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
@@ -225,25 +217,24 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
 
 def is_cohort(path: Path) -> bool:
     """Return whether a file is a cohort file, according to its attribute ``format``."""
-    return has_format(path, _FORMAT)
+    return hdf5.has_format(path, _FORMAT)
 
 
 def read_cohort_h5(path: Path) -> pd.DataFrame:
     """Read the table of a cohort file; raise MapError if the file is missing or damaged."""
     try:
-        with open_hdf5(path) as file:
-            attrs = read_attributes(file)
+        with hdf5.open_hdf5(path) as file:
+            attrs = hdf5.read_attributes(file)
             if str(attrs.get("format")) != _FORMAT or int(attrs["complete"]) != 1:
                 raise ValueError("not a complete cohort file")
             num = int(attrs["num_maps"])
             if num > _MAX_MAPS:
                 raise ValueError(f"{num} maps are too many")
-            columns = [str(name) for name in read_attributes(file["table"])["columns"]]
-            spec = DatasetSpec(("i4", "i8", "f4", "f8", "text"), (num,))
-            return pd.DataFrame(
-                {name: read_dataset(file, f"table/{name}", spec) for name in columns}
-            )
-    except UNREADABLE as error:
+            columns = [str(name) for name in hdf5.read_attributes(file["table"])["columns"]]
+            spec = hdf5.DatasetSpec(("i4", "i8", "f4", "f8", "text"), (num,))
+            table = {name: hdf5.read_dataset(file, f"table/{name}", spec) for name in columns}
+            return pd.DataFrame(table)
+    except hdf5.UNREADABLE as error:
         reason = first_line(error)
         raise MapError(
             f"{path}: not a usable cohort file ({reason}); make it again with wsi-idc report"

@@ -19,8 +19,7 @@ class Layer:
     Attributes:
         name: Name of the layer in file names.
         title: Title of the layer in pictures and pages.
-        values: One value per patch, shape (N,), or one CAM per patch, shape (N, h, w); None for the
-            picture of the tissue.
+        values: One value or one CAM per patch, shape (N,) or (N, h, w); None for the tissue.
         vmax: Value that has the last color of the colormap; 0 has the first color.
         is_open: Whether values may be larger than ``vmax``.
         note: Remark about the values; may be empty.

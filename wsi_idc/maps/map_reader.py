@@ -173,18 +173,14 @@ def _check_attributes(attrs: dict[str, Any]) -> None:
         raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
     if int(attrs["complete"]) != 1:
         raise ValueError("it is not complete")
-    if not (_is_possible_mpp(attrs["mpp"]) and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
+    low, high = POSSIBLE_MPP
+    if not (low <= attrs["mpp"] <= high and 0 < attrs["patch_px"] <= _MAX_PATCH_PX):
         raise ValueError("mpp or patch_px is out of range")
     low, high = POSSIBLE_TEMPERATURE
     if not (0 <= attrs["threshold"] <= 1 and low <= attrs["temperature"] <= high):
         raise ValueError("threshold or temperature is out of range")
     if len(attrs["class_names"]) != NUM_CLASSES:
         raise ValueError(f"{len(attrs['class_names'])} class names")
-
-
-def _is_possible_mpp(mpp: Any) -> bool:
-    low, high = POSSIBLE_MPP
-    return bool(low <= mpp <= high)
 
 
 def _read_columns(file: h5py.File) -> dict[str, Any]:
@@ -219,8 +215,8 @@ def _read_slide(file: h5py.File) -> SlideView:
     side = _THUMBNAIL_SIDE
     tissue = hdf5.read_dataset(file, "slide/tissue", DatasetSpec("number", (side, side)))
     thumbnail = hdf5.read_dataset(file, "slide/thumbnail", DatasetSpec("u1", (*tissue.shape, 3)))
-    attrs = read_attributes(file["slide"])
-    if not (_is_possible_mpp(attrs["mpp"]) and min(attrs["width"], attrs["height"]) > 0):
+    attrs, (low, high) = read_attributes(file["slide"]), POSSIBLE_MPP
+    if not (low <= attrs["mpp"] <= high and min(attrs["width"], attrs["height"]) > 0):
         raise ValueError("the slide's mpp, width or height is out of range")
     return SlideView(
         name=str(attrs["name"]),

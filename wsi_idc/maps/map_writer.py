@@ -53,50 +53,48 @@ def write_map(path: Path, patient_map: PatientMap) -> None:
 
 def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
     rows, cols = patient_map.shape
-    file.attrs.update(
-        {
-            "NX_class": "NXroot",
-            "default": "map",
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "complete": 0,
-            "patient": patient_map.patient,
-            "source": patient_map.source,
-            "class_names": list(patient_map.class_names),
-            "patch_px": patient_map.patch_px,
-            "stride_px": patient_map.cell_px,
-            "mpp": patient_map.mpp,
-            "mpp_source": patient_map.mpp_source,
-            "rows": rows,
-            "cols": cols,
-            "threshold": patient_map.threshold,
-            "temperature": patient_map.temperature,
-            "model": json.dumps(patient_map.model),
-            "provenance": json.dumps(patient_map.provenance),
-        }
-    )
+    attrs = {
+        "NX_class": "NXroot",
+        "default": "map",
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "complete": 0,
+        "patient": patient_map.patient,
+        "source": patient_map.source,
+        "class_names": list(patient_map.class_names),
+        "patch_px": patient_map.patch_px,
+        "stride_px": patient_map.cell_px,
+        "mpp": patient_map.mpp,
+        "mpp_source": patient_map.mpp_source,
+        "rows": rows,
+        "cols": cols,
+        "threshold": patient_map.threshold,
+        "temperature": patient_map.temperature,
+        "model": json.dumps(patient_map.model),
+        "provenance": json.dumps(patient_map.provenance),
+    }
     if patient_map.smoothing is not None:
-        file.attrs["smoothing"] = json.dumps(dict(patient_map.smoothing))
+        attrs["smoothing"] = json.dumps(dict(patient_map.smoothing))
+    file.attrs.update(attrs)
 
 
 def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
     level_dim = np.array(patient_map.level0_size)  # width, height
     file["coords"] = patient_map.coords
-    file["coords"].attrs.update(
-        {
-            "name": patient_map.patient,
-            "patch_size": patient_map.patch_px,
-            "patch_level": 0,
-            "patch_size_level0": round(patient_map.patch_size_level0),
-            "patch_spacing_um_px": patient_map.mpp,
-            "level0_magnification": _MAGNIFICATION_TIMES_MPP / patient_map.level0_mpp,
-            "target_magnification": _MAGNIFICATION_TIMES_MPP / patient_map.mpp,
-            "overlap": patient_map.patch_px - patient_map.cell_px,
-            "downsample": np.array([1.0, 1.0]),
-            "level_dim": level_dim,
-            "downsampled_level_dim": level_dim,
-        }
-    )
+    attrs = {
+        "name": patient_map.patient,
+        "patch_size": patient_map.patch_px,
+        "patch_level": 0,
+        "patch_size_level0": round(patient_map.patch_size_level0),
+        "patch_spacing_um_px": patient_map.mpp,
+        "level0_magnification": _MAGNIFICATION_TIMES_MPP / patient_map.level0_mpp,
+        "target_magnification": _MAGNIFICATION_TIMES_MPP / patient_map.mpp,
+        "overlap": patient_map.patch_px - patient_map.cell_px,
+        "downsample": np.array([1.0, 1.0]),
+        "level_dim": level_dim,
+        "downsampled_level_dim": level_dim,
+    }
+    file["coords"].attrs.update(attrs)
     for name in ("row_col", "logit", "probability", "label"):
         file[name] = getattr(patient_map, name)
     for name, values in _optional_columns(patient_map).items():
@@ -112,15 +110,10 @@ def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]
 
 def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
     group, optional = file.create_group("map"), _optional_columns(patient_map)
-    group.attrs.update(
-        {
-            "NX_class": "NXdata",
-            "signal": "probability",
-            "axes": ["y", "x"],
-            "auxiliary_signals": ["label", "index", *optional],
-            "title": f"Probability of IDC, patient {patient_map.patient}",
-        }
-    )
+    title = f"Probability of IDC, patient {patient_map.patient}"
+    attrs = {"NX_class": "NXdata", "signal": "probability", "axes": ["y", "x"]}
+    attrs |= {"auxiliary_signals": ["label", "index", *optional], "title": title}
+    group.attrs.update(attrs)
     group["probability"] = patient_map.probability_grid()
     group["label"] = patient_map.label_grid()
     for name, values in optional.items():
@@ -133,18 +126,10 @@ def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
 def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
     assert patient_map.cam is not None
     group, method = file.create_group("cam"), patient_map.cam_method
-    group.attrs.update(
-        {
-            "NX_class": "NXdata",
-            "signal": "mosaic",
-            "axes": ["y", "x"],
-            "title": f"{method} of {patient_map.cam_class}, raw, {patient_map.patient}",
-            "method": method,
-            "target_layer": patient_map.cam_layer,
-            "class": patient_map.cam_class,
-            "normalized": 0,
-        }
-    )
+    title = f"{method} of {patient_map.cam_class}, raw, {patient_map.patient}"
+    attrs = {"NX_class": "NXdata", "signal": "mosaic", "axes": ["y", "x"], "title": title}
+    attrs |= {"method": method, "target_layer": patient_map.cam_layer}
+    group.attrs.update(attrs | {"class": patient_map.cam_class, "normalized": 0})
     group["raw"] = patient_map.cam
     values = patient_map.cam_mosaic()
     group.create_dataset("mosaic", data=values, compression="gzip", compression_opts=1)
@@ -154,9 +139,8 @@ def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
 
 def _write_slide(file: h5py.File, slide: SlideView) -> None:
     group = file.create_group("slide")
-    group.attrs.update(
-        {"name": slide.name, "mpp": slide.mpp, "width": slide.width, "height": slide.height}
-    )
+    for name in ("name", "mpp", "width", "height"):
+        group.attrs[name] = getattr(slide, name)
     options = {"compression": "gzip", "compression_opts": 1}
     group.create_dataset("thumbnail", data=slide.thumbnail, **options)
     group.create_dataset("tissue", data=slide.tissue.astype(np.uint8), **options)
@@ -205,8 +189,7 @@ class MapReport:
 
     Attributes:
         made: Patient id to map file, for maps that this call built.
-        kept: Patient id to map file, for maps that already existed and were made with the same
-            model, settings and data.
+        kept: Patient id to map file, for existing maps of the same model, settings and data.
         failed: Patient id to the reason why the map was not built.
         patches: Patient id to number of patches, for the maps in ``made``.
         idc_fraction: Patient id to fraction of patches called IDC, for the maps in ``made``.

@@ -40,8 +40,7 @@ def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
 
     Args:
         script: Text of the script of the page.
-        is_bokeh: Whether the page contains a bokeh document. Bokeh runs several scripts and makes
-            functions from text.
+        is_bokeh: Whether the page has a bokeh document, which makes functions from text.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = "'unsafe-inline' 'unsafe-eval'" if is_bokeh else f"'sha256-{digest}'"
@@ -81,13 +80,7 @@ def page_template(name: str) -> Template:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write an HTML page in one atomic step.
-
-    Args:
-        path: HTML file to write.
-        template: Name of the page template.
-        values: Values that the template shows. The template escapes each value.
-    """
+    """Write an HTML page in one atomic step; the template escapes and shows the ``values``."""
     write_text(path, page_template(template).render(**values))
 
 
@@ -121,11 +114,7 @@ def data_uri(data: bytes, media_type: str) -> str:
 
 
 def tissue_uri(image: Pixels) -> tuple[str, float]:
-    """Return tissue as a JPEG data URI, and the scale: px of the JPEG per px of ``image``.
-
-    Args:
-        image: Tissue, shape (h, w, 3).
-    """
+    """Return tissue (h, w, 3) as a JPEG data URI, and the px of the JPEG per px of ``image``."""
     small, scale = _fit(image, MAX_SIDE_PX)
     return _picture_uri(small, "JPEG", quality=90, subsampling=0), scale
 

@@ -91,12 +91,7 @@ def save_pdf(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
 
 
 def save_png_and_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and as SVG, each in one atomic step.
-
-    Args:
-        figure: The figure.
-        path: Path of both files without the suffix.
-    """
+    """Write a figure as PNG and SVG, each in one atomic step; ``path`` is without the suffix."""
     save_png(figure, path.with_suffix(".png"))
     figure.set_layout_engine("none")  # reuse the layout of the PNG: computing it is slow
     _save(figure, path.with_suffix(".svg"), format="svg", dpi=DPI, metadata={"Date": None})

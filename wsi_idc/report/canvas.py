@@ -4,24 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from bokeh.models import (
-    Button,
-    Checkbox,
-    ColumnDataSource,
-    CustomJS,
-    HoverTool,
-    LinearColorMapper,
-    Model,
-    NumeralTickFormatter,
-    RadioButtonGroup,
-    Range1d,
-    Rect,
-    ScaleBar,
-    Slider,
-    Span,
-    TapTool,
-)
-from bokeh.models.renderers import GlyphRenderer
+from bokeh import models
+from bokeh.models import ColumnDataSource, CustomJS, GlyphRenderer, RadioButtonGroup, Slider
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -114,8 +98,8 @@ def build_canvas(
     # The ranges have the aspect ratio of the figure, so that cells are square.
     mm_per_px = _MARGIN * max(width / _WIDTH, height / _HEIGHT)
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
-    x_range = Range1d(width / 2 - across, width / 2 + across)
-    y_range = Range1d(height / 2 + down, height / 2 - down)
+    x_range = models.Range1d(width / 2 - across, width / 2 + across)
+    y_range = models.Range1d(height / 2 + down, height / 2 - down)
     canvas = figure(
         x_axis_location=None, y_axis_location=None, tools=_TOOLS, active_scroll="wheel_zoom"
     )
@@ -138,21 +122,21 @@ def build_canvas(
     renderers["truth"] = _draw_lines(canvas, sources["truth"], TRUTH_COLOR, dash="5 4")
     renderers["regions"] = _draw_lines(canvas, sources["regions"], CALLED_COLOR, dash="solid")
     _add_cell_tools(canvas, sources["patches"], cell_mm)
-    scale_bar = ScaleBar(range=x_range, unit="mm", location="bottom_left", bar_length=0.15)
+    scale_bar = models.ScaleBar(range=x_range, unit="mm", location="bottom_left", bar_length=0.15)
     scale_bar.update(bar_line_width=3, label_text_font_size="13px", border_line_color=None)
     scale_bar.update(background_fill_color="white", background_fill_alpha=0.85)
     canvas.add_layout(scale_bar)
     return canvas, renderers
 
 
-def _color_mapper(layer: PageLayer) -> LinearColorMapper:
+def _color_mapper(layer: PageLayer) -> models.LinearColorMapper:
     palette, high = list(layer.palette), layer.vmax
     if layer.name == "cam":  # levels of ``cam_levels``; level 0 is a cell without a patch
         palette, high = [_CLEAR, *palette[1:]], 256
     elif layer.name in _CODE_PALETTES:
         palette = _CODE_PALETTES[layer.name]
         high = len(palette)
-    return LinearColorMapper(palette=palette, low=0, high=high, nan_color=_CLEAR)
+    return models.LinearColorMapper(palette=palette, low=0, high=high, nan_color=_CLEAR)
 
 
 def _draw_lines(
@@ -169,7 +153,7 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
     """Add hover and tap tools, and invisible cells. A selected cell gets an outline."""
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
     cells.nonselection_glyph = None
-    cells.selection_glyph = Rect(x="x_mm", y="y_mm", width=side, height=side, fill_alpha=0)
+    cells.selection_glyph = models.Rect(x="x_mm", y="y_mm", width=side, height=side, fill_alpha=0)
     cells.selection_glyph.update(line_color=_SELECTED_COLOR, line_width=3)
     tips = {
         "probability": "@probability{0.000}",
@@ -183,8 +167,8 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
     optional = {"smoothed": "smoothed", "uncertainty": "uncertainty", "CAM, largest": "cam_max"}
     tooltips = [tip for tip in tips.items() if optional.get(tip[0], "row") in patches.data]
     canvas.add_tools(
-        HoverTool(renderers=[cells], tooltips=tooltips, point_policy="follow_mouse"),
-        TapTool(renderers=[cells]),
+        models.HoverTool(renderers=[cells], tooltips=tooltips, point_policy="follow_mouse"),
+        models.TapTool(renderers=[cells]),
     )
 
 
@@ -205,7 +189,7 @@ def probability_toggle() -> RadioButtonGroup:
 
 def histogram_chart(
     patient_map: PatientMap, threshold: float, toggle: RadioButtonGroup
-) -> tuple[figure, Span]:
+) -> tuple[figure, models.Span]:
     """Return the histogram of the chosen probability, and the line at the threshold."""
     chart = figure(x_range=(0, 1), tools="", toolbar_location=None, y_axis_location=None)
     chart.update(name="histogram", height=96, sizing_mode="stretch_width", outline_line_color=None)
@@ -213,7 +197,7 @@ def histogram_chart(
     chart.y_range.update(start=0, only_visible=True)
     chart.grid.visible = False
     chart.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1]
-    chart.xaxis.formatter = NumeralTickFormatter(format="0.00")
+    chart.xaxis.formatter = models.NumeralTickFormatter(format="0.00")
     raw = _draw_bars(chart, patient_map.probability, patient_map.label)
     if patient_map.smoothed is not None:
         smoothed = _draw_bars(chart, patient_map.smoothed, patient_map.label)
@@ -223,7 +207,7 @@ def histogram_chart(
         code += "smoothed.forEach((bars) => { bars.visible = toggle.active === 1 })"
         arguments = {"raw": raw, "smoothed": smoothed, "toggle": toggle}
         toggle.js_on_change("active", CustomJS(args=arguments, code=code))
-    line = Span(location=threshold, dimension="height", line_color="#111111", line_width=2)
+    line = models.Span(location=threshold, dimension="height", line_color="#111111", line_width=2)
     chart.add_layout(line)
     return chart, line
 
@@ -243,10 +227,10 @@ def _draw_bars(
 
 def reset_button(
     slider: Slider, toggle: RadioButtonGroup, threshold: float, patient_map: PatientMap
-) -> Button:
+) -> models.Button:
     """Return the button that resets the threshold. A click on ``toggle`` resets it too."""
     smoothed = float((patient_map.smoothing or {}).get("threshold", threshold))
-    button = Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
+    button = models.Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
     arguments = {"slider": slider, "toggle": toggle, "thresholds": [threshold, smoothed]}
     reset = CustomJS(args=arguments, code="slider.value = thresholds[toggle.active ?? 0]")
     button.js_on_click(reset)
@@ -254,9 +238,9 @@ def reset_button(
     return button
 
 
-def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[Model]:
+def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[models.Model]:
     """Return the controls of a layer: a checkbox and, except for lines, an opacity slider."""
-    checkbox = Checkbox(label=layer.title, active=layer.is_shown, name=f"{layer.name}_on")
+    checkbox = models.Checkbox(label=layer.title, active=layer.is_shown, name=f"{layer.name}_on")
     checkbox.update(stylesheets=[_SMALL], margin=0)
     for renderer in renderers:
         renderer.visible = layer.is_shown

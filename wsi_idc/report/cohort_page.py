@@ -71,12 +71,7 @@ def card_of(
 
 
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
-    """Return the HTML of the page of a cohort.
-
-    Args:
-        cards: Cards of the patients.
-        failed: For each map file without a card, the reason.
-    """
+    """Return the HTML of a cohort's page; ``failed`` has a reason for each map without a card."""
     ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
     sorts = [sort for sort in SORTS if any(pd.notna(card.row[sort[0]]) for card in cards)]
     return page_template("report/templates/index.html").render(

@@ -66,12 +66,7 @@ class PageLayer:
 
 
 def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]:
-    """Return the layers of a patient's page, in the order of the controls on the page.
-
-    Args:
-        patient_map: The map.
-        has_tissue: Whether there is a picture of the tissue.
-    """
+    """Return the layers of a patient's page, in the order of the controls on the page."""
     keys = ((CALLED_COLOR, ""),)
     lines = [PageLayer("regions", "Called IDC", is_shown=True, opacity=None, keys=keys)]
     if has_labels(patient_map):
@@ -141,11 +136,7 @@ def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.u
 
 
 def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shrink CAMs to at most 16 x 16 values. Each new value is the mean of a block of values.
-
-    Args:
-        cam: CAMs of the patches, shape (N, h, w).
-    """
+    """Shrink CAMs (N, h, w) to at most 16 x 16 values, which are means of blocks of values."""
     for axis in (1, 2):
         side = cam.shape[axis]
         if side > _MAX_CAM_SIDE:

@@ -111,13 +111,11 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
         patient = safe_filename(patient or Path(slide).stem)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    if not mpp:
-        return ManifestRow(folder / slide, patient, None)
     low, high = POSSIBLE_MPP
     try:
-        row = ManifestRow(folder / slide, patient, float(mpp))
+        row = ManifestRow(folder / slide, patient, float(mpp) if mpp else None)
     except ValueError:
         raise DataError(f"{where}: mpp {mpp!r} is not a number") from None
-    if not low <= float(mpp) <= high:
+    if row.mpp is not None and not low <= row.mpp <= high:
         raise DataError(f"{where}: mpp {mpp!r} is impossible; give {low:g} to {high:g} um")
     return row

@@ -41,10 +41,7 @@ class OpenSlideReader(SlideReader):
             _check_tiles(path, handle.properties)
             self.sizes = handle.level_dimensions
             self.downsamples = handle.level_downsamples
-            self.file_mpp = _parse_mpp(
-                handle.properties.get(openslide.PROPERTY_NAME_MPP_X),
-                handle.properties.get(openslide.PROPERTY_NAME_MPP_Y),
-            )
+            self.file_mpp = _read_mpp(handle.properties)
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
@@ -123,9 +120,7 @@ def _read_pixels(
     return composite_on_white(np.asarray(handle.read_region(corner, level, size)))
 
 
-def _parse_mpp(x: str | None, y: str | None) -> tuple[float, float] | None:
-    if x is None or y is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return float(x), float(y)
+def _read_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    with contextlib.suppress(KeyError, ValueError):
+        return float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"])
     return None

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -93,8 +94,7 @@ def make_grid(
     The last patches may extend beyond the right and the bottom edge of the slide.
 
     Raises:
-        ValueError: The stride leaves gaps between patches, or the grid is larger than is possible
-            for a slide.
+        ValueError: The stride leaves gaps, or the grid is larger than is possible for a slide.
     """
     if not 1 <= stride_px <= patch_px:
         raise ValueError(
@@ -123,9 +123,7 @@ def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
     If all levels are coarser than ``mpp``, return the index of the finest level.
     """
     fine = [i for i, level in enumerate(level_mpps) if level <= mpp * (1 + _MPP_TOLERANCE)]
-    if not fine:
-        return int(np.argmin(level_mpps))
-    return max(fine, key=lambda i: level_mpps[i])
+    return max(fine, key=lambda i: level_mpps[i]) if fine else int(np.argmin(level_mpps))
 
 
 def group_reads(
@@ -186,10 +184,8 @@ class SlidePatches:
         slide: The slide; it must stay open while patches are read.
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
-        stride_px: Distance between neighboring patches in px of a patch. None means ``patch_px``;
-            with a smaller stride, patches overlap.
-        tissue: Tissue mask of the complete slide, shape (h, w), bool. None means: segment the
-            slide, unless ``min_tissue`` is 0.
+        stride_px: Distance between patches in px of a patch; None means ``patch_px``.
+        tissue: Tissue mask of the complete slide, shape (h, w), bool; None segments the slide.
         min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken, or,
             if ``tissue`` is given, all patches that touch tissue.
 
@@ -214,15 +210,9 @@ class SlidePatches:
         min_tissue: float = MIN_TISSUE,
     ) -> None:
         _check_resolution(slide, mpp)
+        sides: dict[str, Any] = {"patch_px": patch_px, "stride_px": stride_px or patch_px}
         try:
-            grid = make_grid(
-                slide.width,
-                slide.height,
-                slide_mpp=slide.mpp,
-                patch_px=patch_px,
-                mpp=mpp,
-                stride_px=stride_px or patch_px,
-            )
+            grid = make_grid(slide.width, slide.height, slide_mpp=slide.mpp, mpp=mpp, **sides)
         except ValueError as error:
             raise SlideError(
                 f"{slide.path}, {slide.width}x{slide.height} px at {slide.mpp:g} um/px: {error}"
@@ -300,9 +290,5 @@ def _check_resolution(slide: Slide, mpp: float) -> None:
             f"{mpp:g} um/px; scan it finer, or give --mpp if that is not its resolution"
         )
     if slide.mpp > mpp * (1 + _MPP_TOLERANCE):
-        logger.warning(
-            "%s: %g um/px is coarser than the model's %g; its patches are enlarged and blurred",
-            slide.path,
-            slide.mpp,
-            mpp,
-        )
+        scale = f"{slide.mpp:g} um/px is coarser than the model's {mpp:g}"
+        logger.warning("%s: %s; its patches are enlarged and blurred", slide.path, scale)

@@ -29,8 +29,7 @@ class SlideReader(ABC):
     Attributes:
         sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Width of a px of each level, in level-0 px.
-        file_mpp: Microns per level-0 px along x and y. The values of the file are not checked;
-            None if the file states no mpp.
+        file_mpp: Microns per level-0 px along x and y, not checked; None if the file has none.
     """
 
     sizes: tuple[tuple[int, int], ...]

@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-import os
-import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +46,7 @@ class Level:
     mpp: float
 
 
-class Slide:
+class Slide(AbstractContextManager["Slide"]):
     """An open slide. As a context manager, it is closed at the end of the ``with`` block.
 
     Attributes:
@@ -70,9 +69,6 @@ class Slide:
         )
         self.num_readers = min(available_cores(), _MAX_READERS)
         self._reader = reader
-
-    def __enter__(self) -> "Slide":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -202,17 +198,12 @@ def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
 def _read_head(path: Path) -> bytes:
     """Return the first 16 bytes of a slide file; check that it is regular and not empty."""
     try:
-        # With O_NONBLOCK, opening a named pipe does not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            mode = os.fstat(fd).st_mode
-            if stat.S_ISDIR(mode):
-                raise SlideError(f"{path}: is a folder; give a slide file")
-            if not stat.S_ISREG(mode):
-                raise SlideError(f"{path}: is not a regular file; give a slide file")
-            head = os.read(fd, 16)
-        finally:
-            os.close(fd)
+        if path.is_dir():
+            raise SlideError(f"{path}: is a folder; give a slide file")
+        if path.exists() and not path.is_file():  # opening a named pipe would block
+            raise SlideError(f"{path}: is not a regular file; give a slide file")
+        with path.open("rb") as file:
+            head = file.read(16)
     except FileNotFoundError:
         raise SlideError(f"{path}: no such file; give a slide file") from None
     except OSError as error:

@@ -90,16 +90,15 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         Thumbnail, shape (h, w, 3), uint8, and tissue mask, shape (h, w), bool.
     """
     longest = max(slide.width, slide.height)
-    if longest * slide.mpp > _MAX_SIDE_UM:
+    side_um = longest * slide.mpp
+    if side_um > _MAX_SIDE_UM:
         raise SlideError(
-            f"{slide.path}: {longest} px of {slide.mpp:g} um are "
-            f"{longest * slide.mpp / 1e6:.1f} m, longer than any slide; give --mpp if the file's "
-            "value is wrong, else copy the slide again"
+            f"{slide.path}: {longest} px of {slide.mpp:g} um are {side_um / 1e6:.1f} m, longer "
+            "than any slide; give --mpp if the file's value is wrong, else copy the slide again"
         )
-    side = math.ceil(longest * slide.mpp / MASK_MPP)
+    side = math.ceil(side_um / MASK_MPP)
     thumbnail = slide.thumbnail(min(max(side, _MIN_SIDE_PX), _MAX_SIDE_PX))
-    mpp = longest * slide.mpp / max(thumbnail.shape)
-    return thumbnail, tissue_mask(thumbnail, mpp=mpp)
+    return thumbnail, tissue_mask(thumbnail, mpp=side_um / max(thumbnail.shape))
 
 
 def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
@@ -109,8 +108,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
         Tissue mask, shape (h, w) of the image in the file, bool.
 
     Raises:
-        SlideError: The file is not an image, the aspect ratios of mask and slide differ, or the
-            mask has no tissue.
+        SlideError: The file is no image, has another aspect ratio than the slide, or no tissue.
     """
     try:
         with warnings.catch_warnings():
