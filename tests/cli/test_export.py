@@ -53,11 +53,8 @@ def test_a_model_folder(work: Path, command: RunCommand):
     result = command("export", "--format", "wsinfer", "--checkpoint", "bundled")
     assert result.code == 0, result.err
     assert "the bundled model" in result.err
-    assert result.out.splitlines() == [
-        "wsinfer/torchscript_model.pt",
-        "wsinfer/config.json",
-        "wsinfer/README.md",
-    ]
+    names = ("torchscript_model.pt", "config.json", "README.md")
+    assert result.out.splitlines() == [f"wsinfer/{name}" for name in names]
     assert json.loads(Path("wsinfer/config.json").read_text())["architecture"] == "mobilenet_v2"
 
 

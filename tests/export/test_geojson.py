@@ -30,10 +30,8 @@ def features_of(patient_map: PatientMap, path: Path, **options: object) -> tuple
 def test_tile_has_the_numbers_of_its_patch(tmp_path: Path):
     (first, second), _ = features_of(measured_map(), tmp_path / "P1.geojson")
     assert first["type"] == "Feature"
-    assert first["geometry"] == {
-        "type": "Polygon",
-        "coordinates": [[[50, 0], [100, 0], [100, 50], [50, 50], [50, 0]]],
-    }
+    ring = [[50, 0], [100, 0], [100, 50], [50, 50], [50, 0]]
+    assert first["geometry"] == {"type": "Polygon", "coordinates": [ring]}
     assert first["properties"] == {
         "objectType": "tile",
         "classification": {"name": "non-IDC", "color": [143, 183, 217]},

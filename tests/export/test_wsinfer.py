@@ -50,10 +50,8 @@ def load(folder: Path) -> torch.jit.ScriptModule:
     ("name", "input_px", "tolerance"),
     # Pillow rounds a resized px to a whole number; without resizing nothing differs.
     [
-        ("bundled", None, 1e-5),
-        ("bundled", 100, 0.1),
-        ("resnet18", 128, 0.02),
-        ("mobilenet_v3_small", 64, 0.02),
+        *(("bundled", None, 1e-5), ("bundled", 100, 0.1)),
+        *(("resnet18", 128, 0.02), ("mobilenet_v3_small", 64, 0.02)),
     ],
 )
 def test_torchscript_and_transform_give_calibrated_logits(

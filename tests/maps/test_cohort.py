@@ -92,6 +92,8 @@ def test_table_of_a_folder_leaves_out_unusable_maps(
     assert "not a usable map" in caplog.text
     strict = read_cohort([tmp_path / "a.h5"], threshold=0.85).table()
     assert strict["idc_fraction"].tolist() == [0.2]
+    empty = Cohort().table()
+    assert (len(empty), list(empty.columns)) == (0, list(COLUMNS))
 
 
 def test_second_map_of_a_patient_is_refused(tmp_path: Path):
@@ -190,8 +192,3 @@ def test_forged_table_is_refused(folder: Path, forge: Callable[[h5py.File], None
 def replaced(file: h5py.File, name: str, **dataset: object) -> None:
     del file[name]
     file.create_dataset(name, **dataset)
-
-
-def test_empty_cohort_is_an_empty_table():
-    table = Cohort().table()
-    assert (len(table), list(table.columns)) == (0, list(COLUMNS))

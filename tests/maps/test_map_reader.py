@@ -100,8 +100,7 @@ def test_coords_have_the_attributes_of_clam_trident_and_wsinfer(file: h5py.File)
 
 def test_map_group_is_nxdata_with_nan_in_cells_without_patch(file: h5py.File):
     group = file["map"]
-    assert group.attrs["NX_class"] == "NXdata"
-    assert group.attrs["signal"] == "probability"
+    assert (group.attrs["NX_class"], group.attrs["signal"]) == ("NXdata", "probability")
     assert list(group.attrs["axes"]) == ["y", "x"]
     nan = np.float32(np.nan)
     np.testing.assert_array_equal(
@@ -109,8 +108,7 @@ def test_map_group_is_nxdata_with_nan_in_cells_without_patch(file: h5py.File):
     )
     assert group["label"][:].tolist() == [[-1, 0, -1], [-1, -1, 1]]
     assert group["index"][:].tolist() == [[-1, 0, -1], [1, -1, 2]]
-    assert group["label"].dtype == np.int8
-    assert group["index"].dtype == np.int32
+    assert (group["label"].dtype, group["index"].dtype) == (np.int8, np.int32)
     assert group["x"][:].tolist() == [100.0, 300.0, 500.0]
     assert group["y"][:].tolist() == [100.0, 300.0]
     assert group["x"].attrs["units"] == "um"
@@ -118,11 +116,9 @@ def test_map_group_is_nxdata_with_nan_in_cells_without_patch(file: h5py.File):
 
 def test_cam_mosaic_is_the_raw_cams_on_the_grid(file: h5py.File, patient_map: PatientMap):
     group = file["cam"]
-    assert group.attrs["NX_class"] == "NXdata"
-    assert group.attrs["method"] == "gradcam"
-    assert group.attrs["target_layer"] == "features"
-    assert group.attrs["class"] == "IDC"
-    assert group.attrs["normalized"] == 0
+    names = ("NX_class", "method", "target_layer", "class", "normalized")
+    values = [group.attrs[name] for name in names]
+    assert values == ["NXdata", "gradcam", "features", "IDC", 0]
     np.testing.assert_array_equal(group["raw"][:], patient_map.cam)
     mosaic = group["mosaic"][:]
     assert mosaic.shape == (12, 15)

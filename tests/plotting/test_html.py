@@ -15,16 +15,13 @@ def _pixels(uri: str, kind: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_tissue_uri_keeps_size_and_colors():
+def test_tissue_uri_keeps_colors_and_shrinks_large_tissue():
     image = np.full((60, 90, 3), (180, 90, 140), np.uint8)
     uri, scale = tissue_uri(image)
     assert scale == 1
     pixels = _pixels(uri, "jpeg")
     assert pixels.shape == image.shape
     assert np.abs(pixels.astype(int) - image).max() <= 2
-
-
-def test_tissue_uri_shrinks_large_tissue():
     image = np.zeros((10, 20_000, 3), np.uint8)
     image[:, ::2] = 200
     uri, scale = tissue_uri(image)

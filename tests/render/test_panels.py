@@ -47,11 +47,8 @@ def test_probability_panel_has_an_absolute_scale_and_nan_is_white():
     for cell, value in zip(CELLS, (0, 0.25, 0.5, 1.0), strict=True):
         assert (panel.picture[cell] == color_of("viridis", value)).all()
     assert panel.picture[0, 0].tolist() == panel.picture[0, 2].tolist() == WHITE
-    assert (panel.color_bar.vmax, panel.color_bar.threshold, panel.color_bar.is_open) == (
-        1.0,
-        0.5,
-        False,
-    )
+    bar = panel.color_bar
+    assert (bar.vmax, bar.threshold, bar.is_open) == (1.0, 0.5, False)
     nothing = np.full(4, np.nan, np.float32)
     panel_input = input_of(probability=nothing, cam=np.full((4, 2, 2), np.nan, np.float32))
     assert (panels.layer_panel(panel_input, "probability").picture == 255).all()
@@ -159,10 +156,6 @@ def test_slide_panel_outlines_the_tissue():
     panel = panels.slide_panel(fine)
     assert (panel.picture == slide_view().thumbnail).all()
     (lines,) = panel.legend
-    assert lines.ends.tolist() == [
-        [[2, 5], [8, 5]],
-        [[2, 15], [8, 15]],
-        [[2, 5], [2, 15]],
-        [[8, 5], [8, 15]],
-    ]
+    left, right = [[2, 5], [2, 15]], [[8, 5], [8, 15]]
+    assert lines.ends.tolist() == [[[2, 5], [8, 5]], [[2, 15], [8, 15]], left, right]
     assert panel.unit_mm == pytest.approx(0.4)

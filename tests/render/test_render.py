@@ -17,7 +17,6 @@ from wsi_idc.maps.map_reader import read_map
 from wsi_idc.plotting.style import page_style
 from wsi_idc.render.render import FORMATS, VIEWS, figure_of, read_panel_input, render_map
 
-COLORS = np.zeros((256, 3), np.uint8)
 SIDE = 300
 CORNERS = [(0, 0), (0, SIDE - 1), (SIDE - 1, 0), (SIDE - 1, SIDE - 1)]
 CALLED = np.rint(np.multiply(to_rgb("#0b1f66"), 255))
@@ -152,12 +151,8 @@ def test_views_have_titles_and_a_notice(tmp_path: Path):
         titles[view] = lines[3:]
     assert titles == {
         "panels": [
-            "Slide",
-            "Tissue",
-            "Probability of IDC",
-            "Smoothed probability",
-            "Grad-CAM of IDC",
-            "Labels",
+            *("Slide", "Tissue", "Probability of IDC", "Smoothed probability"),
+            *("Grad-CAM of IDC", "Labels"),
         ],
         "overlay": ["Probability over tissue"],
         "contours": ["Tissue and outlines"],

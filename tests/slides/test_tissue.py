@@ -72,9 +72,8 @@ def test_specks_and_small_holes_are_removed():
 
 
 def test_threshold_is_clipped_between_glass_and_tissue():
-    pale = np.repeat([2, 6], 50).astype(np.uint8)
-    strong = np.repeat([80, 200], 50).astype(np.uint8)
-    both = np.repeat([2, 38], 50).astype(np.uint8)
+    levels = ([2, 6], [80, 200], [2, 38])
+    pale, strong, both = (np.repeat(pair, 50).astype(np.uint8) for pair in levels)
     assert saturation_threshold(pale) == 15
     assert saturation_threshold(strong) == 25
     assert 15 <= saturation_threshold(both) <= 25
@@ -82,11 +81,8 @@ def test_threshold_is_clipped_between_glass_and_tissue():
 
 def test_parts_that_touch_at_corners_are_connected():
     mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
-    assert remove_small(mask, min_px=2).tolist() == [
-        [True, False, False, False],
-        [False, True, False, False],
-        [False, False, False, False],
-    ]
+    expected = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    assert np.array_equal(remove_small(mask, min_px=2), expected)
     assert not remove_small(mask, min_px=3).any()
 
 
