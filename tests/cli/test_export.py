@@ -12,7 +12,6 @@ from tests.export.maps import stored
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a working folder with two maps in maps/."""
-    (tmp_path / "maps").mkdir()
     monkeypatch.chdir(tmp_path)
     for patient in ("P1", "P2"):
         patches = np.zeros((1, 50, 50, 3), np.uint8)

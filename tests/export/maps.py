@@ -50,14 +50,8 @@ def on_slide(patient_map: PatientMap, mpp: float) -> PatientMap:
     """Return the same map as one of a slide of ``mpp`` um per level-0 px."""
     side = patient_map.patch_px * patient_map.mpp / mpp
     rows, cols = patient_map.shape
-    slide = SlideView(
-        name="a.svs",
-        mpp=mpp,
-        width=int(cols * side),
-        height=int(rows * side),
-        thumbnail=np.zeros((2, 2, 3), np.uint8),
-        tissue=np.ones((2, 2), bool),
-    )
+    thumbnail, tissue = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool)
+    slide = SlideView("a.svs", mpp, int(cols * side), int(rows * side), thumbnail, tissue)
     coords = np.round(patient_map.row_col[:, ::-1] * side).astype(np.int32)
     return replace(patient_map, source="slide", slide=slide, coords=coords)
 

@@ -74,7 +74,6 @@ def test_export_sets_bad_maps_aside(tmp_path: Path):
     off = small_map([[0, 0], [0, 1], [0, 2]], [0.9] * 3, patient="off")
     off = stored(replace(off, coords=off.coords + np.array([[0], [0], [7]], np.int32)), tmp_path)
     same = stored(small_map([[0, 0]], [0.9], patient="same", class_names=("a", "a")), tmp_path)
-    (tmp_path / "other").mkdir()
     twin = stored(small_map([[0, 0]], [0.1]), tmp_path / "other")
     paths = [tmp_path / "none.h5", tmp_path / "bad.h5", off, same, good, twin]
     report = export_maps(paths, tmp_path / "out", ExportOptions(("csv",)))

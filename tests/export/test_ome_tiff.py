@@ -101,9 +101,8 @@ def test_cam_is_inside_its_patch(tmp_path: Path):
     cam = np.zeros((2, 2, 2), np.float32)
     cam[1, 0, 1] = 1  # upper right quarter of the second patch
     patient_map = small_map([[0, 0], [1, 1]], [0.2, 0.8], cam=cam)
-    picture = tifffile.imread(
-        write_all(patient_map, tmp_path, write_ome_tiff, "ome.tif")["cam"]
-    ).astype(int)
+    path = write_all(patient_map, tmp_path, write_ome_tiff, "ome.tif")["cam"]
+    picture = tifffile.imread(path).astype(int)
     assert picture.shape == (100, 100, 3)
     bright, dark = [252, 254, 164], [0, 0, 3]
     for rows, cols, colour in [

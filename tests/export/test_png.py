@@ -83,10 +83,8 @@ def test_last_row_and_column_do_not_drift(
 
 def test_probability_has_an_absolute_scale_and_nan_is_transparent(tmp_path: Path):
     low, high = small_map([[0, 0], [0, 1]], [0.0, 0.1]), small_map([[0, 0], [0, 1]], [0.1, 1.0])
-    pictures = []
-    for name, patient_map in (("a", low), ("b", high)):
-        (tmp_path / name).mkdir()
-        pictures.append(draw(patient_map, tmp_path / name)["probability"])
+    maps = {"a": low, "b": high}
+    pictures = [draw(one, tmp_path / name)["probability"] for name, one in maps.items()]
     assert pictures[0][0, 0].tolist() == [68, 1, 84, 255]
     assert pictures[0][0, 50].tolist() == pictures[1][0, 0].tolist()  # 0.1 in both
     assert pictures[1][0, 50].tolist() == [253, 231, 36, 255]

@@ -97,12 +97,10 @@ def test_table_of_a_folder_leaves_out_unusable_maps(
 
 
 def test_second_map_of_a_patient_is_refused(tmp_path: Path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        write_hand_map(tmp_path / name)
-    cohort = read_cohort([tmp_path / "one" / "P1.h5", tmp_path / "two" / "P1.h5"])
+    one, two = (write_hand_map(tmp_path / name) for name in ("one", "two"))
+    cohort = read_cohort([one, two])
     assert len(cohort.table()) == 1
-    assert "is in" in cohort.failed[tmp_path / "two" / "P1.h5"]
+    assert f"is in {one} too" in cohort.failed[two]
 
 
 @pytest.fixture
@@ -136,9 +134,8 @@ def test_links_are_valid_from_any_working_folder(
         assert (file.attrs["complete"], file.attrs["num_maps"]) == (1, 2)
         assert sorted(file["maps"]) == [EVIL, "P1"]
         assert file["maps"].get("P1", getlink=True).filename == "P1.h5"
-        np.testing.assert_array_equal(
-            file[f"maps/{EVIL}/probability"][:], np.array(PROBABILITY, np.float32)
-        )
+        probability = file[f"maps/{EVIL}/probability"][:]
+    np.testing.assert_array_equal(probability, np.array(PROBABILITY, np.float32))
 
 
 def test_links_of_a_table_in_another_folder(folder: Path, tmp_path: Path):

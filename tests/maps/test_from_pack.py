@@ -1,4 +1,3 @@
-import json
 import logging
 import re
 import resource
@@ -98,8 +97,7 @@ def test_cams_equal_torchcam(maps: Path, trained: Checkpoint, cohort: Pack, pati
     with GradCAM(classifier.network, target_layer=trained.cam_layer) as extractor:
         scores = classifier.network(classifier.preprocess(to_images(patches)).requires_grad_())
         expected = extractor(class_idx=1, scores=scores, normalized=False)[0].numpy()
-    with h5py.File(maps / f"{patient}.h5") as file:
-        raw = file["cam/raw"][:]
+    raw = read_map(maps / f"{patient}.h5").cam
     assert np.abs(raw - expected).max() / expected.max() < 1e-4
 
 
@@ -123,11 +121,9 @@ def evaluated(predictor: Predictor, pack: Pack, patient: str) -> pd.DataFrame:
 def test_map_has_the_probabilities_of_evaluate(maps: Path, trained: Checkpoint, cohort: Pack):
     patient = sorted(trained.patients("test"))[0]
     table = evaluated(Predictor((trained,)), cohort, patient)
-    with h5py.File(maps / f"{patient}.h5") as file:
-        # Equal to the last bit, although the map was built together with other patients.
-        np.testing.assert_array_equal(
-            table["probability"].to_numpy(np.float32), file["probability"][:]
-        )
+    probability = read_map(maps / f"{patient}.h5").probability
+    # Equal to the last bit, although the map was built together with other patients.
+    np.testing.assert_array_equal(table["probability"].to_numpy(np.float32), probability)
 
 
 def test_second_run_computes_nothing(maps: Path, build: Build, cohort: Pack):
@@ -161,8 +157,7 @@ def test_other_checkpoint_setting_or_resolution_rebuilds(
     changed["pack"] = Pack(cohort.path)
     changed["pack"].info = replace(cohort.info, mpp_source="given")
     assert build(out, patient, **changed).made
-    with h5py.File(out / f"{patient}.h5") as file:
-        assert file.attrs["mpp_source"] == "given"
+    assert read_map(out / f"{patient}.h5").mpp_source == "given"
 
 
 def test_full_disk_ends_the_run(build: Build, patient: str, tmp_path: Path):
@@ -253,8 +248,7 @@ def test_unknown_patient_or_layer_writes_nothing(build: Build, tmp_path: Path):
 def test_map_has_the_role_of_its_patient(maps: Path, trained: Checkpoint):
     for role in ("train", "test"):
         patient = sorted(trained.patients(role))[0]
-        with h5py.File(maps / f"{patient}.h5") as file:
-            assert json.loads(file.attrs["model"])["role_of_patient"] == role
+        assert read_map(maps / f"{patient}.h5").model["role_of_patient"] == role
 
 
 def test_map_has_views_checkpoints_and_smoothing(
@@ -266,14 +260,13 @@ def test_map_has_views_checkpoints_and_smoothing(
     source = PackSource(cohort, [patient])
     builder.build(source)
     table = evaluated(predictor, cohort, patient)
-    with h5py.File(tmp_path / f"{patient}.h5") as file:
-        for name in ("probability", "uncertainty", "probability_smoothed"):
-            np.testing.assert_array_equal(table[name].to_numpy(np.float32), file[name][:])
-        assert json.loads(file.attrs["smoothing"]) == vars(predictor.smoothing)
-        model = json.loads(file.attrs["model"])
-        assert file.attrs["threshold"] == predictor.threshold
-        assert file.attrs["temperature"] == 1
-    assert (model["tta"], len(model["ensemble"])) == (True, 2)
+    found = read_map(tmp_path / f"{patient}.h5")
+    columns = {"probability_smoothed": found.smoothed, **vars(found)}
+    for name in ("probability", "uncertainty", "probability_smoothed"):
+        np.testing.assert_array_equal(table[name].to_numpy(np.float32), columns[name])
+    assert found.smoothing == vars(predictor.smoothing)
+    assert (found.threshold, found.temperature) == (predictor.threshold, 1)
+    assert (found.model["tta"], len(found.model["ensemble"])) == (True, 2)
     assert list(builder.build(source).kept) == [patient]
     single_view = replace(builder, predictor=replace(predictor, tta=False))
     assert list(single_view.build(source).made) == [patient]

@@ -20,6 +20,7 @@ from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSettings, SlideSource, input_spec
 from wsi_idc.maps.map_reader import read_image, read_map
 from wsi_idc.maps.map_writer import MapReport
+from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels
@@ -79,14 +80,9 @@ def test_slide_of_stitched_patches_has_the_map_of_the_patient(
     assert list(report.made) == ["s"]
     expected = read_map(tmp_path / "pack" / f"{patient}.h5")
     found = read_map(tmp_path / "slides" / "s.h5")
-    is_patch = np.isfinite(expected.probability_grid())
-    np.testing.assert_array_equal(
-        found.probability_grid()[is_patch], expected.probability_grid()[is_patch]
-    )
-    patient_cam, slide_cam = expected.cam_mosaic(), found.cam_mosaic()
-    np.testing.assert_array_equal(
-        slide_cam[np.isfinite(patient_cam)], patient_cam[np.isfinite(patient_cam)]
-    )
+    for grid in (PatientMap.probability_grid, PatientMap.cam_mosaic):
+        is_patch = np.isfinite(grid(expected))
+        np.testing.assert_array_equal(grid(found)[is_patch], grid(expected)[is_patch])
     np.testing.assert_array_equal(read_image(tmp_path / "slides" / "s.h5"), stitched)
     assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "file")
     assert found.level0_mpp == pytest.approx(4 / finer)
@@ -116,17 +112,14 @@ def test_cells_of_overlapping_patches_are_their_centers(build, row, stitched, tm
     build(tmp_path / "b", row, settings=OVERLAP)
     whole, found = read_map(tmp_path / "a" / "s.h5"), read_map(tmp_path / "b" / "s.h5")
     # Every fifth patch of 30 px is every third of 50 px.
-    np.testing.assert_array_equal(
-        found.probability_grid()[::5, ::5], whole.probability_grid()[::3, ::3]
-    )
+    every_third = whole.probability_grid()[::3, ::3]
+    np.testing.assert_array_equal(found.probability_grid()[::5, ::5], every_third)
     image = read_image(tmp_path / "b" / "s.h5")
     rows, cols = found.shape
     assert image.shape == (rows * 30, cols * 30, 3)
     # The picture begins 10 px into the slide: the first cell is the middle of the first patch.
-    inside = image[: stitched.shape[0] - 60, : stitched.shape[1] - 60]
-    np.testing.assert_array_equal(
-        inside, stitched[10 : 10 + inside.shape[0], 10 : 10 + inside.shape[1]]
-    )
+    end_y, end_x = (side - 50 for side in stitched.shape[:2])
+    np.testing.assert_array_equal(image[: end_y - 10, : end_x - 10], stitched[10:end_y, 10:end_x])
     with h5py.File(tmp_path / "b" / "s.h5") as file:
         assert file["map/x"][:2].tolist() == [100.0, 220.0]  # um: centres of the first two
         assert file["coords"].attrs["overlap"] == 20
@@ -206,10 +199,8 @@ def test_training_patient_is_logged(build, row, trained: Checkpoint, tmp_path: P
         build(tmp_path, row)
         assert "trained on" not in caplog.text
         build(tmp_path, row, replace(row, patient=seen))
-    assert (
-        f"trained on 1 of these patients (the first is {seen}): their maps look too good"
-        in caplog.text
-    )
+    message = f"trained on 1 of these patients (the first is {seen}): their maps look too good"
+    assert message in caplog.text
 
 
 def test_other_slide_of_the_same_name_is_a_warning(build, stitched, tmp_path: Path, caplog):

@@ -341,7 +341,6 @@ def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):
     assert found.smoothing == optional.smoothing
     np.testing.assert_array_equal(found.uncertainty, optional.uncertainty)
     np.testing.assert_array_equal(found.smoothed, optional.smoothed)
-    assert found.slide is not None
     np.testing.assert_array_equal(found.slide.thumbnail, slide.thumbnail)
     np.testing.assert_array_equal(found.slide.tissue, slide.tissue)
     assert (found.slide.name, found.slide.mpp) == ("s.svs", 0.5)

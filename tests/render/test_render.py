@@ -44,9 +44,8 @@ def pixel_box(ax: Axes, cell: tuple[int, int], num_rows: int) -> tuple[float, fl
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a map of 300 x 300 cells with a patch in each corner, all called IDC."""
-    return written(
-        tmp_path_factory.mktemp("large"), cells=CORNERS, probability=np.ones(4, np.float32)
-    )
+    folder = tmp_path_factory.mktemp("large")
+    return written(folder, cells=CORNERS, probability=np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize("view", ["overlay", "cam", "side-by-side"])

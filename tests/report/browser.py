@@ -44,11 +44,8 @@ def ask(page: Path, script: str, *, net_log: Path | None = None) -> Any:
     assert CHROMIUM is not None
     hook = _HOOK.replace("SCRIPT", script)
     digest = base64.b64encode(hashlib.sha256(hook.encode()).digest()).decode()
-    html = re.sub(
-        "script-src (?=(&#39;|')sha256)",
-        f"script-src 'sha256-{digest}' ",
-        page.read_text(encoding="utf-8"),
-    )
+    html = page.read_text(encoding="utf-8")
+    html = re.sub("script-src (?=(&#39;|')sha256)", f"script-src 'sha256-{digest}' ", html)
     head, end, tail = html.rpartition("</body>")
     copy = page.with_name(f"asked-{page.name}")
     copy.write_text(f"{head}<script>{hook}</script>{end}{tail}", encoding="utf-8")

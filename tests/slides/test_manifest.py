@@ -22,10 +22,8 @@ def test_manifest_with_all_columns(tmp_path):
 
 def test_patient_defaults_to_the_name_of_the_file(tmp_path):
     path = manifest(tmp_path, "slide\na/S1.svs\nS2.ome.tif\n")
-    assert [(row.patient, row.mpp) for row in read_manifest(path)] == [
-        ("S1", None),
-        ("S2.ome", None),
-    ]
+    rows = read_manifest(path)
+    assert [(row.patient, row.mpp) for row in rows] == [("S1", None), ("S2.ome", None)]
     path = manifest(tmp_path, "patient,slide\n,S1.svs\nP2,S2.svs\n")
     assert [row.patient for row in read_manifest(path)] == ["S1", "P2"]
 

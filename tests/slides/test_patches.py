@@ -38,9 +38,7 @@ def all_of(slide: Slide, **options) -> SlidePatches:
     return SlidePatches(slide, **options)
 
 
-def cut(
-    path: Path, *, mpp_given: float | None = None, **options
-) -> tuple[SlidePatches, np.ndarray]:
+def cut(path: Path, *, mpp_given=None, **options) -> tuple[SlidePatches, np.ndarray]:
     """Return the patches of a slide and their pixels."""
     with open_slide(path, mpp=mpp_given) as slide:
         patches = all_of(slide, **options)

@@ -156,9 +156,8 @@ def test_mask_has_any_size_but_the_aspect_ratio_of_the_slide(tmp_path, slide):
     assert found(100, 67) == (67, 100)
     assert found(600, 404) == (404, 600)
     for width, height in ((800, 1200), (600, 405), (100, 100)):
-        with pytest.raises(
-            SlideError, match=rf"mask of {width}x{height} px does not fit a slide of 1200x800"
-        ):
+        message = rf"mask of {width}x{height} px does not fit a slide of 1200x800"
+        with pytest.raises(SlideError, match=message):
             found(width, height)
 
 
