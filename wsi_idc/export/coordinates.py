@@ -37,7 +37,7 @@ class GridTransform:
         sides. Therefore rounding errors do not add up along the grid.
 
         Args:
-            col_row: Column and row of the cell right below each corner, shape (..., 2).
+            col_row: Column and row of the cells with these top left corners, shape (..., 2).
 
         Returns:
             x and y of each corner, in the shape of ``col_row``.
