@@ -106,13 +106,17 @@ def answers(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "text.pt").write_text("no checkpoint")
     (folder / "map.toml").write_text(MAP_JOB)
     (folder / "train.toml").write_text(TRAIN_JOB)
-    return run_lines([command for command, _, _ in CASES], folder)
+    before = sorted(folder.rglob("*"))
+    answers = run_lines([command for command, _, _ in CASES], folder)
+    assert sorted(folder.rglob("*")) == before
+    return answers
 
 
 @pytest.mark.parametrize(("command", "code", "fragment"), CASES, ids=[case[0] for case in CASES])
 def test_answer_without_torch(answers: dict, command: str, code: int, fragment: str):
     found_code, out, err, seconds = answers[command]
     assert (found_code, "Traceback" in err) == (code, False), err
+    assert sum(line.startswith("Error: ") for line in err.splitlines()) == (code > 0)
     assert fragment in out + err
     assert seconds < 2  # CPU time of the command; half as much on an idle machine
 

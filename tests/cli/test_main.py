@@ -97,16 +97,11 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["map", "--patient", "nobody"], 1, "no patient 'nobody'"),
         (["map", "--patient", "../../x"], 1, "no patient '../../x'"),
-        (["map", "--patient", "S0001", "--data", "none.h5"], 1, "none.h5: no such file"),
-        (["map", "--patient", "S0001", "--checkpoint", "text.pt"], 1, "text.pt: not a readable"),
         (["map", "--patient", "S0001", "--device", "cuda:99"], 1, "device cuda:99"),
         (["map", "--patient", "S0001", "--all"], 2, "give --patient P"),
         (["map", "--patient", "S0001", "--batch-size", 0], 2, "--batch-size"),
         (["eval", "--checkpoint", "data"], 1, "no best.pt in this folder"),
-        (["eval", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
-        (["train", "--epochs", 0], 1, "epochs is 0"),
         (["train", "--seed", 2**32], 1, "seed is 4294967296; it must be from 0 to"),
         (["train", "--learning-rate", "nan"], 1, "learning_rate is nan; it must be finite"),
         (["demo", "--seed", 2**32], 2, "--seed"),
@@ -127,7 +122,6 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["render"], 1, "no maps in maps/"),
         (["export"], 1, "no maps in maps/"),
         (["info", "none"], 1, "none: no such file"),
-        (["info", "text.pt"], 1, "text.pt: not a readable checkpoint"),
         (["synth", "data"], 1, "not an empty folder"),
         (["fetch-weights", "cnn"], 1, "trained from scratch"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
@@ -136,7 +130,6 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
 def test_a_user_error_is_one_line_and_writes_nothing(
     work: Path, command: RunCommand, arguments: list[object], code: int, error: str
 ):
-    (work / "text.pt").write_text("hello\n")
     before = sorted(work.rglob("*"))
     result = command(*arguments)
     assert result.code == code

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ with_default = functools.partial(click.option, show_default=True)
 class Number(click.FloatRange):
     """Option type: a number within a range, not NaN (click.FloatRange accepts NaN)."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Convert text to a number; raise click's usage error if it is not allowed."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
@@ -194,22 +192,20 @@ resample_options = _block(
     ),
     seed_option,
 )
-# One option for each field of TrainConfig, with the name of the field.
-config_options = _block(
-    *(
-        with_default(
-            f"--{field.name.replace('_', '-')}",
-            type=(
-                click.Choice(choices)
-                if (choices := field.metadata["choices"])
-                else type(field.default)
-            ),
-            default=field.default,
-            help=field.metadata["help"],
-        )
-        for field in fields(TrainConfig)
+
+
+def _config_option(field: Field[Any]) -> Callable[[Any], Any]:
+    choices = field.metadata["choices"]
+    return with_default(
+        f"--{field.name.replace('_', '-')}",
+        type=click.Choice(choices) if choices else type(field.default),
+        default=field.default,
+        help=field.metadata["help"],
     )
-)
+
+
+# One option for each field of TrainConfig, with the name of the field.
+config_options = _block(*map(_config_option, fields(TrainConfig)))
 
 
 def is_given(ctx: click.Context, name: str) -> bool:

@@ -46,7 +46,7 @@ def evaluation_folder(predictor: Predictor, split: str) -> Path:
 def choose_patients(
     predictor: Predictor, pack: Pack, split: str, *, allow_seen: bool = False
 ) -> list[str]:
-    """Select the patients of the pack to evaluate.
+    """Select the patients of the pack to evaluate; return their sorted ids.
 
     Args:
         predictor: Predictor whose checkpoints contain the split of their training.
@@ -55,9 +55,6 @@ def choose_patients(
             the splits of all checkpoints. "unseen" selects the patients that no checkpoint has in
             train or val. "all" selects every patient.
         allow_seen: Accept patients that a checkpoint was trained on.
-
-    Returns:
-        Sorted patient ids.
 
     Raises:
         DataError: The group has no patient, or a checkpoint was trained on one of these patients
@@ -69,9 +66,8 @@ def choose_patients(
     elif split == "unseen":
         chosen = available - predictor.patients("train", "val")
     else:
-        chosen = available.intersection(
-            *(member.patients(split) for member in predictor.checkpoints)
-        )
+        groups = (member.patients(split) for member in predictor.checkpoints)
+        chosen = available.intersection(*groups)
     if not chosen:
         owner = "the checkpoint's" if len(predictor.checkpoints) == 1 else "all checkpoints'"
         raise DataError(

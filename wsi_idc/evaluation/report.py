@@ -41,7 +41,7 @@ def evaluate_into(
     with_report: bool = True,
     **settings: Any,
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a predictor and write the results into a folder.
+    """Evaluate a predictor, write the results into a folder; return the evaluation and the folder.
 
     Args:
         folder: Folder of the results.
@@ -51,9 +51,6 @@ def evaluate_into(
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
         settings: Further keyword arguments, which are passed to ``evaluate``.
-
-    Returns:
-        The evaluation and ``folder``.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
