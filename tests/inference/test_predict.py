@@ -117,12 +117,12 @@ def test_logits_that_are_not_finite_are_an_error(trained: Checkpoint, cohort: Pa
 def test_logits_are_in_the_order_of_the_rows(trained: Checkpoint, cohort: Pack):
     device_config, rows = select_device("cpu"), np.arange(20)
     forward, backward = (
-        predict_logits([trained.build()], cohort, order, device_config=device_config)
+        predict_logits(trained.build(), cohort, order, device_config=device_config)
         for order in (rows, rows[::-1])
     )
     np.testing.assert_allclose(forward, backward[::-1], atol=1e-5)
-    none = predict_logits([trained.build()], cohort, rows[:0], device_config=device_config)
-    assert none.shape == (0, 1, 2)
+    none = predict_logits(trained.build(), cohort, rows[:0], device_config=device_config)
+    assert none.shape == (0, 2)
 
 
 def test_the_cams_of_eight_views_turn_with_the_patch(trained: Checkpoint, cohort: Pack):

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.predict import RawPrediction, predict_logits
+from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing, load_checkpoint, save_checkpoint
@@ -81,13 +81,10 @@ def test_one_checkpoint_and_one_view_need_no_averaging(trained: Checkpoint, coho
 def test_an_ensemble_is_the_mean_of_calibrated_probabilities(
     trained: Checkpoint, other: Checkpoint, cohort: Pack, tta: bool
 ):
-    rows, device_config = np.arange(12), select_device("cpu")
-    predictor = Predictor((trained, other), tta=tta)
+    rows, predictor = np.arange(12), Predictor((trained, other), tta=tta)
     prediction = predictor.aggregate(raw(predictor, cohort, rows).logit)
     logits = {
-        checkpoint.temperature: predict_logits(
-            [checkpoint.build()], cohort, rows, device_config=device_config, batch_size=32, tta=tta
-        )
+        checkpoint.temperature: raw(Predictor((checkpoint,), tta=tta), cohort, rows).logit
         for checkpoint in (trained, other)
     }
     each = np.concatenate([idc_softmax(logit, t) for t, logit in logits.items()], axis=1)

@@ -96,9 +96,19 @@ def train(
                 stop=stop,
             )
     if world.is_main:
-        record = {"run": run.folder, "checkpoint": run.best, "was_finished": was_finished}
+        record = {
+            "run": run.folder,
+            "checkpoint": run.best,
+            "was_finished": was_finished,
+            "best_epoch": checkpoint.metrics["epoch"],
+            "threshold": checkpoint.threshold,
+            "threshold_rule": _threshold_rule(checkpoint),
+            "temperature": checkpoint.temperature,
+            "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
+            **checkpoint.metrics["val"],
+        }
         lines = _result_lines(run, checkpoint, was_finished=was_finished)
-        echo_result({**record, **_summary(checkpoint)}, lines, as_json=as_json)
+        echo_result(record, lines, as_json=as_json)
 
 
 def _split_lines(spec: str, table: Any) -> Iterator[str]:
@@ -110,17 +120,6 @@ def _split_lines(spec: str, table: Any) -> Iterator[str]:
         )
     if "left out" in table.index and spec == "canonical":
         yield "  (left out: in no published list; --split canonical+unlisted trains on them)"
-
-
-def _summary(checkpoint: "Checkpoint") -> dict[str, Any]:
-    return {
-        "best_epoch": checkpoint.metrics["epoch"],
-        "threshold": checkpoint.threshold,
-        "threshold_rule": _threshold_rule(checkpoint),
-        "temperature": checkpoint.temperature,
-        "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
-        **checkpoint.metrics["val"],
-    }
 
 
 def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -> Iterator[str]:

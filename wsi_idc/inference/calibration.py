@@ -61,7 +61,6 @@ def calibrate(
     choose = partial(
         choose_threshold, label, threshold_by=threshold_by, target_sensitivity=target_sensitivity
     )
-
     smoothed_odds = partial(_smoothed_log_odds, probability, patient, row_col)
 
     def loss(sigma_cells: float) -> float:
@@ -150,14 +149,13 @@ def choose_threshold(
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
         probability: Probability of IDC of each patch, shape (N,).
-        threshold_by: Criterion for the threshold, "f1" or "youden".
-        target_sensitivity: If not 0, choose the largest threshold with at least this sensitivity,
-            and ignore ``threshold_by``.
+        threshold_by: As in ``calibrate``.
+        target_sensitivity: As in ``calibrate``.
     """
     if target_sensitivity:
         return sensitivity_threshold(label, probability, target=target_sensitivity)
-    criteria = {"f1": best_f1_threshold, "youden": best_youden_threshold}
-    return criteria[threshold_by](label, probability)
+    choose = {"f1": best_f1_threshold, "youden": best_youden_threshold}[threshold_by]
+    return choose(label, probability)
 
 
 def best_f1_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:

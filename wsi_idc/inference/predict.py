@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +45,7 @@ class RawPrediction:
     Attributes:
         logit: Logits of each classifier for each view, shape (n, k, num_classes), float32. k is
             number of classifiers * number of views; all views of the first classifier come first.
-        cam: Mean of the raw CAMs of all views and classifiers, shape (n, h, w), float32; None if
-            no CAM was requested.
+        cam: Mean raw CAM of all views and classifiers, shape (n, h, w), float32; None: no CAM.
     """
 
     logit: NDArray[np.float32]
@@ -64,8 +64,10 @@ class RawPrediction:
         return RawPrediction(logits, np.concatenate(cams) if cams else None)
 
 
+ReadFn = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 # Function of batches of patches, each of shape (n, H, W, 3), uint8; it yields their predictions.
-BatchPredictor = Callable[[Iterable[NDArray[np.uint8]]], Generator[RawPrediction, None, None]]
+# Its batches may also be rows, with a ``ReadFn`` that reads the patches of rows in the background.
+BatchPredictor = Callable[..., Generator[RawPrediction, None, None]]
 
 
 def predict(
@@ -73,32 +75,24 @@ def predict(
     pack: Pack,
     rows: NDArray[np.int64],
     *,
-    device_config: DeviceConfig,
     batch_size: int = PREDICT_BATCH_SIZE,
-    cam: CamSpec | None = None,
-    tta: bool = False,
+    **options: Any,
 ) -> Generator[RawPrediction, None, None]:
     """Yield the prediction of each batch of patches of a pack, in the order of ``rows``.
 
-    The classifiers are put into eval mode, and stay in eval mode afterwards.
+    The next batch is read in the background. The classifiers are put into eval mode, and stay in
+    eval mode afterwards.
 
     Args:
         classifiers: Classifiers; each of them predicts every patch.
         pack: Pack that contains the patches.
         rows: Indices of the patches in the pack, shape (N,).
-        device_config: Device and precision.
         batch_size: Number of patches in a batch.
-        cam: CAM to compute; None: no CAM.
-        tta: Whether to predict all 8 views of each patch (its flips and quarter turns).
+        options: ``device_config``, ``cam`` and ``tta``, as in ``batch_predictor``.
     """
-    transfer = DeviceTransfer(device_config.device)
-    batches = prefetch(
-        lambda batch_rows: _pad_batch(pack.read(batch_rows), transfer, device_config, batch_size),
-        (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)),
-    )
-    with ExitStack() as stack:
-        networks = [_build_forward(model, device_config, cam, stack) for model in classifiers]
-        yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
+    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    with batch_predictor(lambda: classifiers, batch_size=batch_size, **options) as predict_batches:
+        yield from predict_batches(parts, read=pack.read)
 
 
 @contextmanager
@@ -112,63 +106,55 @@ def batch_predictor(
 ) -> Iterator[BatchPredictor]:
     """Context manager that yields a function; the function predicts batches of patches.
 
-    The function may be called for several slides. At its first batch, ``build`` builds the
-    classifiers and they are compiled. The other arguments are the same as those of ``predict``.
-    A batch may have at most ``batch_size`` patches.
+    The function may be called for several slides. At its first call, the classifiers are built.
+
+    Args:
+        build: Function that builds the classifiers; each of them predicts every patch.
+        device_config: Device and precision.
+        batch_size: Largest number of patches in a batch.
+        cam: CAM to compute; None: no CAM.
+        tta: Whether to predict all 8 views of each patch (its flips and quarter turns).
     """
     networks: list[ForwardFn] = []
+    views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
+
+    def predict_batches(
+        items: Iterable[NDArray], read: ReadFn | None = None
+    ) -> Generator[RawPrediction, None, None]:
+        if not networks:
+            networks.extend(_build_forward(m, device_config, cam, stack) for m in build())
+        transfer = DeviceTransfer(device_config.device)
+
+        def load(item: NDArray) -> tuple[DeviceTensor, int]:
+            patches = item if read is None else read(item)
+            return _pad_batch(patches, transfer, device_config, batch_size)
+
+        batches = map(load, items) if read is None else prefetch(load, items)
+        # The device computes a batch while the caller uses the results of the previous batch.
+        pending: list[tuple[PendingResult, int]] = []
+        for padded, num in meter.time_data_wait(batches):
+            with meter.time_compute(num), oom_as_error(num, device_config.device):
+                logit, cams = _forward(networks, padded.get(), device_config, views=views)
+            pending.append((transfer.download([logit] if cams is None else [logit, cams]), num))
+            if len(pending) > 1:
+                yield _to_numpy(*pending.pop(0))
+        for result in pending:
+            yield _to_numpy(*result)
+
     with ExitStack() as stack:
-
-        def predict_batches(
-            patches: Iterable[NDArray[np.uint8]],
-        ) -> Generator[RawPrediction, None, None]:
-            if not networks:
-                networks.extend(_build_forward(m, device_config, cam, stack) for m in build())
-            transfer = DeviceTransfer(device_config.device)
-            batches = (_pad_batch(batch, transfer, device_config, batch_size) for batch in patches)
-            yield from _predict(networks, batches, transfer, device_config=device_config, tta=tta)
-
         yield predict_batches
 
 
 def predict_logits(
-    classifiers: Sequence[PatchClassifier],
-    pack: Pack,
-    rows: NDArray[np.int64],
-    *,
-    device_config: DeviceConfig,
-    batch_size: int = PREDICT_BATCH_SIZE,
-    tta: bool = False,
+    classifier: PatchClassifier, pack: Pack, rows: NDArray[np.int64], **options: Any
 ) -> NDArray[np.float32]:
-    """Return the logits of the patches ``rows`` of a pack, shape (N, k, num_classes)."""
-    parts = predict(
-        classifiers, pack, rows, device_config=device_config, batch_size=batch_size, tta=tta
-    )
-    num_logits = len(classifiers) * (NUM_DIHEDRAL if tta else 1)
-    empty = np.empty((0, num_logits, len(pack.info.class_names)), np.float32)
-    return np.concatenate([empty, *(part.logit for part in parts)])
+    """Return the logits of the patches ``rows`` of a pack, shape (N, num_classes).
 
-
-def _predict(
-    networks: Sequence[ForwardFn],
-    batches: Iterable[tuple[DeviceTensor, int]],
-    transfer: DeviceTransfer,
-    *,
-    device_config: DeviceConfig,
-    tta: bool,
-) -> Generator[RawPrediction, None, None]:
-    views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
-    # The device computes a batch while the caller uses the results of the previous batch.
-    pending: tuple[PendingResult, int] | None = None
-    for patches, num in meter.time_data_wait(batches):
-        with meter.time_compute(num), oom_as_error(num, device_config.device):
-            logit, cam = _forward(networks, patches.get(), device_config, views=views)
-        result = transfer.download([logit] if cam is None else [logit, cam])
-        if pending is not None:
-            yield _to_numpy(*pending)
-        pending = result, num
-    if pending is not None:
-        yield _to_numpy(*pending)
+    The options are the same as those of ``predict``, without ``tta`` and ``cam``.
+    """
+    parts = predict([classifier], pack, rows, **options)
+    empty = np.empty((0, len(pack.info.class_names)), np.float32)
+    return np.concatenate([empty, *(part.logit[:, 0] for part in parts)])
 
 
 def _build_forward(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from wsi_idc.core.constants import IDC, PREDICT_BATCH_SIZE
+from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
@@ -25,7 +25,6 @@ from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
-from wsi_idc.runtime.device import DeviceConfig
 
 # Largest relative difference of mpp: networks tolerate it, and the mpp in many files is rounded.
 MPP_TOLERANCE = 0.1
@@ -56,8 +55,7 @@ class Predictor:
 
     Attributes:
         checkpoints: Checkpoints whose probabilities are averaged.
-        tta: Test-time augmentation: whether all 8 views of each patch (its flips and quarter
-            turns) are predicted.
+        tta: Test-time augmentation: predict all 8 views (flips and quarter turns) of each patch.
         smooth: Whether probabilities are also smoothed over neighboring patches.
 
     Raises:
@@ -139,36 +137,21 @@ class Predictor:
             check_cam_layer(arch, input_px or patch_px, layer)
 
     def predict(
-        self,
-        pack: Pack,
-        rows: NDArray[np.int64],
-        *,
-        device_config: DeviceConfig,
-        batch_size: int = PREDICT_BATCH_SIZE,
-        cam: CamSpec | None = None,
+        self, pack: Pack, rows: NDArray[np.int64], **options: Any
     ) -> Generator[RawPrediction, None, None]:
-        """Yield the prediction of each batch of patches of a pack, in the order of ``rows``."""
-        return predict(
-            self._build(),
-            pack,
-            rows,
-            device_config=device_config,
-            batch_size=batch_size,
-            cam=cam,
-            tta=self.tta,
-        )
+        """Yield the prediction of each batch of patches of a pack, in the order of ``rows``.
 
-    def batch_predictor(
-        self,
-        *,
-        device_config: DeviceConfig,
-        batch_size: int = PREDICT_BATCH_SIZE,
-        cam: CamSpec | None = None,
-    ) -> AbstractContextManager[BatchPredictor]:
-        """Return a context manager that yields a function; the function predicts any batches."""
-        return batch_predictor(
-            self._build, device_config=device_config, batch_size=batch_size, cam=cam, tta=self.tta
-        )
+        The options ``device_config``, ``batch_size`` and ``cam`` are those of the function
+        ``predict``.
+        """
+        return predict(self._build(), pack, rows, tta=self.tta, **options)
+
+    def batch_predictor(self, **options: Any) -> AbstractContextManager[BatchPredictor]:
+        """Return a context manager that yields a function; the function predicts any batches.
+
+        The options are the same as those of ``predict``.
+        """
+        return batch_predictor(self._build, tta=self.tta, **options)
 
     def _build(self) -> list[PatchClassifier]:
         return [checkpoint.build() for checkpoint in self.checkpoints]

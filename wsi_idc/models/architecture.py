@@ -16,8 +16,7 @@ class Architecture:
 
     Attributes:
         name: Name of the architecture, with its own dashes or underscores.
-        build: Function that builds a network with random weights; its argument is the number of
-            classes.
+        build: Function that builds a network with random weights for a number of classes.
         cam_layer: Name of the module whose output is the last convolutional feature map.
         head: Name of the last layer, which computes the logits.
         closed_form: Whether only average pooling and a linear layer follow the last feature map.

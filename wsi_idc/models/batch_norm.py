@@ -95,37 +95,27 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
         classifier: Classifier to change. Its train or eval mode stays the same.
         patches: A few hundred of the train patches, shape (N, H, W, 3), uint8.
     """
-    for norm, (mean, var) in _input_statistics(classifier, patches).items():
-        # Computed in float64: a channel with a small variance has a small scale and a large shift.
-        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        shift = norm.bias.double() - scale * norm.running_mean.double()
-        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # not 0 for variance 0
-        norm.bias.copy_(shift + scale * mean)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(var)
+    # Counts of cells, sums and sums of squares of each channel, shape (3, C). They are in float64:
+    # a channel with a small variance has a small scale and a large shift.
+    sums: dict[Any, Any] = defaultdict(float)
 
-
-def _input_statistics(
-    classifier: PatchClassifier, patches: Tensor
-) -> dict[Any, tuple[Tensor, Tensor]]:
-    """Return mean and variance, shape (C,), float64, of the input of each batch norm."""
-    # For each batch: the number of cells, and the mean and mean square of each channel, (2, C).
-    batches: dict[nn.BatchNorm2d, list[tuple[int, Tensor]]] = defaultdict(list)
-
-    def record(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
-        mean = mean.double()
-        moments = torch.stack([mean, var.double() + mean.square()])
-        batches[norm].append((inputs[0][:, 0].numel(), moments))
+    def record(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        moments = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+        var, mean = (values.double() for values in moments)
+        terms = [torch.ones_like(mean), mean, var + mean.square()]
+        sums[norm] += inputs[0][:, 0].numel() * torch.stack(terms)
 
     with eval_mode(classifier), ExitStack() as hooks:
         for norm in _batch_norms(classifier.network):
             hooks.enter_context(norm.register_forward_pre_hook(record))
         for batch in patches.split(_BATCH_SIZE):
             classifier(batch.to(classifier.mean.device))
-    statistics = {}
-    for norm, recorded in batches.items():
-        total = sum(count for count, _ in recorded)
-        mean, square = torch.stack([count / total * both for count, both in recorded]).sum(0)
-        statistics[norm] = mean, (square - mean.square()).clamp(min=0)
-    return statistics
+    for norm, (count, values, squares) in sums.items():
+        mean = values / count
+        var = (squares / count - mean.square()).clamp(min=0)
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - scale * norm.running_mean.double()
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # not 0 for variance 0
+        norm.bias.copy_(shift + scale * mean)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)

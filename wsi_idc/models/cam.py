@@ -57,11 +57,7 @@ class CamSpec:
 
 @contextmanager
 def cam_extractor(
-    classifier: PatchClassifier,
-    *,
-    method: str = "gradcam",
-    layer: str | None = None,
-    class_index: int = IDC,
+    classifier: PatchClassifier, **options: Any
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
     """Context manager that yields a function; the function computes logits and CAMs of a batch.
 
@@ -71,28 +67,26 @@ def cam_extractor(
 
     Args:
         classifier: Classifier to explain.
-        method: One of ``CAM_METHODS``. The CAMs of different methods have different scales.
-        layer: Name of the module whose output is the feature map of the CAM; None: the last
-            feature map.
-        class_index: Index of the class whose logit the CAM explains.
+        options: ``method``, ``layer`` and ``class_index`` of ``CamSpec``; without ``layer``, the
+            CAM is that of the last feature map. CAMs of different methods have different scales.
 
     Raises:
         CheckpointError: ``layer`` has no CAM, or its CAM has too few cells. If the classifier does
             not resize its patches, the function raises this error at its first batch.
     """
-    if method not in CAM_METHODS:
-        raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
-    arch, input_px = classifier.arch, classifier.input_px
-    name = arch.cam_layer if layer is None else layer
-    check_cam_layer(arch, input_px or PATCH_PX, name)
+    cam, arch, input_px = CamSpec(**options), classifier.arch, classifier.input_px
+    if cam.method not in CAM_METHODS:
+        raise ValueError(f"method {cam.method!r} is not one of {', '.join(CAM_METHODS)}")
+    layer = arch.cam_layer if cam.layer is None else cam.layer
+    check_cam_layer(arch, input_px or PATCH_PX, layer)
 
     def extract(patches: Tensor) -> tuple[Tensor, Tensor]:
-        check_cam_layer(arch, input_px or patches.shape[-2], name)
-        if method != "gradcam":
-            return _cam_by_torchcam(classifier, patches, method, name, class_index)
-        if name == arch.cam_layer:
-            return logits_and_cam(classifier, patches, class_index=class_index)
-        return _cam_by_gradient(classifier, patches, name, class_index)
+        check_cam_layer(arch, input_px or patches.shape[-2], layer)
+        if cam.method != "gradcam":
+            return _cam_by_torchcam(classifier, patches, cam.method, layer, cam.class_index)
+        if layer == arch.cam_layer:
+            return logits_and_cam(classifier, patches, class_index=cam.class_index)
+        return _cam_by_gradient(classifier, patches, layer, cam.class_index)
 
     with eval_mode(classifier):
         yield extract
@@ -101,19 +95,16 @@ def cam_extractor(
 def logits_and_cam(
     classifier: PatchClassifier, patches: Tensor, *, class_index: int = IDC
 ) -> tuple[Tensor, Tensor]:
-    """Run the network once; return the logits and the raw Grad-CAM of the last feature map.
+    """Run the network once; return logits (N, num_classes) and raw Grad-CAM (N, h, w), float32.
 
-    Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) is relu(sum_k w_k A_k). A_k is channel k of the
-    feature map A. The weight w_k is the gradient of the logit with respect to A_k, averaged over
-    the cells.
+    The Grad-CAM is that of the last feature map A: relu(sum_k w_k A_k) (Selvaraju et al. 2017, eq.
+    1 and 2). A_k is channel k of A. The weight w_k is the gradient of the logit with respect to
+    A_k, averaged over the cells.
 
     Args:
         classifier: Classifier in eval mode.
         patches: Patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1.
         class_index: Index of the class whose logit the CAM explains.
-
-    Returns:
-        Logits (N, num_classes) and CAM (N, h, w), both float32.
     """
     if not classifier.arch.closed_form:
         return _cam_by_gradient(classifier, patches, classifier.arch.cam_layer, class_index)
@@ -126,14 +117,11 @@ def logits_and_cam(
 
 
 def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
-    """Compute Grad-CAM without a gradient, for a network that ends in a mean and a linear layer.
+    """Compute Grad-CAM (N, h, w), float32, if a mean and a linear layer follow the feature map.
 
     Args:
         features: Last feature map, shape (N, C, h, w); the mean is taken over its cells.
         weights: Weights of the linear layer for the class, shape (C,).
-
-    Returns:
-        Grad-CAM, shape (N, h, w), float32.
     """
     cells = features.shape[-2] * features.shape[-1]
     return _weighted_map(features, "nchw,c->nhw", weights) / cells
@@ -149,7 +137,7 @@ def _cam_by_gradient(
     classifier: PatchClassifier, patches: Tensor, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
     """Compute logits and Grad-CAM; gradients are recorded only for the layers behind ``layer``."""
-    with _ready_for_gradients(patches.device.type), _graph_from(classifier.network, layer) as kept:
+    with _gradients_behind(classifier.network, layer, patches.device.type) as kept:
         logits = classifier(patches)
         features = kept[-1]  # (N, C, h, w)
         cells = features.shape[-2] * features.shape[-1]
@@ -175,9 +163,8 @@ def _cam_by_torchcam(
     }[method]
     network = classifier.network
     with (
-        _ready_for_gradients(patches.device.type),
-        # _graph_from comes first: the hooks of torchcam need the tensor that its hook returns.
-        _graph_from(network, layer) as kept,
+        # This comes first: the hooks of torchcam need the tensor that its hook returns.
+        _gradients_behind(network, layer, patches.device.type) as kept,
         # A new extractor for each batch, because it keeps the maps and gradients of a batch. Maps
         # in float32: the cube of a gradient is too small for fp16, a long sum inexact in bf16.
         extractor_class(network, layer, reshape_transform=Tensor.float) as extractor,
@@ -209,7 +196,7 @@ def _same_noise(normal: torch.distributions.Normal) -> Any:
 
 
 @contextmanager
-def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+def _gradients_behind(network: nn.Module, layer: str, device: str) -> Iterator[list[Tensor]]:
     """Context manager: gradients are recorded only for the layers behind ``layer``.
 
     It yields a list. After a forward pass, the list contains the output of ``layer``.
@@ -225,18 +212,13 @@ def _graph_from(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         kept[:] = [output.detach().requires_grad_().clone()]
         return kept[0]
 
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
     with (
+        torch.inference_mode(False),
+        # No cache: a half-precision parameter that was cached in inference mode has no gradient.
+        torch.autocast(device, dtype, enabled, cache_enabled=False),
+        torch.no_grad(),
         network.register_forward_pre_hook(start),
         network.get_submodule(layer).register_forward_hook(cut),
     ):
         yield kept
-
-
-@contextmanager
-def _ready_for_gradients(device: str) -> Iterator[None]:
-    """Context manager: gradients can be enabled inside the ``with`` block, but are still off."""
-    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-    # No cache: a half-precision parameter that was cached in inference mode has no gradient.
-    autocast = torch.autocast(device, dtype, enabled, cache_enabled=False)
-    with torch.inference_mode(False), autocast, torch.no_grad():
-        yield

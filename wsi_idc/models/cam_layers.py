@@ -47,8 +47,7 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
     """Check that the network accepts images with a side of ``input_px`` and makes feature maps.
 
     Raises:
-        CheckpointError: The network does not accept this size, or its last feature map has only
-            one cell.
+        CheckpointError: The network does not accept this size, or its last map has one cell.
     """
     rows, cols = _grids(arch, input_px).get(arch.cam_layer, (0, 0))
     if rows * cols < 2:
@@ -103,8 +102,7 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
 
     Args:
         arch: Architecture of the network.
-        input_px: Side of an image in px; None: patches are not resized, and the default is the
-            last feature map.
+        input_px: Side of an image in px; None: the default is the last feature map.
     """
     if input_px is None:
         return arch.cam_layer
@@ -134,14 +132,13 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
 @functools.cache
 def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
     """Return rows and columns of the feature map of each module, in the order of computation."""
-    shapes = _output_shapes(arch, input_px)
     # An output of 4 dimensions is not always a feature map (N, C, h, w): transformers have outputs
     # (N, h, w, C) or (N, windows, cells, C). In a feature map, dimension 1 stays the same for an
     # image of twice the size. The check is skipped if the network does not accept this size.
     doubled = _output_shapes(arch, 2 * input_px)
     return {
         name: (shape[2], shape[3])
-        for name, shape in shapes.items()
+        for name, shape in _output_shapes(arch, input_px).items()
         if len(shape) == 4 and shape[2] == shape[3] and shape[1] == doubled.get(name, shape)[1]
     }
 

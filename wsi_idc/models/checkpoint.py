@@ -6,7 +6,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +180,14 @@ def _is_calibration(values: Checkpoint | Smoothing) -> bool:
 
 
 def _validate_input(spec: InputSpec) -> None:
-    sizes = (spec.patch_px, spec.mpp, 1 if spec.input_px is None else spec.input_px, *spec.std)
-    if not all(0 < size < math.inf for size in sizes) or not len(spec.mean) == len(spec.std) == 3:
+    if not len(spec.mean) == len(spec.std) == 3 or not all(0 < std < math.inf for std in spec.std):
         raise ValueError("the input needs positive numbers for three channels")
     if not all(0 <= value <= 1 for value in spec.mean):
         raise ValueError("the input's mean is not within 0..1")
     finest, coarsest = POSSIBLE_MPP
-    if spec.patch_px > _MAX_PATCH_PX or not finest <= spec.mpp <= coarsest:
+    if not 0 < spec.patch_px <= _MAX_PATCH_PX or not finest <= spec.mpp <= coarsest:
         raise ValueError(f"no slide has patches of {spec.patch_px} px at {spec.mpp:g} um/px")
-    if spec.input_px is not None and spec.input_px > _MAX_INPUT_PX:
+    if spec.input_px is not None and not 0 < spec.input_px <= _MAX_INPUT_PX:
         raise ValueError(f"no network takes images of {spec.input_px} px")
 
 
@@ -198,26 +197,22 @@ def _read_input(content: Any) -> InputSpec:
         patch_px=int(content["patch_px"]),
         mpp=float(content["mpp"]),
         input_px=None if input_px is None else int(input_px),
-        mean=tuple(float(value) for value in content["mean"]),
-        std=tuple(float(value) for value in content["std"]),
+        mean=tuple(map(float, content["mean"])),
+        std=tuple(map(float, content["std"])),
     )
 
 
 def _read_smoothing(content: Any) -> Smoothing | None:
-    names = [parameter.name for parameter in fields(Smoothing)]
+    names = ("sigma_um", "temperature", "threshold")
     return None if content is None else Smoothing(*(float(content[name]) for name in names))
 
 
-def _strings(content: Any) -> tuple[str, ...]:
-    return tuple(str(value) for value in content)
-
-
-# Name of each field in the file, in order, and the function that converts its stored value.
+# Function that converts the stored value of each field.
 _STORED: dict[str, Callable[[Any], Any]] = {
     "architecture": str,
     "state": dict,
     "input": _read_input,
-    "class_names": _strings,
+    "class_names": lambda content: tuple(map(str, content)),
     "cam_layer": str,
     "temperature": float,
     "threshold": float,
@@ -226,33 +221,28 @@ _STORED: dict[str, Callable[[Any], Any]] = {
     "metrics": dict,
     "provenance": dict,
     "config": dict,
-    "inherited": _strings,
+    "inherited": lambda content: tuple(map(str, content)),
     "smoothing": _read_smoothing,
 }
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint file atomically: other processes never see an incomplete file."""
-    content = {name: _storable(getattr(checkpoint, name)) for name in _STORED}
     state = {name: value.detach().cpu() for name, value in checkpoint.state.items()}
-    head = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
-    write_state(path, {**head, **content, "state": state})
-
-
-def _storable(value: Any) -> Any:
-    if isinstance(value, InputSpec | Smoothing):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    content = asdict(replace(checkpoint, state={})) | {
+        "state": state,
+        "class_names": list(checkpoint.class_names),
+        "inherited": list(checkpoint.inherited),
+    }
+    del content["source"], content["fingerprint"]
+    write_state(path, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **content})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint file. Code inside the file is never executed.
 
     Raises:
-        CheckpointError: The file is missing or damaged, is not a checkpoint, or has another version
-            of the format.
+        CheckpointError: The file is missing or damaged, or is not a checkpoint of this version.
     """
     content, fingerprint = read_state(path, kind=FORMAT)
     version = content.get("schema_version")
@@ -283,11 +273,7 @@ def write_state(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read a file that ``write_state`` wrote. Its value of "format" must be ``kind``.
-
-    Returns:
-        The dictionary in the file, and the SHA-256 of the file.
-    """
+    """Read a file of the format ``kind`` that ``write_state`` wrote; return content and SHA-256."""
     check_checkpoint_file(path)
     content, data = load_tensors(path, remedy=REMEDY)
     if not isinstance(content, dict) or content.get("format") != kind:
@@ -296,16 +282,13 @@ def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
 
 
 def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
-    """Read a file of tensors and plain values that ``torch.save`` wrote.
+    """Read a file that ``torch.save`` wrote; return its tensors and plain values, and its bytes.
 
     Code inside the file is never executed.
 
     Args:
         path: File to read.
         remedy: Advice to the user, added at the end of an error message.
-
-    Returns:
-        The values, and the bytes of the file.
 
     Raises:
         CheckpointError: The file is missing or cannot be read.

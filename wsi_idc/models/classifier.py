@@ -33,8 +33,7 @@ class PatchClassifier(nn.Module):
         arch: Architecture of the network.
         network: Network that computes logits (N, num_classes) of normalized images (N, 3, H, W).
         input_px: Side in px to which patches are resized; None: patches are not resized.
-        mean, std: Mean and standard deviation by which each channel is normalized, 0..1; buffers
-            of shape (1, 3, 1, 1).
+        mean, std: Mean and standard deviation of each channel, 0..1, shape (1, 3, 1, 1).
     """
 
     mean: Tensor

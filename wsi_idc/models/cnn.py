@@ -15,8 +15,7 @@ class PatchCnn(nn.Module):
     """Network like VGG: stages of 3x3 convolutions, global average pooling and a linear layer.
 
     Attributes:
-        features: Layers that compute the last feature map (N, 192, H // 8, W // 8) of images
-            (N, 3, H, W).
+        features: Layers from images (N, 3, H, W) to the last map (N, 192, H // 8, W // 8).
         classifier: Linear layer from 192 to ``num_classes``.
     """
 

@@ -59,12 +59,9 @@ def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
 
 
 def fetch_imagenet(arch: Architecture) -> Path:
-    """Download the ImageNet weights of ``arch`` into torchvision's cache folder.
+    """Download the ImageNet weights of ``arch`` into torchvision's cache folder; return the path.
 
     If the complete file is in the folder, it is not downloaded again.
-
-    Returns:
-        Path of the file.
 
     Raises:
         CheckpointError: There are no ImageNet weights of ``arch``, or the download failed.
@@ -106,20 +103,17 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 
 
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
-    """Set the weights of ``network`` to those of a file.
+    """Set the weights of ``network`` to those of a file; return the normalization, if any.
 
     If the file is a checkpoint of this program, the head is set too, because the classes are the
     same. If the file is a state dict of torchvision's network, the head is not set, because the
-    number of classes may differ.
-
-    Returns:
-        Normalization of the checkpoint; None if the file is a state dict.
+    number of classes may differ. A state dict has no normalization.
 
     Raises:
         CheckpointError: The file is missing or damaged, or has weights of another architecture.
     """
     remedy = f"give a checkpoint or a state dict of {arch.name}"
-    content = load_tensors(path, remedy=remedy)[0]
+    content, _ = load_tensors(path, remedy=remedy)
     if not _is_checkpoint(content):
         _set_weights(network, arch, content, path=path, remedy=remedy)
         return None

@@ -37,8 +37,7 @@ class PatchSource:
         pack: Pack that contains the patches.
         rows: Indices in the pack of all patches that will be read, shape (N,).
         device: Device of the network.
-        resident: Whether all patches are copied to the device now; None: only if the device is a
-            GPU with enough free memory.
+        resident: Whether all patches are copied to the device; None: if a GPU has enough memory.
     """
 
     def __init__(

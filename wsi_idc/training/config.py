@@ -25,22 +25,16 @@ IMBALANCES = ("none", "class-weights", "oversample", "focal")
 # Settings that may change after the end of a training, because the weights do not depend on them.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 _RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, math.inf),
-    "patience": (1, math.inf),
-    "batch_size": (1, math.inf),
+    **dict.fromkeys(("epochs", "patience", "batch_size"), (1, math.inf)),
+    **dict.fromkeys(("freeze", "learning_rate", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("clip_norm", "mixup"), (0, math.inf)),
+    **dict.fromkeys(("warm_up", "target_sensitivity"), (0, 1)),
     "seed": (0, MAX_SEED),
     "input_size": (0, 1024),
-    "freeze": (0, math.inf),
-    "learning_rate": (0, math.inf),
     "layer_decay": (0.01, 1),
-    "weight_decay": (0, math.inf),
-    "warm_up": (0, 1),
-    "clip_norm": (0, math.inf),
     "focal_gamma": (0, 10),
     "label_smoothing": (0, 0.5),
-    "mixup": (0, math.inf),
     "ema": (0, 0.99999),
-    "target_sensitivity": (0, 1),
 }
 # Facts about the usual models, so that ``models.registry`` (and torch) need not be imported: the
 # input size in px (0: patches are not resized), and whether ImageNet weights exist.
@@ -187,9 +181,8 @@ class TrainConfig:
 def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:
     """Return all settings and fingerprints that the weights depend on, for a JSON file."""
     settings = resolve(config).training_settings
-    if is_weights_file(config.weights):
-        # The weights depend on the content of the file, not on its path.
-        settings["weights"] = weights_fingerprint(config)
+    # The weights depend on the content of the file, not on its path.
+    settings["weights"] = weights_fingerprint(config) or settings["weights"]
     roles = json.dumps(sorted(split.roles.items()))
     return {
         **settings,

@@ -165,7 +165,6 @@ def newest_finished(runs: Path) -> Run | None:
     for file in runs.glob("*/run.json"):
         run = Run(file.parent)
         with suppress(RunError):
-            record = run.read()
-            if record.get("status") == "finished" and run.best.exists():
-                finished[str(record.get("updated")), run.folder.name] = run
+            if run.is_finished():
+                finished[str(run.read().get("updated")), run.folder.name] = run
     return finished[max(finished)] if finished else None

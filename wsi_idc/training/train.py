@@ -84,8 +84,7 @@ def train(
 
     Raises:
         StoppedError: ``stop`` was set. The state is saved, and the same call resumes the training.
-        RunError: ``run`` contains a training with other settings, the loss is not finite, or the
-            device has too little memory.
+        RunError: ``run`` has other settings, the loss is not finite, or there is too little memory.
     """
     settings = resolved_config(config, pack, split)
     # Check the arguments before the folder is created.

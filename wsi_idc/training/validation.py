@@ -33,7 +33,7 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
     world.broadcast_module(training.ema_model.network)
     try:
         part = predict_logits(
-            [training.ema_model],
+            training.ema_model,
             training.pack,
             rows[world.shard(len(rows))],
             device_config=training.device_config,
@@ -41,7 +41,7 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
         )
     except CheckpointError:  # raised if a logit is not finite
         raise divergence_error(training) from None
-    logit = np.concatenate(world.gather(part[:, 0]))
+    logit = np.concatenate(world.gather(part))
     return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
 
 
@@ -89,7 +89,7 @@ def load_or_recalibrate(
     if world.is_main:
         rows, model = labeled_rows(pack, checkpoint.patients("val")), checkpoint.build()
         with run.lock():
-            logit = predict_logits([model], pack, rows, device_config=device_config)[:, 0]
+            logit = predict_logits(model, pack, rows, device_config=device_config)
             checkpoint = replace(checkpoint, config={**checkpoint.config, **settings})
             checkpoint = _calibrate(checkpoint, logit, pack)
             save_checkpoint(run.best, checkpoint)
