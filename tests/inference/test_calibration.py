@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
@@ -6,7 +8,6 @@ from wsi_idc.inference.calibration import (
     best_f1_threshold,
     best_youden_threshold,
     calibrate,
-    choose_threshold,
     fit_temperature,
     idc_probability,
     sensitivity_threshold,
@@ -50,20 +51,16 @@ def scored() -> tuple[np.ndarray, np.ndarray]:
     return label, np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1)
 
 
-F1 = ("f1", best_f1_threshold, f1_score)
-YOUDEN = ("youden", best_youden_threshold, balanced_accuracy_score)
+F1, YOUDEN = (best_f1_threshold, f1_score), (best_youden_threshold, balanced_accuracy_score)
 
 
-@pytest.mark.parametrize(("name", "choose", "score"), [F1, YOUDEN])
-def test_the_threshold_has_the_best_score(
-    scored: tuple[np.ndarray, np.ndarray], name: str, choose, score
-):
+@pytest.mark.parametrize(("choose", "score"), [F1, YOUDEN])
+def test_the_threshold_has_the_best_score(scored: tuple[np.ndarray, np.ndarray], choose, score):
     label, probability = scored
     threshold = choose(label, probability)
     best = max(score(label, probability >= value) for value in probability)
     assert score(label, probability >= threshold) == pytest.approx(best)
     assert np.abs(probability - threshold).min() > 0  # between two patches
-    assert choose_threshold(*scored, threshold_by=name, target_sensitivity=0.0) == threshold
     # Below equal probabilities.
     assert choose(np.array([0, 1, 1]), np.full(3, 0.3)) == pytest.approx(0.15)
 
@@ -77,8 +74,6 @@ def test_a_target_sensitivity_is_reached_at_the_largest_threshold(
     assert recall_score(label, probability >= threshold) >= target
     higher = probability[probability > threshold].min() + 1e-9
     assert recall_score(label, probability >= higher) < target
-    chosen = choose_threshold(label, probability, threshold_by="f1", target_sensitivity=target)
-    assert chosen == threshold
 
 
 def test_a_target_sensitivity_may_miss_its_exact_number_of_patches():
@@ -110,17 +105,25 @@ def test_noise_over_regions_is_smoothed_and_noise_over_noise_is_not():
     assert sigma_um["scattered"] < 60
 
 
-def test_the_smoothed_threshold_applies_after_the_smoothed_temperature():
+@pytest.mark.parametrize(
+    ("options", "choose"),
+    [
+        ({}, best_f1_threshold),
+        ({"threshold_by": "youden"}, best_youden_threshold),
+        ({"target_sensitivity": 0.9}, partial(sensitivity_threshold, target=0.9)),
+    ],
+)
+def test_both_thresholds_apply_after_their_temperature(options: dict, choose):
     rng = np.random.default_rng(1)
     cells, label = grid(20), ((grid(20)[:, 0] // 10) % 2).astype(np.int64)
     logit = pairs(rng.normal(1.0 * (2 * label - 1), 2.0))
-    calibration = calibrate(logit, label, np.zeros(400), cells, patch_um=200.0)
+    calibration = calibrate(logit, label, np.zeros(400), cells, patch_um=200.0, **options)
+    smoothing = calibration.smoothing
     probability = idc_probability(logit, temperature=calibration.temperature)
-    result = smoothed(probability, np.zeros(400), cells, **vars(calibration.smoothing))
-    assert calibration.smoothing.temperature != pytest.approx(1, abs=0.05)
-    assert calibration.smoothing.threshold == pytest.approx(
-        choose_threshold(label, result, threshold_by="f1", target_sensitivity=0.0), abs=1e-6
-    )
+    assert calibration.threshold == choose(label, probability)
+    result = smoothed(probability, np.zeros(400), cells, **vars(smoothing))
+    assert smoothing.temperature != pytest.approx(1, abs=0.05)
+    assert smoothing.threshold == pytest.approx(choose(label, result), abs=1e-6)
 
 
 def smoothed(probability: np.ndarray, patient: np.ndarray, cells: np.ndarray, **smoothing: float):

@@ -1,3 +1,4 @@
+import copy
 import hashlib
 from collections import OrderedDict
 from dataclasses import replace
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.models.pretrained import (
     cached_imagenet,
@@ -27,20 +27,12 @@ def random_state(name: str, *, num_classes: int = 1000) -> dict[str, Tensor]:
     return architecture(name).build(num_classes).state_dict()
 
 
-def put_in_cache(arch: Architecture, content: Any) -> None:
-    weights_file(arch).parent.mkdir(parents=True, exist_ok=True)
-    write(weights_file(arch), content)
-
-
 def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-
-
-def copy_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def assert_all_but_the_head_set(
@@ -54,10 +46,10 @@ def assert_all_but_the_head_set(
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mnasnet0_5"])
 def test_cached_weights_set_all_but_the_head(name: str):
     arch, weights = architecture(name), random_state(name)
-    put_in_cache(arch, weights)
+    write(weights_file(arch), weights)
     assert cached_imagenet() == [name]
     network = arch.build(2)
-    before = copy_of(network)
+    before = copy.deepcopy(network.state_dict())
     normalization = load_imagenet(network, arch)
     assert normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert_all_but_the_head_set(network, weights, before, arch.head)
@@ -66,7 +58,7 @@ def test_cached_weights_set_all_but_the_head(name: str):
 def test_weights_with_auxiliary_heads_have_their_own_normalization():
     arch, weights = architecture("googlenet"), random_state("googlenet")
     auxiliary = {"aux1.fc1.weight": torch.zeros(3), "aux2.conv.bn.bias": torch.ones(1)}
-    put_in_cache(arch, weights | auxiliary)
+    write(weights_file(arch), weights | auxiliary)
     network = arch.build(2)
     assert load_imagenet(network, arch) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert torch.equal(network.conv1.conv.weight, weights["conv1.conv.weight"])
@@ -81,7 +73,7 @@ def test_a_densenet_file_may_have_old_names():
         if not name.endswith("num_batches_tracked"):
             old[name] = value
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    put_in_cache(arch, old)
+    write(weights_file(arch), old)
     network = arch.build(2)
     load_imagenet(network, arch)
     name = "features.denseblock4.denselayer16.conv2.weight"
@@ -104,40 +96,29 @@ def test_a_densenet_file_may_have_old_names():
 def test_unusable_cached_weights_are_refused(name: str, content: bytes | str | None, message: str):
     arch = architecture(name)
     if content is not None:
-        put_in_cache(arch, random_state(content) if isinstance(content, str) else content)
+        write(weights_file(arch), random_state(content) if isinstance(content, str) else content)
     with pytest.raises(CheckpointError, match=message.format(home=Path.home() / ".cache")):
         load_imagenet(arch.build(2), arch)
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> tuple[Architecture, Path]:
-    """Return an architecture whose weights are at a file:// address, and that file."""
-    file = tmp_path / f"small-{hashlib.sha256(b'the weights').hexdigest()[:8]}.pth"
-    file.write_bytes(b"the weights")
-    imagenet: Any = SimpleNamespace(url=file.as_uri())
-    return replace(architecture("resnet18"), imagenet=imagenet), file
-
-
-def test_weights_are_fetched_once_and_a_damaged_copy_again(served: tuple[Architecture, Path]):
-    arch, _ = served
+def test_weights_are_fetched_once_and_a_damaged_copy_again(tmp_path: Path):
+    source = tmp_path / f"small-{hashlib.sha256(b'the weights').hexdigest()[:8]}.pth"
+    source.write_bytes(b"the weights")
+    imagenet: Any = SimpleNamespace(url=source.as_uri())
+    arch = replace(architecture("resnet18"), imagenet=imagenet)
     file = fetch_imagenet(arch)
     assert file == weights_file(arch) and file.read_bytes() == b"the weights"
     written = file.stat().st_mtime_ns
     assert fetch_imagenet(arch).stat().st_mtime_ns == written
     file.write_bytes(b"cut")
     assert fetch_imagenet(arch).read_bytes() == b"the weights"
-
-
-def test_a_failed_download_names_address_and_file(served: tuple[Architecture, Path]):
-    arch, source = served
-    source.write_bytes(b"something else")
-    message = f"could not fetch {source.as_uri()} .*; download it by hand to {weights_file(arch)}"
-    with pytest.raises(CheckpointError, match=message):
-        fetch_imagenet(arch)
-    assert not weights_file(arch).exists()
-    source.unlink()
-    with pytest.raises(CheckpointError, match=message):
-        fetch_imagenet(arch)
+    file.unlink()
+    message = f"could not fetch {source.as_uri()} .*; download it by hand to {file}"
+    for change in (lambda: source.write_bytes(b"something else"), source.unlink):
+        change()
+        with pytest.raises(CheckpointError, match=message):
+            fetch_imagenet(arch)
+        assert not file.exists()
     with pytest.raises(CheckpointError, match="trained from scratch"):
         fetch_imagenet(architecture("cnn"))
 
@@ -156,7 +137,7 @@ def test_a_state_dict_sets_all_but_the_head(tmp_path: Path, wrap: Any):
     arch, weights = architecture("squeezenet1_1"), random_state("squeezenet1_1", num_classes=10)
     torch.save(wrap(weights), tmp_path / "weights.pth")
     network = arch.build(2)
-    before = copy_of(network)
+    before = copy.deepcopy(network.state_dict())
     assert load_weights_file(network, arch, tmp_path / "weights.pth") is None
     assert_all_but_the_head_set(network, weights, before, arch.head)
 
@@ -213,7 +194,7 @@ def test_an_unusable_file_is_refused_and_changes_nothing(
     elif content is not None:
         write(path, content)
     network = arch.build(2)
-    before = copy_of(network)
+    before = copy.deepcopy(network.state_dict())
     with pytest.raises(CheckpointError, match=message) as caught:
         load_weights_file(network, arch, path)
     assert "\n" not in str(caught.value)

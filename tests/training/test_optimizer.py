@@ -1,15 +1,9 @@
 import pytest
 import torch
 
-from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.registry import architecture
+from tests.classifiers import make_classifier
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.optimizer import build_average, build_optimizer, lr_factor, plateau_factor
-
-
-def classifier(name: str = "cnn-bn") -> PatchClassifier:
-    arch = architecture(name)
-    return PatchClassifier(arch, arch.build(2), input_px=None, mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -38,7 +32,7 @@ def test_each_plateau_of_half_the_patience_divides_the_rate_by_ten():
 @pytest.mark.parametrize("decay", [0.3, 0.0])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: float):
-    network = classifier()
+    network = make_classifier("cnn-bn")
     config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=decay)
     groups = build_optimizer(network, config).param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
@@ -51,7 +45,7 @@ def test_every_weight_is_in_one_group_and_only_weights_decay(name: str, decay: f
 
 @pytest.mark.parametrize("name", ["cnn-bn", "resnet18", "efficientnet-b0"])
 def test_layer_decay_reduces_the_rate_with_the_distance_from_the_head(name: str):
-    network = classifier(name)
+    network = make_classifier(name)
     config = TrainConfig(learning_rate=1.0, layer_decay=0.5)
     groups = build_optimizer(network, config).param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}

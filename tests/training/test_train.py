@@ -21,7 +21,7 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.device import select_device
 from wsi_idc.training.config import TrainConfig, resolved_config
 from wsi_idc.training.logger import RunLogger
 from wsi_idc.training.loss import Loss
@@ -46,8 +46,7 @@ def history(run: Run) -> list[dict]:
     return [json.loads(line) | durations for line in lines]
 
 
-def run_of(checkpoint: Checkpoint) -> Run:
-    assert checkpoint.source is not None
+def run_of(checkpoint: Any) -> Run:
     return Run(checkpoint.source.parent)
 
 
@@ -86,8 +85,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(fit: Fit, run: Run, fini
         assert saved_state(run)["place"]["step"] == step
     resumed = fit(CONFIG, run)
     assert same_weights(resumed, finished)
-    assert resumed.temperature == finished.temperature
-    assert resumed.threshold == finished.threshold
+    for name in ("temperature", "threshold", "smoothing"):
+        assert getattr(resumed, name) == getattr(finished, name)
     assert history(run) == history(run_of(finished))
     shares = ["network_share" in epoch for epoch in run.read_history() or []]
     assert shares == [False, True]  # the first epoch had no step left to measure
@@ -246,24 +245,18 @@ DIVERGING_AT_ONCE = TrainConfig(
 
 
 @pytest.mark.parametrize(
-    ("config", "patched", "message"),
+    ("config", "fails", "message"),
     [
         (DIVERGING, None, "not finite in epoch 1 .*; lower --learning-rate"),
         (DIVERGING_AT_ONCE, None, r"not finite in epoch 1 .no epoch is kept.; lower"),
-        (CONFIG, "validation.predict_logits", r"out of memory on cpu; give --micro-batch 4"),
+        (CONFIG, Mock(side_effect=torch.OutOfMemoryError), "memory on cpu; give --micro-batch 4"),
     ],
 )
 def test_failed_trainings_are_one_line(
-    fit: Fit,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    config: TrainConfig,
-    patched: str | None,
-    message: str,
+    fit: Fit, run: Run, monkeypatch: pytest.MonkeyPatch, config: Any, fails: Any, message: str
 ):
-    if patched:
-        fails = Mock(side_effect=torch.OutOfMemoryError("made"))
-        monkeypatch.setattr(f"wsi_idc.training.{patched}", fails)
+    if fails:
+        monkeypatch.setattr("wsi_idc.training.validation.predict_logits", fails)
     with pytest.raises(RunError, match=message) as caught:
         fit(config, run)
     assert "\n" not in str(caught.value)
@@ -314,13 +307,7 @@ def test_another_threshold_needs_no_other_training(fit: Fit, run: Run):
 
 
 def test_patients_of_the_initial_weights_are_never_unseen(
-    fit: Fit,
-    small: Pack,
-    split: Split,
-    device_config: DeviceConfig,
-    tmp_path: Path,
-    finished: Checkpoint,
-    caplog: pytest.LogCaptureFixture,
+    fit: Fit, small: Pack, split: Split, tmp_path: Path, finished: Checkpoint, caplog: Any
 ):
     # In another split train and test patients have changed places.
     swapped = {"train": "test", "test": "train", "val": "val"}
@@ -335,7 +322,9 @@ def test_patients_of_the_initial_weights_are_never_unseen(
     with pytest.raises(DataError, match="was trained on"):
         choose_patients(predictor, small, "test")
     patient = next(patient for patient in second.inherited if other.roles[patient] == "test")
-    builder = MapBuilder(predictor, device_config, tmp_path / "maps", cam=None, with_image=False)
+    builder = MapBuilder(
+        predictor, select_device("cpu"), tmp_path / "maps", cam=None, with_image=False
+    )
     builder.build(PackSource(small, [patient]))
     assert read_map(tmp_path / "maps" / f"{patient}.h5").model["role_of_patient"] == "train"
     # The same holds for a training that starts from the second one.

@@ -58,9 +58,9 @@ def calibrate(
     """
     temperature = fit_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
-    choose = partial(
-        choose_threshold, label, threshold_by=threshold_by, target_sensitivity=target_sensitivity
-    )
+    choose = {"f1": best_f1_threshold, "youden": best_youden_threshold}[threshold_by]
+    if target_sensitivity:
+        choose = partial(sensitivity_threshold, target=target_sensitivity)
     smoothed_odds = partial(_smoothed_log_odds, probability, patient, row_col)
 
     def loss(sigma_cells: float) -> float:
@@ -72,8 +72,8 @@ def calibrate(
     odds = smoothed_odds(sigma_cells)
     smoothed_temperature = fit_temperature(_as_logits(odds), label)
     smoothed = expit(odds / smoothed_temperature).astype(np.float32)
-    smoothing = Smoothing(sigma_cells * patch_um, smoothed_temperature, threshold=choose(smoothed))
-    return Calibration(temperature, choose(probability), smoothing)
+    smoothing = Smoothing(sigma_cells * patch_um, smoothed_temperature, choose(label, smoothed))
+    return Calibration(temperature, choose(label, probability), smoothing)
 
 
 def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArray[np.float32]:
@@ -135,27 +135,6 @@ def fit_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> 
 
 def _cross_entropy(logit: NDArray[np.float64], label: NDArray[np.integer]) -> float:
     return float(-log_softmax(logit, axis=1)[np.arange(len(label)), label].mean())
-
-
-def choose_threshold(
-    label: NDArray[np.integer],
-    probability: NDArray[np.floating],
-    *,
-    threshold_by: str,
-    target_sensitivity: float,
-) -> float:
-    """Return a threshold: a patch is called IDC if its probability is at least this value.
-
-    Args:
-        label: Label of each patch, 0 or 1, shape (N,).
-        probability: Probability of IDC of each patch, shape (N,).
-        threshold_by: As in ``calibrate``.
-        target_sensitivity: As in ``calibrate``.
-    """
-    if target_sensitivity:
-        return sensitivity_threshold(label, probability, target=target_sensitivity)
-    choose = {"f1": best_f1_threshold, "youden": best_youden_threshold}[threshold_by]
-    return choose(label, probability)
 
 
 def best_f1_threshold(label: NDArray[np.integer], probability: NDArray[np.floating]) -> float:

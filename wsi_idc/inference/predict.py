@@ -201,8 +201,7 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
     ).eval()
 
     def forward(patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        images = to_images(patches) if patches.dtype == torch.uint8 else patches
-        outputs = network(classifier.preprocess(images))
+        outputs = network(classifier.preprocess(patches))
         logits = outputs["logits"].flatten(1).float()
         if cam is None:
             return logits, None

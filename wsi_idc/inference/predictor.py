@@ -4,7 +4,6 @@
 same in both.
 """
 
-from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, replace
@@ -68,9 +67,9 @@ class Predictor:
     smooth: bool = False
 
     def __post_init__(self) -> None:
-        first, fingerprints = self.checkpoints[0], Counter(c.fingerprint for c in self.checkpoints)
+        first, fingerprints = self.checkpoints[0], [c.fingerprint for c in self.checkpoints]
         for checkpoint in self.checkpoints:
-            if checkpoint.fingerprint is not None and fingerprints[checkpoint.fingerprint] > 1:
+            if checkpoint.fingerprint and fingerprints.count(checkpoint.fingerprint) > 1:
                 raise CheckpointError(
                     f"{checkpoint.source}: given twice; an ensemble needs different ones"
                 )

@@ -47,6 +47,18 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        has_std = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
+        if len(self.mean) != 3 or not has_std:
+            raise ValueError("the input needs positive numbers for three channels")
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError("the input's mean is not within 0..1")
+        finest, coarsest = POSSIBLE_MPP
+        if not 0 < self.patch_px <= _MAX_PATCH_PX or not finest <= self.mpp <= coarsest:
+            raise ValueError(f"no slide has patches of {self.patch_px} px at {self.mpp:g} um/px")
+        if self.input_px is not None and not 0 < self.input_px <= _MAX_INPUT_PX:
+            raise ValueError(f"no network takes images of {self.input_px} px")
+
 
 @dataclass(frozen=True)
 class Smoothing:
@@ -147,7 +159,6 @@ class Checkpoint:
             CheckpointError: The weights do not fit the architecture.
         """
         arch, spec = architecture(self.architecture), self.input
-        _validate_input(spec)
         if not _is_calibration(self):
             raise ValueError("temperature or threshold out of range")
         if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
@@ -177,18 +188,6 @@ class Checkpoint:
 def _is_calibration(values: Checkpoint | Smoothing) -> bool:
     coldest, warmest = POSSIBLE_TEMPERATURE
     return coldest <= values.temperature <= warmest and 0 <= values.threshold <= 1
-
-
-def _validate_input(spec: InputSpec) -> None:
-    if not len(spec.mean) == len(spec.std) == 3 or not all(0 < std < math.inf for std in spec.std):
-        raise ValueError("the input needs positive numbers for three channels")
-    if not all(0 <= value <= 1 for value in spec.mean):
-        raise ValueError("the input's mean is not within 0..1")
-    finest, coarsest = POSSIBLE_MPP
-    if not 0 < spec.patch_px <= _MAX_PATCH_PX or not finest <= spec.mpp <= coarsest:
-        raise ValueError(f"no slide has patches of {spec.patch_px} px at {spec.mpp:g} um/px")
-    if spec.input_px is not None and not 0 < spec.input_px <= _MAX_INPUT_PX:
-        raise ValueError(f"no network takes images of {spec.input_px} px")
 
 
 def _read_input(content: Any) -> InputSpec:

@@ -55,8 +55,9 @@ class PatchClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Normalize images (N, 3, H, W), 0..1, and resize them to the network's size."""
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Normalize patches or images, as in ``forward``, and resize them to the network's size."""
+        images = to_images(x) if x.dtype == torch.uint8 else x
         # Patches are usually enlarged, so it is faster to normalize first. The result is the same,
         # because interpolation is a weighted mean.
         x = (images - self.mean) / self.std
@@ -72,7 +73,7 @@ class PatchClassifier(nn.Module):
         Args:
             x: Patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1.
         """
-        return self.network(self.preprocess(to_images(x) if x.dtype == torch.uint8 else x))
+        return self.network(self.preprocess(x))
 
     @property
     def head(self) -> Head:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import WeightedRandomSampler
 
 from wsi_idc.data.augmentation import AugmentParams, sample_mixup, sample_params
 from wsi_idc.data.pack import Pack
@@ -103,10 +102,9 @@ def epoch_order(
     rng = np.random.default_rng([_ORDER, seed, epoch])
     if imbalance != "oversample":
         return rng.permutation(len(label))
-    weights = inverse_frequency(label)[label]
+    weights = torch.from_numpy(inverse_frequency(label)[label])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    sampler = WeightedRandomSampler(weights.tolist(), len(label), generator=generator)
-    return np.fromiter(sampler, np.int64, len(label))
+    return weights.multinomial(len(label), replacement=True, generator=generator).numpy()
 
 
 def read_batches(
@@ -146,13 +144,7 @@ def read_batches(
             targets = Targets(targets.label, targets.label[partner], lam)
             partner_rows = partner[part].numpy()
             mixed_in = source.take(chosen[partner_rows]), params.take(partner_rows)
-        return Batch(
-            patches=source.take(chosen[part]),
-            params=params.take(part),
-            mixed_in=mixed_in,
-            targets=targets.take(part),
-            all_targets=targets,
-            seed=seed,
-        )
+        patches = source.take(chosen[part])
+        return Batch(patches, params.take(part), mixed_in, targets.take(part), targets, seed)
 
     return prefetch(read, steps)

@@ -39,11 +39,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 # Facts about the usual models, so that ``models.registry`` (and torch) need not be imported: the
 # input size in px (0: patches are not resized), and whether ImageNet weights exist.
 KNOWN_MODELS = {
-    "cnn": (0, False),
-    "cnn-bn": (0, False),
-    "resnet18": (224, True),
-    "resnet50": (224, True),
-    "efficientnet-b0": (224, True),
+    **dict.fromkeys(("cnn", "cnn-bn"), (0, False)),
+    **dict.fromkeys(("resnet18", "resnet50", "efficientnet-b0"), (224, True)),
 }
 
 

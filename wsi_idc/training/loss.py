@@ -59,13 +59,8 @@ class Loss:
         return mix_targets(targets, lambda label: self._losses(logits.float(), label)).sum()
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
-        losses = F.cross_entropy(
-            logits,
-            label,
-            weight=self.class_weight,
-            label_smoothing=self.label_smoothing,
-            reduction="none",
-        )
+        weight, smoothing = self.class_weight, self.label_smoothing
+        losses = F.cross_entropy(logits, label, weight, reduction="none", label_smoothing=smoothing)
         if self.focal_gamma == 0:
             return losses
         probability = logits.softmax(1).gather(1, label[:, None])[:, 0]

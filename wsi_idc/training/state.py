@@ -109,16 +109,11 @@ class Training:
 def to_checkpoint(training: Training) -> Checkpoint:
     """Return a checkpoint of the current weights, without calibration and metrics."""
     classifier, info = training.ema_model, training.pack.info
+    mean, std = (tuple(x.flatten().tolist()) for x in (classifier.mean, classifier.std))
     return Checkpoint(
         architecture=training.config.model,
         state=classifier.network.state_dict(),
-        input=InputSpec(
-            patch_px=info.patch_px,
-            mpp=info.mpp,
-            input_px=classifier.input_px,
-            mean=tuple(classifier.mean.flatten().tolist()),
-            std=tuple(classifier.std.flatten().tolist()),
-        ),
+        input=InputSpec(info.patch_px, info.mpp, classifier.input_px, mean, std),
         class_names=info.class_names,
         cam_layer=classifier.arch.cam_layer,
         temperature=1.0,

@@ -25,6 +25,7 @@ from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
+from wsi_idc.training import validation
 from wsi_idc.training.batches import read_batches
 from wsi_idc.training.config import TrainConfig, is_weights_file, resolve, resolved_config
 from wsi_idc.training.logger import RunLogger
@@ -33,12 +34,6 @@ from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
 from wsi_idc.training.step import prepare_model, train_step
-from wsi_idc.training.validation import (
-    calibrate_and_save,
-    divergence_error,
-    load_or_recalibrate,
-    predict_val,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -89,21 +84,15 @@ def train(
     settings = resolved_config(config, pack, split)
     # Check the arguments before the folder is created.
     run.validate_dir()
+    devices: Any = {"device_config": device_config, "world": world}
     if not overwrite:
         run.validate_config(settings)
         if _is_finished(run, world):
-            return load_or_recalibrate(config, pack, run, device_config=device_config, world=world)
+            return validation.load_or_recalibrate(config, pack, run, **devices)
     elif is_weights_file(config.weights):
         run.protect_weights(Path(config.weights))
-    training = build_training(
-        resolve(config),
-        pack,
-        split,
-        run=run,
-        device_config=device_config,
-        world=world,
-        micro_batch=micro_batch,
-    )
+    options = {"run": run, "micro_batch": micro_batch, **devices}
+    training = build_training(resolve(config), pack, split, **options)
     world.barrier()
     try:
         with run.lock() if world.is_main else nullcontext():
@@ -120,7 +109,7 @@ def train(
             f"out of memory on {device_config.device}; give --micro-batch "
             f"{max(1, training.micro_batch // 2)}, or a smaller --input-size or --model"
         ) from None
-    return load_or_recalibrate(config, pack, run, device_config=device_config, world=world)
+    return validation.load_or_recalibrate(config, pack, run, **devices)
 
 
 def _is_finished(run: Run, world: World) -> bool:
@@ -152,7 +141,7 @@ def _run_epochs(
             run_logger.log_epoch()
             if on_epoch is not None:
                 on_epoch(dict(state.history[-1]))
-    checkpoint = calibrate_and_save(training)
+    checkpoint = validation.calibrate_and_save(training)
     if world.is_main:
         details = {"provenance": training.provenance, "best": checkpoint.metrics}
         run.write("finished", settings, details)
@@ -230,7 +219,7 @@ def _mean_loss(training: Training) -> float:
     training.pending_loss.zero_()
     if math.isfinite(state.loss_sum):
         return state.loss_sum / state.step
-    raise divergence_error(training)
+    raise validation.divergence_error(training)
 
 
 def _finish_epoch(training: Training) -> None:
@@ -239,7 +228,7 @@ def _finish_epoch(training: Training) -> None:
     loss = _mean_loss(training)
     # Usage of the device by this process since it started or resumed the epoch.
     usage = training.device_config.throughput.stats()
-    logit, label = predict_val(training)
+    logit, label = validation.predict_val(training)
     state.epoch += 1
     val = metrics.all_metrics(label, idc_probability(logit, temperature=1.0), threshold=0.5)
     del val["prevalence"]

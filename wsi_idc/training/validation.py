@@ -29,20 +29,16 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
 
     The processes of the training share the patches among them.
     """
-    rows, world = training.rows["val"], training.world
+    rows, world, pack = training.rows["val"], training.world, training.pack
     world.broadcast_module(training.ema_model.network)
+    own_rows, batch_size = rows[world.shard(len(rows))], min(256, 2 * training.micro_batch)
+    options = {"device_config": training.device_config, "batch_size": batch_size}
     try:
-        part = predict_logits(
-            training.ema_model,
-            training.pack,
-            rows[world.shard(len(rows))],
-            device_config=training.device_config,
-            batch_size=min(256, 2 * training.micro_batch),
-        )
+        part = predict_logits(training.ema_model, pack, own_rows, **options)
     except CheckpointError:  # raised if a logit is not finite
         raise divergence_error(training) from None
     logit = np.concatenate(world.gather(part))
-    return logit, training.pack.index["label"].to_numpy()[rows].astype(np.int64)
+    return logit, pack.index["label"].to_numpy()[rows].astype(np.int64)
 
 
 def divergence_error(training: Training) -> RunError:
