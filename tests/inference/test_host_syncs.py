@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -133,10 +134,7 @@ def test_training_steps_wait_for_nothing(
 def test_a_map_opens_no_image_in_any_thread(
     trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a pack holds pixels")
-
-    monkeypatch.setattr(cv2, "imdecode", refuse)
-    monkeypatch.setattr(Image, "open", refuse)
+    for owner, name in ((cv2, "imdecode"), (Image, "open")):
+        monkeypatch.setattr(owner, name, Mock(side_effect=AssertionError("a pack holds pixels")))
     builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path)
     assert len(builder.build(PackSource(cohort, cohort.patients)).made) == len(cohort.patients)

@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -75,10 +76,7 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
     trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch
 ):
     classifier = trained.build()
-
-    def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
-
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
     batch = "cpu has too little memory for 20 patches at once; give a smaller --batch-size"
     model = "cpu has too little memory for the model; end what else uses it"
     for owner, name, message in (
@@ -87,7 +85,7 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
         (nn.Module, "to", model),
     ):
         with monkeypatch.context() as patch, pytest.raises(DeviceError) as caught:
-            patch.setattr(owner, name, fail)
+            patch.setattr(owner, name, Mock(side_effect=error))
             run(classifier, cohort, np.arange(30), batch_size=20)
         assert isinstance(caught.value, torch.OutOfMemoryError)
         assert str(caught.value) == message
@@ -181,7 +179,18 @@ def test_only_networks_and_cams_without_gradient_are_compiled():
     assert not can_compile(make_classifier("squeezenet1_1", input_px=64), None)
 
 
-def check_same_results(cam: CamSpec | None) -> None:
+SLOW = (pytest.mark.slow, needs_a_compiler, pytest.mark.filterwarnings("default"))
+
+
+@pytest.mark.parametrize(
+    ("cam", "compiled"),
+    [(None, False), (CamSpec(class_index=0), False), pytest.param(CamSpec(), True, marks=SLOW)],
+)
+def test_a_traced_or_compiled_network_gives_the_same_results(
+    cam: CamSpec | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if not compiled:
+        trace_without_compiling(monkeypatch)
     classifier = make_classifier("cnn-bn").requires_grad_(False)
     patches = random_patches(16)
     logits, maps = compile_predictor(classifier, cam)(patches)
@@ -192,21 +201,6 @@ def check_same_results(cam: CamSpec | None) -> None:
     else:
         assert cam.class_index == 0 or maps.max() > 0
         torch.testing.assert_close(maps, expected[1], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.slow
-@needs_a_compiler
-@pytest.mark.filterwarnings("default")
-def test_a_compiled_network_gives_the_same_results():
-    check_same_results(CamSpec())
-
-
-@pytest.mark.parametrize("cam", [None, CamSpec(class_index=0)])
-def test_a_traced_network_gives_the_same_results(
-    cam: CamSpec | None, monkeypatch: pytest.MonkeyPatch
-):
-    trace_without_compiling(monkeypatch)
-    check_same_results(cam)
 
 
 class Tiny(nn.Module):

@@ -50,8 +50,7 @@ def test_cached_weights_set_all_but_the_head(name: str):
     assert cached_imagenet() == [name]
     network = arch.build(2)
     before = copy.deepcopy(network.state_dict())
-    normalization = load_imagenet(network, arch)
-    assert normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert load_imagenet(network, arch) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert_all_but_the_head_set(network, weights, before, arch.head)
 
 

@@ -9,7 +9,7 @@ import pytest
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import DeviceConfig, select_device
+from wsi_idc.runtime.device import select_device
 from wsi_idc.training.config import TrainConfig, resolve
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
@@ -28,19 +28,15 @@ def split(small: Pack) -> Split:
 
 
 @pytest.fixture(scope="session")
-def device_config() -> DeviceConfig:
-    return select_device("cpu")
-
-
-@pytest.fixture(scope="session")
-def fit(small: Pack, split: Split, device_config: DeviceConfig) -> Fit:
+def fit(small: Pack, split: Split) -> Fit:
     """Return a function that trains on the small cohort; without figures, which take longest."""
 
     def fit(config: TrainConfig, run: Run, *, split: Split = split, **options: Any) -> Checkpoint:
+        options["device_config"] = select_device("cpu")
         with pytest.MonkeyPatch.context() as patch:
             for name in ("draw_curves", "save_png", "augmented_samples"):
                 patch.setattr(f"wsi_idc.training.logger.{name}", lambda *_, **__: None)
-            return train(config, small, split, run=run, device_config=device_config, **options)
+            return train(config, small, split, run=run, **options)
 
     return fit
 
@@ -52,13 +48,13 @@ def finished(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture
-def build(small: Pack, split: Split, device_config: DeviceConfig, tmp_path: Path) -> Any:
+def build(small: Pack, split: Split, tmp_path: Path) -> Any:
     """Return a function that builds a training on the small cohort in a folder of the test."""
 
     def build(config: TrainConfig, **options: Any) -> Training:
         run = Run(tmp_path / "run")
         run.folder.mkdir(exist_ok=True)
-        options = {"pack": small, "split": split, "device_config": device_config, **options}
-        return build_training(resolve(config), run=run, **options)
+        defaults = {"pack": small, "split": split, "device_config": select_device("cpu")}
+        return build_training(resolve(config), run=run, **defaults | options)
 
     return build

@@ -17,10 +17,8 @@ CONFIG = TrainConfig(batch_size=10, augment="strong", mixup=0.4, seed=3)
 def read(
     pack: Pack, config: TrainConfig = CONFIG, *, first_step: int = 0, world: World = SINGLE_PROCESS
 ) -> list[Batch]:
-    rows = np.arange(5, 105)
-    source = PatchSource(pack, rows, torch.device("cpu"))
-    steps = range(first_step, 4)
-    return list(read_batches(config, pack, rows, epoch=2, steps=steps, world=world, source=source))
+    source = PatchSource(pack, np.arange(5, 105), torch.device("cpu"))
+    return list(read_batches(config, source, epoch=2, steps=range(first_step, 4), world=world))
 
 
 def augmented(batch: Batch) -> torch.Tensor:

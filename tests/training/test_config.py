@@ -69,11 +69,9 @@ def test_the_content_of_a_weights_file_counts_and_not_its_path(
 
 
 def test_settings_of_runs_need_no_torch():
-    code = """
-import sys
-from wsi_idc.search import results
-from wsi_idc.training import config, runs
-config.resolve(config.TrainConfig(model="resnet50"))
-sys.exit("torch" in sys.modules)
-"""
+    code = (
+        "import sys, wsi_idc.search.results, wsi_idc.training.runs\n"
+        "from wsi_idc.training import config\n"
+        "config.resolve(config.TrainConfig(model='resnet50')); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

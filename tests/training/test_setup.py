@@ -57,18 +57,16 @@ def test_a_batch_is_split_over_the_processes(build: Any):
 
 
 @pytest.mark.parametrize(
-    ("options", "world", "error", "message"),
+    ("options", "error", "message"),
     [
-        ({"model": "cnn", "input_size": 3}, World(), CheckpointError, "images of 3 px"),
-        ({"model": "resnet18", "input_size": 32}, World(), CheckpointError, "images of 32 px"),
-        ({"weights": "imagenet"}, World(), CheckpointError, "it has no ImageNet weights"),
-        ({"batch_size": 4}, World(0, 5), RunError, "batch of 4 patches is too small for 5"),
+        ({"model": "cnn", "input_size": 3}, CheckpointError, "images of 3 px"),
+        ({"model": "resnet18", "input_size": 32}, CheckpointError, "images of 32 px"),
+        ({"weights": "imagenet"}, CheckpointError, "it has no ImageNet weights"),
+        ({"batch_size": 4}, RunError, "batch of 4 patches is too small for 5"),
     ],
 )
-def test_errors_are_one_line(
-    build: Any, options: dict, world: World, error: type[Exception], message: str
-):
+def test_errors_are_one_line(build: Any, options: dict, error: type[Exception], message: str):
     options = {"weights": "none", **options}
     with pytest.raises(error, match=message) as caught:
-        build(TrainConfig(**options), world=world)
+        build(TrainConfig(**options), world=World(0, 5))
     assert "\n" not in str(caught.value)

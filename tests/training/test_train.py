@@ -1,4 +1,3 @@
-import json
 import logging
 import math
 from dataclasses import replace
@@ -41,9 +40,8 @@ def same_weights(a: Checkpoint, b: Checkpoint) -> bool:
 
 def history(run: Run) -> list[dict]:
     """Return the records of the epochs, without their durations."""
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     durations = dict.fromkeys(("patches_per_second", "data_wait_share", "network_share"))
-    return [json.loads(line) | durations for line in lines]
+    return [record | durations for record in run.read_history() or []]
 
 
 def run_of(checkpoint: Any) -> Run:

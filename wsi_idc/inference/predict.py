@@ -148,10 +148,7 @@ def batch_predictor(
 def predict_logits(
     classifier: PatchClassifier, pack: Pack, rows: NDArray[np.int64], **options: Any
 ) -> NDArray[np.float32]:
-    """Return the logits of the patches ``rows`` of a pack, shape (N, num_classes).
-
-    The options are the same as those of ``predict``, without ``tta`` and ``cam``.
-    """
+    """Return the logits, shape (N, num_classes); ``options`` are passed to ``predict``."""
     parts = predict([classifier], pack, rows, **options)
     empty = np.empty((0, len(pack.info.class_names)), np.float32)
     return np.concatenate([empty, *(part.logit[:, 0] for part in parts)])

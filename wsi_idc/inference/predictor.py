@@ -138,18 +138,11 @@ class Predictor:
     def predict(
         self, pack: Pack, rows: NDArray[np.int64], **options: Any
     ) -> Generator[RawPrediction, None, None]:
-        """Yield the prediction of each batch of patches of a pack, in the order of ``rows``.
-
-        The options ``device_config``, ``batch_size`` and ``cam`` are those of the function
-        ``predict``.
-        """
+        """Yield the prediction of each batch; the arguments are those of ``predict.predict``."""
         return predict(self._build(), pack, rows, tta=self.tta, **options)
 
     def batch_predictor(self, **options: Any) -> AbstractContextManager[BatchPredictor]:
-        """Return a context manager that yields a function; the function predicts any batches.
-
-        The options are the same as those of ``predict``.
-        """
+        """Return the context manager ``predict.batch_predictor`` of these checkpoints."""
         return batch_predictor(self._build, tta=self.tta, **options)
 
     def _build(self) -> list[PatchClassifier]:

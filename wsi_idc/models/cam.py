@@ -197,11 +197,8 @@ def _same_noise(normal: torch.distributions.Normal) -> Any:
 
 @contextmanager
 def _gradients_behind(network: nn.Module, layer: str, device: str) -> Iterator[list[Tensor]]:
-    """Context manager: gradients are recorded only for the layers behind ``layer``.
-
-    It yields a list. After a forward pass, the list contains the output of ``layer``.
-    """
-    kept: list[Tensor] = []
+    """Context manager: gradients are recorded only for the layers behind ``layer``."""
+    kept: list[Tensor] = []  # the output of ``layer``, after a forward pass
 
     def start(module: nn.Module, inputs: object) -> None:
         torch.set_grad_enabled(False)

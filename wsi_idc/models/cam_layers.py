@@ -166,10 +166,7 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
 
 
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, before: str) -> dict[str, str]:
-    """Return the names and labels of layers up to ``before`` that have enough cells for a CAM.
-
-    The last layer comes first. Each size of a feature map has only one layer.
-    """
+    """Return names and labels of fine layers up to ``before``, one per map size, last one first."""
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
     for name in names[: names.index(before) + 1]:

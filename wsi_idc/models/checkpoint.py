@@ -192,13 +192,9 @@ def _is_calibration(values: Checkpoint | Smoothing) -> bool:
 
 def _read_input(content: Any) -> InputSpec:
     input_px = content["input_px"]
-    return InputSpec(
-        patch_px=int(content["patch_px"]),
-        mpp=float(content["mpp"]),
-        input_px=None if input_px is None else int(input_px),
-        mean=tuple(map(float, content["mean"])),
-        std=tuple(map(float, content["std"])),
-    )
+    input_px = None if input_px is None else int(input_px)
+    mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
+    return InputSpec(int(content["patch_px"]), float(content["mpp"]), input_px, mean, std)
 
 
 def _read_smoothing(content: Any) -> Smoothing | None:

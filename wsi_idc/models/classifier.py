@@ -49,9 +49,7 @@ class PatchClassifier(nn.Module):
         std: tuple[float, ...],
     ) -> None:
         super().__init__()
-        self.arch = arch
-        self.network = network
-        self.input_px = input_px
+        self.arch, self.network, self.input_px = arch, network, input_px
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -83,10 +81,7 @@ class PatchClassifier(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Context manager: all modules of ``model`` are in eval mode inside the ``with`` block.
-
-    After the block, each module has its earlier mode again.
-    """
+    """Context manager: put all modules into eval mode, then give each its earlier mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

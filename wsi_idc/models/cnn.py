@@ -21,13 +21,15 @@ class PatchCnn(nn.Module):
 
     def __init__(self, num_classes: int, *, batch_norm: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
+        layers, channels = list[nn.Module](), 3
         for stage, (width, num_convs) in enumerate(STAGES):
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(num_convs):
-                layers.append(_Convolution(channels, width, bias=not batch_norm))
+                convolution = _Convolution(
+                    channels, width, 3, padding=1, padding_mode="replicate", bias=not batch_norm
+                )
+                layers.append(convolution)
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
                 # Not in-place: a hook may keep the output of the layer before ReLU.
@@ -55,13 +57,7 @@ class _Convolution(nn.Conv2d):
     patches of a slide would show the grid of the patches.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, bias: bool) -> None:
-        super().__init__(
-            in_channels, out_channels, 3, padding=1, padding_mode="replicate", bias=bias
-        )
-
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the feature map (N, out_channels, H, W) of a map (N, in_channels, H, W)."""
         if not torch.compiler.is_compiling():
             return super().forward(x)
         # Padding by concatenation: in code compiled by torch 2.15, the gradient of torch's own

@@ -48,9 +48,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> Architecture:
-    """Return the architecture with this name: one of ``ARCHITECTURES``, or one of torchvision.
-
-    In the name, dashes and underscores are equivalent.
+    """Return one of ``ARCHITECTURES`` or of torchvision by its name, with dashes or underscores.
 
     Raises:
         CheckpointError: The name is unknown, or the network has no feature map for a CAM.

@@ -47,7 +47,7 @@ class PatchSource:
         *,
         resident: bool | None = None,
     ) -> None:
-        self._pack, self._device = pack, device
+        self.pack, self.rows, self._device = pack, rows, device
         self._resident: Tensor | None = None
         if resident is None and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -66,7 +66,7 @@ class PatchSource:
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         """Return patches of the pack, shape (n, H, W, 3), uint8; any thread may call this."""
         if self._resident is None:
-            return self._pinned(torch.from_numpy(self._pack.patches[rows]))
+            return self._pinned(torch.from_numpy(self.pack.patches[rows]))
         positions = self._pinned(torch.from_numpy(self._position[rows]))
         return self._resident[positions.to(self._device, non_blocking=True)]
 
@@ -108,27 +108,18 @@ def epoch_order(
 
 
 def read_batches(
-    config: TrainConfig,
-    pack: Pack,
-    rows: NDArray[np.int64],
-    *,
-    epoch: int,
-    steps: range,
-    world: World,
-    source: PatchSource,
+    config: TrainConfig, source: PatchSource, *, epoch: int, steps: range, world: World
 ) -> Iterator[Batch]:
     """Yield this process's part of each batch; the next batch is read in the background.
 
     Args:
         config: Settings: batch size, seed, imbalance, augmentation and mixup.
-        pack: Pack that contains the labels.
-        rows: Indices of the train patches in the pack, shape (N,).
+        source: Source that reads the train patches.
         epoch: Number of the epoch, counted from 0.
         steps: Numbers of the batches to read, counted from 0 in each epoch.
         world: Processes that share each batch.
-        source: Source that reads the train patches.
     """
-    label = pack.index["label"].to_numpy().astype(np.int64)
+    rows, label = source.rows, source.pack.index["label"].to_numpy().astype(np.int64)
     order = epoch_order(label[rows], imbalance=config.imbalance, seed=config.seed, epoch=epoch)
 
     def read(step: int) -> Batch:

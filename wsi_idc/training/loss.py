@@ -48,10 +48,7 @@ class Loss:
     focal_gamma: float = 0.0
 
     def normalizer(self, targets: Targets) -> Tensor:
-        """Return the sum of the class weights over a complete batch.
-
-        The loss of the batch is divided by this sum.
-        """
+        """Return the divisor of a batch's loss: the sum of the class weights over the batch."""
         return mix_targets(targets, lambda label: self.class_weight[label]).sum()
 
     def loss_sum(self, logits: Tensor, targets: Targets) -> Tensor:

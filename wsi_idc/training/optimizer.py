@@ -28,11 +28,8 @@ def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.o
 
 
 def _stages(classifier: PatchClassifier) -> list[list[nn.Parameter]]:
-    """Return the parameters of each stage, from the input to the head.
-
-    A stage is a child of the network, or a child of an ``nn.Sequential`` in it.
-    """
-    modules: list[nn.Module] = []
+    """Return the parameters of each child of the network, or of an ``nn.Sequential`` in it."""
+    modules: list[nn.Module] = []  # from the input to the head
     for child in classifier.network.children():
         modules += child.children() if isinstance(child, nn.Sequential) else [child]
     stages = [list(module.parameters()) for module in modules]

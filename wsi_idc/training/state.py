@@ -101,9 +101,8 @@ class Training:
     @property
     def ema_model(self) -> PatchClassifier:
         """Model to evaluate and save: the running average, or the classifier without an average."""
-        if self.average is None:
-            return self.classifier
-        return cast(PatchClassifier, self.average.module)
+        model = self.classifier if self.average is None else self.average.module
+        return cast(PatchClassifier, model)
 
 
 def to_checkpoint(training: Training) -> Checkpoint:

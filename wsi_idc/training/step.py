@@ -73,12 +73,8 @@ def _halve_micro_batch(training: Training) -> None:
             f"--micro-batch {max(1, smaller)}, or a smaller --input-size or --model"
         )
     training.micro_batch, training.micro_batch_reduced = smaller, True
-    logger.warning(
-        "out of memory on %s: computing %d patches at once from now on, still %d per step",
-        device,
-        smaller,
-        training.config.batch_size,
-    )
+    message = "out of memory on %s: computing %d patches at once from now on, still %d per step"
+    logger.warning(message, device, smaller, training.config.batch_size)
 
 
 def _compute_gradient(training: Training, batch: Batch) -> Tensor:

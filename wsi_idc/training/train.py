@@ -163,14 +163,9 @@ def run_steps(training: Training) -> Iterator[int]:
 
     # Set the rate of the last finished step, for the epoch's record: there may be no steps left.
     set_rate(max(0, state.step - 1))
+    steps = range(state.step, training.steps_per_epoch)
     batches = read_batches(
-        config,
-        training.pack,
-        training.rows["train"],
-        epoch=state.epoch,
-        steps=range(state.step, training.steps_per_epoch),
-        world=training.world,
-        source=training.source,
+        config, training.source, epoch=state.epoch, steps=steps, world=training.world
     )
     usage = training.device_config.throughput
     for batch in usage.time_data_wait(batches):
