@@ -52,8 +52,7 @@ def test_labels_stay_with_their_patches(cohort: Pack):
 
 def test_a_resumed_epoch_has_the_same_batches(cohort: Pack):
     complete, rest = read(cohort), read(cohort, first_step=2)
-    assert len(complete) == 4
-    assert len(rest) == 2
+    assert (len(complete), len(rest)) == (4, 2)
     for expected, actual in zip(complete[2:], rest, strict=True):
         assert torch.equal(augmented(expected), augmented(actual))
         assert torch.equal(expected.targets.lam, actual.targets.lam)
