@@ -1,7 +1,6 @@
 import shutil
 from dataclasses import replace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -76,7 +75,10 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
     trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch
 ):
     classifier = trained.build()
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
+
     batch = "cpu has too little memory for 20 patches at once; give a smaller --batch-size"
     model = "cpu has too little memory for the model; end what else uses it"
     for owner, name, message in (
@@ -85,7 +87,7 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
         (nn.Module, "to", model),
     ):
         with monkeypatch.context() as patch, pytest.raises(DeviceError) as caught:
-            patch.setattr(owner, name, Mock(side_effect=error))
+            patch.setattr(owner, name, fail)
             run(classifier, cohort, np.arange(30), batch_size=20)
         assert isinstance(caught.value, torch.OutOfMemoryError)
         assert str(caught.value) == message
