@@ -33,14 +33,10 @@ def find_cam_and_head(build: Callable[[int], nn.Module]) -> tuple[str, str, bool
         if isinstance(output, Tensor):
             calls.append((name, module, output))
 
-    hooks = [
+    for name, module in network.named_modules():
         module.register_forward_hook(functools.partial(record, name))
-        for name, module in network.named_modules()
-    ]
     with torch.no_grad():
         network(torch.empty(1, 3, _INPUT_PX, _INPUT_PX, device="meta"))
-    for hook in hooks:
-        hook.remove()
     head_at = max(number for number, (_, module, _) in enumerate(calls) if _is_head(module))
     # The output of a block that ends in a pooling is pooled: the finer map is before it.
     pooled = {id(output) for _, module, output in calls[:head_at] if isinstance(module, _POOLING)}
