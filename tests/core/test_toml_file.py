@@ -12,7 +12,7 @@ def test_job_file_is_read(tmp_path: Path):
     path.write_text('command = "map"\ntasks = 3\n[flags]\nall = true\n', encoding="utf-8")
     content = toml_file.load_toml(path)
     assert toml_file.command_and_name(content, path, ["map", "train"]) == ("map", "my-job")
-    assert toml_file.num_tasks(content) == 3
+    assert toml_file.typed("tasks", content["tasks"], int) == 3
     assert toml_file.table(content, "flags", ["all"]) == {"all": True}
     assert toml_file.table(content, "missing", []) == {}
     toml_file.check_keys("job", content, ["command", "tasks", "flags"])

@@ -12,7 +12,6 @@ from typing import Any
 
 from wsi_idc.core.errors import JobError
 
-MAX_TASKS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 _MAX_BYTES = 1_000_000
 _MAX_NUMBER = 2**63 - 1  # largest integer that every TOML reader supports
@@ -45,14 +44,6 @@ def command_and_name(
     if not _NAME.fullmatch(name):
         raise JobError(f"name {name!r} is not a plain name; use letters, digits, - and _")
     return command, name
-
-
-def num_tasks(content: Mapping[str, Any]) -> int:
-    """Return the number of tasks that a job file divides its work into, 1 by default."""
-    number: int = typed("tasks", content.get("tasks", 1), int)
-    if not 1 <= number <= MAX_TASKS:
-        raise JobError(f"tasks is {number}; it must be from 1 to {MAX_TASKS}")
-    return number
 
 
 def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, Any]:

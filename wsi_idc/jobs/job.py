@@ -21,12 +21,12 @@ from typing import Any
 from wsi_idc.core import toml_file
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.core.errors import JobError, RunError
-from wsi_idc.core.toml_file import MAX_TASKS
 from wsi_idc.search.config import SEARCH, read_search, train_types
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"
+MAX_TASKS = 10_000
 # Inputs of `map`. If a flag of the user sets one of these keys, the job file's are all ignored.
 _MAP_INPUTS = {"all", "patient", "patients_file", "slide", "files", "manifest"}
 _MAX_SLUG = 60
@@ -162,7 +162,9 @@ def read_job(
         read_search(path)
     try:
         command, name = toml_file.command_and_name(content, path, commands)
-        spec, num_parts = commands[command], toml_file.num_tasks(content)
+        spec, num_parts = commands[command], toml_file.typed("tasks", content.get("tasks", 1), int)
+        if not 1 <= num_parts <= MAX_TASKS:
+            raise JobError(f"tasks is {num_parts}; it must be from 1 to {MAX_TASKS}")
         make_task = partial(Task, command, spec, passthrough_args=passthrough_args)
         if command == SEARCH:
             single = make_task({"job": str(path), "out": str(DEFAULT_RUNS / name), **overrides})
