@@ -4,13 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wsi_idc.bench import fixtures
 from wsi_idc.bench import map as map_module
-from wsi_idc.bench.fixtures import (
-    BenchmarkData,
-    drawn_pack,
-    make_checkpoint,
-    open_benchmark_data,
-)
 from wsi_idc.bench.map import bench_map
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.core.errors import CheckpointError
@@ -28,7 +23,7 @@ def _one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(pack: Pack, folder: Path, **options: Any) -> BenchmarkResult:
     sizes = {"num_patches": 60, "plain_patches": 20, "num_rounds": 1, **options}
-    data = BenchmarkData(pack, "x", folder)
+    data = fixtures.BenchmarkData(pack, "x", folder)
     return bench_map(data, device_config=select_device("cpu"), **sizes)
 
 
@@ -63,23 +58,24 @@ def test_a_difference_is_reported(cohort: Pack, tmp_path: Path, monkeypatch: pyt
 
 
 def test_drawn_patients_have_the_size_of_real_ones(tmp_path: Path):
-    pack = drawn_pack(tmp_path / "drawn.h5", 2_000)
+    pack = fixtures.drawn_pack(tmp_path / "drawn.h5", 2_000)
     np.testing.assert_array_equal(np.bincount(pack.index["patient"]), [994, 994, 12])
     assert 0.1 < pack.patches[np.arange(500)].std() / 255 < 0.4
 
 
 @pytest.mark.parametrize("num_patches", [500, 1500, 9940, 20_000])
 def test_synthetic_patches_can_be_split(tmp_path: Path, num_patches: int):
-    data = open_benchmark_data(None, synthetic=num_patches, folder=tmp_path)
+    data = fixtures.open_benchmark_data(None, synthetic=num_patches, folder=tmp_path)
     assert len(data.pack) == num_patches
     assert data.about.endswith(f"of {max(10, -(-num_patches // 994))} patients")
     assert len(make_split(data.pack).patients("val")) >= 1
 
 
 def test_the_bundled_model_can_be_measured(cohort: Pack):
-    bundled, name = make_checkpoint("bundled", input_size=0, pack=cohort)
+    bundled, name = fixtures.make_checkpoint("bundled", input_size=0, pack=cohort)
     with pytest.raises(CheckpointError, match="at 96 px, not 32; leave --input-size out"):
-        make_checkpoint("bundled", input_size=32, pack=cohort)
+        fixtures.make_checkpoint("bundled", input_size=32, pack=cohort)
     assert bundled.fingerprint is not None
     assert name == f"the bundled {bundled.architecture} at {bundled.input.input_px} px"
-    assert make_checkpoint(bundled.architecture, input_size=64, pack=cohort)[0].fingerprint is None
+    other, _ = fixtures.make_checkpoint(bundled.architecture, input_size=64, pack=cohort)
+    assert other.fingerprint is None

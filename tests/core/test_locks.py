@@ -64,17 +64,16 @@ def test_lock_that_was_renamed_meanwhile_is_taken_again(lock: Path, monkeypatch)
 
 def test_waiting_ends_when_the_lock_is_released(lock: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, logger="wsi_idc")
-    pauses = []
-    with contextlib.ExitStack() as holder:
-        holder.enter_context(locked(lock, what=lock))
+    pauses, holder = [], contextlib.ExitStack()
+    holder.enter_context(locked(lock, what=lock))
 
-        def on_wait() -> None:
-            pauses.append(len(caplog.messages))
-            if len(pauses) == 3:
-                holder.close()
+    def on_wait() -> None:
+        pauses.append(len(caplog.messages))
+        if len(pauses) == 3:
+            holder.close()
 
-        with wait_for_lock(lock, what=lock, log_as="the other one", on_wait=on_wait):
-            assert is_held(lock)
+    with wait_for_lock(lock, what=lock, log_as="the other one", on_wait=on_wait):
+        assert is_held(lock)
     assert not is_held(lock)
     assert pauses == [0, 1, 1]
     assert caplog.messages == ["waiting for the other one"]
@@ -116,11 +115,10 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("no C compiler for a library that makes locks fail")
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "flock.c").write_text(SHIM)
-    command = [compiler, "-shared", "-fPIC", "-o", "flock.so", "flock.c"]
-    subprocess.run(command, cwd=folder, check=True)
-    return folder / "flock.so"
+    library = tmp_path_factory.mktemp("shim") / "flock.so"
+    command = [compiler, "-shared", "-fPIC", "-o", library, "-x", "c", "-"]
+    subprocess.run(command, input=SHIM, text=True, check=True)
+    return library
 
 
 def run_without_locks(shim: Path, code: str, argument: object, *, cwd: Path) -> tuple[int, str]:

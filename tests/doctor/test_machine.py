@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wsi_idc.doctor import machine
-from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
+from wsi_idc.doctor.doctor import NOTE, OK, PROBLEM, CheckResult
 
 GIB = 2**30
 
@@ -67,12 +67,12 @@ def test_memory(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch):
-    usage = SimpleNamespace(total=GIB // 16, free=GIB // 16)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    (row,) = machine.shared_memory()
-    assert (row.value, row.state) == ("0.06 GiB, 0.06 GiB free", NOTE)
-    usage.total = usage.free = 4 * GIB
-    assert list(machine.shared_memory()) == [CheckResult("/dev/shm", "4.00 GiB, 4.00 GiB free")]
+    for size, text, state in ((GIB // 16, "0.06", NOTE), (4 * GIB, "4.00", OK)):
+        usage = SimpleNamespace(total=size, free=size)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        (row,) = machine.shared_memory()
+        expected = ("/dev/shm", f"{text} GiB, {text} GiB free", state)
+        assert (row.name, row.value, row.state) == expected
 
 
 def fake_programs(monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, tuple[int, str, str]]:

@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from wsi_idc.core.errors import DeviceError
-from wsi_idc.runtime.device import (
-    DeviceConfig,
-    TooLittleMemoryError,
-    _warn_unused_gpus,
-    oom_as_error,
-    select_device,
-)
+from wsi_idc.runtime import device
+from wsi_idc.runtime.device import DeviceConfig, select_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NUM_GPUS = torch.cuda.device_count()
@@ -67,17 +62,17 @@ def test_lack_of_memory_is_an_error_that_torch_code_catches_too(what: int | str,
     message = f"^cpu has too little memory for {text}$"
     with (
         pytest.raises(torch.OutOfMemoryError, match=message) as error,
-        oom_as_error(what, torch.device("cpu")),
+        device.oom_as_error(what, torch.device("cpu")),
     ):
         raise torch.OutOfMemoryError
-    assert error.type is TooLittleMemoryError
+    assert error.type is device.TooLittleMemoryError
     assert issubclass(error.type, DeviceError)
 
 
 def test_gpus_of_slurm_that_torch_does_not_see_are_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    _warn_unused_gpus.cache_clear()
+    device._warn_unused_gpus.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -94,7 +89,7 @@ def test_gpus_of_slurm_that_torch_does_not_see_are_warned_of_once(
 
     # No warning without GPUs of SLURM, or with GPUs of torch.
     caplog.clear()
-    _warn_unused_gpus.cache_clear()
+    device._warn_unused_gpus.cache_clear()
     monkeypatch.delenv("SLURM_JOB_GPUS")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
     select_device()

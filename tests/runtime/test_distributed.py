@@ -169,7 +169,7 @@ def fake_gpus(monkeypatch: pytest.MonkeyPatch, *uuids: str) -> None:
 def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch):
     fake_gpus(monkeypatch, "a", "b")
     assert [_own_gpu("auto", size=2, local_rank=rank) for rank in (0, 1)] == [0, 1]
-    for device, rank in [("auto", 2), ("cuda:0", 0)]:
+    for device, rank in (("auto", 2), ("cuda:0", 0)):
         with pytest.raises(RunError, match="3 processes need a GPU each, but this machine has 2"):
             _own_gpu(device, size=3, local_rank=rank)
 
