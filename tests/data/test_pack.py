@@ -133,10 +133,7 @@ DAMAGE = {
     "absent": (lambda f: f.__delitem__("x"), "/x is not a dataset of this file"),
     "group": (lambda f: (f.__delitem__("x"), f.create_group("x")), "/x is not a dataset"),
     "scalar": (lambda f: replace(f, "patches", np.uint8(1)), "/patches is of shape"),
-    "chunked": (
-        lambda f: replace(f, "patches", PATCHES, chunks=True),
-        "/patches is not contiguous",
-    ),
+    "chunks": (lambda f: replace(f, "patches", PATCHES, chunks=True), "/patches is not contiguous"),
     "half": (lambda f: replace(f, "patches", np.float16(PATCHES)), "/patches is of type float16"),
     "fewer rows": (lambda f: replace(f, "label", np.zeros(6, np.int8)), "/label is of shape"),
     "text": (lambda f: replace(f, "x", text(*"abcdefg")), "/x is of type object"),
