@@ -80,8 +80,7 @@ def predict(
 ) -> Generator[RawPrediction, None, None]:
     """Yield the prediction of each batch of patches of a pack, in the order of ``rows``.
 
-    The next batch is read in the background. The classifiers are put into eval mode, and stay in
-    eval mode afterwards.
+    The next batch is read in the background. The classifiers stay in eval mode afterwards.
 
     Args:
         classifiers: Classifiers; each of them predicts every patch.

@@ -1,7 +1,6 @@
 """Predictor: computes probabilities of patches from checkpoints, with test-time augmentation.
 
-``wsi-idc eval`` and ``wsi-idc map`` use the same predictor, so the probability of a patch is the
-same in both.
+``wsi-idc eval`` and ``wsi-idc map`` use it, so a patch has the same probability in both.
 """
 
 from collections.abc import Generator

@@ -50,8 +50,7 @@ class _MetaInit(TorchFunctionMode):
 def build_on_meta(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
     """Build a network whose parameters are on the meta device: they have shapes but no values.
 
-    No random numbers are drawn. To use the network, call ``to_empty``, which allocates memory, and
-    then ``load_state``, which sets the values.
+    No random numbers are drawn. ``to_empty`` allocates memory, then ``load_state`` sets the values.
     """
     with _MetaInit():
         return build(num_classes)

@@ -35,8 +35,7 @@ class CamSpec:
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module whose output is the feature map of the CAM; None: the last layer
-            whose feature map has enough cells.
+        layer: Name of the module that makes the feature map; None: the last with enough cells.
         class_index: Index of the class whose logit the CAM explains.
     """
 
@@ -57,7 +56,11 @@ class CamSpec:
 
 @contextmanager
 def cam_extractor(
-    classifier: PatchClassifier, **options: Any
+    classifier: PatchClassifier,
+    *,
+    method: str = "gradcam",
+    layer: str | None = None,
+    class_index: int = IDC,
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
     """Context manager that yields a function; the function computes logits and CAMs of a batch.
 
@@ -67,26 +70,27 @@ def cam_extractor(
 
     Args:
         classifier: Classifier to explain.
-        options: ``method``, ``layer`` and ``class_index`` of ``CamSpec``; without ``layer``, the
-            CAM is that of the last feature map. CAMs of different methods have different scales.
+        method: One of ``CAM_METHODS``. The CAMs of different methods have different scales.
+        layer: Name of the module whose output is the feature map; None: the last feature map.
+        class_index: Index of the class whose logit the CAM explains.
 
     Raises:
         CheckpointError: ``layer`` has no CAM, or its CAM has too few cells. If the classifier does
             not resize its patches, the function raises this error at its first batch.
     """
-    cam, arch, input_px = CamSpec(**options), classifier.arch, classifier.input_px
-    if cam.method not in CAM_METHODS:
-        raise ValueError(f"method {cam.method!r} is not one of {', '.join(CAM_METHODS)}")
-    layer = arch.cam_layer if cam.layer is None else cam.layer
-    check_cam_layer(arch, input_px or PATCH_PX, layer)
+    if method not in CAM_METHODS:
+        raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
+    arch, input_px = classifier.arch, classifier.input_px
+    name = arch.cam_layer if layer is None else layer
+    check_cam_layer(arch, input_px or PATCH_PX, name)
 
     def extract(patches: Tensor) -> tuple[Tensor, Tensor]:
-        check_cam_layer(arch, input_px or patches.shape[-2], layer)
-        if cam.method != "gradcam":
-            return _cam_by_torchcam(classifier, patches, cam.method, layer, cam.class_index)
-        if layer == arch.cam_layer:
-            return logits_and_cam(classifier, patches, class_index=cam.class_index)
-        return _cam_by_gradient(classifier, patches, layer, cam.class_index)
+        check_cam_layer(arch, input_px or patches.shape[-2], name)
+        if method != "gradcam":
+            return _cam_by_torchcam(classifier, patches, method, name, class_index)
+        if name == arch.cam_layer:
+            return logits_and_cam(classifier, patches, class_index=class_index)
+        return _cam_by_gradient(classifier, patches, name, class_index)
 
     with eval_mode(classifier):
         yield extract

@@ -25,10 +25,7 @@ _RATE = {"learning_rate": ("learning rate", INK, "o")}
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Writes ``metrics.jsonl``, TensorBoard events and figures into a run directory.
-
-    If several processes train together, only the main process writes.
-    """
+    """Writes metrics.jsonl, TensorBoard events and figures of a run, in the main process only."""
 
     def __init__(self, training: Training) -> None:
         self._training = training

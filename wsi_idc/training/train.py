@@ -1,7 +1,6 @@
 """Train a classifier on the train patients of a pack, and validate it on the val patients.
 
-The random numbers of a step depend only on the seed, the epoch and the step. So a training that was
-stopped and resumed ends with exactly the same weights as a training without a stop.
+A training that was stopped and resumed ends with the same weights as a training without a stop.
 """
 
 import logging
