@@ -39,7 +39,7 @@ class Range:
 
     def problem(self) -> str | None:
         """Return the reason why the range is not valid; None if it is valid."""
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not -math.inf < self.low < self.high < math.inf:
             return "low must be below high"
         if self.log and self.low <= 0:
             return "low must be above 0 for log"

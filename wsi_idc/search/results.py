@@ -203,5 +203,4 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
             if known := [number for number in complete if number is not None]:
                 mean = sum(known) / len(known)
                 panel.hlines(mean, x - 0.25, x + 0.25, color=INK, linewidth=1.5, label="mean")
-    assert result.best is not None
-    scatter([result.best], 170, OTHER, marker="*", zorder=3, label="best")
+    scatter(result.trials[:1], 170, OTHER, marker="*", zorder=3, label="best")
