@@ -36,8 +36,7 @@ def evaluation(trained: Checkpoint, cohort: Pack) -> Evaluation:
 
 @pytest.mark.parametrize(("split", "role"), [("test", "test"), ("val", "val"), ("unseen", "test")])
 def test_patients_are_those_of_the_split(trained: Checkpoint, cohort: Pack, split: str, role: str):
-    predictor = Predictor((trained,))
-    assert choose_patients(predictor, cohort, split) == sorted(trained.patients(role))
+    assert choose_patients(Predictor((trained,)), cohort, split) == sorted(trained.patients(role))
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
