@@ -63,11 +63,11 @@ def test_inputs_of_map_replace_those_of_the_file(
 def test_wrong_usage_is_one_line(work: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     for words, code, message in (
-        ("job jobs/cv5.toml --task 6", 1, "jobs/cv5.toml: no task 6; the job has 5 tasks, 1 to 5"),
+        ("job jobs/cv5.toml --task 6", 1, "jobs/cv5.toml: no task 6; the job has tasks 1 to 5"),
         ("job jobs/cv5.toml --epoch 3", 2, "No such option"),
-        ("job jobs/cv5.toml --json", 2, "--json is for one task"),
+        ("job jobs/cv5.toml --json", 2, "--json needs one task"),
         ("job --device cpu jobs/cv5.toml", 2, "give JOB first"),
-        ("submit jobs/cv5.toml --on slurm", 1, "no sbatch here"),
+        ("submit jobs/cv5.toml --on slurm", 1, "no sbatch on this machine"),
     ):
         result = command(*words.split())
         assert result.code == code
@@ -127,8 +127,8 @@ def test_unfinished_runs_are_named_once(
     (work / "all.toml").write_text('command = "eval"\n[config]\nruns = ["runs/*"]\n')
     result = command("job", "all.toml", "--no-report", "--num-resamples", "100")
     assert result.code == 0, result.err
-    named = [message for message in caplog.messages if message.startswith("not finished")]
-    assert named == ["not finished, so left out: runs/b"]
+    named = [message for message in caplog.messages if message.startswith("unfinished")]
+    assert named == ["unfinished runs are left out: runs/b"]
 
 
 def test_a_job_runs_in_the_background(work: Path, command: RunCommand):
@@ -144,7 +144,7 @@ def test_a_job_runs_in_the_background(work: Path, command: RunCommand):
     resources = ("--time", "1:00:00", "--gpus", 2, "--sbatch", "--qos=long")
     result = command("submit", "one.toml", "--on", "local", "--dry-run", *resources)
     assert result.out.startswith("wsi-idc train --epochs 1 ")
-    assert result.err == "for SLURM, so without effect here: --time, --gpus, --sbatch\n"
+    assert result.err == "these flags have an effect only on SLURM: --time, --gpus, --sbatch\n"
 
 
 def reduce(path: Path, axes: str) -> None:

@@ -55,7 +55,7 @@ CASES = [
     ("info none.h5", 1, "none.h5: no such file"),
     ("info none.pt", 1, "none.pt: no such file"),
     ("info text.pt", 1, "text.pt: not a readable checkpoint"),
-    ("status map.toml", 0, "6 maps are there"),
+    ("status map.toml", 0, "6 maps exist"),
     ("status train.toml", 0, "not begun"),
     ("status none.toml", 1, "none.toml"),
     ("job map.toml --dry-run", 0, "wsi-idc map --all"),

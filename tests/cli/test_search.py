@@ -24,12 +24,12 @@ def test_a_search_prints_its_table_and_the_next_command(work: Path, command: Run
     (work / "job.toml").write_text(JOB.replace("RATE", "1e-2"))
     result = command("search", "job.toml", "--device", "cpu")
     assert result.code == 0, result.err
-    assert "trial 1 (1 of 2 done): learning_rate 0.01" in result.err
+    assert "trial 1 (1 of 2 trials are done): learning_rate 0.01" in result.err
     table = result.out.splitlines()
     assert table[0].split()[:3] == ["number", "state", "learning"]
     assert len({len(line) for line in table[:3]}) == 1
     assert re.match(r" +[01]  complete +0\.01? +", table[1].replace("0.001", "0.01"))
-    best = re.search(r"best +trial ([01]), as job file in runs/rates/best\.toml", result.out)
+    best = re.search(r"best +trial ([01]); its job file is runs/rates/best\.toml", result.out)
     checkpoint = f"runs/rates/trial-000{best[1]}/best.pt"
     assert f"wsi-idc eval --checkpoint {checkpoint}" in result.out
     assert (work / "runs/rates/search.png").read_bytes().startswith(b"\x89PNG")
@@ -65,7 +65,11 @@ def test_failed_trials_are_listed_at_the_end(work: Path, command: RunCommand):
     ("name", "text", "message"),
     [
         ("search", JOB.replace("RATE", "'f'"), "axis learning_rate must be a number, not 'f'"),
-        ("search", 'command = "train"', 'not a search; give a file with command = "search"'),
+        (
+            "search",
+            'command = "train"',
+            'this job is not a search; give a file with command = "search"',
+        ),
         (
             "job",
             JOB.replace("RATE", "nan"),

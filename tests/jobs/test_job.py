@@ -162,14 +162,17 @@ def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pyt
         (TRAIN + "[config]\noverwrite = true\n", "unknown 'overwrite'"),
         (TRAIN + "[axes]\nepochs = 3\n", "axis epochs must be a list"),
         (TRAIN + "[axes]\nepochs = []\n", "axis epochs must be a list"),
-        (TRAIN + "[axes]\nepochs = [1, 1]\n", "axis epochs has a value twice"),
+        (TRAIN + "[axes]\nepochs = [1, 1]\n", "axis epochs contains a value twice"),
         (TRAIN + "[axes]\nepochs = [1, 0]\n", "at epochs 0: epochs is 0"),
         (TRAIN + "[axes]\nepochs = [1]\n[config]\nepochs = 1\n", "both in"),
-        (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out is one folder"),
+        (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out is the same folder"),
         (TRAIN + '[config]\nsplit = "a\\u0000b"\n', "split must be one line of printable text"),
-        ('command = "eval"\n[axes]\ntta = [true, false]\n', "is for train and search"),
-        ('command = "map"\ntasks = 2\n[config]\nshard = "1/2"\n', "leave one of the two out"),
-        (TRAIN + "tasks = 3\n", "tasks is for a search, or for a map"),
+        ('command = "eval"\n[axes]\ntta = [true, false]\n', "is only for train"),
+        (
+            'command = "map"\ntasks = 2\n[config]\nshard = "1/2"\n',
+            "the key tasks sets shard for each task",
+        ),
+        (TRAIN + "tasks = 3\n", "tasks is only for a search or a map"),
         (TRAIN + "tasks = 0\n", "tasks is 0; it must be from 1 to"),
         ('command = "map"\ntasks = 2.5\n', "tasks must be an integer, not 2.5"),
         ('command = "map"\n[config]\npatient = "10253"\n', "patient must be a list, not '10253'"),
@@ -188,7 +191,7 @@ def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pyt
             + "".join(
                 f"{n} = {list(range(9000))}\n" for n in ("seed", "epochs", "patience", "freeze")
             ),
-            f"{9000**4} tasks; at most 10000, so shorten an axis",
+            f"{9000**4} tasks, but at most 10000 are allowed; shorten an axis",
         ),
     ],
 )
@@ -203,7 +206,7 @@ def test_an_error_is_one_line(tmp_path: Path, text: str, message: str):
 def test_task_numbers_are_checked(tmp_path: Path):
     job = open_job(write(tmp_path, AXES), [])
     for number in (0, 5):
-        with pytest.raises(JobError, match=f"no task {number}; the job has 4 tasks, 1 to 4"):
+        with pytest.raises(JobError, match=f"no task {number}; the job has tasks 1 to 4"):
             job.task(number)
     with pytest.raises(JobError, match="split is an axis of this job"):
         open_job(write(tmp_path, AXES), ["--split", "auto"])

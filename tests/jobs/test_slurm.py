@@ -99,7 +99,7 @@ def test_scripts_and_submitted_jobs_share_one_text():
 def test_invalid_resources_are_refused(tmp_path: Path):
     search = open_job(REPOSITORY / "jobs/search.toml", [])
     for several in ({"nodes": 2}, {"gpus": 2}):
-        with pytest.raises(JobError, match="several --nodes or --gpus are for a training"):
+        with pytest.raises(JobError, match="only a training can have several --nodes or --gpus"):
             sbatch_text(search, **several)
     with pytest.raises(JobError, match="one line of printable text"):
         sbatch_text(search, account="a\n#SBATCH --mem=1T")

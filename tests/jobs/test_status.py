@@ -39,8 +39,8 @@ def test_maps_are_counted_a_shard(work: Path, cohort: Pack):
     (work / "maps/cohort.h5").touch()
     others = len(cohort.patients) - len(second)
     assert states(work, "tasks = 2\n[config]\nall = true\n") == [
-        ("not begun", f"0 of {others} maps are there"),
-        ("finished", f"{len(second)} of {len(second)} maps are there"),
+        ("not begun", f"0 of {others} maps exist"),
+        ("finished", f"{len(second)} of {len(second)} maps exist"),
     ]
 
 
@@ -49,10 +49,10 @@ def test_patients_and_slides_by_name_are_counted(work: Path, cohort: Pack):
     (work / "ids.txt").write_text(f"{one}\n")
     (work / "maps" / f"{two}.h5").touch()
     settings = f'[config]\npatients_file = "ids.txt"\npatient = ["{two}"]\n'
-    assert states(work, settings) == [("partly done", "1 of 2 maps are there")]
+    assert states(work, settings) == [("partly done", "1 of 2 maps exist")]
     (work / "a.tif").touch()
-    assert states(work, '[config]\nslide = ["*.tif"]\n') == [("not begun", "0 of 1 maps are there")]
-    assert states(work, "") == [("unknown", "the job names nothing to map")]
+    assert states(work, '[config]\nslide = ["*.tif"]\n') == [("not begun", "0 of 1 maps exist")]
+    assert states(work, "") == [("unknown", "the job gives no patient or slide to map")]
     ((state, why),) = states(work, '[config]\npatient = ["none"]\n')
     assert (state, why[:19]) == ("unknown", "no patient 'none' i")
     (work / "data/idc.h5").unlink()

@@ -100,7 +100,7 @@ def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
     assert search(GRID, small, folder=done.folder, device="cpu").trials == done.trials
     for changes, message in (
         ({"axes": {"learning_rate": (1e-3, 0.5)}}, r"rate \[0.001, 0.01\] -> \[0.001, 0.5"),
-        ({"fixed": {**FIXED, "epochs": 2}}, r"\(epochs 1 -> 2\); give this one another name"),
+        ({"fixed": {**FIXED, "epochs": 2}}, r"\(epochs 1 -> 2\); give this search another name"),
         ({"metric": "auc"}, r'\(search.metric "average_precision" -> "auc"\)'),
     ):
         with pytest.raises(errors.JobError, match=message):
@@ -111,10 +111,14 @@ def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("thesis.tex", "years of work", "is not empty and not a search; give another name"),
+        ("thesis.tex", "years of work", "is not empty and contains no search; give another name"),
         ("search.json", "{", "not readable .*; give the search another name"),
-        ("search.json", "[]", "not a record of a search; give another name"),
-        ("search.json", '{"format": "other"}', "not a record of a search; give another name"),
+        ("search.json", "[]", "this is not a record of a search; give another name"),
+        (
+            "search.json",
+            '{"format": "other"}',
+            "this is not a record of a search; give another name",
+        ),
     ],
 )
 def test_a_folder_of_other_files_does_not_change(

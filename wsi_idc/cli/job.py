@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, click.Command] = {
     str(command.name): command
     for command in (prepare, explore, train, search, eval_, compare, map_, render, export, report)
 }
-# A job file must not contain these options: they depend on the machine or set the output.
+# A job file must not contain these options: the user chooses them for each call.
 NOT_IN_A_FILE = frozenset(
     {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run"}
 )
@@ -44,7 +44,7 @@ _PASS_FLAGS = {"ignore_unknown_options": True}
 
 @click.command(context_settings=_PASS_FLAGS)
 @click.argument("job", type=PATH)
-@click.option("--task", type=int, help="Run only the task of this number, from 1.")
+@click.option("--task", type=int, help="Run only the task with this number; the first is 1.")
 @click.option("--count", is_flag=True, help="Print the number of tasks and run nothing.")
 @click.option("--dry-run", is_flag=True, help="Print the command of each task and run nothing.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
@@ -52,7 +52,7 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
     """Run a job file, or one of its tasks.
 
     JOB is a TOML file that names a command and its settings. The job files in jobs/ explain every
-    key. Without --task all tasks run, one after the other; finished work is skipped. FLAGS are
+    key. Without --task, all tasks run one after the other. Finished work is skipped. FLAGS are
     added to the command of each task: for example --device, --overwrite, or a setting that replaces
     the same setting in JOB.
 
@@ -75,13 +75,13 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
         tasks = [opened.single_call]
     num_tasks, failed = len(tasks), []
     if num_tasks > 1 and "--json" in tasks[0].passthrough_args:
-        raise click.UsageError("--json is for one task; give --task, or use wsi-idc status --json.")
+        raise click.UsageError("--json needs one task; give --task, or use wsi-idc status --json.")
     for number, call in enumerate(tasks, start=1):
         if num_tasks > 1:
             echo_note(f"task {number} of {num_tasks}: {call.command_line()}")
         try:
             if unfinished := call.unfinished_runs():
-                logger.warning("not finished, so left out: %s", ", ".join(unfinished))
+                logger.warning("unfinished runs are left out: %s", ", ".join(unfinished))
             words, name = call.arguments()[1:], f"wsi-idc {call.command}"
             COMMANDS[call.command].main(words, prog_name=name, standalone_mode=False)
         except WsiIdcError as error:
@@ -125,8 +125,8 @@ def command_spec(command: click.Command) -> CommandSpec:
 def _parse_flags(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings among ``flags`` by key, and the other flags as command-line words."""
-    # The job file has the required arguments. Click gets the path of the file as a placeholder.
+    """Split ``flags``; return a dict of the settings, and a list of words with the other flags."""
+    # The job file has the required arguments. Click gets the path of the job file instead.
     required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
     words = [*flags, *[str(path)] * len(required)]
     ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", words)
@@ -191,20 +191,20 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     "--on",
     "where",
     type=click.Choice(["slurm", "local"]),
-    help="[default: slurm if there is sbatch, else local]",
+    help="Run on SLURM or here.  [default: slurm if there is sbatch, else local]",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be submitted; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the script or the commands; submit nothing.")
 @click.option(
-    "--gpus", type=click.IntRange(min=0), help="GPUs per node.  [default: 1, or 0 if unused]"
+    "--gpus", type=click.IntRange(min=0), help="GPUs per node.  [default: 1 if needed, else 0]"
 )
 @with_default("--nodes", type=click.IntRange(min=1), default=1)
 @with_default("--cpus", type=click.IntRange(min=1), default=4, help="Cores per process.")
 @with_default("--memory", default="6G", help="Memory per node.")
 @with_default(
-    "--time", default="04:00:00", help="Time limit, at which an unfinished job is requeued."
+    "--time", default="04:00:00", help="Time limit; SLURM then requeues an unfinished job."
 )
-@click.option("--partition", default="", help="[default: the site's]")
-@click.option("--account", default="", help="[default: the site's]")
+@click.option("--partition", default="", help="Partition.  [default: the site's partition]")
+@click.option("--account", default="", help="Account.  [default: the site's account]")
 @click.option("--sbatch", "more", multiple=True, help="Another flag of sbatch, such as --qos=long.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -234,7 +234,7 @@ def submit(
     if (where or ("slurm" if shutil.which("sbatch") else "local")) == "local":
         if given:
             names = ", ".join(f"--{'sbatch' if name == 'more' else name}" for name in given)
-            echo_note(f"for SLURM, so without effect here: {names}")
+            echo_note(f"these flags have an effect only on SLURM: {names}")
         if dry_run:
             for task in [opened.single_call] if opened.single_call else opened.tasks:
                 echo(task.command_line())
@@ -244,7 +244,7 @@ def submit(
         rows = [
             ("started", f"{opened.name} in the background, process {process}"),
             ("log", log),
-            ("stop", f"kill {process}  (it saves; the same command continues)"),
+            ("stop", f"kill {process}  (the job saves; the same command continues it)"),
         ]
     else:
         text = slurm.sbatch_text(opened, flags, **resources)
@@ -252,7 +252,7 @@ def submit(
             click.echo(text, nl=False)
             return
         if not shutil.which("sbatch"):
-            raise JobError("no sbatch here; submit where there is SLURM, or give --on local")
+            raise JobError("no sbatch on this machine; submit where SLURM runs, or give --on local")
         script = slurm.LOGS / f"{opened.name}.sbatch"
         write_text(script, text)
         # Priority in sbatch: its command line, then the settings of the site, then the script.
@@ -269,7 +269,7 @@ def submit(
 
 
 def _start_here(arguments: list[str], log: Path) -> int:
-    """Run a command in the background with its output in ``log``; return its process id."""
+    """Start a command in the background and return its process id; ``log`` gets the output."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # A process in its own session continues when the terminal is closed.
     return os.posix_spawn(

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 @device_option
 @output_options
 def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
-    """Train with many settings and rank them.
+    """Train with many settings and rank the results.
 
     JOB is a TOML file, such as jobs/search.toml. It contains the name of the search (NAME), the
     fixed settings, the axes, and the sampler: grid, random or tpe. Each trial is a separate run.
-    Several processes with the same command share the trials, also on several machines with a common
-    disk. After a stop or a kill, the same command resumes the search.
+    The same command can run several times at once, also on several machines with a common disk; the
+    processes divide the trials. After a stop or a kill, the same command resumes the search.
 
     \b
     Example:
@@ -74,15 +74,15 @@ def _search_lines(result: "SearchResult") -> Iterator[str]:
         yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
     if running := len(result.having("running")):
         yield (
-            f"{running} of {len(rows)} trials are still being run by other processes; the last to "
-            "end writes the complete table"
+            f"other processes still run {running} of {len(rows)} trials; the last process writes "
+            "the complete table"
         )
     if result.best is None:
-        yield f"no trial is complete; table in {result.folder / TABLE}"
+        yield f"no trial is complete; see the table {result.folder / TABLE}"
         return
     yield from table_lines(
         [
-            ("best", f"trial {result.best.number}, as job file in {result.folder / BEST_JOB}"),
+            ("best", f"trial {result.best.number}; its job file is {result.folder / BEST_JOB}"),
             ("table", result.folder / TABLE),
             ("figure", result.folder / FIGURE),
             ("checkpoint", result.checkpoint),

@@ -1,10 +1,11 @@
-"""Read job files: TOML files that describe computations independently of the machine.
+"""Read job files. A job file is a TOML file with a computation that can run on any machine.
 
 The key ``command`` is the name of a command. ``name`` is the name of the job; the default is the
-name of the file without its suffix. ``[config]`` has options of the command, with underscores in
-their names. ``[axes]`` has lists of values; each combination of their values is a task. ``tasks``
-is the number of tasks among which the patients of a ``map`` or the trials of a ``search`` are
-divided. All values become a command line. The command itself parses and checks this command line.
+name of the file without its suffix. ``[config]`` sets options of the command; underscores replace
+the hyphens in their names. ``[axes]`` has a list of values for each option in it; each combination
+of values is one task. ``tasks`` is a number of tasks; the patients of a ``map`` or the trials of a
+``search`` are divided among these tasks. The settings of a task become a command line. The command
+itself parses and checks this command line.
 """
 
 import glob
@@ -27,20 +28,20 @@ from wsi_idc.training.runs import Run
 
 TRAIN, MAP = "train", "map"
 MAX_TASKS = 10_000
-# Inputs of `map`. If a flag of the user sets one of these keys, the job file's are all ignored.
+# Inputs of `map`. If the user sets one of these keys by a flag, the job file's inputs are ignored.
 _MAP_INPUTS = {"all", "patient", "patients_file", "slide", "files", "manifest"}
 _MAX_SLUG = 60
 
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """A command that a job can run; a key in the job file is an option or argument.
+    """A command that a job can run; each key in the job file sets an option or an argument.
 
     Attributes:
-        options: Key to name on the command line, such as "--out"; empty for an argument.
-        flags: Keys of the options without a value.
+        options: For each key, the name of the option, such as "--out"; "" for an argument.
+        flags: Keys of the options that take no value.
         lists: Keys of the options and arguments that may be repeated.
-        parse: Function that parses a command line into a value for each key, or raises JobError.
+        parse: Function that parses a command line. It returns a dict or raises JobError.
     """
 
     options: Mapping[str, str]
@@ -56,9 +57,9 @@ class Task:
     Attributes:
         command: Name of the command.
         spec: Options and parser of the command.
-        settings: Key to value; a flag of the user replaces the value in the job file.
+        settings: Value of each key that is set; a flag of the user replaces the job file's value.
         passthrough_args: Arguments that are passed to the command unchanged.
-        values: Key to value after the command line is parsed; defaults are included.
+        values: Value of each key after the command line is parsed; defaults are included.
     """
 
     command: str
@@ -68,7 +69,7 @@ class Task:
     values: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # The command checks the value itself; this loop checks the types that TOML distinguishes.
+        # The command checks the values; this loop only checks the types that TOML distinguishes.
         for key, value in self.settings.items():
             is_list, is_flag = key in self.spec.lists, key in self.spec.flags
             if is_list and not isinstance(value, list):
@@ -85,7 +86,7 @@ class Task:
                 raise JobError(f"{key} must be a number, not {value!r}")
 
     def arguments(self) -> list[str]:
-        """Return the command line without ``wsi-idc``, as a list; file patterns are expanded."""
+        """Return the words of the command line after ``wsi-idc``; file patterns are expanded."""
         words: list[str] = []
         for key, value in self.settings.items():
             option = self.spec.options[key]
@@ -121,7 +122,7 @@ class Job:
         command: Name of the command that all tasks run.
         name: Name of the job.
         tasks: Tasks of the job; the first task has number 1.
-        single_call: Call that does the work of all tasks; None if no such call exists.
+        single_call: One task that does the work of all tasks; None if no such task exists.
     """
 
     path: Path
@@ -134,7 +135,7 @@ class Job:
         """Return the task with the given number; the first task has number 1."""
         count = len(self.tasks)
         if not 1 <= number <= count:
-            have = "one task, 1" if count == 1 else f"{count} tasks, 1 to {count}"
+            have = "only task 1" if count == 1 else f"tasks 1 to {count}"
             raise JobError(f"{self.path}: no task {number}; the job has {have}")
         return self.tasks[number - 1]
 
@@ -150,8 +151,8 @@ def read_job(
 
     Args:
         path: Path of the job file.
-        commands: Name to command, for all commands that a job can run.
-        overrides: Settings that replace those of the job file, and name the run of a training.
+        commands: All commands that a job can run; the keys are their names.
+        overrides: Settings that replace the job file's; they also appear in the name of a run.
         passthrough_args: Arguments that are passed to every task unchanged, such as the device.
 
     Raises:
@@ -171,7 +172,7 @@ def read_job(
             return Job(path, command, name, [single] * num_parts, single)
         toml_file.check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
         if num_parts > 1 and command != MAP:
-            raise JobError("tasks is for a search, or for a map without [axes]; leave it out")
+            raise JobError("the key tasks is only for a search or a map; remove tasks")
         fixed, points = _read_settings(content, command, spec, overrides)
         if command == TRAIN:
             return Job(path, command, name, _train_tasks(name, make_task, fixed, points, overrides))
@@ -179,7 +180,7 @@ def read_job(
         if num_parts == 1:
             return Job(path, command, name, [single])
         if "shard" in single.settings:
-            raise JobError("shard is one of the parts that tasks makes; leave one of the two out")
+            raise JobError("the key tasks sets shard for each task; remove tasks or shard")
         shards = [f"{number}/{num_parts}" for number in range(1, num_parts + 1)]
         parts = [make_task({**single.settings, "shard": shard}) for shard in shards]
         return Job(path, command, name, parts, single)
@@ -190,26 +191,26 @@ def read_job(
 def _read_settings(
     content: Mapping[str, Any], command: str, spec: CommandSpec, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the [config] settings, and a point (a combination of [axes] values) per task."""
+    """Return the [config] settings and, for each task, one combination of [axes] values."""
     fixed, axes = (toml_file.table(content, name, spec.options) for name in ("config", "axes"))
     if command == MAP and _MAP_INPUTS & overrides.keys():
         fixed = {key: value for key, value in fixed.items() if key not in _MAP_INPUTS}
     for key, axis in axes.items():
         if not isinstance(axis, list) or not axis:
-            raise JobError(f"axis {key} must be a list with a value for each task, not {axis!r}")
+            raise JobError(f"axis {key} must be a list of values, not {axis!r}")
         if len(axis) > MAX_TASKS:
-            raise JobError(f"axis {key} has {len(axis)} values; at most {MAX_TASKS}")
+            raise JobError(f"axis {key} has {len(axis)} values; at most {MAX_TASKS} are allowed")
         if len(set(map(repr, axis))) < len(axis):
-            raise JobError(f"axis {key} has a value twice")
+            raise JobError(f"axis {key} contains a value twice")
         if key in fixed:
             raise JobError(f"{key} is both in [config] and in [axes]; choose one")
         if key in overrides:
-            raise JobError(f"{key} is an axis of this job, so it cannot be set for all tasks")
+            raise JobError(f"{key} is an axis of this job, so a flag cannot set it")
     if axes and command != TRAIN:
-        raise JobError(f"[axes] is for train and search; tasks = N splits a map, {command} has one")
+        raise JobError("[axes] is only for train and search; use tasks = N to split a map")
     num_points = math.prod(map(len, axes.values()))
-    if num_points > MAX_TASKS:  # checked first: a list of all points may not fit into memory
-        raise JobError(f"{num_points} tasks; at most {MAX_TASKS}, so shorten an axis")
+    if num_points > MAX_TASKS:  # a list of all points may not fit into memory
+        raise JobError(f"{num_points} tasks, but at most {MAX_TASKS} are allowed; shorten an axis")
     points = itertools.product(*axes.values())
     return fixed, [dict(zip(axes, point, strict=True)) for point in points]
 
@@ -221,7 +222,7 @@ def _train_tasks(
     points: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, Any],
 ) -> list[Task]:
-    """Check the settings of each point, and return a training task with a run folder per point."""
+    """Return a training task for each point, with checked settings and its own run folder."""
     fields, tasks, slugs = train_types(), [], []
     own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
     for point in points:
@@ -237,7 +238,9 @@ def _train_tasks(
         tasks.append(task)
     if any("out" in task.settings for task in tasks):
         if len(tasks) > 1:
-            raise JobError("out is one folder, and each task needs its own; leave it out")
+            raise JobError(
+                "out is the same folder for all tasks; remove out, because each needs its own"
+            )
         return tasks
     if len(set(slugs)) < len(slugs):
         slugs = [f"task-{number}" for number in range(1, len(slugs) + 1)]
@@ -249,13 +252,13 @@ def _train_tasks(
 
 
 def _finished(paths: list[str]) -> list[str]:
-    """Return the paths without unfinished runs, or all paths if no run is finished."""
+    """Return the paths except unfinished runs; if all are unfinished runs, return all paths."""
     finished = [path for path in paths if not Path(path).is_dir() or Run(Path(path)).is_finished()]
     return finished if len(paths) > 1 and finished else paths
 
 
 def _expand(value: Any) -> list[list[str]]:
-    """Return a list for each text of a setting: the files that match it, or the text itself."""
+    """Return one list for each value of a setting: the matching files, or the value itself."""
     lists = []
     for text in map(str, value if isinstance(value, list) else [value]):
         is_pattern = "*" in text or "?" in text

@@ -19,7 +19,7 @@ SITE = Path("slurm/site.env")
 _SBATCH_SECONDS = 120
 _SQUEUE_SECONDS = 20
 _NEEDS_GPU = ("train", "search", "eval", "compare", "map")
-# Shell lines that set the network address for the communication of the processes of one training.
+# Shell lines that set the network address at which the processes of one training connect.
 _RENDEZVOUS = [
     'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)',
     "export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
@@ -49,18 +49,18 @@ def sbatch_text(
         cpus: Cores per process.
         memory: Memory per node in the format of sbatch, such as "6G".
         time: Time limit; a job that reaches the limit is queued again.
-        partition: Partition of the cluster; if empty, the site's default.
-        account: Account that pays for the job; if empty, the site's default.
+        partition: Partition of the cluster; if empty, the site's default is used.
+        account: Account that pays for the job; if empty, the site's default is used.
         more: Further flags of sbatch, such as "--qos=long".
 
     Raises:
-        JobError: A command other than train has several processes, or a value has a line break.
+        JobError: A command other than train has several nodes or GPUs, or a flag is not printable.
     """
     gpus = int(job.command in _NEEDS_GPU) if gpus is None else gpus
     if max(nodes, gpus) > 1 and job.command != TRAIN:
         raise JobError(
-            f"{job.path}: several --nodes or --gpus are for a training; the tasks of a map or "
-            "search have one GPU each"
+            f"{job.path}: only a training can have several --nodes or --gpus; each task of a "
+            "map or search has one GPU"
         )
     is_distributed, is_array = max(nodes, gpus) > 1, len(job.tasks) > 1
     directives = [
@@ -80,7 +80,7 @@ def sbatch_text(
         *more,
     ]
     if any(not directive.isprintable() for directive in directives):
-        raise JobError(f"{job.path}: a flag for sbatch is one line of printable text")
+        raise JobError(f"{job.path}: a flag for sbatch must be one line of printable text")
     for index, directive in enumerate(directives):
         if set(directive) & set(" #'\"\\"):
             directives[index] = shlex.quote(directive)
@@ -101,7 +101,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
     Args:
         script: Path of a file with the text of ``sbatch_text``.
-        flags: Flags of sbatch. Flags override the site's settings, and these override the script.
+        flags: Flags of sbatch. They override the site's settings, which override the script.
 
     Raises:
         JobError: sbatch refuses the script or does not answer.

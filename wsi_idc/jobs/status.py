@@ -1,4 +1,4 @@
-"""Report the progress of the tasks of a job, read from the files that the tasks have written."""
+"""Report the progress of a job's tasks; it is read from the files that the tasks write."""
 
 import contextlib
 import csv
@@ -27,7 +27,7 @@ from wsi_idc.training.runs import Run, describe_changes
 
 NOT_BEGUN, RUNNING, STOPPED, FINISHED = "not begun", "running", "stopped", "finished"
 PARTLY, UNKNOWN, OTHER = "partly done", "unknown", "other settings"
-# Command to the last file that the command writes, relative to --out; "" means --out itself.
+# For each command, the last file that it writes, relative to --out; "" is --out itself.
 _LAST_FILES = {"prepare": "", "explore": "summary.json", "report": "index.html"}
 
 
@@ -38,9 +38,9 @@ class TaskStatus:
     Attributes:
         number: Number of the task; the first task has number 1.
         out: Folder or file with the results of the task.
-        state: "not begun", "running", "stopped" (the same command can continue the task), "partly
-            done", "finished", "other settings" (the existing files were made with other settings,
-            and the command would reject these files) or "unknown".
+        state: "not begun", "running", "stopped", "partly done", "finished", "other settings" or
+            "unknown". The same command continues a stopped task. "other settings": the existing
+            files were made with other settings, so the command rejects these files.
         detail: Description of the progress, such as "3 of 10 epochs".
     """
 
@@ -74,12 +74,12 @@ def _task_status(number: int, task: Task) -> TaskStatus:
         status = _count(map(is_evaluation, folders), "runs are evaluated")
         out = out or f"eval-{name}"
     else:
-        out, status = "", (UNKNOWN, f"see the files of wsi-idc {task.command}")
+        out, status = "", (UNKNOWN, f"see the output files of wsi-idc {task.command}")
     return TaskStatus(number, str(out), *status)
 
 
 def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
-    """Return the state and the detail of a task with one result for each of its parts."""
+    """Return the state and the detail of a task; ``results`` has one item for each part."""
     done = list(results)
     state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
     return state, f"{sum(done)} of {len(done)} {what}"
@@ -115,7 +115,7 @@ def _run_status(run: Run) -> tuple[str, str]:
         best = record.get("best")
         epoch = best.get("epoch") if isinstance(best, dict) else None
         return FINISHED, "" if epoch is None else f"best epoch {epoch}"
-    detail = "before the end of its first epoch"
+    detail = "in its first epoch"
     if epochs := run.read_history():
         last, config = epochs[-1], record.get("asked")
         num_epochs = config.get("epochs") if isinstance(config, dict) else None
@@ -131,7 +131,7 @@ def _search_status(spec: SearchSpec, folder: Path) -> tuple[str, str]:
     states = [_run_status(Run(path))[0] for path in sorted(folder.glob("trial-*"))]
     finished, running, num_ended = states.count(FINISHED), states.count(RUNNING), 0
     with (
-        contextlib.suppress(OSError, ValueError, csv.Error),  # the table cannot be read
+        contextlib.suppress(OSError, ValueError, csv.Error),  # ignore an unreadable table
         (folder / "trials.csv").open(encoding="utf-8", newline="") as file,
     ):
         rows = list(csv.DictReader(file))
@@ -157,10 +157,10 @@ def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
             sizes = sizes_of_patients(pack, pack.patients if values["all"] else listed)
         else:
             num_maps = len(list(out.glob("*.h5")))
-            return UNKNOWN, f"{num_maps} files; the data are not packed yet"
+            return UNKNOWN, f"{num_maps} maps exist; the data are not packed yet"
     except WsiIdcError as error:
         return UNKNOWN, str(error)
     if not sizes:
-        return UNKNOWN, "the job names nothing to map"
+        return UNKNOWN, "the job gives no patient or slide to map"
     names = shard(sizes, *parse_shard(values["shard"])) if values["shard"] else list(sizes)
-    return _count((map_path(out, name).exists() for name in names), "maps are there")
+    return _count((map_path(out, name).exists() for name in names), "maps exist")

@@ -1,4 +1,4 @@
-"""Specification of a search: fixed settings, axes and sampler, read from a job file."""
+"""Read the specification of a search from a job file: fixed settings, axes and sampler."""
 
 import itertools
 import math
@@ -28,8 +28,8 @@ class Range:
     Attributes:
         low: Smallest value.
         high: Largest value.
-        log: Whether the logarithms of the drawn values are distributed evenly.
-        step: Distance between two possible values; None: all numbers in the range are possible.
+        log: Whether values are drawn evenly on a logarithmic scale.
+        step: Distance between two possible values; None if all numbers are possible.
     """
 
     low: float
@@ -50,10 +50,10 @@ class Range:
         if not 0 < self.step < math.inf:
             return "step must be above 0"
         if (self.high - self.low) / self.step > MAX_POINTS**2:
-            return "step is far too small"
+            return "step is too small"
         # Decimal is exact: as a float, 0.3 is not a multiple of 0.1.
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))
-        return f"step {self.step} does not lead from low to high" if (high - low) % step else None
+        return f"high - low is not a multiple of step {self.step}" if (high - low) % step else None
 
 
 Axis = tuple[Value, ...] | Range
@@ -64,14 +64,14 @@ class SearchSpec:
     """Specification of a search for good training settings; each trial is one training.
 
     Attributes:
-        name: Name of the search, and by default of its folder.
+        name: Name of the search; also the default name of its folder.
         fixed: Settings that are the same in all trials; the keys are fields of ``TrainConfig``.
-        axes: Settings that differ between trials, and their possible values.
+        axes: Possible values of each varied setting. A point has one value from each axis.
         sampler: Method that chooses the settings of each trial, one of ``SAMPLERS``.
-        trials: Number of trials of the samplers random and tpe; a grid runs all its points.
+        trials: Number of trials of sampler random or tpe; sampler grid runs one per point.
         seed: Seed of the sampler.
         prune: Whether a trial is stopped early if it is worse than the median of earlier trials.
-        metric: Metric on the val patients to maximize.
+        metric: Metric to maximize; it is measured on the val patients.
     """
 
     name: str
@@ -92,7 +92,7 @@ class SearchSpec:
         if not 0 <= self.seed <= MAX_SEED:
             raise JobError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
         if not self.axes:
-            raise JobError("[axes] is empty; name at least one setting to search over")
+            raise JobError("[axes] is empty; add at least one setting with a list of values")
         for name, axis in self.axes.items():
             if name in self.fixed:
                 raise JobError(f"{name} is both in [config] and in [axes]; choose one")
@@ -100,8 +100,8 @@ class SearchSpec:
                 raise JobError(f"axis {name}: {problem}")
         if self.sampler == "grid" and self.num_points > MAX_POINTS:
             raise JobError(
-                f"a grid of {self.num_points} trials; at most {MAX_POINTS}, so shorten an axis or "
-                'use sampler = "random"'
+                f"the grid has {self.num_points} points, but at most {MAX_POINTS} are allowed; "
+                'shorten an axis or use sampler = "random"'
             )
         for point in itertools.islice(self.points(), MAX_POINTS):
             try:
@@ -111,7 +111,7 @@ class SearchSpec:
 
     def _problem(self, axis: Axis) -> str | None:
         if isinstance(axis, Range):
-            needs_list = "a grid needs a list of values, or choose another sampler"
+            needs_list = "sampler grid needs a list of values; give a list or another sampler"
             return axis.problem() or (needs_list if self.sampler == "grid" else None)
         if not axis:
             return "the list is empty"
@@ -120,7 +120,7 @@ class SearchSpec:
 
     @property
     def num_points(self) -> int:
-        """Number of points of the grid. A range is counted as two values, its ends."""
+        """Number of points of the grid; a range counts as two values (low and high)."""
         return math.prod(2 if isinstance(axis, Range) else len(axis) for axis in self.axes.values())
 
     @property
@@ -129,10 +129,10 @@ class SearchSpec:
         return self.num_points if self.sampler == "grid" else self.trials
 
     def points(self, *varied: str) -> Iterator[dict[str, Value]]:
-        """Yield the points of the grid; the last axis changes first. A range has its two ends.
+        """Yield the points of the grid; the last axis varies fastest. A range gives low and high.
 
         Args:
-            varied: Names of the axes to vary, by default all; other axes keep their first value.
+            varied: Names of the axes to vary; if empty, all. Other axes keep their first value.
         """
         values = []
         for name, axis in self.axes.items():
@@ -171,17 +171,17 @@ def format_value(value: object) -> str:
 
 
 def read_search(path: Path) -> SearchSpec:
-    """Read the job file of a search and check all points; raise JobError if it is not valid."""
+    """Read the job file of a search and check all points; raise JobError for an invalid file."""
     content = load_toml(path)
     if content.get("command") != SEARCH:
-        raise JobError(f'{path}: not a search; give a file with command = "search"')
+        raise JobError(f'{path}: this job is not a search; give a file with command = "search"')
     try:
         _, name = command_and_name(content, path, [SEARCH])
         check_keys("the file", content, ["command", "name", "tasks", "config", "search", "axes"])
         types = {"sampler": str, "trials": int, "seed": int, "prune": bool, "metric": str}
         options = _typed_table(content, "search", types)
         if "trials" in options and options.get("sampler", "grid") == "grid":
-            raise JobError("trials is for sampler random or tpe; a grid runs all its points")
+            raise JobError("trials is only for sampler random or tpe; sampler grid runs all points")
         types = train_types()
         fixed, axes = _typed_table(content, "config", types), table(content, "axes", types)
         axes = {key: _axis(f"axis {key}", value, types[key]) for key, value in axes.items()}
@@ -204,7 +204,7 @@ def _axis(name: str, value: Any, kind: type) -> Axis:
     if isinstance(value, list):
         return tuple(typed(name, item, kind) for item in value)
     if not isinstance(value, dict) or kind not in (int, float):
-        ranges = " or a range, {low = 1, high = 2}" if kind in (int, float) else ""
+        ranges = " or a range such as {low = 1, high = 2}" if kind in (int, float) else ""
         raise JobError(f"{name} must be a list{ranges}, not {value!r}")
     types = {"low": kind, "high": kind, "log": bool, "step": kind}
     check_keys(name, value, types)

@@ -34,11 +34,12 @@ class Trial:
         number: Number of the trial, counted from 0.
         state: State of the trial, one of ``STATES``.
         point: Value of the trial on each axis; may be empty for a waiting trial.
-        value: Metric of the search; for an incomplete trial, after its last epoch; may be None.
+        value: Value of the search's metric after the best epoch, or after the last epoch so far if
+            the trial is incomplete; None before the end of the first epoch.
         metrics: All metrics on the val patients; None for an incomplete trial.
         config: All settings of the training; None for an incomplete trial.
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
-        seconds: Time spent on the trial so far, in s.
+        seconds: Time in s that was spent on the trial so far.
         reason: Reason why the trial failed; None for other trials.
     """
 
@@ -82,7 +83,7 @@ class SearchResult:
         return run_folder(self.folder, self.best.number) / "best.pt" if self.best else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row of the table for each trial, with None for each missing value."""
+        """Return a table row for each trial; None means that a value is missing."""
         metric = self.spec.metric
         return [
             {
@@ -136,13 +137,13 @@ def best_job(result: SearchResult) -> str:
     best, spec = result.best, result.spec
     assert best is not None and best.config is not None
     text = (
-        f"# Trial {best.number} of the search {spec.name}, the best of {len(result.trials)} by val "
-        f'{spec.metric}: {best.value:.4f}.\ncommand = "train"\n'
+        f"# Trial {best.number}, the best of the {len(result.trials)} trials of {spec.name}: val "
+        f'{spec.metric} {best.value:.4f}.\ncommand = "train"\n'
         f'name = "{spec.name[:90]}-best"\n\n[config]\n'
     )
     for name, value in best.config.items():
         if value is not None:
-            # For TOML, repr() writes valid numbers, also infinite ones; JSON writes valid strings.
+            # TOML accepts numbers from repr(), even inf, and texts and truth values from JSON.
             is_number = type(value) in (int, float)
             toml = repr(value) if is_number else json.dumps(value, ensure_ascii=False)
             text += f"{name} = {toml}\n"
@@ -150,7 +151,7 @@ def best_job(result: SearchResult) -> str:
 
 
 def draw_search(result: SearchResult) -> Figure:
-    """Draw one chart for each axis: the metric of all trials by their value on this axis."""
+    """Draw one chart for each axis: x is the value on the axis, and y the metric of a trial."""
     assert result.best is not None
     axes = result.spec.axes
     num_columns = min(len(axes), _MAX_COLUMNS)
@@ -176,11 +177,11 @@ def draw_search(result: SearchResult) -> Figure:
 
 def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
     axis, values = result.spec.axes[name], []
-    if not isinstance(axis, Range):  # sort numbers, keep the order of texts
+    if not isinstance(axis, Range):  # numbers are sorted; texts keep their order
         values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
-        """Draw a mark for each trial; if the axis is a list, x is the index of the value."""
+        """Draw a mark for each trial; if the axis is a list, x is the index in the list."""
         known = [(trial.point[name], trial.value) for trial in trials if trial.value is not None]
         x = [values.index(value) if values else value for value, _ in known]
         if known:

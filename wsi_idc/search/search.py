@@ -48,7 +48,7 @@ def search(
     Args:
         spec: Specification of the search.
         pack: Pack that contains the train and val patches of all trials.
-        folder: Folder of the search, for its study, its results and the runs of its trials.
+        folder: Folder for the study, the results and the runs of the search.
         device: Name of the device, as for ``select_device``.
         stop: Request of the user to save and stop.
 
@@ -57,10 +57,10 @@ def search(
 
     Raises:
         StoppedError: ``stop`` was set. The state is saved, and the same call resumes the search.
-        JobError: ``folder`` contains other files than those of this search.
+        JobError: ``folder`` contains files that do not belong to this search.
         CheckpointError: A model does not exist, or its ImageNet weights are not on this machine.
-        DataError: A split is not possible.
-        DeviceError: The device does not exist or does not support a precision.
+        DataError: The patients cannot be split as a trial requires.
+        DeviceError: The device does not exist or does not support the precision of a trial.
     """
     settings = {**spec.as_dict(), "data": pack.info.source_fingerprint}
     # Check the arguments before the folder is created.
@@ -77,7 +77,7 @@ def search(
             if lease is None:
                 break
             _train_trial(study, lease, pack, device=device, stop=stop)
-    # One lock for reading and writing, so that no process overwrites newer results by older ones.
+    # Read and write under one lock, so that no process overwrites newer results with older results.
     with wait_for_search_lock(folder, stop):
         result = SearchResult(spec, folder, rank_trials(study.trials()))
         write_result(result)
@@ -91,28 +91,28 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
         if folder.exists() and not folder.is_dir():
             raise JobError(f"{folder} is a file; give another name")
         if any(not path.name.startswith(".") for path in folder.glob("*")):
-            raise JobError(f"{folder} is not empty and not a search; give another name")
+            raise JobError(f"{folder} is not empty and contains no search; give another name")
         return False
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{file}: not readable ({error}); give the search another name") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise JobError(f"{file}: not a record of a search; give another name")
+        raise JobError(f"{file}: this is not a record of a search; give another name")
     if changes := describe_changes(record.get("asked"), settings, max_length=120):
-        raise JobError(f"{folder} holds another search ({changes}); give this one another name")
+        raise JobError(f"{folder} holds another search ({changes}); give this search another name")
     return True
 
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
-    """Raise an error if the device, a model, a weights file or a split of a trial is not usable."""
+    """Raise an error if the device, or a trial's model, weights or split, is not usable."""
     for config in map(spec.config, spec.points("precision")):
         select_device(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
         arch = architecture(config.model)
         check_input_px(arch, config.input_size or pack.info.patch_px)
         weights_fingerprint(config)
-        # Missing weights stop the search now: the user can download them and start it again.
+        # Missing weights end the search here. The user can download them and run the search again.
         if config.weights == "imagenet" and arch.imagenet and not weights_file(arch).exists():
             raise CheckpointError(
                 f"ImageNet weights of {arch.name} are not on this machine; run `wsi-idc "
@@ -127,11 +127,11 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
 def _train_trial(
     study: Study, lease: TrialLease, pack: Pack, *, device: str, stop: StopRequest | None
 ) -> None:
-    """Train a trial and record its result; an error caused by its settings ends only this trial."""
+    """Train a trial and record its result; if its settings cause an error, only this trial ends."""
     spec, number = study.spec, lease.number
     num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in study.trials())
     total, point = max(spec.num_trials, number + 1), format_point(lease.point)
-    logger.info("trial %d (%d of %d done): %s", number, num_done, total, point)
+    logger.info("trial %d (%d of %d trials are done): %s", number, num_done, total, point)
     try:
         config = spec.config(lease.point)
         try:

@@ -1,9 +1,10 @@
 """Optuna study of a search. Several processes share it: each claims trials and records results.
 
-The study is stored in a journal of optuna, a text file to which lines are only appended. To claim a
-trial, a process locks the lock file of the trial. It keeps the lock until the result is recorded.
-If a process is killed, the operating system releases its lock. So a trial in the state "running"
-without a lock can be resumed. On a disk without file locks, run only one process at a time.
+Optuna stores the study in a journal. The journal is a text file; lines are only appended to it. To
+claim a trial, a process locks the lock file of the trial. The process keeps the lock until the
+result is recorded. If a process is killed, the operating system releases its lock. So a trial can
+be resumed if its state is "running" and its lock is free. On a disk without file locks, run only
+one process at a time.
 """
 
 import contextlib
@@ -34,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 _NAME = "search"
-# No trial is pruned before this number of trials, because the median of fewer trials is not
-# reliable, or before this number of epochs, because the learning rate still rises (warm-up).
+# Pruning starts after this number of trials: the median of fewer trials is not reliable.
 PRUNE_AFTER_TRIALS = 4
+# A trial is pruned only after this number of epochs: before, the learning rate still rises.
 PRUNE_AFTER_EPOCHS = 2
 
 Pruned = optuna.TrialPruned
@@ -46,8 +47,8 @@ class _JournalLock(JournalFileOpenLock):
     """Lock of the journal that also works on network disks.
 
     If a killed process left an incomplete last line in the journal, ``acquire`` removes this line.
-    Otherwise, the next line would be appended to the incomplete one. Optuna itself removes the lock
-    of a killed process after 30 s.
+    Otherwise, the next line would be appended to the incomplete line. Optuna itself removes the
+    lock of a killed process after 30 s.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -84,7 +85,7 @@ class TrialLease:
         self.point = {name: _suggest(trial, name, axis) for name, axis in spec.axes.items()}
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
-        """Record the metric of an epoch; raise Pruned if the trial is below the median."""
+        """Record the metric of an epoch; raise Pruned if it is below the median of all trials."""
         self._trial.report(epoch[f"val_{self._metric}"], epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned
@@ -96,7 +97,7 @@ class TrialLease:
             self._trial.set_user_attr(name, value)
 
     def finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
-        """Record that the trial has ended, with its value and further attributes."""
+        """Record the end of the trial, its value and further attributes."""
         # On a disk without file locks, another process may have finished the same trial.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.pause(**attributes)
@@ -104,7 +105,7 @@ class TrialLease:
 
 
 class Study:
-    """Study in the folder of a search. If there is no study yet, it is created."""
+    """Study in the folder of a search; a missing study is created."""
 
     def __init__(self, spec: SearchSpec, folder: Path, *, stop: StopRequest | None = None) -> None:
         self.spec, self.folder, self._stop = spec, folder, stop
@@ -113,7 +114,7 @@ class Study:
         with wait_for_search_lock(folder, stop):
             self._study = _open(folder / JOURNAL)
             if spec.sampler == "grid":
-                # An earlier process may have added the first points, or all points, already.
+                # An earlier process may have added the first points; add only the others.
                 num_known = len(self._study.get_trials(deepcopy=False))
                 for point in list(spec.points())[num_known:]:
                     self._study.enqueue_trial(point)
@@ -144,15 +145,15 @@ class Study:
         return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
-        """Lock a trial, and seed the sampler by its number, so that restarts give equal values."""
+        """Lock a trial and seed the sampler by its number: a restart draws the same values."""
         lock = self.folder / f".trial-{number:04d}.lock"
         try:
             stack.enter_context(locked(lock, what=self.folder))
         except BusyError:
-            raise BusyError(f"{lock}: held by another process; run again later") from None
+            raise BusyError(f"{lock}: another process holds this lock; run again later") from None
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
         self._study.sampler = (
-            # constant_liar: parallel processes then choose different points.
+            # With constant_liar, parallel processes choose different points.
             optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             if self.spec.sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
@@ -199,7 +200,7 @@ def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
 
 @contextlib.contextmanager
 def wait_for_search_lock(folder: Path, stop: StopRequest | None) -> Iterator[None]:
-    """Context manager: wait for the lock of a search, so that no other process claims a trial."""
+    """Context manager that holds the lock of a search: no other process can claim a trial."""
     lock, on_wait = folder / ".lock", partial(raise_if_stopped, stop)
     log_as = f"another process of this search ({lock})"
     with wait_for_lock(lock, what=folder, log_as=log_as, log_after=10.0, on_wait=on_wait):
