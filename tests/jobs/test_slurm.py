@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,10 @@ def test_invalid_resources_are_refused(tmp_path: Path):
             sbatch_text(search, **several)
     with pytest.raises(JobError, match="one line of printable text"):
         sbatch_text(search, account="a\n#SBATCH --mem=1T")
+    with pytest.raises(JobError, match="one line of printable text"):
+        sbatch_text(replace(search, path=Path("a\ntouch hacked\n.toml")))
+    with pytest.raises(JobError, match="one line of printable text"):
+        sbatch_text(search, ["--out", "a\x1b[2J"])
 
 
 def fake(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch, name: str = "sbatch") -> None:
@@ -116,7 +121,7 @@ def test_submit_reads_the_sites_settings(tmp_path: Path, monkeypatch: pytest.Mon
     script = 'echo "$SBATCH_ACCOUNT ${SLURM_NTASKS:-none} $*" >given; echo "42;cluster"'
     fake(tmp_path, script, monkeypatch)
     (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm/site.env").write_text("export SBATCH_ACCOUNT=mine\n")
+    (tmp_path / "slurm/site.env").write_bytes(b"export SBATCH_ACCOUNT=mine\r\n")  # of Windows
     assert submit(Path("a b.sbatch"), ["--time=5"]) == "42"
     assert (tmp_path / "given").read_text() == "mine none --parsable --time=5 a b.sbatch\n"
 

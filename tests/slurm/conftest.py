@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -80,23 +81,24 @@ class Cluster:
         return "\n".join(file.read_text() for file in files)
 
 
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[dict[str, str]]:
-    """Return the environment that leads to the cluster."""
+@contextmanager
+def _slurm(number: int, **settings: str) -> Iterator[dict[str, str]]:
+    """Start the cluster of this number, and return the environment that leads to it."""
     missing = [name for name in _NEEDED if not shutil.which(name)]
     if missing or os.geteuid() != 0:
         pytest.skip(f"no SLURM to bring up here: {', '.join(missing) or 'only root can'}")
-    lab = Path(f"/tmp/wsi-idc-slurm-{os.getpid()}")
+    lab = Path(f"/tmp/wsi-idc-slurm-{os.getpid()}-{number}")
     script = [str(Path(__file__).with_name("lab.sh"))]
     environment = {
         **os.environ,
         "SLURM_LAB": str(lab),
-        # Other users' programs may have a port of a run beside this one.
-        "SLURM_LAB_PORT": str(26000 + os.getpid() % 3000 * 4),
+        # Other test runs on this machine need other ports. A cluster has three.
+        "SLURM_LAB_PORT": str(26000 + os.getpid() % 1500 * 8 + number * 4),
         "SLURM_CONF": str(lab / "slurm.conf"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",
+        **settings,
     }
     for name in list(environment):
         if name.startswith(("COVERAGE_", "COV_", "PYTEST_", "WSI_IDC_", "SBATCH_")):
@@ -109,6 +111,21 @@ def slurm() -> Iterator[dict[str, str]]:
     finally:
         subprocess.run([*script, "down"], env=environment, capture_output=True, timeout=100)
         shutil.rmtree(lab, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[dict[str, str]]:
+    with _slurm(0) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def binding_slurm() -> Iterator[dict[str, str]]:
+    """Cluster of two cores per node that binds each process to its cores."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("SLURM binds processes to two cores, and this machine has one")
+    with _slurm(1, SLURM_LAB_TASK_PLUGIN="task/affinity", SLURM_LAB_CPUS="2") as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")
@@ -147,3 +164,24 @@ def cluster(slurm: dict[str, str], pack: Path, tmp_path: Path) -> Iterator[Clust
     (tmp_path / "data" / "idc.h5").symlink_to(pack)
     yield Cluster(tmp_path, {**slurm, "WSI_IDC_CACHE": str(tmp_path / "cache")})
     subprocess.run(["scancel", "--user=root"], env=slurm, check=False, timeout=60)
+
+
+PROGRAM = """#!/usr/bin/env bash
+echo "rank $SLURM_PROCID of $SLURM_STEP_NUM_TASKS on $(hostname)"
+echo "cores $(sed -n 's/^Cpus_allowed_list:\\t//p' /proc/self/status), $SLURM_CPUS_PER_TASK asked"
+echo "restarts $SLURM_RESTART_COUNT, SITE ${SITE:-none}, MARK ${MARK:-none}, words $*"
+"""
+
+
+@pytest.fixture
+def binding_cluster(binding_slurm: dict[str, str], tmp_path: Path) -> Iterator[Cluster]:
+    """Project's folder, whose virtual environment has a program that prints its resources."""
+    for name in ("slurm", "jobs"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    program = tmp_path / ".venv/bin/wsi-idc"
+    program.parent.mkdir(parents=True)
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    program.with_name("activate").write_text(f"export PATH={program.parent}:$PATH MARK=venv\n")
+    yield Cluster(tmp_path, binding_slurm)
+    subprocess.run(["scancel", "--user=root"], env=binding_slurm, check=False, timeout=60)

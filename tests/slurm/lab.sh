@@ -7,6 +7,8 @@
 #   tests/slurm/lab.sh down
 set -euo pipefail
 lab=${SLURM_LAB:?the folder of the cluster} nodes=2 port=${SLURM_LAB_PORT:-26817}
+# task/affinity binds processes to cores: SLURM_LAB_CPUS must not be more than the cores of this machine.
+task_plugin=${SLURM_LAB_TASK_PLUGIN:-task/none} cpus=${SLURM_LAB_CPUS:-4}
 export SLURM_CONF=$lab/slurm.conf
 
 port_is_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
@@ -66,7 +68,7 @@ SlurmdLogFile=$lab/log/slurmd-%n.log
 MailProg=/bin/true
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=$task_plugin
 PropagateResourceLimits=NONE
 ReturnToService=2
 SlurmdParameters=config_overrides
@@ -83,7 +85,7 @@ KillWait=10
 MinJobAge=86400
 CONF
     for i in $(seq "$nodes"); do
-        echo "NodeName=n$i NodeHostname=n$i NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=4 RealMemory=8000 Gres=gpu:2"
+        echo "NodeName=n$i NodeHostname=n$i NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=$cpus RealMemory=8000 Gres=gpu:2"
     done >>"$SLURM_CONF"
     cat >>"$SLURM_CONF" <<CONF
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 DefaultTime=10 MaxTime=UNLIMITED State=UP

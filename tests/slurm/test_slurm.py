@@ -142,6 +142,61 @@ def test_a_job_from_inside_an_array_is_no_task_of_it(cluster: Cluster):
     assert run_of(cluster, "train-epochs-1")["status"] == "finished"
 
 
+INNER = "sbatch --parsable {flags} slurm/train.sh --device cpu >inner"
+# A plain job, and the same job from inside a step or another job, whose variables it inherits.
+OUTER = {
+    "login shell": ["bash", "-c"],
+    "step of one core": ["srun", "-n1", "-c1", "--mem=500", "bash", "-c"],
+    "step of two tasks": ["srun", "-n2", "-c1", "--mem=500", "bash", "-c"],
+    "job of two tasks": ["sbatch", "--wait", "-n2", "-c1", "--mem=500", "--output=o", "--wrap"],
+    "job of two nodes": [
+        *("sbatch", "--wait", "-N2", "--ntasks-per-node=1", "--mem=500", "--gres=gpu:1"),
+        *("--output=o", "--wrap"),
+    ],
+}
+
+
+@pytest.mark.parametrize("outer", OUTER.values(), ids=OUTER)
+def test_a_job_from_inside_a_job_has_its_own_cores(binding_cluster: Cluster, outer: list[str]):
+    cluster = binding_cluster
+    inner = INNER.format(flags="--cpus-per-task=2")
+    cluster.run(*outer, f"[ ${{SLURM_PROCID:-0}} != 0 ] || {inner}")
+    job = (cluster.folder / "inner").read_text().strip()
+    cluster.wait_for_end(job)
+    assert "rank 0 of 1 on" in cluster.log(job)
+    assert "cores 0-1, 2 asked" in cluster.log(job)
+    assert "restarts 0, SITE none, MARK venv, words job jobs/train.toml --device cpu" in cluster.log(job)
+
+
+def test_a_job_beside_the_step_that_submitted_it_has_the_other_core(binding_cluster: Cluster):
+    inner = INNER.format(flags="--wait --nodelist=n1 --cpus-per-task=1")
+    step = ("srun", "--nodelist=n1", "-n1", "-c1", "--mem=500", "bash", "-c")
+    binding_cluster.run(*step, f"grep Cpus_allowed_list /proc/self/status >outer; {inner}")
+    outer = (binding_cluster.folder / "outer").read_text().split()[1]
+    job = (binding_cluster.folder / "inner").read_text().strip()
+    assert f"cores {1 - int(outer)}, 1 asked" in binding_cluster.log(job)
+
+
+def test_the_processes_of_one_training_are_spread_over_its_nodes(binding_cluster: Cluster):
+    job = binding_cluster.sbatch("--cpus-per-task=1", "--exclusive", "slurm/ddp.sh")
+    binding_cluster.wait_for_end(job)
+    log = binding_cluster.log(job)
+    assert {line for line in log.splitlines() if line.startswith("rank")} == {
+        *("rank 0 of 4 on n1", "rank 1 of 4 on n1", "rank 2 of 4 on n2", "rank 3 of 4 on n2"),
+    }
+
+
+@pytest.mark.parametrize("flag", ["--export=NONE", "--export=WSI_IDC_MAX_RESTARTS=3"])
+def test_a_job_without_the_variables_of_the_shell_finds_the_program(
+    binding_cluster: Cluster, flag: str
+):
+    # A file from Windows.
+    (binding_cluster.folder / "slurm/site.env").write_bytes(b"export SITE=lab\r\n")
+    job = binding_cluster.sbatch(flag, "--cpus-per-task=2", "slurm/train.sh")
+    binding_cluster.wait_for_end(job)
+    assert "SITE lab, MARK venv, words job jobs/train.toml" in binding_cluster.log(job)
+
+
 def test_a_search_is_shared_by_an_array(cluster: Cluster):
     (cluster.folder / "jobs/small.toml").write_text(SMALL_SEARCH)
     job = cluster.sbatch("slurm/search.sh", "jobs/small.toml")

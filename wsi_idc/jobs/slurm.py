@@ -79,8 +79,11 @@ def sbatch_text(
         f"--output={LOGS / ('%x-%A_%a.out' if is_array else '%x-%j.out')}",
         *more,
     ]
-    if any(not directive.isprintable() for directive in directives):
-        raise JobError(f"{job.path}: a flag for sbatch must be one line of printable text")
+    if not all(text.isprintable() for text in (str(job.path), *flags, *directives)):
+        raise JobError(
+            f"{str(job.path)!r}: the path of a job file and each flag must be one line of "
+            "printable text"
+        )
     for index, directive in enumerate(directives):
         if set(directive) & set(" #'\"\\"):
             directives[index] = shlex.quote(directive)
@@ -106,8 +109,10 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
     Raises:
         JobError: sbatch refuses the script or does not answer.
     """
-    # slurm/site.env sets variables for sbatch, such as SBATCH_ACCOUNT.
-    bash = 'if [[ -f "$1" ]]; then source "$1"; fi; exec sbatch --parsable "${@:2}"'
+    # slurm/site.env sets variables for sbatch, such as SBATCH_ACCOUNT. The lines of a file from
+    # Windows end with \r.
+    source = """if [[ -f "$1" ]]; then source <(tr -d '\\r' <"$1"); fi"""
+    bash = f'{source}; exec sbatch --parsable "${{@:2}}"'
     command = ["bash", "-c", bash, "bash", str(SITE), *flags, str(script)]
     # If this process runs in a SLURM job, the variables of that job must not apply to the new job.
     names = [name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"]
