@@ -183,7 +183,7 @@ def test_messages_are_one_printable_line(command: RunCommand):
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_a_training_and_the_same_command_resumes_it(
     work: Path, trained: Checkpoint, number: signal.Signals, command: RunCommand
 ):

@@ -1,7 +1,17 @@
 import matplotlib as mpl
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from wsi_idc.plotting.style import Page, page_style, printable, save_pdf, to_px
+from wsi_idc.plotting.style import (
+    Page,
+    house_style,
+    page_style,
+    printable,
+    save_pdf,
+    save_png_and_svg,
+    to_px,
+)
 
 
 def test_page_is_measured_in_mm_from_the_top_left():
@@ -18,6 +28,40 @@ def test_printable_text_is_one_short_line():
     for text, shown in (("8864", "8864"), ("a\tb\nc", "a?b?c"), (None, "None")):
         assert printable(text, longest=10) == shown
     assert printable("x" * 11, longest=10) == "xxxxxxxxx\N{HORIZONTAL ELLIPSIS}"
+
+
+# Settings of a user that would turn, recolor, crop or break a figure.
+MATPLOTLIBRC = {
+    "axes.facecolor": "black",
+    "axes.grid": True,
+    "figure.autolayout": True,
+    "font.family": "serif",
+    "image.cmap": "jet",
+    "image.origin": "lower",
+    "lines.linewidth": 9,
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+    "text.usetex": True,
+    "xtick.direction": "in",
+}
+
+
+@pytest.mark.parametrize("style", [house_style, page_style])
+def test_a_matplotlibrc_changes_no_figure(style, tmp_path):
+    def draw(path):
+        with style():
+            figure = Figure(figsize=(2, 2))
+            ax = figure.add_subplot()
+            ax.imshow(np.arange(9).reshape(3, 3))
+            ax.plot([0, 2], [0, 1])
+            ax.set_title("10253_1 50%")
+            save_png_and_svg(figure, path)
+        return path.with_suffix(".png").read_bytes(), path.with_suffix(".svg").read_bytes()
+
+    with mpl.rc_context(MATPLOTLIBRC):
+        drawn = draw(tmp_path / "a")
+        assert mpl.rcParams["image.origin"] == "lower"
+    assert drawn == draw(tmp_path / "b")
 
 
 def test_pdf_embeds_truetype_and_has_no_date(tmp_path):

@@ -1,4 +1,5 @@
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -68,3 +69,42 @@ def test_process_saves_at_the_first_signal_and_ends_at_the_next():
         assert process.stdout.readline() == "saved after SIGTERM\n"
         process.send_signal(signal.SIGTERM)
     assert process.returncode == -signal.SIGTERM
+
+
+TERMINAL = """
+import logging, sys
+from pathlib import Path
+from wsi_idc.core.progress import progress, set_up_logging
+from wsi_idc.runtime.signals import stop_requests
+set_up_logging(0)
+with stop_requests() as stop, progress(10, what="work") as bar:
+    print("ready", flush=True)
+    while not stop:
+        bar.update(0)
+    bar.update(5)
+    bar.refresh()
+    logging.getLogger("wsi_idc").warning("saving")
+    print("saved", flush=True)
+Path(sys.argv[1]).write_text(stop.signal_name)
+"""
+
+
+def test_process_saves_when_its_terminal_is_closed(tmp_path):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", TERMINAL, str(tmp_path / "saved")])
+    while b"ready" not in os.read(terminal, 100):
+        pass
+    os.close(terminal)  # the system sends SIGHUP
+    assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+def test_nohup_is_respected():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, old)

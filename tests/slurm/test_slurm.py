@@ -165,7 +165,10 @@ def test_a_job_from_inside_a_job_has_its_own_cores(binding_cluster: Cluster, out
     cluster.wait_for_end(job)
     assert "rank 0 of 1 on" in cluster.log(job)
     assert "cores 0-1, 2 asked" in cluster.log(job)
-    assert "restarts 0, SITE none, MARK venv, words job jobs/train.toml --device cpu" in cluster.log(job)
+    assert (
+        "restarts 0, SITE none, MARK venv, words job jobs/train.toml --device cpu"
+        in cluster.log(job)
+    )
 
 
 def test_a_job_beside_the_step_that_submitted_it_has_the_other_core(binding_cluster: Cluster):

@@ -4,11 +4,13 @@ Only the package ``cli`` imports click. A command imports large libraries when i
 its module is imported, so that ``wsi-idc --help`` is fast.
 """
 
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -31,8 +33,9 @@ from wsi_idc.cli.report import report
 from wsi_idc.cli.search import search
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
-from wsi_idc.core.errors import StoppedError, WsiIdcError
+from wsi_idc.core.errors import StoppedError, WsiIdcError, first_line
 from wsi_idc.runtime.resources import limit_spinning
+from wsi_idc.runtime.signals import STOP_SIGNALS, handle_signals, leave_terminal
 
 _MAX_MESSAGE = 2000
 
@@ -89,11 +92,15 @@ def main() -> None:
     Exit codes: 0 done; 1 error in the data, the files or the machine, or a bug; 2 wrong usage;
     75 stopped, and all finished work is saved; 141 the reader of the output has closed the pipe.
     """
+    _open_streams()
+    # A notebook exports the name of its own backend, which may not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     limit_spinning()
     # Raise KeyboardInterrupt at these signals, as for Ctrl-C, so that every `finally` block runs.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.default_int_handler)
-    sys.exit(run(lambda: group.main(prog_name="wsi-idc", standalone_mode=False)))
+    handle_signals(set(STOP_SIGNALS) - {signal.SIGINT}, _interrupt)
+    sys.exit(
+        run(_check_folder) or run(lambda: group.main(prog_name="wsi-idc", standalone_mode=False))
+    )
 
 
 def run(command: Callable[[], object]) -> int:
@@ -114,6 +121,13 @@ def run(command: Callable[[], object]) -> int:
     except (KeyboardInterrupt, click.Abort):
         echo_note("Stopped; nothing is half-written: run the same command again to continue.")
         return StoppedError.exit_code
+    except (ImportError, MemoryError) as error:
+        reason = first_line(error) if isinstance(error, ImportError) else "out of memory"
+        _echo_error(
+            f"{reason}; allow more memory (ulimit -v, --mem of SLURM), or check the installation "
+            "with wsi-idc doctor"
+        )
+        return 1
     except Exception as error:  # noqa: BLE001
         # The system sets strerror, such as for a full disk. An OSError without strerror is a bug.
         if isinstance(error, OSError) and error.strerror is not None:
@@ -129,3 +143,29 @@ def _echo_error(message: object) -> None:
     line = one_line(message)
     # Limit the length: a message may quote a file, and a file may have any content.
     echo_note(f"Error: {line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}...'}")
+
+
+def _open_streams() -> None:
+    """Open /dev/null for each standard stream that the caller of the program has closed.
+
+    Otherwise the next file that the program opens would take the place of the closed stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise WsiIdcError("the working folder was removed; cd to a folder that exists") from None
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    if signum == signal.SIGHUP:
+        leave_terminal()
+    raise KeyboardInterrupt

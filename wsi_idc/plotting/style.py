@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -36,13 +36,16 @@ _PAGE_STYLE = {"axes.linewidth": 0.4, "axes.titlesize": 7, "font.size": 6.5}
 
 
 def house_style() -> AbstractContextManager[None]:
-    """Context manager: figures drawn or saved in the ``with`` block have the project's style."""
-    return mpl.rc_context(_STYLE)
+    """Context manager: figures drawn or saved in the ``with`` block have the project's style.
+
+    The style begins with the defaults of matplotlib: a matplotlibrc of the user has no effect.
+    """
+    return style.context(_STYLE, after_reset=True)
 
 
 def page_style() -> AbstractContextManager[None]:
     """Context manager: like ``house_style``, but with line widths and font sizes for print."""
-    return mpl.rc_context(_STYLE | _PAGE_STYLE)
+    return style.context(_STYLE | _PAGE_STYLE, after_reset=True)
 
 
 class Page:

@@ -1,14 +1,21 @@
 """Signals that ask a long command to save its work and exit."""
 
+import os
 import signal
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from wsi_idc.core.errors import StoppedError
 
-# With `--signal=USR1@60`, SLURM sends SIGUSR1 60 seconds before the time limit of the job.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# With `--signal=USR1@60`, SLURM sends SIGUSR1 60 seconds before the time limit of the job. The
+# system sends SIGHUP when the terminal is closed.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 class StopRequest:
@@ -28,6 +35,8 @@ class StopRequest:
         """Handle a signal; a second Ctrl-C aborts at once, without a save."""
         if self and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if signum == signal.SIGHUP:
+            leave_terminal()
         self.signal_name = self.signal_name or signal.Signals(signum).name
 
 
@@ -47,6 +56,26 @@ def stopped_error(reason: str, state: str = "") -> StoppedError:
     return StoppedError(f"Stopped by {reason}{state}; run the same command again to resume")
 
 
+def leave_terminal() -> None:
+    """Send further output to /dev/null instead of a terminal: a closed terminal raises errors."""
+    for stream in (sys.stdout, sys.stderr):
+        # A closed terminal is still a character device; ``isatty`` denies it.
+        if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def handle_signals(numbers: Iterable[int], handler: Handler) -> dict[int, Any]:
+    """Install a signal handler; return the old handlers by number.
+
+    SIGHUP stays ignored where the program was started with ``nohup``.
+    """
+    return {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Context manager: handle the stop signals inside the block, then restore the old handlers.
@@ -54,7 +83,7 @@ def stop_requests() -> Iterator[StopRequest]:
     Only the main thread can use this context manager.
     """
     request = StopRequest()
-    old_handlers = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
+    old_handlers = handle_signals(STOP_SIGNALS, request.receive)
     try:
         yield request
     finally:
