@@ -177,6 +177,24 @@ def test_the_error_boundary_prints_a_traceback_only_for_bugs(
     assert ("Traceback" in err) == isinstance(error, ZeroDivisionError)
 
 
+@pytest.mark.parametrize(
+    ("given", "similar"),
+    [
+        ("--lr", "Did you mean --learning-rate?"),
+        ("--wd", "Did you mean --weight-decay?"),
+        ("--rate", "Did you mean --learning-rate?"),
+        ("--epoch", "Did you mean --epochs?"),
+        ("--modle", "Did you mean --model?"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_a_similar_one(
+    given: str, similar: str, command: RunCommand
+):
+    result = command("train", given, "1")
+    assert result.code == 2
+    assert similar in result.err.replace("'", "")  # some versions of click quote the option
+
+
 def test_messages_are_one_printable_line(command: RunCommand):
     result = command("info", "none\nError: forged\x1b[2J")
     assert "\x1b" not in result.err

@@ -4,6 +4,7 @@ Only the package ``cli`` imports click. A command imports large libraries when i
 its module is imported, so that ``wsi-idc --help`` is fast.
 """
 
+import difflib
 import io
 import os
 import signal
@@ -116,6 +117,8 @@ def run(command: Callable[[], object]) -> int:
         _echo_error(error)
         return error.exit_code
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            error.possibilities = _similar_options(error)
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -137,6 +140,18 @@ def run(command: Callable[[], object]) -> int:
             traceback.print_exc()
             echo_note(f"This is a bug in wsi-idc {__version__}; please report all of the above.")
         return 1
+
+
+def _similar_options(error: click.NoSuchOption) -> list[str]:
+    """Return the options with the given initials (--lr), else with this part, else similar ones."""
+    given = error.option_name.lstrip("-")
+    params = error.ctx.command.params if error.ctx else []
+    options = [name for param in params for name in (*param.opts, *param.secondary_opts)]
+    names = {name.lstrip("-"): name for name in options if name.startswith("--")}
+    initials = [n for n in names if len(given) > 1 and "".join(w[0] for w in n.split("-")) == given]
+    parts = [name for name in names if len(given) > 2 and given in name]
+    similar = initials or parts or difflib.get_close_matches(given, names)
+    return sorted(names[name] for name in similar)
 
 
 def _echo_error(message: object) -> None:
