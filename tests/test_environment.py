@@ -38,8 +38,12 @@ def test_settings_and_closed_streams_of_a_user_change_no_figure(cohort: Pack, tm
     assert run_shell(tmp_path, '"$@"', *explore, "plain")[0] == 0
     (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
     closed = '"$@" <&- >&- 2>&-'
-    backend = "module://matplotlib_inline.no_such_backend"
-    assert run_shell(tmp_path, closed, *explore, "user", MPLBACKEND=backend) == (0, "")
+    variables = {
+        "MPLBACKEND": "module://matplotlib_inline.no_such_backend",
+        "TQDM_MININTERVAL": "often",
+        "BOKEH_LOG_LEVEL": "loud",
+    }
+    assert run_shell(tmp_path, closed, *explore, "user", **variables) == (0, "")
     plain = files(tmp_path / "plain")
     assert len(plain) > 10
     assert plain == files(tmp_path / "user")

@@ -94,8 +94,12 @@ def main() -> None:
     75 stopped, and all finished work is saved; 141 the reader of the output has closed the pipe.
     """
     _open_streams()
-    # A notebook exports the name of its own backend, which may not be installed here.
+    # A notebook exports the name of its own backend, which may not be installed here. Variables of
+    # tqdm and Bokeh change the output, or let the import fail.
     os.environ["MPLBACKEND"] = "agg"
+    for name in list(os.environ):
+        if name.startswith(("TQDM_", "BOKEH_")):
+            del os.environ[name]
     limit_spinning()
     # Raise KeyboardInterrupt at these signals, as for Ctrl-C, so that every `finally` block runs.
     handle_signals(set(STOP_SIGNALS) - {signal.SIGINT}, _interrupt)
