@@ -65,6 +65,18 @@ def test_the_threshold_has_the_best_score(scored: tuple[np.ndarray, np.ndarray],
     assert choose(np.array([0, 1, 1]), np.full(3, 0.3)) == pytest.approx(0.15)
 
 
+@pytest.mark.parametrize(("choose", "score"), [F1, YOUDEN])
+def test_a_threshold_between_neighboring_numbers_calls_the_larger_one(choose, score):
+    step = np.arange(9, dtype=np.int32)
+    values = (np.float32(0.9999).view(np.int32) + step).view(np.float32)
+    for index in range(1, 9):
+        label, probability = (step >= index).astype(np.int64), values
+        threshold = choose(label, probability)
+        assert score(label, probability >= threshold) == 1.0
+    target = sensitivity_threshold(step % 2, values, target=0.75)
+    assert (values >= target).tolist() == (step >= 3).tolist()
+
+
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.95, 1.0])
 def test_a_target_sensitivity_is_reached_at_the_largest_threshold(
     scored: tuple[np.ndarray, np.ndarray], target: float

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from wsi_idc.core.locks import locked
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split, make_split
 from wsi_idc.evaluation.evaluate import choose_patients
+from wsi_idc.inference.predict import predict_logits
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
@@ -25,7 +27,7 @@ from wsi_idc.training.config import TrainConfig, resolved_config
 from wsi_idc.training.logger import RunLogger
 from wsi_idc.training.loss import Loss
 from wsi_idc.training.runs import Run
-from wsi_idc.training.setup import build_training
+from wsi_idc.training.setup import build_training, labeled_rows
 from wsi_idc.training.state import Training
 
 
@@ -209,12 +211,26 @@ def test_early_stopping_waits_for_patience_epochs(fit: Fit, run: Run):
     assert len(history(run)) == min(8, checkpoint.metrics["epoch"] + 1)
 
 
-@pytest.mark.parametrize("monitor", ["loss", "f1", "auc"])
+@pytest.mark.parametrize("monitor", ["loss", "largest_f1", "largest_balanced_accuracy", "auc"])
 def test_the_best_epoch_has_the_best_monitored_value(fit: Fit, run: Run, monitor: str):
-    checkpoint = fit(replace(CONFIG, monitor=monitor, seed=1), run)
+    checkpoint = fit(replace(CONFIG, monitor=monitor.removeprefix("largest_"), seed=1), run)
     choose = min if monitor == "loss" else max
     best = choose(history(run), key=lambda epoch: epoch[f"val_{monitor}"])
     assert checkpoint.metrics["epoch"] == best["epoch"]
+
+
+@pytest.mark.parametrize("imbalance", ["class-weights", "oversample"])
+def test_an_epoch_is_compared_by_its_weights_as_they_are_kept(
+    fit: Fit, run: Run, small: Pack, imbalance: str
+):
+    checkpoint = fit(replace(ONE_EPOCH, imbalance=imbalance, seed=2), run)
+    rows = labeled_rows(small, checkpoint.patients("val"))
+    logit = predict_logits(checkpoint.build(), small, rows, device_config=select_device("cpu"))
+    label = torch.from_numpy(small.index["label"].to_numpy()[rows].astype(np.int64))
+    loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(logit), label))
+    (epoch,) = history(run)
+    assert epoch["val_loss"] == pytest.approx(loss, abs=1e-5)
+    assert epoch["val_largest_f1"] == checkpoint.metrics["val"]["f1"]  # at its threshold
 
 
 def test_epochs_are_logged_and_reported_when_they_are_saved(

@@ -126,17 +126,19 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
     if was_finished:
         yield f"{run.folder} is finished already; --overwrite trains again"
     val = checkpoint.metrics["val"]
+    is_worse = val["ece"] > val["ece_uncalibrated"]
+    effect = ", worse: its cross-entropy is the smallest, not its ECE" if is_worse else ""
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
     yield from table_lines(
         [
             ("checkpoint", run.best),
             ("best epoch", checkpoint.metrics["epoch"]),
-            ("val", ", ".join(f"{name} {val[name]:.3f}" for name in names)),
+            ("val", ", ".join(f"{name} {val[name]:.3f}" for name in names) + " at the threshold"),
             ("threshold", f"{checkpoint.threshold:.3f} ({_threshold_rule(checkpoint)})"),
             (
                 "temperature",
                 f"{checkpoint.temperature:.3f} (ECE on val {val['ece_uncalibrated']:.3f} "
-                f"-> {val['ece']:.3f})",
+                f"-> {val['ece']:.3f}{effect})",
             ),
             ("next", f"wsi-idc eval {run.folder}; wsi-idc map --all --checkpoint {run.folder}"),
         ]

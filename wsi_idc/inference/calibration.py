@@ -165,5 +165,7 @@ def sensitivity_threshold(
 def _below(ascending: NDArray[np.floating], index: int) -> float:
     """Return the mean of a probability and the next smaller one, as a threshold between them."""
     # A threshold equal to a probability would depend on the rounding of this probability.
-    below = float(ascending[index - 1]) if index > 0 else 0.0
-    return (float(ascending[index]) + below) / 2
+    upper, lower = float(ascending[index]), float(ascending[index - 1]) if index > 0 else 0.0
+    middle = (upper + lower) / 2
+    # Probabilities are float32. Between neighboring numbers, the mean may round to the lower one.
+    return middle if np.float32(middle) > np.float32(lower) else upper

@@ -23,6 +23,7 @@ from wsi_idc.core.locks import locked, wait_for_lock
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.search.config import Axis, Range, SearchSpec, Value
 from wsi_idc.search.results import Trial
+from wsi_idc.training.config import monitored_value
 
 try:
     import optuna
@@ -86,7 +87,7 @@ class TrialLease:
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
         """Record the metric of an epoch; raise Pruned if it is below the median of all trials."""
-        self._trial.report(epoch[f"val_{self._metric}"], epoch["epoch"])
+        self._trial.report(monitored_value(epoch, self._metric), epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned
 

@@ -80,7 +80,8 @@ class TrainConfig:
     epochs: int = _option(30, "Largest number of passes over the train patches.")
     monitor: str = _option(
         "average_precision",
-        "Val metric that selects the best epoch and stops the training early.",
+        "Val metric that selects the best epoch and stops the training early; f1 and "
+        "balanced_accuracy: the largest over all thresholds.",
         choices=(*MONITOR_METRICS, "loss"),
     )
     patience: int = _option(8, "Stop after this number of epochs without a better one.")
@@ -213,6 +214,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
         input_size=config.input_size or input_px,
         learning_rate=config.learning_rate or rate,
     )
+
+
+def monitored_value(record: dict[str, Any], metric: str) -> float:
+    """Return the value of a metric in an epoch's record; a larger value is better."""
+    # A record of 0.1.0 has only the value at a threshold of 0.5.
+    value = float(record.get(f"val_largest_{metric}", record[f"val_{metric}"]))
+    return -value if metric == "loss" else value
 
 
 def is_weights_file(weights: str) -> bool:

@@ -14,11 +14,16 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.inference.calibration import idc_probability
+from wsi_idc.inference.calibration import (
+    best_f1_threshold,
+    best_youden_threshold,
+    idc_probability,
+)
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
@@ -26,7 +31,13 @@ from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
 from wsi_idc.training import validation
 from wsi_idc.training.batches import read_batches
-from wsi_idc.training.config import TrainConfig, is_weights_file, resolve, resolved_config
+from wsi_idc.training.config import (
+    TrainConfig,
+    is_weights_file,
+    monitored_value,
+    resolve,
+    resolved_config,
+)
 from wsi_idc.training.logger import RunLogger
 from wsi_idc.training.optimizer import lr_factor, plateau_factor
 from wsi_idc.training.runs import Run
@@ -151,7 +162,7 @@ def run_steps(training: Training) -> Iterator[int]:
     """Train on the remaining batches of the current epoch; yield the size of each batch."""
     state, config = training.state, training.config
     prepare_model(training)
-    plateau = plateau_factor(config, [_monitored(config, record) for record in state.history])
+    plateau = plateau_factor(config, [monitored_value(r, config.monitor) for r in state.history])
 
     def set_rate(step: int) -> None:
         step += state.epoch * training.steps_per_epoch
@@ -224,34 +235,38 @@ def _finish_epoch(training: Training) -> None:
     usage = training.device_config.throughput.stats()
     logit, label = validation.predict_val(training)
     state.epoch += 1
-    val = metrics.all_metrics(label, idc_probability(logit, temperature=1.0), threshold=0.5)
+    probability = idc_probability(logit, temperature=1.0)
+    val = metrics.all_metrics(label, probability, threshold=0.5)
     del val["prevalence"]
+    # The checkpoint is used without the shift, and with a threshold that is chosen on val.
+    logit[:, IDC] -= training.log_odds_shift
+    largest = {}
+    for name, choose in (("f1", best_f1_threshold), ("balanced_accuracy", best_youden_threshold)):
+        threshold = choose(label, probability)
+        counts = vars(metrics.confusion(label, probability, threshold=threshold)).values()
+        largest[f"val_largest_{name}"] = float(metrics.threshold_metrics(*counts)[name])
     record = {
         "epoch": state.epoch,
         "train_loss": loss,
         "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
         **{f"val_{name}": value for name, value in val.items() if not math.isnan(value)},
+        **largest,
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_per_epoch * training.patches_per_step / state.seconds,
         **(usage.shares if usage.num_patches else {}),
     }
     state.history.append(record)
-    is_best = _monitored(config, record) > state.best
+    monitored = monitored_value(record, config.monitor)
+    is_best = monitored > state.best
     if is_best:
-        state.best, state.best_epoch = _monitored(config, record), state.epoch
+        state.best, state.best_epoch = monitored, state.epoch
         if training.world.is_main:
             save_checkpoint(training.run.best, to_checkpoint(training))
     state.step, state.loss_sum, state.seconds = 0, 0.0, 0.0
     save_state(training)
     logger.info(
         "epoch %(epoch)d/%(epochs)d: train loss %(train_loss).4f, val loss %(val_loss).4f, "
-        "AUC %(val_auc).4f, AP %(val_average_precision).4f, F1 %(val_f1).3f, sensitivity "
-        "%(val_sensitivity).3f%(best)s, %(patches_per_second).0f patches/s, %(usage)s",
+        "AUC %(val_auc).4f, AP %(val_average_precision).4f, largest F1 "
+        "%(val_largest_f1).3f%(best)s, %(patches_per_second).0f patches/s, %(usage)s",
         record | {"epochs": config.epochs, "best": " (best)" if is_best else "", "usage": usage},
     )
-
-
-def _monitored(config: TrainConfig, record: dict[str, Any]) -> float:
-    """Return the value of the monitored metric in an epoch's record; a larger value is better."""
-    value = record[f"val_{config.monitor}"]
-    return -value if config.monitor == "loss" else value
