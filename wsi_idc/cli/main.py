@@ -122,7 +122,10 @@ def run(command: Callable[[], object]) -> int:
         return error.exit_code
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption):
-            error.possibilities = _similar_options(error)
+            possibilities = _similar_options(error)
+            error = click.NoSuchOption(
+                error.option_name, possibilities=possibilities, ctx=error.ctx
+            )
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
