@@ -122,10 +122,7 @@ def run(command: Callable[[], object]) -> int:
         return error.exit_code
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption):
-            possibilities = _similar_options(error)
-            error = click.NoSuchOption(
-                error.option_name, possibilities=possibilities, ctx=error.ctx
-            )
+            error.possibilities = _similar_options(error)  # type: ignore[misc]
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
