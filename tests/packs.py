@@ -84,7 +84,7 @@ def add_bad_files(root: Path) -> dict[str, tuple[str, str]]:
         expected[path] = ("unreadable", detail)
     path = f"9/1/{file_name('9', 32, 0, 1)}"
     (root / path).symlink_to("/nowhere.png")
-    expected[path] = ("unreadable", "cannot be read: No such file or directory")
+    expected[path] = ("no access", "cannot be read: No such file or directory")
     path = f"9/1/{file_name('9', 33, 0, 0)}"
     save_png(root / path, pixels_of("9", 33, 0))
     expected[path] = ("class contradicts folder", "class 0 in the name, 1 in the folder")

@@ -27,6 +27,16 @@ def test_a_tree_is_packed_without_damaged_files(tmp_path: Path, command: RunComm
     assert json.loads(strict.out)["rejected"][0]["path"] == name
 
 
+def test_patients_without_a_packed_file_are_named(tmp_path: Path, command: RunCommand):
+    tree = make_tree(tmp_path / "tree")
+    for file in (tree / "9").rglob("*.png"):
+        file.write_text("no image")
+    result = command("prepare", tree, "--out", tmp_path / "idc.h5")
+    assert result.code == 1
+    assert result.error.startswith("Error: no file of 1 patients could be packed: 9; the pack has")
+    assert Pack(tmp_path / "idc.h5").patients == ["10253", "10254"]
+
+
 def test_a_zip_is_packed_unless_a_name_leads_out_of_it(tmp_path: Path, command: RunCommand):
     tree = make_tree(tmp_path / "tree")
     archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tree)

@@ -30,6 +30,7 @@ from wsi_idc.core.errors import DataError, WorkerError, WsiIdcError
 from wsi_idc.data.decode import DecodedTree
 from wsi_idc.data.decode_cache import create_worker_pool
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.patch_index import index_tree
 from wsi_idc.data.patch_store import FileIssue, FolderStore
 from wsi_idc.data.prepare import prepare
 
@@ -311,6 +312,49 @@ def test_an_unreadable_file_is_tried_again(square_tree, tmp_path, monkeypatch):
         stop_when_decoded(square_tree, out)
     prepare(square_tree, out)
     assert len(Pack(out)) == 400
+
+
+@pytest.mark.parametrize("as_processes", [False, True])
+def test_a_folder_that_vanishes_is_an_error_and_the_next_run_resumes(
+    square_tree, tmp_path, monkeypatch, as_processes
+):
+    if as_processes:
+        monkeypatch.setattr("wsi_idc.data.decode._MIN_FILES_FOR_PROCESSES", ALWAYS)
+    out, folder = tmp_path / "a.h5", square_tree / "1/1"
+    first = prepare(square_tree, out).info
+
+    def index_and_lose(*args: object, **options: object) -> object:
+        index = index_tree(*args, **options)
+        folder.rename(tmp_path / "away")
+        return index
+
+    with (
+        patch("wsi_idc.data.prepare.index_tree", index_and_lose),
+        pytest.raises(WorkerError, match="1/1: the folder vanished while it was read; run again"),
+    ):
+        prepare(square_tree, out, num_workers=2)
+    assert (Pack(out).info, cache_of(out).exists()) == (first, True)
+    (tmp_path / "away").rename(folder)
+    assert (prepare(square_tree, out).info, cache_of(out).exists()) == (first, False)
+
+
+def test_a_disk_that_fails_is_an_error_but_a_few_files_without_access_are_left_out(
+    square_tree, tmp_path, monkeypatch
+):
+    out = tmp_path / "a.h5"
+    with monkeypatch.context() as context:
+        make_unreadable(context, "_y1_class0.png")  # 10 of 400 files
+        report = prepare(square_tree, out)
+        assert (report.num_patches, report.lost_patients) == (390, [])
+        assert {issue.reason for issue in report.rejected} == {"no access"}
+    with monkeypatch.context() as context:
+        make_unreadable(context, "1_class1.png")  # 200 of 400 files
+        with pytest.raises(
+            WorkerError, match=r"files cannot be read, such as .*Input/output error"
+        ):
+            prepare(square_tree, out)
+    assert len(Pack(out)) == 390
+    assert prepare(square_tree, out).num_patches == 400
 
 
 def test_a_resumed_run_takes_copies_of_damaged_patches(square_tree, tmp_path):

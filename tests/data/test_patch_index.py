@@ -8,9 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.packs import PATIENTS, add_patch, file_name, make_tree
-from wsi_idc.core.errors import DataError
-from wsi_idc.data.patch_index import _parse, content_key, index_tree, issue_table, open_patch_store
+from wsi_idc.core.errors import DataError, WorkerError
+from wsi_idc.data.patch_index import (
+    _parse,
+    content_key,
+    index_tree,
+    issue_table,
+    lost_patients,
+    open_patch_store,
+)
 from wsi_idc.data.patch_store import FileIssue
+from wsi_idc.data.prepare import prepare
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 NUM_PATCHES = sum(map(len, PATIENTS.values()))
@@ -72,8 +80,61 @@ def test_off_the_grid_and_too_far_out(tree):
     assert {issue.path: issue.reason for issue in result.rejected} == {
         f"9/0/9_idx5_x{x}_y{y}_class0.png": reason for (x, y), reason in reasons.items()
     }
-    detail = "x = 1 and y = 1 modulo 50 in this tree"
+    detail = "x = 1 and y = 1 modulo 50 in most patches of the patient"
     assert {i.detail for i in result.rejected if i.reason == "off the grid"} == {detail}
+
+
+def test_each_patient_has_its_own_origin(tmp_path):
+    for first, patient in enumerate("abc"):
+        for col in range(3):
+            add_patch(tmp_path, patient, 0, col, col % 2, first=17 * first)
+    add_patch(tmp_path, "c", 1, 0, 0, first=35)
+    for first in (1, 17):  # of two equally frequent origins, the more frequent one in the tree
+        add_patch(tmp_path, "d", 0, 0, 0, first=first)
+    result = index(tmp_path)
+    assert rows(result) == [
+        *((patient, 0, 50 * col, col % 2) for patient in "abc" for col in range(3)),
+        ("d", 0, 0, 0),
+    ]
+    assert [(issue.path, issue.detail) for issue in result.rejected] == [
+        (
+            f"{patient}/0/{patient}_idx5_x{x}_y{y}_class0.png",
+            f"x = {first} and y = {first} modulo 50 in most patches of the patient",
+        )
+        for patient, x, y, first in (("c", 35, 85, 34), ("d", 1, 1, 17))
+    ]
+
+
+def test_patients_of_which_all_files_are_left_out(tree, monkeypatch):
+    folders = ("10253/", "1/", "5/1/")  # these cannot be listed
+    files = ("4/0/notes.png", "9/0/9_idx5_x1_y1_class2.png", "stray.png", "6_idx5_x1_y1_class0.png")
+    with open_patch_store(tree) as store:
+        issues = [FileIssue(path, "") for path in (*folders, *files)]
+        assert lost_patients(store, issues, {"10253", "10254", "9"}) == ["1", "4", "5", "6"]
+    monkeypatch.chdir(tree / "9")
+    with open_patch_store(Path("0")) as store:
+        assert lost_patients(store, [FileIssue("notes.png", "")], []) == ["9"]
+
+
+def test_a_file_that_links_to_itself_is_left_out_and_its_folder_is_read(tree):
+    link = tree / "9/0/9_idx5_x1_y1_class0.png"
+    link.symlink_to(link)
+    report = prepare(tree, tree.parent / "a.h5")
+    reason = "cannot be read: Too many levels of symbolic links"
+    assert report.rejected == (FileIssue(f"9/0/{link.name}", "no access", reason),)
+    assert report.num_patches == len(EXPECTED)
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_is_an_error(tree, monkeypatch):
+    def scan(folder: Path) -> object:
+        if folder.name == "0":
+            folder.rename(folder.with_name("away"))
+        return scandir(folder)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(WorkerError, match="/0: the folder vanished while it was read; run again"):
+        index(tree)
 
 
 @pytest.fixture
@@ -165,7 +226,7 @@ def test_stray_file_at_the_top_of_the_file_system(tree):
 
 
 def test_names_that_contradict_their_folders(tree):
-    unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png")
+    unknown = ("unknown name", "not PATIENT_idx5_xX_yY_classC.png, where C is 0 or 1")
     patient, top = "patient contradicts folder", tree.parent.name
     class_1 = ("class contradicts folder", "class 1 in the name, 0 in the folder")
     expected = {
@@ -263,7 +324,7 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
             result = index(tree)
         finally:
             os.seteuid(0)
-    assert result.rejected == (FileIssue("10254/", "unreadable", "Permission denied"),)
+    assert result.rejected == (FileIssue("10254/", "no access", "Permission denied"),)
     assert rows(result) == [row for row in EXPECTED if row[0] != "10254"]
 
 

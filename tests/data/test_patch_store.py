@@ -24,7 +24,7 @@ from tests.packs import (
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.open_data import cache_folder, open_data
 from wsi_idc.data.patch_index import index_tree, open_patch_store
-from wsi_idc.data.patch_store import FileIssue, ZipStore
+from wsi_idc.data.patch_store import FileIssue, UnreadablePatchError, ZipStore
 from wsi_idc.data.pixels import is_decodable
 from wsi_idc.data.prepare import prepare
 
@@ -144,7 +144,14 @@ def cut_to(path: Path, length: int) -> Path:
 
 
 FLAGS, SIZE, DEFLATED, LZMA = 8, 24, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA
-OUTSIDE = ["../evil.png", "/evil.png", "a/../../evil.png", "a\\b.png", "C:/evil.png", "a//b.png"]
+OUTSIDE = [
+    "../evil.png",
+    "/evil.png",
+    "a/../../evil.png",
+    "a\\..\\..\\b.png",
+    "C:/evil.png",
+    "a//b.png",
+]
 BOMB = "refused, it looks like a decompression bomb: "
 
 
@@ -220,6 +227,45 @@ def test_members_that_cannot_be_read_are_set_aside(archive, tmp_path, change, ar
     assert report.rejected == (FileIssue(OTHER, "unreadable", detail),)
     assert read_csv(tmp_path / "rejected.csv")[0]["path"] == OTHER
     assert report.num_patches == 7
+
+
+@pytest.mark.parametrize("change", [lambda name: f"./{name}", lambda name: name.replace("/", "\\")])
+def test_names_with_a_dot_or_backslashes_are_read(archive, tmp_path, change):
+    expected = pack_content(prepare(archive, tmp_path / "a.h5").pack)
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(tmp_path / "b.zip", "w") as target:
+        for name in source.namelist():
+            target.writestr(change(name), source.read(name))
+    assert pack_content(prepare(tmp_path / "b.zip", tmp_path / "b.h5").pack) == expected
+
+
+def test_a_directory_that_lists_only_its_last_files_is_refused(archive, tmp_path):
+    with zipfile.ZipFile(archive) as opened:
+        names, start = [info.filename for info in opened.infolist()], opened.start_dir
+    data = bytearray(archive.read_bytes())
+    end, middle = data.rfind(b"PK\5\6"), data.rfind(names[-5].encode()) - 46
+    assert start < middle < end
+    struct.pack_into("<HHII", data, end + 8, 5, 5, end - middle, middle)
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match="its end record does not count all files"):
+        prepare(archive, tmp_path / "a.h5")
+    (tmp_path / "two.zip").write_bytes(new_zip(tmp_path / "b.zip", 1, GOOD).read_bytes() * 2)
+    with pytest.raises(DataError, match="its end record does not count all files"):
+        prepare(tmp_path / "two.zip", tmp_path / "a.h5")
+
+
+def test_a_count_that_overflows_does_not_matter(archive, tmp_path):
+    expected = pack_content(prepare(archive, tmp_path / "a.h5").pack)
+    data = bytearray(archive.read_bytes())
+    struct.pack_into("<HH", data, data.rfind(b"PK\5\6") + 8, 2, 2)
+    archive.write_bytes(data)
+    assert pack_content(prepare(archive, tmp_path / "b.h5").pack) == expected
+
+
+def test_a_zip_that_is_truncated_while_it_is_read(archive):
+    with ZipStore(archive) as store:
+        cut_to(archive, 10)
+        with pytest.raises(UnreadablePatchError, match="cannot be read: the zip was truncated"):
+            store.read(GOOD)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -39,8 +39,9 @@ def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options
     download. If there is no download, the command reads data/, or the zip file in data/.
 
     Two tables are written beside the pack. rejected.csv lists the files that are not in the pack.
-    flagged.csv lists files that are in the pack but are unusual. After a stop or a kill, the same
-    command resumes.
+    flagged.csv lists files that are in the pack but are unusual. If no file of a patient is in the
+    pack, the command names the patient and exits with 1. After a stop or a kill, the same command
+    resumes.
 
     \b
     Examples:
@@ -52,6 +53,11 @@ def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options
 
     report = pack_tree(tree or default_tree(), out, **options)
     echo_result(report.as_dict(), _prepare_lines(report), as_json=as_json)
+    if lost := report.lost_patients:
+        raise DataError(
+            f"no file of {len(lost)} patients could be packed: {', '.join(lost)}; the pack has the "
+            f"other patients, and {out.with_name('rejected.csv')} the reasons"
+        )
     if strict and report.rejected:
         raise DataError(
             f"{len(report.rejected)} files were left out (--strict); see "

@@ -62,7 +62,7 @@ class DiskFullError(WsiIdcError):
 
 
 class WorkerError(WsiIdcError):
-    """A worker process was killed; the command can be resumed."""
+    """A worker process was killed, or its input vanished; the command can be resumed."""
 
 
 class StoppedError(WsiIdcError):

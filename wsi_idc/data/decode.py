@@ -17,7 +17,14 @@ from wsi_idc.core.errors import DataError, WorkerError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache, create_worker_pool
 from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
-from wsi_idc.data.patch_store import UNREADABLE, FileIssue, FolderStore, PatchStore
+from wsi_idc.data.patch_store import (
+    CANNOT_READ,
+    NO_ACCESS,
+    UNREADABLE,
+    FileIssue,
+    FolderStore,
+    PatchStore,
+)
 from wsi_idc.runtime.resources import available_cores
 
 logger = logging.getLogger(__name__)
@@ -28,6 +35,9 @@ _MAX_WORKERS = 16
 _MIN_FILES_FOR_PROCESSES = 20_000
 # The log names at most this many skipped files; rejected.csv names all skipped files.
 _MAX_LOGGED = 20
+# If the system gives no access to more files than these, the disk has failed.
+_MAX_NO_ACCESS = 10
+_MAX_NO_ACCESS_FRACTION = 0.01
 Task = tuple[int, list[str]]  # number and files of a chunk
 
 
@@ -73,7 +83,8 @@ class DecodedTree:
 
     def skip(self, path: str, reason: str) -> None:
         """Record a file that is left out of the pack; log the first such files."""
-        self.issues.append(FileIssue(path, UNREADABLE, reason))
+        kind = NO_ACCESS if reason.startswith(CANNOT_READ) else UNREADABLE
+        self.issues.append(FileIssue(path, kind, reason))
         if len(self.issues) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, reason)
 
@@ -83,6 +94,9 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
 
     A damaged file is replaced by an undamaged copy if the tree has one. Chunks that a stopped run
     left in ``cache`` are reused if they are complete and their files are unchanged.
+
+    Raises:
+        WorkerError: Many files cannot be read, a folder vanished, or a worker process was killed.
     """
     store, all_paths = index.store, index.table["path"].tolist()
     starts = range(0, len(all_paths), FILES_PER_CHUNK)
@@ -100,6 +114,12 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
             paths = [copies.get(path, path) for path in paths]
             chunk = cache.decode(store, number, paths)
         result.add(paths, chunk)
+        lost = [issue for issue in result.issues if issue.reason == NO_ACCESS]
+        if len(lost) > max(_MAX_NO_ACCESS, _MAX_NO_ACCESS_FRACTION * len(all_paths)):
+            raise WorkerError(
+                f"{store.path}: {len(lost)} files cannot be read, such as {lost[-1].path!r} "
+                f"({lost[-1].detail}); make the files readable, and run the same command to resume"
+            )
 
     while tasks and (chunk := cache.read(store, *tasks[0])):
         add(*tasks.popleft(), chunk)

@@ -16,8 +16,14 @@ from wsi_idc.core.hdf5 import read_format
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.data.download import read_download_path
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
-from wsi_idc.data.patch_index import content_key, has_patches, open_patch_store, read_issues
-from wsi_idc.data.patch_store import UNREADABLE, FolderStore, is_zip
+from wsi_idc.data.patch_index import (
+    content_key,
+    has_patches,
+    lost_patients,
+    open_patch_store,
+    read_issues,
+)
+from wsi_idc.data.patch_store import NO_ACCESS, UNREADABLE, FolderStore, is_zip
 from wsi_idc.data.pixels import is_decodable
 from wsi_idc.data.prepare import REJECTED_CSV, cache_path, prepare
 from wsi_idc.data.staging import stage_to_scratch
@@ -114,7 +120,8 @@ def _open_tree(tree: Path) -> Pack:
                 raise BusyError(f"{path}: another process is making it")
             # A file can become readable (permissions, disk errors) with the same name, size, time.
             issues = read_issues(path.with_name(REJECTED_CSV))
-            unreadable = {issue.path for issue in issues if issue.reason == UNREADABLE}
+            reasons = (UNREADABLE, NO_ACCESS)
+            unreadable = {issue.path for issue in issues if issue.reason in reasons}
             retry = unreadable.intersection(paths)
             if not path.exists() or any(is_decodable(store, name, PATCH_PX) for name in retry):
                 logger.info("packing %s once, into %s", tree, path)
@@ -135,6 +142,8 @@ def _open_tree(tree: Path) -> Pack:
     rejected = path.with_name(REJECTED_CSV)
     if issues := read_issues(rejected):
         logger.warning("%d files left out; see %s", len(issues), rejected)
+        if lost := lost_patients(store, issues, pack.patients):
+            logger.warning("%d patients left out: %s", len(lost), ", ".join(lost))
     return pack
 
 

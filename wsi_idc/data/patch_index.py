@@ -96,6 +96,29 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
     )
 
 
+def lost_patients(
+    store: PatchStore, issues: Iterable[FileIssue], patients: Collection[str]
+) -> list[str]:
+    """Return the sorted patients of rejected files and folders that are not in ``patients``.
+
+    Args:
+        store: Folder or zip of the patch tree.
+        issues: Files that are left out, and folders that cannot be listed.
+        patients: Patients that are in the pack.
+    """
+    found = set()
+    for issue in issues:
+        *folders, name = issue.path.split("/")  # without a name, the issue is about a folder
+        folders = [*store.parent_names, *folders] if name else folders
+        if len(folders) > 1 and folders[-1] in ("0", "1"):
+            found.add(folders[-2])
+        elif match := FILE_NAME.fullmatch(name):
+            found.add(match["patient"])
+        elif not name:
+            found.add(folders[-1])
+    return sorted(found.difference(patients))
+
+
 def content_key(store: PatchStore, paths: Iterable[str]) -> str:
     """Return a hash of the names and states of files, without reading the files."""
     digest = hashlib.sha256()
@@ -138,7 +161,7 @@ def _contradiction(
 ) -> tuple[str, str] | None:
     """Return reason and detail if a file name contradicts its folders, else None."""
     if match is None:
-        return "unknown name", "not PATIENT_idx5_xX_yY_classC.png"
+        return "unknown name", "not PATIENT_idx5_xX_yY_classC.png, where C is 0 or 1"
     patient, label = match["patient"], match["label"]
     if patient != patient_folder:
         detail = f"patient {patient} in the name, {patient_folder or '/'} in the folder"
@@ -197,25 +220,36 @@ def readable_duplicates(
 def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
     """Shift x and y to multiples of ``patch_px``; drop the patches that are off this grid.
 
-    The Kaggle data set counts x and y from 1, other data sets may count from 0. The most frequent
-    remainder of x and of y modulo ``patch_px`` is taken as the origin.
+    The Kaggle data set counts x and y from 1. In other data sets the grid of each patient may start
+    anywhere. The origin of a patient is the most frequent remainder of x and of y modulo
+    ``patch_px``; of equally frequent remainders, the one that is more frequent in the tree.
     """
     if table.empty:
         return table, []
     table = table.copy()
-    offset = {axis: int((table[axis] % patch_px).mode()[0]) for axis in ("x", "y")}
-    for axis, first in offset.items():
+    origin = {axis: _origins(table["patient"], table[axis] % patch_px) for axis in ("x", "y")}
+    for axis, first in origin.items():
         table[axis] -= first
     is_aligned = (table["x"] % patch_px == 0) & (table["y"] % patch_px == 0)
     end_px = MAX_CELLS_PER_SIDE * patch_px
     is_near = (table["x"] < end_px) & (table["y"] < end_px)
-    rule = f"x = {offset['x']} and y = {offset['y']} modulo {patch_px} in this tree"
-    issues = [FileIssue(path, "off the grid", rule) for path in table[~is_aligned]["path"]]
+    rule = f"x = %d and y = %d modulo {patch_px} in most patches of the patient"
+    off_grid = pd.DataFrame({"path": table["path"], **origin})[~is_aligned]
+    issues = [FileIssue(path, "off the grid", rule % (x, y)) for path, x, y in _rows(off_grid)]
     issues += [
         FileIssue(path, "too far out", f"no slide is {end_px} px wide")
         for path in table[is_aligned & ~is_near]["path"]
     ]
     return table[is_aligned & is_near], issues
+
+
+def _origins(patient: pd.Series, remainder: pd.Series) -> pd.Series:
+    """Return for each patch the most frequent ``remainder`` of its patient."""
+    table = pd.DataFrame({"patient": patient, "remainder": remainder})
+    table["in_tree"] = table.groupby("remainder")["patient"].transform("size")
+    table["num"] = table.groupby(["patient", "remainder"])["in_tree"].transform("size")
+    table = table.sort_values(["num", "in_tree", "remainder"], ascending=[False, False, True])
+    return patient.map(table.drop_duplicates("patient").set_index("patient")["remainder"])
 
 
 def _drop_duplicate_cells(

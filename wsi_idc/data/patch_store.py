@@ -12,18 +12,22 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_idc.core.errors import DataError, first_line
+from wsi_idc.core.errors import DataError, WorkerError, first_line
 from wsi_idc.core.files import starts_with
 
 # Files above this size are not read as patches. A 50x50 RGB patch has at most about 10 kB.
 MAX_FILE_BYTES = 4_000_000
-UNREADABLE = "unreadable"  # reason of a ``FileIssue``
+# Reasons of a ``FileIssue``: the content is damaged; the system does not give access to a file.
+UNREADABLE = "unreadable"
+NO_ACCESS = "no access"
+CANNOT_READ = "cannot be read: "  # start of the message of an ``UnreadablePatchError`` of NO_ACCESS
 # Largest permitted ratio of unpacked to packed bytes. PNG files are compressed: their ratio is 1.
 MAX_RATIO = 100
 MAX_ENTRIES = 5_000_000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _COLUMNS = ("CRC", "compress_size", "file_size", "header_offset", "compress_type")
 # Errors that zipfile raises if the directory of a zip is damaged.
+_MAX_TAIL_BYTES = 2**16
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
 
 
@@ -132,9 +136,11 @@ class FolderStore(PatchStore):
         """Add the files of one folder to ``files``; return (is a link, path) of each subfolder."""
         try:
             with os.scandir(self.path / folder) as scan:
-                entries = [(entry.is_dir(), entry.is_symlink(), entry.name) for entry in scan]
+                entries = [(_is_folder(entry), entry.is_symlink(), entry.name) for entry in scan]
         except OSError as error:
-            files.unreadable.append(FileIssue(f"{folder}/", UNREADABLE, str(error.strerror)))
+            if folder and isinstance(error, FileNotFoundError):
+                raise _vanished(self.path / folder) from None
+            files.unreadable.append(FileIssue(f"{folder}/", NO_ACCESS, str(error.strerror)))
             return []
         prefix = f"{folder}/" if folder else ""
         names = [name for is_folder, _, name in entries if not is_folder]
@@ -158,7 +164,7 @@ class FolderStore(PatchStore):
             try:
                 status = os.fstat(fd)
                 if stat.S_ISDIR(status.st_mode):
-                    raise UnreadablePatchError("cannot be read: Is a directory")
+                    raise UnreadablePatchError(f"{CANNOT_READ}Is a directory")
                 if not stat.S_ISREG(status.st_mode):
                     raise UnreadablePatchError("not a regular file")
                 # Read by the size: a buffer of MAX_FILE_BYTES takes more time than the decoding.
@@ -167,7 +173,23 @@ class FolderStore(PatchStore):
             finally:
                 os.close(fd)
         except OSError as error:
-            raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
+            folder = (self.path / path).parent
+            if isinstance(error, FileNotFoundError) and not folder.exists():
+                raise _vanished(folder) from None
+            raise UnreadablePatchError(f"{CANNOT_READ}{error.strerror}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _vanished(folder: Path) -> WorkerError:
+    return WorkerError(
+        f"{folder}: the folder vanished while it was read; run again when it is back"
+    )
 
 
 def _stat_key(status: os.stat_result) -> str:
@@ -214,12 +236,14 @@ class ZipStore(PatchStore):
         crc, compressed_size, size, offset, method = self._entry(path)
         try:
             header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
+            if not header:  # the file had this many bytes when it was opened
+                raise UnreadablePatchError(f"{CANNOT_READ}the zip was truncated")
             if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
                 raise UnreadablePatchError("damaged archive: no file where there should be one")
             start = offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header)[-2:])
             data = os.pread(self._file.fileno(), min(compressed_size, 2 * MAX_FILE_BYTES), start)
         except OSError as error:
-            raise UnreadablePatchError(f"cannot be read: {error.strerror}") from None
+            raise UnreadablePatchError(f"{CANNOT_READ}{error.strerror}") from None
         if method == zipfile.ZIP_DEFLATED:
             try:
                 data = zlib.decompressobj(-15).decompress(data, min(size, MAX_FILE_BYTES) + 1)
@@ -246,9 +270,14 @@ class ZipStore(PatchStore):
             entries = archive.infolist()
         archive_size = self.path.stat().st_size
         members = []
+        start = min((entry.header_offset for entry in entries), default=0)
+        end = max(
+            (e.header_offset + _LOCAL_HEADER.size + e.compress_size for e in entries), default=0
+        )
+        self._refuse_unlisted(0, start)
+        self._refuse_unlisted(end, archive.start_dir)
         for entry in entries:
-            self._check_name(entry.orig_filename)
-            name = entry.filename
+            name = entry.filename = self._plain_name(entry.orig_filename)
             if entry.is_dir():
                 continue
             if not is_patch_name(name.rpartition("/")[2]):
@@ -284,14 +313,23 @@ class ZipStore(PatchStore):
                 return file.read(end - start).count(b"PK\1\2")
         return 0
 
-    def _check_name(self, name: str) -> None:
-        parts = name.removesuffix("/").split("/")
-        is_inside = not {"", ".", ".."} & set(parts) and parts[0][1:2] != ":"
-        if not is_inside or "\\" in name or "\0" in name:
+    def _refuse_unlisted(self, start: int, end: int) -> None:
+        """Raise ValueError if the last bytes of a range hold entries that zipfile does not list."""
+        with self.path.open("rb") as file:
+            file.seek(max(start, end - _MAX_TAIL_BYTES, 0))
+            if b"PK\1\2" in file.read(max(0, end - file.tell())):
+                raise ValueError("its end record does not count all files")
+
+    def _plain_name(self, name: str) -> str:
+        """Return a name with / for \\ and without "./", as some programs write both."""
+        parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+        inner = parts[:-1] if parts[-1:] == [""] else parts
+        if not {"", ".."}.isdisjoint(inner) or "\0" in name or (inner and inner[0][1:2] == ":"):
             raise DataError(
                 f"{self.path}: refused, it holds a file named {name!r}, which is no plain path "
                 "below a folder; get the archive from a source you trust, or zip the files again"
             )
+        return "/".join(parts)
 
     def _refuse_bomb(self, reason: str) -> None:
         raise DataError(f"{self.path}: refused, it looks like a decompression bomb: {reason}")

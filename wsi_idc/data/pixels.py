@@ -92,7 +92,7 @@ def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
     width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
     if width > patch_px or height > patch_px:
         raise UnreadablePatchError(
-            f"{width}x{height} px is larger than a {patch_px}x{patch_px} patch"
+            f"{width}x{height} px is larger than a {patch_px}x{patch_px} patch (prepare --patch-px)"
         )
     if depth == 16:
         raise UnreadablePatchError("16 bits a channel; a patch has 8")
@@ -123,6 +123,8 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
             rgba = image.convert("RGBA")
     except UnidentifiedImageError:
         raise UnreadablePatchError("damaged PNG: the header makes no sense") from None
+    except MemoryError:
+        raise
     except DAMAGED_IMAGE as error:
         raise UnreadablePatchError(f"damaged PNG: {error}") from None
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -18,7 +18,13 @@ from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
 from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
-from wsi_idc.data.patch_index import index_tree, is_issue_table, issue_table, open_patch_store
+from wsi_idc.data.patch_index import (
+    index_tree,
+    is_issue_table,
+    issue_table,
+    lost_patients,
+    open_patch_store,
+)
 from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.data.pixels import channel_statistics
 
@@ -44,6 +50,7 @@ class PrepareReport:
         rejected: Files that are left out of the pack.
         flagged: Unusual files that are in the pack, and folders that are left out.
         num_other_files: Number of files that are ignored: not PNG, or hidden.
+        lost_patients: Sorted ids of the patients of which no file is in the pack.
     """
 
     pack: Path
@@ -56,6 +63,7 @@ class PrepareReport:
     rejected: tuple[FileIssue, ...]
     flagged: tuple[FileIssue, ...]
     num_other_files: int
+    lost_patients: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that JSON can store."""
@@ -83,7 +91,7 @@ def prepare(
 
     Raises:
         DataError: The tree has no readable patch, or a file of another program would be replaced.
-        WorkerError: A worker process was killed; run again to resume.
+        WorkerError: A worker process was killed, or many files vanished; run again to resume.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
     logger.info("reading the names in %s", tree)
@@ -118,6 +126,7 @@ def prepare(
         rejected=rejected,
         flagged=flagged,
         num_other_files=index.num_other_files,
+        lost_patients=lost_patients(index.store, rejected, set(table["patient"])),
     )
 
 
