@@ -15,7 +15,6 @@ from wsi_idc.evaluation.compare import (
     leaderboard,
     published_results,
     read_predictions,
-    same_patients,
     write_comparison,
     write_leaderboard,
 )
@@ -195,7 +194,21 @@ def test_the_best_comes_first_and_published_results_last(tmp_path: Path):
     assert (record[0]["auc"], record[-1]["rank"]) == (0.7, None)
 
 
-def test_ranks_are_fair_only_on_the_same_patches():
-    fewer = replace(EVALUATION, predictions=EVALUATION.predictions[1:])
-    assert same_patients([("a", EVALUATION), ("b", EVALUATION)])
-    assert not same_patients([("a", EVALUATION), ("b", fewer)])
+@pytest.mark.parametrize(
+    ("names", "ranks"),
+    [("f", {"f": 1}), ("fabg", {"b": 1, "a": 2}), ("af", {}), ("fgabc", {"c": 1, "b": 2, "a": 3})],
+)
+def test_only_evaluations_of_the_same_patches_are_ranked(names: str, ranks: dict[str, int]):
+    auc = {"a": 0.6, "b": 0.7, "c": 0.8, "f": 0.9, "g": 0.95}
+    evaluations = [(name, with_metrics(auc=auc[name])) for name in names]
+    for start, name in ((1, "f"), (2, "g")):
+        evaluations = [
+            (n, replace(e, predictions=e.predictions[start:]) if n == name else e)
+            for n, e in evaluations
+        ]
+    table = leaderboard(evaluations)[: len(names)].set_index("name")
+    assert table["rank"].dropna().to_dict() == ranks
+    assert set(table.index[table["source"] == "measured"]) == set(ranks)
+    apart = table[table["source"] == "measured on other patches"]
+    assert apart["auc"].is_monotonic_decreasing
+    assert list(table.index) == [*ranks, *apart.index]

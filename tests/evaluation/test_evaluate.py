@@ -46,10 +46,28 @@ def test_training_patients_are_refused(trained: Checkpoint, cohort: Pack, split:
     assert len(choose_patients(Predictor((trained,)), cohort, split, allow_seen=True)) >= 3
 
 
-def test_a_split_without_patients_in_the_data_is_refused(trained: Checkpoint, pack: Pack):
-    with pytest.raises(DataError, match="--split unseen"):
-        choose_patients(Predictor((trained,)), pack, "test")
-    assert choose_patients(Predictor((trained,)), pack, "unseen") == pack.patients
+def test_all_patients_are_evaluated_if_none_is_in_the_split(trained: Checkpoint, pack: Pack):
+    predictor = Predictor((trained,))
+    for split in ("test", "unseen"):
+        assert choose_patients(predictor, pack, split) == pack.patients
+    for split in ("val", "train"):
+        with pytest.raises(DataError, match="use --split unseen"):
+            choose_patients(predictor, pack, split)
+
+
+def test_a_split_without_patients_in_the_data_is_refused(trained: Checkpoint, cohort: Pack):
+    known = replace(trained, split=dict.fromkeys(trained.split, "val"))
+    with pytest.raises(DataError, match="all patients there are train or val patients"):
+        choose_patients(Predictor((known,)), cohort, "test")
+    some = {p: role for p, role in trained.split.items() if role != "test"}
+    with pytest.raises(DataError, match="use --split unseen"):
+        choose_patients(Predictor((replace(trained, split=some),)), cohort, "test")
+
+
+def test_an_evaluation_of_patients_in_no_split_has_a_note(trained: Checkpoint, cohort: Pack):
+    note = "no patient is in the split of a checkpoint, so all patients are evaluated"
+    assert note in run(replace(trained, split={}), cohort, cohort.patients).notes
+    assert note not in run(trained, cohort).notes
 
 
 def test_an_ensemble_is_evaluated_on_patients_that_no_member_has_seen(

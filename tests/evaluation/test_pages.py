@@ -77,14 +77,14 @@ def test_a_comparison_of_one_class_has_a_page(
 
 
 def test_published_results_are_separate(tmp_path: Path):
-    pages.write_leaderboard_page(leaderboard(EVALUATIONS), tmp_path, is_fair=True)
+    pages.write_leaderboard_page(leaderboard(EVALUATIONS), tmp_path)
     page = check_page(tmp_path / "leaderboard.html")
     names = [word for word in page.words if word in (HOSTILE, "runs/poor")]
     assert names == [HOSTILE, "runs/poor"]
     assert page.text.count('<tr class="published">') == len(published_results())
     before, after = page.text.split("Published results on other patients, for context only")
     assert '<tr class="published">' not in before and "runs/poor" not in after
-    assert "not of the same patches" not in page.text
+    assert "not ranked" not in page.text
     assert (tmp_path / "figures" / "leaderboard.png").exists()
 
 
@@ -95,8 +95,19 @@ def test_published_results_are_separate(tmp_path: Path):
 def test_each_metric_can_rank(evaluations: list, metric: str, tmp_path: Path):
     table = leaderboard(evaluations, rank_by=metric)
     assert pages.ranking_metric(table) == metric
-    pages.write_leaderboard_page(table, tmp_path, is_fair=False)
-    assert "not of the same patches" in check_page(tmp_path / "leaderboard.html").text
+    pages.write_leaderboard_page(table, tmp_path)
+    check_page(tmp_path / "leaderboard.html")
+
+
+def test_an_evaluation_of_other_patches_is_listed_apart(tmp_path: Path):
+    (_, first), (_, second) = EVALUATIONS
+    other = replace(first, predictions=first.predictions[1:])
+    table = leaderboard([("a", first), ("other", other), ("b", second)])
+    pages.write_leaderboard_page(table, tmp_path)
+    page = check_page(tmp_path / "leaderboard.html")
+    places = [page.text.index(text) for text in ("<bdi>b<", "so not ranked", "<bdi>other<")]
+    assert places == sorted(places)
+    assert "2 ranked" in page.text
 
 
 def test_measured_marks_are_filled_and_published_ones_hollow():

@@ -67,8 +67,8 @@ def eval_(
     metric has a 95 % interval by bootstrap over patients.
 
     RUNS are run directories or .pt files. Several RUNS are evaluated one by one, and
-    leaderboard.html ranks these runs beside published results. Several --checkpoint options make
-    one ensemble: the mean of their probabilities is evaluated.
+    leaderboard.html ranks the runs with the same test patients beside published results. Several
+    --checkpoint options make one ensemble: the mean of their probabilities is evaluated.
 
     \b
     Examples:
@@ -138,12 +138,13 @@ def _evaluate_several(
     )
     if evaluations:
         named = [(str(run), evaluation) for run, evaluation in evaluations.items()]
-        table, is_fair = compare.leaderboard(named, rank_by=rank_by), compare.same_patients(named)
+        table = compare.leaderboard(named, rank_by=rank_by)
+        is_fair = bool((table["source"] != compare.UNRANKED).all())
         compare.write_leaderboard(table, board)
-        write_leaderboard_page(table, board, is_fair=is_fair)
+        write_leaderboard_page(table, board)
         reasons = {str(run): str(error) for run, error in failed.items()}
         record = {"leaderboard": records(table), "same_patients": is_fair, "out": board}
-        lines = _leaderboard_lines(table, board, rank_by=rank_by, is_fair=is_fair)
+        lines = _leaderboard_lines(table, board, rank_by=rank_by)
         echo_result({**record, "failed": reasons}, lines, as_json=as_json)
     for run, error in failed.items():
         echo_note(f"no evaluation of {run}: {error}")
@@ -209,27 +210,25 @@ def _interval(low: float, high: float, *, digits: int = 3, space: str = " ") -> 
     return "" if is_nan else f"{space}[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _leaderboard_lines(
-    table: "pd.DataFrame", folder: Path, *, rank_by: str, is_fair: bool
-) -> Iterator[str]:
-    from wsi_idc.evaluation.compare import MEASURED
+def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> Iterator[str]:
+    from wsi_idc.evaluation.compare import MEASURED, PUBLISHED, UNRANKED
 
     columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
     width = max(len(str(name)) for name in table["name"])
     yield f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test"
-    has_heading = False
+    headings = {
+        UNRANKED: "evaluated on other patches, so not ranked:",
+        PUBLISHED: "published, on other patients, for context only:",
+    }
     for row in table.to_dict("records"):
-        is_measured = row["source"] == MEASURED
-        if not is_measured and not has_heading:
-            yield "published, on other patients, for context only:"
-            has_heading = True
+        if heading := headings.pop(row["source"], ""):
+            yield heading
         numbers = (row[name] for name in columns)
         values = "  ".join(" " * 17 if x != x else f"{x:17.3f}" for x in numbers)
-        rank = f"{row['rank']:4.0f}" if is_measured else "    "
-        test = f"{row['test']}, {row['patients']:.0f} patients" if is_measured else row["test"]
+        rank = f"{row['rank']:4.0f}" if row["source"] == MEASURED else "    "
+        is_own = row["source"] != PUBLISHED
+        test = f"{row['test']}, {row['patients']:.0f} patients" if is_own else row["test"]
         yield f"{rank}  {row['name']:{width}}  {values}  {test}"
-    if not is_fair:
-        yield "note: these runs were not tested on the same patches, so the ranks mean little"
     yield f"written to {folder}"
 
 

@@ -180,7 +180,8 @@ split_option = with_default(
     "--split",
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
-    help="Patients to evaluate, by the checkpoint's split; unseen: neither train nor val.",
+    help="Patients to evaluate, by the checkpoint's split; unseen: neither train nor val. "
+    "Test patients are all patients if none is in the split, as with data of your own.",
 )
 seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(

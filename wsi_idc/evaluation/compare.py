@@ -36,7 +36,8 @@ COMPARISON_FILES = {
 MIN_PATIENTS = 10
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
-MEASURED, PUBLISHED = "measured", "published"
+# Sources of the rows of a leaderboard, in their order. Only rows of the first source have a rank.
+MEASURED, UNRANKED, PUBLISHED = "measured", "measured on other patches", "published"
 _CSV, _JSON = "leaderboard.csv", "leaderboard.json"
 # Arguments of ``core.files.ensure_writable`` for the folder of a leaderboard.
 LEADERBOARD_FILES = {"writes": (_CSV, _JSON, "leaderboard.html", "figures"), "marks": (_CSV,)}
@@ -229,19 +230,20 @@ def leaderboard(
     """Build a table: one row per evaluation, the best first, then one row per published result.
 
     ``evaluations`` are pairs of a name and an evaluation. The metric ``rank_by`` sorts the rows.
+    The largest set of evaluations of the same patches is ranked; other evaluations follow.
 
     Returns:
-        Table with the columns rank, name, source ("measured" or "published"), test (group of
-        patients), patients, patches, each metric, low and high of the interval of ``rank_by``,
-        note. A published result has no rank: it was measured on other patients.
+        Table with the columns rank, name, source ("measured", "measured on other patches" or
+        "published"), test (group of patients), patients, patches, each metric, low and high of the
+        interval of ``rank_by``, note. Only a row with source "measured" has a rank.
     """
     rows = []
-    for name, evaluation in evaluations:
+    for is_ranked, (name, evaluation) in zip(_is_ranked(evaluations), evaluations, strict=True):
         low, high = evaluation.final.intervals[rank_by]
         rows.append(
             {
                 "name": name,
-                "source": MEASURED,
+                "source": MEASURED if is_ranked else UNRANKED,
                 "test": evaluation.split,
                 "patients": evaluation.num_patients,
                 "patches": evaluation.num_patches,
@@ -254,7 +256,8 @@ def leaderboard(
     table = pd.DataFrame(rows).sort_values(
         rank_by, ascending=rank_by in SMALLER_IS_BETTER, kind="stable", ignore_index=True
     )
-    table.insert(0, "rank", [float(rank) for rank in range(1, len(table) + 1)])
+    table = table.sort_values("source", kind="stable", ignore_index=True)
+    table.insert(0, "rank", (table.index + 1.0).where(table["source"] == MEASURED))
     published = published_results().rename(columns={"work": "name"}).assign(source=PUBLISHED)
     published = published.sort_values("auc", ascending=False, kind="stable")
     return pd.concat([table, published.reindex(columns=table.columns)], ignore_index=True)
@@ -266,10 +269,15 @@ def published_results() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
-def same_patients(evaluations: Sequence[tuple[str, Evaluation]]) -> bool:
-    """Return True if all evaluations have the same patches. Only then are ranks meaningful."""
+def _is_ranked(evaluations: Sequence[tuple[str, Evaluation]]) -> list[bool]:
+    """Return for each evaluation whether its patches are those of the largest set of evaluations.
+
+    If no two evaluations have the same patches, none is ranked.
+    """
     keys = [evaluation.predictions[["patient", "x", "y", "label"]] for _, evaluation in evaluations]
-    return all(key.equals(keys[0]) for key in keys)
+    first_equal = [next(i for i, k in enumerate(keys) if k.equals(key)) for key in keys]
+    largest = max(first_equal, key=first_equal.count)
+    return [i == largest and first_equal.count(i) >= min(2, len(keys)) for i in first_equal]
 
 
 def write_leaderboard(table: pd.DataFrame, out: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import NUM_RESAMPLES
+from wsi_idc.core.constants import NUM_RESAMPLES, ROLES
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
@@ -52,8 +52,9 @@ def choose_patients(
         predictor: Predictor whose checkpoints contain the split of their training.
         pack: Pack with the available patients.
         split: Group of patients. "test", "val" or "train" selects the patients with this role in
-            the splits of all checkpoints. "unseen" selects the patients that no checkpoint has in
-            train or val. "all" selects every patient.
+            the splits of all checkpoints; "test" selects every patient of the pack if none is in a
+            checkpoint's split. "unseen" selects the patients that no checkpoint has in train or
+            val. "all" selects every patient.
         allow_seen: Accept patients that a checkpoint was trained on.
 
     Raises:
@@ -61,19 +62,18 @@ def choose_patients(
             and ``allow_seen`` is False.
     """
     available = set(pack.patients)
-    if split == "all":
+    unseen = available - predictor.patients("train", "val")
+    if split == "all" or (split == "test" and not available & predictor.patients(*ROLES)):
         chosen = available
     elif split == "unseen":
-        chosen = available - predictor.patients("train", "val")
+        chosen = unseen
     else:
         groups = (member.patients(split) for member in predictor.checkpoints)
         chosen = available.intersection(*groups)
     if not chosen:
         owner = "the checkpoint's" if len(predictor.checkpoints) == 1 else "all checkpoints'"
-        raise DataError(
-            f"none of {owner} {split} patients is in {pack.path}; "
-            "use --split unseen for data of your own"
-        )
+        remedy = "use --split unseen" if unseen else "all patients there are train or val patients"
+        raise DataError(f"none of {owner} {split} patients is in {pack.path}; {remedy}")
     seen = sorted(chosen & predictor.patients("train"))
     if seen and not allow_seen:
         raise DataError(
@@ -138,6 +138,8 @@ def evaluate(
     ece_uncalibrated = classification.ece(label, uncalibrated)
     num_unknown = int((~is_known).sum())
     notes = _notes(predictor, predictions, table, num_unknown)
+    if split == "test" and not predictor.patients(*ROLES).intersection(pack.patients):
+        notes.insert(0, "no patient is in the split of a checkpoint, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
             "the temperature, fitted on val patients, does not help here: "

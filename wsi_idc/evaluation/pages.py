@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
-from wsi_idc.evaluation.compare import MEASURED, MIN_PATIENTS, PUBLISHED, Comparison
+from wsi_idc.evaluation.compare import MEASURED, MIN_PATIENTS, PUBLISHED, UNRANKED, Comparison
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import count, number, signed
@@ -126,10 +126,10 @@ def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
     ax.set(xlim=(low, 1.03), ylim=(low, 1.03))
 
 
-def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> None:
+def write_leaderboard_page(table: pd.DataFrame, out: Path) -> None:
     """Write the self-contained leaderboard.html and its figure into the folder ``out``.
 
-    ``table`` is the result of ``leaderboard``; ``is_fair``: all evaluations have the same patches.
+    ``table`` is the result of ``leaderboard``.
     """
     rank_by, rows = ranking_metric(table), records(table)
     write_page(
@@ -138,9 +138,10 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
         rank_by=rank_by,
         smaller_is_better=rank_by in SMALLER_IS_BETTER,
         metrics=[name for name in HEADLINE_METRICS if name != rank_by],
-        measured=[row for row in rows if row["source"] == MEASURED],
-        published=[row for row in rows if row["source"] == PUBLISHED],
-        is_fair=is_fair,
+        rows={
+            source: [row for row in rows if row["source"] == source]
+            for source in (MEASURED, UNRANKED, PUBLISHED)
+        },
         uris=write_figures({"leaderboard": partial(leaderboard_chart, table)}, out),
     )
 
@@ -161,13 +162,14 @@ def leaderboard_chart(table: pd.DataFrame) -> Figure:
         say_none(ax, f"none has a value of {TITLES[metric]}")
         return figure
     place, values = np.arange(len(known)), known[metric].to_numpy(float)
-    is_measured = (known["source"] == MEASURED).to_numpy()
+    source = known["source"].to_numpy()
+    is_measured = source != PUBLISHED
     low, high = (known[f"{metric}_{end}"].to_numpy(float) for end in ("low", "high"))
     ax.hlines(place, low, high, ACCENT, lw=2.5, alpha=0.6)
     ax.plot(values[is_measured], place[is_measured], "o", color=ACCENT, ms=8)
     ax.plot(values[~is_measured], place[~is_measured], "o", mfc="white", mec=GRAY, ms=8)
-    if is_measured.any() and not is_measured.all():
-        ax.axhline(is_measured.sum() - 0.5, color=GRAY, lw=0.8, ls=":")
+    for start in np.flatnonzero(source[1:] != source[:-1]):
+        ax.axhline(start + 0.5, color=GRAY, lw=0.8, ls=":")
     _annotate_right(ax, place, [number(value) for value in values])
     ax.set_yticks(place, [printable(name, longest=_LONGEST_NAME) for name in known["name"]])
     for tick, measured in zip(ax.get_yticklabels(), is_measured, strict=True):
