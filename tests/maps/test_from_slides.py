@@ -218,13 +218,12 @@ def test_other_slide_of_the_same_name_is_a_warning(build, stitched, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("spare", "has_image"), [(0, True), (-1, False)])
-def test_image_beyond_the_memory_limit_is_left_out(
+def test_image_beyond_the_limit_is_left_out(
     builder: MapBuilder, stitched: np.ndarray, monkeypatch, caplog, spare: int, has_image: bool
 ):
     tmp_path = builder.out
-    # 2 x 2 cells of 30 px, and a patch of 50 px in each.
-    needed = 4 * 50**2 * 3
-    monkeypatch.setattr("wsi_idc.maps.from_slides._MAX_IMAGE_BYTES", needed + spare)
+    needed = 4 * 30**2 * 3  # 2 x 2 cells of 30 px
+    monkeypatch.setattr("wsi_idc.maps.from_slides.MAX_IMAGE_BYTES", needed + spare)
     source = SlideSource([write_slide(tmp_path / "s.tif", stitched[:80, :80])], OVERLAP)
     (planned,) = source.plan(builder)
     builder.build(source)

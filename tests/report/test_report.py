@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tests.small_maps import EVIL, write_hand_map
 from wsi_idc.core.errors import MapError, WsiIdcError
-from wsi_idc.maps.map_reader import map_paths
+from wsi_idc.maps.map_reader import map_paths, read_image, read_map
+from wsi_idc.report import report as report_module
+from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.report.report import build_report
 
 
@@ -86,3 +89,20 @@ def test_unwritable_page_is_set_aside(tmp_path: Path):
     assert list(report.pages) == ["P2"]
     assert list(report.failed) == [tmp_path / "P1.h5"]
     assert pd.read_csv(tmp_path / "cohort.csv")["patient"].tolist() == ["P2"]
+
+
+def test_large_tissue_is_shrunk_while_it_is_read(tmp_path: Path, monkeypatch):
+    path = write_hand_map(tmp_path)  # 4 x 4 cells of 50 px
+    image = read_image(path)
+    np.testing.assert_array_equal(report_module._read_tissue(path, read_map(path)), image)
+    monkeypatch.setattr(report_module, "MAX_SIDE_PX", 43)
+    small = report_module._read_tissue(path, read_map(path))
+    assert small.shape == (40, 40, 3)
+    np.testing.assert_allclose(small[0, 10], image[:5, 50:55].mean(axis=(0, 1)), atol=0.51)
+    pictures, scale = tissue_pictures(read_map(path), small)
+    assert scale == 0.2
+    expected, full = tissue_pictures(read_map(path), image)
+    assert full == 1
+    assert pictures[0][1:] == expected[0][1:]
+    path = write_hand_map(tmp_path, patches=None)
+    assert report_module._read_tissue(path, read_map(path)) is None

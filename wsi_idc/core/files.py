@@ -63,19 +63,27 @@ def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
     with locked(partial, what=path) as fd:
         keep = False
         try:
-            yield partial
+            with full_disk_as_error(path):
+                yield partial
         except (KeyboardInterrupt, WorkerError):
             keep = resumable
             raise
-        except OSError as error:
-            if error.errno not in _DISK_FULL:
-                raise
-            reason = os.strerror(error.errno).lower()
-            raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
         finally:
             # If the block has renamed its file, a file at ``partial`` belongs to another process.
             if not keep and is_same_file(fd, partial):
                 partial.unlink()
+
+
+@contextlib.contextmanager
+def full_disk_as_error(path: Path) -> Iterator[None]:
+    """Context manager: the error of a full disk becomes a DiskFullError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        reason = os.strerror(error.errno).lower()
+        raise DiskFullError(f"{path}: {reason}; free some space and run again") from None
 
 
 def remove_partial(path: Path) -> None:

@@ -29,9 +29,8 @@ from wsi_idc.runtime.signals import StopRequest, stopped_error
 
 logger = logging.getLogger(__name__)
 
-# While a map is written, the memory has three copies of its data: the arrays, the HDF5 file in
-# memory, and the bytes of this file.
-_COPIES_IN_MEMORY = 3
+# Parts of the CAMs and the picture that are in memory while a map is written.
+_BUFFER_BYTES = 2**26
 
 
 class MapSource(Protocol):
@@ -137,19 +136,18 @@ class MapBuilder:
         path = map_path(self.out, patches.patient)
         num_patches, num_cells = len(patches.row_col), math.prod(patches.shape)
         num_bytes = num_patches * 64 + num_cells * 32
+        memory_bytes = 2 * num_bytes + _BUFFER_BYTES
         if self.cam is not None:
             cam_cells = math.prod(self._cam_shape(patch_px=patches.patch_px))
             num_bytes += 4 * cam_cells * (num_patches + num_cells)
-        pixel_bytes = 0
         if with_image:
             num_bytes += 3 * patches.cell_px**2 * num_cells
-            pixel_bytes = 3 * patches.patch_px**2 * num_patches
         return PlannedMap(
             patient=patches.patient,
             state=map_state(path, key, data=data, overwrite=self.overwrite),
             num_patches=num_patches,
             disk_mb=num_bytes / 1e6,
-            memory_mb=(_COPIES_IN_MEMORY * num_bytes + 2 * pixel_bytes) / 1e6,
+            memory_mb=memory_bytes / 1e6,
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.disk_array import StoredPrediction
 from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_patients
@@ -80,14 +82,16 @@ class PackSource:
         # The generator is closed to end its reader threads, also after an error.
         with closing(predictions), progress(len(all_rows), what="mapping") as bar:
             batches = _until_stop(predictions, bar, builder)
-            for patient, prediction in _by_patient(batches, rows):
+            for patient, prediction in _by_patient(batches, rows, builder.out):
                 yield patient, partial(self.patient_map, builder, patient, prediction)
 
     def patient_map(
         self, builder: MapBuilder, patient: str, prediction: RawPrediction
     ) -> PatientMap:
         """Build the map of a patient from the predictions of the patient's patches."""
-        pixels = self.pack.read(self.pack.rows_of(patient)) if builder.with_image else None
+        pixels: Any = None
+        if builder.with_image:
+            pixels = PatchReader(self.pack, self.pack.rows_of(patient))
         return builder.patient_map(self._patches(builder, patient), prediction, pixels)
 
     def _patches(self, builder: MapBuilder, patient: str) -> PatientPatches:
@@ -111,6 +115,17 @@ class PackSource:
         return builder.cache_key(data=data, mpp=info.mpp, mpp_source=info.mpp_source)
 
 
+@dataclass(frozen=True)
+class PatchReader:
+    """Pixels of the patches ``rows`` of a pack; ``reader[indices]`` reads some of them."""
+
+    pack: Pack
+    rows: NDArray[np.int64]
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.pack.read(self.rows[indices])
+
+
 def _until_stop(
     predictions: Iterator[RawPrediction], bar: Any, builder: MapBuilder
 ) -> Iterator[RawPrediction]:
@@ -124,19 +139,21 @@ def _until_stop(
 
 
 def _by_patient(
-    batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]]
+    batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]], folder: Path
 ) -> Iterator[tuple[str, RawPrediction]]:
-    """Split and join batches, so that each patient has one prediction with all its patches."""
+    """Split and join batches, so that each patient has one prediction with all its patches.
+
+    CAMs are stored in temporary files in ``folder`` if they are large.
+    """
     batch, start = None, 0
     for patient, members in rows.items():
-        parts: list[RawPrediction] = []
-        missing = len(members)
-        while missing:
+        stored = StoredPrediction(folder)
+        while missing := len(members) - len(stored):
             if batch is None or start == len(batch.logit):
                 batch, start = next(batches, None), 0
                 if batch is None:  # a stop was requested
                     return
             part = batch.part(start, start + missing)
-            parts.append(part)
-            start, missing = start + len(part.logit), missing - len(part.logit)
-        yield patient, RawPrediction.concatenate(parts)
+            stored.append(part)
+            start += len(part.logit)
+        yield patient, stored.prediction()

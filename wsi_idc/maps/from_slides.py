@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import CheckpointError, DataError, SlideError, WsiIdcError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.progress import progress
-from wsi_idc.inference.predict import BatchPredictor, RawPrediction
+from wsi_idc.inference.predict import BatchPredictor
 from wsi_idc.inference.predictor import MPP_TOLERANCE, Predictor
 from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.disk_array import DiskArray, StoredPrediction
+from wsi_idc.maps.map_reader import MAX_IMAGE_BYTES
 from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
@@ -27,10 +29,6 @@ from wsi_idc.slides.slide import Slide, open_slide
 from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
 
 logger = logging.getLogger(__name__)
-
-# Maximum size of the picture of the tissue in a map. Several pictures are in memory at the same
-# time, and the picture of a large slide would need too much memory.
-_MAX_IMAGE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class SlideSource:
                 patches, _ = self._segment_and_tile(builder, row, slide, key)
         except (WsiIdcError, OSError) as error:
             return PlannedMap(row.patient, str(error))
-        return builder.plan(patches, with_image=builder.with_image and _fits_in_memory(patches))
+        return builder.plan(patches, with_image=builder.with_image and _image_fits(patches))
 
     def predict(
         self, builder: MapBuilder, report: MapReport
@@ -139,23 +137,19 @@ class SlideSource:
                 return None
             patches, reader = self._segment_and_tile(builder, row, slide, key)
             builder.out.mkdir(parents=True, exist_ok=True)
-            keeps_image = builder.with_image and _fits_in_memory(patches)
-            pixels: list[NDArray[np.uint8]] | None = [] if keeps_image else None
-            predictions: list[RawPrediction] = []
+            keeps_image = builder.with_image and _image_fits(patches)
+            pixels: Any = DiskArray(builder.out) if keeps_image else None
+            stored = StoredPrediction(builder.out)
             with (
                 progress(len(reader), what=title) as bar,
                 closing(reader.batches(builder.batch_size)) as batches,
             ):
                 for prediction in predict_batches(_collect_pixels(batches, pixels)):
-                    predictions.append(prediction)
+                    stored.append(prediction)
                     bar.update(len(prediction.logit))
                     if builder.stop:
                         return None
-        return lambda: builder.patient_map(
-            patches,
-            RawPrediction.concatenate(predictions),
-            None if pixels is None else np.concatenate(pixels),
-        )
+        return lambda: builder.patient_map(patches, stored.prediction(), pixels)
 
     def _segment_and_tile(
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
@@ -208,14 +202,12 @@ class SlideSource:
         )
 
 
-def _fits_in_memory(patches: PatientPatches) -> bool:
-    """Return whether the picture of a slide's tissue fits into memory; if not, log a warning."""
-    num_patch_px = len(patches.row_col) * patches.patch_px**2
-    num_image_px = math.prod(patches.shape) * patches.cell_px**2
-    num_bytes = 3 * max(num_patch_px, num_image_px)
-    if num_bytes <= _MAX_IMAGE_BYTES:
+def _image_fits(patches: PatientPatches) -> bool:
+    """Return whether the picture of a slide's tissue fits into a map; if not, log a warning."""
+    num_bytes = 3 * math.prod(patches.shape) * patches.cell_px**2
+    if num_bytes <= MAX_IMAGE_BYTES:
         return True
-    reason = f"its patches would take {num_bytes / 1e9:.1f} GB in memory"
+    reason = f"its picture would have {num_bytes / 1e9:.1f} GB"
     logger.warning("%s: %s, so the tissue is left out of the map", patches.patient, reason)
     return False
 
@@ -228,9 +220,9 @@ def _mask_fingerprint(mask: Path) -> str:
 
 
 def _collect_pixels(
-    batches: Iterator[NDArray[np.uint8]], pixels: list[NDArray[np.uint8]] | None
+    batches: Iterator[NDArray[np.uint8]], pixels: DiskArray | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the batches; if ``pixels`` is a list, append each batch to this list."""
+    """Yield the batches; append each batch to ``pixels``, unless it is None."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)

@@ -28,7 +28,7 @@ MAX_CAM_BYTES = 2**32  # bytes of all CAMs of a map
 COHORT_H5 = "cohort.h5"
 _MAX_PATCH_PX = 4096
 _THUMBNAIL_SIDE = (1, 8192)
-_MAX_IMAGE_BYTES = 2**32  # largest image that is read in one call
+MAX_IMAGE_BYTES = 2**32  # largest image of a map
 ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
@@ -98,7 +98,7 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
 
 def _read_rows(path: Path, image: h5py.Dataset, first: int, last: int | None) -> NDArray[np.uint8]:
     with _errors_as_map_error(path):
-        if last is None and image.nbytes > _MAX_IMAGE_BYTES:
+        if last is None and image.nbytes > MAX_IMAGE_BYTES:
             raise ValueError(f"an image of {image.nbytes / 1e9:.0f} GB is too large to show")
         return image[first:last]
 
@@ -110,7 +110,8 @@ def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
         Pixels of a grid row, shape (cell_px, cols * cell_px, 3), uint8. Nothing is yielded if the
         map has no picture.
     """
-    patient_map = read_map(path)
+    with _errors_as_map_error(path), open_hdf5(path) as file:
+        patient_map = _read_without_cams(file)
     cell_px = patient_map.cell_px
     with open_image(path) as read_rows:
         if read_rows is not None:

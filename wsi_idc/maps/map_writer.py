@@ -1,5 +1,6 @@
 """Write map files (HDF5) in threads, and report the result for each patient."""
 
+import io
 import json
 import logging
 from collections import deque
@@ -8,17 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
-from wsi_idc.core.files import write_bytes
+from wsi_idc.core.files import atomic_write
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
 from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
 from wsi_idc.maps.patient_map import PatientMap, SlideView
+from wsi_idc.runtime.prefetch import rebatch
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +32,53 @@ _LOCK_TIMEOUT_SECONDS = 60.0
 # Other tools use a magnification instead of mpp: magnification = 10 / mpp.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
+_BLOCK_BYTES = 2**24  # CAMs that are copied at a time
 _CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
+class _MapFile(io.FileIO):
+    """File that HDF5 writes to. The first error is kept, because HDF5 may crash at an error."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return 0
+
+
 def write_map(path: Path, patient_map: PatientMap) -> None:
-    """Write a map file in one atomic step."""
-    # The file is built in memory, because HDF5 may crash the process if the disk is full.
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-        _write_root(file, patient_map)
-        _write_columns(file, patient_map)
-        _write_map_group(file, patient_map)
-        if patient_map.cam is not None:
-            _write_cam_group(file, patient_map)
-        if patient_map.slide is not None:
-            _write_slide(file, patient_map.slide)
-        if patient_map.patches is not None:
-            _write_image(file, patient_map)
-        file.attrs["complete"] = 1
-        file.flush()
-        data = file.id.get_file_image()
-    write_bytes(path, data)
+    """Write a map file in one atomic step; the CAMs and the picture are copied in small parts."""
+    with atomic_write(path) as partial, _MapFile(partial, "w+") as raw:
+        try:
+            with h5py.File(raw, "w") as file:
+                _write_root(file, patient_map)
+                _write_columns(file, patient_map)
+                _write_map_group(file, patient_map)
+                if patient_map.cam is not None:
+                    _write_cam_group(file, patient_map)
+                if patient_map.slide is not None:
+                    _write_slide(file, patient_map.slide)
+                # Large data are last: readers check the texts near the start of the file.
+                if patient_map.cam is not None:
+                    _write_cams(file["cam"], patient_map)
+                if patient_map.patches is not None:
+                    _write_image(file, patient_map)
+                file.attrs["complete"] = 1
+        finally:
+            if raw.error is not None:
+                raise raw.error from None
 
 
 def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
@@ -130,11 +160,24 @@ def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
     attrs = {"NX_class": "NXdata", "signal": "mosaic", "axes": ["y", "x"], "title": title}
     attrs |= {"method": method, "target_layer": patient_map.cam_layer}
     group.attrs.update(attrs | {"class": patient_map.cam_class, "normalized": 0})
-    group["raw"] = patient_map.cam
-    values = patient_map.cam_mosaic()
-    group.create_dataset("mosaic", data=values, compression="gzip", compression_opts=1)
+    group.create_dataset("raw", patient_map.cam.shape, np.float32)
     rows, cols = patient_map.shape
-    _write_axes(group, patient_map, cells=(values.shape[0] // rows, values.shape[1] // cols))
+    height, width = patient_map.cell_cams(slice(1)).shape[1:]
+    shape = (rows * height, cols * width)
+    group.create_dataset("mosaic", shape, np.float32, compression="gzip", compression_opts=1)
+    _write_axes(group, patient_map, cells=(height, width))
+
+
+def _write_cams(group: h5py.Group, patient_map: PatientMap) -> None:
+    cam: Any = patient_map.cam
+    raw, mosaic_of_cams, top = group["raw"], group["mosaic"], 0
+    step = max(1, _BLOCK_BYTES * len(raw) // raw.nbytes)
+    for first in range(0, len(raw), step):
+        raw[first : first + step] = cam[first : first + step]
+    # HDF5 compresses a chunk each time that a part of it is written, so each block has full chunks.
+    for block in rebatch(patient_map.cam_strips(), batch_size=mosaic_of_cams.chunks[0]):
+        mosaic_of_cams[top : top + len(block)] = block
+        top += len(block)
 
 
 def _write_slide(file: h5py.File, slide: SlideView) -> None:
@@ -160,7 +203,7 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
     assert patient_map.patches is not None
     rows, cols = patient_map.shape
     side, margin = patient_map.cell_px, (patient_map.patch_px - patient_map.cell_px) // 2
-    patches = patient_map.patches[:, margin : margin + side, margin : margin + side]
+    center = slice(margin, margin + side)
     wide = min(cols, _CELLS_PER_CHUNK)
     image = file.create_group("image").create_dataset(
         "rgb",
@@ -177,7 +220,8 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
         chunk, column = np.divmod(patient_map.row_col[members, 1], wide)
         used, strip_row = np.unique(chunk, return_inverse=True)
         cells = np.stack([strip_row, column], axis=1)
-        strips = mosaic(patches[members], cells, shape=(len(used), wide), fill=_WHITE)
+        patches = patient_map.patches[members][:, center, center]
+        strips = mosaic(patches, cells, shape=(len(used), wide), fill=_WHITE)
         # Writing complete chunks takes 40 % less time than image[...] = strip.
         for index, strip in zip(used, strips.reshape(len(used), -1), strict=True):
             image.id.write_direct_chunk((int(row) * side, int(index) * wide * side, 0), strip)

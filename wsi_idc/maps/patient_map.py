@@ -1,6 +1,6 @@
 """Data classes for the map of a patient: values of the patches, and grids of these values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,8 @@ class PatientMap(PatientPatches):
         model: Summary of the checkpoints, JSON-ready.
         logit: Logits of each patch, shape (N, 2), float32.
         probability: Calibrated probability of IDC for each patch, shape (N,), float32.
-        cam: CAM of each patch, not normalized, shape (N, h, w), float32; None without CAMs.
+        cam: CAM of each patch, not normalized, shape (N, h, w), float32; None without CAMs. While
+            a map is built, ``cam`` and ``patches`` are on disk, and ``cam[indices]`` reads them.
         cam_layer: Name of the network layer from which the CAMs were taken.
         cam_method: Name of the CAM method.
         cam_class: Name of the class whose logit the CAM explains.
@@ -149,11 +150,11 @@ class PatientMap(PatientPatches):
             return None
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
 
-    def cell_cams(self) -> NDArray[np.float32]:
-        """Crop the CAM of each patch to the grid cell of the patch, shape (N, h, w)."""
+    def cell_cams(self, indices: Any = slice(None)) -> NDArray[np.float32]:
+        """Crop the CAMs of all patches, or of ``indices``, to the patches' cells, (N, h, w)."""
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
-        return crop_center(self.cam, fraction=self.cell_px / self.patch_px)
+        return crop_center(self.cam[indices], fraction=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Place one value per patch on a grid, shape (rows, cols), NaN in cells without a patch."""
@@ -172,4 +173,13 @@ class PatientMap(PatientPatches):
 
         If patches overlap, each grid cell has the center of the patch's CAM.
         """
-        return mosaic(self.cell_cams(), self.row_col, shape=self.shape, fill=np.nan)
+        return np.concatenate(list(self.cam_strips()))
+
+    def cam_strips(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the part of ``cam_mosaic`` for each row of the grid, shape (h, cols * w)."""
+        row, col = self.row_col.T
+        for number in range(self.shape[0]):
+            members = np.flatnonzero(row == number)
+            cells = np.stack([np.zeros_like(members), col[members]], axis=1)
+            shape = (1, self.shape[1])
+            yield mosaic(self.cell_cams(members), cells, shape=shape, fill=np.nan)

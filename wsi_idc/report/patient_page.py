@@ -38,7 +38,8 @@ def patient_page(
 
     Args:
         patient_map: Map of the patient.
-        image: Stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None without an image.
+        image: Stitched tissue, shape (rows * n, cols * n, 3), where n is at most ``cell_px``; None
+            without an image.
         row: Row of the map in the cohort table. The slider starts at the threshold of the row.
     """
     pictures, scale = tissue_pictures(patient_map, image)
@@ -66,7 +67,7 @@ def tissue_pictures(
 ) -> tuple[list[TissuePicture], float]:
     """Return the pictures below the layers, and the scale of the stitched tissue.
 
-    The scale is px of the picture per px of ``image``; it is 0 if the map has no image.
+    The scale is px of the picture per px of the map's image; it is 0 if the map has no image.
     """
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)
@@ -80,6 +81,7 @@ def tissue_pictures(
         pictures.append(TissuePicture(uri, float(left), float(top), width, height))
     if image is not None:
         uri, scale = tissue_uri(crop_image(image, patient_map))
+        scale *= len(image) / (patient_map.shape[0] * patient_map.cell_px)
         height, width = (side * cropped.cell_px * cropped.mpp / 1000 for side in cropped.shape)
         pictures.append(TissuePicture(uri, 0, 0, width, height))
     return pictures, scale

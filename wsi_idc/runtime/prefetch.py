@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,13 @@ def prefetch(read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1) 
 
 
 def rebatch(
-    arrays: Iterable[NDArray[np.uint8]], *, batch_size: int
-) -> Generator[NDArray[np.uint8], None, None]:
+    arrays: Iterable[NDArray[Any]], *, batch_size: int
+) -> Generator[NDArray[Any], None, None]:
     """Join a stream of arrays along the first axis, and cut it into batches of ``batch_size``.
 
     The last batch may be shorter.
     """
-    parts: list[NDArray[np.uint8]] = []
+    parts: list[NDArray[Any]] = []
     for array in arrays:
         parts.append(array)
         if num_batches := sum(map(len, parts)) // batch_size:

@@ -1,0 +1,31 @@
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tests.small_maps import big_map
+from wsi_idc.maps.disk_array import DiskArray
+from wsi_idc.maps.map_writer import write_map
+
+
+def on_disk(values: np.ndarray, folder: Path) -> DiskArray:
+    array = DiskArray(folder)
+    for block in np.array_split(values, 50):
+        array.append(block)
+    return array
+
+
+def test_cams_and_pixels_on_disk_give_the_same_map_in_little_memory(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("wsi_idc.maps.map_writer._BLOCK_BYTES", 2**20)
+    expected = big_map(6000, cols=20)
+    write_map(tmp_path / "a.h5", expected)
+    parts = {name: on_disk(getattr(expected, name), tmp_path) for name in ("cam", "patches")}
+    found = replace(expected, **parts)
+    tracemalloc.start()
+    write_map(tmp_path / "b.h5", found)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    assert (tmp_path / "b.h5").stat().st_size > 45e6
+    assert peak < 8e6

@@ -1,0 +1,79 @@
+"""Arrays that grow block by block and take little memory: large ones are in temporary files."""
+
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.core.files import full_disk_as_error
+from wsi_idc.inference.predict import RawPrediction
+
+_MAX_BYTES_IN_MEMORY = 2**24
+
+
+class DiskArray:
+    """Array that grows along its first axis. The system removes its file with the array.
+
+    Args:
+        folder: Folder of the temporary file.
+
+    Attributes:
+        shape: Shape of the array; empty before the first block.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.shape: tuple[int, ...] = ()
+        self._folder, self._dtype = folder, np.dtype(np.uint8)
+        self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115
+            _MAX_BYTES_IN_MEMORY, dir=str(folder)
+        )
+        weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        return self.shape[0] if self.shape else 0
+
+    def append(self, block: NDArray) -> None:
+        """Append a block, shape (n, ...); raise DiskFullError if the disk is full."""
+        with full_disk_as_error(self._folder):
+            self._file.write(np.ascontiguousarray(block).data)
+        self.shape, self._dtype = (len(self) + len(block), *block.shape[1:]), block.dtype
+
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
+        """Read rows, as from a NumPy array; append no block afterwards."""
+        numbers = np.arange(len(self))[rows]
+        values = np.empty((len(numbers), *self.shape[1:]), self._dtype)
+        row_bytes, start = values[:1].nbytes, 0
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+            if len(run):
+                self._file.seek(int(run[0]) * row_bytes)
+                self._file.readinto(values[start : start + len(run)].data.cast("B"))
+                start += len(run)
+        return values
+
+
+class StoredPrediction:
+    """Logits and CAMs of a patient while the network computes them.
+
+    Small arrays that stay in memory between the large arrays of a network would keep the memory of
+    these large arrays from being used again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._logit, self._cam = DiskArray(folder), DiskArray(folder)
+
+    def __len__(self) -> int:
+        return len(self._logit)
+
+    def append(self, part: RawPrediction) -> None:
+        """Append the prediction of the next patches."""
+        self._logit.append(part.logit)
+        if part.cam is not None:
+            self._cam.append(part.cam)
+
+    def prediction(self) -> RawPrediction:
+        """Return the prediction of all patches; its CAM is a ``DiskArray``, or None."""
+        cam: Any = self._cam if len(self._cam) else None
+        return RawPrediction(self._logit[:], cam)
