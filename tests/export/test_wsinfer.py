@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from wsi_idc.export.wsinfer import write_wsinfer, wsinfer_config
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.registry import architecture
+from wsi_idc.synthetic.tissue import draw_slide
 
 TRANSFORMS = {name: getattr(transforms, name) for name in ("Resize", "ToTensor", "Normalize")}
 
@@ -76,6 +78,27 @@ def test_torchscript_and_transform_give_calibrated_logits(
         torch.testing.assert_close(model(transformed), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "input_px"), [("bundled", 96), ("bundled", 32), ("resnet18", 128), ("resnet18", None)]
+)
+def test_patches_of_level_0_give_the_probabilities_of_a_map(name: str, input_px: int | None):
+    """WSInfer cuts patches from level 0 and then applies every transform in order."""
+    checkpoint = checkpoint_of(name, input_px)
+    steps = wsinfer_config(checkpoint)["transform"]
+    transform = transforms.Compose([TRANSFORMS[s["name"]](**s.get("arguments", {})) for s in steps])
+    # A px of the model has 8 x 8 level-0 px, and the tissue has details of 1 px.
+    level0 = draw_slide("S1", seed=1, height_px=1600, width_px=2000).rgb
+    level0 = level0.reshape(4, 400, 5, 400, 3).swapaxes(1, 2).reshape(-1, 400, 400, 3)
+    patches = [cv2.resize(patch, (50, 50), interpolation=cv2.INTER_AREA) for patch in level0]
+    classifier = checkpoint.build()
+    with torch.no_grad():
+        mapped = classifier(torch.from_numpy(np.stack(patches)))
+        images = torch.stack([transform(Image.fromarray(patch)) for patch in level0])
+        logits = classifier.network(images)
+    probability, expected = (torch.softmax(x, 1)[:, 1] for x in (logits, mapped))
+    assert (probability - expected).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(("name", "input_px"), [("bundled", 50), ("resnet18", 224)])
 def test_config_follows_the_schema_of_wsinfer(name: str, input_px: int):
     """Check the rules of model-config.schema.json of wsinfer-zoo."""
@@ -90,7 +113,9 @@ def test_config_follows_the_schema_of_wsinfer(name: str, input_px: int):
         "spacing_um_px": 4.0,
         # QuPath resizes to an integer and normalizes by lists.
         "transform": [
-            {"name": "Resize", "arguments": {"size": input_px}},
+            {"name": "Resize", "arguments": {"size": 50, "interpolation": 4}},
+            # QuPath applies only the size of the last Resize.
+            *([{"name": "Resize", "arguments": {"size": 224}}] if input_px == 224 else []),
             {"name": "ToTensor"},
             {"name": "Normalize", "arguments": {"mean": list(spec.mean), "std": list(spec.std)}},
         ],

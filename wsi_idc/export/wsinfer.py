@@ -26,6 +26,7 @@ from wsi_idc.models.checkpoint import Checkpoint
 
 SPEC_VERSION = "1.0"
 _FILES = ("torchscript_model.pt", "config.json", "README.md")
+_BOX = 4  # Pillow's number of the filter that computes the mean, as OpenCV's INTER_AREA does
 _TRACED_BATCH = 2
 _CHECKED_BATCHES = (1, 7)
 _TOLERANCE = 1e-4
@@ -67,10 +68,14 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
 def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the contents of ``config.json``.
 
-    ``Resize`` is part of every transform: QuPath and WSInfer round the side of a patch on the
-    slide, so a patch may be one px too small or too large.
+    WSInfer reads a patch in level-0 px and applies every transform in order. The first ``Resize``
+    reduces the patch to ``patch_size_pixels`` by the mean of its px, as ``wsi-idc map`` does.
+    QuPath reads a patch at ``spacing_um_px`` and applies only the size of the last ``Resize``.
     """
     spec = checkpoint.input
+    resizes: list[dict[str, int]] = [{"size": spec.patch_px, "interpolation": _BOX}]
+    if spec.input_px not in (None, spec.patch_px):
+        resizes.append({"size": spec.input_px})
     return {
         "spec_version": SPEC_VERSION,
         "architecture": checkpoint.architecture,
@@ -79,7 +84,7 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "patch_size_pixels": spec.patch_px,
         "spacing_um_px": spec.mpp,
         "transform": [
-            {"name": "Resize", "arguments": {"size": _input_px(checkpoint)}},
+            *({"name": "Resize", "arguments": resize} for resize in resizes),
             {"name": "ToTensor"},
             {"name": "Normalize", "arguments": {"mean": list(spec.mean), "std": list(spec.std)}},
         ],
