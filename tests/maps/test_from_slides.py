@@ -27,6 +27,7 @@ from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.slide import Slide
 
 ALL = SlideSettings(min_tissue=0)
 OVERLAP = SlideSettings(min_tissue=0, stride_px=30)
@@ -150,6 +151,20 @@ def test_unusable_slides_fail_and_other_slides_are_mapped(build, stitched, tmp_p
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
     again = build(tmp_path / "maps", rows[0], settings=replace(ALL, mpp=4.0))
     assert read_map(again.made["plain"]).mpp_source == "given"
+
+
+def test_slide_below_a_patch_is_refused_before_it_is_read(
+    build, stitched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Slide, "read", lambda *_, **__: pytest.fail("reads the slide"))
+    rows = [write_slide(tmp_path / "a.tif", stitched[:49, :49])]
+    rows.append(write_slide(tmp_path / "b.tif", stitched[:100, :100], mpp=0.001))
+    failed = build(tmp_path / "maps", *rows).failed
+    assert "196 x 196 um at 4 um/px (file) are less than a patch of 200 um" in failed["a"]
+    assert "0.1 x 0.1 um at 0.001 um/px (file) are less than a patch" in failed["b"]
+    monkeypatch.undo()
+    strip = np.full((50, 20, 3), (200, 110, 170), np.uint8)
+    assert build(tmp_path / "maps", write_slide(tmp_path / "c.tif", strip)).made
 
 
 def test_map_is_kept_until_slide_or_settings_change(build, row, stitched, tmp_path: Path):

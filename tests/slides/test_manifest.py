@@ -85,3 +85,8 @@ def test_slide_files_are_rows_named_after_the_files():
     assert [row.patient for row in rows_from_files(paths)] == ["a", "b.ome"]
     with pytest.raises(DataError, match=r"one/a\.svs and two/a\.svs would both be a\.h5"):
         rows_from_files([*paths, Path("two/a.svs")])
+
+
+def test_long_name_of_a_slide_needs_a_manifest():
+    with pytest.raises(DataError, match=r"has over 128 bytes; .* in a --manifest$"):
+        rows_from_files([Path("x" * 252 + ".tif")])

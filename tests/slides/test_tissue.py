@@ -191,3 +191,20 @@ def test_slide_of_meters_is_refused(tmp_path):
     path = write_tiff(tmp_path / "long.tif", np.full((64, 5000, 3), 255, np.uint8), mpp=90.0)
     with open_slide(path) as slide, pytest.raises(SlideError, match=r"are 0\.5 m, longer"):
         find_tissue(slide)
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), "grey", (241, 238, 240)])
+def test_slide_without_color_is_refused(tmp_path, color):
+    pixels = np.full((100, 100, 3), 240, np.uint8)
+    pixels[20:70, 20:70] = 90 if color == "grey" else color
+    path = write_tiff(tmp_path / "S1.tif", pixels, mpp=4.0)
+    message = "no tissue found, because nothing in the slide has color: it is grey, a single"
+    with open_slide(path) as slide, pytest.raises(SlideError, match=message):
+        find_tissue(slide)
+
+
+def test_mask_is_turned_upright(slide, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    Image.fromarray(MASK[::-1, ::-1].copy()).save(tmp_path / "m.png", exif=exif.tobytes())
+    assert np.array_equal(read_mask(tmp_path / "m.png", slide=slide), MASK > 0)

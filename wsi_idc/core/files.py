@@ -182,8 +182,8 @@ def safe_filename(name: str) -> str:
         DataError: The id is empty, hidden, too long, or has a separator or control character.
     """
     is_plain = _NAME.fullmatch(name) and name.isprintable()
-    if not is_plain or len(name.encode()) > _MAX_NAME_BYTES:
-        raise DataError(
-            f"{name!r} cannot be a patient id, because it cannot name a file; rename the patient"
-        )
+    is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES
+    if not is_plain or is_long:
+        reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "cannot name a file"
+        raise DataError(f"{name!r} cannot be a patient id, because it {reason}; rename the patient")
     return name

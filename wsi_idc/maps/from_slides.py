@@ -24,7 +24,7 @@ from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
-from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches
+from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches, check_size
 from wsi_idc.slides.slide import Slide, open_slide
 from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
 
@@ -156,6 +156,7 @@ class SlideSource:
     ) -> tuple[PatientPatches, SlidePatches]:
         """Find the tissue of a slide and the positions of the patches, without reading patches."""
         spec, settings = input_spec(builder.predictor), self.settings
+        check_size(slide, patch_px=spec.patch_px, mpp=spec.mpp)  # before the thumbnail is read
         thumbnail, tissue = find_tissue(slide)
         mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
         takes_all = settings.mask is None and settings.min_tissue == 0

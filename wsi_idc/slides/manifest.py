@@ -59,7 +59,10 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
     """Return a manifest row for each slide file; the file name without suffix is the patient."""
     rows: dict[str, ManifestRow] = {}
     for path in slides:
-        patient = safe_filename(path.stem)
+        try:
+            patient = safe_filename(path.stem)
+        except DataError as error:
+            raise DataError(f"{error}, or name it in a --manifest") from None
         if patient in rows:
             raise DataError(
                 f"{rows[patient].slide} and {path} would both be {patient}.h5; name them in a "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Size of OpenSlide's cache of decoded tiles: neighboring rows of patches need the same tiles. The
 # cache has room for one row of 256 px tiles of a slide that is 130,000 px wide.
 _CACHE_BYTES = 128 * 2**20
+GENERIC_TIFF = "generic-tiff"  # the format of a tiled TIFF that has no vendor's format
 # Maximum size of a tile: OpenSlide aborts the process if a tile does not fit into memory.
 _MAX_TILE_PX = 2**26
 
@@ -26,7 +27,7 @@ class OpenSlideReader(SlideReader):
     """Reader of a slide file that OpenSlide supports.
 
     Args:
-        path: Slide file for which ``is_pyramid`` returns True.
+        path: Slide file for which ``detect_format`` returns a name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,14 +95,14 @@ def library_version() -> str:
     return str(openslide.__library_version__)
 
 
-def is_pyramid(path: Path) -> bool:
-    """Return whether OpenSlide supports the format of a file."""
+def detect_format(path: Path) -> str | None:
+    """Return OpenSlide's name of the format of a file; None if OpenSlide does not support it."""
     import openslide
 
     try:
-        return openslide.OpenSlide.detect_format(path) is not None
+        return openslide.OpenSlide.detect_format(path)
     except openslide.OpenSlideError:
-        return False
+        return None
 
 
 def _check_tiles(path: Path, properties: Mapping[str, str]) -> None:

@@ -196,7 +196,7 @@ class SlidePatches:
         level: Index of the level from which the patches are read.
 
     Raises:
-        SlideError: The slide is too coarse, too large or damaged, or it has no tissue.
+        SlideError: The slide is too coarse, too small, too large or damaged, or has no tissue.
     """
 
     def __init__(
@@ -209,7 +209,10 @@ class SlidePatches:
         tissue: NDArray[np.bool_] | None = None,
         min_tissue: float = MIN_TISSUE,
     ) -> None:
-        _check_resolution(slide, mpp)
+        check_size(slide, patch_px=patch_px, mpp=mpp)
+        if slide.mpp > mpp * (1 + _MPP_TOLERANCE):
+            scale = f"{slide.mpp:g} um/px is coarser than the model's {mpp:g}"
+            logger.warning("%s: %s; its patches are enlarged and blurred", slide.path, scale)
         sides: dict[str, Any] = {"patch_px": patch_px, "stride_px": stride_px or patch_px}
         try:
             grid = make_grid(slide.width, slide.height, slide_mpp=slide.mpp, mpp=mpp, **sides)
@@ -283,12 +286,23 @@ class SlidePatches:
         return cv2.resize(box, (side, side), interpolation=interpolation)
 
 
-def _check_resolution(slide: Slide, mpp: float) -> None:
+def check_size(slide: Slide, *, patch_px: int, mpp: float) -> None:
+    """Raise SlideError if a slide is too coarse for patches, or smaller than a patch.
+
+    Args:
+        slide: The slide.
+        patch_px: Side of a patch in px.
+        mpp: Microns per px of a patch.
+    """
     if slide.mpp > mpp * _MAX_UPSAMPLING:
         raise SlideError(
             f"{slide.path}: {slide.mpp:g} um/px ({slide.mpp_source}) is too coarse for a model of "
             f"{mpp:g} um/px; scan it finer, or give --mpp if that is not its resolution"
         )
-    if slide.mpp > mpp * (1 + _MPP_TOLERANCE):
-        scale = f"{slide.mpp:g} um/px is coarser than the model's {mpp:g}"
-        logger.warning("%s: %s; its patches are enlarged and blurred", slide.path, scale)
+    width, height = slide.width * slide.mpp, slide.height * slide.mpp
+    if max(width, height) < patch_px * mpp * (1 - _MPP_TOLERANCE):
+        raise SlideError(
+            f"{slide.path}: {width:.3g} x {height:.3g} um at {slide.mpp:g} um/px "
+            f"({slide.mpp_source}) are less than a patch of {patch_px * mpp:g} um; give --mpp if "
+            "that is not its resolution"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 
@@ -113,6 +113,7 @@ def _load(path: Path) -> Image.Image:
                     f"{path}: pixels of mode {image.mode}; a slide has 8 bits a channel"
                 )
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # viewers show the picture upright too
             return image
     except Image.DecompressionBombError:
         raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None

@@ -15,8 +15,9 @@ from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import SlideError
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
-from wsi_idc.slides.openslide_reader import OpenSlideReader, is_pyramid
+from wsi_idc.slides.openslide_reader import GENERIC_TIFF, OpenSlideReader, detect_format
 from wsi_idc.slides.reader import SUFFIXES, ImageReader, SlideReader
+from wsi_idc.slides.tiff_pages import is_tiff, read_tiff_mpp
 
 logger = logging.getLogger(__name__)
 
@@ -161,13 +162,17 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
         mpp: Microns per level-0 px; None means the value that the slide file states.
 
     Raises:
-        SlideError: The file cannot be read, or its mpp is missing or not plausible.
+        SlideError: The file cannot be read, its first page is not the complete slide in color, or
+            its mpp is missing or not plausible.
     """
     path = Path(path)
     if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
         raise SlideError(f"{path}: {mpp:g} um/px is impossible; give {_MIN_MPP:g} to {_MAX_MPP:g}")
     head = _read_head(path)
-    if is_pyramid(path):
+    vendor = detect_format(path)
+    has_plain_pages = is_tiff(head) and vendor in (None, GENERIC_TIFF)
+    tiff_mpp = read_tiff_mpp(path) if has_plain_pages else None
+    if vendor is not None:
         reader: SlideReader = OpenSlideReader(path)
     elif path.suffix.lower() in SUFFIXES:
         reader = ImageReader(path)
@@ -175,7 +180,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
         raise SlideError(f"{path}: {_describe_unsupported(path, head)}")
     try:
         _check_levels(path, reader.sizes)
-        mpp, mpp_source = _choose_mpp(path, reader.file_mpp, given=mpp)
+        mpp, mpp_source = _choose_mpp(path, tiff_mpp or reader.file_mpp, given=mpp)
     except SlideError:
         reader.close()
         raise
@@ -218,7 +223,7 @@ def _describe_unsupported(path: Path, head: bytes) -> str:
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
             return f"is a plain {kind} picture; name it {path.stem}{suffix} and give --mpp"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if is_tiff(head):
         return "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read"
     return "not a slide that OpenSlide reads"
 

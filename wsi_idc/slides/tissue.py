@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 from wsi_idc.slides.reader import MAX_PX, has_alpha
@@ -50,12 +50,16 @@ def tissue_mask(thumbnail: NDArray[np.uint8], *, mpp: float) -> NDArray[np.bool_
         pieces of tissue smaller than 0.004 mm2 are removed, and smaller holes are filled.
     """
     saturation = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV)[..., 1]
-    chroma = thumbnail.max(axis=2) - thumbnail.min(axis=2)
-    mask = (saturation >= saturation_threshold(saturation)) & (chroma >= _MIN_CHROMA)
+    is_colored = _chroma(thumbnail) >= _MIN_CHROMA
+    mask = (saturation >= saturation_threshold(saturation)) & is_colored
     mask = _close_gaps(mask, radius_px=round(_CLOSE_UM / mpp))
     min_px = _MIN_AREA_UM2 / mpp**2
     mask = remove_small(mask, min_px=min_px)
     return ~remove_small(~mask, min_px=min_px)
+
+
+def _chroma(thumbnail: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return thumbnail.max(axis=2) - thumbnail.min(axis=2)
 
 
 def saturation_threshold(saturation: NDArray[np.uint8]) -> float:
@@ -88,6 +92,9 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
     Returns:
         Thumbnail, shape (h, w, 3), uint8, and tissue mask, shape (h, w), bool.
+
+    Raises:
+        SlideError: The slide is too large or damaged, or nothing in the slide has color.
     """
     longest = max(slide.width, slide.height)
     side_um = longest * slide.mpp
@@ -98,6 +105,11 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         )
     side = math.ceil(side_um / MASK_MPP)
     thumbnail = slide.thumbnail(min(max(side, _MIN_SIDE_PX), _MAX_SIDE_PX))
+    if _chroma(thumbnail).max() < _MIN_CHROMA:
+        raise SlideError(
+            f"{slide.path}: no tissue found, because nothing in the slide has color: it is grey, a "
+            "single channel or empty; map a scan in color"
+        )
     return thumbnail, tissue_mask(thumbnail, mpp=side_um / max(thumbnail.shape))
 
 
@@ -119,6 +131,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
                         f"{path}: {image.width}x{image.height} px are too many for a mask; "
                         "make it smaller"
                     )
+                ImageOps.exif_transpose(image, in_place=True)
                 _check_aspect_ratio(path, image.size, slide)
                 mask = _is_foreground(image)
     except FileNotFoundError:
