@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import save_png
+from tests.small_maps import written
 from wsi_idc.maps.cohort import write_cohort_h5
 
 ROW = {"area_mm2": 0.25, "idc_area_mm2": 0.125, "idc_fraction": 0.5}
@@ -21,6 +22,18 @@ def test_info_of_a_forged_cohort_file_is_one_line(
     row = {"patient": "P1", **ROW} | ({} if patches is None else {"patches": patches})
     write_cohort_h5(path, pd.DataFrame([row]), {"P1": tmp_path / "P1.h5"})
     assert "without the columns of a cohort" in command("info", path).error
+
+
+def test_info_of_a_map_has_counts_with_fractions_and_the_role_of_the_patient(
+    tmp_path: Path, command: RunCommand
+):
+    path = written(tmp_path, label=np.array([0, 0, 1, -1], np.int8))
+    lines = dict(line.split("  ", 1) for line in command("info", path).out.splitlines())
+    shown = {name: value.strip() for name, value in lines.items()}
+    assert shown["patient"] == "P1 (role in the training of the model: test)"
+    assert shown["called idc"] == "2 of 4 patches (50.0%)"
+    assert shown["labelled idc"] == "1 of 4 patches (25.0%)"
+    assert shown["called idc smoothed"] == "None"
 
 
 def test_info_of_a_cohort_file_has_totals(tmp_path: Path, command: RunCommand):

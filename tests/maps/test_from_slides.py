@@ -212,7 +212,7 @@ def test_training_patient_is_logged(build, row, trained: Checkpoint, tmp_path: P
     seen = sorted(trained.patients("train"))[0]
     with caplog.at_level("INFO", logger="wsi_idc"):
         build(tmp_path, row)
-        assert "trained on" not in caplog.text
+        assert "the model was trained on none of these patients" in caplog.text
         build(tmp_path, row, replace(row, patient=seen))
     message = f"trained on 1 of these patients (the first is {seen}): their maps look too good"
     assert message in caplog.text

@@ -27,7 +27,8 @@ def info(file: Path, as_json: bool) -> None:
       wsi-idc info maps/10253.h5
     """
     record = _describe(file)
-    rows = ((name.replace("_", " "), _short(value)) for name, value in record.items())
+    shown = _map_in_words(record) if record["kind"] == "map" else record
+    rows = ((name.replace("_", " "), _short(value)) for name, value in shown.items())
     echo_result(record, table_lines(rows), as_json=as_json)
 
 
@@ -108,6 +109,21 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "cam": about,
         "model": dict(shown.model),
         "provenance": dict(shown.provenance),
+    }
+
+
+def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a map with its numbers of patches in one form, and the patient's role."""
+    num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
+    fractions = {name: record[name] for name in ("called_idc", "called_idc_smoothed")}
+    fractions["labelled_idc"] = record["labelled_idc"] / num
+    return {
+        **record,
+        "patient": f"{record['patient']} (role in the training of the model: {role})",
+        **{
+            name: value if value is None else f"{round(value * num)} of {num} patches ({value:.1%})"
+            for name, value in fractions.items()
+        },
     }
 
 

@@ -1,0 +1,20 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.cli.train import _result_lines
+from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.training.runs import Run
+
+
+@pytest.mark.parametrize(("ece", "is_stated"), [(0.02, False), (0.04, True)])
+def test_a_temperature_that_makes_the_ece_worse_is_stated(
+    trained: Checkpoint, ece: float, is_stated: bool
+):
+    val = {**trained.metrics["val"], "ece": ece, "ece_uncalibrated": 0.03}
+    checkpoint = replace(trained, metrics={**trained.metrics, "val": val})
+    lines = "\n".join(_result_lines(Run(Path("runs/a")), checkpoint, was_finished=False))
+    assert f"(ECE on val 0.030 -> {ece:.3f}" in lines
+    assert (", worse: its cross-entropy is the smallest" in lines) == is_stated
+    assert " at the threshold\n" in lines
