@@ -95,6 +95,25 @@ def test_the_best_job_has_the_configuration_of_the_best_trial(done: SearchResult
     assert config == TrainConfig(**load_checkpoint(done.checkpoint).config)
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_point_is_trained_once(small: Pack, tmp_path: Path, sampler: str, caplog):
+    spec = SearchSpec("s", FIXED, {"weight_decay": (0.0, 0.1)}, sampler=sampler, trials=5)
+    with caplog.at_level("INFO", logger="wsi_idc"):
+        result = search(spec, small, folder=tmp_path / "s", device="cpu")
+    assert [trial.state for trial in result.trials] == ["complete"] * 5
+    own = {trial.point["weight_decay"]: trial for trial in result.trials if trial.same_as is None}
+    assert len(own) <= 2
+    assert len(list((tmp_path / "s").glob("trial-*"))) == len(own)
+    for trial in result.trials:
+        first = own[trial.point["weight_decay"]]
+        assert trial.same_as in (None, first.number)
+        assert (trial.value, trial.config) == (first.value, first.config)
+    assert caplog.text.count("has the settings and result of trial") == 5 - len(own)
+    table = pd.read_csv(tmp_path / "s" / "trials.csv")
+    assert all(Path(run).is_dir() for run in table["run"])
+    assert result.checkpoint.exists()
+
+
 def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
     before = (done.folder / "study.journal").read_bytes()
     assert search(GRID, small, folder=done.folder, device="cpu").trials == done.trials

@@ -41,7 +41,8 @@ def train(
     The data are split by patients: all patches of a patient have the same role. At Ctrl-C, SIGTERM
     or SIGUSR1, the command saves the training and exits with 75; the same command resumes the
     training. The DIGEST in the name of a run is a hash of the settings and the data. With torchrun
-    or srun, several processes train one model together, one process per device.
+    or srun, several processes train one model together, one process per device. torchrun itself
+    exits with 1 after Ctrl-C or SIGTERM, also if the training is saved; do not send it SIGUSR1.
 
     \b
     Examples:

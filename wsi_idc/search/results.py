@@ -41,6 +41,8 @@ class Trial:
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
         seconds: Time in s that was spent on the trial so far.
         reason: Reason why the trial failed; None for other trials.
+        same_as: Number of the earlier trial with the same point, whose result and run this trial
+            has; None if the trial has its own.
     """
 
     number: int
@@ -52,6 +54,11 @@ class Trial:
     best_epoch: int | None = None
     seconds: float | None = None
     reason: str | None = None
+    same_as: int | None = None
+
+    def run_folder(self, folder: Path) -> Path:
+        """Return the run directory of the trial's training in the folder of a search."""
+        return run_folder(folder, self.number if self.same_as is None else self.same_as)
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class SearchResult:
     @property
     def checkpoint(self) -> Path | None:
         """Path of the checkpoint of the best trial; None if no trial is complete."""
-        return run_folder(self.folder, self.best.number) / "best.pt" if self.best else None
+        return self.best.run_folder(self.folder) / "best.pt" if self.best else None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a table row for each trial; None means that a value is missing."""
@@ -94,7 +101,7 @@ class SearchResult:
                 metric: trial.value,
                 "best_epoch": trial.best_epoch,
                 "seconds": trial.seconds,
-                "run": str(run_folder(self.folder, trial.number)),
+                "run": str(trial.run_folder(self.folder)),
                 "reason": trial.reason,
             }
             for trial in self.trials

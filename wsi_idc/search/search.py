@@ -129,9 +129,18 @@ def _train_trial(
 ) -> None:
     """Train a trial and record its result; if its settings cause an error, only this trial ends."""
     spec, number = study.spec, lease.number
-    num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in study.trials())
+    trials = study.trials()
+    num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in trials)
     total, point = max(spec.num_trials, number + 1), format_point(lease.point)
     logger.info("trial %d (%d of %d trials are done): %s", number, num_done, total, point)
+    for trial in trials:
+        # Training is deterministic: the same point gives the same result.
+        if trial.state == "complete" and trial.same_as is None and trial.point == lease.point:
+            names = ("metrics", "best_epoch", "config")
+            result = {name: getattr(trial, name) for name in names} | {"same_as": trial.number}
+            lease.finish(TrialState.COMPLETE, trial.value, result=result)
+            logger.info("trial %d has the settings and result of trial %d", number, trial.number)
+            return
     try:
         config = spec.config(lease.point)
         try:
