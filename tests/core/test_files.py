@@ -17,6 +17,7 @@ from wsi_idc.core.files import (
     ensure_writable,
     is_being_written,
     parse_json,
+    regular_file,
     remove_partial,
     safe_filename,
     sha256,
@@ -200,6 +201,22 @@ def test_output_folder_is_checked_before_the_work(tmp_path):
     ensure_writable(tmp_path, **files)
     with pytest.raises(WsiIdcError, match=r"table\.csv is a file; give a folder as --out"):
         ensure_writable(tmp_path / "table.csv" / "below", **files)
+
+
+def test_only_a_regular_file_of_limited_size_is_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"1234")
+    assert regular_file(path, 4) == path
+    with pytest.raises(OSError, match="larger than 3e-06 MB"):
+        regular_file(path, 3)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            regular_file(other)
+    with pytest.raises(IsADirectoryError):
+        regular_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        regular_file(tmp_path / "none")
 
 
 def test_patient_ids_that_leave_the_folder_or_deceive_are_refused():

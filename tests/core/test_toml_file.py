@@ -22,6 +22,11 @@ def test_job_file_is_read(tmp_path: Path):
         toml_file.check_keys("a job", ["zzz"], content)
 
 
+def test_byte_order_mark_is_skipped(tmp_path: Path):
+    (tmp_path / "job.toml").write_text('\ufeffcommand = "map"\n', encoding="utf-8")
+    assert toml_file.load_toml(tmp_path / "job.toml") == {"command": "map"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -29,10 +34,14 @@ def test_job_file_is_read(tmp_path: Path):
         (b"a =", r"not a readable TOML file \(Invalid value"),
         (b"a = '\xff'", "not a readable TOML file"),
         (b"a = " + b"[" * 100_000, "not a readable TOML file"),
-        (b"#" * 1_000_001, "too large for a job file"),
+        (b"#" * 1_000_001, "larger than 1 MB; give a job file"),
+        (
+            b".".join([b"a"] * 20_000) + b"=1",
+            r"not a readable TOML file \(a line has more than 500",
+        ),
         ("pipe", "not a regular file; give a job file"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_unreadable_file_is_refused(tmp_path: Path, content: bytes | str | None, message: str):
     path = tmp_path / "job.toml"

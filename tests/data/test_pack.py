@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import pickle
@@ -118,6 +119,36 @@ def test_cut_short(pack, share):
     data = pack.path.read_bytes()
     pack.path.write_bytes(data[: int(len(data) * share)])
     assert_refused(pack.path, "not a usable pack|not an HDF5 file|cut short")
+
+
+def test_truncated_while_it_is_mapped(pack):
+    os.truncate(pack.path, 10_000)
+    for read in (lambda: pack.patches[0], lambda: pack.read(np.arange(7))):
+        with pytest.raises(DataError, match="the pack was truncated meanwhile"):
+            read()
+
+
+def test_too_little_memory_is_not_a_damaged_pack(pack, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(np, "memmap", fail)
+    with pytest.raises(MemoryError):
+        Pack(pack.path)
+
+
+def test_a_sparse_pack_of_very_many_patches_is_refused_before_its_index_is_read(tmp_path):
+    path, num = tmp_path / "a.h5", 10**8
+    with h5py.File(path, "w") as file:
+        attributes = vars(INFO) | {"patch_px": 1, "class_names": ["a", "b"], "complete": 1}
+        file.attrs.update(attributes | {"format": "wsi-idc-pack", "format_version": 1})
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((num, 1, 1, 3))
+        h5py.h5d.create(file.id, b"patches", h5py.h5t.NATIVE_UINT8, space, layout)
+    assert path.stat().st_blocks * 512 < 10**6
+    assert_refused(path, "100000000 patches are more than 20000000")
 
 
 DAMAGE = {

@@ -177,13 +177,21 @@ def test_canonical_and_unlisted(tmp_path):
     assert make_split(pack, "canonical+unlisted").roles == lists | {"unlisted": "train"}
 
 
-def test_auto_chooses_the_published_lists_or_a_ratio(tmp_path, pack):
+def test_auto_chooses_the_published_lists_or_a_ratio(tmp_path, pack, caplog):
+    caplog.set_level("INFO", logger="wsi_idc")
     assert make_split(pack).spec == "ratio:70/15/15"
     lists = canonical_roles()
     some = [patient for role in ROLES for patient in lists if lists[patient] == role][::8]
-    for others, spec in [(len(some), "canonical"), (len(some) + 1, "ratio:70/15/15")]:
+    few = len(some) // 4
+    for others, spec in [
+        *((few, "canonical"), (few + 1, "canonical+unlisted")),
+        *((len(some), "canonical+unlisted"), (len(some) + 1, "ratio:70/15/15")),
+    ]:
         ids = some + [f"p{i}" for i in range(others)]
+        caplog.clear()
         assert make_split(write(tmp_path, dict.fromkeys(ids, (1, 1)))).spec == spec
+        reason = f"{len(some)} of {len(ids)} patients are in the published lists"
+        assert caplog.messages == [f"split auto: {spec}, because {reason}"]
     one_role = dict.fromkeys([p for p in lists if lists[p] == "train"], (1, 1))
     assert make_split(write(tmp_path, one_role)).spec == "ratio:70/15/15"
 
@@ -217,29 +225,53 @@ def test_csv(pack, tmp_path):
     for text in (
         *(GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD + "p000,train\n"),
         "n,split,patient\n1,train,p000\n2,val,p001\n3,test,p002\n",
+        *(
+            GOOD.replace(",", ";"),
+            GOOD.replace(",", "\t"),
+            GOOD.replace(",", " , ").title().replace("P0", "p0"),
+        ),
     ):
         path.write_bytes(text.encode())
         split = make_split(pack, str(path))
         assert split.roles == {"p000": "train", "p001": "val", "p002": "test"}
 
 
+def test_csv_with_ids_that_look_like_numbers_or_missing_values(tmp_path):
+    roles = {"NA": "train", "None": "train", "007": "val", "1e5": "test", "nan": "test"}
+    path = tmp_path / "split.csv"
+    path.write_text("patient,split\n" + "".join(f"{p},{role}\n" for p, role in roles.items()))
+    assert make_split(write(tmp_path, dict.fromkeys(roles, (1, 1))), str(path)).roles == roles
+
+
+def test_a_split_without_test_patients_is_allowed_and_logged(pack, tmp_path, caplog):
+    path = tmp_path / "split.csv"
+    path.write_text("patient,split\np000,train\np001,val\n")
+    split = make_split(pack, str(path))
+    assert split.roles == {"p000": "train", "p001": "val"}
+    assert split_table(split, pack)["patients"].to_dict() == {"train": 1, "val": 1, "left out": 38}
+    assert make_split(pack, "ratio:80/20/0").patients("test") == []
+    line = "there are no test patients; eval needs --split val"
+    assert caplog.messages == [f"split {path}: {line}", f"split ratio:80/20/0: {line}"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (None, "no such file; give a CSV with patient,split"),
-        ("folder", "not a readable CSV"),
-        (b"", "not a readable CSV"),
-        (b"\x89HDF\r\n\x1a\n\xff\xfe", "not a readable CSV"),
-        (b"patient;split\np000;train\n", "needs the columns patient,split; has 'patient;split'"),
+        ("folder", r"not a readable CSV \(Is a directory\)"),
+        (b"", "needs the columns patient,split; has ''"),
+        (b"\x89HDF\r\n\x1a\n\xff\xfe", r"not a readable CSV \(not UTF-8\); save it as CSV UTF-8"),
+        (b"patient;role\np000;train\n", "needs the columns patient,split; has 'patient,role'"),
         (b'patient,"a\nb"\n1,2\n', "needs the columns"),
-        (b"patient,split\np000,train\np001,Train\n", "split 'Train' is not one of train, val"),
+        (b"patient,split\np000,train\np001,dev\n", "line 3: split 'dev' is not one of train, val"),
         (b"patient,split\np000,\n", "split '' is not one of"),
         (GOOD.encode() + b"p002,train\n", "patient 'p002' has more than one split; keep one row"),
         (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patients are not in the data, 'xé' first"),
         (b"patient,split\n", "is left for train"),
-        (b"patient,split\np000,train\np001,val\n", "is left for test; give more"),
-        (b"patient,split\np000,train,1\n", "not a readable CSV"),
-        (b"patient,split\n1,p000,train\n2,p001,val\n", "not a readable CSV"),
+        (b"patient,split\np000,train\np001,test\n", "is left for val; give more"),
+        (b"patient,split\np000,train,1\n", "line 2: 3 cells under 2 columns; quote a cell that"),
+        (b'patient,split\n"p000,train\n', "line 2: split '' is not one of"),
+        (b"patient,split,split\np000,train,val\n", "has the column 'split' twice"),
         (b"patient,split\np000,train\np001\n", "split '' is not one of"),
     ],
 )
@@ -275,6 +307,8 @@ def test_each_line_is_a_patient_without_comments(tmp_path, encoding):
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not a text file"),
         (lambda path: None, "No such file"),
         (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.touch() or os.truncate(path, 10**12), "larger than 10 MB"),
     ],
 )
 def test_unusable_lists_are_refused(tmp_path, make, message):

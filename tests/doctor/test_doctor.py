@@ -17,7 +17,7 @@ NO_CUDA = "libcudart.so.13: cannot open shared object file"
 @pytest.mark.parametrize(
     ("error", "reason", "state", "advice"),
     [
-        (PermissionError(13, "no", "/secret"), "[Errno 13] no: '/secret'", NOTE, ""),
+        (PermissionError(13, "no", "/secret"), "no: /secret", NOTE, ""),
         (ZeroDivisionError("division by zero"), "division by zero", NOTE, ""),
         (KeyError(), "KeyError", NOTE, ""),
         (ImportError(NO_CUDA), NO_CUDA, PROBLEM, INSTALL),

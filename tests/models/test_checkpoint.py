@@ -4,16 +4,18 @@ import pickle
 import subprocess
 import sys
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.cam import logits_and_cam
-from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_tensors, save_checkpoint
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.classifier import to_images
 from wsi_idc.models.registry import architecture
@@ -144,6 +146,47 @@ def test_a_file_of_another_kind_is_refused(trained: Checkpoint, tmp_path: Path):
     assert_refused(path, "not a wsi-idc-checkpoint")
     assert_refused(tmp_path / "none.pt", "none.pt: no such file; give a .pt file")
     assert_refused(tmp_path, "is a folder; give a .pt file")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "endless"])
+def test_a_file_that_never_ends_is_refused(tmp_path: Path, kind: str):
+    path = tmp_path / "best.pt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 10**12)
+    reason = r"larger than 20000 MB" if kind == "endless" else "not a regular file"
+    assert_refused(path, rf"best.pt: cannot be read \({reason}\); give a .pt file")
+    with pytest.raises(CheckpointError, match=reason):
+        load_tensors(path, remedy="x")
+
+
+def test_a_checkpoint_that_inflates_is_refused(trained: Checkpoint, tmp_path: Path):
+    save_checkpoint(tmp_path / "best.pt", trained)
+    path = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(tmp_path / "best.pt") as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, bytes(10**7) if name.endswith("/data/0") else source.read(name))
+    assert path.stat().st_size < 10**7
+    assert_refused(path, "its members claim more bytes than the file has")
+
+
+def test_too_little_memory_is_not_a_damaged_checkpoint(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_checkpoint(tmp_path / "best.pt", trained)
+    reason = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    for error in (MemoryError(), RuntimeError(reason)):
+        with monkeypatch.context() as context:
+            context.setattr(torch, "load", Mock(side_effect=error))
+            with pytest.raises(MemoryError):
+                load_checkpoint(tmp_path / "best.pt")
 
 
 def test_the_file_check_needs_no_torch():

@@ -73,5 +73,8 @@ class StoppedError(WsiIdcError):
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
+    if isinstance(error, OSError) and error.strerror:
+        # Without "[Errno 2]".
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     line = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
     return line.strip("'\"") if isinstance(error, KeyError) else line  # str(KeyError) has quotes

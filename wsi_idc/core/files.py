@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,22 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def regular_file(path: Path, max_bytes: float = math.inf) -> Path:
+    """Return ``path`` after a check that to read it ends and takes a bounded amount of memory.
+
+    Raises:
+        OSError: There is no such file, it is a folder, a pipe or a device, or it is too large.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EINVAL, f"larger than {max_bytes / 1e6:g} MB", str(path))
+    return path
 
 
 def starts_with(path: Path, *starts: bytes) -> bool:

@@ -5,6 +5,7 @@ read. A bad file can therefore not make libhdf5 hang, claim more memory than the
 to another file. A failed check raises ``ValueError``; ``UNREADABLE`` lists all possible errors.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError, first_line
+from wsi_idc.core.files import regular_file
 
-# Errors that h5py, NumPy and this module raise on a damaged or forged file.
+# Errors that h5py, NumPy and this module raise on a damaged or forged file. MemoryError is not one
+# of them: all sizes are checked before memory is allocated, so the machine has too little memory.
 UNREADABLE = (
     *(OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
-    *(RuntimeError, OverflowError, MemoryError),
+    *(RuntimeError, OverflowError),
 )
 _KINDS = {"number": "biuf", "integer": "iu"}
 _MAX_ITEM_BYTES = 8
@@ -81,7 +84,10 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
     Attributes of other types are left out. This package writes no such attributes, and libhdf5 may
     crash when it reads an attribute with a damaged type.
     """
-    dtypes = {name: item.attrs.get_id(name).dtype for name in item.attrs}
+    ids = {name: item.attrs.get_id(name) for name in item.attrs}
+    if any(math.prod(own.shape) * own.dtype.itemsize > _SMALL_BYTES for own in ids.values()):
+        raise ValueError("it claims an attribute that is too large")
+    dtypes = {name: own.dtype for name, own in ids.items()}
     return {
         name: item.attrs[name]
         for name, dtype in dtypes.items()
@@ -151,7 +157,7 @@ def _check_heaps(path: Path) -> None:
     section III.E). A heap is a sequence of objects, and the head of each object has its size. If a
     size is 0, for example in a lost disk block, libhdf5 2.0 reads the same object without end.
     """
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         data = file.read(_SEARCHED_BYTES)
     start = data.find(_HEAP_SIGNATURE)
     while start >= 0:

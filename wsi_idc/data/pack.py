@@ -5,6 +5,7 @@ contiguous slice. The pixels are contiguous and uncompressed, and are memory-map
 HDF5 handle stays open or is shared with a worker process, and the disk need not support file locks.
 """
 
+import errno
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1
+MAX_PATCHES = 20_000_000  # the index of a pack takes about 50 bytes of memory for each patch
 MAX_PATCH_PX = 255  # the datasets /height and /width are uint8
 _MAX_MAPPED_BYTES = 2**25
 COLUMNS = {"x": "i4", "y": "i4", "label": "i1", "height": "u1", "width": "u1"}
@@ -69,6 +71,8 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     if offset is None:
         raise ValueError("/patches is not contiguous")
     # Check the number of patches before memory is allocated for a column of the index.
+    if num > MAX_PATCHES:
+        raise ValueError(f"{num} patches are more than {MAX_PATCHES}")
     if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
         raise ValueError(f"it is cut short, or has no room for {num} patches")
     last_px = MAX_CELLS_PER_SIDE * side - 1
@@ -125,10 +129,10 @@ class Pack:
         patients: Sorted patient ids.
         index: One row per patch with columns ``patient`` (index in ``patients``), ``x``, ``y``
             (px, 0-based), ``label``, ``height``, ``width`` (px before padding).
-        patches: Pixels, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
 
     Raises:
         DataError: The file is not a complete pack.
+        MemoryError: The address space of the process is too small for the pixels.
     """
 
     def __init__(self, path: Path, copy: Path | None = None) -> None:
@@ -143,8 +147,10 @@ class Pack:
             with hdf5.open_hdf5(self.file) as file:
                 self.info, self.patients, self.index, offset = _read_all_but_pixels(file)
             shape = (len(self.index), self.info.patch_px, self.info.patch_px, 3)
-            self.patches: NDArray[np.uint8] = np.memmap(self.file, np.uint8, "r", offset, shape)
+            self._pixels = np.memmap(self.file, np.uint8, "r", offset, shape)
         except (DataError, *hdf5.UNREADABLE) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError from None
             reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it again") from None
         self._mapped_bytes = 0
@@ -156,6 +162,18 @@ class Pack:
     def __str__(self) -> str:
         return str(self.path) + ("" if self.file is self.path else f", read from {self.file}")
 
+    @property
+    def patches(self) -> NDArray[np.uint8]:
+        """Pixels, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
+
+        Raises:
+            DataError: The file was truncated. To read a lost page would end the process by SIGBUS.
+        """
+        pixels = self._pixels
+        if pixels._mmap.size() < pixels.offset + pixels.nbytes:  # type: ignore[attr-defined]
+            raise DataError(f"{self.file}: the pack was truncated meanwhile; make it again")
+        return pixels
+
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return ``patches[rows]``; release the file's memory pages after every 32 MB.
 
@@ -166,7 +184,7 @@ class Pack:
         self._mapped_bytes += pixels.nbytes
         if self._mapped_bytes > _MAX_MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self._mapped_bytes = 0
-            self.patches._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            self._pixels._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         return pixels
 
     def __reduce__(self) -> tuple[type["Pack"], tuple[Path, Path | None]]:
@@ -227,6 +245,8 @@ def write_pack(
         info: Attributes of the pack.
         provenance: JSON text with the source and the program version.
     """
+    if len(index) > MAX_PATCHES:
+        raise DataError(f"{len(index)} patches are more than {MAX_PATCHES}; make several packs")
     patients = sorted(index["patient"].unique())
     codes = pd.Categorical(index["patient"], categories=patients).codes
     attributes = vars(info) | {"class_names": list(info.class_names), "format": FORMAT}

@@ -4,8 +4,8 @@ A split is given as a text: ``auto``, ``canonical``, ``canonical+unlisted``,
 ``ratio:70/15/15``, ``kfold:5/0`` or a CSV file with the columns patient and split.
 """
 
+import logging
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,12 +15,18 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.constants import ROLES
-from wsi_idc.core.errors import DataError, first_line
+from wsi_idc.core.csv_table import read_csv_table
+from wsi_idc.core.errors import DataError
+from wsi_idc.core.files import regular_file
 from wsi_idc.data.pack import Pack
 
+logger = logging.getLogger(__name__)
 DEFAULT_RATIO = "ratio:70/15/15"
-# A data set gets the canonical split if that split lists at least this fraction of its patients.
+# "auto" uses the published lists if they have at least this fraction of the patients, and leaves
+# out the patients that are not listed if they are few.
 _MIN_LISTED_FRACTION = 0.5
+_MIN_LISTED_WITHOUT_OTHERS = 0.8
+_MAX_LIST_BYTES = 10**7
 _RATIO = re.compile(r"ratio:([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
 _KFOLD = re.compile(r"kfold:([0-9]{1,9})/([0-9]{1,9})")
 
@@ -46,7 +52,8 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     """Split the patients of a pack.
 
     Raises:
-        DataError: ``spec`` is not a split, or a role would have no patient or only one class.
+        DataError: ``spec`` is not a split, or a role would have no patient or only one class. Only
+            a CSV file or a ratio of 0 may give no patient the role test.
     """
     table = patient_table(pack)
     if spec == "auto":
@@ -68,6 +75,10 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     split = Split(spec, roles)
     for role in ROLES:
         counts = table.loc[split.patients(role)].sum()
+        may_lack_test = spec.endswith(".csv") or (spec.startswith("ratio:") and spec.endswith("/0"))
+        if role == "test" and may_lack_test and not split.patients(role):
+            logger.warning("split %s: there are no test patients; eval needs --split val", spec)
+            continue
         if counts["patches"] == 0:
             raise DataError(
                 f"split {spec}: no patient with labels is left for {role}; give more patients, or "
@@ -111,11 +122,16 @@ def canonical_roles() -> dict[str, str]:
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Choose "canonical" if its list has most of the patients, else a stratified ratio."""
+    """Choose the published lists if they have most of the patients, else a stratified ratio."""
     roles = canonical_roles()
     listed = [roles[patient] for patient in table.index if patient in roles]
-    is_canonical = len(listed) >= _MIN_LISTED_FRACTION * len(table) and set(listed) == set(ROLES)
-    return "canonical" if is_canonical else DEFAULT_RATIO
+    fraction, spec = len(listed) / len(table), DEFAULT_RATIO
+    if fraction >= _MIN_LISTED_FRACTION and set(listed) == set(ROLES):
+        has_few_others = fraction >= _MIN_LISTED_WITHOUT_OTHERS
+        spec = "canonical" if has_few_others else "canonical+unlisted"
+    reason = f"{len(listed)} of {len(table)} patients are in the published lists"
+    logger.info("split auto: %s, because %s", spec, reason)
+    return spec
 
 
 def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
@@ -163,30 +179,19 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
 
 
 def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
-    try:
-        with warnings.catch_warnings():
-            # pandas would drop or shift the cells of a line that is longer than the header.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a CSV with patient,split") from None
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise DataError(f"{path}: not a readable CSV ({first_line(error)})") from None
-    if not {"patient", "split"} <= set(rows.columns):
-        columns = ",".join(rows.columns)
-        raise DataError(f"{path}: needs the columns patient,split; has {columns!r}")
-    if wrong := sorted(set(rows["split"]) - set(ROLES)):
-        raise DataError(f"{path}: split {wrong[0]!r} is not one of train, val, test")
-    patients = rows.drop_duplicates(["patient", "split"])["patient"]
-    if patients.duplicated().any():
-        patient = patients[patients.duplicated(keep=False)].iloc[0]
-        raise DataError(f"{path}: patient {patient!r} has more than one split; keep one row")
-    if unknown := sorted(set(patients) - set(table.index)):
+    roles: dict[str, str] = {}
+    for line, cells in read_csv_table(path, needs="patient,split")[1]:
+        patient, role = cells.get("patient", ""), cells.get("split", "").lower()
+        if role not in ROLES:
+            raise DataError(f"{path}, line {line}: split {role!r} is not one of train, val, test")
+        if roles.setdefault(patient, role) != role:
+            raise DataError(f"{path}: patient {patient!r} has more than one split; keep one row")
+    if unknown := sorted(set(roles).difference(table.index)):
         raise DataError(
             f"{path}: {len(unknown)} patients are not in the data, {unknown[0]!r} first; "
             "correct or remove them"
         )
-    return dict(zip(rows["patient"], rows["split"], strict=True))
+    return roles
 
 
 def read_patients(path: Path) -> list[str]:
@@ -196,10 +201,8 @@ def read_patients(path: Path) -> list[str]:
         DataError: The file cannot be read or lists no patient.
     """
     remedy = "give a text file with an id on each line"
-    if path.exists() and not path.is_file():  # opening a pipe would block
-        raise DataError(f"{path}: not a regular file; {remedy}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = regular_file(path, _MAX_LIST_BYTES).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", "not a text file")
         raise DataError(f"{path}: {reason}; {remedy}") from None

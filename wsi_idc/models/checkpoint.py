@@ -1,9 +1,11 @@
 """Checkpoint: a file that contains everything needed to rebuild a classifier."""
 
+import errno
 import hashlib
 import io
 import json
 import math
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +17,14 @@ from torch import Tensor, nn
 
 from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.core.files import write_bytes
+from wsi_idc.core.files import regular_file, starts_with, write_bytes
 from wsi_idc.models.architecture import build_on_meta
-from wsi_idc.models.checkpoint_files import REMEDY, check_checkpoint_file, unreadable_error
+from wsi_idc.models.checkpoint_files import (
+    MAX_BYTES,
+    REMEDY,
+    check_checkpoint_file,
+    unreadable_error,
+)
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 
@@ -26,6 +33,7 @@ SCHEMA_VERSION = 1
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
+_STARTS = (b"PK", b"\x80")  # of a zip, and of a pickle, which old versions of torch wrote
 # Errors that reading a damaged or manipulated file can raise. RecursionError is a RuntimeError.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
@@ -287,12 +295,22 @@ def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
 
     Raises:
         CheckpointError: The file is missing or cannot be read.
+        MemoryError: The memory is too small for the file.
     """
     try:
+        if not starts_with(regular_file(path, MAX_BYTES), *_STARTS):
+            raise zipfile.BadZipFile
         data = path.read_bytes()  # only once: a training may replace the file meanwhile
+        if data.startswith(_STARTS[0]):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                # torch.save does not compress, so a larger sum would be a decompression bomb.
+                if sum(member.file_size for member in archive.infolist()) > len(data):
+                    raise OSError(errno.EINVAL, "its members claim more bytes than the file has")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), data
     # If torch.save did not write the file, torch.load can raise many kinds of errors.
     except Exception as error:  # noqa: BLE001
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise MemoryError from None
         raise unreadable_error(path, error, remedy=remedy) from None
 
 

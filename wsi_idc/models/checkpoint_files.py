@@ -6,8 +6,10 @@ from importlib import resources
 from pathlib import Path
 
 from wsi_idc.core.errors import CheckpointError
+from wsi_idc.core.files import regular_file
 
 BUNDLED = "bundled"  # name of the bundled checkpoint on the command line
+MAX_BYTES = 20 * 10**9  # the largest networks of torchvision have weights of 2.6 GB
 REMEDY = "give a .pt file that wsi-idc train wrote"
 
 
@@ -20,12 +22,10 @@ def check_checkpoint_file(path: Path) -> None:
     """Check that a file exists, can be opened and is a ZIP archive, as ``torch.save`` writes.
 
     Raises:
-        CheckpointError: The file is missing, is a folder, or is not a complete ZIP archive.
+        CheckpointError: The file is missing, is no regular file, or is no complete ZIP archive.
     """
-    if path.is_fifo():  # a named pipe can be read only once, so it is not checked
-        return
     try:
-        with path.open("rb") as file:
+        with regular_file(path, MAX_BYTES).open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile
     except (OSError, zipfile.BadZipFile) as error:
@@ -39,4 +39,6 @@ def unreadable_error(path: Path, error: Exception, *, remedy: str) -> Checkpoint
             return CheckpointError(f"{path}: no such file; {remedy}")
         case IsADirectoryError():
             return CheckpointError(f"{path} is a folder; {remedy}")
+        case OSError(strerror=str(reason)):
+            return CheckpointError(f"{path}: cannot be read ({reason}); {remedy}")
     return CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}")

@@ -1,12 +1,12 @@
 """Manifests: CSV files that list slides with the columns slide, patient, mpp."""
 
-import csv
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_idc.core.constants import POSSIBLE_MPP
+from wsi_idc.core.csv_table import read_csv_table
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import safe_filename
 
@@ -34,13 +34,16 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     The column ``slide`` has paths relative to the folder of the manifest. The columns ``patient``
     and ``mpp`` may be missing, and their cells may be empty. The default patient is the name of
     the slide file without its suffix. The default mpp is the value that the slide file states.
+    Other columns are ignored.
 
     Raises:
         DataError: A row or column is invalid; the error message names the row or column.
     """
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
-    for line, cells in _read_lines(path):
+    header, lines = read_csv_table(path, needs="slide")
+    _check_columns(path, header)
+    for line, cells in lines:
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
         if row.patient in line_of:
             raise DataError(
@@ -72,42 +75,16 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
     return list(rows.values())
 
 
-def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the line number and the cells of each row of a manifest; skip blank rows."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            header = [column.strip() for column in next(reader, [])]
-            _check_columns(path, header)
-            lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a CSV with the column slide") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV ({error})") from None
-    for line, cells in lines:
-        if len(cells) > len(header):
-            raise DataError(
-                f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; quote a "
-                "name that has a comma"
-            )
-    # A row may have fewer cells than the header: the missing cells count as empty.
-    return [(line, dict(zip(header, cells, strict=False))) for line, cells in lines]
-
-
 def _check_columns(path: Path, header: list[str]) -> None:
-    for column in header:
-        if column not in _COLUMNS:
-            similar = difflib.get_close_matches(column.lower(), _COLUMNS, n=1)
-            hint = f"did you mean {similar[0]!r}?" if similar else f"use {', '.join(_COLUMNS)}"
-            raise DataError(f"{path}: unknown column {column!r}; {hint}")
-        if header.count(column) > 1:
-            raise DataError(f"{path}: has the column {column!r} twice")
-    if "slide" not in header:
-        raise DataError(f"{path}: needs the column slide; has {','.join(header)!r}")
+    """Raise DataError if a column has nearly the name of a missing column; other columns pass."""
+    for column in set(header).difference(_COLUMNS):
+        missing = set(_COLUMNS).difference(header)
+        if similar := difflib.get_close_matches(column, missing, n=1):
+            raise DataError(f"{path}: unknown column {column!r}; did you mean {similar[0]!r}?")
 
 
 def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
-    slide, patient, mpp = (cells.get(column, "").strip() for column in _COLUMNS)
+    slide, patient, mpp = (cells.get(column, "") for column in _COLUMNS)
     if not slide or "\0" in slide:
         raise DataError(f"{where}: the column slide names no file")
     try:

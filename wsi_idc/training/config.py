@@ -74,7 +74,8 @@ class TrainConfig:
     split: str = _option(
         "auto",
         "canonical, canonical+unlisted, ratio:70/15/15, kfold:5/0, a CSV (patient,split), or auto: "
-        "canonical if the patients are those of its lists, else ratio:70/15/15.",
+        "canonical if its lists have 80 % of the patients, canonical+unlisted if they have half, "
+        "else ratio:70/15/15.",
     )
     seed: int = _option(0, "Seed of the split, the weights, the order and the augmentation.")
     epochs: int = _option(30, "Largest number of passes over the train patches.")
