@@ -238,6 +238,14 @@ def test_cache_folder(monkeypatch):
         assert cache_folder() == Path(folder)
 
 
+def test_a_cache_that_cannot_be_written_names_the_variable(tree, monkeypatch):
+    monkeypatch.delenv("WSI_IDC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    message = "^/dev/null/cache/wsi-idc cannot keep the pack of .*; set WSI_IDC_CACHE to a folder"
+    with pytest.raises(DataError, match=message):
+        open_data(tree)
+
+
 def test_a_pack_is_copied_once_and_read_from_there(pack, scratch, caplog):
     caplog.set_level("INFO", logger="wsi_idc")
     opened = open_data(pack.path)

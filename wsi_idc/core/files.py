@@ -164,7 +164,7 @@ def _finite(text: str) -> float:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits."""
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 from wsi_idc.core.errors import DataError, WsiIdcError, first_line
-from wsi_idc.core.files import write_json
+from wsi_idc.core.files import regular_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def read_download_path(folder: Path) -> Path | None:
     """
     record = folder / SOURCE_FILE
     try:
-        path = Path(json.loads(record.read_text(encoding="utf-8"))["path"])
+        path = Path(json.loads(regular_file(record).read_text(encoding="utf-8"))["path"])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -127,6 +127,13 @@ def _open_tree(tree: Path) -> Pack:
                 logger.info("packing %s once, into %s", tree, path)
                 prepare(tree, path)
 
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{cache_folder()} cannot keep the pack of {tree} ({error.strerror}); set "
+                "WSI_IDC_CACHE to a folder that can be written"
+            ) from None
         # The tasks of a job array start together: one task makes the pack, the other tasks wait.
         what = f"another process that packs {tree} into {path}"
         retry_while_busy(pack_once, log_as=what)

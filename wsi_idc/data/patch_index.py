@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.files import safe_filename, starts_with
+from wsi_idc.core.files import regular_file, safe_filename, starts_with
 from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore, ZipStore, is_zip
 from wsi_idc.data.pixels import is_decodable
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
@@ -77,7 +77,7 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
     table, duplicates, relabeled = _drop_duplicate_cells(table)
     if table.empty:
         issue = next(iter((*rejected, *off_grid)), None)
-        found = issue and f"no patch found, but {issue.path!r} ({issue.reason})"
+        found = issue and f"no patch found, but {issue.path!r} ({issue.reason}: {issue.detail})"
         raise DataError(
             f"{store.path}: {found or 'no PNG file found'}; a patch tree holds "
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
@@ -296,7 +296,7 @@ def is_issue_table(path: Path) -> bool:
 def read_issues(path: Path) -> list[FileIssue]:
     """Read the issues in a CSV file; return an empty list if the file is no issue table."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(regular_file(path), dtype=str, keep_default_na=False)
         return [FileIssue(*row) for row in _rows(table[_ISSUE_COLUMNS])]
     except (OSError, ValueError, KeyError):
         return []

@@ -16,7 +16,7 @@ import pandas as pd
 
 from wsi_idc.core.constants import NUM_RESAMPLES
 from wsi_idc.core.errors import DataError, first_line
-from wsi_idc.core.files import parse_json, write_json, write_text
+from wsi_idc.core.files import parse_json, regular_file, write_json, write_text
 from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
 from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
@@ -103,14 +103,16 @@ def read_predictions(folder: Path) -> Predictions:
     """
     remedy = "run wsi-idc eval again"
     try:
-        record = parse_json((folder / METRICS_JSON).read_text(encoding="utf-8"))
+        record = parse_json(regular_file(folder / METRICS_JSON).read_text(encoding="utf-8"))
         column, threshold = str(record["judged"]), float(record["threshold"])
         if column not in _COLUMNS:
             raise ValueError(f"unknown column {column!r}")
         notes = tuple(str(note) for note in record.get("notes", ()))
         dtypes = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
         # A patient id can be "NA": pandas must not read this text as a missing value.
-        table = pd.read_csv(folder / PREDICTIONS_CSV, dtype=dtypes, keep_default_na=False)
+        table = pd.read_csv(
+            regular_file(folder / PREDICTIONS_CSV), dtype=dtypes, keep_default_na=False
+        )
         table = table[[*dtypes, column]].rename(columns={column: "probability"})
         table["probability"] = table["probability"].astype(np.float64)
         if table["patient"].isna().any():

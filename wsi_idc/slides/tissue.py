@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
+from wsi_idc.core.files import regular_file
 from wsi_idc.slides.reader import MAX_PX, has_alpha
 from wsi_idc.slides.slide import Slide
 
@@ -125,7 +126,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG", "TIFF")) as image:
+            with Image.open(regular_file(path), formats=("PNG", "TIFF")) as image:
                 if image.width * image.height > MAX_PX:
                     raise SlideError(
                         f"{path}: {image.width}x{image.height} px are too many for a mask; "

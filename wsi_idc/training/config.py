@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import RunError
-from wsi_idc.core.files import sha256
+from wsi_idc.core.files import regular_file, sha256
 from wsi_idc.core.metric_table import MONITOR_METRICS
+from wsi_idc.models.checkpoint_files import MAX_BYTES
 
 if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack
@@ -234,7 +235,7 @@ def weights_fingerprint(config: TrainConfig) -> str | None:
     if not is_weights_file(config.weights):
         return None
     try:
-        return sha256(Path(config.weights))
+        return sha256(regular_file(Path(config.weights), MAX_BYTES))
     except OSError as error:
         raise RunError(
             f"--weights {config.weights}: {error.strerror}; give imagenet, none or a .pt file"

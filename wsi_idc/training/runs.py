@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.core.files import write_json, write_text
+from wsi_idc.core.files import regular_file, write_json, write_text
 from wsi_idc.core.locks import wait_for_lock
 
 FORMAT = "wsi-idc-run"
@@ -53,7 +53,7 @@ class Run:
         """Return the content of run.json; raise RunError if it is missing or damaged."""
         path = self.folder / "run.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(regular_file(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path}: not a readable run ({error}); give another --out") from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
