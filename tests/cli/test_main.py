@@ -123,7 +123,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["export"], 1, "no maps in maps/"),
         (["info", "none"], 1, "none: no such file"),
         (["synth", "data"], 1, "not an empty folder"),
-        (["fetch-weights", "cnn"], 1, "trained from scratch"),
+        (["fetch-weights", "cnn"], 1, "cnn has no ImageNet weights"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )

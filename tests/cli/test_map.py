@@ -107,7 +107,7 @@ def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand)
         (["map", "--all", "--no-cam", "--cam-class", "non-idc"], 2, "--cam-class has no effect"),
         (["map", "--slide", "s.tif", "--min-tissue", "nan"], 2, "is not a number"),
         (["map", "--slide", "s.tif", "--cam-layer", "x"], 1, "has no layer 'x'"),
-        (["map", "--all", "--cam-layer", "classifier"], 1, "gives no feature map"),
+        (["map", "--all", "--cam-layer", "classifier"], 1, "is not a feature map"),
         (["map", "--slide", "s.tif", "--stride", "51"], 1, "s.tif"),
         (["map", "--slide", "s.tif", "--mask", "none.png"], 1, "none.png"),
         (["map", "--manifest", "none.csv"], 1, "none.csv"),

@@ -39,9 +39,9 @@ def train(
     """Train a classifier of patches.
 
     The data are split by patients: all patches of a patient have the same role. At Ctrl-C, SIGTERM
-    or SIGUSR1, the command saves the training and exits with 75; the same command resumes the
-    training. The DIGEST in the name of a run is a hash of the settings and the data. With torchrun
-    or srun, several processes train one model together, one process per device.
+    or SIGUSR1, the command saves the training and exits with status 75; the same command resumes
+    the training. The DIGEST in the name of a run is a hash of the settings and the data. With
+    torchrun or srun, several processes train one model together, one process per device.
 
     \b
     Examples:
@@ -119,12 +119,12 @@ def _split_lines(spec: str, table: Any) -> Iterator[str]:
             f"{row.idc_fraction:.1%} IDC"
         )
     if "left out" in table.index and spec == "canonical":
-        yield "  (left out: in no published list; --split canonical+unlisted trains on them)"
+        yield "  (left out: not in the published lists; --split canonical+unlisted trains on them)"
 
 
 def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -> Iterator[str]:
     if was_finished:
-        yield f"{run.folder} is finished already; --overwrite trains again"
+        yield f"{run.folder} is already finished; --overwrite trains again"
     val = checkpoint.metrics["val"]
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
     yield from table_lines(
