@@ -42,7 +42,7 @@ def test_info_of_a_damaged_pack_is_an_error(work: Path, command: RunCommand):
     pack = work / "data" / "cohort.h5"
     for size in (-1, 3000):
         pack.write_bytes(pack.read_bytes()[:size])
-        assert f"{pack}: HDF5 cannot read it (" in command("info", pack).error
+        assert f"{pack}: HDF5 cannot read this file (" in command("info", pack).error
     with h5py.File(pack, "w") as file:
         file.attrs["format"] = "another"
     assert f"{pack}: neither a pack, a checkpoint" in command("info", pack).error

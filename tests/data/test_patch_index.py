@@ -87,7 +87,7 @@ def test_nested_copy_of_the_tree(nested):
     result = index(nested)
     assert rows(result) == EXPECTED
     assert not result.table["path"].str.contains(NESTED).any()
-    detail = f"{NUM_PATCHES} patches that are also above it, used only if those are damaged"
+    detail = f"{NUM_PATCHES} copies of patches elsewhere; used only if these are damaged"
     assert result.flagged == (FileIssue(f"{NESTED}/", "nested copy", detail),)
     assert result.rejected == ()
 
@@ -99,7 +99,7 @@ def test_nested_copy_that_differs(nested):
     result = index(nested)
     assert rows(result) == EXPECTED
     assert result.rejected == (FileIssue(copy, "differs from its copy", f"{PATH} is kept"),)
-    assert result.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
+    assert result.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} copies")
     # Of the two, the undamaged one is kept.
     (nested / PATH).write_bytes((nested / PATH).read_bytes()[:500])
     result = index(nested)
@@ -275,7 +275,7 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
         (lambda path: path.mkdir(), "no PNG file found; a patch tree holds PATIENT"),
         (
             lambda path: add_patch(path / "x", "9", 0, 0, 0).rename(path / "x/9/0/p.png"),
-            r"no patch found, but 'x/9/0/p.png' \(unknown name\)",
+            r"no patch found; the first wrong file is 'x/9/0/p.png' \(unknown name\)",
         ),
     ],
 )

@@ -55,7 +55,7 @@ def test_existing_files_are_not_replaced(tmp_path):
     with pytest.raises(WsiIdcError, match=r"S1.png: a slide is written as TIFF; name it S1.tif"):
         write_slide(tmp_path / "S1.png", seed=0)
     (tmp_path / "S1.mask.png").touch()
-    with pytest.raises(WsiIdcError, match=r"S1.mask.png: exists and is not replaced"):
+    with pytest.raises(WsiIdcError, match=r"S1.mask.png: exists already"):
         write_slide(tmp_path / "S1.tif", seed=0)
     with pytest.raises(ValueError, match="not multiples of 4"):
         write_slide(tmp_path / "S2.tif", seed=0, width_px=1001)

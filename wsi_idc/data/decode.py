@@ -1,4 +1,4 @@
-"""Decode all patches of a tree in chunks, in threads or processes. A killed run can resume."""
+"""Decode all patches of a tree with threads or processes; a killed run can be resumed."""
 
 import logging
 from array import array
@@ -63,16 +63,16 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def table(self, index: TreeIndex) -> pd.DataFrame:
-        """Return the rows of decoded files with height, width, crc; raise DataError if empty."""
+        """Return the rows of decoded files with height, width, crc; raise DataError without any."""
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
             first = f"{self.issues[0].path}: {self.issues[0].detail}"
-            raise DataError(f"{index.store.path}: no patch could be read; the first, {first}")
+            raise DataError(f"{index.store.path}: no patch could be read; first file: {first}")
         height, width = np.array(self.sizes).reshape(-1, 2).T
         return table.assign(height=height, width=width, crc=np.array(self.crcs))
 
     def skip(self, path: str, reason: str) -> None:
-        """Record a file that is left out of the pack; log the first such files."""
+        """Record a file that is left out of the pack; log the first 20 of these files."""
         self.issues.append(FileIssue(path, UNREADABLE, reason))
         if len(self.issues) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, reason)
@@ -90,7 +90,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
     result = DecodedTree()
 
     def add(number: int, paths: list[str], chunk: Chunk) -> None:
-        """Append a chunk; if damaged files have good copies, decode the chunk with these copies."""
+        """Append a chunk; if damaged files have copies, decode the chunk again with the copies."""
         reasons = dict(zip(paths, chunk.reasons, strict=True))
         damaged = [path for path, reason in reasons.items() if reason]
         copies = readable_duplicates(damaged, index.copies, store=store, patch_px=cache.patch_px)
@@ -135,8 +135,8 @@ def _decode_chunks(
             yield *task, future.result()
     except BrokenProcessPool:
         raise WorkerError(
-            "a process that decodes patches was killed, perhaps for lack of memory; run the same "
-            "command again to resume, if need be with a smaller --num-workers"
+            "a process that decodes patches was killed, perhaps because memory was full; run the "
+            "same command again to resume, perhaps with a smaller --num-workers"
         ) from None
     finally:
         # After Ctrl-C the chunks that have not started are dropped.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The first three variables list the numbers of GPUs; the last is the number of GPUs.
+# The first three variables list the indices of the GPUs; the last variable counts the GPUs.
 _GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -38,7 +38,7 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return ``NAME=value`` of the variable with the GPUs of a SLURM job; None without GPUs."""
+    """Return the variable with the GPUs of a SLURM job as ``NAME=value``; None without GPUs."""
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
@@ -47,11 +47,11 @@ def slurm_gpus() -> str | None:
 
 
 def limit_spinning() -> None:
-    """Shorten the busy waiting of torch's threads; call this before torch is imported.
+    """Shorten the busy waiting of torch's threads; call this function before torch is imported.
 
-    A waiting thread of GNU OpenMP occupies its core for milliseconds by default. With one other
-    busy program on two cores, maps took three times as long. The new value is the default of GNU
-    OpenMP for more threads than cores. A value that the user has set is not changed.
+    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. On two cores that
+    another program also used, maps took three times as long. The new value is the default of GNU
+    OpenMP when there are more threads than cores. A value that the user has set is not changed.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -61,8 +61,8 @@ def keep_freed_memory() -> None:
     """Keep freed memory in the process for reuse; without glibc, do nothing.
 
     By default glibc returns a large block to the system when the block is freed. A network on a CPU
-    allocates and frees hundreds of MB per batch. To get new, zeroed pages from the system takes up
-    to a third of the time of a forward pass. The peak of the memory use does not change.
+    allocates and frees hundreds of MB per batch. The system then provides new, zeroed pages, which
+    takes up to a third of the time of a forward pass. The peak of the memory use does not change.
     """
     _call_libc("mallopt", _MMAP_MAX, 0)
     _call_libc("mallopt", _TRIM_THRESHOLD, _NEVER)
