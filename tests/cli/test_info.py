@@ -20,7 +20,7 @@ def test_info_of_a_forged_cohort_file_is_one_line(
     path = tmp_path / "cohort.h5"
     row = {"patient": "P1", **ROW} | ({} if patches is None else {"patches": patches})
     write_cohort_h5(path, pd.DataFrame([row]), {"P1": tmp_path / "P1.h5"})
-    assert "without the columns of a cohort" in command("info", path).error
+    assert "the columns of a cohort are missing" in command("info", path).error
 
 
 def test_info_of_a_cohort_file_has_totals(tmp_path: Path, command: RunCommand):

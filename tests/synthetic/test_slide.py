@@ -66,7 +66,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     result = run_command(capsys, "synth", "--slide", "S1.tif")
     assert result.code == 0
     assert "S1.tif: 4000x3000 px at 1 um/px" in result.out
-    assert "S1.mask.png: its truth" in result.out
+    assert "S1.mask.png: the true labels" in result.out
     for wrong in (["synth"], ["synth", "cohort", "--slide", "S2.tif"]):
         result = run_command(capsys, *wrong)
         assert result.code == 2

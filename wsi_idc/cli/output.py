@@ -21,7 +21,7 @@ def echo(text: object) -> None:
 
 
 def echo_note(text: object) -> None:
-    """Write one line about the result to standard error."""
+    """Write one line, such as a warning, to standard error."""
     click.echo(one_line(text), err=True)
 
 
