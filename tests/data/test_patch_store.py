@@ -211,7 +211,7 @@ def link(name: str) -> zipfile.ZipInfo:
         (add, (OTHER, bytes(4_000_001)), "not a PNG file"),
         (
             *(forge, (bytes(5 * 10**7), SIZE, 5000, DEFLATED)),
-            "holds more than the 5000 bytes that it claims",
+            "damaged archive: larger than the recorded 5000 bytes",
         ),
     ],
 )

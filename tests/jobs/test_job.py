@@ -170,7 +170,7 @@ def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pyt
         ('command = "eval"\n[axes]\ntta = [true, false]\n', "is only for train"),
         (
             'command = "map"\ntasks = 2\n[config]\nshard = "1/2"\n',
-            "the key tasks sets shard for each task",
+            "the keys tasks and shard cannot be combined",
         ),
         (TRAIN + "tasks = 3\n", "tasks is only for a search or a map"),
         (TRAIN + "tasks = 0\n", "tasks is 0; it must be from 1 to"),

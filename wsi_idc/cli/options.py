@@ -180,7 +180,7 @@ split_option = with_default(
     "--split",
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
-    help="Patients in the checkpoint's split; unseen: neither in train nor in val.",
+    help="Role of the patients in the checkpoint's split. unseen: not in train and not in val.",
 )
 seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(

@@ -10,7 +10,7 @@ from wsi_idc.cli.output import echo
 
 @click.command()
 @click.argument("folder", type=PATH, required=False)
-@click.option("--slide", type=PATH, help="Draw a slide into this TIFF file, and no cohort.")
+@click.option("--slide", type=PATH, help="TIFF file for one slide; no cohort is drawn.")
 @with_default("--num-patients", type=click.IntRange(1, 9999), default=12)
 @with_default(
     "--patches-per-patient",

@@ -19,7 +19,7 @@ NUM_DIHEDRAL = 8
 
 @dataclass(frozen=True)
 class _Strength:
-    """Half-widths of the uniform distributions of ``AugmentParams``; 0 changes nothing."""
+    """Largest random change of each parameter of an augmentation; 0 means no change."""
 
     dihedral: bool = True  # flips and quarter turns
     rotated: float = 0.0  # fraction of the patches that are also rotated by a random angle
@@ -184,7 +184,7 @@ def _source_pixels(side: int) -> Tensor:
 
 
 def _rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Rotate the images whose angle is not 0; mirrored borders fill the corners with tissue."""
+    """Rotate the images whose angle is not 0; fill the corners with reflected pixels."""
     rows = angle.nonzero().squeeze(1)
     side, device = images.shape[-1], images.device
     cos, sin = (part[rows, None, None].to(device) for part in (angle.cos(), angle.sin()))

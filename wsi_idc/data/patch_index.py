@@ -97,7 +97,7 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
 
 
 def content_key(store: PatchStore, paths: Iterable[str]) -> str:
-    """Return a hash of the names and states of files, without reading the files."""
+    """Return a hash of the path and the ``stat_key`` of each file; the files are not read."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\0{store.stat_key(path)}\n".encode("utf-8", "surrogateescape"))

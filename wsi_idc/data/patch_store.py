@@ -60,8 +60,9 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Last two folder names in the path of the root, empty if the path is shorter.
-            They are patient and class if the root is the folder of one patient or class.
+        parent_names: Names of two folders: the parent folder of ``path``, and ``path`` itself. If
+            ``path`` is the folder of a patient or class, these names complete the paths of its
+            files, which then begin below the patient or class. For a zip, both are empty.
     """
 
     path: Path
@@ -228,7 +229,7 @@ class ZipStore(PatchStore):
         if size > MAX_FILE_BYTES:
             return data[: MAX_FILE_BYTES + 1], self.stat_key(path)
         if len(data) > size:
-            raise UnreadablePatchError(f"holds more than the {size} bytes that it claims")
+            raise UnreadablePatchError(f"damaged archive: larger than the recorded {size} bytes")
         if len(data) < size or zlib.crc32(data) != crc:
             raise UnreadablePatchError("damaged archive: wrong size or checksum")
         return data, self.stat_key(path)

@@ -126,7 +126,7 @@ def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
 
 
 def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str]:
-    """Assign patients of similar IDC fraction to the roles in proportion to ``parts``."""
+    """Assign roles in the proportions ``parts``, so that all roles have similar IDC fractions."""
     if sum(parts) == 0:
         raise DataError(f"ratio:0/0/0 gives no patient a role; use {DEFAULT_RATIO}")
     patients = _by_fraction(table, seed=seed)

@@ -205,8 +205,9 @@ def compute_metrics(
 ) -> MetricSet:
     """Compute the metrics of a column of probabilities.
 
-    The table ``predictions`` has the columns label (0 or 1) and ``column``. For ``code`` and
-    ``weights`` see ``resampled_metrics``. With only one patient, all intervals are NaN.
+    The table ``predictions`` has the columns label (0 or 1) and ``column``. ``code`` has, for each
+    patch, the index of its patient's column in ``weights``; ``weights`` has the weight of each
+    patient in each resample, shape (R, P). With only one patient, all intervals are NaN.
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     resampled = bootstrap.resampled_metrics(

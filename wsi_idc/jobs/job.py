@@ -180,7 +180,7 @@ def read_job(
         if num_parts == 1:
             return Job(path, command, name, [single])
         if "shard" in single.settings:
-            raise JobError("the key tasks sets shard for each task; remove tasks or shard")
+            raise JobError("the keys tasks and shard cannot be combined; remove one of them")
         shards = [f"{number}/{num_parts}" for number in range(1, num_parts + 1)]
         parts = [make_task({**single.settings, "shard": shard}) for shard in shards]
         return Job(path, command, name, parts, single)

@@ -79,7 +79,7 @@ class SlideSource:
         return [row.patient for row in self.slides]
 
     def shard(self, index: int, count: int) -> "SlideSource":
-        """Return shard ``index`` of ``count``; shards have about the same total file size."""
+        """Divide the slides into ``count`` shards of similar file size; return number ``index``."""
         chosen = set(shard(sizes_of_slides(self.slides), index, count))
         return replace(self, slides=[row for row in self.slides if row.patient in chosen])
 

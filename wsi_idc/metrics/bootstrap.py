@@ -61,7 +61,7 @@ def resampled_metrics(
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
         probability: Probability of IDC of each patch, shape (N,).
-        code: Patient of each patch as a column of ``weights``, shape (N,).
+        code: For each patch, the index of its patient's column in ``weights``, shape (N,).
         threshold: A patch is called IDC if its probability is at least this value.
         weights: Weight of each patient in each resample, shape (R, P).
     """
@@ -96,7 +96,7 @@ def _ranking_metrics(
 
     For each positive patch, both metrics need the number of patches that rank above this patch.
     They are counted once for each patient. The matrix product of the weights and these counts is
-    the number of patches in each resample.
+    the number of patches in each resample. The arguments are those of ``resampled_metrics``.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24

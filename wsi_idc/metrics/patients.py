@@ -35,8 +35,9 @@ def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -
     patient's patches), auc, dice, sensitivity, specificity, ppv. The columns from patches to dice
     are repeated for the patches at each border distance, for example as ``border0_dice``.
 
-    ``predictions`` has one row per patch. Its columns are patient, label (0 or 1), border_distance,
-    and ``column`` with the probability of IDC; from ``threshold`` on, a patch is called IDC.
+    ``predictions`` has one row per patch and the columns patient, label (0 or 1), border_distance.
+    Its column with the name ``column`` has the probability of IDC. A patch is called IDC if this
+    probability is at least ``threshold``.
     """
     rows = []
     for patient, part in predictions.groupby("patient"):

@@ -70,9 +70,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Context manager: return freed memory to the system inside the block, not after the block.
+    """Context manager: return freed memory to the system in the block; keep it after the block.
 
-    The thresholds are the values that glibc itself sets after large blocks have been freed.
+    ``mallopt`` gets the thresholds that glibc itself sets after large allocations are freed.
     """
     _call_libc("mallopt", _MMAP_MAX, 65536)
     _call_libc("mallopt", _MMAP_THRESHOLD, 32 * _MB)

@@ -85,7 +85,10 @@ class TrialLease:
         self.point = {name: _suggest(trial, name, axis) for name, axis in spec.axes.items()}
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
-        """Record the metric of an epoch; raise Pruned if it is below the median of all trials."""
+        """Record the metric of an epoch; raise Pruned if the trial is worse than most trials.
+
+        The best metric of the trial is compared with the median of complete trials at this epoch.
+        """
         self._trial.report(epoch[f"val_{self._metric}"], epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned

@@ -73,7 +73,7 @@ def remove_small(mask: NDArray[np.bool_], *, min_px: float) -> NDArray[np.bool_]
 
 
 def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]:
-    """Close narrow gaps in a mask; beyond its border, the mask is padded with the border px."""
+    """Close narrow gaps in a mask; for this step, pad the mask with copies of its border px."""
     if radius_px == 0:
         return mask
     side = 2 * radius_px + 1

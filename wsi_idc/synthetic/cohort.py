@@ -36,7 +36,7 @@ def write_cohort(
 ) -> CohortSummary:
     """Draw patients S0001, S0002, ... and write their patches in the layout of the Kaggle set.
 
-    The same arguments give the same bytes; a patient does not depend on the number of patients.
+    The same arguments give the same bytes. A larger ``num_patients`` only adds patients.
 
     Args:
         root: Folder of the patch tree; it is created if it does not exist.

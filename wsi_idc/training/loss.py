@@ -66,7 +66,7 @@ class Loss:
 
 
 def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute a value of each label, shape (N,); with mixup, average the values of both labels."""
+    """Return ``value_of`` each label, shape (N,); with mixup, the weighted mean of both labels."""
     values = value_of(targets.label)
     if targets.label_b is None or targets.lam is None:
         return values

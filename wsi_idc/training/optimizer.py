@@ -53,8 +53,8 @@ def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
 def plateau_factor(config: TrainConfig, values: list[float]) -> float:
     """Return the factor of the schedule "plateau" for the learning rate; 1 for other schedules.
 
-    After half of ``patience`` epochs without a better value, the factor is multiplied by 0.1.
-    ``values`` has the monitored value of each finished epoch; a larger value is better.
+    The factor is multiplied by 0.1 after ``patience // 2`` epochs (at least 1) without a better
+    value. ``values`` has the monitored value of each finished epoch; a larger value is better.
     """
     factor, best, num_waited = 1.0, -math.inf, 0
     for value in values:
