@@ -195,7 +195,7 @@ def test_auto_chooses_the_published_lists_or_a_ratio(tmp_path, pack):
         ("kfold:5", "unknown split"),
         ("", "unknown split"),
         ("ratio:70/15/15\n", "unknown split"),
-        ("ratio:0/0/0", "gives no patient a role; use ratio:70/15/15"),
+        ("ratio:0/0/0", "assigns no patient to a role; use ratio:70/15/15"),
         ("ratio:1/0/0", "split ratio:1/0/0: no patient with labels is left for val"),
         ("kfold:2/0", "must be 3 to 40"),
         ("kfold:41/0", "must be 3 to 40"),

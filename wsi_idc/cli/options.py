@@ -146,8 +146,8 @@ run_options = _block(
         "--micro-batch",
         type=click.IntRange(min=0),
         default=0,
-        help="Patches per forward pass; a larger batch is accumulated. 0 starts with the full "
-        "batch and halves it if the memory is too small.",
+        help="Patches per forward pass; a larger batch uses gradient accumulation. 0 starts with "
+        "the full batch and halves it if the memory is too small.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for training."),
     with_default(

@@ -162,7 +162,7 @@ def _is_safe_id(patient: str) -> bool:
 def _drop_duplicate_files(
     table: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
-    """Keep one file for each file name: the file in the fewest folders.
+    """Keep one file for each file name: the file whose path has the fewest folders.
 
     A copy of the same size is not read. A copy of another size becomes an issue, or it replaces the
     kept file if the kept file is damaged and the copy is not.

@@ -206,7 +206,7 @@ class ZipStore(PatchStore):
         return self._files
 
     def stat_key(self, path: str) -> str:
-        """Return as a text the size and checksum that the directory of the zip has for a file."""
+        """Return size and CRC-32 of a file as a text; both are read from the zip's directory."""
         crc, _, size, _, _ = self._entry(path)
         return f"{size}\0crc {crc:08x}"
 

@@ -111,7 +111,7 @@ def canonical_roles() -> dict[str, str]:
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Choose "canonical" if this split lists at least half of the patients, else a ratio."""
+    """Choose "canonical" if it lists at least half of the patients and every role, else a ratio."""
     roles = canonical_roles()
     listed = [roles[patient] for patient in table.index if patient in roles]
     is_canonical = len(listed) >= _MIN_LISTED_FRACTION * len(table) and set(listed) == set(ROLES)
@@ -128,7 +128,7 @@ def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
 def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str]:
     """Assign roles in the proportions ``parts``, so that all roles have similar IDC fractions."""
     if sum(parts) == 0:
-        raise DataError(f"ratio:0/0/0 gives no patient a role; use {DEFAULT_RATIO}")
+        raise DataError(f"ratio:0/0/0 assigns no patient to a role; use {DEFAULT_RATIO}")
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
     fractions = np.array(parts) / sum(parts)

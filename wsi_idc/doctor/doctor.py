@@ -65,7 +65,7 @@ def make_result(name: str, value: str, is_bad: bool, advice: str, state: str = N
 
 
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-    """Run all checks; yield their results, in which home folder and user name are replaced.
+    """Run all checks and yield the results; replace the home folder and the user name in them.
 
     Args:
         data: Value of ``--data``.

@@ -1,4 +1,4 @@
-"""Galleries of the wrongly called patches with the most confident calls."""
+"""Galleries of the false positives and false negatives with the most confident probabilities."""
 
 from collections.abc import Callable
 

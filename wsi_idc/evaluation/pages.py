@@ -146,12 +146,12 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path, *, is_fair: bool) -> 
 
 
 def ranking_metric(table: pd.DataFrame) -> str:
-    """Return the metric that sorts a leaderboard: the only metric with an interval."""
+    """Return the metric that sorts a leaderboard; only this metric has a confidence interval."""
     return next(name.removesuffix("_low") for name in map(str, table) if name.endswith("_low"))
 
 
 def leaderboard_chart(table: pd.DataFrame) -> Figure:
-    """Draw the metric that sorts the leaderboard, for each row with a value of this metric."""
+    """Draw the metric that sorts the leaderboard; leave out rows in which this metric is NaN."""
     metric = ranking_metric(table)
     known = table[table[metric].notna()]
     figure = Figure(figsize=(9, 1.5 + 0.36 * max(len(known), 1)), layout="constrained")

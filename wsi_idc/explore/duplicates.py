@@ -98,7 +98,7 @@ def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
             apart = bits_apart(hashes[pairs[:, 0]], hashes[pairs[:, 1]])
             pair_lists.append(np.sort(pairs[apart <= MAX_BITS_APART], axis=1))
     if is_truncated:
-        logger.warning("many patches look alike: not every pair was compared")
+        logger.warning("too many similar patches: some pairs of near-duplicates may be missing")
     return np.unique(np.concatenate(pair_lists), axis=0)
 
 

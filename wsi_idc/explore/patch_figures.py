@@ -76,7 +76,7 @@ def augmented_samples(
 
 
 def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
-    """Choose up to ``num`` random rows of a label. Other labels do not change the choice."""
+    """Choose up to ``num`` of ``rows`` at random; each label has its own random numbers."""
     rng = np.random.default_rng([seed, label + 1])
     return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
 

@@ -163,7 +163,7 @@ def sensitivity_threshold(
 
 
 def _below(ascending: NDArray[np.floating], index: int) -> float:
-    """Return a threshold: the mean of ``ascending[index]`` and the value before it."""
+    """Return a threshold midway between ``ascending[index]`` and the next smaller value, or 0."""
     # If the threshold were equal to a probability, rounding would decide about this patch.
     below = float(ascending[index - 1]) if index > 0 else 0.0
     return (float(ascending[index]) + below) / 2

@@ -167,7 +167,10 @@ def _build_forward(
     if device_config.compiled and can_compile(fused, cam):
         return compile_predictor(fused, cam)
     if device_config.compiled:
-        logger.info("%s is not compiled: that needs a Grad-CAM in closed form", fused.arch.name)
+        logger.info(
+            "%s is not compiled: --compile supports only a Grad-CAM that needs no gradient",
+            fused.arch.name,
+        )
     if cam is None:
         return lambda patches: (fused(patches).float(), None)
     return stack.enter_context(cam_extractor(fused, **vars(cam)))

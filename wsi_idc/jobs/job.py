@@ -108,7 +108,7 @@ class Task:
         return shlex.join(["wsi-idc", *self.arguments()])
 
     def unfinished_runs(self) -> list[str]:
-        """Return the runs that ``arguments`` omits because these runs are not finished."""
+        """Return the unfinished runs in the settings; the command line leaves them out."""
         lists = _expand(self.settings.get("runs", []))
         return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 
@@ -222,7 +222,7 @@ def _train_tasks(
     points: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, Any],
 ) -> list[Task]:
-    """Return a training task for each point, with checked settings and its own run folder."""
+    """Return one training task per combination of [axes] values, each with its own run folder."""
     fields, tasks, slugs = train_types(), [], []
     own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
     for point in points:
@@ -239,7 +239,7 @@ def _train_tasks(
     if any("out" in task.settings for task in tasks):
         if len(tasks) > 1:
             raise JobError(
-                "out is the same folder for all tasks; remove out, because each needs its own"
+                "out gives all tasks the same folder; remove out, then each task gets its own"
             )
         return tasks
     if len(set(slugs)) < len(slugs):

@@ -173,7 +173,7 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def format_note(value: Any) -> str:
-    """Format a value of a model's summary; a member of an ensemble becomes a short SHA-256."""
+    """Format a value of a model's summary; an ensemble becomes the short SHA-256 of each member."""
     is_ensemble = isinstance(value, list) and all(
         isinstance(member, Mapping) and member.get("sha256") for member in value
     )

@@ -135,7 +135,7 @@ def _sort_by_patient(
 def _count_from(
     ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """Count the values of each patient that are >= each threshold ("right": >), shape (P, K)."""
+    """Count each patient's values >= each threshold (> if ``side`` is "right"), shape (P, K)."""
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
 

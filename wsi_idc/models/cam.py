@@ -35,7 +35,7 @@ class CamSpec:
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module that makes the feature map; None: the last map with enough cells.
+        layer: Name of the module that makes the feature map; None: ``default_cam_layer``.
         class_index: Index of the class whose logit the CAM explains.
     """
 
@@ -44,9 +44,9 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Return a copy with the default layer of ``classifier``, if no layer is set.
+        """If ``layer`` is None, return a copy with the layer from ``default_cam_layer``.
 
-        If the default layer makes the last feature map, ``layer`` stays None.
+        If this layer makes the last feature map, ``layer`` stays None, which means the same layer.
         """
         if self.layer is not None:
             return self

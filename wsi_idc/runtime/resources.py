@@ -50,8 +50,9 @@ def limit_spinning() -> None:
     """Shorten the busy waiting of torch's threads; call this function before torch is imported.
 
     By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. On two cores that
-    another program also used, maps took three times as long. The new value is the default of GNU
-    OpenMP when there are more threads than cores. A value that the user has set is not changed.
+    another program also used, maps took three times as long. This function sets GOMP_SPINCOUNT to
+    1000. GNU OpenMP itself uses 1000 if there are more threads than cores. If the user has set
+    GOMP_SPINCOUNT or OMP_WAIT_POLICY, this function changes nothing.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -54,7 +54,7 @@ class DeviceTransfer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, array: NDArray) -> DeviceTensor:
-        """Start to copy an array to the device, in any thread; the array must not change later."""
+        """Start to copy an array to the device, from any thread. The array must stay unchanged."""
         tensor = torch.from_numpy(array)
         if self._stream is None:
             return DeviceTensor(tensor.to(self.device))
