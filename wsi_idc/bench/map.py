@@ -44,8 +44,8 @@ def bench_map(
         input_size: Side of the network's input in px; 0 takes the default of the model.
         batch_size: Patches per batch.
         num_patches: Patches per round; 0 means the number that the bare network processes in 15 s.
-        plain_patches: Patches per round of the plain script; 0 means a quarter of the command's
-            patches, and -1 omits the plain script.
+        plain_patches: Patches per round of the plain script; 0 means a quarter of the patches
+            that one round maps, and -1 omits the plain script.
         num_rounds: Number of measurements of each variant.
     """
     pack, folder = data.pack, data.folder

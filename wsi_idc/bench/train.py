@@ -108,7 +108,7 @@ def _training_steps(training: Training) -> Iterator[int]:
 
 
 def _bare_steps(training: Training) -> Iterator[int]:
-    """Repeat the bare step on the first batch; normalize and resize this batch only once."""
+    """Train repeatedly on the first batch; normalize and resize this batch only once."""
     classifier, optimizer = training.classifier, training.optimizer
     rows = training.rows["train"][: training.config.batch_size]
     device = training.device_config.device

@@ -79,7 +79,7 @@ class DecodedTree:
 
 
 def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None) -> DecodedTree:
-    """Decode the files of a tree's table, in order, into ``cache``.
+    """Decode the files in ``index.table``, in the order of the table, into ``cache``.
 
     A damaged file is replaced by an undamaged copy if the tree has one. Chunks that a stopped run
     left in ``cache`` are reused if they are complete and their files are unchanged.

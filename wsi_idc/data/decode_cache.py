@@ -2,7 +2,8 @@
 
 The cache file has chunks of ``FILES_PER_CHUNK`` patches. Each chunk has a fixed offset, so that
 threads and processes write chunks in parallel. A killed run resumes from the cache file. The
-checksum of a chunk shows that the chunk is complete. Its digest shows that its files are unchanged.
+checksum of a chunk shows that the chunk is complete. The digest of a chunk shows that the patch
+files are unchanged.
 """
 
 import hashlib

@@ -105,7 +105,7 @@ def _read_info(attrs: dict[str, Any]) -> PackInfo:
         raise ValueError("mean and std are not within 0..1")
     finest, coarsest = POSSIBLE_MPP
     if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
-        raise ValueError(f"patches cannot have {info.patch_px} px of {info.mpp} um")
+        raise ValueError(f"patches of {info.patch_px} px at {info.mpp} um/px are impossible")
     if len(info.class_names) != len(CLASS_NAMES):
         raise ValueError(f"{len(info.class_names)} class names")
     return info

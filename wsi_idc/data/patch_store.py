@@ -145,7 +145,7 @@ class FolderStore(PatchStore):
         return [(is_link, prefix + name) for is_folder, is_link, name in entries if is_folder]
 
     def stat_key(self, path: str) -> str:
-        """Return size and modification time of a file as a text, or "unreadable" without a file."""
+        """Return a file's size and modification time as a text, or "unreadable" on an OSError."""
         try:
             return _stat_key(os.stat(f"{self.path}/{path}"))  # noqa: PTH116 - faster than a Path
         except OSError:

@@ -122,7 +122,7 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the path whose temporary file holds the decoded pixels while ``out`` is made."""
+    """Return the path for which ``temporary_path`` names the cache file of decoded pixels."""
     return out.with_name(f"{out.name}.pixels")
 
 

@@ -214,7 +214,7 @@ def _mark_median(ax: Axes, median: float, text: str) -> None:
 
 
 def _count_from_one(ax: Axes, count: int) -> None:
-    """Label the x axis with patient numbers; patient 1 has the x coordinate 0."""
+    """Label the x axis with numbers from 1 to ``count``; the number 1 is at x = 0."""
     ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(1, count) if tick <= count]
     ticks = [max(int(tick), 1) for tick in ticks if tick >= 0]
     ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])

@@ -109,7 +109,7 @@ def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield the positions of pairs of equal keys in a sorted array; adjacent pairs come first."""
+    """Yield pairs of positions whose sorted ``keys`` are equal; adjacent positions come first."""
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]

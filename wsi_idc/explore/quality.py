@@ -59,7 +59,7 @@ def is_blank(pixel_table: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.DataFrame:
-    """Find the hints about single patches.
+    """Find unusual patches ("hints"): an isolated label, almost no tissue, or a dark band.
 
     ``pixel_table`` is ``PixelStatistics.table``; ``neighbors`` is from ``neighbor_index``.
 

@@ -32,10 +32,10 @@ def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
     """Return (rows, cols) of the smallest grid that starts at (0, 0) and has all cells.
 
     Raises:
-        ValueError: There is no cell, a cell is negative, or the grid is larger than any slide.
+        ValueError: There is no cell, an index is negative, or the grid is larger than any slide.
     """
     if len(row_col) == 0 or row_col.min() < 0:
-        raise ValueError("a grid needs at least one cell and no negative ones")
+        raise ValueError("a grid needs at least one cell, and no negative row or column")
     rows, cols = (int(last) + 1 for last in row_col.max(axis=0))
     if max(rows, cols) > MAX_CELLS_PER_SIDE:
         raise ValueError(f"a grid of {rows} x {cols} cells is larger than any slide")

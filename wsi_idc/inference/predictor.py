@@ -33,9 +33,9 @@ class Prediction:
     """Calibrated predictions of patches.
 
     Attributes:
-        logit: Logits, shape (N, num_classes), float32; of several views or checkpoints, the
-            logarithms of the mean probabilities. The softmax of ``logit / Predictor.temperature``
-            is the probability.
+        logit: Logits, shape (N, num_classes), float32. With several views or checkpoints, a logit
+            is the logarithm of the mean probability of the class. The probabilities are
+            ``softmax(logit / Predictor.temperature)``.
         probability: Calibrated probability of IDC, shape (N,), float32; the mean over all views
             and checkpoints.
         uncertainty: Standard deviation of the probability over all views and checkpoints, shape

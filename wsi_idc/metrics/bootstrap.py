@@ -125,7 +125,7 @@ def _ranking_metrics(
 def _sort_by_patient(
     label: _Ints, probability: _Floats, code: _Ints, num_patients: int
 ) -> list[list[_Floats]]:
-    """Return two lists (positive, negative patches) of each patient's sorted probabilities."""
+    """Sort each patient's probabilities; return the lists of positive and of negative patches."""
     return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)

@@ -80,7 +80,7 @@ def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
             f"{arch.name} does not accept images of {input_px} px; train it with another "
             f"--input-size (usual size: {arch.input_px or PATCH_PX} px)"
         )
-    finer = _finer_layers(grids, before=arch.cam_layer).values()
+    finer = _finer_layers(grids, last=arch.cam_layer).values()
     remedy = f"give --cam-layer {_either(finer)}" if finer else "train with a larger --input-size"
     names = [name for name, _ in build_on_meta(arch.build, 2).named_modules() if name]
     if layer in names:
@@ -109,7 +109,7 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
     grids = _grids(arch, input_px)
     if min(grids.get(arch.cam_layer, (MIN_SIDE,))) >= MIN_SIDE:
         return arch.cam_layer
-    return next(iter(_finer_layers(grids, before=arch.cam_layer)), arch.cam_layer)
+    return next(iter(_finer_layers(grids, last=arch.cam_layer)), arch.cam_layer)
 
 
 @functools.cache
@@ -121,7 +121,7 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
     larger = range(input_px // _STRIDE * _STRIDE + _STRIDE, _MAX_INPUT_PX + 1, _STRIDE)
     fine = (px for px in larger if min(_grids(arch, px).get(layer, (0,))) >= MIN_SIDE)
     remedies = [f"--input-size {px} when training" for px in itertools.islice(fine, 1)]
-    if finer := _finer_layers(_grids(arch, input_px), before=layer):
+    if finer := _finer_layers(_grids(arch, input_px), last=layer):
         remedies.append(f"--cam-layer {_either(finer.values())}")
     raise CheckpointError(
         f"CAM of {rows}x{cols} cells at layer {layer} of {arch.name} at {input_px} px: too coarse "
@@ -165,11 +165,11 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     return shapes
 
 
-def _finer_layers(grids: Mapping[str, tuple[int, int]], *, before: str) -> dict[str, str]:
-    """Return usable layers up to ``before`` as {name: label}; the smallest feature map is first."""
+def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
+    """Return at most 3 usable layers, none after ``last``, as {name: label}; smallest map first."""
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
-    for name in names[: names.index(before) + 1]:
+    for name in names[: names.index(last) + 1]:
         grid = grids[name]
         # If several modules have the same grid, choose the least nested one: it is a stage of
         # the network, not a convolution inside the stage.

@@ -55,7 +55,7 @@ class InputSpec:
             raise ValueError("the mean of a channel is not within 0..1")
         finest, coarsest = POSSIBLE_MPP
         if not 0 < self.patch_px <= _MAX_PATCH_PX or not finest <= self.mpp <= coarsest:
-            raise ValueError(f"patches cannot have {self.patch_px} px at {self.mpp:g} um/px")
+            raise ValueError(f"patches of {self.patch_px} px at {self.mpp:g} um/px are impossible")
         if self.input_px is not None and not 0 < self.input_px <= _MAX_INPUT_PX:
             raise ValueError(f"no network takes images of {self.input_px} px")
 

@@ -131,7 +131,7 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
 
 
 def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the outcome code of each patch, shape (N,). The code of an unknown label is 0."""
+    """Return a code for each patch, shape (N,): 0 unknown label, 1 TP, 2 FP, 3 FN, 4 TN."""
     return np.where(label < 0, 0, 2 - label + 2 * ~called).astype(np.uint8)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor on the device; it may still be copied, and ``event`` is the end of the copy."""
+    """A tensor on the device; ``event`` marks the end of the copy (None: no wait is needed)."""
 
     tensor: Tensor
     event: torch.cuda.Event | None = None
@@ -34,7 +34,7 @@ class DeviceTensor:
 
 @dataclass(frozen=True)
 class PendingResult:
-    """Tensors that are being copied to the host; ``event`` is the end of the copies."""
+    """Tensors that are being copied to the host; ``event`` marks the end of the copies."""
 
     tensors: Sequence[Tensor]
     event: torch.cuda.Event | None = None

@@ -48,7 +48,7 @@ class Loss:
     focal_gamma: float = 0.0
 
     def normalizer(self, targets: Targets) -> Tensor:
-        """Return the number that divides the loss of a batch: the sum of its class weights."""
+        """Return the divisor of a batch's loss: the sum of the class weights of all patches."""
         return mix_targets(targets, lambda label: self.class_weight[label]).sum()
 
     def loss_sum(self, logits: Tensor, targets: Targets) -> Tensor:
