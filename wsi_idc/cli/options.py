@@ -108,8 +108,8 @@ slide_options = _block(
         "--min-tissue",
         type=Number(0, 1),
         default=0.1,
-        help="Smallest fraction of tissue in a patch of a slide. 0 takes every patch; with --mask, "
-        "0 takes every patch with any tissue.",
+        help="Smallest fraction of tissue in a patch of a slide. 0 keeps every patch of the "
+        "slide; with --mask, 0 keeps every patch that contains tissue.",
     ),
     click.option(
         "--stride",

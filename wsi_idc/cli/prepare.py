@@ -25,7 +25,7 @@ _NUM_SHOWN = 10
 @click.option(
     "--mpp",
     type=Number(min=0, min_open=True),
-    help="Microns per pixel of the patches.  [default: 4, marked as assumed]",
+    help="Microns per pixel of the patches.  [default: 4, recorded as an assumption]",
 )
 @with_default("--patch-px", type=click.IntRange(8, 255), default=50)
 @click.option("--num-workers", type=click.IntRange(min=1), help="[default: all available cores]")

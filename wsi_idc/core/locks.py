@@ -125,7 +125,7 @@ def can_lock(folder: Path) -> bool:
 
 @functools.cache
 def supports_locks(folder: Path) -> bool:
-    """Return whether a new file in ``folder`` can be locked; raise OSError without a new file."""
+    """Return whether a file in ``folder`` can be locked; raise OSError if no file can be made."""
     # The test locks a file, because some network disks can lock folders but not files.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:

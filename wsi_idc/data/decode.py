@@ -63,7 +63,7 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def table(self, index: TreeIndex) -> pd.DataFrame:
-        """Return the rows of decoded files with height, width, crc; raise DataError without any."""
+        """Return the decoded files with height, width, crc; raise DataError if there are none."""
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
             first = f"{self.issues[0].path}: {self.issues[0].detail}"

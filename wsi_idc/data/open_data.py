@@ -1,8 +1,9 @@
 """Open the data that ``--data`` names: a pack, a patch tree, a zip of a tree, or a data folder.
 
 A patch tree is packed once, and the pack is kept in a cache folder. If many tasks read a network
-disk at random positions, it becomes slow for all its users. Therefore ``WSI_IDC_SCRATCH`` can name
-a folder on the disk or in the memory of a node, where the node's tasks share a copy of the pack.
+disk at random positions, the disk becomes slow for all users. Therefore ``WSI_IDC_SCRATCH`` can
+name a folder on the local disk or in the memory of a node. All tasks of the node share a copy of
+the pack in this folder.
 """
 
 import logging

@@ -221,7 +221,7 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
 def _drop_duplicate_cells(
     table: pd.DataFrame,
 ) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
-    """Keep the first patch of each cell; its label is unknown if another patch contradicts."""
+    """Keep the first patch of each cell; set its label to -1 if the labels in the cell differ."""
     kept, pairs = _first_of_each(table.sort_index(), ["patient", "x", "y"])
     rejected = [
         FileIssue(path, "duplicate coordinate", f"{path_kept} is kept")

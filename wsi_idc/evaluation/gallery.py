@@ -31,7 +31,7 @@ def surest_wrong(
 ) -> pd.DataFrame:
     """Select the wrongly called patches of a label, the most confident call first.
 
-    The table ``predictions`` has the columns patient, label and ``column``, the probability of IDC.
+    Columns of ``predictions``: patient, label, and ``column``, which has the probability of IDC.
     Label 0 selects false positives, and label 1 selects false negatives. The result has at most
     ``MAX_PER_PATIENT`` rows per patient, and at most ``NUM_ROWS * NUM_COLS`` rows in total.
     """

@@ -218,7 +218,7 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
 def _forward(
     networks: Sequence[ForwardFn], patches: Tensor, device_config: DeviceConfig, *, views: range
 ) -> tuple[Tensor, Tensor | None]:
-    """Return logits (n, k, num_classes) and CAM (n, h, w) of patches (n, H, W, 3)."""
+    """Return logits (n, networks * views, num_classes) and mean CAM (n, h, w) of n patches."""
     logits, cams = [], []
     for network in networks:
         for view in views:

@@ -153,7 +153,7 @@ class MapBuilder:
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
-        """Return all values that determine the content of a map, JSON-ready, including ``data``."""
+        """Return ``data`` and all values that determine the content of a map, as JSON values."""
         return {
             **self.predictor.cache_key(),
             **data,

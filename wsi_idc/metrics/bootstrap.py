@@ -95,8 +95,9 @@ def _ranking_metrics(
     """Compute AUC and average precision in each resample, as scikit-learn does with sample weights.
 
     For each positive patch, both metrics need the number of patches that rank above this patch.
-    They are counted once for each patient. The matrix product of the weights and these counts is
-    the number of patches in each resample. The arguments are those of ``resampled_metrics``.
+    These higher patches are counted once, separately for each patient. The matrix product of
+    ``weights`` and these counts is the number of higher patches in each resample. The arguments
+    are those of ``resampled_metrics``.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24

@@ -166,7 +166,7 @@ class Checkpoint:
         if len(self.class_names) != NUM_CLASSES:
             raise ValueError(f"{len(self.class_names)} classes, not {NUM_CLASSES}")
         if self.cam_layer != arch.cam_layer:
-            raise ValueError(f"CAMs are not computed from the layer {self.cam_layer!r}")
+            raise ValueError(f"cam_layer is {self.cam_layer!r}, not {arch.cam_layer!r}")
         if unknown := set(self.split.values()).difference(ROLES):
             raise ValueError(f"a patient has the unknown role {unknown.pop()!r}")
         # A map stores these three fields as JSON. JSON has no tensors and no NaN.

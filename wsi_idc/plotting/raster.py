@@ -84,7 +84,7 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
 
 
 def to_gray(picture: Pixels) -> Pixels:
-    """Return a gray picture, shape (h, w, 3). Gray does not change hues that are drawn over it."""
+    """Convert a picture to gray, shape (h, w, 3). A color blended with gray keeps its hue."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 

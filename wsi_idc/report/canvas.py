@@ -228,7 +228,7 @@ def _draw_bars(
 def reset_button(
     slider: Slider, toggle: RadioButtonGroup, threshold: float, patient_map: PatientMap
 ) -> models.Button:
-    """Return the button that resets the threshold. A click on ``toggle`` resets it too."""
+    """Return a button that resets the threshold. Changing ``toggle`` also resets the threshold."""
     smoothed = float((patient_map.smoothing or {}).get("threshold", threshold))
     button = models.Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
     arguments = {"slider": slider, "toggle": toggle, "thresholds": [threshold, smoothed]}

@@ -64,9 +64,9 @@ def patient_page(
 def tissue_pictures(
     patient_map: PatientMap, image: NDArray[np.uint8] | None
 ) -> tuple[list[TissuePicture], float]:
-    """Return the pictures below the layers, and the scale of the stitched tissue.
+    """Return the pictures that are drawn under the layers, and the scale of the stitched tissue.
 
-    The scale is px of the picture per px of ``image``; it is 0 if the map has no image.
+    The scale is the width of the embedded JPEG divided by the width of ``image``; 0 without image.
     """
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)

@@ -38,7 +38,7 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return the variable with the GPUs of a SLURM job as ``NAME=value``; None without GPUs."""
+    """Return the environment variable of a SLURM job's GPUs, as ``NAME=value``; None if no GPUs."""
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
