@@ -59,7 +59,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     assert re.search(r"maps/S0001\.h5  \d+ patches, [\d.]+% called IDC", result.out)
     result = command("map", "--all")
-    assert "2 kept, made before by the same checkpoint, settings and data" in result.out
+    assert "2 kept, made before with the same checkpoint, settings and data" in result.out
     assert re.search(r"mapped \d+ patches, " + used, result.err)
     assert len(list((work / "maps").glob("S*.h5"))) == 6
     result = command("map", "--all")

@@ -43,7 +43,7 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
     """Raise WsiIdcError if ``failed`` is not empty; print the reasons before this call.
 
-    The message begins with "1 of 5" and then ``what``, for example "maps not exported".
+    The message begins with "1 of 5" and then ``what``, for example "maps were not exported".
     """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")

@@ -36,7 +36,7 @@ class PackSource:
         return list(dict.fromkeys(self.patients))
 
     def shard(self, index: int, count: int) -> "PackSource":
-        """Return shard ``index`` of ``count``; shards have about the same number of patches."""
+        """Return shard ``index`` of ``count`` shards; all have about the same number of patches."""
         sizes = sizes_of_patients(self.pack, self.patients)
         return replace(self, patients=shard(sizes, index, count))
 
@@ -126,7 +126,7 @@ def _until_stop(
 def _by_patient(
     batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]]
 ) -> Iterator[tuple[str, RawPrediction]]:
-    """Split and join batches, so that each patient has one prediction with all its patches."""
+    """Split and join batches. Yield each patient with the prediction of the patient's patches."""
     batch, start = None, 0
     for patient, members in rows.items():
         parts: list[RawPrediction] = []

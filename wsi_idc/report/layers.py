@@ -100,7 +100,7 @@ def _page_layer(layer: Layer) -> PageLayer:
 
 
 def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the stitched tissue from the first row and column with a patch, shape (h, w, 3)."""
+    """Return the stitched tissue without the empty rows and columns before the first patch."""
     top, left = patient_map.row_col.min(axis=0) * patient_map.cell_px
     return image[top:, left:]
 
@@ -136,7 +136,7 @@ def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.u
 
 
 def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shrink CAMs (N, h, w) to at most 16 x 16 values, which are means of blocks of values."""
+    """Shrink CAMs (N, h, w) to at most 16 x 16 values; each value is the mean of a block."""
     for axis in (1, 2):
         side = cam.shape[axis]
         if side > _MAX_CAM_SIDE:
@@ -168,8 +168,8 @@ def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str,
         label: Label of each patch, shape (N,).
 
     Returns:
-        ``left`` and ``right``, the edges of each bin. For each label L that occurs, ``bottom_L``
-        and ``top_L``, the lower and the upper end of the bar, in fractions of all patches.
+        ``left`` and ``right`` are the edges of each bin. ``bottom_L`` and ``top_L`` are the ends
+        of the bars of label L, in fractions of all patches; only labels that occur have bars.
     """
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     bars: dict[str, NDArray] = {"left": edges[:-1], "right": edges[1:]}

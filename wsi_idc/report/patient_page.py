@@ -38,7 +38,7 @@ def patient_page(
 
     Args:
         patient_map: Map of the patient.
-        image: Stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None without an image.
+        image: Stitched tissue, shape (rows * cell_px, cols * cell_px, 3); None if not in the map.
         row: Row of the map in the cohort table. The slider starts at the threshold of the row.
     """
     pictures, scale = tissue_pictures(patient_map, image)
@@ -127,7 +127,7 @@ def _build_document(
 
 
 def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
-    """Return pairs of name and value that describe the origin of a map; no unknown values."""
+    """Return the known facts about the origin of a map, as pairs of name and value."""
     model, record = patient_map.model, patient_map.provenance
     identity, libraries = _mapping(record.get("identity")), _mapping(record.get("libraries"))
     slide, smoothing = patient_map.slide, patient_map.smoothing
