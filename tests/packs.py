@@ -73,7 +73,7 @@ def add_bad_files(root: Path) -> dict[str, tuple[str, str]]:
         (good[:60] + bytes([good[60] ^ 255]) + good[61:], "damaged PNG: a checksum is wrong"),
         (np.zeros((51, 50, 3), np.uint8), "50x51 px is larger than a 50x50 patch"),
         (np.zeros((5000, 5000, 3), np.uint8), "5000x5000 px is larger"),
-        (np.zeros((50, 50), np.uint16), "16 bits a channel"),
+        (np.zeros((50, 50), np.uint16), "16 bits per channel"),
     ]
     expected = {}
     (root / "9/1").mkdir(exist_ok=True)

@@ -106,7 +106,7 @@ def synthetic_pack(
         num_patients: Number of patients.
         patches_per_patient: Approximate number of patches of each patient.
         seed: Seed of the random numbers that draw the cohort.
-        stop: Request to stop, checked before packing.
+        stop: Stop request; it is checked before packing.
 
     Raises:
         StoppedError: ``stop`` was set. The same call resumes with the packing.
@@ -123,7 +123,7 @@ def synthetic_pack(
 
 
 def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
-    """Return a small checkpoint for examples; train for some seconds if it does not exist."""
+    """Return a small checkpoint for examples; train it for some seconds if it does not exist."""
     # The training has only about 100 steps, so the running average of the weights is short.
     config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
     split = make_split(pack, "ratio:50/25/25", seed=seed)

@@ -43,6 +43,6 @@ def test_patches_are_drawn_without_data(
     monkeypatch.setattr("wsi_idc.bench.fixtures._DEFAULT_PATCHES", 200)
     result = command("bench", "map", "--model", "cnn", *SMALL)
     assert result.code == 0, result.err
-    assert "no data here: measuring on 200 synthetic patches" in result.err
+    assert "found no data; measuring with 200 synthetic patches" in result.err
     assert "200 synthetic patches of 10 patients" in result.out
     assert "no such file" in command("bench", "map", "--data", "no.h5", "-q").error

@@ -57,7 +57,7 @@ def test_eval_and_map_agree(
 def test_several_runs_make_a_leaderboard(work: Path, command: RunCommand):
     result = command("eval", "runs/a", "runs/b", "--rank-by", "brier", *QUICK)
     assert result.code == 0, result.err
-    assert "published, on other patients, for context only" in result.out
+    assert "published results, measured on other patients" in result.out
     assert "Cruz-Roa" in result.out
     table = pd.read_csv("eval/leaderboard-test/leaderboard.csv")
     ours = table[table["source"] == "measured"]
@@ -79,11 +79,11 @@ def test_a_bad_run_is_listed_at_the_end_and_the_others_are_ranked(
     result = command("eval", *runs, "--out", "e", *QUICK)
     assert result.code == 1
     assert result.error == "Error: 2 of 4 runs are not evaluated; the reasons are above"
-    reasons = [line for line in result.err.splitlines() if line.startswith("no evaluation of ")]
+    reasons = [line for line in result.err.splitlines() if "is not evaluated" in line]
     assert [reason.split(":")[0] for reason in reasons] == [
-        *("no evaluation of runs/none", "no evaluation of runs/c")
+        *("runs/none is not evaluated", "runs/c is not evaluated")
     ]
-    assert "none of the checkpoint's test patients" in reasons[1]
+    assert "none of the test patients of the checkpoint" in reasons[1]
     assert result.err.count("checkpoint: runs/a/best.pt") == 1
     files = ("leaderboard.csv", "leaderboard.html", "leaderboard.json")
     assert names(Path("e")) == ["2-a", "4-v1.2", "figures", *files]
@@ -111,7 +111,7 @@ def test_two_runs_are_compared_and_evaluated_first(work: Path, command: RunComma
     both = ("compare", "runs/a/eval-test", "runs/b/eval-test", "--split", "test")
     assert command(*both).code == 2
     result = command(*both, "--data", "data")
-    assert "--data and --split would do nothing: both folders are evaluations" in result.err
+    assert "--data and --split would have no effect, because A and B are evaluations" in result.err
     before = (work / "runs/a/eval-test/metrics.json").stat().st_mtime_ns
     again = command("compare", "runs/a/eval-test", "runs/b", "--num-resamples", 100, "--json")
     assert json.loads(again.out)["num_patients"] == 2
@@ -122,7 +122,7 @@ def test_two_runs_are_compared_and_evaluated_first(work: Path, command: RunComma
     ("arguments", "code", "error"),
     [
         (["eval", "runs/a", "--checkpoint", "runs/b"], 2, "not both"),
-        (["eval", "runs/a", "--rank-by", "luck"], 2, "--rank-by is one of auc"),
+        (["eval", "runs/a", "--rank-by", "luck"], 2, "--rank-by must be one of auc"),
         (["eval", "runs/none"], 1, "no such file"),
         (["eval", "--checkpoint", "runs/a", "--checkpoint", "runs/a"], 1, "given twice"),
         (["eval", "runs/a", "--split", "train"], 1, "--allow-seen"),
@@ -152,7 +152,7 @@ def test_other_files_are_not_overwritten(work: Path, command: RunCommand):
     result = command("eval", "runs/a", "--out", "mine", *QUICK)
     assert result.code == 1
     reason = "exists and was not written by this command"
-    assert f"mine/report.html {reason}; choose another --out" in result.err
+    assert f"mine/report.html {reason}; give another --out" in result.err
     assert "predicting" not in result.err
     assert (mine / "report.html").read_text() == "of the user"
 

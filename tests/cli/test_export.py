@@ -42,7 +42,7 @@ def test_a_bad_map_is_set_aside(work: Path, command: RunCommand):
     assert result.code == 1
     assert result.out.splitlines() == ["export/P1.csv", "export/P2.csv"]
     assert "not exported: maps/A.h5: not a usable map" in result.err
-    assert "1 of 3 maps not exported; the reasons are above" in result.error
+    assert "1 of 3 maps were not exported; the reasons are above" in result.error
     result = command("export", "--format", "csv", "--json")
     assert result.code == 1
     assert list(json.loads(result.out)["failed"]) == ["maps/A.h5"]
@@ -60,13 +60,13 @@ def test_a_model_folder(work: Path, command: RunCommand):
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["--format", "wsinfer", "maps/P1.h5"], 2, "give it without maps and other formats"),
-        (["--format", "wsinfer", "--format", "csv"], 2, "give it without maps and other formats"),
-        (["--checkpoint", "bundled"], 2, "--checkpoint goes with --format wsinfer"),
+        (["--format", "wsinfer", "maps/P1.h5"], 2, "leave out maps and other formats"),
+        (["--format", "wsinfer", "--format", "csv"], 2, "leave out maps and other formats"),
+        (["--checkpoint", "bundled"], 2, "--checkpoint needs --format wsinfer"),
         (["--threshold", "1.5"], 2, "1.5 is not in the range"),
-        (["--format", "csv", "--gzip"], 2, "--gzip is of GeoJSON; add --format geojson"),
-        (["--format", "wsinfer", "--threshold", "0.5"], 2, "--threshold is of GeoJSON"),
-        (["none.h5", "--format", "csv"], 1, "1 of 1 maps not exported"),
+        (["--format", "csv", "--gzip"], 2, "--gzip needs GeoJSON; add --format geojson"),
+        (["--format", "wsinfer", "--threshold", "0.5"], 2, "--threshold needs GeoJSON"),
+        (["none.h5", "--format", "csv"], 1, "1 of 1 maps were not exported"),
         (["--format", "wsinfer", "--checkpoint", "none.pt"], 1, "none.pt: no such file"),
     ],
 )

@@ -21,7 +21,7 @@ def test_info_of_a_forged_cohort_file_is_one_line(
     path = tmp_path / "cohort.h5"
     row = {"patient": "P1", **ROW} | ({} if patches is None else {"patches": patches})
     write_cohort_h5(path, pd.DataFrame([row]), {"P1": tmp_path / "P1.h5"})
-    assert "without the columns of a cohort" in command("info", path).error
+    assert "the columns of a cohort are missing" in command("info", path).error
 
 
 def test_info_of_a_map_has_counts_with_fractions_and_the_role_of_the_patient(
@@ -55,7 +55,7 @@ def test_info_of_a_damaged_pack_is_an_error(work: Path, command: RunCommand):
     pack = work / "data" / "cohort.h5"
     for size in (-1, 3000):
         pack.write_bytes(pack.read_bytes()[:size])
-        assert f"{pack}: HDF5 cannot read it (" in command("info", pack).error
+        assert f"{pack}: HDF5 cannot read this file (" in command("info", pack).error
     with h5py.File(pack, "w") as file:
         file.attrs["format"] = "another"
     assert f"{pack}: neither a pack, a checkpoint" in command("info", pack).error

@@ -47,7 +47,7 @@ MAP_JOB = 'command = "map"\n[config]\nall = true\n'
 # Command line, exit code, and a part of the output.
 CASES = [
     ("--help", 0, "Research use only"),
-    ("map --help", 0, "Map patients or slides"),
+    ("map --help", 0, "Make maps of patients or slides"),
     ("info data/cohort.h5", 0, "pack"),
     ("info maps/P1.h5", 0, "map"),
     ("info cohort.h5", 0, "cohort"),

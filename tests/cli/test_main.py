@@ -59,7 +59,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     assert re.search(r"maps/S0001\.h5  \d+ patches, [\d.]+% called IDC", result.out)
     result = command("map", "--all")
-    assert "2 kept, made before by the same checkpoint, settings and data" in result.out
+    assert "2 kept, made before with the same checkpoint, settings and data" in result.out
     assert re.search(r"mapped \d+ patches, " + used, result.err)
     assert len(list((work / "maps").glob("S*.h5"))) == 6
     result = command("map", "--all")
@@ -123,7 +123,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["export"], 1, "no maps in maps/"),
         (["info", "none"], 1, "none: no such file"),
         (["synth", "data"], 1, "not an empty folder"),
-        (["fetch-weights", "cnn"], 1, "trained from scratch"),
+        (["fetch-weights", "cnn"], 1, "cnn has no ImageNet weights"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )

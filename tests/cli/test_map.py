@@ -107,7 +107,7 @@ def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand)
         (["map", "--all", "--no-cam", "--cam-class", "non-idc"], 2, "--cam-class has no effect"),
         (["map", "--slide", "s.tif", "--min-tissue", "nan"], 2, "is not a number"),
         (["map", "--slide", "s.tif", "--cam-layer", "x"], 1, "has no layer 'x'"),
-        (["map", "--all", "--cam-layer", "classifier"], 1, "gives no feature map"),
+        (["map", "--all", "--cam-layer", "classifier"], 1, "is not a feature map"),
         (["map", "--slide", "s.tif", "--stride", "51"], 1, "s.tif"),
         (["map", "--slide", "s.tif", "--mask", "none.png"], 1, "none.png"),
         (["map", "--manifest", "none.csv"], 1, "none.csv"),
@@ -144,7 +144,7 @@ def test_a_table_error_is_printed_after_the_maps(work: Path, cohort: Pack, comma
     assert [line for line in result.out.splitlines() if line.startswith("maps/S0002.h5  ")]
     assert "1 kept" in result.out
     assert "no table of the maps: maps/cohort.h5 is the map of a patient" in result.err
-    assert result.error == "Error: the maps are made, but no table of them; the reason is above"
+    assert result.error == "Error: the maps are made, but their table is not; the reason is above"
     assert read_map(maps / "cohort.h5").patient == "cohort"
 
 

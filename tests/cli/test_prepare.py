@@ -47,12 +47,12 @@ def test_a_zip_is_packed_unless_a_name_leads_out_of_it(tmp_path: Path, command: 
         opened.writestr("../evil.png", b"x")
     result = command("prepare", archive, "--out", tmp_path / "evil.h5")
     assert result.code == 1
-    assert "refused, it holds a file named '../evil.png'" in result.error
+    assert "refused, because the file name '../evil.png' in it" in result.error
     assert not (tmp_path / "evil.h5").exists()
 
 
 NO_PATCHES = (
-    "Error: no patches: there is no tree or zip of them in data/; get the data set with "
+    "Error: no patches: data/ has no patch tree and no zip; get the data set with "
     "wsi-idc download, or give TREE"
 )
 
@@ -68,7 +68,7 @@ def test_the_default_tree_must_have_patches(
         shutil.copy(cohort.path, "data")
     if data == "another name":
         Path("data", "a.png").touch()
-        message = "data: no patch found, but 'a.png' (unknown name)"
+        message = "data: no patch found; the first wrong file is 'a.png' (unknown name)"
         assert message in command("prepare").error
     else:
         assert command("prepare").error == NO_PATCHES

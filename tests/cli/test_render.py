@@ -37,8 +37,8 @@ def test_a_bad_map_and_a_missing_view_are_set_aside(maps: Path, command: RunComm
     reasons = [line for line in result.err.splitlines() if line.startswith("not drawn: ")]
     assert len(reasons) == 3
     assert reasons[0].startswith("not drawn: maps/AA.h5: not a usable map")
-    assert reasons[2].startswith("not drawn: maps/B.h5: made without a CAM")
-    assert result.error == "Error: 3 of 6 views of maps not drawn; the reasons are above"
+    assert reasons[2].startswith("not drawn: maps/B.h5: has no CAM")
+    assert result.error == "Error: 3 of 6 views of maps were not drawn; the reasons are above"
 
 
 def test_two_maps_never_become_one_picture(maps: Path, command: RunCommand):

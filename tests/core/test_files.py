@@ -92,7 +92,7 @@ def test_another_writer_is_not_disturbed_and_a_killed_one_is_forgotten(tmp_path)
 @pytest.mark.parametrize("place", ["file/result.txt", "/proc/result.txt", "x" * 250])
 def test_unwritable_place_is_a_one_line_error(tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(WsiIdcError, match=r"cannot be written there \(.+\); choose") as error:
+    with pytest.raises(WsiIdcError, match=r"cannot be written \(.+\); choose") as error:
         write_text(tmp_path / place, "text")
     assert len(str(error.value).splitlines()) == 1
 

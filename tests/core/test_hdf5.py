@@ -87,7 +87,7 @@ def test_format_of_a_file(path: Path, tmp_path: Path):
     assert hdf5.read_format(tmp_path / "other.h5") == ""
     assert hdf5.has_format(path, "ours")
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(DataError, match=r"text\.h5: HDF5 cannot read it"):
+    with pytest.raises(DataError, match=r"text\.h5: HDF5 cannot read this file"):
         hdf5.read_format(tmp_path / "text.h5")
     others = (tmp_path / "other.h5", tmp_path / "text.h5", tmp_path, tmp_path / "missing")
     assert not any(hdf5.has_format(other, "ours") for other in others)

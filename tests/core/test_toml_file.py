@@ -18,7 +18,7 @@ def test_job_file_is_read(tmp_path: Path):
     toml_file.check_keys("job", content, ["command", "tasks", "flags"])
     assert toml_file.typed("rate", 1, float) == 1.0
     # The tests of jobs and searches have the other errors.
-    with pytest.raises(JobError, match="a job has an unknown 'zzz'; it may have command, tasks"):
+    with pytest.raises(JobError, match="a job has an unknown key 'zzz'; permitted: command, tasks"):
         toml_file.check_keys("a job", ["zzz"], content)
 
 

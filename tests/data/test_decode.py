@@ -408,7 +408,7 @@ def test_a_killed_worker_is_one_line_and_the_next_run_resumes(all_patches, tmp_p
     killed = patch("wsi_idc.data.decode.create_worker_pool", create_and_kill)
     with killed, pytest.raises(WorkerError) as caught:
         prepare(all_patches, out, num_workers=2)
-    assert str(caught.value).startswith("a process that decodes patches was killed, perhaps for ")
+    assert str(caught.value).startswith("a process that decodes patches was killed, perhaps ")
     assert len(str(caught.value).splitlines()) == 1
     assert names(out.parent) == [cache_of(out).name]
     prepare(all_patches, out, num_workers=2)

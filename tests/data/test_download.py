@@ -25,7 +25,7 @@ from wsi_idc.data.prepare import prepare
 
 # kagglehub leaves a repeated connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-BY_HAND = f"get the archive by hand from https://www.kaggle.com/datasets/{HANDLE}, then: wsi-idc"
+BY_HAND = f"download the archive from https://www.kaggle.com/datasets/{HANDLE} and run wsi-idc"
 
 
 class Kaggle:
@@ -122,7 +122,7 @@ def test_an_interrupted_download_resumes(kaggle, tmp_path):
 
 
 NO_TOKEN = "put a token from https://www.kaggle.com/settings into ~/.kaggle/access_token or KAGGLE"
-AGAIN = "run again where there is internet to resume"
+AGAIN = "run again with internet access to resume the download"
 
 
 def invalid_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_record_of_the_download(tmp_path):
     assert read_download_path(tmp_path / "absent") is None
     note = tmp_path / "source.json"
     note.write_text(json.dumps({"path": str(tmp_path / "gone")}))
-    with pytest.raises(DataError, match=r"gone: no such folder, though .+source.json names it"):
+    with pytest.raises(DataError, match=r"gone: no such folder, but .+source.json names it"):
         read_download_path(tmp_path)
     for text in ("", "[]", "{}", '{"path": 1}', "\xff"):
         note.write_text(text, encoding="latin-1")

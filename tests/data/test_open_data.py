@@ -62,7 +62,7 @@ def test_a_damaged_pack_in_a_folder_is_named(pack, num_bytes, others):
     if others:
         shutil.copy(pack.path, folder / "old.h5")
     pack.path.write_bytes(pack.path.read_bytes()[:num_bytes])
-    with pytest.raises(DataError, match=r"/idc.h5: HDF5 cannot read it \(.+\); make it again, or"):
+    with pytest.raises(DataError, match=r"/idc.h5: HDF5 cannot read this file \(.+\); make it"):
         open_data(folder)
 
 
@@ -107,7 +107,7 @@ def test_a_tree_and_its_copy_are_packed_once_and_again_after_a_change(tree, tmp_
     for root in (tree, shutil.copytree(tree, tmp_path / "copy")):
         again = open_data(root)
         assert (again.path, again.path.stat()) == (pack.path, state)
-    assert sum(line.startswith(f"packing {tree} once") for line in caplog.messages) == 1
+    assert sum(line.startswith(f"packing {tree} into") for line in caplog.messages) == 1
     added = add_patch(tree, "9", 7, 7, 1)
     assert len(open_data(tree)) == 8
     added.unlink()
@@ -121,7 +121,7 @@ def test_each_command_reports_files_missing_from_the_cached_pack(tree, monkeypat
         caplog.clear()
         pack = open_data(tree)
         assert len(pack) == 6
-        line = f"2 files left out; see {pack.path.parent / 'rejected.csv'}"
+        line = f"2 files are left out of the pack; see {pack.path.parent / 'rejected.csv'}"
         assert caplog.messages[-1] == line
     pack.path.with_name("rejected.csv").unlink()
     caplog.clear()
@@ -141,7 +141,7 @@ def test_a_file_that_has_become_readable_is_packed(tree, monkeypatch, caplog):
     assert len(open_data(tree)) == 7
     assert len(open_data(tree)) == 7
     assert len(cached()) == 1
-    assert sum(line.startswith(f"packing {tree} once") for line in caplog.messages) == 3
+    assert sum(line.startswith(f"packing {tree} into") for line in caplog.messages) == 3
 
 
 def test_processes_that_start_together_share_one_pack_and_its_copy(tree, scratch):
@@ -221,7 +221,7 @@ def test_a_zip_in_the_default_folder_is_found(tree, tmp_path, monkeypatch):
     assert find_patch_tree(Path("data")) == archive
     assert len(open_data()) == 7
     shutil.copy(archive, "data/b.zip")
-    with pytest.raises(DataError, match=r"data holds 2 zips \(archive.zip, b.zip\); name one"):
+    with pytest.raises(DataError, match=r"data holds 2 zips \(archive.zip, b.zip\); choose one"):
         open_data()
     tree.rename("data/IDC_regular_ps50_idx5")
     assert find_patch_tree(Path("data")) == Path("data")
@@ -358,7 +358,7 @@ def foreign_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare_failure", "reason"),
     [
-        (little_room, "not enough room, 100 MB free of the 256 MB needed; free some, or unset WSI"),
+        (little_room, "not enough space: 256 MB are needed, 100 MB are free; free some space, or"),
         (full_disk, "no space left on device; free some space"),
         (foreign_folder, "is not a folder of this user; remove it"),
         (lambda patch, _: patch.setenv("WSI_IDC_SCRATCH", "/proc/nowhere"), "No such file"),

@@ -18,7 +18,7 @@ from wsi_idc.explore.pixel_statistics import pixel_statistics
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 PATCHES = np.zeros((7, 50, 50, 3), np.uint8)
-CHANGED = "the pack was replaced or changed meanwhile; run again"
+CHANGED = "the pack was replaced or changed while open; run again"
 INFO = PackInfo((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 50, 4.0, "assumed", "ab" * 32)
 
 
@@ -48,7 +48,7 @@ def test_every_pixel_and_row(pack):
         columns = ["x", "y", "label", "height", "width"]
         assert pack.index.loc[i, columns].tolist() == [col * 50, row * 50, label, 50, 50]
     assert [pack.rows_of(name).tolist() for name in pack.patients] == [[0, 1, 2], [3, 4], [5, 6]]
-    with pytest.raises(DataError, match=r"no patient '8' in .+; it has 3, such as 10253, 10254, 9"):
+    with pytest.raises(DataError, match=r"'8' in .+; it has 3 patients, such as 10253, 10254, 9"):
         pack.rows_of("8")
     assert pack.paths()[1] == "10253/1/10253_idx5_x51_y1_class1.png"
 
@@ -118,7 +118,7 @@ def test_files_that_are_not_a_pack(pack, tmp_path):
 def test_cut_short(pack, share):
     data = pack.path.read_bytes()
     pack.path.write_bytes(data[: int(len(data) * share)])
-    assert_refused(pack.path, "not a usable pack|not an HDF5 file|cut short")
+    assert_refused(pack.path, "not a usable pack|not an HDF5 file|too short")
 
 
 def test_truncated_while_it_is_mapped(pack):
@@ -157,8 +157,8 @@ DAMAGE = {
     "no attribute": (lambda f: f.attrs.__delitem__("mean"), "mean"),
     "mean": (lambda f: f.attrs.update(mean=[0.5]), "not enough values"),
     "nan": (lambda f: f.attrs.update(std=[0.5, np.nan, 0.5]), "mean and std are not within"),
-    "tiny mpp": (lambda f: f.attrs.update(mpp=1e-320), "patches of 50 px of 1e-320 um"),
-    "mpp": (lambda f: f.attrs.update(mpp=0.0), "patches of 50 px of 0.0 um"),
+    "tiny mpp": (lambda f: f.attrs.update(mpp=1e-320), "patches of 50 px at 1e-320 um/px are"),
+    "mpp": (lambda f: f.attrs.update(mpp=0.0), "patches of 50 px at 0.0 um/px are"),
     "patch_px": (lambda f: f.attrs.update(patch_px=49), "/patches is of shape"),
     "classes": (lambda f: f.attrs.update(class_names=["a"]), "1 class names"),
     "absent": (lambda f: f.__delitem__("x"), "/x is not a dataset of this file"),
@@ -173,9 +173,9 @@ DAMAGE = {
     "off grid": (lambda f: f["x"].__setitem__(0, 1), "/x and /y are not on a grid"),
     "negative": (lambda f: f["y"].__setitem__(0, -50), "/y has values outside 0 to"),
     "far": (lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50), "/y has values outside 0 to"),
-    "twice": (lambda f: f["x"].__setitem__(1, 0), "two patches of a patient at one place"),
-    "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient is not sorted"),
-    "negative code": (lambda f: f["patient"].__setitem__(0, -1), "/patient is not sorted"),
+    "twice": (lambda f: f["x"].__setitem__(1, 0), "two patches of a patient have the"),
+    "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient does not begin"),
+    "negative code": (lambda f: f["patient"].__setitem__(0, -1), "/patient does not begin"),
     "more patients": (lambda f: replace(f, "patients", text(*"1234")), "/patients is of shape"),
     "same patient": (lambda f: f["patients"].__setitem__(1, "10253"), "not sorted or not unique"),
     "unsafe": (lambda f: f["patients"].__setitem__(0, "../../x"), "cannot be a patient id"),
@@ -201,7 +201,7 @@ def test_huge_claims_take_no_memory(pack):
         file["patient"][-1] = 2**31 - 1
         del file["patients"]
         file.create_dataset("patients", (2**31,), h5py.string_dtype(), chunks=(2**20,))
-    assert_refused(pack.path, "/patient is not sorted into /patients")
+    assert_refused(pack.path, "/patient does not begin with 0 and continue in steps of 0 or 1")
     with h5py.File(pack.path, "r+") as file:
         for name, dtype in {"patient": "i4", "x": "i4", "y": "i4", "label": "i1"}.items():
             del file[name]

@@ -148,7 +148,7 @@ def test_nested_copy_of_the_tree(nested):
     result = index(nested)
     assert rows(result) == EXPECTED
     assert not result.table["path"].str.contains(NESTED).any()
-    detail = f"{NUM_PATCHES} patches that are also above it, used only if those are damaged"
+    detail = f"{NUM_PATCHES} copies of patches elsewhere; used only if these are damaged"
     assert result.flagged == (FileIssue(f"{NESTED}/", "nested copy", detail),)
     assert result.rejected == ()
 
@@ -160,7 +160,7 @@ def test_nested_copy_that_differs(nested):
     result = index(nested)
     assert rows(result) == EXPECTED
     assert result.rejected == (FileIssue(copy, "differs from its copy", f"{PATH} is kept"),)
-    assert result.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} patches")
+    assert result.flagged[0].detail.startswith(f"{NUM_PATCHES - 1} copies")
     # Of the two, the undamaged one is kept.
     (nested / PATH).write_bytes((nested / PATH).read_bytes()[:500])
     result = index(nested)

@@ -159,7 +159,7 @@ BOMB = "refused, it looks like a decompression bomb: "
     ("change", "arguments", "reason"),
     [
         *(
-            (add, (name, b"x"), f"refused, it holds a file named {name!r}, which is no plain path")
+            (add, (name, b"x"), f"refused, because the file name {name!r} in it is no plain")
             for name in OUTSIDE
         ),
         (add, (OTHER, bytes(10**7), DEFLATED), f"{BOMB}'{OTHER}' claims 10000000 bytes"),
@@ -213,12 +213,12 @@ def link(name: str) -> zipfile.ZipInfo:
     [
         (add, (link(OTHER), b"/etc/passwd"), "a link"),
         (forge, (PNG, FLAGS, 1), "encrypted"),
-        (add, (OTHER, PNG, LZMA), "compression method 14 is not supported, only store and deflate"),
+        (add, (OTHER, PNG, LZMA), "compression method 14 is not supported; use store or deflate"),
         (forge, (PNG, SIZE, 70), "damaged archive: two sizes for one file"),
         (add, (OTHER, bytes(4_000_001)), "not a PNG file"),
         (
             *(forge, (bytes(5 * 10**7), SIZE, 5000, DEFLATED)),
-            "holds more than the 5000 bytes that it claims",
+            "damaged archive: larger than the recorded 5000 bytes",
         ),
     ],
 )
@@ -287,8 +287,8 @@ def test_damage_inside_is_set_aside_by_name(tree, tmp_path):
     path.write_bytes(data)
     report = prepare(path, tmp_path / "a.h5")
     assert {problem.path: problem.detail for problem in report.rejected} == {
-        GOOD: "damaged archive: not the bytes that were packed",
-        bad: "damaged archive: no file where there should be one",
+        GOOD: "damaged archive: wrong size or checksum",
+        bad: "damaged archive: no file at the recorded position",
     }
 
 

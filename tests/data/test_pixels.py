@@ -124,7 +124,7 @@ def test_any_bytes_give_a_reason(data):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (png(Image.fromarray(PIXELS[..., 0].astype(np.uint16))), "16 bits a channel"),
+        (png(Image.fromarray(PIXELS[..., 0].astype(np.uint16))), "16 bits per channel"),
         (b"", "empty file"),
         (b"patient,label\n10253,1\n", "not a PNG file"),
         (PLAIN[:50] + bytes([PLAIN[50] ^ 1]) + PLAIN[51:], "a checksum is wrong"),
@@ -132,8 +132,8 @@ def test_any_bytes_give_a_reason(data):
         (by_hand(zlib.compress(RAW[:4000])), "damaged PNG: "),
         (by_hand(b""), "damaged PNG: "),
         (by_hand(STREAM, chunk(b"iCCP", b"")), "damaged PNG: "),
-        (by_hand(STREAM, width=0), "damaged PNG: the header makes no sense"),
-        (by_hand(STREAM, depth=3), "damaged PNG: the header makes no sense"),
+        (by_hand(STREAM, width=0), "damaged PNG: the header is not valid"),
+        (by_hand(STREAM, depth=3), "damaged PNG: the header is not valid"),
         (by_hand(STREAM, width=51), r"51x50 px is larger than a 50x50 patch"),
         (by_hand(STREAM, height=5000), r"50x5000 px is larger than a 50x50 patch"),
     ],
@@ -151,7 +151,7 @@ def test_files_that_are_not_a_patch(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name, reason in {
         "huge": "5000x5000 px is larger",
-        "padded": f"more than {MAX_FILE_BYTES} bytes are too many for a patch",
+        "padded": f"more than {MAX_FILE_BYTES} bytes, too large for a patch",
         "pipe": "not a regular file",
         "link": "cannot be read: No such file",
         "folder": "cannot be read: Is a directory",

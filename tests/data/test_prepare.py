@@ -82,7 +82,7 @@ def test_lists_of_another_pack_are_replaced_with_a_warning(tree, tmp_path, caplo
     (tmp_path / "rejected.csv").write_bytes(b"path,reason,detail\r\n")
     assert caplog.messages == []
     prepare(tree, tmp_path / "b.h5")
-    line = "rejected.csv and flagged.csv beside a.h5 are of this pack from now on"
+    line = "rejected.csv and flagged.csv beside a.h5 will describe the new pack"
     assert caplog.messages == [line]
     assert read_csv(tmp_path / "rejected.csv") == []
 
@@ -158,7 +158,7 @@ def test_a_failed_run_keeps_the_old_pack(tree, tmp_path):
     before = out.read_bytes()
     for path in tree.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no patch could be read; the first, .+: empty file"):
+    with pytest.raises(DataError, match=r"no patch could be read; first file: .+: empty file"):
         prepare(tree, out)
     assert out.read_bytes() == before
     assert names(out.parent) == ["a.h5", "flagged.csv", "rejected.csv"]
@@ -174,11 +174,11 @@ def write_notes(out: Path) -> Path:
     [
         (Path, {"patch_px": 0}, "a patch of 0 px cannot be packed; choose 1 to 255 px"),
         (Path, {"patch_px": 256}, "a patch of 256 px cannot be packed"),
-        (Path, {"mpp": 0.0}, "0.0 microns per pixel make no sense; give 0.001 to 100"),
-        (Path, {"mpp": float("nan")}, "nan microns per pixel make no sense"),
-        (lambda out: out.parent, {}, "is a folder; --out names the pack"),
+        (Path, {"mpp": 0.0}, "0.0 microns per pixel are impossible; give 0.001 to 100"),
+        (Path, {"mpp": float("nan")}, "nan microns per pixel are impossible"),
+        (lambda out: out.parent, {}, "is a folder; give the pack as --out"),
         (write_notes, {}, "a.h5 exists and is not a pack"),
-        (lambda out: write_notes(out) / "b.h5", {}, "cannot be written there"),
+        (lambda out: write_notes(out) / "b.h5", {}, "choose another folder"),
     ],
 )
 def test_wrong_arguments(tree, tmp_path, make_out, options, message):

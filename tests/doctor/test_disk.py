@@ -73,7 +73,7 @@ def test_locks_and_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_scratch(tmp_path: Path, usage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
     (row,) = disk.scratch()
-    assert row.value == "WSI_IDC_SCRATCH is not set: data are read where they are"
+    assert row.value == "WSI_IDC_SCRATCH is not set: packs are read without a copy"
     monkeypatch.setattr(disk, "file_system", lambda path: "tmpfs")
     monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "new"))
     assert list(disk.scratch()) == [CheckResult("scratch", f"{tmp_path}/new (tmpfs), 50.0 GB free")]

@@ -10,7 +10,7 @@ import pytest
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult, hide_names, run_check
 
 FIRST = CheckResult("a", "1")
-INSTALL = "install the program again, in an environment of its own"
+INSTALL = "install the program again, in a new virtual environment"
 NO_CUDA = "libcudart.so.13: cannot open shared object file"
 
 

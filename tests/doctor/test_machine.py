@@ -18,14 +18,15 @@ def test_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert list(machine.cores()) == [
-        CheckResult("cores", "8 in the machine, 2 by affinity, not set by SLURM"),
+        CheckResult("cores", "8 in the machine, 2 in the CPU affinity, not set by SLURM"),
         CheckResult("threads of torch", "2"),
     ]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
     cores, threads = machine.cores()
-    assert (cores.value, cores.state) == ("8 in the machine, 2 by affinity, 4 by SLURM", PROBLEM)
-    assert cores.advice.startswith("4 threads would share 2 cores; start it with srun --cpus-per")
+    assert cores.value == "8 in the machine, 2 in the CPU affinity, 4 by SLURM"
+    advice = "4 threads would share 2 cores; start the program with srun --cpus-per-task=4"
+    assert cores.advice.startswith(advice) and cores.state == PROBLEM
     advice = "unset OMP_NUM_THREADS to use all available cores"
     assert threads == CheckResult("threads of torch", "1 (OMP_NUM_THREADS=1)", NOTE, advice)
 
@@ -114,23 +115,23 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch):
     set_gpus(monkeypatch)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (row,) = machine.gpus()
-    assert (row.value, row.state) == ("torch sees none, yet nvidia-smi shows 2", PROBLEM)
-    assert row.advice.startswith("the driver must be new enough for CUDA 13.0")
+    assert (row.value, row.state) == ("torch finds no GPU, but nvidia-smi finds 2", PROBLEM)
+    assert row.advice.startswith("use a driver that supports CUDA 13.0")
     answers["driver_version"] = (9, "", "NVIDIA-SMI has failed\n")
-    assert list(machine.driver()) == [CheckResult("driver", "nvidia-smi reports none")]
+    assert list(machine.driver()) == [CheckResult("driver", "nvidia-smi reports no driver")]
 
 
 def test_no_gpu_is_a_problem_if_slurm_gave_one(monkeypatch: pytest.MonkeyPatch):
     fake_programs(monkeypatch)
     set_gpus(monkeypatch)
-    assert list(machine.driver()) == [CheckResult("driver", "none of NVIDIA's (no nvidia-smi)")]
+    assert list(machine.driver()) == [CheckResult("driver", "no NVIDIA driver (no nvidia-smi)")]
     value = "none: everything is computed on the CPU"
     assert list(machine.gpus()) == [CheckResult("GPUs", value, NOTE)]
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_GPUS", "3")
     monkeypatch.setattr(torch.version, "cuda", None)
     (row,) = machine.gpus()
-    assert row.value == "torch sees none, yet SLURM gave some (SLURM_JOB_GPUS=3)"
+    assert row.value == "torch finds no GPU, but SLURM assigns GPUs (SLURM_JOB_GPUS=3)"
     assert row.advice.startswith("install a torch that is built for CUDA")
 
 
@@ -152,7 +153,7 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
     fake_programs(monkeypatch)
     rows = [(row.name, row.value) for row in machine.slurm()]
-    assert rows == [("srun", "not here"), ("sbatch", "not here"), ("SLURM job", "none")]
+    assert rows == [("srun", "not installed"), ("sbatch", "not installed"), ("SLURM job", "none")]
     answers = fake_programs(monkeypatch, "srun", "sbatch")
     answers["srun"] = (0, "slurm-wlm 22.05.8\n", "")
     answers["sbatch"] = (1, "", "sbatch: error: a\nsbatch: fatal: no configuration\n")

@@ -22,11 +22,11 @@ def test_a_pack(pack, monkeypatch):
 
 
 def test_a_tree_is_not_packed(tree, tmp_path):
-    value = f"{tree}, a patch tree; it is packed when it is first used"
+    value = f"{tree}, a patch tree; the first command that reads it makes a pack"
     assert list(project.data(tree)) == [CheckResult("data", value)]
     archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tree))
     (row,) = project.data(archive)
-    assert row.value == f"{archive}, a zip; it is packed when it is first used"
+    assert row.value == f"{archive}, a zip; the first command that reads it makes a pack"
     assert not cache_folder().exists()
 
 

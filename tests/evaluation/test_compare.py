@@ -92,9 +92,9 @@ FLIPPED = A.table.assign(label=A.table["label"].where(A.table.index != 60, 1 - A
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (A.table[A.table["patient"] != "P3"], r"not the same patients: 1 only in a \(P3\)"),
+        (A.table[A.table["patient"] != "P3"], r"the patients differ: 1 are only in a \(P3\)"),
         (A.table.drop(index=60).reset_index(drop=True), "not the same patches"),
-        (FLIPPED, "have 1 different labels, of patients P1"),
+        (FLIPPED, "have 1 patches with different labels .P1.; evaluate"),
     ],
 )
 def test_other_patients_patches_or_labels_are_refused(table: pd.DataFrame, message: str):

@@ -105,7 +105,7 @@ def test_one_class_is_noted(trained: Checkpoint, cohort: Pack):
     evaluation = run(trained, benign)
     assert np.isnan(evaluation.final.metrics["auc"])
     (note, *others) = evaluation.notes
-    assert note == "every label is non-IDC: metrics that need both classes, like AUC, are empty"
+    assert note == "every label is non-IDC: AUC and other metrics of both classes are empty"
     assert all("temperature" in other for other in others)
 
 
@@ -113,8 +113,8 @@ def test_one_class_is_noted(trained: Checkpoint, cohort: Pack):
     ("split", "notes"),
     [
         ("test", []),
-        ("val", ["had its epoch and threshold chosen on 1"]),
-        ("all", ["was trained on 3", "had its epoch and threshold chosen on 1"]),
+        ("val", ["was tuned (epoch, threshold) on 1"]),
+        ("all", ["was trained on 3", "was tuned (epoch, threshold) on 1"]),
     ],
 )
 def test_seen_patients_are_noted(trained: Checkpoint, cohort: Pack, split: str, notes: list[str]):

@@ -121,4 +121,4 @@ def test_measured_marks_are_filled_and_published_ones_hollow():
 
 def test_a_metric_without_any_value_is_noted():
     (ax,) = pages.leaderboard_chart(leaderboard(BENIGN, rank_by="mcc")).axes
-    assert ax.texts[0].get_text() == "none has a value of MCC"
+    assert ax.texts[0].get_text() == "no row has a value of MCC"

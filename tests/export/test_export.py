@@ -103,4 +103,4 @@ def test_export_reports_an_unwritable_folder(tmp_path: Path):
     (tmp_path / "file").touch()
     for name in ("geojson", "ome-tiff", "csv", "png"):
         report = export_maps([path], tmp_path / "file", ExportOptions((name,)))
-        assert "cannot be written there" in report.failed[path]
+        assert "cannot be written (" in report.failed[path]

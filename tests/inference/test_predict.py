@@ -80,7 +80,7 @@ def test_too_little_memory_is_one_line_and_also_torchs_error(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
 
     batch = "cpu has too little memory for 20 patches at once; give a smaller --batch-size"
-    model = "cpu has too little memory for the model; end what else uses it"
+    model = "cpu has too little memory for the model; end other programs that use it"
     for owner, name, message in (
         (type(classifier.network), "forward", batch),
         (DeviceTransfer, "upload", batch),

@@ -134,13 +134,16 @@ def test_an_unusable_predictor_is_refused(trained: Checkpoint, other: Checkpoint
     cam = CamSpec(layer="features.99")
     for call, message in (
         (lambda: Predictor((trained, other, trained)), "given twice"),
-        (lambda: Predictor((trained, unseen)), "have other classes, benign, IDC and non-IDC, IDC"),
+        (
+            lambda: Predictor((trained, unseen)),
+            "have different classes, benign, IDC and non-IDC, IDC",
+        ),
         (
             lambda: Predictor((replace(trained, smoothing=None),), smooth=True),
-            "no smoothing was fitted",
+            "the checkpoint has no smoothing",
         ),
         (lambda: Predictor((fine,)).validate_input(cohort), "trained at 2 um/px"),
-        (lambda: Predictor((other, large)).validate_input(cohort), "takes patches of 96 px"),
+        (lambda: Predictor((other, large)).validate_input(cohort), "needs patches of 96 px"),
         (lambda: Predictor((trained,)).validate_cam(cam, patch_px=50), "no layer 'features.99'"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -100,7 +100,7 @@ def test_second_map_of_a_patient_is_refused(tmp_path: Path):
     one, two = (write_hand_map(tmp_path / name) for name in ("one", "two"))
     cohort = read_cohort([one, two])
     assert len(cohort.table()) == 1
-    assert f"is in {one} too" in cohort.failed[two]
+    assert f"is also in {one}" in cohort.failed[two]
 
 
 @pytest.fixture

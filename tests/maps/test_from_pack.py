@@ -149,7 +149,7 @@ def test_other_checkpoint_setting_or_resolution_rebuilds(
     build(out, patient)
     with caplog.at_level(logging.INFO, logger="wsi_idc"):
         assert build(out, patient, checkpoint=other).made
-    assert "made with another checkpoint, so it is made again" in caplog.text
+    assert "is made again, because it was made with another checkpoint" in caplog.text
     changed = {"checkpoint": other, "with_image": False}
     assert list(build(out, patient, **changed).made) == [patient]
     assert list(build(out, patient, **changed).kept) == [patient]
@@ -293,11 +293,11 @@ def test_cams_too_large_for_a_map_are_refused(
 ):
     fine = replace(trained, input=replace(trained.input, input_px=257))
     early = CamSpec(layer="features.0")
-    with pytest.raises(CheckpointError, match=r"CAM of 257x257 cells at layer features\.0: a map"):
+    with pytest.raises(CheckpointError, match=r"the CAM at layer features\.0 has 257x257 cells"):
         build(tmp_path, patient, checkpoint=fine, cam=early)
     num = len(cohort.rows_of(patient))
     monkeypatch.setattr("wsi_idc.maps.builder.MAX_CAM_BYTES", num * 50 * 50 * 4 - 1)
-    with pytest.raises(MapError, match=rf"CAMs of {num} patches at layer features\.0, 0 GB, are"):
+    with pytest.raises(MapError, match=rf"the CAMs of {num} patches at layer features\.0 take 0"):
         build(tmp_path, patient, cam=early)
     assert not list(tmp_path.iterdir())
     build(tmp_path, patient, cam=CamSpec())

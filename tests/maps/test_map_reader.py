@@ -246,8 +246,8 @@ CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_set(format="wsi-idc-pack"), "it is HDF5, but not a map"),
-        (_set(format_version=2), "format version 2, not 1"),
+        (_set(format="wsi-idc-pack"), "it is an HDF5 file, but not a map"),
+        (_set(format_version=2), "format version 2 instead of 1"),
         (_set(complete=0), "it is not complete"),
         (_set(rows=99), "rows and cols do not fit /row_col"),
         (_set(rows=np.inf), "infinity"),
@@ -256,7 +256,7 @@ CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
         (_set(mpp=1e-320), "mpp or patch_px"),
         (_set(patch_px=np.inf), "mpp or patch_px"),
         (_set(patch_px=0), "mpp or patch_px"),
-        (_set(stride_px=51), "a stride of 51 px for patches of 50"),
+        (_set(stride_px=51), "a stride of 51 px is impossible for patches of 50 px"),
         (_set(threshold=np.nan), "threshold or temperature is out of range"),
         (_set(temperature=np.nan), "threshold or temperature"),
         (_set(temperature=1e-320), "threshold or temperature"),

@@ -134,15 +134,15 @@ def test_the_default_size_is_fine_enough(name: str):
 
 TOO_COARSE = "too coarse to show anything; give "
 ATTENTION = "blocks.0.layers.0.layers.window_attention.attn_layer"
-NO_MAP = "gives no feature map"
+NO_MAP = "is not a feature map"
 
 
 @pytest.mark.parametrize(
     ("name", "input_px", "layer", "message"),
     [
-        ("resnet18", 20, None, r"resnet18 cannot .* 20 px, .*--input-size \(224 px is its own\)"),
-        ("inception_v3", 20, None, r"inception_v3 cannot work .*\(299 px is its own\)"),
-        ("cnn", 8, None, r"cnn cannot work on images of 8 px, .* \(50 px is usual\)"),
+        ("resnet18", 20, None, r"resnet18 cannot .* 20 px; .*--input-size \(its size: 224 px\)"),
+        ("inception_v3", 20, None, r"inception_v3 cannot compute .*\(its size: 299 px\)"),
+        ("cnn", 8, None, r"cnn cannot compute .* of 8 px; .* \(usual size: 50 px\)"),
         ("resnet18", 224, "layer5", "no layer 'layer5'; did you mean layer4, layer3 or layer2"),
         ("resnet18", 224, "a\nb", r"'a\\nb'; give --cam-layer layer4 \(7x7\), layer3 \(14x14\)"),
         ("resnet18", 224, "", "has no layer ''"),
@@ -151,7 +151,7 @@ NO_MAP = "gives no feature map"
         ("convnext_tiny", 64, "features.1.0.block.3", NO_MAP),
         ("swin_t", 224, "features.5", NO_MAP),
         ("maxvit_t", 224, ATTENTION, NO_MAP),  # accepts one image size only
-        ("inception_v3", 20, "Mixed_7c", "cannot work on images of 20 px; .*299 px is usual"),
+        ("inception_v3", 20, "Mixed_7c", "does not accept images of 20 px; .*usual size: 299 px"),
         ("resnet18", 224, "avgpool", f"CAM of 1x1 cells .* avgpool .*{TOO_COARSE}--cam-layer"),
         ("resnet18", 1, "layer4", f"CAM of 1x1 .*{TOO_COARSE}--input-size 128 when training$"),
         ("cnn-bn", 24, "features", f"CAM of 3x3 .*{TOO_COARSE}--input-size 32 .*features.16"),

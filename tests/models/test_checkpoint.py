@@ -75,7 +75,7 @@ def assert_refused(path: Path, message: str) -> None:
 
 
 SMOOTHING = {"sigma_um": 100.0, "temperature": 1.0, "threshold": 0.5}
-OUT_OF_RANGE = "temperature or threshold out of range"
+OUT_OF_RANGE = "the temperature or the threshold is out of range"
 DAMAGED = "damaged checkpoint"
 INPUT = {"patch_px": 50, "mpp": 4.0, "input_px": None, "mean": (0.5,) * 3, "std": (0.2,) * 3}
 IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
@@ -89,11 +89,11 @@ IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
     ("changes", "message"),
     [
         ({"format": "other"}, "not a wsi-idc-checkpoint file"),
-        ({"schema_version": 99}, "version 99, this program reads 1"),
+        ({"schema_version": 99}, "version 99, but this program reads version 1"),
         ({"architecture": "vgg"}, "unknown model 'vgg'"),
         ({"architecture": "cnn"}, "do not fit cnn"),
-        ({"architecture": "regnet_y_128gf"}, "no CAM is taken from the layer"),
-        ({"cam_layer": "nothing"}, "no CAM is taken from the layer 'nothing'"),
+        ({"architecture": "regnet_y_128gf"}, "cam_layer is '.*', not '"),
+        ({"cam_layer": "nothing"}, "cam_layer is 'nothing', not '"),
         ({"state": {}}, "do not fit cnn-bn"),
         ({"class_names": ["one"]}, "1 classes, not 2"),
         ({"temperature": "warm"}, DAMAGED),
@@ -104,7 +104,7 @@ IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
         ({"smoothing": SMOOTHING | {"sigma_um": 1e13}}, "1e\\+13 um is too wide"),
         ({"smoothing": {"sigma_um": 100.0}}, DAMAGED),
         ({"split": None}, DAMAGED),
-        ({"split": {"S0001": "trein"}}, "no patient has the role 'trein'"),
+        ({"split": {"S0001": "trein"}}, "a patient has the unknown role 'trein'"),
         ({"metrics": {"auc": torch.zeros(1)}}, DAMAGED),
         ({"metrics": {"val": {"auc": float("nan")}}}, DAMAGED),
         ({"config": {"epochs": float("inf")}}, DAMAGED),

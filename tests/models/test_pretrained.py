@@ -82,7 +82,7 @@ def test_a_densenet_file_may_have_old_names():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cnn", None, "cnn is trained from scratch"),
+        ("cnn", None, "cnn has no ImageNet weights"),
         ("resnet50", None, r"not on this machine \({home}/.*/resnet50-11ad3fa6.pth\); run `wsi"),
         ("mobilenet_v3_small", None, r"/mobilenet_v3_small-047dcff4.pth\); run `wsi-idc fetch-wei"),
         *(
@@ -112,13 +112,13 @@ def test_weights_are_fetched_once_and_a_damaged_copy_again(tmp_path: Path):
     file.write_bytes(b"cut")
     assert fetch_imagenet(arch).read_bytes() == b"the weights"
     file.unlink()
-    message = f"could not fetch {source.as_uri()} .*; download it by hand to {file}"
+    message = f"could not fetch {source.as_uri()} .*; download it with another program to {file}"
     for change in (lambda: source.write_bytes(b"something else"), source.unlink):
         change()
         with pytest.raises(CheckpointError, match=message):
             fetch_imagenet(arch)
         assert not file.exists()
-    with pytest.raises(CheckpointError, match="trained from scratch"):
+    with pytest.raises(CheckpointError, match="has no ImageNet weights"):
         fetch_imagenet(architecture("cnn"))
 
 

@@ -165,7 +165,7 @@ def test_missing_layers_have_no_panel(tmp_path: Path):
     with page_style():
         for view, num in (("panels", 2), ("side-by-side", 2), ("contours", 1)):
             assert len(figure_of(path, view=view, dpi=60).axes) == 2 * num  # with its foot
-    with pytest.raises(MapError, match="made without a CAM"):
+    with pytest.raises(MapError, match="has no CAM"):
         render_map(path, tmp_path / "p.png", view="cam")
 
 

@@ -22,7 +22,7 @@ def test_report_has_a_page_a_patient_and_an_index(tmp_path: Path):
     assert names == {"P1.html", f"{EVIL}.html", "index.html"}
     assert report.pages == {name: out / f"{name}.html" for name in ("P1", EVIL)}
     assert {path.name for path in report.failed} == {"bad.h5", "index.h5", "INDEX.h5"}
-    assert "would replace the cohort's" in report.failed[maps / "index.h5"]
+    assert "would replace the cohort page" in report.failed[maps / "index.h5"]
     index = (out / "index.html").read_text()
     assert "Maps without a page: 3" in index
     assert pd.read_csv(maps / "cohort.csv")["patient"].tolist() == [EVIL, "P1"]

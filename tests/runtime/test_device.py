@@ -25,7 +25,7 @@ def test_auto_precision_on_a_cpu_is_fp32():
         *(((f"cuda:{end}",), "is not one of auto") for end in ("x", "", "01", "²", "1000")),
         (("cpu", "fp16"), "a CPU cannot compute in fp16"),
         (("cpu", "fp8"), "precision 'fp8' is not one of auto, fp32"),
-        ((f"cuda:{NUM_GPUS}",), f"torch sees {NUM_GPUS} CUDA GPUs"),
+        ((f"cuda:{NUM_GPUS}",), f"torch finds {NUM_GPUS} CUDA GPUs"),
     ],
 )
 def test_unavailable_device_is_refused(
@@ -82,9 +82,9 @@ def test_gpus_of_slurm_that_torch_does_not_see_are_warned_of_once(
     for _ in range(2):
         assert select_device().device.type in ("cpu", "mps")
     assert caplog.messages == [
-        "SLURM gave this job GPUs (SLURM_JOB_GPUS=0,1), but torch sees none, so everything runs on "
-        "the CPU: this torch is built for CPUs; install one built for CUDA; see wsi-idc doctor, or "
-        "give --device cpu to compute without a GPU"
+        "SLURM assigned GPUs to this job (SLURM_JOB_GPUS=0,1), but torch finds no GPU and uses the "
+        "CPU: this torch is built for CPUs; install a torch that is built for CUDA; run "
+        "wsi-idc doctor for details, or give --device cpu to compute without a GPU"
     ]
 
     # No warning without GPUs of SLURM, or with GPUs of torch.

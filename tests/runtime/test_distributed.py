@@ -151,7 +151,7 @@ def test_without_torchrun_or_srun_there_is_one_process(monkeypatch: pytest.Monke
     monkeypatch.setenv("SLURM_PROCID", "0")
     with init_distributed("cpu") as world:
         assert world is SINGLE_PROCESS
-    # srun starts several, which need a meeting point.
+    # srun starts several processes, which must find each other.
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(RunError, match="set MASTER_ADDR"), init_distributed("cpu"):

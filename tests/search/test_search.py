@@ -190,7 +190,7 @@ def test_a_stopped_trial_is_resumed(small: Pack, done: SearchResult, tmp_path: P
     ("axes", "expected", "reason"),
     [
         ({"learning_rate": (1e9, 1e-3)}, [(1, "complete"), (0, "failed")], "loss is not finite"),
-        ({"weights": ("imagenet",)}, [(0, "failed")], "it has no ImageNet weights"),
+        ({"weights": ("imagenet",)}, [(0, "failed")], "has no ImageNet weights"),
     ],
 )
 def test_a_failed_trial_does_not_stop_the_others(

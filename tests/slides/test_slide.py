@@ -81,7 +81,7 @@ def test_given_mpp_replaces_the_mpp_of_the_file(tmp_path, caplog):
     assert caplog.messages == []
     with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.25) as slide:
         assert slide.mpp == 0.25
-    assert caplog.messages == [f"{path}: 0.25 um/px as given; the file states 0.5"]
+    assert caplog.messages == [f"{path}: 0.25 um/px is given; the file states 0.5"]
     # Nearly square pixels have the mean mpp.
     with open_slide(write_tiff(tmp_path / "S2.tif", PICTURE, mpp=(0.5, 0.51))) as slide:
         assert slide.mpp == pytest.approx(0.505, rel=1e-6)
@@ -91,7 +91,7 @@ def test_given_mpp_replaces_the_mpp_of_the_file(tmp_path, caplog):
     ("mpp", "given", "message"),
     [
         *((0.5, given, IMPOSSIBLE) for given in (0.0, -1.0, np.nan, np.inf, 100.1)),
-        (25_400 / 72, None, "states impossible 352.778 x 352.778 um per"),  # 72 dots per inch
+        (25_400 / 72, None, "states 352.778 x 352.778 um per pixel, which"),  # 72 dots per inch
         ((0.5, 0.4), None, r"not square \(0.5 x 0.4 um\)"),
     ],
 )
@@ -175,9 +175,9 @@ def test_unreadable_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.svs")
     kind = "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read"
     cases: dict[str, tuple[bytes | None, str]] = {
-        "renamed.svs": (jpeg.read_bytes(), "is a plain JPEG picture; name it renamed.jpg and give"),
+        "renamed.svs": (jpeg.read_bytes(), "is a plain JPEG picture; rename it to renamed.jpg"),
         "text.svs": (b"hello", "not a slide that OpenSlide reads"),
-        "text.tif": (b"hello", "not a slide of OpenSlide, and not a TIFF, PNG or JPEG"),
+        "text.tif": (b"hello", "OpenSlide does not support this file, and it is not a TIFF"),
         "empty.svs": (b"", "is empty; copy the slide again"),
         "cut.svs": (tiff.read_bytes()[:20], kind),
         "cut.png": (png.read_bytes()[:5000], "damaged or cut short"),
@@ -185,7 +185,7 @@ def test_unreadable_files_are_refused(tmp_path):
         "folder.svs": (None, "is a folder; give a slide file"),
         "pipe.svs": (None, "is not a regular file"),
         "missing.svs": (None, "no such file"),
-        "deep.png": (None, "a slide has 8 bits a channel"),
+        "deep.png": (None, "a slide has 8 bits per channel"),
         "bomb.png": (None, "more than 178956970 px are too many for a picture without tiles"),
         "large.png": (None, "10000x10000 px are too many for a picture without tiles"),
     }

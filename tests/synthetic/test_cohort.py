@@ -147,7 +147,7 @@ def test_mean_colour_does_not_separate_the_classes_but_texture_differs(patches):
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(WsiIdcError, match=r"not an empty folder.*name another folder$") as caught:
+    with pytest.raises(WsiIdcError, match=r"not an empty folder.*give another folder$") as caught:
         write_cohort(tmp_path, num_patients=1, patches_per_patient=40, seed=0)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)

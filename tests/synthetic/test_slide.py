@@ -55,7 +55,7 @@ def test_existing_files_are_not_replaced(tmp_path):
     with pytest.raises(WsiIdcError, match=r"S1.png: a slide is written as TIFF; name it S1.tif"):
         write_slide(tmp_path / "S1.png", seed=0)
     (tmp_path / "S1.mask.png").touch()
-    with pytest.raises(WsiIdcError, match=r"S1.mask.png: exists and is not replaced"):
+    with pytest.raises(WsiIdcError, match=r"S1.mask.png: exists already"):
         write_slide(tmp_path / "S1.tif", seed=0)
     with pytest.raises(ValueError, match="not multiples of 4"):
         write_slide(tmp_path / "S2.tif", seed=0, width_px=1001)
@@ -66,7 +66,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     result = run_command(capsys, "synth", "--slide", "S1.tif")
     assert result.code == 0
     assert "S1.tif: 4000x3000 px at 1 um/px" in result.out
-    assert "S1.mask.png: its truth" in result.out
+    assert "S1.mask.png: the true labels" in result.out
     for wrong in (["synth"], ["synth", "cohort", "--slide", "S2.tif"]):
         result = run_command(capsys, *wrong)
         assert result.code == 2

@@ -25,7 +25,7 @@ def test_other_settings_are_refused_with_their_differences(tmp_path: Path):
 
 def test_a_folder_of_other_files_does_not_change(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="is not empty and not a run"):
+    with pytest.raises(RunError, match="is not empty and is not a run"):
         Run(tmp_path).start({}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

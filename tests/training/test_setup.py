@@ -61,7 +61,7 @@ def test_a_batch_is_split_over_the_processes(build: Any):
     [
         ({"model": "cnn", "input_size": 3}, CheckpointError, "images of 3 px"),
         ({"model": "resnet18", "input_size": 32}, CheckpointError, "images of 32 px"),
-        ({"weights": "imagenet"}, CheckpointError, "it has no ImageNet weights"),
+        ({"weights": "imagenet"}, CheckpointError, "has no ImageNet weights"),
         ({"batch_size": 4}, RunError, "batch of 4 patches is too small for 5"),
     ],
 )

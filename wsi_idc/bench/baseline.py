@@ -1,8 +1,8 @@
-"""Plain script: maps and training in simple code, the reference for the commands' results.
+"""Plain script: simple code that maps and trains, as a reference for the commands.
 
 Pillow opens PNG files, torchvision transforms the images, a DataLoader makes batches, torchcam
 computes one CAM at a time, and h5py writes one file per patient. The plain script computes in fp32.
-It does not fuse batch norms, and only the workers of the DataLoader read in advance.
+It does not fuse batch norms. Only the workers of the DataLoader read in advance.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
 def _png_loader(
     classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Return a DataLoader; with ``train``, it shuffles, augments and yields only full batches."""
+    """Return a DataLoader; for training it shuffles and augments, and drops a partial batch."""
     steps: list[Any] = [transforms.ToTensor()]
     if train:
         flips = (transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip())
@@ -75,7 +75,7 @@ def baseline_map(
         out: Existing folder for the files PATIENT.h5.
 
     Returns:
-        Logits, shape (N, num_classes), and Grad-CAMs, not normalized, shape (N, h, w).
+        Logits of shape (N, num_classes), and unnormalized Grad-CAMs of shape (N, h, w).
     """
     logits, cams = [], []
     layer = default_cam_layer(classifier.arch, classifier.input_px)
@@ -97,7 +97,7 @@ def baseline_map(
 
 @return_freed_memory()
 def baseline_epoch(classifier: PatchClassifier, files: Sequence[Path], *, batch_size: int) -> int:
-    """Train one epoch of full batches with the plain script; return the number of patches."""
+    """Train one epoch with the plain script; return the number of patches in full batches."""
     classifier.train()
     optimizer = torch.optim.AdamW(classifier.parameters())
     loader = _png_loader(classifier, files, batch_size, train=True)

@@ -1,4 +1,4 @@
-"""Inputs of a benchmark: a pack, PNG files of its patches, a checkpoint."""
+"""Inputs of a benchmark: a pack, PNG files of its patches, and a checkpoint."""
 
 import json
 import logging
@@ -40,8 +40,8 @@ class BenchmarkData:
     """Input of a benchmark.
 
     Attributes:
-        pack: Pack of the patches to measure on.
-        about: Description of the data in the result.
+        pack: Pack with the patches that the benchmark processes.
+        about: Text that describes the data in the result of the benchmark.
         folder: Existing folder for the files of the benchmark.
     """
 
@@ -55,7 +55,7 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> B
 
     Args:
         data: Path from ``--data``; None for the default data.
-        synthetic: Number of patches to draw; 0 reads the data, and draws if there are no data.
+        synthetic: Number of patches to draw; 0 means 4000 patches, but only if there are no data.
         folder: Existing folder for the files of the benchmark.
 
     Raises:
@@ -68,9 +68,9 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> B
         except DataError as error:
             if data is not None or not str(error).startswith("no data"):
                 raise
-        logger.warning("no data here: measuring on %d synthetic patches", _DEFAULT_PATCHES)
+        logger.warning("found no data; measuring with %d synthetic patches", _DEFAULT_PATCHES)
     num_patches = synthetic or _DEFAULT_PATCHES
-    # Draw at least 10 patients if possible: a split needs several.
+    # Draw at least 10 patients if possible: a split needs several patients.
     per_patient = min(_PATCHES_PER_PATIENT, max(1, num_patches // _MIN_PATIENTS))
     pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=per_patient)
     about = f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
@@ -87,7 +87,7 @@ def drawn_pack(
     Args:
         path: Pack file to write.
         num_patches: Number of patches in the pack.
-        a_patient: Number of patches of each patient except the last.
+        a_patient: Number of patches per patient; the last patient may have fewer patches.
         patch_px: Side of a patch in px.
     """
     rng = np.random.default_rng(_SEED)
@@ -142,15 +142,15 @@ def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
 
 
 def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpoint, str]:
-    """Make the checkpoint of a benchmark; return the checkpoint and a text that describes it.
+    """Return the checkpoint that a benchmark uses, and a text that describes this checkpoint.
 
-    The network of an architecture has random weights. The statistics of its batch norms are
-    computed on patches of the pack, so that its outputs are as large as after a training.
+    A network that is not bundled has random weights. The statistics of its batch norms are computed
+    from patches of the pack, so that the outputs are as large as those of a trained network.
 
     Args:
         model: Name of an architecture, or "bundled" for the bundled model.
         input_size: Side of the network's input in px; 0 takes the default of the model.
-        pack: Pack of the patches to measure on.
+        pack: Pack with the patches that the benchmark processes.
 
     Raises:
         CheckpointError: There is no such model, or the model does not take this input size.
@@ -160,8 +160,8 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
         size = bundled.input.input_px or bundled.input.patch_px
         if input_size not in (0, size):
             raise CheckpointError(
-                f"the bundled model takes patches at {size} px, not {input_size}; leave "
-                f"--input-size out, or give --model {bundled.architecture}"
+                f"the bundled model needs an input of {size} px, not {input_size}; omit "
+                f"--input-size, or give --model {bundled.architecture}"
             )
         return bundled, f"the bundled {bundled.architecture} at {size} px"
     arch, info = architecture(model), pack.info

@@ -1,4 +1,4 @@
-"""Bare network: forward passes only, on input in the memory of the device."""
+"""Bare network: forward passes only; the input is already in the memory of the device."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ _SECONDS = 1.0
 
 
 class BareForward:
-    """Benchmark variant: forward passes over one preprocessed batch, without CAM.
+    """Benchmark variant that runs forward passes over one preprocessed batch, without CAMs.
 
     Args:
         checkpoint: Checkpoint with the network; its batch norms are fused as in ``wsi-idc map``.
@@ -27,7 +27,7 @@ class BareForward:
 
     Attributes:
         classifier: Classifier on the device.
-        ready: Input of the network, normalized and resized, shape (n, 3, h, w).
+        ready: Normalized and resized input of the network, shape (n, 3, h, w).
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class BareForward:
 
 
 def best_batch_size(checkpoint: Checkpoint, patches: NDArray, device_config: DeviceConfig) -> int:
-    """Find the smallest batch size with at most 3 % fewer patches per second than the fastest.
+    """Find the smallest batch size whose speed is at most 3 % below the highest speed.
 
     Args:
         checkpoint: Checkpoint with the network.
-        patches: Patches, shape (n, H, W, 3), uint8; repeated to fill larger batches.
+        patches: Patches, shape (n, H, W, 3), uint8; they are repeated to fill larger batches.
         device_config: Device and precision.
     """
     rates = {}

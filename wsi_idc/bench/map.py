@@ -19,7 +19,8 @@ from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.runtime.device import DeviceConfig
 
-# Each call first builds the network and fuses its batch norms: a long round makes this part small.
+# Each call first builds the network and fuses its batch norms. A long round makes the share of this
+# time small.
 SECONDS_PER_ROUND = 15.0
 
 
@@ -34,7 +35,7 @@ def bench_map(
     plain_patches: int = 0,
     num_rounds: int = 5,
 ) -> timing.BenchmarkResult:
-    """Measure the speed of making maps, including CAMs and writing of files.
+    """Measure the speed of making maps; the time includes CAMs and the writing of files.
 
     Args:
         data: Pack of the patients to map, and folder for maps and PNG files.
@@ -42,9 +43,9 @@ def bench_map(
         model: Name of an architecture, or "bundled" for the bundled model.
         input_size: Side of the network's input in px; 0 takes the default of the model.
         batch_size: Patches per batch.
-        num_patches: Patches per round; 0 takes as many as the bare network processes in 15 seconds.
-        plain_patches: Patches per round of the plain script; 0 takes a quarter of the patches of
-            a round, -1 leaves the plain script out.
+        num_patches: Patches per round; 0 means the number that the bare network processes in 15 s.
+        plain_patches: Patches per round of the plain script; 0 means a quarter of the patches
+            that one round maps, and -1 omits the plain script.
         num_rounds: Number of measurements of each variant.
     """
     pack, folder = data.pack, data.folder

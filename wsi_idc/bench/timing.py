@@ -1,4 +1,4 @@
-"""Measure variants of the same work in turn: other load on the machine slows all of them alike."""
+"""Measure variants of the same work in turn, so that other programs slow all variants equally."""
 
 import resource
 import sys
@@ -27,10 +27,10 @@ class BenchmarkResult:
         what: Name of the benchmark, such as "map" or "train".
         settings: Network, machine, data, batch size and other settings, by name.
         rates: Median patches per second of each variant: "command", "bare" and "plain".
-        ratios: Ratios of two rates, such as "command / bare"; each is the median over the rounds.
+        ratios: Median over the rounds of each ratio of two rates, such as "command / bare".
         parts: Time of each stage in ms per patch; each stage is measured separately.
         differences: Largest differences between the results of the command and the plain script.
-        peak_memory_mb: Peak memory of the process and of a GPU in MB, before the rounds start.
+        peak_memory_mb: Peak memory in MB of the process and of a GPU, before the rounds start.
         hints: Recommended settings for this machine.
     """
 
@@ -69,7 +69,7 @@ def machine(device_config: DeviceConfig) -> str:
 
 
 def peak_memory(device_config: DeviceConfig) -> dict[str, float]:
-    """Return the peak memory in MB of "process", and on a GPU also of "device"."""
+    """Return the peak memory in MB of the process ("process") and of a GPU ("device")."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB}
     if device_config.device.type == "cuda":
@@ -91,7 +91,7 @@ def interleave(
     Args:
         variants: Functions to measure, by name.
         num_rounds: Number of rounds after the warm-up.
-        device_config: Device that runs the variants; each measurement waits until a GPU is idle.
+        device_config: Device of the variants; each measurement waits until a GPU is idle.
         label: Text in front of the progress bar.
     """
     rates = {name: np.zeros(num_rounds + 1) for name in variants}
@@ -104,12 +104,12 @@ def interleave(
 
 
 def medians(values: Rates) -> dict[str, float]:
-    """Return the median over the rounds for each name."""
+    """Return a dictionary with the median over the rounds for each name."""
     return {name: float(np.median(of_rounds)) for name, of_rounds in values.items()}
 
 
 def command_ratios(rates: Rates) -> dict[str, float]:
-    """Compute the ratio of "command" to each other variant in each round; return the medians."""
+    """Divide the rate of "command" by every other rate in each round; return the median ratios."""
     others = [name for name in rates if name != COMMAND]
     return medians({f"{COMMAND} / {name}": rates[COMMAND] / rates[name] for name in others})
 

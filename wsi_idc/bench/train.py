@@ -35,14 +35,14 @@ def bench_train(
 ) -> timing.BenchmarkResult:
     """Measure the speed of training steps, bare steps and steps of a plain script.
 
-    No run is written.
+    The benchmark writes no run.
 
     Args:
         config: Configuration of the training.
-        data: Pack of the patches to train on, and folder for the PNG files of the plain script.
+        data: Pack with the training patches, and folder for the PNG files of the plain script.
         device_config: Device and precision.
-        num_steps: Number of training steps, and also of bare steps, over all rounds.
-        plain_steps: Steps of the plain script over all rounds; 0 leaves the plain script out.
+        num_steps: Number of training steps in all rounds; the number of bare steps is the same.
+        plain_steps: Number of steps of the plain script in all rounds; 0 omits the plain script.
     """
     config = replace(resolve(config), epochs=10**6)
     pack, run = data.pack, Run(data.folder / "unused")
@@ -88,7 +88,7 @@ def bench_train(
 
 
 def _stages(training: Training) -> dict[str, timing.Variant]:
-    """Return variants that read, augment and resize one batch."""
+    """Return one variant for each stage: read, augment or resize a batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)
@@ -108,7 +108,7 @@ def _training_steps(training: Training) -> Iterator[int]:
 
 
 def _bare_steps(training: Training) -> Iterator[int]:
-    """Repeat the bare step on the first batch; normalize and resize this batch only once."""
+    """Train repeatedly on the first batch; normalize and resize this batch only once."""
     classifier, optimizer = training.classifier, training.optimizer
     rows = training.rows["train"][: training.config.batch_size]
     device = training.device_config.device

@@ -37,10 +37,11 @@ _synthetic_option = click.option(
     "--synthetic",
     type=click.IntRange(min=0),
     default=0,
-    help="Draw this many patches instead of reading data.  [default: only without data]",
+    help="Number of synthetic patches to draw instead of reading data.  "
+    "[default: 0, or 4000 if there are no data]",
 )
 _compile_option = click.option(
-    "--compile", "compiled", is_flag=True, help="Run the network through torch.compile."
+    "--compile", "compiled", is_flag=True, help="Compile the network with torch.compile."
 )
 
 
@@ -50,7 +51,7 @@ _compile_option = click.option(
     "--input-size",
     type=click.IntRange(0, 1024),
     default=0,
-    help="Side to resize patches to; 0 takes the model's own.",
+    help="Side of resized patches in px; 0 means the default of the model.",
 )
 @data_option
 @_synthetic_option
@@ -59,20 +60,21 @@ _compile_option = click.option(
     "num_patches",
     type=click.IntRange(min=0),
     default=0,
-    help="Patches per round.  [default: about 15 seconds' worth]",
+    help="Number of patches per round.  [default: enough for about 15 seconds]",
 )
 @with_default(
     "--rounds",
     "num_rounds",
     type=click.IntRange(min=1),
     default=5,
-    help="Measurements of each variant.",
+    help="Number of measurements of each variant.",
 )
 @click.option(
     "--plain-patches",
     type=click.IntRange(min=-1),
     default=0,
-    help="Patches per round of the plain script; -1 leaves it out.  [default: a quarter]",
+    help="Number of patches per round of the plain script; -1 omits this script.  "
+    "[default: a quarter of the command's patches]",
 )
 @_compile_option
 @compute_options
@@ -86,7 +88,7 @@ def bench_map(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the speed of making maps, including CAMs and writing of files.
+    """Measure the speed of making maps; the time includes CAMs and the writing of files.
 
     The plain script is also a reference for the results: the table shows the largest differences
     between the maps and the results of the plain script.
@@ -119,13 +121,13 @@ def bench_map(
     "num_steps",
     type=click.IntRange(min=8),
     default=80,
-    help="Steps of the training, and as many bare steps.",
+    help="Number of training steps; the number of bare steps is the same.",
 )
 @with_default(
     "--plain-steps",
     type=click.IntRange(min=0),
     default=16,
-    help="Steps of the plain script; 0 leaves it out.",
+    help="Number of steps of the plain script; 0 omits this script.",
 )
 @_compile_option
 @output_options
@@ -142,7 +144,7 @@ def bench_train(
     """Measure the speed of training, of bare steps and of a plain script.
 
     A bare step is a forward pass, the loss, a backward pass and an optimizer step. All bare steps
-    use the same batch, in the memory of the device. No run is written.
+    use the same batch, which is in the memory of the device. The command writes no run.
 
     \b
     Examples:

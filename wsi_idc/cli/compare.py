@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @data_option
 @split_option
 @click.option(
-    "--out", type=PATH, help="Write comparison.html, .json, metrics.csv, patients.csv there."
+    "--out", type=PATH, help="Folder for the page, the tables and comparison.json; optional."
 )
 @resample_options
 @compute_options
@@ -40,7 +40,7 @@ def compare(
 ) -> None:
     """Compare two runs on the same patients.
 
-    A and B are runs (or .pt files), or folders that wsi-idc eval has written. If a run has no
+    A and B are runs, .pt files or folders that wsi-idc eval has written. If a run has no
     evaluation yet, the command evaluates the run first. The 95 % interval of each difference B - A
     is computed by bootstrap over the patients.
 
@@ -56,8 +56,8 @@ def compare(
     unused = [f"--{name}" for name in ("data", "split") if is_given(context, name)]
     if unused and not runs:
         raise click.UsageError(
-            f"{' and '.join(unused)} would do nothing: both folders are evaluations already; leave "
-            "it out, or give the runs."
+            f"{' and '.join(unused)} would have no effect, because A and B are evaluations; "
+            "leave out the option, or give the runs."
         )
     checkpoints = {run: find_checkpoints([run]) for run in runs}
 
@@ -98,8 +98,8 @@ def _comparison_lines(
     for note in comparison.notes:
         yield f"note: {note}"
     if comparison.num_patients < MIN_PATIENTS:
-        yield f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow to call one better"
+        yield f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow for a decision"
     elif not comparison.metrics["better"].any():
-        yield "no difference is larger than chance between patients would make it"
+        yield "no interval excludes 0: each difference may be chance"
     if out is not None:
         yield f"written to {out}"

@@ -15,8 +15,8 @@ from wsi_idc.cli.output import echo
 def demo(out: Path, seed: int) -> None:
     """Run every step on synthetic tissue.
 
-    The steps are: draw, prepare, train, eval, map, render, report. They take a minute or two on two
-    cores. After a stop, the same command continues with the remaining steps.
+    The steps are: draw, prepare, train, eval, map, render, report. They take one or two minutes on
+    two cores. After a stop, the same command continues with the remaining steps.
 
     \b
     Example:
@@ -44,8 +44,8 @@ These numbers are not valid for real tissue.
 
 With patches of your own (PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png):
   wsi-idc prepare TREE
-  wsi-idc map --all                 with the bundled model, or first
-  wsi-idc train --model cnn-bn
+  wsi-idc train --model cnn-bn      optional: without it, map uses the bundled model
+  wsi-idc map --all
   wsi-idc report
 Research use only: no output of this program is a diagnosis."""
     for line in text.splitlines():

@@ -34,7 +34,7 @@ def download(as_json: bool) -> None:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @logging_options
 def fetch_weights(models: tuple[str, ...]) -> None:
-    """Download ImageNet weights of MODELs.
+    """Download the ImageNet weights of one or more models.
 
     A MODEL is resnet50 or another classifier of torchvision. The weights are stored in the cache of
     torchvision; the variable TORCH_HOME sets the folder of this cache. Run this command on a

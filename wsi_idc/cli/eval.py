@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 @click.option(
     "--out",
     type=PATH,
-    help="[default: eval-SPLIT in the run, eval/ for the bundled model, ensembles and tables]",
+    help="Folder of the results.  [default: eval-SPLIT in the run, or a folder in eval/]",
 )
 @click.option("--allow-seen", is_flag=True, help="Allow patients that the model was trained on.")
 @with_default("--rank-by", default="auc", help="Metric that sorts the table of RUNS.")
@@ -77,13 +77,13 @@ def eval_(
       wsi-idc eval runs/a runs/b runs/c --rank-by average_precision
     """
     if runs and checkpoints:
-        raise click.UsageError("give RUNS, evaluated one by one, or --checkpoint, not both.")
+        raise click.UsageError("give either RUNS or --checkpoint, not both.")
     runs = tuple(dict.fromkeys(runs))
     paths = find_checkpoints(runs or checkpoints) if len(runs) < 2 else []
     from wsi_idc.evaluation.compare import RANKABLE
 
     if rank_by not in RANKABLE:
-        raise click.UsageError(f"--rank-by is one of {', '.join(RANKABLE)}.")
+        raise click.UsageError(f"--rank-by must be one of {', '.join(RANKABLE)}.")
     from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation.report import evaluate_into
     from wsi_idc.runtime.device import select_device
@@ -147,14 +147,14 @@ def _evaluate_several(
         lines = _leaderboard_lines(table, board, rank_by=rank_by)
         echo_result({**record, "failed": reasons}, lines, as_json=as_json)
     for run, error in failed.items():
-        echo_note(f"no evaluation of {run}: {error}")
+        echo_note(f"{run} is not evaluated: {error}")
     raise_if_any(failed, len(runs), "runs are not evaluated")
 
 
 def _for_each(
     runs: Iterable[Path], function: Callable[[Path], Result], failed: dict[Path, WsiIdcError]
 ) -> dict[Path, Result]:
-    """Return the result of ``function`` for each run; add a run with an error to ``failed``."""
+    """Return the result of ``function`` for each run; write errors of runs into ``failed``."""
     results = {}
     for run in runs:
         try:

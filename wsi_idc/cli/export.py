@@ -26,22 +26,22 @@ _MODEL = "wsinfer"
     "formats",
     type=click.Choice([*_FORMATS, _MODEL]),
     multiple=True,
-    help="Format to write; may be repeated.  [default: all but wsinfer]",
+    help="Format to write; may be repeated.  [default: all except wsinfer]",
 )
 @click.option(
-    "--out", type=PATH, help="Folder to write into.  [default: export, for wsinfer: wsinfer]"
+    "--out", type=PATH, help="Folder of the files.  [default: export, or wsinfer for a model]"
 )
 @click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Call a patch IDC in GeoJSON from this probability.  [default: the map's own]",
+    help="Lowest probability of a patch called IDC in GeoJSON.  [default: the map's threshold]",
 )
 @with_default(
     "--coordinates",
     type=click.Choice(["level0", "image"]),
     default="level0",
-    help="Pixels of GeoJSON: of the slide at full resolution, or of the OME-TIFF; for the map of a "
-    "pack they are the same.",
+    help="Coordinates in GeoJSON: pixels of the slide at full resolution (level0), or pixels of "
+    "the OME-TIFF (image). For a pack, both are the same.",
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
 @checkpoint_option
@@ -56,13 +56,13 @@ def export(
     checkpoint: Path | None,
     as_json: bool,
 ) -> None:
-    """Write MAPS, or a model, as files for other tools.
+    """Write MAPS or a model as files for other tools.
 
     \b
-    geojson   tiles with measurements and outlines of regions, for QuPath
+    geojson   tiles with measurements, and outlines of regions, for QuPath
     ome-tiff  tissue, probability and CAM as aligned images, for QuPath
     csv       one line for each patch; the first columns are those of WSInfer
-    png       transparent layers of one size, and the scale of their colors
+    png       transparent layers of the same size, and a legend of their colors
     wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
 
     MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is exported.
@@ -75,11 +75,11 @@ def export(
     """
     unused = changed("threshold", "coordinates", "compress")
     if unused and formats and "geojson" not in formats:
-        raise click.UsageError(f"{', '.join(unused)} is of GeoJSON; add --format geojson.")
+        raise click.UsageError(f"{', '.join(unused)} needs GeoJSON; add --format geojson.")
     if _MODEL in formats:
         if maps or set(formats) != {_MODEL}:
             raise click.UsageError(
-                "--format wsinfer writes a model: give it without maps and other formats."
+                "--format wsinfer writes a model; leave out maps and other formats."
             )
         (path,) = find_checkpoints([checkpoint] if checkpoint else [])
         from wsi_idc.export.wsinfer import write_wsinfer
@@ -88,7 +88,7 @@ def export(
         echo_result({"written": files}, map(str, files), as_json=as_json)
         return
     if checkpoint is not None:
-        raise click.UsageError("--checkpoint goes with --format wsinfer.")
+        raise click.UsageError("--checkpoint needs --format wsinfer.")
     paths = find_maps(maps)
     from wsi_idc.export.export import ExportOptions, export_maps
 
@@ -100,4 +100,4 @@ def export(
     echo_result({"written": written, "failed": failed}, lines, as_json=as_json)
     for reason in failed.values() if not as_json else ():
         echo_note(f"not exported: {reason}")
-    raise_if_any(failed, len(paths), "maps not exported")
+    raise_if_any(failed, len(paths), "maps were not exported")

@@ -137,7 +137,7 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
         sums = {**totals, "patches": int(totals["patches"])}
     except (KeyError, ValueError, OverflowError):
         raise MapError(
-            f"{file}: a table without the columns of a cohort; make it again with wsi-idc report"
+            f"{file}: the columns of a cohort are missing; make the file again with wsi-idc report"
         ) from None
     return {"maps": len(table), **sums, "called_idc_of": fractions}
 
@@ -148,7 +148,7 @@ def _describe_slide(file: Path) -> dict[str, Any]:
     try:
         slide, mpp_error = open_slide(file), None
     except SlideError as error:
-        # Retry with a resolution of 1: if only the resolution is missing, the slide opens now.
+        # Retry with a resolution of 1: if only the resolution is missing, this succeeds.
         slide = open_slide(file, mpp=1.0)
         mpp_error = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
     with slide:

@@ -35,7 +35,7 @@ def read_checkpoint(path: Path) -> "Checkpoint":
 
 
 def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
-    """Find and check the files of ``--checkpoint``, without importing torch; print their paths.
+    """Find and check the files of ``--checkpoint``, and print their paths; do not import torch.
 
     If ``checkpoints`` is empty, the default checkpoint is used.
     """
@@ -61,7 +61,7 @@ def _find(path: Path | None) -> tuple[Path, str]:
 
 
 def find_maps(paths: Sequence[Path]) -> list[Path]:
-    """Find the map files of ``paths``: files, or folders; if ``paths`` is empty, of maps/.
+    """Find the map files in ``paths`` (files and folders), or in maps/ if ``paths`` is empty.
 
     Cohort files are left out, since ``maps/*.h5`` also matches cohort.h5.
     """
@@ -73,5 +73,5 @@ def find_maps(paths: Sequence[Path]) -> list[Path]:
     maps = dict.fromkeys(path for path in files if not is_cohort(path))
     if not maps:
         where = ", ".join(map(str, paths)) or f"{DEFAULT_MAPS}/"
-        raise MapError(f"no maps in {where}; make some with wsi-idc map, or name them")
+        raise MapError(f"no maps in {where}; make maps with wsi-idc map, or give other paths")
     return list(maps)

@@ -125,7 +125,7 @@ def command_spec(command: click.Command) -> CommandSpec:
 def _parse_flags(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """Split ``flags``; return a dict of the settings, and a list of words with the other flags."""
+    """Parse ``flags``; return the settings as a dict, and all other flags as a list of words."""
     # The job file has the required arguments. Click gets the path of the job file instead.
     required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
     words = [*flags, *[str(path)] * len(required)]

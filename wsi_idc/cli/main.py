@@ -51,7 +51,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Redirect closed streams to /dev/null: no flush at exit can raise BrokenPipeError.
+            # Redirect closed streams to /dev/null: then no flush at exit raises BrokenPipeError.
             for stream in (sys.stdout, sys.stderr):
                 try:
                     stream.flush()

@@ -36,29 +36,29 @@ _NUM_SHOWN = 5
 
 @click.command("map")
 @click.argument("files", nargs=-1, type=PATH)
-@click.option("--patient", "patients", multiple=True, help="A patient's id; may be repeated.")
-@click.option("--patients-file", type=PATH, help="A text file with a patient's id on each line.")
-@click.option("--all", "everyone", is_flag=True, help="Every patient of the data.")
-@click.option("--slide", "slides", multiple=True, type=PATH, help="A slide; FILES are more.")
-@click.option("--manifest", type=PATH, help="A CSV of slides: slide, patient, mpp.")
+@click.option("--patient", "patients", multiple=True, help="Id of a patient; may be repeated.")
+@click.option("--patients-file", type=PATH, help="Text file with one patient id per line.")
+@click.option("--all", "everyone", is_flag=True, help="Map all patients of the data.")
 @click.option(
-    "--shard", metavar="I/N", help="Only the I-th of N parts, 1 to N, of about equal work."
+    "--slide", "slides", multiple=True, type=PATH, help="Slide file; FILES are further slides."
 )
+@click.option("--manifest", type=PATH, help="CSV file with the columns slide, patient, mpp.")
 @click.option(
-    "--dry-run", is_flag=True, help="Print the plan and its memory and disk; map nothing."
+    "--shard", metavar="I/N", help="Map only part I of N; the parts have about equal work."
 )
+@click.option("--dry-run", is_flag=True, help="Print the plan, memory and disk space; map nothing.")
 @predictor_options
 @data_option
-@with_default("--out", type=PATH, default=DEFAULT_MAPS, help="Folder of maps.")
+@with_default("--out", type=PATH, default=DEFAULT_MAPS, help="Folder of the maps.")
 @slide_options
 @cam_options
-@click.option("--no-image", is_flag=True, help="Leave the stitched tissue out of the file.")
+@click.option("--no-image", is_flag=True, help="Write no picture of the tissue.")
 @click.option("--overwrite", is_flag=True, help="Replace existing maps.")
 @click.option(
     "--compile",
     "compiled",
     is_flag=True,
-    help="Run the network through torch.compile: half a minute of compilation, then faster.",
+    help="Compile the network with torch.compile: this takes half a minute; then maps are faster.",
 )
 @compute_options
 @output_options
@@ -79,7 +79,7 @@ def map_(
     stride: int | None,
     **options: Any,
 ) -> None:
-    """Map patients or slides: probability and CAM.
+    """Make maps of patients or slides, with probability and CAM.
 
     The command writes one HDF5 file for each patient or slide, with the probability of every patch
     and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
@@ -126,10 +126,10 @@ def map_(
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
-    # A signal before this line aborts at once. A signal in this block stops after the save of maps.
+    # A signal before this line aborts at once. In this block, predicted maps are saved first.
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
-    # No table for a shard, a part of the cohort: wsi-idc report writes the table of all shards.
+    # A shard has no table: it is a part of the cohort. wsi-idc report writes the complete table.
     has_table = bool(everyone or manifest) and shard is None
     _echo_report(report, builder.out if has_table else None, as_json=as_json)
 
@@ -142,17 +142,19 @@ def _check_usage() -> None:
     inputs = [for_patients, given["everyone"], bool(given["slides"]), bool(given["manifest"])]
     if sum(inputs) != 1 or (given["files"] and not given["slides"]):
         raise click.UsageError(
-            "give --patient P (once or more) or --patients-file, or --all, or --slide FILE..., "
-            "or --manifest CSV."
+            "give --patient P, --patients-file FILE, --all, --slide FILE... or --manifest CSV; "
+            "only --patient and --patients-file can be combined."
         )
     if not for_slides and (unused := changed("mpp", "mask", "min_tissue", "stride")):
         raise click.UsageError(
-            f"{', '.join(unused)} has no effect on a pack, whose patches are already cut."
+            f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
         )
     if for_slides and changed("data"):
         raise click.UsageError("--data is for patients of a pack, not for slides.")
     if given["no_cam"] and (unused := changed("cam_method", "cam_layer", "cam_class")):
-        raise click.UsageError(f"{', '.join(unused)} has no effect with --no-cam; leave out one.")
+        raise click.UsageError(
+            f"{', '.join(unused)} has no effect with --no-cam; leave out one of the options."
+        )
 
 
 def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
@@ -170,7 +172,7 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
 
 
 def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:
-    """Print the report; if ``folder`` is given, write the table of its maps and print its name."""
+    """Print the report. If ``folder`` is given, write the table of its maps and print the path."""
     from wsi_idc.maps.cohort import write_cohort
 
     table, table_error = None, None
@@ -188,7 +190,7 @@ def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> 
     num_all = len(report.failed) + len(report.made) + len(report.kept)
     raise_if_any(report.failed, num_all, f"patients have no map: {', '.join(report.failed)}")
     if table_error:
-        raise WsiIdcError("the maps are made, but no table of them; the reason is above")
+        raise WsiIdcError("the maps are made, but their table is not; the reason is above")
 
 
 def _report_lines(report: "MapReport") -> Iterator[str]:
@@ -198,7 +200,7 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
     if report.kept:
         names = ", ".join(list(report.kept)[:_NUM_SHOWN])
         names += ", ..." if len(report.kept) > _NUM_SHOWN else ""
-        settings = "made before by the same checkpoint, settings and data"
+        settings = "made before with the same checkpoint, settings and data"
         yield f"{len(report.kept)} kept, {settings}: {names}"
     if not (report.made or report.failed):
         yield "nothing to compute"
@@ -219,6 +221,6 @@ def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:
         f"{len(todo)} of {len(plan)} to do: "
         f"{sum(planned.num_patches for planned in todo)} patches, "
         f"{sum(planned.disk_mb for planned in todo):.0f} MB on disk, about "
-        f"{max((planned.memory_mb for planned in todo), default=0):.0f} MB of memory beside the "
+        f"{max((planned.memory_mb for planned in todo), default=0):.0f} MB of memory without the "
         "model"
     )

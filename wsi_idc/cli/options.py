@@ -1,4 +1,4 @@
-"""Options that several commands share, as decorators."""
+"""Decorators that add the options that several commands have in common."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
 from wsi_idc.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
-CAM_CLASSES = ("non-idc", "idc")  # name of each class index
+CAM_CLASSES = ("non-idc", "idc")  # the index of a name is the class
 # Decorator of an option: the help text shows the default value.
 with_default = functools.partial(click.option, show_default=True)
 
@@ -23,7 +23,7 @@ class Number(click.FloatRange):
     """Option type: a number within a range, not NaN (click.FloatRange accepts NaN)."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Convert text to a number; raise click's usage error if it is not allowed."""
+        """Convert text to a number; raise click's usage error if the number is not allowed."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
@@ -60,13 +60,13 @@ output_options = _block(json_option, logging_options)
 data_option = click.option(
     "--data",
     type=PATH,
-    help="A pack, a patch tree or a zip of one.  [default: WSI_IDC_DATA, else data/]",
+    help="Pack, or folder or zip file of patches.  [default: WSI_IDC_DATA, else data/]",
 )
-device_option = with_default("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+device_option = with_default("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
 threshold_option = click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Call a patch IDC from this probability.  [default: the map's own]",
+    help="Smallest probability that is called IDC.  [default: the map's threshold]",
 )
 # ``inputs.find_checkpoints`` takes the value of ``--checkpoint``.
 checkpoint_option = click.option(
@@ -82,14 +82,14 @@ predictor_options = _block(
         "checkpoints",
         type=PATH,
         multiple=True,
-        help="A .pt file, a run directory, or 'bundled'; may be repeated: the probabilities of "
-        "several are averaged.  [default: the newest finished run in runs/, else the bundled "
+        help="A .pt file, a run directory, or 'bundled'. Repeat the option to average several "
+        "checkpoints.  [default: the newest finished run in runs/, else the bundled "
         "model]",
     ),
     click.option(
         "--tta",
         is_flag=True,
-        help="Average over 8 flips and quarter turns of each patch; takes 8 times as long.",
+        help="Average over 8 flips and quarter turns of each patch; this takes 8 times as long.",
     ),
     click.option(
         "--smooth",
@@ -101,21 +101,21 @@ slide_options = _block(
     click.option(
         "--mpp",
         type=Number(min=0, min_open=True),
-        help="Microns per level-0 px of the slides.  [default: the value in the file]",
+        help="Microns per px of the slides at level 0.  [default: the value in the file]",
     ),
-    click.option("--mask", type=PATH, help="A PNG of the tissue of one slide: pixels above 0."),
+    click.option("--mask", type=PATH, help="PNG of one slide; pixels above 0 are tissue."),
     with_default(
         "--min-tissue",
         type=Number(0, 1),
         default=0.1,
-        help="Smallest fraction of tissue in a patch of a slide; 0 takes every patch, with --mask "
-        "every patch with any tissue.",
+        help="Smallest fraction of tissue in a patch of a slide. 0 keeps every patch of the "
+        "slide; with --mask, 0 keeps every patch that contains tissue.",
     ),
     click.option(
         "--stride",
         type=click.IntRange(min=1),
-        help="Distance between patches of a slide in px of the model; smaller than a patch makes "
-        "them overlap.  [default: one patch]",
+        help="Distance between patches of a slide in px of the model. Patches overlap if it is "
+        "smaller than a patch.  [default: the patch size]",
     ),
 )
 cam_options = _block(
@@ -123,12 +123,12 @@ cam_options = _block(
         "--cam-method",
         type=click.Choice(["gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam"]),
         default="gradcam",
-        help="gradcam needs no extra pass where only pooling and one linear layer follow; the "
-        "others use torchcam.",
+        help="gradcam needs no extra pass if only pooling and one linear layer follow the CAM "
+        "layer. The other methods use torchcam.",
     ),
     click.option(
         "--cam-layer",
-        help="Module that CAMs are computed at.  [default: the last with at least 4 x 4 cells]",
+        help="Module whose output gives the CAMs.  [default: the last with at least 4 x 4 cells]",
     ),
     with_default(
         "--cam-class",
@@ -146,15 +146,15 @@ run_options = _block(
         "--micro-batch",
         type=click.IntRange(min=0),
         default=0,
-        help="Patches per forward pass; a larger batch is accumulated. 0: the full batch, halved "
-        "if memory runs out.",
+        help="Patches per forward pass; a larger batch uses gradient accumulation. 0 starts with "
+        "the full batch and halves it if the memory is too small.",
     ),
-    click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile."),
+    click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for training."),
     with_default(
         "--save-minutes",
         type=Number(min=0),
         default=5.0,
-        help="Minutes between saves within an epoch.",
+        help="Minutes between two saves within an epoch.",
     ),
     click.option(
         "--overwrite", is_flag=True, help="Replace a finished run, or a run with other settings."
@@ -167,7 +167,7 @@ compute_options = _block(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
         default="auto",
-        help="auto: bf16 on a GPU that has it, else fp32.",
+        help="auto is bf16 on a GPU that supports bf16, else fp32.",
     ),
     with_default(
         "--batch-size",
@@ -189,7 +189,7 @@ resample_options = _block(
         "--num-resamples",
         type=click.IntRange(100, 100_000),
         default=NUM_RESAMPLES,
-        help="Resamples of the bootstrap over patients.",
+        help="Number of resamples of the bootstrap over patients.",
     ),
     seed_option,
 )
@@ -215,7 +215,7 @@ def is_given(ctx: click.Context, name: str) -> bool:
 
 
 def changed(*names: str) -> list[str]:
-    """Return those of the named options that are given with a value other than the default.
+    """Return the named options that the user has set to a value other than the default.
 
     The names are parameter names of the running command. An option that is given with its default
     value is not returned, since job files contain all options with their defaults.

@@ -21,7 +21,7 @@ def echo(text: object) -> None:
 
 
 def echo_note(text: object) -> None:
-    """Write one line about the result to standard error."""
+    """Write one line, such as a warning, to standard error."""
     click.echo(one_line(text), err=True)
 
 
@@ -41,9 +41,9 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
-    """Raise WsiIdcError if ``failed`` is not empty; the caller prints the reasons before.
+    """Raise WsiIdcError if ``failed`` is not empty; print the reasons before this call.
 
-    The words ``what``, such as "maps not exported", come after the two numbers in the message.
+    The message begins with "1 of 5" and then ``what``, for example "maps were not exported".
     """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")

@@ -21,15 +21,15 @@ _NUM_SHOWN = 10
 
 @click.command()
 @click.argument("tree", type=PATH, required=False)
-@with_default("--out", type=PATH, default=Path("data/idc.h5"), help="The pack.")
+@with_default("--out", type=PATH, default=Path("data/idc.h5"), help="Path of the pack.")
 @click.option(
     "--mpp",
     type=Number(min=0, min_open=True),
-    help="Microns per pixel of the patches.  [default: 4, noted as assumed]",
+    help="Microns per pixel of the patches.  [default: 4, recorded as an assumption]",
 )
 @with_default("--patch-px", type=click.IntRange(8, 255), default=50)
-@click.option("--num-workers", type=click.IntRange(min=1), help="[default: the available cores]")
-@click.option("--strict", is_flag=True, help="Exit with 1 if any file is left out.")
+@click.option("--num-workers", type=click.IntRange(min=1), help="[default: all available cores]")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if any file is left out.")
 @output_options
 def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
     """Check patches and pack them into one file.

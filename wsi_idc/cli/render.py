@@ -29,15 +29,15 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
     type=click.Choice(["png", "pdf"]),
     multiple=True,
     default=("png",),
-    help="May be repeated.",
+    help="Format of the pictures; may be repeated.",
 )
 @with_default(
     "--dpi",
     type=click.IntRange(30, 1200),
     default=300,
-    help="Resolution of a PNG, and of the images in a PDF.",
+    help="Resolution of a PNG, and of the pictures in a PDF.",
 )
-@click.option("--out", type=PATH, help="Folder of pictures.  [default: beside each map]")
+@click.option("--out", type=PATH, help="Folder of the pictures.  [default: each map's folder]")
 @threshold_option
 @logging_options
 def render(
@@ -51,11 +51,11 @@ def render(
     """Draw MAPS as pictures, at most 180 mm wide.
 
     \b
-    panels        tissue, probability, CAM mosaic, labels, and if the map has
-                  them: smoothed probability, uncertainty, the complete slide
+    panels        tissue, probability, CAM mosaic and labels; if the map has them,
+                  also smoothed probability, uncertainty and the complete slide
     overlay       probability in color over the tissue in gray
     contours      tissue with the outlines of called and labelled IDC
-    cam           CAM in color over the tissue in gray, one scale per patient
+    cam           CAM in color over the tissue in gray; a scale for each patient
     side-by-side  tissue, overlay, cam and labels in a row
 
     The file of the view "panels" is PATIENT.png; the file of another view is PATIENT-VIEW.png. In a
@@ -92,4 +92,4 @@ def render(
         else:
             for file in files:
                 echo(file)
-    raise_if_any(failed, len(pictures), "views of maps not drawn")
+    raise_if_any(failed, len(pictures), "views of maps were not drawn")

@@ -18,10 +18,10 @@ from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: bool) -> None:
     """Make a report of MAPS, with one page per patient.
 
-    Each page is one HTML file for a browser, without a server or a network. A page shows the tissue
-    and layers over the tissue, and a slider changes the threshold. index.html shows all
-    patients. The command also writes a table of the patients, cohort.csv and cohort.h5; cohort.h5
-    has a link to each map.
+    Each page is one HTML file. A browser shows the page without a server or a network. A page shows
+    the tissue and layers over the tissue, and a slider changes the threshold. index.html shows all
+    patients. The command also writes a table of the patients as cohort.csv and as cohort.h5.
+    cohort.h5 has a link to each map.
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
     and the table is written into maps/. With MAPS or --threshold, the table is written into the

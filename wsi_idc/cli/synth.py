@@ -10,22 +10,22 @@ from wsi_idc.cli.output import echo
 
 @click.command()
 @click.argument("folder", type=PATH, required=False)
-@click.option("--slide", type=PATH, help="Draw one slide into this TIFF instead.")
+@click.option("--slide", type=PATH, help="TIFF file for one slide; no cohort is drawn.")
 @with_default("--num-patients", type=click.IntRange(1, 9999), default=12)
 @with_default(
     "--patches-per-patient",
     type=click.IntRange(40, 100_000),
     default=150,
-    help="Approximate number.",
+    help="Approximate number of patches.",
 )
 @seed_option
 @logging_options
 def synth(folder: Path | None, slide: Path | None, seed: int, **sizes: int) -> None:
-    """Draw a synthetic cohort into FOLDER, or a slide.
+    """Draw a synthetic cohort into FOLDER, or draw a synthetic slide.
 
     The cohort has the folders and file names of the Kaggle data set. The slide is a pyramidal TIFF
-    that contains its resolution. The true labels of the slide are written into NAME.mask.png: 0 is
-    background or fat, 1 is tissue, 2 is IDC, at 4 um/px. The same seed gives the same bytes.
+    that contains its resolution. NAME.mask.png has the true labels of the slide at 4 um/px: 0 is
+    background or fat, 1 is tissue, 2 is IDC. The same seed gives the same files.
 
     \b
     Examples:
@@ -39,7 +39,7 @@ def synth(folder: Path | None, slide: Path | None, seed: int, **sizes: int) -> N
 
         drawn = write_slide(slide, seed=seed)
         echo(f"{drawn.slide}: {drawn.width_px}x{drawn.height_px} px at {drawn.mpp:g} um/px")
-        echo(f"{drawn.mask}: its truth, {drawn.idc_fraction:.1%} of the tissue is IDC")
+        echo(f"{drawn.mask}: the true labels; {drawn.idc_fraction:.1%} of the tissue is IDC")
     elif folder is not None:
         from wsi_idc.synthetic.cohort import write_cohort
 

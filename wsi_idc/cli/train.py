@@ -120,12 +120,12 @@ def _split_lines(spec: str, table: Any) -> Iterator[str]:
             f"{row.idc_fraction:.1%} IDC"
         )
     if "left out" in table.index and spec == "canonical":
-        yield "  (left out: in no published list; --split canonical+unlisted trains on them)"
+        yield "  (left out: not in the published lists; --split canonical+unlisted trains on them)"
 
 
 def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -> Iterator[str]:
     if was_finished:
-        yield f"{run.folder} is finished already; --overwrite trains again"
+        yield f"{run.folder} is already finished; --overwrite trains again"
     val = checkpoint.metrics["val"]
     is_worse = val["ece"] > val["ece_uncalibrated"]
     effect = ", worse: its cross-entropy is the smallest, not its ECE" if is_worse else ""

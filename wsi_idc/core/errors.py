@@ -58,7 +58,7 @@ class BusyError(WsiIdcError):
 
 
 class DiskFullError(WsiIdcError):
-    """A file does not fit on the disk; no output is incomplete, and the command can be resumed."""
+    """A file does not fit on the disk. The incomplete file is removed; a new run can resume."""
 
 
 class WorkerError(WsiIdcError):

@@ -56,7 +56,7 @@ def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
     """Yield the locked temporary path ``.NAME.partial`` beside ``path``; remove it after the block.
 
     Args:
-        path: Final file, from whose name the temporary name is made.
+        path: Final file; the temporary name is made from its name.
         resumable: Whether the temporary file is kept if the block is stopped (Ctrl-C, a stop
             signal, a killed worker process). The next block starts with the content of a kept file.
     """
@@ -100,19 +100,19 @@ def is_being_written(path: Path) -> bool:
 
 
 def _partial(path: Path) -> Path:
-    # Without file locks, each process needs its own file name, made of machine and process id.
+    # Without file locks, each process needs its own file name: with machine name and process id.
     own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
-    """Raise if a command cannot write its files into ``folder``; commands call this at their start.
+    """Raise an error if a command cannot write its files into ``folder``; call this at the start.
 
     Args:
         folder: Output folder; it need not exist yet.
         writes: Names of the files that the command writes.
-        marks: Those of ``writes`` that no other program writes. If the folder has one of these
-            files, it holds an earlier output of the command, and all files may be replaced.
+        marks: Names in ``writes`` that no other program uses. If the folder has one of these
+            files, the folder holds an earlier output of the command, and all files may be replaced.
 
     Raises:
         WsiIdcError: The folder is not writable, or another program wrote files of these names.
@@ -125,8 +125,7 @@ def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[
     taken = [name for name in writes if (folder / name).exists()]
     if taken and not any((folder / name).exists() for name in marks):
         raise WsiIdcError(
-            f"{folder / taken[0]} exists and was not written by this command; choose another --out "
-            "(it would be overwritten)"
+            f"{folder / taken[0]} exists and was not written by this command; give another --out"
         )
 
 
@@ -196,7 +195,8 @@ def safe_filename(name: str) -> str:
     """Return a patient id unchanged if the id can be the name of a file.
 
     Raises:
-        DataError: The id is empty, hidden, too long, or has a separator or control character.
+        DataError: The id is empty, too long, begins with a dot, or has a separator or control
+            character.
     """
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES

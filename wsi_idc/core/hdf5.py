@@ -1,8 +1,8 @@
 """Safe reading of HDF5 files: packs, maps and cohort files may be damaged or forged.
 
 ``open_hdf5`` opens a file. Each dataset is compared with a ``DatasetSpec`` before its values are
-read. A bad file can therefore not make libhdf5 hang, claim more memory than the file holds, or link
-to another file. A failed check raises ``ValueError``; ``UNREADABLE`` lists all possible errors.
+read. Therefore a bad file cannot make libhdf5 hang, allocate more memory than the file holds, or
+read another file. A failed check raises ``ValueError``; ``UNREADABLE`` lists all possible errors.
 """
 
 import math
@@ -40,9 +40,9 @@ class DatasetSpec:
     """Requirements that a dataset must meet.
 
     Attributes:
-        dtype: NumPy type such as "u1", or "number" (boolean, integer or float of at most 8 bytes),
-            "integer" or "text". A tuple permits several types.
-        shape: For each axis the length, or a tuple (smallest, largest); None permits any length.
+        dtype: NumPy type such as "u1", or a kind: "text", "integer" or "number". A "number" is a
+            boolean, integer or float of at most 8 bytes. A tuple permits several types.
+        shape: Length of each axis: a number, a tuple (smallest, largest), or None for any length.
         values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
     """
@@ -56,17 +56,17 @@ class DatasetSpec:
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading."""
     _check_heaps(path)
-    # Without an HDF5 lock, because many network disks do not support locks.
+    # Open without an HDF5 lock, because many network disks do not support locks.
     return h5py.File(path, "r", locking=False)
 
 
 def read_format(path: Path) -> str:
-    """Return the attribute ``format`` of a file, else ""; raise DataError if it is unreadable."""
+    """Return the attribute ``format`` of a file, or ""; raise DataError for an unreadable file."""
     try:
         with open_hdf5(path) as file:
             return str(read_attributes(file).get("format", ""))
     except UNREADABLE as error:
-        reason = f"HDF5 cannot read it ({first_line(error)})"
+        reason = f"HDF5 cannot read this file ({first_line(error)})"
         raise DataError(f"{path}: {reason}; make it again, or remove it") from None
 
 
@@ -120,7 +120,7 @@ def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) ->
 
 
 def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> h5py.Dataset:
-    """Check type, shape, size and location of a dataset; return it without reading its values."""
+    """Check type, shape, size and location of a dataset, not its values; return the dataset."""
     item: Any = group
     for part in name.split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
@@ -165,7 +165,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def _end_of_heap(data: bytes, start: int) -> int:
-    """Return the offset of the end of a heap; of its signature if the head is incomplete."""
+    """Return the offset after a heap; if its head is incomplete, the offset after its signature."""
     if start + _HEAP_HEAD.size > len(data):
         return start + len(_HEAP_SIGNATURE)
     _, size = _HEAP_HEAD.unpack_from(data, start)

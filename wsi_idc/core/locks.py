@@ -17,7 +17,7 @@ from wsi_idc.core.errors import BusyError, WsiIdcError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-# Errors of a file system that does not support locks, such as that of some network disks.
+# Errors of a file system that does not support locks; some network disks have such a file system.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _SECONDS_BETWEEN_TRIES = 0.2
 
@@ -28,7 +28,7 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
 
     Args:
         lock: The lock file; it is created if it does not exist.
-        what: The output that the lock protects, for error messages.
+        what: The output that the lock protects; error messages name this output.
 
     Yields:
         File descriptor of the lock.
@@ -43,7 +43,7 @@ def locked(lock: Path, *, what: Path) -> Iterator[int]:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise WsiIdcError(
-                f"{what}: cannot be written there ({error.strerror}); choose another place"
+                f"{what}: cannot be written ({error.strerror}); choose another folder"
             ) from None
         with os.fdopen(fd, "rb"):  # closes ``fd`` at the end of the block
             try:
@@ -80,14 +80,14 @@ def retry_while_busy(
     log_after: float = 0.0,
     on_wait: Callable[[], None] | None = None,
 ) -> Result:
-    """Call ``action`` again until the call raises no ``BusyError``; return the result of the call.
+    """Call ``action`` repeatedly until it raises no ``BusyError``; return its result.
 
     Args:
         action: Function that raises ``BusyError`` while another process does the same work.
-        timeout: Seconds of waiting after which the ``BusyError`` is raised.
+        timeout: Longest time of waiting in s; after this time the ``BusyError`` is raised.
         log_as: Name of the other process's work. The line "waiting for LOG_AS" is logged once.
-        log_after: Seconds of waiting after which the line with ``log_as`` is logged.
-        on_wait: Function that is called before each pause. An error that it raises ends the wait.
+        log_after: Time of waiting in s, after which this line is logged.
+        on_wait: Function that is called before each pause. An error in this function ends the wait.
     """
     started = time.monotonic()
     while True:
@@ -125,7 +125,7 @@ def can_lock(folder: Path) -> bool:
 
 @functools.cache
 def supports_locks(folder: Path) -> bool:
-    """Return whether a new file in ``folder`` can be locked; raise OSError without such a file."""
+    """Return whether a file in ``folder`` can be locked; raise OSError if no file can be made."""
     # The test locks a file, because some network disks can lock folders but not files.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:

@@ -10,7 +10,8 @@ class MetricInfo(NamedTuple):
         title: Name of the metric in figures and on HTML pages.
         smaller_is_better: Whether a smaller value of the metric is better.
         is_headline: Whether overviews show the metric.
-        depends_on_prevalence: Whether values can be compared only for one fraction of IDC patches.
+        depends_on_prevalence: Whether two values can be compared only if both data sets have the
+            same fraction of IDC patches.
     """
 
     title: str
@@ -19,7 +20,7 @@ class MetricInfo(NamedTuple):
     depends_on_prevalence: bool = False
 
 
-# In the order of tables. Prevalence is last, because prevalence describes the patches only.
+# The metrics in the order of table rows. Prevalence is last: it describes only the patches.
 METRIC_TABLE = {
     "auc": MetricInfo("AUC", is_headline=True),
     "average_precision": MetricInfo(
@@ -42,5 +43,5 @@ HEADLINE_METRICS = tuple(name for name in METRICS if METRIC_TABLE[name].is_headl
 SMALLER_IS_BETTER = tuple(name for name in METRICS if METRIC_TABLE[name].smaller_is_better)
 # Title of each metric. ``core.constants`` adds the metrics that only patients have.
 TITLES = {name: info.title for name, info in METRIC_TABLE.items()}
-# Metrics by which a training can choose its best epoch, and a search its best trial.
+# A training can choose its best epoch by these metrics, and a search can choose its best trial.
 MONITOR_METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")

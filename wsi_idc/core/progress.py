@@ -48,7 +48,7 @@ def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> An
     """Return a tqdm progress bar, which is a context manager; ``-q`` hides the bar.
 
     Args:
-        total: Number of units of the work; call ``update(n)`` after each n of them.
+        total: Number of units of the work; call ``update(n)`` when n more units are done.
         what: Name of the work.
         unit: Name of one unit.
         done: Number of units that an earlier run has done; the rate does not count these units.

@@ -17,7 +17,7 @@ _library_version = functools.cache(metadata.version)
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Build a record of this process, with the entries of ``more``, that JSON can store."""
+    """Build a record of this process that JSON can store; add the entries of ``more``."""
     return {
         "program": "wsi-idc",
         "version": __version__,

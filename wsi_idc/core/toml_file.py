@@ -1,4 +1,4 @@
-"""Reading of TOML job files, with a check of each key.
+"""Read TOML job files, and check each key.
 
 Each function raises ``JobError`` if the file, a key or a value is not permitted.
 """
@@ -48,10 +48,10 @@ def command_and_name(
 
 
 def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return the table ``key`` of a job file, by default empty; ``known`` are its possible keys."""
+    """Return the table ``key`` of a job file, or an empty table; ``known`` are permitted keys."""
     value = content.get(key, {})
     if not isinstance(value, dict):
-        raise JobError(f"{key} must be a table, [{key}]")
+        raise JobError(f"{key} must be a table: write [{key}]")
     check_keys(f"[{key}]", value, known)
     return value
 
@@ -61,8 +61,8 @@ def check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None
     known = list(known)
     for key in content:
         if key not in known:
-            hint = _did_you_mean(key, known) or f"; it may have {', '.join(known)}"
-            raise JobError(f"{where} has an unknown {key!r}{hint}")
+            hint = _did_you_mean(key, known) or f"; permitted: {', '.join(known)}"
+            raise JobError(f"{where} has an unknown key {key!r}{hint}")
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

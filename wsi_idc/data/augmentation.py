@@ -19,7 +19,7 @@ NUM_DIHEDRAL = 8
 
 @dataclass(frozen=True)
 class _Strength:
-    """Half-widths of the uniform distributions of ``AugmentParams``; 0 changes nothing."""
+    """Largest random change of each parameter of an augmentation; 0 means no change."""
 
     dihedral: bool = True  # flips and quarter turns
     rotated: float = 0.0  # fraction of the patches that are also rotated by a random angle
@@ -39,7 +39,7 @@ _STRENGTHS = {
     "none": _Strength(dihedral=False),
     "light": _Strength(brightness=0.1, contrast=0.1, saturation=0.1),
     "strong": _Strength(
-        # Rotation by a random angle blurs. Patches are sharp at inference, so half stay sharp.
+        # A random angle blurs a patch. Patches are sharp at inference, so half of them stay sharp.
         rotated=0.5,
         brightness=0.2,  # with a larger value, glass is not white
         contrast=0.25,
@@ -82,7 +82,7 @@ class AugmentParams:
         stain_scale: Factor of the optical density of each stain, shape (N, 3).
         stain_shift: Optical density (natural logarithm) added to each stain, shape (N, 3).
         brightness, contrast, saturation: Factors as in torchvision's adjust_*, shape (N,).
-        hue: Full turns from red towards green, as torchvision's hue factor, shape (N,).
+        hue: Hue shift in full turns from red towards green, as in torchvision, shape (N,).
     """
 
     dihedral_index: Tensor
@@ -142,7 +142,7 @@ def augment(images: Tensor, params: AugmentParams) -> Tensor:
     """
     assert len(images) == len(params)
     result = images
-    # Without autocast: errors of half precision would be visible in the colors.
+    # Autocast is off, because errors of half precision would be visible in the colors.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         if params.dihedral_index.any():
             result = dihedral(result, params.dihedral_index)
@@ -161,8 +161,8 @@ def augment(images: Tensor, params: AugmentParams) -> Tensor:
 def dihedral(images: Tensor, index: Tensor) -> Tensor:
     """Flip and rotate each image by its element of the symmetry group of the square.
 
-    Elements 0 to 3 are that number of quarter turns counter-clockwise. Elements 4 to 7 are a
-    horizontal flip, followed by 0 to 3 quarter turns.
+    Elements 0 to 3 turn an image by 0 to 3 quarter turns counter-clockwise. Elements 4 to 7 flip an
+    image horizontally, then turn it by 0 to 3 quarter turns.
 
     Args:
         images: Shape (N, C, H, H), any dtype.
@@ -177,14 +177,14 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return the source of each output pixel for each dihedral element, (8, side * side)."""
+    """Return the source index of each output pixel, shape (8 group elements, side * side)."""
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)
 
 
 def _rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Rotate the images whose angle is not 0; mirrored borders fill the corners with tissue."""
+    """Rotate the images whose angle is not 0; fill the corners with reflected pixels."""
     rows = angle.nonzero().squeeze(1)
     side, device = images.shape[-1], images.device
     cos, sin = (part[rows, None, None].to(device) for part in (angle.cos(), angle.sin()))
@@ -225,7 +225,7 @@ def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     rotation[:, 2, 1] = -angle.sin()
     color = torch.linalg.inv(_YIQ) @ rotation @ _YIQ @ color  # (N, 3, 3)
     pixel_matrix = (brightness * contrast)[:, None, None] * color
-    # This matrix converts the mean color of an image to the mean gray and weights the mean gray.
+    # This matrix converts the mean color of an image to the mean gray, multiplied by its weight.
     mean_matrix = (brightness * (1 - contrast))[:, None, None] * color.sum(2, keepdim=True) * _LUMA
     mean = images.mean(dim=(2, 3))[:, :, None]  # (N, 3, 1)
     return _linear(images, pixel_matrix, mean_matrix.to(mean) @ mean)
@@ -245,8 +245,8 @@ def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple
         generator: Random generator on the CPU.
 
     Returns:
-        Partner of each patch, shape (num,), int64, a permutation; and lambda, the weight of the
-        patch itself, shape (num,), float32, 0.5..1.
+        Two tensors of shape (num,). The first has the partner of each patch, a permutation (int64).
+        The second has lambda, the weight of the patch itself, 0.5..1 (float32).
     """
     partner = torch.randperm(num, generator=generator)
     seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator

@@ -1,4 +1,4 @@
-"""Decode all patches of a tree in chunks, in threads or processes. A killed run can resume."""
+"""Decode all patches of a tree with threads or processes; a killed run can be resumed."""
 
 import logging
 from array import array
@@ -73,11 +73,11 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def table(self, index: TreeIndex) -> pd.DataFrame:
-        """Return the rows of decoded files with height, width, crc; raise DataError if empty."""
+        """Return the decoded files with height, width, crc; raise DataError if there are none."""
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
             first = f"{self.issues[0].path}: {self.issues[0].detail}"
-            raise DataError(f"{index.store.path}: no patch could be read; the first, {first}")
+            raise DataError(f"{index.store.path}: no patch could be read; first file: {first}")
         height, width = np.array(self.sizes).reshape(-1, 2).T
         return table.assign(height=height, width=width, crc=np.array(self.crcs))
 
@@ -90,7 +90,7 @@ class DecodedTree:
 
 
 def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None) -> DecodedTree:
-    """Decode the files of a tree's table, in order, into ``cache``.
+    """Decode the files in ``index.table``, in the order of the table, into ``cache``.
 
     A damaged file is replaced by an undamaged copy if the tree has one. Chunks that a stopped run
     left in ``cache`` are reused if they are complete and their files are unchanged.
@@ -104,7 +104,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
     result = DecodedTree()
 
     def add(number: int, paths: list[str], chunk: Chunk) -> None:
-        """Append a chunk; if damaged files have good copies, decode the chunk with these copies."""
+        """Append a chunk; if damaged files have copies, decode the chunk again with the copies."""
         reasons = dict(zip(paths, chunk.reasons, strict=True))
         damaged = [path for path, reason in reasons.items() if reason]
         copies = readable_duplicates(damaged, index.copies, store=store, patch_px=cache.patch_px)
@@ -155,8 +155,8 @@ def _decode_chunks(
             yield *task, future.result()
     except BrokenProcessPool:
         raise WorkerError(
-            "a process that decodes patches was killed, perhaps for lack of memory; run the same "
-            "command again to resume, if need be with a smaller --num-workers"
+            "a process that decodes patches was killed, perhaps because memory was full; run the "
+            "same command again to resume, perhaps with a smaller --num-workers"
         ) from None
     finally:
         # After Ctrl-C the chunks that have not started are dropped.

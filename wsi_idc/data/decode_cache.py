@@ -1,8 +1,9 @@
 """Worker processes, and the cache file into which the processes decode patches.
 
 The cache file has chunks of ``FILES_PER_CHUNK`` patches. Each chunk has a fixed offset, so that
-threads and processes write chunks in parallel. A killed run resumes from the cache file: the
-checksum of a chunk shows that the chunk is complete, a digest that its files are unchanged.
+threads and processes write chunks in parallel. A killed run resumes from the cache file. The
+checksum of a chunk shows that the chunk is complete. The digest of a chunk shows that the patch
+files are unchanged.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ FILES_PER_CHUNK = 128
 _FORMAT = 2
 _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"WSIchunk"
-# With reasons of 100 characters a chunk's text fits into _TEXT_BYTES. The file is sparse.
+# If each reason has 100 characters, a chunk's text fits into _TEXT_BYTES. The file is sparse.
 _MAX_REASON = 100
 _TEXT_BYTES = 2**18
 
@@ -45,8 +46,8 @@ class Chunk:
     """Results of decoding the files of one chunk, without the pixels.
 
     Attributes:
-        state: Digest of the names and states of the files, and of the decoder.
-        reasons: For each file the reason why it was skipped, empty if it was decoded.
+        state: Digest of the names and states of the files, and of the decoder's version.
+        reasons: Reason why each file was skipped; empty for a decoded file.
         sizes: Height, then width, of each decoded file, in px, before padding.
         crcs: CRC-32 of the bytes of each decoded file.
         histogram: Counts of the pixel values of each channel, 3 rows of 256.
@@ -61,7 +62,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class DecodeCache:
-    """Cache file at ``path`` with decoded patches of ``patch_px`` px a side."""
+    """Cache file at ``path`` with decoded patches; ``patch_px`` is the side of a patch in px."""
 
     path: Path
     patch_px: int
@@ -146,7 +147,10 @@ class DecodeCache:
 
 
 def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
-    """Create a pool of processes that start lazily, ignore stop signals, end with their parent."""
+    """Create a pool of processes that start on demand and end with their parent.
+
+    The processes ignore stop signals.
+    """
     return ProcessPoolExecutor(num_workers, _WorkerContext(), _exit_with_parent)
 
 
@@ -155,7 +159,7 @@ class _WorkerProcess(SpawnProcess):
         # A terminal and a scheduler send their signals to child processes too, but only the parent
         # process handles signals. Signals that are blocked here stay blocked in the child process.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # A spawned process would import the main module of its parent. Give it an empty module.
+        # A spawned process would import the main module of its parent, so hide this module.
         main_module = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:
@@ -174,7 +178,7 @@ class _WorkerContext(SpawnContext):
 
 
 def _exit_with_parent() -> None:
-    """Start a thread that ends this process when its parent ends, even by SIGKILL."""
+    """Start a thread that ends this process when its parent ends, even after SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -31,7 +31,7 @@ def download(folder: Path) -> Path:
     Raises:
         WsiIdcError: Kaggle refuses or cannot be reached, the disk is full, or the zip is damaged.
     """
-    # kagglehub binds its messages to the standard output that it finds when it is imported.
+    # At its import, kagglehub binds its messages to the current standard output.
     with contextlib.redirect_stdout(sys.stderr):
         path = _download_with_kagglehub()
     write_json(folder / SOURCE_FILE, {"handle": HANDLE, "path": str(path.resolve())})
@@ -53,7 +53,7 @@ def read_download_path(folder: Path) -> Path | None:
         raise DataError(f"{record}: not readable; run wsi-idc download, or give TREE") from None
     if not path.exists():
         raise DataError(
-            f"{path}: no such folder, though {record} names it; run wsi-idc download, or give TREE"
+            f"{path}: no such folder, but {record} names it; run wsi-idc download, or give TREE"
         )
     return path
 
@@ -70,7 +70,7 @@ def _download_with_kagglehub() -> Path:
     try:
         return Path(kagglehub.dataset_download(HANDLE))
     except (*no_credentials, *no_archive, *failed) as error:
-        # Exceptions of requests are OSError. If Kaggle answered, the exception has the HTTP status.
+        # Exceptions of the package requests are OSErrors. They have a status if Kaggle answered.
         status = getattr(getattr(error, "response", None), "status_code", None)
         is_refused = isinstance(error, no_credentials) or status in (401, 403)
         if is_refused or (isinstance(error, ValueError) and "credentials" in str(error)):
@@ -83,8 +83,8 @@ def _download_with_kagglehub() -> Path:
         elif isinstance(error, no_archive) and status is None:
             advice = f"remove {cache}/datasets/{HANDLE} and run again"
         else:
-            advice = "run again where there is internet to resume"
+            advice = "run again with internet access to resume the download"
         raise WsiIdcError(
-            f"the download from Kaggle failed ({first_line(error)[:160]}); {advice}, or get the "
-            f"archive by hand from {PAGE}, then: wsi-idc prepare ARCHIVE.zip"
+            f"the download from Kaggle failed ({first_line(error)[:160]}); {advice}, or download "
+            f"the archive from {PAGE} and run wsi-idc prepare ARCHIVE.zip"
         ) from None

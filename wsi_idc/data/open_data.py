@@ -1,8 +1,9 @@
 """Open the data that ``--data`` names: a pack, a patch tree, a zip of a tree, or a data folder.
 
 A patch tree is packed once, and the pack is kept in a cache folder. If many tasks read a network
-disk at random positions, the disk is slow for all its users. Therefore ``WSI_IDC_SCRATCH`` can name
-a folder on the disk or in the memory of a node, where the node's tasks share a copy of the pack.
+disk at random positions, the disk becomes slow for all users. Therefore ``WSI_IDC_SCRATCH`` can
+name a folder on the local disk or in the memory of a node. All tasks of the node share a copy of
+the pack in this folder.
 """
 
 import logging
@@ -59,7 +60,7 @@ def default_data() -> Path:
 
 
 def find_pack(path: Path) -> Pack | None:
-    """Open the pack ``path``, or the pack in the folder ``path``; None for a tree or a zip.
+    """Open the pack at ``path`` or in the folder ``path``; return None for a patch tree or a zip.
 
     Raises:
         DataError: The pack is unusable, or the folder holds several packs or a damaged HDF5 file.
@@ -89,18 +90,18 @@ def find_patch_tree(folder: Path) -> Path:
         return folder
     if len(zips) > 1:
         names = ", ".join(file.name for file in zips)
-        raise DataError(f"{folder} holds {len(zips)} zips ({names}); name one, such as {zips[0]}")
+        raise DataError(f"{folder} holds {len(zips)} zips ({names}); choose one, such as {zips[0]}")
     return zips[0]
 
 
 def default_tree() -> Path:
-    """Return the tree that ``wsi-idc prepare`` packs by default; raise DataError without any."""
+    """Return the tree that ``wsi-idc prepare`` packs by default; raise DataError without a tree."""
     folder = Path(DEFAULT_FOLDER)
     tree = find_patch_tree(folder)
     if tree == folder and not FolderStore(folder).list_files().paths:
         raise DataError(
-            f"no patches: there is no tree or zip of them in {folder}/; get the data set with "
-            "wsi-idc download, or give TREE"
+            f"no patches: {folder}/ has no patch tree and no zip; get the data set with wsi-idc "
+            "download, or give TREE"
         )
     return tree
 
@@ -118,13 +119,13 @@ def _open_tree(tree: Path) -> Pack:
             # This check is fast. ``prepare`` would first read all names of a large tree again.
             if is_being_written(cache_path(path)):
                 raise BusyError(f"{path}: another process is making it")
-            # A file can become readable (permissions, disk errors) with the same name, size, time.
+            # After a change of permissions, a file can be readable with the same name, size, time.
             issues = read_issues(path.with_name(REJECTED_CSV))
             reasons = (UNREADABLE, NO_ACCESS)
             unreadable = {issue.path for issue in issues if issue.reason in reasons}
             retry = unreadable.intersection(paths)
             if not path.exists() or any(is_decodable(store, name, PATCH_PX) for name in retry):
-                logger.info("packing %s once, into %s", tree, path)
+                logger.info("packing %s into %s; this is needed only once", tree, path)
                 prepare(tree, path)
 
         try:
@@ -137,11 +138,11 @@ def _open_tree(tree: Path) -> Pack:
         # The tasks of a job array start together: one task makes the pack, the other tasks wait.
         what = f"another process that packs {tree} into {path}"
         retry_while_busy(pack_once, log_as=what)
-        remove_partial(cache_path(path))  # left by a process killed after it wrote the pack
+        remove_partial(cache_path(path))  # a killed process may have left it
         try:
             pack = Pack(path)
         except DataError as error:
-            # The cached pack is damaged: make it again. Another process may have removed it.
+            # The cached pack is damaged: make the pack again. Another process may have removed it.
             logger.warning("%s", error)
             path.unlink(missing_ok=True)
             retry_while_busy(pack_once, log_as=what)
@@ -165,4 +166,4 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsi-idc"
     except RuntimeError:
-        raise DataError("no home folder to keep packs in; set WSI_IDC_CACHE to a folder") from None
+        raise DataError("no home folder for cached packs; set WSI_IDC_CACHE to a folder") from None

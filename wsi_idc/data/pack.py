@@ -1,4 +1,4 @@
-"""The pack: one HDF5 file that holds every patch of a data set, decoded.
+"""The pack: one HDF5 file with the decoded pixels of every patch of a data set.
 
 Patches are sorted by patient, then row, then column, so that the patches of a patient are one
 contiguous slice. The pixels are contiguous and uncompressed, and are memory-mapped. Therefore no
@@ -37,12 +37,12 @@ class PackInfo:
     """Attributes of a pack.
 
     Attributes:
-        mean: Mean of each channel over all patches as stored, 0..1.
-        std: Standard deviation of each channel over all patches as stored, 0..1.
+        mean: Mean of each channel over all patches with their padding, 0..1.
+        std: Standard deviation of each channel over all patches with their padding, 0..1.
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of the patches.
         mpp_source: "given" if the user gave ``mpp``, else "assumed".
-        source_fingerprint: SHA-256, as hex, of patient, position, label and CRC-32 of every file.
+        source_fingerprint: SHA-256 (hex) of patient, position, label and CRC-32 of every file.
         class_names: Names of class 0 and 1.
     """
 
@@ -74,7 +74,7 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     if num > MAX_PATCHES:
         raise ValueError(f"{num} patches are more than {MAX_PATCHES}")
     if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
-        raise ValueError(f"it is cut short, or has no room for {num} patches")
+        raise ValueError(f"it has no patches, or is too short for {num} patches")
     last_px = MAX_CELLS_PER_SIDE * side - 1
     limits = {"label": (-1, 1), "height": (1, side), "width": (1, side)}
     limits |= {"x": (0, last_px), "y": (0, last_px)}
@@ -82,7 +82,7 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     index = pd.DataFrame(hdf5.read_datasets(file, {"patient": DatasetSpec("i4", (num,)), **specs}))
     codes = index["patient"].to_numpy()
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
-        raise ValueError("/patient is not sorted into /patients")
+        raise ValueError("/patient does not begin with 0 and continue in steps of 0 or 1")
     names = hdf5.read_dataset(file, "patients", DatasetSpec("text", (int(codes[-1]) + 1,)))
     patients = [safe_filename(name) for name in names]
     if sorted(set(patients)) != patients:
@@ -90,7 +90,7 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     if (index[["x", "y"]].to_numpy() % side).any():
         raise ValueError("/x and /y are not on a grid of patches")
     if index.duplicated(["patient", "x", "y"]).any():
-        raise ValueError("two patches of a patient at one place")
+        raise ValueError("two patches of a patient have the same position")
     return info, patients, index, int(offset)
 
 
@@ -109,7 +109,7 @@ def _read_info(attrs: dict[str, Any]) -> PackInfo:
         raise ValueError("mean and std are not within 0..1")
     finest, coarsest = POSSIBLE_MPP
     if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
-        raise ValueError(f"patches of {info.patch_px} px of {info.mpp} um")
+        raise ValueError(f"patches of {info.patch_px} px at {info.mpp} um/px are impossible")
     if len(info.class_names) != len(CLASS_NAMES):
         raise ValueError(f"{len(info.class_names)} class names")
     return info
@@ -177,8 +177,8 @@ class Pack:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return ``patches[rows]``; release the file's memory pages after every 32 MB.
 
-        The system counts pages that were read as memory of this process, up to the size of the
-        file, until they are released. Released pages stay in the cache of the system.
+        Memory pages of the file that were read count as memory of this process until their release.
+        Released pages stay in the cache of the system.
         """
         pixels = np.asarray(self.patches[rows])
         self._mapped_bytes += pixels.nbytes
@@ -194,15 +194,15 @@ class Pack:
     def check_same(self) -> None:
         """Raise DataError if the pack file was replaced or changed after this process opened it."""
         if _state_of(self.file) != self._state:
-            raise DataError(f"{self.file}: the pack was replaced or changed meanwhile; run again")
+            raise DataError(f"{self.file}: the pack was replaced or changed while open; run again")
 
     def rows_of(self, patient: str) -> NDArray[np.int64]:
-        """Return the row numbers of a patient, a range; raise DataError for an unknown patient."""
+        """Return the consecutive rows of a patient; raise DataError for an unknown patient."""
         if patient not in self.patients:
             sample = ", ".join(self.patients[:5])
             raise DataError(
-                f"no patient {patient!r} in {self.path}; it has {len(self.patients)}, such as "
-                f"{sample}; wsi-idc info --json {self.path} lists them"
+                f"no patient {patient!r} in {self.path}; it has {len(self.patients)} patients, "
+                f"such as {sample}; wsi-idc info --json {self.path} lists all patients"
             )
         return np.flatnonzero(self.index["patient"] == self.patients.index(patient))
 
@@ -216,7 +216,7 @@ class Pack:
         return cells_of(self.index[["x", "y"]].to_numpy(np.int32), patch_px=self.info.patch_px)
 
     def paths(self) -> list[str]:
-        """Return the path of each patch in its patch tree; raise DataError if it is unreadable."""
+        """Return the path of each patch in its patch tree; raise DataError for unreadable paths."""
         self.check_same()
         try:
             with hdf5.open_hdf5(self.file) as file:
@@ -260,7 +260,7 @@ def write_pack(
                 file[name] = index[name].to_numpy(dtype)
             file["path"] = np.array(index["path"], dtype=text)
             file.attrs.update(attributes)
-            # Empty space for the pixels.
+            # Reserve space for the pixels.
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_layout(h5py.h5d.CONTIGUOUS)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -269,7 +269,7 @@ def write_pack(
             patches = h5py.h5d.create(file.id, b"patches", h5py.h5t.NATIVE_UINT8, space, layout)
             offset = patches.get_offset()
         num = 0
-        # Written without HDF5, because HDF5 takes four times as long and may crash on a full disk.
+        # Write pixels without HDF5: HDF5 takes four times as long, and may crash on a full disk.
         with partial.open("r+b") as file:
             file.seek(offset)
             for block in pixels:
@@ -280,7 +280,7 @@ def write_pack(
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether the attribute ``format`` of a file is that of a pack."""
+    """Return whether the attribute ``format`` of a file names the format of a pack."""
     return hdf5.has_format(path, FORMAT)
 
 

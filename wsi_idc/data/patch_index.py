@@ -1,7 +1,7 @@
 """Index of a patch tree: one row per patch, from folder and file names.
 
 The files of a tree are ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. Each wrong or unusual file
-gets a ``FileIssue``: here for issues of file names, in ``decode`` for issues of file contents.
+gets a ``FileIssue``. This module finds wrong file names, and ``decode`` finds wrong file contents.
 """
 
 import functools
@@ -37,11 +37,11 @@ class TreeIndex:
         store: Folder or zip of the patch tree.
         table: One row per patch to read, sorted by patient, row, column, with columns ``path``
             (below the root), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
-        copies: One row per copy, a file that is not read because a file in ``table`` has the same
-            PATIENT/CLASS/NAME and size. Columns: ``path`` of the copy, ``path_kept`` in ``table``.
+        copies: One row per copy. A copy is not read, because a file in ``table`` has the same name
+            and size. Columns: ``path`` of the copy, and ``path_kept`` of the file in ``table``.
         rejected: Files that are left out.
         flagged: Unusual files that are kept, and folders that are left out.
-        num_other_files: Number of files that are not PNG, or hidden, and are ignored.
+        num_other_files: Number of ignored files; these files are hidden or not PNG.
     """
 
     store: PatchStore
@@ -59,11 +59,11 @@ def open_patch_store(path: Path) -> PatchStore:
     if is_zip(path):
         return ZipStore(path)
     reason = "neither a folder nor a zip" if path.exists() else "no such folder or file"
-    raise DataError(f"{path}: {reason}; give a patch tree, or a zip of one")
+    raise DataError(f"{path}: {reason}; give a patch tree, or a zip of a patch tree")
 
 
 def has_patches(store: PatchStore) -> bool:
-    """Return whether the name of any file is that of a patch."""
+    """Return whether any file has the file name of a patch."""
     return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in store.list_files().paths)
 
 
@@ -83,7 +83,7 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
         )
     folders = copies["path"].str.rsplit("/", n=3).str[0].value_counts().sort_index()
-    detail = "patches that are also above it, used only if those are damaged"
+    detail = "copies of patches elsewhere; used only if these are damaged"
     nested = [FileIssue(f"{name}/", "nested copy", f"{n} {detail}") for name, n in folders.items()]
     columns = ["path", "patient", "x", "y", "label"]
     return TreeIndex(
@@ -120,7 +120,7 @@ def lost_patients(
 
 
 def content_key(store: PatchStore, paths: Iterable[str]) -> str:
-    """Return a hash of the names and states of files, without reading the files."""
+    """Return a hash of the path and the ``stat_key`` of each file; the files are not read."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\0{store.stat_key(path)}\n".encode("utf-8", "surrogateescape"))
@@ -130,7 +130,7 @@ def content_key(store: PatchStore, paths: Iterable[str]) -> str:
 def _parse(
     paths: list[str], *, parent_names: tuple[str, str]
 ) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Parse paths; return a table of the valid paths and an issue for each other path."""
+    """Parse paths; return a table of the valid paths and an issue for each invalid path."""
     # To save memory (half a million files), numbers are in an array, and each id is stored once.
     kept: list[str] = []
     patients: list[str] = []
@@ -185,10 +185,10 @@ def _is_safe_id(patient: str) -> bool:
 def _drop_duplicate_files(
     table: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
-    """Keep one of the files that have the same name.
+    """Keep one file for each file name: the file whose path has the fewest folders.
 
-    The file in the fewest folders is kept. Copies of the same size are not read. A copy of another
-    size becomes an issue, or it replaces the kept file if only the copy is undamaged.
+    A copy of the same size is not read. A copy of another size becomes an issue, or it replaces the
+    kept file if the kept file is damaged and the copy is not.
     """
     kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]
@@ -208,7 +208,7 @@ def _drop_duplicate_files(
 def readable_duplicates(
     damaged: Collection[str], copies: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> dict[str, str]:
-    """Map each damaged file to its first copy that can be decoded, if it has one."""
+    """Map each damaged file to its first copy that can be decoded, if any can."""
     result: dict[str, str] = {}
     if damaged:
         for path, path_kept in _rows(copies[copies["path_kept"].isin(damaged)]):
@@ -255,7 +255,7 @@ def _origins(patient: pd.Series, remainder: pd.Series) -> pd.Series:
 def _drop_duplicate_cells(
     table: pd.DataFrame,
 ) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
-    """Keep the first patch of each cell; its label is unknown if another patch disagrees."""
+    """Keep the first patch of each cell; set its label to -1 if the labels in the cell differ."""
     kept, pairs = _first_of_each(table.sort_index(), ["patient", "x", "y"])
     rejected = [
         FileIssue(path, "duplicate coordinate", f"{path_kept} is kept")
@@ -271,7 +271,7 @@ def _drop_duplicate_cells(
 
 
 def _first_of_each(table: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep the first row of each key; pair each other row with the kept row of its key."""
+    """Keep the first row of each key; pair every later row with the kept row of its key."""
     repeated = table[table.duplicated(key)]
     kept = table.drop(repeated.index)
     return kept, repeated.merge(kept, on=key, suffixes=("", "_kept"))

@@ -1,4 +1,4 @@
-"""List and read the files of a patch tree in a folder, or in a zip without unpacking it."""
+"""List and read the files of a patch tree in a folder or a zip; the zip is not unpacked."""
 
 import contextlib
 import os
@@ -64,8 +64,9 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Last two folder names in the path of the root, empty if the path is shorter.
-            They are patient and class if the root is the folder of one patient or class.
+        parent_names: Names of two folders: the parent folder of ``path``, and ``path`` itself. If
+            ``path`` is the folder of a patient or class, these names complete the paths of its
+            files, which then begin below the patient or class. For a zip, both are empty.
     """
 
     path: Path
@@ -77,10 +78,10 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     @abstractmethod
     def stat_key(self, path: str) -> str:
-        """Return a text that changes when the file changes; it begins with the file's size."""
+        """Return a text that changes when the file changes; the text begins with the size."""
 
     def size(self, path: str) -> int:
-        """Return the size of a file in bytes, -1 if it is unknown."""
+        """Return the size of a file in bytes, or -1 if the size is unknown."""
         size = self.stat_key(path).partition("\0")[0]
         return int(size) if size.isdigit() else -1
 
@@ -89,7 +90,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
         """Read a file, at most its first ``MAX_FILE_BYTES + 1`` bytes.
 
         Returns:
-            The bytes, and the ``stat_key`` of the file from before they were read.
+            The bytes, and the ``stat_key`` that the file had before the bytes were read.
 
         Raises:
             UnreadablePatchError: The file cannot be read.
@@ -100,7 +101,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
 
 def is_patch_name(name: str) -> bool:
-    """Return whether a file name, without its folders, may be that of a patch."""
+    """Return whether ``name``, without folders, can be the file name of a patch."""
     # macOS writes a hidden file "._NAME.png" beside each file. The hidden file is not a PNG.
     return name.lower().endswith(".png") and name[0] != "."
 
@@ -118,8 +119,8 @@ class FolderStore(PatchStore):
         """List the files below the folder; follow links, and list each folder once."""
         files = FileList()
         seen: set[str] = set()
-        # One level of folders at a time, links last: a folder that is reached more than once is
-        # listed under its own name, and a link to a folder above the link is not followed.
+        # List one level of folders at a time, and its links last. Therefore a folder that several
+        # paths reach is listed under its own name, and a link to a parent folder is not followed.
         level = [""]
         while level:
             subfolders: list[tuple[bool, str]] = []
@@ -133,7 +134,7 @@ class FolderStore(PatchStore):
         return files
 
     def _list_folder(self, folder: str, files: FileList) -> list[tuple[bool, str]]:
-        """Add the files of one folder to ``files``; return (is a link, path) of each subfolder."""
+        """Add the files of one folder to ``files``; return pairs (is_link, path) of subfolders."""
         try:
             with os.scandir(self.path / folder) as scan:
                 entries = [(_is_folder(entry), entry.is_symlink(), entry.name) for entry in scan]
@@ -150,7 +151,7 @@ class FolderStore(PatchStore):
         return [(is_link, prefix + name) for is_folder, is_link, name in entries if is_folder]
 
     def stat_key(self, path: str) -> str:
-        """Return size and modification time of a file as a text; without a file "unreadable"."""
+        """Return a file's size and modification time as a text, or "unreadable" on an OSError."""
         try:
             return _stat_key(os.stat(f"{self.path}/{path}"))  # noqa: PTH116 - faster than a Path
         except OSError:
@@ -167,7 +168,7 @@ class FolderStore(PatchStore):
                     raise UnreadablePatchError(f"{CANNOT_READ}Is a directory")
                 if not stat.S_ISREG(status.st_mode):
                     raise UnreadablePatchError("not a regular file")
-                # Read by the size: a buffer of MAX_FILE_BYTES takes more time than the decoding.
+                # To allocate a buffer of MAX_FILE_BYTES would take longer than to decode a patch.
                 data = os.read(fd, min(status.st_size, MAX_FILE_BYTES) + 1)
                 return data, _stat_key(status)
             finally:
@@ -203,8 +204,8 @@ class ZipStore(PatchStore):
     and some numbers. Threads cannot share a ``ZipFile``, so files are read by their byte position.
 
     Raises:
-        DataError: The zip is damaged or unsafe. It is unsafe if a file name leads out of its
-            folder, or if files overlap, are too many, or claim an impossible size.
+        DataError: The zip is damaged or unsafe. It is unsafe if a file name points outside the
+            folder of the zip, or if files overlap, are too many, or claim an impossible size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -227,7 +228,7 @@ class ZipStore(PatchStore):
         return self._files
 
     def stat_key(self, path: str) -> str:
-        """Return size and checksum of a file as a text, from the directory of the zip."""
+        """Return size and CRC-32 of a file as a text; both are read from the zip's directory."""
         crc, _, size, _, _ = self._entry(path)
         return f"{size}\0crc {crc:08x}"
 
@@ -239,7 +240,7 @@ class ZipStore(PatchStore):
             if not header:  # the file had this many bytes when it was opened
                 raise UnreadablePatchError(f"{CANNOT_READ}the zip was truncated")
             if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
-                raise UnreadablePatchError("damaged archive: no file where there should be one")
+                raise UnreadablePatchError("damaged archive: no file at the recorded position")
             start = offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header)[-2:])
             data = os.pread(self._file.fileno(), min(compressed_size, 2 * MAX_FILE_BYTES), start)
         except OSError as error:
@@ -248,13 +249,13 @@ class ZipStore(PatchStore):
             try:
                 data = zlib.decompressobj(-15).decompress(data, min(size, MAX_FILE_BYTES) + 1)
             except zlib.error:
-                raise UnreadablePatchError("damaged archive: cannot be inflated") from None
+                raise UnreadablePatchError("damaged archive: cannot be decompressed") from None
         if size > MAX_FILE_BYTES:
             return data[: MAX_FILE_BYTES + 1], self.stat_key(path)
         if len(data) > size:
-            raise UnreadablePatchError(f"holds more than the {size} bytes that it claims")
+            raise UnreadablePatchError(f"damaged archive: larger than the recorded {size} bytes")
         if len(data) < size or zlib.crc32(data) != crc:
-            raise UnreadablePatchError("damaged archive: not the bytes that were packed")
+            raise UnreadablePatchError("damaged archive: wrong size or checksum")
         return data, self.stat_key(path)
 
     def _entry(self, path: str) -> tuple[int, ...]:
@@ -286,7 +287,7 @@ class ZipStore(PatchStore):
                 self._files.unreadable.append(FileIssue(name, UNREADABLE, reason))
             else:
                 if not 0 <= entry.header_offset <= archive_size - entry.compress_size:
-                    raise ValueError(f"{name!r} is outside the file")
+                    raise ValueError(f"{name!r} is outside the zip")
                 if entry.file_size > max(MAX_FILE_BYTES, MAX_RATIO * entry.compress_size):
                     self._refuse_bomb(f"{name!r} claims {entry.file_size} bytes")
                 members.append(entry)
@@ -307,7 +308,7 @@ class ZipStore(PatchStore):
         """Count the entries of the zip, before zipfile allocates memory for each entry."""
         with self.path.open("rb") as file, contextlib.suppress(OSError):
             if record := zipfile._EndRecData(file):  # type: ignore[attr-defined]
-                size, end = record[5], record[9]  # of the directory, without 76 bytes of ZIP64
+                size, end = record[5], record[9]  # of the directory; ZIP64 adds up to 76 bytes
                 start = max(end - size - 76, 0)
                 file.seek(start)
                 return file.read(end - start).count(b"PK\1\2")
@@ -326,17 +327,17 @@ class ZipStore(PatchStore):
         inner = parts[:-1] if parts[-1:] == [""] else parts
         if not {"", ".."}.isdisjoint(inner) or "\0" in name or (inner and inner[0][1:2] == ":"):
             raise DataError(
-                f"{self.path}: refused, it holds a file named {name!r}, which is no plain path "
-                "below a folder; get the archive from a source you trust, or zip the files again"
+                f"{self.path}: refused, because the file name {name!r} in it is no plain relative "
+                "path; get the archive from a source that you trust, or zip the files again"
             )
         return "/".join(parts)
 
     def _refuse_bomb(self, reason: str) -> None:
-        raise DataError(f"{self.path}: refused, it looks like a decompression bomb: {reason}")
+        raise DataError(f"{self.path}: refused as a possible decompression bomb: {reason}")
 
 
 def is_zip(path: Path) -> bool:
-    """Return whether the first bytes of a file are those of a zip."""
+    """Return whether a file begins with the signature of a zip."""
     return starts_with(path, b"PK\3\4", b"PK\5\6")
 
 
@@ -346,7 +347,7 @@ def _unreadable_reason(entry: zipfile.ZipInfo) -> str:
     if entry.flag_bits & 1:
         return "encrypted"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"compression method {entry.compress_type} is not supported, only store and deflate"
+        return f"compression method {entry.compress_type} is not supported; use store or deflate"
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         return "a link" if stat.S_ISLNK(mode) else "not a regular file"
     if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:

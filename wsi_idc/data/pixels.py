@@ -14,8 +14,8 @@ from wsi_idc.data.patch_store import MAX_FILE_BYTES, PatchStore, UnreadablePatch
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN_RGB = (8, 2, 0)  # bit depth, color type, interlace
-# OpenCV and Pillow give the same pixels for a PNG with only these chunks. With other chunks they
-# may differ: OpenCV rotates an image by eXIf and ignores tRNS.
+# OpenCV and Pillow give the same pixels for a PNG with only these chunks. With other chunks the
+# pixels may differ: OpenCV rotates an image by eXIf and ignores tRNS.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"tEXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB"}
 # OpenCV counts in float32, which is exact for integers up to 2**24.
 _MAX_PIXELS = 2**24
@@ -41,7 +41,7 @@ def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
     """
     header = _check_header(data, patch_px=patch_px)
     if len(data) > MAX_FILE_BYTES:
-        raise UnreadablePatchError(f"more than {MAX_FILE_BYTES} bytes are too many for a patch")
+        raise UnreadablePatchError(f"more than {MAX_FILE_BYTES} bytes, too large for a patch")
     chunks = _check_chunks(data)
     if header == _PLAIN_RGB and chunks <= _PLAIN_CHUNKS:
         try:
@@ -78,7 +78,7 @@ def channel_statistics(histogram: NDArray[np.int64]) -> tuple[tuple[float, ...],
     values = np.arange(256) / 255
     frequency = histogram / histogram.sum(axis=1, keepdims=True)
     mean = frequency @ values
-    # The mean of squares minus the square of the mean can be below 0 if all pixels are equal.
+    # Do not use the mean of squares minus the square of the mean: it can be below 0.
     std = np.sqrt((frequency * (values - mean[:, None]) ** 2).sum(axis=1))
     return tuple(map(float, mean)), tuple(map(float, std))
 
@@ -95,7 +95,7 @@ def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
             f"{width}x{height} px is larger than a {patch_px}x{patch_px} patch (prepare --patch-px)"
         )
     if depth == 16:
-        raise UnreadablePatchError("16 bits a channel; a patch has 8")
+        raise UnreadablePatchError("16 bits per channel instead of 8")
     return depth, color, interlace
 
 

@@ -1,4 +1,4 @@
-"""Pack a patch tree: decode every patch, list the files left out, write the pack."""
+"""Pack a patch tree: decode every patch, list the files left out, and write the pack."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from wsi_idc.data.pixels import channel_statistics
 
 logger = logging.getLogger(__name__)
 
-# The patch files do not state their resolution. A 40x scan reduced by 16 has about 4 um/px.
+# The patch files do not state their resolution. A 40x scan at 1/16 of its size has about 4 um/px.
 ASSUMED_MPP = 4.0
 REJECTED_CSV = "rejected.csv"
 FLAGGED_CSV = "flagged.csv"
@@ -78,26 +78,26 @@ def prepare(
     mpp: float | None = None,
     num_workers: int | None = None,
 ) -> PrepareReport:
-    """Pack the patch tree ``tree`` into ``out``; list the files left out in ``rejected.csv``.
+    """Pack the patch tree ``tree`` into ``out``; ``rejected.csv`` lists the files left out.
 
     After a stopped or killed call, a call with the same arguments resumes the work.
 
     Args:
-        tree: Folder, or zip, of PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
+        tree: Folder or zip with files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
         out: Pack to write; ``rejected.csv`` and ``flagged.csv`` go into its folder.
-        patch_px: Side in px, at most 255; smaller patches are padded white, larger ones rejected.
+        patch_px: Side in px, at most 255. Smaller patches are padded; larger patches are rejected.
         mpp: Microns per pixel; None assumes 4.
-        num_workers: Threads that decode, or processes for a large folder; None means all cores.
+        num_workers: Number of decoding threads or processes; None means all cores, at most 16.
 
     Raises:
         DataError: The tree has no readable patch, or a file of another program would be replaced.
         WorkerError: A worker process was killed, or many files vanished; run again to resume.
     """
     _check_arguments(out, patch_px=patch_px, mpp=mpp)
-    logger.info("reading the names in %s", tree)
+    logger.info("reading the file names in %s", tree)
     with open_patch_store(tree) as store:
         index = index_tree(store, patch_px=patch_px)
-        # A contiguous HDF5 dataset cannot change its size, so a cache file first takes the pixels.
+        # A contiguous HDF5 dataset cannot change its size, so the pixels first go to a cache file.
         with temporary_path(cache_path(out), resumable=True) as partial:
             cache = DecodeCache(partial, patch_px)
             decoded = decode_tree(index, cache, num_workers=num_workers)
@@ -109,7 +109,7 @@ def prepare(
             # The pack is written last: if the pack exists, its two CSV files exist too.
             packs = [file.name for file in out.parent.glob("*.h5") if file != out and is_pack(file)]
             if packs and not out.exists() and out.with_name(REJECTED_CSV).exists():
-                message = "%s and %s beside %s are of this pack from now on"
+                message = "%s and %s beside %s will describe the new pack"
                 logger.warning(message, REJECTED_CSV, FLAGGED_CSV, ", ".join(sorted(packs)))
             for name, issues in ((REJECTED_CSV, rejected), (FLAGGED_CSV, flagged)):
                 write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
@@ -131,13 +131,13 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the path whose temporary file holds the decoded pixels while ``out`` is made."""
+    """Return the path for which ``temporary_path`` names the cache file of decoded pixels."""
     return out.with_name(f"{out.name}.pixels")
 
 
 def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
     if out.is_dir():
-        raise DataError(f"{out} is a folder; --out names the pack, such as {out / 'idc.h5'}")
+        raise DataError(f"{out} is a folder; give the pack as --out, such as {out / 'idc.h5'}")
     if out.exists() and not is_pack(out):
         raise DataError(f"{out} exists and is not a pack; give another --out, or remove it")
     for file in (out.with_name(REJECTED_CSV), out.with_name(FLAGGED_CSV)):
@@ -150,14 +150,14 @@ def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
         raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
     finest, coarsest = POSSIBLE_MPP
     if mpp is not None and not finest <= mpp <= coarsest:
-        raise DataError(f"{mpp} microns per pixel make no sense; give {finest:g} to {coarsest:g}")
+        raise DataError(f"{mpp} microns per pixel are impossible; give {finest:g} to {coarsest:g}")
 
 
 def _pack_info(
     table: pd.DataFrame, histogram: NDArray[np.int64], *, patch_px: int, mpp: float | None
 ) -> PackInfo:
     mean, std = channel_statistics(histogram)
-    # The fingerprint leaves out the paths: the same patches have one fingerprint in any folder.
+    # Paths are not in the fingerprint, which is therefore the same for these patches in any folder.
     columns = (table[name] for name in ("patient", "x", "y", "label", "crc"))
     digest = hashlib.sha256(f"{patch_px}\n".encode())
     for patient, x, y, label, crc in zip(*columns, strict=True):
@@ -173,7 +173,7 @@ def _pack_info(
 
 
 def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
-    """Return whether each patch (N,) is small, but not at the right or bottom edge of its slide.
+    """Find small patches that are not at the right or bottom edge of their slide: a bool per patch.
 
     ``table`` has one row per patch, with columns patient, x, y, height, width (px).
     """

@@ -1,4 +1,4 @@
-"""Splits by patient: each patient of a run has one role, train, val or test.
+"""Splits by patient: each patient of a run has one role (train, val or test).
 
 A split is given as a text: ``auto``, ``canonical``, ``canonical+unlisted``,
 ``ratio:70/15/15``, ``kfold:5/0`` or a CSV file with the columns patient and split.
@@ -95,7 +95,7 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
 
 
 def patient_table(pack: Pack) -> pd.DataFrame:
-    """Count the labeled patches of each patient: columns ``patches`` and ``idc``."""
+    """Count the labeled patches (``patches``) and the IDC patches (``idc``) of each patient."""
     index = pack.index
     known = index[index["label"] >= 0]
     labels = known.groupby("patient")["label"]
@@ -106,7 +106,7 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Return patients, patches and IDC fraction of each role and of the patients left out."""
+    """Return patients, patches and IDC fraction of each role; other patients are "left out"."""
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)
@@ -144,14 +144,14 @@ def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
 
 
 def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str]:
-    """Assign patients of similar IDC fraction to the roles in proportion to ``parts``."""
+    """Assign roles in the proportions ``parts``, so that all roles have similar IDC fractions."""
     if sum(parts) == 0:
-        raise DataError(f"ratio:0/0/0 gives no patient a role; use {DEFAULT_RATIO}")
+        raise DataError(f"ratio:0/0/0 assigns no patient to a role; use {DEFAULT_RATIO}")
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
     fractions = np.array(parts) / sum(parts)
-    # The next patient gets the role whose number of patients is furthest below its fraction, so
-    # that each block has the proportions ``parts``. The seed orders the roles within a block.
+    # The next patient gets the role that lacks the most patients for its fraction. Therefore each
+    # block has the proportions ``parts``. The seed orders the roles within a block.
     tie_breaker = rng.permutation(3) * 1e-9
     counts = np.zeros(3)
     roles = []
@@ -169,8 +169,8 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
     """Use fold ``fold`` for test, the next fold for val, and the other folds for train."""
     if not (3 <= num_folds <= len(table) and fold < num_folds):
         raise DataError(
-            f"kfold:{num_folds}/{fold}: needs 3 to {len(table)} folds (the patients here), "
-            "counted from 0"
+            f"kfold:{num_folds}/{fold}: the number of folds must be 3 to {len(table)} (the number "
+            "of patients), and folds count from 0"
         )
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
@@ -190,7 +190,7 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
             raise DataError(f"{path}: patient {patient!r} has more than one split; keep one row")
     if unknown := sorted(set(roles).difference(table.index)):
         raise DataError(
-            f"{path}: {len(unknown)} patients are not in the data, {unknown[0]!r} first; "
+            f"{path}: {len(unknown)} patients are not in the data, such as {unknown[0]!r}; "
             "correct or remove them"
         )
     return roles

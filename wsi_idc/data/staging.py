@@ -22,7 +22,8 @@ _LEFT_FREE = 256 * 10**6
 def stage_to_scratch(pack: Pack) -> Pack:
     """Copy a pack to the scratch folder and return a ``Pack`` that reads the copy.
 
-    Return ``pack`` itself if no scratch folder is set, if it is there already, or if copying fails.
+    Return ``pack`` itself if no scratch folder is set, if the pack is in that folder already, or if
+    the copying fails.
     """
     scratch = os.environ.get(SCRATCH_ENV)
     if not scratch or pack.path.resolve().is_relative_to(Path(scratch).resolve()):
@@ -55,7 +56,7 @@ def _own_folder(scratch: Path) -> Path:
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:
-    """Open the copy; None if the copy is missing, damaged, or not of the pack's size and time."""
+    """Open the copy; return None if it is missing or damaged, or has another size or time."""
     if not copy.exists() or _size_and_time(copy) != _size_and_time(pack.path):
         return None
     try:
@@ -81,8 +82,8 @@ def _copy(pack: Pack, copy: Path) -> Pack:
         free, needed = shutil.disk_usage(copy.parent).free, source.st_size + _LEFT_FREE
         if free < needed:
             raise WsiIdcError(
-                f"not enough room, {free / 1e6:.0f} MB free of the {needed / 1e6:.0f} MB needed; "
-                f"free some, or unset {SCRATCH_ENV}"
+                f"not enough space: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free;"
+                f" free some space, or unset {SCRATCH_ENV}"
             )
         logger.info("copying %s (%.0f MB) to %s", pack.path, source.st_size / 1e6, copy)
         shutil.copyfile(pack.path, partial)

@@ -23,11 +23,11 @@ _PREFIX = ".wsi-idc-doctor-"
 
 
 def room(folder: Path) -> Iterator[CheckResult]:
-    """Report the file system and the free space of a folder; the folder may not exist yet."""
+    """Report the file system and the free space of a folder; the folder need not exist yet."""
     usage = shutil.disk_usage(_existing(folder))
     free, total = usage.free / _GB, usage.total / _GB
     value = f"{folder.absolute()} ({file_system(folder)}), {free:.1f} of {total:.1f} GB free"
-    advice = "free some space, or give another --out: a map has a few MB, a run up to 1 GB"
+    advice = "free some space, or give another --out: a map takes a few MB, a run takes up to 1 GB"
     yield make_result("output disk", value, usage.free < _MIN_FREE, advice, PROBLEM)
 
 
@@ -56,7 +56,7 @@ def writing(folder: Path) -> Iterator[CheckResult]:
 def locks(folder: Path) -> Iterator[CheckResult]:
     """Check that the program can lock files in a folder."""
     value = "work" if supports_locks(_existing(folder)) else "do not work there"
-    advice = "run one training in a folder and one process in a search, or give another --out"
+    advice = "run only one training per folder and one process per search, or give another --out"
     yield make_result("file locks", value, value != "work", advice, PROBLEM)
 
 
@@ -73,10 +73,10 @@ def hdf5(folder: Path) -> Iterator[CheckResult]:
 
 
 def scratch() -> Iterator[CheckResult]:
-    """Check that the scratch folder, which is for copies of packs, is set and can be written."""
+    """Report the scratch folder for copies of packs; check that files can be written there."""
     scratch_folder = os.environ.get(SCRATCH_ENV)
     if not scratch_folder:
-        yield CheckResult("scratch", f"{SCRATCH_ENV} is not set: data are read where they are")
+        yield CheckResult("scratch", f"{SCRATCH_ENV} is not set: packs are read without a copy")
         return
     folder = _existing(Path(scratch_folder))
     free = shutil.disk_usage(folder).free / _GB
@@ -91,7 +91,7 @@ def scratch() -> Iterator[CheckResult]:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """Return the type of the file system of a path; the path may not exist yet."""
+    """Return the type of the file system of a path; the path need not exist yet."""
     kinds = {}
     for line in mounts.read_text().splitlines():
         left, _, right = line.partition(" - ")

@@ -47,10 +47,10 @@ class CheckResult:
     """Result of a check: one row of the report of ``wsi-idc doctor``.
 
     Attributes:
-        name: Part of the machine or of the installation that was checked.
+        name: Name of the checked part of the machine or of the installation.
         value: Result of the check.
         state: "ok", "note" (worth knowing) or "problem" (needs a repair).
-        advice: What the user can do about a note or problem; empty without advice.
+        advice: Remedy for the note or problem; empty without a remedy.
     """
 
     name: str
@@ -60,16 +60,16 @@ class CheckResult:
 
 
 def make_result(name: str, value: str, is_bad: bool, advice: str, state: str = NOTE) -> CheckResult:
-    """Return a result with ``state`` and ``advice`` if ``is_bad``, else a result that is OK."""
+    """Return a result with ``state`` and ``advice`` if ``is_bad``, else an "ok" result."""
     return CheckResult(name, value, state, advice) if is_bad else CheckResult(name, value)
 
 
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-    """Run all checks and yield their results; home folder and user name are replaced.
+    """Run all checks and yield the results; replace the home folder and the user name in them.
 
     Args:
         data: Value of ``--data``.
-        out: Folder for results; the folder may not exist yet.
+        out: Folder for results; the folder need not exist yet.
     """
     on_disk = dict.fromkeys(("disk.room", "disk.writing", "disk.locks", "disk.hdf5"), (out,))
     arguments: dict[str, tuple[Path | None, ...]] = {**on_disk, "project.data": (data,)}
@@ -91,7 +91,7 @@ def run_check(
     Args:
         name: Name of the result that reports an exception or a timeout.
         check: Function that returns or yields the results of the check.
-        seconds: Timeout in s; for example, a network disk may never answer.
+        seconds: Timeout in s; a check may hang, for example on a network disk.
     """
     results: list[CheckResult] = []
 
@@ -102,12 +102,12 @@ def run_check(
         try:
             results.extend(check())
         except ImportError as error:
-            advice = "install the program again, in an environment of its own"
+            advice = "install the program again, in a new virtual environment"
             results.append(failure(first_line(error), PROBLEM, advice))
         except Exception as error:  # noqa: BLE001 - the report continues after any error of a check
             results.append(failure(first_line(error)))
 
-    # As a daemon, a thread that hangs does not prevent the end of the program.
+    # The thread is a daemon: if the thread hangs, the program can still end.
     thread = threading.Thread(target=collect, daemon=True)
     thread.start()
     thread.join(seconds)

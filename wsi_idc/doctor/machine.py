@@ -13,10 +13,10 @@ from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult, make_result
 from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
 
 _GIB = 2**30
-_NO_LIMIT = 2**60  # bytes; control groups use such a large number for "no limit"
+_NO_LIMIT = 2**60  # bytes; a larger number in a control group means "no limit"
 _SECONDS = 10.0
-# Environment variables that are reported. They describe the resources of a SLURM job, and have no
-# names of people, accounts or machines.
+# Environment variables in the report. They describe the resources of a SLURM job. Their values name
+# no person, account or machine.
 _VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),
     *("SLURM_JOB_PARTITION", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
@@ -37,10 +37,10 @@ def cores() -> Iterator[CheckResult]:
     num_cores, used, threads = os.cpu_count() or 1, available_cores(), num_threads()
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_cores
     by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or "not set"
-    value = f"{num_cores} in the machine, {seen} by affinity, {by_slurm} by SLURM"
+    value = f"{num_cores} in the machine, {seen} in the CPU affinity, {by_slurm} by SLURM"
     advice = (
-        f"{used} threads would share {seen} cores; start it with srun --cpus-per-task={used}, "
-        "or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
+        f"{used} threads would share {seen} cores; start the program with srun "
+        f"--cpus-per-task={used}, or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
     )
     yield make_result("cores", value, used > seen, advice, PROBLEM)
     is_limited = threads < used
@@ -61,7 +61,7 @@ def memory() -> Iterator[CheckResult]:
 def memory_limit(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the smallest memory limit of the process's control groups in bytes, else None."""
+    """Return this process's memory limit in bytes: the smallest of its control groups, or None."""
     limits = []
     for line in own.read_text().splitlines():
         _, kinds, path = line.split(":", 2)
@@ -78,15 +78,15 @@ def memory_limit(
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
-    """Report the shared memory; processes on one machine use it to exchange data."""
+    """Report the shared memory, which processes on the same machine use to exchange data."""
     usage = shutil.disk_usage(path)
     value = f"{usage.total / _GIB:.2f} GiB, {usage.free / _GIB:.2f} GiB free"
-    advice = "several processes or GPUs may fail with a bus error; in a container --shm-size=1g"
+    advice = "several processes may end with a bus error; start a container with --shm-size=1g"
     yield make_result(str(path), value, usage.free < _GIB / 4, advice)
 
 
 def torch_build() -> Iterator[CheckResult]:
-    """Report the version of torch, and the CUDA, ROCm and cuDNN versions it was built for."""
+    """Report the version of torch, and the versions of CUDA, ROCm and cuDNN in its build."""
     cudnn = torch.backends.cudnn.version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     built += f", ROCm {torch.version.hip}" if torch.version.hip else ""
@@ -108,30 +108,30 @@ def gpus() -> Iterator[CheckResult]:
         return
     by_driver, by_slurm = len(_driver_versions()), slurm_gpus()
     if torch.backends.mps.is_available():
-        yield CheckResult("GPUs", "one of Apple's (MPS)")
+        yield CheckResult("GPUs", "an Apple GPU (MPS)")
     elif not by_slurm and not by_driver:
         yield CheckResult("GPUs", "none: everything is computed on the CPU", NOTE)
     else:
         advice = (
             "install a torch that is built for CUDA (https://pytorch.org/get-started)"
             if torch.version.cuda is None
-            else f"the driver must be new enough for CUDA {torch.version.cuda}, and the job must "
-            "request GPUs (--gres=gpu:1) and not hide them (CUDA_VISIBLE_DEVICES)"
+            else f"use a driver that supports CUDA {torch.version.cuda}, request GPUs for the job "
+            "(--gres=gpu:1), and do not hide these GPUs (CUDA_VISIBLE_DEVICES)"
         )
-        source = f"SLURM gave some ({by_slurm})" if by_slurm else f"nvidia-smi shows {by_driver}"
-        yield CheckResult("GPUs", f"torch sees none, yet {source}", PROBLEM, advice)
+        source = f"SLURM assigns GPUs ({by_slurm})" if by_slurm else f"nvidia-smi finds {by_driver}"
+        yield CheckResult("GPUs", f"torch finds no GPU, but {source}", PROBLEM, advice)
 
 
 def driver() -> Iterator[CheckResult]:
     """Report the version of the NVIDIA driver."""
     versions = ", ".join(sorted(set(_driver_versions())))
     is_here = shutil.which("nvidia-smi")
-    reason = "nvidia-smi reports none" if is_here else "none of NVIDIA's (no nvidia-smi)"
+    reason = "nvidia-smi reports no driver" if is_here else "no NVIDIA driver (no nvidia-smi)"
     yield CheckResult("driver", f"NVIDIA {versions}" if versions else reason)
 
 
 def _driver_versions() -> list[str]:
-    """Return the version of the NVIDIA driver once per GPU."""
+    """Return a list with the version of the NVIDIA driver for each GPU."""
     answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return answer.stdout.splitlines() if answer and answer.returncode == 0 else []
 
@@ -148,12 +148,12 @@ def slurm() -> Iterator[CheckResult]:
     for name in ("srun", "sbatch"):
         answer = _run(name, "--version")
         if answer is None:
-            yield CheckResult(name, "not here")
+            yield CheckResult(name, "not installed")
         elif answer.returncode == 0:
             yield CheckResult(name, answer.stdout.strip())
         else:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-            value, advice = f"does not work ({reason})", "this machine may not be in a cluster"
+            value, advice = f"does not work ({reason})", "perhaps the machine is in no cluster"
             yield CheckResult(name, value, NOTE, advice)
     value = ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ)
     if "SLURM_JOB_ID" not in os.environ:

@@ -13,7 +13,7 @@ from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 
 
 def program() -> Iterator[CheckResult]:
-    """Report the version of the program, and its commit if it runs from a Git checkout."""
+    """Report the version of the program, and the Git commit if it runs from a checkout."""
     try:
         commit = provenance()["git_commit"]
     except metadata.PackageNotFoundError:  # the check ``packages`` reports the missing package
@@ -53,5 +53,5 @@ def openslide() -> Iterator[CheckResult]:
     try:
         yield CheckResult("OpenSlide", library_version())
     except (ImportError, OSError) as error:
-        advice = "pip install openslide-python openslide-bin; only slides need it, a pack does not"
+        advice = "pip install openslide-python openslide-bin; only the reading of slides needs it"
         yield CheckResult("OpenSlide", f"cannot be loaded ({first_line(error)})", NOTE, advice)

@@ -18,7 +18,7 @@ _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def data(data_path: Path | None) -> Iterator[CheckResult]:
-    """Report the data of the project; a patch tree or zip is not packed for this check."""
+    """Report the data of the project; this check does not pack a patch tree or zip."""
     path = data_path or default_data()
     if data_path is None and not path.exists():
         # A wrong path in WSI_IDC_DATA is a problem. Without this variable, the project may be new
@@ -41,7 +41,7 @@ def data(data_path: Path | None) -> Iterator[CheckResult]:
         yield CheckResult("data", f"{tree} holds neither a pack nor patches", PROBLEM, _HOW)
     else:
         kind = "a patch tree" if tree.is_dir() else "a zip"
-        yield CheckResult("data", f"{tree}, {kind}; it is packed when it is first used")
+        yield CheckResult("data", f"{tree}, {kind}; the first command that reads it makes a pack")
 
 
 def weights() -> Iterator[CheckResult]:
@@ -49,7 +49,7 @@ def weights() -> Iterator[CheckResult]:
     if names := cached_imagenet():
         yield CheckResult("ImageNet weights", f"{', '.join(names)} in {imagenet_folder()}")
     else:
-        advice = "wsi-idc fetch-weights resnet50, where there is internet"
+        advice = "run wsi-idc fetch-weights resnet50 on a machine with internet"
         yield CheckResult("ImageNet weights", f"none in {imagenet_folder()}", NOTE, advice)
 
 

@@ -25,7 +25,7 @@ BORDER_TITLES = {
     1: "1 patch between",
     2: "2 or more between, or no other label",
 }
-# Light to dark: the farther from the border, the more certain is the label.
+# Darker colors are farther from the border, where the label is more certain.
 _BORDER_COLORS = {0: "#9ecae1", 1: "#4a90c4", 2: "#08437e"}
 # Metrics that can be compared between groups of patches with different prevalence.
 _COMPARABLE_METRICS = [
@@ -34,7 +34,7 @@ _COMPARABLE_METRICS = [
     if not (METRIC_TABLE[name].depends_on_prevalence or METRIC_TABLE[name].smaller_is_better)
 ]
 _NUM_HISTOGRAM_BINS = 40
-NUM_NAMED = 5  # number of patients with the lowest values whose ids are shown
+NUM_NAMED = 5  # show the ids of this number of patients, with the lowest values
 _RESAMPLES_OF_BINS = 500
 
 
@@ -46,12 +46,12 @@ def draw_row_grid(ax: Axes) -> None:
 
 
 def probability_name(evaluation: Evaluation) -> str:
-    """Return the name of the final probabilities in figures."""
+    """Return the name that figures use for the final probabilities."""
     return evaluation.final.column.replace("probability_smoothed", "smoothed probability")
 
 
 def confusion_matrix(evaluation: Evaluation) -> Figure:
-    """Draw the confusion matrix: number of patches, and fraction of the patches of the label."""
+    """Draw the confusion matrix; a cell shows its number of patches and its fraction of the row."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
     tp, fp, tn, fn = astuple(evaluation.final.confusion)
@@ -78,7 +78,7 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
 
 
 def roc_and_pr(evaluation: Evaluation) -> Figure:
-    """Draw the ROC curve and the PR curve, their 95 % bands, and the point of the threshold."""
+    """Draw the ROC curve and the PR curve with 95 % bands, and the point at the threshold."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     roc, pr = figure.subplots(1, 2)
     final, metrics = evaluation.final, evaluation.final.metrics
@@ -171,7 +171,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     ax.plot([0, 1], [0, 1], ":", color=GRAY, label="perfectly calibrated")
     ax.vlines(filled["probability"], filled["low"], filled["high"], ACCENT, lw=1.5, alpha=0.6)
     ax.plot(filled["probability"], filled["idc_share"], "o-", color=ACCENT, ms=5, label="observed")
-    # Calibration by the temperature is done before smoothing.
+    # The temperature calibrates the probabilities before they are smoothed.
     steps = [f"{number(evaluation.ece_uncalibrated)} before calibration"]
     if evaluation.raw is not None:
         steps.insert(0, f"{number(evaluation.raw.metrics['ece'])} before smoothing")
@@ -239,7 +239,7 @@ def marker_areas(patches: NDArray) -> NDArray[np.float64]:
 
 
 def patients(evaluation: Evaluation) -> Figure:
-    """Draw AUC and Dice of each patient, sorted by value; show the ids with the lowest values."""
+    """Draw AUC and Dice of each patient, sorted by value; show the ids of the weakest patients."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     axes = figure.subplots(2, 1)
     for ax, name in zip(axes, ("auc", "dice"), strict=True):
@@ -289,7 +289,7 @@ def _draw_sorted(
 
 
 def area_fraction(evaluation: Evaluation) -> Figure:
-    """Draw the called and the labelled IDC fraction of each patient, and their difference."""
+    """Draw each patient's IDC fraction by calls and by labels, and the difference of the two."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     against, difference = figure.subplots(1, 2)
     table, statistics = evaluation.patients, evaluation.patient_summary.get("area_bias", {})

@@ -31,8 +31,8 @@ COMPARISON_FILES = {
     "writes": (_COMPARISON_JSON, "comparison.html", "metrics.csv", "patients.csv", "figures"),
     "marks": (_COMPARISON_JSON,),
 }
-# With fewer patients a percentile interval is too narrow. If two predictors are equally good, the
-# interval excludes 0 in 15 % of the comparisons of 5 patients, and in 10 % with 10 patients.
+# With fewer patients, a percentile interval is too narrow. For two equally good predictors, the
+# interval excludes 0 in 15 % of the comparisons with 5 patients, and in 10 % with 10 patients.
 MIN_PATIENTS = 10
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
@@ -52,7 +52,7 @@ class Predictions:
         threshold: Smallest probability that is called IDC.
         table: One row per patch, sorted by patient, x and y. Columns: patient, x, y, label,
             probability (smoothed if the predictor smooths).
-        notes: Remarks about the metrics, in sentences.
+        notes: Sentences about the metrics.
     """
 
     folder: Path
@@ -75,10 +75,10 @@ class Comparison:
     Attributes:
         num_patients: Number of compared patients.
         num_patches: Number of compared patches.
-        notes: Remarks about evaluation A, evaluation B or both, in sentences.
+        notes: Sentences about evaluation A, evaluation B or both.
         metrics: One row per metric. Columns: metric, a, b, difference (b - a), low, high (95 %
-            interval of the difference), better ("a", "b", or "" if the interval contains 0 or
-            there are fewer than ``MIN_PATIENTS`` patients).
+            interval of the difference), better ("a" or "b"). better is "" if the interval contains
+            0 or if there are fewer than ``MIN_PATIENTS`` patients.
         patients: One row per patient. Columns: patient, number of patches, AUC and Dice with a,
             AUC and Dice with b, and the differences b - a.
     """
@@ -192,12 +192,12 @@ def _check_same(a: Predictions, b: Predictions) -> None:
     patients_a, patients_b = set(a.table["patient"]), set(b.table["patient"])
     if patients_a != patients_b:
         unmatched = [
-            f"{len(only)} only in {predictions.folder} ({_first_names(only)})"
+            f"{len(only)} are only in {predictions.folder} ({_first_names(only)})"
             for predictions, only in ((a, patients_a - patients_b), (b, patients_b - patients_a))
             if only
         ]
         raise DataError(
-            f"not the same patients: {'; '.join(unmatched)}; evaluate both on one split and data"
+            f"the patients differ: {'; '.join(unmatched)}; evaluate both on the same split and data"
         )
     if not a.table[_KEY].equals(b.table[_KEY]):
         raise DataError(
@@ -206,8 +206,8 @@ def _check_same(a: Predictions, b: Predictions) -> None:
         )
     if (differs := a.table["label"] != b.table["label"]).any():
         raise DataError(
-            f"{a.folder} and {b.folder} have {int(differs.sum())} different labels, of patients "
-            f"{_first_names(set(a.table['patient'][differs]))}; evaluate both on the same data"
+            f"{a.folder} and {b.folder} have {int(differs.sum())} patches with different labels "
+            f"({_first_names(set(a.table['patient'][differs]))}); evaluate both on the same data"
         )
 
 
@@ -229,7 +229,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 def leaderboard(
     evaluations: Sequence[tuple[str, Evaluation]], *, rank_by: str = "auc"
 ) -> pd.DataFrame:
-    """Build a table: one row per evaluation, the best first, then one row per published result.
+    """Build a table of the evaluations, the best first, and of the published results after them.
 
     ``evaluations`` are pairs of a name and an evaluation. The metric ``rank_by`` sorts the rows.
     The largest set of evaluations of the same patches is ranked; other evaluations follow.
@@ -266,7 +266,7 @@ def leaderboard(
 
 
 def published_results() -> pd.DataFrame:
-    """Read the table of published patient-wise results; columns work, test, metrics, note."""
+    """Read the published results with a split by patient. Columns: work, test, metrics, note."""
     with (resources.files("wsi_idc.evaluation") / "published.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 

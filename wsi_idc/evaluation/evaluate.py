@@ -21,7 +21,7 @@ from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table,
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 
-# The bands of the curves are drawn and not written as numbers: fewer resamples are enough.
+# Fewer resamples are enough for the bands of the curves, because the bands are only drawn.
 _RESAMPLES_OF_BANDS = 500
 
 
@@ -46,10 +46,10 @@ def evaluation_folder(predictor: Predictor, split: str) -> Path:
 def choose_patients(
     predictor: Predictor, pack: Pack, split: str, *, allow_seen: bool = False
 ) -> list[str]:
-    """Select the patients of the pack to evaluate; return their sorted ids.
+    """Select the patients to evaluate; return their sorted ids.
 
     Args:
-        predictor: Predictor whose checkpoints contain the split of their training.
+        predictor: Predictor to evaluate; each of its checkpoints contains a split.
         pack: Pack with the available patients.
         split: Group of patients. "test", "val" or "train" selects the patients with this role in
             the splits of all checkpoints; "test" selects every patient of the pack if none is in a
@@ -142,8 +142,8 @@ def evaluate(
         notes.insert(0, "no patient is in the split of a checkpoint, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
-            "the temperature, fitted on val patients, does not help here: "
-            f"ECE {raw.metrics['ece']:.4f}, {ece_uncalibrated:.4f} without it"
+            "the temperature from the val patients does not help here: "
+            f"ECE {raw.metrics['ece']:.4f} with it, {ece_uncalibrated:.4f} without it"
         )
     num_drawn = min(num_resamples, _RESAMPLES_OF_BANDS) if len(ids) > 1 else 0
     return Evaluation(
@@ -175,10 +175,10 @@ def evaluate(
 def _predictions_table(
     predictor: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
 ) -> pd.DataFrame:
-    """Build a table with one row per patch: patient, x, y, label, all outputs of the predictor.
+    """Build a table with one row per patch: patient, x, y, label, outputs of the predictor.
 
-    ``rows`` has all patches of each patient, because smoothing uses neighbors. The logits, shape
-    (N, k, num_classes), are from ``Predictor.predict``.
+    ``rows`` has all patches of each patient, because smoothing uses neighbors. ``logit`` is from
+    ``Predictor.predict`` and has the shape (N, k, num_classes).
     """
     prediction = predictor.aggregate(logit)
     index = pack.index.iloc[rows]
@@ -207,8 +207,9 @@ def compute_metrics(
 ) -> MetricSet:
     """Compute the metrics of a column of probabilities.
 
-    The table ``predictions`` has the columns label (0 or 1) and ``column``. For ``code`` and
-    ``weights`` see ``resampled_metrics``. If all patches are of one patient, all intervals are NaN.
+    The table ``predictions`` has the columns label (0 or 1) and ``column``. ``code`` has, for each
+    patch, the index of its patient's column in ``weights``; ``weights`` has the weight of each
+    patient in each resample, shape (R, P). With only one patient, all intervals are NaN.
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     resampled = bootstrap.resampled_metrics(
@@ -232,7 +233,7 @@ def _notes(
 ) -> list[str]:
     notes = [
         f"a checkpoint {use} on {len(seen)} of these patients: the metrics are too good"
-        for role, use in (("train", "was trained"), ("val", "had its epoch and threshold chosen"))
+        for role, use in (("train", "was trained"), ("val", "was tuned (epoch, threshold)"))
         if (seen := predictor.patients(role).intersection(patients["patient"]))
     ]
     if num_unknown:
@@ -242,12 +243,11 @@ def _notes(
     labels = predictions["label"].unique()
     if len(labels) == 1:
         name = "IDC" if labels[0] else "non-IDC"
-        notes.append(f"every label is {name}: metrics that need both classes, like AUC, are empty")
+        notes.append(f"every label is {name}: AUC and other metrics of both classes are empty")
     elif num_single := int(patients["auc"].isna().sum()):
         subject = "1 patient has" if num_single == 1 else f"{num_single} patients have"
-        owner = "its" if num_single == 1 else "their"
-        notes.append(f"{subject} one class only, so no AUC of {owner} own")
+        notes.append(f"{subject} only one class, and therefore no AUC")
     column = "probability_smoothed" if "probability_smoothed" in predictions else "probability"
     if predictions[column].nunique() == 1:
-        notes.append("all probabilities are equal: they rank no patch before another")
+        notes.append("all probabilities are equal, so they do not rank the patches")
     return notes

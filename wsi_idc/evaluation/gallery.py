@@ -1,4 +1,4 @@
-"""Galleries of the wrongly called patches with the most confident calls."""
+"""Galleries of the false positives and false negatives with the most confident probabilities."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from wsi_idc.plotting.number_format import number
 from wsi_idc.plotting.style import printable
 
 NUM_ROWS, NUM_COLS = 4, 6
-# Largest number of patches of one patient in a gallery: a gallery shows several patients.
+# A gallery shows at most this number of patches per patient, so that it has several patients.
 MAX_PER_PATIENT = 2
 _WIDTH, _TITLE_HEIGHT = 10, 0.45  # inches
 # A gallery shows neighbors if its patches have at least this many of 8 neighbors on average.
@@ -31,9 +31,9 @@ def surest_wrong(
 ) -> pd.DataFrame:
     """Select the wrongly called patches of a label, the most confident call first.
 
-    The table ``predictions`` has the columns patient, label and ``column``, the probability of IDC.
-    Label 0 selects false positives, label 1 selects false negatives: at most ``MAX_PER_PATIENT``
-    rows per patient, at most ``NUM_ROWS * NUM_COLS`` in total.
+    Columns of ``predictions``: patient, label, and ``column``, which has the probability of IDC.
+    Label 0 selects false positives, and label 1 selects false negatives. The result has at most
+    ``MAX_PER_PATIENT`` rows per patient, and at most ``NUM_ROWS * NUM_COLS`` rows in total.
     """
     called = predictions[column] >= threshold
     wrong = predictions[(predictions["label"] == label) & (called != (label == 1))]
@@ -81,14 +81,14 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     ax.set(xlim=(0, NUM_COLS), ylim=(rows, 0))
     ax.set_axis_off()
     ax.set_title(
-        f"{name}: the {len(chosen)} surest of {num_wrong:,}, at most {MAX_PER_PATIENT} a patient; "
-        f"p: {probability_name(evaluation)} of IDC"
+        f"{name}: the {len(chosen)} surest of {num_wrong:,}, at most {MAX_PER_PATIENT} per patient"
+        f"; p: {probability_name(evaluation)} of IDC"
     )
     return figure
 
 
 def _draw_image(ax: Axes, image: Pixels, left: float, top: float, *, has_neighbors: bool) -> None:
-    """Draw a patch, or a framed patch in the middle of its neighbors; the image side is 0.92."""
+    """Draw a patch; if ``has_neighbors``, draw its neighbors around it, and a frame."""
     side, third = 0.92, 0.92 / 3
     if not has_neighbors:
         px = len(image) // 3

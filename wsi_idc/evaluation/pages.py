@@ -56,7 +56,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
 
 
 def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
-    """Count the patients by the larger value: four counts for A, B, equal, and no value."""
+    """Count the patients whose value is larger with A, larger with B, equal, or missing."""
     difference = patients[f"{name}_difference"].to_numpy(float)
     return {
         "a": int((difference < 0).sum()),
@@ -92,7 +92,7 @@ def differences(comparison: Comparison) -> Figure:
 
 
 def paired_patients(comparison: Comparison) -> Figure:
-    """Draw AUC and Dice of each patient: the value with a along x, the value with b along y."""
+    """Draw AUC and Dice of each patient: x is the value with A, and y is the value with B."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     for ax, name in zip(figure.subplots(1, 2), ("auc", "dice"), strict=True):
         _draw_pairs(ax, comparison.patients, name)
@@ -100,7 +100,7 @@ def paired_patients(comparison: Comparison) -> Figure:
 
 
 def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
-    """Draw one mark per patient, and write the ids of patients with the largest differences."""
+    """Draw one mark per patient, and the ids of the patients with the largest differences."""
     known = table[table[f"{name}_difference"].notna()]
     counts, title = tally(table, name), TITLES[name]
     ax.set(xlabel=f"{title} with A", ylabel=f"{title} with B", aspect="equal")
@@ -147,19 +147,19 @@ def write_leaderboard_page(table: pd.DataFrame, out: Path) -> None:
 
 
 def ranking_metric(table: pd.DataFrame) -> str:
-    """Return the metric that sorts a leaderboard: the only metric with an interval."""
+    """Return the metric that sorts a leaderboard; only this metric has a confidence interval."""
     return next(name.removesuffix("_low") for name in map(str, table) if name.endswith("_low"))
 
 
 def leaderboard_chart(table: pd.DataFrame) -> Figure:
-    """Draw the metric that sorts the leaderboard. Rows without a value are left out."""
+    """Draw the metric that sorts the leaderboard; leave out rows in which this metric is NaN."""
     metric = ranking_metric(table)
     known = table[table[metric].notna()]
     figure = Figure(figsize=(9, 1.5 + 0.36 * max(len(known), 1)), layout="constrained")
     ax = figure.subplots()
     ax.set_title(TITLES[metric])
     if known.empty:
-        say_none(ax, f"none has a value of {TITLES[metric]}")
+        say_none(ax, f"no row has a value of {TITLES[metric]}")
         return figure
     place, values = np.arange(len(known)), known[metric].to_numpy(float)
     source = known["source"].to_numpy()

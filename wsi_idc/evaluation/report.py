@@ -41,7 +41,7 @@ def evaluate_into(
     with_report: bool = True,
     **settings: Any,
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a predictor, write the results into a folder; return the evaluation and the folder.
+    """Evaluate a predictor, and write its results; return the evaluation and ``folder``.
 
     Args:
         folder: Folder of the results.
@@ -50,12 +50,12 @@ def evaluate_into(
         split: Group of patients, as in ``choose_patients``.
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
-        settings: Further keyword arguments, which are passed to ``evaluate``.
+        settings: Further keyword arguments of ``evaluate``.
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
-        DataError: No patient or no known label is left to evaluate, or a checkpoint was trained on
-            one of the patients.
+        DataError: There is no patient or no known label to evaluate, or a checkpoint was trained
+            on one of the patients.
     """
     patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(predictor, pack, patients, split=split, **settings)
@@ -71,7 +71,7 @@ def evaluate_into(
 def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
     """Read the training history of a checkpoint: one record per epoch.
 
-    For an ensemble, or if the checkpoint is not the best one of a run, return None.
+    Return None for an ensemble, and for a checkpoint that is not the best.pt of a run.
     """
     source = predictor.checkpoints[0].source
     if len(predictor.checkpoints) > 1 or source is None:
@@ -85,8 +85,8 @@ def write_report(
 ) -> None:
     """Write figures/ and the self-contained report.html into the folder ``out``.
 
-    ``pack`` is the evaluated pack. ``history`` has one record per epoch of the training; None: the
-    history is unknown.
+    ``pack`` is the evaluated pack. ``history`` has one record per epoch of the training; it is
+    None if the history is unknown.
     """
     start = time.monotonic()
     drawings: dict[str, Callable[[], Figure]] = {
@@ -99,13 +99,13 @@ def write_report(
     uris = write_figures(drawings, out)
     write_evaluation_page(evaluation, out / PAGE, uris)
     seconds = time.monotonic() - start
-    logger.info("report: %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
+    logger.info("report: wrote %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str, str]) -> None:
     """Write the page of an evaluation as the HTML file ``path``.
 
-    ``uris`` has the data URI of each figure, by name. The page leaves out figures without a URI.
+    ``uris`` has a data URI for each name of a figure. Figures without a URI are left out.
     """
     final, raw, record = evaluation.final, evaluation.raw, evaluation.record
     method = record["method"]

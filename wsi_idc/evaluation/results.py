@@ -72,17 +72,17 @@ class Evaluation:
         num_patients: Number of evaluated patients.
         num_patches: Number of evaluated patches. The label of each of them is known.
         num_unknown: Number of patches that are left out because their label is unknown.
-        final: Metrics of the final probabilities, which are smoothed if the predictor smooths.
+        final: Metrics of the final probabilities. These are smoothed if the predictor smooths.
         raw: Metrics of the probabilities before smoothing; None without smoothing.
         ece_uncalibrated: ECE of the probabilities without temperature and without smoothing.
         by_border: For each distance from the label border, metrics of the patches at this distance.
-        patient_summary: Distribution over the patients of AUC, Dice and area bias, as
-            ``metrics.patients.summary`` returns it.
+        patient_summary: Statistics of the AUC, Dice and area bias of the patients, as
+            ``metrics.patients.summary`` returns them.
         predictions: One row per patch. Columns: patient, x, y, label, probability, further outputs
             of the predictor, border_distance.
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
         bands: ROC curve and PR curve with bands; None if all labels are of one class.
-        notes: Remarks about the results, in sentences.
+        notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
     """
 
@@ -102,7 +102,7 @@ class Evaluation:
     record: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON: all results except tables and curves. Undefined values: None."""
+        """Return a dict for JSON with all results except tables and curves; None replaces NaN."""
         return {
             "split": self.split,
             "num_patients": self.num_patients,

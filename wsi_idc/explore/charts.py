@@ -22,7 +22,7 @@ _MAX_NAMED = 12
 
 
 def class_balance(description: Description, pack: Pack) -> Figure:
-    """Draw the number of patches of each class, overall and for each patient."""
+    """Draw the number of patches of each class, and the share of each class per patient."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     overall, each = figure.subplots(1, 2, width_ratios=[1, 2.6])
     patients = description.patients
@@ -83,7 +83,7 @@ def patches_per_patient(description: Description, pack: Pack) -> Figure:
 
 
 def sizes(description: Description, pack: Pack) -> Figure:
-    """Draw the sizes of the patches that are not of full size."""
+    """Draw the sizes of the patches that are smaller than the full size."""
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     ax = figure.subplots()
     side, table = pack.info.patch_px, description.sizes
@@ -114,7 +114,7 @@ def sizes(description: Description, pack: Pack) -> Figure:
 
 
 def channels_by_class(description: Description, pack: Pack) -> Figure:
-    """Draw histograms of the channel means of the patches of each class."""
+    """Draw a histogram for each channel and class: the mean of the channel in each patch."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, len(CHANNELS), sharex=True, sharey=True)
     table, labels = description.pixels.table, pack.index["label"].to_numpy()
@@ -214,7 +214,7 @@ def _mark_median(ax: Axes, median: float, text: str) -> None:
 
 
 def _count_from_one(ax: Axes, count: int) -> None:
-    """Label the x axis with patient numbers from 1. The x coordinates of patients begin at 0."""
+    """Label the x axis with numbers from 1 to ``count``; the number 1 is at x = 0."""
     ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(1, count) if tick <= count]
     ticks = [max(int(tick), 1) for tick in ticks if tick >= 0]
     ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])

@@ -1,8 +1,8 @@
 """Find near-identical patches of different patients; ``DUPLICATE_METHOD`` describes the method.
 
-In a test with copies of 2,000 real patches, the method found all darkened copies, 99 % of the
-copies after JPEG compression of quality 90, 95 % of the copies after JPEG compression of quality
-70, but only 16 % of the copies that were shifted by one pixel.
+In a test with copies of 2,000 real patches, the method found all darkened copies. It found 99 % of
+the copies after JPEG compression of quality 90, and 95 % after quality 70. It found only 16 % of
+the copies that were shifted by one pixel.
 
 A hash is divided into six parts. Two hashes that differ in at most 3 bits have at least three equal
 parts, so only patches with three equal parts are compared. Therefore the time grows with the number
@@ -43,8 +43,8 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     Args:
         pack: Pack with the patches.
         hashes: Perceptual hash of each patch of the pack, shape (N,).
-        candidates: Positions of the patches to compare, without those that have no tissue: all
-            patches without tissue look alike.
+        candidates: Positions of the patches to compare. Patches without tissue are left out,
+            because they all look alike.
 
     Returns:
         One row per patch of a group. Columns: ``group`` (number from 1), ``row`` (position of the
@@ -80,8 +80,8 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
 def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
     """Find the pairs of hashes that differ in at most ``MAX_BITS_APART`` bits.
 
-    ``hashes`` are distinct, shape (N,). Return the sorted positions i < j of the two hashes of each
-    pair, shape (P, 2).
+    ``hashes`` are distinct and have the shape (N,). The result has the shape (P, 2): each row has
+    the positions i < j of two hashes. The rows are sorted.
     """
     pair_lists = [np.zeros((0, 2), np.int64)]
     is_truncated = False
@@ -98,18 +98,18 @@ def near_pairs(hashes: NDArray[np.uint64]) -> Ints:
             apart = bits_apart(hashes[pairs[:, 0]], hashes[pairs[:, 1]])
             pair_lists.append(np.sort(pairs[apart <= MAX_BITS_APART], axis=1))
     if is_truncated:
-        logger.warning("many patches look alike: not every pair was compared")
+        logger.warning("too many similar patches: some pairs of near-duplicates may be missing")
     return np.unique(np.concatenate(pair_lists), axis=0)
 
 
 def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
-    """Count the bits in which two arrays of hashes differ, element by element."""
+    """Count the different bits of ``a[i]`` and ``b[i]`` for each index i."""
     differing = np.ascontiguousarray(a ^ b).view(np.uint8).reshape(-1, 8)
     return np.unpackbits(differing, axis=1).sum(axis=1, dtype=np.int64)
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield the positions of pairs of equal keys in a sorted array; adjacent pairs come first."""
+    """Yield pairs of positions whose sorted ``keys`` are equal; adjacent positions come first."""
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]
@@ -120,7 +120,7 @@ def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
 
 
 def _correlations(pack: Pack, pairs: Ints) -> NDArray[np.float64]:
-    """Compute the correlation of the gray values of each pair; 0 if a patch has one color."""
+    """Compute the correlation of the gray values of each pair, or 0 if a patch has one color."""
     parts = [np.zeros(0)]
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
         a, b = (_standardized(pack, rows) for rows in pairs[start : start + _PAIRS_AT_A_TIME].T)

@@ -26,7 +26,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Args:
         pack: Pack of the data set. The pixels of the pack are read once.
-        out: Folder of ``*.csv``, ``figures/*.png``, ``figures/*.svg`` and, last, ``summary.json``.
+        out: Folder for the CSV files, ``figures/`` and ``summary.json``, which is written last.
         seed: Seed that selects the sample patches and their augmentation.
 
     Returns:
@@ -34,14 +34,14 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         DataError: The pack is truncated while it is read.
-        WsiIdcError: ``out`` is not writable, or has files of these names that are not from explore.
+        WsiIdcError: ``out`` is not writable, or contains other files with these names.
     """
     ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)
     tables = description.tables()
     # hints.csv is written first: this file marks the folder as a folder of explore.
     for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
-        # Integers are written exactly. Floats have six digits, which hide rounding errors of sums.
+        # Integers are written exactly. Floats have six digits: this hides rounding errors.
         text = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
         write_text(out / f"{name}.csv", text)
     seeded = {draw.__name__: partial(draw, seed=seed) for draw in (samples, augmentation)}

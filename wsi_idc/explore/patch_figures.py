@@ -76,7 +76,7 @@ def augmented_samples(
 
 
 def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
-    """Choose up to ``num`` random rows of a label. Other labels do not change the choice."""
+    """Choose up to ``num`` of ``rows`` at random; each label has its own random numbers."""
     rng = np.random.default_rng([seed, label + 1])
     return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
 
@@ -203,7 +203,7 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     num_rows = min(largest, _GROUP_MEMBERS_SHOWN)
     figure = Figure(figsize=(10, 0.5 + 1.2 * num_rows), layout="constrained")
     title = f"Near-identical patches of different patients: {len(groups):,} groups, "
-    title += f"{min(len(groups), _GROUPS_SHOWN)} shown, one a column, named by patient"
+    title += f"{min(len(groups), _GROUPS_SHOWN)} shown, one per column, with patient ids"
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(num_rows, _GROUPS_SHOWN, squeeze=False)
     for ax in axes.flat:
@@ -218,11 +218,11 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
 
 
 def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]:
-    """Assemble an image of the patch with its top left corner at (x, y) px, and of its 8 neighbors.
+    """Assemble an image of a patch and its 8 neighbors; (x, y) is the top left corner of the patch.
 
     Returns:
-        The image, shape (3 * patch_px, 3 * patch_px, 3), white at missing neighbors; and the number
-        of neighbors that exist.
+        The image, and the number of neighbors that exist. The image has the shape (3 * patch_px,
+        3 * patch_px, 3) and is white at missing neighbors.
     """
     rows = pack.rows_of(patient)
     col_row = (pack.index[["x", "y"]].to_numpy()[rows] - (x, y)) // pack.info.patch_px + 1

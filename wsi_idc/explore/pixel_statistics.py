@@ -92,11 +92,11 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Compute a hash of each image. Near-identical images have equal or similar hashes.
 
     The bits are the signs of the lowest 8 x 8 coefficients of the discrete cosine transform,
-    except the mean. Another brightness or contrast does not change the hash. A shift, a rotation
-    or a flip of the image changes the hash.
+    except the mean. A change of brightness or contrast does not change the hash. A shift, a
+    rotation or a flip of the image changes the hash.
 
-    ``gray`` has the shape (N, side, side). The hashes have 63 bits, shape (N,), uint64; the hash of
-    an image of one color is 0.
+    ``gray`` has the shape (N, side, side). The result has the shape (N,) and the type uint64, with
+    63 bits per hash. The hash of an image of only one color is 0.
     """
     side = gray.shape[-1]
     angle = np.pi / side * np.outer(np.arange(_HASH_SIDE), np.arange(side) + 0.5)
@@ -153,6 +153,6 @@ def _block_table(
 
 
 def _totals(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Sum the integers of each image. The sums are exact: the sum of a row is below 2**24."""
+    """Sum the integers of each image. Float32 is exact, as the sum of a row is below 2**24."""
     rows = values @ np.ones(values.shape[-1], np.float32)
     return rows.sum(axis=-1, dtype=np.float64).astype(np.int64)

@@ -21,11 +21,11 @@ MAX_ABS_Z = 3.5
 # With fewer patches of tissue, the stain statistics depend more on these patches than on the stain.
 MIN_PATCHES_FOR_STAIN = 10
 STAIN_FEATURES = ("stain_strength", "red_share", "blue_share")
-# Ratio of standard deviation and median absolute deviation of a normal distribution.
+# For a normal distribution, the standard deviation divided by the median absolute deviation.
 _MAD_TO_STD = 1.4826
 _OFFSETS = tuple((row, col) for row in (-1, 0, 1) for col in (-1, 0, 1) if (row, col) != (0, 0))
 RULES = {
-    LABEL: "all 8 neighbours are there and carry the other label",
+    LABEL: "all 8 neighbours exist and have the other label",
     BLANK: f"less than {MIN_TISSUE_SHARE:.0%} of the pixels are stained tissue",
     DARK_BAND: f"{MIN_DIM_LINES} or more lines of pixels are grey from side to side, as at the "
     "edge of the glass",
@@ -34,11 +34,11 @@ RULES = {
 
 
 def neighbor_index(pack: Pack) -> Ints:
-    """Find the positions in the pack of the 8 patches around each patch, shape (N, 8).
+    """Find the 8 patches around each patch; return their positions in the pack, shape (N, 8).
 
     The order of the neighbors is row by row. The position of a missing neighbor is -1.
     """
-    # A border of one empty cell separates the end of a row from the start of the next one.
+    # A border of one empty cell separates the end of a row from the start of the next row.
     stride = MAX_CELLS_PER_SIDE + 2
     row_col = pack.cells()
     patient = pack.index["patient"].to_numpy(np.int64)
@@ -59,9 +59,9 @@ def is_blank(pixel_table: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.DataFrame:
-    """Find the hints about single patches.
+    """Find unusual patches ("hints"): an isolated label, almost no tissue, or a dark band.
 
-    ``pixel_table`` is ``PixelStatistics.table``, ``neighbors`` the result of ``neighbor_index``.
+    ``pixel_table`` is ``PixelStatistics.table``; ``neighbors`` is from ``neighbor_index``.
 
     Returns:
         One row per hint, sorted by kind, then by row. Columns: ``kind``, ``row`` (position of the
@@ -86,7 +86,7 @@ def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.
 
 
 def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
-    """Add patient, x, y, label and path to ``table``. Column ``row`` has positions in the pack."""
+    """Add patient, x, y, label and path to ``table``; ``row`` is the position in the pack."""
     rows = table["row"].to_numpy(np.int64)
     paths = pack.paths() if len(rows) else []
     columns = pack.index.iloc[rows].reset_index(drop=True)[["x", "y", "label"]]
@@ -131,7 +131,7 @@ def modified_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
     The score is the distance from the median in robust standard deviations. The score of NaN is
     NaN, and NaN does not change the other scores. If more than half of the other values are equal,
-    the other scores are 0.
+    all other scores are 0.
     """
     known = values[~np.isnan(values)]
     if not len(known):

@@ -17,7 +17,7 @@ from wsi_idc.geometry.grid import shape_of
 FORMAT = "wsi-idc-explore"
 FORMAT_VERSION = 1
 SIGNIFICANT_DIGITS = 6
-# Name of the column with the number of patches of each label.
+# For each label, the name of the column with its number of patches.
 LABEL_COLUMNS = {0: "non_idc", 1: "idc", -1: "unknown"}
 _WHITE = 255
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
@@ -55,7 +55,7 @@ class Description:
     summary: dict[str, Any]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables for the CSV files, by name."""
+        """Return the table of each CSV file; the keys are the file names without ``.csv``."""
         names = ("patients", "classes", "channels", "sizes", "hints", "duplicates")
         return {name: getattr(self, name).drop(columns="row", errors="ignore") for name in names}
 
@@ -90,7 +90,7 @@ def label_names(pack: Pack) -> dict[int, str]:
 def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     """Compute mean and standard deviation (0 to 1) of each channel for each group of patches.
 
-    ``keys`` is the group of each patch, as an argument of ``DataFrame.groupby``.
+    ``keys`` gives the group of each patch; it is passed to ``DataFrame.groupby``.
     """
     names = [f"{statistic}_{name}" for statistic in ("sum", "squares") for name in CHANNELS]
     groups = pixel_table[["num_px", *names]].groupby(keys)

@@ -21,7 +21,7 @@ class GridTransform:
 
     Attributes:
         x, y: Position of the top left corner of cell (0, 0).
-        side: Side of a cell; not always an integer, since slide and map differ in resolution.
+        side: Side of a cell. It is not always an integer: slide and map differ in resolution.
         mpp: Microns per px.
     """
 
@@ -37,7 +37,7 @@ class GridTransform:
         sides. Therefore rounding errors do not add up along the grid.
 
         Args:
-            col_row: Column and row of the cells with these top left corners, shape (..., 2).
+            col_row: Column and row of each cell whose top left corner is computed, shape (..., 2).
 
         Returns:
             x and y of each corner, in the shape of ``col_row``.
@@ -47,7 +47,7 @@ class GridTransform:
 
 
 def stable_id(patient_map: PatientMap, part: str) -> str:
-    """Return the UUID of a part of a map; it depends only on patient, grid and ``part``."""
+    """Return the UUID of a part of a map. The UUID depends only on patient, grid and ``part``."""
     grid = f"{patient_map.patch_px}px/{patient_map.cell_px}px/{patient_map.mpp:g}um"
     return str(uuid.uuid5(_NAMESPACE, f"{patient_map.patient}/{grid}/{part}"))
 

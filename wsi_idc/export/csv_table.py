@@ -35,7 +35,7 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
 
 
 def write_csv(patient_map: PatientMap, out: Path) -> None:
-    """Write one line per patch: the columns of WSInfer, row and col of the cell, other numbers.
+    """Write one line per patch: the columns of WSInfer, then row and col, then other numbers.
 
     The columns of WSInfer are ``minx``, ``miny``, ``width``, ``height`` and ``prob_CLASS``. The
     first four are integers in level-0 px, rounded so that neighboring patches share an edge.

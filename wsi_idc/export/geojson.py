@@ -42,7 +42,7 @@ def write_geojson(
     Args:
         patient_map: The map.
         out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
-        threshold: Probability from which a patch is called IDC; None takes the map's own.
+        threshold: Lowest probability of a patch called IDC; None means the map's threshold.
         coordinates: "level0" or "image", as in ``grid_transform``.
 
     Raises:
@@ -57,7 +57,7 @@ def write_geojson(
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         file.write(b'{"type": "FeatureCollection", "features": [')
         separator = b"\n"
-        # Features are made one at a time: all features need many times the memory of the map.
+        # Features are made one at a time: together they need many times the memory of the map.
         tiles = _tiles(patient_map, transform, threshold)
         for feature in chain(tiles, _annotations(patient_map, transform, threshold)):
             file.write(separator + json.dumps(feature, allow_nan=False).encode())

@@ -42,7 +42,7 @@ class _Calibrated(nn.Module):
         self.temperature = temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, 2), of normalized images, shape (N, 3, H, W)."""
+        """Return the logits (N, 2) of normalized images (N, 3, H, W)."""
         return self.network(x) / self.temperature
 
 
@@ -51,7 +51,7 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
 
     Raises:
         CheckpointError: Both classes have the same name, or TorchScript changes the logits.
-        WsiIdcError: ``out`` cannot be written to, or contains such files from elsewhere.
+        WsiIdcError: ``out`` is not writable, or another program wrote files of these names.
     """
     if len(set(checkpoint.class_names)) < len(checkpoint.class_names):
         raise CheckpointError(
@@ -111,8 +111,8 @@ def torchscript(checkpoint: Checkpoint) -> bytes:
             images = torch.randn(size, 3, side, side, generator=generator)
             if not torch.allclose(read(images), model(images), atol=_TOLERANCE, rtol=_TOLERANCE):
                 raise CheckpointError(
-                    f"{checkpoint.source}: {checkpoint.architecture} gives other logits for {size} "
-                    "patches as TorchScript; export a model of another architecture"
+                    f"{checkpoint.source}: TorchScript changes the logits of "
+                    f"{checkpoint.architecture} for {size} patches; export another architecture"
                 )
     return data
 
@@ -123,7 +123,7 @@ def _input_px(checkpoint: Checkpoint) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Context manager: hide warnings that TorchScript, the format of WSInfer, is deprecated."""
+    """Context manager: hide warnings that TorchScript is deprecated. WSInfer needs TorchScript."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=category)
@@ -133,7 +133,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Drop the source paths: only error messages use them, and they differ between machines."""
+    """Remove paths of source files: they differ between machines, and only errors show them."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# A grid of this side is larger than any glass slide (75 mm are 375 cells of 200 um). The limit
-# prevents a forged coordinate from allocating terabytes.
+# A grid of this side is larger than any glass slide (75 mm are 375 cells of 200 um). Without a
+# limit, a forged coordinate could allocate terabytes.
 MAX_CELLS_PER_SIDE = 2_000
-# Patches at this distance from a label border, in patches, or farther count as interior.
+# A patch is interior if its distance from the label border is at least this many patches.
 INTERIOR = 2
 
 
@@ -32,10 +32,10 @@ def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
     """Return (rows, cols) of the smallest grid that starts at (0, 0) and has all cells.
 
     Raises:
-        ValueError: There is no cell, a cell is negative, or the grid is larger than any slide.
+        ValueError: There is no cell, an index is negative, or the grid is larger than any slide.
     """
     if len(row_col) == 0 or row_col.min() < 0:
-        raise ValueError("a grid needs at least one cell and no negative ones")
+        raise ValueError("a grid needs at least one cell, and no negative row or column")
     rows, cols = (int(last) + 1 for last in row_col.max(axis=0))
     if max(rows, cols) > MAX_CELLS_PER_SIDE:
         raise ValueError(f"a grid of {rows} x {cols} cells is larger than any slide")
@@ -45,7 +45,7 @@ def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
 def scatter_to_grid(
     values: NDArray, row_col: NDArray[np.int32], *, shape: tuple[int, int], fill: float
 ) -> NDArray:
-    """Place one value per patch on the grid.
+    """Put one value per patch on the grid.
 
     Args:
         values: One value per patch, shape (N,).
@@ -54,7 +54,7 @@ def scatter_to_grid(
         fill: Value of cells without a patch.
 
     Returns:
-        The grid, shape (rows, cols), of ``values``' dtype.
+        The grid, shape (rows, cols), with the dtype of ``values``.
     """
     grid = np.full(shape, fill, dtype=values.dtype)
     grid[tuple(row_col.T)] = values
@@ -64,7 +64,7 @@ def scatter_to_grid(
 def mosaic(
     blocks: NDArray, row_col: NDArray[np.int32], *, shape: tuple[int, int], fill: float
 ) -> NDArray:
-    """Place one image per patch on the grid, side by side.
+    """Put one image per patch on the grid, side by side.
 
     Args:
         blocks: One image per patch, shape (N, h, w) or (N, h, w, channels).
@@ -73,7 +73,7 @@ def mosaic(
         fill: Value of cells without a patch.
 
     Returns:
-        The mosaic, shape (rows * h, cols * w[, channels]), of ``blocks``' dtype.
+        The mosaic, shape (rows * h, cols * w[, channels]), with the dtype of ``blocks``.
     """
     rows, cols = shape
     _, height, width, *channels = blocks.shape
@@ -83,22 +83,22 @@ def mosaic(
 
 
 def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> NDArray[np.float64]:
-    """Return the centers of ``count`` cells of ``step_um`` along one axis, in um."""
+    """Return the centers of ``count`` cells along an axis in um. A cell is ``step_um`` wide."""
     return origin_um + (np.arange(count, dtype=np.float64) + 0.5) * step_um
 
 
 def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
-    """Crop the center of each block to a fraction of each side.
+    """Crop each block to its center. The crop has ``fraction`` of each side.
 
-    Each cell of a crop is the mean of the cells of the block that it overlaps, weighted by area.
+    Each cell of a crop is the mean of the block cells under it, weighted by the common area.
 
     Args:
         blocks: Blocks of cells, shape (N, h, w).
         fraction: Part of each side, above 0 and at most 1; 1 returns ``blocks`` itself.
 
     Returns:
-        Crops, shape (N, h', w'), of ``blocks``' dtype. h' is ``fraction`` times h, rounded, at
-        least 1; w' is computed from w in the same way.
+        Crops, shape (N, h', w'), with the dtype of ``blocks``. h' is ``fraction`` times h, rounded
+        and at least 1; w' is computed from w in the same way.
     """
     if fraction == 1:
         return blocks
@@ -107,7 +107,7 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
 
 def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
-    """Return the weight of each cell of a block in each cell of its crop, shape (n, side)."""
+    """Return the weights of ``side`` cells of a block for n cells of the crop, shape (n, side)."""
     num = max(1, round(side * fraction))
     edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)
@@ -120,8 +120,8 @@ def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> N
     """Count the patches between each patch and the nearest patch of the other label.
 
     The count is a Chebyshev distance (a diagonal step counts 1). It is 0 at the label border and at
-    most ``INTERIOR``. If all patches have the same label, it is ``INTERIOR``. Cells without a patch
-    have no label.
+    most ``INTERIOR``. If all patches have the same label, the count is ``INTERIOR``. Cells without
+    a patch have no label.
 
     Args:
         label: Label of each patch, 0 or 1, shape (N,).

@@ -16,7 +16,7 @@ from wsi_idc.models.checkpoint import Smoothing
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 _MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would average over too much of the slide
-_MIN_PROBABILITY = 1e-6  # the log odds of 0 and 1 are infinite, so neighbors would have no effect
+_MIN_PROBABILITY = 1e-6  # infinite log odds of 0 or 1 would hide all neighbors
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def calibrate(
         row_col: Row and column of each patch on the grid of its patient, shape (N, 2).
         patch_um: Side of a patch in um.
         threshold_by: Criterion for the threshold, "f1" or "youden".
-        target_sensitivity: If not 0, choose the largest threshold with at least this sensitivity,
-            and ignore ``threshold_by``.
+        target_sensitivity: Sensitivity that the threshold must reach. If this is not 0, choose the
+            largest such threshold, and ignore ``threshold_by``.
     """
     temperature = fit_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
@@ -120,7 +120,7 @@ def _smoothed_log_odds(
 
 
 def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return logits, shape (N, 2), with these log odds, shape (N,)."""
+    """Convert log odds, shape (N,), into logits, shape (N, 2)."""
     return np.stack([np.zeros_like(odds), odds], axis=1)
 
 

@@ -27,14 +27,14 @@ from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
 
-# Function of patches on the device; it returns logits (n, num_classes) and CAM (n, h, w) or None.
+# Function that takes patches on the device. It returns logits (n, num_classes), and CAM or None.
 ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 # A batch is padded to a multiple of this size. Otherwise, the device would compute small batches
 # in a different way, and the last digits of the logits would depend on the size of the batch.
 _BATCH_MULTIPLE = 16
-# Number of the view that undoes each view. The quarter turns 1 and 3 undo each other; each other
-# view undoes itself.
+# For each view, the number of the view that undoes it. Views 1 and 3 are
+# quarter turns: 3 undoes 1, and 1 undoes 3. Every other view undoes itself.
 _INVERSE_VIEW = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
@@ -44,7 +44,8 @@ class RawPrediction:
 
     Attributes:
         logit: Logits of each classifier for each view, shape (n, k, num_classes), float32. k is
-            number of classifiers * number of views; all views of the first classifier come first.
+            the number of classifiers times the number of views; the views of the first classifier
+            come first.
         cam: Mean raw CAM of all views and classifiers, shape (n, h, w), float32; None: no CAM.
     """
 
@@ -65,8 +66,8 @@ class RawPrediction:
 
 
 ReadFn = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-# Function of batches of patches, each of shape (n, H, W, 3), uint8; it yields their predictions.
-# Its batches may also be rows, with a ``ReadFn`` that reads the patches of rows in the background.
+# Function that takes batches of patches (n, H, W, 3), uint8, and yields their predictions. It also
+# takes batches of rows with a ``ReadFn``, which reads the patches of the rows in the background.
 BatchPredictor = Callable[..., Generator[RawPrediction, None, None]]
 
 
@@ -78,7 +79,7 @@ def predict(
     batch_size: int = PREDICT_BATCH_SIZE,
     **options: Any,
 ) -> Generator[RawPrediction, None, None]:
-    """Yield the prediction of each batch of patches of a pack, in the order of ``rows``.
+    """Predict patches of a pack in the order of ``rows``; yield the prediction of each batch.
 
     The next batch is read in the background. The classifiers stay in eval mode afterwards.
 
@@ -147,7 +148,7 @@ def batch_predictor(
 def predict_logits(
     classifier: PatchClassifier, pack: Pack, rows: NDArray[np.int64], **options: Any
 ) -> NDArray[np.float32]:
-    """Return the logits, shape (N, num_classes); ``options`` are passed to ``predict``."""
+    """Return logits of patches, shape (N, num_classes); ``options`` are passed to ``predict``."""
     parts = predict([classifier], pack, rows, **options)
     empty = np.empty((0, len(pack.info.class_names)), np.float32)
     return np.concatenate([empty, *(part.logit[:, 0] for part in parts)])
@@ -156,9 +157,9 @@ def predict_logits(
 def _build_forward(
     classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
 ) -> ForwardFn:
-    """Build the function that runs a classifier on a batch; closing ``stack`` removes its hooks."""
+    """Build a function that runs a classifier on a batch. Closing ``stack`` removes all hooks."""
     cam = None if cam is None else cam.resolve(classifier)
-    with oom_as_error("the model; end what else uses it", device_config.device):
+    with oom_as_error("the model; end other programs that use it", device_config.device):
         classifier.eval().to(device_config.device)
         # Do not fuse the layer of the CAM, because the CAM needs its original output.
         fused = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
@@ -166,7 +167,10 @@ def _build_forward(
     if device_config.compiled and can_compile(fused, cam):
         return compile_predictor(fused, cam)
     if device_config.compiled:
-        logger.info("%s is not compiled: that needs a Grad-CAM in closed form", fused.arch.name)
+        logger.info(
+            "%s is not compiled: --compile supports only a Grad-CAM that needs no gradient",
+            fused.arch.name,
+        )
     if cam is None:
         return lambda patches: (fused(patches).float(), None)
     return stack.enter_context(cam_extractor(fused, **vars(cam)))
@@ -182,7 +186,7 @@ def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
 def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
     """Return a function that computes logits and CAM; it is compiled at its first batch.
 
-    The function is compiled again for each new batch size, so all batches should have one size.
+    The function is compiled again for each new batch size, so all should have the same size.
 
     Args:
         classifier: Classifier in eval mode, on the device that will run it.
@@ -214,7 +218,7 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
 def _forward(
     networks: Sequence[ForwardFn], patches: Tensor, device_config: DeviceConfig, *, views: range
 ) -> tuple[Tensor, Tensor | None]:
-    """Return logits (n, k, num_classes) and CAM (n, h, w) of patches (n, H, W, 3)."""
+    """Return logits (n, networks * views, num_classes) and mean CAM (n, h, w) of n patches."""
     logits, cams = [], []
     for network in networks:
         for view in views:
@@ -236,7 +240,7 @@ def _apply_view(images: Tensor, view: int) -> Tensor:
 
 
 def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
-    """Return the mean of CAMs (n, h, w), each resized to the size of the first CAM."""
+    """Resize all CAMs (n, h, w) to the size of the first CAM; return their mean."""
     size, resized = cams[0].shape[1:], []
     for cam in cams:
         if (own_size := cam.shape[1:]) != size:
@@ -251,7 +255,7 @@ def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
     # NaN is not accepted, because in a map NaN marks a cell without a patch.
     if not np.isfinite(logit).all():
         raise CheckpointError(
-            "the model gives logits that are not finite; use --precision fp32 or train it again"
+            "the model gives logits that are not finite; use --precision fp32, or train it again"
         )
     return RawPrediction(logit, cam[0] if cam else None)
 

@@ -1,6 +1,6 @@
 """Predictor: computes probabilities of patches from checkpoints, with test-time augmentation.
 
-``wsi-idc eval`` and ``wsi-idc map`` use it, so a patch has the same probability in both.
+``wsi-idc eval`` and ``wsi-idc map`` both use it, so they compute the same probabilities.
 """
 
 from collections.abc import Generator
@@ -24,7 +24,7 @@ from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.registry import architecture
 
-# Largest relative difference of mpp: networks tolerate it, and the mpp in many files is rounded.
+# Largest accepted relative difference of mpp. Networks tolerate it; many files have a rounded mpp.
 MPP_TOLERANCE = 0.1
 
 
@@ -33,9 +33,9 @@ class Prediction:
     """Calibrated predictions of patches.
 
     Attributes:
-        logit: Logits, shape (N, num_classes), float32; with several views or checkpoints, the
-            logarithm of the mean probabilities. The softmax of ``logit / Predictor.temperature``
-            is the probability.
+        logit: Logits, shape (N, num_classes), float32. With several views or checkpoints, a logit
+            is the logarithm of the mean probability of the class. The probabilities are
+            ``softmax(logit / Predictor.temperature)``.
         probability: Calibrated probability of IDC, shape (N,), float32; the mean over all views
             and checkpoints.
         uncertainty: Standard deviation of the probability over all views and checkpoints, shape
@@ -53,12 +53,12 @@ class Predictor:
 
     Attributes:
         checkpoints: Checkpoints whose probabilities are averaged.
-        tta: Test-time augmentation: predict all 8 views (flips and quarter turns) of each patch.
-        smooth: Whether probabilities are also smoothed over neighboring patches.
+        tta: Whether to predict all 8 views (flips and quarter turns) of each patch.
+        smooth: Whether to also compute probabilities smoothed over neighboring patches.
 
     Raises:
         CheckpointError: A checkpoint is given twice, two checkpoints have different classes, or
-            ``smooth`` is set and a checkpoint has no smoothing.
+            ``smooth`` is True but a checkpoint has no smoothing.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -70,18 +70,18 @@ class Predictor:
         for checkpoint in self.checkpoints:
             if checkpoint.fingerprint and fingerprints.count(checkpoint.fingerprint) > 1:
                 raise CheckpointError(
-                    f"{checkpoint.source}: given twice; an ensemble needs different ones"
+                    f"{checkpoint.source} is given twice; an ensemble needs different checkpoints"
                 )
             if checkpoint.class_names != first.class_names:
                 raise CheckpointError(
-                    f"{checkpoint.source} and {first.source} have other classes, "
+                    f"{checkpoint.source} and {first.source} have different classes, "
                     f"{', '.join(checkpoint.class_names)} and {', '.join(first.class_names)}; an "
-                    "ensemble needs the same"
+                    "ensemble needs the same classes"
                 )
             if self.smooth and checkpoint.smoothing is None:
                 raise CheckpointError(
-                    f"{checkpoint.source}: no smoothing was fitted when it was trained; run the "
-                    "same wsi-idc train again, which only calibrates it again"
+                    f"{checkpoint.source}: the checkpoint has no smoothing; run the same wsi-idc "
+                    "train again to fit the smoothing, without a new training"
                 )
 
     @property
@@ -96,12 +96,12 @@ class Predictor:
 
     @property
     def threshold(self) -> float:
-        """Mean of the checkpoints' thresholds: a patch with this probability or more is IDC."""
+        """Mean threshold of the checkpoints; from this probability on, a patch is called IDC."""
         return float(np.mean([checkpoint.threshold for checkpoint in self.checkpoints]))
 
     @property
     def smoothing(self) -> Smoothing | None:
-        """Mean of the checkpoints' smoothing parameters; None if ``smooth`` is not set."""
+        """Mean of the checkpoints' smoothing parameters; None if ``smooth`` is False."""
         if not self.smooth:
             return None
         each = [astuple(c.smoothing) for c in self.checkpoints if c.smoothing]
@@ -112,19 +112,19 @@ class Predictor:
         return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Raise CheckpointError if a network takes patches of another size or mpp than the pack."""
+        """Raise CheckpointError if a model needs patches of a size or mpp that the pack lacks."""
         info = pack.info
         for checkpoint in self.checkpoints:
             spec = checkpoint.input
             if spec.patch_px != info.patch_px:
                 raise CheckpointError(
-                    f"{checkpoint.source}: takes patches of {spec.patch_px} px, {pack.path} has "
-                    f"{info.patch_px} px; prepare the data at the model's size"
+                    f"{checkpoint.source} needs patches of {spec.patch_px} px, but {pack.path} has "
+                    f"patches of {info.patch_px} px; prepare the data with the size of the model"
                 )
             if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
                 raise CheckpointError(
-                    f"{checkpoint.source}: was trained at {spec.mpp:g} um/px, {pack.path} has "
-                    f"{info.mpp:g} um/px; use data and model of one resolution"
+                    f"{checkpoint.source} was trained at {spec.mpp:g} um/px, but {pack.path} has "
+                    f"{info.mpp:g} um/px; use data and model with the same resolution"
                 )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
@@ -141,7 +141,7 @@ class Predictor:
         return predict(self._build(), pack, rows, tta=self.tta, **options)
 
     def batch_predictor(self, **options: Any) -> AbstractContextManager[BatchPredictor]:
-        """Return the context manager ``predict.batch_predictor`` of these checkpoints."""
+        """Return the context manager ``predict.batch_predictor`` for these checkpoints."""
         return batch_predictor(self._build, tta=self.tta, **options)
 
     def _build(self) -> list[PatchClassifier]:
@@ -177,7 +177,7 @@ class Predictor:
         return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smooth}
 
     def summary(self) -> dict[str, Any]:
-        """Return a summary for a JSON file: the first checkpoint, the options, all checkpoints."""
+        """Return a summary for a JSON file: first checkpoint, options and all checkpoints."""
         members = [checkpoint.summary() for checkpoint in self.checkpoints]
         summary = {**members[0], "tta": self.tta, "smooth": self.smooth}
         return summary if len(members) == 1 else {**summary, "ensemble": members}

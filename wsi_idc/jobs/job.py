@@ -108,7 +108,7 @@ class Task:
         return shlex.join(["wsi-idc", *self.arguments()])
 
     def unfinished_runs(self) -> list[str]:
-        """Return the runs that ``arguments`` omits because these runs are not finished."""
+        """Return the unfinished runs in the settings; the command line leaves them out."""
         lists = _expand(self.settings.get("runs", []))
         return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 
@@ -180,7 +180,7 @@ def read_job(
         if num_parts == 1:
             return Job(path, command, name, [single])
         if "shard" in single.settings:
-            raise JobError("the key tasks sets shard for each task; remove tasks or shard")
+            raise JobError("the keys tasks and shard cannot be combined; remove one of them")
         shards = [f"{number}/{num_parts}" for number in range(1, num_parts + 1)]
         parts = [make_task({**single.settings, "shard": shard}) for shard in shards]
         return Job(path, command, name, parts, single)
@@ -222,7 +222,7 @@ def _train_tasks(
     points: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, Any],
 ) -> list[Task]:
-    """Return a training task for each point, with checked settings and its own run folder."""
+    """Return one training task per combination of [axes] values, each with its own run folder."""
     fields, tasks, slugs = train_types(), [], []
     own = {key: value for key, value in overrides.items() if fixed.get(key) != value}
     for point in points:
@@ -239,7 +239,7 @@ def _train_tasks(
     if any("out" in task.settings for task in tasks):
         if len(tasks) > 1:
             raise JobError(
-                "out is the same folder for all tasks; remove out, because each needs its own"
+                "out gives all tasks the same folder; remove out, then each task gets its own"
             )
         return tasks
     if len(set(slugs)) < len(slugs):
@@ -258,7 +258,7 @@ def _finished(paths: list[str]) -> list[str]:
 
 
 def _expand(value: Any) -> list[list[str]]:
-    """Return one list for each value of a setting: the matching files, or the value itself."""
+    """Return one list per value: the files that match if it is a pattern, else only the value."""
     lists = []
     for text in map(str, value if isinstance(value, list) else [value]):
         is_pattern = "*" in text or "?" in text

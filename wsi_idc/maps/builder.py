@@ -41,14 +41,14 @@ class MapSource(Protocol):
         """Ids of all patients of the source, without repetition."""
 
     def validate(self, builder: "MapBuilder") -> None:
-        """Raise an error if no map can be built from the source with these settings."""
+        """Raise an error if the settings of ``builder`` do not fit the source."""
 
     def predict(
         self, builder: "MapBuilder", report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
         """Run the network on the patients that need a new map; end early if a stop is requested.
 
-        All other patients are recorded in ``report`` as kept or failed.
+        Patients without a new map are recorded in ``report`` as kept or failed.
 
         Yields:
             Patient id, and a function that builds the patient's map. The function may be called in
@@ -58,17 +58,17 @@ class MapSource(Protocol):
 
 @dataclass(frozen=True)
 class MapBuilder:
-    """Settings for building maps; all maps that a call of ``build`` makes share these settings.
+    """Settings for building maps. All maps of one call of ``build`` have the same settings.
 
     Attributes:
         predictor: Predictor with checkpoints, test-time augmentation and smoothing.
         device_config: Device and precision of the computation.
         out: Folder into which the maps are written.
         cam: Settings of the CAMs; None means maps without CAMs.
-        with_image: Whether a map includes a picture of the tissue, stitched from the patches.
+        with_image: Whether a map includes the picture of the tissue, stitched from the patches.
         batch_size: Number of patches in a batch.
         overwrite: Whether to rebuild maps that are up to date, and to replace unusable files.
-        stop: Request to stop early; maps whose predictions are complete are still written.
+        stop: Request to stop early. Maps with complete predictions are written before the stop.
     """
 
     predictor: Predictor
@@ -89,9 +89,9 @@ class MapBuilder:
         Raises:
             CheckpointError: A checkpoint does not fit the patches, or cannot compute the CAM.
             DataError: A patient is missing in the source, or a patient id cannot be a file name.
-            MapError: The CAMs of a patient do not fit into a map.
+            MapError: The CAMs of a patient are too large for a map.
             DiskFullError: The disk is full.
-            StoppedError: A stop was requested; the same call builds the missing maps.
+            StoppedError: A stop was requested. Another call of ``build`` makes the missing maps.
         """
         source.validate(self)
         for patient in source.names:
@@ -120,7 +120,7 @@ class MapBuilder:
     def select(
         self, patient: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
     ) -> bool:
-        """Return whether a patient's map must be built; else record the patient in ``report``.
+        """Return True if a patient's map must be built; if not, record the patient in ``report``.
 
         The arguments ``cache_key`` and ``data`` are the same as in ``plan.map_state``.
         """
@@ -153,7 +153,7 @@ class MapBuilder:
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
-        """Return all values that determine the content of a map, JSON-ready, including ``data``."""
+        """Return ``data`` and all values that determine the content of a map, as JSON values."""
         return {
             **self.predictor.cache_key(),
             **data,
@@ -165,7 +165,7 @@ class MapBuilder:
 
     @property
     def _cam_layer(self) -> str:
-        """Name of the layer from which CAMs are taken; for an ensemble, in the first network."""
+        """Name of the layer of the CAMs. For an ensemble, this is a layer of the first network."""
         if self.cam is not None and self.cam.layer is not None:
             return self.cam.layer
         first = self.predictor.checkpoints[0]
@@ -184,8 +184,8 @@ class MapBuilder:
         rows, cols = self._cam_shape(patch_px=patch_px)
         if max(rows, cols) > MAX_CAM_SIDE:
             raise CheckpointError(
-                f"CAM of {rows}x{cols} cells at layer {self._cam_layer}: a map holds at most "
-                f"{MAX_CAM_SIDE} a side; give a later --cam-layer"
+                f"the CAM at layer {self._cam_layer} has {rows}x{cols} cells; a map can have at "
+                f"most {MAX_CAM_SIDE} cells per side; give a later --cam-layer"
             )
 
     def validate_cam_size(self, num_patches: int, *, patch_px: int) -> None:
@@ -195,9 +195,9 @@ class MapBuilder:
         num_bytes = 4 * num_patches * math.prod(self._cam_shape(patch_px=patch_px))
         if num_bytes > MAX_CAM_BYTES:
             raise MapError(
-                f"CAMs of {num_patches} patches at layer {self._cam_layer}, "
-                f"{num_bytes / 1e9:.0f} GB, are more than a map holds; give a later --cam-layer, "
-                "or --no-cam"
+                f"the CAMs of {num_patches} patches at layer {self._cam_layer} take "
+                f"{num_bytes / 1e9:.0f} GB, which is too large for a map; give a later "
+                "--cam-layer, or --no-cam"
             )
 
     def patient_map(
@@ -208,8 +208,8 @@ class MapBuilder:
         Args:
             patches: Patches of the patient.
             prediction: Predictions of all patches of the patient.
-            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None leaves out
-                the picture of the tissue.
+            pixels: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8. With None, the
+                map has no picture of the tissue.
         """
         predictor, cam = self.predictor, self.cam or CamSpec()
         checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing
@@ -240,7 +240,7 @@ class MapBuilder:
 
 
 def _role(predictor: Predictor, patient: str) -> str:
-    """Return a patient's role in the split; in an ensemble, "train" has priority, then "val"."""
+    """Return a patient's role in the split: the first of train, val, test in any checkpoint."""
     if patient in predictor.patients("train"):  # also patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}

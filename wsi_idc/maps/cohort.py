@@ -1,4 +1,4 @@
-"""Make cohort tables: one row per map with areas, regions and agreement with the labels.
+"""Make cohort tables. Each row has a map's areas, regions and agreement with the labels.
 
 The cohort file is an HDF5 file that contains the table and a link to each map.
 """
@@ -48,9 +48,9 @@ class Cohort:
     """Rows of a cohort table, in the order in which the maps were added.
 
     Attributes:
-        rows: Patient id to row of the table.
-        paths: Patient id to map file.
-        failed: Map file to the reason why the map is not in the table.
+        rows: For each patient id, the row of the table.
+        paths: For each patient id, the map file.
+        failed: For each map file that is not in the table, the reason.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Cohort:
     failed: dict[Path, str] = field(default_factory=dict)
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add a map that was read from ``path``; raise MapError if the patient is already added."""
+        """Add a map that was read from ``path``; raise MapError if the patient has a row."""
         patient = patient_map.patient
         if patient in self.rows:
             raise MapError(
-                f"{path}: patient {patient} is in {self.paths[patient]} too; name one of the two"
+                f"{path}: patient {patient} is also in {self.paths[patient]}; give only one map"
             )
         self.rows[patient] = cohort_row(
             patient_map, threshold=patient_map.threshold if threshold is None else threshold
@@ -79,7 +79,7 @@ class Cohort:
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write cohort.csv and cohort.h5 into ``folder``, each atomically, and return the paths."""
+        """Write cohort.csv and cohort.h5 into ``folder``, each atomically; return the paths."""
         check_tables(folder)
         table = self.table()
         csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
@@ -93,8 +93,8 @@ def check_tables(folder: Path) -> None:
     csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
     if is_map(h5):
         raise MapError(
-            f"{h5} is the map of a patient, not a table to replace; put that map into another "
-            "folder"
+            f"{h5} is the map of a patient; a table would replace this map; move the map to "
+            "another folder"
         )
     is_table = starts_with(csv, ",".join(COLUMNS[:3]).encode())
     for path, is_own in ((h5, is_cohort(h5)), (csv, is_table)):
@@ -107,7 +107,7 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
 
     Args:
         maps: Folder of maps, or map files.
-        threshold: Lowest probability at which a patch is called IDC; None takes each map's own.
+        threshold: Lowest probability of a patch called IDC; None means each map's threshold.
     """
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
@@ -133,11 +133,11 @@ def write_cohort(maps: Path) -> tuple[Path, Path] | None:
 
 
 def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
-    """Return the row of a map in the cohort table, without the file name.
+    """Return the row of a map for the cohort table. The row has no file name.
 
     An area is the number of different grid cells times the area of a cell, so that overlapping
     patches are not counted twice. Agreement with the labels is computed from the patches with a
-    known label. A measure of agreement that is undefined is NaN.
+    known label. Undefined values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
@@ -173,7 +173,7 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def format_note(value: Any) -> str:
-    """Format a value of a model's summary; a member of an ensemble becomes a short SHA-256."""
+    """Format a value of a model's summary; an ensemble becomes the short SHA-256 of each member."""
     is_ensemble = isinstance(value, list) and all(
         isinstance(member, Mapping) and member.get("sha256") for member in value
     )
@@ -183,7 +183,7 @@ def format_note(value: Any) -> str:
 
 
 def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
-    """Write a cohort file with the cohort table and links to the maps, in one atomic step.
+    """Write a cohort file in one atomic step. It has the cohort table and links to the maps.
 
     ``/table/COLUMN`` is a dataset with one entry per map. ``/maps/PATIENT`` is an external link to
     the map. Link targets are relative to the cohort file, so the links stay valid if all files are
@@ -192,7 +192,7 @@ def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -
     Args:
         path: Path of the cohort file.
         table: Cohort table, one row per map; columns have text or numbers (NaN if unknown).
-        maps: Patient id to map file.
+        maps: For each patient id, the map file.
     """
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs.update({"format": _FORMAT, "format_version": _FORMAT_VERSION, "complete": 0})

@@ -38,7 +38,7 @@ class PackSource:
         return list(dict.fromkeys(self.patients))
 
     def shard(self, index: int, count: int) -> "PackSource":
-        """Return shard ``index`` of ``count``; shards have about the same number of patches."""
+        """Return shard ``index`` of ``count`` shards; all have about the same number of patches."""
         sizes = sizes_of_patients(self.pack, self.patients)
         return replace(self, patients=shard(sizes, index, count))
 

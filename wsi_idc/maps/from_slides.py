@@ -36,10 +36,10 @@ class SlideSettings:
     """Settings for cutting patches from slides.
 
     Attributes:
-        mpp: Microns per level-0 px; None takes the value of the manifest, or else of the slide.
-        mask: Mask file, if there is only one slide; None means that slides are segmented.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken, or,
-            if ``mask`` is given, all patches that touch tissue.
+        mpp: Microns per level-0 px. If None, the manifest or else the slide file states the value.
+        mask: Mask file for the only slide; None means that slides are segmented.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
+            ``mask`` is given too, only patches that touch tissue are taken.
         stride_px: Distance between patches in px of a patch; None means the side of a patch.
     """
 
@@ -54,7 +54,7 @@ class SlideSource:
     """Source of maps: slides. Each slide has one map.
 
     Attributes:
-        slides: Rows of a manifest, each with another patient.
+        slides: Rows of a manifest; each row has a different patient.
         settings: Settings for cutting patches.
     """
 
@@ -68,7 +68,7 @@ class SlideSource:
         """Create a source from a manifest if one is given, else from slide files."""
         rows = read_manifest(manifest) if manifest else rows_from_files(slides)
         if settings.mask is not None and len(rows) > 1:
-            raise DataError("--mask is for one slide; map the other slides in calls of their own")
+            raise DataError("--mask is for one slide; run the command once for each slide")
         return SlideSource(rows, settings)
 
     @property
@@ -77,18 +77,18 @@ class SlideSource:
         return [row.patient for row in self.slides]
 
     def shard(self, index: int, count: int) -> "SlideSource":
-        """Return shard ``index`` of ``count``; shards have about the same total file size."""
+        """Divide the slides into ``count`` shards of similar file size; return number ``index``."""
         chosen = set(shard(sizes_of_slides(self.slides), index, count))
         return replace(self, slides=[row for row in self.slides if row.patient in chosen])
 
     def validate(self, builder: MapBuilder) -> None:
-        """Raise CheckpointError if checkpoints need different patches, or a CAM is impossible."""
+        """Raise CheckpointError if checkpoints need different patches, or cannot compute CAMs."""
         builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
         """Return the state and the size of each map; raise the errors of ``validate``.
 
-        All slides are segmented. If a slide cannot be used, the state is the reason.
+        All slides are segmented. If a slide cannot be used, its state is the reason.
         """
         self.validate(builder)
         return [self._plan_slide(row, builder) for row in self.slides]
@@ -130,7 +130,10 @@ class SlideSource:
         *,
         title: str,
     ) -> Callable[[], PatientMap] | None:
-        """Predict the patches of a slide; return a function that builds the map, if any."""
+        """Predict the patches of a slide; return a function that builds the map, or None.
+
+        None means that no new map is needed, or that a stop was requested.
+        """
         with self._open(row) as slide:
             key = self._cache_key(builder, slide)
             if not builder.select(row.patient, key, report, data=row.slide):
@@ -231,15 +234,15 @@ def _collect_pixels(
 
 
 def input_spec(predictor: Predictor) -> InputSpec:
-    """Return the input of all networks of a predictor; raise CheckpointError if inputs differ."""
+    """Return the input settings of all networks; raise CheckpointError if patch sizes differ."""
     first, *others = predictor.checkpoints
     for checkpoint in others:
         spec, expected = checkpoint.input, first.input
         is_same_scale = abs(expected.mpp / spec.mpp - 1) <= MPP_TOLERANCE
         if expected.patch_px != spec.patch_px or not is_same_scale:
             raise CheckpointError(
-                f"{checkpoint.source} and {first.source} take patches of different sizes, "
-                f"{spec.patch_px} px of {spec.mpp:g} um and {expected.patch_px} px of "
+                f"{checkpoint.source} and {first.source} take patches of different sizes: "
+                f"{spec.patch_px} px of {spec.mpp:g} um, and {expected.patch_px} px of "
                 f"{expected.mpp:g} um; an ensemble needs the same size"
             )
     return first.input

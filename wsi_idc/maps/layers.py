@@ -14,7 +14,7 @@ TOP_PERCENTILE = 99.5
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantity of a map that pictures, exports and pages show.
+    """A quantity of a map; it is shown in pictures, exports and pages.
 
     Attributes:
         name: Name of the layer in file names.
@@ -23,7 +23,7 @@ class Layer:
         vmax: Value that has the last color of the colormap; 0 has the first color.
         is_open: Whether values may be larger than ``vmax``.
         note: Remark about the values; may be empty.
-        classes: Label to name of the class; empty except for the label layer.
+        classes: For each label, the name of the class. Only the layer of the labels has classes.
     """
 
     name: str
@@ -48,7 +48,7 @@ def layers_of(
     Args:
         patient_map: Map of a patient.
         has_tissue: Whether a picture of the tissue is available.
-        uncertainty_max: Uncertainty of the last color; None means the map's robust maximum.
+        uncertainty_max: Uncertainty that has the last color; None means the map's ``robust_max``.
     """
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []
@@ -89,7 +89,7 @@ def has_labels(patient_map: PatientMap) -> bool:
 
 
 def label_names(patient_map: PatientMap) -> dict[int, str]:
-    """Return a dict from label to name; the last entry is -1 for "unknown"."""
+    """Return a dict from label to name. The last label is -1, and its name is "unknown"."""
     return {**dict(enumerate(patient_map.class_names)), -1: "unknown"}
 
 

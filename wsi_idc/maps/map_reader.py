@@ -38,7 +38,7 @@ def map_path(folder: Path, patient: str) -> Path:
 
 
 def map_paths(folder: Path) -> list[Path]:
-    """Return the map files of a folder, sorted by name; damaged files are not excluded."""
+    """Return the map files of a folder, sorted by name; damaged files are included."""
     paths = sorted(folder.glob("*.h5"))
     return [path for path in paths if path.name != COHORT_H5 or is_map(path)]
 
@@ -62,10 +62,10 @@ def read_map(path: Path) -> PatientMap:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Check a map file, without the values of CAMs, and return its provenance.
+    """Check a map file and return its provenance. The values of CAMs are not checked.
 
-    Return None if the file is missing. Raise MapError if the file is not a usable map: such a file
-    may be a file of another program, and is not replaced without ``--overwrite``.
+    Return None if the file is missing. Raise MapError if the file is not a usable map. Another
+    program may have written such a file, so only ``--overwrite`` replaces the file.
     """
     if not path.exists():
         return None
@@ -74,19 +74,19 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
-    """Read the tissue picture (rows * cell_px, cols * cell_px, 3); None if a map has no picture."""
+    """Read the tissue picture (rows * cell_px, cols * cell_px, 3); None if there is no picture."""
     with open_image(path) as read_rows:
         return read_rows(0, None) if read_rows else None
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ReadRows | None]:
-    """Open the picture of the tissue to read a few px rows at a time: it may have gigabytes.
+    """Open the picture of the tissue, so that a large picture can be read a few rows at a time.
 
     Yields:
-        Function ``read_rows(first, last)`` that returns the px rows from ``first`` to before
-        ``last``, shape (last - first, cols * cell_px, 3), uint8. ``last=None`` means up to the last
-        row. If the map has no picture, None is yielded instead of the function.
+        Function ``read_rows(first, last)``. It returns the px rows ``first`` to ``last - 1``, shape
+        (last - first, cols * cell_px, 3), uint8. With ``last=None``, it returns all rows from
+        ``first`` on. If the map has no picture, None is yielded instead of the function.
     """
     # Errors in the ``with`` block of the caller must not become a MapError.
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
     patch_px = int(attrs["patch_px"])
     stride_px = int(attrs.get("stride_px", patch_px))
     if not 0 < stride_px <= patch_px:
-        raise ValueError(f"a stride of {stride_px} px for patches of {patch_px}")
+        raise ValueError(f"a stride of {stride_px} px is impossible for patches of {patch_px} px")
     model, record = parse_json(attrs["model"]), parse_json(attrs["provenance"])
     if not isinstance(model, dict) or not isinstance(record, dict):
         raise ValueError("model or provenance is not a JSON object")
@@ -169,9 +169,9 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
 
 def _check_attributes(attrs: dict[str, Any]) -> None:
     if str(attrs.get("format")) != FORMAT:
-        raise ValueError("it is HDF5, but not a map")
+        raise ValueError("it is an HDF5 file, but not a map")
     if int(attrs["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
+        raise ValueError(f"format version {attrs['format_version']} instead of {FORMAT_VERSION}")
     if int(attrs["complete"]) != 1:
         raise ValueError("it is not complete")
     low, high = POSSIBLE_MPP
@@ -181,7 +181,7 @@ def _check_attributes(attrs: dict[str, Any]) -> None:
     if not (0 <= attrs["threshold"] <= 1 and low <= attrs["temperature"] <= high):
         raise ValueError("threshold or temperature is out of range")
     if len(attrs["class_names"]) != NUM_CLASSES:
-        raise ValueError(f"{len(attrs['class_names'])} class names")
+        raise ValueError(f"{len(attrs['class_names'])} class names instead of {NUM_CLASSES}")
 
 
 def _read_columns(file: h5py.File) -> dict[str, Any]:
@@ -230,13 +230,13 @@ def _read_slide(file: h5py.File) -> SlideView:
 
 
 def _read_cam_attributes(file: h5py.File, num: int) -> dict[str, Any]:
-    """Check the size of the CAMs, do not read them, and return the CAM fields of PatientMap."""
+    """Check the size of the CAMs without reading them; return the CAM fields of PatientMap."""
     if "cam" not in file:
         return {}
     side = (1, MAX_CAM_SIDE)
     raw = hdf5.check_dataset(file, "cam/raw", DatasetSpec("number", (num, side, side)))
     if raw.nbytes > MAX_CAM_BYTES:
-        raise ValueError(f"CAMs of {raw.nbytes / 1e9:.0f} GB are more than any slide has")
+        raise ValueError(f"the CAMs are too large: {raw.nbytes / 1e9:.0f} GB")
     attrs = read_attributes(file["cam"])
     names = {"cam_layer": "target_layer", "cam_method": "method", "cam_class": "class"}
     return {field: str(attrs[name]) for field, name in names.items()}

@@ -132,7 +132,7 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
 
 
 def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]:
-    """Return a dict from dataset name to values, for optional values that the map has."""
+    """Return the optional values that the map has, as a dict from dataset name to values."""
     smoothed = patient_map.smoothed
     columns = {"uncertainty": patient_map.uncertainty, "probability_smoothed": smoothed}
     return {name: values for name, values in columns.items() if values is not None}
@@ -190,7 +190,7 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
 
 
 def _write_axes(group: h5py.Group, patient_map: PatientMap, *, cells: tuple[int, ...]) -> None:
-    """Write the axes x and y in um; each grid cell is divided into ``cells`` (h, w) parts."""
+    """Write the axes x and y in um. A grid cell has ``cells`` = (h, w) points on the axes."""
     cell_um = patient_map.cell_px * patient_map.mpp
     origin_um = patient_map.origin_px * patient_map.mpp
     for name, count, parts in zip("yx", patient_map.shape, cells, strict=True):
@@ -199,7 +199,7 @@ def _write_axes(group: h5py.Group, patient_map: PatientMap, *, cells: tuple[int,
 
 
 def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
-    """Write the picture of the tissue by grid rows; chunks without a patch are not stored."""
+    """Write the picture of the tissue, one grid row at a time. Empty chunks are not stored."""
     assert patient_map.patches is not None
     rows, cols = patient_map.shape
     side, margin = patient_map.cell_px, (patient_map.patch_px - patient_map.cell_px) // 2
@@ -232,11 +232,11 @@ class MapReport:
     """Result of ``MapBuilder.build`` for each patient.
 
     Attributes:
-        made: Patient id to map file, for maps that this call built.
-        kept: Patient id to map file, for existing maps of the same model, settings and data.
-        failed: Patient id to the reason why the map was not built.
-        patches: Patient id to number of patches, for the maps in ``made``.
-        idc_fraction: Patient id to fraction of patches called IDC, for the maps in ``made``.
+        made: For each patient id with a new map, the map file.
+        kept: For each patient id with an existing map that is up to date, the map file.
+        failed: For each patient id whose map was not built, the reason.
+        patches: For each patient id in ``made``, the number of patches.
+        idc_fraction: For each patient id in ``made``, the fraction of patches called IDC.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -282,7 +282,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
 
         def submit(patient: str, make: Callable[[], PatientMap]) -> None:
             pending.append((patient, pool.submit(_write, folder, make)))
-            # To limit the memory, wait until the oldest map is written if the disk is slow.
+            # If the disk is slow, wait until the oldest map is written. This limits the memory.
             if len(pending) > 2 * _NUM_WRITERS:
                 collect()
 

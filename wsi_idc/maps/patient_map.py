@@ -40,7 +40,7 @@ class PatientPatches:
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
         mpp_source: Origin of ``mpp``, such as "file" or "given".
-        provenance: Record of the data and the program, JSON-ready. The key "identity" has the
+        provenance: Record of the data and the program, as JSON values. The entry "identity" is the
             cache key of the map.
         coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
         row_col: Row and column of each patch in the grid, shape (N, 2), int32.
@@ -83,12 +83,12 @@ class PatientPatches:
 
     @property
     def patch_size_level0(self) -> float:
-        """Side of a patch in level-0 px; may be a fraction."""
+        """Side of a patch in level-0 px; not always an integer."""
         return self.patch_px * self.mpp / self.level0_mpp
 
     @property
     def cell_size_level0(self) -> float:
-        """Side of a grid cell in level-0 px; may be a fraction."""
+        """Side of a grid cell in level-0 px; not always an integer."""
         return self.cell_px * self.mpp / self.level0_mpp
 
     @property
@@ -108,7 +108,7 @@ class PatientMap(PatientPatches):
         class_names: Names of class 0 and class 1.
         threshold: Lowest probability at which a patch is called IDC.
         temperature: Divisor of the logits before the softmax.
-        model: Summary of the checkpoints, JSON-ready.
+        model: Summary of the checkpoints, as JSON values.
         logit: Logits of each patch, shape (N, 2), float32.
         probability: Calibrated probability of IDC for each patch, shape (N,), float32.
         cam: CAM of each patch, not normalized, shape (N, h, w), float32; None without CAMs. While
@@ -117,12 +117,12 @@ class PatientMap(PatientPatches):
         cam_method: Name of the CAM method.
         cam_class: Name of the class whose logit the CAM explains.
         uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
-            float32; None for one view and one checkpoint.
+            float32; None if there is only one view and one checkpoint.
         smoothed: Probability of each patch, smoothed over neighboring patches, shape (N,), float32;
             None without smoothing.
-        smoothing: Parameters and threshold of the smoothing, JSON-ready; None without smoothing.
-        patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None without a
-            picture of the tissue, and in a map that was read from a file.
+        smoothing: Parameters and threshold of the smoothing; None without smoothing.
+        patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None if the map
+            has no picture of the tissue, or was read from a file.
     """
 
     class_names: tuple[str, ...]
@@ -141,11 +141,11 @@ class PatientMap(PatientPatches):
     patches: NDArray[np.uint8] | None = None
 
     def idc_fraction(self) -> float:
-        """Return the fraction of patches called IDC by ``probability``, without smoothing."""
+        """Return the fraction of patches whose ``probability`` is at least the threshold."""
         return float((self.probability >= self.threshold).mean())
 
     def smoothed_idc_fraction(self) -> float | None:
-        """Return the fraction of patches called IDC by ``smoothed``; None without smoothing."""
+        """Return the fraction of patches called IDC after smoothing; None without smoothing."""
         if self.smoothed is None or self.smoothing is None:
             return None
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
@@ -157,19 +157,19 @@ class PatientMap(PatientPatches):
         return crop_center(self.cam[indices], fraction=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Place one value per patch on a grid, shape (rows, cols), NaN in cells without a patch."""
+        """Return a grid of one value per patch, shape (rows, cols). Empty cells are NaN."""
         return scatter_to_grid(values, self.row_col, shape=self.shape, fill=np.nan)
 
     def probability_grid(self) -> NDArray[np.float32]:
-        """Return the probabilities as a grid, shape (rows, cols), NaN in cells without a patch."""
+        """Return the probabilities as a grid, shape (rows, cols). Cells without a patch are NaN."""
         return self.grid(self.probability)
 
     def label_grid(self) -> NDArray[np.int8]:
-        """Return the labels as a grid, shape (rows, cols), -1 if unknown or without a patch."""
+        """Return the labels as a grid, shape (rows, cols). Cells without a known label are -1."""
         return scatter_to_grid(self.label, self.row_col, shape=self.shape, fill=-1)
 
     def cam_mosaic(self) -> NDArray[np.float32]:
-        """Join the CAMs on the grid, shape (rows * h, cols * w), NaN in cells without a patch.
+        """Join the CAMs on the grid, shape (rows * h, cols * w). Cells without a patch are NaN.
 
         If patches overlap, each grid cell has the center of the patch's CAM.
         """

@@ -1,4 +1,4 @@
-"""Plan maps before they are built: shards of about equal size, state and size of each map."""
+"""Plan maps before they are built: the state and size of each map, and shards of similar size."""
 
 import heapq
 import logging
@@ -28,7 +28,7 @@ class PlannedMap:
         state: "to do", "done", or the reason why the map cannot be built.
         num_patches: Number of patches of the map.
         disk_mb: Estimated size of the map file in MB.
-        memory_mb: Estimated memory for building the map in MB, without the memory of the model.
+        memory_mb: Estimated memory in MB for building the map, without the memory of the model.
     """
 
     patient: str
@@ -70,7 +70,7 @@ def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite:
     if "data" in changed and old_data != data:
         replaced = f"was made from {old_data} and is replaced by the map of {data}"
         logger.warning("%s %s; give another --out to keep both", path, replaced)
-    logger.info("%s: made with another %s, so it is made again", path, ", ".join(changed))
+    logger.info("%s: is made again, because it was made with another %s", path, ", ".join(changed))
     return TO_DO
 
 
@@ -80,7 +80,7 @@ def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return a dict from patient id to size of the slide file in bytes; 0 if it is missing."""
+    """Return a dict from patient id to size of the slide file in bytes; a missing file has 0."""
     return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
 
 
@@ -98,7 +98,7 @@ def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
     From the largest to the smallest size, each name goes to the shard with the smallest total size.
     """
-    loads = [(0, index) for index in range(count)]  # a heap of total size and number of each shard
+    loads = [(0, index) for index in range(count)]  # a heap of (total size, number) of each shard
     shard_of = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         load, index = loads[0]
@@ -108,7 +108,7 @@ def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return the number of a shard and the number of all shards from a text such as "2/8"."""
+    """Return the index of a shard and the count of shards from a text such as "2/8"."""
     match = _SHARD.fullmatch(text)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count <= _MAX_SHARDS:

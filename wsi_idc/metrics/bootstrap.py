@@ -20,7 +20,7 @@ from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide, thres
 _Ints = NDArray[np.integer]
 _Floats = NDArray[np.floating]
 _PERCENTILES = (2.5, 97.5)
-# Number of values that are computed in one block, so that a block fits a processor's cache.
+# Number of values that are computed in one block, so that a block fits into a processor's cache.
 _BLOCK_VALUES = 2_000_000
 _GRID = np.linspace(0, 1, 101)
 
@@ -28,7 +28,7 @@ _GRID = np.linspace(0, 1, 101)
 def resample_patients(
     num_patients: int, *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> NDArray[np.int64]:
-    """Draw resamples; return the weights of the patients, (num_resamples, num_patients)."""
+    """Return each patient's weight in random resamples, shape (num_resamples, num_patients)."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(num_patients, size=(num_resamples, num_patients))
     flat = drawn + num_patients * np.arange(num_resamples)[:, None]
@@ -61,8 +61,8 @@ def resampled_metrics(
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
         probability: Probability of IDC of each patch, shape (N,).
-        code: Patient of each patch as a column of ``weights``, shape (N,).
-        threshold: Probability from which a patch is called IDC.
+        code: For each patch, the index of its patient's column in ``weights``, shape (N,).
+        threshold: A patch is called IDC if its probability is at least this value.
         weights: Weight of each patient in each resample, shape (R, P).
     """
 
@@ -74,7 +74,7 @@ def resampled_metrics(
     outcomes = (truth & called, ~truth & called, ~truth & ~called, truth & ~called)
     num_patches = resampled_sum(np.ones(len(label)))
     error = probability.astype(np.float64) - label
-    # The sum of the errors in a bin is its calibration error times its number of patches.
+    # The sum of the errors in a bin is the bin's calibration error times its number of patches.
     patient_bin = code.astype(np.int64) * ECE_BINS + ece_bin(probability)
     bin_errors = np.bincount(patient_bin, error, minlength=weights.shape[1] * ECE_BINS)
     calibration = np.abs(weights @ bin_errors.reshape(-1, ECE_BINS)).sum(axis=1)
@@ -92,11 +92,12 @@ def resampled_metrics(
 def _ranking_metrics(
     label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute AUC and average precision in each resample, as scikit-learn with sample weights.
+    """Compute AUC and average precision in each resample, as scikit-learn does with sample weights.
 
-    Both metrics need, for each positive patch, the number of patches that rank above this patch.
-    The number of one patient's patches that rank above a given patch is the same in all resamples.
-    Therefore one matrix product of weights and numbers gives the result for all resamples.
+    For each positive patch, both metrics need the number of patches that rank above this patch.
+    These higher patches are counted once, separately for each patient. The matrix product of
+    ``weights`` and these counts is the number of higher patches in each resample. The arguments
+    are those of ``resampled_metrics``.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24
@@ -125,7 +126,7 @@ def _ranking_metrics(
 def _sort_by_patient(
     label: _Ints, probability: _Floats, code: _Ints, num_patients: int
 ) -> list[list[_Floats]]:
-    """Return each patient's sorted probabilities, first of positive, then of negative patches."""
+    """Sort each patient's probabilities; return the lists of positive and of negative patches."""
     return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)
@@ -135,7 +136,7 @@ def _sort_by_patient(
 def _count_from(
     ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """Count each patient's values >= each threshold (side "right": > each), shape (P, K)."""
+    """Count each patient's values >= each threshold (> if ``side`` is "right"), shape (P, K)."""
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
 
@@ -165,7 +166,7 @@ def roc_and_pr_bands(
 ) -> tuple[Band, Band] | None:
     """Compute the ROC curve (x: 1 - specificity) and the PR curve (x: recall) with their bands.
 
-    The arguments are those of ``resampled_metrics``. Without patches of both classes, return None.
+    The arguments are those of ``resampled_metrics``. If a class has no patches, return None.
     """
     all_once = np.ones((1, weights.shape[1]), np.int64)
     roc, pr = [], []
@@ -187,7 +188,7 @@ def roc_and_pr_bands(
 def _curve_counts(
     label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield, for each resample, the true and the false positives at the thresholds, each (K,)."""
+    """Yield the numbers of true and false positives of each resample at all thresholds (K,)."""
     thresholds = np.unique(probability)[::-1]  # the largest first
     counts = [
         _count_from(ranked, thresholds)  # (P, K)

@@ -1,4 +1,4 @@
-"""Metrics of patch predictions against labels; docs/metrics.md has the formulas.
+"""Compute metrics from predictions and labels of patches; docs/metrics.md has the formulas.
 
 A metric can be undefined, for example if one class has no patch or no patch is called IDC. An
 undefined metric is NaN, never 0.
@@ -20,7 +20,7 @@ ECE_BINS = 15  # as in Guo et al. 2017
 
 @dataclass(frozen=True)
 class Confusion:
-    """Numbers of patches by their label and by whether they are called IDC."""
+    """Confusion matrix: numbers of patches; IDC is the positive class."""
 
     true_positive: int
     false_positive: int
@@ -31,7 +31,7 @@ class Confusion:
 def confusion(
     label: NDArray[np.integer], probability: NDArray[np.floating], *, threshold: float
 ) -> Confusion:
-    """Count patches by label and call; a probability of at least ``threshold`` is called IDC."""
+    """Return the confusion matrix; a patch is called IDC if its probability is >= ``threshold``."""
     truth, called = label == 1, probability >= threshold
     return Confusion(
         true_positive=int((truth & called).sum()),
@@ -44,7 +44,7 @@ def confusion(
 def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
     """Compute the metrics of a confusion matrix; an undefined metric is NaN.
 
-    The counts of true and false positives and negatives are numbers, or arrays of one shape.
+    The arguments are counts of patches: numbers, or arrays of the same shape.
     """
     tp, fp, tn, fn = (np.asarray(count, np.float64) for count in (tp, fp, tn, fn))
     sensitivity, specificity = safe_divide(tp, tp + fn), safe_divide(tn, tn + fp)
@@ -63,7 +63,7 @@ def threshold_metrics(tp: Any, fp: Any, tn: Any, fn: Any) -> dict[str, Any]:
 
 
 def safe_divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN if ``whole`` is 0."""
+    """Return ``part / whole``; NaN where ``whole`` is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
 
 
@@ -86,7 +86,7 @@ def _has_both(label: NDArray[np.integer]) -> bool:
 
 
 def ece_bin(probability: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Return the number of each probability's bin, shape (N,); bins have equal width."""
+    """Return the index of the bin of each probability, shape (N,); bins have equal width."""
     return np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
 
 
@@ -112,7 +112,7 @@ def all_metrics(
 ) -> dict[str, float]:
     """Compute every metric of patches with labels 0 and 1; both arrays have the shape (N,).
 
-    A patch is called IDC from the probability ``threshold``.
+    A patch is called IDC if its probability is at least ``threshold``.
 
     Raises:
         ValueError: A label is not 0 or 1, or a probability is not within 0..1.
@@ -130,7 +130,7 @@ def all_metrics(
 
 
 def check_predictions(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
-    """Raise ValueError if a label is not 0 or 1, a probability not in 0..1, or lengths differ."""
+    """Raise ValueError for a label not 0 or 1, a probability not in 0..1, or unequal lengths."""
     if len(label) != len(probability):
         raise ValueError(f"{len(label)} labels for {len(probability)} probabilities")
     if not np.isin(label, (0, 1)).all():

@@ -20,7 +20,7 @@ _BORDER_COLUMNS = ("patches", "area_true", "area_predicted", "area_bias", "auc",
 def border_distances(
     label: NDArray[np.integer], patient: NDArray, row_col: NDArray[np.int32]
 ) -> NDArray[np.int8]:
-    """Compute the ``border_distance`` of each patch on the patch's patient's grid, shape (N,)."""
+    """Compute the ``border_distance`` of each patch on the grid of its patient, shape (N,)."""
     distance = np.empty(len(label), np.int8)
     for name in np.unique(patient):
         rows = np.flatnonzero(patient == name)
@@ -32,11 +32,12 @@ def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -
     """Compute one row of metrics for each patient; an undefined metric is NaN.
 
     The columns are patient, patches, area_true, area_predicted, area_bias (fractions of the
-    patient's patches), auc, dice, sensitivity, specificity, ppv. Further columns, such as
-    ``border0_dice``, have the metrics patches to dice of the patches at one border distance.
+    patient's patches), auc, dice, sensitivity, specificity, ppv. The columns from patches to dice
+    are repeated for the patches at each border distance, for example as ``border0_dice``.
 
-    ``predictions`` has one row per patch; columns patient, label (0 or 1), border_distance and
-    ``column``, the probability of IDC. A patch is called IDC from the probability ``threshold``.
+    ``predictions`` has one row per patch and the columns patient, label (0 or 1), border_distance.
+    Its column with the name ``column`` has the probability of IDC. A patch is called IDC if this
+    probability is at least ``threshold``.
     """
     rows = []
     for patient, part in predictions.groupby("patient"):
@@ -58,7 +59,7 @@ def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, floa
         "area_predicted": predicted,
         "area_bias": predicted - values["prevalence"],
         "auc": values["auc"],
-        "dice": values["f1"],  # F1 is the Dice of the called patches and the IDC patches
+        "dice": values["f1"],  # F1 equals the Dice of called patches and IDC patches
         **{name: values[name] for name in ("sensitivity", "specificity", "ppv")},
     }
 
@@ -66,13 +67,13 @@ def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, floa
 def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, dict[str, float]]:
     """Summarize the distribution of auc, dice and area_bias in the result of ``patient_table``.
 
-    Each patient has the same weight. A metric that is NaN for all patients is left out.
-    ``weights`` has the weight of each patient in each resample, shape (R, P).
+    All patients count equally. A metric that is NaN for all patients is left out. ``weights`` has
+    the weight of each patient in each resample, shape (R, P).
 
     Returns:
         For each metric, the number of patients for whom the metric is defined, and the mean,
-        median, minimum ("least"), maximum ("largest") and 95 % interval of the mean. For area_bias
-        also the limits of agreement (Bland & Altman 1986) and the mean absolute bias.
+        median, minimum ("least"), maximum ("largest") and 95 % interval of the mean. area_bias also
+        has the limits of agreement (Bland & Altman 1986) and the mean absolute bias.
     """
     result = {}
     for name in ("auc", "dice", "area_bias"):

@@ -1,4 +1,4 @@
-"""Architecture: a kind of network, and how to build it with or without weights."""
+"""Architecture: a kind of network. It can be built with or without values of its weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class Architecture:
     """A kind of network that ends in a convolutional feature map and a head.
 
     Attributes:
-        name: Name of the architecture, with its own dashes or underscores.
+        name: Name of the architecture, such as "efficientnet-b0" or "convnext_tiny".
         build: Function that builds a network with random weights for a number of classes.
         cam_layer: Name of the module whose output is the last convolutional feature map.
         head: Name of the last layer, which computes the logits.
         closed_form: Whether only average pooling and a linear layer follow the last feature map.
             If so, Grad-CAM needs no gradient.
         input_px: Side in px to which patches are resized; None: patches are not resized.
-        imagenet: ImageNet weights in torchvision; None for a network that torchvision lacks.
+        imagenet: ImageNet weights in torchvision; None if torchvision does not have this network.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Architecture:
 
 
 class _MetaInit(TorchFunctionMode):
-    """Mode in which parameters are created on the meta device, without memory and values."""
+    """Mode that creates parameters on the meta device: they have no memory and no values."""
 
-    # torch.device("meta") also affects tensors whose values a constructor needs, as in RegNet.
+    # torch.device("meta") also moves other tensors: RegNet's constructor needs their values.
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -50,7 +50,7 @@ class _MetaInit(TorchFunctionMode):
 def build_on_meta(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
     """Build a network whose parameters are on the meta device: they have shapes but no values.
 
-    No random numbers are drawn. ``to_empty`` allocates memory, then ``load_state`` sets the values.
+    No random numbers are drawn. To set values, call ``to_empty`` and then ``load_state``.
     """
     with _MetaInit():
         return build(num_classes)

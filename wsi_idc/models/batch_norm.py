@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # Errors that torch.fx raises for a network that it cannot trace.
 _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, NotImplementedError)
 _BATCH_SIZE = 32
-# Largest distance of a fused batch norm's variance and weight from 1: one may include eps.
+# The variance and weight of a fused batch norm are 1; eps can change one of them by up to this.
 _NEAR_ONE = 1e-3
 
 
@@ -43,7 +43,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 
 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names: a convolution, and the only layer that uses it, a batch norm."""
+    """Yield the names of each convolution and batch norm that can be fused."""
     try:
         graph = LeafModuleAwareTracer(leaf_modules=[nn.Conv2d]).trace(network)
     except _UNTRACEABLE as error:
@@ -65,8 +65,8 @@ def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
 def has_fused_batch_norm(network: nn.Module) -> bool:
     """Return whether the batch norms of ``network`` are already fused into its convolutions.
 
-    A fused batch norm only adds its bias, because its convolution contains the scale and the mean.
-    If all biases are 0, the network is new, and this function returns False.
+    After a fusion, the convolution contains the scale and the mean; the batch norm only adds a
+    bias. If all biases are 0, the network is new, and this function returns False.
     """
     norms = _batch_norms(network)
     return all(map(_only_adds_bias, norms)) and any(norm.bias.any() for norm in norms)
@@ -88,15 +88,15 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
     """Undo the fusion of batch norms, so that the network can be trained.
 
     Each batch norm gets the mean and variance of its input, and a scale and bias that compensate
-    for this mean and variance. In eval mode the outputs of the network do not change. In train mode
-    the outputs change only as far as the statistics of a batch differ from those of ``patches``.
+    for this mean and variance. In eval mode, the outputs of the network do not change. In train
+    mode, the outputs change if the statistics of a batch differ from those of ``patches``.
 
     Args:
-        classifier: Classifier to change. Its train or eval mode stays the same.
-        patches: A few hundred of the train patches, shape (N, H, W, 3), uint8.
+        classifier: Classifier to change. Its mode (train or eval) is afterwards the same as before.
+        patches: A few hundred train patches, shape (N, H, W, 3), uint8.
     """
-    # Counts of cells, sums and sums of squares of each channel, shape (3, C). They are in float64:
-    # a channel with a small variance has a small scale and a large shift.
+    # For each batch norm, an array (3, C): count, sum and sum of squares of the cells by channel.
+    # It is float64, because a channel with a small variance has a small scale and a large shift.
     sums: dict[Any, Any] = defaultdict(float)
 
     def record(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -115,7 +115,7 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
         var = (squares / count - mean.square()).clamp(min=0)
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
-        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # not 0 for variance 0
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # eps: not 0 if the variance is 0
         norm.bias.copy_(shift + scale * mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)

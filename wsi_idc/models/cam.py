@@ -1,14 +1,14 @@
 """Class activation maps (CAMs) of a classifier: the evidence for a class in each cell of a patch.
 
-A CAM is raw: it is never scaled to the range of its patch. This module computes Grad-CAM itself. If
-only average pooling and a linear layer follow the last feature map, Grad-CAM of this map needs no
-gradient. In all other cases, gradients are computed only for the layers behind the feature map.
-The library torchcam computes the other methods. This module runs torchcam on batches: the CAM of a
-patch does not depend on the other patches.
+A CAM is raw: it is not scaled by its smallest and largest value. This module computes Grad-CAM
+itself. If only average pooling and a linear layer follow the last feature map, Grad-CAM of this map
+needs no gradient. In all other cases, gradients are computed only for the layers after the feature
+map. The library torchcam computes the other methods. This module runs torchcam on batches: the CAM
+of a patch does not depend on the other patches.
 
 The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
 the alphas, so each weight is the sum of the cubes of the positive gradients. smoothgradcam++
-multiplies the feature map of the last noisy image by weights from the gradients of that image.
+multiplies the feature map of the last noisy image by weights from the gradients of this image.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ class CamSpec:
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module that makes the feature map; None: the last with enough cells.
+        layer: Name of the module that makes the feature map; None: ``default_cam_layer``.
         class_index: Index of the class whose logit the CAM explains.
     """
 
@@ -44,9 +44,9 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Set the default layer of ``classifier`` if no layer is set.
+        """If ``layer`` is None, return a copy with the layer from ``default_cam_layer``.
 
-        If the default layer has the last feature map, ``layer`` stays None.
+        If this layer makes the last feature map, ``layer`` stays None, which means the same layer.
         """
         if self.layer is not None:
             return self
@@ -76,7 +76,7 @@ def cam_extractor(
 
     Raises:
         CheckpointError: ``layer`` has no CAM, or its CAM has too few cells. If the classifier does
-            not resize its patches, the function raises this error at its first batch.
+            not resize its patches, this error can also be raised at the first batch.
     """
     if method not in CAM_METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
@@ -101,9 +101,9 @@ def logits_and_cam(
 ) -> tuple[Tensor, Tensor]:
     """Run the network once; return logits (N, num_classes) and raw Grad-CAM (N, h, w), float32.
 
-    The Grad-CAM is that of the last feature map A: relu(sum_k w_k A_k) (Selvaraju et al. 2017, eq.
-    1 and 2). A_k is channel k of A. The weight w_k is the gradient of the logit with respect to
-    A_k, averaged over the cells.
+    The Grad-CAM of the last feature map A is relu(sum_k w_k A_k) (Selvaraju et al. 2017, eq. 1 and
+    2). A_k is channel k of A. The weight w_k is the gradient of the logit with respect to A_k,
+    averaged over the cells.
 
     Args:
         classifier: Classifier in eval mode.
@@ -121,10 +121,10 @@ def logits_and_cam(
 
 
 def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
-    """Compute Grad-CAM (N, h, w), float32, if a mean and a linear layer follow the feature map.
+    """Compute Grad-CAM (N, h, w), float32. Average pooling and a linear layer must follow the map.
 
     Args:
-        features: Last feature map, shape (N, C, h, w); the mean is taken over its cells.
+        features: Last feature map, shape (N, C, h, w); the pooling averages its cells.
         weights: Weights of the linear layer for the class, shape (C,).
     """
     cells = features.shape[-2] * features.shape[-1]
@@ -140,12 +140,12 @@ def _weighted_map(features: Tensor, equation: str, weights: Tensor) -> Tensor:
 def _cam_by_gradient(
     classifier: PatchClassifier, patches: Tensor, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute logits and Grad-CAM; gradients are recorded only for the layers behind ``layer``."""
+    """Compute logits and Grad-CAM; gradients are recorded only for the layers after ``layer``."""
     with _gradients_behind(classifier.network, layer, patches.device.type) as kept:
         logits = classifier(patches)
         features = kept[-1]  # (N, C, h, w)
         cells = features.shape[-2] * features.shape[-1]
-        # Multiplied by the number of cells: the gradient of one cell can be too small for fp16.
+        # The factor ``cells`` is needed: the gradient of one cell can be too small for fp16.
         score = logits[:, class_index].float().sum() * cells
         (gradient,) = torch.autograd.grad(score, features)
         weights = gradient.float().mean(dim=(2, 3))  # (N, C)
@@ -156,7 +156,7 @@ def _cam_by_gradient(
 def _cam_by_torchcam(
     classifier: PatchClassifier, patches: Tensor, method: str, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute logits and a CAM of torchcam; gradients are recorded only behind ``layer``."""
+    """Compute logits and, with torchcam, a CAM; record gradients only after ``layer``."""
     from torchcam import methods
 
     extractor_class = {
@@ -167,17 +167,17 @@ def _cam_by_torchcam(
     }[method]
     network = classifier.network
     with (
-        # This comes first: the hooks of torchcam need the tensor that its hook returns.
+        # This hook must be the first: the hooks of torchcam need the tensor that it returns.
         _gradients_behind(network, layer, patches.device.type) as kept,
-        # A new extractor for each batch, because it keeps the maps and gradients of a batch. Maps
-        # in float32: the cube of a gradient is too small for fp16, a long sum inexact in bf16.
+        # Each batch needs a new extractor, because an extractor keeps maps and gradients. Maps are
+        # float32: fp16 is too small for the cube of a gradient, bf16 too inexact for a long sum.
         extractor_class(network, layer, reshape_transform=Tensor.float) as extractor,
     ):
         if method == "smoothgradcam++":
             extractor._distrib = _same_noise(extractor._distrib)
 
         def keep_final_map(*_: object) -> None:
-            # Runs after the complete network: only then, in-place layers have changed the map.
+            # This runs after the complete network, when in-place layers have changed the map.
             extractor.hook_a = [kept[-1].detach().float()]
 
         with network.register_forward_hook(keep_final_map):
@@ -201,15 +201,15 @@ def _same_noise(normal: torch.distributions.Normal) -> Any:
 
 @contextmanager
 def _gradients_behind(network: nn.Module, layer: str, device: str) -> Iterator[list[Tensor]]:
-    """Context manager: gradients are recorded only for the layers behind ``layer``."""
-    kept: list[Tensor] = []  # the output of ``layer``, after a forward pass
+    """Context manager that records gradients only for the layers after ``layer``."""
+    kept: list[Tensor] = []  # contains the output of ``layer`` after a forward pass
 
     def start(module: nn.Module, inputs: object) -> None:
         torch.set_grad_enabled(False)
 
     def cut(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         torch.set_grad_enabled(True)
-        # clone: in-place layers behind this layer must not change a leaf of the graph.
+        # clone: torch raises an error if an in-place layer changes a leaf of the graph.
         kept[:] = [output.detach().requires_grad_().clone()]
         return kept[0]
 

@@ -1,4 +1,4 @@
-"""Layers of CAMs: the layer of each family of networks, other usable layers, sizes of the maps."""
+"""Find the layers of a network from which CAMs can be computed, and the sizes of these CAMs."""
 
 import difflib
 import functools
@@ -15,9 +15,9 @@ from wsi_idc.models.architecture import Architecture, build_on_meta
 
 # For each VGG network, the index of the last ReLU in ``network.features``.
 _VGG = {"11": 19, "11_bn": 27, "13": 23, "13_bn": 33, "16": 29, "16_bn": 42, "19": 35, "19_bn": 51}
-# For each family of networks: the layer of the CAM, which makes the last feature map; the head; and
-# ``Architecture.closed_form``. A family is the start of a model's name in torchvision; the longest
-# matching start is used. "cnn" is the family of this program's own networks.
+# For each family of networks, three fields of ``Architecture``: cam_layer, head and closed_form. A
+# family is the start of a model's name in torchvision. If several starts match, the longest one is
+# used. "cnn" is the family of this program's own networks.
 CAM_LAYERS = {
     "cnn": ("features", "classifier", True),
     "alexnet": ("features.11", "classifier.6", False),
@@ -36,25 +36,25 @@ CAM_LAYERS = {
     **dict.fromkeys(("resnet", "resnext", "wide_resnet"), ("layer4", "fc", True)),
     **{f"vgg{kind}": (f"features.{last}", "classifier.6", False) for kind, last in _VGG.items()},
 }
-MIN_SIDE = 4  # in cells; a CAM with fewer cells does not show where in the patch the evidence is
+MIN_SIDE = 4  # in cells; a smaller CAM does not show which part of a patch has the evidence
 _NUM_NAMED = 3
-# An error message suggests a larger input size that is a multiple of this usual network stride.
+# Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
 
 
 def check_input_px(arch: Architecture, input_px: int) -> None:
-    """Check that the network accepts images with a side of ``input_px`` and makes feature maps.
+    """Check that the network computes a feature map of images with ``input_px`` rows and columns.
 
     Raises:
-        CheckpointError: The network does not accept this size, or its last map has one cell.
+        CheckpointError: The network does not accept this size, or its last map has only one cell.
     """
     rows, cols = _grids(arch, input_px).get(arch.cam_layer, (0, 0))
     if rows * cols < 2:
-        usual = f"{arch.input_px} px is its own" if arch.input_px else f"{PATCH_PX} px is usual"
+        usual = f"its size: {arch.input_px} px" if arch.input_px else f"usual size: {PATCH_PX} px"
         raise CheckpointError(
-            f"{arch.name} cannot work on images of {input_px} px, or makes no map of them; give "
-            f"another --input-size ({usual})"
+            f"{arch.name} cannot compute a feature map of images of {input_px} px; give another "
+            f"--input-size ({usual})"
         )
 
 
@@ -77,16 +77,16 @@ def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
         return grids[layer]
     if arch.cam_layer not in grids:
         raise CheckpointError(
-            f"{arch.name} cannot work on images of {input_px} px; train it with another "
-            f"--input-size ({arch.input_px or PATCH_PX} px is usual)"
+            f"{arch.name} does not accept images of {input_px} px; train it with another "
+            f"--input-size (usual size: {arch.input_px or PATCH_PX} px)"
         )
-    finer = _finer_layers(grids, before=arch.cam_layer).values()
+    finer = _finer_layers(grids, last=arch.cam_layer).values()
     remedy = f"give --cam-layer {_either(finer)}" if finer else "train with a larger --input-size"
     names = [name for name, _ in build_on_meta(arch.build, 2).named_modules() if name]
     if layer in names:
         raise CheckpointError(
-            f"layer {layer} of {arch.name} gives no feature map (N, C, h, w) to take a CAM from; "
-            f"{remedy}"
+            f"the output of layer {layer} of {arch.name} is not a feature map (N, C, h, w), so it "
+            f"has no CAM; {remedy}"
         )
     near = difflib.get_close_matches(layer, names, n=_NUM_NAMED)
     hint = f"did you mean {_either(near)}?" if near else remedy
@@ -95,33 +95,33 @@ def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
 
 @functools.cache
 def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
-    """Return the name of the layer whose output is the feature map of CAMs by default.
+    """Return the name of the layer from which CAMs are computed by default.
 
-    The default is the last feature map with at least ``MIN_SIDE`` cells a side. If no feature map
-    has that many cells, the default is the last feature map of all.
+    It is the layer of the last feature map that has at least ``MIN_SIDE`` rows and columns. If all
+    feature maps are smaller, it is the layer of the last feature map.
 
     Args:
         arch: Architecture of the network.
-        input_px: Side of an image in px; None: the default is the last feature map.
+        input_px: Side of an image in px; None: return the layer of the last feature map.
     """
     if input_px is None:
         return arch.cam_layer
     grids = _grids(arch, input_px)
     if min(grids.get(arch.cam_layer, (MIN_SIDE,))) >= MIN_SIDE:
         return arch.cam_layer
-    return next(iter(_finer_layers(grids, before=arch.cam_layer)), arch.cam_layer)
+    return next(iter(_finer_layers(grids, last=arch.cam_layer)), arch.cam_layer)
 
 
 @functools.cache
 def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
-    """Raise CheckpointError if the CAM of a layer has fewer than ``MIN_SIDE`` cells a side."""
+    """Raise CheckpointError if the CAM of a layer has fewer than ``MIN_SIDE`` rows or columns."""
     rows, cols = cam_grid(arch, input_px, layer)
     if min(rows, cols) >= MIN_SIDE:
         return
     larger = range(input_px // _STRIDE * _STRIDE + _STRIDE, _MAX_INPUT_PX + 1, _STRIDE)
     fine = (px for px in larger if min(_grids(arch, px).get(layer, (0,))) >= MIN_SIDE)
     remedies = [f"--input-size {px} when training" for px in itertools.islice(fine, 1)]
-    if finer := _finer_layers(_grids(arch, input_px), before=layer):
+    if finer := _finer_layers(_grids(arch, input_px), last=layer):
         remedies.append(f"--cam-layer {_either(finer.values())}")
     raise CheckpointError(
         f"CAM of {rows}x{cols} cells at layer {layer} of {arch.name} at {input_px} px: too coarse "
@@ -131,10 +131,10 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
 
 @functools.cache
 def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
-    """Return rows and columns of the feature map of each module, in the order of computation."""
+    """Return the rows and columns of each module's feature map, in the order of computation."""
     # An output of 4 dimensions is not always a feature map (N, C, h, w): transformers have outputs
-    # (N, h, w, C) or (N, windows, cells, C). In a feature map, dimension 1 stays the same for an
-    # image of twice the size. The check is skipped if the network does not accept this size.
+    # (N, h, w, C) or (N, windows, cells, C). In a feature map, dimension 1 stays the same if the
+    # image is twice as large. If the network does not accept this size, the check is skipped.
     doubled = _output_shapes(arch, 2 * input_px)
     return {
         name: (shape[2], shape[3])
@@ -144,12 +144,12 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
 
 
 def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
-    """Return the shape of the last output of each module; {} if the size is not accepted."""
+    """Return the shape of each module's last output; {} if the network does not accept the size."""
     network = build_on_meta(arch.build, 2).to("meta").eval()
     shapes: dict[str, torch.Size] = {}
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):  # the output of an attention is a tuple
+        if isinstance(output, Tensor):  # the output of an attention layer is a tuple
             shapes.pop(name, None)
             shapes[name] = output.shape
 
@@ -165,14 +165,14 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     return shapes
 
 
-def _finer_layers(grids: Mapping[str, tuple[int, int]], *, before: str) -> dict[str, str]:
-    """Return names and labels of fine layers up to ``before``, one per map size, last one first."""
+def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
+    """Return at most 3 usable layers, none after ``last``, as {name: label}; smallest map first."""
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
-    for name in names[: names.index(before) + 1]:
+    for name in names[: names.index(last) + 1]:
         grid = grids[name]
-        # Of all modules with the same grid, choose the least nested one: it is a stage of the
-        # network, not a convolution inside the stage.
+        # If several modules have the same grid, choose the least nested one: it is a stage of
+        # the network, not a convolution inside the stage.
         if min(grid) >= MIN_SIDE and name.count(".") <= chosen.get(grid, name).count("."):
             chosen[grid] = name
     named = sorted(chosen.items())[:_NUM_NAMED]

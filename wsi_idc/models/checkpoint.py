@@ -46,7 +46,7 @@ class InputSpec:
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of a patch.
         input_px: Side in px to which patches are resized; None: patches are not resized.
-        mean, std: Mean and standard deviation by which each channel is normalized, 0..1.
+        mean, std: Mean and standard deviation that normalize each channel, 0..1.
     """
 
     patch_px: int
@@ -58,12 +58,12 @@ class InputSpec:
     def __post_init__(self) -> None:
         has_std = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
         if len(self.mean) != 3 or not has_std:
-            raise ValueError("the input needs positive numbers for three channels")
+            raise ValueError("mean and std need three numbers each; those of std must be positive")
         if not all(0 <= value <= 1 for value in self.mean):
-            raise ValueError("the input's mean is not within 0..1")
+            raise ValueError("the mean of a channel is not within 0..1")
         finest, coarsest = POSSIBLE_MPP
         if not 0 < self.patch_px <= _MAX_PATCH_PX or not finest <= self.mpp <= coarsest:
-            raise ValueError(f"no slide has patches of {self.patch_px} px at {self.mpp:g} um/px")
+            raise ValueError(f"patches of {self.patch_px} px at {self.mpp:g} um/px are impossible")
         if self.input_px is not None and not 0 < self.input_px <= _MAX_INPUT_PX:
             raise ValueError(f"no network takes images of {self.input_px} px")
 
@@ -97,7 +97,7 @@ class Checkpoint:
         input: Description of the patches that the network takes.
         class_names: Names of class 0 and class 1.
         cam_layer: Name of the module whose output is the last feature map. CAMs are computed from
-            this feature map, or from an earlier one if it has fewer than 4 x 4 cells.
+            this map, or from an earlier map if this map has fewer than 4 x 4 cells.
         temperature: Divisor of the logits before the softmax.
         threshold: A patch is called IDC if its probability of IDC is at least this value.
         split: Role of each patient ("train", "val", "test").
@@ -142,8 +142,8 @@ class Checkpoint:
     def patients(self, *roles: str) -> set[str]:
         """Return the patients that have one of ``roles`` in the split.
 
-        If "train" is among the roles, the patients on which the initial weights were trained are
-        returned too.
+        For the role "train", the result also contains the patients on which the initial weights
+        were trained.
         """
         patients = {patient for patient, role in self.split.items() if role in roles}
         return patients.union(self.inherited) if "train" in roles else patients
@@ -160,34 +160,34 @@ class Checkpoint:
         }
 
     def validate(self) -> None:
-        """Check that each field has a value that a training can write.
+        """Check that the value of each field can be the result of a training.
 
         Raises:
-            ValueError: A training cannot write such a number, name or weight.
+            ValueError: A number, a name or a weight cannot be the result of a training.
             CheckpointError: The weights do not fit the architecture.
         """
         arch, spec = architecture(self.architecture), self.input
         if not _is_calibration(self):
-            raise ValueError("temperature or threshold out of range")
+            raise ValueError("the temperature or the threshold is out of range")
         if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
             raise ValueError(f"a smoothing of {self.smoothing.sigma_um:g} um is too wide")
         if len(self.class_names) != NUM_CLASSES:
             raise ValueError(f"{len(self.class_names)} classes, not {NUM_CLASSES}")
         if self.cam_layer != arch.cam_layer:
-            raise ValueError(f"no CAM is taken from the layer {self.cam_layer!r}")
+            raise ValueError(f"cam_layer is {self.cam_layer!r}, not {arch.cam_layer!r}")
         if unknown := set(self.split.values()).difference(ROLES):
-            raise ValueError(f"no patient has the role {unknown.pop()!r}")
+            raise ValueError(f"a patient has the unknown role {unknown.pop()!r}")
         # A map stores these three fields as JSON. JSON has no tensors and no NaN.
         json.dumps([self.metrics, self.provenance, self.config], allow_nan=False)
         for name, value in self.state.items():
             if not is_dense(value):
                 raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
-        # Compare the shapes only; no memory is allocated for the network.
+        # Compare only the shapes; no memory is allocated for the network.
         network = build_on_meta(arch.build, NUM_CLASSES)
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         if shapes != {name: value.shape for name, value in self.state.items()}:
             raise CheckpointError(
-                f"{self.source}: the weights do not fit {self.architecture}; train it again"
+                f"{self.source}: the weights do not fit {self.architecture}; train the model again"
             )
         if not all(torch.isfinite(value).all() for value in self.state.values()):
             raise ValueError("a weight is not a finite number")
@@ -210,7 +210,7 @@ def _read_smoothing(content: Any) -> Smoothing | None:
     return None if content is None else Smoothing(*(float(content[name]) for name in names))
 
 
-# Function that converts the stored value of each field.
+# For each field, the function that converts its stored value.
 _STORED: dict[str, Callable[[Any], Any]] = {
     "architecture": str,
     "state": dict,
@@ -251,8 +251,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: checkpoint version {version}, this program reads {SCHEMA_VERSION}; "
-            "train it again"
+            f"{path}: checkpoint version {version}, but this program reads version "
+            f"{SCHEMA_VERSION}; train the model again"
         )
     content = {"inherited": (), "smoothing": None, **content}  # missing in old files
     try:
@@ -262,21 +262,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train it again"
+            f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); train the model again"
         ) from None
     return checkpoint
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values to a file, atomically."""
-    # torch.save writes into memory: if it wrote to a full disk, its error would be no OSError.
+    # torch.save writes into memory, because its error for a full disk is not an OSError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read a file of the format ``kind`` that ``write_state`` wrote; return content and SHA-256."""
+    """Read a file of ``write_state`` in the format ``kind``; return its content and its SHA-256."""
     check_checkpoint_file(path)
     content, data = load_tensors(path, remedy=REMEDY)
     if not isinstance(content, dict) or content.get("format") != kind:
@@ -285,9 +285,9 @@ def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
 
 
 def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
-    """Read a file that ``torch.save`` wrote; return its tensors and plain values, and its bytes.
+    """Read a file that ``torch.save`` wrote; return its content and its bytes.
 
-    Code inside the file is never executed.
+    The content is tensors and plain values. Code inside the file is never executed.
 
     Args:
         path: File to read.
@@ -315,7 +315,7 @@ def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
 
 
 def is_dense(value: Any) -> bool:
-    """Return whether ``value`` is a plain tensor: on the CPU, not complex, quantized or sparse."""
+    """Return whether ``value`` is a plain tensor on the CPU: dense, real and not quantized."""
     if not isinstance(value, Tensor) or value.is_quantized or value.is_complex():
         return False
     return value.layout == torch.strided and value.device.type == "cpu"

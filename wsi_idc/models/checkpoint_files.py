@@ -19,7 +19,7 @@ def bundled_checkpoint() -> Path:
 
 
 def check_checkpoint_file(path: Path) -> None:
-    """Check that a file exists, can be opened and is a ZIP archive, as ``torch.save`` writes.
+    """Check that a file can be opened and is a ZIP archive, the file format of ``torch.save``.
 
     Raises:
         CheckpointError: The file is missing, is no regular file, or is no complete ZIP archive.

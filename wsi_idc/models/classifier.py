@@ -12,7 +12,7 @@ from wsi_idc.models.architecture import Architecture
 
 
 class Head(Protocol):
-    """Type of a network's last layer, which computes the logits: linear or a convolution."""
+    """Type of the last layer, which computes the logits: a linear layer or a convolution."""
 
     weight: Tensor  # (num_classes, C, ...)
     bias: Tensor  # (num_classes,)
@@ -27,7 +27,7 @@ def to_images(patches: Tensor) -> Tensor:
 
 
 class PatchClassifier(nn.Module):
-    """A network with its preprocessing; its input is patches in the format of a pack.
+    """A network with its preprocessing; the input is patches in the format of a pack.
 
     Attributes:
         arch: Architecture of the network.
@@ -54,9 +54,9 @@ class PatchClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Normalize patches or images, as in ``forward``, and resize them to the network's size."""
+        """Normalize the input of ``forward`` and resize it to the input size of the network."""
         images = to_images(x) if x.dtype == torch.uint8 else x
-        # Patches are usually enlarged, so it is faster to normalize first. The result is the same,
+        # Patches are usually enlarged, so normalizing first is faster. The result is the same,
         # because interpolation is a weighted mean.
         x = (images - self.mean) / self.std
         if self.input_px is None or self.input_px == x.shape[-1]:
@@ -81,7 +81,7 @@ class PatchClassifier(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Context manager: put all modules into eval mode, then give each its earlier mode again."""
+    """Context manager that sets all modules to eval mode, and then restores their modes."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

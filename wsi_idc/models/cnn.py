@@ -5,18 +5,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Number of channels and number of convolutions of each stage. A 2x2 pooling between two stages
-# halves the number of rows and columns. The last feature map of a 50 px patch has 6x6 cells: enough
-# for a CAM, and the receptive field of each cell is large.
+# halves the number of rows and columns. The last feature map of a 50 px patch has 6x6 cells. These
+# are enough cells for a CAM, and the receptive field of each cell is large.
 STAGES = ((24, 1), (48, 2), (96, 2), (192, 2))
 DROPOUT = 0.3
 
 
 class PatchCnn(nn.Module):
-    """Network like VGG: stages of 3x3 convolutions, global average pooling and a linear layer.
+    """Small VGG network: stages of 3x3 convolutions, global average pooling and a linear layer.
 
     Attributes:
-        features: Layers from images (N, 3, H, W) to the last map (N, 192, H // 8, W // 8).
-        classifier: Linear layer from 192 to ``num_classes``.
+        features: Layers that compute the last map (N, 192, H // 8, W // 8) of images (N, 3, H, W).
+        classifier: Linear layer with 192 inputs and ``num_classes`` outputs.
     """
 
     def __init__(self, num_classes: int, *, batch_norm: bool) -> None:
@@ -32,7 +32,7 @@ class PatchCnn(nn.Module):
                 layers.append(convolution)
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                # Not in-place: a hook may keep the output of the layer before ReLU.
+                # ReLU is not in-place: a hook may keep the output of the layer before ReLU.
                 layers.append(nn.ReLU())
                 channels = width
         self.features = nn.Sequential(*layers)
@@ -53,8 +53,8 @@ class PatchCnn(nn.Module):
 class _Convolution(nn.Conv2d):
     """A 3x3 convolution that pads by repeating the edge of the feature map.
 
-    With zeros as padding, the CAM would be smaller at the edges of each patch, and a CAM of all
-    patches of a slide would show the grid of the patches.
+    With zeros as padding, the values of a CAM would be smaller at the edges of each patch, and the
+    CAM of a slide would show the grid of the patches.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_st
 from wsi_idc.models.registry import ARCHITECTURES, architecture
 
 _MAX_NAMED = 3
-# Auxiliary heads: only torchvision's own training uses them, and networks are built without them.
+# Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# torchvision's weights of DenseNet have a dot in these names; its code now has names without it.
+# In torchvision's DenseNet files, these names have a dot; in its code, they no longer have it.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
@@ -30,12 +30,12 @@ class Normalization(NamedTuple):
 
 
 def weights_file(arch: Architecture) -> Path:
-    """Return the path that ImageNet weights of ``arch`` have in torchvision's cache folder."""
+    """Return the path of the ImageNet weights of ``arch`` in torchvision's cache folder."""
     return _cached_file(_imagenet(arch))
 
 
 def imagenet_folder() -> Path:
-    """Return the folder in which torchvision keeps downloaded weights."""
+    """Return the folder in which torchvision stores downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -54,33 +54,33 @@ def cached_imagenet() -> list[str]:
 
 def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
     if arch.imagenet is None:
-        raise CheckpointError(f"{arch.name} is trained from scratch; it has no ImageNet weights")
+        raise CheckpointError(f"{arch.name} has no ImageNet weights; train it with --weights none")
     return arch.imagenet
 
 
 def fetch_imagenet(arch: Architecture) -> Path:
     """Download the ImageNet weights of ``arch`` into torchvision's cache folder; return the path.
 
-    If the complete file is in the folder, it is not downloaded again.
+    If the folder already contains the complete file, nothing is downloaded.
 
     Raises:
         CheckpointError: There are no ImageNet weights of ``arch``, or the download failed.
     """
     url, file = _imagenet(arch).url, weights_file(arch)
-    digest = file.stem.rsplit("-", 1)[-1]  # each name ends in the first digits of the SHA-256
+    digest = file.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of the SHA-256
     try:
         if not file.exists() or not sha256(file).startswith(digest):
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), hash_prefix=digest)
     except (OSError, RuntimeError, HTTPException) as error:
         raise CheckpointError(
-            f"could not fetch {url} ({error}); download it by hand to {file}"
+            f"could not fetch {url} ({error}); download it with another program to {file}"
         ) from None
     return file
 
 
 def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
-    """Set the weights of ``network``, except its head, to weights in torchvision's cache folder.
+    """Load weights from torchvision's cache folder into ``network``, except into its head.
 
     Weights are not downloaded here, because compute nodes have no internet.
     """
@@ -88,7 +88,7 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
     if not file.exists():
         raise CheckpointError(
             f"ImageNet weights of {arch.name} are not on this machine ({file}); run "
-            f"`wsi-idc fetch-weights {arch.name}` where there is internet, or train with "
+            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access, or train with "
             "--weights none"
         )
     remedy = f"delete it and run `wsi-idc fetch-weights {arch.name}` again"
@@ -103,7 +103,7 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 
 
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
-    """Set the weights of ``network`` to those of a file; return the normalization, if any.
+    """Load weights from a file into ``network``; return the normalization, or None.
 
     If the file is a checkpoint of this program, the head is set too, because the classes are the
     same. If the file is a state dict of torchvision's network, the head is not set, because the
@@ -119,7 +119,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
         return None
     checkpoint = load_checkpoint(path)
     if architecture(checkpoint.architecture) != arch:
-        raise CheckpointError(f"{path}: a checkpoint of {checkpoint.architecture}; {remedy}")
+        raise CheckpointError(f"{path} is a checkpoint of {checkpoint.architecture}; {remedy}")
     load_state(network, checkpoint.state)
     return Normalization(checkpoint.input.mean, checkpoint.input.std)
 
@@ -137,7 +137,7 @@ def _is_checkpoint(content: Any) -> bool:
 def _set_weights(
     network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str
 ) -> None:
-    """Set the weights of ``network``, except its head, to the values of a state dict."""
+    """Load the values of a state dict into ``network``, except into its head."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     is_state_dict = isinstance(content, dict) and all(

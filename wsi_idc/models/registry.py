@@ -1,4 +1,4 @@
-"""Architectures by name: the networks of this program, and those of torchvision."""
+"""Find architectures by name: the networks of this program, and those of torchvision."""
 
 import difflib
 import functools
@@ -21,12 +21,12 @@ def _of_torchvision(name: str) -> Architecture:
     family = max((start for start in CAM_LAYERS if name.startswith(start)), key=len, default="")
     if not family:
         raise CheckpointError(
-            f"{name} has no convolutional feature map to take a CAM from; choose a convolutional "
+            f"{name} has no convolutional feature map, so it has no CAM; choose a convolutional "
             "model, such as resnet50 or convnext_tiny"
         )
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
-        # The auxiliary heads help networks without batch norm, so they are left out.
+        # Auxiliary heads help networks without batch norm. These networks have batch norm.
         options |= {"aux_logits": False, "init_weights": True}
 
     def build(num_classes: int) -> nn.Module:
@@ -48,7 +48,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> Architecture:
-    """Return one of ``ARCHITECTURES`` or of torchvision by its name, with dashes or underscores.
+    """Return the architecture with this name; dashes and underscores in the name are equal.
 
     Raises:
         CheckpointError: The name is unknown, or the network has no feature map for a CAM.
@@ -62,6 +62,6 @@ def architecture(name: str) -> Architecture:
     near = difflib.get_close_matches(underscored, sorted({*ARCHITECTURES, *known}), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CheckpointError(
-        f"unknown model {name!r}; {hint}There are {', '.join(ARCHITECTURES)} and torchvision's "
+        f"unknown model {name!r}; {hint}Models are {', '.join(ARCHITECTURES)} and torchvision's "
         "classifiers, such as mobilenet_v3_small"
     )

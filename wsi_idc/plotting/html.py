@@ -40,7 +40,7 @@ def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
 
     Args:
         script: Text of the script of the page.
-        is_bokeh: Whether the page has a bokeh document, which makes functions from text.
+        is_bokeh: Whether the page has a bokeh document. Bokeh makes functions from text.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = "'unsafe-inline' 'unsafe-eval'" if is_bokeh else f"'sha256-{digest}'"
@@ -114,7 +114,7 @@ def data_uri(data: bytes, media_type: str) -> str:
 
 
 def tissue_uri(image: Pixels) -> tuple[str, float]:
-    """Return tissue (h, w, 3) as a JPEG data URI, and the px of the JPEG per px of ``image``."""
+    """Return a JPEG data URI of ``image`` (h, w, 3), and the scale from its px to JPEG px."""
     small, scale = _fit(image, MAX_SIDE_PX)
     return _picture_uri(small, "JPEG", quality=90, subsampling=0), scale
 

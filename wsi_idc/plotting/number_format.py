@@ -6,19 +6,19 @@ NONE = "\N{EN DASH}"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """Format a number with ``digits`` decimal places; a dash for None or NaN."""
+    """Format a number with ``digits`` decimal places. None and NaN become a dash."""
     return NONE if _is_none(value) else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float | None, *, digits: int = 3) -> str:
-    """Format a difference with its sign; a dash for None or NaN."""
+    """Format a difference with its sign. None and NaN become a dash."""
     if value == 0:
         return number(value, digits=digits)
     return NONE if _is_none(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None) -> str:
-    """Format a fraction in percent; a dash for None or NaN."""
+    """Format a fraction in percent. None and NaN become a dash."""
     return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
 
 

@@ -1,8 +1,8 @@
 """Make pictures from arrays of values, and draw pictures on a page without interpolation.
 
 A picture is a uint8 array [row, col, channel]. A grid covers a picture completely: the first cell
-begins at the first pixel, the last cell ends at the last pixel, and rounding errors of cell sides
-do not add up between them.
+begins at the first pixel, and the last cell ends at the last pixel. Rounding errors of the cell
+sides do not add up.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ def colorize(values: NDArray[np.float32], table: Pixels) -> Pixels:
     """Return the color of each value. NaN is transparent.
 
     Args:
-        values: Values of any shape, which are clipped to 0 to 1.
+        values: Values of any shape; they are clipped to the range from 0 to 1.
         table: RGBA of the values from 0 to 1, shape (256, 4).
 
     Returns:
@@ -58,7 +58,8 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
 
     Args:
         ground: Picture below the grid, shape (h, w, 3).
-        values: Values of the grid, shape (rows, cols), clipped to 0 to 1; NaN is transparent.
+        values: Values of the grid, shape (rows, cols); they are clipped to the range from 0 to 1.
+            NaN is transparent.
         table: RGBA of the values from 0 to 1, shape (256, 4).
 
     Returns:
@@ -84,12 +85,15 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
 
 
 def to_gray(picture: Pixels) -> Pixels:
-    """Return a gray picture, shape (h, w, 3). Gray does not change hues that are drawn over it."""
+    """Convert a picture to gray, shape (h, w, 3). A color blended with gray keeps its hue."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Shrink a picture or grid to at most ``height`` x ``width``, by means over equal areas."""
+    """Shrink a picture or grid to at most ``height`` x ``width``.
+
+    Each pixel becomes the mean over an equal area.
+    """
     height, width = min(height, picture.shape[0]), min(width, picture.shape[1])
     if (height, width) == picture.shape[:2]:
         return picture
@@ -97,7 +101,7 @@ def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Resize a picture or grid to ``height`` x ``width``: shrink by means, enlarge by copies."""
+    """Resize a picture or grid to ``height`` x ``width``: average or repeat its pixels."""
     picture = downscale(picture, height=height, width=width)
     rows = _cells_of_pixels(height, picture.shape[0])
     cols = _cells_of_pixels(width, picture.shape[1])
@@ -110,10 +114,10 @@ def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
 
 
 class Raster(Artist):
-    """A picture, shape (h, w, 3), that fills its axes and is resized to the pixels of the page.
+    """A picture (h, w, 3). It fills its axes and is resized to the pixels of the page.
 
-    ``imshow`` needs about a hundred bytes per pixel to resize a picture: gigabytes for a slide at
-    print resolution. ``Figure.figimage`` needs the resolution before the figure is saved.
+    ``imshow`` cannot be used: it needs about a hundred bytes per pixel to resize a picture, which
+    is gigabytes for a slide. ``Figure.figimage`` needs the resolution before the figure is saved.
     """
 
     def __init__(self, picture: Pixels) -> None:

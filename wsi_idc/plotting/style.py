@@ -68,12 +68,12 @@ class Page:
 
 
 def to_px(length_mm: float, *, dpi: float) -> float:
-    """Convert a length on paper, in mm, to pixels."""
+    """Convert a length on paper from mm to pixels."""
     return length_mm / _MM_PER_INCH * dpi
 
 
 def printable(text: object, *, longest: int = 16) -> str:
-    """Return ``text`` as one line of printable characters, at most ``longest`` of them."""
+    """Return ``text`` as one line of at most ``longest`` printable characters."""
     line = "".join(char if char.isprintable() else "?" for char in str(text))
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -94,9 +94,9 @@ def save_pdf(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
 
 
 def save_png_and_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and SVG, each in one atomic step; ``path`` is without the suffix."""
+    """Write a figure as PNG and SVG, each in one atomic step; ``path`` has no suffix."""
     save_png(figure, path.with_suffix(".png"))
-    figure.set_layout_engine("none")  # reuse the layout of the PNG: computing it is slow
+    figure.set_layout_engine("none")  # reuse the layout of the PNG: computing a layout is slow
     _save(figure, path.with_suffix(".svg"), format="svg", dpi=DPI, metadata={"Date": None})
 
 

@@ -32,19 +32,19 @@ _HEAD_LINE_MM, _ENTRY_MM = 3.2, 3.4
 _BAR_MM = 2.2  # height of a color bar
 _NAME_PT = 8.5
 _LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
-_SCALE_SHARE = 0.42  # part of the foot width for the scale bar, which is left of the legend
+_SCALE_SHARE = 0.42  # fraction of the foot width for the scale bar, left of the legend
 _FRAME_COLOR = "#b0b0b0"
-_RIM_PT = 0.8  # width of the white rim: the sum of both sides of a line
+_RIM_PT = 0.8  # width of the white rim of a line, both sides together
 
 
 def panel_grid(num: int) -> tuple[int, int]:
-    """Return rows and columns of ``num`` panels on a page."""
+    """Return the numbers of rows and columns for ``num`` panels on a page."""
     rows = -(-num // _MAX_COLUMNS)
     return rows, -(-num // rows)
 
 
 def fit_panel(size: tuple[float, float], num: int) -> tuple[float, float]:
-    """Return width and height in mm: the largest size at which ``num`` panels fit on a page."""
+    """Return the largest panel size (width, height) in mm at which ``num`` panels fit on a page."""
     rows, columns = panel_grid(num)
     width = (PAGE_MM - 2 * _MARGIN_MM - (columns - 1) * _GAP_MM) / columns
     height = (_MAX_HEIGHT_MM - 20) / rows - _TITLE_MM - _FOOT_MM
@@ -106,7 +106,7 @@ def _draw_panel(ax: Axes, foot: Axes, panel: Panel, width: float, column: float)
 
 
 def _draw_lines(ax: Axes, ends: NDArray, color: str, width_pt: float) -> None:
-    """Draw lines with a white rim: the rim makes the lines visible on any stain."""
+    """Draw lines with a white rim. The rim makes the lines visible on any stain."""
     for line_color, line_pt in (("white", width_pt + _RIM_PT), (color, width_pt)):
         lines = LineCollection(list(ends), colors=line_color, linewidths=line_pt, zorder=3)
         lines.set_capstyle("projecting")  # closes the corners
@@ -115,7 +115,7 @@ def _draw_lines(ax: Axes, ends: NDArray, color: str, width_pt: float) -> None:
 
 
 def _draw_color_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> None:
-    """Draw a color bar, with numbers and caption below the bar, and the threshold above it."""
+    """Draw a color bar. Numbers and caption are below the bar, the threshold is above the bar."""
     bottom = BAR_TOP_MM + _BAR_MM
     extent = (left, right, bottom, BAR_TOP_MM)
     foot.imshow(bar.colors[None], extent=extent, aspect="auto", zorder=1)

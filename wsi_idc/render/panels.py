@@ -20,7 +20,7 @@ from wsi_idc.plotting.colors import COLORMAPS, INK, LABEL_COLORS
 from wsi_idc.plotting.raster import NUM_COLORS, Pixels
 from wsi_idc.plotting.style import printable
 
-# Opacity over tissue. CAM values near 0 are transparent, and small CAM values are visible.
+# Opacity over tissue. A CAM value of 0 is transparent. The square root makes small values visible.
 _OPACITY: dict[str, NDArray[np.float64] | float] = {
     "probability": 0.5,
     "cam": 0.85 * np.sqrt(np.linspace(0, 1, NUM_COLORS)),
@@ -45,7 +45,7 @@ class PanelInput:
             image, the cells with a patch are gray and the other cells are white.
         has_image: Whether the map has an image.
         cell_px: Side of a cell in ``tissue``, in px.
-        threshold: Probability from which a patch is called IDC.
+        threshold: Lowest probability at which a patch is called IDC.
     """
 
     patient_map: PatientMap
@@ -79,7 +79,7 @@ class ColorBar:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """An entry of a legend: areas of a color, or lines over the picture.
+    """An entry of a legend. It explains the color of areas, or of lines over the picture.
 
     Attributes:
         name: Meaning of the color.
@@ -103,7 +103,7 @@ class Panel:
         picture: RGB pixels of the panel, in any resolution.
         size: Width and height in the panel's unit: cells of the grid, or px of a thumbnail.
         unit_mm: Length of the unit in mm of tissue.
-        legend: Meaning of the colors; also the lines over the picture, the lowest line first.
+        legend: Entries of the legend. Lines over the picture are drawn in this order.
         color_bar: Color bar of the picture; None if the colors are not a scale.
         has_scale: Whether a scale bar is drawn.
     """
@@ -118,13 +118,13 @@ class Panel:
 
 
 def nice_length(span: float) -> float:
-    """Return the largest of 1, 2, 5 times a power of ten that is at most a third of ``span``."""
+    """Return the largest number 1, 2 or 5 x 10^n that is at most a third of ``span``."""
     power = 10.0 ** np.floor(np.log10(span / 3))
     return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
 
 
 def draw_scale_bar(foot: Axes, page_mm: float, width: float) -> None:
-    """Draw a scale bar of a round length below a panel.
+    """Draw a scale bar below a panel. The length of the bar is a round number.
 
     Args:
         foot: Axes below the panel; their unit is mm on the page.
@@ -171,7 +171,7 @@ def layer_panel(panel_input: PanelInput, name: str) -> Panel:
 
 
 def overlay_panel(panel_input: PanelInput, name: str) -> Panel:
-    """Return the panel of a layer over tissue. The tissue is gray, so that hues do not change."""
+    """Return the panel of a layer over gray tissue. Gray does not change the hues of the layer."""
     layer = panel_input.layers[name]
     values = _scaled_grid(panel_input, layer)
     table = raster.color_table(layer.colormap, opacity=_OPACITY[name])
@@ -222,7 +222,7 @@ PANELS: dict[str, Callable[[PanelInput], Panel]] = {
 
 
 def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
-    """Return the values of a layer on the grid, divided by ``vmax``; NaN without a patch."""
+    """Return the values of a layer on the grid, divided by ``vmax``. Empty cells are NaN."""
     patient_map, side, values = panel_input.patient_map, panel_input.cell_px, layer.values
     assert values is not None
     if values.ndim == 1:

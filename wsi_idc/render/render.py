@@ -42,14 +42,14 @@ def render_map(
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
 ) -> None:
-    """Draw a view of the map file ``path``, and save the view as each file of ``outs``.
+    """Draw a view of a map file, and save the view in each of the files ``outs``.
 
     Args:
         path: Map file.
-        outs: Picture files with the suffix .png or .pdf, each replaced in one atomic step.
+        outs: Picture files, .png or .pdf; each file is replaced in one atomic step.
         view: Name of a view, from ``VIEWS``.
         dpi: Resolution of a PNG file, and of the pictures in a PDF file.
-        threshold: Probability from which a patch is called IDC; None takes the map's own.
+        threshold: Lowest probability of a patch called IDC; None means the map's threshold.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
@@ -69,7 +69,7 @@ def picture_name(path: Path, *, view: str, suffix: str) -> str:
 def figure_of(
     path: Path, *, view: str = DEFAULT_VIEW, dpi: int = DEFAULT_DPI, threshold: float | None = None
 ) -> Figure:
-    """Return the figure that ``render_map`` writes; call it inside ``page_style``.
+    """Return the figure that ``render_map`` writes. Call this function inside ``page_style``.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
@@ -77,7 +77,7 @@ def figure_of(
     patient_map = read_map(path)
     if view == "cam" and patient_map.cam is None:
         raise MapError(
-            f"{path}: made without a CAM; leave out --view cam, or make the map again with a CAM"
+            f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
         )
     names = [name for name in VIEWS[view] if _has_panel(patient_map, name)]
     panel_input = read_panel_input(
@@ -105,7 +105,7 @@ def read_panel_input(
         patient_map: Map in this file, as ``read_map`` returns it.
         num_panels: Number of panels on the page.
         dpi: Resolution of the page.
-        threshold: Probability from which a patch is called IDC; None takes the map's own.
+        threshold: Lowest probability of a patch called IDC; None means the map's threshold.
     """
     first_row, first_col = patient_map.row_col.min(axis=0)
     cropped = crop_to_patches(patient_map)

@@ -44,7 +44,7 @@ _SMALL = (
 
 
 class TissuePicture(NamedTuple):
-    """A picture below the layers: data URI; position of the upper left corner and size in mm."""
+    """A picture below the layers, as a data URI. Upper left corner and size are in mm."""
 
     url: str
     x: float
@@ -56,7 +56,7 @@ class TissuePicture(NamedTuple):
 def build_sources(
     patient_map: PatientMap, pictures: Sequence[TissuePicture], *, threshold: float
 ) -> dict[str, ColumnDataSource]:
-    """Build the data sources of the canvas, by name; ``threshold`` decides the calls of patches."""
+    """Return the data sources of the canvas. Patches from ``threshold`` on are called IDC."""
     cropped = crop_to_patches(patient_map)
     rows_cols, shape = cropped.row_col, cropped.shape
     called = patient_map.probability >= threshold
@@ -91,7 +91,7 @@ def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, ND
 def build_canvas(
     patient_map: PatientMap, layers: Sequence[PageLayer], sources: Mapping[str, ColumnDataSource]
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
-    """Build the canvas; return the canvas, and the renderers of each layer by name."""
+    """Build the canvas. Return the canvas, and a dict from layer name to renderers."""
     rows, cols = crop_to_patches(patient_map).shape
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     width, height = cols * cell_mm, rows * cell_mm
@@ -106,7 +106,7 @@ def build_canvas(
     canvas.update(name="canvas", width=_WIDTH, height=_HEIGHT, sizing_mode="scale_width")
     canvas.update(x_range=x_range, y_range=y_range, background_fill_color="white")
     canvas.update(min_border=0, outline_line_color=None)
-    canvas.toolbar_inner = True  # beside the frame, the toolbar would change the aspect ratio
+    canvas.toolbar_inner = True  # a toolbar beside the frame would change the aspect ratio
     canvas.toolbar.logo = None
     canvas.grid.visible = False
     tissue = canvas.image_url(*TissuePicture._fields, anchor="top_left", source=sources["tissue"])
@@ -142,7 +142,7 @@ def _color_mapper(layer: PageLayer) -> models.LinearColorMapper:
 def _draw_lines(
     canvas: figure, source: ColumnDataSource, color: str, *, dash: str
 ) -> list[GlyphRenderer]:
-    """Draw lines over dark, wider lines, so that the lines are visible on any background."""
+    """Draw colored lines over wide dark lines, so that the color is visible on any background."""
     ends = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1", "source": source}
     halo = canvas.segment(**ends, line_color=_HALO_COLOR, line_width=3.5, line_cap="square")
     line = canvas.segment(**ends, line_color=color, line_width=1.5, line_dash=dash)
@@ -228,7 +228,7 @@ def _draw_bars(
 def reset_button(
     slider: Slider, toggle: RadioButtonGroup, threshold: float, patient_map: PatientMap
 ) -> models.Button:
-    """Return the button that resets the threshold. A click on ``toggle`` resets it too."""
+    """Return a button that resets the threshold. Changing ``toggle`` also resets the threshold."""
     smoothed = float((patient_map.smoothing or {}).get("threshold", threshold))
     button = models.Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
     arguments = {"slider": slider, "toggle": toggle, "thresholds": [threshold, smoothed]}
@@ -239,7 +239,7 @@ def reset_button(
 
 
 def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[models.Model]:
-    """Return the controls of a layer: a checkbox and, except for lines, an opacity slider."""
+    """Return the checkbox of a layer, and its opacity slider. Layers of lines have no slider."""
     checkbox = models.Checkbox(label=layer.title, active=layer.is_shown, name=f"{layer.name}_on")
     checkbox.update(stylesheets=[_SMALL], margin=0)
     for renderer in renderers:

@@ -84,7 +84,7 @@ def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
 
 
 def has_title(path: Path, title: str) -> bool:
-    """Return whether an HTML file contains ``title``, a regular expression, near the start."""
+    """Return whether the start of an HTML file contains the regular expression ``title``."""
     try:
         with path.open(encoding="utf-8") as file:
             return re.search(title, file.read(_HEAD_CHARS)) is not None

@@ -131,12 +131,12 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
 
 
 def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the outcome code of each patch, shape (N,). The code of an unknown label is 0."""
+    """Return a code for each patch, shape (N,): 0 unknown label, 1 TP, 2 FP, 3 FN, 4 TN."""
     return np.where(label < 0, 0, 2 - label + 2 * ~called).astype(np.uint8)
 
 
 def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shrink CAMs (N, h, w) to at most 16 x 16 values, which are means of blocks of values."""
+    """Shrink CAMs (N, h, w) to at most 16 x 16 values; each value is the mean of a block."""
     for axis in (1, 2):
         side = cam.shape[axis]
         if side > _MAX_CAM_SIDE:
@@ -168,8 +168,8 @@ def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str,
         label: Label of each patch, shape (N,).
 
     Returns:
-        ``left`` and ``right``, the edges of each bin. For each label L that occurs, ``bottom_L``
-        and ``top_L``, the lower and the upper end of the bar, in fractions of all patches.
+        ``left`` and ``right`` are the edges of each bin. ``bottom_L`` and ``top_L`` are the ends
+        of the bars of label L, in fractions of all patches; only labels that occur have bars.
     """
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     bars: dict[str, NDArray] = {"left": edges[:-1], "right": edges[1:]}

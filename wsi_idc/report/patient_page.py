@@ -65,7 +65,7 @@ def patient_page(
 def tissue_pictures(
     patient_map: PatientMap, image: NDArray[np.uint8] | None
 ) -> tuple[list[TissuePicture], float]:
-    """Return the pictures below the layers, and the scale of the stitched tissue.
+    """Return the pictures that are drawn under the layers, and the scale of the stitched tissue.
 
     The scale is px of the picture per px of the map's image; it is 0 if the map has no image.
     """
@@ -129,7 +129,7 @@ def _build_document(
 
 
 def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
-    """Return pairs of name and value that describe the origin of a map; no unknown values."""
+    """Return the known facts about the origin of a map, as pairs of name and value."""
     model, record = patient_map.model, patient_map.provenance
     identity, libraries = _mapping(record.get("identity")), _mapping(record.get("libraries"))
     slide, smoothing = patient_map.slide, patient_map.smoothing

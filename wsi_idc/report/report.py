@@ -1,4 +1,4 @@
-"""Write the pages of maps, and the page and table of their cohort."""
+"""Write a page for each map, and the page and the table of the cohort."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Report:
 def build_report(
     maps: Sequence[Path], out: Path, *, tables: Path, threshold: float | None = None
 ) -> Report:
-    """Write the pages of maps into the folder ``out``, and their cohort table into ``tables``.
+    """Write the pages of maps into the folder ``out``, and the cohort table into ``tables``.
 
     A map that fails does not stop the report: the page of the cohort shows the reason.
 
@@ -49,11 +49,11 @@ def build_report(
         maps: Map files.
         out: Folder of ``PATIENT.html`` and ``index.html``.
         tables: Folder of ``cohort.csv`` and ``cohort.h5``.
-        threshold: Probability from which a patch is called IDC; None takes each map's own.
+        threshold: Lowest probability of a patch called IDC; None means each map's threshold.
 
     Raises:
         MapError: No map can be used.
-        WsiIdcError: ``out`` cannot be written to, or contains such files from elsewhere.
+        WsiIdcError: ``out`` is not writable, or another program wrote files of these names.
     """
     index = out / INDEX_HTML
     marks = (INDEX_HTML,) if has_title(index, TITLE) else ()
@@ -97,7 +97,7 @@ def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float
     page = out / f"{patient}.html"
     if page.name.lower() == INDEX_HTML:
         raise MapError(
-            f"{path}: the page of patient {patient} would replace the cohort's; rename it"
+            f"{path}: the page of patient {patient} would replace the cohort page; change the id"
         )
     if page.exists() and not has_title(page, PATIENT_TITLE):
         raise MapError(f"{page} exists and was not written by this command; give another --out")

@@ -1,4 +1,4 @@
-"""Choice of the device, and of the precision in which the device computes the network."""
+"""Select the device, and the precision in which the device computes the network."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
-    """The device has too little memory; a handler of torch's own error catches this error too."""
+    """The device has too little memory; a handler of torch.OutOfMemoryError catches this too."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class DeviceConfig:
 
     @functools.cached_property
     def throughput(self) -> "ThroughputMeter":
-        """Meter of the device's throughput."""
+        """Object that measures the throughput of the device."""
         return ThroughputMeter(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context manager in which the network runs."""
+        """Return the context manager that sets the precision of the network."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
@@ -62,7 +62,7 @@ class DeviceConfig:
 def select_device(
     device: str = "auto", precision: str = "auto", *, compiled: bool = False
 ) -> DeviceConfig:
-    """Resolve a device and a precision by name; "auto" selects the best available.
+    """Select a device and a precision by name; "auto" means the best that is available.
 
     Raises:
         DeviceError: The device, its precision or the compiler is not available.
@@ -103,19 +103,19 @@ def _find_device(name: str) -> torch.device:
         raise DeviceError("this machine has no MPS device; use --device cpu")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise DeviceError(f"device {name}: torch sees {count} CUDA GPUs; use --device cpu or auto")
+        raise DeviceError(f"no {name}: torch finds {count} CUDA GPUs; use --device cpu or auto")
     return torch.device(name)
 
 
 @functools.cache
 def _warn_unused_gpus(gpus: str) -> None:
     if torch.version.cuda is None:
-        reason = "this torch is built for CPUs; install one built for CUDA"
+        reason = "this torch is built for CPUs; install a torch that is built for CUDA"
     else:
         reason = f"torch needs a driver for CUDA {torch.version.cuda} and access to the devices"
     logger.warning(
-        "SLURM gave this job GPUs (%s), but torch sees none, so everything runs on the CPU: %s; "
-        "see wsi-idc doctor, or give --device cpu to compute without a GPU",
+        "SLURM assigned GPUs to this job (%s), but torch finds no GPU and uses the CPU: %s; "
+        "run wsi-idc doctor for details, or give --device cpu to compute without a GPU",
         gpus,
         reason,
     )

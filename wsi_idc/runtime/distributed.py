@@ -1,6 +1,7 @@
 """Distributed training: several processes, one per device, train one model.
 
-torchrun or srun starts the processes and sets their ranks; without them there is one process.
+torchrun or srun starts the processes and sets their ranks. If neither is used, there is only one
+process.
 """
 
 import logging
@@ -49,15 +50,15 @@ class World:
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
     def max(self, value: int) -> int:
-        """Return the largest of the values that the processes pass."""
+        """Return the largest ``value`` of all processes."""
         return int(max(self._gather_numbers(value)))
 
     def sum(self, value: float) -> float:
-        """Return the sum of the values that the processes pass."""
+        """Return the sum of ``value`` over all processes."""
         return float(sum(self._gather_numbers(value)))
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that the processes pass, in the order of the ranks."""
+        """Return the ``value`` of each process, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -97,7 +98,7 @@ SINGLE_PROCESS = World()
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """Context manager: connect the processes that torchrun or srun started, for the block.
+    """Context manager: inside the block, connect the processes that torchrun or srun started.
 
     Args:
         device: Name of the device: "auto", "cuda" or "cpu".
@@ -166,7 +167,7 @@ def _too_few_gpus(size: int, num_gpus: int) -> RunError:
 
 
 def _read_ranks() -> tuple[int, int, int]:
-    """Read rank, number of processes and local rank from torchrun's or srun's variables."""
+    """Read rank, number of processes and local rank from the variables of torchrun or srun."""
     env = os.environ
     if "WORLD_SIZE" in env and "RANK" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
@@ -177,7 +178,7 @@ def _read_ranks() -> tuple[int, int, int]:
         return 0, 1, 0
     if not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         raise RunError(
-            f"srun started {size} processes that have no meeting point; set MASTER_ADDR to the "
+            f"srun started {size} processes, but they cannot connect; set MASTER_ADDR to the "
             'first of `scontrol show hostnames "$SLURM_JOB_NODELIST"` and MASTER_PORT to a free '
             "port, or start one process with srun --ntasks=1"
         )
@@ -185,6 +186,6 @@ def _read_ranks() -> tuple[int, int, int]:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    # gloo raises RuntimeError only, so an error of gloo is found by the words of its message.
+    # gloo raises only RuntimeError, so the words of the message show whether an error is of gloo.
     words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The first three variables list the numbers of GPUs; the last is the number of GPUs.
+# The first three variables list the indices of the GPUs; the last variable counts the GPUs.
 _GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -38,7 +38,7 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return ``NAME=value`` of the variable with the GPUs of a SLURM job; None without GPUs."""
+    """Return the environment variable of a SLURM job's GPUs, as ``NAME=value``; None if no GPUs."""
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
@@ -47,11 +47,12 @@ def slurm_gpus() -> str | None:
 
 
 def limit_spinning() -> None:
-    """Shorten the busy waiting of torch's threads; call this before torch is imported.
+    """Shorten the busy waiting of torch's threads; call this function before torch is imported.
 
-    A waiting thread of GNU OpenMP occupies its core for milliseconds by default. With one other
-    busy program on two cores, maps took three times as long. The new value is the default of GNU
-    OpenMP for more threads than cores. A value that the user has set is not changed.
+    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. On two cores that
+    another program also used, maps took three times as long. This function sets GOMP_SPINCOUNT to
+    1000. GNU OpenMP itself uses 1000 if there are more threads than cores. If the user has set
+    GOMP_SPINCOUNT or OMP_WAIT_POLICY, this function changes nothing.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -61,8 +62,8 @@ def keep_freed_memory() -> None:
     """Keep freed memory in the process for reuse; without glibc, do nothing.
 
     By default glibc returns a large block to the system when the block is freed. A network on a CPU
-    allocates and frees hundreds of MB per batch. To get new, zeroed pages from the system takes up
-    to a third of the time of a forward pass. The peak of the memory use does not change.
+    allocates and frees hundreds of MB per batch. The system then provides new, zeroed pages, which
+    takes up to a third of the time of a forward pass. The peak of the memory use does not change.
     """
     _call_libc("mallopt", _MMAP_MAX, 0)
     _call_libc("mallopt", _TRIM_THRESHOLD, _NEVER)
@@ -70,9 +71,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Context manager: return freed memory to the system inside the block, not after the block.
+    """Context manager: return freed memory to the system in the block; keep it after the block.
 
-    The thresholds are the values that glibc itself sets after large blocks have been freed.
+    ``mallopt`` gets the thresholds that glibc itself sets after large allocations are freed.
     """
     _call_libc("mallopt", _MMAP_MAX, 65536)
     _call_libc("mallopt", _MMAP_THRESHOLD, 32 * _MB)

@@ -44,7 +44,7 @@ def raise_if_stopped(stop: StopRequest | None, state: str = "") -> None:
     """Raise StoppedError if a stop signal has arrived.
 
     Args:
-        stop: Flag of the stop signals; with None nothing is raised.
+        stop: Flag of the stop signals; with None, no error is raised.
         state: Text that follows the name of the signal in the message, such as " in epoch 2".
     """
     if stop and stop.signal_name:
@@ -52,7 +52,7 @@ def raise_if_stopped(stop: StopRequest | None, state: str = "") -> None:
 
 
 def stopped_error(reason: str, state: str = "") -> StoppedError:
-    """Build the error that a command raises after ``reason`` stopped it and the work is saved."""
+    """Return the error of a stopped command whose work is saved; ``reason`` names the cause."""
     return StoppedError(f"Stopped by {reason}{state}; run the same command again to resume")
 
 

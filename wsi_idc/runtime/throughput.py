@@ -17,12 +17,12 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class ThroughputStats:
-    """Use of a device during a measurement.
+    """Statistics of the use of a device during a measurement.
 
     Attributes:
         num_patches: Number of patches computed.
         rate: Patches per second.
-        shares: Shares of the time, 0..1, and on CUDA the GPU memory in GiB; keys are column names.
+        shares: Fractions of the time, by column name; on CUDA also the GPU memory in GiB.
     """
 
     num_patches: int
@@ -41,10 +41,10 @@ class ThroughputStats:
 
 
 class ThroughputMeter:
-    """Meter of the work of one device; ``start`` begins a new measurement.
+    """Object that measures the work of one device; ``start`` begins a new measurement.
 
-    The meter never waits for the device. On CUDA, the meter records an event before and after the
-    network's work, and reads the two events after the work has ended. On a CPU, it reads the clock.
+    The object never waits for the device. On CUDA, it records an event before and after the work of
+    the network, and reads the two events after the work has ended. On a CPU, it reads the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class ThroughputMeter:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def time_data_wait(self, source: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items of ``source``; count the time until each item arrives as data wait."""
+        """Yield the items of ``source``; measure the time of waiting for each item."""
         started = perf_counter()
         for item in source:
             self._data_seconds += perf_counter() - started
@@ -70,7 +70,7 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Context manager: count the block as the network's work, unless the block raises."""
+        """Context manager: add the time of the block to the network's time, unless it raises."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
@@ -91,7 +91,7 @@ class ThroughputMeter:
             self._network_seconds += start.elapsed_time(end) / 1000
 
     def stats(self) -> ThroughputStats:
-        """Return the statistics since ``start``; unfinished work of the device is left out."""
+        """Return the statistics since ``start``; the time of unfinished work is not included."""
         self._read_events()
         seconds = max(perf_counter() - self._started, 1e-9)
         shares = {"data_wait_share": self._data_seconds / seconds}
@@ -105,7 +105,7 @@ class ThroughputMeter:
         return ThroughputStats(self._num_patches, self._num_patches / seconds, shares)
 
     def summary_line(self) -> str:
-        """Return the share of the time that is data wait, as a text for a progress bar."""
+        """Return a text for a progress bar: the share of the time spent waiting for data."""
         seconds = max(perf_counter() - self._started, 1e-9)
         return f"{self._data_seconds / seconds:.0%} waiting for data"
 

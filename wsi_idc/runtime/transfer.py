@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor on the device whose copy may still run; ``event`` is the end of the copy."""
+    """A tensor on the device; ``event`` marks the end of the copy (None: no wait is needed)."""
 
     tensor: Tensor
     event: torch.cuda.Event | None = None
@@ -34,7 +34,7 @@ class DeviceTensor:
 
 @dataclass(frozen=True)
 class PendingResult:
-    """Tensors that are being copied to the host; ``event`` is the end of the copies."""
+    """Tensors that are being copied to the host; ``event`` marks the end of the copies."""
 
     tensors: Sequence[Tensor]
     event: torch.cuda.Event | None = None
@@ -54,7 +54,7 @@ class DeviceTransfer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, array: NDArray) -> DeviceTensor:
-        """Start to copy an array to the device, in any thread; do not change the array later."""
+        """Start to copy an array to the device, from any thread. The array must stay unchanged."""
         tensor = torch.from_numpy(array)
         if self._stream is None:
             return DeviceTensor(tensor.to(self.device))
@@ -63,7 +63,7 @@ class DeviceTransfer:
             return DeviceTensor(copy, self._stream.record_event())
 
     def download(self, tensors: Sequence[Tensor]) -> PendingResult:
-        """Start to copy tensors from the device; the current stream must compute these tensors."""
+        """Start to copy tensors from the device; call this on the stream that computes them."""
         if self._stream is None:
             return PendingResult([tensor.cpu() for tensor in tensors])
         copies = [

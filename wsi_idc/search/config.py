@@ -129,10 +129,10 @@ class SearchSpec:
         return self.num_points if self.sampler == "grid" else self.trials
 
     def points(self, *varied: str) -> Iterator[dict[str, Value]]:
-        """Yield the points of the grid; the last axis varies fastest. A range gives low and high.
+        """Yield the grid points; the last axis varies fastest. A ``Range`` counts as its two ends.
 
         Args:
-            varied: Names of the axes to vary; if empty, all. Other axes keep their first value.
+            varied: Names of the axes to vary; all axes if empty. Other axes keep their first value.
         """
         values = []
         for name, axis in self.axes.items():

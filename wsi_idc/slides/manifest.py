@@ -1,4 +1,4 @@
-"""Manifests: CSV files that list slides with the columns slide, patient, mpp."""
+"""Manifests: CSV files of slides, with the columns slide, patient and mpp."""
 
 import difflib
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
         if row.patient in line_of:
             raise DataError(
-                f"{path}, line {line}: patient {row.patient!r} is on line "
-                f"{line_of[row.patient]} too; a patient has one map, so give each slide a "
+                f"{path}, line {line}: patient {row.patient!r} is also on line "
+                f"{line_of[row.patient]}; a patient has one map, so give each slide a "
                 "different id in the column patient"
             )
         line_of[row.patient] = line
@@ -68,8 +68,8 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
             raise DataError(f"{error}, or name it in a --manifest") from None
         if patient in rows:
             raise DataError(
-                f"{rows[patient].slide} and {path} would both be {patient}.h5; name them in a "
-                "--manifest"
+                f"the maps of {rows[patient].slide} and {path} would both be {patient}.h5; give "
+                "each slide a different patient in a --manifest"
             )
         rows[patient] = ManifestRow(path, patient, None)
     return list(rows.values())

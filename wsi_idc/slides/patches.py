@@ -31,7 +31,7 @@ _MAX_UPSAMPLING = 1.5
 _MAX_READ_PX = 2**21  # maximum size of one read; a read takes up to 8 bytes of memory per px
 # Maximum gap between two patches of one read. If a gap has two storage tiles, two reads are faster.
 _MAX_GAP_PX = 512
-# Slide files state rounded mpp: a level counts as fine enough within this relative tolerance.
+# Slide files state rounded mpp: the mpp of a level may be too large by this fraction.
 _MPP_TOLERANCE = 0.01
 # A level whose mpp is within this relative tolerance is used without resampling.
 _NATIVE_TOLERANCE = 1e-3
@@ -43,7 +43,7 @@ class Grid:
 
     Attributes:
         rows, cols: Number of rows and columns; the grid covers the complete slide.
-        patch_px: Side of a patch in px of a patch.
+        patch_px: Side of a patch in px.
         stride_px: Distance between neighboring patches in px of a patch.
         mpp: Microns per px of a patch.
         slide_mpp: Microns per level-0 px.
@@ -67,7 +67,7 @@ class Grid:
         ).astype(np.int32)
 
     def edges(self, cells: NDArray[np.int32], *, mpp: float) -> NDArray[np.int64]:
-        """Return the start and end of the patches of cells along one axis, in px of a level.
+        """Return the start and end of each cell's patch along one axis, in px of a level.
 
         Args:
             cells: Row numbers or column numbers of the cells, shape (N,).
@@ -98,7 +98,7 @@ def make_grid(
     """
     if not 1 <= stride_px <= patch_px:
         raise ValueError(
-            f"a stride of {stride_px} px; patches of {patch_px} px need 1 to {patch_px}"
+            f"a stride of {stride_px} px; patches of {patch_px} px need 1 to {patch_px} px"
         )
     half_px = slide_mpp / mpp / 2  # half a level-0 px; an uncovered strip of this width is ignored
     rows, cols = (
@@ -107,7 +107,8 @@ def make_grid(
     )
     if max(rows, cols) > MAX_CELLS_PER_SIDE:
         raise ValueError(
-            f"a grid of {rows} x {cols} patches; at most {MAX_CELLS_PER_SIDE} per side are possible"
+            f"a grid of {rows} x {cols} patches is too large; a side has at most "
+            f"{MAX_CELLS_PER_SIDE} patches"
         )
     return Grid(rows, cols, patch_px, stride_px, mpp, slide_mpp)
 
@@ -129,7 +130,7 @@ def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
 def group_reads(
     rows: NDArray[np.int32], edges: NDArray[np.int64], *, max_width: int, max_gap: int
 ) -> list[slice]:
-    """Divide patches, given in grid order, into groups; each group is read in one call.
+    """Divide patches into groups; each group is read in one call. The patches are in grid order.
 
     Args:
         rows: Grid row of each patch, shape (N,).
@@ -156,10 +157,10 @@ def group_reads(
 
 
 def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the fraction of the area of each box where a mask is True.
+    """Return the fraction of each box in which a mask is True.
 
     Args:
-        mask: Shape (h, w), bool; the area outside the mask counts as False.
+        mask: Mask, shape (h, w), bool; the area outside the mask counts as False.
         boxes: Left, top, right, bottom as fractions of the mask's width and height, shape (N, 4).
 
     Returns:
@@ -178,16 +179,16 @@ def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDAr
 
 
 class SlidePatches:
-    """Patches of a slide that contain tissue, sorted by row, then by column of the grid.
+    """Patches with tissue in a slide, sorted by row, then by column of the grid.
 
     Args:
         slide: The slide; it must stay open while patches are read.
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
         stride_px: Distance between patches in px of a patch; None means ``patch_px``.
-        tissue: Tissue mask of the complete slide, shape (h, w), bool; None segments the slide.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken, or,
-            if ``tissue`` is given, all patches that touch tissue.
+        tissue: Tissue mask of the complete slide, shape (h, w), bool; if None, it is computed.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
+            ``tissue`` is given too, only patches that touch tissue are taken.
 
     Attributes:
         coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
@@ -248,7 +249,7 @@ class SlidePatches:
     def batches(self, batch_size: int) -> Generator[NDArray[np.uint8], None, None]:
         """Read all patches in order; threads read the next batches while the caller uses a batch.
 
-        The memory used does not grow with the slide. Closing the generator ends the threads.
+        A larger slide does not need more memory. Close the generator to end the threads.
 
         Args:
             batch_size: Number of patches in a batch; the last batch may have fewer.
@@ -297,7 +298,7 @@ def check_size(slide: Slide, *, patch_px: int, mpp: float) -> None:
     if slide.mpp > mpp * _MAX_UPSAMPLING:
         raise SlideError(
             f"{slide.path}: {slide.mpp:g} um/px ({slide.mpp_source}) is too coarse for a model of "
-            f"{mpp:g} um/px; scan it finer, or give --mpp if that is not its resolution"
+            f"{mpp:g} um/px; scan it at a finer resolution, or give --mpp if this value is wrong"
         )
     width, height = slide.width * slide.mpp, slide.height * slide.mpp
     if max(width, height) < patch_px * mpp * (1 - _MPP_TOLERANCE):

@@ -29,7 +29,7 @@ class SlideReader(ABC):
     Attributes:
         sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Width of a px of each level, in level-0 px.
-        file_mpp: Microns per level-0 px along x and y, not checked; None if the file has none.
+        file_mpp: Unchecked microns per level-0 px along x and y; None if the file states no value.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ class SlideReader(ABC):
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend RGBA pixels (h, w, 4), whose colors are not premultiplied, with a white background."""
+    """Blend RGBA pixels (h, w, 4) with a white background. The colors are not premultiplied."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
         # All px are opaque: cvtColor is several times faster than copying the color channels.
@@ -110,7 +110,7 @@ def _load(path: Path) -> Image.Image:
                 raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
             if image.mode not in (*_OPAQUE_MODES, *_ALPHA_MODES):
                 raise SlideError(
-                    f"{path}: pixels of mode {image.mode}; a slide has 8 bits a channel"
+                    f"{path}: pixels of mode {image.mode}; a slide has 8 bits per channel"
                 )
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # viewers show the picture upright too
@@ -119,7 +119,8 @@ def _load(path: Path) -> Image.Image:
         raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None
     except UnidentifiedImageError:
         raise SlideError(
-            f"{path}: not a slide of OpenSlide, and not a TIFF, PNG or JPEG; or the file is damaged"
+            f"{path}: OpenSlide does not support this file, and it is not a TIFF, PNG or JPEG; "
+            "it may be damaged"
         ) from None
     except DAMAGED_IMAGE as error:
         raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
@@ -133,7 +134,7 @@ def _too_large(path: Path, size: str) -> str:
 
 
 def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
-    """Return the mpp of a TIFF, None for PNG and JPEG, which only state a printing resolution."""
+    """Return the mpp of a TIFF, else None: PNG and JPEG state only a resolution for printing."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     um = _UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
     try:

@@ -22,7 +22,7 @@ from wsi_idc.slides.tiff_pages import is_tiff, read_tiff_mpp
 logger = logging.getLogger(__name__)
 
 _MIN_MPP, _MAX_MPP = POSSIBLE_MPP
-# Maximum relative difference between width and height of a px; more distorts the tissue.
+# Maximum relative difference between width and height of a px. A larger one distorts the tissue.
 _MAX_STRETCH = 0.03
 # A warning is logged if --mpp differs from the file's mpp by more than this fraction.
 _MAX_CONTRADICTION = 0.1
@@ -106,7 +106,7 @@ class Slide(AbstractContextManager["Slide"]):
         return self._reader.read(level, x, y, width=width, height=height)
 
     def thumbnail(self, max_side: int = 1024) -> NDArray[np.uint8]:
-        """Return a small picture of the complete slide, whose longer side has ``max_side`` px.
+        """Return a small picture of the complete slide. Its longer side has ``max_side`` px.
 
         Returns:
             Shape (h, w, 3), uint8. A thumbnail is never larger than level 0.
@@ -138,7 +138,7 @@ class Slide(AbstractContextManager["Slide"]):
 
 
 def _companion_files(path: Path) -> list[Path]:
-    """Return the other files of a slide that consists of several files, else an empty list."""
+    """Return the other files of a slide. The list is empty if the slide has only one file."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         files = path.with_suffix("").rglob("*")
@@ -219,7 +219,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _describe_unsupported(path: Path, head: bytes) -> str:
-    """Describe a file that is neither supported by OpenSlide nor has the suffix of an image."""
+    """Describe an unsupported file: OpenSlide does not read it, and it has no image suffix."""
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
             return f"is a plain {kind} picture; name it {path.stem}{suffix} and give --mpp"
@@ -233,18 +233,18 @@ def _choose_mpp(
 ) -> tuple[float, str]:
     if given is not None:
         if file_mpp is not None and abs(file_mpp[0] / given - 1) > _MAX_CONTRADICTION:
-            logger.warning("%s: %g um/px as given; the file states %g", path, given, file_mpp[0])
+            logger.warning("%s: %g um/px is given; the file states %g", path, given, file_mpp[0])
         return given, "given"
     if file_mpp is None:
         raise SlideError(f"{path}: the file does not state its microns per pixel; give --mpp")
     x, y = file_mpp
     if not all(_MIN_MPP <= value <= _MAX_MPP for value in file_mpp):
         raise SlideError(
-            f"{path}: the file states impossible {x:g} x {y:g} um per pixel; give --mpp"
+            f"{path}: the file states {x:g} x {y:g} um per pixel, which is impossible; give --mpp"
         )
     if abs(x / y - 1) > _MAX_STRETCH:
         raise SlideError(
-            f"{path}: its pixels are not square ({x:g} x {y:g} um); give --mpp if the file is "
-            "wrong, else resample it"
+            f"{path}: its pixels are not square ({x:g} x {y:g} um); give --mpp if these values "
+            "are wrong, else resample the slide"
         )
     return (x + y) / 2, "file"

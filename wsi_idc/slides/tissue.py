@@ -1,8 +1,8 @@
 """Make tissue masks: segment a thumbnail of the slide, or read a mask file.
 
 Stained tissue has a higher saturation (HSV) than glass. Otsu's threshold of the saturation
-separates tissue and glass, as in CLAM. Otsu's method finds two classes in every picture, also in a
-picture of glass only or of tissue only. The threshold is therefore clipped: it is at least the
+separates tissue and glass, as in CLAM. Otsu's method finds two classes in every picture, even if
+the picture shows only glass or only tissue. The threshold is therefore clipped: it is at least the
 saturation of tinted glass, and at most the saturation of the palest tissue.
 """
 
@@ -22,8 +22,8 @@ from wsi_idc.slides.slide import Slide
 
 MASK_MPP = 32.0  # microns per px of the thumbnail that is segmented
 # Limits of the saturation threshold, 0..255. JPEG noise of empty glass is below the lower limit. At
-# the upper limit, 99.7 % of the IDC patches of the Kaggle data have at least 10 % tissue, and
-# 95.7 % of the patches without IDC; the remaining patches show fat, ink and edges of the glass.
+# the upper limit, at least 10 % tissue is found in 99.7 % of the patches with IDC and in 95.7 % of
+# the patches without IDC (Kaggle data). The other patches show fat, ink and edges of the glass.
 _MIN_THRESHOLD, _MAX_THRESHOLD = 15.0, 25.0
 # Minimum difference between the brightest and the darkest channel of a tissue px. Pen marks and the
 # edge of the glass have a smaller difference. The saturation of nearly black px is only noise.
@@ -32,7 +32,7 @@ _CLOSE_UM = 50.0
 # Minimum area of a piece of tissue or a hole: a tenth of a patch of 200 um. Smaller pieces are
 # dust, smaller holes are lumina.
 _MIN_AREA_UM2 = 4_000.0
-# Maximum side of the thumbnail. The thumbnail is coarser for slides over 4096 px of 32 um = 131 mm.
+# Maximum side of the thumbnail. The thumbnail of a slide over 131 mm (4096 px of 32 um) is coarser.
 _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
 _MAX_SIDE_UM = 400_000
@@ -78,7 +78,7 @@ def remove_small(mask: NDArray[np.bool_], *, min_px: float) -> NDArray[np.bool_]
 
 
 def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]:
-    """Close narrow gaps in a mask; beyond its border, the mask is padded with the border px."""
+    """Close narrow gaps in a mask; for this step, pad the mask with copies of its border px."""
     if radius_px == 0:
         return mask
     side = 2 * radius_px + 1
@@ -115,13 +115,13 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 
 def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
-    """Read a mask file: an image of the complete slide in any size, whose background is black.
+    """Read a mask file: an image of the complete slide with a black background, of any size.
 
     Returns:
         Tissue mask, shape (h, w) of the image in the file, bool.
 
     Raises:
-        SlideError: The file is no image, has another aspect ratio than the slide, or no tissue.
+        SlideError: The file is not an image, has no tissue, or does not fit the slide.
     """
     try:
         with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
                 if image.width * image.height > MAX_PX:
                     raise SlideError(
                         f"{path}: {image.width}x{image.height} px are too many for a mask; "
-                        "make it smaller"
+                        "make the mask smaller"
                     )
                 ImageOps.exif_transpose(image, in_place=True)
                 _check_aspect_ratio(path, image.size, slide)
@@ -141,7 +141,7 @@ def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
         reason = first_line(error)
         raise SlideError(f"{path}: not a readable mask ({reason}); give a PNG") from None
     if not mask.any():
-        raise SlideError(f"{path}: the mask is empty; give one whose tissue is not black")
+        raise SlideError(f"{path}: the mask is empty; give a mask in which tissue is not black")
     return mask
 
 

@@ -15,7 +15,7 @@ from wsi_idc.core.progress import progress
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
 MIN_PATCHES = 40  # a slide with fewer patches has no room for both classes
-# Smallest fraction of tissue in a kept patch. As in the Kaggle data set, nearly blank ones remain.
+# Smallest fraction of tissue in a kept patch. Nearly blank patches remain, as in the Kaggle set.
 MIN_TISSUE_FRACTION = 0.06
 # Expected fraction of a slide's patches that are kept. The size of a slide is computed from it.
 KEPT_FRACTION = 0.80
@@ -36,13 +36,13 @@ def write_cohort(
 ) -> CohortSummary:
     """Draw patients S0001, S0002, ... and write their patches in the layout of the Kaggle set.
 
-    The same arguments give the same bytes; a patient does not depend on the number of patients.
+    The same arguments give the same bytes. A larger ``num_patients`` only adds patients.
 
     Args:
         root: Folder of the patch tree; it is created if it does not exist.
         num_patients: Number of patients, at least 1.
-        patches_per_patient: Approximate number of patches of each patient, at least 40. The mean
-            of a cohort differs by up to 10 %, one patient by up to 45 %.
+        patches_per_patient: Approximate number of patches of each patient, at least 40. The true
+            number may differ by up to 45 %, and the mean of a cohort by up to 10 %.
         seed: Seed of the cohort.
 
     Raises:
@@ -50,12 +50,12 @@ def write_cohort(
         ValueError: A number is out of its range.
     """
     if num_patients < 1 or patches_per_patient < MIN_PATCHES:
-        raise ValueError(f"needs 1 patient and {MIN_PATCHES} patches a patient, or more")
+        raise ValueError(f"needs at least 1 patient, and {MIN_PATCHES} patches per patient")
     root = root.resolve()  # the path "." has no name
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise WsiIdcError(
-            f"{root}: not an empty folder, and a synthetic cohort is never mixed with other files;"
-            " name another folder"
+            f"{root}: not an empty folder; a synthetic cohort must not be mixed with other files, "
+            "so give another folder"
         )
     # The cohort is written under a temporary name, so that ``root`` is complete if it exists.
     partial = root.with_name(f".{root.name}.partial")
@@ -76,11 +76,11 @@ def write_cohort(
 
 
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
-    """Choose height and width in px for about ``patches`` kept patches."""
+    """Choose height and width, in px, of a slide with about ``patches`` kept patches."""
     area = patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
-    spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)  # half of the sides have edges
+    spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)  # half of the sides have an edge
     return rows * PATCH_PX + int(spare[0]), cols * PATCH_PX + int(spare[1])
 
 

@@ -40,10 +40,11 @@ class SlideSummary:
 def write_slide(
     path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
 ) -> SlideSummary:
-    """Draw a slide and write it as a tiled TIFF; a level has half the size of the level before.
+    """Draw a slide and write it as a tiled TIFF; each level halves the size of the previous level.
 
-    The mask ``NAME.mask.png`` in the same folder has a quarter of the width and height, and 0 for
-    background and fat, 1 for other tissue, 2 for carcinoma. The same arguments give the same bytes.
+    The mask ``NAME.mask.png`` in the same folder has a quarter of the width and height. Its values
+    are 0 (background, fat), 1 (other tissue) and 2 (carcinoma). The same arguments give the same
+    bytes.
 
     Args:
         path: Slide to write, ``.tif`` or ``.tiff``; the name without suffix is the patient id.
@@ -52,7 +53,7 @@ def write_slide(
         height_px: Height of level 0, a multiple of 4, at least 1000 px.
 
     Raises:
-        WsiIdcError: The suffix is not that of a TIFF, or the slide or its mask exists.
+        WsiIdcError: The suffix is not .tif or .tiff, or the slide or its mask exists already.
         ValueError: A side is too small or not a multiple of 4.
     """
     if path.suffix.lower() not in (".tif", ".tiff"):
@@ -60,7 +61,7 @@ def write_slide(
     mask_path = path.with_name(f"{path.stem}.mask.png")
     for file in (path, mask_path):
         if file.exists():
-            raise WsiIdcError(f"{file}: exists and is not replaced; name another file")
+            raise WsiIdcError(f"{file}: exists already; give another file")
     scale = round(DRAWN_MPP / MPP)
     if width_px % scale or height_px % scale:
         raise ValueError(f"{width_px}x{height_px} px are not multiples of {scale}")

@@ -3,8 +3,8 @@
 Every structure adds haematoxylin and eosin. The color is computed from both by the Beer-Lambert
 law, with the stain of the patient. A nucleus is 1 to 3 px wide. The arrangement of nuclei
 distinguishes invasive carcinoma (cords and nests without order) from lobules and ducts (rings). The
-mean color of a patch does not, because lobules and lymphocytes are dark, scars inside the tumor are
-pale, and each patient has a different stain.
+mean color does not distinguish them, because lobules and lymphocytes are dark, scars inside the
+tumor are pale, and each patient has a different stain.
 """
 
 import zlib
@@ -71,7 +71,7 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
     fiber, nest, speckle = _textures(rng, shape)
     haematoxylin, eosin = _normal_tissue(rng, fiber, speckle, epithelium, sheath)
     tumor = _tumor(rng, fiber, nest, speckle)
-    # Cords cross the outline of the carcinoma, and stroma enters it. Labels there are noisy.
+    # Cords and stroma cross the outline of the carcinoma, so labels near the outline are noisy.
     reach = soft_idc - 0.5 + 0.15 * _noise(rng, shape, 40)
     edge = np.clip(5 * reach + 0.5 + 0.5 * nest, 0, 1)
     haematoxylin += edge * (tumor[0] - haematoxylin)
@@ -83,7 +83,7 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> Floats:
     """Draw smooth noise with mean 0, standard deviation about 1 and wavelength ``cell_px``."""
-    step = 4 if cell_px >= 16 else 1  # 4: to save time, the noise is drawn small and enlarged
+    step = 4 if cell_px >= 16 else 1  # coarse noise is drawn small and enlarged, to save time
     coarse_shape = [int(side / cell_px) + 5 for side in shape]
     coarse = rng.standard_normal(coarse_shape, dtype=np.float32) * 1.5
     matrix = np.array([[step / cell_px, 0, 1], [0, step / cell_px, 1]])
@@ -95,7 +95,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> 
 
 
 def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, Bools]:
-    """Draw ragged outlines of the specimen and of the carcinoma: two bool arrays of ``shape``."""
+    """Draw masks of the specimen and of the carcinoma, with ragged outlines: two bool arrays."""
     step = 3  # outlines are smooth, so they are drawn at 1/3 of the size
     small = (-(-shape[0] // step), -(-shape[1] // step))
     rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: small[0], : small[1]])
@@ -106,7 +106,7 @@ def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, 
     limit = np.quantile(field, rng.uniform(0.66, 0.74))
     specimen = cv2.resize(field, shape[::-1]) < limit
     area = float((field < limit).sum())
-    # The area is at least that of 6 patches: a smaller carcinoma may not fill any patch.
+    # A carcinoma has at least the area of 6 patches: a smaller one might fill no patch.
     idc_fraction = max(rng.uniform(0.08, 0.5), 6 * (PATCH_PX / step) ** 2 / area)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
     row, col = (float(position) for position in rng.uniform(0.35, 0.65, 2) * small)
@@ -143,7 +143,7 @@ def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats,
 
 
 def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, Floats]:
-    """Draw lobules and ducts where ``allowed``: epithelium, lumen and sheath, each 0..1."""
+    """Draw lobules and ducts where ``allowed`` is true; return epithelium, lumen, sheath (0..1)."""
     shape = (allowed.shape[0], allowed.shape[1])
     planes = np.zeros((3, *shape), np.uint8)
     candidates = np.flatnonzero(allowed)
@@ -162,7 +162,7 @@ def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, F
 
 
 def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a lobule, a cluster of small rings (acini), into the planes of ``_glands``."""
+    """Draw a lobule as a cluster of small rings (acini) into the planes of ``_glands``."""
     radius, acinus = rng.uniform(10, 36), rng.uniform(3.0, 5.5)
     cv2.circle(planes[2], (col, row), int(radius * 1.25), 255, -1)
     count = int((radius / acinus) ** 2 * rng.uniform(0.4, 0.8))
@@ -179,7 +179,7 @@ def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) ->
 
 
 def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a duct, a wavy tube, into the planes (epithelium, lumen, sheath) of ``_glands``."""
+    """Draw a duct as a wavy tube into the planes (epithelium, lumen, sheath) of ``_glands``."""
     width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
     turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
     line = [col + 6 * np.cumsum(np.cos(turns)), row + 6 * np.cumsum(np.sin(turns))]
@@ -193,7 +193,7 @@ def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> N
 
 
 def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bools, Floats]:
-    """Draw fat; return a mask of the fat cells and walls, and the emptiness of each pixel, 0..1."""
+    """Draw fat; return the mask of the fat, and an array that shows how empty each pixel is."""
     shape, pitch = (sheath.shape[0], sheath.shape[1]), 11.5
     grid = np.mgrid[0 : shape[0] : pitch, 0 : shape[1] : pitch].reshape(2, -1)
     grid = (grid + rng.uniform(0, pitch * 1.5, grid.shape)).astype(np.int32)
@@ -215,7 +215,7 @@ def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bo
 
 
 def _nuclei(speckle: Floats, density: Floats) -> Floats:
-    """Make nuclei (0..1) from noise; ``density`` 0 gives almost no nuclei, 1 many nuclei."""
+    """Make nuclei (0..1) from noise; a larger ``density`` (0..1) gives more nuclei."""
     return np.clip((speckle - 2.1 + 2.5 * density) * 0.6, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Batches of an epoch: order of the patches, augmentation and mixup; read in the background.
+"""Read the batches of an epoch in the background: order of the patches, augmentation, mixup.
 
 The random numbers of a batch depend only on the seed, the epoch and the step. They stay the same if
 a training is stopped and resumed, or if the number of processes changes.
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 # Largest fraction of the device's free memory that patches may use; the network needs the rest.
 _MEMORY_FRACTION = 0.4
 _PATCHES_PER_COPY = 4096
-# First number of the seeds for the order and for a step. Without it, seeds of different length may
-# be equal: numpy pads seeds with zeros, so [1, 2] equals [1, 2, 0].
+# First number of two kinds of seeds: for the order and for a step. Without this number, two seeds
+# of different length may be equal: numpy pads seeds with zeros, so [1, 2] equals [1, 2, 0].
 _ORDER, _STEP = 0, 1
 
 
 class PatchSource:
-    """Reads patches of a pack: from the memory of the device if they fit there, else from the pack.
+    """Source of patches: the memory of the device if all patches fit there, else the pack.
 
     Args:
         pack: Pack that contains the patches.
         rows: Indices in the pack of all patches that will be read, shape (N,).
         device: Device of the network.
-        resident: Whether all patches are copied to the device; None: if a GPU has enough memory.
+        resident: Whether to copy all patches to the device; None: only if a GPU has enough memory.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Settings of a training, as an immutable object; importing this module does not import torch.
 
-A setting has the same name here, as a flag (``learning_rate`` is ``--learning-rate``) and in
-``run.json``. The help text of a setting is the help text of its flag.
+A setting has the same name here, on the command line and in ``run.json``. The flag of
+``learning_rate`` is ``--learning-rate``. Each help text here is also the help text of the flag.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 0.5),
     "ema": (0, 0.99999),
 }
-# Facts about the usual models, so that ``models.registry`` (and torch) need not be imported: the
-# input size in px (0: patches are not resized), and whether ImageNet weights exist.
+# For each usual model: the input size in px (0: patches are not resized), and whether ImageNet
+# weights exist. This table makes it unnecessary to import ``models.registry`` and torch.
 KNOWN_MODELS = {
     **dict.fromkeys(("cnn", "cnn-bn"), (0, False)),
     **dict.fromkeys(("resnet18", "resnet50", "efficientnet-b0"), (224, True)),
@@ -55,23 +55,24 @@ class TrainConfig:
 
     model: str = _option(
         "cnn-bn",
-        "cnn, cnn-bn, resnet18, resnet50, efficientnet-b0, or any classifier of torchvision that "
-        "ends in a convolutional feature map.",
+        "Network: cnn, cnn-bn, resnet18, resnet50, efficientnet-b0, or a torchvision classifier "
+        "with a convolutional feature map.",
     )
     weights: str = _option(
         "auto",
-        "Initial weights: imagenet, none, or a .pt file; auto: imagenet if the model has them.",
+        "Initial weights: imagenet, none or a .pt file. auto: imagenet if the model has ImageNet "
+        "weights, else none.",
     )
     input_size: int = _option(
-        0, "Resize patches to this side in px; 0: the model's own size (CNNs: no resizing)."
+        0, "Side in px to which patches are resized; 0: usual size (cnn, cnn-bn: not resized)."
     )
     normalize: str = _option(
         "auto",
-        "Mean and deviation for scaling the input: of imagenet, of the dataset's train patients, "
-        "or symmetric (-1 to 1); auto: those of the initial weights, else the dataset's.",
+        "Mean and deviation that normalize the input. dataset: those of the train patients; "
+        "symmetric: input from -1 to 1; auto: those of the initial weights, else dataset.",
         choices=("auto", "imagenet", "dataset", "symmetric"),
     )
-    freeze: int = _option(0, "Train only the head for this number of epochs first.")
+    freeze: int = _option(0, "Number of epochs at the start that train only the head.")
     split: str = _option(
         "auto",
         "canonical, canonical+unlisted, ratio:70/15/15, kfold:5/0, a CSV (patient,split), or auto: "
@@ -86,61 +87,70 @@ class TrainConfig:
         "balanced_accuracy: the largest over all thresholds.",
         choices=(*MONITOR_METRICS, "loss"),
     )
-    patience: int = _option(8, "Stop after this number of epochs without a better one.")
-    batch_size: int = _option(64, "Patches per step, over all devices.")
+    patience: int = _option(8, "Number of epochs without a better value that stops the training.")
+    batch_size: int = _option(64, "Number of patches in a step, on all devices together.")
     optimizer: str = _option("adamw", "Optimizer.", choices=("adamw", "adam", "sgd"))
     learning_rate: float = _option(
         0.0,
-        "Largest learning rate of the schedule; 0: 1e-3 without initial weights, 3e-4 with them, "
-        "ten times that for sgd.",
+        "Largest learning rate of the schedule. 0: 1e-3 without initial weights, 3e-4 with initial "
+        "weights; for sgd, ten times as large.",
     )
     layer_decay: float = _option(
         1.0,
-        "Learning rate of each stage, divided by that of the next stage towards the head; 1: equal "
-        "rates.",
+        "Learning rate of each stage as a fraction of the rate of the next stage; the head has the "
+        "largest rate. 1: equal rates.",
     )
-    weight_decay: float = _option(0.02, "Weight decay; biases and norms are not decayed.")
+    weight_decay: float = _option(0.02, "Weight decay of all weights, except biases and norms.")
     schedule: str = _option(
         "cosine",
-        "Learning rate after the warm-up: half a cosine, a tenth on each plateau, or constant.",
+        "Learning rate after the warm-up. cosine: falls like half a cosine; plateau: falls to a "
+        "tenth after several epochs without a better value.",
         choices=("cosine", "plateau", "constant"),
     )
-    warm_up: float = _option(0.05, "Fraction of all steps in which the learning rate rises.")
+    warm_up: float = _option(
+        0.05, "Fraction of all steps that form the warm-up, in which the learning rate rises."
+    )
     clip_norm: float = _option(5.0, "Largest norm of the gradient; 0: no limit.")
     imbalance: str = _option(
         "class-weights",
-        "none; class-weights: weight the loss by inverse class frequency; oversample: draw both "
-        "classes equally often; focal: give hard patches a larger weight.",
+        "Correction of unequal class sizes: none, class-weights, oversample or focal. "
+        "class-weights: weight the loss by inverse class frequency; oversample: draw both classes "
+        "equally often; focal: give hard patches a larger weight.",
     )
-    focal_gamma: float = _option(2.0, "Exponent of the focal loss; only with imbalance focal.")
+    focal_gamma: float = _option(2.0, "Exponent of the focal loss; needs --imbalance focal.")
     label_smoothing: float = _option(
         0.0, "Fraction of each label that is spread over both classes."
     )
     augment: str = _option(
         "light",
-        "light: flips, quarter turns, small changes of brightness, contrast, saturation; strong: "
-        "also any angle, hue and stain.",
+        "light: flips, quarter turns and small changes of brightness, contrast and saturation; "
+        "strong: also rotations by any angle and changes of hue and stain.",
         choices=("none", "light", "strong"),
     )
-    mixup: float = _option(0.0, "Mix pairs of patches, weighted by Beta(a, a); 0: no mixing.")
+    mixup: float = _option(
+        0.0, "Number a: pairs of patches are mixed with weights from Beta(a, a); 0: no mixing."
+    )
     ema: float = _option(
         0.99,
-        "Decay of a running average of the weights, which is evaluated and saved; 0: no average.",
+        "Decay of the running average of the weights; the average is evaluated and saved. 0: no "
+        "average.",
     )
     precision: str = _option(
         "auto",
-        "auto: bf16 on a GPU that supports it, else fp32.",
+        "Number format. auto: bf16 on a GPU that supports bf16, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
 
     threshold_by: str = _option(
         "f1",
-        "Threshold with the largest F1 on val, or with the largest sum of sensitivity and "
-        "specificity (Youden).",
+        "Rule for the threshold. f1: largest F1 on val; youden: largest sum of sensitivity and "
+        "specificity on val.",
         choices=("f1", "youden"),
     )
     target_sensitivity: float = _option(
-        0.0, "Instead, the largest threshold with at least this sensitivity on val; 0: not used."
+        0.0,
+        "Sensitivity that the threshold must reach on val. If it is not 0, the largest such "
+        "threshold is used, and --threshold-by is ignored.",
     )
 
     def __post_init__(self) -> None:
@@ -153,7 +163,7 @@ class TrainConfig:
             if choices and value not in choices:
                 raise RunError(f"{option.name} {value!r} is not one of {', '.join(choices)}")
         if self.imbalance not in IMBALANCES:
-            # Users often ask for both, so the message contains the reason why this is not possible.
+            # Users often combine class-weights and oversample, so the message explains the error.
             combined = {"class-weights", "oversample"} <= set(re.split(r"[+, ]+", self.imbalance))
             reason = "each of them corrects the imbalance completely; " if combined else ""
             raise RunError(
@@ -181,7 +191,7 @@ class TrainConfig:
 def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:
     """Return all settings and fingerprints that the weights depend on, for a JSON file."""
     settings = resolve(config).training_settings
-    # The weights depend on the content of the file, not on its path.
+    # The result depends on the content of a file of initial weights, not on its path.
     settings["weights"] = weights_fingerprint(config) or settings["weights"]
     roles = json.dumps(sorted(split.roles.items()))
     return {
@@ -194,7 +204,7 @@ def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[s
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Replace the values "auto" and 0 of a configuration by the defaults of its model."""
+    """Replace "auto" and 0, which select a default, by the default values of the model."""
     name = config.model.replace("_", "-")
     if name in KNOWN_MODELS:
         input_px, has_imagenet = KNOWN_MODELS[name]

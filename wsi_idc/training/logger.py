@@ -25,7 +25,7 @@ _RATE = {"learning_rate": ("learning rate", INK, "o")}
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Writes metrics.jsonl, TensorBoard events and figures of a run, in the main process only."""
+    """Logger of a run: the main process writes metrics.jsonl, TensorBoard events and figures."""
 
     def __init__(self, training: Training) -> None:
         self._training = training
@@ -43,7 +43,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             self._tensorboard = SummaryWriter(str(training.run.folder / EVENTS), purge_step=1)
         except ImportError:
             logger.info("TensorBoard is not installed: no events are written")
-        # An earlier process may have been killed after it saved an epoch and before it logged it.
+        # Log again: an earlier process may have saved an epoch but ended before it logged this one.
         if training.state.history:
             self._log(training.state.history)
 
@@ -65,7 +65,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
             return
         for record in records:
             for name, value in record.items():
-                # TensorBoard draws tags with the same text before the slash next to each other.
+                # TensorBoard groups its charts by the text before the slash.
                 role, _, metric = name.partition("_")
                 tag = f"{metric}/{role}" if role in ("train", "val") else name
                 self._tensorboard.add_scalar(tag, value, record["epoch"])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Targets(NamedTuple):
-    """Labels of the patches in a batch; with mixup, two labels of each patch and their weight.
+    """Labels of the patches in a batch; with mixup, each patch has two labels and a weight.
 
     Attributes:
         label: Label of each patch, shape (N,), int64.
@@ -48,11 +48,11 @@ class Loss:
     focal_gamma: float = 0.0
 
     def normalizer(self, targets: Targets) -> Tensor:
-        """Return the divisor of a batch's loss: the sum of the class weights over the batch."""
+        """Return the divisor of a batch's loss: the sum of the class weights of all patches."""
         return mix_targets(targets, lambda label: self.class_weight[label]).sum()
 
     def loss_sum(self, logits: Tensor, targets: Targets) -> Tensor:
-        """Return the sum of the losses of all patches, in float32, from logits (N, num_classes)."""
+        """Return the sum of the losses of all patches, float32; logits are (N, num_classes)."""
         return mix_targets(targets, lambda label: self._losses(logits.float(), label)).sum()
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Loss:
 
 
 def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the values of the labels, shape (N,); with mixup, the mean of two, weighted by lam."""
+    """Return ``value_of`` each label, shape (N,); with mixup, the weighted mean of both labels."""
     values = value_of(targets.label)
     if targets.label_b is None or targets.lam is None:
         return values
@@ -74,5 +74,5 @@ def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def inverse_frequency(label: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return a weight for each class, inverse to its frequency, with mean 1 over all patches."""
+    """Return class weights, inverse to the class frequency; their mean over patches is 1."""
     return len(label) / (2 * np.bincount(label, minlength=2))

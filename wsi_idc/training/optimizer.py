@@ -13,7 +13,7 @@ LAST_LR_FACTOR = 0.01
 
 
 def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer with a learning rate for each stage; biases and norms do not decay."""
+    """Build the optimizer with a learning rate for each stage; biases and norms have no decay."""
     groups = []
     for depth, parameters in enumerate(reversed(_stages(classifier))):
         rate = config.learning_rate * config.layer_decay**depth
@@ -28,8 +28,9 @@ def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.o
 
 
 def _stages(classifier: PatchClassifier) -> list[list[nn.Parameter]]:
-    """Return the parameters of each child of the network, or of an ``nn.Sequential`` in it."""
-    modules: list[nn.Module] = []  # from the input to the head
+    """Return the parameters of each stage, from the input to the head."""
+    # A stage is a child of the network, or a child of an ``nn.Sequential`` in the network.
+    modules: list[nn.Module] = []
     for child in classifier.network.children():
         modules += child.children() if isinstance(child, nn.Sequential) else [child]
     stages = [list(module.parameters()) for module in modules]
@@ -50,10 +51,10 @@ def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
 
 
 def plateau_factor(config: TrainConfig, values: list[float]) -> float:
-    """Return the factor of the learning rate for the schedule "plateau"; else 1.
+    """Return the factor of the schedule "plateau" for the learning rate; 1 for other schedules.
 
-    The factor is multiplied by 0.1 each time that no better value occurs for half of ``patience``.
-    ``values`` has the monitored value of each finished epoch; a larger value is better.
+    The factor is multiplied by 0.1 after ``patience // 2`` epochs (at least 1) without a better
+    value. ``values`` has the monitored value of each finished epoch; a larger value is better.
     """
     factor, best, num_waited = 1.0, -math.inf, 0
     for value in values:
@@ -70,7 +71,7 @@ def build_average(network: nn.Module, decay: float) -> AveragedModel:
     @torch.no_grad()
     def update(average: list[Tensor], current: list[Tensor], _: Tensor) -> None:
         # In the first steps the decay is smaller: otherwise the initial weights would have too
-        # much weight. The counter is on the CPU, so reading it does not wait for the device.
+        # much influence. The counter is on the CPU, so reading it does not wait for the device.
         num_updates = int(averaged.n_averaged)
         weight = 1 - min(decay, (1 + num_updates) / (10 + num_updates))
         if average[0].is_floating_point():

@@ -1,7 +1,7 @@
 """Run directory: files of one training; importing this module does not import torch.
 
 ``run.json`` contains the settings and the status. ``metrics.jsonl`` has one line per epoch.
-``best.pt`` is the checkpoint, and ``last.pt`` the state from which the training resumes.
+``best.pt`` is the checkpoint. ``last.pt`` is the state from which the training resumes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ EVENTS = "tensorboard"
 
 @dataclass(frozen=True)
 class Run:
-    """Run directory of one training, and its files."""
+    """Run directory with the files of one training."""
 
     folder: Path
 
@@ -65,14 +65,14 @@ class Run:
         if self.exists():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
-            raise RunError(f"{self.folder} is not empty and not a run; give another --out")
+            raise RunError(f"{self.folder} is not empty and is not a run; give another --out")
 
     def validate_config(self, settings: Mapping[str, Any]) -> None:
         """Raise RunError if the folder contains a run with settings other than ``settings``."""
         if self.exists() and (changes := describe_changes(self.read().get("asked"), settings)):
             raise RunError(
-                f"{self.folder} holds a run with other settings ({changes}); give another --out, "
-                "or --overwrite to replace it"
+                f"{self.folder} contains a run with other settings ({changes}); give another "
+                "--out, or --overwrite to replace this run"
             )
 
     def protect_weights(self, weights: Path) -> None:
@@ -125,7 +125,7 @@ class Run:
 
     def lock(self) -> AbstractContextManager[None]:
         """Lock the folder for a training; raise BusyError if another process holds the lock."""
-        # Wait for a moment: ``wsi-idc status`` takes the lock too, only to check it.
+        # Wait for a moment: ``wsi-idc status`` also takes this lock, but releases it at once.
         return wait_for_lock(self.folder / ".lock", what=self.folder, timeout=0.8)
 
 
@@ -133,9 +133,9 @@ def describe_changes(before: object, settings: Mapping[str, Any], *, max_length:
     """Return a text that lists the differences between two sets of settings; "" if they are equal.
 
     Args:
-        before: Settings that were read from a file; if not a dict, they count as empty.
+        before: Settings that were read from a file; a value that is not a dict counts as {}.
         settings: New settings.
-        max_length: Largest number of letters of a value; longer values are cut.
+        max_length: Largest number of characters of a value; longer values are cut.
     """
 
     def short(value: Any) -> str:
@@ -160,7 +160,7 @@ def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
 
 
 def newest_finished(runs: Path) -> Run | None:
-    """Return the last finished run in ``runs``, or None; runs that cannot be read are skipped."""
+    """Return the run in ``runs`` that finished last, or None; unreadable runs are skipped."""
     finished = {}
     for file in runs.glob("*/run.json"):
         run = Run(file.parent)

@@ -46,7 +46,7 @@ def build_training(
     world: World = SINGLE_PROCESS,
     micro_batch: int = 0,
 ) -> Training:
-    """Build a training before its first step. No file is written.
+    """Build the objects of a training, before its first step. No file is written.
 
     ``config`` is a result of ``resolve``; the other arguments are the same as those of ``train``.
     """
@@ -65,7 +65,7 @@ def build_training(
         )
     if config.freeze and config.weights == "none":
         logger.warning(
-            "--freeze %d without initial weights trains the head on random features", config.freeze
+            "--freeze %d without initial weights: the head trains on random features", config.freeze
         )
     # Class weights and oversampling both give each class the same total weight, so they shift the
     # log odds by the same amount.
@@ -74,7 +74,7 @@ def build_training(
     class_weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", device_config, class_weight.round(3))
     max_micro_batch = -(-config.batch_size // world.size)
-    # In float64, the sum of the loss does not depend on stops. The device MPS has no float64.
+    # In float64, a stop does not change the sum of the loss. The device MPS has no float64.
     loss_dtype = torch.float32 if device.type == "mps" else torch.float64
     return Training(
         config=config,
@@ -122,8 +122,8 @@ def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
     held_out = set(split.patients("val")) | set(split.patients("test"))
     if seen := sorted(held_out.intersection(patients)):
         logger.warning(
-            "%s was trained on %d patients of val and test (first: %s), so their metrics will be "
-            "too good; use the split with which it was trained",
+            "%s was trained on %d patients of val and test (first: %s): the metrics of these "
+            "patients will be too good; use the split of that training",
             config.weights,
             len(seen),
             seen[0],
@@ -154,7 +154,7 @@ def _build_model(config: TrainConfig, pack: Pack, train_rows: NDArray[np.int64])
         arch, network, input_px=config.input_size or None, mean=mean, std=std
     )
     if config.weights != "none" and has_fused_batch_norm(network):
-        logger.info("unfolding the fused batch norms of the initial weights on train patches")
+        logger.info("initial weights have fused batch norms: undoing the fusion with train patches")
         rows = np.random.default_rng(config.seed).permutation(train_rows)[:_PATCHES_TO_UNFOLD]
         unfold_batch_norm(classifier, torch.from_numpy(pack.patches[np.sort(rows)]))
     return classifier

@@ -1,4 +1,4 @@
-"""State of a training and its objects; the state is saved to last.pt, to resume from there."""
+"""Objects and state of a training. A stopped training resumes from the state in last.pt."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ class TrainState:
         loss_sum: Sum of the loss over the finished steps of the current epoch.
         seconds: Time spent on the current epoch, in s.
         best: Best value of the monitored metric so far.
-        best_epoch: Number of the epoch with the best value, counted from 1; 0 before the first.
+        best_epoch: Number of the epoch with the best value, counted from 1; initially 0.
         history: One record per finished epoch.
     """
 
@@ -58,7 +58,7 @@ class Training:
         model: Module that a step calls: the classifier, possibly compiled or wrapped by DDP.
         average: Running average of the weights; None if the setting ``ema`` is 0.
         log_odds_shift: Amount that class weights or oversampling add to the log odds of IDC.
-        rows: Indices in the pack of the labeled patches, by role ("train", "val").
+        rows: For each role ("train", "val"), the indices of its labeled patches in the pack.
         micro_batch: Number of patches that a process computes at once.
         micro_batch_reduced: Whether ``micro_batch`` was reduced because memory ran out.
         pretraining_patients: Patients on which the initial weights were trained.
@@ -90,7 +90,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full batches in an epoch; a last, smaller batch would disturb batch norm."""
+        """Number of full batches in an epoch. A smaller last batch would disturb batch norm."""
         return max(1, len(self.rows["train"]) // self.config.batch_size)
 
     @property
@@ -100,7 +100,7 @@ class Training:
 
     @property
     def ema_model(self) -> PatchClassifier:
-        """Model to evaluate and save: the running average, or the classifier without an average."""
+        """Model to evaluate and save: the running average if there is one, else the classifier."""
         model = self.classifier if self.average is None else self.average.module
         return cast(PatchClassifier, model)
 
@@ -137,7 +137,7 @@ def save_state(training: Training) -> None:
         "average": None if average is None else average.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
-        # None if the size was not reduced: then, a resumed training may have another size.
+        # None: the size was not reduced, and a resumed training may have another size.
         "micro_batch": training.micro_batch if training.micro_batch_reduced else None,
         "compute": str(training.device_config),
         "place": asdict(training.state),

@@ -75,17 +75,17 @@ def train(
         config: Settings of the training.
         pack: Pack that contains the train and val patches.
         split: Role of each patient.
-        run: Run directory, for all results.
+        run: Run directory for all results.
         device_config: Device and precision.
         world: Group of processes that train together.
-        overwrite: Whether a run with other settings, or a finished run, is replaced. An unfinished
+        overwrite: Whether to replace a finished run or a run with other settings. An unfinished
             run with the same settings is resumed: a cluster restarts a job with the same flags.
-        micro_batch: Number of patches that a process computes at once; 0: all its patches of a
-            batch. It does not change the number of patches per step.
+        micro_batch: Number of patches that a process computes at once; 0: its complete
+            part of a batch. The number of patches per step does not change.
         save_minutes: Minutes between two saves within an epoch.
         stop: Request of the user to save and stop; checked after each step.
-        on_epoch: Function to call with the record of each epoch after the epoch is saved. If it
-            raises an exception, the training stops and can be resumed.
+        on_epoch: Function that gets the record of each epoch after the epoch is saved. If the
+            function raises an exception, the training stops and can be resumed.
 
     Raises:
         StoppedError: ``stop`` was set. The state is saved, and the same call resumes the training.
@@ -113,7 +113,7 @@ def train(
                 return _run_epochs(
                     training, settings, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
                 )
-    # If memory runs out inside a step, ``train_step`` handles the error.
+    # Memory ran out outside a step; inside a step, ``train_step`` handles this error.
     except torch.OutOfMemoryError:
         raise RunError(
             f"out of memory on {device_config.device}; give --micro-batch "
@@ -171,7 +171,7 @@ def run_steps(training: Training) -> Iterator[int]:
         for group in training.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
-    # Set the rate of the last finished step, for the epoch's record: there may be no steps left.
+    # If no steps are left, the epoch's record still needs the rate of the last finished step.
     set_rate(max(0, state.step - 1))
     steps = range(state.step, training.steps_per_epoch)
     batches = read_batches(
@@ -188,7 +188,7 @@ def run_steps(training: Training) -> Iterator[int]:
 
 
 def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: float) -> None:
-    """Train on the remaining batches of the current epoch; save at intervals and when stopped."""
+    """Train on the remaining batches of the current epoch; save at intervals and before a stop."""
     state, world, usage = training.state, training.world, training.device_config.throughput
     usage.start()
     last_save = time.monotonic()
@@ -202,7 +202,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         for num_patches in run_steps(training):
             bar.update(num_patches)
             now = time.monotonic()
-            # 1: save; 2: save and stop. All processes use the largest value.
+            # 1: save; 2: save and stop. The largest order of all processes applies to each.
             order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
@@ -218,7 +218,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
 
 
 def _mean_loss(training: Training) -> float:
-    """Return the mean loss of the current epoch so far; raise RunError if it is not finite."""
+    """Return the mean loss of the current epoch; raise RunError if the loss is not finite."""
     state = training.state
     state.loss_sum += training.world.sum(float(training.pending_loss))
     training.pending_loss.zero_()

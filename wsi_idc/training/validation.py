@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the logits, shape (N, num_classes), and the labels, shape (N,), of all val patches.
 
-    The processes of the training share the patches among them.
+    Each process of the training predicts a part of the patches.
     """
     rows, world, pack = training.rows["val"], training.world, training.pack
     world.broadcast_module(training.ema_model.network)
@@ -44,10 +44,10 @@ def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int
 def divergence_error(training: Training) -> RunError:
     """Return the error to raise if the loss or a logit is not finite."""
     state, run = training.state, training.run
-    best = f"the best so far is {run.best}" if state.best_epoch else "no epoch is kept"
+    best = f"the best model is in {run.best}" if state.best_epoch else "no model is saved"
     return RunError(
         f"the loss is not finite in epoch {state.epoch + 1} ({best}); "
-        "lower --learning-rate or use --precision fp32, with another --out"
+        "give a lower --learning-rate or --precision fp32, and another --out"
     )
 
 
@@ -58,7 +58,7 @@ def calibrate_and_save(training: Training) -> Checkpoint:
     best = load_checkpoint(run.best)
     world.barrier()
     load_state(model.network, best.state)
-    if not best.metrics:  # with metrics, an earlier process has already corrected the bias
+    if not best.metrics:  # if there are metrics, the bias is already corrected
         # Class weights and oversampling shift the log odds of IDC by a constant. Subtract the
         # constant from the bias of the head, so that the probabilities fit the class frequencies.
         with torch.no_grad():
@@ -81,7 +81,7 @@ def load_or_recalibrate(
     world.barrier()
     if checkpoint.smoothing is not None and is_current:
         return checkpoint
-    logger.info("the training is finished; calibrating it again on val")
+    logger.info("the training is finished; calibrating the checkpoint again on val")
     if world.is_main:
         rows, model = labeled_rows(pack, checkpoint.patients("val")), checkpoint.build()
         with run.lock():
