@@ -79,7 +79,7 @@ def _task_status(number: int, task: Task) -> TaskStatus:
 
 
 def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
-    """Return the state and the detail of a task; ``results`` tells which outputs exist."""
+    """Return the state and the detail of a task; ``results`` has the existing outputs."""
     done = list(results)
     state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
     return state, f"{sum(done)} of {len(done)} {what}"

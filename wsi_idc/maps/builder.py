@@ -99,7 +99,9 @@ class MapBuilder:
         seen = sorted(self.predictor.patients("train").intersection(source.names))
         if seen:
             num_seen = f"{len(seen)} of these patients (the first is {seen[0]})"
-            logger.warning("the model was trained on %s: their maps look too good", num_seen)
+            logger.warning(
+                "the model was trained on %s: maps of training patients look too good", num_seen
+            )
         else:
             logger.info("the model was trained on none of these patients")
         report = MapReport()

@@ -226,7 +226,7 @@ def _mask_fingerprint(mask: Path) -> str:
 def _collect_pixels(
     batches: Iterator[NDArray[np.uint8]], pixels: DiskArray | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the batches; append each batch to ``pixels``, unless it is None."""
+    """Yield the batches; append each batch to ``pixels``, unless ``pixels`` is None."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)

@@ -174,7 +174,7 @@ def _write_cams(group: h5py.Group, patient_map: PatientMap) -> None:
     step = max(1, _BLOCK_BYTES * len(raw) // raw.nbytes)
     for first in range(0, len(raw), step):
         raw[first : first + step] = cam[first : first + step]
-    # HDF5 compresses a chunk each time that a part of it is written, so each block has full chunks.
+    # HDF5 compresses a chunk at each write into the chunk, so each block has only full chunks.
     for block in rebatch(patient_map.cam_strips(), batch_size=mosaic_of_cams.chunks[0]):
         mosaic_of_cams[top : top + len(block)] = block
         top += len(block)

@@ -68,7 +68,7 @@ class PatientPatches:
 
     @property
     def cell_px(self) -> int:
-        """Side of a grid cell in px; if patches overlap, a cell is the center of its patch."""
+        """Side of a grid cell in px: the stride if patches overlap, else the side of a patch."""
         return self.stride_px or self.patch_px
 
     @property

@@ -201,7 +201,7 @@ def _curve_counts(
 
 
 def _band(curves: list[NDArray[np.float64]]) -> Band:
-    """Build a band from curves at the positions ``_GRID``; the first curve is of all patients."""
+    """Build a band from the curve of all patients and then the curve of each resample."""
     missing = np.full((2, len(_GRID)), np.nan)
     low, high = np.percentile(curves[1:], _PERCENTILES, axis=0) if len(curves) > 1 else missing
     return Band(_GRID, curves[0], low, high)

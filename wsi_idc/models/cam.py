@@ -44,7 +44,7 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """If ``layer`` is None, return a copy with the layer from ``default_cam_layer``.
+        """Without a ``layer``, return a copy with the layer from ``default_cam_layer``.
 
         If this layer makes the last feature map, ``layer`` stays None, which means the same layer.
         """

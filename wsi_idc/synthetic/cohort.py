@@ -76,7 +76,7 @@ def write_cohort(
 
 
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
-    """Choose height and width, in px, of a slide with about ``patches`` kept patches."""
+    """Choose the height and width in px of a slide that gives about ``patches`` patches."""
     area = patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
