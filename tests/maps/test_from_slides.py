@@ -214,7 +214,7 @@ def test_training_patient_is_logged(build, row, trained: Checkpoint, tmp_path: P
         build(tmp_path, row)
         assert "the model was trained on none of these patients" in caplog.text
         build(tmp_path, row, replace(row, patient=seen))
-    message = f"trained on 1 of these patients (the first is {seen}): maps of training patients look too good"
+    message = f"trained on 1 of these patients (the first is {seen}): maps of training patients"
     assert message in caplog.text
 
 
