@@ -52,13 +52,18 @@ def train(
     """
     config = TrainConfig(**options)
 
-    from wsi_idc.data.open_data import default_data, open_data
+    from wsi_idc.data.open_data import default_data, find_pack, open_data
+    from wsi_idc.data.splits import make_split, split_table
+    from wsi_idc.training.config import weights_fingerprint
 
+    # Wrong files and splits are errors before torch is imported.
+    weights_fingerprint(config)
     if not (data or default_data()).exists():
-        open_data(data)  # raises an error for missing data, before torch is imported
+        open_data(data)
+    elif packed := find_pack(data or default_data()):
+        make_split(packed, config.split, seed=config.seed)
 
     from wsi_idc.core.progress import set_up_logging
-    from wsi_idc.data.splits import make_split, split_table
     from wsi_idc.runtime.device import select_device
     from wsi_idc.runtime.distributed import init_distributed
     from wsi_idc.runtime.signals import stop_requests
