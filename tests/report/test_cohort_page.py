@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.report.browser import ask, needs_chromium, requests_in
 from tests.report.test_patient_page import assert_closed
@@ -49,6 +50,16 @@ def test_medians_exclude_train_patients():
     assert "<b>0.800</b> median AUC without train patients" in cohort_page(three, {})
     assert "<b>0.800</b> median AUC ·" in cohort_page(three[:2], {})
     assert "median" not in cohort_page(three[2:], {})
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpoint_sha256": "ab"}, {"threshold": 0.4}, {"tta": "true"}]
+)
+def test_maps_of_different_models_have_no_median(change: dict[str, Any]):
+    page = cohort_page([card("a", auc=0.7), card("b", auc=0.9, **change)], {})
+    assert "the maps are of 2 different models or thresholds" in page
+    assert "median" not in page
+    assert "different models" not in cohort_page([card("a", auc=0.7), card("b", auc=0.9)], {})
 
 
 def test_names_are_escaped_and_links_encoded():

@@ -40,9 +40,10 @@ def train(
 
     The data are split by patients: all patches of a patient have the same role. At Ctrl-C, SIGTERM
     or SIGUSR1, the command saves the training and exits with 75; the same command resumes the
-    training. The DIGEST in the name of a run is a hash of the settings and the data. With torchrun
-    or srun, several processes train one model together, one process per device. torchrun itself
-    exits with 1 after Ctrl-C or SIGTERM, also if the training is saved; do not send it SIGUSR1.
+    training. The DIGEST in the name of a run is a hash of the settings and the data. The finished
+    run becomes the default checkpoint (wsi-idc use). With torchrun or srun, several processes train
+    one model together, one process per device. torchrun itself exits with 1 after Ctrl-C or
+    SIGTERM, also if the training is saved; do not send it SIGUSR1.
 
     \b
     Examples:
@@ -68,7 +69,7 @@ def train(
     from wsi_idc.runtime.distributed import init_distributed
     from wsi_idc.runtime.signals import stop_requests
     from wsi_idc.training.config import resolve, resolved_config
-    from wsi_idc.training.runs import Run, default_run
+    from wsi_idc.training.runs import DEFAULT, Run, default_run, set_default
     from wsi_idc.training.train import train as run_training
 
     resolved = resolve(config)
@@ -102,8 +103,13 @@ def train(
                 stop=stop,
             )
     if world.is_main:
+        # A job calls this command without the group of all commands, and sets no default.
+        is_default = click.get_current_context().parent is not None
+        if is_default:
+            set_default(DEFAULT_RUNS, run.folder)
         record = {
             "run": run.folder,
+            "is_default": is_default,
             "checkpoint": run.best,
             "was_finished": was_finished,
             "best_epoch": checkpoint.metrics["epoch"],
@@ -113,7 +119,9 @@ def train(
             "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
             **checkpoint.metrics["val"],
         }
-        lines = _result_lines(run, checkpoint, was_finished=was_finished)
+        lines = [*_result_lines(run, checkpoint, was_finished=was_finished)]
+        if is_default:
+            lines.append(f"{DEFAULT_RUNS / DEFAULT} names this run, so commands use it by default")
         echo_result(record, lines, as_json=as_json)
 
 

@@ -31,6 +31,8 @@ _FORMAT = "wsi-idc-cohort"
 _FORMAT_VERSION = 1
 _MAX_MAPS = 1_000_000
 _MODEL_NOTES = ("tta", "ensemble")
+_MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
+MIXED = "the maps are of %d different models or thresholds; compare only maps of the same model"
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("patient", "map", "source"), str),
@@ -82,10 +84,17 @@ class Cohort:
         """Write cohort.csv and cohort.h5 into ``folder``, each atomically; return the paths."""
         check_tables(folder)
         table = self.table()
+        if (num := num_models(table)) > 1:
+            logger.warning(MIXED, num)
         csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
         write_cohort_h5(h5, table, self.paths)
         write_text(csv, table.to_csv(index=False, float_format="%.6g"))
         return csv, h5
+
+
+def num_models(table: pd.DataFrame) -> int:
+    """Count the models that made the maps of a table, with their views and thresholds."""
+    return len(table[list(_MODEL_COLUMNS)].drop_duplicates())
 
 
 def check_tables(folder: Path) -> None:
