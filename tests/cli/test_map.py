@@ -55,6 +55,7 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     found = json.loads(command("info", "maps/P7.h5", "--json").out)
     assert (found["source"], found["cam"]) == ("slide", "none")
+    assert (found["mpp"], found["mpp_source"]) == (4.0, "model")
     assert found["slide"].startswith("s.tif, ")
     found = json.loads(command("info", "s.tif", "--json").out)
     assert (found["kind"], found["mpp"], found["mpp_source"]) == ("slide", 4.0, "file")

@@ -85,8 +85,9 @@ def test_slide_of_stitched_patches_has_the_map_of_the_patient(
         is_patch = np.isfinite(grid(expected))
         np.testing.assert_array_equal(grid(found)[is_patch], grid(expected)[is_patch])
     np.testing.assert_array_equal(read_image(tmp_path / "slides" / "s.h5"), stitched)
-    assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "file")
-    assert found.level0_mpp == pytest.approx(4 / finer)
+    assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "model")
+    assert (found.slide.mpp, found.slide.mpp_source) == (pytest.approx(4 / finer), "file")
+    assert found.resolution == f"{4 / finer:g} µm/px (file), patches at 4 µm/px"
     assert found.coords[-1].tolist() == (found.row_col[-1][::-1] * 50 * finer).tolist()
     assert found.level0_size == (image.shape[1], image.shape[0])
     assert (found.label == -1).all()
@@ -150,7 +151,7 @@ def test_unusable_slides_fail_and_other_slides_are_mapped(build, stitched, tmp_p
     assert all("\n" not in reason for reason in report.failed.values())
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
     again = build(tmp_path / "maps", rows[0], settings=replace(ALL, mpp=4.0))
-    assert read_map(again.made["plain"]).mpp_source == "given"
+    assert read_map(again.made["plain"]).slide.mpp_source == "given"
 
 
 def test_slide_below_a_patch_is_refused_before_it_is_read(

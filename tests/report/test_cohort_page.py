@@ -45,6 +45,12 @@ def test_page_shows_every_patient_most_idc_first():
     assert "no image" in cohort_page([bare], {})
 
 
+def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
+    page = cohort_page([card("a", area_mm2=0.44, idc_area_mm2=0.16)], {})
+    assert "<b>0.4</b> mm² of tissue · <b>0.2</b> mm² called IDC" in page
+    assert "<dd>0.2</dd><dt>mm² of 0.4</dt>" in page
+
+
 def test_medians_exclude_train_patients():
     three = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
     assert "<b>0.800</b> median AUC without train patients" in cohort_page(three, {})

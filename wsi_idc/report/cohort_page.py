@@ -99,8 +99,8 @@ def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> dict[str
     totals = {
         "patients": f"{len(rows):,}",
         "patches": f"{sum(row['patches'] for row in rows):,}",
-        "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.0f}",
-        "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.0f}",
+        "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.1f}",
+        "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.1f}",
     }
     # Patients on which the model was trained are left out: their metrics are too good.
     unseen = [row for row in rows if row["role"] != "train"]
