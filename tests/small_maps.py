@@ -51,6 +51,25 @@ def slide_view() -> SlideView:
     return SlideView("s.svs", 0.5, 8000, 16000, thumbnail, tissue)
 
 
+def edge_map() -> PatientMap:
+    """Return a map of 2 x 2 patches of 200 um on a slide of 300 x 250 um: the last ones jut out.
+
+    Their cells have 0.04, 0.02, 0.01 and 0.005 mm2 on the slide. All but the first are called IDC.
+    """
+    picture, tissue = np.full((2, 2, 3), 200, np.uint8), np.ones((2, 2), bool)
+    cells = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    return small_map(
+        cells,
+        patch_px=50,
+        mpp_source="model",
+        source="slide",
+        coords=np.array(cells, np.int32)[:, ::-1] * 400,
+        probability=np.array([0.1, 0.9, 0.9, 0.9], np.float32),
+        patches=None,
+        slide=SlideView("s.svs", 0.5, 600, 500, picture, tissue, "given"),
+    )
+
+
 def written(folder: Path, **changes: Any) -> Path:
     """Write a small map and return its path."""
     path = folder / "P1.h5"

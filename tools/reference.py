@@ -208,7 +208,7 @@ def _map() -> Any:
         class_names=("non-IDC", "IDC"),
         patch_px=_SIDE,
         mpp=4.0,
-        mpp_source="given",
+        mpp_source="model",
         threshold=0.5,
         temperature=1.0,
         model={},

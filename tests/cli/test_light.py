@@ -67,6 +67,8 @@ CASES = [
     ("map --all --checkpoint data", 1, "data: no best.pt in this folder"),
     ("eval runs/nosuch", 1, "runs/nosuch: no such file"),
     ("eval --checkpoint none.pt", 1, "none.pt: no such file"),
+    ("eval --checkpoint bundled --data none.h5", 1, "none.h5: no such file"),
+    ("eval runs/a runs/b --data text.pt", 1, "text.pt: not an HDF5 file"),
     ("compare runs/a runs/b", 1, "runs/a: no such file"),
     ("export --format wsinfer --checkpoint none.pt", 1, "none.pt: no such file"),
     ("report empty", 1, "no maps in empty"),
@@ -74,6 +76,10 @@ CASES = [
     ("export empty", 1, "no maps in empty"),
     ("train --epochs 0", 1, "epochs is 0"),
     ("train --data none.h5", 1, "none.h5: no such file"),
+    ("train --data text.pt", 1, "text.pt: not an HDF5 file"),
+    ("train --split none.csv", 1, "none.csv: no such file"),
+    ("train --split kfold:5/9", 1, "kfold:5/9: needs"),
+    ("train --weights none.pt", 1, "--weights none.pt: No such file"),
     ("search none.toml", 1, "none.toml"),
     ("explore --data none.h5", 1, "none.h5: no such file"),
     ("prepare none", 1, "none"),
@@ -122,7 +128,7 @@ def test_answer_without_torch(answers: dict, command: str, code: int, fragment: 
 
 
 def test_no_data_is_an_error_before_torch(tmp_path: Path):
-    for answer in run_lines(["train", "map --all", "explore"], tmp_path).values():
+    for answer in run_lines(["train", "map --all", "explore", "eval"], tmp_path).values():
         assert "no data: there is no data here; make a pack with" in answer[2]
 
 

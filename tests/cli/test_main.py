@@ -35,7 +35,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     assert "settings: model cnn-bn" in result.err
     used = r"\d+ patches/s, \d+% of the time waiting for data, \d+% in the network\n"
     assert re.search(r"epoch 1/1: train loss .+, " + used, result.err)
-    (folder,) = (work / "runs").iterdir()
+    (folder,) = (work / "runs").glob("*/")
     (epoch,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert 0 < epoch["network_share"] <= 1
     assert 0 <= epoch["data_wait_share"] < 1
@@ -48,7 +48,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
 
     result = command("eval", "--json")
     assert result.code == 0, result.err
-    assert "the newest finished run" in result.err
+    assert "the default, which runs/default names" in result.err
     assert re.search(r"predicted \d+ patches, " + used, result.err)
     record = json.loads(result.out)
     written = json.loads((folder / "eval-test" / "metrics.json").read_text())

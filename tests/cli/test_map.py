@@ -22,14 +22,14 @@ from wsi_idc.maps.map_reader import map_paths, read_map
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import select_device
-from wsi_idc.training.runs import Run
+from wsi_idc.training.runs import set_default
 
 
 @pytest.fixture
 def work(work: Path, slide: Path, trained: Checkpoint) -> Path:
     """Add a finished run to the working folder with a slide."""
     save_checkpoint(work / "runs" / "a" / "best.pt", trained)
-    Run(work / "runs" / "a").write("finished", {}, {})
+    set_default(work / "runs", work / "runs" / "a")
     return work
 
 
@@ -55,6 +55,7 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     found = json.loads(command("info", "maps/P7.h5", "--json").out)
     assert (found["source"], found["cam"]) == ("slide", "none")
+    assert (found["mpp"], found["mpp_source"]) == (4.0, "model")
     assert found["slide"].startswith("s.tif, ")
     found = json.loads(command("info", "s.tif", "--json").out)
     assert (found["kind"], found["mpp"], found["mpp_source"]) == ("slide", 4.0, "file")

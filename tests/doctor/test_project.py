@@ -8,6 +8,7 @@ from wsi_idc.data.open_data import cache_folder
 from wsi_idc.doctor import project
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 from wsi_idc.models.registry import architecture
+from wsi_idc.training.runs import set_default
 
 
 def test_a_pack(pack, monkeypatch):
@@ -64,10 +65,14 @@ def test_weights(tmp_path, monkeypatch):
 
 def test_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    newest, default = project.runs()
-    assert newest == CheckResult("newest finished run", "none in runs/")
+    (default,) = project.runs()
     assert re.fullmatch(r"the bundled model, \d\.\d MB", default.value)
     shutil.copytree(trained.source.parent, "runs/mine")
-    newest, default = project.runs()
-    assert newest == CheckResult("newest finished run", "runs/mine")
+    (default,) = project.runs()
+    assert "the bundled model" in default.value
+    set_default(Path("runs"), Path("runs/mine"))
+    (default,) = project.runs()
     assert re.fullmatch(r"runs/mine/best\.pt, \d\.\d MB", default.value)
+    shutil.rmtree("runs/mine")
+    (default,) = project.runs()
+    assert (default.state, "no checkpoint" in default.value) == (PROBLEM, True)

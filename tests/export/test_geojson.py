@@ -10,6 +10,7 @@ import pytest
 import shapely
 
 from tests.export.maps import full_grid, measured_map, on_slide, small_map
+from tests.small_maps import edge_map
 from wsi_idc.export.geojson import write_geojson
 from wsi_idc.maps.patient_map import PatientMap
 
@@ -129,6 +130,11 @@ def test_coordinates_may_be_px_of_the_image(tmp_path: Path):
     tiles, (region,) = features_of(patient_map, tmp_path / "b.geojson", coordinates="image")
     assert tiles[1]["geometry"]["coordinates"][0][0] == [50, 0]
     assert region["properties"]["measurements"]["area_um2"] == 40_000
+
+
+def test_area_beyond_the_edge_of_the_slide_does_not_count(tmp_path: Path):
+    _, (region,) = features_of(edge_map(), tmp_path / "P1.geojson")
+    assert region["properties"]["measurements"]["area_mm2"] == 0.035
 
 
 def test_special_characters_stay_text(tmp_path: Path):

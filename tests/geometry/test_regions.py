@@ -97,5 +97,8 @@ def test_boundary_of_the_transposed_mask_is_transposed(mask: np.ndarray):
 def test_largest_region_joins_cells_at_corners():
     mask = grid("x..x", ".x..", "...x")
     cells = np.argwhere(np.ones_like(mask)).astype(np.int32)
-    assert largest_region(mask.ravel(), cells) == 2
-    assert largest_region(np.zeros(3, bool), cells[:3]) == 0
+    area = np.ones(len(cells), np.float32)
+    assert largest_region(mask.ravel(), cells, area) == 2
+    area[0] = 3.5
+    assert largest_region(mask.ravel(), cells, area) == 4.5
+    assert largest_region(np.zeros(3, bool), cells[:3], area[:3]) == 0

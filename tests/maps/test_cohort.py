@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.small_maps import EVIL, PROBABILITY, hand_map, write_hand_map
+from tests.small_maps import EVIL, PROBABILITY, edge_map, hand_map, write_hand_map
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.cohort import COLUMNS, SHORT_SHA, Cohort, cohort_row, read_cohort, read_cohort_h5
 from wsi_idc.maps.map_reader import map_paths, read_map
@@ -72,6 +73,17 @@ def test_patches_in_the_same_cell_count_once():
     assert row["area_mm2"] == pytest.approx(4 * 0.04)
     assert row["idc_area_mm2"] == pytest.approx(2 * 0.04)
     assert row["largest_region_mm2"] == pytest.approx(0.04)
+
+
+def test_area_beyond_the_edge_of_the_slide_does_not_count():
+    row = cohort_row(edge_map(), threshold=0.5)
+    areas = (row["area_mm2"], row["idc_area_mm2"], row["largest_region_mm2"])
+    assert areas == pytest.approx((0.075, 0.035, 0.035))
+    # Cells of overlapping patches are 100 um wide and begin 50 um inside their patches.
+    overlap = edge_map().cell_px // 2
+    cells = np.array([(0, 0), (0, 1), (0, 2), (1, 2)], np.int32)
+    patient_map = replace(edge_map(), stride_px=overlap, row_col=cells, coords=cells[:, ::-1] * 200)
+    assert patient_map.fraction_on_slide.tolist() == [1, 1, 0.5, 0.5]
 
 
 def test_table_of_a_folder_leaves_out_unusable_maps(

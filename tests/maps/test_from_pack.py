@@ -1,4 +1,3 @@
-import logging
 import re
 import resource
 import signal
@@ -142,21 +141,24 @@ def other(trained: Checkpoint, tmp_path: Path) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def test_other_checkpoint_setting_or_resolution_rebuilds(
-    build: Build, other: Checkpoint, cohort: Pack, patient: str, tmp_path: Path, caplog
+def test_other_checkpoint_setting_or_resolution_needs_overwrite(
+    build: Build, other: Checkpoint, cohort: Pack, patient: str, tmp_path: Path
 ):
     out = tmp_path / "maps"
     build(out, patient)
-    with caplog.at_level(logging.INFO, logger="wsi_idc"):
-        assert build(out, patient, checkpoint=other).made
-    assert "is made again, because it was made with another checkpoint" in caplog.text
-    changed = {"checkpoint": other, "with_image": False}
-    assert list(build(out, patient, **changed).made) == [patient]
+    before = (out / f"{patient}.h5").read_bytes()
+    pack = Pack(cohort.path)
+    pack.info = replace(cohort.info, mpp_source="given")
+    changed = {"checkpoint": other, "with_image": False, "pack": pack}
+    for name, value in changed.items():
+        report = build(out, patient, **{name: value})
+        key = {"with_image": "image", "pack": "mpp_source"}.get(name, name)
+        reason = f"was made with another {key}; --overwrite replaces it, another --out keeps both"
+        assert report.failed == {patient: f"{out / patient}.h5 {reason}"}
+        assert not report.made
+    assert (out / f"{patient}.h5").read_bytes() == before
+    assert list(build(out, patient, **changed, overwrite=True).made) == [patient]
     assert list(build(out, patient, **changed).kept) == [patient]
-    assert build(out, patient, **changed, overwrite=True).made
-    changed["pack"] = Pack(cohort.path)
-    changed["pack"].info = replace(cohort.info, mpp_source="given")
-    assert build(out, patient, **changed).made
     assert read_map(out / f"{patient}.h5").mpp_source == "given"
 
 
@@ -269,13 +271,16 @@ def test_map_has_views_checkpoints_and_smoothing(
     assert (found.model["tta"], len(found.model["ensemble"])) == (True, 2)
     assert list(builder.build(source).kept) == [patient]
     single_view = replace(builder, predictor=replace(predictor, tta=False))
-    assert list(single_view.build(source).made) == [patient]
+    assert list(single_view.build(source).failed) == [patient]
 
 
-def test_other_cam_rebuilds(build, trained: Checkpoint, cohort: Pack, patient, tmp_path: Path):
+def test_other_cam_needs_overwrite(
+    build, trained: Checkpoint, cohort: Pack, patient, tmp_path: Path
+):
     build(tmp_path, patient)
     spec = CamSpec("layercam", "features.1", 0)
-    assert list(build(tmp_path, patient, cam=spec).made) == [patient]
+    assert list(build(tmp_path, patient, cam=spec).failed) == [patient]
+    assert list(build(tmp_path, patient, cam=spec, overwrite=True).made) == [patient]
     found = read_map(tmp_path / f"{patient}.h5")
     assert (found.cam_method, found.cam_layer) == ("layercam", "features.1")
     assert found.cam_class == "non-IDC"
@@ -284,7 +289,7 @@ def test_other_cam_rebuilds(build, trained: Checkpoint, cohort: Pack, patient, t
         _, expected = extract(torch.from_numpy(cohort.patches[rows]))
     # After max pooling a rounding error may move a gradient to the neighbor.
     assert np.isclose(found.cam[:4], expected.numpy(), rtol=1e-3, atol=1e-6).mean() > 0.98
-    assert list(build(tmp_path, patient, cam=None).made) == [patient]
+    assert list(build(tmp_path, patient, cam=None, overwrite=True).made) == [patient]
     assert read_map(tmp_path / f"{patient}.h5").cam is None
 
 

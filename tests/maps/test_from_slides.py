@@ -85,8 +85,9 @@ def test_slide_of_stitched_patches_has_the_map_of_the_patient(
         is_patch = np.isfinite(grid(expected))
         np.testing.assert_array_equal(grid(found)[is_patch], grid(expected)[is_patch])
     np.testing.assert_array_equal(read_image(tmp_path / "slides" / "s.h5"), stitched)
-    assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "file")
-    assert found.level0_mpp == pytest.approx(4 / finer)
+    assert (found.source, found.mpp, found.mpp_source) == ("slide", 4.0, "model")
+    assert (found.slide.mpp, found.slide.mpp_source) == (pytest.approx(4 / finer), "file")
+    assert found.resolution == f"{4 / finer:g} µm/px (file), patches at 4 µm/px"
     assert found.coords[-1].tolist() == (found.row_col[-1][::-1] * 50 * finer).tolist()
     assert found.level0_size == (image.shape[1], image.shape[0])
     assert (found.label == -1).all()
@@ -104,7 +105,7 @@ def test_only_the_tissue_of_the_mask_is_mapped(build, row, stitched: np.ndarray,
     assert found.slide.tissue.mean() == pytest.approx(mask.mean() / 255, rel=0.3)
     mask[98:102, 149:152] = 255  # a corner of three more
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    build(tmp_path, row, settings=replace(settings, min_tissue=0))
+    build(tmp_path, row, settings=replace(settings, min_tissue=0), overwrite=True)
     assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
@@ -150,7 +151,7 @@ def test_unusable_slides_fail_and_other_slides_are_mapped(build, stitched, tmp_p
     assert all("\n" not in reason for reason in report.failed.values())
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.h5"]
     again = build(tmp_path / "maps", rows[0], settings=replace(ALL, mpp=4.0))
-    assert read_map(again.made["plain"]).mpp_source == "given"
+    assert read_map(again.made["plain"]).slide.mpp_source == "given"
 
 
 def test_slide_below_a_patch_is_refused_before_it_is_read(
@@ -174,11 +175,12 @@ def test_map_is_kept_until_slide_or_settings_change(build, row, stitched, tmp_pa
         key = json.loads(file.attrs["provenance"])["identity"]
     assert (key["min_tissue"], key["stride_px"], key["mask"]) == (0, 50, None)
     assert build(out, row).kept
-    assert build(out, row, settings=SlideSettings(min_tissue=0.2)).made
-    assert build(out, row).made
+    assert build(out, row, settings=SlideSettings(min_tissue=0.2)).failed
+    assert build(out, row).kept
     stitched[:50, :50] = 0
     write_slide(tmp_path / "s.tif", stitched)
-    assert build(out, row).made
+    assert build(out, row).failed
+    assert build(out, row, overwrite=True).made
 
 
 def test_stop_keeps_complete_maps(build, stitched: np.ndarray, tmp_path: Path):
@@ -218,18 +220,17 @@ def test_training_patient_is_logged(build, row, trained: Checkpoint, tmp_path: P
     assert message in caplog.text
 
 
-def test_other_slide_of_the_same_name_is_a_warning(build, stitched, tmp_path: Path, caplog):
+def test_other_slide_of_the_same_name_does_not_replace_the_map(build, stitched, tmp_path: Path):
+    rows = []
     for folder, image in (("a", stitched[:100]), ("b", stitched[50:150])):
         (tmp_path / folder).mkdir()
-        row = write_slide(tmp_path / folder / "s.tif", image)
-        build(tmp_path, row)
-    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    first, second = (tmp_path / folder / "s.tif" for folder in "ab")
-    assert f"s.h5 was made from {first} and is replaced by the map of {second}; give" in warning
-    caplog.clear()
-    write_slide(second, stitched[:100])  # the same file, changed
-    assert build(tmp_path, row).made
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+        rows.append(write_slide(tmp_path / folder / "s.tif", image))
+    first, second = rows
+    assert build(tmp_path, first).made
+    reason = f"s.h5 was made with another data ({first.slide}, not {second.slide}); --overwrite"
+    assert reason in build(tmp_path, second).failed["s"]
+    write_slide(first.slide, stitched[:80])  # the same file, changed
+    assert "s.h5 was made with another data; --overwrite" in build(tmp_path, first).failed["s"]
 
 
 @pytest.mark.parametrize(("spare", "has_image"), [(0, True), (-1, False)])

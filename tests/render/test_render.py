@@ -143,8 +143,8 @@ def test_views_have_titles_and_a_notice(tmp_path: Path):
             lines = [text.get_text() for text in figure_of(path, view=view, dpi=60).texts]
         assert lines[:3] == [
             "Patient P1",
-            "4 patches, 50% called IDC at threshold 0.50; 4 \N{MICRO SIGN}m/px (assumed); "
-            "model cnn, patient in its split: test",
+            "4 patches, 50% called IDC at threshold 0.50; 0.5 µm/px (file), patches "
+            "at 4 µm/px; model cnn, patient in its split: test",
             NOTICE,
         ]
         titles[view] = lines[3:]

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.report.browser import ask, needs_chromium, requests_in
 from tests.report.test_patient_page import assert_closed
@@ -44,11 +45,27 @@ def test_page_shows_every_patient_most_idc_first():
     assert "no image" in cohort_page([bare], {})
 
 
+def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
+    page = cohort_page([card("a", area_mm2=0.44, idc_area_mm2=0.16)], {})
+    assert "<b>0.4</b> mm² of tissue · <b>0.2</b> mm² called IDC" in page
+    assert "<dd>0.2</dd><dt>mm² of 0.4</dt>" in page
+
+
 def test_medians_exclude_train_patients():
     three = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
     assert "<b>0.800</b> median AUC without train patients" in cohort_page(three, {})
     assert "<b>0.800</b> median AUC ·" in cohort_page(three[:2], {})
     assert "median" not in cohort_page(three[2:], {})
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpoint_sha256": "ab"}, {"threshold": 0.4}, {"tta": "true"}]
+)
+def test_maps_of_different_models_have_no_median(change: dict[str, Any]):
+    page = cohort_page([card("a", auc=0.7), card("b", auc=0.9, **change)], {})
+    assert "the maps are of 2 different models or thresholds" in page
+    assert "median" not in page
+    assert "different models" not in cohort_page([card("a", auc=0.7), card("b", auc=0.9)], {})
 
 
 def test_names_are_escaped_and_links_encoded():

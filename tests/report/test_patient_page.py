@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report.browser import ask, needs_chromium, requests_in
-from tests.small_maps import EVIL, big_map, hand_map
+from tests.small_maps import EVIL, big_map, edge_map, hand_map
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap, SlideView
@@ -85,6 +85,7 @@ def test_page_has_patient_origin_and_notice():
     assert all(value in text for value in values)
     assert "trained on this patient" not in text
     assert "200 µm a side" in text
+    assert " 0.5 µm/px (given), patches at 4 µm/px ·" in page_of(edge_map())
     # Where patches overlap, a cell is the middle of its patch.
     assert "100 µm a side" in page_of(hand_map(stride_px=25, patches=None))
     seen = hand_map(model={"role_of_patient": "train"})
@@ -151,6 +152,14 @@ def test_provenance_rounds_smoothing_and_omits_unknown_values():
 def test_page_of_2000_patches_is_below_15_mb():
     html = page_of(big_map(2000, cols=50))
     assert 2_000_000 < len(html.encode()) < 15_000_000
+
+
+@needs_chromium
+def test_area_beyond_the_edge_of_the_slide_does_not_count(tmp_path: Path):
+    page, log = write_page(tmp_path, edge_map()), tmp_path / "net.json"
+    texts = ask(page, FIGURES + "return texts;", net_log=log)
+    assert (texts["idc-area"], texts["largest-region"]) == ("0.04 mm²", "0.04 mm²")
+    assert texts["called-patches"] == "3 of 4"
 
 
 @needs_chromium

@@ -1,10 +1,12 @@
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.training.runs import Run, default_run, newest_finished
+from wsi_idc.training.runs import Run, default_checkpoint, default_run, set_default
 
 
 def test_equal_settings_have_the_same_default_run(tmp_path: Path):
@@ -48,23 +50,38 @@ def test_a_damaged_run_is_one_line(tmp_path: Path, content: str):
         Run(tmp_path).read()
 
 
-def test_the_newest_finished_run_is_found(tmp_path: Path):
-    assert newest_finished(tmp_path / "runs") is None
-    for name, status, updated in [
-        ("a", "finished", "2026-01-02T00:00:00+00:00"),
-        ("b", "finished", "2026-01-03T00:00:00+00:00"),
-        ("c", "running", "2026-01-04T00:00:00+00:00"),
-        ("d", "finished", "2026-01-05T00:00:00+00:00"),  # without a checkpoint
-    ]:
-        run = Run(tmp_path / name)
-        run.start({}, {})
-        record = run.read() | {"status": status, "updated": updated}
-        (run.folder / "run.json").write_text(json.dumps(record))
-        if name != "d":
-            run.best.write_bytes(b"weights")
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "run.json").write_text("broken")
-    assert newest_finished(tmp_path) == Run(tmp_path / "b")
+def test_the_default_is_what_the_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs")
+    assert default_checkpoint(runs) is None
+    for path in (Path("runs/a/best.pt"), Path("elsewhere/b/best.pt"), Path("c.pt")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights")
+        set_default(runs, path.parent if path.name == "best.pt" else path)
+        assert default_checkpoint(runs).resolve() == path.resolve()
+    set_default(runs, Path("runs/a"))
+    assert (runs / "default").read_text() == "a\n"
+    runs.rename("moved")
+    assert default_checkpoint(Path("moved")) == Path("moved/a/best.pt")
+    set_default(Path("moved"), None)
+    assert default_checkpoint(Path("moved")) is None
+
+
+@pytest.mark.parametrize("content", [b"gone", b"", b"default", b"\xff", b"a\0b", b"a\nb"])
+def test_a_default_without_a_checkpoint_is_one_line(tmp_path: Path, content: bytes):
+    (tmp_path / "default").write_bytes(content)
+    with pytest.raises(RunError, match="choose a run with wsi-idc use RUN"):
+        default_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_default_that_is_no_file_is_one_line(tmp_path: Path, make: Callable[[Path], None]):
+    make(tmp_path / "default")
+    with pytest.raises(RunError, match="choose a run"):
+        default_checkpoint(tmp_path)
+    if make is os.mkdir:
+        with pytest.raises(RunError, match="is a folder"):
+            set_default(tmp_path, tmp_path / "a")
 
 
 def test_damaged_lines_of_the_history_are_skipped(tmp_path):

@@ -85,26 +85,34 @@ def eval_(
     if rank_by not in RANKABLE:
         raise click.UsageError(f"--rank-by must be one of {', '.join(RANKABLE)}.")
     from wsi_idc.data.open_data import open_data
-    from wsi_idc.evaluation.report import evaluate_into
-    from wsi_idc.runtime.device import select_device
 
-    options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
+    pack = open_data(data)  # raises an error for missing data, before torch is imported
     options["with_report"] = not no_report
     load = partial(open_predictor, tta=tta, smooth=smooth)
     if len(runs) > 1:
-        _evaluate_several(runs, load, data, out, rank_by=rank_by, as_json=as_json, **options)
+        _evaluate_several(runs, load, pack, out, rank_by=rank_by, as_json=as_json, **options)
         return
-    predictor, pack = load(paths), open_data(data)
+    from wsi_idc.evaluation.report import evaluate_into
+
+    _select_device(options)
+    predictor = load(paths)
     folder = _checked_folder(predictor, pack, out, **options)
     evaluation, folder = evaluate_into(folder, predictor, pack, **options)
     record = {**evaluation.as_dict(), "out": folder}
     echo_result(record, _evaluation_lines(evaluation, folder), as_json=as_json)
 
 
+def _select_device(options: dict[str, Any]) -> None:
+    """Replace the options "device" and "precision" by the option "device_config"."""
+    from wsi_idc.runtime.device import select_device
+
+    options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
+
+
 def _evaluate_several(
     runs: Sequence[Path],
     load: "Callable[[Sequence[Path]], Predictor]",
-    data: Path | None,
+    pack: "Pack",
     out: Path | None,
     *,
     rank_by: str,
@@ -112,7 +120,6 @@ def _evaluate_several(
     **options: Any,
 ) -> None:
     """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated."""
-    from wsi_idc.data.open_data import open_data
     from wsi_idc.evaluation import compare
     from wsi_idc.evaluation.pages import write_leaderboard_page
     from wsi_idc.evaluation.report import evaluate_into
@@ -121,9 +128,9 @@ def _evaluate_several(
 
     board = out or Path("eval", f"leaderboard-{options['split']}")
     ensure_writable(board, **compare.LEADERBOARD_FILES)
+    _select_device(options)
     failed: dict[Path, WsiIdcError] = {}
     predictors = _for_each(runs, lambda run: load(find_checkpoints([run])), failed)
-    pack = open_data(data)
     outs = dict(zip(runs, numbered_folders(runs, out), strict=True)) if out else {}
     # An evaluation takes long: check every folder before the first evaluation.
     folders = _for_each(
@@ -235,15 +242,17 @@ def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> 
 def run_evaluation(checkpoints: list[Path], data: Path | None, **options: Any) -> Path:
     """Evaluate checkpoints if no evaluation exists; return the folder of the evaluation."""
     from wsi_idc.data.open_data import open_data
+
+    pack = open_data(data)  # raises an error for missing data, before torch is imported
+
     from wsi_idc.evaluation.evaluate import evaluation_folder
     from wsi_idc.evaluation.report import evaluate_into
     from wsi_idc.evaluation.results import EVALUATION_FILES, is_evaluated
-    from wsi_idc.runtime.device import select_device
 
     predictor = open_predictor(checkpoints, tta=False, smooth=False)
-    folder, pack = evaluation_folder(predictor, options["split"]), open_data(data)
+    folder = evaluation_folder(predictor, options["split"])
     if not is_evaluated(folder, predictor, pack):
         ensure_writable(folder, **EVALUATION_FILES)
-        options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
+        _select_device(options)
         evaluate_into(folder, predictor, pack, **options)
     return folder

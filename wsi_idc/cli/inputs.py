@@ -8,6 +8,7 @@ from wsi_idc.cli.output import echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_RUNS
 from wsi_idc.core.errors import CheckpointError, MapError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
+from wsi_idc.training.runs import DEFAULT, default_checkpoint
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Predictor
@@ -47,12 +48,12 @@ def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
 
 
 def _find(path: Path | None) -> tuple[Path, str]:
-    if path is None:
-        from wsi_idc.training.runs import newest_finished
-
-        if run := newest_finished(DEFAULT_RUNS):
-            return run.best, "the newest finished run"
-        return bundled_checkpoint(), "the bundled model; no run in runs/ is finished"
+    default_file = DEFAULT_RUNS / DEFAULT
+    if path in (None, default_file):
+        if default := default_checkpoint(DEFAULT_RUNS):
+            return default, f"the default, which {default_file} names"
+        return bundled_checkpoint(), f"the bundled model; there is no {default_file}"
+    assert path is not None
     if str(path) == BUNDLED:
         return bundled_checkpoint(), "the bundled model"
     if path.is_dir() and not (path / "best.pt").exists():

@@ -87,7 +87,8 @@ def map_(
     writes a table of all maps (cohort.csv and cohort.h5) beside the maps.
 
     An existing map of the same checkpoint, settings and data is kept; any other existing map is
-    replaced. After a stop (exit code 75) the same command continues with the remaining patients.
+    replaced only with --overwrite, and its patient is listed as not done otherwise. After a stop
+    (exit code 75) the same command continues with the remaining patients.
 
     \b
     Examples:

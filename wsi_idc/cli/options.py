@@ -72,8 +72,8 @@ threshold_option = click.option(
 checkpoint_option = click.option(
     "--checkpoint",
     type=PATH,
-    help="A .pt file, a run directory, or 'bundled'.  [default: the newest finished run in runs/, "
-    "else the bundled model]",
+    help="A .pt file, a run directory, or 'bundled'.  [default: what runs/default names, else the "
+    "bundled model]",
 )
 # ``inputs.find_checkpoints`` and ``inputs.open_predictor`` take the values of these options.
 predictor_options = _block(
@@ -83,8 +83,7 @@ predictor_options = _block(
         type=PATH,
         multiple=True,
         help="A .pt file, a run directory, or 'bundled'. Repeat the option to average several "
-        "checkpoints.  [default: the newest finished run in runs/, else the bundled "
-        "model]",
+        "checkpoints.  [default: what runs/default names, else the bundled model]",
     ),
     click.option(
         "--tta",

@@ -40,9 +40,10 @@ def train(
 
     The data are split by patients: all patches of a patient have the same role. At Ctrl-C, SIGTERM
     or SIGUSR1, the command saves the training and exits with 75; the same command resumes the
-    training. The DIGEST in the name of a run is a hash of the settings and the data. With torchrun
-    or srun, several processes train one model together, one process per device. torchrun itself
-    exits with 1 after Ctrl-C or SIGTERM, also if the training is saved; do not send it SIGUSR1.
+    training. The DIGEST in the name of a run is a hash of the settings and the data. The finished
+    run becomes the default checkpoint (wsi-idc use). With torchrun or srun, several processes train
+    one model together, one process per device. torchrun itself exits with 1 after Ctrl-C or
+    SIGTERM, also if the training is saved; do not send it SIGUSR1.
 
     \b
     Examples:
@@ -52,18 +53,23 @@ def train(
     """
     config = TrainConfig(**options)
 
-    from wsi_idc.data.open_data import default_data, open_data
+    from wsi_idc.data.open_data import default_data, find_pack, open_data
+    from wsi_idc.data.splits import make_split, split_table
+    from wsi_idc.training.config import weights_fingerprint
 
+    # Wrong files and splits are errors before torch is imported.
+    weights_fingerprint(config)
     if not (data or default_data()).exists():
-        open_data(data)  # raises an error for missing data, before torch is imported
+        open_data(data)
+    elif packed := find_pack(data or default_data()):
+        make_split(packed, config.split, seed=config.seed)
 
     from wsi_idc.core.progress import set_up_logging
-    from wsi_idc.data.splits import make_split, split_table
     from wsi_idc.runtime.device import select_device
     from wsi_idc.runtime.distributed import init_distributed
     from wsi_idc.runtime.signals import stop_requests
     from wsi_idc.training.config import resolve, resolved_config
-    from wsi_idc.training.runs import Run, default_run
+    from wsi_idc.training.runs import DEFAULT, Run, default_run, set_default
     from wsi_idc.training.train import train as run_training
 
     resolved = resolve(config)
@@ -97,8 +103,13 @@ def train(
                 stop=stop,
             )
     if world.is_main:
+        # A job calls this command without the group of all commands, and sets no default.
+        is_default = click.get_current_context().parent is not None
+        if is_default:
+            set_default(DEFAULT_RUNS, run.folder)
         record = {
             "run": run.folder,
+            "is_default": is_default,
             "checkpoint": run.best,
             "was_finished": was_finished,
             "best_epoch": checkpoint.metrics["epoch"],
@@ -108,7 +119,9 @@ def train(
             "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
             **checkpoint.metrics["val"],
         }
-        lines = _result_lines(run, checkpoint, was_finished=was_finished)
+        lines = [*_result_lines(run, checkpoint, was_finished=was_finished)]
+        if is_default:
+            lines.append(f"{DEFAULT_RUNS / DEFAULT} names this run, so commands use it by default")
         echo_result(record, lines, as_json=as_json)
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsi_idc.core.constants import DEFAULT_RUNS
-from wsi_idc.core.errors import DataError
+from wsi_idc.core.errors import DataError, RunError
 from wsi_idc.data.open_data import default_data, find_pack, find_patch_tree
 from wsi_idc.data.patch_index import has_patches
 from wsi_idc.data.patch_store import FolderStore
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.pretrained import cached_imagenet, imagenet_folder
-from wsi_idc.training.runs import newest_finished
+from wsi_idc.training.runs import default_checkpoint
 
 _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
@@ -54,9 +54,11 @@ def weights() -> Iterator[CheckResult]:
 
 
 def runs() -> Iterator[CheckResult]:
-    """Report the newest finished run, and the checkpoint that commands use by default."""
-    run = newest_finished(DEFAULT_RUNS)
-    yield CheckResult("newest finished run", "none in runs/" if run is None else str(run.folder))
-    checkpoint = bundled_checkpoint() if run is None else run.best
-    name = "the bundled model" if run is None else str(run.best)
-    yield CheckResult("default checkpoint", f"{name}, {checkpoint.stat().st_size / 1e6:.1f} MB")
+    """Report the checkpoint that commands use by default."""
+    try:
+        default = default_checkpoint(DEFAULT_RUNS)
+    except RunError as error:
+        yield CheckResult("default checkpoint", str(error), PROBLEM, "wsi-idc use RUN or bundled")
+        return
+    size = (default or bundled_checkpoint()).stat().st_size / 1e6
+    yield CheckResult("default checkpoint", f"{default or 'the bundled model'}, {size:.1f} MB")

@@ -84,11 +84,13 @@ def _annotations(
     patient_map: PatientMap, transform: GridTransform, threshold: float
 ) -> Iterator[dict[str, Any]]:
     probability, idc = patient_map.probability_grid(), patient_map.class_names[_IDC]
+    on_slide = patient_map.grid(patient_map.fraction_on_slide)
     for number, region in enumerate(extract_regions(probability >= threshold), start=1):
         row, col = region.cells[0].tolist()
         polygon = shapely.orient_polygons(region.polygon)
         rings = (polygon.exterior, *polygon.interiors)
-        area = len(region.cells) * (transform.side * transform.mpp) ** 2
+        num_cells = on_slide[tuple(region.cells.T)].sum(dtype=np.float64)
+        area = num_cells * (transform.side * transform.mpp) ** 2
         yield _feature(
             patient_map,
             f"region/{row}/{col}",

@@ -76,17 +76,22 @@ def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
     return outline.simplify(0)  # removes the points on straight edges
 
 
-def largest_region(called: NDArray[np.bool_], row_col: NDArray[np.int32]) -> int:
-    """Return the number of cells of the largest region of called cells.
+def largest_region(
+    called: NDArray[np.bool_], row_col: NDArray[np.int32], area: NDArray[np.float32]
+) -> float:
+    """Return the area of the largest region of called cells.
 
     Cells that touch by an edge or a corner (8-connectivity) are one region.
 
     Args:
         called: Whether each patch is called IDC, shape (N,).
         row_col: Row and column of each patch, shape (N, 2).
+        area: Area of the cell of each patch, shape (N,).
     """
     if not called.any():
-        return 0
-    grid = scatter_to_grid(called, row_col, shape=shape_of(row_col), fill=False)
+        return 0.0
+    shape = shape_of(row_col)
+    grid = scatter_to_grid(called, row_col, shape=shape, fill=False)
+    areas = scatter_to_grid(area, row_col, shape=shape, fill=0.0)
     regions, _ = ndimage.label(grid, structure=np.ones((3, 3)))
-    return int(np.bincount(regions[grid]).max())
+    return float(np.bincount(regions[grid], areas[grid]).max())

@@ -67,7 +67,7 @@ class MapBuilder:
         cam: Settings of the CAMs; None means maps without CAMs.
         with_image: Whether a map includes the picture of the tissue, stitched from the patches.
         batch_size: Number of patches in a batch.
-        overwrite: Whether to rebuild maps that are up to date, and to replace unusable files.
+        overwrite: Whether to replace existing maps, and unusable files.
         stop: Request to stop early. Maps with complete predictions are written before the stop.
     """
 
@@ -83,8 +83,9 @@ class MapBuilder:
     def build(self, source: MapSource) -> MapReport:
         """Write the map of each patient of a source into the folder ``out``.
 
-        An existing map is kept if it was made with the same model, settings and data. If the map
-        of a patient fails, the reason is recorded in the report, and the other maps are built.
+        An existing map is kept if it was made with the same model, settings and data. Any other
+        map is replaced only with ``overwrite``. If the map of a patient fails, the reason is
+        recorded in the report, and the other maps are built.
 
         Raises:
             CheckpointError: A checkpoint does not fit the patches, or cannot compute the CAM.

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from wsi_idc.core import hdf5
 from wsi_idc.core.constants import NO_ROLE
@@ -31,6 +32,8 @@ _FORMAT = "wsi-idc-cohort"
 _FORMAT_VERSION = 1
 _MAX_MAPS = 1_000_000
 _MODEL_NOTES = ("tta", "ensemble")
+_MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
+MIXED = "the maps are of %d different models or thresholds; compare only maps of the same model"
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("patient", "map", "source"), str),
@@ -82,10 +85,17 @@ class Cohort:
         """Write cohort.csv and cohort.h5 into ``folder``, each atomically; return the paths."""
         check_tables(folder)
         table = self.table()
+        if (num := num_models(table)) > 1:
+            logger.warning(MIXED, num)
         csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
         write_cohort_h5(h5, table, self.paths)
         write_text(csv, table.to_csv(index=False, float_format="%.6g"))
         return csv, h5
+
+
+def num_models(table: pd.DataFrame) -> int:
+    """Count the models that made the maps of a table, with their views and thresholds."""
+    return len(table[list(_MODEL_COLUMNS)].drop_duplicates())
 
 
 def check_tables(folder: Path) -> None:
@@ -135,12 +145,13 @@ def write_cohort(maps: Path) -> tuple[Path, Path] | None:
 def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     """Return the row of a map for the cohort table. The row has no file name.
 
-    An area is the number of different grid cells times the area of a cell, so that overlapping
-    patches are not counted twice. Agreement with the labels is computed from the patches with a
-    known label. Undefined values are NaN.
+    An area is that of the different grid cells, so that overlapping patches are not counted twice.
+    The part of a cell beyond the edge of the slide does not count. Agreement with the labels is
+    computed from the patches with a known label. Undefined values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
+    on_slide = patient_map.fraction_on_slide
     is_called = patient_map.probability >= threshold
     is_known = patient_map.label >= 0
     label, probability = patient_map.label[is_known], patient_map.probability[is_known]
@@ -154,10 +165,10 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "patches": len(is_called),
         "labelled_patches": int(is_known.sum()),
         "threshold": threshold,
-        "area_mm2": len(np.unique(row_col, axis=0)) * cell_mm2,
-        "idc_area_mm2": len(np.unique(row_col[is_called], axis=0)) * cell_mm2,
+        "area_mm2": _num_cells(row_col, on_slide) * cell_mm2,
+        "idc_area_mm2": _num_cells(row_col[is_called], on_slide[is_called]) * cell_mm2,
         "idc_fraction": float(is_called.mean()),
-        "largest_region_mm2": largest_region(is_called, row_col) * cell_mm2,
+        "largest_region_mm2": largest_region(is_called, row_col, on_slide) * cell_mm2,
         "mean_probability": float(patient_map.probability.mean()),
         "mean_uncertainty": np.nan if uncertainty is None else float(uncertainty.mean()),
         "true_fraction": float((label == 1).mean()) if len(label) else np.nan,
@@ -170,6 +181,12 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "checkpoint_sha256": str(model.get("sha256") or "")[:SHORT_SHA],
         **{name: format_note(model[name]) if model.get(name) else "" for name in _MODEL_NOTES},
     }
+
+
+def _num_cells(row_col: NDArray[np.int32], on_slide: NDArray[np.float32]) -> float:
+    """Return the number of different cells; a cell counts by its fraction on the slide."""
+    _, first = np.unique(row_col, axis=0, return_index=True)
+    return float(on_slide[first].sum(dtype=np.float64))
 
 
 def format_note(value: Any) -> str:

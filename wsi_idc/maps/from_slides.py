@@ -180,12 +180,13 @@ class SlideSource:
             patch_px=spec.patch_px,
             stride_px=settings.stride_px or spec.patch_px,
             mpp=spec.mpp,
-            mpp_source=slide.mpp_source,
+            mpp_source="model",
             coords=reader.coords,
             row_col=reader.row_col,
             label=np.full(len(reader), -1, np.int8),
             slide=SlideView(
-                slide.path.name, slide.mpp, slide.width, slide.height, thumbnail, thumbnail_mask
+                *(slide.path.name, slide.mpp, slide.width, slide.height),
+                *(thumbnail, thumbnail_mask, slide.mpp_source),
             ),
         )
         return patches, reader

@@ -162,7 +162,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         smoothed=columns.pop("probability_smoothed", None),
         **columns,
         smoothing=_read_smoothing(attrs),
-        slide=_read_slide(file) if "slide" in file else None,
+        slide=_read_slide(file, attrs) if "slide" in file else None,
         **_read_cam_attributes(file, len(columns["coords"])),
     )
 
@@ -212,7 +212,7 @@ def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:
     return smoothing
 
 
-def _read_slide(file: h5py.File) -> SlideView:
+def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:
     side = _THUMBNAIL_SIDE
     tissue = hdf5.read_dataset(file, "slide/tissue", DatasetSpec("number", (side, side)))
     thumbnail = hdf5.read_dataset(file, "slide/thumbnail", DatasetSpec("u1", (*tissue.shape, 3)))
@@ -226,6 +226,8 @@ def _read_slide(file: h5py.File) -> SlideView:
         height=int(attrs["height"]),
         thumbnail=thumbnail,
         tissue=tissue.astype(bool),
+        # Maps of version 0.1.0 have the origin of the slide's mpp in the root.
+        mpp_source=str(attrs.get("mpp_source", root["mpp_source"])),
     )
 
 

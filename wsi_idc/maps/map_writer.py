@@ -182,7 +182,7 @@ def _write_cams(group: h5py.Group, patient_map: PatientMap) -> None:
 
 def _write_slide(file: h5py.File, slide: SlideView) -> None:
     group = file.create_group("slide")
-    for name in ("name", "mpp", "width", "height"):
+    for name in ("name", "mpp", "mpp_source", "width", "height"):
         group.attrs[name] = getattr(slide, name)
     options = {"compression": "gzip", "compression_opts": 1}
     group.create_dataset("thumbnail", data=slide.thumbnail, **options)

@@ -20,6 +20,7 @@ class SlideView:
         width, height: Size of level 0 in px.
         thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
         tissue: Mask of the tissue in the thumbnail, shape (h, w), bool.
+        mpp_source: Origin of ``mpp``: "file", or "given" by the user.
     """
 
     name: str
@@ -28,6 +29,7 @@ class SlideView:
     height: int
     thumbnail: NDArray[np.uint8]
     tissue: NDArray[np.bool_]
+    mpp_source: str = "file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class PatientPatches:
         source: Origin of the patches: "pack" or "slide".
         patch_px: Side of a patch in px.
         mpp: Microns per px of a patch.
-        mpp_source: Origin of ``mpp``, such as "file" or "given".
+        mpp_source: Origin of ``mpp``: "given" or "assumed" for a pack, "model" for a slide.
         provenance: Record of the data and the program, as JSON values. The entry "identity" is the
             cache key of the map.
         coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
@@ -80,6 +82,23 @@ class PatientPatches:
     def level0_mpp(self) -> float:
         """Microns per level-0 px; the values in ``coords`` are level-0 px."""
         return self.mpp if self.slide is None else self.slide.mpp
+
+    @property
+    def resolution(self) -> str:
+        """Microns per px and their origin; for a slide, of level 0 and of the patches."""
+        if self.slide is None:
+            return f"{self.mpp:g} µm/px ({self.mpp_source})"
+        slide = f"{self.slide.mpp:g} µm/px ({self.slide.mpp_source})"
+        return f"{slide}, patches at {self.mpp:g} µm/px"
+
+    @property
+    def fraction_on_slide(self) -> NDArray[np.float32]:
+        """Fraction of each patch's cell that is not beyond the edge of the slide, shape (N,)."""
+        if self.slide is None:
+            return np.ones(len(self.row_col), np.float32)
+        side, margin = self.cell_size_level0, self.origin_px * self.mpp / self.level0_mpp
+        beyond = self.coords + margin + side - self.level0_size
+        return np.prod(1 - np.clip(beyond / side, 0, 1), axis=1).astype(np.float32)
 
     @property
     def patch_size_level0(self) -> float:

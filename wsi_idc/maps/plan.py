@@ -1,7 +1,6 @@
 """Plan maps before they are built: the state and size of each map, and shards of similar size."""
 
 import heapq
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.maps.map_reader import read_provenance
 from wsi_idc.slides.manifest import ManifestRow
 
-logger = logging.getLogger(__name__)
 TO_DO, DONE = "to do", "done"
 _MAX_SHARDS = 100_000
 _SHARD = re.compile("([0-9]{1,6})/([0-9]{1,6})")
@@ -46,11 +44,13 @@ class PlannedMap:
 def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite: bool) -> str:
     """Decide whether an existing map is kept or built again.
 
+    A map of another checkpoint, other settings or other data is replaced only with ``overwrite``.
+
     Args:
         path: Map file; it may be missing.
         cache_key: Values that determine the content of the map; see ``MapBuilder.cache_key``.
         data: Path of the pack or slide.
-        overwrite: Whether to rebuild a map that is up to date, and to replace an unusable file.
+        overwrite: Whether to replace any existing file.
 
     Returns:
         "to do", "done", or the reason why the map cannot be built.
@@ -65,13 +65,11 @@ def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite:
     old_key = old_key if isinstance(old_key, dict) else {}
     if old_key == cache_key:
         return DONE
-    changed = sorted(key for key in cache_key if old_key.get(key) != cache_key[key])
-    old_data = record.get("data", data)
-    if "data" in changed and old_data != data:
-        replaced = f"was made from {old_data} and is replaced by the map of {data}"
-        logger.warning("%s %s; give another --out to keep both", path, replaced)
-    logger.info("%s: is made again, because it was made with another %s", path, ", ".join(changed))
-    return TO_DO
+    changed = [key for key in sorted(cache_key) if old_key.get(key) != cache_key[key]]
+    made = f"was made with another {', '.join(changed)}"
+    if "data" in changed and record.get("data", data) != data:
+        made += f" ({record['data']}, not {data})"
+    return f"{path} {made}; --overwrite replaces it, another --out keeps both"
 
 
 def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:

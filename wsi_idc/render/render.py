@@ -145,9 +145,9 @@ def _details(panel_input: PanelInput) -> str:
     called = (patient_map.probability >= panel_input.threshold).mean()
     architecture = printable(model.get("architecture"), longest=_LONGEST)
     role = printable(model.get("role_of_patient"), longest=_LONGEST)
-    source = printable(patient_map.mpp_source, longest=_LONGEST)
+    resolution = printable(patient_map.resolution, longest=2 * _LONGEST)
     return (
         f"{num:,} {'patch' if num == 1 else 'patches'}, {called:.0%} called IDC at threshold "
-        f"{panel_input.threshold:.2f}; {patient_map.mpp:g} \N{MICRO SIGN}m/px ({source}); "
+        f"{panel_input.threshold:.2f}; {resolution}; "
         f"model {architecture}, patient in its split: {role}"
     )

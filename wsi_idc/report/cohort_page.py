@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.maps.cohort import MIXED, num_models
 from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
@@ -73,12 +74,14 @@ def card_of(
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
     """Return the HTML of a cohort's page; ``failed`` has a reason for each map without a card."""
     ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
+    num = num_models(pd.DataFrame([card.row for card in cards]))
     sorts = [sort for sort in SORTS if any(pd.notna(card.row[sort[0]]) for card in cards)]
     return page_template("report/templates/index.html").render(
         cards=ordered,
         failed=failed,
         sorts=sorts,
-        totals=_totals([card.row for card in cards]),
+        totals=_totals([card.row for card in cards], has_medians=num == 1),
+        mixed=MIXED % num if num > 1 else "",
         scale=PageLayer("probability", "Probability", palette=tuple(PALETTES["probability"])),
     )
 
@@ -92,18 +95,18 @@ def has_title(path: Path, title: str) -> bool:
         return False
 
 
-def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> dict[str, str]:
     totals = {
         "patients": f"{len(rows):,}",
         "patches": f"{sum(row['patches'] for row in rows):,}",
-        "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.0f}",
-        "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.0f}",
+        "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.1f}",
+        "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.1f}",
     }
     # Patients on which the model was trained are left out: their metrics are too good.
     unseen = [row for row in rows if row["role"] != "train"]
     note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):
         known = [row[column] for row in unseen if pd.notna(row[column])]
-        if known:
+        if known and has_medians:  # there is no common median of different models
             totals[name + note] = f"{float(np.median(known)):.3f}"
     return totals

@@ -118,6 +118,7 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
         "x_mm": (col + 0.5) * cell_mm,
         "y_mm": (row + 0.5) * cell_mm,
         "cell": row * cropped.shape[1] + col,
+        "on_slide": patient_map.fraction_on_slide,
         "probability": patient_map.probability,
         "label": patient_map.label,
         "label_name": np.array([names[int(label)] for label in patient_map.label], object),

@@ -152,7 +152,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("data", record.get("data")),
         ("data fingerprint", identity.get("data")),
         ("slide", f"{slide.name}, {slide.width} x {slide.height} px" if slide else None),
-        ("resolution", f"{patient_map.mpp:g} µm/px ({patient_map.mpp_source})"),
+        ("resolution", patient_map.resolution),
         ("classes", ", ".join(patient_map.class_names)),
     ]
     return [(name, format_note(value)) for name, value in pairs if value not in (None, "", {}, [])]

@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.errors import RunError
+from wsi_idc.core.errors import RunError, first_line
 from wsi_idc.core.files import regular_file, write_json, write_text
 from wsi_idc.core.locks import wait_for_lock
 
@@ -23,6 +24,8 @@ HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 SAMPLES = "augment.png"
 EVENTS = "tensorboard"
+_MAX_NAME_BYTES = 10_000
+DEFAULT = "default"  # file that names the default checkpoint, relative to its folder
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,36 @@ def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
     return Run(runs / f"{model}-{digest[:8]}")
 
 
-def newest_finished(runs: Path) -> Run | None:
-    """Return the run in ``runs`` that finished last, or None; unreadable runs are skipped."""
-    finished = {}
-    for file in runs.glob("*/run.json"):
-        run = Run(file.parent)
-        with suppress(RunError):
-            if run.is_finished():
-                finished[str(run.read().get("updated")), run.folder.name] = run
-    return finished[max(finished)] if finished else None
+def set_default(runs: Path, run: Path | None) -> None:
+    """Write the path of a run or a .pt file into the file ``default`` in ``runs``; None removes it.
+
+    Raises:
+        RunError: A folder has the name of this file.
+    """
+    file = runs / DEFAULT
+    if file.is_dir():
+        raise RunError(f"{file} is a folder, so no default can be set; rename the folder")
+    if run is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_text(file, os.path.relpath(run.absolute(), runs.absolute()) + "\n")
+
+
+def default_checkpoint(runs: Path) -> Path | None:
+    """Return the checkpoint that the file ``default`` in ``runs`` names; None without this file.
+
+    Raises:
+        RunError: The file cannot be read, or it names no checkpoint.
+    """
+    file = runs / DEFAULT
+    if not file.exists():
+        return None
+    try:
+        path = runs / regular_file(file, _MAX_NAME_BYTES).read_text(encoding="utf-8").strip()
+        path = path / Run(path).best.name if path.is_dir() else path
+        if path.is_file() and path != file:
+            return path
+        reason = f"there is no checkpoint {path}"
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+    raise RunError(f"{file}: {reason}; choose a run with wsi-idc use RUN, or wsi-idc use bundled")

@@ -6,12 +6,14 @@ const values = toggle.active === 1 ? data.smoothed : data.probability;
 // Probabilities are float32; the limit is too, as in Python.
 const limit = Math.fround(threshold.value);
 const mask = new Uint8Array(rows * cols);
+const on_slide = new Float32Array(rows * cols);
 const codes = errors.data.errors[0];
 const count = {called: 0, tp: 0, fp: 0, fn: 0, tn: 0};
 
 codes.fill(0);
 for (let i = 0; i < values.length; i++) {
   const called = values[i] >= limit;
+  on_slide[data.cell[i]] = data.on_slide[i];
   if (called) {
     count.called += 1;
     mask[data.cell[i]] = 1;
@@ -55,7 +57,7 @@ regions.data = ends;
 
 // The largest region; cells that touch by a corner belong together.
 let largest = 0, area = 0;
-for (let i = 0; i < mask.length; i++) area += mask[i];
+for (let i = 0; i < mask.length; i++) area += mask[i] * on_slide[i];
 for (let i = 0; i < mask.length; i++) {
   if (mask[i] !== 1) continue;
   let size = 0;
@@ -63,7 +65,7 @@ for (let i = 0; i < mask.length; i++) {
   mask[i] = 2;
   while (queue.length > 0) {
     const cell = queue.pop(), row = Math.floor(cell / cols), col = cell % cols;
-    size += 1;
+    size += on_slide[cell];
     for (let r = Math.max(0, row - 1); r <= Math.min(rows - 1, row + 1); r++) {
       for (let c = Math.max(0, col - 1); c <= Math.min(cols - 1, col + 1); c++) {
         if (mask[r * cols + c] === 1) {
