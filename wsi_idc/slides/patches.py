@@ -305,5 +305,5 @@ def check_size(slide: Slide, *, patch_px: int, mpp: float) -> None:
         raise SlideError(
             f"{slide.path}: {width:.3g} x {height:.3g} um at {slide.mpp:g} um/px "
             f"({slide.mpp_source}) are less than a patch of {patch_px * mpp:g} um; give --mpp if "
-            "that is not its resolution"
+            "this value is wrong"
         )
