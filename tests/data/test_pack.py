@@ -124,7 +124,7 @@ def test_cut_short(pack, share):
 def test_truncated_while_it_is_mapped(pack):
     os.truncate(pack.path, 10_000)
     for read in (lambda: pack.patches[0], lambda: pack.read(np.arange(7))):
-        with pytest.raises(DataError, match="the pack was truncated meanwhile"):
+        with pytest.raises(DataError, match="the pack was truncated while open"):
             read()
 
 

@@ -218,7 +218,7 @@ def link(name: str) -> zipfile.ZipInfo:
         (add, (OTHER, bytes(4_000_001)), "not a PNG file"),
         (
             *(forge, (bytes(5 * 10**7), SIZE, 5000, DEFLATED)),
-            "damaged archive: larger than the recorded 5000 bytes",
+            "damaged archive: file exceeds its recorded 5000 bytes",
         ),
     ],
 )

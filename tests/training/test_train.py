@@ -165,7 +165,7 @@ def test_overwriting_replaces_the_run_and_keeps_other_files(
     before = run.best.read_bytes()
     for weights in (run.best, run.folder.parent / "link.pt", run.last):
         config = replace(ONE_EPOCH, weights=str(weights))
-        with pytest.raises(RunError, match="belongs to this run and would be deleted; give"):
+        with pytest.raises(RunError, match="would delete the initial weights"):
             fit(config, run, overwrite=True)
     assert run.best.read_bytes() == before
     again = fit(replace(ONE_EPOCH, weights=str(finished.source)), run, overwrite=True)

@@ -90,8 +90,8 @@ def bench_map(
 ) -> None:
     """Measure the speed of making maps; the time includes CAMs and the writing of files.
 
-    The plain script is also a reference for the results: the table shows the largest differences
-    between the maps and the results of the plain script.
+    The table also shows the largest differences between the maps and the results of the plain
+    script, which wsi-idc bench --help describes.
 
     \b
     Examples:

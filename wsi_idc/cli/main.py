@@ -148,7 +148,11 @@ def run(command: Callable[[], object]) -> int:
 
 
 def _similar_options(error: click.NoSuchOption) -> list[str]:
-    """Return the options with the given initials (--lr), else with this part, else similar ones."""
+    """Return the options that the user may have meant.
+
+    Return the options with the given initials (--lr: --learning-rate). If there are none, return
+    those that contain the given text. If there are none, return those with a similar name.
+    """
     given = error.option_name.lstrip("-")
     params = error.ctx.command.params if error.ctx else []
     options = [name for param in params for name in (*param.opts, *param.secondary_opts)]

@@ -66,7 +66,7 @@ device_option = with_default("--device", default="auto", help="auto, cpu, cuda, 
 threshold_option = click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Smallest probability that is called IDC.  [default: the map's threshold]",
+    help="Lowest probability of a patch called IDC.  [default: the map's threshold]",
 )
 # ``inputs.find_checkpoints`` takes the value of ``--checkpoint``.
 checkpoint_option = click.option(

@@ -88,7 +88,7 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove the temporary file that a stopped block kept, unless a process is using the file."""
+    """Remove the temporary file of ``path``, which a stopped process left, unless it is in use."""
     if _partial(path).exists():
         with contextlib.suppress(WsiIdcError, OSError), temporary_path(path):
             pass

@@ -82,7 +82,7 @@ class DecodedTree:
         return table.assign(height=height, width=width, crc=np.array(self.crcs))
 
     def skip(self, path: str, reason: str) -> None:
-        """Record a file that is left out of the pack; log the first such files."""
+        """Record a file that is left out of the pack; log the first ``_MAX_LOGGED`` files."""
         kind = NO_ACCESS if reason.startswith(CANNOT_READ) else UNREADABLE
         self.issues.append(FileIssue(path, kind, reason))
         if len(self.issues) <= _MAX_LOGGED:

@@ -104,8 +104,8 @@ class DecodeCache:
     def read(self, store: PatchStore, number: int, paths: list[str]) -> Chunk | None:
         """Return chunk ``number`` if it is complete and its source files are unchanged, else None.
 
-        A skipped file can become readable without a change of its state (permissions, disk errors).
-        Therefore return None also if a skipped file of the chunk can now be decoded.
+        A skipped file can become readable (permissions, disk errors) with an equal ``stat_key``.
+        Therefore the result is also None if a skipped file of the chunk can now be decoded.
         """
         with self.path.open("rb") as file:
             file.seek(self._offset(number))

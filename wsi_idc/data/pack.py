@@ -171,7 +171,7 @@ class Pack:
         """
         pixels = self._pixels
         if pixels._mmap.size() < pixels.offset + pixels.nbytes:  # type: ignore[attr-defined]
-            raise DataError(f"{self.file}: the pack was truncated meanwhile; make it again")
+            raise DataError(f"{self.file}: the pack was truncated while open; make it again")
         return pixels
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -187,8 +187,8 @@ def _drop_duplicate_files(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep one file for each file name: the file whose path has the fewest folders.
 
-    A copy of the same size is not read. A copy of another size becomes an issue, or it replaces the
-    kept file if the kept file is damaged and the copy is not.
+    A copy with the size of the kept file is not read. A copy of another size becomes an issue. But
+    if only that copy can be decoded, the copy is kept, and the other file becomes the issue.
     """
     kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]
@@ -244,7 +244,7 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
 
 
 def _origins(patient: pd.Series, remainder: pd.Series) -> pd.Series:
-    """Return for each patch the most frequent ``remainder`` of its patient."""
+    """Return for each patch the origin of its patient: the most frequent ``remainder``."""
     table = pd.DataFrame({"patient": patient, "remainder": remainder})
     table["in_tree"] = table.groupby("remainder")["patient"].transform("size")
     table["num"] = table.groupby(["patient", "remainder"])["in_tree"].transform("size")

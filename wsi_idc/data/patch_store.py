@@ -253,7 +253,7 @@ class ZipStore(PatchStore):
         if size > MAX_FILE_BYTES:
             return data[: MAX_FILE_BYTES + 1], self.stat_key(path)
         if len(data) > size:
-            raise UnreadablePatchError(f"damaged archive: larger than the recorded {size} bytes")
+            raise UnreadablePatchError(f"damaged archive: file exceeds its recorded {size} bytes")
         if len(data) < size or zlib.crc32(data) != crc:
             raise UnreadablePatchError("damaged archive: wrong size or checksum")
         return data, self.stat_key(path)
@@ -315,7 +315,7 @@ class ZipStore(PatchStore):
         return 0
 
     def _refuse_unlisted(self, start: int, end: int) -> None:
-        """Raise ValueError if the last bytes of a range hold entries that zipfile does not list."""
+        """Raise ValueError if bytes before ``end`` have a directory entry unknown to zipfile."""
         with self.path.open("rb") as file:
             file.seek(max(start, end - _MAX_TAIL_BYTES, 0))
             if b"PK\1\2" in file.read(max(0, end - file.tell())):

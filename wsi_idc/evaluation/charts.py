@@ -289,7 +289,7 @@ def _draw_sorted(
 
 
 def area_fraction(evaluation: Evaluation) -> Figure:
-    """Draw each patient's IDC fraction by calls and by labels, and the difference of the two."""
+    """Draw each patient's fractions of patches called and labelled IDC, and their difference."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     against, difference = figure.subplots(1, 2)
     table, statistics = evaluation.patients, evaluation.patient_summary.get("area_bias", {})

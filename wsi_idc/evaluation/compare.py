@@ -49,7 +49,7 @@ class Predictions:
 
     Attributes:
         folder: Folder of the evaluation.
-        threshold: Smallest probability that is called IDC.
+        threshold: Lowest probability of a patch called IDC.
         table: One row per patch, sorted by patient, x and y. Columns: patient, x, y, label,
             probability (smoothed if the predictor smooths).
         notes: Sentences about the metrics.
@@ -229,14 +229,14 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 def leaderboard(
     evaluations: Sequence[tuple[str, Evaluation]], *, rank_by: str = "auc"
 ) -> pd.DataFrame:
-    """Build a table of the evaluations, the best first, and of the published results after them.
+    """Build a table of the evaluations (best first), followed by the published results.
 
-    ``evaluations`` are pairs of a name and an evaluation. The metric ``rank_by`` sorts the rows.
-    The largest set of evaluations of the same patches is ranked; other evaluations follow.
+    Each item of ``evaluations`` is a name and an evaluation. The evaluations are grouped by their
+    patches, and only the largest group is ranked: its rows come first. ``rank_by`` sorts the rows.
 
     Returns:
         Table with the columns rank, name, source ("measured", "measured on other patches" or
-        "published"), test (group of patients), patients, patches, each metric, low and high of the
+        "published"), test (name of the split), patients, patches, each metric, low and high of the
         interval of ``rank_by``, note. Only a row with source "measured" has a rank.
     """
     rows = []

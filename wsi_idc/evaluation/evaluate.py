@@ -177,8 +177,8 @@ def _predictions_table(
 ) -> pd.DataFrame:
     """Build a table with one row per patch: patient, x, y, label, outputs of the predictor.
 
-    ``rows`` has all patches of each patient, because smoothing uses neighbors. ``logit`` is from
-    ``Predictor.predict`` and has the shape (N, k, num_classes).
+    ``rows`` has all patches of each patient, because smoothing uses neighbors. ``logit`` has the
+    shape (N, k, num_classes); k is explained in ``RawPrediction``.
     """
     prediction = predictor.aggregate(logit)
     index = pack.index.iloc[rows]

@@ -32,7 +32,7 @@ class MetricSet:
 
     Attributes:
         column: Name of the column: "probability" or "probability_smoothed".
-        threshold: Smallest probability that is called IDC. It was chosen on val patients.
+        threshold: Lowest probability of a patch called IDC. It was chosen on val patients.
         metrics: Value of each metric over all patches; NaN for an undefined metric.
         intervals: 95 % interval of each metric, from a bootstrap over patients.
         confusion: Number of patches for each pair of label and call.

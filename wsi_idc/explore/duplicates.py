@@ -109,7 +109,7 @@ def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield pairs of positions whose sorted ``keys`` are equal; adjacent positions come first."""
+    """Yield pairs of positions with equal keys, nearest pairs first; ``keys`` is sorted."""
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]

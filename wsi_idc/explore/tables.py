@@ -39,7 +39,7 @@ class Description:
             patients, channel statistics.
         channels: One row per patient and class: number of patches, channel statistics.
         sizes: One row per patch size: number of patches by label, number of patients.
-        hints: One row per hint about a patch, as ``quality.quality_flags`` returns the hints.
+        hints: One row per hint (reason why a patch is unusual); see ``quality.quality_flags``.
         duplicates: One row per patch that looks like a patch of another patient.
         pixels: Statistics of the pixels of each patch.
         summary: The most important numbers, as values for JSON.

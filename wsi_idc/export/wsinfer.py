@@ -68,9 +68,10 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
 def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the contents of ``config.json``.
 
-    WSInfer reads a patch in level-0 px and applies every transform in order. The first ``Resize``
+    WSInfer reads a patch from level 0 and applies every transform in order. The first ``Resize``
     reduces the patch to ``patch_size_pixels`` by the mean of its px, as ``wsi-idc map`` does.
-    QuPath reads a patch at ``spacing_um_px`` and applies only the size of the last ``Resize``.
+    QuPath reads a patch at ``spacing_um_px``. QuPath resizes each patch only once, to the size of
+    the last ``Resize``.
     """
     spec = checkpoint.input
     resizes: list[dict[str, int]] = [{"size": spec.patch_px, "interpolation": _BOX}]

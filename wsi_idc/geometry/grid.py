@@ -107,7 +107,7 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
 
 def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
-    """Return the weights of ``side`` cells of a block for n cells of the crop, shape (n, side)."""
+    """Return the weight of each block cell in each of n crop cells on one axis, shape (n, side)."""
     num = max(1, round(side * fraction))
     edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)

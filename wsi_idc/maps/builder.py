@@ -156,7 +156,7 @@ class MapBuilder:
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
-        """Return ``data`` and all values that determine the content of a map, as JSON values."""
+        """Return a dict for JSON: all values that determine the content of a map, and ``data``."""
         return {
             **self.predictor.cache_key(),
             **data,

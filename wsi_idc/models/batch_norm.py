@@ -66,7 +66,7 @@ def has_fused_batch_norm(network: nn.Module) -> bool:
     """Return whether the batch norms of ``network`` are already fused into its convolutions.
 
     After a fusion, the convolution contains the scale and the mean; the batch norm only adds a
-    bias. If all biases are 0, the network is new, and this function returns False.
+    bias. If all biases are 0, the batch norms are untrained, and this function returns False.
     """
     norms = _batch_norms(network)
     return all(map(_only_adds_bias, norms)) and any(norm.bias.any() for norm in norms)

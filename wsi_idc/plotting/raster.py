@@ -109,7 +109,7 @@ def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
-    """Return the cell under the center of each pixel of an axis, shape (pixels,)."""
+    """Return for each pixel in a row the index of the cell under its center, shape (pixels,)."""
     return (2 * np.arange(pixels) + 1) * cells // (2 * pixels)
 
 

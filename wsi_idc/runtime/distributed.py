@@ -46,7 +46,7 @@ class World:
         return self.rank == 0
 
     def shard(self, num: int) -> slice:
-        """Return the slice of ``num`` ordered items on which this process works."""
+        """Divide ``num`` items among the processes, and return the slice of this process."""
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
     def max(self, value: int) -> int:

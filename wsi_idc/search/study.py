@@ -146,7 +146,7 @@ class Study:
         return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
-        """Lock a trial; set the sampler's seed from ``number``: a restart draws the same values."""
+        """Lock a trial; seed the sampler by ``number``, so that a restart draws the same values."""
         lock = self.folder / f".trial-{number:04d}.lock"
         try:
             stack.enter_context(locked(lock, what=self.folder))

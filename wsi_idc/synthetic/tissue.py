@@ -193,7 +193,7 @@ def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> N
 
 
 def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bools, Floats]:
-    """Draw fat; return the mask of the fat, and an array that shows how empty each pixel is."""
+    """Draw fat; return its mask, and the fraction of stain that each pixel loses, 0..0.97."""
     shape, pitch = (sheath.shape[0], sheath.shape[1]), 11.5
     grid = np.mgrid[0 : shape[0] : pitch, 0 : shape[1] : pitch].reshape(2, -1)
     grid = (grid + rng.uniform(0, pitch * 1.5, grid.shape)).astype(np.int32)

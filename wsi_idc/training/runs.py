@@ -82,7 +82,8 @@ class Run:
         """Raise RunError if a new training in this folder would delete its initial weights."""
         if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
             raise RunError(
-                f"{weights} belongs to this run and would be deleted; give another --out"
+                f"a new training in {self.folder} would delete the initial weights {weights}; "
+                "give another --out"
             )
 
     def start(self, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
