@@ -174,8 +174,8 @@ DAMAGE = {
     "negative": (lambda f: f["y"].__setitem__(0, -50), "/y has values outside 0 to"),
     "far": (lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50), "/y has values outside 0 to"),
     "twice": (lambda f: f["x"].__setitem__(1, 0), "two patches of a patient have the"),
-    "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient does not begin"),
-    "negative code": (lambda f: f["patient"].__setitem__(0, -1), "/patient does not begin"),
+    "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient must start at 0"),
+    "negative code": (lambda f: f["patient"].__setitem__(0, -1), "/patient must start at 0"),
     "more patients": (lambda f: replace(f, "patients", text(*"1234")), "/patients is of shape"),
     "same patient": (lambda f: f["patients"].__setitem__(1, "10253"), "not sorted or not unique"),
     "unsafe": (lambda f: f["patients"].__setitem__(0, "../../x"), "cannot be a patient id"),
@@ -201,7 +201,7 @@ def test_huge_claims_take_no_memory(pack):
         file["patient"][-1] = 2**31 - 1
         del file["patients"]
         file.create_dataset("patients", (2**31,), h5py.string_dtype(), chunks=(2**20,))
-    assert_refused(pack.path, "/patient does not begin with 0 and continue in steps of 0 or 1")
+    assert_refused(pack.path, "the values of /patient must start at 0 and increase by 0 or 1")
     with h5py.File(pack.path, "r+") as file:
         for name, dtype in {"patient": "i4", "x": "i4", "y": "i4", "label": "i1"}.items():
             del file[name]

@@ -266,7 +266,7 @@ CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
         (_set(model="[]"), "model or provenance is not a JSON object"),
         (_set(model='{"auc": NaN}'), "NaN"),
         (_set(provenance="[" * 100_000), "not a usable map"),
-        (_set(smoothing=NO_SMOOTHING), "the threshold of the smoothing is out of range"),
+        (_set(smoothing=NO_SMOOTHING), "threshold of the smoothed probabilities is out of range"),
         (_set(smoothing="[1]"), "not a usable map"),
         (_set(smoothing='{"a": 1}'), "sigma_um"),
         (lambda file: file.__delitem__("label"), "/label is not a dataset"),

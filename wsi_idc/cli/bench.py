@@ -74,7 +74,7 @@ _compile_option = click.option(
     type=click.IntRange(min=-1),
     default=0,
     help="Number of patches per round of the plain script; -1 omits this script.  "
-    "[default: a quarter of the command's patches]",
+    "[default: a quarter of the patches per round of wsi-idc map]",
 )
 @_compile_option
 @compute_options

@@ -43,7 +43,7 @@ def train(
     training. The DIGEST in the name of a run is a hash of the settings and the data. The finished
     run becomes the default checkpoint (wsi-idc use). With torchrun or srun, several processes train
     one model together, one process per device. torchrun itself exits with 1 after Ctrl-C or
-    SIGTERM, also if the training is saved; do not send it SIGUSR1.
+    SIGTERM, even if the training is saved. Do not send SIGUSR1 to torchrun.
 
     \b
     Examples:

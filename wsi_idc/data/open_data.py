@@ -156,7 +156,7 @@ def _open_tree(tree: Path) -> Pack:
 
 
 def cache_folder() -> Path:
-    """Return the folder in ``WSI_IDC_CACHE``, else the folder wsi-idc in the user's cache folder.
+    """Return the folder that ``WSI_IDC_CACHE`` names, else ``wsi-idc`` in the user's cache folder.
 
     Raises:
         DataError: No variable names a cache folder, and the user has no home folder.

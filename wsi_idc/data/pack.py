@@ -82,7 +82,7 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     index = pd.DataFrame(hdf5.read_datasets(file, {"patient": DatasetSpec("i4", (num,)), **specs}))
     codes = index["patient"].to_numpy()
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
-        raise ValueError("/patient does not begin with 0 and continue in steps of 0 or 1")
+        raise ValueError("the values of /patient must start at 0 and increase by 0 or 1")
     names = hdf5.read_dataset(file, "patients", DatasetSpec("text", (int(codes[-1]) + 1,)))
     patients = [safe_filename(name) for name in names]
     if sorted(set(patients)) != patients:

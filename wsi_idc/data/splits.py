@@ -124,7 +124,7 @@ def canonical_roles() -> dict[str, str]:
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Choose the published lists if they have most of the patients, else a stratified ratio."""
+    """Return the name of the published split if it lists most of the patients, else a ratio."""
     roles = canonical_roles()
     listed = [roles[patient] for patient in table.index if patient in roles]
     fraction, spec = len(listed) / len(table), DEFAULT_RATIO

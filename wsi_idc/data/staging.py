@@ -56,7 +56,7 @@ def _own_folder(scratch: Path) -> Path:
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:
-    """Open the copy; return None if it is missing or damaged, or has another size or time."""
+    """Open the copy; return None if it is missing, damaged, or unlike the pack in size or mtime."""
     if not copy.exists() or _size_and_time(copy) != _size_and_time(pack.path):
         return None
     try:

@@ -61,7 +61,7 @@ def memory() -> Iterator[CheckResult]:
 def memory_limit(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return this process's memory limit in bytes: the smallest of its control groups, or None."""
+    """Return the lowest memory limit of this process's control groups in bytes; None: no limit."""
     limits = []
     for line in own.read_text().splitlines():
         _, kinds, path = line.split(":", 2)

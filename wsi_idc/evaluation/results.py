@@ -81,7 +81,7 @@ class Evaluation:
         predictions: One row per patch. Columns: patient, x, y, label, probability, further outputs
             of the predictor, border_distance.
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
-        bands: ROC curve and PR curve with bands; None if all labels are of one class.
+        bands: ROC and PR curve with 95 % confidence bands; None if all labels are of one class.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
     """

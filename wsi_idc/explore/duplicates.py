@@ -4,9 +4,9 @@ In a test with copies of 2,000 real patches, the method found all darkened copie
 the copies after JPEG compression of quality 90, and 95 % after quality 70. It found only 16 % of
 the copies that were shifted by one pixel.
 
-A hash is divided into six parts. Two hashes that differ in at most 3 bits have at least three equal
-parts, so only patches with three equal parts are compared. Therefore the time grows with the number
-of patches, not with the square of this number.
+A hash is divided into six parts. If two hashes differ in at most 3 bits, at least three parts are
+the same in both hashes. Only such pairs of patches are compared. Therefore the time grows with the
+number of patches, not with the square of this number.
 """
 
 import itertools

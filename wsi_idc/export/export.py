@@ -30,7 +30,7 @@ class ExportOptions:
 
     Attributes:
         formats: Formats to write, from ``FORMATS``.
-        threshold: Lowest probability of a patch called IDC in GeoJSON; None means the map's own.
+        threshold: Lowest probability at which GeoJSON calls a patch IDC; None: the map's threshold.
         coordinates: Coordinates in GeoJSON: "level0" or "image", as in ``grid_transform``.
         compress: Whether GeoJSON is written as ``.geojson.gz``.
     """

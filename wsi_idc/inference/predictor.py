@@ -128,7 +128,7 @@ class Predictor:
                 )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Raise CheckpointError if a network has no such CAM, or if its CAM has too few cells."""
+        """Raise CheckpointError if a network cannot compute ``cam``, or computes too few cells."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
             layer = cam.layer or default_cam_layer(arch, input_px)

@@ -108,7 +108,7 @@ class Task:
         return shlex.join(["wsi-idc", *self.arguments()])
 
     def unfinished_runs(self) -> list[str]:
-        """Return the unfinished runs in the settings; the command line leaves them out."""
+        """Return the runs that ``arguments`` leaves out because their training is unfinished."""
         lists = _expand(self.settings.get("runs", []))
         return sorted({run for runs in lists for run in set(runs) - set(_finished(runs))})
 

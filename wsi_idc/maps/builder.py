@@ -243,7 +243,7 @@ class MapBuilder:
 
 
 def _role(predictor: Predictor, patient: str) -> str:
-    """Return a patient's role in the split: the first of train, val, test in any checkpoint."""
+    """Return a patient's role. If the checkpoints differ: "train" before "val" before "test"."""
     if patient in predictor.patients("train"):  # also patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}

@@ -190,7 +190,7 @@ def _num_cells(row_col: NDArray[np.int32], on_slide: NDArray[np.float32]) -> flo
 
 
 def format_note(value: Any) -> str:
-    """Format a value of a model's summary; an ensemble becomes the short SHA-256 of each member."""
+    """Return a value of a model's summary as text: for an ensemble, its short SHA-256 hashes."""
     is_ensemble = isinstance(value, list) and all(
         isinstance(member, Mapping) and member.get("sha256") for member in value
     )

@@ -55,10 +55,10 @@ class DiskArray:
 
 
 class StoredPrediction:
-    """Logits and CAMs of a patient while the network computes them.
+    """Logits and CAMs of a patient, collected batch by batch.
 
-    Small arrays that stay in memory between the large arrays of a network would keep the memory of
-    these large arrays from being used again.
+    The values of each batch are copied. If the small arrays of all batches stayed in memory, they
+    would fragment the memory, and the network could not use its freed memory again.
     """
 
     def __init__(self, folder: Path) -> None:

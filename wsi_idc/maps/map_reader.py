@@ -208,7 +208,7 @@ def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:
     record = parse_json(attrs["smoothing"])
     smoothing = {name: float(record[name]) for name in ("sigma_um", "temperature", "threshold")}
     if not 0 <= smoothing["threshold"] <= 1:
-        raise ValueError("the threshold of the smoothing is out of range")
+        raise ValueError("the threshold of the smoothed probabilities is out of range")
     return smoothing
 
 

@@ -37,7 +37,7 @@ _CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
 class _MapFile(io.FileIO):
-    """File that HDF5 writes to. The first error is kept, because HDF5 may crash at an error."""
+    """File that HDF5 writes to. An error is stored, not raised: HDF5 may crash at an exception."""
 
     error: OSError | None = None
 

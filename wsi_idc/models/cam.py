@@ -121,7 +121,7 @@ def logits_and_cam(
 
 
 def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
-    """Compute Grad-CAM (N, h, w), float32. Average pooling and a linear layer must follow the map.
+    """Compute Grad-CAM (N, h, w), float32, if only pooling and a linear layer follow ``features``.
 
     Args:
         features: Last feature map, shape (N, C, h, w); the pooling averages its cells.

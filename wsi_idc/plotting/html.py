@@ -40,7 +40,7 @@ def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
 
     Args:
         script: Text of the script of the page.
-        is_bokeh: Whether the page has a bokeh document. Bokeh makes functions from text.
+        is_bokeh: Whether the page has a bokeh document. Bokeh needs inline scripts and eval.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = "'unsafe-inline' 'unsafe-eval'" if is_bokeh else f"'sha256-{digest}'"

@@ -70,7 +70,7 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Context manager: add the time of the block to the network's time, unless it raises."""
+        """Context manager: add the block's time to the network's time, unless the block fails."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)

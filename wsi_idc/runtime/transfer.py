@@ -54,7 +54,10 @@ class DeviceTransfer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, array: NDArray) -> DeviceTensor:
-        """Start to copy an array to the device, from any thread. The array must stay unchanged."""
+        """Start to copy an array to the device, from any thread.
+
+        Do not change the array later: on a CPU, the tensor uses the memory of the array.
+        """
         tensor = torch.from_numpy(array)
         if self._stream is None:
             return DeviceTensor(tensor.to(self.device))

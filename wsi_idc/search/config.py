@@ -129,7 +129,7 @@ class SearchSpec:
         return self.num_points if self.sampler == "grid" else self.trials
 
     def points(self, *varied: str) -> Iterator[dict[str, Value]]:
-        """Yield the grid points; the last axis varies fastest. A ``Range`` counts as its two ends.
+        """Yield the grid points; the last axis varies fastest. A ``Range`` has 2 values: low, high.
 
         Args:
             varied: Names of the axes to vary; all axes if empty. Other axes keep their first value.

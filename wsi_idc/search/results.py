@@ -188,7 +188,7 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
         values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
-        """Draw a mark for each trial; for a list of values, x is the position in the list."""
+        """Draw a mark for each trial; x is the value, or the index of the value in a list."""
         known = [(trial.point[name], trial.value) for trial in trials if trial.value is not None]
         x = [values.index(value) if values else value for value, _ in known]
         if known:

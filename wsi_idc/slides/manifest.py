@@ -76,7 +76,7 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
 
 
 def _check_columns(path: Path, header: list[str]) -> None:
-    """Raise DataError if a column has nearly the name of a missing column; other columns pass."""
+    """Raise DataError if an unknown column is probably a missing column with a wrong spelling."""
     for column in set(header).difference(_COLUMNS):
         missing = set(_COLUMNS).difference(header)
         if similar := difflib.get_close_matches(column, missing, n=1):

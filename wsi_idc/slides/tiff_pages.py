@@ -101,7 +101,7 @@ def _first_image(ome: str | None) -> Mapping[str, str]:
 
 
 def _num_planes(image: Mapping[str, str], imagej: Mapping[str, Any], first: Any) -> int:
-    """Return the number of channels, depths and times that are not in the first page."""
+    """Return the number of planes (channels, depths, times); the colors of a page are one plane."""
     planes = math.prod(int(image.get(name, 1)) for name in ("SizeC", "SizeZ", "SizeT"))
     return max(planes // first.samplesperpixel, int(imagej.get("images", 1)))
 
@@ -131,7 +131,7 @@ def _imagej_mpp(imagej: Mapping[str, Any], first: Any) -> tuple[float, float] | 
 
 
 def _um(unit: str) -> float:
-    """Return the microns of a unit of length; raise KeyError if the unit is unknown."""
+    """Return the length of a unit in microns; raise KeyError if the unit is unknown."""
     for micro in ("µ", "μ", "\\u00B5"):  # micro sign, Greek mu, escaped in ImageJ's text
         unit = unit.replace(micro, "u")
     return _UM[unit]

@@ -154,7 +154,7 @@ def _build_model(config: TrainConfig, pack: Pack, train_rows: NDArray[np.int64])
         arch, network, input_px=config.input_size or None, mean=mean, std=std
     )
     if config.weights != "none" and has_fused_batch_norm(network):
-        logger.info("initial weights have fused batch norms: undoing the fusion with train patches")
+        logger.info("initial weights have fused batch norms: computing new ones from train patches")
         rows = np.random.default_rng(config.seed).permutation(train_rows)[:_PATCHES_TO_UNFOLD]
         unfold_batch_norm(classifier, torch.from_numpy(pack.patches[np.sort(rows)]))
     return classifier
