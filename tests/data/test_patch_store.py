@@ -192,6 +192,18 @@ def test_a_zip_with_too_many_entries_is_refused_before_zipfile_reads_them(archiv
         ZipStore(archive)
 
 
+def test_a_directory_that_claims_very_many_bytes_is_refused_before_it_is_read(archive):
+    data = archive.read_bytes()
+    end = bytearray(data[data.rfind(b"PK\5\6") :])
+    struct.pack_into("<II", end, 12, 2**31, 0)
+    with archive.open("r+b") as file:
+        file.truncate(2**32 - 1000)
+        file.seek(0, 2)
+        file.write(end)
+    with pytest.raises(DataError, match="its directory claims 2147483648 bytes"):
+        ZipStore(archive)
+
+
 def forge(path: Path, data: bytes, offset: int, value: int, method: int | None = None) -> Path:
     """Add a member and change a field at ``offset`` of its header in the directory of the zip."""
     content = bytearray(add(path, OTHER, data, method).read_bytes())

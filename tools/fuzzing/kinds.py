@@ -289,7 +289,7 @@ class _World:
             one = read_predictions(folder)
             found = compare(one, self.evaluated, num_resamples=100)
             write_comparison(found, folder / "out")
-            _strict_json(found.as_dict(), one.method)
+            _strict_json(found.as_dict())
 
         return Kind(files, spoil, read)
 

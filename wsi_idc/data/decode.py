@@ -51,6 +51,7 @@ class DecodedTree:
         sizes: Height, then width, of each decoded file, in px.
         crcs: CRC-32 of the bytes of each decoded file.
         issues: Files that could not be decoded.
+        num_no_access: Number of the issues of files to which the system gives no access.
         histogram: Counts of the pixel values of each channel, shape (3, 256).
     """
 
@@ -59,6 +60,7 @@ class DecodedTree:
     sizes: array = field(default_factory=lambda: array("B"))
     crcs: array = field(default_factory=lambda: array("L"))
     issues: list[FileIssue] = field(default_factory=list)
+    num_no_access: int = 0
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
     def add(self, paths: list[str], chunk: Chunk) -> None:
@@ -83,8 +85,9 @@ class DecodedTree:
 
     def skip(self, path: str, reason: str) -> None:
         """Record a file that is left out of the pack; log the first ``_MAX_LOGGED`` files."""
-        kind = NO_ACCESS if reason.startswith(CANNOT_READ) else UNREADABLE
-        self.issues.append(FileIssue(path, kind, reason))
+        is_no_access = reason.startswith(CANNOT_READ)
+        self.num_no_access += is_no_access
+        self.issues.append(FileIssue(path, NO_ACCESS if is_no_access else UNREADABLE, reason))
         if len(self.issues) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, reason)
 
@@ -114,11 +117,11 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
             paths = [copies.get(path, path) for path in paths]
             chunk = cache.decode(store, number, paths)
         result.add(paths, chunk)
-        lost = [issue for issue in result.issues if issue.reason == NO_ACCESS]
-        if len(lost) > max(_MAX_NO_ACCESS, _MAX_NO_ACCESS_FRACTION * len(all_paths)):
+        if result.num_no_access > max(_MAX_NO_ACCESS, _MAX_NO_ACCESS_FRACTION * len(all_paths)):
+            lost = next(issue for issue in reversed(result.issues) if issue.reason == NO_ACCESS)
             raise WorkerError(
-                f"{store.path}: {len(lost)} files cannot be read, such as {lost[-1].path!r} "
-                f"({lost[-1].detail}); make the files readable, and run the same command to resume"
+                f"{store.path}: {result.num_no_access} files cannot be read, such as {lost.path!r} "
+                f"({lost.detail}); make the files readable, and run the same command to resume"
             )
 
     while tasks and (chunk := cache.read(store, *tasks[0])):

@@ -27,6 +27,7 @@ MAX_ENTRIES = 5_000_000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _COLUMNS = ("CRC", "compress_size", "file_size", "header_offset", "compress_type")
 # Errors that zipfile raises if the directory of a zip is damaged.
+_MAX_DIRECTORY_BYTES = 2**30
 _MAX_TAIL_BYTES = 2**16
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
 
@@ -309,6 +310,8 @@ class ZipStore(PatchStore):
         with self.path.open("rb") as file, contextlib.suppress(OSError):
             if record := zipfile._EndRecData(file):  # type: ignore[attr-defined]
                 size, end = record[5], record[9]  # of the directory; ZIP64 adds up to 76 bytes
+                if size > _MAX_DIRECTORY_BYTES:
+                    raise ValueError(f"its directory claims {size} bytes")
                 start = max(end - size - 76, 0)
                 file.seek(start)
                 return file.read(end - start).count(b"PK\1\2")
