@@ -187,6 +187,8 @@ def test_truncated_table_is_refused(folder: Path, fraction: float):
         lambda file: file["table"].attrs.update(columns=3.5),
         lambda file: replaced(file, "table/dice", shape=(2**40,), dtype="f8", chunks=(64,)),
         lambda file: replaced(file, "table/patient", data=np.zeros((2, 2))),
+        lambda file: link_to_pipe(file, "table"),
+        lambda file: link_to_pipe(file, "table/patient"),
         lambda file: (file.__delitem__("table/auc"), file.create_group("table/auc")),
     ],
 )
@@ -196,6 +198,13 @@ def test_forged_table_is_refused(folder: Path, forge: Callable[[h5py.File], None
     with pytest.raises(MapError, match="not a usable cohort file") as caught:
         read_cohort_h5(folder / "cohort.h5")
     assert "\n" not in str(caught.value)
+
+
+def link_to_pipe(file: h5py.File, name: str) -> None:
+    pipe = Path(file.filename).with_name("pipe")
+    os.mkfifo(pipe)
+    del file[name]
+    file[name] = h5py.ExternalLink(pipe, "/")
 
 
 def replaced(file: h5py.File, name: str, **dataset: object) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,68 @@ def _set_slide(
         group.create_dataset("thumbnail", thumbnail, "u1", chunks=chunks)
 
     return change
+
+
+def _elsewhere(name: str, kind: str) -> Callable[[h5py.File], None]:
+    """Return a change that moves a dataset out of the file, or behind a link."""
+
+    def change(file: h5py.File) -> None:
+        folder, dataset = Path(file.filename).parent, file[name]
+        shape, dtype, values = dataset.shape, dataset.dtype, dataset[()]
+        del file[name]
+        if kind == "external storage":
+            (folder / "raw").write_bytes(values.tobytes())
+            file.create_dataset(name, shape, dtype, external=[(folder / "raw", 0, values.nbytes)])
+        elif kind == "virtual":
+            with h5py.File(folder / "other", "w") as other:
+                other["x"] = values
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[...] = h5py.VirtualSource(folder / "other", "x", shape)
+            file.create_virtual_dataset(name, layout)
+        elif kind == "soft link":
+            file["x"] = values
+            file[name] = h5py.SoftLink("/x")
+        else:
+            os.mkfifo(folder / "fifo")
+            file[name] = h5py.ExternalLink(folder / "fifo", "/x")
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["external storage", "virtual", "soft link", "external link"])
+@pytest.mark.parametrize("name", ["image/rgb", "label", "cam/raw"])
+def test_datasets_of_other_files_are_refused(path: Path, name: str, kind: str):
+    with h5py.File(path, "r+") as file:
+        _elsewhere(name, kind)(file)
+    with pytest.raises(MapError, match=f"/{name} is not a dataset of this file"):
+        read_image(path) if name == "image/rgb" else read_map(path)
+
+
+@pytest.mark.parametrize("name", ["image", "cam", "slide"])
+def test_groups_behind_a_link_to_a_pipe_are_refused(path: Path, name: str):
+    os.mkfifo(path.with_name("fifo"))
+    with h5py.File(path, "r+") as file:
+        file.pop(name, None)
+        file[name] = h5py.ExternalLink(path.with_name("fifo"), "/")
+    with pytest.raises(MapError, match=f"/{name}/.* is not a dataset of this file"):
+        read_image(path) if name == "image" else read_map(path)
+
+
+def test_an_image_that_claims_more_than_it_stores_is_refused(tmp_path: Path):
+    path = tmp_path / "P1.h5"
+    write_map(path, small_map([(0, 0), (200, 200)], patch_px=4096, patches=None))
+    with h5py.File(path, "r+") as file:
+        side = 201 * 4096
+        file.create_dataset("image/rgb", (side, side, 3), "u1", chunks=(1, 4096, 3))
+    with pytest.raises(MapError, match=r"/image/rgb claims \d+ bytes, more than the file holds"):
+        list(read_image_rows(path))
+
+
+def test_white_parts_of_an_image_need_no_place(tmp_path: Path):
+    path = tmp_path / "P1.h5"
+    patches = np.zeros((1, 10, 10, 3), np.uint8)
+    write_map(path, small_map([(1500, 1900)], patches=patches))
+    assert sum(int((strip == 0).sum()) for strip in read_image_rows(path)) == 300
 
 
 NO_SMOOTHING = '{"sigma_um": 1, "temperature": 1, "threshold": 1e13}'

@@ -91,6 +91,16 @@ def test_unwritable_page_is_set_aside(tmp_path: Path):
     assert pd.read_csv(tmp_path / "cohort.csv")["patient"].tolist() == ["P2"]
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [{}, {"architecture": {}, "sha256": 5, "role_of_patient": [], "tta": {}, "ensemble": 1}],
+)
+def test_a_map_with_odd_notes_has_a_page(tmp_path: Path, notes: dict):
+    paths = [write_hand_map(tmp_path, patient=name, model=notes) for name in "ab"]
+    report = build_report(paths, tmp_path / "report", tables=tmp_path)
+    assert (list(report.pages), report.failed) == (["a", "b"], {})
+
+
 def test_large_tissue_is_shrunk_while_it_is_read(tmp_path: Path, monkeypatch):
     path = write_hand_map(tmp_path)  # 4 x 4 cells of 50 px
     image = read_image(path)

@@ -29,6 +29,7 @@ _KINDS = {"number": "biuf", "integer": "iu"}
 _MAX_ITEM_BYTES = 8
 _SMALL_BYTES = 2**24
 _MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
+_MAX_SPARSE_BYTES, _MAX_SPARSENESS = 2**28, 16  # for rows of a sparse dataset
 _HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
 _HEAP_HEAD = struct.Struct("<8sQ")
 _HEAP_OBJECT = struct.Struct("<H6xQ")
@@ -45,12 +46,15 @@ class DatasetSpec:
         shape: Length of each axis: a number, a tuple (smallest, largest), or None for any length.
         values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
+        rows_at_once: Number of rows that the caller reads at a time, if the file may leave out
+            parts, which then have the fill value; None if the file has all parts.
     """
 
     dtype: str | tuple[str, ...]
     shape: tuple[int | tuple[int, int] | None, ...]
     values: tuple[float, float] | None = None
     is_optional: bool = False
+    rows_at_once: int | None = None
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -102,8 +106,22 @@ def read_datasets(
     return {
         name: read_dataset(group, name, spec)
         for name, spec in specs.items()
-        if not (spec.is_optional and group.get(name, getlink=True) is None)
+        if not (spec.is_optional and not has_link(group, name))
     }
+
+
+def has_link(group: h5py.File | h5py.Group, name: str) -> bool:
+    """Return whether a group has an item of this name, without following a link to another file."""
+    return group.get(name, getlink=True) is not None
+
+
+def own_item(group: h5py.File | h5py.Group, name: str) -> Any:
+    """Return a group or dataset of this file; None if it is missing or a link leads to it."""
+    item: Any = group
+    for part in name.split("/"):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        item = item[part] if isinstance(link, h5py.HardLink) else None
+    return item
 
 
 def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> NDArray[Any]:
@@ -121,10 +139,7 @@ def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) ->
 
 def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> h5py.Dataset:
     """Check type, shape, size and location of a dataset, not its values; return the dataset."""
-    item: Any = group
-    for part in name.split("/"):
-        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
-        item = item[part] if isinstance(link, h5py.HardLink) else None
+    item = own_item(group, name)
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise ValueError(f"{group.name.rstrip('/')}/{name} is not a dataset of this file")
     permitted = (spec.dtype,) if isinstance(spec.dtype, str) else spec.dtype
@@ -136,7 +151,13 @@ def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -
         for length, (low, high) in zip(item.shape, limits, strict=True)
     ):
         raise ValueError(f"{item.name} is of shape {item.shape}")
-    if item.nbytes > max(_SMALL_BYTES, _MAX_COMPRESSION * item.id.get_storage_size()):
+    stored = item.id.get_storage_size()
+    if spec.rows_at_once is not None:
+        num_bytes = item.nbytes // len(item) * max(spec.rows_at_once, (item.chunks or (1,))[0])
+        is_possible = num_bytes <= max(_MAX_SPARSE_BYTES, _MAX_SPARSENESS * stored)
+    else:
+        is_possible = item.nbytes <= max(_SMALL_BYTES, _MAX_COMPRESSION * stored)
+    if not is_possible:
         raise ValueError(f"{item.name} claims {item.nbytes} bytes, more than the file holds")
     return item
 

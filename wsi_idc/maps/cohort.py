@@ -247,7 +247,8 @@ def read_cohort_h5(path: Path) -> pd.DataFrame:
             num = int(attrs["num_maps"])
             if num > _MAX_MAPS:
                 raise ValueError(f"{num} maps are too many")
-            columns = [str(name) for name in hdf5.read_attributes(file["table"])["columns"]]
+            group = hdf5.own_item(file, "table")
+            columns = [str(name) for name in hdf5.read_attributes(group)["columns"]]
             spec = hdf5.DatasetSpec(("i4", "i8", "f4", "f8", "text"), (num,))
             table = {name: hdf5.read_dataset(file, f"table/{name}", spec) for name in columns}
             return pd.DataFrame(table)

@@ -56,7 +56,7 @@ def read_map(path: Path) -> PatientMap:
     """
     with _errors_as_map_error(path), open_hdf5(path) as file:
         patient_map = _read_without_cams(file)
-        if "cam" not in file:
+        if not hdf5.has_link(file, "cam"):
             return patient_map
         return replace(patient_map, cam=file["cam/raw"][:].astype(np.float32))
 
@@ -162,7 +162,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         smoothed=columns.pop("probability_smoothed", None),
         **columns,
         smoothing=_read_smoothing(attrs),
-        slide=_read_slide(file, attrs) if "slide" in file else None,
+        slide=_read_slide(file, attrs) if hdf5.has_link(file, "slide") else None,
         **_read_cam_attributes(file, len(columns["coords"])),
     )
 
@@ -233,7 +233,7 @@ def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:
 
 def _read_cam_attributes(file: h5py.File, num: int) -> dict[str, Any]:
     """Check the size of the CAMs without reading them; return the CAM fields of PatientMap."""
-    if "cam" not in file:
+    if not hdf5.has_link(file, "cam"):
         return {}
     side = (1, MAX_CAM_SIDE)
     raw = hdf5.check_dataset(file, "cam/raw", DatasetSpec("number", (num, side, side)))
@@ -246,11 +246,9 @@ def _read_cam_attributes(file: h5py.File, num: int) -> dict[str, Any]:
 
 def _check_image(file: h5py.File, patient_map: PatientMap) -> h5py.Dataset | None:
     """Return the dataset of the picture of the tissue; None if the map has no picture."""
-    if "image/rgb" not in file:
+    if not hdf5.has_link(file, "image"):
         return None
-    rows, cols = patient_map.shape
-    # ``check_dataset`` may reject this dataset: the file does not store white parts of a picture.
-    image, shape = file["image/rgb"], (rows * patient_map.cell_px, cols * patient_map.cell_px, 3)
-    if image.shape != shape or image.dtype != np.uint8:
-        raise ValueError(f"/image/rgb is not uint8 {shape}")
-    return image
+    height, width = (side * patient_map.cell_px for side in patient_map.shape)
+    # The file does not store white parts of a picture.
+    spec = DatasetSpec("u1", (height, width, 3), rows_at_once=patient_map.cell_px)
+    return hdf5.check_dataset(file, "image/rgb", spec)
