@@ -165,7 +165,7 @@ def test_patterns_stand_for_the_files_there_are(tmp_path: Path, monkeypatch: pyt
         (TRAIN + "[axes]\nepochs = [1, 1]\n", "axis epochs contains a value twice"),
         (TRAIN + "[axes]\nepochs = [1, 0]\n", "at epochs 0: epochs is 0"),
         (TRAIN + "[axes]\nepochs = [1]\n[config]\nepochs = 1\n", "both in"),
-        (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out is the same folder"),
+        (TRAIN + "[axes]\nseed = [1, 2]\n[config]\nout = 'a'\n", "out gives one folder to all"),
         (TRAIN + '[config]\nsplit = "a\\u0000b"\n', "split must be one line of printable text"),
         ('command = "eval"\n[axes]\ntta = [true, false]\n', "is only for train"),
         (

@@ -108,7 +108,7 @@ def test_a_point_is_trained_once(small: Pack, tmp_path: Path, sampler: str, capl
         first = own[trial.point["weight_decay"]]
         assert trial.same_as in (None, first.number)
         assert (trial.value, trial.config) == (first.value, first.config)
-    assert caplog.text.count("has the settings and result of trial") == 5 - len(own)
+    assert caplog.text.count("the result is copied") == 5 - len(own)
     table = pd.read_csv(tmp_path / "s" / "trials.csv")
     assert all(Path(run).is_dir() for run in table["run"])
     assert result.checkpoint.exists()

@@ -1,4 +1,4 @@
-"""``bench train``: compare the speed of training, of bare steps and of a plain script."""
+"""``bench train``: compare training with bare steps (one fixed batch) and with a plain script."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -88,7 +88,7 @@ def bench_train(
 
 
 def _stages(training: Training) -> dict[str, timing.Variant]:
-    """Return one variant for each stage: read, augment or resize a batch."""
+    """Return three functions to be timed, by name: read, augment and resize one batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)

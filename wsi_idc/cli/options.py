@@ -113,8 +113,8 @@ slide_options = _block(
     click.option(
         "--stride",
         type=click.IntRange(min=1),
-        help="Distance between patches of a slide in px of the model. Patches overlap if it is "
-        "smaller than a patch.  [default: the patch size]",
+        help="Distance from the start of a patch to the start of the next, in px of a patch. "
+        "Patches overlap if this distance is less than the patch size.  [default: the patch size]",
     ),
 )
 cam_options = _block(

@@ -168,10 +168,10 @@ def sha256(path: Path) -> str:
 
 
 def regular_file(path: Path, max_bytes: float = math.inf) -> Path:
-    """Return ``path`` after a check that to read it ends and takes a bounded amount of memory.
+    """Return ``path`` if it is a regular file of at most ``max_bytes`` bytes.
 
     Raises:
-        OSError: There is no such file, it is a folder, a pipe or a device, or it is too large.
+        OSError: The file is missing or too large, or is a pipe or device (a read may never end).
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):

@@ -136,7 +136,7 @@ def supports_locks(folder: Path) -> bool:
 
 
 def is_same_file(fd: int, path: Path) -> bool:
-    """Return whether ``path`` is a path of the open file ``fd``."""
+    """Return whether ``path`` exists and is the file that is open as descriptor ``fd``."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.stat())
     return False

@@ -167,7 +167,7 @@ class Pack:
         """Pixels, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
 
         Raises:
-            DataError: The file was truncated. To read a lost page would end the process by SIGBUS.
+            DataError: The file was truncated. Without this check, SIGBUS could kill the process.
         """
         pixels = self._pixels
         if pixels._mmap.size() < pixels.offset + pixels.nbytes:  # type: ignore[attr-defined]

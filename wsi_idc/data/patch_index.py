@@ -218,11 +218,11 @@ def readable_duplicates(
 
 
 def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Shift x and y to multiples of ``patch_px``; drop the patches that are off this grid.
+    """Shift x and y to multiples of ``patch_px``; drop the patches off this grid or too far out.
 
     The Kaggle data set counts x and y from 1. In other data sets the grid of each patient may start
-    anywhere. The origin of a patient is the most frequent remainder of x and of y modulo
-    ``patch_px``; of equally frequent remainders, the one that is more frequent in the tree.
+    anywhere. On each axis, the origin of a patient is the most frequent remainder of the coordinate
+    modulo ``patch_px``. Of two equally frequent remainders, take the more frequent in the tree.
     """
     if table.empty:
         return table, []

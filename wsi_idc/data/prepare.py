@@ -131,7 +131,7 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the path for which ``temporary_path`` names the cache file of decoded pixels."""
+    """Return the path from which ``temporary_path`` makes the name of the pixel cache file."""
     return out.with_name(f"{out.name}.pixels")
 
 

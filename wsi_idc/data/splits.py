@@ -106,7 +106,7 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Return patients, patches and IDC fraction of each role; other patients are "left out"."""
+    """Return patients, patches, IDC fraction by role; patients without a role are "left out"."""
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)

@@ -88,9 +88,9 @@ def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> ND
 
 
 def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
-    """Crop each block to its center. The crop has ``fraction`` of each side.
+    """Crop each block around its center. A side of the crop is ``fraction`` of the block's side.
 
-    Each cell of a crop is the mean of the block cells under it, weighted by the common area.
+    A cell of a crop is the mean of the block cells that it overlaps, weighted by overlap area.
 
     Args:
         blocks: Blocks of cells, shape (N, h, w).

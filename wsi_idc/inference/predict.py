@@ -168,7 +168,8 @@ def _build_forward(
         return compile_predictor(fused, cam)
     if device_config.compiled:
         logger.info(
-            "%s is not compiled: --compile supports only a Grad-CAM that needs no gradient",
+            "%s is not compiled: --compile needs a network that ends with average pooling and one "
+            "linear layer, and supports only Grad-CAM at the default layer",
             fused.arch.name,
         )
     if cam is None:

@@ -239,7 +239,7 @@ def _train_tasks(
     if any("out" in task.settings for task in tasks):
         if len(tasks) > 1:
             raise JobError(
-                "out gives all tasks the same folder; remove out, then each task gets its own"
+                "out gives one folder to all tasks; without out, each task gets a folder of its own"
             )
         return tasks
     if len(set(slugs)) < len(slugs):
@@ -252,7 +252,7 @@ def _train_tasks(
 
 
 def _finished(paths: list[str]) -> list[str]:
-    """Return the paths except unfinished runs; if all are unfinished runs, return all paths."""
+    """Return the paths without unfinished runs; if every path is an unfinished run, all paths."""
     finished = [path for path in paths if not Path(path).is_dir() or Run(Path(path)).is_finished()]
     return finished if len(paths) > 1 and finished else paths
 

@@ -61,7 +61,7 @@ class Cohort:
     failed: dict[Path, str] = field(default_factory=dict)
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add a map that was read from ``path``; raise MapError if the patient has a row."""
+        """Add the map of file ``path``; raise MapError if the table already has the patient."""
         patient = patient_map.patient
         if patient in self.rows:
             raise MapError(

@@ -15,7 +15,7 @@ _MAX_BYTES_IN_MEMORY = 2**24
 
 
 class DiskArray:
-    """Array that grows along its first axis. The system removes its file with the array.
+    """Array that grows along its first axis. Freeing the array removes its temporary file.
 
     Args:
         folder: Folder of the temporary file.

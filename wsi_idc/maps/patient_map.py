@@ -190,7 +190,7 @@ class PatientMap(PatientPatches):
     def cam_mosaic(self) -> NDArray[np.float32]:
         """Join the CAMs on the grid, shape (rows * h, cols * w). Cells without a patch are NaN.
 
-        If patches overlap, each grid cell has the center of the patch's CAM.
+        If patches overlap, the CAM of each patch is cropped to the patch's cell.
         """
         return np.concatenate(list(self.cam_strips()))
 

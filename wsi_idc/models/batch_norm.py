@@ -1,4 +1,4 @@
-"""Fuse batch norms into their convolutions, and undo such a fusion in initial weights."""
+"""Fuse batch norms into convolutions; undo the fusion in weights from which a training starts."""
 
 import copy
 import logging

@@ -166,7 +166,10 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
 
 
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
-    """Return at most 3 usable layers, none after ``last``, as {name: label}; smallest map first."""
+    """Return at most 3 layers whose feature map is large enough for a CAM, as {name: label}.
+
+    The layer with the smallest feature map is first. No layer comes after ``last``.
+    """
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
     for name in names[: names.index(last) + 1]:

@@ -100,7 +100,7 @@ def _page_layer(layer: Layer) -> PageLayer:
 
 
 def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the stitched tissue from the first row and column with a patch, shape (h, w, 3)."""
+    """Remove the stitched tissue that is above or left of all patches; return (h, w, 3)."""
     top, left = patient_map.row_col.min(axis=0) * (len(image) // patient_map.shape[0])
     return image[top:, left:]
 

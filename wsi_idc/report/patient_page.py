@@ -67,7 +67,7 @@ def tissue_pictures(
 ) -> tuple[list[TissuePicture], float]:
     """Return the pictures that are drawn under the layers, and the scale of the stitched tissue.
 
-    The scale is px of the picture per px of the map's image; it is 0 if the map has no image.
+    The scale is the number of picture px per px of a patch; it is 0 if ``image`` is None.
     """
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)

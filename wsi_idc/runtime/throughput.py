@@ -22,7 +22,7 @@ class ThroughputStats:
     Attributes:
         num_patches: Number of patches computed.
         rate: Patches per second.
-        shares: Fractions of the time, by column name; on CUDA also the GPU memory in GiB.
+        shares: Fractions of the time, and on CUDA the GPU memory in GiB. The keys are names.
     """
 
     num_patches: int

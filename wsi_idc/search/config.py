@@ -68,7 +68,7 @@ class SearchSpec:
         fixed: Settings that are the same in all trials; the keys are fields of ``TrainConfig``.
         axes: Possible values of each varied setting. A point has one value from each axis.
         sampler: Method that chooses the settings of each trial, one of ``SAMPLERS``.
-        trials: Number of trials of sampler random or tpe; sampler grid runs one per point.
+        trials: Number of trials if ``sampler`` is random or tpe; grid runs one trial per point.
         seed: Seed of the sampler.
         prune: Whether a trial is stopped early if it is worse than the median of earlier trials.
         metric: Metric to maximize; it is measured on the val patients.

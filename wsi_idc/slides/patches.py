@@ -98,7 +98,7 @@ def make_grid(
     """
     if not 1 <= stride_px <= patch_px:
         raise ValueError(
-            f"a stride of {stride_px} px; patches of {patch_px} px need 1 to {patch_px} px"
+            f"a stride of {stride_px} px is not between 1 and the patch size, {patch_px} px"
         )
     half_px = slide_mpp / mpp / 2  # half a level-0 px; an uncovered strip of this width is ignored
     rows, cols = (

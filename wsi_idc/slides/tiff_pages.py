@@ -30,13 +30,13 @@ def is_tiff(head: bytes) -> bool:
 
 
 def read_tiff_mpp(path: Path) -> tuple[float, float] | None:
-    """Check a TIFF, and return the mpp along x and y that OME-XML or ImageJ states in the TIFF.
+    """Check a TIFF; return the mpp along x and y from the OME-XML or ImageJ metadata in the TIFF.
 
     Returns:
-        Microns per px of the first page, not checked; None if neither of the two states the mpp.
+        Microns per px of the first page, not checked; None if the metadata have no such value.
 
     Raises:
-        SlideError: The first page is not the complete slide in color, or its tiles are turned.
+        SlideError: The first page is not the complete slide in color, or is tiled and not upright.
     """
     import tifffile
 
@@ -78,7 +78,7 @@ def _check_pages(path: Path, pages: Sequence[Any], num_planes: int) -> None:
     if first.photometric not in _PHOTOMETRICS or (first.photometric in _GREY and channels > 2):
         kind = getattr(first.photometric, "name", first.photometric)
         raise SlideError(
-            f"{path}: {channels} channels of the kind {kind} are no colors; save it as RGB"
+            f"{path}: {channels} channels of type {kind} are not supported; save the slide as RGB"
         )
     if first.is_tiled and (channels > _MAX_TILED_CHANNELS or _UNSPECIFIED in first.extrasamples):
         raise SlideError(

@@ -179,7 +179,7 @@ def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) ->
 
 
 def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a duct as a wavy tube into the planes (epithelium, lumen, sheath) of ``_glands``."""
+    """Draw a duct as a wavy tube into ``planes`` (epithelium, lumen, sheath), shape (3, h, w)."""
     width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
     turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
     line = [col + 6 * np.cumsum(np.cos(turns)), row + 6 * np.cumsum(np.sin(turns))]

@@ -66,7 +66,7 @@ class Loss:
 
 
 def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return ``value_of`` each label, shape (N,); with mixup, the weighted mean of both labels."""
+    """Return ``value_of(label)``, shape (N,); with mixup, the weighted mean of the two values."""
     values = value_of(targets.label)
     if targets.label_b is None or targets.lam is None:
         return values
