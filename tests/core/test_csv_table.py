@@ -1,9 +1,10 @@
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from wsi_idc.core.csv_table import read_csv_table
+from wsi_idc.core.csv_table import csv_text, read_csv_table
 from wsi_idc.core.errors import DataError
 
 ROWS = [
@@ -39,3 +40,17 @@ def test_a_pipe_a_folder_and_an_endless_file_are_refused(tmp_path: Path):
     ):
         with pytest.raises(DataError, match=rf"not a readable CSV \({reason}\); give one with a"):
             read_csv_table(tmp_path / name, needs="a")
+
+
+def test_no_cell_is_a_formula_and_reading_gives_the_texts_again(tmp_path: Path):
+    texts = ["=1+1", "+x", "-1", "@a", "'=b", "''+c", "'d", "e=", "", "7-8"]
+    table = pd.DataFrame({"patient": texts, "x": -0.5, "n": -3, "mixed": [-1, "-1"] * 5})
+    text = csv_text(table, float_format="%.2f")
+    lines = text.splitlines()
+    assert lines[0] == "patient,x,n,mixed"
+    assert lines[1:3] == ["'=1+1,-0.50,-3,-1", "'+x,-0.50,-3,'-1"]
+    assert lines[3:5] == ["'-1,-0.50,-3,-1", "'@a,-0.50,-3,'-1"]
+    assert table["patient"].tolist() == texts  # unchanged
+    (tmp_path / "a.csv").write_text(text)
+    rows = read_csv_table(tmp_path / "a.csv", needs="patient")[1]
+    assert [cells["patient"] for _, cells in rows] == texts

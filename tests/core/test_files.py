@@ -229,3 +229,10 @@ def test_patient_ids_that_leave_the_folder_or_deceive_are_refused():
         with pytest.raises(DataError, match="cannot be a patient id") as error:
             safe_filename(name)
         assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_name_that_the_locale_cannot_encode_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fsencode", lambda name: name.encode("ascii"))
+    assert safe_filename("P1") == "P1"
+    with pytest.raises(DataError, match=r"set LC_ALL=C\.UTF-8"):
+        safe_filename("P\N{GRINNING FACE}")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluations import evaluation_of, patches
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.metric_table import METRICS
 from wsi_idc.evaluation.compare import (
@@ -108,12 +109,12 @@ def record_of(judged: str, threshold: float) -> str:
 
 def write(folder: Path, table: pd.DataFrame) -> Path:
     (folder / "metrics.json").write_text(record_of("probability", 0.5))
-    table.iloc[::-1].to_csv(folder / "predictions.csv", index=False)
+    (folder / "predictions.csv").write_text(csv_text(table.iloc[::-1]))
     return folder
 
 
 def test_an_evaluation_is_read_unchanged(tmp_path: Path):
-    table = A.table.replace({"patient": {"P3": "NA", "P4": "null"}})
+    table = A.table.replace({"patient": {"P3": "NA", "P4": "null", "P5": "=1+1"}})
     table = table.sort_values(["patient", "x"], ignore_index=True)
     predictions = read_predictions(write(tmp_path, table))
     pd.testing.assert_frame_equal(predictions.table, table, check_dtype=False)

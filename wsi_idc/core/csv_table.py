@@ -1,11 +1,17 @@
-"""Reading of CSV tables that users write: manifests and splits."""
+"""CSV tables: reading of those that users write (manifests, splits), and text of all others."""
 
 import csv
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import regular_file
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = re.compile(r"'*[=+\-@]")
 _MAX_BYTES = 100 * 10**6
 
 
@@ -54,6 +60,27 @@ def read_csv_table(path: Path, *, needs: str) -> tuple[list[str], list[tuple[int
                 f"cell that has a {delimiter!r}"
             )
     stripped = [
-        (line, dict(zip(header, map(str.strip, cells), strict=False))) for line, cells in rows
+        (line, dict(zip(header, map(plain_cell, map(str.strip, cells)), strict=False)))
+        for line, cells in rows
     ]
     return header, stripped
+
+
+def plain_cell(text: str) -> str:
+    """Return the text of a cell without the apostrophe of ``csv_text``."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def csv_text(table: "pd.DataFrame", **options: Any) -> str:
+    """Return a table as CSV; ``options`` are those of ``DataFrame.to_csv``.
+
+    A spreadsheet program runs a cell that begins with =, +, - or @ as a formula. Such a text gets
+    an apostrophe before it, which ``plain_cell`` removes.
+    """
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    escaped = {str(name): values.map(_safe_cell) for name, values in texts.items()}
+    return table.assign(**escaped).to_csv(index=False, **options)
+
+
+def _safe_cell(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell

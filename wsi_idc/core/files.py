@@ -196,11 +196,16 @@ def safe_filename(name: str) -> str:
 
     Raises:
         DataError: The id is empty, too long, begins with a dot, or has a separator or control
-            character.
+            character, or a letter that the locale of this process cannot encode.
     """
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES
     if not is_plain or is_long:
         reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "cannot name a file"
         raise DataError(f"{name!r} cannot be a patient id, because it {reason}; rename the patient")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        reason = f"the locale has no letters for the file name {name!r}"
+        raise DataError(f"{reason}; set LC_ALL=C.UTF-8") from None
     return name

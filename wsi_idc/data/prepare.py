@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core.constants import PATCH_PX, POSSIBLE_MPP
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import temporary_path, write_text
 from wsi_idc.core.provenance import provenance
@@ -112,7 +113,7 @@ def prepare(
                 message = "%s and %s beside %s will describe the new pack"
                 logger.warning(message, REJECTED_CSV, FLAGGED_CSV, ", ".join(sorted(packs)))
             for name, issues in ((REJECTED_CSV, rejected), (FLAGGED_CSV, flagged)):
-                write_text(out.with_name(name), issue_table(issues).to_csv(index=False))
+                write_text(out.with_name(name), csv_text(issue_table(issues)))
             source = json.dumps(provenance(source=str(tree.resolve())))
             write_pack(out, table, cache.pixels(len(index.table)), info=info, provenance=source)
     return PrepareReport(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.constants import NUM_RESAMPLES
+from wsi_idc.core.csv_table import csv_text, plain_cell
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import parse_json, regular_file, write_json, write_text
 from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
@@ -114,6 +115,7 @@ def read_predictions(folder: Path) -> Predictions:
             regular_file(folder / PREDICTIONS_CSV), dtype=dtypes, keep_default_na=False
         )
         table = table[[*dtypes, column]].rename(columns={column: "probability"})
+        table["patient"] = table["patient"].map(plain_cell, na_action="ignore")
         table["probability"] = table["probability"].astype(np.float64)
         if table["patient"].isna().any():
             raise ValueError(f"a line of {PREDICTIONS_CSV} is incomplete")
@@ -223,7 +225,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     """
     write_json(out / _COMPARISON_JSON, comparison.as_dict())
     for name in _TABLES:
-        write_text(out / f"{name}.csv", getattr(comparison, name).to_csv(index=False))
+        write_text(out / f"{name}.csv", csv_text(getattr(comparison, name)))
 
 
 def leaderboard(
@@ -284,5 +286,5 @@ def _is_ranked(evaluations: Sequence[tuple[str, Evaluation]]) -> list[bool]:
 
 def write_leaderboard(table: pd.DataFrame, out: Path) -> None:
     """Write leaderboard.csv and leaderboard.json into the folder ``out``."""
-    write_text(out / _CSV, table.to_csv(index=False))
+    write_text(out / _CSV, csv_text(table))
     write_json(out / _JSON, classification.records(table))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import parse_json, write_json, write_text
 from wsi_idc.metrics.classification import Confusion, nan_to_none
 
@@ -169,6 +170,6 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     metrics.json is written last: a folder with this file is complete.
     """
     (out / METRICS_JSON).unlink(missing_ok=True)
-    write_text(out / PREDICTIONS_CSV, evaluation.predictions.to_csv(index=False))
-    write_text(out / _PATIENTS_CSV, evaluation.patients.to_csv(index=False))
+    write_text(out / PREDICTIONS_CSV, csv_text(evaluation.predictions))
+    write_text(out / _PATIENTS_CSV, csv_text(evaluation.patients))
     write_json(out / METRICS_JSON, evaluation.as_dict())

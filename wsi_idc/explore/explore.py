@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import ensure_writable, write_json, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
@@ -42,7 +43,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
     # hints.csv is written first: this file marks the folder as a folder of explore.
     for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
         # Integers are written exactly. Floats have six digits: this hides rounding errors.
-        text = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
+        text = csv_text(table, float_format=f"%.{SIGNIFICANT_DIGITS}g")
         write_text(out / f"{name}.csv", text)
     seeded = {draw.__name__: partial(draw, seed=seed) for draw in (samples, augmentation)}
     drawings = CHARTS | seeded | PATCH_FIGURES

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import write_bytes
 from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.maps.patient_map import PatientMap
@@ -49,4 +50,4 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
     )
     row_col = pd.DataFrame(patient_map.row_col, columns=["row", "col"])
     table = pd.concat([corners, numbers.iloc[:, :2], row_col, numbers.iloc[:, 2:]], axis=1)
-    write_bytes(out, table.to_csv(index=False, float_format="%.7g").encode())
+    write_bytes(out, csv_text(table, float_format="%.7g").encode())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core import hdf5
 from wsi_idc.core.constants import NO_ROLE
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError, first_line
 from wsi_idc.core.files import safe_filename, starts_with, write_bytes, write_text
 from wsi_idc.geometry.regions import largest_region
@@ -89,7 +90,7 @@ class Cohort:
             logger.warning(MIXED, num)
         csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
         write_cohort_h5(h5, table, self.paths)
-        write_text(csv, table.to_csv(index=False, float_format="%.6g"))
+        write_text(csv, csv_text(table, float_format="%.6g"))
         return csv, h5
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import write_text
 from wsi_idc.plotting.colors import INK
 from wsi_idc.plotting.style import ACCENT, OTHER, house_style, save_png
@@ -131,7 +132,7 @@ def write_result(result: SearchResult) -> None:
 
     If no trial is complete, only trials.csv is written.
     """
-    write_text(result.folder / TABLE, pd.DataFrame(result.rows()).to_csv(index=False))
+    write_text(result.folder / TABLE, csv_text(pd.DataFrame(result.rows())))
     if result.best is None:
         return
     with house_style():
