@@ -61,7 +61,7 @@ def test_csv_of_spreadsheets_is_read(tmp_path):
         ("slide,patient\nS1.svs,../x\n", "line 2: '../x' cannot be a patient id"),
         ("slide\na/.svs\n", "line 2: '.svs' cannot be a patient id"),
         ("slide,patient\n,P1\n", "line 2: the column slide names no file"),
-        ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' is on line 2 too"),
+        ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' is also on line 2"),
         ("slide,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; quote a cell"),
     ],
 )

@@ -201,7 +201,7 @@ def safe_filename(name: str) -> str:
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES
     if not is_plain or is_long:
-        reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "cannot name a file"
+        reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "is no valid file name"
         raise DataError(f"{name!r} cannot be a patient id, because it {reason}; rename the patient")
     try:
         os.fsencode(name)

@@ -227,7 +227,7 @@ def _mask_fingerprint(mask: Path) -> str:
 def _collect_pixels(
     batches: Iterator[NDArray[np.uint8]], pixels: DiskArray | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the batches; append each batch to ``pixels`` if ``pixels`` is a list."""
+    """Yield the batches; append each batch to ``pixels`` if pixels are kept."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)

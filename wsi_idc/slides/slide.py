@@ -222,7 +222,7 @@ def _describe_unsupported(path: Path, head: bytes) -> str:
     """Describe an unsupported file: OpenSlide does not read it, and it has no image suffix."""
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
-            return f"is a plain {kind} picture; name it {path.stem}{suffix} and give --mpp"
+            return f"is a plain {kind} picture; rename it to {path.stem}{suffix} and give --mpp"
     if is_tiff(head):
         return "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read"
     return "not a slide that OpenSlide reads"
