@@ -97,7 +97,7 @@ def baseline_map(
 
 @return_freed_memory()
 def baseline_epoch(classifier: PatchClassifier, files: Sequence[Path], *, batch_size: int) -> int:
-    """Train one epoch with the plain script; return the number of patches in full batches."""
+    """Train one epoch of full batches with the plain script; return the number of used patches."""
     classifier.train()
     optimizer = torch.optim.AdamW(classifier.parameters())
     loader = _png_loader(classifier, files, batch_size, train=True)

@@ -35,13 +35,13 @@ def bench_train(
 ) -> timing.BenchmarkResult:
     """Measure the speed of training steps, bare steps and steps of a plain script.
 
-    The benchmark writes no run.
+    A bare step uses a batch that is already on the device. The benchmark writes no run.
 
     Args:
         config: Configuration of the training.
         data: Pack with the training patches, and folder for the PNG files of the plain script.
         device_config: Device and precision.
-        num_steps: Number of training steps in all rounds; the number of bare steps is the same.
+        num_steps: Number of training steps in all rounds, and also number of bare steps.
         plain_steps: Number of steps of the plain script in all rounds; 0 omits the plain script.
     """
     config = replace(resolve(config), epochs=10**6)

@@ -121,7 +121,7 @@ def bench_map(
     "num_steps",
     type=click.IntRange(min=8),
     default=80,
-    help="Number of training steps to measure, and of steps without data loading.",
+    help="Number of training steps to measure, and also number of bare steps.",
 )
 @with_default(
     "--plain-steps",

@@ -66,9 +66,10 @@ def eval_(
     The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html. Each
     metric has a 95 % interval by bootstrap over patients.
 
-    RUNS are run directories or .pt files. Several RUNS are evaluated one by one, and
-    leaderboard.html ranks the runs with the same test patients beside published results. Several
-    --checkpoint options make one ensemble: the mean of their probabilities is evaluated.
+    RUNS are run directories or .pt files. Several RUNS are evaluated one by one.
+    leaderboard.html ranks the RUNS that have the same test patients, and lists published results
+    below. Several --checkpoint options make one ensemble: the mean of their probabilities is
+    evaluated.
 
     \b
     Examples:

@@ -113,7 +113,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
 
 
 def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a map, with each number of patches in one form, and with the role."""
+    """Return a map's record with counts as "9 of 90 patches (10.0%)" and the patient's role."""
     num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
     fractions = {name: record[name] for name in ("called_idc", "called_idc_smoothed")}
     fractions["labelled_idc"] = record["labelled_idc"] / num

@@ -127,7 +127,7 @@ cam_options = _block(
     ),
     click.option(
         "--cam-layer",
-        help="Module whose output gives the CAMs.  [default: the last with at least 4 x 4 cells]",
+        help="Module whose output gives the CAMs.  [default: the last with 4 x 4 values or more]",
     ),
     with_default(
         "--cam-class",
@@ -145,8 +145,8 @@ run_options = _block(
         "--micro-batch",
         type=click.IntRange(min=0),
         default=0,
-        help="Patches per forward pass; a larger batch uses gradient accumulation. 0 starts with "
-        "the full batch and halves it if the memory is too small.",
+        help="Largest number of patches per forward pass; for a larger batch, gradients are "
+        "accumulated. 0 starts with the full batch and halves it if the memory is too small.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for training."),
     with_default(
@@ -179,8 +179,8 @@ split_option = with_default(
     "--split",
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
-    help="Patients to evaluate, by the checkpoint's split; unseen: neither train nor val. "
-    "Test patients are all patients if none is in the split, as with data of your own.",
+    help="Role of the evaluated patients in the checkpoint's split; unseen: neither train nor val. "
+    "If no patient of the data is in the split, test means all patients.",
 )
 seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(

@@ -41,7 +41,7 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
-    """Raise WsiIdcError if ``failed`` is not empty; print the reasons before this call.
+    """Raise WsiIdcError if ``failed`` is not empty; the caller has printed the reasons before.
 
     The message begins with "1 of 5" and then ``what``, for example "maps were not exported".
     """

@@ -56,7 +56,7 @@ def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options
     if lost := report.lost_patients:
         raise DataError(
             f"no file of {len(lost)} patients could be packed: {', '.join(lost)}; the pack has the "
-            f"other patients, and {out.with_name('rejected.csv')} the reasons"
+            f"other patients, and {out.with_name('rejected.csv')} has the reasons"
         )
     if strict and report.rejected:
         raise DataError(

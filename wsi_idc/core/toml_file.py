@@ -48,7 +48,7 @@ def command_and_name(
 
 
 def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return the table ``key`` of a job file, or an empty table; ``known`` are permitted keys."""
+    """Return the table ``key`` of a job file, or {}; its keys must be in ``known``."""
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise JobError(f"{key} must be a table: write [{key}]")

@@ -177,7 +177,7 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return the source index of each output pixel, shape (8 group elements, side * side)."""
+    """Return the source index of each pixel of the 8 flips and turns, shape (8, side * side)."""
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)

@@ -223,7 +223,9 @@ class Pack:
                 dataset = hdf5.check_dataset(file, "path", DatasetSpec("text", (len(self),)))
                 paths = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
         except hdf5.UNREADABLE as error:
-            raise DataError(f"{self.file}: /path cannot be read ({first_line(error)})") from None
+            raise DataError(
+                f"{self.file}: dataset /path cannot be read ({first_line(error)})"
+            ) from None
         self.check_same()
         return paths
 

@@ -99,7 +99,7 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
 def lost_patients(
     store: PatchStore, issues: Iterable[FileIssue], patients: Collection[str]
 ) -> list[str]:
-    """Return the sorted patients of rejected files and folders that are not in ``patients``.
+    """Return the sorted patients that have a file or folder in ``issues`` but are not in the pack.
 
     Args:
         store: Folder or zip of the patch tree.
@@ -208,7 +208,7 @@ def _drop_duplicate_files(
 def readable_duplicates(
     damaged: Collection[str], copies: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> dict[str, str]:
-    """Map each damaged file to its first copy that can be decoded, if any can."""
+    """Return for each damaged file the path of its first copy that can be decoded, if any."""
     result: dict[str, str] = {}
     if damaged:
         for path, path_kept in _rows(copies[copies["path_kept"].isin(damaged)]):

@@ -65,9 +65,9 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Names of two folders: the parent folder of ``path``, and ``path`` itself. If
-            ``path`` is the folder of a patient or class, these names complete the paths of its
-            files, which then begin below the patient or class. For a zip, both are empty.
+        parent_names: Names of the parent folder of ``path`` and of ``path``; empty for a zip.
+            If ``path`` is the folder of a patient or class, the paths of its files contain no
+            patient or class. These two names then give the patient or class.
     """
 
     path: Path
@@ -325,7 +325,7 @@ class ZipStore(PatchStore):
                 raise ValueError("its end record does not count all files")
 
     def _plain_name(self, name: str) -> str:
-        """Return a name with / for \\ and without "./", as some programs write both."""
+        """Return a name with / instead of \\ and without "./"; some programs write \\ or "./"."""
         parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
         inner = parts[:-1] if parts[-1:] == [""] else parts
         if not {"", ".."}.isdisjoint(inner) or "\0" in name or (inner and inner[0][1:2] == ":"):

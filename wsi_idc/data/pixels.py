@@ -92,7 +92,8 @@ def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
     width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
     if width > patch_px or height > patch_px:
         raise UnreadablePatchError(
-            f"{width}x{height} px is larger than a {patch_px}x{patch_px} patch (prepare --patch-px)"
+            f"{width}x{height} px is larger than a {patch_px}x{patch_px} patch; "
+            "see --patch-px of prepare"
         )
     if depth == 16:
         raise UnreadablePatchError("16 bits per channel instead of 8")

@@ -274,9 +274,10 @@ def published_results() -> pd.DataFrame:
 
 
 def _is_ranked(evaluations: Sequence[tuple[str, Evaluation]]) -> list[bool]:
-    """Return for each evaluation whether its patches are those of the largest set of evaluations.
+    """Return for each evaluation whether it is ranked.
 
-    If no two evaluations have the same patches, none is ranked.
+    Only the largest group of evaluations of the same patches is ranked. If there are several
+    evaluations but no two have the same patches, none is ranked.
     """
     keys = [evaluation.predictions[["patient", "x", "y", "label"]] for _, evaluation in evaluations]
     first_equal = [next(i for i, k in enumerate(keys) if k.equals(key)) for key in keys]

@@ -153,6 +153,6 @@ def _block_table(
 
 
 def _totals(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Sum the integers of each image. Float32 is exact, as the sum of a row is below 2**24."""
+    """Sum the integers of each image. The sum of a px row is below 2**24, so float32 is exact."""
     rows = values @ np.ones(values.shape[-1], np.float32)
     return rows.sum(axis=-1, dtype=np.float64).astype(np.int64)

@@ -134,7 +134,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Remove paths of source files: they differ between machines, and only errors show them."""
+    """Remove the paths of source files. Paths differ between machines; only errors use them."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():

@@ -163,7 +163,7 @@ def sensitivity_threshold(
 
 
 def _below(ascending: NDArray[np.floating], index: int) -> float:
-    """Return the mean of a probability and the next smaller one, as a threshold between them."""
+    """Return a threshold: the mean of ``ascending[index]`` and the probability before it."""
     # A threshold equal to a probability would depend on the rounding of this probability.
     upper, lower = float(ascending[index]), float(ascending[index - 1]) if index > 0 else 0.0
     middle = (upper + lower) / 2

@@ -187,7 +187,7 @@ def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
 def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
     """Return a function that computes logits and CAM; it is compiled at its first batch.
 
-    The function is compiled again for each new batch size, so all should have the same size.
+    The function is compiled again for each new batch size, so all batches should have one size.
 
     Args:
         classifier: Classifier in eval mode, on the device that will run it.

@@ -258,7 +258,7 @@ def _finished(paths: list[str]) -> list[str]:
 
 
 def _expand(value: Any) -> list[list[str]]:
-    """Return one list per value: the files that match if it is a pattern, else only the value."""
+    """Return a list for each value: the files that match the value as a pattern, else the value."""
     lists = []
     for text in map(str, value if isinstance(value, list) else [value]):
         is_pattern = "*" in text or "?" in text

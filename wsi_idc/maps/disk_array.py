@@ -42,7 +42,7 @@ class DiskArray:
         self.shape, self._dtype = (len(self) + len(block), *block.shape[1:]), block.dtype
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Read rows, as from a NumPy array; append no block afterwards."""
+        """Read rows, as from a NumPy array; ``append`` must not be called after a read."""
         numbers = np.arange(len(self))[rows]
         values = np.empty((len(numbers), *self.shape[1:]), self._dtype)
         row_bytes, start = values[:1].nbytes, 0

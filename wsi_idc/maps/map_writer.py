@@ -150,7 +150,7 @@ def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
         group[name] = patient_map.grid(values)
     index = np.arange(len(patient_map.row_col), dtype=np.int32)
     group["index"] = scatter_to_grid(index, patient_map.row_col, shape=patient_map.shape, fill=-1)
-    _write_axes(group, patient_map, cells=(1, 1))
+    _write_axes(group, patient_map, points=(1, 1))
 
 
 def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
@@ -165,7 +165,7 @@ def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
     height, width = patient_map.cell_cams(slice(1)).shape[1:]
     shape = (rows * height, cols * width)
     group.create_dataset("mosaic", shape, np.float32, compression="gzip", compression_opts=1)
-    _write_axes(group, patient_map, cells=(height, width))
+    _write_axes(group, patient_map, points=(height, width))
 
 
 def _write_cams(group: h5py.Group, patient_map: PatientMap) -> None:
@@ -189,11 +189,11 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
     group.create_dataset("tissue", data=slide.tissue.astype(np.uint8), **options)
 
 
-def _write_axes(group: h5py.Group, patient_map: PatientMap, *, cells: tuple[int, ...]) -> None:
-    """Write the axes x and y in um. A grid cell has ``cells`` = (h, w) points on the axes."""
+def _write_axes(group: h5py.Group, patient_map: PatientMap, *, points: tuple[int, ...]) -> None:
+    """Write the axes x and y in um, with ``points`` = (h, w) points in each grid cell."""
     cell_um = patient_map.cell_px * patient_map.mpp
     origin_um = patient_map.origin_px * patient_map.mpp
-    for name, count, parts in zip("yx", patient_map.shape, cells, strict=True):
+    for name, count, parts in zip("yx", patient_map.shape, points, strict=True):
         group[name] = cell_centers_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
         group[name].attrs["units"] = "um"
 

@@ -170,7 +170,7 @@ class PatientMap(PatientPatches):
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
 
     def cell_cams(self, indices: Any = slice(None)) -> NDArray[np.float32]:
-        """Crop the CAMs of all patches, or of ``indices``, to the patches' cells, (N, h, w)."""
+        """Crop the CAM of each patch to its grid cell, (N, h, w); ``indices`` selects patches."""
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
         return crop_center(self.cam[indices], fraction=self.cell_px / self.patch_px)

@@ -95,7 +95,7 @@ def _ranking_metrics(
     """Compute AUC and average precision in each resample, as scikit-learn does with sample weights.
 
     For each positive patch, both metrics need the number of patches that rank above this patch.
-    These higher patches are counted once, separately for each patient. The matrix product of
+    Each patient's higher patches are counted once for all resamples. The matrix product of
     ``weights`` and these counts is the number of higher patches in each resample. The arguments
     are those of ``resampled_metrics``.
     """
@@ -126,7 +126,7 @@ def _ranking_metrics(
 def _sort_by_patient(
     label: _Ints, probability: _Floats, code: _Ints, num_patients: int
 ) -> list[list[_Floats]]:
-    """Sort each patient's probabilities; return the lists of positive and of negative patches."""
+    """Sort the probabilities of each patient. Return a list for IDC patches and one for others."""
     return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)
@@ -147,7 +147,7 @@ class Band:
 
     Attributes:
         x: Positions on the x axis, shape (K,).
-        y: Values of the curve of all patients, shape (K,).
+        y: Values of the curve without resampling, shape (K,).
         low, high: Bounds of the band, shape (K,); NaN without resamples.
     """
 
@@ -201,7 +201,7 @@ def _curve_counts(
 
 
 def _band(curves: list[NDArray[np.float64]]) -> Band:
-    """Build a band from the curve of all patients and then the curve of each resample."""
+    """Build a band from curves: first the curve without resampling, then one curve per resample."""
     missing = np.full((2, len(_GRID)), np.nan)
     low, high = np.percentile(curves[1:], _PERCENTILES, axis=0) if len(curves) > 1 else missing
     return Band(_GRID, curves[0], low, high)

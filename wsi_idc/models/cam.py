@@ -44,9 +44,9 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Without a ``layer``, return a copy with the layer from ``default_cam_layer``.
+        """If ``layer`` is None, return a copy with the layer from ``default_cam_layer``.
 
-        If this layer makes the last feature map, ``layer`` stays None, which means the same layer.
+        ``layer`` stays None if the default is the layer of the last feature map.
         """
         if self.layer is not None:
             return self

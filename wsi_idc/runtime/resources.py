@@ -38,7 +38,7 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return the environment variable of a SLURM job's GPUs, as ``NAME=value``; None if no GPUs."""
+    """Return the variable that states a SLURM job's GPUs, as ``NAME=value``; None if no GPUs."""
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
@@ -71,7 +71,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Context manager: return freed memory to the system in the block; keep it after the block.
+    """While this context is open, return freed memory to the system; then keep freed memory.
 
     ``mallopt`` gets the thresholds that glibc itself sets after large allocations are freed.
     """

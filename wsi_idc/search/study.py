@@ -86,7 +86,7 @@ class TrialLease:
         self.point = {name: _suggest(trial, name, axis) for name, axis in spec.axes.items()}
 
     def on_epoch(self, epoch: dict[str, Any]) -> None:
-        """Record the metric of an epoch; raise Pruned if it is below the median of all trials."""
+        """Record an epoch's metric; raise Pruned if optuna's ``MedianPruner`` prunes the trial."""
         self._trial.report(monitored_value(epoch, self._metric), epoch["epoch"])
         if self._trial.should_prune():
             raise Pruned

@@ -115,7 +115,7 @@ def labeled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
 
 
 def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
-    """Return the patients of the initial weights, and warn if any of them is in val or test."""
+    """Return the patients that the initial weights were trained on; warn if any is val or test."""
     if not is_weights_file(config.weights):
         return ()
     patients = pretrained.pretraining_patients(Path(config.weights))

@@ -106,7 +106,7 @@ def _compute_gradient(training: Training, batch: Batch) -> Tensor:
 
 
 def _augmented_images(batch: Batch, part: slice, device: torch.device) -> Tensor:
-    """Return the augmented images of a part of a batch on the device, shape (n, 3, H, W)."""
+    """Augment a part of a batch on the device; return the images, shape (n, 3, H, W)."""
 
     def images_of(patches: Tensor, params: AugmentParams) -> Tensor:
         on_device = patches[part].to(device, non_blocking=True)
