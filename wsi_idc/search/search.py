@@ -139,11 +139,7 @@ def _train_trial(
             names = ("metrics", "best_epoch", "config")
             result = {name: getattr(trial, name) for name in names} | {"same_as": trial.number}
             lease.finish(TrialState.COMPLETE, trial.value, result=result)
-            logger.info(
-                "trial %d has the same settings as trial %d; the result is copied",
-                number,
-                trial.number,
-            )
+            logger.info("trial %d repeats trial %d; the result is copied", number, trial.number)
             return
     try:
         config = spec.config(lease.point)
