@@ -68,7 +68,7 @@ def test_the_default_tree_must_have_patches(
         shutil.copy(cohort.path, "data")
     if data == "another name":
         Path("data", "a.png").touch()
-        message = "data: no patch found; the first wrong file is 'a.png' (unknown name)"
+        message = "data: no patch found; the first wrong file is 'a.png' (unknown name: not"
         assert message in command("prepare").error
     else:
         assert command("prepare").error == NO_PATCHES

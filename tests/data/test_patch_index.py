@@ -336,7 +336,7 @@ def test_folder_that_cannot_be_listed_is_reported(tree):
         (lambda path: path.mkdir(), "no PNG file found; a patch tree holds PATIENT"),
         (
             lambda path: add_patch(path / "x", "9", 0, 0, 0).rename(path / "x/9/0/p.png"),
-            r"no patch found, but 'x/9/0/p.png' \(unknown name: not PATIENT_idx5_.*C is 0 or 1\)",
+            r"the first wrong file is 'x/9/0/p.png' \(unknown name: not PATIENT.*C is 0 or 1\)",
         ),
     ],
 )

@@ -77,7 +77,8 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
     table, duplicates, relabeled = _drop_duplicate_cells(table)
     if table.empty:
         issue = next(iter((*rejected, *off_grid)), None)
-        found = issue and f"no patch found, but {issue.path!r} ({issue.reason}: {issue.detail})"
+        first = issue and f"{issue.path!r} ({issue.reason}: {issue.detail})"
+        found = issue and f"no patch found; the first wrong file is {first}"
         raise DataError(
             f"{store.path}: {found or 'no PNG file found'}; a patch tree holds "
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"

@@ -123,7 +123,7 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             rgba = image.convert("RGBA")
     except UnidentifiedImageError:
-        raise UnreadablePatchError("damaged PNG: the header makes no sense") from None
+        raise UnreadablePatchError("damaged PNG: the header is not valid") from None
     except MemoryError:
         raise
     except DAMAGED_IMAGE as error:
