@@ -204,7 +204,9 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     "--time", default="04:00:00", help="Time limit; SLURM then requeues an unfinished job."
 )
 @click.option("--partition", default="", help="Partition.  [default: the site's partition]")
-@click.option("--account", default="", help="Account.  [default: the site's account]")
+@click.option(
+    "--account", default="", help="Account that pays for the job.  [default: the site's account]"
+)
 @click.option("--sbatch", "more", multiple=True, help="Another flag of sbatch, such as --qos=long.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

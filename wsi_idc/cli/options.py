@@ -179,8 +179,8 @@ split_option = with_default(
     "--split",
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
-    help="Role of the evaluated patients in the checkpoint's split; unseen: neither train nor val. "
-    "If no patient of the data is in the split, test means all patients.",
+    help="Role of the evaluated patients in the checkpoint's split. 'unseen' selects all patients "
+    "except train and val. 'test' selects all patients if none of them is in the split.",
 )
 seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(

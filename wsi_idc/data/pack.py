@@ -177,7 +177,7 @@ class Pack:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return ``patches[rows]``; release the file's memory pages after every 32 MB.
 
-        Memory pages of the file that were read count as memory of this process until their release.
+        Each page that was read belongs to the memory of this process until its release.
         Released pages stay in the cache of the system.
         """
         pixels = np.asarray(self.patches[rows])

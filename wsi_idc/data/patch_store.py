@@ -65,9 +65,8 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Names of the parent folder of ``path`` and of ``path``; empty for a zip.
-            If ``path`` is the folder of a patient or class, the paths of its files contain no
-            patient or class. These two names then give the patient or class.
+        parent_names: Last two folder names in ``path``, such as ("10253", "1"); empty for a zip.
+            If ``path`` is the folder of a patient or class, its files are found by these names.
     """
 
     path: Path

@@ -136,7 +136,10 @@ def _sort_by_patient(
 def _count_from(
     ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """Count each patient's values >= each threshold (> if ``side`` is "right"), shape (P, K)."""
+    """Count the values of P patients that are >= each of K thresholds, shape (P, K).
+
+    With ``side`` "right", values that are equal to the threshold are not counted.
+    """
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
 

@@ -168,7 +168,8 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
     """Return at most 3 layers whose feature map is large enough for a CAM, as {name: label}.
 
-    The layer with the smallest feature map is first. No layer comes after ``last``.
+    The layer with the smallest feature map is first. Layers behind ``last`` in the network are not
+    returned; ``last`` itself may be.
     """
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}
