@@ -150,8 +150,8 @@ def run(command: Callable[[], object]) -> int:
 def _similar_options(error: click.NoSuchOption) -> list[str]:
     """Return the options that the user may have meant.
 
-    Return the options with the given initials (--lr: --learning-rate). If there are none, return
-    those that contain the given text. If there are none, return those with a similar name.
+    The first rule that finds an option counts: the option has the given initials (--lr finds
+    --learning-rate), it contains the given text, or it has a similar name.
     """
     given = error.option_name.lstrip("-")
     params = error.ctx.command.params if error.ctx else []

@@ -5,8 +5,8 @@
 # exits with 75. The job is then requeued and continues from there, at most WSI_IDC_MAX_RESTARTS times (50). A job
 # that was cancelled with `scancel` is not requeued.
 
-# A job that is submitted from inside another job inherits the variables of that job, and srun would obey them. Keep
-# only the variables that SLURM sets anew for each job.
+# A job that is submitted from inside another job inherits the variables of that job, and srun would obey them. The
+# loop keeps only the variables that SLURM sets for each job.
 for name in "${!SLURM_@}"; do
     case $name in
         SLURM_JOB_GPUS) unset "$name" ;; # SLURM does not set this one for a job without GPUs
@@ -32,7 +32,7 @@ if ! command -v wsi-idc >/dev/null; then
 fi
 export PYTHONUNBUFFERED=1
 
-# Take the size of this job from SLURM's record of it.
+# SLURM's record of this job has the size of the job.
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
     for seconds in 1 2 4 8 0; do
         record=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") && break

@@ -79,7 +79,7 @@ def _task_status(number: int, task: Task) -> TaskStatus:
 
 
 def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
-    """Return the state and the detail of a task; ``results`` says for each output if it exists."""
+    """Return the state and the detail of a task; ``results``: whether each output exists."""
     done = list(results)
     state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
     return state, f"{sum(done)} of {len(done)} {what}"

@@ -44,7 +44,7 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """If ``layer`` is None, return a copy with the layer from ``default_cam_layer``.
+        """Without a ``layer``, return a copy with the layer from ``default_cam_layer``.
 
         ``layer`` stays None if the default is the layer of the last feature map.
         """
