@@ -67,7 +67,7 @@ def tissue_pictures(
 ) -> tuple[list[TissuePicture], float]:
     """Return the pictures that are drawn under the layers, and the scale of the stitched tissue.
 
-    The scale is the number of picture px per px of a patch; it is 0 if ``image`` is None.
+    The scale is the number of picture px per px of a patch; it is 0 without an ``image``.
     """
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)
