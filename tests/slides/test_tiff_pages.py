@@ -136,9 +136,18 @@ def test_slide_behind_its_label_is_refused(tmp_path: Path, tile: Any):
         (PLANES, {"ome": True, "metadata": {"axes": "CYX"}, "photometric": "minisblack"}, 3),
         (PLANES, {"imagej": True, "metadata": {"axes": "CYX"}, "photometric": "minisblack"}, 3),
         (np.stack([PICTURE] * 2), {"metadata": None, "photometric": "rgb"}, 2),
+        (
+            PLANES,
+            {
+                "photometric": "minisblack",
+                "metadata": None,
+                "description": "<OME><Pixels SizeC='x'/></OME>",
+            },
+            3,
+        ),
         (np.stack([PICTURE] * 4), {"ome": True, "metadata": {"axes": "ZYXS"}, **RGB}, 4),
     ],
-    ids=["channels of OME", "channels of ImageJ", "pages", "depths of OME"],
+    ids=["channels of OME", "channels of ImageJ", "pages", "damaged OME", "depths of OME"],
 )
 def test_planes_on_several_pages_are_refused(tmp_path, tile, pixels, options, num):
     tifffile.imwrite(tmp_path / "S1.tif", pixels, tile=tile, **UM, **options)

@@ -59,6 +59,10 @@ def test_the_default_is_what_the_file_names(tmp_path: Path, monkeypatch: pytest.
         path.write_bytes(b"weights")
         set_default(runs, path.parent if path.name == "best.pt" else path)
         assert default_checkpoint(runs).resolve() == path.resolve()
+    Path("disk/far/runs").mkdir(parents=True)
+    Path("link").symlink_to("disk/far/runs")
+    set_default(Path("link"), Path("elsewhere/b"))
+    assert default_checkpoint(Path("link")) == Path("elsewhere/b/best.pt")
     set_default(runs, Path("runs/a"))
     assert (runs / "default").read_text() == "a\n"
     runs.rename("moved")

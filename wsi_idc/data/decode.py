@@ -75,7 +75,7 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def table(self, index: TreeIndex) -> pd.DataFrame:
-        """Return the decoded files with height, width, crc; raise DataError without any file."""
+        """Return the decoded files with height, width, crc; raise DataError without any."""
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
             first = f"{self.issues[0].path}: {self.issues[0].detail}"

@@ -102,7 +102,8 @@ def _first_image(ome: str | None) -> Mapping[str, str]:
 
 def _num_planes(image: Mapping[str, str], imagej: Mapping[str, Any], first: Any) -> int:
     """Return the number of planes (channels, depths, times); the colors of a page are one plane."""
-    planes = math.prod(int(image.get(name, 1)) for name in ("SizeC", "SizeZ", "SizeT"))
+    sizes = (image.get(f"Size{axis}", "1") for axis in "CZT")
+    planes = math.prod(int(size) if size.isdecimal() else 1 for size in sizes)
     return max(planes // first.samplesperpixel, int(imagej.get("images", 1)))
 
 

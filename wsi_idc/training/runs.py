@@ -188,7 +188,8 @@ def default_checkpoint(runs: Path) -> Path | None:
     if not file.exists():
         return None
     try:
-        path = runs / regular_file(file, _MAX_NAME_BYTES).read_text(encoding="utf-8").strip()
+        text = regular_file(file, _MAX_NAME_BYTES).read_text(encoding="utf-8").strip()
+        path = Path(os.path.normpath(runs / text))  # "runs" may be a link to another disk
         path = path / Run(path).best.name if path.is_dir() else path
         if path.is_file() and path != file:
             return path
