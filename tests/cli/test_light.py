@@ -78,7 +78,7 @@ CASES = [
     ("train --data none.h5", 1, "none.h5: no such file"),
     ("train --data text.pt", 1, "text.pt: not an HDF5 file"),
     ("train --split none.csv", 1, "none.csv: no such file"),
-    ("train --split kfold:5/9", 1, "kfold:5/9: needs"),
+    ("train --split kfold:5/9", 1, "kfold:5/9: the number of folds"),
     ("train --weights none.pt", 1, "--weights none.pt: No such file"),
     ("search none.toml", 1, "none.toml"),
     ("explore --data none.h5", 1, "none.h5: no such file"),
