@@ -226,7 +226,7 @@ def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> 
     yield f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test"
     headings = {
         UNRANKED: "evaluated on other patches, so not ranked:",
-        PUBLISHED: "published, on other patients, for context only:",
+        PUBLISHED: "published results, measured on other patients:",
     }
     for row in table.to_dict("records"):
         if heading := headings.pop(row["source"], ""):

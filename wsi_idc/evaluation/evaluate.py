@@ -71,9 +71,9 @@ def choose_patients(
         groups = (member.patients(split) for member in predictor.checkpoints)
         chosen = available.intersection(*groups)
     if not chosen:
-        owner = "the checkpoint's" if len(predictor.checkpoints) == 1 else "all checkpoints'"
+        owner = "the checkpoint" if len(predictor.checkpoints) == 1 else "all checkpoints"
         remedy = "use --split unseen" if unseen else "all patients there are train or val patients"
-        raise DataError(f"none of {owner} {split} patients is in {pack.path}; {remedy}")
+        raise DataError(f"{pack.path} contains none of the {split} patients of {owner}; {remedy}")
     seen = sorted(chosen & predictor.patients("train"))
     if seen and not allow_seen:
         raise DataError(
