@@ -52,3 +52,26 @@ def test_use_refuses_what_is_no_finished_run(
         result = command("use", run)
         assert (result.code, reason in result.error) == (1, True)
     assert not Path("runs/default").exists()
+
+
+def test_a_run_cannot_have_the_name_of_the_default_file(
+    cohort: Pack,
+    trained: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: RunCommand,
+):
+    monkeypatch.chdir(tmp_path)
+    train = [*WORDS.split(), "--data", cohort.path]
+    result = command(*train, "--out", "runs/default")  # before the training
+    assert (result.code, "is the file that names the default" in result.error) == (1, True)
+    assert not Path("runs").exists()
+    shutil.copytree(trained.source.parent, "runs/mine")
+    command("use", "runs/mine")
+    assert command("use", "runs/default").code == 1
+    assert Path("runs/default").read_text() == "mine\n"
+    Path("runs/default").unlink()
+    Path("runs/mine").rename("runs/default")
+    assert "rename the folder" in command(*train).error
+    result = command("eval", "runs/default", "--data", cohort.path, "--no-report")
+    assert "checkpoint: runs/default/best.pt (as given)" in result.err

@@ -121,7 +121,7 @@ def test_each_command_reports_files_missing_from_the_cached_pack(tree, monkeypat
         caplog.clear()
         pack = open_data(tree)
         assert len(pack) == 6
-        line = f"2 files are left out of the pack; see {pack.path.parent / 'rejected.csv'}"
+        line = f"2 files left out; see {pack.path.parent / 'rejected.csv'}"
         assert caplog.messages[-1] == line
     pack.path.with_name("rejected.csv").unlink()
     caplog.clear()

@@ -245,6 +245,7 @@ def test_members_that_cannot_be_read_are_set_aside(archive, tmp_path, change, ar
 def test_names_with_a_dot_or_backslashes_are_read(archive, tmp_path, change):
     expected = pack_content(prepare(archive, tmp_path / "a.h5").pack)
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(tmp_path / "b.zip", "w") as target:
+        target.writestr(change("./"), b"")
         for name in source.namelist():
             target.writestr(change(name), source.read(name))
     assert pack_content(prepare(tmp_path / "b.zip", tmp_path / "b.h5").pack) == expected

@@ -49,11 +49,10 @@ def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
 
 def _find(path: Path | None) -> tuple[Path, str]:
     default_file = DEFAULT_RUNS / DEFAULT
-    if path in (None, default_file):
+    if path is None or (path == default_file and not path.is_dir()):
         if default := default_checkpoint(DEFAULT_RUNS):
             return default, f"the default, which {default_file} names"
         return bundled_checkpoint(), f"the bundled model; there is no {default_file}"
-    assert path is not None
     if str(path) == BUNDLED:
         return bundled_checkpoint(), "the bundled model"
     if path.is_dir() and not (path / "best.pt").exists():

@@ -56,20 +56,28 @@ def train(
     from wsi_idc.data.open_data import default_data, find_pack, open_data
     from wsi_idc.data.splits import make_split, split_table
     from wsi_idc.training.config import weights_fingerprint
+    from wsi_idc.training.runs import DEFAULT, Run, check_default, default_run, set_default
 
+    # A job calls this command without the group of all commands, and sets no default.
+    is_default = click.get_current_context().parent is not None
+    if is_default:
+        check_default(DEFAULT_RUNS, out)
     # Wrong files and splits are errors before torch is imported.
     weights_fingerprint(config)
     if not (data or default_data()).exists():
         open_data(data)
     elif packed := find_pack(data or default_data()):
-        make_split(packed, config.split, seed=config.seed)
+        logging.disable()  # the split is made and logged below
+        try:
+            make_split(packed, config.split, seed=config.seed)
+        finally:
+            logging.disable(logging.NOTSET)
 
     from wsi_idc.core.progress import set_up_logging
     from wsi_idc.runtime.device import select_device
     from wsi_idc.runtime.distributed import init_distributed
     from wsi_idc.runtime.signals import stop_requests
     from wsi_idc.training.config import resolve, resolved_config
-    from wsi_idc.training.runs import DEFAULT, Run, default_run, set_default
     from wsi_idc.training.train import train as run_training
 
     resolved = resolve(config)
@@ -103,8 +111,6 @@ def train(
                 stop=stop,
             )
     if world.is_main:
-        # A job calls this command without the group of all commands, and sets no default.
-        is_default = click.get_current_context().parent is not None
         if is_default:
             set_default(DEFAULT_RUNS, run.folder)
         record = {

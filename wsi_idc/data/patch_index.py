@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wsi_idc.core.csv_table import plain_cell
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import regular_file, safe_filename, starts_with
 from wsi_idc.data.patch_store import FileIssue, FolderStore, PatchStore, ZipStore, is_zip
@@ -298,6 +299,6 @@ def read_issues(path: Path) -> list[FileIssue]:
     """Read the issues in a CSV file; return an empty list if the file is no issue table."""
     try:
         table = pd.read_csv(regular_file(path), dtype=str, keep_default_na=False)
-        return [FileIssue(*row) for row in _rows(table[_ISSUE_COLUMNS])]
+        return [FileIssue(*map(plain_cell, row)) for row in _rows(table[_ISSUE_COLUMNS])]
     except (OSError, ValueError, KeyError):
         return []

@@ -279,7 +279,7 @@ class ZipStore(PatchStore):
         self._refuse_unlisted(end, archive.start_dir)
         for entry in entries:
             name = entry.filename = self._plain_name(entry.orig_filename)
-            if entry.is_dir():
+            if not name or entry.is_dir():  # "./" has no name
                 continue
             if not is_patch_name(name.rpartition("/")[2]):
                 self._files.num_other += 1

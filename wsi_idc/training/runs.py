@@ -163,15 +163,23 @@ def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
     return Run(runs / f"{model}-{digest[:8]}")
 
 
+def check_default(runs: Path, run: Path | None = None) -> None:
+    """Raise RunError if the file ``default`` in ``runs`` cannot name ``run``."""
+    file = runs / DEFAULT
+    if file.is_dir():
+        raise RunError(f"{file} is a folder, so no default can be set; rename the folder")
+    if run is not None and run.absolute() == file.absolute():
+        raise RunError(f"{file} is the file that names the default; give the path of another run")
+
+
 def set_default(runs: Path, run: Path | None) -> None:
     """Write the path of a run or a .pt file into the file ``default`` in ``runs``; None removes it.
 
     Raises:
-        RunError: A folder has the name of this file.
+        RunError: A folder has the name of this file, or ``run`` is this file.
     """
+    check_default(runs, run)
     file = runs / DEFAULT
-    if file.is_dir():
-        raise RunError(f"{file} is a folder, so no default can be set; rename the folder")
     if run is None:
         file.unlink(missing_ok=True)
     else:
