@@ -27,7 +27,8 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Args:
         pack: Pack of the data set. The pixels of the pack are read once.
-        out: Folder for the CSV files, ``figures/`` and ``summary.json``, which is written last.
+        out: Folder for the CSV files, ``figures/`` and ``summary.json``. An old ``summary.json`` is
+            removed first, and the new one is written last: a folder with this file is complete.
         seed: Seed that selects the sample patches and their augmentation.
 
     Returns:
@@ -40,6 +41,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
     ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)
     tables = description.tables()
+    (out / SUMMARY_JSON).unlink(missing_ok=True)
     # hints.csv is written first: this file marks the folder as a folder of explore.
     for name, table in sorted(tables.items(), key=lambda item: f"{item[0]}.csv" != HINTS_CSV):
         # Integers are written exactly. Floats have six digits: this hides rounding errors.

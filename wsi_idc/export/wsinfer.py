@@ -49,6 +49,9 @@ class _Calibrated(nn.Module):
 def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
     """Write the model folder ``out``, and return the paths of the written files.
 
+    An old ``config.json`` is removed first, and the new one is written last: otherwise a killed
+    export would leave a new network beside the settings of an old one.
+
     Raises:
         CheckpointError: Both classes have the same name, or TorchScript changes the logits.
         WsiIdcError: ``out`` is not writable, or another program wrote files of these names.
@@ -59,9 +62,11 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
         )
     ensure_writable(out, writes=_FILES, marks=_FILES[:1])
     files = [out / name for name in _FILES]
-    write_bytes(files[0], torchscript(checkpoint))
-    write_json(files[1], wsinfer_config(checkpoint))
+    data = torchscript(checkpoint)
+    files[1].unlink(missing_ok=True)
+    write_bytes(files[0], data)
     write_text(files[2], _card(checkpoint))
+    write_json(files[1], wsinfer_config(checkpoint))
     return files
 
 

@@ -2,6 +2,7 @@
 
 ``run.json`` contains the settings and the status. ``metrics.jsonl`` has one line per epoch.
 ``best.pt`` is the checkpoint. ``last.pt`` is the state from which the training resumes.
+``replaced.pt`` is the checkpoint of a finished run until the training that replaces it is finished.
 """
 
 import hashlib
@@ -44,6 +45,11 @@ class Run:
         """Path of the state from which the training resumes."""
         return self.folder / "last.pt"
 
+    @property
+    def replaced(self) -> Path:
+        """Path of the checkpoint of a finished run while a new training replaces this run."""
+        return self.folder / "replaced.pt"
+
     def exists(self) -> bool:
         """Return whether a training was started in this folder."""
         return (self.folder / "run.json").exists()
@@ -80,15 +86,21 @@ class Run:
 
     def protect_weights(self, weights: Path) -> None:
         """Raise RunError if a new training in this folder would delete its initial weights."""
-        if any(own.exists() and own.samefile(weights) for own in (self.best, self.last)):
+        files = (self.best, self.last, self.replaced)
+        if any(own.exists() and own.samefile(weights) for own in files):
             raise RunError(
                 f"a new training in {self.folder} would delete the initial weights {weights}; "
                 "give another --out"
             )
 
     def start(self, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-        """Delete the files of an earlier training and write a new run.json."""
+        """Delete the files of an earlier training and write a new run.json.
+
+        The checkpoint of a finished run is kept as ``replaced.pt`` until the new run is finished.
+        """
         self.validate_dir()
+        if self.is_finished():
+            self.best.replace(self.replaced)
         for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / EVENTS, ignore_errors=True)
@@ -99,6 +111,8 @@ class Run:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"format": FORMAT, "status": status, "updated": now, "asked": settings, **details}
         write_json(self.folder / "run.json", record)
+        if status == "finished":
+            self.replaced.unlink(missing_ok=True)
 
     def update_best_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace the metrics of the best checkpoint in run.json; "updated" stays the same."""
