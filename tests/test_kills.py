@@ -27,22 +27,20 @@ sys.addaudithook(kill)
 _TRAIN = "train --model cnn-bn --epochs 1 --batch-size 16 --device cpu --split ratio:50/25/25"
 
 
-@pytest.fixture
-def work(small: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def work(small: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a working folder with the small pack in data/, and change into it."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "small.h5").symlink_to(small.path)
+    (tmp_path / "data").symlink_to(small.path.parent)
     monkeypatch.chdir(tmp_path)
-    run(_TRAIN, "--out", "runs/old")
-    return tmp_path
+    monkeypatch.setenv("KILL_AT", "0")  # give the variable back after the test
+    run(f"{_TRAIN} --out runs/old")
 
 
-def run(line: str, *words: str, kill_at: int = 0) -> None:
+def run(line: str, *, kill_at: int = 0) -> None:
     """Run a command line; kill it before this rename or removal, or let it end."""
-    hook = Path("hook.py")
-    hook.write_text(_HOOK)
+    Path("hook.py").write_text(_HOOK)
     os.environ["KILL_AT"] = str(kill_at)
-    command = Command(*line.split(), *words, hook=hook.absolute())
+    command = Command(*line.split(), hook=Path("hook.py").absolute())
     assert command.wait() == (-signal.SIGKILL if kill_at else 0), command.text()
 
 
@@ -52,14 +50,13 @@ def files(folder: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_a_killed_training_keeps_the_finished_run_that_it_replaces(work: Path):
-    run(_TRAIN, "--out", "runs/expected", "--seed", "1")
+def test_a_killed_training_keeps_the_finished_run_that_it_replaces():
+    run(f"{_TRAIN} --out runs/expected --seed 1")
     old = Path("runs/old/best.pt").read_bytes()
-    # After one, two and five of the old files; at the end of the training.
     for kill_at in (2, 3, 6, 14):
-        run(_TRAIN, "--out", "runs/old", "--seed", "1", "--overwrite", kill_at=kill_at)
+        run(f"{_TRAIN} --out runs/old --seed 1 --overwrite", kill_at=kill_at)
         assert old in files("runs/old").values()
-    run(_TRAIN, "--out", "runs/old", "--seed", "1", "--overwrite")
+    run(f"{_TRAIN} --out runs/old --seed 1 --overwrite")
     assert names(Path("runs/old")) == names(Path("runs/expected"))
     actual, expected = (load_checkpoint(Path(f"runs/{n}/best.pt")) for n in ("old", "expected"))
     torch.testing.assert_close(actual.state, expected.state, rtol=0, atol=0)
@@ -68,13 +65,11 @@ def test_a_killed_training_keeps_the_finished_run_that_it_replaces(work: Path):
 @pytest.mark.parametrize(
     ("line", "last", "kills"),
     [
-        ("export --format wsinfer --checkpoint runs/old --out out", "config.json", (2, 3, 4)),
-        pytest.param("explore --out out", "summary.json", (20,), marks=pytest.mark.slow),
+        ("export --format wsinfer --checkpoint runs/old --out out", "config.json", [2, 3, 4]),
+        pytest.param("explore --out out", "summary.json", [20], marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_command_leaves_no_mixture(
-    work: Path, line: str, last: str, kills: tuple[int, ...]
-):
+def test_a_killed_command_leaves_no_mixture(line: str, last: str, kills: list[int]):
     run(line)
     expected = files("out")
     for kill_at in kills:
