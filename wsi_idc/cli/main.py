@@ -131,10 +131,9 @@ def run(command: Callable[[], object]) -> int:
         return StoppedError.exit_code
     except (ImportError, MemoryError) as error:
         reason = first_line(error) if isinstance(error, ImportError) else "out of memory"
-        _echo_error(
-            f"{reason}; allow more memory (ulimit -v, --mem of SLURM), or check the installation "
-            "with wsi-idc doctor"
-        )
+        is_missing = isinstance(error, ModuleNotFoundError)  # not an effect of too little memory
+        memory = "" if is_missing else "allow more memory (ulimit -v, --mem of SLURM), or "
+        _echo_error(f"{reason}; {memory}check the installation with wsi-idc doctor")
         return 1
     except Exception as error:  # noqa: BLE001
         # The system sets strerror, such as for a full disk. An OSError without strerror is a bug.
