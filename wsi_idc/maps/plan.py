@@ -65,7 +65,8 @@ def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite:
     old_key = old_key if isinstance(old_key, dict) else {}
     if old_key == cache_key:
         return DONE
-    changed = [key for key in sorted(cache_key) if old_key.get(key) != cache_key[key]]
+    keys = sorted({*old_key, *cache_key}, key=str)
+    changed = [str(key) for key in keys if old_key.get(key) != cache_key.get(key)]
     made = f"was made with another {', '.join(changed)}"
     if "data" in changed and record.get("data", data) != data:
         made += f" ({record['data']}, not {data})"
