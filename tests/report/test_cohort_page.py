@@ -63,7 +63,7 @@ def test_medians_exclude_train_patients():
 )
 def test_maps_of_different_models_have_no_median(change: dict[str, Any]):
     page = cohort_page([card("a", auc=0.7), card("b", auc=0.9, **change)], {})
-    assert "the maps are of 2 different models or thresholds" in page
+    assert "the maps are of 2 different models, thresholds or settings" in page
     assert "median" not in page
     assert "different models" not in cohort_page([card("a", auc=0.7), card("b", auc=0.9)], {})
 

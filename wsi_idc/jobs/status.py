@@ -79,7 +79,7 @@ def _task_status(number: int, task: Task) -> TaskStatus:
 
 
 def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
-    """Return the state and the detail of a task; ``results``: whether each output exists."""
+    """Return the state and the detail of a task from whether each of its outputs exists."""
     done = list(results)
     state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
     return state, f"{sum(done)} of {len(done)} {what}"

@@ -34,7 +34,7 @@ _FORMAT_VERSION = 1
 _MAX_MAPS = 1_000_000
 _MODEL_NOTES = ("tta", "ensemble")
 _MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
-MIXED = "the maps are of %d different models or thresholds; compare only maps of the same model"
+MIXED = "the maps are of %d different models, thresholds or settings; compare only equal ones"
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("patient", "map", "source"), str),
