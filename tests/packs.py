@@ -102,12 +102,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def make_unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Simulate a disk error for the files whose path ends with this name."""
+def make_unreadable(monkeypatch: pytest.MonkeyPatch, name: str, *, unless: str = "\0") -> None:
+    """Simulate a disk error for the files whose path ends with ``name`` and has no ``unless``."""
     read = FolderStore.read
 
     def fail(self: FolderStore, path: str) -> tuple[bytes, str]:
-        if path.endswith(name):
+        if path.endswith(name) and unless not in path:
             raise UnreadablePatchError("cannot be read: Input/output error")
         return read(self, path)
 

@@ -357,6 +357,16 @@ def test_a_disk_that_fails_is_an_error_but_a_few_files_without_access_are_left_o
     assert prepare(square_tree, out).num_patches == 400
 
 
+def test_files_without_access_whose_copies_are_packed_do_not_stop_the_run(
+    square_tree, tmp_path, monkeypatch
+):
+    shutil.copytree(square_tree, tmp_path / "copies")
+    (tmp_path / "copies").rename(square_tree / "copies")
+    make_unreadable(monkeypatch, "1_class1.png", unless="copies/")  # 200 of 400 files
+    report = prepare(square_tree, tmp_path / "a.h5")
+    assert (report.num_patches, report.lost_patients) == (400, [])
+
+
 def test_a_resumed_run_takes_copies_of_damaged_patches(square_tree, tmp_path):
     (square_tree / "copy" / PATH).parent.mkdir(parents=True)
     shutil.copy(square_tree / PATH, square_tree / "copy" / PATH)

@@ -51,7 +51,7 @@ class DecodedTree:
         sizes: Height, then width, of each decoded file, in px.
         crcs: CRC-32 of the bytes of each decoded file.
         issues: Files that could not be decoded.
-        num_no_access: Number of the issues of files to which the system gives no access.
+        num_no_access: Number of files without a copy to which the system gives no access.
         histogram: Counts of the pixel values of each channel, shape (3, 256).
     """
 
@@ -69,6 +69,7 @@ class DecodedTree:
             self.is_decoded.append(not reason)
             if reason:
                 self.skip(path, reason)
+                self.num_no_access += reason.startswith(CANNOT_READ)
         self.paths += paths
         self.sizes.extend(chunk.sizes)
         self.crcs.extend(chunk.crcs)
@@ -85,9 +86,8 @@ class DecodedTree:
 
     def skip(self, path: str, reason: str) -> None:
         """Record a file that is left out of the pack; log the first ``_MAX_LOGGED`` files."""
-        is_no_access = reason.startswith(CANNOT_READ)
-        self.num_no_access += is_no_access
-        self.issues.append(FileIssue(path, NO_ACCESS if is_no_access else UNREADABLE, reason))
+        kind = NO_ACCESS if reason.startswith(CANNOT_READ) else UNREADABLE
+        self.issues.append(FileIssue(path, kind, reason))
         if len(self.issues) <= _MAX_LOGGED:
             logger.warning("left out: %r: %s", path, reason)
 
