@@ -1,6 +1,7 @@
 """Decoding in threads and processes: stopped or killed, it resumes to the same pack."""
 
 import contextlib
+import multiprocessing
 import os
 import resource
 import shutil
@@ -28,7 +29,7 @@ from tests.packs import (
 )
 from wsi_idc.core.errors import DataError, WorkerError, WsiIdcError
 from wsi_idc.data.decode import DecodedTree
-from wsi_idc.data.decode_cache import create_worker_pool
+from wsi_idc.data.decode_cache import _WorkerProcess, create_worker_pool
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_index import index_tree
 from wsi_idc.data.patch_store import FileIssue, FolderStore
@@ -423,6 +424,29 @@ def test_a_killed_worker_is_one_line_and_the_next_run_resumes(all_patches, tmp_p
     assert names(out.parent) == [cache_of(out).name]
     prepare(all_patches, out, num_workers=2)
     assert_same_files(out, prepare(all_patches, tmp_path / "b.h5", num_workers=1).pack)
+
+
+@pytest.mark.usefixtures("in_processes")
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_worker_that_starts_while_another_is_killed_does_not_hang(
+    all_patches, tmp_path, is_early
+):
+    start = _WorkerProcess.start
+
+    def start_beside_a_kill(process: _WorkerProcess) -> None:
+        others = multiprocessing.active_children()
+        if not is_early:
+            start(process)
+        for other in others:
+            other.kill()
+            time.sleep(1)
+        if is_early:
+            start(process)
+
+    beside = patch.object(_WorkerProcess, "start", start_beside_a_kill)
+    with beside, pytest.raises(WorkerError, match="a process that decodes patches was killed"):
+        prepare(all_patches, tmp_path / "a.h5", num_workers=2)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.usefixtures("in_processes")

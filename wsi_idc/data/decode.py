@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError, WorkerError
 from wsi_idc.core.progress import progress
-from wsi_idc.data.decode_cache import FILES_PER_CHUNK, Chunk, DecodeCache, create_worker_pool
+from wsi_idc.data.decode_cache import (
+    FILES_PER_CHUNK,
+    Chunk,
+    DecodeCache,
+    create_worker_pool,
+    kill_workers,
+)
 from wsi_idc.data.patch_index import TreeIndex, readable_duplicates
 from wsi_idc.data.patch_store import (
     CANNOT_READ,
@@ -157,6 +163,7 @@ def _decode_chunks(
             task, future = pending.popleft()
             yield *task, future.result()
     except BrokenProcessPool:
+        kill_workers()
         raise WorkerError(
             "a process that decodes patches was killed, perhaps because memory was full; run the "
             "same command again to resume, perhaps with a smaller --num-workers"

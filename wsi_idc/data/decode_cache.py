@@ -19,6 +19,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -154,6 +155,17 @@ def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(num_workers, _WorkerContext(), _exit_with_parent)
 
 
+def kill_workers() -> None:
+    """Kill all processes of worker pools.
+
+    A pool with a killed process ends its other processes. It then waits forever for a process that
+    was starting at this moment.
+    """
+    for process in multiprocessing.active_children():
+        if isinstance(process, _WorkerProcess):
+            process.kill()
+
+
 class _WorkerProcess(SpawnProcess):
     def start(self) -> None:
         # A terminal and a scheduler send their signals to child processes too, but only the parent
@@ -164,6 +176,11 @@ class _WorkerProcess(SpawnProcess):
         sys.modules["__main__"] = ModuleType("__main__")
         try:
             super().start()
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # The pool closed its queue, because another worker was killed.
+            raise BrokenProcessPool(str(error)) from None
         finally:
             sys.modules["__main__"] = main_module
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
