@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -48,7 +49,8 @@ def slide_view() -> SlideView:
     tissue = np.zeros((20, 10), bool)
     tissue[5:15, 2:8] = True
     thumbnail = np.where(tissue[..., None], 120, 240).astype(np.uint8).repeat(3, axis=2)
-    return SlideView("s.svs", 0.5, 8000, 16000, thumbnail, tissue)
+    bounds = Bounds(1000, 3000, 6000, 10000)
+    return SlideView("s.svs", 0.5, 8000, 16000, thumbnail, tissue, bounds=bounds)
 
 
 def edge_map() -> PatientMap:

@@ -195,12 +195,19 @@ def _write_pack(path: Path) -> None:
 
 def _map() -> Any:
     """Build a map with every optional part."""
+    from wsi_idc.geometry.bounds import Bounds
     from wsi_idc.maps.patient_map import PatientMap, SlideView
 
     row_col = np.array([[_ROWS - 1, _COLS - 1], *[[0, col] for col in range(_NUM - 1)]], np.int32)
     one = np.full(_NUM, 0.5, np.float32)
     view = SlideView(
-        "s.svs", 1.0, 900, 900, np.zeros((19, 23, 3), np.uint8), np.ones((19, 23), bool)
+        "s.svs",
+        1.0,
+        900,
+        900,
+        np.zeros((19, 23, 3), np.uint8),
+        np.ones((19, 23), bool),
+        bounds=Bounds(100, 100, 700, 700),
     )
     return PatientMap(
         patient="P1",

@@ -10,6 +10,7 @@ import pytest
 
 from tests.small_maps import slide_view, small_map
 from wsi_idc.core.errors import DataError, MapError
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.maps.map_reader import (
     is_map,
     map_path,
@@ -347,6 +348,8 @@ CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
         (_set_slide(width=0), "the slide's mpp, width or height is out of range"),
         (_set_slide(height=-1), "the slide's mpp"),
         (_set_slide(mpp=np.nan), "the slide's mpp"),
+        (_set_slide(bounds=[1, 2, 0, 4]), "the bounds of the slide have no area"),
+        (_set_slide(bounds=[1, 2, 3]), "missing 1 required positional argument"),
         (_set_slide(thumbnail=(4, 5, 3)), "/slide/thumbnail is of shape"),
         (_set_slide(tissue=(0, 12), thumbnail=(0, 12, 3)), "/slide/tissue is of shape"),
         (_set_slide((8192, 8192), (8192, 8192, 3), chunks=True), "/slide/tissue claims"),
@@ -407,6 +410,7 @@ def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):
     np.testing.assert_array_equal(found.slide.thumbnail, slide.thumbnail)
     np.testing.assert_array_equal(found.slide.tissue, slide.tissue)
     assert (found.slide.name, found.slide.mpp) == ("s.svs", 0.5)
+    assert found.slide.bounds == Bounds(1000, 3000, 6000, 10000)
     assert found.level0_size == (1200, 800)
     with h5py.File(tmp_path / "P1.h5") as file:
         assert file["coords"].attrs["patch_size_level0"] == 400

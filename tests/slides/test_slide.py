@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.slides.tiffs import damage, halved, noise, spy_on, write_tiff
+from tests.slides.tiffs import damage, halved, noise, spy_on, write_scn, write_tiff
 from wsi_idc.core.errors import SlideError
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.slides.reader import composite_on_white
 from wsi_idc.slides.slide import _companion_files, open_slide
 
@@ -33,6 +34,18 @@ def test_pyramid_is_read_level_by_level(tmp_path):
         for at, pixels in enumerate(levels):
             found = slide.read(at, 11, 7, width=50, height=40)
             assert np.array_equal(found, pixels[7:47, 11:61])
+
+
+def test_scanned_area_is_the_bounds(tmp_path):
+    path = write_scn(tmp_path / "S1.scn", noise(90, 130), x=300, y=200, glass=(800, 600))
+    with open_slide(path) as slide:
+        assert (slide.width, slide.height, slide.mpp) == (800, 600, 0.5)
+        assert slide.bounds == Bounds(x=300, y=200, width=130, height=90)
+        assert slide.properties["openslide.bounds-x"] == "300"
+        assert np.array_equal(slide.read(0, 300, 200, width=130, height=90), noise(90, 130))
+        assert (slide.read(0, 0, 0, width=300, height=600) == 255).all()
+    with open_slide(write_tiff(tmp_path / "S2.tif", PICTURE, mpp=1.0)) as slide:
+        assert slide.bounds is None
 
 
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "striped"])

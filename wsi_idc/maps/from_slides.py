@@ -186,7 +186,7 @@ class SlideSource:
             label=np.full(len(reader), -1, np.int8),
             slide=SlideView(
                 *(slide.path.name, slide.mpp, slide.width, slide.height),
-                *(thumbnail, thumbnail_mask, slide.mpp_source),
+                *(thumbnail, thumbnail_mask, slide.mpp_source, slide.bounds),
             ),
         )
         return patches, reader

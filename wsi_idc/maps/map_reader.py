@@ -16,6 +16,7 @@ from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATU
 from wsi_idc.core.errors import MapError, first_line
 from wsi_idc.core.files import parse_json, safe_filename
 from wsi_idc.core.hdf5 import DatasetSpec, open_hdf5, read_attributes
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, shape_of
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -219,6 +220,9 @@ def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:
     attrs, (low, high) = read_attributes(file["slide"]), POSSIBLE_MPP
     if not (low <= attrs["mpp"] <= high and min(attrs["width"], attrs["height"]) > 0):
         raise ValueError("the slide's mpp, width or height is out of range")
+    bounds = Bounds(*map(int, attrs["bounds"])) if "bounds" in attrs else None
+    if bounds is not None and min(bounds.width, bounds.height) <= 0:
+        raise ValueError("the bounds of the slide have no area")
     return SlideView(
         name=str(attrs["name"]),
         mpp=float(attrs["mpp"]),
@@ -228,6 +232,7 @@ def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:
         tissue=tissue.astype(bool),
         # Maps of version 0.1.0 have the origin of the slide's mpp in the root.
         mpp_source=str(attrs.get("mpp_source", root["mpp_source"])),
+        bounds=bounds,
     )
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,8 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
     group = file.create_group("slide")
     for name in ("name", "mpp", "mpp_source", "width", "height"):
         group.attrs[name] = getattr(slide, name)
+    if slide.bounds is not None:
+        group.attrs["bounds"] = astuple(slide.bounds)
     options = {"compression": "gzip", "compression_opts": 1}
     group.create_dataset("thumbnail", data=slide.thumbnail, **options)
     group.create_dataset("tissue", data=slide.tissue.astype(np.uint8), **options)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.geometry.grid import crop_center, mosaic, scatter_to_grid, shape_of
 
 
@@ -21,6 +22,7 @@ class SlideView:
         thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
         tissue: Mask of the tissue in the thumbnail, shape (h, w), bool.
         mpp_source: Origin of ``mpp``: "file", or "given" by the user.
+        bounds: Scanned area, to which QuPath crops the slide; None if it is the complete slide.
     """
 
     name: str
@@ -30,6 +32,7 @@ class SlideView:
     thumbnail: NDArray[np.uint8]
     tissue: NDArray[np.bool_]
     mpp_source: str = "file"
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

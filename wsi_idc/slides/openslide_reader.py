@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import SlideError, first_line
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.slides.reader import SlideReader, composite_on_white
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class OpenSlideReader(SlideReader):
             _check_tiles(path, handle.properties)
             self.sizes = handle.level_dimensions
             self.downsamples = handle.level_downsamples
-            self.file_mpp = _read_mpp(handle.properties)
+            self.properties = dict(handle.properties)
+            self.file_mpp = _read_mpp(self.properties)
+            self.bounds = _read_bounds(self.properties, *self.sizes[0])
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
@@ -125,3 +128,15 @@ def _read_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
     with contextlib.suppress(KeyError, ValueError):
         return float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"])
     return None
+
+
+def _read_bounds(properties: Mapping[str, str], width: int, height: int) -> Bounds | None:
+    """Return the scanned area; None if the file states none, or states the complete slide."""
+    try:
+        sides = (properties[f"openslide.bounds-{side}"] for side in ("x", "y", "width", "height"))
+        bounds = Bounds(*map(int, sides))
+    except (KeyError, ValueError):
+        return None
+    is_possible = 0 <= bounds.x < width and 0 <= bounds.y < height
+    is_possible &= bounds.width > 0 and bounds.height > 0
+    return bounds if is_possible and bounds != Bounds(0, 0, width, height) else None

@@ -2,7 +2,9 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
+from wsi_idc.geometry.bounds import Bounds
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _FORMATS = ("TIFF", "PNG", "JPEG")
@@ -30,11 +33,15 @@ class SlideReader(ABC):
         sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Width of a px of each level, in level-0 px.
         file_mpp: Unchecked microns per level-0 px along x and y; None if the file states no value.
+        bounds: Scanned area; None if it is the complete slide.
+        properties: Unchecked texts in the file, with the names that OpenSlide gives them.
     """
 
     sizes: tuple[tuple[int, int], ...]
     downsamples: tuple[float, ...]
     file_mpp: tuple[float, float] | None
+    bounds: Bounds | None = None
+    properties: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:

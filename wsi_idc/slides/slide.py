@@ -57,6 +57,9 @@ class Slide(AbstractContextManager["Slide"]):
         mpp_source: Origin of ``mpp``: "file", or "given" by the user.
         levels: All levels of the slide, level 0 first.
         num_readers: Number of threads that should read concurrently.
+        bounds: Scanned area, to which QuPath crops the slide; None if it is the complete slide.
+        properties: Texts in the slide file with OpenSlide's names, such as
+            "hamamatsu.XOffsetFromSlideCentre"; empty if OpenSlide does not read the file.
     """
 
     def __init__(self, path: Path, reader: SlideReader, *, mpp: float, mpp_source: str) -> None:
@@ -69,6 +72,8 @@ class Slide(AbstractContextManager["Slide"]):
             for size, downsample in zip(reader.sizes, reader.downsamples, strict=True)
         )
         self.num_readers = min(available_cores(), _MAX_READERS)
+        self.bounds = reader.bounds
+        self.properties = reader.properties
         self._reader = reader
 
     def __exit__(self, *error: object) -> None:
