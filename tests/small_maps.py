@@ -82,9 +82,9 @@ def written(folder: Path, **changes: Any) -> Path:
 def hand_map(**changes: Any) -> PatientMap:
     """Return a map of five patches on 4 x 4 cells of 0.04 mm2; its first column is empty.
 
-    At 0.5 three patches are called IDC: the first two, which touch at a corner, and the last one,
-    which touches none. The four labelled patches are one true and one false positive, one true and
-    one false negative.
+    At 0.5 three patches are called IDC: the first two, which touch only at a corner, and the last
+    one, which touches none. The four labelled patches are one true and one false positive, one
+    true and one false negative.
     """
     rng = np.random.default_rng(5)
     fields: dict[str, Any] = {

@@ -10,8 +10,9 @@ import pytest
 import shapely
 
 from tests.export.maps import full_grid, measured_map, on_slide, small_map
-from tests.small_maps import edge_map
+from tests.small_maps import edge_map, hand_map
 from wsi_idc.export.geojson import write_geojson
+from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap
 
 
@@ -72,6 +73,15 @@ def test_regions_are_measured(tmp_path: Path):
     expected = shapely.box(0, 0, 100, 50) | shapely.box(0, 0, 50, 100)
     assert shapely.geometry.shape(large["geometry"]).equals(expected)
     assert shapely.geometry.shape(small["geometry"]).equals(shapely.box(150, 100, 200, 150))
+
+
+def test_largest_region_is_that_of_the_cohort_table(tmp_path: Path):
+    for patient_map, sizes in ((hand_map(), [0.04] * 3), (edge_map(), [0.035])):
+        _, regions = features_of(patient_map, tmp_path / "P1.geojson")
+        areas = [region["properties"]["measurements"]["area_mm2"] for region in regions]
+        assert areas == pytest.approx(sizes)
+        row = cohort_row(patient_map, threshold=0.5)
+        assert row["largest_region_mm2"] == pytest.approx(max(areas))
 
 
 @pytest.mark.parametrize(("threshold", "num"), [(None, 2), (0.2, 1), (0.75, 2), (0.76, 0)])

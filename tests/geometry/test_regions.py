@@ -94,10 +94,11 @@ def test_boundary_of_the_transposed_mask_is_transposed(mask: np.ndarray):
     assert transposed == {tuple(map(tuple, line.tolist())) for line in region_boundary(mask)}
 
 
-def test_largest_region_joins_cells_at_corners():
-    mask = grid("x..x", ".x..", "...x")
+def test_largest_region_joins_cells_at_edges_and_not_at_corners():
+    mask = grid("xx.x", "..x.", "...x")
     cells = np.argwhere(np.ones_like(mask)).astype(np.int32)
     area = np.ones(len(cells), np.float32)
+    assert len(extract_regions(mask)) == 4
     assert largest_region(mask.ravel(), cells, area) == 2
     area[0] = 3.5
     assert largest_region(mask.ravel(), cells, area) == 4.5

@@ -26,7 +26,7 @@ def test_row_has_the_values_of_the_map():
         "area_mm2": pytest.approx(0.2),
         "idc_area_mm2": pytest.approx(0.12),
         "idc_fraction": 0.6,
-        "largest_region_mm2": pytest.approx(0.08),
+        "largest_region_mm2": pytest.approx(0.04),
         "mean_probability": pytest.approx(0.54),
         "mean_uncertainty": pytest.approx(0.2),
         "true_fraction": 0.5,

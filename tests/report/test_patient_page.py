@@ -181,7 +181,7 @@ def test_threshold_updates_figures_and_regions(tmp_path: Path):
         "threshold-value": "0.500",
         "idc-fraction": "60.0 %",
         "idc-area": "0.12 mm²",
-        "largest-region": "0.08 mm²",
+        "largest-region": "0.04 mm²",
         "called-patches": "3 of 5",
         "sensitivity": "0.500",
         "specificity": "0.500",

@@ -50,22 +50,29 @@ class Region:
     cells: NDArray[np.int64]
 
 
+def label_regions(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the number of each cell's region, from 1, shape (rows, cols). Other cells are 0.
+
+    Cells that share an edge are in one region. Cells that touch only at a corner are in separate
+    regions, because their common outline would touch itself and be an invalid polygon.
+    """
+    return ndimage.label(mask)[0]
+
+
 def extract_regions(mask: NDArray[np.bool_]) -> list[Region]:
     """Return the regions of a mask, from the largest to the smallest.
 
-    Cells that touch only at a corner are in separate regions, because their common outline would
-    touch itself and be an invalid polygon. Shapely computes the outlines. OpenCV's findContours
-    would join such cells, draw lines through the middle of cells and cut the corners of holes.
+    Shapely computes the outlines. OpenCV's findContours would join cells that touch at a corner,
+    draw lines through the middle of cells and cut the corners of holes.
 
     Args:
         mask: Whether each cell is inside, shape (rows, cols).
     """
-    labels, num = ndimage.label(mask)  # connected by edges, not by corners
     cells = np.argwhere(mask)
-    owner = labels[cells[:, 0], cells[:, 1]]
+    owner = label_regions(mask)[mask]
     order = np.argsort(owner, kind="stable")
-    bounds = np.cumsum(np.bincount(owner, minlength=num + 1)[1:])[:-1]
-    parts = np.split(cells[order], bounds) if num else []
+    bounds = np.cumsum(np.bincount(owner)[1:])[:-1]
+    parts = np.split(cells[order], bounds) if len(cells) else []
     parts.sort(key=len, reverse=True)
     return [Region(_outline(part), part) for part in parts]
 
@@ -79,9 +86,7 @@ def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
 def largest_region(
     called: NDArray[np.bool_], row_col: NDArray[np.int32], area: NDArray[np.float32]
 ) -> float:
-    """Return the area of the largest region of called cells.
-
-    Cells that touch by an edge or a corner (8-connectivity) are one region.
+    """Return the area of the largest region of called cells; 0 without such cells.
 
     Args:
         called: Whether each patch is called IDC, shape (N,).
@@ -93,5 +98,4 @@ def largest_region(
     shape = shape_of(row_col)
     grid = scatter_to_grid(called, row_col, shape=shape, fill=False)
     areas = scatter_to_grid(area, row_col, shape=shape, fill=0.0)
-    regions, _ = ndimage.label(grid, structure=np.ones((3, 3)))
-    return float(np.bincount(regions[grid], areas[grid]).max())
+    return float(np.bincount(label_regions(grid)[grid], areas[grid]).max())

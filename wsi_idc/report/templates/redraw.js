@@ -55,7 +55,7 @@ trace(cols, rows, (col, row) => is_called(row, col - 1) !== is_called(row, col),
   (col, from, to) => add(col, from, col, to));
 regions.data = ends;
 
-// The largest region; cells that touch by a corner belong together.
+// The largest region. As in Python, cells of a region share an edge; a corner is not enough.
 let largest = 0, area = 0;
 for (let i = 0; i < mask.length; i++) area += mask[i] * on_slide[i];
 for (let i = 0; i < mask.length; i++) {
@@ -66,12 +66,10 @@ for (let i = 0; i < mask.length; i++) {
   while (queue.length > 0) {
     const cell = queue.pop(), row = Math.floor(cell / cols), col = cell % cols;
     size += on_slide[cell];
-    for (let r = Math.max(0, row - 1); r <= Math.min(rows - 1, row + 1); r++) {
-      for (let c = Math.max(0, col - 1); c <= Math.min(cols - 1, col + 1); c++) {
-        if (mask[r * cols + c] === 1) {
-          mask[r * cols + c] = 2;
-          queue.push(r * cols + c);
-        }
+    for (const [r, c] of [[row - 1, col], [row, col - 1], [row, col + 1], [row + 1, col]]) {
+      if (is_called(r, c)) {
+        mask[r * cols + c] = 2;
+        queue.push(r * cols + c);
       }
     }
   }
