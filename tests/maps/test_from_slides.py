@@ -17,7 +17,7 @@ from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
-from wsi_idc.maps.from_slides import SlideSettings, SlideSource, input_spec
+from wsi_idc.maps.from_slides import SlideSource, input_spec
 from wsi_idc.maps.map_reader import read_image, read_map
 from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.maps.patient_map import PatientMap
@@ -28,6 +28,7 @@ from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.slide import Slide
+from wsi_idc.slides.tiling import SlideSettings
 
 ALL = SlideSettings(min_tissue=0)
 OVERLAP = SlideSettings(min_tissue=0, stride_px=30)

@@ -10,12 +10,13 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
-from wsi_idc.maps.from_slides import SlideSettings, SlideSource
+from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.plan import parse_shard, shard
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
+from wsi_idc.slides.tiling import SlideSettings
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(1, 3000), min_size=1), st.integers(1, 9))

@@ -32,7 +32,7 @@ from wsi_idc.jobs.status import status_of
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.cohort import read_cohort, read_cohort_h5
 from wsi_idc.maps.from_pack import PackSource
-from wsi_idc.maps.from_slides import SlideSettings, SlideSource
+from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import read_map, read_provenance
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.render.render import figure_of
@@ -41,6 +41,7 @@ from wsi_idc.runtime.device import select_device
 from wsi_idc.search.config import read_search
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.tiling import SlideSettings
 from wsi_idc.slides.tissue import read_mask
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.synthetic.slide import write_slide

@@ -112,9 +112,10 @@ def map_(
     listed = [] if patients_file is None else read_patients(patients_file)
 
     from wsi_idc.maps.from_pack import PackSource
-    from wsi_idc.maps.from_slides import SlideSettings, SlideSource
+    from wsi_idc.maps.from_slides import SlideSource
     from wsi_idc.maps.plan import parse_shard
     from wsi_idc.runtime.signals import stop_requests
+    from wsi_idc.slides.tiling import SlideSettings
 
     builder = _builder(paths, options)
     source: PackSource | SlideSource

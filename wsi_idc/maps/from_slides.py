@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.errors import CheckpointError, DataError, SlideError, WsiIdcError
-from wsi_idc.core.files import sha256
+from wsi_idc.core.errors import CheckpointError, DataError, WsiIdcError
 from wsi_idc.core.progress import progress
 from wsi_idc.inference.predict import BatchPredictor
 from wsi_idc.inference.predictor import MPP_TOLERANCE, Predictor
@@ -24,29 +23,11 @@ from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
-from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches, check_size
+from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
-from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
+from wsi_idc.slides.tiling import SlideSettings, mask_fingerprint, tile_slide
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SlideSettings:
-    """Settings for cutting patches from slides.
-
-    Attributes:
-        mpp: Microns per level-0 px. If None, the manifest or else the slide file states the value.
-        mask: Mask file for the only slide; None means that slides are segmented.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
-            ``mask`` is given too, only patches that touch tissue are taken.
-        stride_px: Distance between patches in px of a patch; None means the side of a patch.
-    """
-
-    mpp: float | None = None
-    mask: Path | None = None
-    min_tissue: float = MIN_TISSUE
-    stride_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,20 +140,9 @@ class SlideSource:
     ) -> tuple[PatientPatches, SlidePatches]:
         """Find the tissue of a slide and the positions of the patches, without reading patches."""
         spec, settings = input_spec(builder.predictor), self.settings
-        check_size(slide, patch_px=spec.patch_px, mpp=spec.mpp)  # before the thumbnail is read
-        thumbnail, tissue = find_tissue(slide)
-        mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
-        takes_all = settings.mask is None and settings.min_tissue == 0
-        reader = SlidePatches(
-            slide,
-            patch_px=spec.patch_px,
-            mpp=spec.mpp,
-            stride_px=settings.stride_px,
-            tissue=None if takes_all else mask,
-            min_tissue=settings.min_tissue,
-        )
+        tiled = tile_slide(slide, settings, patch_px=spec.patch_px, mpp=spec.mpp)
+        reader = tiled.patches
         builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
-        thumbnail_mask = resize_mask(mask, tissue.shape)
         patches = PatientPatches(
             patient=row.patient,
             source="slide",
@@ -186,7 +156,7 @@ class SlideSource:
             label=np.full(len(reader), -1, np.int8),
             slide=SlideView(
                 *(slide.path.name, slide.mpp, slide.width, slide.height),
-                *(thumbnail, thumbnail_mask, slide.mpp_source, slide.bounds),
+                *(tiled.thumbnail, tiled.tissue, slide.mpp_source, slide.bounds),
             ),
         )
         return patches, reader
@@ -201,7 +171,7 @@ class SlideSource:
             slide_mpp=slide.mpp,
             mpp=spec.mpp,
             mpp_source=slide.mpp_source,
-            mask=None if settings.mask is None else _mask_fingerprint(settings.mask),
+            mask=mask_fingerprint(settings.mask),
             min_tissue=settings.min_tissue,
             stride_px=settings.stride_px or spec.patch_px,
         )
@@ -215,13 +185,6 @@ def _image_fits(patches: PatientPatches) -> bool:
     reason = f"its picture would have {num_bytes / 1e9:.1f} GB"
     logger.warning("%s: %s, so the tissue is left out of the map", patches.patient, reason)
     return False
-
-
-def _mask_fingerprint(mask: Path) -> str:
-    if not mask.is_file():  # not a pipe, which would block open()
-        problem = "not a regular file" if mask.exists() else "no such file"
-        raise SlideError(f"{mask}: {problem}; give a mask as PNG")
-    return sha256(mask)
 
 
 def _collect_pixels(
