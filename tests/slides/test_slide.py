@@ -178,6 +178,7 @@ def test_thumbnail_is_read_in_blocks_from_the_smallest_sufficient_level(tmp_path
 
 def test_unreadable_files_are_refused(tmp_path):
     tiff = write_tiff(tmp_path / "good.tif", noise(300, 300), mpp=1.0, compression=None)
+    strips = write_tiff(tmp_path / "strips.tif", noise(300, 300), tile=None)
     jpeg, png = tmp_path / "picture.jpg", tmp_path / "picture.png"
     Image.fromarray(PICTURE).save(jpeg)
     Image.fromarray(PICTURE).save(png)
@@ -192,7 +193,8 @@ def test_unreadable_files_are_refused(tmp_path):
         "text.svs": (b"hello", "not a slide that OpenSlide reads"),
         "text.tif": (b"hello", "OpenSlide does not support this file, and it is not a TIFF"),
         "empty.svs": (b"", "is empty; copy the slide again"),
-        "cut.svs": (tiff.read_bytes()[:20], kind),
+        "cut.svs": (tiff.read_bytes()[:20], "pages of the TIFF cannot be checked (corrupted IFD"),
+        "strips.svs": (strips.read_bytes(), kind),
         "cut.png": (png.read_bytes()[:5000], "damaged or cut short"),
         "cut.jpg": (jpeg.read_bytes()[:1500], "damaged or cut short"),
         "folder.svs": (None, "is a folder; give a slide file"),

@@ -154,6 +154,22 @@ def test_planes_on_several_pages_are_refused(tmp_path, tile, pixels, options, nu
     assert problem_of(tmp_path / "S1.tif").startswith(f"has {num} planes of 130x90 px, such as")
 
 
+def test_odd_metadata_skip_no_check(tmp_path: Path, tile: Any):
+    def open_changed(pixels: np.ndarray, old: bytes, new: bytes, **options: Any) -> None:
+        tifffile.imwrite(path, pixels, imagej=True, tile=tile, **UM, **options)
+        assert old in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(old, new))
+        open_slide(path, mpp=1.0).close()
+
+    path = tmp_path / "S1.tif"
+    with pytest.raises(SlideError, match="pages of the TIFF cannot be checked"):
+        open_changed(
+            PLANES, b"images=3", b"images=x", metadata={"axes": "CYX"}, photometric="minisblack"
+        )
+    metadata = {"axes": "YXS", "unit": "um"}
+    open_changed(PICTURE, b"unit=um", b"unit=77", metadata=metadata, photometric="rgb")
+
+
 @pytest.mark.parametrize(
     ("size", "unit", "mpp"),
     [

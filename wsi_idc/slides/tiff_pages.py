@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError
+from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274  # TIFF 6.0, section 8
@@ -36,7 +36,8 @@ def read_tiff_mpp(path: Path) -> tuple[float, float] | None:
         Microns per px of the first page, not checked; None if the metadata have no such value.
 
     Raises:
-        SlideError: The first page is not the complete slide in color, or is tiled and not upright.
+        SlideError: The first page is not the complete slide in color, or is tiled and not upright,
+            or the pages cannot be checked.
     """
     import tifffile
 
@@ -48,8 +49,11 @@ def read_tiff_mpp(path: Path) -> tuple[float, float] | None:
             image = _first_image(file.ome_metadata)
             _check_pages(path, pages, _num_planes(image, imagej, pages[0]))
             return _ome_mpp(image) or _imagej_mpp(imagej, pages[0])
-    except (*DAMAGED_IMAGE, tifffile.TiffFileError):
-        return None  # the reader of the pixels raises an error with the reason
+    except (*DAMAGED_IMAGE, tifffile.TiffFileError) as error:
+        raise SlideError(
+            f"{path}: the pages of the TIFF cannot be checked ({first_line(error)}); copy the "
+            "slide again, or save it as a single RGB page"
+        ) from None
 
 
 def _check_pages(path: Path, pages: Sequence[Any], num_planes: int) -> None:
@@ -118,7 +122,7 @@ def _ome_mpp(image: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 def _imagej_mpp(imagej: Mapping[str, Any], first: Any) -> tuple[float, float] | None:
-    with contextlib.suppress(KeyError, ValueError, ZeroDivisionError):
+    with contextlib.suppress(KeyError, ValueError, TypeError, ZeroDivisionError, AttributeError):
         um = _um(imagej["unit"])
         x, y = (
             um * denominator / numerator
