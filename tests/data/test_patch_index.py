@@ -111,9 +111,26 @@ def test_patients_of_which_all_files_are_left_out(tree, monkeypatch):
     with open_patch_store(tree) as store:
         issues = [FileIssue(path, "") for path in (*folders, *files)]
         assert lost_patients(store, issues, {"10253", "10254", "9"}) == ["1", "4", "5", "6"]
+        system = (
+            "lost+found/",
+            "$RECYCLE.BIN/",
+            ".Trash-0/",
+            "@eaDir/",
+            "System Volume Information/",
+        )
+        others = ("nested/x/", "10254/1/", "9/masks/", "10254/0/1/")
+        issues = [FileIssue(path, "") for path in (*system, *others)]
+        assert lost_patients(store, issues, {"10253", "10254", "9", "0"}) == []
     monkeypatch.chdir(tree / "9")
     with open_patch_store(Path("0")) as store:
         assert lost_patients(store, [FileIssue("notes.png", "")], []) == ["9"]
+    with open_patch_store(Path()) as store:
+        assert lost_patients(store, [FileIssue("1/", "")], {"9"}) == []
+    monkeypatch.chdir(tree.parent)
+    with open_patch_store(Path()) as store:
+        issues = [FileIssue(f"{tree.name}/{name}/", "") for name in ("5", "6/1", "lost+found")]
+        issues.append(FileIssue("other/", ""))
+        assert lost_patients(store, issues, {"10253", "9"}) == ["5", "6"]
 
 
 def test_a_file_that_links_to_itself_is_left_out_and_its_folder_is_read(tree):

@@ -6,6 +6,7 @@ gets a ``FileIssue``. This module finds wrong file names, and ``decode`` finds w
 
 import functools
 import hashlib
+import os
 import re
 from array import array
 from collections.abc import Collection, Iterable
@@ -27,6 +28,9 @@ FILE_NAME = re.compile(
     r"(?P<patient>.+)_idx[0-9]+_x(?P<x>[0-9]{1,9})_y(?P<y>[0-9]{1,9})"
     r"_class(?P<label>[01])\.(?i:png)"
 )
+_CLASS_FOLDERS = ("0", "1")
+# Folders that systems make on a disk or share: of Linux, Windows, macOS and network storage.
+_SYSTEM_FOLDER = re.compile(r"[.$@#~]|lost\+found$|System Volume Information$|__MACOSX$")
 _ISSUE_COLUMNS = ["path", "reason", "detail"]
 
 
@@ -110,15 +114,27 @@ def lost_patients(
     """
     found = set()
     for issue in issues:
-        *folders, name = issue.path.split("/")  # without a name, the issue is about a folder
-        folders = [*store.parent_names, *folders] if name else folders
-        if len(folders) > 1 and folders[-1] in ("0", "1"):
-            found.add(folders[-2])
+        folder, _, name = issue.path.rpartition("/")  # without a name, the issue is about a folder
+        *_, patient_folder, class_folder = [*store.parent_names, *filter(None, folder.split("/"))]
+        if name and class_folder in _CLASS_FOLDERS:
+            found.add(patient_folder)
         elif match := FILE_NAME.fullmatch(name):
             found.add(match["patient"])
         elif not name:
-            found.add(folders[-1])
+            parent = folder.rpartition("/")[0] if class_folder in _CLASS_FOLDERS else ""
+            paths = [path for path in (folder, parent) if _is_at_patients(store, path, patients)]
+            found.update(path.rpartition("/")[2] for path in paths)
     return sorted(found.difference(patients))
+
+
+def _is_at_patients(store: PatchStore, path: str, patients: Collection[str]) -> bool:
+    """Return whether a folder is beside the folder of a patient, and no folder of a system."""
+    parent, _, name = path.rpartition("/")
+    return bool(name and not _SYSTEM_FOLDER.match(name)) and any(
+        os.path.isdir(store.path / parent / patient / label)  # noqa: PTH112 - no PermissionError
+        for patient in patients
+        for label in _CLASS_FOLDERS
+    )
 
 
 def content_key(store: PatchStore, paths: Iterable[str]) -> str:
