@@ -96,6 +96,31 @@ def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand)
         assert file[f"maps/{cohort.patients[2]}/probability"].shape[0] == table["patches"][2]
 
 
+def test_a_new_map_updates_an_existing_table(
+    work: Path, cohort: Pack, monkeypatch: pytest.MonkeyPatch, command: RunCommand
+):
+    patient, other = cohort.patients[:2]
+    options = ("--patient", patient, "--no-cam", "--no-image")
+    assert "cohort.csv" not in command("map", *options).out
+    command("map", "--all", "--no-cam", "--no-image")
+    before = pd.read_csv("maps/cohort.csv", index_col="patient")
+    assert "cohort.csv" not in command("map", *options).out  # the map is kept
+    result = command("map", *options, "--tta", "--overwrite")
+    assert "maps/cohort.csv  one row for each map" in result.out
+    after = pd.read_csv("maps/cohort.csv", index_col="patient")
+    views = read_map(work / "maps" / f"{patient}.h5").probability.mean()
+    assert after["mean_probability"][patient] == pytest.approx(views, rel=1e-5)
+    assert before["mean_probability"][patient] != pytest.approx(views, rel=1e-5)
+    pd.testing.assert_series_equal(before.loc[other], after.loc[other])
+    note = "cohort.csv is older than these maps; --all or --manifest without --shard updates it"
+    assert note in command("map", "--all", "--no-cam", "--overwrite", "--shard", "1/6").err
+    monkeypatch.setattr("wsi_idc.cli.map._MAX_UPDATED", 5)
+    assert note in command("map", *options, "--overwrite").err
+    assert pd.read_csv("maps/cohort.csv", index_col="patient").equals(after)
+    assert note not in command("map", "--all", "--no-cam", "--no-image", "--overwrite").err
+    assert not pd.read_csv("maps/cohort.csv", index_col="patient").equals(after)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [

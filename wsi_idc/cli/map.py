@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _NUM_SHOWN = 5
+_MAX_UPDATED = 1000  # maps of a folder; reading so many for the table takes half a minute
 
 
 @click.command("map")
@@ -84,7 +85,8 @@ def map_(
     The command writes one HDF5 file for each patient or slide, with the probability of every patch
     and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
     the size and the microns per pixel of the model. With --all or --manifest, the command also
-    writes a table of all maps (cohort.csv and cohort.h5) beside the maps.
+    writes a table of all maps (cohort.csv and cohort.h5) beside the maps. Without them, it updates
+    an existing table.
 
     An existing map of the same checkpoint, settings and data is kept; any other existing map is
     replaced only with --overwrite, and its patient is listed as not done otherwise. After a stop
@@ -133,6 +135,7 @@ def map_(
         report = replace(builder, stop=stop).build(source)
     # A shard has no table: it is a part of the cohort. wsi-idc report writes the complete table.
     has_table = bool(everyone or manifest) and shard is None
+    has_table = has_table or _updates_table(report, builder.out, is_shard=shard is not None)
     _echo_report(report, builder.out if has_table else None, as_json=as_json)
 
 
@@ -171,6 +174,20 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
     cam = None if given["no_cam"] else CamSpec(given["cam_method"], given["cam_layer"], cam_class)
     same = {name: given[name] for name in ("out", "batch_size", "overwrite")}
     return MapBuilder(predictor, device_config, cam=cam, with_image=not given["no_image"], **same)
+
+
+def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool:
+    """Return whether to update an older table in ``folder``; print a note if it stays as it is."""
+    from wsi_idc.maps.cohort import COHORT_CSV, is_older_table
+    from wsi_idc.maps.map_reader import map_paths
+
+    if not is_older_table(folder, [*report.made.values(), *report.kept.values()]):
+        return False
+    if not is_shard and len(map_paths(folder)) <= _MAX_UPDATED:
+        return True
+    table = folder / COHORT_CSV
+    echo_note(f"{table} is older than these maps; --all or --manifest without --shard updates it")
+    return False
 
 
 def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ The cohort file is an HDF5 file that contains the table and a link to each map.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,15 @@ def write_cohort(maps: Path) -> tuple[Path, Path] | None:
     except BusyError:
         logger.info("another process is writing the table of %s", maps)
         return None
+
+
+def is_older_table(folder: Path, maps: Iterable[Path]) -> bool:
+    """Return whether ``folder`` has a cohort table that is older than one of the map files."""
+    csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
+    if not is_cohort(h5):
+        return False
+    written = min(path.stat().st_mtime_ns for path in (csv, h5) if path.exists())
+    return any(path.stat().st_mtime_ns >= written for path in maps)
 
 
 def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
