@@ -1,0 +1,292 @@
+"""Annotations of a slide: outlines with a class, in level-0 px of the complete glass."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.core.errors import DataError, SlideError
+from wsi_idc.geometry.bounds import Bounds
+from wsi_idc.slides.annotation_files import AnnotationFile, Outline, Ring, parse_file
+
+if TYPE_CHECKING:
+    import shapely
+
+logger = logging.getLogger(__name__)
+
+Frame = Literal["auto", "level0", "qupath"]
+FRAMES = ("auto", "level0", "qupath")
+IDC, NON_IDC, IGNORE, UNANNOTATED = "IDC", "non-IDC", "ignore", "unannotated"
+UNCLASSIFIED = "Unclassified"  # QuPath's name for objects without a class
+# Classes whose meaning does not depend on the laboratory. Necrosis and Other, for example, are
+# inside the outlines of the tumor for some laboratories and not for others.
+DEFAULT_CLASSES = (
+    "IDC=IDC, Invasive ductal carcinoma=IDC, Tumor=IDC, Tumour=IDC, "
+    "non-IDC=non-IDC, Stroma=non-IDC, Immune cells=non-IDC, Normal=non-IDC, "
+    "Ignore*=ignore, Region*=unannotated"
+)
+_MAX_COORDINATE = 1e9
+_MIN_ON_SLIDE = 0.5
+_FITS = 0.99  # share of the area of all outlines in a frame to which these outlines fit
+_MAX_NAMED = 5  # outlines named in a message
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Outline that a person drew on a slide.
+
+    Attributes:
+        name: Class as written, such as "Tumor: IDC"; "" without a class.
+        geometry: Valid polygon in level-0 px of the complete glass, x right and y down.
+    """
+
+    name: str
+    geometry: "shapely.Polygon | shapely.MultiPolygon"
+
+
+def read_annotations(
+    path: Path,
+    *,
+    size: tuple[int, int],
+    bounds: Bounds | None = None,
+    mpp: float | None = None,
+    frame: str = "auto",
+    properties: Mapping[str, str] | None = None,
+) -> list[Annotation]:
+    """Read the annotations of a slide: QuPath GeoJSON, ASAP XML, ImageScope XML or NDPA.
+
+    Points, lines and outlines without an area are skipped, with one warning. An outline that
+    crosses itself is repaired, with a message: all that the outline encloses is inside, also where
+    two of its parts overlap.
+
+    Args:
+        path: Annotation file.
+        size: Width and height of the slide in level-0 px.
+        bounds: Scanned area of the slide, to which QuPath crops the slide.
+        mpp: Microns per level-0 px; NDPA files need it if ``properties`` state no value.
+        frame: Origin of the coordinates: "level0" is the corner of the glass, and "qupath" the
+            corner of the bounds. With "auto", the outlines must fit only one of the two. ASAP and
+            ImageScope show the complete glass, so their files are in "level0" with "auto". NDPA
+            files state physical positions; this argument does not affect them.
+        properties: Texts in the slide file; NDPA files need the position of the slide.
+
+    Raises:
+        SlideError: The file cannot be used, the outlines are not on the slide, or the frame is not
+            clear.
+    """
+    import shapely
+
+    path = Path(path)
+    parsed = parse_file(path)
+    if parsed.format == "ndpa":
+        _scale_ndpa(path, parsed, size=size, mpp=mpp, properties=properties or {})
+    geometries = _build(path, parsed)
+    _warn_skipped(path, parsed.skipped)
+    names = [outline.name for outline, _ in geometries]
+    shapes = np.array([geometry for _, geometry in geometries], dtype=object)
+    if bounds is not None and parsed.format != "ndpa" and len(shapes):
+        if frame == "auto":
+            is_clear = parsed.format != "geojson"
+            frame = "level0" if is_clear else _find_frame(path, shapes, size=size, bounds=bounds)
+        if frame == "qupath":
+            corner = (bounds.x, bounds.y)
+            shapes = shapely.transform(shapes, lambda points: points + corner)
+    _check_on_slide(path, shapes, size=size)
+    return [Annotation(name, shape) for name, shape in zip(names, shapes, strict=True)]
+
+
+def _scale_ndpa(
+    path: Path,
+    parsed: AnnotationFile,
+    *,
+    size: tuple[int, int],
+    mpp: float | None,
+    properties: Mapping[str, str],
+) -> None:
+    """Convert nanometers from the center of the glass to level-0 px, in place."""
+    try:
+        center = [
+            float(properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in ("X", "Y")
+        ]
+        um = [float(properties.get(f"openslide.mpp-{axis}", mpp or "")) for axis in ("x", "y")]
+    except (KeyError, ValueError):
+        raise SlideError(
+            f"{path}: NDPA annotations need the position and the mpp that only NDPI slides state; "
+            "give the original NDPI slide, or annotations as GeoJSON"
+        ) from None
+    for outline in parsed.outlines:
+        for ring in (ring for polygon in outline.polygons for ring in polygon):
+            ring -= center
+            ring /= np.multiply(um, 1000)
+            ring += np.divide(size, 2)
+
+
+def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.Geometry"]]:
+    """Return the valid geometry of each outline with an area."""
+    import shapely
+
+    repaired: list[str] = []
+    built = []
+    for outline in parsed.outlines:
+        rings = [ring for polygon in outline.polygons for ring in polygon] + outline.holes
+        for ring in rings:
+            if not (np.abs(ring) <= _MAX_COORDINATE).all():  # also False for NaN
+                raise SlideError(
+                    f"{path}: {_describe(outline)} has a coordinate that is not a number or too "
+                    "large; delete this outline or export the annotations again"
+                )
+        polygons = [shape for polygon in outline.polygons for shape in _polygon(polygon)]
+        geometry = polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
+        if not shapely.is_valid(geometry):
+            geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+            repaired.append(_describe(outline))
+        if outline.holes:
+            holes = [shape for ring in outline.holes for shape in _polygon([ring])]
+            holes = shapely.make_valid(holes, method="structure", keep_collapsed=False)
+            geometry = shapely.difference(geometry, shapely.union_all(holes))
+        if geometry.area > 0:
+            built.append((outline, geometry))
+        else:
+            parsed.skipped["outlines without an area"] += 1
+    if repaired:
+        logger.info("%s: repaired outlines that cross themselves: %s", path, _shorten(repaired))
+    return built
+
+
+def _polygon(rings: list[Ring]) -> list["shapely.Polygon"]:
+    """Return a list of the polygon; the list is empty if the outer ring has no area."""
+    import shapely
+
+    rings = [ring for i, ring in enumerate(rings) if len(ring) >= 3 or i == 0]
+    return [shapely.Polygon(rings[0], rings[1:])] if rings and len(rings[0]) >= 3 else []
+
+
+def _describe(outline: Outline) -> str:
+    return f"{outline.place} ({outline.name or UNCLASSIFIED})"
+
+
+def _shorten(texts: Sequence[str]) -> str:
+    more = len(texts) - _MAX_NAMED
+    return ", ".join(texts[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _warn_skipped(path: Path, skipped: Counter[str]) -> None:
+    if skipped:
+        counts = ", ".join(f"{num} {kind}" for kind, num in skipped.items())
+        logger.warning("%s: skipped %s; only outlines of areas are used", path, counts)
+
+
+def _share_inside(shapes: NDArray[np.object_], box: tuple[float, float, float, float]) -> float:
+    """Return the share of the area of all shapes that is in a box (left, top, right, bottom)."""
+    import shapely
+
+    total = shapely.area(shapes).sum()
+    left, top, right, bottom = shapely.bounds(shapes).T
+    sticks_out = (left < box[0]) | (top < box[1]) | (right > box[2]) | (bottom > box[3])
+    outside = shapely.difference(shapes[sticks_out], shapely.box(*box))
+    return float(1 - shapely.area(outside).sum() / total)
+
+
+def _find_frame(
+    path: Path, shapes: NDArray[np.object_], *, size: tuple[int, int], bounds: Bounds
+) -> str:
+    """Return the only frame to which the outlines fit."""
+    right, bottom = bounds.x + bounds.width, bounds.y + bounds.height
+    level0 = _share_inside(shapes, (bounds.x, bounds.y, right, bottom)) >= _FITS
+    qupath = _share_inside(shapes, (0, 0, bounds.width, bounds.height)) >= _FITS
+    if not level0 and not qupath:
+        # Outlines on glass without pixels are possible only in the frame of the complete glass.
+        level0 = _share_inside(shapes, (0, 0, *size)) >= _FITS
+        if not level0:
+            raise SlideError(
+                f"{path}: the outlines do not fit the slide of {size[0]}x{size[1]} px, of which "
+                f"{bounds.width}x{bounds.height} px are scanned; give the annotations of this "
+                "slide, or --annotation-frame level0 or qupath"
+            )
+    if level0 and qupath:
+        raise SlideError(
+            f"{path}: the outlines fit the complete glass and QuPath's cropped slide; give "
+            "--annotation-frame qupath if QuPath made the file, else level0"
+        )
+    return "level0" if level0 else "qupath"
+
+
+def _check_on_slide(path: Path, shapes: NDArray[np.object_], *, size: tuple[int, int]) -> None:
+    import shapely
+
+    if not len(shapes) or _share_inside(shapes, (0, 0, *size)) >= _MIN_ON_SLIDE:
+        return
+    left, top, right, bottom = shapely.total_bounds(shapes)
+    raise SlideError(
+        f"{path}: most of the outlines (x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}) "
+        f"are outside the slide of {size[0]}x{size[1]} px; give the annotations of this slide"
+    )
+
+
+def class_table(text: str | None = None) -> dict[str, str]:
+    """Parse a table of classes, such as "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore".
+
+    Args:
+        text: Rows ``class=target``, separated by commas. A target is "IDC", "non-IDC", "ignore"
+            (patches there are left out) or "unannotated" (the outline has no effect). The class
+            "Unclassified" means outlines without a class. None means ``DEFAULT_CLASSES``.
+
+    Returns:
+        Target of each class in lower case, for ``target_of``.
+
+    Raises:
+        DataError: A row is invalid.
+    """
+    targets = {_normalize(target): target for target in (IDC, NON_IDC, IGNORE, UNANNOTATED)}
+    table: dict[str, str] = {}
+    for row in (text or DEFAULT_CLASSES).split(","):
+        name, equals, target = (part.strip() for part in row.rpartition("="))
+        key, known = _normalize(name), targets.get(_normalize(target).replace("_", "-"))
+        if not equals or not name or known is None:
+            raise DataError(
+                f"--classes: {row.strip()!r} is not CLASS=TARGET with a target IDC, non-IDC, "
+                'ignore or unannotated; give, for example, "Tumor=IDC, Stroma=non-IDC"'
+            )
+        if table.setdefault(key, known) != known:
+            raise DataError(f"--classes: {name!r} has two targets; give one")
+    return table
+
+
+def _normalize(name: str) -> str:
+    parts = (" ".join(part.split()) for part in name.casefold().split(":"))
+    return ": ".join(part for part in parts if part)
+
+
+def target_of(name: str, table: Mapping[str, str]) -> str | None:
+    """Return the target of a class; None if the table has neither the class nor its parents.
+
+    A sub-class such as "Tumor: IDC" has its own row, or else the row of its parent "Tumor".
+    Capital letters and spaces do not matter.
+    """
+    key = _normalize(name) or _normalize(UNCLASSIFIED)
+    while key not in table:
+        key, colon, _ = key.rpartition(": ")
+        if not colon:
+            return None
+    return table[key]
+
+
+def check_classes(annotations: Sequence[Annotation], table: Mapping[str, str]) -> None:
+    """Check that the table has a row for the class of each annotation.
+
+    Raises:
+        DataError: Some classes have no row; the message lists all classes with their numbers.
+    """
+    counts = Counter(annotation.name or UNCLASSIFIED for annotation in annotations)
+    missing = [name for name in counts if target_of(name, table) is None]
+    if missing:
+        found = ", ".join(f"{name} ({num})" for name, num in counts.most_common())
+        raise DataError(
+            f"no target for the class {', '.join(map(repr, missing))}; found {found}; give all of "
+            '--classes, for example "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore"'
+        )

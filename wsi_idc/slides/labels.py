@@ -1,0 +1,198 @@
+"""Labels of patches from the outlines of a slide.
+
+The share of a class is the area of the union of its outlines in a patch over the area of the
+patch. Each point counts once: where outlines of different classes overlap, "ignore" has
+precedence, then IDC, then non-IDC. The area of a patch without outlines is unannotated.
+
+The class with the largest share decides about the label if this share is at least ``min_share``;
+the label of all other patches is unknown. If two shares are equal (for example 0.5 and 0.5), the
+order of precedence decides: ignore, IDC, non-IDC, unannotated.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.core.errors import DataError
+from wsi_idc.slides.annotations import (
+    IDC,
+    IGNORE,
+    NON_IDC,
+    UNANNOTATED,
+    Annotation,
+    check_classes,
+    target_of,
+)
+
+UNKNOWN, LEFT_OUT = -1, -2
+SHARES = (NON_IDC, IDC, IGNORE, UNANNOTATED)  # columns of the shares; the first two are labels
+UNANNOTATED_CHOICES = (NON_IDC, "unknown", "skip")
+_LABELS = {NON_IDC: 0, IDC: 1, IGNORE: LEFT_OUT, "unknown": UNKNOWN, "skip": LEFT_OUT}
+_PRECEDENCE = (IGNORE, IDC, NON_IDC)
+# Shares that are equal in exact arithmetic differ by rounding errors below this value.
+_TOLERANCE = 1e-9
+_LEAF_POINTS = 64
+
+
+def needs_choice(annotations: Sequence[Annotation], table: Mapping[str, str]) -> bool:
+    """Return whether no outline is of non-IDC, so that only the user can define non-IDC."""
+    return not any(target_of(annotation.name, table) == NON_IDC for annotation in annotations)
+
+
+def choose_unannotated(
+    annotations: Sequence[Annotation], table: Mapping[str, str], chosen: str | None
+) -> str:
+    """Choose the label of unannotated tissue: the label that the user chose, else "unknown".
+
+    Args:
+        annotations: Annotations of all slides.
+        table: Result of ``class_table``.
+        chosen: Value of ``--unannotated``; None if the user gave none.
+
+    Raises:
+        DataError: The user made no choice, and no outline is of non-IDC.
+    """
+    if chosen is None and needs_choice(annotations, table):
+        raise DataError(
+            "the annotations have no outline of non-IDC; give --unannotated non-IDC if all tumor "
+            "is outlined, else unknown (tissue without a label) or skip (no patches there)"
+        )
+    return chosen or "unknown"
+
+
+def label_patches(
+    annotations: Sequence[Annotation],
+    table: Mapping[str, str],
+    boxes: NDArray[np.float64],
+    *,
+    min_share: float = 0.5,
+    unannotated: str = "unknown",
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Label patches by the share of their area under each class; see the text of this module.
+
+    Args:
+        annotations: Annotations of the slide.
+        table: Result of ``class_table``.
+        boxes: Left, top, right and bottom of each patch in level-0 px, shape (N, 4).
+        min_share: Minimum share of the class that labels a patch, above 0 and up to 1.
+        unannotated: Label of unannotated area: "non-IDC" adds it to the share of non-IDC, with
+            "unknown" and "skip" it is a class whose patches are unknown or left out.
+
+    Returns:
+        Labels, shape (N,): 1 IDC, 0 non-IDC, -1 unknown (``UNKNOWN``), -2 left out (``LEFT_OUT``:
+        mostly under outlines to ignore, or skipped). Shares, shape (N, 4), with the columns
+        ``SHARES``; the sum of a row is 1.
+
+    Raises:
+        DataError: The table has no row for a class.
+    """
+    check_classes(annotations, table)
+    pieces = {target: _geometries(annotations, table, target) for target in _PRECEDENCE}
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    share_of = np.zeros((len(boxes), len(_PRECEDENCE)))
+    if len(boxes):
+        _measure(pieces, boxes, np.arange(len(boxes)), share_of)
+    shares = np.empty((len(boxes), len(SHARES)))
+    for column, target in enumerate(_PRECEDENCE):
+        shares[:, SHARES.index(target)] = share_of[:, column]
+    shares[:, -1] = np.clip(1 - share_of.sum(axis=1), 0, 1)
+    return _decide(shares, min_share=min_share, unannotated=unannotated), shares
+
+
+def _geometries(
+    annotations: Sequence[Annotation], table: Mapping[str, str], target: str
+) -> NDArray[Any]:
+    chosen = [item.geometry for item in annotations if target_of(item.name, table) == target]
+    array = np.empty(len(chosen), dtype=object)
+    array[:] = chosen
+    return array
+
+
+def _decide(shares: NDArray[np.float64], *, min_share: float, unannotated: str) -> NDArray[np.int8]:
+    """Return the label of each patch, shape (N,), from its shares, shape (N, 4)."""
+    non_idc, idc, ignore, rest = shares.T
+    classes = [(ignore, IGNORE), (idc, IDC), (non_idc, NON_IDC), (rest, unannotated)]
+    if unannotated == NON_IDC:
+        classes = [(ignore, IGNORE), (idc, IDC), (non_idc + rest, NON_IDC)]
+    labels = np.full(len(shares), UNKNOWN, np.int8)
+    best = np.full(len(shares), min_share - _TOLERANCE)
+    for share, name in classes:
+        is_best = share >= best
+        labels[is_best] = _LABELS[name]
+        # A later class must be larger by more than a rounding error.
+        best[is_best] = share[is_best] + _TOLERANCE
+    return labels
+
+
+def _measure(
+    pieces: Mapping[str, NDArray[Any]],
+    boxes: NDArray[np.float64],
+    index: NDArray[np.intp],
+    share_of: NDArray[np.float64],
+) -> None:
+    """Write the shares of the boxes at ``index``, by halving the boxes until few points are left.
+
+    Each step clips the outlines to the area of its boxes, so that the time depends on the number of
+    points and not on the number of points times the number of patches.
+    """
+    import shapely
+
+    chosen = boxes[index]
+    left, top = chosen[:, :2].min(axis=0)
+    right, bottom = chosen[:, 2:].max(axis=0)
+    area = shapely.box(left, top, right, bottom)
+    clipped = {}
+    for column, target in enumerate(_PRECEDENCE):
+        geometries = _clip(pieces[target], area)
+        clipped[target] = geometries
+        is_first = not any(len(clipped[other]) for other in _PRECEDENCE[:column])
+        if is_first and (shapely.area(geometries) >= area.area * (1 - 1e-12)).any():
+            share_of[index, column] = 1
+            return
+    num_points = sum(shapely.get_num_coordinates(one).sum() for one in clipped.values())
+    if num_points == 0:
+        return
+    if num_points <= _LEAF_POINTS or len(index) == 1:
+        share_of[index] = _shares_of_boxes(clipped, chosen)
+        return
+    axis = int(right - left < bottom - top)
+    order = np.argsort(chosen[:, axis] + chosen[:, axis + 2], kind="stable")
+    for half in np.array_split(order, 2):
+        _measure(clipped, boxes, index[half], share_of)
+
+
+def _clip(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
+    """Return the parts of geometries in an area, without those that are outside."""
+    import shapely
+
+    if not len(geometries):
+        return geometries
+    left, top, right, bottom = shapely.bounds(geometries).T
+    x0, y0, x1, y1 = area.bounds
+    touches = (left < x1) & (right > x0) & (top < y1) & (bottom > y0)
+    geometries = geometries[touches]
+    inside = ((left >= x0) & (right <= x1) & (top >= y0) & (bottom <= y1))[touches]
+    parts = geometries.copy()
+    parts[~inside] = shapely.intersection(geometries[~inside], area)
+    return parts[shapely.area(parts) > 0]
+
+
+def _shares_of_boxes(
+    pieces: Mapping[str, NDArray[Any]], boxes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the share of each target in each box, shape (N, 3)."""
+    import shapely
+
+    shapes = shapely.box(*boxes.T)
+    shares = np.zeros((len(boxes), len(_PRECEDENCE)))
+    covered = shapely.Polygon()
+    for column, target in enumerate(_PRECEDENCE):
+        if not len(pieces[target]):
+            continue
+        union = shapely.union_all(pieces[target])
+        own = shapely.difference(union, covered)
+        covered = shapely.union(covered, union)
+        shares[:, column] = shapely.area(shapely.intersection(own, shapes)) / shapely.area(shapes)
+    return shares
