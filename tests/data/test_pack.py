@@ -152,7 +152,7 @@ def test_a_sparse_pack_of_very_many_patches_is_refused_before_its_index_is_read(
 
 
 DAMAGE = {
-    "version": (lambda f: f.attrs.update(format_version=2), "format version 2, not 1"),
+    "version": (lambda f: f.attrs.update(format_version=3), "format version 3, not 1 or 2"),
     "incomplete": (lambda f: f.attrs.update(complete=0), "it is not complete"),
     "no attribute": (lambda f: f.attrs.__delitem__("mean"), "mean"),
     "mean": (lambda f: f.attrs.update(mean=[0.5]), "not enough values"),
@@ -172,7 +172,7 @@ DAMAGE = {
     "label": (lambda f: f["label"].__setitem__(0, 2), "/label has values outside -1 to 1"),
     "off grid": (lambda f: f["x"].__setitem__(0, 1), "/x and /y are not on a grid"),
     "negative": (lambda f: f["y"].__setitem__(0, -50), "/y has values outside 0 to"),
-    "far": (lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50), "/y has values outside 0 to"),
+    "far": (lambda f: f["y"].__setitem__(0, MAX_CELLS_PER_SIDE * 50), "a grid has more than 2000"),
     "twice": (lambda f: f["x"].__setitem__(1, 0), "two patches of a patient have the"),
     "unsorted": (lambda f: f["patient"].__setitem__(0, 2), "/patient must start at 0"),
     "negative code": (lambda f: f["patient"].__setitem__(0, -1), "/patient must start at 0"),
@@ -272,7 +272,7 @@ def test_a_replaced_pack_is_noticed(pack, monkeypatch):
 def test_damaged_source_paths_are_one_line(pack):
     with h5py.File(pack.path, "r+") as file:
         replace(file, "path", np.arange(7))
-    with pytest.raises(DataError, match=r"/path cannot be read \(/path is of type int64\)"):
+    with pytest.raises(DataError, match=r"a part cannot be read \(/path is of type int64\)"):
         Pack(pack.path).paths()
 
 

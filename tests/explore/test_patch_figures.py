@@ -49,7 +49,8 @@ def test_a_neighborhood_has_the_patches_around_one_patch(tmp_path: Path, offset:
         Cell("b", offset + 1, offset + 0, 0, blue),  # of another patient
     ]
     pack = make_pack(tmp_path / "a.h5", cells)
-    image, num = neighborhood(pack, "a", *2 * [(offset + 1) * PATCH_PX])
+    is_red = (pack.index[["x", "y"]] == (offset + 1) * PATCH_PX).all(axis=1)
+    image, num = neighborhood(pack, int(np.flatnonzero(is_red)[0]))
     rows = [[white, green, white], [white, red, white], [white, white, blue]]
     assert num == 2
     assert (image == np.vstack([np.hstack(row) for row in rows])).all()

@@ -1,13 +1,16 @@
 """The pack: one HDF5 file with the decoded pixels of every patch of a data set.
 
-Patches are sorted by patient, then row, then column, so that the patches of a patient are one
-contiguous slice. The pixels are contiguous and uncompressed, and are memory-mapped. Therefore no
-HDF5 handle stays open or is shared with a worker process, and the disk need not support file locks.
+Patches are sorted by patient, then slide, row and column, so that the patches of a patient are one
+contiguous slice. A pack of version 2 has the slides from which the patches were cut; a pack of
+version 1 was made from a patch tree. The pixels are contiguous and uncompressed, and are
+memory-mapped. Therefore no HDF5 handle stays open or is shared with a worker process, and the disk
+need not support file locks.
 """
 
 import errno
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +25,19 @@ from wsi_idc.core.constants import CLASS_NAMES, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import atomic_write, safe_filename
 from wsi_idc.core.hdf5 import DatasetSpec
+from wsi_idc.data.packed_slides import (
+    Overview,
+    PackedSlide,
+    read_overview,
+    read_slides,
+    rows_of_slides,
+    write_slides,
+)
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
 
 FORMAT = "wsi-idc-pack"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of a pack that was made from a patch tree
+SLIDES_VERSION = 2  # of a pack that was made from slides
 MAX_PATCHES = 20_000_000  # the index of a pack takes about 50 bytes of memory for each patch
 MAX_PATCH_PX = 255  # the datasets /height and /width are uint8
 _MAX_MAPPED_BYTES = 2**25
@@ -41,7 +53,8 @@ class PackInfo:
         std: Standard deviation of each channel over all patches with their padding, 0..1.
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of the patches.
-        mpp_source: "given" if the user gave ``mpp``, else "assumed".
+        mpp_source: "given" if the user gave ``mpp``, "assumed" if not, or "resampled" if the
+            patches were cut from slides.
         source_fingerprint: SHA-256 (hex) of patient, position, label and CRC-32 of every file.
         class_names: Names of class 0 and 1.
     """
@@ -55,13 +68,16 @@ class PackInfo:
     class_names: tuple[str, ...] = CLASS_NAMES
 
 
-def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataFrame, int]:
-    """Check a pack; return its attributes, patient ids, index and byte offset of the pixels."""
+def _read_all_but_pixels(
+    file: h5py.File,
+) -> tuple[PackInfo, list[str], list[PackedSlide], pd.DataFrame, int]:
+    """Check a pack; return attributes, patient ids, slides, index and byte offset of the pixels."""
     attrs = hdf5.read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
-    if int(attrs["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"format version {attrs['format_version']}, not {FORMAT_VERSION}")
+    version = int(attrs["format_version"])
+    if version not in (FORMAT_VERSION, SLIDES_VERSION):
+        raise ValueError(f"format version {version}, not {FORMAT_VERSION} or {SLIDES_VERSION}")
     if int(attrs["complete"]) != 1:
         raise ValueError("it is not complete")
     info = _read_info(attrs)
@@ -75,11 +91,12 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
         raise ValueError(f"{num} patches are more than {MAX_PATCHES}")
     if num == 0 or offset + patches.nbytes > Path(file.filename).stat().st_size:
         raise ValueError(f"it has no patches, or is too short for {num} patches")
-    last_px = MAX_CELLS_PER_SIDE * side - 1
     limits = {"label": (-1, 1), "height": (1, side), "width": (1, side)}
-    limits |= {"x": (0, last_px), "y": (0, last_px)}
+    limits |= {"x": (0, 2**31 - 1), "y": (0, 2**31 - 1)}
     specs = {name: DatasetSpec(dtype, (num,), limits[name]) for name, dtype in COLUMNS.items()}
-    index = pd.DataFrame(hdf5.read_datasets(file, {"patient": DatasetSpec("i4", (num,)), **specs}))
+    codes_of = ("patient", "slide") if version == SLIDES_VERSION else ("patient",)
+    specs = {name: DatasetSpec("i4", (num,)) for name in codes_of} | specs
+    index = pd.DataFrame(hdf5.read_datasets(file, specs))
     codes = index["patient"].to_numpy()
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
         raise ValueError("the values of /patient must start at 0 and increase by 0 or 1")
@@ -87,11 +104,38 @@ def _read_all_but_pixels(file: h5py.File) -> tuple[PackInfo, list[str], pd.DataF
     patients = [safe_filename(name) for name in names]
     if sorted(set(patients)) != patients:
         raise ValueError("/patients are not sorted or not unique")
-    if (index[["x", "y"]].to_numpy() % side).any():
+    slides = []
+    if version == SLIDES_VERSION:
+        slides = read_slides(file, index)
+    else:
+        index["slide"] = index["patient"]
+    _check_positions(index, slides, info)
+    return info, patients, slides, index, int(offset)
+
+
+def _check_positions(index: pd.DataFrame, slides: list[PackedSlide], info: PackInfo) -> None:
+    """Raise ValueError if a patch is not on the grid of its slide, or a grid is too large."""
+    xy = index[["x", "y"]].to_numpy()
+    row_col = _cells(index, slides, info)
+    expected = row_col[:, ::-1] * info.patch_px
+    for code, rows in rows_of_slides(index, slides):
+        expected[rows] = slides[code].corners(row_col[rows], cell_um=info.patch_px * info.mpp)
+    if (expected != xy).any():
         raise ValueError("/x and /y are not on a grid of patches")
-    if index.duplicated(["patient", "x", "y"]).any():
+    if row_col.max() >= MAX_CELLS_PER_SIDE:
+        raise ValueError(f"a grid has more than {MAX_CELLS_PER_SIDE} cells in a row or column")
+    if index.duplicated(["slide", "x", "y"]).any():
         raise ValueError("two patches of a patient have the same position")
-    return info, patients, index, int(offset)
+
+
+def _cells(index: pd.DataFrame, slides: list[PackedSlide], info: PackInfo) -> NDArray[np.int32]:
+    """Return row and column of each patch on the grid of its slide or patient, shape (N, 2)."""
+    xy = index[["x", "y"]].to_numpy(np.int32)
+    if not slides:
+        return cells_of(xy, patch_px=info.patch_px)
+    cells_per_px = np.array([slide.mpp for slide in slides]) / (info.patch_px * info.mpp)
+    cells = xy[:, ::-1] * cells_per_px[index["slide"].to_numpy(), None]
+    return np.rint(cells).astype(np.int32)
 
 
 def _read_info(attrs: dict[str, Any]) -> PackInfo:
@@ -127,8 +171,11 @@ class Pack:
         file: Pack file that is read: ``path`` or its copy.
         info: Attributes of the pack.
         patients: Sorted patient ids.
-        index: One row per patch with columns ``patient`` (index in ``patients``), ``x``, ``y``
-            (px, 0-based), ``label``, ``height``, ``width`` (px before padding).
+        slides: Slides of the patches, sorted by patient and name; empty for a pack of a tree.
+        index: One row per patch with columns ``patient`` (index in ``patients``), ``slide`` (index
+            in ``slides``; without slides, equal to ``patient``), ``x``, ``y`` (px of level 0,
+            0-based), ``label``, ``height``, ``width`` (px of the patch before padding). Patches
+            with the same ``slide`` are on the same grid.
 
     Raises:
         DataError: The file is not a complete pack.
@@ -145,7 +192,8 @@ class Pack:
         self._state = _state_of(self.file)
         try:
             with hdf5.open_hdf5(self.file) as file:
-                self.info, self.patients, self.index, offset = _read_all_but_pixels(file)
+                content = _read_all_but_pixels(file)
+            self.info, self.patients, self.slides, self.index, offset = content
             shape = (len(self.index), self.info.patch_px, self.info.patch_px, 3)
             self._pixels = np.memmap(self.file, np.uint8, "r", offset, shape)
         except (DataError, *hdf5.UNREADABLE) as error:
@@ -196,38 +244,69 @@ class Pack:
         if _state_of(self.file) != self._state:
             raise DataError(f"{self.file}: the pack was replaced or changed while open; run again")
 
-    def rows_of(self, patient: str) -> NDArray[np.int64]:
-        """Return the consecutive rows of a patient; raise DataError for an unknown patient."""
+    def rows_of(self, patient: str, slide: str | None = None) -> NDArray[np.int64]:
+        """Return the consecutive rows of a patient, or of one slide of the patient.
+
+        Raises:
+            DataError: The pack has no such patient, or the patient has no such slide.
+        """
         if patient not in self.patients:
             sample = ", ".join(self.patients[:5])
             raise DataError(
                 f"no patient {patient!r} in {self.path}; it has {len(self.patients)} patients, "
                 f"such as {sample}; wsi-idc info --json {self.path} lists all patients"
             )
-        return np.flatnonzero(self.index["patient"] == self.patients.index(patient))
+        rows = np.flatnonzero(self.index["patient"] == self.patients.index(patient))
+        if slide is None:
+            return rows
+        codes = self.index["slide"].to_numpy()[rows]
+        names = {code: self.slides[code].name for code in np.unique(codes)}
+        if slide not in names.values():
+            listed = ", ".join(names.values())
+            raise DataError(f"patient {patient} has no slide {slide!r}; the slides are {listed}")
+        return rows[[names[code] == slide for code in codes]]
 
     @property
     def patient_of(self) -> NDArray[np.str_]:
         """Patient id of each patch, shape (N,)."""
         return np.array(self.patients)[self.index["patient"]]
 
-    def cells(self) -> NDArray[np.int32]:
-        """Return row and column of each patch on the grid of its patient, shape (N, 2)."""
-        return cells_of(self.index[["x", "y"]].to_numpy(np.int32), patch_px=self.info.patch_px)
+    def slides_of(self, patient: str) -> list[PackedSlide]:
+        """Return the slides of a patient, sorted by name; without slides, the list is empty."""
+        codes = np.unique(self.index["slide"].to_numpy()[self.rows_of(patient)])
+        return [self.slides[code] for code in codes] if self.slides else []
 
-    def paths(self) -> list[str]:
-        """Return the path of each patch in its patch tree; raise DataError for unreadable paths."""
+    def overview(self, code: int) -> Overview:
+        """Read the thumbnail and the tissue mask of slide ``code``; raise DataError if damaged."""
+        with self._open() as file:
+            return read_overview(file, code)
+
+    @contextmanager
+    def _open(self) -> Iterator[h5py.File]:
+        """Open the pack file again; errors of a damaged file become a DataError."""
         self.check_same()
         try:
             with hdf5.open_hdf5(self.file) as file:
-                dataset = hdf5.check_dataset(file, "path", DatasetSpec("text", (len(self),)))
-                paths = [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
+                yield file
         except hdf5.UNREADABLE as error:
-            raise DataError(
-                f"{self.file}: dataset /path cannot be read ({first_line(error)})"
-            ) from None
+            raise DataError(f"{self.file}: a part cannot be read ({first_line(error)})") from None
         self.check_same()
-        return paths
+
+    def cells(self) -> NDArray[np.int32]:
+        """Return row and column of each patch on the grid of its slide or patient, (N, 2)."""
+        return _cells(self.index, self.slides, self.info)
+
+    def paths(self) -> list[str]:
+        """Return the path of each patch in its patch tree, or of its slide.
+
+        Raises:
+            DataError: The paths of a tree cannot be read.
+        """
+        if self.slides:
+            return [self.slides[code].path for code in self.index["slide"]]
+        with self._open() as file:
+            dataset = hdf5.check_dataset(file, "path", DatasetSpec("text", (len(self),)))
+            return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
 
 
 def write_pack(
@@ -237,22 +316,28 @@ def write_pack(
     *,
     info: PackInfo,
     provenance: str,
+    slides: Sequence[PackedSlide] = (),
+    overviews: Iterable[Overview] = (),
 ) -> None:
     """Write a pack in one atomic step.
 
     Args:
         path: File to write.
-        index: Sorted table of the patches: path, patient (id), x, y, label, height, width.
+        index: Sorted table of the patches: patient (id), x, y, label, height, width, and path or,
+            with ``slides``, slide (index in ``slides``).
         pixels: Blocks of patches in the order of ``index``, shape (n, patch_px, patch_px, 3) each.
         info: Attributes of the pack.
         provenance: JSON text with the source and the program version.
+        slides: Slides of the patches; each slide has patches.
+        overviews: Thumbnail and tissue mask of each slide.
     """
     if len(index) > MAX_PATCHES:
         raise DataError(f"{len(index)} patches are more than {MAX_PATCHES}; make several packs")
     patients = sorted(index["patient"].unique())
     codes = pd.Categorical(index["patient"], categories=patients).codes
     attributes = vars(info) | {"class_names": list(info.class_names), "format": FORMAT}
-    attributes |= {"format_version": FORMAT_VERSION, "provenance": provenance, "complete": 1}
+    version = SLIDES_VERSION if slides else FORMAT_VERSION
+    attributes |= {"format_version": version, "provenance": provenance, "complete": 1}
     with atomic_write(path) as partial:
         with h5py.File(partial, "w", locking=False) as file:
             text = h5py.string_dtype()
@@ -260,7 +345,11 @@ def write_pack(
             file["patient"] = codes.astype(np.int32)
             for name, dtype in COLUMNS.items():
                 file[name] = index[name].to_numpy(dtype)
-            file["path"] = np.array(index["path"], dtype=text)
+            if slides:
+                file["slide"] = index["slide"].to_numpy(np.int32)
+                write_slides(file.create_group("slides"), slides, overviews)
+            else:
+                file["path"] = np.array(index["path"], dtype=text)
             file.attrs.update(attributes)
             # Reserve space for the pixels.
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -176,9 +176,10 @@ def _pack_info(
 def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
     """Find small patches that are not at the right or bottom edge of their slide: a bool per patch.
 
-    ``table`` has one row per patch, with columns patient, x, y, height, width (px).
+    ``table`` has one row per patch, with columns slide or patient, x, y, height, width (px).
     """
-    last = table.groupby("patient")[["x", "y"]].transform("max")
+    slide = "slide" if "slide" in table else "patient"
+    last = table.groupby(slide)[["x", "y"]].transform("max")
     beyond_width = (table["width"] < patch_px) & (table["x"] < last["x"])
     beyond_height = (table["height"] < patch_px) & (table["y"] < last["y"])
     return (beyond_width | beyond_height).to_numpy()

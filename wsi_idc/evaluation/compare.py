@@ -22,7 +22,7 @@ from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
 from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
 
-_KEY = ["patient", "x", "y"]
+_KEY = ["patient", "slide", "x", "y"]  # without slides, the tables have no column slide
 _COLUMNS = ("probability", "probability_smoothed")
 _TABLES = ("metrics", "patients")
 _MAX_NAMED = 5
@@ -96,6 +96,10 @@ class Comparison:
         return vars(self) | tables
 
 
+def _key(table: pd.DataFrame) -> list[str]:
+    return [name for name in _KEY if name in table]
+
+
 def read_predictions(folder: Path) -> Predictions:
     """Read the predictions in the folder of an evaluation.
 
@@ -109,13 +113,15 @@ def read_predictions(folder: Path) -> Predictions:
         if column not in _COLUMNS:
             raise ValueError(f"unknown column {column!r}")
         notes = tuple(str(note) for note in record.get("notes", ()))
-        dtypes = {"patient": str, "x": np.int64, "y": np.int64, "label": np.int64}
+        dtypes = {"patient": str, "slide": str, "x": np.int64, "y": np.int64, "label": np.int64}
         # A patient id can be "NA": pandas must not read this text as a missing value.
         table = pd.read_csv(
             regular_file(folder / PREDICTIONS_CSV), dtype=dtypes, keep_default_na=False
         )
-        table = table[[*dtypes, column]].rename(columns={column: "probability"})
-        table["patient"] = table["patient"].map(plain_cell, na_action="ignore")
+        key = _key(table)
+        table = table[[*key, "label", column]].rename(columns={column: "probability"})
+        for name in key[:-2]:
+            table[name] = table[name].map(plain_cell, na_action="ignore")
         table["probability"] = table["probability"].astype(np.float64)
         if table["patient"].isna().any():
             raise ValueError(f"a line of {PREDICTIONS_CSV} is incomplete")
@@ -127,12 +133,12 @@ def read_predictions(folder: Path) -> Predictions:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         reason = first_line(error)
         raise DataError(f"{folder}: not a readable evaluation ({reason}); {remedy}") from None
-    if table.duplicated(_KEY).any() or table.empty:
+    if table.duplicated(key).any() or table.empty:
         raise DataError(f"{folder}: {PREDICTIONS_CSV} is empty or lists a patch twice; {remedy}")
     # The evaluation compared float32 numbers with the threshold. In float64, a patch with a
     # probability near the threshold could get the other call.
     table["probability"] = table["probability"].astype(np.float32)
-    table = table.sort_values(_KEY, ignore_index=True)
+    table = table.sort_values(key, ignore_index=True)
     return Predictions(folder, threshold, table, notes)
 
 
@@ -201,7 +207,8 @@ def _check_same(a: Predictions, b: Predictions) -> None:
         raise DataError(
             f"the patients differ: {'; '.join(unmatched)}; evaluate both on the same split and data"
         )
-    if not a.table[_KEY].equals(b.table[_KEY]):
+    key = _key(a.table)
+    if key != _key(b.table) or not a.table[key].equals(b.table[key]):
         raise DataError(
             f"{a.folder} and {b.folder} have the same patients but not the same patches; "
             "evaluate both on the same data"

@@ -121,7 +121,10 @@ def evaluate(
     is_known = known[rows]
     predictions = _predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
-    predictions["border_distance"] = border_distances(label, names, pack.cells()[rows][is_known])
+    known_rows = rows[is_known]
+    predictions["border_distance"] = border_distances(
+        label, pack.index["slide"].to_numpy()[known_rows], pack.cells()[known_rows]
+    )
     ids, code = np.unique(names, return_inverse=True)
     weights = bootstrap.resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
     raw = final = compute_metrics(predictions, "probability", predictor.threshold, code, weights)
@@ -184,13 +187,15 @@ def _predictions_table(
     index = pack.index.iloc[rows]
     table = index[["x", "y", "label"]].reset_index(drop=True)
     table.insert(0, "patient", pack.patient_of[rows])
+    if pack.slides:
+        table.insert(1, "slide", [pack.slides[code].name for code in index["slide"]])
     table["probability"] = prediction.probability
     if prediction.uncertainty is not None:
         table["uncertainty"] = prediction.uncertainty
     if smoothing := predictor.smoothing:
         table["probability_smoothed"] = smoothed_probability(
             prediction.probability,
-            index["patient"].to_numpy(),
+            index["slide"].to_numpy(),
             pack.cells()[rows],
             smoothing=smoothing,
             patch_um=pack.info.patch_px * pack.info.mpp,

@@ -1,6 +1,7 @@
 """Galleries of the false positives and false negatives with the most confident probabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,8 +68,8 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     # Positions are computed here: a layout engine would take longer than drawing the figure.
     ax = figure.add_axes((0, 0, 1, 1 - _TITLE_HEIGHT / height))
     rows_shown = chosen.to_dict("records")
-    places = [(row["patient"], row["x"], row["y"]) for row in rows_shown]
-    images, num_neighbors = zip(*(neighborhood(pack, *place) for place in places), strict=True)
+    found = [neighborhood(pack, _row_in_pack(pack, row)) for row in rows_shown]
+    images, num_neighbors = zip(*found, strict=True)
     has_neighbors = np.mean(num_neighbors) >= _MIN_NEIGHBORS
     for index, (image, row) in enumerate(zip(images, rows_shown, strict=True)):
         left, top = index % NUM_COLS + 0.04, index // NUM_COLS * (1 + _CAPTION_HEIGHT)
@@ -85,6 +86,12 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
         f"; p: {probability_name(evaluation)} of IDC"
     )
     return figure
+
+
+def _row_in_pack(pack: Pack, prediction: Mapping[Hashable, Any]) -> int:
+    rows = pack.rows_of(prediction["patient"], prediction.get("slide"))
+    xy = pack.index[["x", "y"]].to_numpy()[rows]
+    return int(rows[(xy == (prediction["x"], prediction["y"])).all(axis=1)][0])
 
 
 def _draw_image(ax: Axes, image: Pixels, left: float, top: float, *, has_neighbors: bool) -> None:

@@ -128,11 +128,16 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
 
 
 def patient(description: Description, pack: Pack) -> Figure:
-    """Draw the patient with the most patches. Patients with both classes are preferred."""
+    """Draw the patient with the most patches. Patients with both classes are preferred.
+
+    Of several slides, the slide with the most patches is drawn.
+    """
     table = description.patients
     both = table[(table["idc"] > 0) & (table["non_idc"] > 0)]
     chosen = (table if both.empty else both).sort_values("patches", kind="stable").iloc[-1]
     rows = pack.rows_of(str(chosen["patient"]))
+    slides = pack.index["slide"].to_numpy()[rows]
+    rows = rows[slides == np.bincount(slides).argmax()]
     row_col = pack.cells()[rows]
     row_col -= row_col.min(axis=0)
     num_rows, num_cols = shape = (int(row_col[:, 0].max()) + 1, int(row_col[:, 1].max()) + 1)
@@ -184,8 +189,7 @@ def hints(description: Description, pack: Pack) -> Figure:
             say_none(ax, "none found")
             _hide_axes(ax)
         elif kind == quality.LABEL:
-            places = shown[["patient", "x", "y"]].itertuples(index=False, name=None)
-            images = [_framed(neighborhood(pack, *place)[0]) for place in places]
+            images = [_framed(neighborhood(pack, row)[0]) for row in shown["row"]]
             _show_images(ax, np.stack(images), cols=_HINTS_SHOWN)
         else:
             _show_images(ax, pack.patches[shown["row"].to_numpy()], cols=_HINTS_SHOWN)
@@ -217,17 +221,19 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     return figure
 
 
-def neighborhood(pack: Pack, patient: str, x: int, y: int) -> tuple[Pixels, int]:
-    """Assemble an image of a patch and its 8 neighbors; (x, y) is the top left corner of the patch.
+def neighborhood(pack: Pack, row: int) -> tuple[Pixels, int]:
+    """Assemble an image of the patch in row ``row`` of the pack and of its 8 neighbors.
 
     Returns:
         The image, and the number of neighbors that exist. The image has the shape (3 * patch_px,
         3 * patch_px, 3) and is white at missing neighbors.
     """
-    rows = pack.rows_of(patient)
-    col_row = (pack.index[["x", "y"]].to_numpy()[rows] - (x, y)) // pack.info.patch_px + 1
-    is_near = ((col_row >= 0) & (col_row <= 2)).all(axis=1)
-    row_col = col_row[is_near, ::-1].astype(np.int32)
+    slide = pack.index["slide"].to_numpy()
+    rows = np.flatnonzero(slide == slide[row])
+    cells = pack.cells()
+    row_col = cells[rows] - cells[row] + 1
+    is_near = ((row_col >= 0) & (row_col <= 2)).all(axis=1)
+    row_col = row_col[is_near]
     image = mosaic(pack.patches[rows[is_near]], row_col, shape=(3, 3), fill=_WHITE)
     return image, int(is_near.sum()) - 1
 

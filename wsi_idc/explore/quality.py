@@ -41,8 +41,8 @@ def neighbor_index(pack: Pack) -> Ints:
     # A border of one empty cell separates the end of a row from the start of the next row.
     stride = MAX_CELLS_PER_SIDE + 2
     row_col = pack.cells()
-    patient = pack.index["patient"].to_numpy(np.int64)
-    keys = (patient * stride + row_col[:, 0] + 1) * stride + row_col[:, 1] + 1
+    slide = pack.index["slide"].to_numpy(np.int64)
+    keys = (slide * stride + row_col[:, 0] + 1) * stride + row_col[:, 1] + 1
     order = np.argsort(keys, kind="stable")
     neighbors = np.full((len(keys), len(_OFFSETS)), -1)
     for column, (row, col) in enumerate(_OFFSETS):
@@ -86,7 +86,10 @@ def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.
 
 
 def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
-    """Add patient, x, y, label and path to ``table``; ``row`` is the position in the pack."""
+    """Add patient, x, y, label and path to ``table``; ``row`` is the position in the pack.
+
+    If the patches are from slides, ``path`` is the slide file.
+    """
     rows = table["row"].to_numpy(np.int64)
     paths = pack.paths() if len(rows) else []
     columns = pack.index.iloc[rows].reset_index(drop=True)[["x", "y", "label"]]

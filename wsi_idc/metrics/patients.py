@@ -18,12 +18,12 @@ _BORDER_COLUMNS = ("patches", "area_true", "area_predicted", "area_bias", "auc",
 
 
 def border_distances(
-    label: NDArray[np.integer], patient: NDArray, row_col: NDArray[np.int32]
+    label: NDArray[np.integer], slide: NDArray[np.integer], row_col: NDArray[np.int32]
 ) -> NDArray[np.int8]:
-    """Compute the ``border_distance`` of each patch on the grid of its patient, shape (N,)."""
+    """Compute the ``border_distance`` of each patch on the grid of its slide, shape (N,)."""
     distance = np.empty(len(label), np.int8)
-    for name in np.unique(patient):
-        rows = np.flatnonzero(patient == name)
+    for code in np.unique(slide):
+        rows = np.flatnonzero(slide == code)
         distance[rows] = border_distance(label[rows], row_col[rows])
     return distance
 

@@ -101,7 +101,7 @@ def _calibrate(checkpoint: Checkpoint, logit: NDArray[np.float32], pack: Pack) -
     calibration = calibrate(
         logit,
         label,
-        pack.index["patient"].to_numpy()[rows],
+        pack.index["slide"].to_numpy()[rows],
         pack.cells()[rows],
         patch_um=pack.info.patch_px * pack.info.mpp,
         **{name: checkpoint.config[name] for name in CALIBRATION_FIELDS},
