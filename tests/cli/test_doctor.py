@@ -43,6 +43,22 @@ def test_results_as_text_and_json(monkeypatch: pytest.MonkeyPatch, command: RunC
     assert record["findings"][1] == note
 
 
+def test_long_values_and_advice_are_aligned_in_80_columns(
+    monkeypatch: pytest.MonkeyPatch, command: RunCommand
+):
+    def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
+        yield CheckResult("packages", "torch 2.14.1, " * 5, NOTE, "update " * 12)
+
+    monkeypatch.setattr(doctor, "run_checks", run_checks)
+    assert command("doctor").out.splitlines() == [
+        "note     packages  " + "torch 2.14.1, " * 4 + "torch",
+        " " * 19 + "2.14.1,",
+        "note: packages: " + " ".join(["update"] * 9),
+        "      " + " ".join(["update"] * 3),
+        "no problem found",
+    ]
+
+
 def test_all_checks_on_this_machine(
     cohort: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
 ):

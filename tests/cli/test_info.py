@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,8 +9,9 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import save_png
-from tests.small_maps import written
-from wsi_idc.maps.cohort import write_cohort_h5
+from tests.small_maps import edge_map, written
+from wsi_idc.maps.cohort import write_cohort, write_cohort_h5
+from wsi_idc.maps.map_writer import write_map
 
 ROW = {"area_mm2": 0.25, "idc_area_mm2": 0.125, "idc_fraction": 0.5}
 
@@ -24,16 +26,68 @@ def test_info_of_a_forged_cohort_file_is_one_line(
     assert "the columns of a cohort are missing" in command("info", path).error
 
 
+def values_of(text: str) -> dict[str, str]:
+    """Return names and values of a table; lines that continue a value are left out."""
+    assert max(map(len, text.splitlines())) <= 80
+    lines = (line for line in text.splitlines() if not line.startswith("  "))
+    rows = dict(line.split("  ", 1) for line in lines)
+    return {name: value.strip() for name, value in rows.items()}
+
+
 def test_info_of_a_map_has_counts_with_fractions_and_the_role_of_the_patient(
-    tmp_path: Path, command: RunCommand
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
 ):
-    path = written(tmp_path, label=np.array([0, 0, 1, -1], np.int8))
-    lines = dict(line.split("  ", 1) for line in command("info", path).out.splitlines())
-    shown = {name: value.strip() for name, value in lines.items()}
+    monkeypatch.chdir(tmp_path)
+    model = {"role_of_patient": "test", "sha256": "0123456789abcdef" * 4, "notes": "word " * 40}
+    written(tmp_path, label=np.array([0, 0, 1, -1], np.int8), model=model)
+    shown = values_of(command("info", "P1.h5").out)
     assert shown["patient"] == "P1 (role in the training of the model: test)"
     assert shown["called idc"] == "2 of 4 patches (50.0%)"
-    assert shown["labelled idc"] == "1 of 4 patches (25.0%)"
-    assert shown["called idc smoothed"] == "None"
+    assert shown["labelled idc"] == "1 of 3 labelled patches (33.3%)"
+    assert "sha256 0123456789ab," in shown["model"]
+    assert "None" not in shown.values()
+    assert {"called idc smoothed", "slide"}.isdisjoint(shown)
+    record = json.loads(command("info", "P1.h5", "--json").out)
+    assert (record["labelled_idc"], record["labelled_patches"]) == (1, 3)
+    assert record["called_idc_smoothed"] is None
+    assert record["model"]["sha256"] == model["sha256"]
+
+
+def test_info_of_the_map_of_a_slide_has_no_labels_and_the_origin_of_the_resolution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
+):
+    monkeypatch.chdir(tmp_path)
+    write_map(tmp_path / "s.h5", replace(edge_map(), label=np.full(4, -1, np.int8)))
+    shown = values_of(command("info", "s.h5").out)
+    assert shown["labelled idc"] == "no labels"
+    assert (shown["mpp"], shown["mpp source"]) == ("4", "model")
+    assert shown["slide"] == "s.svs, 600 x 500 px at 0.5 um/px (given)"
+    assert json.loads(command("info", "s.h5", "--json").out)["slide_mpp_source"] == "given"
+
+
+def test_info_of_other_files_and_folders_names_a_file_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
+):
+    monkeypatch.chdir(tmp_path)
+    known = "; wsi-idc info describes packs, checkpoints, runs, maps, cohort files and slides"
+    for name, what in (
+        ("a.csv", "a table; a spreadsheet opens it"),
+        ("a.geojson", "GeoJSON; QuPath opens it"),
+        ("A.GEOJSON.GZ", "GeoJSON; QuPath opens it"),
+        ("index.html", "a page; a browser opens it"),
+        ("run.json", "a JSON file; a text editor opens it"),
+        ("job.toml", "a job file; wsi-idc job runs it"),
+    ):
+        Path(name).touch()
+        assert command("info", name).error == f"Error: {name} is {what}{known}"
+    empty = f"Error: . is a folder without best.pt and without maps{known}"
+    assert command("info", ".").error == empty
+    written(tmp_path)
+    assert command("info", ".").error == "Error: . is a folder of 1 maps; give one, such as P1.h5"
+    assert write_cohort(tmp_path)
+    assert values_of(command("info", ".").out)["kind"] == "cohort"
+    hint = "Error: cohort.csv is a table; a spreadsheet opens it; give cohort.h5 for its totals"
+    assert command("info", "cohort.csv").error == hint
 
 
 def test_info_of_a_cohort_file_has_totals(tmp_path: Path, command: RunCommand):

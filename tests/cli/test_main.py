@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,26 @@ from tests.packs import make_tree
 from wsi_idc.cli.main import group, run
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+
+def names_of(commands: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words of a group and of all its commands, such as ("bench", "map")."""
+    yield above
+    for name, child in commands.commands.items():
+        if isinstance(child, click.Group):
+            yield from names_of(child, *above, name)
+        else:
+            yield (*above, name)
+
+
+@pytest.mark.parametrize("words", list(names_of(group)), ids="-".join)
+def test_help_fits_80_columns(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, command: RunCommand
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = command(*words, "--help").out.splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("name", sorted(group.commands))

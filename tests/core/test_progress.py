@@ -1,4 +1,5 @@
 import logging
+import re
 import sys
 
 import pytest
@@ -23,11 +24,23 @@ def work(total: int) -> None:
 def test_without_a_terminal_progress_goes_to_the_log(log, capsys):
     work(4)
     assert [text.split(" [")[0].split() for text in log.messages] == [
-        ["packing:", "25%", "1/4"],
-        ["packing:", "50%", "2/4"],
-        ["packing:", "75%", "3/4"],
+        ["packing:", "25%"],
+        ["packing:", "50%"],
+        ["packing:", "75%"],
     ]
     assert capsys.readouterr() == ("", "")
+
+
+def test_lines_of_a_large_training_fit_80_columns(log):
+    with progress(277_524, what="epoch 12/30") as bar:
+        bar.start_t -= 1800  # half an hour ago
+        bar.set_postfix_str("loss 0.123, 12% waiting", refresh=False)
+        bar.update(123_456)
+    line = log.messages[0]
+    assert re.fullmatch(
+        r"epoch 12/30:  44% \[30:00<\d\d:\d\d, \S+ patch/s, loss 0.123, 12% waiting\]", line
+    )
+    assert len(f"12:34:56 {line}") <= 80
 
 
 @pytest.mark.parametrize(("level", "total"), [(logging.WARNING, 4), (logging.INFO, 0)])

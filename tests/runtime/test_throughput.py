@@ -77,7 +77,7 @@ def test_cpu_times_are_those_of_the_clock(clock: Clock):
         clock.advance(2.5)
         raise ZeroDivisionError  # failed work does not count
     assert items == [0, 1, 2, 3]
-    assert meter.summary_line() == "16% waiting for data"
+    assert meter.summary_line() == "16% waiting"
     stats = meter.stats()
     assert stats == ThroughputStats(32, 2.56, {"data_wait_share": 0.16, "network_share": 0.48})
     assert str(stats) == "16% of the time waiting for data, 48% in the network"

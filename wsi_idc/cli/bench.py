@@ -97,8 +97,9 @@ def bench_map(
     Examples:
       wsi-idc bench map
       wsi-idc bench map --model resnet18 --batch-size 32
-      wsi-idc bench map --model resnet18 --synthetic 277524 --patches 277524 --rounds 1 \\
-        --plain-patches 2000 --batch-size 512 --compile --device cuda
+      wsi-idc bench map --model resnet18 --synthetic 277524 \\
+        --patches 277524 --plain-patches 2000 --rounds 1 \\
+        --batch-size 512 --compile --device cuda
     """
     from wsi_idc.bench.fixtures import open_benchmark_data
     from wsi_idc.bench.map import bench_map as measure

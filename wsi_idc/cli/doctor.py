@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wsi_idc.cli.options import PATH, data_option, output_options
-from wsi_idc.cli.output import echo_result
+from wsi_idc.cli.output import echo_result, hanging_lines
 
 if TYPE_CHECKING:
     from wsi_idc.doctor.doctor import CheckResult
@@ -46,10 +46,10 @@ def doctor(data: Path | None, out: Path, as_json: bool) -> None:
 def _check_lines(results: "list[CheckResult]") -> Iterator[str]:
     width = max(len(result.name) for result in results)
     for result in results:
-        yield f"{result.state:<7}  {result.name:<{width}}  {result.value}"
+        yield from hanging_lines(f"{result.state:<7}  {result.name:<{width}}  ", result.value)
     for state in ("note", "problem"):
         for result in results:
             if result.state == state and result.advice:
-                yield f"{state}: {result.name}: {result.advice}"
+                yield from hanging_lines(f"{state}: ", f"{result.name}: {result.advice}")
     num = sum(result.state == "problem" for result in results)
     yield f"{num} problem{'s' * (num > 1)} found" if num else "no problem found"

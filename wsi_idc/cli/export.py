@@ -63,7 +63,7 @@ def export(
     ome-tiff  tissue, probability and CAM as aligned images, for QuPath
     csv       one line for each patch; the first columns are those of WSInfer
     png       transparent layers of the same size, and a legend of their colors
-    wsinfer   the checkpoint as a model folder, for WSInfer and its QuPath extension
+    wsinfer   the model as a folder for WSInfer and its QuPath extension
 
     MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is exported.
     Existing files with the same names are replaced.

@@ -1,5 +1,6 @@
 """``wsi-idc info``: describe a file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 _MAX_TEXT = 400
+_SHA256 = re.compile("[0-9a-f]{64}")
+_SHORT_SHA = 12
+_KNOWN = "wsi-idc info describes packs, checkpoints, runs, maps, cohort files and slides"
+_OPENED_BY = {
+    ".csv": "a table; a spreadsheet opens it",
+    ".geojson": "GeoJSON; QuPath opens it",
+    ".geojson.gz": "GeoJSON; QuPath opens it",
+    ".html": "a page; a browser opens it",
+    ".json": "a JSON file; a text editor opens it",
+    ".jsonl": "a JSON file; a text editor opens it",
+    ".toml": "a job file; wsi-idc job runs it",
+    ".txt": "a text file; a text editor opens it",
+}
 
 
 @click.command()
@@ -19,8 +33,9 @@ _MAX_TEXT = 400
 def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
-    FILE is a pack, a checkpoint (.pt), a run directory, a map, a cohort file (cohort.h5) or a
-    slide. If FILE is 'bundled', the command describes the bundled model.
+    FILE is a pack, a checkpoint (.pt), a run directory, a map, a cohort file (cohort.h5), a folder
+    with a cohort file, or a slide. If FILE is 'bundled', the command describes the bundled model.
+    Unknown values are left out, and long values are shortened; --json prints all of them.
 
     \b
     Example:
@@ -28,7 +43,8 @@ def info(file: Path, as_json: bool) -> None:
     """
     record = _describe(file)
     shown = _map_in_words(record) if record["kind"] == "map" else record
-    rows = ((name.replace("_", " "), _short(value)) for name, value in shown.items())
+    known = {name: value for name, value in shown.items() if value is not None}
+    rows = ((name.replace("_", " "), _short(value)) for name, value in known.items())
     echo_result(record, table_lines(rows), as_json=as_json)
 
 
@@ -42,6 +58,14 @@ def _describe(file: Path) -> dict[str, Any]:
     if file.suffix.lower() == ".pt":
         check_checkpoint_file(file)
         return {"kind": "checkpoint", "file": file, **_describe_checkpoint(file)}
+    if file.is_dir():
+        file = _cohort_file(file)
+    for suffix, opened_by in _OPENED_BY.items():
+        if file.name.lower().endswith(suffix):
+            table = file.with_suffix(".h5")
+            has_table = suffix == ".csv" and table.is_file()
+            remedy = f"give {table} for its totals" if has_table else _KNOWN
+            raise WsiIdcError(f"{file} is {opened_by}; {remedy}")
     if file.is_file():
         from wsi_idc.core.hdf5 import read_format
         from wsi_idc.data.pack import is_pack
@@ -58,6 +82,17 @@ def _describe(file: Path) -> dict[str, Any]:
                 return {"kind": kind, "file": file, **describe(file)}
         read_format(file)  # raises an error if the HDF5 file is damaged
     raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
+
+
+def _cohort_file(folder: Path) -> Path:
+    from wsi_idc.maps.cohort import COHORT_H5, is_cohort
+    from wsi_idc.maps.map_reader import map_paths
+
+    if is_cohort(folder / COHORT_H5):
+        return folder / COHORT_H5
+    if maps := map_paths(folder):
+        raise WsiIdcError(f"{folder} is a folder of {len(maps)} maps; give one, such as {maps[0]}")
+    raise WsiIdcError(f"{folder} is a folder without best.pt and without maps; {_KNOWN}")
 
 
 def _attributes(thing: object, names: str) -> dict[str, Any]:
@@ -101,11 +136,13 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "called_idc": shown.idc_fraction(),
         "called_idc_smoothed": shown.smoothed_idc_fraction(),
         "labelled_idc": int((shown.label == 1).sum()),
+        "labelled_patches": int((shown.label >= 0).sum()),
         **_attributes(shown, "threshold temperature"),
         "smoothing": shown.smoothing and dict(shown.smoothing),
         "mean_uncertainty": None if shown.uncertainty is None else float(shown.uncertainty.mean()),
         "stride_px": shown.cell_px,
         "slide": size,
+        "slide_mpp_source": slide and slide.mpp_source,
         "cam": about,
         "model": dict(shown.model),
         "provenance": dict(shown.provenance),
@@ -115,16 +152,20 @@ def _describe_map(file: Path) -> dict[str, Any]:
 def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
     """Return a map's record with counts as "9 of 90 patches (10.0%)" and the patient's role."""
     num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
-    fractions = {name: record[name] for name in ("called_idc", "called_idc_smoothed")}
-    fractions["labelled_idc"] = record["labelled_idc"] / num
-    return {
+    words = {
         **record,
         "patient": f"{record['patient']} (role in the training of the model: {role})",
-        **{
-            name: value if value is None else f"{round(value * num)} of {num} patches ({value:.1%})"
-            for name, value in fractions.items()
-        },
     }
+    for name in ("called_idc", "called_idc_smoothed"):
+        if (value := record[name]) is not None:
+            words[name] = f"{round(value * num)} of {num} patches ({value:.1%})"
+    count, num = record["labelled_idc"], words.pop("labelled_patches")
+    words["labelled_idc"] = "no labels"
+    if num:
+        words["labelled_idc"] = f"{count} of {num} labelled patches ({count / num:.1%})"
+    if source := words.pop("slide_mpp_source"):
+        words["slide"] = f"{record['slide']} ({source})"
+    return words
 
 
 def _describe_cohort(file: Path) -> dict[str, Any]:
@@ -179,7 +220,10 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Return a value as text of at most 400 characters; ``--json`` prints the full value."""
+    """Return a value as text of at most 400 characters; ``--json`` prints the full value.
+
+    Of a SHA-256 hash, the text has the first 12 digits, as in a cohort table.
+    """
     if isinstance(value, dict):
         value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
     elif isinstance(value, list | tuple):
@@ -187,4 +231,6 @@ def _short(value: Any) -> str:
     elif isinstance(value, float):
         value = f"{value:.4g}"
     text = str(value)
+    if _SHA256.fullmatch(text):
+        return text[:_SHORT_SHA]
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."

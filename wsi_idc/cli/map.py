@@ -177,7 +177,7 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
 
 
 def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool:
-    """Return whether to update an older table in ``folder``; print a note if it stays as it is."""
+    """Return whether to update an older table in ``folder``; print a note otherwise."""
     from wsi_idc.maps.cohort import COHORT_CSV, is_older_table
     from wsi_idc.maps.map_reader import map_paths
 

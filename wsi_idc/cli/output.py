@@ -1,12 +1,15 @@
 """Print the output of commands: results on standard output, notes on standard error."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import click
 
 from wsi_idc.core.errors import WsiIdcError
+
+_WIDTH = 80
 
 
 def one_line(text: object) -> str:
@@ -50,11 +53,23 @@ def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
 
 
 def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield one line per pair of a name and a value; the values are aligned."""
+    """Yield the lines of a table with a row for each pair of a name and a value, in 80 columns."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        yield f"{name:<{width}}  {value}"
+        yield from hanging_lines(f"{name:<{width}}  ", value)
+
+
+def hanging_lines(start: str, text: object) -> Iterator[str]:
+    """Yield ``start`` and ``text`` in lines of 80 columns; the lines of the text are aligned.
+
+    A word is never broken, so that paths can be copied; a long word may exceed the 80 columns.
+    """
+    width = _WIDTH - len(start)
+    words = {"break_long_words": False, "break_on_hyphens": False}
+    for line in textwrap.wrap(one_line(text), width, **words) or [""]:  # type: ignore[arg-type]
+        yield start + line
+        start = " " * len(start)
 
 
 def echo_table(rows: Iterable[tuple[str, object]]) -> None:

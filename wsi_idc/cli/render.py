@@ -55,7 +55,7 @@ def render(
                   also smoothed probability, uncertainty and the complete slide
     overlay       probability in color over the tissue in gray
     contours      tissue with the outlines of called and labelled IDC
-    cam           CAM in color over the tissue in gray; each map has its own color scale
+    cam           CAM in color over the tissue in gray; each map has its own scale
     side-by-side  tissue, overlay, cam and labels in a row
 
     The file of the view "panels" is PATIENT.png; the file of another view is PATIENT-VIEW.png. In a

@@ -10,6 +10,8 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
+# With the time before it, the line of an epoch of a large data set has at most 80 columns.
+_LINE = "{desc}: {percentage:3.0f}% [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class _Lines(tqdm):
@@ -60,5 +62,5 @@ def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> An
     if sys.stderr.isatty():
         return tqdm(**options, dynamic_ncols=True)
     # Discard the carriage return that tqdm itself writes at the end.
-    options |= {"file": io.StringIO(), "ncols": 0}
+    options |= {"file": io.StringIO(), "bar_format": _LINE, "unit_scale": True}
     return _Lines(**options, mininterval=SECONDS_BETWEEN_LINES, maxinterval=60)

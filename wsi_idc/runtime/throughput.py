@@ -107,7 +107,7 @@ class ThroughputMeter:
     def summary_line(self) -> str:
         """Return a text for a progress bar: the share of the time spent waiting for data."""
         seconds = max(perf_counter() - self._started, 1e-9)
-        return f"{self._data_seconds / seconds:.0%} waiting for data"
+        return f"{self._data_seconds / seconds:.0%} waiting"
 
     def log(self, action: str) -> None:
         """Log the statistics since ``start``, unless no patch was computed."""
