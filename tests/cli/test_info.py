@@ -124,6 +124,7 @@ def test_info_of_an_image_without_resolution(tmp_path: Path, command: RunCommand
         "file": str(image),
         "width": 40,
         "height": 30,
+        "bounds": None,
         "mpp": None,
         "mpp_source": "the file does not state its microns per pixel",
         "levels": ["40 x 30"],

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.slides.tiffs import write_tiff
+from tests.slides.tiffs import write_scn, write_tiff
 from tests.stops import StopAfter
 from wsi_idc.core.errors import CheckpointError, DataError, StoppedError
 from wsi_idc.data.pack import Pack
+from wsi_idc.export.geojson import write_geojson
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
@@ -108,6 +110,28 @@ def test_only_the_tissue_of_the_mask_is_mapped(build, row, stitched: np.ndarray,
     Image.fromarray(mask).save(tmp_path / "mask.png")
     build(tmp_path, row, settings=replace(settings, min_tissue=0), overwrite=True)
     assert read_map(tmp_path / "s.h5").row_col.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+
+
+def test_geojson_in_qupaths_frame_marks_the_square_on_the_tissue(build, tmp_path: Path):
+    """QuPath shows only the scanned area: there, the tile has exactly the px of the square."""
+    area = np.full((1200, 1600, 3), 240, np.uint8)
+    area[200:600, 600:1000] = (200, 110, 170)  # one patch of 200 um at x 1600, y 1200 of the slide
+    write_scn(tmp_path / "s.scn", area, x=1000, y=1000, glass=(4000, 3000))
+    mask = np.zeros(area.shape[:2], np.uint8)
+    mask[200:600, 600:1000] = 255
+    Image.fromarray(mask[::10, ::10]).save(tmp_path / "mask.png")
+    row = ManifestRow(tmp_path / "s.scn", "s", None, tmp_path / "mask.png")
+    settings = SlideSettings(min_tissue=0.9, mask_frame="qupath")
+    assert not build(tmp_path, row, settings=settings).failed
+    found = read_map(tmp_path / "s.h5")
+    assert found.coords.tolist() == [[1600, 1200]]
+    assert found.slide.bounds == Bounds(1000, 1000, 1600, 1200)
+    write_geojson(found, tmp_path / "s.geojson")
+    tile = json.loads((tmp_path / "s.geojson").read_text())["features"][0]
+    (x, y), _, (right, bottom), *_ = np.array(tile["geometry"]["coordinates"][0], int).tolist()
+    is_square = (area == (200, 110, 170)).all(axis=2)
+    assert is_square[y:bottom, x:right].all()
+    assert is_square.sum() == (right - x) * (bottom - y)
 
 
 def test_cells_of_overlapping_patches_are_their_centers(build, row, stitched, tmp_path: Path):

@@ -20,6 +20,16 @@ def test_manifest_with_all_columns(tmp_path):
     ]
 
 
+def test_masks_and_annotations_are_beside_the_manifest(tmp_path):
+    path = manifest(tmp_path, "wsi,mask,annotations\na.svs,m/a.png,/b/a.geojson\nb.svs,,\n")
+    assert read_manifest(path) == [
+        ManifestRow(
+            tmp_path / "a.svs", "a", None, tmp_path / "m/a.png", annotations=Path("/b/a.geojson")
+        ),
+        ManifestRow(tmp_path / "b.svs", "b", None),
+    ]
+
+
 def test_patient_defaults_to_the_name_of_the_file(tmp_path):
     path = manifest(tmp_path, "slide\na/S1.svs\nS2.ome.tif\n")
     rows = read_manifest(path)
@@ -54,6 +64,8 @@ def test_csv_of_spreadsheets_is_read(tmp_path):
         ("slides\nS1.svs\n", "needs the column slide; has 'slides'"),
         ("slide,Patient_id\nS1.svs,P\n", "unknown column 'patient_id'; did you mean 'patient'?"),
         ("slide,slide\na,b\n", "has the column 'slide' twice"),
+        ("slide,wsi\na,b\n", "has the column 'slide' twice"),
+        ("slide,annotation\na,b\n", "did you mean 'annotations'?"),
         ("slide,mpp\nS1.svs,\nS2.svs,half\n", "line 3: mpp 'half' is not a number"),
         ("slide,mpp\nS1.svs,0\n", "line 2: mpp '0' is impossible"),
         ("slide,mpp\nS1.svs,nan\n", "line 2: mpp 'nan' is impossible"),

@@ -1,16 +1,13 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.slides.tiffs import write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.slide import open_slide
 from wsi_idc.slides.tissue import (
     find_tissue,
-    read_mask,
     remove_small,
-    resize_mask,
     saturation_threshold,
     tissue_mask,
 )
@@ -96,8 +93,6 @@ def test_synthetic_tissue_is_found():
 
 SLIDE = np.full((800, 1200, 3), 255, np.uint8)
 SLIDE[200:400, 400:800] = (200, 120, 170)
-MASK = np.zeros((8, 12), np.uint8)
-MASK[2:4, 4:8] = 1
 
 
 @pytest.fixture
@@ -122,71 +117,6 @@ def test_tiny_slide_has_a_finer_thumbnail(tmp_path):
     assert thumbnail.shape == (64, 64, 3)
 
 
-RGBA = {  # the background is black, or transparent
-    "RGBA": np.dstack([MASK * 9, MASK, MASK, np.full_like(MASK, 255)]),
-    "transparent RGBA": np.dstack([np.full((8, 12, 3), 255, np.uint8), MASK * 255]),
-}
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16", *RGBA])
-def test_mask_is_everything_but_black_in_any_mode(tmp_path, slide, mode):
-    path = tmp_path / "mask.png"
-    if mode == "I;16":
-        image = Image.fromarray(MASK.astype(np.uint16))
-    elif mode in RGBA:
-        image = Image.fromarray(RGBA[mode])
-    else:
-        image = Image.fromarray(MASK * 255).convert(mode)
-    image.save(path)
-    with Image.open(path) as saved:
-        assert saved.mode == mode.split()[-1]
-    assert np.array_equal(read_mask(path, slide=slide), MASK > 0)
-
-
-def test_mask_has_any_size_but_the_aspect_ratio_of_the_slide(tmp_path, slide):
-    def found(width, height):
-        path = tmp_path / "mask.png"
-        Image.fromarray(np.full((height, width), 7, np.uint8)).save(path)
-        return read_mask(path, slide=slide).shape
-
-    assert found(1200, 800) == (800, 1200)
-    assert found(2400, 1600) == (1600, 2400)
-    assert found(3, 2) == (2, 3)
-    # A px of rounding, or a hundredth.
-    assert found(100, 67) == (67, 100)
-    assert found(600, 404) == (404, 600)
-    for width, height in ((800, 1200), (600, 405), (100, 100)):
-        message = rf"mask of {width}x{height} px does not fit a slide of 1200x800"
-        with pytest.raises(SlideError, match=message):
-            found(width, height)
-
-
-def test_unusable_masks_are_refused(tmp_path, slide):
-    names = ["none", "text", "empty", "cut", "large"]
-    none, text, empty, short, large = (tmp_path / f"{name}.png" for name in names)
-    text.write_text("hello")
-    Image.fromarray(np.zeros((80, 120), np.uint8)).save(empty)
-    short.write_bytes(empty.read_bytes()[:60])
-    Image.new("1", (12_000, 8_000)).save(large)
-    for path, message in (
-        (none, r"none.png: no such file; give a mask as PNG"),
-        (text, r"text.png: not a readable mask .*; give a PNG$"),
-        (empty, r"empty.png: the mask is empty"),
-        (short, r"cut.png: not a readable mask"),
-        (large, r"12000x8000 px are too many for a mask"),
-        (tmp_path, r"not a readable mask"),
-    ):
-        with pytest.raises(SlideError, match=message):
-            read_mask(path, slide=slide)
-
-
-def test_mask_is_resized():
-    large = resize_mask(MASK > 0, (16, 24))
-    assert large.dtype == bool
-    assert np.array_equal(large, MASK.repeat(2, axis=0).repeat(2, axis=1) > 0)
-    assert np.array_equal(resize_mask(large, (8, 12)), MASK > 0)
-
-
 def test_slide_of_meters_is_refused(tmp_path):
     path = write_tiff(tmp_path / "long.tif", np.full((64, 5000, 3), 255, np.uint8), mpp=90.0)
     with open_slide(path) as slide, pytest.raises(SlideError, match=r"are 0\.5 m, longer"):
@@ -201,10 +131,3 @@ def test_slide_without_color_is_refused(tmp_path, color):
     message = "no tissue found, because nothing in the slide has color: it is grey, a single"
     with open_slide(path) as slide, pytest.raises(SlideError, match=message):
         find_tissue(slide)
-
-
-def test_mask_is_turned_upright(slide, tmp_path):
-    exif = Image.Exif()
-    exif[274] = 3  # upside down
-    Image.fromarray(MASK[::-1, ::-1].copy()).save(tmp_path / "m.png", exif=exif.tobytes())
-    assert np.array_equal(read_mask(tmp_path / "m.png", slide=slide), MASK > 0)

@@ -143,6 +143,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "stride_px": shown.cell_px,
         "slide": size,
         "slide_mpp_source": slide and slide.mpp_source,
+        "slide_bounds": slide and slide.bounds and str(slide.bounds),
         "cam": about,
         "model": dict(shown.model),
         "provenance": dict(shown.provenance),
@@ -195,6 +196,7 @@ def _describe_slide(file: Path) -> dict[str, Any]:
     with slide:
         return {
             **_attributes(slide, "width height"),
+            "bounds": slide.bounds and str(slide.bounds),
             "mpp": None if mpp_error else slide.mpp,
             "mpp_source": mpp_error or slide.mpp_source,
             "levels": [f"{level.width} x {level.height}" for level in slide.levels],

@@ -43,7 +43,7 @@ _MAX_UPDATED = 1000  # maps of a folder; reading so many for the table takes hal
 @click.option(
     "--slide", "slides", multiple=True, type=PATH, help="Slide file; FILES are further slides."
 )
-@click.option("--manifest", type=PATH, help="CSV file with the columns slide, patient, mpp.")
+@click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask.")
 @click.option(
     "--shard", metavar="I/N", help="Map only part I of N; the parts have about equal work."
 )
@@ -76,6 +76,7 @@ def map_(
     data: Path | None,
     mpp: float | None,
     mask: Path | None,
+    mask_frame: str,
     min_tissue: float,
     stride: int | None,
     **options: Any,
@@ -122,7 +123,9 @@ def map_(
     builder = _builder(paths, options)
     source: PackSource | SlideSource
     if pack is None:
-        settings = SlideSettings(mpp=mpp, mask=mask, min_tissue=min_tissue, stride_px=stride)
+        settings = SlideSettings(
+            mpp=mpp, mask=mask, mask_frame=mask_frame, min_tissue=min_tissue, stride_px=stride
+        )
         source = SlideSource.from_files((*slides, *files), manifest, settings)
     else:
         source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
@@ -150,7 +153,7 @@ def _check_usage() -> None:
             "give --patient P, --patients-file FILE, --all, --slide FILE... or --manifest CSV; "
             "only --patient and --patients-file can be combined."
         )
-    if not for_slides and (unused := changed("mpp", "mask", "min_tissue", "stride")):
+    if not for_slides and (unused := changed("mpp", "mask", "mask_frame", "min_tissue", "stride")):
         raise click.UsageError(
             f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
         )

@@ -102,7 +102,19 @@ slide_options = _block(
         type=Number(min=0, min_open=True),
         help="Microns per px of the slides at level 0.  [default: the value in the file]",
     ),
-    click.option("--mask", type=PATH, help="PNG of one slide; pixels above 0 are tissue."),
+    click.option(
+        "--mask",
+        type=PATH,
+        help="PNG of one slide; pixels above 0 are tissue. In a --manifest, the column mask has a "
+        "file for each slide.",
+    ),
+    with_default(
+        "--mask-frame",
+        type=click.Choice(["auto", "level0", "qupath"]),
+        default="auto",
+        help="Part of the slide that a mask shows: the complete slide (level0), or the scanned "
+        "area that QuPath shows (qupath). auto compares the proportions.",
+    ),
     with_default(
         "--min-tissue",
         type=Number(0, 1),

@@ -2,7 +2,9 @@
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsi_idc.core.errors import DataError
@@ -15,7 +17,9 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 _MAX_BYTES = 100 * 10**6
 
 
-def read_csv_table(path: Path, *, needs: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def read_csv_table(
+    path: Path, *, needs: str, aliases: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a CSV table; all cells stay text, such as the patient ids "NA" and "007".
 
     The cells are separated by commas, semicolons or tabs. Column names may have capitals and spaces
@@ -24,6 +28,7 @@ def read_csv_table(path: Path, *, needs: str) -> tuple[list[str], list[tuple[int
     Args:
         path: File to read, in UTF-8 with or without a byte-order mark.
         needs: Columns that the table must have, separated by commas, for the error messages.
+        aliases: Further names of columns; each name is replaced by its value.
 
     Returns:
         The column names in lower case, and for each row its line number and its cells by column.
@@ -38,7 +43,8 @@ def read_csv_table(path: Path, *, needs: str) -> tuple[list[str], list[tuple[int
             delimiter = max(",;\t", key=first.count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-            header = [column.strip().lower() for column in next(reader, [])]
+            names = [column.strip().lower() for column in next(reader, [])]
+            header = [aliases.get(name, name) for name in names]
             rows = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give a CSV with {needs}") from None

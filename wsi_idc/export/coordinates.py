@@ -52,13 +52,15 @@ def stable_id(patient_map: PatientMap, part: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{patient_map.patient}/{grid}/{part}"))
 
 
-def grid_transform(patient_map: PatientMap, coordinates: str = "level0") -> GridTransform:
+def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> GridTransform:
     """Compute the position of the grid of a map.
 
     Args:
         patient_map: The map.
-        coordinates: "level0" for full-resolution px of the slide, or "image" for px of the
-            stitched tissue. Both are the same for the map of a pack.
+        coordinates: "level0" for full-resolution px of the complete slide, "qupath" for the same
+            px counted from the corner of the scanned area, to which QuPath crops the slide, or
+            "image" for px of the stitched tissue. "level0" and "qupath" are the same for a slide
+            without bounds; all are the same for the map of a pack.
 
     Raises:
         MapError: The corners of the patches are not on a grid.
@@ -76,4 +78,7 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "level0") -> Grid
     # If patches overlap, a cell is only the middle of its patch.
     margin = patient_map.origin_px * patient_map.mpp / patient_map.level0_mpp
     x, y = (float(edge) + margin for edge in corner)
+    bounds = None if patient_map.slide is None else patient_map.slide.bounds
+    if coordinates == "qupath" and bounds is not None:
+        x, y = x - bounds.x, y - bounds.y
     return GridTransform(x, y, side, patient_map.level0_mpp)

@@ -31,13 +31,14 @@ class ExportOptions:
     Attributes:
         formats: Formats to write, from ``FORMATS``.
         threshold: Lowest probability at which GeoJSON calls a patch IDC; None: the map's threshold.
-        coordinates: Coordinates in GeoJSON: "level0" or "image", as in ``grid_transform``.
+        coordinates: Coordinates in GeoJSON: "qupath", "level0" or "image", as in
+            ``grid_transform``.
         compress: Whether GeoJSON is written as ``.geojson.gz``.
     """
 
     formats: Sequence[str] = FORMATS
     threshold: float | None = None
-    coordinates: str = "level0"
+    coordinates: str = "qupath"
     compress: bool = False
 
 

@@ -35,7 +35,7 @@ def write_geojson(
     out: Path,
     *,
     threshold: float | None = None,
-    coordinates: str = "level0",
+    coordinates: str = "qupath",
 ) -> None:
     """Write a tile for each patch and an annotation for each region of patches called IDC.
 
@@ -43,7 +43,7 @@ def write_geojson(
         patient_map: The map.
         out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
         threshold: Lowest probability of a patch called IDC; None means the map's threshold.
-        coordinates: "level0" or "image", as in ``grid_transform``.
+        coordinates: "qupath", "level0" or "image", as in ``grid_transform``.
 
     Raises:
         MapError: The corners of the patches are not on a grid.

@@ -18,3 +18,6 @@ class Bounds:
     y: int
     width: int
     height: int
+
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height} px at x {self.x}, y {self.y}"

@@ -23,9 +23,10 @@ from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
 from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
+from wsi_idc.slides.masks import mask_fingerprint
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
-from wsi_idc.slides.tiling import SlideSettings, mask_fingerprint, tile_slide
+from wsi_idc.slides.tiling import SlideSettings, tile_slide
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class SlideSource:
     def _plan_slide(self, row: ManifestRow, builder: MapBuilder) -> PlannedMap:
         try:
             with self._open(row) as slide:
-                key = self._cache_key(builder, slide)
+                key = self._cache_key(builder, row, slide)
                 patches, _ = self._segment_and_tile(builder, row, slide, key)
         except (WsiIdcError, OSError) as error:
             return PlannedMap(row.patient, str(error))
@@ -116,7 +117,7 @@ class SlideSource:
         None means that no new map is needed, or that a stop was requested.
         """
         with self._open(row) as slide:
-            key = self._cache_key(builder, slide)
+            key = self._cache_key(builder, row, slide)
             if not builder.select(row.patient, key, report, data=row.slide):
                 return None
             patches, reader = self._segment_and_tile(builder, row, slide, key)
@@ -139,7 +140,7 @@ class SlideSource:
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
     ) -> tuple[PatientPatches, SlidePatches]:
         """Find the tissue of a slide and the positions of the patches, without reading patches."""
-        spec, settings = input_spec(builder.predictor), self.settings
+        spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
         tiled = tile_slide(slide, settings, patch_px=spec.patch_px, mpp=spec.mpp)
         reader = tiled.patches
         builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
@@ -162,16 +163,17 @@ class SlideSource:
         return patches, reader
 
     def _open(self, row: ManifestRow) -> Slide:
-        return open_slide(row.slide, mpp=self.settings.mpp or row.mpp)
+        return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp)
 
-    def _cache_key(self, builder: MapBuilder, slide: Slide) -> dict[str, Any]:
-        spec, settings = input_spec(builder.predictor), self.settings
+    def _cache_key(self, builder: MapBuilder, row: ManifestRow, slide: Slide) -> dict[str, Any]:
+        spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
         return builder.cache_key(
             data=slide.fingerprint(),
             slide_mpp=slide.mpp,
             mpp=spec.mpp,
             mpp_source=slide.mpp_source,
             mask=mask_fingerprint(settings.mask),
+            mask_frame=settings.mask_frame if settings.mask else None,
             min_tissue=settings.min_tissue,
             stride_px=settings.stride_px or spec.patch_px,
         )

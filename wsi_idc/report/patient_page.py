@@ -152,6 +152,10 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("data", record.get("data")),
         ("data fingerprint", identity.get("data")),
         ("slide", f"{slide.name}, {slide.width} x {slide.height} px" if slide else None),
+        (
+            "scanned area, all that QuPath shows",
+            str(slide.bounds) if slide and slide.bounds else None,
+        ),
         ("resolution", patient_map.resolution),
         ("classes", ", ".join(patient_map.class_names)),
     ]

@@ -1,4 +1,4 @@
-"""Manifests: CSV files of slides, with the columns slide, patient and mpp."""
+"""Manifests: CSV files of slides, with the columns slide, patient, mpp, mask and annotations."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from wsi_idc.core.csv_table import read_csv_table
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import safe_filename
 
-_COLUMNS = ("slide", "patient", "mpp")
+_COLUMNS = ("slide", "patient", "mpp", "mask", "annotations")
+_ALIASES = {"wsi": "slide"}
 
 
 @dataclass(frozen=True)
@@ -21,27 +22,31 @@ class ManifestRow:
         slide: Slide file.
         patient: Patient id of the slide; the map of the slide has the same id.
         mpp: Microns per level-0 px; None means the value that the slide file states.
+        mask: Mask file of the slide; None means that the slide is segmented.
+        annotations: File with the annotations of the slide, if there is one.
     """
 
     slide: Path
     patient: str
     mpp: float | None
+    mask: Path | None = None
+    annotations: Path | None = None
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Read a manifest, one row per slide.
 
-    The column ``slide`` has paths relative to the folder of the manifest. The columns ``patient``
-    and ``mpp`` may be missing, and their cells may be empty. The default patient is the name of
-    the slide file without its suffix. The default mpp is the value that the slide file states.
-    Other columns are ignored.
+    The column ``slide`` (or ``wsi``) has paths relative to the folder of the manifest, as have
+    ``mask`` and ``annotations``. All columns but ``slide`` may be missing, and their cells may be
+    empty. The default patient is the name of the slide file without its suffix. The default mpp is
+    the value that the slide file states. Other columns are ignored.
 
     Raises:
         DataError: A row or column is invalid; the error message names the row or column.
     """
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
-    header, lines = read_csv_table(path, needs="slide")
+    header, lines = read_csv_table(path, needs="slide", aliases=_ALIASES)
     _check_columns(path, header)
     for line, cells in lines:
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
@@ -84,16 +89,23 @@ def _check_columns(path: Path, header: list[str]) -> None:
 
 
 def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
-    slide, patient, mpp = (cells.get(column, "") for column in _COLUMNS)
-    if not slide or "\0" in slide:
-        raise DataError(f"{where}: the column slide names no file")
+    slide, patient, mpp, mask, annotations = (cells.get(column, "") for column in _COLUMNS)
+    for column, name in (("slide", slide or "\0"), ("mask", mask), ("annotations", annotations)):
+        if "\0" in name:
+            raise DataError(f"{where}: the column {column} names no file")
     try:
         patient = safe_filename(patient or Path(slide).stem)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     low, high = POSSIBLE_MPP
     try:
-        row = ManifestRow(folder / slide, patient, float(mpp) if mpp else None)
+        row = ManifestRow(
+            folder / slide,
+            patient,
+            float(mpp) if mpp else None,
+            folder / mask if mask else None,
+            folder / annotations if annotations else None,
+        )
     except ValueError:
         raise DataError(f"{where}: mpp {mpp!r} is not a number") from None
     if row.mpp is not None and not low <= row.mpp <= high:

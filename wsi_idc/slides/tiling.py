@@ -1,16 +1,16 @@
 """Tile a slide: find the tissue, and place the grid of patches on the tissue."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.errors import SlideError
-from wsi_idc.core.files import sha256
+from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.masks import read_mask, resize_mask
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches, check_size
 from wsi_idc.slides.slide import Slide
-from wsi_idc.slides.tissue import find_tissue, read_mask, resize_mask
+from wsi_idc.slides.tissue import find_tissue
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class SlideSettings:
     """Settings for cutting patches from slides.
 
     Attributes:
-        mpp: Microns per level-0 px. If None, the manifest or else the slide file states the value.
-        mask: Mask file for the only slide; None means that slides are segmented.
+        mpp: Microns per level-0 px. If None, the slide file states the value.
+        mask: Mask file; None means that slides are segmented.
+        mask_frame: Part of a slide that a mask shows; see ``read_mask``.
         min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
             ``mask`` is given too, only patches that touch tissue are taken.
         stride_px: Distance between patches in px of a patch; None means the side of a patch.
@@ -27,8 +28,13 @@ class SlideSettings:
 
     mpp: float | None = None
     mask: Path | None = None
+    mask_frame: str = "auto"
     min_tissue: float = MIN_TISSUE
     stride_px: int | None = None
+
+    def for_slide(self, row: ManifestRow) -> "SlideSettings":
+        """Return the settings of one slide; values of the manifest replace missing values."""
+        return replace(self, mpp=self.mpp or row.mpp, mask=self.mask or row.mask)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ def tile_slide(slide: Slide, settings: SlideSettings, *, patch_px: int, mpp: flo
     """
     check_size(slide, patch_px=patch_px, mpp=mpp)  # before the thumbnail is read
     thumbnail, tissue = find_tissue(slide)
-    mask = tissue if settings.mask is None else read_mask(settings.mask, slide=slide)
+    mask = tissue
+    if settings.mask is not None:
+        mask = read_mask(settings.mask, slide=slide, frame=settings.mask_frame)
     takes_all = settings.mask is None and settings.min_tissue == 0
     patches = SlidePatches(
         slide,
@@ -71,13 +79,3 @@ def tile_slide(slide: Slide, settings: SlideSettings, *, patch_px: int, mpp: flo
         min_tissue=settings.min_tissue,
     )
     return TiledSlide(patches, thumbnail, resize_mask(mask, tissue.shape))
-
-
-def mask_fingerprint(mask: Path | None) -> str | None:
-    """Return the SHA-256 of a mask file; None without a mask. Raise SlideError without a file."""
-    if mask is None:
-        return None
-    if not mask.is_file():  # not a pipe, which would block open()
-        problem = "not a regular file" if mask.exists() else "no such file"
-        raise SlideError(f"{mask}: {problem}; give a mask as PNG")
-    return sha256(mask)

@@ -1,4 +1,4 @@
-"""Make tissue masks: segment a thumbnail of the slide, or read a mask file.
+"""Find the tissue of a slide: segment a thumbnail.
 
 Stained tissue has a higher saturation (HSV) than glass. Otsu's threshold of the saturation
 separates tissue and glass, as in CLAM. Otsu's method finds two classes in every picture, even if
@@ -7,17 +7,12 @@ saturation of tinted glass, and at most the saturation of the palest tissue.
 """
 
 import math
-import warnings
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
-from wsi_idc.core.files import regular_file
-from wsi_idc.slides.reader import MAX_PX, has_alpha
+from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.slide import Slide
 
 MASK_MPP = 32.0  # microns per px of the thumbnail that is segmented
@@ -36,7 +31,6 @@ _MIN_AREA_UM2 = 4_000.0
 _MAX_SIDE_PX = 4096
 _MIN_SIDE_PX = 64
 _MAX_SIDE_UM = 400_000
-_MAX_STRETCH = 0.01
 
 
 def tissue_mask(thumbnail: NDArray[np.uint8], *, mpp: float) -> NDArray[np.bool_]:
@@ -112,61 +106,3 @@ def find_tissue(slide: Slide) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
             "single channel or empty; map a scan in color"
         )
     return thumbnail, tissue_mask(thumbnail, mpp=side_um / max(thumbnail.shape))
-
-
-def read_mask(path: Path, *, slide: Slide) -> NDArray[np.bool_]:
-    """Read a mask file: an image of the complete slide with a black background, of any size.
-
-    Returns:
-        Tissue mask, shape (h, w) of the image in the file, bool.
-
-    Raises:
-        SlideError: The file is not an image, has no tissue, or does not fit the slide.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(regular_file(path), formats=("PNG", "TIFF")) as image:
-                if image.width * image.height > MAX_PX:
-                    raise SlideError(
-                        f"{path}: {image.width}x{image.height} px are too many for a mask; "
-                        "make the mask smaller"
-                    )
-                ImageOps.exif_transpose(image, in_place=True)
-                _check_aspect_ratio(path, image.size, slide)
-                mask = _is_foreground(image)
-    except FileNotFoundError:
-        raise SlideError(f"{path}: no such file; give a mask as PNG") from None
-    except (*DAMAGED_IMAGE, Image.DecompressionBombError) as error:
-        reason = first_line(error)
-        raise SlideError(f"{path}: not a readable mask ({reason}); give a PNG") from None
-    if not mask.any():
-        raise SlideError(f"{path}: the mask is empty; give a mask in which tissue is not black")
-    return mask
-
-
-def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest px."""
-    size = (shape[1], shape[0])
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def _check_aspect_ratio(path: Path, size: tuple[int, int], slide: Slide) -> None:
-    width, height = size
-    difference_px = abs(width * slide.height / slide.width - height)
-    if difference_px > max(1.0, _MAX_STRETCH * height):
-        raise SlideError(
-            f"{path}: a mask of {width}x{height} px does not fit a slide of "
-            f"{slide.width}x{slide.height} px; give a mask of the complete slide"
-        )
-
-
-def _is_foreground(image: Image.Image) -> NDArray[np.bool_]:
-    """Return a mask, shape (h, w), that is True where px are neither black nor transparent."""
-    if has_alpha(image):
-        rgba = np.asarray(image.convert("RGBA"))
-        return rgba[..., :3].any(axis=2) & (rgba[..., 3] > 0)
-    if image.mode in ("P", "CMYK", "YCbCr"):
-        image = image.convert("RGB")
-    values = np.asarray(image)
-    return np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))

@@ -1,0 +1,132 @@
+"""Read mask files: pictures of a slide in which everything but tissue is black."""
+
+import math
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
+from wsi_idc.core.files import regular_file, sha256
+from wsi_idc.slides.reader import MAX_PX, has_alpha
+from wsi_idc.slides.slide import Slide
+
+# Frames of masks and annotations: the complete slide, or the scanned area that QuPath shows.
+# "auto" chooses the frame.
+FRAMES = ("auto", "level0", "qupath")
+_MAX_STRETCH = 0.01
+_MIN_PLACED_PX = 4096
+
+
+def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bool_]:
+    """Read a mask file: an image of a slide with a black background, of any size.
+
+    Args:
+        path: Mask file.
+        slide: The slide.
+        frame: Part of the slide that the mask shows: "level0" for the complete slide, "qupath" for
+            its bounds, or "auto" for the one with the proportions of the mask.
+
+    Returns:
+        Tissue mask of the complete slide, shape (h, w), bool, in any resolution.
+
+    Raises:
+        SlideError: The file is not an image, has no tissue, or does not fit the slide.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(regular_file(path), formats=("PNG", "TIFF")) as image:
+                if image.width * image.height > MAX_PX:
+                    raise SlideError(
+                        f"{path}: {image.width}x{image.height} px are too many for a mask; "
+                        "make the mask smaller"
+                    )
+                ImageOps.exif_transpose(image, in_place=True)
+                frame = _choose_frame(path, image.size, slide, frame)
+                mask = _is_foreground(image)
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such file; give a mask as PNG") from None
+    except (*DAMAGED_IMAGE, Image.DecompressionBombError) as error:
+        reason = first_line(error)
+        raise SlideError(f"{path}: not a readable mask ({reason}); give a PNG") from None
+    if not mask.any():
+        raise SlideError(f"{path}: the mask is empty; give a mask in which tissue is not black")
+    return _place_on_slide(mask, slide) if frame == "qupath" else mask
+
+
+def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest px."""
+    size = (shape[1], shape[0])
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -> str:
+    """Return "level0" or "qupath"; raise SlideError if the proportions of a mask do not fit."""
+    sides = {"level0": (slide.width, slide.height)}
+    shown = f"a slide of {slide.width}x{slide.height} px"
+    if slide.bounds is None:
+        frame = "auto"  # both frames are the complete slide
+    else:
+        sides["qupath"] = (slide.bounds.width, slide.bounds.height)
+        shown += f" or its scanned area of {slide.bounds.width}x{slide.bounds.height} px"
+    fits = [name for name in sides if frame in ("auto", name) and _fits(size, sides[name])]
+    if not fits:
+        raise SlideError(
+            f"{path}: a mask of {size[0]}x{size[1]} px does not fit {shown}; give a mask of the "
+            "complete slide" + ("" if frame == "auto" else ", or another --mask-frame")
+        )
+    if len(fits) > 1:
+        raise SlideError(
+            f"{path}: a mask of {size[0]}x{size[1]} px fits {shown}; give --mask-frame level0 if "
+            "it shows the complete slide, or --mask-frame qupath if it was drawn in QuPath"
+        )
+    return fits[0]
+
+
+def _fits(mask: tuple[int, int], part: tuple[int, int]) -> bool:
+    """Return whether a mask has the proportions of a part of a slide; both are (width, height)."""
+    difference_px = abs(mask[0] * part[1] / part[0] - mask[1])
+    return difference_px <= max(1.0, _MAX_STRETCH * mask[1])
+
+
+def _place_on_slide(mask: NDArray[np.bool_], slide: Slide) -> NDArray[np.bool_]:
+    """Return the mask of the complete slide for a mask of its bounds."""
+    bounds = slide.bounds
+    assert bounds is not None
+    # The borders of the bounds are rounded to px of the result, so its px are small.
+    scale = max(mask.shape[1] / bounds.width, _MIN_PLACED_PX / max(slide.width, slide.height))
+    scale = min(1.0, scale, math.sqrt(MAX_PX / (slide.width * slide.height)))
+    width, height = (math.ceil(side * scale) for side in (slide.width, slide.height))
+    x, y = width / slide.width, height / slide.height  # px of the result per level-0 px
+    left, right = round(bounds.x * x), round((bounds.x + bounds.width) * x)
+    top, bottom = round(bounds.y * y), round((bounds.y + bounds.height) * y)
+    placed = np.zeros((height, width), bool)
+    part = placed[top:bottom, left:right]  # bounds may extend beyond the slide
+    shape = (max(1, bottom - top), max(1, right - left))
+    part[:] = resize_mask(mask, shape)[: part.shape[0], : part.shape[1]]
+    return placed
+
+
+def _is_foreground(image: Image.Image) -> NDArray[np.bool_]:
+    """Return a mask, shape (h, w), that is True where px are neither black nor transparent."""
+    if has_alpha(image):
+        rgba = np.asarray(image.convert("RGBA"))
+        return rgba[..., :3].any(axis=2) & (rgba[..., 3] > 0)
+    if image.mode in ("P", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    return np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))
+
+
+def mask_fingerprint(mask: Path | None) -> str | None:
+    """Return the SHA-256 of a mask file; None without a mask. Raise SlideError without a file."""
+    if mask is None:
+        return None
+    if not mask.is_file():  # not a pipe, which would block open()
+        problem = "not a regular file" if mask.exists() else "no such file"
+        raise SlideError(f"{mask}: {problem}; give a mask as PNG")
+    return sha256(mask)
