@@ -99,6 +99,19 @@ def test_a_bad_run_is_listed_at_the_end_and_the_others_are_ranked(
     assert not (work / "eval").exists()
 
 
+def test_wrong_names_of_runs_are_noted_before_a_patch_tree_is_packed(
+    work: Path, command: RunCommand
+):
+    result = command("eval", "runs/x", "runs/y", "--data", "nodata")
+    assert result.error == "Error: 2 of 2 runs are not evaluated; the reasons are above"
+    assert [line.split(":")[0] for line in result.err.splitlines() if "no such file" in line] == [
+        *("runs/x", "runs/y", "runs/x is not evaluated", "runs/y is not evaluated")
+    ]
+    result = command("eval", "runs/a", "runs/x", "--data", "nodata")
+    assert "runs/x: no such file" in result.err
+    assert result.error.startswith("Error: nodata: ")
+
+
 def test_two_runs_are_compared_and_evaluated_first(work: Path, command: RunCommand):
     result = command("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
     assert result.code == 0, result.err

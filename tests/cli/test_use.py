@@ -9,6 +9,7 @@ import pytest
 from tests.cli.commands import RunCommand
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.training.runs import Run
 
 WORDS = "train --model cnn-bn --epochs 1 --batch-size 16 --split ratio:50/25/25 --device cpu -q"
 
@@ -52,6 +53,30 @@ def test_use_refuses_what_is_no_finished_run(
         result = command("use", run)
         assert (result.code, reason in result.error) == (1, True)
     assert not Path("runs/default").exists()
+
+
+def test_a_run_that_a_new_training_replaces_is_used_until_then(
+    cohort: Pack,
+    trained: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: RunCommand,
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.source.parent, "runs/a")
+    assert command("use", "runs/a").code == 0
+    Run(Path("runs/a")).start({}, {})  # as train --overwrite
+    one = ("map", "--patient", cohort.patients[0], "--data", cohort.path, "--device", "cpu")
+    result = command(*one)
+    assert result.code == 0, result.err
+    assert "checkpoint: runs/a/replaced.pt (the default, which runs/default names; the new" in (
+        result.err
+    )
+    result = command(*one, "--checkpoint", "runs/a")
+    assert result.error == (
+        "Error: runs/a: the new training of this run is not finished; wait for it, run the same "
+        "wsi-idc train again, or give runs/a/replaced.pt"
+    )
 
 
 def test_a_run_cannot_have_the_name_of_the_default_file(

@@ -35,6 +35,13 @@ def test_report_and_files(tree, tmp_path):
     assert (record["source"], record["program"]) == (str(tree), "wsi-idc")
 
 
+def test_too_many_patches_are_an_error_before_they_are_decoded(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("wsi_idc.data.pack.MAX_PATCHES", 6)
+    monkeypatch.delattr("wsi_idc.data.prepare.decode_tree")
+    with pytest.raises(DataError, match="7 patches are more than 6; make several packs"):
+        prepare(tree, tmp_path / "a.h5")
+
+
 def test_small_patches_are_padded_white_and_flagged(tree, tmp_path):
     pixels = pixels_of("9", 0, 3, width=37)
     save_png(tree / PATH, pixels)

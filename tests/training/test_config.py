@@ -11,7 +11,13 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.registry import ARCHITECTURES
-from wsi_idc.training.config import KNOWN_MODELS, TrainConfig, resolve, resolved_config
+from wsi_idc.training.config import (
+    KNOWN_MODELS,
+    TrainConfig,
+    resolve,
+    resolved_config,
+    weights_fingerprint,
+)
 
 
 def test_the_known_models_are_those_of_the_registry():
@@ -39,6 +45,17 @@ def test_open_values_are_resolved(options: dict, expected: tuple):
     names = ("model", "weights", "normalize", "input_size", "learning_rate")
     assert tuple(getattr(config, name) for name in names) == expected
     assert resolve(config) == config
+
+
+def test_a_file_of_initial_weights_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reads = []
+    monkeypatch.setattr("wsi_idc.training.config.sha256", lambda path: reads.append(path) or "a1")
+    file = tmp_path / "a.pt"
+    config = TrainConfig(weights=str(file))
+    for content in (b"1", b"22"):
+        file.write_bytes(content)
+        assert [weights_fingerprint(config) for _ in range(3)] == ["a1"] * 3
+    assert reads == [file, file]
 
 
 def test_the_data_are_part_of_the_settings(small: Pack, split: Split):

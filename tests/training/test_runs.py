@@ -1,12 +1,14 @@
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from wsi_idc.core.errors import RunError
-from wsi_idc.training.runs import Run, default_checkpoint, default_run, set_default
+from wsi_idc.core.files import temporary_path
+from wsi_idc.training.runs import DEFAULT, Run, default_checkpoint, default_run, set_default
 
 
 def test_equal_settings_have_the_same_default_run(tmp_path: Path):
@@ -69,6 +71,33 @@ def test_the_default_is_what_the_file_names(tmp_path: Path, monkeypatch: pytest.
     assert default_checkpoint(Path("moved")) == Path("moved/a/best.pt")
     set_default(Path("moved"), None)
     assert default_checkpoint(Path("moved")) is None
+
+
+def test_the_default_of_a_run_that_is_replaced_is_its_finished_checkpoint(tmp_path: Path):
+    run = Run(tmp_path / "a")
+    run.folder.mkdir()
+    run.best.write_bytes(b"old")
+    run.write("finished", {}, {})
+    set_default(tmp_path, run.folder)
+    run.start({}, {})
+    assert default_checkpoint(tmp_path) == run.replaced
+    run.best.write_bytes(b"new")  # of an epoch, not calibrated
+    assert default_checkpoint(tmp_path) == run.replaced
+    run.write("finished", {}, {})
+    assert default_checkpoint(tmp_path) == run.best
+    run.replaced.write_bytes(b"old")  # of a training that was killed after its end
+    assert default_checkpoint(tmp_path) == run.best
+
+
+def test_two_trainings_that_finish_together_set_the_default(tmp_path: Path):
+    run, file = tmp_path / "a", tmp_path / DEFAULT
+    with temporary_path(file):
+        thread = threading.Thread(target=set_default, args=(tmp_path, run))
+        thread.start()
+        thread.join(0.5)
+        assert not file.exists()
+    thread.join(10)
+    assert file.read_text() == "a\n"
 
 
 @pytest.mark.parametrize("content", [b"gone", b"", b"default", b"\xff", b"a\0b", b"a\nb"])

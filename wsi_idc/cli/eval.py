@@ -1,6 +1,6 @@
 """``wsi-idc eval``: evaluate checkpoints, and rank several runs."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,7 +80,16 @@ def eval_(
     if runs and checkpoints:
         raise click.UsageError("give either RUNS or --checkpoint, not both.")
     runs = tuple(dict.fromkeys(runs))
-    paths = find_checkpoints(runs or checkpoints) if len(runs) < 2 else []
+    # Wrong names are errors before a patch tree is packed, and before torch is imported.
+    failed: dict[Path, WsiIdcError] = {}
+    if len(runs) > 1:
+        paths_of = _for_each(runs, lambda run: find_checkpoints([run]), failed)
+        for error in failed.values():
+            echo_note(str(error))
+        if not paths_of:
+            _raise_if_any(failed, runs)
+    else:
+        paths = find_checkpoints(runs or checkpoints)
     from wsi_idc.evaluation.compare import RANKABLE
 
     if rank_by not in RANKABLE:
@@ -91,7 +100,8 @@ def eval_(
     options["with_report"] = not no_report
     load = partial(open_predictor, tta=tta, smooth=smooth)
     if len(runs) > 1:
-        _evaluate_several(runs, load, pack, out, rank_by=rank_by, as_json=as_json, **options)
+        several = (runs, paths_of, failed, load, pack, out)
+        _evaluate_several(*several, rank_by=rank_by, as_json=as_json, **options)
         return
     from wsi_idc.evaluation.report import evaluate_into
 
@@ -112,6 +122,8 @@ def _select_device(options: dict[str, Any]) -> None:
 
 def _evaluate_several(
     runs: Sequence[Path],
+    paths_of: Mapping[Path, Sequence[Path]],
+    failed: dict[Path, WsiIdcError],
     load: "Callable[[Sequence[Path]], Predictor]",
     pack: "Pack",
     out: Path | None,
@@ -120,7 +132,10 @@ def _evaluate_several(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated."""
+    """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated.
+
+    ``paths_of`` has the checkpoints of each run, and ``failed`` the errors of the other runs.
+    """
     from wsi_idc.evaluation import compare
     from wsi_idc.evaluation.pages import write_leaderboard_page
     from wsi_idc.evaluation.report import evaluate_into
@@ -130,8 +145,7 @@ def _evaluate_several(
     board = out or Path("eval", f"leaderboard-{options['split']}")
     ensure_writable(board, **compare.LEADERBOARD_FILES)
     _select_device(options)
-    failed: dict[Path, WsiIdcError] = {}
-    predictors = _for_each(runs, lambda run: load(find_checkpoints([run])), failed)
+    predictors = _for_each(paths_of, lambda run: load(paths_of[run]), failed)
     outs = dict(zip(runs, numbered_folders(runs, out), strict=True)) if out else {}
     # An evaluation takes long: check every folder before the first evaluation.
     folders = _for_each(
@@ -154,6 +168,10 @@ def _evaluate_several(
         record = {"leaderboard": records(table), "same_patients": is_fair, "out": board}
         lines = _leaderboard_lines(table, board, rank_by=rank_by)
         echo_result({**record, "failed": reasons}, lines, as_json=as_json)
+    _raise_if_any(failed, runs)
+
+
+def _raise_if_any(failed: Mapping[Path, WsiIdcError], runs: Sequence[Path]) -> None:
     for run, error in failed.items():
         echo_note(f"{run} is not evaluated: {error}")
     raise_if_any(failed, len(runs), "runs are not evaluated")

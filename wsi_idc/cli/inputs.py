@@ -8,7 +8,7 @@ from wsi_idc.cli.output import echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_RUNS
 from wsi_idc.core.errors import CheckpointError, MapError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
-from wsi_idc.training.runs import DEFAULT, default_checkpoint
+from wsi_idc.training.runs import DEFAULT, Run, default_checkpoint
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Predictor
@@ -51,10 +51,18 @@ def _find(path: Path | None) -> tuple[Path, str]:
     default_file = DEFAULT_RUNS / DEFAULT
     if path is None or (path == default_file and not path.is_dir()):
         if default := default_checkpoint(DEFAULT_RUNS):
-            return default, f"the default, which {default_file} names"
+            reason = f"the default, which {default_file} names"
+            if default.name == Run(default.parent).replaced.name:
+                reason += "; the new training of this run is not finished"
+            return default, reason
         return bundled_checkpoint(), f"the bundled model; there is no {default_file}"
     if str(path) == BUNDLED:
         return bundled_checkpoint(), "the bundled model"
+    if path.is_dir() and (finished := Run(path).finished_checkpoint).name != "best.pt":
+        raise CheckpointError(
+            f"{path}: the new training of this run is not finished; wait for it, run the same "
+            f"wsi-idc train again, or give {finished}"
+        )
     if path.is_dir() and not (path / "best.pt").exists():
         raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
     return (path / "best.pt" if path.is_dir() else path), "as given"

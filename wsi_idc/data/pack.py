@@ -309,6 +309,12 @@ class Pack:
             return [str(path) for path in dataset.asstr(errors="surrogateescape")[:]]
 
 
+def check_num_patches(num: int) -> None:
+    """Raise DataError if ``num`` patches are too many for one pack."""
+    if num > MAX_PATCHES:
+        raise DataError(f"{num} patches are more than {MAX_PATCHES}; make several packs")
+
+
 def write_pack(
     path: Path,
     index: pd.DataFrame,
@@ -331,8 +337,7 @@ def write_pack(
         slides: Slides of the patches; each slide has patches.
         overviews: Thumbnail and tissue mask of each slide.
     """
-    if len(index) > MAX_PATCHES:
-        raise DataError(f"{len(index)} patches are more than {MAX_PATCHES}; make several packs")
+    check_num_patches(len(index))
     patients = sorted(index["patient"].unique())
     codes = pd.Categorical(index["patient"], categories=patients).codes
     attributes = vars(info) | {"class_names": list(info.class_names), "format": FORMAT}

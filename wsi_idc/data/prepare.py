@@ -18,7 +18,7 @@ from wsi_idc.core.files import temporary_path, write_text
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
-from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, is_pack, write_pack
+from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, check_num_patches, is_pack, write_pack
 from wsi_idc.data.patch_index import (
     index_tree,
     is_issue_table,
@@ -98,6 +98,7 @@ def prepare(
     logger.info("reading the file names in %s", tree)
     with open_patch_store(tree) as store:
         index = index_tree(store, patch_px=patch_px)
+        check_num_patches(len(index.table))  # decoding so many patches takes hours
         # A contiguous HDF5 dataset cannot change its size, so the pixels first go to a cache file.
         with temporary_path(cache_path(out), resumable=True) as partial:
             cache = DecodeCache(partial, patch_px)

@@ -63,7 +63,7 @@ def choose_patients(
     """
     available = set(pack.patients)
     unseen = available - predictor.patients("train", "val")
-    if split == "all" or (split == "test" and not available & predictor.patients(*ROLES)):
+    if split == "all" or (split == "test" and _is_new_data(predictor, pack)):
         chosen = available
     elif split == "unseen":
         chosen = unseen
@@ -81,6 +81,11 @@ def choose_patients(
             "metrics would be too good; use --split test, or --allow-seen to evaluate anyway"
         )
     return sorted(chosen)
+
+
+def _is_new_data(predictor: Predictor, pack: Pack) -> bool:
+    """Return whether no patient of the pack is in the split of a checkpoint."""
+    return predictor.patients(*ROLES).isdisjoint(pack.patients)
 
 
 def evaluate(
@@ -141,7 +146,7 @@ def evaluate(
     ece_uncalibrated = classification.ece(label, uncalibrated)
     num_unknown = int((~is_known).sum())
     notes = _notes(predictor, predictions, table, num_unknown)
-    if split == "test" and not predictor.patients(*ROLES).intersection(pack.patients):
+    if split == "test" and _is_new_data(predictor, pack):
         notes.insert(0, "no patient is in the split of a checkpoint, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(

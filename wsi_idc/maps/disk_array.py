@@ -2,12 +2,14 @@
 
 import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import full_disk_as_error
 from wsi_idc.inference.predict import RawPrediction
 
@@ -30,7 +32,7 @@ class DiskArray:
         self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115
             _MAX_BYTES_IN_MEMORY, dir=str(folder)
         )
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
 
     def __len__(self) -> int:
         return self.shape[0] if self.shape else 0
@@ -42,16 +44,30 @@ class DiskArray:
         self.shape, self._dtype = (len(self) + len(block), *block.shape[1:]), block.dtype
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Read rows, as from a NumPy array; ``append`` must not be called after a read."""
+        """Read rows, as from a NumPy array; ``append`` must not be called after a read.
+
+        Raises:
+            DiskFullError: The disk has no space for rows that are still in memory.
+            WsiIdcError: The temporary file is shorter than the array.
+        """
         numbers = np.arange(len(self))[rows]
         values = np.empty((len(numbers), *self.shape[1:]), self._dtype)
         row_bytes, start = values[:1].nbytes, 0
         for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
             if len(run):
-                self._file.seek(int(run[0]) * row_bytes)
-                self._file.readinto(values[start : start + len(run)].data.cast("B"))
+                view = values[start : start + len(run)].data.cast("B")
+                with full_disk_as_error(self._folder):
+                    self._file.seek(int(run[0]) * row_bytes)
+                    num_bytes = self._file.readinto(view)
+                if num_bytes != len(view):
+                    raise WsiIdcError(f"{self._folder}: a temporary file was cut short; run again")
                 start += len(run)
         return values
+
+
+def _close(file: Any) -> None:
+    with suppress(OSError):  # on a full disk; the content is no longer needed
+        file.close()
 
 
 class StoredPrediction:

@@ -4,6 +4,7 @@ A setting has the same name here, on the command line and in ``run.json``. The f
 ``learning_rate`` is ``--learning-rate``. Each help text here is also the help text of the flag.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -245,8 +246,16 @@ def weights_fingerprint(config: TrainConfig) -> str | None:
     if not is_weights_file(config.weights):
         return None
     try:
-        return sha256(regular_file(Path(config.weights), MAX_BYTES))
+        path = regular_file(Path(config.weights), MAX_BYTES)
+        status = path.stat()
+        return _sha256(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise RunError(
             f"--weights {config.weights}: {error.strerror}; give imagenet, none or a .pt file"
         ) from None
+
+
+@functools.cache
+def _sha256(path: Path, *_version: int) -> str:
+    """Return the SHA-256 of a version of a file; a large file is read only once."""
+    return sha256(path)

@@ -18,7 +18,7 @@ from typing import Any
 
 from wsi_idc.core.errors import RunError, first_line
 from wsi_idc.core.files import regular_file, write_json, write_text
-from wsi_idc.core.locks import wait_for_lock
+from wsi_idc.core.locks import retry_while_busy, wait_for_lock
 
 FORMAT = "wsi-idc-run"
 HISTORY = "metrics.jsonl"
@@ -26,6 +26,7 @@ CURVES = "curves.png"
 SAMPLES = "augment.png"
 EVENTS = "tensorboard"
 _MAX_NAME_BYTES = 10_000
+_SECONDS_OF_WRITING = 30.0
 DEFAULT = "default"  # file that names the default checkpoint, relative to its folder
 
 
@@ -57,6 +58,12 @@ class Run:
     def is_finished(self) -> bool:
         """Return whether the training is finished and its checkpoint exists."""
         return self.best.exists() and self.exists() and self.read().get("status") == "finished"
+
+    @property
+    def finished_checkpoint(self) -> Path:
+        """Path of the checkpoint of the last finished training; raise RunError as ``read``."""
+        is_replaced = self.replaced.exists() and not self.is_finished()
+        return self.replaced if is_replaced else self.best
 
     def read(self) -> dict[str, Any]:
         """Return the content of run.json; raise RunError if it is missing or damaged."""
@@ -197,11 +204,15 @@ def set_default(runs: Path, run: Path | None) -> None:
     if run is None:
         file.unlink(missing_ok=True)
     else:
-        write_text(file, os.path.relpath(run.absolute(), runs.absolute()) + "\n")
+        text = os.path.relpath(run.absolute(), runs.absolute()) + "\n"
+        # Another training may finish at the same moment; it writes the file within milliseconds.
+        retry_while_busy(lambda: write_text(file, text), timeout=_SECONDS_OF_WRITING)
 
 
 def default_checkpoint(runs: Path) -> Path | None:
     """Return the checkpoint that the file ``default`` in ``runs`` names; None without this file.
+
+    While a new training replaces the named run, this is the checkpoint that will be replaced.
 
     Raises:
         RunError: The file cannot be read, or it names no checkpoint.
@@ -212,7 +223,7 @@ def default_checkpoint(runs: Path) -> Path | None:
     try:
         text = regular_file(file, _MAX_NAME_BYTES).read_text(encoding="utf-8").strip()
         path = Path(os.path.normpath(runs / text))  # "runs" may be a link to another disk
-        path = path / Run(path).best.name if path.is_dir() else path
+        path = Run(path).finished_checkpoint if path.is_dir() else path
         if path.is_file() and path != file:
             return path
         reason = f"there is no checkpoint {path}"
