@@ -10,6 +10,8 @@ from tests.small_maps import EVIL, big_map, edge_map, hand_map
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap, SlideView
+from wsi_idc.report.canvas import build_canvas, build_sources
+from wsi_idc.report.layers import page_layers
 from wsi_idc.report.patient_page import patient_page, provenance_of
 
 FIGURES = """
@@ -152,6 +154,20 @@ def test_provenance_rounds_smoothing_and_omits_unknown_values():
 def test_page_of_2000_patches_is_below_15_mb():
     html = page_of(big_map(2000, cols=50))
     assert 2_000_000 < len(html.encode()) < 15_000_000
+
+
+@pytest.mark.parametrize("cols", [1, 20, 2000])
+def test_no_cell_is_below_the_toolbar(cols: int):
+    patient_map = big_map(2000, cols=cols)
+    sources = build_sources(patient_map, [], threshold=0.5)
+    canvas, _ = build_canvas(patient_map, page_layers(patient_map, has_tissue=False), sources)
+    x_range, y_range = canvas.x_range, canvas.y_range
+    mm_per_px = (x_range.end - x_range.start) / canvas.width
+    assert mm_per_px == pytest.approx((y_range.start - y_range.end) / canvas.height)
+    right = min(cols, patient_map.shape[1]) * 0.2
+    assert x_range.start < 0
+    # The toolbar is 30 px wide, and a canvas 600 px wide is scaled by 600 / 880.
+    assert (x_range.end - right) / mm_per_px * 600 / canvas.width > 30
 
 
 @needs_chromium

@@ -36,6 +36,7 @@ _CODE_PALETTES = {
 _LINES = ("regions", "truth")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
+_TOOLBAR = 48  # px at the right edge; the toolbar has 30 px, also if the canvas is only 600 px wide
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 _SMALL = (
     ":host { font-size: 13px; } .bk-btn { padding: 1px 8px; font-size: 12px; } "
@@ -96,9 +97,10 @@ def build_canvas(
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     width, height = cols * cell_mm, rows * cell_mm
     # The ranges have the aspect ratio of the figure, so that cells are square.
-    mm_per_px = _MARGIN * max(width / _WIDTH, height / _HEIGHT)
+    mm_per_px = _MARGIN * max(width / (_WIDTH - _TOOLBAR), height / _HEIGHT)
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
-    x_range = models.Range1d(width / 2 - across, width / 2 + across)
+    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # the toolbar covers no cell
+    x_range = models.Range1d(middle - across, middle + across)
     y_range = models.Range1d(height / 2 + down, height / 2 - down)
     canvas = figure(
         x_axis_location=None, y_axis_location=None, tools=_TOOLS, active_scroll="wheel_zoom"
