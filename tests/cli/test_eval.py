@@ -197,5 +197,8 @@ def test_a_comparison_notes_seen_patients(work: Path, command: RunCommand):
     result = command("compare", "e/1-a", "e/2-b", "--num-resamples", 100, "--out", "c")
     note = "a checkpoint was trained on 3 of these patients: the metrics are too good"
     assert f"note: {note}" in result.out
+    few = "with fewer than 10 patients, the 95 % intervals are too narrow"
+    assert few in json.loads(Path("e/1-a/metrics.json").read_text())["notes"]
+    assert [line for line in result.out.splitlines() if few in line] == [f"{few} for a decision"]
     assert note in Path("c/comparison.html").read_text()
     assert note in json.loads(Path("c/comparison.json").read_text())["notes"]

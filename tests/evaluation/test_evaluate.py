@@ -10,6 +10,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.inference.predictor import Predictor
+from wsi_idc.metrics.bootstrap import FEW_PATIENTS
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
 
@@ -104,7 +105,8 @@ def test_one_class_is_noted(trained: Checkpoint, cohort: Pack):
     benign.index["label"] = 0
     evaluation = run(trained, benign)
     assert np.isnan(evaluation.final.metrics["auc"])
-    (note, *others) = evaluation.notes
+    (few, note, *others) = evaluation.notes
+    assert few == FEW_PATIENTS
     assert note == "every label is non-IDC: AUC and other metrics of both classes are empty"
     assert all("temperature" in other for other in others)
 
@@ -140,6 +142,17 @@ def test_one_patient_has_no_intervals(trained: Checkpoint, cohort: Pack):
     assert np.isnan([*evaluation.final.intervals["auc"], auc["low"], auc["high"]]).all()
     assert "with one patient there are no intervals" in evaluation.notes
     assert evaluation.bands is not None
+
+
+def test_few_patients_are_noted(trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch):
+    patients = choose_patients(Predictor((trained,)), cohort, "all", allow_seen=True)
+    assert len(patients) == 6
+    note = "with fewer than 10 patients, the 95 % intervals are too narrow"
+    assert note in run(trained, cohort, patients).notes
+    assert note in run(trained, cohort, patients[:2]).notes
+    assert note not in run(trained, cohort, patients[:1]).notes
+    monkeypatch.setattr("wsi_idc.metrics.bootstrap.MIN_PATIENTS", 6)
+    assert note not in run(trained, cohort, patients).notes
 
 
 def test_patches_at_all_distances_from_the_border_make_up_all_patches(evaluation: Evaluation):

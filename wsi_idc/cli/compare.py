@@ -83,7 +83,7 @@ def compare(
 def _comparison_lines(
     comparison: "Comparison", folders: list[Path], out: Path | None
 ) -> Iterator[str]:
-    from wsi_idc.evaluation.compare import MIN_PATIENTS
+    from wsi_idc.metrics.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 
     yield f"A: {folders[0]}"
     yield f"B: {folders[1]}"
@@ -96,9 +96,10 @@ def _comparison_lines(
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
     for note in comparison.notes:
-        yield f"note: {note}"
+        if note != FEW_PATIENTS:  # the last line
+            yield f"note: {note}"
     if comparison.num_patients < MIN_PATIENTS:
-        yield f"fewer than {MIN_PATIENTS} patients: the intervals are too narrow for a decision"
+        yield f"{FEW_PATIENTS} for a decision"
     elif not comparison.metrics["better"].any():
         yield "no interval excludes 0: each difference may be chance"
     if out is not None:

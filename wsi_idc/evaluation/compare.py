@@ -21,6 +21,7 @@ from wsi_idc.core.files import parse_json, regular_file, write_json, write_text
 from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
 from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
+from wsi_idc.metrics.bootstrap import MIN_PATIENTS
 
 _KEY = ["patient", "slide", "x", "y"]  # without slides, the tables have no column slide
 _COLUMNS = ("probability", "probability_smoothed")
@@ -32,9 +33,6 @@ COMPARISON_FILES = {
     "writes": (_COMPARISON_JSON, "comparison.html", "metrics.csv", "patients.csv", "figures"),
     "marks": (_COMPARISON_JSON,),
 }
-# With fewer patients, a percentile interval is too narrow. For two equally good predictors, the
-# interval excludes 0 in 15 % of the comparisons with 5 patients, and in 10 % with 10 patients.
-MIN_PATIENTS = 10
 
 RANKABLE = tuple(name for name in METRICS if name != "prevalence")
 # Sources of the rows of a leaderboard, in their order. Only rows of the first source have a rank.

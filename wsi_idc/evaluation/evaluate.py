@@ -250,6 +250,8 @@ def _notes(
         notes.append(f"{num_unknown} patches of unknown label are left out")
     if len(patients) == 1:
         notes.append("with one patient there are no intervals")
+    elif len(patients) < bootstrap.MIN_PATIENTS:
+        notes.append(bootstrap.FEW_PATIENTS)
     labels = predictions["label"].unique()
     if len(labels) == 1:
         name = "IDC" if labels[0] else "non-IDC"

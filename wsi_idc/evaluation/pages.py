@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
 from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
-from wsi_idc.evaluation.compare import MEASURED, MIN_PATIENTS, PUBLISHED, UNRANKED, Comparison
+from wsi_idc.evaluation.compare import MEASURED, PUBLISHED, UNRANKED, Comparison
+from wsi_idc.metrics.bootstrap import MIN_PATIENTS
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import write_figures, write_page
 from wsi_idc.plotting.number_format import count, number, signed
