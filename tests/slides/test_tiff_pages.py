@@ -1,3 +1,4 @@
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.tiff_reader import TiffReader
 
 PICTURE = np.full((90, 130, 3), 240, np.uint8)
 PICTURE[10:60, 20:100] = (200, 110, 170)
@@ -51,21 +53,33 @@ def turned(orientation: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_read_upright_and_turned_tiles_are_refused(tmp_path: Path, orientation: int):
-    page = (turned(orientation), RGB | {"extratags": [(274, 3, 1, orientation, True)]})
-    assert np.array_equal(pixels_of(write(tmp_path / "striped.tif", page)), PICTURE)
+def test_pictures_and_tiles_are_read_upright(tmp_path: Path, tile: Any, orientation: int):
+    options = RGB | {"extratags": [(274, 3, 1, orientation, True)]}
+    exact = write(tmp_path / "S1.tif", (turned(orientation), options), tile=tile)
+    assert np.array_equal(pixels_of(exact), PICTURE)
+    with open_slide(exact) as slide:
+        part = slide.read(0, -3, 55, width=40, height=70)
+    assert np.array_equal(part[:35, 3:], PICTURE[55:, :37])
+    assert (part[35:] == 255).all()
+    assert (part[:, :3] == 255).all()
+    options |= {"compression": "jpeg", "compressionargs": {"level": 95}}
+    jpeg = write(tmp_path / "S2.tif", (turned(orientation), options), tile=tile)
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(turned(orientation)).save(tmp_path / "a.png", exif=exif.tobytes())
     assert np.array_equal(pixels_of(tmp_path / "a.png", mpp=1.0), PICTURE)
     Image.fromarray(turned(orientation)).save(tmp_path / "a.jpg", exif=exif.tobytes(), quality=95)
-    difference = pixels_of(tmp_path / "a.jpg", mpp=1.0).astype(int) - PICTURE
-    assert np.abs(difference).mean() < 3
-    tiled = write(tmp_path / "tiled.tif", page, tile=(64, 64))
-    if orientation == 1:
-        assert np.array_equal(pixels_of(tiled), PICTURE)
-    else:
-        assert problem_of(tiled).startswith(f"has the orientation {orientation}, which would turn")
+    for path in (jpeg, tmp_path / "a.jpg"):
+        difference = pixels_of(path, mpp=1.0).astype(int) - PICTURE
+        assert np.abs(difference).mean() < 3
+
+
+def test_mpp_of_turned_tiles_is_turned(tmp_path: Path):
+    options = RGB | {"extratags": [(274, 3, 1, 6, True)], "tile": (64, 64), "metadata": None}
+    resolution = {"resolution": (10_000, 10_100), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "S1.tif", turned(6), **options, **resolution)
+    with closing(TiffReader(tmp_path / "S1.tif")) as reader:
+        assert reader.file_mpp == pytest.approx((10 / 10.1, 1))
 
 
 COLORMAP = np.zeros((3, 256), np.uint16)
@@ -115,25 +129,66 @@ def test_tiles_with_channels_that_are_no_color_are_refused(tmp_path: Path, num: 
     assert problem_of(tiled).startswith(f"has {3 + num} channels, some are neither")
 
 
-def test_slide_behind_its_label_is_refused(tmp_path: Path, tile: Any):
+def test_largest_page_is_the_slide(tmp_path: Path, tile: Any, caplog: pytest.LogCaptureFixture):
     label, slide, small = (LABEL, RGB), (PICTURE, RGB), (PICTURE[::2, ::2], RGB)
-    first = write(tmp_path / "a.tif", label, slide, small, tile=tile)
-    assert problem_of(first).startswith("page 2 of 130x90 px is larger than the first page")
-    good = write(tmp_path / "b.tif", slide, small, label, tile=tile)
-    assert np.array_equal(pixels_of(good), PICTURE)
-    with_mask = write(
-        tmp_path / "c.tif",
-        slide,
-        (GREY > 200, {"subfiletype": 4, "photometric": "minisblack"}),
-        tile=tile,
-    )
-    assert np.array_equal(pixels_of(with_mask), PICTURE)
+    first = write(tmp_path / "b.tif", slide, small, label, tile=tile)
+    assert np.array_equal(pixels_of(first), PICTURE)
+    mask = (GREY > 200, {"subfiletype": 4, "photometric": "minisblack"})
+    assert np.array_equal(pixels_of(write(tmp_path / "c.tif", slide, mask, tile=tile)), PICTURE)
+    assert caplog.messages == []
+    reduced = (PICTURE[::2, ::2], RGB | {"subfiletype": 1})
+    path = write(tmp_path / "a.tif", label, small, slide, reduced, tile=tile)
+    assert np.array_equal(pixels_of(path), PICTURE)
+    assert caplog.messages == [f"{path}: page 3 is the slide, the largest page"]
+    with open_slide(path) as opened:
+        assert opened.mpp == pytest.approx(1.0)
+        sizes = [(level.width, level.height) for level in opened.levels]
+        assert sizes == ([(130, 90), (65, 45)] if tile else [(130, 90)])
+        if tile:
+            found = opened.read(1, 0, 0, width=65, height=45)
+            assert np.array_equal(found, PICTURE[::2, ::2])
+
+
+def write_channels(path: Path, tile: Any, names: list[str] | None = None, **channel: Any) -> Path:
+    """Write an OME-TIFF of three pages, with half the resolution as sub-images."""
+    metadata = {"axes": "CYX", "Channel": {"Name": names, **channel} if names else channel}
+    options = {"tile": tile, "compression": "lzw", **UM, "photometric": "minisblack"}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(PLANES, subifds=1, metadata=metadata, **options)
+        small = np.ascontiguousarray(PLANES[:, ::2, ::2])
+        writer.write(small, subfiletype=1, metadata=None, **options)
+    return path
+
+
+@pytest.mark.parametrize("names", [None, ["Red", "Green", "Blue"], ["R", "G", "B"]])
+def test_red_green_and_blue_pages_of_ome_are_one_slide(tmp_path: Path, tile: Any, names: Any):
+    path = write_channels(tmp_path / "S1.ome.tif", tile, names)
+    assert np.array_equal(pixels_of(path), PICTURE)
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(1.0)
+        if tile:
+            assert [level.mpp for level in slide.levels] == pytest.approx([1.0, 2.0])
+            found = slide.read(1, 0, 0, width=65, height=45)
+            assert np.array_equal(found, PICTURE[::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("names", "channel", "shown"),
+    [
+        (["DAPI", "FITC", "Cy3"], {}, "DAPI, FITC, Cy3"),
+        (["R", "G", "B"], {"EmissionWavelength": [450, 520, 600]}, "R, G, B"),
+        (None, {"Fluor": ["a", "b", "c"]}, "fluorescence"),
+    ],
+)
+def test_fluorescence_is_refused(tmp_path: Path, tile: Any, names, channel, shown):
+    path = write_channels(tmp_path / "S1.ome.tif", tile, names, **channel)
+    assert problem_of(path).startswith(f"its channels ({shown}) are not red, green and blue")
 
 
 @pytest.mark.parametrize(
     ("pixels", "options", "num"),
     [
-        (PLANES, {"ome": True, "metadata": {"axes": "CYX"}, "photometric": "minisblack"}, 3),
+        (PLANES[:2], {"ome": True, "metadata": {"axes": "CYX"}, "photometric": "minisblack"}, 2),
         (PLANES, {"imagej": True, "metadata": {"axes": "CYX"}, "photometric": "minisblack"}, 3),
         (np.stack([PICTURE] * 2), {"metadata": None, "photometric": "rgb"}, 2),
         (

@@ -95,14 +95,15 @@ class ImageReader(SlideReader):
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see ``SlideReader.read``."""
         region = np.full((height, width, 3), _WHITE, np.uint8)
-        box = (x, y, min(x + width, self._image.width), min(y + height, self._image.height))
-        if box[0] < box[2] and box[1] < box[3]:
-            crop = self._image.crop(box)
+        left, right = max(0, x), min(x + width, self._image.width)
+        top, bottom = max(0, y), min(y + height, self._image.height)
+        if left < right and top < bottom:
+            crop = self._image.crop((left, top, right, bottom))
             if self._has_alpha:
                 pixels = composite_on_white(np.asarray(crop.convert("RGBA")))
             else:
                 pixels = np.asarray(crop.convert("RGB"))
-            region[: pixels.shape[0], : pixels.shape[1]] = pixels
+            region[top - y : bottom - y, left - x : right - x] = pixels
         return region
 
     def close(self) -> None:

@@ -17,7 +17,8 @@ from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
 from wsi_idc.slides.openslide_reader import GENERIC_TIFF, OpenSlideReader, detect_format
 from wsi_idc.slides.reader import SUFFIXES, ImageReader, SlideReader
-from wsi_idc.slides.tiff_pages import is_tiff, read_tiff_mpp
+from wsi_idc.slides.tiff_pages import inspect_tiff, is_tiff
+from wsi_idc.slides.tiff_reader import TiffReader
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
         mpp: Microns per level-0 px; None means the value that the slide file states.
 
     Raises:
-        SlideError: The file cannot be read, its first page is not the complete slide in color, or
+        SlideError: The file cannot be read, none of its pages is the complete slide in color, or
             its mpp is missing or not plausible.
     """
     path = Path(path)
@@ -176,16 +177,20 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
     head = _read_head(path)
     vendor = detect_format(path)
     has_plain_pages = is_tiff(head) and vendor in (None, GENERIC_TIFF)
-    tiff_mpp = read_tiff_mpp(path) if has_plain_pages else None
-    if vendor is not None:
-        reader: SlideReader = OpenSlideReader(path)
+    tiff = inspect_tiff(path) if has_plain_pages else None
+    if tiff is not None and not tiff.is_plain:
+        reader: SlideReader = TiffReader(path)
+        if tiff.number > 1:
+            logger.warning("%s: page %d is the slide, the largest page", path, tiff.number)
+    elif vendor is not None:
+        reader = OpenSlideReader(path)
     elif path.suffix.lower() in SUFFIXES:
         reader = ImageReader(path)
     else:
         raise SlideError(f"{path}: {_describe_unsupported(path, head)}")
     try:
         _check_levels(path, reader.sizes)
-        mpp, mpp_source = _choose_mpp(path, tiff_mpp or reader.file_mpp, given=mpp)
+        mpp, mpp_source = _choose_mpp(path, (tiff and tiff.mpp) or reader.file_mpp, given=mpp)
     except SlideError:
         reader.close()
         raise

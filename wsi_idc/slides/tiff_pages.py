@@ -1,13 +1,15 @@
-"""Check the pages of a TIFF without a vendor's format, and read its microns per px.
+"""Choose the pages of a TIFF without a vendor's format that show the slide, and read its mpp.
 
 OpenSlide and Pillow read the first page of such a TIFF as the slide, also if the page has only one
-channel or shows the label. Both decode samples of other types as if they were 8-bit RGB.
+channel or shows the label. Both decode samples of other types as if they were 8-bit RGB, and
+OpenSlide turns each tile by itself if the page has an orientation.
 """
 
 import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,13 +17,41 @@ from xml.etree import ElementTree
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 274  # TIFF 6.0, section 8
-_UPRIGHT = 1
+_ORIENTATION, _UPRIGHT = 274, 1  # TIFF 6.0, section 8
+_TRANSPOSED = (5, 6, 7, 8)  # orientations in which rows are columns
 _SAMPLE_TYPES = ("bool", "uint8")
-# Names of TIFF 6.0: grey (0 and 1), RGB, palette, CMYK, YCbCr.
-_GREY, _PHOTOMETRICS = (0, 1), (0, 1, 2, 3, 5, 6)
+# Photometric interpretations of TIFF 6.0.
+_GREY, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
+_PHOTOMETRICS = (*_GREY, _RGB, _PALETTE, _CMYK, _YCBCR)
+_JPEG = 7
 _MAX_TILED_CHANNELS, _UNSPECIFIED = 4, 0
+_NUM_COLORS = 3
+_MAX_STRETCH = 0.02  # between the levels of a slide
 _UM = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25_400.0}
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0: inch, centimeter
+# Attributes of a channel in OME-XML that only fluorescence has.
+_FLUORESCENCE = ("EmissionWavelength", "ExcitationWavelength", "Fluor")
+_COLOR_NAMES = (("red", "r"), ("green", "g"), ("blue", "b"))
+
+
+@dataclass(frozen=True)
+class TiffSlide:
+    """Pages of a TIFF that show the slide.
+
+    Attributes:
+        levels: Pages of each level, level 0 first: one page in color, or red, green and blue.
+        mpp: Microns per level-0 px along x and y of the upright slide, not checked; None if the
+            file does not state them.
+        orientation: Orientation of the pages as in TIFF 6.0; 1 is upright.
+        number: Number of the first page of the slide, counted from 1.
+        is_plain: True if OpenSlide and Pillow read the slide too: one upright first page.
+    """
+
+    levels: Sequence[Sequence[Any]]
+    mpp: tuple[float, float] | None
+    orientation: int
+    number: int
+    is_plain: bool
 
 
 def is_tiff(head: bytes) -> bool:
@@ -29,92 +59,172 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in _MAGIC
 
 
-def read_tiff_mpp(path: Path) -> tuple[float, float] | None:
-    """Check a TIFF; return the mpp along x and y from the OME-XML or ImageJ metadata in the TIFF.
+def inspect_tiff(path: Path) -> TiffSlide:
+    """Choose the pages of a TIFF that show the slide; see ``find_slide``."""
+    import tifffile
 
-    Returns:
-        Microns per px of the first page, not checked; None if the metadata have no such value.
+    try:
+        with tifffile.TiffFile(path) as file:
+            return find_slide(path, file)
+    except (*DAMAGED_IMAGE, tifffile.TiffFileError) as error:
+        raise SlideError(_unreadable(path, error)) from None
+
+
+def find_slide(path: Path, file: Any) -> TiffSlide:
+    """Choose the pages of an open ``tifffile.TiffFile`` that show the slide.
+
+    The slide is the largest page, or the first of several largest pages.
 
     Raises:
-        SlideError: The first page is not the complete slide in color, or is tiled and not upright,
-            or the pages cannot be checked.
+        SlideError: No page is a complete slide in color, or the pages cannot be checked.
     """
     import tifffile
 
     # The log of tifffile describes damage in words of the TIFF format; the errors here are clearer.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
-        with tifffile.TiffFile(path) as file:
-            pages, imagej = list(file.pages), file.imagej_metadata or {}
-            image = _first_image(file.ome_metadata)
-            _check_pages(path, pages, _num_planes(image, imagej, pages[0]))
-            return _ome_mpp(image) or _imagej_mpp(imagej, pages[0])
+        return _find_slide(path, file)
     except (*DAMAGED_IMAGE, tifffile.TiffFileError) as error:
-        raise SlideError(
-            f"{path}: the pages of the TIFF cannot be checked ({first_line(error)}); copy the "
-            "slide again, or save it as a single RGB page"
-        ) from None
+        raise SlideError(_unreadable(path, error)) from None
 
 
-def _check_pages(path: Path, pages: Sequence[Any], num_planes: int) -> None:
-    """Raise SlideError if the first page of a TIFF is not the complete slide in color."""
-    first = pages[0]
-    size = (first.imagewidth, first.imagelength)
-    others = {
-        number: (page.imagewidth, page.imagelength)
-        for number, page in enumerate(pages[1:], start=2)
-        if not (page.is_reduced or page.is_mask)
-    }
-    for number, (width, height) in others.items():
-        if width * height > math.prod(size):
-            raise SlideError(
-                f"{path}: page {number} of {width}x{height} px is larger than the first page, "
-                "which is the only one that is read; save that page as a TIFF of its own"
-            )
-    if (num := max(num_planes, 1 + list(others.values()).count(size))) > 1:
+def _unreadable(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: the pages of the TIFF cannot be checked ({first_line(error)}); copy the slide "
+        "again, or save it as a single RGB page"
+    )
+
+
+def _find_slide(path: Path, file: Any) -> TiffSlide:
+    pages = list(file.pages)
+    full = [page for page in pages if not (page.is_reduced or page.is_mask)] or pages[:1]
+    size = max(map(_size, full), key=math.prod)
+    same = [page for page in full if _size(page) == size]
+    first = same[0]
+    image, imagej = _ome_image(file.ome_metadata, size), file.imagej_metadata or {}
+    channels = _color_channels(path, image, same)
+    num_planes = max(_num_planes(image, imagej, first), len(same))
+    if not channels and num_planes > 1:
         raise SlideError(
-            f"{path}: has {num} planes of {size[0]}x{size[1]} px, such as channels or depths, and "
-            "only the first is read; save the slide as a single RGB page"
+            f"{path}: has {num_planes} planes of {size[0]}x{size[1]} px, such as channels or "
+            "depths, and only one can be read; save the slide as a single RGB page"
         )
-    if str(first.dtype) not in _SAMPLE_TYPES:
-        raise SlideError(f"{path}: its samples are {first.dtype}; save it with 8 bits a channel")
-    channels = first.samplesperpixel
-    if first.photometric not in _PHOTOMETRICS or (first.photometric in _GREY and channels > 2):
-        kind = getattr(first.photometric, "name", first.photometric)
+    for page in channels or [first]:
+        _check_samples(path, page)
+    number = pages.index(first) + 1
+    orientation = int(first.tags.valueof(_ORIENTATION, _UPRIGHT))
+    orientation = orientation if orientation in range(1, 9) else _UPRIGHT
+    mpp = _ome_mpp(image) or _imagej_mpp(imagej, first)
+    levels = _find_levels(channels or [first], pages)
+    is_plain = not channels and number == 1 and (orientation == _UPRIGHT or not first.is_tiled)
+    # OpenSlide does not read sub-images, the levels of OME-TIFF.
+    is_plain &= not (first.is_tiled and first.pages and len(levels) > 1 and is_decodable(first))
+    if not is_plain:
+        mpp = mpp or _tag_mpp(first)
+    if mpp and orientation in _TRANSPOSED:
+        mpp = mpp[::-1]
+    return TiffSlide(levels, mpp, orientation, number, is_plain)
+
+
+def is_decodable(page: Any) -> bool:
+    """Return whether ``TiffReader`` converts the colors of a page."""
+    is_jpeg = page.photometric == _YCBCR and page.compression == _JPEG
+    return is_jpeg or page.photometric in (*_GREY, _RGB, _PALETTE)
+
+
+def _size(page: Any) -> tuple[int, int]:
+    return page.imagewidth, page.imagelength
+
+
+def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
+    """Return the pages of red, green and blue; an empty list if a page has all colors.
+
+    Raises:
+        SlideError: The channels are not red, green and blue.
+    """
+    is_split = image is not None and image.get("SizeC") == str(_NUM_COLORS) == str(len(pages))
+    if not is_split or any(page.samplesperpixel > 1 for page in pages):
+        return []
+    channels = image.findall("{*}Channel")
+    names = [str(channel.get("Name", "")) for channel in channels]
+    is_fluorescent = any(channel.get(name) for channel in channels for name in _FLUORESCENCE)
+    is_fluorescent |= any(channel.get("ContrastMethod") == "Fluorescence" for channel in channels)
+    has_color_names = all(
+        not name or name.lower().removeprefix("channel ").strip() in colors
+        for name, colors in zip(names, _COLOR_NAMES, strict=False)
+    )
+    if is_fluorescent or not has_color_names:
+        raise SlideError(
+            f"{path}: its channels ({', '.join(filter(None, names)) or 'fluorescence'}) are not "
+            "red, green and blue; the models need a slide in the colors of H&E"
+        )
+    return list(pages)
+
+
+def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[Any]]:
+    """Return the pages of each level: sub-images of the first pages, or reduced pages after it."""
+    levels: list[Sequence[Any]] = [first]
+    sub_images = [list(page.pages or ()) for page in first]
+    candidates: list[Sequence[Any]] = list(zip(*sub_images, strict=False))
+    if not candidates and len(first) == 1:
+        candidates = [[page] for page in pages[pages.index(first[0]) + 1 :] if page.is_reduced]
+    width, height = _size(first[0])
+    for level in candidates:
+        cols, rows = _size(level[0])
+        is_smaller = 0 < cols < _size(levels[-1][0])[0]
+        fits = abs(cols * height / (rows * width) - 1) <= _MAX_STRETCH + 1 / min(cols, rows)
+        if is_smaller and fits and all(_is_alike(*pair) for pair in zip(level, first, strict=True)):
+            levels.append(level)
+    return levels
+
+
+def _is_alike(page: Any, other: Any) -> bool:
+    """Return whether two pages have the same kind of pixels."""
+    return all(
+        getattr(page, name) == getattr(other, name)
+        for name in ("dtype", "samplesperpixel", "photometric", "extrasamples", "is_tiled")
+    )
+
+
+def _check_samples(path: Path, page: Any) -> None:
+    """Raise SlideError if the samples of a page are not 8-bit colors."""
+    if str(page.dtype) not in _SAMPLE_TYPES:
+        raise SlideError(f"{path}: its samples are {page.dtype}; save it with 8 bits a channel")
+    channels = page.samplesperpixel
+    if page.photometric not in _PHOTOMETRICS or (page.photometric in _GREY and channels > 2):
+        kind = getattr(page.photometric, "name", page.photometric)
         raise SlideError(
             f"{path}: {channels} channels of type {kind} are not supported; save the slide as RGB"
         )
-    if first.is_tiled and (channels > _MAX_TILED_CHANNELS or _UNSPECIFIED in first.extrasamples):
+    if page.is_tiled and (channels > _MAX_TILED_CHANNELS or _UNSPECIFIED in page.extrasamples):
         raise SlideError(
             f"{path}: has {channels} channels, some are neither color nor alpha; save it as RGB"
         )
-    orientation = first.tags.valueof(_ORIENTATION, _UPRIGHT)
-    if first.is_tiled and orientation != _UPRIGHT:
-        raise SlideError(
-            f"{path}: has the orientation {orientation}, which would turn each tile separately; "
-            "save it upright, with orientation 1"
-        )
 
 
-def _first_image(ome: str | None) -> Mapping[str, str]:
-    """Return the attributes of the first element ``Pixels`` of OME-XML."""
+def _ome_image(ome: str | None, size: tuple[int, int]) -> Any:
+    """Return the element ``Pixels`` of OME-XML with a size, else the first; None without one."""
     with contextlib.suppress(ElementTree.ParseError):
-        pixels = None if ome is None else ElementTree.fromstring(ome).find(".//{*}Pixels")
-        return {} if pixels is None else pixels.attrib
-    return {}
+        images = [] if ome is None else ElementTree.fromstring(ome).findall(".//{*}Pixels")
+        sides = tuple(map(str, size))
+        same = [image for image in images if (image.get("SizeX"), image.get("SizeY")) == sides]
+        return next(iter(same or images), None)
+    return None
 
 
-def _num_planes(image: Mapping[str, str], imagej: Mapping[str, Any], first: Any) -> int:
+def _num_planes(image: Any, imagej: Mapping[str, Any], first: Any) -> int:
     """Return the number of planes (channels, depths, times); the colors of a page are one plane."""
-    sizes = (image.get(f"Size{axis}", "1") for axis in "CZT")
+    sizes = () if image is None else (image.get(f"Size{axis}", "1") for axis in "CZT")
     planes = math.prod(int(size) if size.isdecimal() else 1 for size in sizes)
     return max(planes // first.samplesperpixel, int(imagej.get("images", 1)))
 
 
-def _ome_mpp(image: Mapping[str, str]) -> tuple[float, float] | None:
+def _ome_mpp(image: Any) -> tuple[float, float] | None:
     with contextlib.suppress(KeyError, ValueError):
+        attributes = {} if image is None else image.attrib
         x, y = (
-            float(image[f"PhysicalSize{axis}"]) * _um(image.get(f"PhysicalSize{axis}Unit", "um"))
+            float(attributes[f"PhysicalSize{axis}"])
+            * _um(attributes.get(f"PhysicalSize{axis}Unit", "um"))
             for axis in "XY"
         )
         return x, y
@@ -123,16 +233,26 @@ def _ome_mpp(image: Mapping[str, str]) -> tuple[float, float] | None:
 
 def _imagej_mpp(imagej: Mapping[str, Any], first: Any) -> tuple[float, float] | None:
     with contextlib.suppress(KeyError, ValueError, TypeError, ZeroDivisionError, AttributeError):
-        um = _um(imagej["unit"])
-        x, y = (
-            um * denominator / numerator
-            for numerator, denominator in (
-                first.tags["XResolution"].value,
-                first.tags["YResolution"].value,
-            )
-        )
-        return x, y
+        return _per_px(first, _um(imagej["unit"]))
     return None
+
+
+def _tag_mpp(first: Any) -> tuple[float, float] | None:
+    with contextlib.suppress(KeyError, ValueError, TypeError, ZeroDivisionError, AttributeError):
+        return _per_px(first, _UM_PER_UNIT[int(first.tags.valueof("ResolutionUnit", 2))])
+    return None
+
+
+def _per_px(page: Any, um: float) -> tuple[float, float]:
+    """Return microns per px along x and y for a page whose resolution is in px per ``um``."""
+    x, y = (
+        um * denominator / numerator
+        for numerator, denominator in (
+            page.tags["XResolution"].value,
+            page.tags["YResolution"].value,
+        )
+    )
+    return x, y
 
 
 def _um(unit: str) -> float:
