@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_maps import write_hand_map
 from wsi_idc.data.pack import Pack
 
 REPOSITORY = Path(__file__).parents[1]
@@ -41,12 +42,25 @@ def test_settings_and_closed_streams_of_a_user_change_no_figure(cohort: Pack, tm
     variables = {
         "MPLBACKEND": "module://matplotlib_inline.no_such_backend",
         "TQDM_MININTERVAL": "often",
-        "BOKEH_LOG_LEVEL": "loud",
     }
     assert run_shell(tmp_path, closed, *explore, "user", **variables) == (0, "")
     plain = files(tmp_path / "plain")
     assert len(plain) > 10
     assert plain == files(tmp_path / "user")
+
+
+def test_variables_of_bokeh_change_no_page(tmp_path: Path):
+    write_hand_map(tmp_path / "maps")
+    report = (*PROGRAM, "report", "maps", "--out")
+    assert run_shell(tmp_path, '"$@"', *report, "plain")[0] == 0
+    loud = {"BOKEH_LOG_LEVEL": "loud", "BOKEH_RESOURCES": "cdn", "BOKEH_MINIFIED": "no"}
+    code, output = run_shell(tmp_path, '"$@"', *report, "user", **loud)
+    assert code == 0, output
+    sizes = [
+        {name: len(page) for name, page in files(tmp_path / folder).items()}  # ids are random
+        for folder in ("plain", "user")
+    ]
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize(
