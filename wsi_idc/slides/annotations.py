@@ -5,21 +5,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError, SlideError
 from wsi_idc.geometry.bounds import Bounds
-from wsi_idc.slides.annotation_files import AnnotationFile, Outline, Ring, parse_file
+from wsi_idc.slides.annotation_files import parse_file
+from wsi_idc.slides.outlines import AnnotationFile, Outline, Ring
 
 if TYPE_CHECKING:
     import shapely
 
 logger = logging.getLogger(__name__)
 
-Frame = Literal["auto", "level0", "qupath"]
 FRAMES = ("auto", "level0", "qupath")
 IDC, NON_IDC, IGNORE, UNANNOTATED = "IDC", "non-IDC", "ignore", "unannotated"
 UNCLASSIFIED = "Unclassified"  # QuPath's name for objects without a class
@@ -114,6 +114,8 @@ def _scale_ndpa(
             float(properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in ("X", "Y")
         ]
         um = [float(properties.get(f"openslide.mpp-{axis}", mpp or "")) for axis in ("x", "y")]
+        if min(um) <= 0:
+            raise ValueError
     except (KeyError, ValueError):
         raise SlideError(
             f"{path}: NDPA annotations need the position and the mpp that only NDPI slides state; "

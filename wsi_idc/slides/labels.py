@@ -33,7 +33,10 @@ _LABELS = {NON_IDC: 0, IDC: 1, IGNORE: LEFT_OUT, "unknown": UNKNOWN, "skip": LEF
 _PRECEDENCE = (IGNORE, IDC, NON_IDC)
 # Shares that are equal in exact arithmetic differ by rounding errors below this value.
 _TOLERANCE = 1e-9
-_LEAF_POINTS = 64
+_LEAF_POINTS = 64  # fewer points are intersected with each box
+# Part of a side that is added to an area before outlines are clipped to this area. The number is
+# odd, because ``clip_by_rect`` can be wrong where a point of an outline is on a side of the area.
+_MARGIN = 0.0123456789
 
 
 def needs_choice(annotations: Sequence[Annotation], table: Mapping[str, str]) -> bool:
@@ -142,7 +145,8 @@ def _measure(
     chosen = boxes[index]
     left, top = chosen[:, :2].min(axis=0)
     right, bottom = chosen[:, 2:].max(axis=0)
-    area = shapely.box(left, top, right, bottom)
+    margin = _MARGIN * max(right - left, bottom - top)
+    area = shapely.box(left - margin, top - margin, right + margin, bottom + margin)
     clipped = {}
     for column, target in enumerate(_PRECEDENCE):
         geometries = _clip(pieces[target], area)
@@ -175,8 +179,22 @@ def _clip(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
     geometries = geometries[touches]
     inside = ((left >= x0) & (right <= x1) & (top >= y0) & (bottom <= y1))[touches]
     parts = geometries.copy()
-    parts[~inside] = shapely.intersection(geometries[~inside], area)
+    parts[~inside] = _intersection(geometries[~inside], area)
+    parts = shapely.get_parts(parts)
     return parts[shapely.area(parts) > 0]
+
+
+def _intersection(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
+    """Return intersections with a rectangle; ``clip_by_rect`` is fast but can be invalid."""
+    import shapely
+
+    try:
+        parts = shapely.clip_by_rect(geometries, *area.bounds)
+    except shapely.errors.GEOSException:
+        return shapely.intersection(geometries, area)
+    invalid = ~shapely.is_valid(parts)
+    parts[invalid] = shapely.intersection(geometries[invalid], area)
+    return parts
 
 
 def _shares_of_boxes(
@@ -196,3 +214,51 @@ def _shares_of_boxes(
         covered = shapely.union(covered, union)
         shares[:, column] = shapely.area(shapely.intersection(own, shapes)) / shapely.area(shapes)
     return shares
+
+
+def annotation_mask(
+    annotations: Sequence[Annotation], shape: tuple[int, int], scale: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """Draw the outlines of all classes as a mask.
+
+    Args:
+        annotations: Annotations of the slide.
+        shape: Rows and columns of the mask.
+        scale: Width and height of a level-0 px in px of the mask.
+
+    Returns:
+        Mask of ``shape``, bool: whether the center of each px is in an outline.
+    """
+    import shapely
+
+    mask = np.zeros(shape, bool)
+    for polygon in shapely.get_parts([item.geometry for item in annotations]):
+        rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygon)]
+        _fill(mask, [ring * scale - 0.5 for ring in rings])  # centers of px have integer numbers
+    return mask
+
+
+def _fill(mask: NDArray[np.bool_], rings: Sequence[NDArray[np.float64]]) -> None:
+    """Set the px whose centers are in an odd number of closed rings.
+
+    Each row is crossed by edges. A px is inside if an odd number of edges cross its row on the left
+    of its center.
+    """
+    rows, cols = mask.shape
+    x0, y0 = np.concatenate([ring[:-1] for ring in rings]).T
+    x1, y1 = np.concatenate([ring[1:] for ring in rings]).T
+    first, end = (
+        np.clip(np.ceil(side(y0, y1)), 0, rows).astype(np.int64)
+        for side in (np.minimum, np.maximum)
+    )
+    num = end - first  # rows that each edge crosses
+    edge = np.repeat(np.arange(len(num)), num)
+    if not len(edge):
+        return
+    row = np.arange(len(edge)) + np.repeat(end - np.cumsum(num), num)
+    x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
+    col = np.clip(np.ceil(x), 0, cols).astype(np.int64)
+    top, bottom = row.min(), row.max() + 1
+    cells = (row - top) * (cols + 1) + col
+    crossings = np.bincount(cells, minlength=(bottom - top) * (cols + 1))
+    mask[top:bottom] |= np.cumsum(crossings.reshape(-1, cols + 1)[:, :cols], axis=1) % 2 == 1

@@ -1,0 +1,54 @@
+"""Outlines as annotation files have them, before they are checked and moved to the slide."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_idc.core.errors import SlideError
+
+FORMATS = "QuPath GeoJSON, ASAP XML, ImageScope XML or NDPA"
+MAX_POINTS = 5_000_000  # about 1 GB of memory while a JSON file is parsed
+
+Ring = NDArray[np.float64]  # shape (N, 2), x and y
+
+
+@dataclass(frozen=True)
+class Outline:
+    """One outline with its coordinates as the file has them.
+
+    Attributes:
+        place: Place in the file, such as "feature 3".
+        name: Class as written; "" without a class.
+        polygons: Polygons; each is a list of rings, first the outer ring, then the holes.
+        holes: Rings whose areas are subtracted from all polygons.
+    """
+
+    place: str
+    name: str
+    polygons: list[list[Ring]]
+    holes: list[Ring] = field(default_factory=list)
+
+
+@dataclass
+class AnnotationFile:
+    """Content of an annotation file.
+
+    Attributes:
+        format: "geojson", "asap", "imagescope" or "ndpa".
+        outlines: Outlines that have an area.
+        skipped: Number of other objects of each kind, such as points.
+    """
+
+    format: str
+    outlines: list[Outline] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def check_num_points(num: int) -> None:
+    """Raise SlideError if a file has too many points; the message needs the name of the file."""
+    if num > MAX_POINTS:
+        raise SlideError(
+            f"has more than {MAX_POINTS:,} points; simplify the outlines and export them again"
+        )
