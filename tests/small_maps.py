@@ -1,12 +1,15 @@
 """Small maps with known values, and one whose areas and metrics are computed by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsi_idc.geometry.bounds import Bounds
+from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.patient_file import write_patient_file
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 CELLS = [(0, 1), (1, 0), (1, 1), (1, 2)]
@@ -107,11 +110,27 @@ def hand_map(**changes: Any) -> PatientMap:
 
 
 def write_hand_map(folder: Path, **changes: Any) -> Path:
-    """Write that map as ``PATIENT.h5`` and return the file."""
+    """Write that map as ``PATIENT.h5`` or ``PATIENT/SLIDE.h5`` and return the file."""
     patient_map = hand_map(**changes)
-    path = folder / f"{patient_map.patient}.h5"
+    path = map_path(folder, patient_map.map_name)
     write_map(path, patient_map)
     return path
+
+
+def three_patches(**changes: Any) -> PatientMap:
+    """Return a map of the first three patches of ``hand_map``; one patch is called IDC at 0.5."""
+    patient_map = hand_map(probability=np.array([0.1, 0.1, 0.9, 0, 0], np.float32), **changes)
+    columns = ("coords", "row_col", "logit", "probability", "label", "cam", "patches")
+    return replace(patient_map, **{name: getattr(patient_map, name)[:3] for name in columns})
+
+
+def write_two_slides(folder: Path, patient: str = "P1") -> list[Path]:
+    """Write two slides of a patient, ``hand_map`` and ``three_patches``, and the patient file."""
+    paths = [write_hand_map(folder, patient=patient, slide_name="a")]
+    paths.append(map_path(folder, f"{patient}/b"))
+    write_map(paths[1], three_patches(patient=patient, slide_name="b"))
+    write_patient_file(map_path(folder, patient))
+    return paths
 
 
 def big_map(num_patches: int, *, cols: int) -> PatientMap:

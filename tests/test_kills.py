@@ -1,15 +1,20 @@
 """Kill commands that replace an older output, at exact file operations."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
 from tests.cli.commands import Command
 from tests.packs import names
+from tests.slides.tiffs import write_tiff
 from wsi_idc.data.pack import Pack
+from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.models.checkpoint import load_checkpoint
 
 # Kill the process before its KILL_AT-th rename or removal of a file in the working folder.
@@ -78,3 +83,46 @@ def test_a_killed_command_leaves_no_mixture(line: str, last: str, kills: list[in
         assert last not in files("out")
     run(line)
     assert files("out") == expected
+
+
+def test_a_killed_command_maps_the_slides_of_a_patient_again(small: Pack):
+    for name, patient in zip("ab", small.patients, strict=False):
+        rows = small.rows_of(patient)
+        cells = small.cells()[rows]
+        image = mosaic(small.patches[rows], cells, shape=shape_of(cells), fill=255)
+        write_tiff(Path(f"{name}.tif"), image, mpp=4)
+    Path("slides.csv").write_text("slide,patient\na.tif,P\nb.tif,P\n")
+    line = "map --manifest slides.csv --checkpoint runs/old --min-tissue 0 --device cpu --out maps"
+    run(line)
+    expected, arrays = linked_files("maps"), map_arrays("maps")
+    assert sorted(expected) == ["P.h5", "cohort.csv", "cohort.h5", "patients.csv"]
+    assert Path("maps/patients.csv").read_text().count("\n") == 2  # header, one patient
+    assert sorted(arrays) == ["a.h5", "b.h5"]
+    for kill_at in (1, 2, 3, 4, 6):
+        shutil.rmtree("maps")
+        run(line, kill_at=kill_at)
+        assert not Path("maps/cohort.csv").exists()
+        run(line)
+        assert linked_files("maps") == expected
+        for name, columns in map_arrays("maps").items():
+            for column, values in columns.items():
+                np.testing.assert_array_equal(values, arrays[name][column], err_msg=column)
+
+
+def linked_files(folder: str) -> dict[str, bytes]:
+    """Return the files in a folder of maps that have no date."""
+    return {name: data for name, data in files(folder).items() if "/" not in name}
+
+
+def map_arrays(folder: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return the data sets of the maps of a patient's slides; the attributes have a date."""
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for path in Path(folder, "P").glob("*.h5"):
+        columns = arrays.setdefault(path.name, {})
+        with h5py.File(path) as file:
+            file.visititems(
+                lambda name, item, columns=columns: (
+                    columns.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+    return arrays

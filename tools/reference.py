@@ -145,6 +145,7 @@ def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.maps.cohort import Cohort
     from wsi_idc.maps.map_reader import read_map
     from wsi_idc.maps.map_writer import write_map
+    from wsi_idc.maps.patient_file import write_patient_file
     from wsi_idc.maps.patient_map import PatientMap, PatientPatches
     from wsi_idc.models.checkpoint import Checkpoint, InputSpec, Smoothing
 
@@ -154,7 +155,7 @@ def _files(folder: Path) -> Iterator[str]:
     _write_pack(folder / "p.h5")
     yield from _hdf5(folder / "p.h5", {**_fields(PackInfo), **text["pack"]})
     full, bare = _map(), {"cam": None, "uncertainty": None, "smoothed": None, "smoothing": None}
-    write_map(folder / "full.h5", full)
+    write_map(folder / "full.h5", replace(full, slide_name="s"))
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
     always = set(_walk(folder / "bare.h5"))
     yield text["map_head"]
@@ -162,7 +163,13 @@ def _files(folder: Path) -> Iterator[str]:
     yield from _hdf5(folder / "full.h5", meanings, always=always)
     cohort = Cohort()
     cohort.add(folder / "full.h5", read_map(folder / "full.h5"))
-    table, (_, hdf5) = cohort.table(), cohort.write(folder)
+    table, (_, hdf5, _) = cohort.table(), cohort.write(folder)
+    yield text["patient_head"]
+    write_map(folder / "P1" / "s.h5", replace(full, slide_name="s"))
+    write_patient_file(folder / "P1.h5")
+    found = {name.removeprefix("/@"): cells for name, cells in _walk(folder / "P1.h5").items()}
+    kinds = {name: cells for name, cells in found.items() if name in text["patient_file"]}
+    yield from _rows(kinds, text["patient_file"])
     yield text["cohort_head"]
     yield "| column | type | |\n|---|---|---|\n"
     yield from _rows({str(k): (_kind(v),) for k, v in table.dtypes.items()}, text["cohort"])
@@ -170,6 +177,9 @@ def _files(folder: Path) -> Iterator[str]:
     with h5py.File(hdf5) as file:
         assert set(file["table"]) == set(table.columns), "cohort.h5 has other columns"
         assert set(file) == {"table", "maps"}, "cohort.h5 has other groups"
+    dtypes = {str(name): (_kind(dtype),) for name, dtype in cohort.patients().dtypes.items()}
+    kinds = {name: dtypes[name] for name in text["patients"]}
+    yield from _rows(kinds, text["patients"])
     yield text["checkpoint_head"]
     yield "| key | type | |\n|---|---|---|\n"
     content = _checkpoint(folder / "c.pt")

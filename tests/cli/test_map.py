@@ -48,7 +48,7 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     result = command("map", "--slide", "bad.svs", "s.tif", "--min-tissue", 0)
     assert result.code == 1
     assert "maps/s.h5" in result.out
-    assert "1 of 2 patients have no map: bad" in result.error
+    assert "1 of 2 maps were not made: bad" in result.error
     assert "is empty" in result.err
     (work / "list.csv").write_text("slide,patient,mpp\ns.tif,P7,4\n")
     result = command("map", "--manifest", "list.csv", "--no-cam", "--no-image")
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, command: RunCommand)
     assert result.code == 1
     assert "none: none.svs: no such file" in result.out
     assert "1 of 2 to do" in result.out
-    assert result.error.startswith("Error: 1 of 2 patients would have no map: none; the reasons")
+    assert result.error.startswith("Error: 1 of 2 maps would not be made: none; the reasons")
     result = command("map", "--slide", "none.svs", "--dry-run", "--json")
     assert (result.code, len(json.loads(result.out))) == (1, 1)
 

@@ -34,7 +34,7 @@ def test_train_and_use_choose_the_default_and_a_job_does_not(
     before = Path("maps", f"{cohort.patients[0]}.h5").read_bytes()
     result = command(*one)  # now with the bundled model
     assert result.code == 1
-    assert "1 of 1 patients have no map" in result.error
+    assert "1 of 1 maps were not made" in result.error
     assert "was made with another" in result.err
     assert Path("maps", f"{cohort.patients[0]}.h5").read_bytes() == before
     assert command(*one, "--overwrite").code == 0

@@ -8,9 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.small_maps import EVIL, PROBABILITY, edge_map, hand_map, write_hand_map
+from tests.small_maps import (
+    EVIL,
+    PROBABILITY,
+    edge_map,
+    hand_map,
+    write_hand_map,
+    write_two_slides,
+)
 from wsi_idc.core.errors import MapError
-from wsi_idc.maps.cohort import COLUMNS, SHORT_SHA, Cohort, cohort_row, read_cohort, read_cohort_h5
+from wsi_idc.maps.cohort import (
+    COLUMNS,
+    PATIENT_COLUMNS,
+    SHORT_SHA,
+    Cohort,
+    cohort_row,
+    patient_row,
+    read_cohort,
+    read_cohort_h5,
+)
 from wsi_idc.maps.map_reader import map_paths, read_map
 
 
@@ -39,6 +55,7 @@ def test_row_has_the_values_of_the_map():
         "checkpoint_sha256": "0123456789ab",
         "tta": "",
         "ensemble": "",
+        "slide": "",
     }
 
 
@@ -113,6 +130,69 @@ def test_second_map_of_a_patient_is_refused(tmp_path: Path):
     cohort = read_cohort([one, two])
     assert len(cohort.table()) == 1
     assert f"is also in {one}" in cohort.failed[two]
+
+
+def test_patient_has_either_one_map_or_a_map_for_each_slide(tmp_path: Path):
+    slides, one = write_two_slides(tmp_path / "slides"), write_hand_map(tmp_path)
+    cohort = read_cohort([slides[0], one, slides[1], slides[0].parent / "none.h5"])
+    assert list(cohort.rows) == ["P1/a", "P1/b"]
+    assert f"patient P1 is also in {slides[0]}; give only one map" in cohort.failed[one]
+    cohort = read_cohort([one, *slides])
+    assert list(cohort.rows) == ["P1"]
+    assert f"patient P1/b is also in {one}; give only one map" in cohort.failed[slides[1]]
+
+
+def test_row_of_a_patient_has_the_sums_of_the_slides(tmp_path: Path):
+    write_two_slides(tmp_path, "P2")
+    write_hand_map(tmp_path, patient="P1")
+    cohort = read_cohort(tmp_path)
+    table = cohort.table()
+    assert table["map"].tolist() == ["P1.h5", "P2/a.h5", "P2/b.h5"]
+    assert table["slide"].tolist() == ["", "a", "b"]
+    one, two = cohort.patients().to_dict("records")
+    row = cohort.rows["P1"]
+    expected = {"slides": 1, **{name: row[name] for name in PATIENT_COLUMNS if name in row}}
+    assert one == pytest.approx(expected, nan_ok=True)
+    assert two == {
+        "patient": "P2",
+        "slides": 2,
+        "patches": 8,
+        "labelled_patches": 7,
+        "threshold": 0.5,
+        "area_mm2": pytest.approx(0.32),
+        "idc_area_mm2": pytest.approx(0.16),
+        "idc_fraction": 0.5,
+        "largest_region_mm2": row["largest_region_mm2"],
+        "mean_probability": pytest.approx(0.475),
+        "mean_uncertainty": pytest.approx(np.nan, nan_ok=True),
+        "true_fraction": 4 / 7,
+        "dice": 4 / 7,  # 2 true positives, 1 false positive, 2 false negatives
+        "auc": 0.75,  # 9 of 12 pairs of patches of both slides
+        "sensitivity": 0.5,
+        "specificity": pytest.approx(2 / 3),
+        **{name: row[name] for name in ("role", "architecture", "checkpoint_sha256")},
+        **{"tta": "", "ensemble": ""},
+    }
+    cohort.drop("P2/a")
+    assert cohort.patient_row("P2")["patches"] == 3
+    mixed = patient_row(
+        [row, row | {"threshold": 0.4, "architecture": "resnet18"}], [cohort.labelled["P1"]] * 2
+    )
+    assert np.isnan(mixed["threshold"])
+    assert mixed["architecture"] == "cnn resnet18"
+
+
+def test_cohort_file_links_the_maps_of_slides(tmp_path: Path):
+    write_two_slides(tmp_path, "P2")
+    paths = read_cohort(tmp_path).write(tmp_path)
+    assert [path.name for path in paths] == ["cohort.csv", "cohort.h5", "patients.csv"]
+    assert pd.read_csv(paths[2])["slides"].tolist() == [2]
+    with h5py.File(tmp_path / "cohort.h5") as file:
+        assert file["maps/P2/b"].attrs["slide_name"] == "b"
+        assert file["maps/P2"].get("b", getlink=True).filename == "P2/b.h5"
+    write_two_slides(tmp_path / "odd", "cohort")
+    with pytest.raises(MapError, match="is the map of a patient"):
+        read_cohort(tmp_path / "odd").write(tmp_path / "odd")
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_unusable_file_is_kept_and_other_patients_are_mapped(build, cohort: Pack
 
 
 def test_map_locked_beyond_the_timeout_fails(build, cohort: Pack, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("wsi_idc.maps.map_writer._LOCK_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("wsi_idc.maps.map_writer.LOCK_TIMEOUT_SECONDS", 0.5)
     first, second = cohort.patients[:2]
     with locked(tmp_path / f".{first}.h5.partial", what=tmp_path):
         report = build(tmp_path, first, second)

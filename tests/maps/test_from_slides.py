@@ -20,15 +20,16 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSource, input_spec
-from wsi_idc.maps.map_reader import read_image, read_map
+from wsi_idc.maps.map_reader import is_patient_file, map_path, map_paths, read_image, read_map
 from wsi_idc.maps.map_writer import MapReport
+from wsi_idc.maps.patient_file import read_patient_file
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
-from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.manifest import ManifestRow, read_manifest
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tiling import SlideSettings
 
@@ -256,6 +257,68 @@ def test_other_slide_of_the_same_name_does_not_replace_the_map(build, stitched, 
     assert reason in build(tmp_path, second).failed["s"]
     write_slide(first.slide, stitched[:80])  # the same file, changed
     assert "s.h5 was made with another data; --overwrite" in build(tmp_path, first).failed["s"]
+
+
+def slides_of_a_patient(folder: Path, stitched: np.ndarray) -> list[ManifestRow]:
+    """Write two slides of patient P and one of patient Q; return the rows of a manifest."""
+    for name, pixels in (("a", stitched[:100]), ("b", stitched[50:150]), ("c", stitched[:50])):
+        write_slide(folder / f"{name}.tif", pixels)
+    (folder / "slides.csv").write_text("slide,patient\na.tif,P\nb.tif,P\nc.tif,Q\n")
+    return read_manifest(folder / "slides.csv")
+
+
+def test_several_slides_of_a_patient_have_a_map_each(build, stitched, tmp_path: Path):
+    rows, out = slides_of_a_patient(tmp_path, stitched), tmp_path / "maps"
+    report = build(out, *rows)
+    assert report.made == {name: map_path(out, name) for name in ("P/a", "P/b", "Q")}
+    assert map_paths(out) == list(report.made.values())
+    found = read_map(out / "P" / "b.h5")
+    assert (found.patient, found.slide_name, found.map_name) == ("P", "b", "P/b")
+    alone = build(tmp_path / "alone", replace(rows[1], is_only=True))
+    expected = read_map(alone.made["P"])
+    np.testing.assert_array_equal(found.probability, expected.probability)
+    row, table = read_patient_file(out / "P.h5")
+    assert row["patches"] == len(read_map(out / "P/a.h5").label) + len(found.label)
+    assert table["slide"].tolist() == ["a", "b"]
+    data = (out / "P.h5").read_bytes()
+    assert list(build(out, *rows).kept) == ["P/a", "P/b", "Q"]
+    assert (out / "P.h5").read_bytes() == data
+    (out / "P.h5").unlink()  # as after a kill
+    build(out, *rows)
+    assert (out / "P.h5").read_bytes() == data
+
+
+def test_shards_make_the_same_patient_file(builder, build, stitched, tmp_path: Path):
+    rows, out = slides_of_a_patient(tmp_path, stitched), tmp_path / "maps"
+    build(out, *rows)
+    shards = [SlideSource(rows, ALL).shard(number, 3) for number in (1, 2, 3)]
+    assert sorted(shard.names for shard in shards) == [["P/a"], ["P/b"], ["Q"]]
+    for shard in shards:
+        replace(builder, out=tmp_path / "shards").build(shard)
+    read = {name: read_patient_file(tmp_path / name / "P.h5") for name in ("maps", "shards")}
+    assert read["maps"][0] == pytest.approx(read["shards"][0], nan_ok=True)
+    assert (out / "P.h5").read_bytes() == (tmp_path / "shards" / "P.h5").read_bytes()
+
+
+def test_a_map_and_a_file_of_several_slides_replace_each_other_only_with_overwrite(
+    builder, build, stitched, tmp_path: Path
+):
+    rows, out = slides_of_a_patient(tmp_path, stitched), tmp_path / "maps"
+    alone = replace(rows[0], is_only=True)
+    build(out, alone)
+    data = (out / "P.h5").read_bytes()
+    report = build(out, *rows)
+    reason = f"{out / 'P.h5'} is not a file of several slides; --overwrite replaces it"
+    assert all(reason in report.failed[name] for name in ("P/a", "P/b"))
+    planned = SlideSource(rows, ALL).plan(replace(builder, out=out))
+    assert [plan.map_name for plan in planned if reason in plan.state] == ["P/a", "P/b"]
+    assert list(report.made) == ["Q"]
+    assert (out / "P.h5").read_bytes() == data
+    assert list(build(out, *rows, overwrite=True).made) == ["P/a", "P/b", "Q"]
+    assert is_patient_file(out / "P.h5")
+    assert "P.h5 links several slides; --overwrite replaces it" in build(out, alone).failed["P"]
+    assert list(build(out, alone, overwrite=True).made) == ["P"]
+    assert map_paths(out) == [out / "P.h5", out / "Q.h5"]
 
 
 @pytest.mark.parametrize(("spare", "has_image"), [(0, True), (-1, False)])

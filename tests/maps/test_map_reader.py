@@ -384,11 +384,14 @@ def test_failed_write_keeps_the_old_map(path: Path, patient_map: PatientMap):
     assert [p.name for p in path.parent.iterdir()] == ["P1.h5"]
 
 
-@pytest.mark.parametrize("patient", ["../../x", "a/b", "", ".", ".hidden", "a\nb", "x" * 200])
+@pytest.mark.parametrize("patient", ["../../x", "/b", "", ".", ".hidden", "a\nb", "x" * 200])
 def test_patient_id_cannot_leave_the_folder(tmp_path: Path, patient: str):
     with pytest.raises(DataError, match="cannot be a patient id"):
         map_path(tmp_path, patient)
+    with pytest.raises(DataError, match=r"cannot be a (patient id|slide name)"):
+        map_path(tmp_path, f"a/{patient}")
     assert map_path(tmp_path, "<img src=x>").parent == tmp_path  # odd but harmless
+    assert map_path(tmp_path, "P/s") == tmp_path / "P" / "s.h5"
 
 
 def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):

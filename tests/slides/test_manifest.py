@@ -73,7 +73,9 @@ def test_csv_of_spreadsheets_is_read(tmp_path):
         ("slide,patient\nS1.svs,../x\n", "line 2: '../x' cannot be a patient id"),
         ("slide\na/.svs\n", "line 2: '.svs' cannot be a patient id"),
         ("slide,patient\n,P1\n", "line 2: the column slide names no file"),
-        ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' is also on line 2"),
+        ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' also has a slide 'S1' on line 2"),
+        ("slide,patient\na.svs,P\nb/../a.svs,Q\n", "b/../a.svs is also on line 2; list each"),
+        ("slide,patient\na.svs,P\n.b.svs,P\n", "line 3: '.b' cannot be a slide name"),
         ("slide,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; quote a cell"),
     ],
 )
@@ -84,6 +86,13 @@ def test_invalid_rows_and_columns_are_refused(tmp_path, text, message):
     assert str(raised.value).startswith(str(path))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_patient_with_several_slides_has_a_map_of_each(tmp_path):
+    path = manifest(tmp_path, "slide,patient\na/S1.svs,P1\nS2.svs,P2\nb/S3.ome.tif,P1\n")
+    rows = read_manifest(path)
+    assert [row.map_name for row in rows] == ["P1/S1", "P2", "P1/S3.ome"]
+    assert [row.slide_name for row in rows] == ["S1", "S2", "S3.ome"]
 
 
 def test_unreadable_files_are_refused(tmp_path):

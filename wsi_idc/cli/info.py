@@ -33,9 +33,10 @@ _OPENED_BY = {
 def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
-    FILE is a pack, a checkpoint (.pt), a run directory, a map, a cohort file (cohort.h5), a folder
-    with a cohort file, or a slide. If FILE is 'bundled', the command describes the bundled model.
-    Unknown values are left out, and long values are shortened; --json prints all of them.
+    FILE is a pack, a checkpoint (.pt), a run directory, a map, a file of a patient with several
+    slides, a cohort file (cohort.h5), a folder with a cohort file, or a slide. If FILE is
+    'bundled', the command describes the bundled model. Unknown values are left out, and long values
+    are shortened; --json prints all of them.
 
     \b
     Example:
@@ -70,11 +71,12 @@ def _describe(file: Path) -> dict[str, Any]:
         from wsi_idc.core.hdf5 import read_format
         from wsi_idc.data.pack import is_pack
         from wsi_idc.maps.cohort import is_cohort
-        from wsi_idc.maps.map_reader import is_map
+        from wsi_idc.maps.map_reader import has_patient_format, is_map
 
         for kind, is_kind, describe in (
             ("pack", is_pack, _describe_pack),
             ("map", is_map, _describe_map),
+            ("patient", has_patient_format, _describe_patient),
             ("cohort", is_cohort, _describe_cohort),
             ("slide", lambda path: path.suffix != ".h5", _describe_slide),
         ):
@@ -129,7 +131,9 @@ def _describe_map(file: Path) -> dict[str, Any]:
         about = f"{shown.cam_method} of {shown.cam_class} at {shown.cam_layer}, "
         about += f"{cam.shape[1]} x {cam.shape[2]}"
     return {
-        **_attributes(shown, "patient source"),
+        "patient": shown.patient,
+        "slide_name": shown.slide_name or None,
+        "source": shown.source,
         "patches": len(shown.probability),
         "grid": "{} rows, {} cols".format(*shown.shape),
         **_attributes(shown, "patch_px mpp mpp_source"),
@@ -169,13 +173,30 @@ def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
     return words
 
 
+def _describe_patient(file: Path) -> dict[str, Any]:
+    from wsi_idc.maps.patient_file import read_patient_file
+    from wsi_idc.metrics.classification import nan_to_none
+
+    row, table = read_patient_file(file)
+    try:
+        fractions = dict(zip(table["slide"], table["idc_fraction"].astype(float), strict=True))
+    except (KeyError, ValueError):
+        raise MapError(
+            f"{file}: the columns of the slides are missing; make it again with wsi-idc map"
+        ) from None
+    return {**nan_to_none(row), "called_idc_of": fractions}
+
+
 def _describe_cohort(file: Path) -> dict[str, Any]:
     from wsi_idc.maps.cohort import read_cohort_h5
 
     table = read_cohort_h5(file)
     try:
         totals = table[["patches", "area_mm2", "idc_area_mm2"]].astype(float).sum(skipna=False)
-        fractions = dict(zip(table["patient"], table["idc_fraction"].astype(float), strict=True))
+        slides = table.get("slide", [""] * len(table))  # version 0.1.0 has no slides
+        rows = zip(table["patient"], slides, strict=True)
+        names = [f"{patient}/{slide}".removesuffix("/") for patient, slide in rows]
+        fractions = dict(zip(names, table["idc_fraction"].astype(float), strict=True))
         sums = {**totals, "patches": int(totals["patches"])}
     except (KeyError, ValueError, OverflowError):
         raise MapError(

@@ -71,12 +71,13 @@ def _find(path: Path | None) -> tuple[Path, str]:
 def find_maps(paths: Sequence[Path]) -> list[Path]:
     """Find the map files in ``paths`` (files and folders), or in maps/ if ``paths`` is empty.
 
-    Cohort files are left out, since ``maps/*.h5`` also matches cohort.h5.
+    A patient file is replaced by the maps of its slides. Cohort files are left out, since
+    ``maps/*.h5`` also matches cohort.h5.
     """
     from wsi_idc.maps.cohort import is_cohort
-    from wsi_idc.maps.map_reader import map_paths
+    from wsi_idc.maps.map_reader import map_paths, maps_of
 
-    lists = [map_paths(path) if path.is_dir() else [path] for path in paths]
+    lists = [map_paths(path) if path.is_dir() else maps_of(path) for path in paths]
     files = [path for files in lists for path in files] if paths else map_paths(DEFAULT_MAPS)
     maps = dict.fromkeys(path for path in files if not is_cohort(path))
     if not maps:

@@ -210,7 +210,7 @@ def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> 
     if table_error:
         echo_note(f"no table of the maps: {table_error}")
     num_all = len(report.failed) + len(report.made) + len(report.kept)
-    raise_if_any(report.failed, num_all, f"patients have no map: {', '.join(report.failed)}")
+    raise_if_any(report.failed, num_all, f"maps were not made: {', '.join(report.failed)}")
     if table_error:
         raise WsiIdcError("the maps are made, but their table is not; the reason is above")
 
@@ -230,14 +230,14 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
 
 def _echo_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
     echo_result([vars(planned) for planned in plan], _plan_lines(plan), as_json=as_json)
-    failed = [planned.patient for planned in plan if not planned.is_mappable]
-    raise_if_any(failed, len(plan), f"patients would have no map: {', '.join(failed)}")
+    failed = [planned.map_name for planned in plan if not planned.is_mappable]
+    raise_if_any(failed, len(plan), f"maps would not be made: {', '.join(failed)}")
 
 
 def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:
     for planned in plan:
         size = f"{planned.num_patches} patches, {planned.disk_mb:.1f} MB"
-        yield f"{planned.patient}: {planned.state}, {size}"
+        yield f"{planned.map_name}: {planned.state}, {size}"
     todo = [planned for planned in plan if planned.state == "to do"]
     yield (
         f"{len(todo)} of {len(plan)} to do: "

@@ -191,18 +191,19 @@ def starts_with(path: Path, *starts: bytes) -> bool:
         return file.read(max(map(len, starts))).startswith(starts)
 
 
-def safe_filename(name: str) -> str:
-    """Return a patient id unchanged if the id can be the name of a file.
+def safe_filename(name: str, *, kind: str = "patient id") -> str:
+    """Return a name (a patient id, or another ``kind``) unchanged if it can be a file name.
 
     Raises:
-        DataError: The id is empty, too long, begins with a dot, or has a separator or control
+        DataError: The name is empty, too long, begins with a dot, or has a separator or control
             character, or a letter that the locale of this process cannot encode.
     """
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES
     if not is_plain or is_long:
         reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "is no valid file name"
-        raise DataError(f"{name!r} cannot be a patient id, because it {reason}; rename the patient")
+        thing = kind.partition(" ")[0]
+        raise DataError(f"{name!r} cannot be a {kind}, because it {reason}; rename the {thing}")
     try:
         os.fsencode(name)
     except UnicodeEncodeError:

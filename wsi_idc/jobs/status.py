@@ -18,7 +18,7 @@ from wsi_idc.evaluation.results import (
     numbered_folders,
 )
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task
-from wsi_idc.maps.map_reader import map_path
+from wsi_idc.maps.map_reader import map_path, map_paths
 from wsi_idc.maps.plan import parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, SearchSpec, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest, rows_from_files
@@ -156,7 +156,7 @@ def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
             listed = [*values["patient"], *(read_patients(file) if file else [])]
             sizes = sizes_of_patients(pack, pack.patients if values["all"] else listed)
         else:
-            num_maps = len(list(out.glob("*.h5")))
+            num_maps = len(map_paths(out))
             return UNKNOWN, f"{num_maps} maps exist; the data are not packed yet"
     except WsiIdcError as error:
         return UNKNOWN, str(error)

@@ -1,10 +1,11 @@
-"""Build the maps of all patients of a source (a pack or slides); keep maps that are up to date."""
+"""Build all maps of a source (a pack or slides); keep maps that are up to date."""
 
 import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
-from wsi_idc.core.errors import CheckpointError, MapError
+from wsi_idc.core.errors import CheckpointError, MapError, WsiIdcError
+from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.core.provenance import provenance
 from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.map_reader import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE, map_path
-from wsi_idc.maps.map_writer import MapReport, map_writers
+from wsi_idc.maps.map_writer import LOCK_TIMEOUT_SECONDS, MapReport, map_writers
+from wsi_idc.maps.patient_file import write_patient_file
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
 from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap, map_state
 from wsi_idc.models.cam import CamSpec
@@ -38,7 +41,7 @@ class MapSource(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Ids of all patients of the source, without repetition."""
+        """Names of all maps of the source, PATIENT or PATIENT/SLIDE, without repetition."""
 
     def validate(self, builder: "MapBuilder") -> None:
         """Raise an error if the settings of ``builder`` do not fit the source."""
@@ -46,12 +49,12 @@ class MapSource(Protocol):
     def predict(
         self, builder: "MapBuilder", report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network on the patients that need a new map; end early if a stop is requested.
+        """Run the network on the patches of each new map; end early if a stop is requested.
 
-        Patients without a new map are recorded in ``report`` as kept or failed.
+        Other maps are recorded in ``report`` as kept or failed.
 
         Yields:
-            Patient id, and a function that builds the patient's map. The function may be called in
+            Name of the map, and a function that builds the map. The function may be called in
             another thread.
         """
 
@@ -81,11 +84,11 @@ class MapBuilder:
     stop: StopRequest | None = None
 
     def build(self, source: MapSource) -> MapReport:
-        """Write the map of each patient of a source into the folder ``out``.
+        """Write all maps of a source into the folder ``out``, and the files that link slides.
 
         An existing map is kept if it was made with the same model, settings and data. Any other
-        map is replaced only with ``overwrite``. If the map of a patient fails, the reason is
-        recorded in the report, and the other maps are built.
+        map is replaced only with ``overwrite``. If a map fails, the reason is recorded in the
+        report, and the other maps are built.
 
         Raises:
             CheckpointError: A checkpoint does not fit the patches, or cannot compute the CAM.
@@ -95,9 +98,10 @@ class MapBuilder:
             StoppedError: A stop was requested. Another call of ``build`` makes the missing maps.
         """
         source.validate(self)
-        for patient in source.names:
-            map_path(self.out, patient)
-        seen = sorted(self.predictor.patients("train").intersection(source.names))
+        for name in source.names:
+            map_path(self.out, name)
+        patients = {name.partition("/")[0] for name in source.names}
+        seen = sorted(self.predictor.patients("train") & patients)
         if seen:
             num_seen = f"{len(seen)} of these patients (the first is {seen[0]})"
             logger.warning(
@@ -111,8 +115,9 @@ class MapBuilder:
             map_writers(self.out, report) as submit,
             closing(source.predict(self, report)) as predicted,
         ):
-            for patient, make in predicted:
-                submit(patient, make)
+            for name, make in predicted:
+                submit(name, make)
+        self._write_patient_files(report)
         num_open = len(source.names) - len(report.kept) - len(report.failed)
         if self.stop and len(report.made) < num_open:
             progress = f" with {len(report.made)} of {num_open} maps made"
@@ -120,25 +125,34 @@ class MapBuilder:
         self.device_config.throughput.log("mapped")
         return report
 
-    def select(
-        self, patient: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
-    ) -> bool:
-        """Return True if a patient's map must be built; if not, record the patient in ``report``.
+    def _write_patient_files(self, report: MapReport) -> None:
+        """Write the file of each patient with several slides; ``report`` has their maps."""
+        names = [name for name in (*report.made, *report.kept) if "/" in name]
+        for patient in dict.fromkeys(name.partition("/")[0] for name in names):
+            write = partial(write_patient_file, map_path(self.out, patient))
+            try:
+                retry_while_busy(write, timeout=LOCK_TIMEOUT_SECONDS)
+            except (WsiIdcError, OSError) as error:
+                report.record_failure(patient, error)
 
-        The arguments ``cache_key`` and ``data`` are the same as in ``plan.map_state``.
+    def select(
+        self, name: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
+    ) -> bool:
+        """Return True if a map must be built; if not, record the map in ``report``.
+
+        The arguments ``name``, ``cache_key`` and ``data`` are the same as in ``plan.map_state``.
         """
-        path = map_path(self.out, patient)
-        state = map_state(path, cache_key, data=str(data), overwrite=self.overwrite)
+        state = map_state(self.out, name, cache_key, data=str(data), overwrite=self.overwrite)
         if state == DONE:
-            report.kept[patient] = path
+            report.kept[name] = map_path(self.out, name)
         elif state != TO_DO:
-            report.failed[patient] = state
+            report.failed[name] = state
         return state == TO_DO
 
     def plan(self, patches: PatientPatches, *, with_image: bool) -> PlannedMap:
-        """Return the state and the estimated size of the map of a patient."""
+        """Return the state and the estimated size of a map."""
         key, data = patches.provenance["identity"], patches.provenance["data"]
-        path = map_path(self.out, patches.patient)
+        name = patches.map_name
         num_patches, num_cells = len(patches.row_col), math.prod(patches.shape)
         num_bytes = num_patches * 64 + num_cells * 32
         memory_bytes = 2 * num_bytes + _BUFFER_BYTES
@@ -149,10 +163,11 @@ class MapBuilder:
             num_bytes += 3 * patches.cell_px**2 * num_cells
         return PlannedMap(
             patient=patches.patient,
-            state=map_state(path, key, data=data, overwrite=self.overwrite),
+            state=map_state(self.out, name, key, data=data, overwrite=self.overwrite),
             num_patches=num_patches,
             disk_mb=num_bytes / 1e6,
             memory_mb=memory_bytes / 1e6,
+            slide_name=patches.slide_name,
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:

@@ -1,17 +1,12 @@
-"""Make cohort tables. Each row has a map's areas, regions and agreement with the labels.
-
-The cohort file is an HDF5 file that contains the table and a link to each map.
-"""
+"""Make cohort tables: areas, regions and agreement with the labels, for each map and patient."""
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -19,19 +14,25 @@ from numpy.typing import NDArray
 from wsi_idc.core import hdf5
 from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.core.csv_table import csv_text
-from wsi_idc.core.errors import BusyError, MapError, WsiIdcError, first_line
-from wsi_idc.core.files import safe_filename, starts_with, write_bytes, write_text
+from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
+from wsi_idc.core.files import starts_with, write_bytes, write_text
 from wsi_idc.geometry.regions import largest_region
-from wsi_idc.maps.map_reader import COHORT_H5, is_map, map_paths, read_map
+from wsi_idc.maps.map_reader import (
+    COHORT_H5,
+    is_map,
+    is_patient_file,
+    map_paths,
+    read_map_without_cams,
+)
 from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.table_file import read_table_file, table_file_bytes
 from wsi_idc.metrics.classification import auc, confusion, threshold_metrics
 
 logger = logging.getLogger(__name__)
 COHORT_CSV = "cohort.csv"
+PATIENTS_CSV = "patients.csv"
 SHORT_SHA = 12
 _FORMAT = "wsi-idc-cohort"
-_FORMAT_VERSION = 1
-_MAX_MAPS = 1_000_000
 _MODEL_NOTES = ("tta", "ensemble")
 _MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
 MIXED = "the maps are of %d different models, thresholds or settings; compare only equal ones"
@@ -42,9 +43,16 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("threshold", "area_mm2", "idc_area_mm2", "idc_fraction"), np.float64),
     **dict.fromkeys(("largest_region_mm2", "mean_probability", "mean_uncertainty"), np.float64),
     **dict.fromkeys(("true_fraction", "dice", "auc", "sensitivity", "specificity"), np.float64),
-    **dict.fromkeys(("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES), str),
+    **dict.fromkeys(("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "slide"), str),
 }
 COLUMNS = tuple(_TYPES)
+# Names and types of the columns of the table of patients.
+_PATIENT_TYPES = {"patient": str, "slides": np.int64} | {
+    name: _TYPES[name] for name in COLUMNS if name not in ("patient", "map", "source", "slide")
+}
+PATIENT_COLUMNS = tuple(_PATIENT_TYPES)
+# Label and probability of the patches of a map with a known label.
+Labelled = tuple[NDArray[np.int8], NDArray[np.float32]]
 
 
 @dataclass
@@ -52,46 +60,70 @@ class Cohort:
     """Rows of a cohort table, in the order in which the maps were added.
 
     Attributes:
-        rows: For each patient id, the row of the table.
-        paths: For each patient id, the map file.
+        rows: For each map name, the row of the table.
+        paths: For each map name, the map file.
+        labelled: For each map name, label and probability of the patches with a known label.
         failed: For each map file that is not in the table, the reason.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
+    labelled: dict[str, Labelled] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
+    _names: dict[str, list[str]] = field(default_factory=dict)  # map names of each patient
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add the map of file ``path``; raise MapError if the table already has the patient."""
-        patient = patient_map.patient
-        if patient in self.rows:
-            raise MapError(
-                f"{path}: patient {patient} is also in {self.paths[patient]}; give only one map"
-            )
-        self.rows[patient] = cohort_row(
+        """Add the map of file ``path``; raise MapError if the table already has this map.
+
+        A patient has either one map, or a map for each slide.
+        """
+        patient, name = patient_map.patient, patient_map.map_name
+        names = self._names.setdefault(patient, [])
+        if name in names or (names and patient in (name, names[0])):
+            other = self.paths[name if name in names else names[0]]
+            raise MapError(f"{path}: patient {name} is also in {other}; give only one map")
+        self.rows[name] = cohort_row(
             patient_map, threshold=patient_map.threshold if threshold is None else threshold
         )
-        self.paths[patient] = path
+        self.paths[name], self.labelled[name] = path, labelled_patches(patient_map)
+        names.append(name)
 
-    def drop(self, patient: str) -> None:
-        """Remove the map of a patient from the table."""
-        del self.rows[patient], self.paths[patient]
+    def drop(self, name: str) -> None:
+        """Remove a map from the table."""
+        row = self.rows.pop(name)
+        del self.paths[name], self.labelled[name]
+        self._names[row["patient"]].remove(name)
 
     def table(self) -> pd.DataFrame:
         """Return the cohort table: one row per map, with the columns ``COLUMNS``."""
-        rows = [row | {"map": self.paths[patient].name} for patient, row in self.rows.items()]
+        rows = [row | {"map": _file_name(self.paths[name], row)} for name, row in self.rows.items()]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write cohort.csv and cohort.h5 into ``folder``, each atomically; return the paths."""
+    def patients(self) -> pd.DataFrame:
+        """Return the table of patients: one row per patient, with ``PATIENT_COLUMNS``."""
+        rows = [self.patient_row(patient) for patient, names in self._names.items() if names]
+        return pd.DataFrame(rows, columns=list(PATIENT_COLUMNS)).astype(_PATIENT_TYPES)
+
+    def patient_row(self, patient: str) -> dict[str, Any]:
+        """Return a patient's row of the table of patients: the sums over the patient's slides."""
+        names = self._names[patient]
+        return patient_row([self.rows[n] for n in names], [self.labelled[n] for n in names])
+
+    def write(self, folder: Path) -> tuple[Path, Path, Path]:
+        """Write cohort.csv, cohort.h5 and patients.csv, each atomically; return the paths."""
         check_tables(folder)
         table = self.table()
         if (num := num_models(table)) > 1:
             logger.warning(MIXED, num)
-        csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
+        csv, h5, patients = folder / COHORT_CSV, folder / COHORT_H5, folder / PATIENTS_CSV
         write_cohort_h5(h5, table, self.paths)
+        write_text(patients, csv_text(self.patients(), float_format="%.6g"))
         write_text(csv, csv_text(table, float_format="%.6g"))
-        return csv, h5
+        return csv, h5, patients
+
+
+def _file_name(path: Path, row: Mapping[str, Any]) -> str:
+    return f"{path.parent.name}/{path.name}" if row["slide"] else path.name
 
 
 def num_models(table: pd.DataFrame) -> int:
@@ -101,14 +133,18 @@ def num_models(table: pd.DataFrame) -> int:
 
 def check_tables(folder: Path) -> None:
     """Raise MapError if a cohort table in ``folder`` would replace a file of another kind."""
-    csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
-    if is_map(h5):
+    csv, h5, patients = folder / COHORT_CSV, folder / COHORT_H5, folder / PATIENTS_CSV
+    if is_map(h5) or is_patient_file(h5):
         raise MapError(
             f"{h5} is the map of a patient; a table would replace this map; move the map to "
             "another folder"
         )
-    is_table = starts_with(csv, ",".join(COLUMNS[:3]).encode())
-    for path, is_own in ((h5, is_cohort(h5)), (csv, is_table)):
+    is_own_file = {
+        h5: is_cohort(h5),
+        csv: starts_with(csv, ",".join(COLUMNS[:3]).encode()),
+        patients: starts_with(patients, ",".join(PATIENT_COLUMNS[:3]).encode()),
+    }
+    for path, is_own in is_own_file.items():
         if path.exists() and not is_own:
             raise MapError(f"{path} exists and was not written by this command; move it away")
 
@@ -123,15 +159,15 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
         try:
-            cohort.add(path, read_map(path), threshold=threshold)
+            cohort.add(path, read_map_without_cams(path), threshold=threshold)
         except (WsiIdcError, OSError) as error:
             cohort.failed[path] = str(error)
             logger.warning("not in the table: %s", error)
     return cohort
 
 
-def write_cohort(maps: Path) -> tuple[Path, Path] | None:
-    """Write the cohort table of a folder of maps and return the paths of cohort.csv and cohort.h5.
+def write_cohort(maps: Path) -> tuple[Path, Path, Path] | None:
+    """Write the cohort tables of a folder of maps; return the paths as ``Cohort.write`` does.
 
     Return None if the folder has no usable map, or if another process is writing the table.
     """
@@ -163,17 +199,14 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
     on_slide = patient_map.fraction_on_slide
     is_called = patient_map.probability >= threshold
-    is_known = patient_map.label >= 0
-    label, probability = patient_map.label[is_known], patient_map.probability[is_known]
-    counts = vars(confusion(label, probability, threshold=threshold))
-    agreement = threshold_metrics(*counts.values())
+    labelled = labelled_patches(patient_map)
     uncertainty = patient_map.uncertainty
     role = str(model.get("role_of_patient") or "")
     return {
         "patient": patient_map.patient,
         "source": patient_map.source,
         "patches": len(is_called),
-        "labelled_patches": int(is_known.sum()),
+        "labelled_patches": len(labelled[0]),
         "threshold": threshold,
         "area_mm2": _num_cells(row_col, on_slide) * cell_mm2,
         "idc_area_mm2": _num_cells(row_col[is_called], on_slide[is_called]) * cell_mm2,
@@ -181,15 +214,67 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "largest_region_mm2": largest_region(is_called, row_col, on_slide) * cell_mm2,
         "mean_probability": float(patient_map.probability.mean()),
         "mean_uncertainty": np.nan if uncertainty is None else float(uncertainty.mean()),
-        "true_fraction": float((label == 1).mean()) if len(label) else np.nan,
-        "dice": float(agreement["f1"]),
-        "auc": auc(label, probability) if np.isfinite(probability).all() else np.nan,
-        "sensitivity": float(agreement["sensitivity"]),
-        "specificity": float(agreement["specificity"]),
+        **_agreement([labelled], [threshold]),
         "role": "" if role == NO_ROLE else role,
         "architecture": str(model.get("architecture") or ""),
         "checkpoint_sha256": str(model.get("sha256") or "")[:SHORT_SHA],
         **{name: format_note(model[name]) if model.get(name) else "" for name in _MODEL_NOTES},
+        "slide": patient_map.slide_name,
+    }
+
+
+def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled]) -> dict[str, Any]:
+    """Return a patient's row of the table of patients from the rows of the patient's slides.
+
+    Numbers of patches and areas are summed. Fractions and means are those of all patches, and the
+    agreement is that of all labelled patches together. The largest region is the largest of all
+    slides. If slides have different thresholds, the threshold is NaN; other texts are joined.
+    """
+    thresholds = [row["threshold"] for row in rows]
+    sums = {
+        name: sum(row[name] for row in rows)
+        for name in ("patches", "labelled_patches", "area_mm2", "idc_area_mm2")
+    }
+    means = {
+        name: float(sum(row[name] * row["patches"] for row in rows) / sums["patches"])
+        for name in ("idc_fraction", "mean_probability", "mean_uncertainty")
+    }
+    texts = {
+        name: " ".join(dict.fromkeys(row[name] for row in rows if row[name]))
+        for name in ("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES)
+    }
+    values = {
+        "patient": rows[0]["patient"],
+        "slides": len(rows),
+        "threshold": thresholds[0] if len(set(thresholds)) == 1 else np.nan,
+        **sums,
+        **means,
+        "largest_region_mm2": max(row["largest_region_mm2"] for row in rows),
+        **_agreement(labelled, thresholds),
+        **texts,
+    }
+    return {name: values[name] for name in PATIENT_COLUMNS}
+
+
+def labelled_patches(patient_map: PatientMap) -> Labelled:
+    """Return label and probability of the patches with a known label."""
+    is_known = patient_map.label >= 0
+    return patient_map.label[is_known], patient_map.probability[is_known]
+
+
+def _agreement(labelled: Sequence[Labelled], thresholds: Sequence[float]) -> dict[str, float]:
+    """Return the agreement of the labels with the calls; each map has its own threshold."""
+    counts = np.zeros(4)
+    for (label, probability), threshold in zip(labelled, thresholds, strict=True):
+        counts += list(vars(confusion(label, probability, threshold=threshold)).values())
+    metrics = threshold_metrics(*counts)
+    label, probability = (np.concatenate(part) for part in zip(*labelled, strict=True))
+    return {
+        "true_fraction": float((label == 1).mean()) if len(label) else np.nan,
+        "dice": float(metrics["f1"]),
+        "auc": auc(label, probability) if np.isfinite(probability).all() else np.nan,
+        "sensitivity": float(metrics["sensitivity"]),
+        "specificity": float(metrics["specificity"]),
     }
 
 
@@ -210,36 +295,8 @@ def format_note(value: Any) -> str:
 
 
 def write_cohort_h5(path: Path, table: pd.DataFrame, maps: Mapping[str, Path]) -> None:
-    """Write a cohort file in one atomic step. It has the cohort table and links to the maps.
-
-    ``/table/COLUMN`` is a dataset with one entry per map. ``/maps/PATIENT`` is an external link to
-    the map. Link targets are relative to the cohort file, so the links stay valid if all files are
-    moved together.
-
-    Args:
-        path: Path of the cohort file.
-        table: Cohort table, one row per map; columns have text or numbers (NaN if unknown).
-        maps: For each patient id, the map file.
-    """
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-        file.attrs.update({"format": _FORMAT, "format_version": _FORMAT_VERSION, "complete": 0})
-        file.attrs["num_maps"] = len(maps)
-        columns = file.create_group("table")
-        columns.attrs["columns"] = list(table.columns)
-        for name, values in table.items():
-            if values.dtype.kind in "if":
-                columns[str(name)] = values.to_numpy()
-            else:
-                texts = values.to_numpy(object)
-                columns.create_dataset(str(name), data=texts, dtype=h5py.string_dtype())
-        links = file.create_group("maps")
-        for patient, target in maps.items():
-            relative = os.path.relpath(target.resolve(), path.parent.resolve())
-            links[safe_filename(patient)] = h5py.ExternalLink(relative, "/")
-        file.attrs["complete"] = 1
-        file.flush()
-        data = file.id.get_file_image()
-    write_bytes(path, data)
+    """Write a cohort file in one atomic step; ``table_file_bytes`` describes the arguments."""
+    write_bytes(path, table_file_bytes(path.parent, _FORMAT, table, maps))
 
 
 def is_cohort(path: Path) -> bool:
@@ -249,21 +306,5 @@ def is_cohort(path: Path) -> bool:
 
 def read_cohort_h5(path: Path) -> pd.DataFrame:
     """Read the table of a cohort file; raise MapError if the file is missing or damaged."""
-    try:
-        with hdf5.open_hdf5(path) as file:
-            attrs = hdf5.read_attributes(file)
-            if str(attrs.get("format")) != _FORMAT or int(attrs["complete"]) != 1:
-                raise ValueError("not a complete cohort file")
-            num = int(attrs["num_maps"])
-            if num > _MAX_MAPS:
-                raise ValueError(f"{num} maps are too many")
-            group = hdf5.own_item(file, "table")
-            columns = [str(name) for name in hdf5.read_attributes(group)["columns"]]
-            spec = hdf5.DatasetSpec(("i4", "i8", "f4", "f8", "text"), (num,))
-            table = {name: hdf5.read_dataset(file, f"table/{name}", spec) for name in columns}
-            return pd.DataFrame(table)
-    except hdf5.UNREADABLE as error:
-        reason = first_line(error)
-        raise MapError(
-            f"{path}: not a usable cohort file ({reason}); make it again with wsi-idc report"
-        ) from None
+    _, table = read_table_file(path, _FORMAT, kind="cohort file", remedy="wsi-idc report")
+    return table

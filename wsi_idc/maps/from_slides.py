@@ -36,7 +36,7 @@ class SlideSource:
     """Source of maps: slides. Each slide has one map.
 
     Attributes:
-        slides: Rows of a manifest; each row has a different patient.
+        slides: Rows of a manifest; each row has a different map name.
         settings: Settings for cutting patches.
     """
 
@@ -55,13 +55,13 @@ class SlideSource:
 
     @property
     def names(self) -> list[str]:
-        """Patient id of each slide."""
-        return [row.patient for row in self.slides]
+        """Name of the map of each slide."""
+        return [row.map_name for row in self.slides]
 
     def shard(self, index: int, count: int) -> "SlideSource":
         """Divide the slides into ``count`` shards of similar file size; return number ``index``."""
         chosen = set(shard(sizes_of_slides(self.slides), index, count))
-        return replace(self, slides=[row for row in self.slides if row.patient in chosen])
+        return replace(self, slides=[row for row in self.slides if row.map_name in chosen])
 
     def validate(self, builder: MapBuilder) -> None:
         """Raise CheckpointError if checkpoints need different patches, or cannot compute CAMs."""
@@ -81,7 +81,7 @@ class SlideSource:
                 key = self._cache_key(builder, row, slide)
                 patches, _ = self._segment_and_tile(builder, row, slide, key)
         except (WsiIdcError, OSError) as error:
-            return PlannedMap(row.patient, str(error))
+            return PlannedMap(row.patient, str(error), slide_name=_slide_name(row))
         return builder.plan(patches, with_image=builder.with_image and _image_fits(patches))
 
     def predict(
@@ -94,14 +94,14 @@ class SlideSource:
             for number, row in enumerate(self.slides, start=1):
                 if builder.stop:
                     return
-                title = f"mapping {row.patient} ({number} of {len(self.slides)})"
+                title = f"mapping {row.map_name} ({number} of {len(self.slides)})"
                 try:
                     make = self._predict_slide(row, builder, report, predict_batches, title=title)
                 except (WsiIdcError, OSError) as error:
-                    report.record_failure(row.patient, error)
+                    report.record_failure(row.map_name, error)
                     continue
                 if make is not None:
-                    yield row.patient, make
+                    yield row.map_name, make
 
     def _predict_slide(
         self,
@@ -118,7 +118,7 @@ class SlideSource:
         """
         with self._open(row) as slide:
             key = self._cache_key(builder, row, slide)
-            if not builder.select(row.patient, key, report, data=row.slide):
+            if not builder.select(row.map_name, key, report, data=row.slide):
                 return None
             patches, reader = self._segment_and_tile(builder, row, slide, key)
             builder.out.mkdir(parents=True, exist_ok=True)
@@ -146,6 +146,7 @@ class SlideSource:
         builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
         patches = PatientPatches(
             patient=row.patient,
+            slide_name=_slide_name(row),
             source="slide",
             provenance={"data": str(row.slide), "identity": cache_key},
             patch_px=spec.patch_px,
@@ -179,13 +180,18 @@ class SlideSource:
         )
 
 
+def _slide_name(row: ManifestRow) -> str:
+    """Return the name of a slide in the name of its map; empty for the only slide of a patient."""
+    return "" if row.is_only else row.slide_name
+
+
 def _image_fits(patches: PatientPatches) -> bool:
     """Return whether the picture of a slide's tissue fits into a map; if not, log a warning."""
     num_bytes = 3 * math.prod(patches.shape) * patches.cell_px**2
     if num_bytes <= MAX_IMAGE_BYTES:
         return True
     reason = f"its picture would have {num_bytes / 1e9:.1f} GB"
-    logger.warning("%s: %s, so the tissue is left out of the map", patches.patient, reason)
+    logger.warning("%s: %s, so the tissue is left out of the map", patches.map_name, reason)
     return False
 
 

@@ -22,6 +22,8 @@ from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 FORMAT = "wsi-idc-map"
 FORMAT_VERSION = 1
+# Format of the file that links the maps of a patient with several slides.
+PATIENT_FORMAT = "wsi-idc-patient"
 # Limits for the size of CAMs: the CAM of an early layer has as many cells as the patch has px.
 MAX_CAM_SIDE = 256  # cells per side of a CAM
 MAX_CAM_BYTES = 2**32  # bytes of all CAMs of a map
@@ -33,15 +35,47 @@ MAX_IMAGE_BYTES = 2**32  # largest image of a map
 ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
-def map_path(folder: Path, patient: str) -> Path:
-    """Return the path of a patient's map file; raise DataError if the id is no safe file name."""
+def map_path(folder: Path, name: str) -> Path:
+    """Return the path of a map file; raise DataError if the name has no safe file name.
+
+    Args:
+        folder: Folder of the maps.
+        name: Name of the map: PATIENT, or PATIENT/SLIDE if the patient has several slides.
+    """
+    patient, slash, slide = name.partition("/")
+    if slash:
+        return folder / safe_filename(patient) / f"{safe_filename(slide, kind='slide name')}.h5"
     return folder / f"{safe_filename(patient)}.h5"
 
 
 def map_paths(folder: Path) -> list[Path]:
-    """Return the map files of a folder, sorted by name; damaged files are included."""
-    paths = sorted(folder.glob("*.h5"))
+    """Return the map files of a folder, sorted by name; damaged files are included.
+
+    A patient file is replaced by the maps of its slides.
+    """
+    paths = [path for file in sorted(folder.glob("*.h5")) for path in maps_of(file)]
     return [path for path in paths if path.name != COHORT_H5 or is_map(path)]
+
+
+def maps_of(path: Path) -> list[Path]:
+    """Return the maps of the slides of a patient file; for any other file, the file itself."""
+    return slide_paths(path) if is_patient_file(path) else [path]
+
+
+def slide_paths(path: Path) -> list[Path]:
+    """Return the map files of a patient's slides, sorted; ``path`` is the patient file."""
+    return sorted(path.with_suffix("").glob("*.h5"))
+
+
+def is_patient_file(path: Path) -> bool:
+    """Return whether a file links maps of several slides that are in the folder of its name."""
+    # The test for a folder is fast: most patients have one map.
+    return path.with_suffix("").is_dir() and has_patient_format(path)
+
+
+def has_patient_format(path: Path) -> bool:
+    """Return whether a file links the maps of a patient, according to its attribute ``format``."""
+    return hdf5.has_format(path, PATIENT_FORMAT)
 
 
 def is_map(path: Path) -> bool:
@@ -62,6 +96,12 @@ def read_map(path: Path) -> PatientMap:
         return replace(patient_map, cam=file["cam/raw"][:].astype(np.float32))
 
 
+def read_map_without_cams(path: Path) -> PatientMap:
+    """Read a map file without CAMs and picture; the errors are those of ``read_map``."""
+    with _errors_as_map_error(path), open_hdf5(path) as file:
+        return _read_without_cams(file)
+
+
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Check a map file and return its provenance. The values of CAMs are not checked.
 
@@ -70,8 +110,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    with _errors_as_map_error(path), open_hdf5(path) as file:
-        return dict(_read_without_cams(file).provenance)
+    return dict(read_map_without_cams(path).provenance)
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
@@ -111,8 +150,7 @@ def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
         Pixels of a grid row, shape (cell_px, cols * cell_px, 3), uint8. Nothing is yielded if the
         map has no picture.
     """
-    with _errors_as_map_error(path), open_hdf5(path) as file:
-        patient_map = _read_without_cams(file)
+    patient_map = read_map_without_cams(path)
     cell_px = patient_map.cell_px
     with open_image(path) as read_rows:
         if read_rows is not None:
@@ -150,6 +188,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         raise ValueError("model or provenance is not a JSON object")
     return PatientMap(
         patient=safe_filename(str(attrs["patient"])),
+        slide_name=_read_slide_name(attrs),
         source=str(attrs["source"]),
         class_names=tuple(str(name) for name in attrs["class_names"]),
         patch_px=patch_px,
@@ -168,7 +207,14 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
     )
 
 
+def _read_slide_name(attrs: dict[str, Any]) -> str:
+    name = attrs.get("slide_name")
+    return "" if name is None else safe_filename(str(name), kind="slide name")
+
+
 def _check_attributes(attrs: dict[str, Any]) -> None:
+    if str(attrs.get("format")) == PATIENT_FORMAT:
+        raise ValueError("it links the maps of several slides; give one of these maps")
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is an HDF5 file, but not a map")
     if int(attrs["format_version"]) != FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""Write map files (HDF5) in threads, and report the result for each patient."""
+"""Write map files (HDF5) in threads, and report the result for each map."""
 
 import io
 import json
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SubmitMap = Callable[[str, Callable[[], PatientMap]], None]
 _NUM_WRITERS = 2
 # Maximum time to wait for another process that is writing the same map file.
-_LOCK_TIMEOUT_SECONDS = 60.0
+LOCK_TIMEOUT_SECONDS = 60.0
 # Other tools use a magnification instead of mpp: magnification = 10 / mpp.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
@@ -103,6 +103,8 @@ def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
         "model": json.dumps(patient_map.model),
         "provenance": json.dumps(patient_map.provenance),
     }
+    if patient_map.slide_name:
+        attrs["slide_name"] = patient_map.slide_name
     if patient_map.smoothing is not None:
         attrs["smoothing"] = json.dumps(dict(patient_map.smoothing))
     file.attrs.update(attrs)
@@ -112,7 +114,7 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
     level_dim = np.array(patient_map.level0_size)  # width, height
     file["coords"] = patient_map.coords
     attrs = {
-        "name": patient_map.patient,
+        "name": patient_map.slide_name or patient_map.patient,
         "patch_size": patient_map.patch_px,
         "patch_level": 0,
         "patch_size_level0": round(patient_map.patch_size_level0),
@@ -140,7 +142,7 @@ def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]
 
 def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
     group, optional = file.create_group("map"), _optional_columns(patient_map)
-    title = f"Probability of IDC, patient {patient_map.patient}"
+    title = f"Probability of IDC, patient {patient_map.map_name}"
     attrs = {"NX_class": "NXdata", "signal": "probability", "axes": ["y", "x"]}
     attrs |= {"auxiliary_signals": ["label", "index", *optional], "title": title}
     group.attrs.update(attrs)
@@ -156,7 +158,7 @@ def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
 def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
     assert patient_map.cam is not None
     group, method = file.create_group("cam"), patient_map.cam_method
-    title = f"{method} of {patient_map.cam_class}, raw, {patient_map.patient}"
+    title = f"{method} of {patient_map.cam_class}, raw, {patient_map.map_name}"
     attrs = {"NX_class": "NXdata", "signal": "mosaic", "axes": ["y", "x"], "title": title}
     attrs |= {"method": method, "target_layer": patient_map.cam_layer}
     group.attrs.update(attrs | {"class": patient_map.cam_class, "normalized": 0})
@@ -231,14 +233,14 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
 
 @dataclass
 class MapReport:
-    """Result of ``MapBuilder.build`` for each patient.
+    """Result of ``MapBuilder.build`` for each map; names are PATIENT or PATIENT/SLIDE.
 
     Attributes:
-        made: For each patient id with a new map, the map file.
-        kept: For each patient id with an existing map that is up to date, the map file.
-        failed: For each patient id whose map was not built, the reason.
-        patches: For each patient id in ``made``, the number of patches.
-        idc_fraction: For each patient id in ``made``, the fraction of patches called IDC.
+        made: For the name of each new map, the map file.
+        kept: For the name of each existing map that is up to date, the map file.
+        failed: For the name of each map that was not built, the reason.
+        patches: For each name in ``made``, the number of patches.
+        idc_fraction: For each name in ``made``, the fraction of patches called IDC.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -247,12 +249,12 @@ class MapReport:
     patches: dict[str, int] = field(default_factory=dict)
     idc_fraction: dict[str, float] = field(default_factory=dict)
 
-    def record_failure(self, patient: str, error: Exception) -> None:
+    def record_failure(self, name: str, error: Exception) -> None:
         """Record the reason why a map was not built; raise ``error`` again if the disk is full."""
         if isinstance(error, DiskFullError):
             raise error
-        self.failed[patient] = str(error)
-        logger.warning("%s: %s", patient, error)
+        self.failed[name] = str(error)
+        logger.warning("%s: %s", name, error)
 
 
 @contextmanager
@@ -264,26 +266,26 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         report: Report that receives the result for each map.
 
     Yields:
-        Function ``submit(patient, make)``, where ``make`` is a function that builds the map.
+        Function ``submit(name, make)``, where ``make`` is a function that builds the map.
         ``submit`` waits while too many maps are pending.
     """
     pending: deque[tuple[str, Future[PatientMap]]] = deque()
 
     def collect() -> None:
-        patient, future = pending.popleft()
+        name, future = pending.popleft()
         try:
             patient_map = future.result()
         except (WsiIdcError, OSError) as error:
-            report.record_failure(patient, error)
+            report.record_failure(name, error)
             return
-        report.made[patient] = map_path(folder, patient)
-        report.patches[patient] = len(patient_map.probability)
-        report.idc_fraction[patient] = patient_map.idc_fraction()
+        report.made[name] = map_path(folder, name)
+        report.patches[name] = len(patient_map.probability)
+        report.idc_fraction[name] = patient_map.idc_fraction()
 
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
 
-        def submit(patient: str, make: Callable[[], PatientMap]) -> None:
-            pending.append((patient, pool.submit(_write, folder, make)))
+        def submit(name: str, make: Callable[[], PatientMap]) -> None:
+            pending.append((name, pool.submit(_write, folder, make)))
             # If the disk is slow, wait until the oldest map is written. This limits the memory.
             if len(pending) > 2 * _NUM_WRITERS:
                 collect()
@@ -298,6 +300,6 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
 def _write(folder: Path, make: Callable[[], PatientMap]) -> PatientMap:
     """Build and write one map; wait while another process writes the same file."""
     patient_map = make()
-    path = map_path(folder, patient_map.patient)
-    retry_while_busy(lambda: write_map(path, patient_map), timeout=_LOCK_TIMEOUT_SECONDS)
+    path = map_path(folder, patient_map.map_name)
+    retry_while_busy(lambda: write_map(path, patient_map), timeout=LOCK_TIMEOUT_SECONDS)
     return patient_map

@@ -52,6 +52,7 @@ class PatientPatches:
         label: Label of each patch: class 0 or 1, or -1 if unknown, shape (N,), int8.
         stride_px: Distance between neighboring patches in px; None if patches do not overlap.
         slide: Overview of the slide; None for a pack.
+        slide_name: Name of the slide; empty if the source of the maps has one slide of the patient.
     """
 
     patient: str
@@ -65,6 +66,12 @@ class PatientPatches:
     label: NDArray[np.int8]
     stride_px: int | None = None
     slide: SlideView | None = None
+    slide_name: str = ""
+
+    @property
+    def map_name(self) -> str:
+        """Name of the map: PATIENT, or PATIENT/SLIDE if the patient has several slides."""
+        return f"{self.patient}/{self.slide_name}" if self.slide_name else self.patient
 
     @property
     def shape(self) -> tuple[int, int]:

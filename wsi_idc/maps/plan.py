@@ -9,7 +9,7 @@ from typing import Any
 
 from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.map_reader import read_provenance
+from wsi_idc.maps.map_reader import is_patient_file, map_path, read_provenance
 from wsi_idc.slides.manifest import ManifestRow
 
 TO_DO, DONE = "to do", "done"
@@ -27,6 +27,7 @@ class PlannedMap:
         num_patches: Number of patches of the map.
         disk_mb: Estimated size of the map file in MB.
         memory_mb: Estimated memory in MB for building the map, without the memory of the model.
+        slide_name: Name of the slide; empty for the only slide of the patient.
     """
 
     patient: str
@@ -34,6 +35,12 @@ class PlannedMap:
     num_patches: int = 0
     disk_mb: float = 0.0
     memory_mb: float = 0.0
+    slide_name: str = ""
+
+    @property
+    def map_name(self) -> str:
+        """Name of the map: PATIENT, or PATIENT/SLIDE."""
+        return f"{self.patient}/{self.slide_name}" if self.slide_name else self.patient
 
     @property
     def is_mappable(self) -> bool:
@@ -41,13 +48,17 @@ class PlannedMap:
         return self.state in (TO_DO, DONE)
 
 
-def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite: bool) -> str:
+def map_state(
+    folder: Path, name: str, cache_key: Mapping[str, Any], *, data: str, overwrite: bool
+) -> str:
     """Decide whether an existing map is kept or built again.
 
     A map of another checkpoint, other settings or other data is replaced only with ``overwrite``.
+    The same is true for the map of a patient that would become the file of several slides.
 
     Args:
-        path: Map file; it may be missing.
+        folder: Folder of the maps.
+        name: Name of the map; the file may be missing.
         cache_key: Values that determine the content of the map; see ``MapBuilder.cache_key``.
         data: Path of the pack or slide.
         overwrite: Whether to replace any existing file.
@@ -55,6 +66,10 @@ def map_state(path: Path, cache_key: Mapping[str, Any], *, data: str, overwrite:
     Returns:
         "to do", "done", or the reason why the map cannot be built.
     """
+    path, patient_path = map_path(folder, name), map_path(folder, name.partition("/")[0])
+    if not overwrite and patient_path.exists() and is_patient_file(patient_path) != ("/" in name):
+        kind = "is not a file of several slides" if "/" in name else "links several slides"
+        return f"{patient_path} {kind}; --overwrite replaces it, another --out keeps both"
     try:
         record = read_provenance(path)
     except MapError as error:
@@ -79,8 +94,8 @@ def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return a dict from patient id to size of the slide file in bytes; a missing file has 0."""
-    return {row.patient: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
+    """Return a dict from map name to size of the slide file in bytes; a missing file has 0."""
+    return {row.map_name: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
 
 
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:

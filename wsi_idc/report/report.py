@@ -28,6 +28,7 @@ class Report:
         pages: For each patient id, the page of the patient.
         index: Page of the cohort.
         csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
+        patients: Table of the patients.
         failed: For each map file without a page, the reason.
     """
 
@@ -35,6 +36,7 @@ class Report:
     index: Path | None = None
     csv: Path | None = None
     hdf5: Path | None = None
+    patients: Path | None = None
     failed: dict[Path, str] = field(default_factory=dict)
 
 
@@ -72,7 +74,7 @@ def build_report(
         first = next(iter(report.failed.values()), "no map given")
         raise MapError(f"none of {len(maps)} maps can be used: {first}")
     failed = {str(path): reason for path, reason in report.failed.items()}
-    report.csv, report.hdf5 = cohort.write(tables)
+    report.csv, report.hdf5, report.patients = cohort.write(tables)
     report.index = index
     write_text(index, cohort_page(cards, failed))
     return report

@@ -1,8 +1,10 @@
 """Manifests: CSV files of slides, with the columns slide, patient, mpp, mask and annotations."""
 
 import difflib
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_idc.core.constants import POSSIBLE_MPP
@@ -20,10 +22,11 @@ class ManifestRow:
 
     Attributes:
         slide: Slide file.
-        patient: Patient id of the slide; the map of the slide has the same id.
+        patient: Patient id of the slide.
         mpp: Microns per level-0 px; None means the value that the slide file states.
         mask: Mask file of the slide; None means that the slide is segmented.
         annotations: File with the annotations of the slide, if there is one.
+        is_only: Whether the manifest has no other slide of the patient.
     """
 
     slide: Path
@@ -31,6 +34,17 @@ class ManifestRow:
     mpp: float | None
     mask: Path | None = None
     annotations: Path | None = None
+    is_only: bool = True
+
+    @property
+    def slide_name(self) -> str:
+        """Name of the slide file without its suffix; a DataError if it is no safe file name."""
+        return safe_filename(self.slide.stem, kind="slide name")
+
+    @property
+    def map_name(self) -> str:
+        """Name of the slide's map: PATIENT, or PATIENT/SLIDE if the patient has other slides."""
+        return self.patient if self.is_only else f"{self.patient}/{self.slide_name}"
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
@@ -39,27 +53,40 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     The column ``slide`` (or ``wsi``) has paths relative to the folder of the manifest, as have
     ``mask`` and ``annotations``. All columns but ``slide`` may be missing, and their cells may be
     empty. The default patient is the name of the slide file without its suffix. The default mpp is
-    the value that the slide file states. Other columns are ignored.
+    the value that the slide file states. Other columns are ignored. A patient may have several
+    slides of different names.
 
     Raises:
         DataError: A row or column is invalid; the error message names the row or column.
     """
     rows: list[ManifestRow] = []
-    line_of: dict[str, int] = {}
+    line_of: dict[tuple[str, ...], int] = {}
     header, lines = read_csv_table(path, needs="slide", aliases=_ALIASES)
     _check_columns(path, header)
     for line, cells in lines:
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
-        if row.patient in line_of:
+        file, name = (os.path.realpath(row.slide),), (row.patient, row.slide.stem)
+        if file in line_of:
+            reason = f"{row.slide} is also on line {line_of[file]}; list each slide once"
+            raise DataError(f"{path}, line {line}: {reason}")
+        if name in line_of:
             raise DataError(
-                f"{path}, line {line}: patient {row.patient!r} is also on line "
-                f"{line_of[row.patient]}; a patient has one map, so give each slide a "
-                "different id in the column patient"
+                f"{path}, line {line}: patient {row.patient!r} also has a slide {row.slide.stem!r} "
+                f"on line {line_of[name]}; rename one of the slides, or give them different ids "
+                "in the column patient"
             )
-        line_of[row.patient] = line
+        line_of |= {file: line, name: line}
         rows.append(row)
     if not rows:
         raise DataError(f"{path}: lists no slide")
+    num_slides = Counter(row.patient for row in rows)
+    rows = [replace(row, is_only=num_slides[row.patient] == 1) for row in rows]
+    for row in rows:
+        try:
+            _ = row.map_name
+        except DataError as error:
+            line = line_of[row.patient, row.slide.stem]
+            raise DataError(f"{path}, line {line}: {error}") from None
     return rows
 
 
