@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_idc.core.errors import DataError
-from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
+from wsi_idc.slides.manifest import ManifestRow, find_slides, read_manifest, rows_from_files
 
 
 def manifest(folder: Path, text: str) -> Path:
@@ -119,3 +119,31 @@ def test_slide_files_are_rows_named_after_the_files():
 def test_long_name_of_a_slide_needs_a_manifest():
     with pytest.raises(DataError, match=r"has over 128 bytes; .* in a --manifest$"):
         rows_from_files([Path("x" * 252 + ".tif")])
+
+
+def files(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return [folder / name for name in names]
+
+
+def test_slides_of_a_folder_are_found_by_suffix(tmp_path):
+    names = ["a.svs", "b/c.NDPI", "b/d.ome.tif", "m.mrxs", "x/1.dcm", "x/2.dcm", "y/1.dcm"]
+    paths = files(tmp_path, *names)
+    files(tmp_path, "m/Data0000.dat", "mask.png", "photo.jpg", "._a.svs", "list.csv", "x/DICOMDIR")
+    assert find_slides([tmp_path]) == [path for path in paths if path.name != "2.dcm"]
+    assert find_slides([*paths[4:], Path("none.png")]) == [paths[4], paths[6], Path("none.png")]
+    rows = rows_from_files([tmp_path])
+    assert [row.patient for row in rows] == ["a", "c", "d.ome", "m", "x", "y"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no slides in this folder; slides are files that"):
+        find_slides([tmp_path / "empty"])
+
+
+def test_folder_of_one_slide_is_a_slide_of_a_manifest(tmp_path):
+    first, _, _ = files(tmp_path, "x/1.dcm", "x/2.dcm", "y.svs")
+    path = manifest(tmp_path, "slide\nx\ny.svs\n")
+    assert read_manifest(path)[0] == ManifestRow(first, "x", None)
+    with pytest.raises(DataError, match=r"line 2: .* has 2 slides; give each slide its own row"):
+        read_manifest(manifest(tmp_path, "slide\n.\n"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.slides.dicoms import write_dicom
 from tests.slides.tiffs import damage, halved, noise, spy_on, write_scn, write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.geometry.bounds import Bounds
@@ -46,6 +47,18 @@ def test_scanned_area_is_the_bounds(tmp_path):
         assert (slide.read(0, 0, 0, width=300, height=600) == 255).all()
     with open_slide(write_tiff(tmp_path / "S2.tif", PICTURE, mpp=1.0)) as slide:
         assert slide.bounds is None
+
+
+def test_dicom_files_of_a_folder_are_one_slide(tmp_path):
+    picture = np.full((180, 260, 3), 240, np.uint8)
+    picture[20:120, 40:200] = (200, 110, 170)
+    folder = write_dicom(tmp_path / "S1", picture, picture[::2, ::2], mpp=0.5)
+    for number in range(2):
+        with open_slide(folder / f"{number}.dcm") as slide:
+            assert (slide.width, slide.height, slide.mpp) == (260, 180, 0.5)
+            assert [level.mpp for level in slide.levels] == [0.5, 1.0]
+            found = slide.read(0, 0, 0, width=260, height=180)
+            assert np.abs(found.astype(int) - picture).mean() < 1
 
 
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "striped"])

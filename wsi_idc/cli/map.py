@@ -41,7 +41,11 @@ _MAX_UPDATED = 1000  # maps of a folder; reading so many for the table takes hal
 @click.option("--patients-file", type=PATH, help="Text file with one patient id per line.")
 @click.option("--all", "everyone", is_flag=True, help="Map all patients of the data.")
 @click.option(
-    "--slide", "slides", multiple=True, type=PATH, help="Slide file; FILES are further slides."
+    "--slide",
+    "slides",
+    multiple=True,
+    type=PATH,
+    help="Slide file, or folder of slides; FILES are further slides and folders.",
 )
 @click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask.")
 @click.option(
@@ -97,7 +101,7 @@ def map_(
     Examples:
       wsi-idc map --patient 10253
       wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
-      wsi-idc map --slide scans/*.svs --checkpoint runs/mine
+      wsi-idc map --slide scans/ --checkpoint runs/mine
     """
     _check_usage()
     paths = find_checkpoints(options.pop("checkpoints"))

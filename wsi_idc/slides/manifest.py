@@ -1,9 +1,10 @@
 """Manifests: CSV files of slides, with the columns slide, patient, mpp, mask and annotations."""
 
+import contextlib
 import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from wsi_idc.core.files import safe_filename
 
 _COLUMNS = ("slide", "patient", "mpp", "mask", "annotations")
 _ALIASES = {"wsi": "slide"}
+_DICOM = ".dcm"
+# Suffixes of the slides that are found in folders: those of OpenSlide.
+FOLDER_SUFFIXES = (
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", _DICOM),
+    *(".tif", ".tiff"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class ManifestRow:
     @property
     def slide_name(self) -> str:
         """Name of the slide file without its suffix; a DataError if it is no safe file name."""
-        return safe_filename(self.slide.stem, kind="slide name")
+        return safe_filename(slide_stem(self.slide), kind="slide name")
 
     @property
     def map_name(self) -> str:
@@ -53,8 +60,8 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     The column ``slide`` (or ``wsi``) has paths relative to the folder of the manifest, as have
     ``mask`` and ``annotations``. All columns but ``slide`` may be missing, and their cells may be
     empty. The default patient is the name of the slide file without its suffix. The default mpp is
-    the value that the slide file states. Other columns are ignored. A patient may have several
-    slides of different names.
+    the value that the slide file states. A slide may be a folder with one slide, such as one of
+    DICOM files. Other columns are ignored. A patient may have several slides of different names.
 
     Raises:
         DataError: A row or column is invalid; the error message names the row or column.
@@ -65,13 +72,13 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     _check_columns(path, header)
     for line, cells in lines:
         row = _parse(cells, folder=path.parent, where=f"{path}, line {line}")
-        file, name = (os.path.realpath(row.slide),), (row.patient, row.slide.stem)
+        file, name = (os.path.realpath(row.slide),), (row.patient, slide_stem(row.slide))
         if file in line_of:
             reason = f"{row.slide} is also on line {line_of[file]}; list each slide once"
             raise DataError(f"{path}, line {line}: {reason}")
         if name in line_of:
             raise DataError(
-                f"{path}, line {line}: patient {row.patient!r} also has a slide {row.slide.stem!r} "
+                f"{path}, line {line}: patient {row.patient!r} also has a slide {name[1]!r} "
                 f"on line {line_of[name]}; rename one of the slides, or give them different ids "
                 "in the column patient"
             )
@@ -85,17 +92,62 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         try:
             _ = row.map_name
         except DataError as error:
-            line = line_of[row.patient, row.slide.stem]
+            line = line_of[row.patient, slide_stem(row.slide)]
             raise DataError(f"{path}, line {line}: {error}") from None
     return rows
 
 
+def find_slides(paths: Iterable[Path]) -> list[Path]:
+    """Replace each folder by the slide files in it and its subfolders, sorted by path.
+
+    A folder of DICOM files is one slide, so only its first file is returned. PNG and JPEG files in
+    folders are left out: most are masks and thumbnails.
+
+    Raises:
+        DataError: A folder has no slide.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(filter(_is_slide_name, path.rglob("*"))) if _is_folder(path) else [path]
+        if not found:
+            raise DataError(
+                f"{path}: no slides in this folder; slides are files that end in "
+                f"{', '.join(FOLDER_SUFFIXES)}"
+            )
+        files += found
+    # A key for each slide: the folder of a DICOM file, else the file.
+    slides: dict[Path, Path] = {}
+    for file in files:
+        slides.setdefault(file.parent if file.suffix.lower() == _DICOM else file, file)
+    return list(slides.values())
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # such as a name that is too long
+        return path.is_dir()
+    return False
+
+
+def _is_slide_name(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")  # macOS writes ._S1.svs beside S1.svs
+    return path.suffix.lower() in FOLDER_SUFFIXES and not is_hidden and path.is_file()
+
+
+def slide_stem(path: Path) -> str:
+    """Return the name of a slide file without suffix; for a DICOM file, the name of its folder."""
+    return path.resolve().parent.name if path.suffix.lower() == _DICOM else path.stem
+
+
 def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
-    """Return a manifest row for each slide file; the file name without suffix is the patient."""
+    """Return a manifest row for each slide; ``slide_stem`` is the patient.
+
+    Args:
+        slides: Slide files, and folders as in ``find_slides``.
+    """
     rows: dict[str, ManifestRow] = {}
-    for path in slides:
+    for path in find_slides(slides):
         try:
-            patient = safe_filename(path.stem)
+            patient = safe_filename(slide_stem(path))
         except DataError as error:
             raise DataError(f"{error}, or name it in a --manifest") from None
         if patient in rows:
@@ -121,13 +173,16 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
         if "\0" in name:
             raise DataError(f"{where}: the column {column} names no file")
     try:
-        patient = safe_filename(patient or Path(slide).stem)
+        path = folder / slide
+        if _is_folder(path):
+            path = _only_slide(path)
+        patient = safe_filename(patient or slide_stem(path))
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     low, high = POSSIBLE_MPP
     try:
         row = ManifestRow(
-            folder / slide,
+            path,
             patient,
             float(mpp) if mpp else None,
             folder / mask if mask else None,
@@ -138,3 +193,11 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
     if row.mpp is not None and not low <= row.mpp <= high:
         raise DataError(f"{where}: mpp {mpp!r} is impossible; give {low:g} to {high:g} um")
     return row
+
+
+def _only_slide(folder: Path) -> Path:
+    """Return the only slide of a folder; raise DataError if the folder has several."""
+    first, *others = find_slides([folder])
+    if others:
+        raise DataError(f"{folder} has {len(others) + 1} slides; give each slide its own row")
+    return first
