@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,3 +135,23 @@ def test_frame_of_a_mask_with_the_proportions_of_both_must_be_given(tmp_path):
 def test_frame_does_not_matter_without_a_scanned_area(tmp_path, slide):
     path = save(tmp_path / "m.png", MASK)
     assert np.array_equal(read_mask(path, slide=slide, frame="qupath"), MASK > 0)
+
+
+@pytest.mark.parametrize("frame", ["auto", "qupath"])
+def test_outlines_are_a_mask(tmp_path, frame):
+    ring = [[50, 40], [90, 40], [90, 60], [50, 60], [50, 40]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    path = tmp_path / "m.geojson"
+    path.write_text(json.dumps(feature | {"properties": {"objectType": "annotation"}}))
+    with scan(tmp_path, x=600, y=400, width=200, height=150) as slide:
+        found = read_mask(path, slide=slide, frame=frame)
+        expected = np.zeros((800, 1200), bool)
+        expected[440:460, 650:690] = True
+        assert np.array_equal(found, expected)
+        path.write_text('{"type": "FeatureCollection", "features": []}')
+        with pytest.raises(SlideError, match="the mask is empty; give outlines of tissue"):
+            read_mask(path, slide=slide)
+    with scan(tmp_path, x=0, y=0, width=200, height=150) as slide:
+        path.write_text(json.dumps(feature))
+        with pytest.raises(SlideError, match="; give --mask-frame qupath if QuPath made"):
+            read_mask(path, slide=slide)

@@ -105,15 +105,16 @@ slide_options = _block(
     click.option(
         "--mask",
         type=PATH,
-        help="PNG of one slide; pixels above 0 are tissue. In a --manifest, the column mask has a "
-        "file for each slide.",
+        help="PNG of one slide, in which pixels above 0 are tissue, or outlines of tissue as "
+        "GeoJSON. In a --manifest, the column mask has a file for each slide.",
     ),
     with_default(
         "--mask-frame",
         type=click.Choice(["auto", "level0", "qupath"]),
         default="auto",
         help="Part of the slide that a mask shows: the complete slide (level0), or the scanned "
-        "area that QuPath shows (qupath). auto compares the proportions.",
+        "area that QuPath shows (qupath). auto compares the proportions, or finds out where "
+        "outlines fit.",
     ),
     with_default(
         "--min-tissue",

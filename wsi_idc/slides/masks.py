@@ -1,8 +1,9 @@
-"""Read mask files: pictures of a slide in which everything but tissue is black."""
+"""Read mask files: pictures in which everything but tissue is black, or outlines of tissue."""
 
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,31 +12,34 @@ from PIL import Image, ImageOps
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 from wsi_idc.core.files import regular_file, sha256
+from wsi_idc.slides.annotations import read_annotations
+from wsi_idc.slides.labels import annotation_mask
 from wsi_idc.slides.reader import MAX_PX, has_alpha
 from wsi_idc.slides.slide import Slide
 
-# Frames of masks and annotations: the complete slide, or the scanned area that QuPath shows.
-# "auto" chooses the frame.
-FRAMES = ("auto", "level0", "qupath")
+_OUTLINES = (".geojson", ".json", ".gz", ".xml", ".annotations", ".ndpa")  # suffixes
 _MAX_STRETCH = 0.01
 _MIN_PLACED_PX = 4096
 
 
 def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bool_]:
-    """Read a mask file: an image of a slide with a black background, of any size.
+    """Read a mask file: an image of a slide with a black background, of any size, or outlines.
 
     Args:
-        path: Mask file.
+        path: PNG or TIFF, or a file of annotations; the areas of all its outlines are tissue.
         slide: The slide.
         frame: Part of the slide that the mask shows: "level0" for the complete slide, "qupath" for
-            its bounds, or "auto" for the one with the proportions of the mask.
+            its bounds, or "auto" for the one with the proportions of the mask. For outlines, see
+            ``read_annotations``.
 
     Returns:
         Tissue mask of the complete slide, shape (h, w), bool, in any resolution.
 
     Raises:
-        SlideError: The file is not an image, has no tissue, or does not fit the slide.
+        SlideError: The file is not a mask, has no tissue, or does not fit the slide.
     """
+    if path.suffix.lower() in _OUTLINES:
+        return _draw_outlines(path, slide, frame)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -91,6 +95,23 @@ def _fits(mask: tuple[int, int], part: tuple[int, int]) -> bool:
     """Return whether a mask has the proportions of a part of a slide; both are (width, height)."""
     difference_px = abs(mask[0] * part[1] / part[0] - mask[1])
     return difference_px <= max(1.0, _MAX_STRETCH * mask[1])
+
+
+def _draw_outlines(path: Path, slide: Slide, frame: str) -> NDArray[np.bool_]:
+    """Return the areas of the outlines in a file of annotations as a mask of the slide."""
+    size = (slide.width, slide.height)
+    options: dict[str, Any] = {"bounds": slide.bounds, "mpp": slide.mpp, "frame": frame}
+    try:
+        outlines = read_annotations(path, size=size, properties=slide.properties, **options)
+    except SlideError as error:
+        text = str(error).replace("--annotation-frame", "--mask-frame")
+        raise SlideError(text) from None
+    scale = min(1.0, _MIN_PLACED_PX / max(size))
+    width, height = (math.ceil(side * scale) for side in size)
+    mask = annotation_mask(outlines, (height, width), (width / size[0], height / size[1]))
+    if not mask.any():
+        raise SlideError(f"{path}: the mask is empty; give outlines of tissue")
+    return mask
 
 
 def _place_on_slide(mask: NDArray[np.bool_], slide: Slide) -> NDArray[np.bool_]:
