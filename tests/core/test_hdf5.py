@@ -1,3 +1,4 @@
+import os
 import re
 import struct
 from pathlib import Path
@@ -36,6 +37,13 @@ def path(tmp_path: Path) -> Path:
         layout[...] = h5py.VirtualSource(tmp_path / "other.h5", "x", (3,))
         file.create_virtual_dataset("virtual", layout)
     return tmp_path / "a.h5"
+
+
+def test_a_pipe_and_a_device_are_no_files(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(DataError, match="not a regular file"):
+            hdf5.read_format(path)
 
 
 def test_datasets_are_read_by_a_table(path: Path):

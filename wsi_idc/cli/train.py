@@ -11,8 +11,11 @@ from wsi_idc.cli.options import PATH, config_options, output_options, run_option
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
 from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.runs import DEFAULT
 
 if TYPE_CHECKING:
+    from wsi_idc.data.pack import Pack
+    from wsi_idc.data.splits import Split
     from wsi_idc.models.checkpoint import Checkpoint
     from wsi_idc.training.runs import Run
 
@@ -53,25 +56,15 @@ def train(
     """
     config = TrainConfig(**options)
 
-    from wsi_idc.data.open_data import default_data, find_pack, open_data
-    from wsi_idc.data.splits import make_split, split_table
-    from wsi_idc.training.config import weights_fingerprint
-    from wsi_idc.training.runs import DEFAULT, Run, check_default, default_run, set_default
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.data.splits import make_split
+    from wsi_idc.training.runs import Run, check_default, default_run, set_default
 
     # A job calls this command without the group of all commands, and sets no default.
     is_default = click.get_current_context().parent is not None
     if is_default:
         check_default(DEFAULT_RUNS, out)
-    # Wrong files and splits are errors before torch is imported.
-    weights_fingerprint(config)
-    if not (data or default_data()).exists():
-        open_data(data)
-    elif packed := find_pack(data or default_data()):
-        logging.disable()  # the split is made and logged below
-        try:
-            make_split(packed, config.split, seed=config.seed)
-        finally:
-            logging.disable(logging.NOTSET)
+    _check_files(config, data)  # before torch is imported
 
     from wsi_idc.core.progress import set_up_logging
     from wsi_idc.runtime.device import select_device
@@ -90,12 +83,7 @@ def train(
         split = make_split(pack, config.split, seed=config.seed)
         signature = resolved_config(config, pack, split)
         run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, signature)
-        logger.info("run: %s", run.folder)
-        logger.info("data: %s", pack)
-        settings = vars(resolved).items()
-        logger.info("settings: %s", ", ".join(f"{name} {value}" for name, value in settings))
-        for line in _split_lines(split.spec, split_table(split, pack)):
-            logger.info("%s", line)
+        _log_inputs(resolved, pack, split, run)
         was_finished = run.is_finished() and not overwrite
         with stop_requests() as stop:
             checkpoint = run_training(
@@ -113,22 +101,39 @@ def train(
     if world.is_main:
         if is_default:
             set_default(DEFAULT_RUNS, run.folder)
-        record = {
-            "run": run.folder,
-            "is_default": is_default,
-            "checkpoint": run.best,
-            "was_finished": was_finished,
-            "best_epoch": checkpoint.metrics["epoch"],
-            "threshold": checkpoint.threshold,
-            "threshold_rule": _threshold_rule(checkpoint),
-            "temperature": checkpoint.temperature,
-            "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
-            **checkpoint.metrics["val"],
-        }
+        record = _result_record(run, checkpoint, was_finished=was_finished)
         lines = [*_result_lines(run, checkpoint, was_finished=was_finished)]
         if is_default:
             lines.append(f"{DEFAULT_RUNS / DEFAULT} names this run, so commands use it by default")
-        echo_result(record, lines, as_json=as_json)
+        echo_result(record | {"is_default": is_default}, lines, as_json=as_json)
+
+
+def _check_files(config: TrainConfig, data: Path | None) -> None:
+    """Raise an error if the weights, the data or the split cannot be used."""
+    from wsi_idc.data.open_data import default_data, find_pack, open_data
+    from wsi_idc.data.splits import make_split
+    from wsi_idc.training.config import weights_fingerprint
+
+    weights_fingerprint(config)
+    if not (data or default_data()).exists():
+        open_data(data)
+    elif packed := find_pack(data or default_data()):
+        logging.disable()  # the training makes the split again, and logs it
+        try:
+            make_split(packed, config.split, seed=config.seed)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _log_inputs(config: TrainConfig, pack: "Pack", split: "Split", run: "Run") -> None:
+    from wsi_idc.data.splits import split_table
+
+    logger.info("run: %s", run.folder)
+    logger.info("data: %s", pack)
+    settings = vars(config).items()
+    logger.info("settings: %s", ", ".join(f"{name} {value}" for name, value in settings))
+    for line in _split_lines(split.spec, split_table(split, pack)):
+        logger.info("%s", line)
 
 
 def _split_lines(spec: str, table: Any) -> Iterator[str]:
@@ -140,6 +145,20 @@ def _split_lines(spec: str, table: Any) -> Iterator[str]:
         )
     if "left out" in table.index and spec == "canonical":
         yield "  (left out: not in the published lists; --split canonical+unlisted trains on them)"
+
+
+def _result_record(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -> dict[str, Any]:
+    return {
+        "run": run.folder,
+        "checkpoint": run.best,
+        "was_finished": was_finished,
+        "best_epoch": checkpoint.metrics["epoch"],
+        "threshold": checkpoint.threshold,
+        "threshold_rule": _threshold_rule(checkpoint),
+        "temperature": checkpoint.temperature,
+        "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
+        **checkpoint.metrics["val"],
+    }
 
 
 def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -> Iterator[str]:

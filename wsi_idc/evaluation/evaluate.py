@@ -113,16 +113,9 @@ def evaluate(
     if not (members & known).any():
         raise DataError(f"{pack.path}: no patch of these patients has a known label")
     rows = np.flatnonzero(members)
-    batches = []
-    device_config.throughput.start()
-    with progress(len(rows), what="predicting") as bar:
-        for batch in predictor.predict(
-            pack, rows, device_config=device_config, batch_size=batch_size
-        ):
-            batches.append(batch.logit)
-            bar.update(len(batch.logit))
-    device_config.throughput.log("predicted")
-    logit = np.concatenate(batches)
+    logit = _predict_logits(
+        predictor, pack, rows, device_config=device_config, batch_size=batch_size
+    )
     is_known = known[rows]
     predictions = _predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
@@ -178,6 +171,26 @@ def evaluate(
             num_resamples=num_resamples,
         ),
     )
+
+
+def _predict_logits(
+    predictor: Predictor,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    *,
+    device_config: DeviceConfig,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    batches = []
+    device_config.throughput.start()
+    with progress(len(rows), what="predicting") as bar:
+        for batch in predictor.predict(
+            pack, rows, device_config=device_config, batch_size=batch_size
+        ):
+            batches.append(batch.logit)
+            bar.update(len(batch.logit))
+    device_config.throughput.log("predicted")
+    return np.concatenate(batches)
 
 
 def _predictions_table(
