@@ -213,6 +213,8 @@ def test_only_a_regular_file_of_limited_size_is_read(tmp_path):
     for other in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(OSError, match="not a regular file"):
             regular_file(other)
+        with pytest.raises(OSError, match="not a regular file"):
+            sha256(other)
     with pytest.raises(IsADirectoryError):
         regular_file(tmp_path)
     with pytest.raises(FileNotFoundError):

@@ -16,6 +16,7 @@ from wsi_idc.data.patch_index import (
     issue_table,
     lost_patients,
     open_patch_store,
+    read_issues,
 )
 from wsi_idc.data.patch_store import FileIssue
 from wsi_idc.data.prepare import prepare
@@ -131,6 +132,11 @@ def test_patients_of_which_all_files_are_left_out(tree, monkeypatch):
         issues = [FileIssue(f"{tree.name}/{name}/", "") for name in ("5", "6/1", "lost+found")]
         issues.append(FileIssue("other/", ""))
         assert lost_patients(store, issues, {"10253", "9"}) == ["5", "6"]
+
+
+def test_a_pipe_is_no_table_of_issues(tmp_path):
+    os.mkfifo(tmp_path / "rejected.csv")
+    assert read_issues(tmp_path / "rejected.csv") == []
 
 
 def test_a_file_that_links_to_itself_is_left_out_and_its_folder_is_read(tree):

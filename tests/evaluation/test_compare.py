@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,15 @@ def test_a_damaged_evaluation_is_one_line(
     with pytest.raises(DataError, match=message) as caught:
         read_predictions(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv"])
+def test_a_pipe_is_no_evaluation(tmp_path: Path, name: str):
+    write(tmp_path, A.table)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="not a readable evaluation"):
+        read_predictions(tmp_path)
 
 
 def test_a_comparison_is_written(tmp_path: Path):

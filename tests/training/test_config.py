@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -56,6 +57,15 @@ def test_a_file_of_initial_weights_is_read_once(tmp_path: Path, monkeypatch: pyt
         file.write_bytes(content)
         assert [weights_fingerprint(config) for _ in range(3)] == ["a1"] * 3
     assert reads == [file, file]
+
+
+def test_initial_weights_that_never_end_are_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "long.pt").touch()
+    os.truncate(tmp_path / "long.pt", 10**12)
+    for name, reason in {"pipe": "not a regular file", "long": "larger than 20000 MB"}.items():
+        with pytest.raises(RunError, match=f"{name}.pt: {reason}; give imagenet, none or a .pt"):
+            weights_fingerprint(TrainConfig(weights=str(tmp_path / f"{name}.pt")))
 
 
 def test_the_data_are_part_of_the_settings(small: Pack, split: Split):

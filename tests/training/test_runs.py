@@ -50,6 +50,10 @@ def test_a_damaged_run_is_one_line(tmp_path: Path, content: str):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json: not a"):
         Run(tmp_path).read()
+    (tmp_path / "run.json").unlink()
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(RunError, match="not a regular file"):
+        Run(tmp_path).read()
 
 
 def test_the_default_is_what_the_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
