@@ -96,18 +96,8 @@ predictor_options = _block(
         help="Also smooth each patient's probabilities over neighboring patches.",
     ),
 )
-slide_options = _block(
-    click.option(
-        "--mpp",
-        type=Number(min=0, min_open=True),
-        help="Microns per px of the slides at level 0.  [default: the value in the file]",
-    ),
-    click.option(
-        "--mask",
-        type=PATH,
-        help="PNG of one slide, in which pixels above 0 are tissue, or outlines of tissue as "
-        "GeoJSON. In a --manifest, the column mask has a file for each slide.",
-    ),
+# ``map`` and ``prepare --slides`` cut patches with the same settings of the tissue.
+tissue_options = _block(
     with_default(
         "--mask-frame",
         type=click.Choice(["auto", "level0", "qupath"]),
@@ -123,6 +113,20 @@ slide_options = _block(
         help="Smallest fraction of tissue in a patch of a slide. 0 keeps every patch of the "
         "slide; with --mask, 0 keeps every patch that contains tissue.",
     ),
+)
+slide_options = _block(
+    click.option(
+        "--mpp",
+        type=Number(min=0, min_open=True),
+        help="Microns per px of the slides at level 0.  [default: the value in the file]",
+    ),
+    click.option(
+        "--mask",
+        type=PATH,
+        help="PNG of one slide, in which pixels above 0 are tissue, or outlines of tissue as "
+        "GeoJSON. In a --manifest, the column mask has a file for each slide.",
+    ),
+    tissue_options,
     click.option(
         "--stride",
         type=click.IntRange(min=1),

@@ -7,16 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.options import PATH, Number, output_options, with_default
-from wsi_idc.cli.output import echo_result, table_lines
+from wsi_idc.cli.options import (
+    PATH,
+    Number,
+    changed,
+    output_options,
+    tissue_options,
+    with_default,
+)
+from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
 from wsi_idc.core.errors import DataError
 
 if TYPE_CHECKING:
     from wsi_idc.data.patch_index import FileIssue
     from wsi_idc.data.prepare import PrepareReport
+    from wsi_idc.data.slide_pack import SlidePackReport
 
 
 _NUM_SHOWN = 10
+_TREE_OPTIONS = ("num_workers", "strict")
+_SLIDE_OPTIONS = (
+    *("annotations", "classes", "min_share", "unannotated", "annotation_frame"),
+    *("mask_frame", "min_tissue", "save_patches"),
+)
 
 
 @click.command()
@@ -25,33 +38,100 @@ _NUM_SHOWN = 10
 @click.option(
     "--mpp",
     type=Number(min=0, min_open=True),
-    help="Microns per pixel of the patches.  [default: 4, recorded as an assumption]",
+    help="Microns per pixel of the patches.  [default: 4; recorded as an assumption for a tree]",
 )
 @with_default("--patch-px", type=click.IntRange(8, 255), default=50)
 @click.option("--num-workers", type=click.IntRange(min=1), help="[default: all available cores]")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if any file is left out.")
+@click.option(
+    "--slides",
+    type=PATH,
+    help="Cut patches from slides: a CSV file with the columns slide, patient, mpp, mask, "
+    "annotations (all but the first optional), or one slide.",
+)
+@click.option(
+    "--annotations",
+    type=PATH,
+    help="Folder of annotation files with the names of the slides: QuPath GeoJSON, ASAP or "
+    "ImageScope XML, NDPA.",
+)
+@click.option(
+    "--classes",
+    help='Meaning of the classes of the outlines: "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore". '
+    " [default: Tumor and other clear names]",
+)
+@with_default(
+    "--min-share",
+    type=Number(min=0, min_open=True, max=1),
+    default=0.5,
+    help="Smallest share of a patch under a class that labels the patch.",
+)
+@click.option(
+    "--unannotated",
+    type=click.Choice(["non-IDC", "unknown", "skip"]),
+    help="Label of tissue without outline; skip packs no patches there.  [default: unknown, if "
+    "there are outlines of non-IDC]",
+)
+@with_default(
+    "--annotation-frame",
+    type=click.Choice(["auto", "level0", "qupath"]),
+    default="auto",
+    help="Origin of the coordinates: corner of the glass (level0) or of QuPath's cropped slide.",
+)
+@tissue_options
+@click.option(
+    "--save-patches",
+    type=PATH,
+    help="Folder into which the labelled patches of the slides are also written as PNG files.",
+)
 @output_options
-def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
-    """Check patches and pack them into one file.
+def prepare(
+    tree: Path | None,
+    out: Path,
+    mpp: float | None,
+    patch_px: int,
+    num_workers: int | None,
+    strict: bool,
+    slides: Path | None,
+    as_json: bool,
+    **slide_options: Any,
+) -> None:
+    """Check patches and pack them into one file; or cut and label patches of slides.
 
     TREE is a folder of files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of such a
     folder; a zip is read without unpacking. Without TREE, the command reads the data set of wsi-idc
-    download. If there is no download, the command reads data/, or the zip file in data/.
+    download. If there is no download, the command reads data/, or the zip file in data/. Two tables
+    are written beside the pack: rejected.csv lists the files that are not in the pack, and
+    flagged.csv lists files that are in the pack but are unusual.
 
-    Two tables are written beside the pack. rejected.csv lists the files that are not in the pack.
-    flagged.csv lists files that are in the pack but are unusual. If no file of a patient is in the
-    pack, the command names the patient and exits with 1. After a stop or a kill, the same command
-    resumes.
+    With --slides, patches are cut where a slide has tissue, and each patch has the class that
+    covers most of it. A table of the slides (NAME_slides.csv) and a picture of each slide with its
+    outlines and labels (NAME_slides/) are written beside the pack.
+
+    If no file of a patient, or no patch of a slide, is in the pack, the command says so and exits
+    with 1. After a stop or a kill, the same command resumes.
 
     \b
     Examples:
       wsi-idc prepare ~/IDC_regular_ps50_idx5 --out data/idc.h5
       wsi-idc prepare archive.zip
+      wsi-idc prepare --slides slides.csv --annotations qupath/ --unannotated non-IDC
     """
+    if slides is not None:
+        if tree is not None:
+            raise click.UsageError("give a patch tree or --slides, not both")
+        if unused := changed(*_TREE_OPTIONS):
+            raise click.UsageError(f"{unused[0]} is for a patch tree, not for --slides")
+        _prepare_slides(slides, out, patch_px, mpp, as_json=as_json, **slide_options)
+        return
+    if unused := changed(*_SLIDE_OPTIONS):
+        raise click.UsageError(f"{unused[0]} needs --slides")
     from wsi_idc.data.open_data import default_tree
     from wsi_idc.data.prepare import prepare as pack_tree
 
-    report = pack_tree(tree or default_tree(), out, **options)
+    report = pack_tree(
+        tree or default_tree(), out, patch_px=patch_px, mpp=mpp, num_workers=num_workers
+    )
     echo_result(report.as_dict(), _prepare_lines(report), as_json=as_json)
     if lost := report.lost_patients:
         raise DataError(
@@ -63,6 +143,77 @@ def prepare(tree: Path | None, out: Path, strict: bool, as_json: bool, **options
             f"{len(report.rejected)} files were left out (--strict); see "
             f"{out.with_name('rejected.csv')}"
         )
+
+
+def _prepare_slides(
+    slides: Path,
+    out: Path,
+    patch_px: int,
+    mpp: float | None,
+    *,
+    annotations: Path | None,
+    classes: str | None,
+    min_share: float,
+    unannotated: str | None,
+    annotation_frame: str,
+    save_patches: Path | None,
+    as_json: bool,
+    **tissue: Any,
+) -> None:
+    from wsi_idc.data.pack import Pack
+    from wsi_idc.data.patch_tree import write_patch_tree
+    from wsi_idc.data.prepare import ASSUMED_MPP
+    from wsi_idc.data.slide_cutter import LabelSettings
+    from wsi_idc.data.slide_pack import prepare_slides
+    from wsi_idc.slides.annotations import class_table
+    from wsi_idc.slides.manifest import slide_rows
+    from wsi_idc.slides.tiling import SlideSettings
+
+    labels = LabelSettings(
+        annotations, class_table(classes), min_share, unannotated, annotation_frame
+    )
+    report = prepare_slides(
+        slide_rows(slides),
+        out,
+        settings=SlideSettings(**tissue),
+        labels=labels,
+        patch_px=patch_px,
+        mpp=ASSUMED_MPP if mpp is None else mpp,
+    )
+    echo_result(report.as_dict(), _slides_lines(report), as_json=as_json)
+    if save_patches is not None:
+        num = write_patch_tree(Pack(out), save_patches)
+        echo_note(f"{num} labelled patches in {save_patches}")
+    raise_if_any(
+        list(report.set_aside),
+        len(report.slides),
+        "slides could not be packed",
+    )
+
+
+def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
+    info, slides = report.info, report.slides
+    packed = slides[slides["reason"] == ""]
+    num = {name: int(packed[name].sum()) for name in ("patches", "idc", "non_idc", "unknown")}
+    yield from table_lines(
+        [
+            ("pack", report.pack),
+            ("slides", f"{len(packed)} of {packed['patient'].nunique()} patients"),
+            ("patches", num["patches"]),
+            ("labels", f"{num['non_idc']} non-IDC, {num['idc']} IDC, {num['unknown']} unknown"),
+            ("unannotated", f"tissue without outline: {report.unannotated}"),
+            ("resolution", f"{info.mpp:g} um/px, {info.patch_px} px a side"),
+            ("table", report.table),
+            ("pictures", f"{report.pictures}/ (look at them before training)"),
+        ]
+    )
+    for row in packed.head(_NUM_SHOWN).itertuples():
+        counts = f"{row.idc} IDC, {row.non_idc} non-IDC, {row.unknown} unknown"
+        yield f"  {row.patient}/{row.slide}: {counts}"
+    if len(packed) > _NUM_SHOWN:
+        yield f"  and {len(packed) - _NUM_SHOWN} more, in {report.table}"
+    for reason in report.set_aside.values():
+        yield f"left out: {reason}"
 
 
 def _prepare_lines(report: "PrepareReport") -> Iterator[str]:

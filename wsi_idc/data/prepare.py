@@ -94,7 +94,8 @@ def prepare(
         DataError: The tree has no readable patch, or a file of another program would be replaced.
         WorkerError: A worker process was killed, or many files vanished; run again to resume.
     """
-    _check_arguments(out, patch_px=patch_px, mpp=mpp)
+    check_arguments(out, patch_px=patch_px, mpp=mpp)
+    _check_tables(out)
     logger.info("reading the file names in %s", tree)
     with open_patch_store(tree) as store:
         index = index_tree(store, patch_px=patch_px)
@@ -137,22 +138,27 @@ def cache_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.pixels")
 
 
-def _check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
+def check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
+    """Raise DataError if ``out`` cannot be a pack, or patches of this size are impossible."""
     if out.is_dir():
         raise DataError(f"{out} is a folder; give the pack as --out, such as {out / 'idc.h5'}")
     if out.exists() and not is_pack(out):
         raise DataError(f"{out} exists and is not a pack; give another --out, or remove it")
+    if not 1 <= patch_px <= MAX_PATCH_PX:
+        raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
+    finest, coarsest = POSSIBLE_MPP
+    if mpp is not None and not finest <= mpp <= coarsest:
+        raise DataError(f"{mpp} microns per pixel are impossible; give {finest:g} to {coarsest:g}")
+
+
+def _check_tables(out: Path) -> None:
+    """Raise DataError if a table beside ``out`` would replace a file of another program."""
     for file in (out.with_name(REJECTED_CSV), out.with_name(FLAGGED_CSV)):
         if file.exists() and not is_issue_table(file):
             raise DataError(
                 f"{file} was not written by prepare and would be lost; rename it, or give an --out "
                 "in another folder"
             )
-    if not 1 <= patch_px <= MAX_PATCH_PX:
-        raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
-    finest, coarsest = POSSIBLE_MPP
-    if mpp is not None and not finest <= mpp <= coarsest:
-        raise DataError(f"{mpp} microns per pixel are impossible; give {finest:g} to {coarsest:g}")
 
 
 def _pack_info(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FRAMES = ("auto", "level0", "qupath")
+SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz", ".xml", ".ndpa")
 IDC, NON_IDC, IGNORE, UNANNOTATED = "IDC", "non-IDC", "ignore", "unannotated"
 UNCLASSIFIED = "Unclassified"  # QuPath's name for objects without a class
 # Classes whose meaning does not depend on the laboratory. Necrosis and Other, for example, are
@@ -98,6 +99,26 @@ def read_annotations(
             shapes = shapely.transform(shapes, lambda points: points + corner)
     _check_on_slide(path, shapes, size=size)
     return [Annotation(name, shape) for name, shape in zip(names, shapes, strict=True)]
+
+
+def find_annotation_file(folder: Path, slide: Path) -> Path | None:
+    """Return the file in ``folder`` whose name is that of a slide; None if there is none.
+
+    The name is that of the slide file with or without its suffix, before a suffix of annotations:
+    the file of scan.svs is scan.geojson or scan.svs.geojson, for example.
+
+    Raises:
+        SlideError: The folder is missing, or has several such files.
+    """
+    if not folder.is_dir():
+        raise SlideError(f"{folder}: no such folder; give the folder of the annotations")
+    stems = dict.fromkeys((slide.stem, slide.name))
+    paths = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    found = [path for path in paths if path.is_file()]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise SlideError(f"{slide}: has several annotation files in {folder}: {names}; keep one")
+    return found[0] if found else None
 
 
 def _scale_ndpa(

@@ -246,6 +246,11 @@ class SlidePatches:
     def __len__(self) -> int:
         return len(self.row_col)
 
+    def select(self, is_kept: NDArray[np.bool_]) -> None:
+        """Keep only some of the patches; ``is_kept`` has one value per patch, shape (N,)."""
+        for name in ("row_col", "coords", "_x", "_y"):
+            setattr(self, name, getattr(self, name)[is_kept])
+
     def batches(self, batch_size: int) -> Generator[NDArray[np.uint8], None, None]:
         """Read all patches in order; threads read the next batches while the caller uses a batch.
 

@@ -1,0 +1,216 @@
+"""Packs cut from slides: patches, labels, slides set aside, and resuming."""
+
+import csv
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.packs import names
+from tests.small_slides import CELL_PX, box, tissue_of, write_outlines, write_slide
+from tests.slides.tiffs import write_tiff
+from wsi_idc.core.errors import DataError, DiskFullError
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.slide_cutter import LabelSettings, SlideCutter
+from wsi_idc.data.slide_pack import SlidePackReport, prepare_slides
+from wsi_idc.slides.annotations import class_table
+from wsi_idc.slides.manifest import read_manifest
+from wsi_idc.slides.patches import SlidePatches
+from wsi_idc.slides.tiling import SlideSettings
+
+SKIP = LabelSettings(unannotated="skip")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with three slides of two patients, a manifest and annotations."""
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "outlines").mkdir()
+    slides = tmp_path / "slides"
+    write_slide(slides / "one.tif", {(0, 0): 1, (0, 1): 2, (1, 2): 3}, rows=2, cols=3)
+    write_slide(slides / "two.tif", {(0, 0): 4, (1, 0): 5}, rows=2, cols=2)
+    write_slide(slides / "three.tif", {(0, 0): 6, (0, 1): 7}, rows=1, cols=2)
+    lines = ["slide,patient", "one.tif,P", "two.tif,P", "three.tif,Q"]
+    (slides / "slides.csv").write_text("\n".join(lines) + "\n")
+    outlines = tmp_path / "outlines"
+    write_outlines(
+        outlines / "one.geojson", ("Tumor: IDC", box(0, 0, 1, 1)), ("Stroma", box(1, 0, 1.4, 1))
+    )
+    write_outlines(
+        outlines / "two.tif.geojson", ("Stroma", box(0, 0, 1, 1)), ("Ignore*", box(0, 1, 1, 2))
+    )
+    write_outlines(outlines / "three.geojson", ("Tumor", box(0, 0, 1.5, 1)))
+    return tmp_path
+
+
+def pack_slides(
+    folder: Path, out: str = "out/a.h5", labels: LabelSettings | None = None
+) -> SlidePackReport:
+    labels = labels or LabelSettings()
+    return prepare_slides(
+        read_manifest(folder / "slides" / "slides.csv"),
+        folder / out,
+        settings=SlideSettings(),
+        labels=replace(labels, folder=folder / "outlines"),
+        patch_px=50,
+        mpp=4.0,
+    )
+
+
+def rows_of(pack: Pack) -> list[tuple[object, ...]]:
+    """Return patient, slide, row, column and label of each patch."""
+    slides = [pack.slides[code].name for code in pack.index["slide"]]
+    cells = pack.cells().tolist()
+    columns = (pack.patient_of, slides, cells, pack.index["label"])
+    return [(patient, slide, *cell, label) for patient, slide, cell, label in zip(*columns)]
+
+
+def test_patches_and_labels_of_several_slides(folder):
+    report = pack_slides(folder)
+    pack = Pack(report.pack)
+    # 0.4 of a patch under Stroma is less than half; 0.5 of a patch under Tumor is enough.
+    assert rows_of(pack) == [
+        ("P", "one", 0, 0, 1),
+        ("P", "one", 0, 1, -1),
+        ("P", "one", 1, 2, -1),
+        ("P", "two", 0, 0, 0),
+        ("Q", "three", 0, 0, 1),
+        ("Q", "three", 0, 1, 1),
+    ]
+    assert pack.index["x"].tolist() == [0, 200, 400, 0, 0, 200]
+    tissue = tissue_of({(1, 2): 3}, rows=2, cols=3)[CELL_PX:, 2 * CELL_PX :]
+    np.testing.assert_array_equal(pack.patches[2], tissue[::4, ::4])
+    assert (pack.info.mpp, pack.info.mpp_source, report.unannotated) == (4, "resampled", "unknown")
+    assert [slide.width for slide in pack.slides] == [600, 400, 400]
+    assert pack.overview(2).tissue.mean() > 0.9
+    assert report.set_aside == {}
+    assert names(report.pack.parent) == ["a.h5", "a_slides", "a_slides.csv"]
+
+
+def test_the_table_has_counts_and_areas(folder):
+    report = pack_slides(folder)
+    with report.table.open(newline="") as file:
+        one, two, three = csv.DictReader(file)
+    assert (one["patient"], one["slide"], one["patches"], one["unknown"]) == ("P", "one", "3", "2")
+    # A patch has 0.04 mm2.
+    areas = ("idc_mm2", "non_idc_mm2", "ignored_mm2", "unannotated_mm2")
+    assert [float(one[name]) for name in areas] == pytest.approx([0.04, 0.016, 0, 0.064])
+    assert [float(two[name]) for name in areas] == pytest.approx([0, 0.04, 0.04, 0])
+    assert two["left_out"] == "1"
+    assert [float(three[name]) for name in areas] == pytest.approx([0.06, 0, 0, 0.02])
+
+
+def test_tissue_without_outline_has_the_label_that_the_user_chooses(folder):
+    labels = Pack(pack_slides(folder, labels=LabelSettings(unannotated="non-IDC")).pack)
+    assert labels.index["label"].tolist() == [1, 0, 0, 0, 1, 1]
+    skipped = Pack(pack_slides(folder, labels=SKIP).pack)
+    assert [row[1:] for row in rows_of(skipped)] == [
+        ("one", 0, 0, 1),
+        ("two", 0, 0, 0),
+        ("three", 0, 0, 1),
+        ("three", 0, 1, 1),
+    ]
+
+
+def test_only_tumor_is_outlined(folder):
+    for name in ("one.geojson", "two.tif.geojson"):
+        write_outlines(folder / "outlines" / name, ("Tumor", box(0, 0, 1, 1)))
+    with pytest.raises(DataError, match="no outline of non-IDC; give --unannotated"):
+        pack_slides(folder)
+    pack = Pack(pack_slides(folder, labels=LabelSettings(unannotated="non-IDC")).pack)
+    assert pack.index["label"].tolist() == [1, 0, 0, 1, 0, 1, 1]
+
+
+def test_a_slide_that_cannot_be_used_is_set_aside(folder):
+    (folder / "slides" / "two.tif").write_bytes(b"II*\0 no slide")
+    write_outlines(folder / "outlines" / "three.geojson", ("Vessel", box(0, 0, 1, 1)))
+    report = pack_slides(folder)
+    assert [row[1] for row in rows_of(Pack(report.pack))] == ["one"] * 3
+    reasons = {Path(path).name: reason for path, reason in report.set_aside.items()}
+    assert set(reasons) == {"two.tif", "three.tif"}
+    assert "no target for the class 'Vessel'; found Vessel (1)" in reasons["three.tif"]
+    with report.table.open(newline="") as file:
+        assert [bool(row["reason"]) for row in csv.DictReader(file)] == [False, True, True]
+
+
+def test_a_slide_without_annotations_needs_a_choice(folder):
+    (folder / "outlines" / "three.geojson").unlink()
+    report = pack_slides(folder)
+    assert "has no annotations; give a file" in next(iter(report.set_aside.values()))
+    pack = Pack(pack_slides(folder, labels=LabelSettings(unannotated="non-IDC")).pack)
+    assert pack.index["label"].tolist()[-2:] == [0, 0]
+
+
+def test_no_slide_is_left(folder):
+    labels = LabelSettings(classes=class_table("Vessel=IDC, Nerve=non-IDC"), unannotated="skip")
+    with pytest.raises(DataError, match="none of 3 slides could be packed; the first: no target"):
+        pack_slides(folder, labels=labels)
+
+
+def test_a_stopped_call_keeps_the_complete_slides(folder, monkeypatch):
+    pack_slides(folder, "expected/a.h5")
+    cut, batches = SlideCutter.cut, SlidePatches.batches
+    num_cut, lock, num_read = 0, threading.Lock(), []
+
+    def note(self, batch_size):
+        num_read.append(len(self))
+        return batches(self, batch_size)
+
+    def stop_at_the_last(self, row, **options):
+        nonlocal num_cut
+        with lock:
+            num_cut += 1
+            is_last = num_cut == 3
+        if is_last:
+            raise KeyboardInterrupt
+        return cut(self, row, **options)
+
+    monkeypatch.setattr(SlideCutter, "cut", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        pack_slides(folder)
+    assert not (folder / "out" / "a.h5").exists()
+    kept = [name for name in names(folder / "out" / ".a.h5.slides.partial") if name != "lock"]
+    assert len(kept) == 4  # pixels and details of two slides
+    monkeypatch.setattr(SlideCutter, "cut", cut)
+    monkeypatch.setattr(SlidePatches, "batches", note)
+    report = pack_slides(folder)
+    assert names(folder / "out") == ["a.h5", "a_slides", "a_slides.csv"]
+    assert num_read == [2]  # only the patches of the last slide
+    found, wanted = Pack(report.pack), Pack(folder / "expected" / "a.h5")
+    assert found.info == wanted.info
+    assert found.slides == wanted.slides
+    np.testing.assert_array_equal(found.patches, wanted.patches)
+
+
+def test_a_full_disk_is_no_reason_to_set_a_slide_aside(folder, monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise DiskFullError("disk full")
+
+    monkeypatch.setattr(SlideCutter, "_write", fail)
+    with pytest.raises(DiskFullError):
+        pack_slides(folder)
+
+
+def test_patches_at_the_edge_are_padded_with_white(folder):
+    image = tissue_of({(0, 0): 6, (0, 1): 7}, rows=1, cols=2)[:120, :300]
+    write_tiff(folder / "slides" / "three.tif", image, mpp=1.0)
+    pack = Pack(pack_slides(folder).pack)
+    assert pack.index[["height", "width"]].to_numpy()[-2:].tolist() == [[30, 50], [30, 25]]
+    assert (pack.patches[-1][30:] == 255).all()
+    assert (pack.patches[-1][:, 25:] == 255).all()
+
+
+def test_the_picture_shows_labels_and_outlines(folder):
+    report = pack_slides(folder)
+    assert names(report.pictures) == ["P", "Q"]
+    assert names(report.pictures / "P") == ["one.png", "two.png"]
+    with Image.open(report.pictures / "P" / "one.png") as image:
+        assert image.size == (620, 440)
+        pixels = np.asarray(image).astype(int)
+    red, _, blue = pixels[100, 100]  # a patch of IDC
+    assert red > blue + 40
+    assert pixels[2, 100, 0] > 150  # the outline of IDC
+    assert pixels[2, 100, 2] < 60

@@ -1,0 +1,250 @@
+"""Pack slides: cut and label the patches of every slide, and write one pack of version 2."""
+
+import hashlib
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from wsi_idc.core.csv_table import csv_text
+from wsi_idc.core.errors import DataError, DiskFullError, WsiIdcError
+from wsi_idc.core.files import write_text
+from wsi_idc.core.locks import locked
+from wsi_idc.core.progress import progress
+from wsi_idc.core.provenance import provenance
+from wsi_idc.data.pack import MAX_PATCHES, PackInfo, write_pack
+from wsi_idc.data.pixels import channel_statistics
+from wsi_idc.data.prepare import check_arguments
+from wsi_idc.data.slide_cutter import COLUMNS, CutSlide, LabelSettings, SlideCutter
+from wsi_idc.runtime.prefetch import prefetch
+from wsi_idc.runtime.resources import available_cores
+from wsi_idc.slides.annotations import Annotation, check_classes
+from wsi_idc.slides.labels import choose_unannotated
+from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.tiling import SlideSettings
+
+logger = logging.getLogger(__name__)
+
+RESAMPLED = "resampled"  # origin of the mpp of patches that were cut from slides
+_BLOCK_PATCHES = 4096
+_CORES_PER_SLIDE = 4
+_MIN_SLIDES_AT_ONCE = 2  # while one slide is read, the tissue of the next slide is found
+
+
+@dataclass(frozen=True)
+class SlidePackReport:
+    """Result of ``prepare_slides``.
+
+    Attributes:
+        pack: The pack file that was written.
+        slides: One row per slide, with the columns ``COLUMNS``.
+        table: CSV file of ``slides``.
+        pictures: Folder with a picture of each slide: outlines, tissue and labelled patches.
+        unannotated: Label of tissue without outline.
+        info: Attributes of the pack.
+        set_aside: For each slide file that is not in the pack, the reason.
+    """
+
+    pack: Path
+    slides: pd.DataFrame
+    table: Path
+    pictures: Path
+    unannotated: str
+    info: PackInfo
+    set_aside: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that JSON can store."""
+        paths = {name: str(getattr(self, name)) for name in ("pack", "table", "pictures")}
+        slides = json.loads(self.slides.to_json(orient="records"))
+        return vars(self) | paths | {"slides": slides, "info": asdict(self.info)}
+
+
+def prepare_slides(
+    rows: Sequence[ManifestRow],
+    out: Path,
+    *,
+    settings: SlideSettings,
+    labels: LabelSettings,
+    patch_px: int,
+    mpp: float,
+) -> SlidePackReport:
+    """Cut patches from slides, label the patches, and write a pack of version 2.
+
+    A slide that cannot be used is set aside, and the other slides are packed. After a stopped or
+    killed call, a call with the same arguments keeps the slides that are complete.
+
+    Args:
+        rows: Slides, from a manifest or a list of files.
+        out: Pack to write. Beside it are ``NAME_slides.csv`` and the folder ``NAME_slides``.
+        settings: Settings for cutting patches; patches of a pack do not overlap.
+        labels: Settings for labelling patches.
+        patch_px: Side of a patch in px.
+        mpp: Microns per px of the patches.
+
+    Raises:
+        DataError: No slide could be packed, or the user must choose the label of unannotated
+            tissue.
+        BusyError: Another process is writing the pack.
+        DiskFullError: The disk is full.
+    """
+    check_arguments(out, patch_px=patch_px, mpp=mpp)
+    cache = out.with_name(f".{out.name}.slides.partial")
+    pictures = out.with_name(f"{out.stem}_slides")
+    ordered = sorted(rows, key=lambda row: (row.patient, row.slide_name))
+    set_aside: dict[Path, str] = {}
+    with locked(cache / "lock", what=out):
+        cutter = SlideCutter(cache, pictures, settings, labels, patch_px, mpp)
+        unannotated = _choose_unannotated(cutter, ordered, set_aside)
+        cutter = replace(cutter, labels=replace(labels, unannotated=unannotated))
+        cuts = list(_cut_all(cutter, ordered, set_aside))
+        if not cuts:
+            first = next(iter(set_aside.values()))
+            raise DataError(f"none of {len(rows)} slides could be packed; the first: {first}")
+        table = _table(ordered, cuts, set_aside)
+        csv = out.with_name(f"{out.stem}_slides.csv")
+        write_text(csv, csv_text(table, float_format="%.6g"))
+        info = _write(cutter, cuts, out)
+        shutil.rmtree(cache)
+    return SlidePackReport(
+        pack=out,
+        slides=table,
+        table=csv,
+        pictures=pictures,
+        unannotated=unannotated,
+        info=info,
+        set_aside={str(path): reason for path, reason in set_aside.items()},
+    )
+
+
+def _set_aside(row: ManifestRow, error: Exception, set_aside: dict[Path, str]) -> None:
+    """Record why a slide is not packed; raise ``error`` again if the disk is full."""
+    if isinstance(error, DiskFullError):
+        raise error
+    set_aside[row.slide] = str(error)
+    logger.warning("left out: %s", error)
+
+
+def _choose_unannotated(
+    cutter: SlideCutter, rows: Sequence[ManifestRow], set_aside: dict[Path, str]
+) -> str:
+    """Read all annotations, and choose the label of unannotated tissue.
+
+    Therefore a wrong file or class is found before the long work begins.
+    """
+
+    def read(row: ManifestRow) -> tuple[list[Annotation], Exception | None]:
+        try:
+            with cutter.open(row) as slide:
+                annotations = cutter.annotations(row, slide)
+            check_classes(annotations, cutter.labels.classes)
+        except (WsiIdcError, OSError) as error:
+            return [], error
+        return annotations, None
+
+    of_class: dict[str, Annotation] = {}
+    results = prefetch(read, rows, num=available_cores())
+    for row, (annotations, error) in zip(rows, results, strict=True):
+        of_class |= {annotation.name: annotation for annotation in annotations}
+        if error is not None:
+            _set_aside(row, error, set_aside)
+    labels = cutter.labels
+    return choose_unannotated(list(of_class.values()), labels.classes, labels.unannotated)
+
+
+def _cut_all(
+    cutter: SlideCutter, rows: Sequence[ManifestRow], set_aside: dict[Path, str]
+) -> Iterator[CutSlide]:
+    """Cut all slides that are not set aside, several at a time."""
+    todo = [row for row in rows if row.slide not in set_aside]
+    stop = threading.Event()
+
+    def cut(row: ManifestRow) -> CutSlide | Exception:
+        try:
+            return cutter.cut(row, is_stopped=stop.is_set)
+        except (WsiIdcError, OSError) as error:
+            return error
+
+    num_patches = 0
+    num_at_once = max(_MIN_SLIDES_AT_ONCE, available_cores() // _CORES_PER_SLIDE)
+    with progress(len(todo), what="cutting", unit="slide") as bar:
+        results = prefetch(cut, todo, num=num_at_once)
+        try:
+            for row in todo:
+                result = next(results)
+                bar.update(1)
+                if isinstance(result, Exception):
+                    _set_aside(row, result, set_aside)
+                    continue
+                num_patches += len(result.index)
+                if num_patches > MAX_PATCHES:
+                    raise DataError(f"more than {MAX_PATCHES} patches; make several packs")
+                yield result
+        finally:
+            stop.set()  # ends the slides that are being cut
+
+
+def _table(
+    rows: Sequence[ManifestRow], cuts: Sequence[CutSlide], set_aside: dict[Path, str]
+) -> pd.DataFrame:
+    """Return the table of slides; a slide that is set aside has only its names and the reason."""
+    counts_of = {(cut.patient, cut.slide.name): cut.counts for cut in cuts}
+    records = []
+    for row in rows:
+        names = {"patient": row.patient, "slide": row.slide_name, "file": str(row.slide)}
+        failed = names | {"reason": set_aside.get(row.slide, "")}
+        records.append(counts_of.get((row.patient, row.slide_name), failed))
+    table = pd.DataFrame(records, columns=list(COLUMNS))
+    counts = ["patches", "idc", "non_idc", "unknown", "left_out"]
+    return table.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _write(cutter: SlideCutter, cuts: Sequence[CutSlide], out: Path) -> PackInfo:
+    """Write the pack from the cut slides, which are sorted; return its attributes."""
+    histogram = np.zeros((3, 256), np.int64)
+    digest = hashlib.sha256(f"{cutter.patch_px}\n".encode())
+    parts = []
+    for code, cut in enumerate(cuts):
+        _, slide_histogram, crc = cut.details()
+        histogram += slide_histogram
+        parts.append(cut.index.assign(patient=cut.patient, slide=code))
+        # Paths are not in the fingerprint, which is therefore the same in any folder.
+        digest.update(f"{cut.patient}\t{cut.slide.name}\t{crc:08x}\n".encode())
+        digest.update(cut.index[["x", "y", "label"]].to_numpy(np.int32).tobytes())
+    mean, std = channel_statistics(histogram)
+    info = PackInfo(
+        mean=mean,
+        std=std,
+        patch_px=cutter.patch_px,
+        mpp=cutter.mpp,
+        mpp_source=RESAMPLED,
+        source_fingerprint=digest.hexdigest(),
+    )
+    labels = {name: str(value) for name, value in vars(cutter.labels).items()}
+    settings = {name: str(value) for name, value in vars(cutter.settings).items()}
+    write_pack(
+        out,
+        pd.concat(parts, ignore_index=True),
+        _blocks(cuts),
+        info=info,
+        provenance=json.dumps(provenance(source="slides", labels=labels, settings=settings)),
+        slides=[cut.slide for cut in cuts],
+        overviews=(cut.details()[0] for cut in cuts),
+    )
+    return info
+
+
+def _blocks(cuts: Sequence[CutSlide]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of all slides in blocks."""
+    for cut in cuts:
+        pixels = cut.pixels()
+        for start in range(0, len(pixels), _BLOCK_PATCHES):
+            yield pixels[start : start + _BLOCK_PATCHES]
