@@ -51,3 +51,21 @@ def write_outlines(path: Path, *outlines: tuple[str, list[list[float]]]) -> Path
     ]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path
+
+
+def make_slides(folder: Path) -> Path:
+    """Write three slides of two patients, a manifest and annotations into a folder; return it."""
+    slides, outlines = folder / "slides", folder / "outlines"
+    slides.mkdir()
+    outlines.mkdir()
+    write_slide(slides / "one.tif", {(0, 0): 1, (0, 1): 2, (1, 2): 3}, rows=2, cols=3)
+    write_slide(slides / "two.tif", {(0, 0): 4, (1, 0): 5}, rows=2, cols=2)
+    write_slide(slides / "three.tif", {(0, 0): 6, (0, 1): 7}, rows=1, cols=2)
+    lines = ["slide,patient", "one.tif,P", "two.tif,P", "three.tif,Q"]
+    (slides / "slides.csv").write_text("\n".join(lines) + "\n")
+    tumor, stroma = ("Tumor: IDC", box(0, 0, 1, 1)), ("Stroma", box(1, 0, 1.4, 1))
+    write_outlines(outlines / "one.geojson", tumor, stroma)
+    stroma, ignored = ("Stroma", box(0, 0, 1, 1)), ("Ignore*", box(0, 1, 1, 2))
+    write_outlines(outlines / "two.tif.geojson", stroma, ignored)
+    write_outlines(outlines / "three.geojson", ("Tumor", box(0, 0, 1.5, 1)))
+    return folder

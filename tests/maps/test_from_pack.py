@@ -13,22 +13,28 @@ import pytest
 import torch
 from torchcam.methods import GradCAM
 
+from tests.small_slides import make_slides
 from tests.stops import StopAfter
 from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.core.errors import CheckpointError, DataError, DiskFullError, MapError, StoppedError
 from wsi_idc.core.locks import locked
 from wsi_idc.data import pack as pack_module
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.slide_cutter import LabelSettings
+from wsi_idc.data.slide_pack import prepare_slides
 from wsi_idc.evaluation.evaluate import evaluate
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
+from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.classifier import to_images
 from wsi_idc.runtime.device import select_device
+from wsi_idc.slides.manifest import read_manifest
+from wsi_idc.slides.tiling import SlideSettings
 
 STATM = Path("/proc/self/statm")
 _NUM_PATCHES, _NUM_PER_PATIENT, _PATCH_PX = 6_000, 100, 64
@@ -341,3 +347,29 @@ def test_memory_does_not_grow_with_patients(tmp_path: Path, monkeypatch: pytest.
     # The run reads 74 MB of pixels, more than the permitted growth.
     growth = max(resident[tenth:]) - 1.05 * max(resident[:tenth])
     assert growth < pack_module._MAX_MAPPED_BYTES / 2**20
+
+
+def test_maps_of_packed_slides_are_those_of_the_slides_with_labels(
+    build: Build, trained: Checkpoint, tmp_path: Path
+):
+    folder = make_slides(tmp_path)
+    rows = read_manifest(folder / "slides" / "slides.csv")
+    labels = LabelSettings(folder=folder / "outlines")
+    report = prepare_slides(
+        rows, tmp_path / "a.h5", settings=SlideSettings(), labels=labels, patch_px=50, mpp=4.0
+    )
+    made = build(tmp_path / "pack", "P", "Q", pack=Pack(report.pack))
+    assert made.made == {name: tmp_path / "pack" / f"{name}.h5" for name in ("P/one", "P/two", "Q")}
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path / "slides")
+    assert builder.build(SlideSource(rows, SlideSettings())).failed == {}
+    for name in made.made:
+        found, expected = (read_map(tmp_path / kind / f"{name}.h5") for kind in ("pack", "slides"))
+        is_kept = (expected.coords[:, None] == found.coords).all(axis=2).any(axis=1)
+        np.testing.assert_array_equal(found.coords, expected.coords[is_kept])
+        np.testing.assert_allclose(found.probability, expected.probability[is_kept], atol=1e-6)
+        assert found.level0_size == expected.level0_size
+        assert found.slide.mpp == expected.slide.mpp
+        np.testing.assert_array_equal(found.slide.thumbnail, expected.slide.thumbnail)
+        np.testing.assert_array_equal(found.slide.tissue, expected.slide.tissue)
+    assert read_map(tmp_path / "pack" / "P" / "one.h5").label.tolist() == [1, -1, -1]
+    assert read_map(tmp_path / "pack" / "P" / "two.h5").label.tolist() == [0]

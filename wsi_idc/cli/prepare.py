@@ -104,12 +104,12 @@ def prepare(
     are written beside the pack: rejected.csv lists the files that are not in the pack, and
     flagged.csv lists files that are in the pack but are unusual.
 
-    With --slides, patches are cut where a slide has tissue, and each patch has the class that
-    covers most of it. A table of the slides (NAME_slides.csv) and a picture of each slide with its
-    outlines and labels (NAME_slides/) are written beside the pack.
+    With --slides, the command cuts patches where a slide has tissue. The class that covers most of
+    a patch is the label of the patch. A table of the slides (NAME_slides.csv) and a picture of each
+    slide with outlines and labels (NAME_slides/) are written beside the pack.
 
-    If no file of a patient, or no patch of a slide, is in the pack, the command says so and exits
-    with 1. After a stop or a kill, the same command resumes.
+    If no file of a patient or no patch of a slide could be packed, the command names the patient or
+    the slide and exits with 1. After a stop or a kill, the same command resumes.
 
     \b
     Examples:

@@ -260,11 +260,11 @@ class Pack:
         if slide is None:
             return rows
         codes = self.index["slide"].to_numpy()[rows]
-        names = {code: self.slides[code].name for code in np.unique(codes)}
-        if slide not in names.values():
-            listed = ", ".join(names.values())
+        code_of = {self.slides[code].name: code for code in np.unique(codes)}
+        if slide not in code_of:
+            listed = ", ".join(code_of)
             raise DataError(f"patient {patient} has no slide {slide!r}; the slides are {listed}")
-        return rows[[names[code] == slide for code in codes]]
+        return rows[codes == code_of[slide]]
 
     @property
     def patient_of(self) -> NDArray[np.str_]:
@@ -273,8 +273,10 @@ class Pack:
 
     def slides_of(self, patient: str) -> list[PackedSlide]:
         """Return the slides of a patient, sorted by name; without slides, the list is empty."""
+        if not self.slides:
+            return []
         codes = np.unique(self.index["slide"].to_numpy()[self.rows_of(patient)])
-        return [self.slides[code] for code in codes] if self.slides else []
+        return [self.slides[code] for code in codes]
 
     def overview(self, code: int) -> Overview:
         """Read the thumbnail and the tissue mask of slide ``code``; raise DataError if damaged."""

@@ -1,4 +1,4 @@
-"""Source of maps: the patients of a pack. A batch may have patches of several patients."""
+"""Source of maps: the patients of a pack. A batch may have patches of several maps."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +16,7 @@ from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.disk_array import StoredPrediction
 from wsi_idc.maps.map_writer import MapReport
-from wsi_idc.maps.patient_map import PatientMap, PatientPatches
+from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_patients
 
 
@@ -34,11 +34,23 @@ class PackSource:
 
     @property
     def names(self) -> list[str]:
-        """Ids of the patients, without repetition."""
-        return list(dict.fromkeys(self.patients))
+        """Name of each map, without repetition: PATIENT, or PATIENT/SLIDE for several slides."""
+        names: list[str] = []
+        for patient in dict.fromkeys(self.patients):
+            slides = [slide.name for slide in self.pack.slides_of(patient)]
+            names += [f"{patient}/{slide}" for slide in slides] if len(slides) > 1 else [patient]
+        return names
+
+    def _rows(self, name: str) -> NDArray[np.int64]:
+        """Return the rows of a map's patches in the pack."""
+        patient, _, slide = name.partition("/")
+        return self.pack.rows_of(patient, slide or None)
 
     def shard(self, index: int, count: int) -> "PackSource":
-        """Return shard ``index`` of ``count`` shards; all have about the same number of patches."""
+        """Return shard ``index`` of ``count`` shards; all have about the same number of patches.
+
+        The slides of a patient are in the same shard.
+        """
         sizes = sizes_of_patients(self.pack, self.patients)
         return replace(self, patients=shard(sizes, index, count))
 
@@ -47,15 +59,15 @@ class PackSource:
         patch_px = self.pack.info.patch_px
         builder.predictor.validate_input(self.pack)
         builder.validate_cam_layer(patch_px=patch_px)
-        for patient in self.patients:
-            builder.validate_cam_size(len(self.pack.rows_of(patient)), patch_px=patch_px)
+        for name in self.names:
+            builder.validate_cam_size(len(self._rows(name)), patch_px=patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
         """Return the state and the size of each map; raise the errors of ``validate``."""
         self.validate(builder)
         return [
-            builder.plan(self._patches(builder, patient), with_image=builder.with_image)
-            for patient in self.names
+            builder.plan(self._patches(builder, name), with_image=builder.with_image)
+            for name in self.names
         ]
 
     def predict(
@@ -64,9 +76,9 @@ class PackSource:
         """Run the network on the patches of all patients; see ``MapSource.predict``."""
         key = self._cache_key(builder)
         rows = {
-            patient: self.pack.rows_of(patient)
-            for patient in self.names
-            if builder.select(patient, key, report, data=self.pack.path)
+            name: self._rows(name)
+            for name in self.names
+            if builder.select(name, key, report, data=self.pack.path)
         }
         if not rows:
             return
@@ -82,21 +94,20 @@ class PackSource:
         # The generator is closed to end its reader threads, also after an error.
         with closing(predictions), progress(len(all_rows), what="mapping") as bar:
             batches = _until_stop(predictions, bar, builder)
-            for patient, prediction in _by_patient(batches, rows, builder.out):
-                yield patient, partial(self.patient_map, builder, patient, prediction)
+            for name, prediction in _by_map(batches, rows, builder.out):
+                yield name, partial(self.patient_map, builder, name, prediction)
 
-    def patient_map(
-        self, builder: MapBuilder, patient: str, prediction: RawPrediction
-    ) -> PatientMap:
-        """Build the map of a patient from the predictions of the patient's patches."""
+    def patient_map(self, builder: MapBuilder, name: str, prediction: RawPrediction) -> PatientMap:
+        """Build a map from the predictions of its patches."""
         pixels: Any = None
         if builder.with_image:
-            pixels = PatchReader(self.pack, self.pack.rows_of(patient))
-        return builder.patient_map(self._patches(builder, patient), prediction, pixels)
+            pixels = PatchReader(self.pack, self._rows(name))
+        return builder.patient_map(self._patches(builder, name), prediction, pixels)
 
-    def _patches(self, builder: MapBuilder, patient: str) -> PatientPatches:
-        info, rows = self.pack.info, self.pack.rows_of(patient)
+    def _patches(self, builder: MapBuilder, name: str) -> PatientPatches:
+        info, rows = self.pack.info, self._rows(name)
         columns = self.pack.index.iloc[rows]
+        patient, _, slide_name = name.partition("/")
         return PatientPatches(
             patient=patient,
             source="pack",
@@ -107,6 +118,22 @@ class PackSource:
             coords=columns[["x", "y"]].to_numpy(np.int32),
             row_col=self.pack.cells()[rows],
             label=columns["label"].to_numpy(np.int8),
+            slide_name=slide_name,
+            slide=self._slide_view(int(columns["slide"].iloc[0])) if self.pack.slides else None,
+        )
+
+    def _slide_view(self, code: int) -> SlideView:
+        slide = self.pack.slides[code]
+        thumbnail, tissue = self.pack.overview(code)
+        return SlideView(
+            name=Path(slide.path).name,
+            mpp=slide.mpp,
+            width=slide.width,
+            height=slide.height,
+            thumbnail=thumbnail,
+            tissue=tissue,
+            mpp_source=slide.mpp_source,
+            bounds=slide.bounds,
         )
 
     def _cache_key(self, builder: MapBuilder) -> dict[str, Any]:
@@ -138,15 +165,15 @@ def _until_stop(
         yield prediction
 
 
-def _by_patient(
+def _by_map(
     batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]], folder: Path
 ) -> Iterator[tuple[str, RawPrediction]]:
-    """Split and join batches, so that each patient has one prediction with all its patches.
+    """Split and join batches, so that each map has one prediction with all its patches.
 
     CAMs are stored in temporary files in ``folder`` if they are large.
     """
     batch, start = None, 0
-    for patient, members in rows.items():
+    for name, members in rows.items():
         stored = StoredPrediction(folder)
         while missing := len(members) - len(stored):
             if batch is None or start == len(batch.logit):
@@ -156,4 +183,4 @@ def _by_patient(
             part = batch.part(start, start + missing)
             stored.append(part)
             start += len(part.logit)
-        yield patient, stored.prediction()
+        yield name, stored.prediction()

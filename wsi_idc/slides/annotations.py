@@ -102,7 +102,7 @@ def read_annotations(
 
 
 def find_annotation_file(folder: Path, slide: Path) -> Path | None:
-    """Return the file in ``folder`` whose name is that of a slide; None if there is none.
+    """Return the file in ``folder`` with the name of a slide, or None without such a file.
 
     The name is that of the slide file with or without its suffix, before a suffix of annotations:
     the file of scan.svs is scan.geojson or scan.svs.geojson, for example.
