@@ -115,7 +115,7 @@ def prepare(
     Examples:
       wsi-idc prepare ~/IDC_regular_ps50_idx5 --out data/idc.h5
       wsi-idc prepare archive.zip
-      wsi-idc prepare --slides slides.csv --annotations qupath/ --unannotated non-IDC
+      wsi-idc prepare --slides slides.csv --annotations qupath/
     """
     if slides is not None:
         if tree is not None:

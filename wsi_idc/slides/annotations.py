@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import DataError, SlideError
 from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.slides.annotation_files import parse_file
+from wsi_idc.slides.manifest import slide_stem
 from wsi_idc.slides.outlines import AnnotationFile, Outline, Ring
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def find_annotation_file(folder: Path, slide: Path) -> Path | None:
     """
     if not folder.is_dir():
         raise SlideError(f"{folder}: no such folder; give the folder of the annotations")
-    stems = dict.fromkeys((slide.stem, slide.name))
+    stems = dict.fromkeys((slide_stem(slide), slide.stem, slide.name))
     paths = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
     found = [path for path in paths if path.is_file()]
     if len(found) > 1:

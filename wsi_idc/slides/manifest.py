@@ -162,7 +162,7 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
 def slide_rows(path: Path) -> list[ManifestRow]:
     """Return the slides that ``path`` names: a manifest (.csv), a folder, or one slide file."""
     is_manifest = path.suffix.lower() in (".csv", ".tsv", ".txt")
-    return read_manifest(path) if is_manifest else rows_from_files(find_slides([path]))
+    return read_manifest(path) if is_manifest else rows_from_files([path])
 
 
 def _check_columns(path: Path, header: list[str]) -> None:
