@@ -377,7 +377,7 @@ def asap(points: str) -> str:
         (BILLION, "the XML has a document type declaration, which no annotation file has; export"),
         (BILLION.encode("utf-16"), "the XML has a document type declaration"),
         (asap('<Coordinate Order="0" X="1"/>'), "a point has no attribute Y; export"),
-        (asap(POINT.format("abc")), "could not convert string to float: 'abc'; export"),
+        (asap(POINT.format("abc")), "'abc' is not a coordinate; export"),
         (
             asap(POINT.format("nan") * 3),
             "annotation 1 (Tumor) has a coordinate that is not a number or too large; delete",

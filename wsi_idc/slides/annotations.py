@@ -35,6 +35,7 @@ DEFAULT_CLASSES = (
 _MAX_COORDINATE = 1e9
 _MIN_ON_SLIDE = 0.5
 _FITS = 0.99  # share of the area of all outlines in a frame to which these outlines fit
+_GRID_PX = 1e-3  # corners are rounded to this grid if they cannot be used as they are
 _MAX_NAMED = 5  # outlines named in a message
 
 
@@ -166,13 +167,12 @@ def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.G
                 )
         polygons = [shape for polygon in outline.polygons for shape in _polygon(polygon)]
         geometry = polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
-        if not shapely.is_valid(geometry):
-            geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+        if not geometry.is_valid:
+            geometry = _repair(geometry)
             repaired.append(_describe(outline))
         if outline.holes:
             holes = [shape for ring in outline.holes for shape in _polygon([ring])]
-            holes = shapely.make_valid(holes, method="structure", keep_collapsed=False)
-            geometry = shapely.difference(geometry, shapely.union_all(holes))
+            geometry = _repair(geometry.difference(_repair(shapely.MultiPolygon(holes))))
         if geometry.area > 0:
             built.append((outline, geometry))
         else:
@@ -180,6 +180,17 @@ def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.G
     if repaired:
         logger.info("%s: repaired outlines that cross themselves: %s", path, _shorten(repaired))
     return built
+
+
+def _repair(geometry: "shapely.Geometry") -> "shapely.Geometry":
+    """Return a valid polygon with all that the rings of a polygon enclose, without its holes."""
+    import shapely
+
+    geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+    if not geometry.is_valid:  # because of rounding errors
+        geometry = shapely.union_all(shapely.get_parts(geometry), grid_size=_GRID_PX)
+    parts = shapely.get_parts(geometry)  # some are lines
+    return shapely.MultiPolygon(parts[shapely.area(parts) > 0].tolist())
 
 
 def _polygon(rings: list[Ring]) -> list["shapely.Polygon"]:

@@ -20,6 +20,7 @@ from wsi_idc.slides.outlines import FORMATS, AnnotationFile, Outline, Ring, chec
 _CHUNK_BYTES = 2**20
 _MAX_ELEMENTS = 1_000_000  # elements other than points
 _MAX_TEXT = 1000  # characters of the text of an element
+_MAX_SHOWN = 40  # characters of a wrong number in a message
 _POINTS = ("Coordinate", "Vertex", "V")
 _ELLIPSE_POINTS = 256  # the polygon has 99.99 % of the area of the ellipse
 
@@ -99,7 +100,7 @@ class _Builder:
         self._num_points += 1
         check_num_points(self._num_points)
         points = self._stack[-1].points
-        position = len(points) / 3 if order is None else float(order)
+        position = len(points) / 3 if order is None else _number(order)
         points.extend((_number(x), _number(y), position))
 
     def close(self) -> _Node:
@@ -107,7 +108,10 @@ class _Builder:
 
 
 def _number(text: str) -> float:
-    return float(text.replace(",", "."))  # some versions of ASAP write a decimal comma
+    try:
+        return float(text.replace(",", "."))  # some versions of ASAP write a decimal comma
+    except ValueError:
+        raise ValueError(f"{text[:_MAX_SHOWN]!r} is not a coordinate") from None
 
 
 def parse_xml(data: bytes) -> AnnotationFile:
