@@ -131,7 +131,8 @@ def test_a_slide_without_annotations_needs_a_choice(folder):
 
 def test_no_slide_is_left(folder):
     labels = LabelSettings(classes=class_table("Vessel=IDC, Nerve=non-IDC"), unannotated="skip")
-    with pytest.raises(DataError, match="none of 3 slides could be packed; the first: no target"):
+    reason = "none of 3 slides could be packed; the first: .*one.geojson: no target"
+    with pytest.raises(DataError, match=reason):
         pack_slides(folder, labels=labels)
 
 

@@ -498,8 +498,9 @@ def test_classes_without_a_target_are_listed_with_their_numbers():
     found = [Annotation(name, shapely.box(0, 0, 1, 1)) for name in ["Tumor", "Tumor", "Fat", ""]]
     check_classes(found[:2], class_table())
     with pytest.raises(DataError) as error:
-        check_classes(found, class_table())
+        check_classes(found, class_table(), Path("a.xml"))
     assert str(error.value) == (
-        "no target for the class 'Fat', 'Unclassified'; found Tumor (2), Fat (1), Unclassified "
-        '(1); give all of --classes, for example "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore"'
+        "a.xml: no target for the class 'Fat', 'Unclassified'; found Tumor (2), Fat (1), "
+        'Unclassified (1); give all of --classes, for example "Tumor=IDC, Stroma=non-IDC, '
+        'Necrosis=ignore"'
     )

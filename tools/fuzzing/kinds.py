@@ -39,10 +39,12 @@ from wsi_idc.render.render import figure_of
 from wsi_idc.report.report import build_report
 from wsi_idc.runtime.device import select_device
 from wsi_idc.search.config import read_search
+from wsi_idc.slides.annotations import check_classes, class_table, read_annotations
+from wsi_idc.slides.labels import annotation_mask, label_patches
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
+from wsi_idc.slides.masks import read_mask
 from wsi_idc.slides.slide import open_slide
 from wsi_idc.slides.tiling import SlideSettings
-from wsi_idc.slides.tissue import read_mask
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.synthetic.slide import write_slide
 from wsi_idc.training.config import TrainConfig
@@ -85,6 +87,8 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         "PNG patch": world.patch(),
         "TIFF slide": one("s.tif", world.tiff(), formats.spoil_tiff, world.read_slide),
         "mask PNG": world.mask(),
+        "GeoJSON": one("a.json", _text(folder, _GEOJSON), plain.spoil_json, _read_annotations),
+        "annotation XML": one("a.xml", _text(folder, _XML), plain.spoil_bytes, _read_annotations),
         "zip": one("t.zip", world.zip(), formats.spoil_zip, world.read_tree("t.zip")),
         "run": world.a_run(),
         "evaluation": world.an_evaluation(),
@@ -104,6 +108,42 @@ compile = false
 model = ["cnn", "cnn-bn"]
 seed = [0, 1]
 """
+_RING = [[10, 10], [90, 10], [90, 90.5], [10, 90], [10, 10]]
+_HOLE = [[20, 20], [30, 20], [30, 30], [20, 20]]
+_GEOJSON = json.dumps(
+    {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "id": "1",
+                "geometry": geometry,
+                "properties": {
+                    "objectType": "annotation",
+                    "classification": {"names": ["Tumor", "IDC"], "color": [200, 0, 0]},
+                },
+            }
+            for geometry in (
+                {"type": "Polygon", "coordinates": [_RING, _HOLE]},
+                {"type": "MultiPolygon", "coordinates": [[_RING], [_HOLE]]},
+                {"type": "Point", "coordinates": [5, 6]},
+            )
+        ],
+    }
+)
+_XML = "".join(
+    (
+        '<Annotations><Annotation Name="Tumor"><Attributes><Attribute Name="a" Value="b"/>',
+        "</Attributes><Regions>",
+        *(
+            f'<Region Type="{kind}" NegativeROA="{negative}" Text="t"><Vertices>'
+            + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ring)
+            + "</Vertices></Region>"
+            for kind, negative, ring in ((0, 0, _RING), (2, 0, _RING), (1, 1, _HOLE))
+        ),
+        "</Regions></Annotation></Annotations>",
+    )
+)
 _SEARCH = """command = "search"
 name = "s"
 tasks = 3
@@ -352,6 +392,14 @@ def _read_search(path: Path) -> None:
     spec = read_search(path)
     json.dumps(spec.as_dict(), allow_nan=False)
     open_job(path, [])
+
+
+def _read_annotations(path: Path) -> None:
+    annotations = read_annotations(path, size=(100, 100))
+    check_classes(annotations, class_table(), path)
+    boxes = np.array([[0, 0, 50, 50], [25, 25, 75, 75]])
+    label_patches(annotations, class_table(), boxes)
+    annotation_mask(annotations, (20, 20), (0.2, 0.2))
 
 
 def _read_manifest(path: Path) -> None:

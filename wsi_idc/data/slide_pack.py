@@ -145,7 +145,7 @@ def _choose_unannotated(
         try:
             with cutter.open(row) as slide:
                 annotations = cutter.annotations(row, slide)
-            check_classes(annotations, cutter.labels.classes)
+            check_classes(annotations, cutter.labels.classes, cutter.annotation_file(row))
         except (WsiIdcError, OSError) as error:
             return [], error
         return annotations, None

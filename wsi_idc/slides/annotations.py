@@ -311,8 +311,15 @@ def target_of(name: str, table: Mapping[str, str]) -> str | None:
     return table[key]
 
 
-def check_classes(annotations: Sequence[Annotation], table: Mapping[str, str]) -> None:
+def check_classes(
+    annotations: Sequence[Annotation], table: Mapping[str, str], path: Path | None = None
+) -> None:
     """Check that the table has a row for the class of each annotation.
+
+    Args:
+        annotations: Annotations.
+        table: Result of ``class_table``.
+        path: Annotation file, for the message.
 
     Raises:
         DataError: Some classes have no row; the message lists all classes with their numbers.
@@ -321,7 +328,8 @@ def check_classes(annotations: Sequence[Annotation], table: Mapping[str, str]) -
     missing = [name for name in counts if target_of(name, table) is None]
     if missing:
         found = ", ".join(f"{name} ({num})" for name, num in counts.most_common())
+        place = "" if path is None else f"{path}: "
         raise DataError(
-            f"no target for the class {', '.join(map(repr, missing))}; found {found}; give all of "
-            '--classes, for example "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore"'
+            f"{place}no target for the class {', '.join(map(repr, missing))}; found {found}; give "
+            'all of --classes, for example "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore"'
         )
