@@ -5,12 +5,7 @@ import pytest
 from tests.slides.tiffs import write_tiff
 from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.slide import open_slide
-from wsi_idc.slides.tissue import (
-    find_tissue,
-    remove_small,
-    saturation_threshold,
-    tissue_mask,
-)
+from wsi_idc.slides.tissue import find_tissue, remove_small, tissue_mask
 from wsi_idc.synthetic.tissue import draw_slide
 
 PINK = (220, 150, 190)
@@ -19,7 +14,7 @@ PINK = (220, 150, 190)
 def blank(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     """Return glass as a scanner and JPEG give it: not quite white, not quite grey."""
     glass = np.array([240, 238, 241]) + np.random.default_rng(seed).integers(
-        -3, 4, (height, width, 3)
+        -2, 3, (height, width, 3)
     )
     return glass.astype(np.uint8)
 
@@ -68,12 +63,52 @@ def test_specks_and_small_holes_are_removed():
     assert not found[28, 44]
 
 
-def test_threshold_is_clipped_between_glass_and_tissue():
-    levels = ([2, 6], [80, 200], [2, 38])
-    pale, strong, both = (np.repeat(pair, 50).astype(np.uint8) for pair in levels)
-    assert saturation_threshold(pale) == 15
-    assert saturation_threshold(strong) == 25
-    assert 15 <= saturation_threshold(both) <= 25
+@pytest.mark.parametrize(
+    "color",
+    [
+        *((30, 60, 190), (20, 40, 90)),  # blue pens
+        *((20, 130, 60), (120, 190, 150)),  # green pens, strong and faded
+        *((20, 20, 22), (90, 88, 90)),  # black pens
+        *((220, 30, 40), (190, 20, 30), (240, 130, 140)),  # red pens
+        *((150, 90, 30), (230, 190, 60)),  # brown and yellow ink of margins
+    ],
+)
+def test_pen_on_glass_is_no_tissue(color):
+    slide = blank(60, 80)
+    slide[10:30, 20:50] = PINK
+    cv2.line(slide, (5, 55), (75, 40), color, thickness=4)
+    cv2.circle(slide, (65, 12), 8, color, thickness=2)
+    found = tissue_mask(slide, mpp=32)
+    assert found[10:30, 20:50].all()
+    assert found.sum() == 600
+
+
+@pytest.mark.parametrize("tint", [(0, 0, 0), (0, -4, 0), (1, 0, -6), (-6, 0, 0)])
+def test_fat_is_tissue_on_glass_of_any_tint(tint):
+    slide = blank(60, 80)
+    # At 32 um per px, the membranes of fat cells and the glass in them are one pale color.
+    slide[10:30, 20:50] = (240, 228, 239)
+    slide = (slide + np.array(tint)).astype(np.uint8)
+    assert not tissue_mask(slide[30:], mpp=32).any()
+    expected = np.zeros((60, 80), bool)
+    expected[10:30, 20:50] = True
+    assert np.array_equal(tissue_mask(slide, mpp=32), expected)
+
+
+def test_settings_choose_threshold_pieces_and_holes():
+    slide = blank(60, 80)
+    slide[10:40, 20:60] = PINK
+    slide[20:24, 30:34] = 240  # 128 x 128 um, 0.016 mm2; closing leaves a part of it
+    slide[50:52, 70:73] = PINK  # 64 x 96 um, 0.006 mm2
+    found = tissue_mask(slide, mpp=16)
+    assert found[50:52, 70:73].sum() == 0  # at 16 um per px, 0.0015 mm2
+    found = tissue_mask(slide, mpp=32)
+    assert found[50:52, 70:73].all()
+    assert not tissue_mask(slide, mpp=32, min_piece_mm2=0.01)[50].any()
+    assert not tissue_mask(slide, mpp=32, threshold=50).any()
+    slide[15:30, 25:40] = 240
+    assert not tissue_mask(slide, mpp=32)[20, 30]
+    assert tissue_mask(slide, mpp=32, min_hole_mm2=0.3)[20, 30]
 
 
 def test_parts_that_touch_at_corners_are_connected():
@@ -130,4 +165,12 @@ def test_slide_without_color_is_refused(tmp_path, color):
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=4.0)
     message = "no tissue found, because nothing in the slide has color: it is grey, a single"
     with open_slide(path) as slide, pytest.raises(SlideError, match=message):
+        find_tissue(slide)
+
+
+def test_dark_slide_is_refused(tmp_path):
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[20:70, 20:70] = (20, 40, 200)
+    path = write_tiff(tmp_path / "S1.tif", pixels, mpp=4.0)
+    with open_slide(path) as slide, pytest.raises(SlideError, match="is dark, as fluorescence is"):
         find_tissue(slide)

@@ -12,6 +12,7 @@ from wsi_idc.cli.inputs import find_checkpoints, open_predictor
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
+    TISSUE_PARAMETERS,
     cam_options,
     changed,
     compute_options,
@@ -80,8 +81,6 @@ def map_(
     data: Path | None,
     mpp: float | None,
     mask: Path | None,
-    mask_frame: str,
-    min_tissue: float,
     stride: int | None,
     **options: Any,
 ) -> None:
@@ -124,12 +123,11 @@ def map_(
     from wsi_idc.runtime.signals import stop_requests
     from wsi_idc.slides.tiling import SlideSettings
 
+    tissue = {name: options.pop(name) for name in TISSUE_PARAMETERS}
     builder = _builder(paths, options)
     source: PackSource | SlideSource
     if pack is None:
-        settings = SlideSettings(
-            mpp=mpp, mask=mask, mask_frame=mask_frame, min_tissue=min_tissue, stride_px=stride
-        )
+        settings = SlideSettings(mpp=mpp, mask=mask, stride_px=stride, **tissue)
         source = SlideSource.from_files((*slides, *files), manifest, settings)
     else:
         source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
@@ -157,7 +155,7 @@ def _check_usage() -> None:
             "give --patient P, --patients-file FILE, --all, --slide FILE... or --manifest CSV; "
             "only --patient and --patients-file can be combined."
         )
-    if not for_slides and (unused := changed("mpp", "mask", "mask_frame", "min_tissue", "stride")):
+    if not for_slides and (unused := changed("mpp", "mask", "stride", *TISSUE_PARAMETERS)):
         raise click.UsageError(
             f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
         )

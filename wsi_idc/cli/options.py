@@ -113,6 +113,29 @@ tissue_options = _block(
         help="Smallest fraction of tissue in a patch of a slide. 0 keeps every patch of the "
         "slide; with --mask, 0 keeps every patch that contains tissue.",
     ),
+    with_default(
+        "--tissue-threshold",
+        type=Number(0, 255),
+        default=5.0,
+        help="Gray levels by which green is darker than red and blue in tissue. A smaller value "
+        "finds paler tissue.",
+    ),
+    with_default(
+        "--min-piece-mm2",
+        type=Number(min=0),
+        default=0.004,
+        help="Area of the smallest piece of tissue; smaller pieces are dust.",
+    ),
+    with_default(
+        "--min-hole-mm2",
+        type=Number(min=0),
+        default=0.004,
+        help="Area of the smallest hole in tissue; smaller holes count as tissue.",
+    ),
+)
+# Parameters of ``tissue_options``, and fields of ``SlideSettings``.
+TISSUE_PARAMETERS = (
+    *("mask_frame", "min_tissue", "tissue_threshold", "min_piece_mm2", "min_hole_mm2"),
 )
 slide_options = _block(
     click.option(

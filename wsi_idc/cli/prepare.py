@@ -9,6 +9,7 @@ import click
 
 from wsi_idc.cli.options import (
     PATH,
+    TISSUE_PARAMETERS,
     Number,
     changed,
     output_options,
@@ -28,7 +29,7 @@ _NUM_SHOWN = 10
 _TREE_OPTIONS = ("num_workers", "strict")
 _SLIDE_OPTIONS = (
     *("annotations", "classes", "min_share", "unannotated", "annotation_frame"),
-    *("mask_frame", "min_tissue", "save_patches"),
+    *("save_patches", *TISSUE_PARAMETERS),
 )
 
 

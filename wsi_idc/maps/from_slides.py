@@ -176,6 +176,9 @@ class SlideSource:
             mask=mask_fingerprint(settings.mask),
             mask_frame=settings.mask_frame if settings.mask else None,
             min_tissue=settings.min_tissue,
+            tissue_threshold=settings.tissue_threshold,
+            min_piece_mm2=settings.min_piece_mm2,
+            min_hole_mm2=settings.min_hole_mm2,
             stride_px=settings.stride_px or spec.patch_px,
         )
 

@@ -10,7 +10,7 @@ from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.masks import read_mask, resize_mask
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches, check_size
 from wsi_idc.slides.slide import Slide
-from wsi_idc.slides.tissue import find_tissue
+from wsi_idc.slides.tissue import MIN_AREA_MM2, TISSUE_THRESHOLD, find_tissue
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class SlideSettings:
         mask_frame: Part of a slide that a mask shows; see ``read_mask``.
         min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
             ``mask`` is given too, only patches that touch tissue are taken.
+        tissue_threshold, min_piece_mm2, min_hole_mm2: Settings of ``tissue_mask``.
         stride_px: Distance between patches in px of a patch; None means the side of a patch.
     """
 
@@ -30,6 +31,9 @@ class SlideSettings:
     mask: Path | None = None
     mask_frame: str = "auto"
     min_tissue: float = MIN_TISSUE
+    tissue_threshold: float = TISSUE_THRESHOLD
+    min_piece_mm2: float = MIN_AREA_MM2
+    min_hole_mm2: float = MIN_AREA_MM2
     stride_px: int | None = None
 
     def for_slide(self, row: ManifestRow) -> "SlideSettings":
@@ -65,7 +69,12 @@ def tile_slide(slide: Slide, settings: SlideSettings, *, patch_px: int, mpp: flo
         SlideError: The slide or its mask cannot be used, or has no tissue.
     """
     check_size(slide, patch_px=patch_px, mpp=mpp)  # before the thumbnail is read
-    thumbnail, tissue = find_tissue(slide)
+    thumbnail, tissue = find_tissue(
+        slide,
+        threshold=settings.tissue_threshold,
+        min_piece_mm2=settings.min_piece_mm2,
+        min_hole_mm2=settings.min_hole_mm2,
+    )
     mask = tissue
     if settings.mask is not None:
         mask = read_mask(settings.mask, slide=slide, frame=settings.mask_frame)
