@@ -168,13 +168,15 @@ class SlideSource:
 
     def _cache_key(self, builder: MapBuilder, row: ManifestRow, slide: Slide) -> dict[str, Any]:
         spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
+        # Without a mask, the key is the same as in maps of version 0.1.0.
+        frame = {"mask_frame": settings.mask_frame} if settings.mask else {}
         return builder.cache_key(
+            **frame,
             data=slide.fingerprint(),
             slide_mpp=slide.mpp,
             mpp=spec.mpp,
             mpp_source=slide.mpp_source,
             mask=mask_fingerprint(settings.mask),
-            mask_frame=settings.mask_frame if settings.mask else None,
             min_tissue=settings.min_tissue,
             tissue_threshold=settings.tissue_threshold,
             min_piece_mm2=settings.min_piece_mm2,
