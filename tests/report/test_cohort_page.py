@@ -10,7 +10,7 @@ from tests.report.test_patient_page import assert_closed
 from tests.small_maps import EVIL, hand_map
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.plotting.html import content_security_policy
-from wsi_idc.report.cohort_page import Card, card_of, cohort_page
+from wsi_idc.report.cohort_page import Card, card_of, cohort_page, patient_card, slides_page
 
 
 def card(patient: str, **changes: Any) -> Card:
@@ -43,6 +43,23 @@ def test_page_shows_every_patient_most_idc_first():
     bare = card_of(hand_map(), None, cohort_row(hand_map(), threshold=0.5))
     assert bare.tissue is None
     assert "no image" in cohort_page([bare], {})
+
+
+def test_card_of_a_patient_shows_the_slide_with_most_idc():
+    slides = [card("P", slide=name, idc_area_mm2=area) for name, area in (("a", 0.1), ("b", 0.3))]
+    shown = patient_card({**slides[0].row, "slide": "", "patches": 10}, slides)
+    assert (shown.name, shown.link) == ("P", "P.html")
+    assert shown.probability is slides[1].probability
+    page = assert_closed(slides_page(shown))
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert links == ["index.html", "P/a.html", "P/b.html"]
+    text = " ".join(page.texts)
+    assert "2 slides · 10 patches" in " ".join(text.split())
+    assert "Patient P: wsi-idc" in text
+    slides[1] = card("P", slide="b", checkpoint_sha256="ab")
+    shown = patient_card(shown.row, slides)
+    for html in (slides_page(shown), cohort_page([shown], {})):
+        assert "the maps are of 2 different models" in html
 
 
 def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():

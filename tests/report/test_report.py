@@ -1,10 +1,12 @@
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.small_maps import EVIL, write_hand_map
+from tests.report.test_patient_page import assert_closed
+from tests.small_maps import EVIL, write_hand_map, write_two_slides
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.maps.map_reader import map_paths, read_image, read_map
 from wsi_idc.report import report as report_module
@@ -30,6 +32,46 @@ def test_report_has_a_page_a_patient_and_an_index(tmp_path: Path):
     again = build_report(map_paths(maps), out, tables=maps, threshold=0.85)
     assert again.pages == report.pages
     assert pd.read_csv(maps / "cohort.csv")["idc_fraction"].tolist() == [0.2, 0.2]
+
+
+def test_slides_of_a_patient_have_pages_and_a_list(tmp_path: Path):
+    maps, out = tmp_path / "maps", tmp_path / "report"
+    write_two_slides(maps, "a")
+    write_two_slides(maps, EVIL)
+    write_hand_map(maps, patient="a_b")
+    report = build_report(map_paths(maps), out, tables=maps)
+    pages = {name: out / f"{name}.html" for name in ("a/a", "a/b", f"{EVIL}/b", "a_b", "a", EVIL)}
+    assert report.pages == pages | {f"{EVIL}/a": out / EVIL / "a.html"}
+    assert report.failed == {}
+    assert all(path.is_file() for path in report.pages.values())
+    assert links_of(out / "index.html") == {"a.html", "a_b.html", f"{quote(EVIL)}.html"}
+    assert links_of(out / "a.html") == {"index.html", "a/a.html", "a/b.html"}
+    assert links_of(out / "a" / "b.html") == {"../index.html", "../a.html"}
+    page = assert_closed((out / f"{EVIL}.html").read_text())
+    assert EVIL in page.texts
+    text = " ".join(assert_closed((out / "index.html").read_text()).texts)
+    assert "3 patients" in " ".join(text.split())
+    assert "2 slides:" in text
+    again = build_report(map_paths(maps), out, tables=maps)
+    assert again.pages == report.pages
+
+
+def links_of(page: Path) -> set[str]:
+    attributes = assert_closed(page.read_text()).attributes
+    links = {value for tag, name, value in attributes if (tag, name) == ("a", "href")}
+    for link in links:
+        assert (page.parent / unquote(link)).is_file()
+    return links
+
+
+def test_foreign_page_of_a_patient_with_several_slides_is_not_replaced(tmp_path: Path):
+    write_two_slides(tmp_path / "maps", "P1")
+    write_hand_map(tmp_path / "maps", patient="P2")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "P1.html").write_text("mine")
+    report = build_report(map_paths(tmp_path / "maps"), tmp_path / "out", tables=tmp_path)
+    assert list(report.pages) == ["P2"]
+    assert [path.name for path in report.failed] == ["a.h5", "b.h5"]
 
 
 def test_report_without_maps_writes_nothing(tmp_path: Path):

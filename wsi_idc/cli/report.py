@@ -16,12 +16,13 @@ from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 @threshold_option
 @output_options
 def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: bool) -> None:
-    """Make a report of MAPS, with one page per patient.
+    """Make a report of MAPS, with one page per patient or slide.
 
     Each page is one HTML file. A browser shows the page without a server or a network. A page shows
     the tissue and layers over the tissue, and a slider changes the threshold. index.html shows all
-    patients. The command also writes a table of the patients as cohort.csv and as cohort.h5.
-    cohort.h5 has a link to each map.
+    patients. If a patient has several slides, PATIENT.html lists them, and PATIENT/SLIDE.html shows
+    a slide. The command also writes a table of the maps as cohort.csv and as cohort.h5, and a table
+    of the patients as patients.csv. cohort.h5 has a link to each map.
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
     and the table is written into maps/. With MAPS or --threshold, the table is written into the
@@ -39,9 +40,10 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
     tables = DEFAULT_MAPS if not maps and threshold is None else out
     result = build_report(paths, out, tables=tables, threshold=threshold)
     failed = {str(path): reason for path, reason in result.failed.items()}
+    num_patients = len({name.partition("/")[0] for name in result.pages})
     lines = [
         *map(str, result.pages.values()),
-        f"{result.csv}, {result.hdf5}: {len(result.pages)} patients",
+        f"{result.csv}, {result.hdf5}, {result.patients}: {num_patients} patients",
         f"open {result.index}",
     ]
     echo_result({**vars(result), "failed": failed}, lines, as_json=as_json)

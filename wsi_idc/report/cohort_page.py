@@ -1,8 +1,8 @@
-"""Make the HTML page of a cohort, with one card per patient."""
+"""Make the HTML page of a cohort with a card per patient, or of a patient with a card per slide."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,13 +36,15 @@ SORTS = (
 
 @dataclass(frozen=True)
 class Card:
-    """Card of a patient on the page of a cohort.
+    """Card of a patient on the page of a cohort, or of a slide on the page of its patient.
 
     Attributes:
-        row: Row of the map in the table of the cohort.
+        row: Row of the map in the table of the cohort; for a patient with several slides, row of
+            the patient in the table of patients.
         tissue: Thumbnail of the tissue as a data URI; None if the map has no image and no slide.
         probability: Picture of the probabilities as a data URI, one px per cell.
         rows, cols: Number of rows and columns of the grid.
+        slides: Cards of the slides of a patient with several slides.
     """
 
     row: Mapping[str, Any]
@@ -50,11 +52,18 @@ class Card:
     probability: str
     rows: int
     cols: int
+    slides: Sequence["Card"] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the slide if the patient has several slides, else the patient id."""
+        return str(self.row.get("slide") or self.row["patient"])
 
     @property
     def link(self) -> str:
-        """Address of the patient's page, relative to the page of the cohort."""
-        return quote(f"{self.row['patient']}.html", safe="")
+        """Address of the page of the patient or slide, relative to the page of the cohort."""
+        name = quote(f"{self.name}.html", safe="")
+        return f"{quote(self.row['patient'], safe='')}/{name}" if self.row.get("slide") else name
 
 
 def card_of(
@@ -71,16 +80,49 @@ def card_of(
     return Card(row, tissue, probability, *cropped.shape)
 
 
+def patient_card(row: Mapping[str, Any], slides: Sequence[Card]) -> Card:
+    """Return the card of a patient with several slides; it shows the slide with most IDC.
+
+    Args:
+        row: Row of the patient in the table of patients.
+        slides: Cards of the slides.
+    """
+    shown = max(slides, key=lambda card: card.row["idc_area_mm2"])
+    return replace(shown, row=row, slides=slides)
+
+
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
     """Return the HTML of a cohort's page; ``failed`` has a reason for each map without a card."""
+    return _cards_page("index", cards, cards, kind="patients", id_name="patient id", failed=failed)
+
+
+def slides_page(card: Card) -> str:
+    """Return the HTML of the page of a patient with several slides."""
+    return _cards_page("slides", card.slides, [card], kind="slides", id_name="slide name")
+
+
+def _cards_page(
+    template: str,
+    cards: Sequence[Card],
+    patients: Sequence[Card],
+    *,
+    kind: str,
+    id_name: str,
+    failed: Mapping[str, str] | None = None,
+) -> str:
     ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
-    num = num_models(pd.DataFrame([card.row for card in cards]))
+    maps = [slide.row for card in cards for slide in card.slides or (card,)]
+    num = num_models(pd.DataFrame(maps))
     sorts = [sort for sort in SORTS if any(pd.notna(card.row[sort[0]]) for card in cards)]
-    return page_template("report/templates/index.html").render(
+    totals = {kind: f"{len(cards):,}"}
+    totals |= _totals([card.row for card in patients], has_medians=num == 1 and kind == "patients")
+    return page_template(f"report/templates/{template}.html").render(
+        patient=patients[0].row["patient"],
+        id_name=id_name,
         cards=ordered,
-        failed=failed,
+        failed=failed or {},
         sorts=sorts,
-        totals=_totals([card.row for card in cards], has_medians=num == 1),
+        totals=totals,
         mixed=MIXED % num if num > 1 else "",
         scale=PageLayer("probability", "Probability", palette=tuple(PALETTES["probability"])),
     )
@@ -97,7 +139,6 @@ def has_title(path: Path, title: str) -> bool:
 
 def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> dict[str, str]:
     totals = {
-        "patients": f"{len(rows):,}",
         "patches": f"{sum(row['patches'] for row in rows):,}",
         "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.1f}",
         "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.1f}",

@@ -1,7 +1,8 @@
-"""Make the page of a patient: one HTML file with a bokeh document and all data."""
+"""Make the page of a map: one HTML file with a bokeh document and all data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from bokeh.document import Document
@@ -34,10 +35,10 @@ _OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_laye
 def patient_page(
     patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> str:
-    """Return the HTML of a patient's page.
+    """Return the HTML of the page of a patient, or of a slide of a patient with several slides.
 
     Args:
-        patient_map: Map of the patient.
+        patient_map: Map of the patient or slide.
         image: Stitched tissue, shape (rows * n, cols * n, 3), where n is at most ``cell_px``; None
             without an image.
         row: Row of the map in the cohort table. The slider starts at the threshold of the row.
@@ -47,10 +48,11 @@ def patient_page(
     document = _build_document(
         patient_map, layers, pictures, threshold=row["threshold"], patch_scale=scale
     )
-    title = f"Patient {patient_map.patient}: wsi-idc"
+    title = f"Patient {patient_map.map_name}: wsi-idc"
     template = page_template("report/templates/patient.html")
     variables = {
         "patient_map": patient_map,
+        "patient_link": quote(f"{patient_map.patient}.html", safe=""),
         "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
         "layers": layers,
         "names": [root.name for root in document.roots],

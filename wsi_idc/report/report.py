@@ -14,7 +14,16 @@ from wsi_idc.maps.map_reader import read_image_rows, read_map
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import MAX_SIDE_PX
 from wsi_idc.plotting.raster import Pixels, downscale
-from wsi_idc.report.cohort_page import PATIENT_TITLE, TITLE, Card, card_of, cohort_page, has_title
+from wsi_idc.report.cohort_page import (
+    PATIENT_TITLE,
+    TITLE,
+    Card,
+    card_of,
+    cohort_page,
+    has_title,
+    patient_card,
+    slides_page,
+)
 from wsi_idc.report.patient_page import patient_page
 
 INDEX_HTML = "index.html"
@@ -25,11 +34,13 @@ class Report:
     """Files that ``build_report`` wrote.
 
     Attributes:
-        pages: For each patient id, the page of the patient.
+        pages: For each map name, PATIENT or PATIENT/SLIDE, the page. A patient with several slides
+            also has a page that lists the slides.
         index: Page of the cohort.
         csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
         patients: Table of the patients.
-        failed: For each map file without a page, the reason.
+        failed: For each map file without a page, and each patient without a list of slides, the
+            reason.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -49,8 +60,8 @@ def build_report(
 
     Args:
         maps: Map files.
-        out: Folder of ``PATIENT.html`` and ``index.html``.
-        tables: Folder of ``cohort.csv`` and ``cohort.h5``.
+        out: Folder of ``PATIENT.html``, ``PATIENT/SLIDE.html`` and ``index.html``.
+        tables: Folder of ``cohort.csv``, ``cohort.h5`` and ``patients.csv``.
         threshold: Lowest probability of a patch called IDC; None means each map's threshold.
 
     Raises:
@@ -62,21 +73,23 @@ def build_report(
     ensure_writable(out, writes=(INDEX_HTML,), marks=marks)
     check_tables(tables)
     report, cohort = Report(), Cohort()
-    cards: list[Card] = []
+    cards: dict[str, list[Card]] = {}  # for each patient, the cards of the maps
     with progress(len(maps), what="reporting", unit="map") as bar:
         for path in maps:
             try:
-                cards.append(_add(path, out, cohort, report, threshold))
+                card = _add(path, out, cohort, report, threshold)
+                cards.setdefault(card.row["patient"], []).append(card)
             except (WsiIdcError, OSError) as error:
                 report.failed[path] = str(error)
             bar.update(1)
     if not cards:
         first = next(iter(report.failed.values()), "no map given")
         raise MapError(f"none of {len(maps)} maps can be used: {first}")
+    patients = [_add_patient(group, out, cohort, report) for group in cards.values()]
     failed = {str(path): reason for path, reason in report.failed.items()}
     report.csv, report.hdf5, report.patients = cohort.write(tables)
     report.index = index
-    write_text(index, cohort_page(cards, failed))
+    write_text(index, cohort_page(patients, failed))
     return report
 
 
@@ -95,21 +108,36 @@ def _read_tissue(path: Path, patient_map: PatientMap) -> Pixels | None:
 def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float | None) -> Card:
     patient_map = read_map(path)
     image = _read_tissue(path, patient_map)
-    patient = patient_map.patient
-    page = out / f"{patient}.html"
-    if page.name.lower() == INDEX_HTML:
+    patient, name = patient_map.patient, patient_map.map_name
+    page, patient_page_path = out / f"{name}.html", out / f"{patient}.html"
+    if patient_page_path.name.lower() == INDEX_HTML:
         raise MapError(
             f"{path}: the page of patient {patient} would replace the cohort page; change the id"
         )
-    if page.exists() and not has_title(page, PATIENT_TITLE):
-        raise MapError(f"{page} exists and was not written by this command; give another --out")
+    for file in (page, patient_page_path):
+        if file.exists() and not has_title(file, PATIENT_TITLE):
+            raise MapError(f"{file} exists and was not written by this command; give another --out")
     cohort.add(path, patient_map, threshold=threshold)
-    row = cohort.rows[patient]
+    row = cohort.rows[name]
     try:
         write_text(page, patient_page(patient_map, image, row))
         card = card_of(patient_map, image, row)
     except BaseException:
-        cohort.drop(patient)
+        cohort.drop(name)
         raise
-    report.pages[patient] = page
+    report.pages[name] = page
+    return card
+
+
+def _add_patient(cards: Sequence[Card], out: Path, cohort: Cohort, report: Report) -> Card:
+    """Return the card of a patient; write the page that lists the slides, if there are several."""
+    patient = cards[0].row["patient"]
+    if not cards[0].row["slide"]:
+        return cards[0]
+    card, page = patient_card(cohort.patient_row(patient), cards), out / f"{patient}.html"
+    try:
+        write_text(page, slides_page(card))
+        report.pages[patient] = page
+    except (WsiIdcError, OSError) as error:
+        report.failed[page] = str(error)
     return card
