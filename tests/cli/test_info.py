@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import save_png
-from tests.small_maps import edge_map, written
+from tests.small_maps import edge_map, write_two_slides, written
 from wsi_idc.maps.cohort import write_cohort, write_cohort_h5
 from wsi_idc.maps.map_writer import write_map
 
@@ -88,6 +88,25 @@ def test_info_of_other_files_and_folders_names_a_file_to_give(
     assert values_of(command("info", ".").out)["kind"] == "cohort"
     hint = "Error: cohort.csv is a table; a spreadsheet opens it; give cohort.h5 for its totals"
     assert command("info", "cohort.csv").error == hint
+
+
+def test_info_of_a_patient_with_several_slides(tmp_path: Path, command: RunCommand):
+    write_two_slides(tmp_path)
+    path = tmp_path / "P1.h5"
+    found = json.loads(command("info", path, "--json").out)
+    shown = [found[name] for name in ("kind", "patient", "slides", "patches")]
+    assert shown == ["patient", "P1", 2, 8]
+    assert found["mean_uncertainty"] is None
+    assert found["called_idc_of"] == pytest.approx({"a": 0.6, "b": 1 / 3})
+    assert "called idc of" in command("info", path).out
+    assert json.loads(command("info", tmp_path / "P1/b.h5", "--json").out)["slide_name"] == "b"
+    write_cohort(tmp_path)
+    found = json.loads(command("info", tmp_path, "--json").out)
+    assert found["called_idc_of"] == pytest.approx({"P1/a": 0.6, "P1/b": 1 / 3})
+    with h5py.File(path, "r+") as file:
+        del file["table/slide"]
+        file["table"].attrs["columns"] = ["idc_fraction"]
+    assert "the columns of the slides are missing" in command("info", path).error
 
 
 def test_info_of_a_cohort_file_has_totals(tmp_path: Path, command: RunCommand):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.cli.commands import RunCommand
-from tests.small_maps import small_map
+from tests.small_maps import small_map, write_two_slides
 from wsi_idc.cli.render import render
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.render.render import DEFAULT_DPI, DEFAULT_VIEW, FORMATS, VIEWS
@@ -51,6 +51,14 @@ def test_two_maps_never_become_one_picture(maps: Path, command: RunCommand):
     assert "maps/A.h5 and maps/A-cam.h5 would both be drawn as maps/A-cam.png" in result.error
     assert not Path("p").exists()
     assert command("render", maps / "A.h5", maps / "A.h5", "--dpi", 40).out == "maps/A.png\n"
+
+
+def test_pictures_of_slides_are_in_the_folder_of_the_patient(maps: Path, command: RunCommand):
+    write_two_slides(maps, "P")
+    result = command("render", maps / "P.h5", "--dpi", 40)
+    assert result.out.split() == ["maps/P/a.png", "maps/P/b.png"]
+    result = command("render", "--dpi", 40, "--out", "p")
+    assert result.out.split() == ["p/A.png", "p/B.png", "p/P/a.png", "p/P/b.png"]
 
 
 def test_the_threshold_is_a_probability(maps: Path, command: RunCommand):

@@ -22,7 +22,7 @@ def test_every_map_is_reported(hand_maps: Path, command: RunCommand):
     assert result.out.splitlines() == [
         "report/P1.html",
         "report/P2.html",
-        "maps/cohort.csv, maps/cohort.h5: 2 patients",
+        "maps/cohort.csv, maps/cohort.h5, maps/patients.csv: 2 patients",
         "open report/index.html",
     ]
     # The table among the maps is not taken for one, now or by another command.
@@ -38,6 +38,7 @@ def test_named_maps_are_a_report_of_their_own(hand_maps: Path, command: RunComma
         "index": "one/index.html",
         "csv": "one/cohort.csv",
         "hdf5": "one/cohort.h5",
+        "patients": "one/patients.csv",
         "failed": {},
     }
     assert not (hand_maps / "maps" / "cohort.csv").exists()
@@ -51,7 +52,7 @@ def test_another_threshold_leaves_the_table_of_the_maps_as_it_is(
     tables = [hand_maps / "maps" / name for name in ("cohort.csv", "cohort.h5")]
     before = [table.read_bytes() for table in tables]
     result = command("report", "--threshold", 0.85)
-    assert "report/cohort.csv, report/cohort.h5: 2 patients" in result.out
+    assert "report/cohort.csv, report/cohort.h5, report/patients.csv: 2 patients" in result.out
     assert ",0.85," in (hand_maps / "report" / "cohort.csv").read_text()
     assert [table.read_bytes() for table in tables] == before
 

@@ -9,6 +9,7 @@ import shapely
 import tifffile
 
 from tests.export.maps import full_grid, small_map, stored
+from tests.small_maps import write_two_slides
 from wsi_idc.export.export import ExportOptions, export_maps
 
 
@@ -31,6 +32,22 @@ def test_export_writes_every_format_by_default(tmp_path: Path):
     assert names_in(out) == [f"P1.{ending}" for ending in endings.split()]
     assert sorted(file.name for file in report.written[path]) == names_in(out)
     assert report.failed == {}
+
+
+def test_files_of_slides_are_in_the_folder_of_the_patient(tmp_path: Path):
+    paths, out = write_two_slides(tmp_path / "maps"), tmp_path / "out"
+    report = export_maps(paths, out, ExportOptions(("geojson", "csv", "png")))
+    assert report.failed == {}
+    assert names_in(out) == ["P1"]
+    assert all(file.parent == out / "P1" for files in report.written.values() for file in files)
+    ids = []
+    for name in ("a", "b"):
+        features = json.loads((out / "P1" / f"{name}.geojson").read_text())["features"]
+        ids += [feature["id"] for feature in features]
+        assert json.loads((out / "P1" / f"{name}.layers.json").read_text())["slide_name"] == name
+    assert len(set(ids)) == len(ids)
+    again = export_maps([*paths, paths[0].rename(tmp_path / "c.h5")], out, ExportOptions(("csv",)))
+    assert list(again.written) == [paths[1], tmp_path / "c.h5"]
 
 
 def test_export_without_image_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture):

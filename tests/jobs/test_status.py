@@ -52,6 +52,12 @@ def test_patients_and_slides_by_name_are_counted(work: Path, cohort: Pack):
     assert states(work, settings) == [("partly done", "1 of 2 maps exist")]
     (work / "a.tif").touch()
     assert states(work, '[config]\nslide = ["*.tif"]\n') == [("not begun", "0 of 1 maps exist")]
+    (work / "slides.csv").write_text("slide,patient\na.tif,P\nb.tif,P\nc.tif,Q\n")
+    for name in ("P.h5", "P/b.h5"):
+        (work / "maps" / name).parent.mkdir(exist_ok=True)
+        (work / "maps" / name).touch()
+    several = '[config]\nmanifest = "slides.csv"\n'
+    assert states(work, several) == [("partly done", "1 of 3 maps exist")]
     assert states(work, "") == [("unknown", "the job gives no patient or slide to map")]
     ((state, why),) = states(work, '[config]\npatient = ["none"]\n')
     assert (state, why[:19]) == ("unknown", "no patient 'none' i")

@@ -68,7 +68,8 @@ def export(
     wsinfer   the model as a folder for WSInfer and its QuPath extension
 
     MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is exported.
-    Existing files with the same names are replaced.
+    Existing files with the same names are replaced. If a patient has several slides, the files of a
+    slide are in the subfolder PATIENT.
 
     \b
     Examples:

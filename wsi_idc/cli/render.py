@@ -37,7 +37,12 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
     default=300,
     help="Resolution of a PNG, and of the pictures in a PDF.",
 )
-@click.option("--out", type=PATH, help="Folder of the pictures.  [default: each map's folder]")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder of the pictures; pictures of PATIENT/SLIDE.h5 are in its subfolder PATIENT.  "
+    "[default: each map's folder]",
+)
 @threshold_option
 @logging_options
 def render(
@@ -69,13 +74,15 @@ def render(
       wsi-idc render --view contours --view side-by-side --format pdf --dpi 600
     """
     paths = find_maps(maps)
+    from wsi_idc.maps.map_reader import folder_of_slide
     from wsi_idc.render.render import picture_name, render_map
 
     pictures: dict[tuple[Path, str], list[Path]] = {}
     maps_by_picture: dict[Path, Path] = {}
     for path, view in product(paths, views):
         names = [picture_name(path, view=view, suffix=suffix) for suffix in dict.fromkeys(formats)]
-        pictures[path, view] = [(out or path.parent) / name for name in names]
+        folder = out / folder_of_slide(path) if out else path.parent
+        pictures[path, view] = [folder / name for name in names]
         for file in pictures[path, view]:
             if (other := maps_by_picture.setdefault(file, path)) != path:
                 raise MapError(

@@ -47,9 +47,9 @@ class GridTransform:
 
 
 def stable_id(patient_map: PatientMap, part: str) -> str:
-    """Return the UUID of a part of a map. The UUID depends only on patient, grid and ``part``."""
+    """Return the UUID of a part of a map. The UUID depends only on name, grid and ``part``."""
     grid = f"{patient_map.patch_px}px/{patient_map.cell_px}px/{patient_map.mpp:g}um"
-    return str(uuid.uuid5(_NAMESPACE, f"{patient_map.patient}/{grid}/{part}"))
+    return str(uuid.uuid5(_NAMESPACE, f"{patient_map.map_name}/{grid}/{part}"))
 
 
 def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> GridTransform:
@@ -72,7 +72,7 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> Grid
     corner = np.median(offsets, axis=0).round()
     if np.abs(offsets - corner).max() > _TOLERANCE_PX:
         raise MapError(
-            f"patient {patient_map.patient}: the corners of the patches are not on a grid of "
+            f"patient {patient_map.map_name}: the corners of the patches are not on a grid of "
             f"{side:g} px; make the map again"
         )
     # If patches overlap, a cell is only the middle of its patch.

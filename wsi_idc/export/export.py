@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_idc.core.errors import MapError, WsiIdcError
-from wsi_idc.core.files import safe_filename
 from wsi_idc.core.progress import progress
 from wsi_idc.export.csv_table import write_csv
 from wsi_idc.export.geojson import write_geojson
@@ -56,21 +55,21 @@ class ExportReport:
 
 
 def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> ExportReport:
-    """Write maps into the folder ``out``.
+    """Write maps into the folder ``out``; files of PATIENT/SLIDE are in the subfolder PATIENT.
 
     A map that fails does not stop the export: the report has the reason. Existing files of the
     same names are replaced, each in one atomic step.
     """
     report = ExportReport()
-    map_of_patient: dict[str, Path] = {}
+    path_of_map: dict[str, Path] = {}
     with progress(len(paths), what="exporting", unit="map") as bar:
         for path in paths:
             try:
                 patient_map = read_map(path)
-                other = map_of_patient.setdefault(patient_map.patient, path)
+                other = path_of_map.setdefault(patient_map.map_name, path)
                 if other != path:
                     raise MapError(
-                        f"{path}: has the same patient {patient_map.patient} as {other}; "
+                        f"{path}: has the same patient {patient_map.map_name} as {other}; "
                         "export it into another folder"
                     )
                 report.written[path] = _export(path, patient_map, out, options)
@@ -83,7 +82,7 @@ def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> Exp
 def _export(path: Path, patient_map: PatientMap, out: Path, options: ExportOptions) -> list[Path]:
     if len(set(patient_map.class_names)) < len(patient_map.class_names):
         raise MapError(f"{path}: both classes have the same name; make the map again")
-    stem = safe_filename(patient_map.patient)
+    stem = patient_map.map_name
     written: list[Path] = []
     if "geojson" in options.formats:
         written.append(out / f"{stem}.geojson{'.gz' if options.compress else ''}")

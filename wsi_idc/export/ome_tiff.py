@@ -78,7 +78,7 @@ def _metadata(patient_map: PatientMap, layer: LayerPicture) -> dict[str, Any]:
         "UUID": stable_id(patient_map, layer.name),
         "Creator": "wsi-idc",
         "axes": "YXS",
-        "Name": f"{patient_map.patient} {layer.name}",
+        "Name": f"{patient_map.map_name} {layer.name}",
         "Description": f"{layer.title}. Colors: {json.dumps(dict(layer.scale))}. "
         f"{patient_map.mpp:g} um/px ({patient_map.mpp_source}). {NOTICE}",
         "PhysicalSizeX": patient_map.mpp,

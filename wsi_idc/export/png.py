@@ -51,6 +51,7 @@ def write_legend(patient_map: PatientMap, layers: Mapping[Path, LayerPicture], o
     cell_px, transform = cell_px_of(patient_map), grid_transform(patient_map)
     legend: dict[str, Any] = {
         "patient": patient_map.patient,
+        "slide_name": patient_map.slide_name,
         "width_px": cols * cell_px,
         "height_px": rows * cell_px,
         "px_per_patch": cell_px,

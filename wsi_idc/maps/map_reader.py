@@ -67,6 +67,12 @@ def slide_paths(path: Path) -> list[Path]:
     return sorted(path.with_suffix("").glob("*.h5"))
 
 
+def folder_of_slide(path: Path) -> str:
+    """Return PATIENT for the map PATIENT/SLIDE.h5 beside a patient file; "" for any other map."""
+    folder = path.absolute().parent
+    return folder.name if is_patient_file(folder.with_name(f"{folder.name}.h5")) else ""
+
+
 def is_patient_file(path: Path) -> bool:
     """Return whether a file links maps of several slides that are in the folder of its name."""
     # The test for a folder is fast: most patients have one map.

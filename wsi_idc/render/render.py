@@ -86,7 +86,7 @@ def figure_of(
     panels = [PANELS[name](panel_input) for name in names]
     if len(panels) == 1:
         panels = [replace(panels[0], has_scale=True)]
-    name = f"Patient {printable(patient_map.patient, longest=_LONGEST)}"
+    name = f"Patient {printable(patient_map.map_name, longest=_LONGEST)}"
     return layout_page(panels, name=name, details=[_details(panel_input), NOTICE])
 
 
