@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import signal
 import time
 from dataclasses import replace
@@ -49,7 +50,9 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert result.code == 1
     assert "maps/s.h5" in result.out
     assert "1 of 2 maps were not made: bad" in result.error
-    assert "is empty" in result.err
+    assert [line for line in result.err.splitlines() if "is empty" in line] == [
+        "no map, bad: bad.svs: is empty; copy the slide again"
+    ]
     (work / "list.csv").write_text("slide,patient,mpp\ns.tif,P7,4\n")
     result = command("map", "--manifest", "list.csv", "--no-cam", "--no-image")
     assert result.code == 0, result.err
@@ -65,7 +68,6 @@ def test_shards_make_all_maps(work: Path, cohort: Pack, command: RunCommand):
     for index in (1, 2, 3):
         assert command("map", "--all", "--shard", f"{index}/3").code == 0
     assert [path.stem for path in sorted((work / "maps").iterdir())] == cohort.patients
-    assert "I/N with I from 1 to N" in command("map", "--all", "--shard", "0/3").error
 
 
 def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, command: RunCommand):
@@ -81,8 +83,23 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, command: RunCommand)
     assert "none: none.svs: no such file" in result.out
     assert "1 of 2 to do" in result.out
     assert result.error.startswith("Error: 1 of 2 maps would not be made: none; the reasons")
+    (work / "maps").mkdir()
+    (work / "maps" / "S0001.h5").write_text("mine")
+    lines = command("map", "--patients-file", "ids.txt", "--dry-run").out.splitlines()
+    assert lines[0].startswith("S0001: maps/S0001.h5: not a usable map (")
+    assert lines[0].endswith("; make it again, with --overwrite")
+    assert re.fullmatch(r"S0002: to do, \d+ patches, \d\.\d MB", lines[1])
     result = command("map", "--slide", "none.svs", "--dry-run", "--json")
     assert (result.code, len(json.loads(result.out))) == (1, 1)
+
+
+def test_smoothed_calls_are_printed(work: Path, command: RunCommand):
+    options = ("--patient", "S0001", "--no-cam", "--no-image")
+    raw = r"maps/S0001.h5  \d+ patches, \d+\.\d% called IDC"
+    assert re.fullmatch(raw, command("map", *options).out.strip())
+    result = command("map", *options, "--smooth", "--overwrite")
+    smoothed = read_map(work / "maps" / "S0001.h5").smoothed_idc_fraction()
+    assert re.fullmatch(f"{raw}, {smoothed:.1%} after smoothing", result.out.strip())
 
 
 def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand):

@@ -20,7 +20,7 @@ def test_a_name_may_have_dashes_or_underscores():
         ("resnet81", "did you mean resnet18 or"),
         ("mobilnet-v3-small", "did you mean mobilenet_v3_small"),
         ("vgg", "'vgg'; did you mean vgg"),
-        ("?", r"'\?'; Models are cnn, cnn-bn, resnet18, resnet50, efficientnet-b0 and torchvision"),
+        ("?", r"'\?'; give cnn, cnn-bn, resnet18, resnet50, efficientnet-b0 or a classifier of "),
         ("lraspp_mobilenet_v3_large", "did you mean mobilenet_v3_large"),
     ],
 )

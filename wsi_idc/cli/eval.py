@@ -84,10 +84,10 @@ def eval_(
     failed: dict[Path, WsiIdcError] = {}
     if len(runs) > 1:
         paths_of = _for_each(runs, lambda run: find_checkpoints([run]), failed)
-        for error in failed.values():
-            echo_note(str(error))
         if not paths_of:
             _raise_if_any(failed, runs)
+        for error in failed.values():
+            echo_note(str(error))
     else:
         paths = find_checkpoints(runs or checkpoints)
     from wsi_idc.evaluation.compare import RANKABLE

@@ -63,6 +63,8 @@ def _find(path: Path | None) -> tuple[Path, str]:
             f"{path}: the new training of this run is not finished; wait for it, run the same "
             f"wsi-idc train again, or give {finished}"
         )
+    if not path.exists() and path.suffix != ".pt":
+        raise CheckpointError(f"{path}: no such file; give a finished run or a .pt file")
     if path.is_dir() and not (path / "best.pt").exists():
         raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
     return (path / "best.pt" if path.is_dir() else path), "as given"

@@ -103,6 +103,9 @@ def map_(
       wsi-idc map --slide scans/ --checkpoint runs/mine
     """
     _check_usage()
+    from wsi_idc.maps.plan import parse_shard
+
+    part = None if shard is None else parse_shard(shard)
     paths = find_checkpoints(options.pop("checkpoints"))
     pack = None
     if not (slides or manifest):
@@ -119,7 +122,6 @@ def map_(
 
     from wsi_idc.maps.from_pack import PackSource
     from wsi_idc.maps.from_slides import SlideSource
-    from wsi_idc.maps.plan import parse_shard
     from wsi_idc.runtime.signals import stop_requests
     from wsi_idc.slides.tiling import SlideSettings
 
@@ -131,7 +133,7 @@ def map_(
         source = SlideSource.from_files((*slides, *files), manifest, settings)
     else:
         source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
-    source = source if shard is None else source.shard(*parse_shard(shard))
+    source = source if part is None else source.shard(*part)
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
@@ -141,7 +143,7 @@ def map_(
     # A shard has no table: it is a part of the cohort. wsi-idc report writes the complete table.
     has_table = bool(everyone or manifest) and shard is None
     has_table = has_table or _updates_table(report, builder.out, is_shard=shard is not None)
-    _echo_report(report, builder.out if has_table else None, as_json=as_json)
+    _echo_report(report, builder.out, has_table=has_table, as_json=as_json)
 
 
 def _check_usage() -> None:
@@ -195,20 +197,22 @@ def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool
     return False
 
 
-def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> None:
-    """Print the report. If ``folder`` is given, write the table of its maps and print the path."""
+def _echo_report(report: "MapReport", folder: Path, *, has_table: bool, as_json: bool) -> None:
+    """Print the report; with ``has_table``, write the table of the maps in ``folder`` before."""
     from wsi_idc.maps.cohort import write_cohort
+    from wsi_idc.maps.map_reader import map_path
 
     table, table_error = None, None
-    if folder is not None:
+    if has_table:
         try:
             table = write_cohort(folder)
         except (WsiIdcError, OSError) as error:
             table_error = error  # printed after the maps
     lines = [*_report_lines(report), *([f"{table[0]}  one row for each map"] if table else [])]
     echo_result({**vars(report), "table": table}, lines, as_json=as_json)
-    for patient, reason in report.failed.items() if not as_json else ():
-        echo_note(f"no map of {patient}: {reason}")
+    for name, reason in report.failed.items() if not as_json else ():
+        has_map = map_path(folder, name).exists()
+        echo_note(f"{'not replaced' if has_map else 'no map'}, {name}: {reason}")
     if table_error:
         echo_note(f"no table of the maps: {table_error}")
     num_all = len(report.failed) + len(report.made) + len(report.kept)
@@ -219,8 +223,10 @@ def _echo_report(report: "MapReport", folder: Path | None, *, as_json: bool) -> 
 
 def _report_lines(report: "MapReport") -> Iterator[str]:
     for patient, path in report.made.items():
-        idc_fraction = report.idc_fraction[patient]
-        yield f"{path}  {report.patches[patient]} patches, {idc_fraction:.1%} called IDC"
+        smoothed = report.smoothed_idc_fraction[patient]
+        called = f"{report.idc_fraction[patient]:.1%} called IDC"
+        called += "" if smoothed is None else f", {smoothed:.1%} after smoothing"
+        yield f"{path}  {report.patches[patient]} patches, {called}"
     if report.kept:
         names = ", ".join(list(report.kept)[:_NUM_SHOWN])
         names += ", ..." if len(report.kept) > _NUM_SHOWN else ""
@@ -238,8 +244,8 @@ def _echo_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
 
 def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:
     for planned in plan:
-        size = f"{planned.num_patches} patches, {planned.disk_mb:.1f} MB"
-        yield f"{planned.map_name}: {planned.state}, {size}"
+        size = f", {planned.num_patches} patches, {planned.disk_mb:.1f} MB"
+        yield f"{planned.map_name}: {planned.state}{size if planned.is_mappable else ''}"
     todo = [planned for planned in plan if planned.state == "to do"]
     yield (
         f"{len(todo)} of {len(plan)} to do: "

@@ -241,6 +241,7 @@ class MapReport:
         failed: For the name of each map that was not built, the reason.
         patches: For each name in ``made``, the number of patches.
         idc_fraction: For each name in ``made``, the fraction of patches called IDC.
+        smoothed_idc_fraction: The same after smoothing; None without smoothing.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -248,13 +249,17 @@ class MapReport:
     failed: dict[str, str] = field(default_factory=dict)
     patches: dict[str, int] = field(default_factory=dict)
     idc_fraction: dict[str, float] = field(default_factory=dict)
+    smoothed_idc_fraction: dict[str, float | None] = field(default_factory=dict)
 
     def record_failure(self, name: str, error: Exception) -> None:
-        """Record the reason why a map was not built; raise ``error`` again if the disk is full."""
+        """Record the reason why a map was not built; raise ``error`` again if the disk is full.
+
+        The log has no reason, because the report has it.
+        """
         if isinstance(error, DiskFullError):
             raise error
         self.failed[name] = str(error)
-        logger.warning("%s: %s", name, error)
+        logger.info("no map of %s; the reason is in the report at the end", name)
 
 
 @contextmanager
@@ -281,6 +286,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         report.made[name] = map_path(folder, name)
         report.patches[name] = len(patient_map.probability)
         report.idc_fraction[name] = patient_map.idc_fraction()
+        report.smoothed_idc_fraction[name] = patient_map.smoothed_idc_fraction()
 
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
 

@@ -60,8 +60,8 @@ def architecture(name: str) -> Architecture:
     if underscored in known:
         return _of_torchvision(underscored)
     near = difflib.get_close_matches(underscored, sorted({*ARCHITECTURES, *known}), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
     raise CheckpointError(
-        f"unknown model {name!r}; {hint}Models are {', '.join(ARCHITECTURES)} and torchvision's "
-        "classifiers, such as mobilenet_v3_small"
+        f"unknown model {name!r}; {hint}give {', '.join(ARCHITECTURES)} or a classifier of "
+        "torchvision, such as mobilenet_v3_small"
     )
