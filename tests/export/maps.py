@@ -1,5 +1,6 @@
 """Small maps with known values."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,9 @@ def on_slide(patient_map: PatientMap, mpp: float) -> PatientMap:
     side = patient_map.patch_px * patient_map.mpp / mpp
     rows, cols = patient_map.shape
     thumbnail, tissue = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool)
-    slide = SlideView("a.svs", mpp, int(cols * side), int(rows * side), thumbnail, tissue)
+    slide = SlideView(
+        "a.svs", mpp, math.ceil(cols * side), math.ceil(rows * side), thumbnail, tissue
+    )
     coords = np.round(patient_map.row_col[:, ::-1] * side).astype(np.int32)
     return replace(patient_map, source="slide", slide=slide, coords=coords)
 

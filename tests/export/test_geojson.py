@@ -12,6 +12,7 @@ import shapely
 from tests.export.maps import full_grid, measured_map, on_slide, small_map
 from tests.small_maps import edge_map, hand_map
 from wsi_idc.export.geojson import write_geojson
+from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap
 
@@ -109,6 +110,29 @@ def test_ids_are_uuids_of_grid_and_cell(tmp_path: Path):
         other = replace(other, coords=other.row_col[:, ::-1] * other.cell_px)
         regions = [*features_of(other, tmp_path / "c.geojson")]
         assert not {feature["id"] for each in regions for feature in each}.intersection(ids[0])
+
+
+def test_cells_are_cut_at_the_edge_of_the_slide(tmp_path: Path):
+    path, patient_map = tmp_path / "P1.geojson", edge_map()  # 600 x 500 px
+    tiles, (region,) = features_of(patient_map, path)
+    boxes = [shapely.geometry.shape(tile["geometry"]).bounds for tile in tiles]
+    cells = [(0, 0, 400, 400), (400, 0, 600, 400), (0, 400, 400, 500), (400, 400, 600, 500)]
+    assert boxes == cells
+    outline = shapely.geometry.shape(region["geometry"])
+    assert outline.equals(shapely.box(0, 0, 600, 500) - shapely.box(0, 0, 400, 400))
+    measured = region["properties"]["measurements"]
+    assert outline.area * patient_map.slide.mpp**2 == measured["area_um2"] == 35_000
+    # The stitched tissue has complete cells.
+    tiles, _ = features_of(patient_map, path, coordinates="image")
+    assert shapely.geometry.shape(tiles[3]["geometry"]).bounds == (50, 50, 100, 100)
+    slide = replace(patient_map.slide, bounds=Bounds(100, 50, 400, 400))
+    tiles, _ = features_of(replace(patient_map, slide=slide), path)
+    assert shapely.geometry.shape(tiles[3]["geometry"]).bounds == (300, 350, 500, 450)
+    # A cell beyond the edge remains a valid polygon.
+    slide = replace(patient_map.slide, width=400)
+    tiles, (region,) = features_of(replace(patient_map, slide=slide), path)
+    assert shapely.geometry.shape(tiles[1]["geometry"]).bounds == (400, 0, 800, 400)
+    assert region["properties"]["measurements"]["area_um2"] == 10_000
 
 
 def test_gzip_holds_the_same_geojson(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Coordinates of patches in exported files."""
 
+import math
 import uuid
 from dataclasses import dataclass
 
@@ -23,12 +24,15 @@ class GridTransform:
         x, y: Position of the top left corner of cell (0, 0).
         side: Side of a cell. It is not always an integer: slide and map differ in resolution.
         mpp: Microns per px.
+        right, bottom: Position of the edges of the slide; infinite without a slide.
     """
 
     x: float
     y: float
     side: float
     mpp: float
+    right: float = math.inf
+    bottom: float = math.inf
 
     def points(self, col_row: NDArray) -> NDArray[np.float64]:
         """Return corners of cells in px.
@@ -44,6 +48,15 @@ class GridTransform:
         """
         points = np.array([self.x, self.y]) + np.asarray(col_row, np.float64) * self.side
         return points.round(_DECIMALS)
+
+    def is_on_slide(self, col_row: NDArray) -> NDArray[np.bool_]:
+        """Return whether a part of each cell is on the slide, shape (...)."""
+        x, y = np.moveaxis(self.points(col_row), -1, 0)
+        return (x < self.right) & (y < self.bottom)
+
+    def clip(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move points beyond the right or bottom edge of the slide to this edge."""
+        return np.minimum(points, (self.right, self.bottom))
 
 
 def stable_id(patient_map: PatientMap, part: str) -> str:
@@ -78,7 +91,10 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> Grid
     # If patches overlap, a cell is only the middle of its patch.
     margin = patient_map.origin_px * patient_map.mpp / patient_map.level0_mpp
     x, y = (float(edge) + margin for edge in corner)
-    bounds = None if patient_map.slide is None else patient_map.slide.bounds
-    if coordinates == "qupath" and bounds is not None:
-        x, y = x - bounds.x, y - bounds.y
-    return GridTransform(x, y, side, patient_map.level0_mpp)
+    if (slide := patient_map.slide) is None:
+        return GridTransform(x, y, side, patient_map.level0_mpp)
+    left = top = 0
+    if coordinates == "qupath" and slide.bounds is not None:
+        left, top = slide.bounds.x, slide.bounds.y
+    edges = (slide.width - left, slide.height - top)
+    return GridTransform(x - left, y - top, side, slide.mpp, *edges)

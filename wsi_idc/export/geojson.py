@@ -39,6 +39,9 @@ def write_geojson(
 ) -> None:
     """Write a tile for each patch and an annotation for each region of patches called IDC.
 
+    Cells at the right and the bottom edge of a slide are cut at the edge. If a cell is completely
+    beyond the edge, its tile and its region are not cut, since nothing would be left.
+
     Args:
         patient_map: The map.
         out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
@@ -70,9 +73,13 @@ def _tiles(
 ) -> Iterator[dict[str, Any]]:
     numbers = patch_table(patient_map).astype(np.float64)
     cells = patient_map.row_col[:, ::-1]
-    rings = transform.points(cells[:, None] + _RING).tolist()  # (N, 5, 2)
+    rings = transform.points(cells[:, None] + _RING)  # (N, 5, 2)
+    on_slide = transform.is_on_slide(cells)
+    rings[on_slide] = transform.clip(rings[on_slide])
     called = patient_map.probability >= threshold
-    rows = zip(cells.tolist(), rings, called.tolist(), numbers.to_dict("records"), strict=True)
+    rows = zip(
+        cells.tolist(), rings.tolist(), called.tolist(), numbers.to_dict("records"), strict=True
+    )
     for (col, row), ring, is_idc, measured in rows:
         if measured["label"] < 0:
             del measured["label"]
@@ -91,11 +98,14 @@ def _annotations(
         rings = (polygon.exterior, *polygon.interiors)
         num_cells = on_slide[tuple(region.cells.T)].sum(dtype=np.float64)
         area = num_cells * (transform.side * transform.mpp) ** 2
+        outlines = [transform.points(shapely.get_coordinates(ring)) for ring in rings]
+        if transform.is_on_slide(region.cells[:, ::-1]).all():
+            outlines = [transform.clip(outline) for outline in outlines]
         yield _feature(
             patient_map,
             f"region/{row}/{col}",
             # The outline is clockwise, like the tiles. The holes are counterclockwise.
-            [transform.points(shapely.get_coordinates(ring)).tolist() for ring in rings],
+            [outline.tolist() for outline in outlines],
             _IDC,
             {
                 "area_um2": area,
