@@ -5,14 +5,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.small_slides import make_slides
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.slide_cutter import LabelSettings
+from wsi_idc.data.slide_pack import prepare_slides
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate, evaluation_folder
-from wsi_idc.evaluation.results import Evaluation
+from wsi_idc.evaluation.results import Evaluation, write_evaluation
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.bootstrap import FEW_PATIENTS
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
+from wsi_idc.slides.manifest import read_manifest
+from wsi_idc.slides.tiling import SlideSettings
 
 
 def run(
@@ -200,3 +205,31 @@ def test_each_kind_of_evaluation_has_its_own_folder(trained: Checkpoint, tmp_pat
     assert evaluation_folder(Predictor((a,)), "val") == tmp_path / "a-eval-val"
     assert evaluation_folder(Predictor((b,)), "val") == tmp_path / "b-eval-val"
     assert evaluation_folder(Predictor((a, b)), "val").parent == Path("eval")
+
+
+def test_a_pack_of_slides_has_a_table_of_slides(trained: Checkpoint, tmp_path: Path):
+    folder = make_slides(tmp_path)
+    report = prepare_slides(
+        read_manifest(folder / "slides" / "slides.csv"),
+        tmp_path / "a.h5",
+        settings=SlideSettings(),
+        labels=LabelSettings(folder=folder / "outlines", unannotated="non-IDC"),
+        patch_px=50,
+        mpp=4.0,
+    )
+    evaluation = run(trained, Pack(report.pack), ["P", "Q"])
+    assert evaluation.patients["patches"].tolist() == [4, 2]
+    slides = evaluation.slides
+    assert slides[["patient", "slide"]].to_numpy().tolist() == [
+        ["P", "one"],
+        ["P", "two"],
+        ["Q", "three"],
+    ]
+    assert slides["patches"].tolist() == [3, 1, 2]
+    assert slides["area_true"].tolist() == pytest.approx([1 / 3, 0, 1])
+    predictions = evaluation.predictions
+    assert predictions["slide"].tolist() == ["one", "one", "one", "two", "three", "three"]
+    # The slides are separate grids: the patch of IDC of slide one has no neighbor on slide two.
+    assert predictions["border_distance"].tolist()[3] == 2
+    write_evaluation(evaluation, tmp_path)
+    assert (tmp_path / "slides.csv").read_text().splitlines()[1].startswith("P,one,3,")

@@ -63,8 +63,8 @@ def eval_(
 ) -> None:
     """Evaluate checkpoints on unseen patients.
 
-    The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html. Each
-    metric has a 95 % interval by bootstrap over patients.
+    The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html, and
+    slides.csv for a pack of slides. Each metric has a 95 % interval by bootstrap over patients.
 
     RUNS are run directories or .pt files. Several RUNS are evaluated one by one.
     leaderboard.html ranks the RUNS that have the same test patients, and lists published results

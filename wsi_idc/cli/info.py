@@ -111,6 +111,7 @@ def _describe_pack(file: Path) -> dict[str, Any]:
     return {
         "patches": len(pack),
         "patients": len(pack.patients),
+        "slides": len(pack.slides) or None,
         "non_idc": int((label == 0).sum()),
         "idc": int((label == 1).sum()),
         "unknown_label": int((label < 0).sum()),

@@ -170,7 +170,15 @@ def evaluate(
             seed=seed,
             num_resamples=num_resamples,
         ),
+        slides=_slide_table(pack, predictions, final),
     )
+
+
+def _slide_table(pack: Pack, predictions: pd.DataFrame, final: MetricSet) -> pd.DataFrame | None:
+    if not pack.slides:
+        return None
+    keys = ("patient", "slide")
+    return patient_table(predictions, final.column, threshold=final.threshold, keys=keys)
 
 
 def _predict_logits(

@@ -135,4 +135,5 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
         border={BORDER_TITLES[key]: value for key, value in evaluation.by_border.items()},
         border_metrics=_BY_BORDER,
         patients=records(evaluation.patients),
+        slides=[] if evaluation.slides is None else records(evaluation.slides),
     )

@@ -19,10 +19,10 @@ if TYPE_CHECKING:  # torch and pandas take seconds to import
 
 PAGE = "report.html"
 METRICS_JSON, PREDICTIONS_CSV = "metrics.json", "predictions.csv"
-_PATIENTS_CSV = "patients.csv"
+_PATIENTS_CSV, _SLIDES_CSV = "patients.csv", "slides.csv"
 # Arguments of ``core.files.ensure_writable`` for the folder of an evaluation.
 EVALUATION_FILES = {
-    "writes": (METRICS_JSON, _PATIENTS_CSV, PREDICTIONS_CSV, PAGE, "figures"),
+    "writes": (METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, PREDICTIONS_CSV, PAGE, "figures"),
     "marks": (PREDICTIONS_CSV,),
 }
 
@@ -79,9 +79,11 @@ class Evaluation:
         by_border: For each distance from the label border, metrics of the patches at this distance.
         patient_summary: Statistics of the AUC, Dice and area bias of the patients, as
             ``metrics.patients.summary`` returns them.
-        predictions: One row per patch. Columns: patient, x, y, label, probability, further outputs
-            of the predictor, border_distance.
+        predictions: One row per patch. Columns: patient, slide (if the pack has slides), x, y,
+            label, probability, further outputs of the predictor, border_distance.
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
+        slides: One row per slide, with the columns patient, slide and the others of ``patients``;
+            None if the pack has no slides.
         bands: ROC and PR curve with 95 % confidence bands; None if all labels are of one class.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
@@ -101,6 +103,7 @@ class Evaluation:
     bands: "tuple[Band, Band] | None"
     notes: tuple[str, ...]
     record: dict[str, Any]
+    slides: "pd.DataFrame | None" = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dict for JSON with all results except tables and curves; None replaces NaN."""
@@ -166,10 +169,13 @@ def is_evaluated(folder: Path, predictor: "Predictor", pack: "Pack") -> bool:
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, patients.csv and predictions.csv into the folder ``out``.
 
+    If the pack has slides, slides.csv is written too.
     predictions.csv is written first: this file marks the folder as the folder of an evaluation.
     metrics.json is written last: a folder with this file is complete.
     """
     (out / METRICS_JSON).unlink(missing_ok=True)
     write_text(out / PREDICTIONS_CSV, csv_text(evaluation.predictions))
     write_text(out / _PATIENTS_CSV, csv_text(evaluation.patients))
+    if evaluation.slides is not None:
+        write_text(out / _SLIDES_CSV, csv_text(evaluation.slides))
     write_json(out / METRICS_JSON, evaluation.as_dict())

@@ -1,6 +1,7 @@
 """Metrics of each patient's tumor region."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,14 @@ def border_distances(
     return distance
 
 
-def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -> pd.DataFrame:
+def patient_table(
+    predictions: pd.DataFrame, column: str, *, threshold: float, keys: Sequence[str] = ("patient",)
+) -> pd.DataFrame:
     """Compute one row of metrics for each patient; an undefined metric is NaN.
 
-    The columns are patient, patches, area_true, area_predicted, area_bias (fractions of the
+    With the keys patient and slide, there is one row for each slide.
+
+    The columns are the keys, patches, area_true, area_predicted, area_bias (fractions of the
     patient's patches), auc, dice, sensitivity, specificity, ppv. The columns from patches to dice
     are repeated for the patches at each border distance, for example as ``border0_dice``.
 
@@ -40,8 +45,8 @@ def patient_table(predictions: pd.DataFrame, column: str, *, threshold: float) -
     probability is at least ``threshold``.
     """
     rows = []
-    for patient, part in predictions.groupby("patient"):
-        row = {"patient": patient, **_region(part, column, threshold)}
+    for names, part in predictions.groupby(list(keys)):
+        row = {**dict(zip(keys, names, strict=True)), **_region(part, column, threshold)}
         for distance in DISTANCES:
             values = _region(part[part["border_distance"] == distance], column, threshold)
             row |= {f"border{distance}_{name}": values[name] for name in _BORDER_COLUMNS}
