@@ -32,7 +32,7 @@ from PIL import Image
 
 from wsi_idc import __version__
 from wsi_idc.cli.main import group
-from wsi_idc.data.pack import Pack
+from wsi_idc.data.pack import COLUMNS, Pack
 from wsi_idc.maps.cohort import read_cohort_h5
 from wsi_idc.maps.map_reader import read_image, read_map
 from wsi_idc.models.checkpoint import load_checkpoint
@@ -189,7 +189,7 @@ def _summary(values: NDArray) -> dict[str, Any]:
 
 def _pack_values() -> dict[str, NDArray]:
     pack = Pack(Path("pack.h5"))
-    columns = {name: values.to_numpy() for name, values in pack.index.items()}
+    columns = {name: pack.index[name].to_numpy() for name in ("patient", *COLUMNS)}
     return {
         "patches": pack.patches,
         "patients": np.array(pack.patients, object),
