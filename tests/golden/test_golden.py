@@ -99,6 +99,7 @@ def test_maps_are_kept(expected: dict[str, Any]):
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("expected")
 def test_a_map_of_an_older_segmentation_is_not_replaced():
     path = Path("maps", "slide.h5")
     before = path.read_bytes()
