@@ -7,12 +7,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tests.cli.commands import Command
 from tests.packs import names
 from tests.slides.tiffs import write_tiff
+from tests.small_slides import make_slides
 from wsi_idc.data.pack import Pack
 from wsi_idc.geometry.grid import mosaic, shape_of
 from wsi_idc.models.checkpoint import load_checkpoint
@@ -126,3 +128,18 @@ def map_arrays(folder: str) -> dict[str, dict[str, np.ndarray]]:
                 )
             )
     return arrays
+
+
+def test_a_killed_prepare_of_slides_ends_in_the_same_pack():
+    make_slides(Path())
+    line = "prepare --slides slides/slides.csv --annotations outlines --out {}/a.h5"
+    run(line.format("expected"))
+    expected, tables = Pack(Path("expected/a.h5")), files("expected")
+    for kill_at in (1, 2, 3, 4, 5, 6):
+        run(line.format("out"), kill_at=kill_at)
+    run(line.format("out"))
+    found = Pack(Path("out/a.h5"))
+    assert (found.info, found.slides) == (expected.info, expected.slides)
+    pd.testing.assert_frame_equal(found.index, expected.index)
+    np.testing.assert_array_equal(found.patches, expected.patches)
+    assert {**files("out"), "a.h5": b""} == {**tables, "a.h5": b""}
