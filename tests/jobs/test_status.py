@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.test_packed_slides import write_slide_pack
 from wsi_idc.cli.job import open_job
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
@@ -42,6 +43,16 @@ def test_maps_are_counted_a_shard(work: Path, cohort: Pack):
         ("not begun", f"0 of {others} maps exist"),
         ("finished", f"{len(second)} of {len(second)} maps exist"),
     ]
+
+
+def test_maps_of_packed_slides_are_counted(work: Path):
+    write_slide_pack(work / "data" / "slides.h5")
+    settings = '[config]\nall = true\ndata = "data/slides.h5"\n'
+    assert states(work, settings) == [("not begun", "0 of 3 maps exist")]
+    (work / "maps" / "7").mkdir()
+    for name in ("7/one.h5", "7.h5"):
+        (work / "maps" / name).touch()
+    assert states(work, settings) == [("partly done", "1 of 3 maps exist")]
 
 
 def test_patients_and_slides_by_name_are_counted(work: Path, cohort: Pack):

@@ -19,7 +19,7 @@ from wsi_idc.evaluation.results import (
 )
 from wsi_idc.jobs.job import MAP, TRAIN, Job, Task
 from wsi_idc.maps.map_reader import map_path, map_paths
-from wsi_idc.maps.plan import parse_shard, shard, sizes_of_patients, sizes_of_slides
+from wsi_idc.maps.plan import map_names, parse_shard, shard, sizes_of_patients, sizes_of_slides
 from wsi_idc.search.config import SEARCH, SearchSpec, read_search, train_types
 from wsi_idc.slides.manifest import read_manifest, rows_from_files
 from wsi_idc.training.config import TrainConfig, is_weights_file, resolve
@@ -145,7 +145,7 @@ def _search_status(spec: SearchSpec, folder: Path) -> tuple[str, str]:
 
 
 def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
-    out = values["out"]
+    out, pack = values["out"], None
     try:
         if values["manifest"]:
             sizes = sizes_of_slides(read_manifest(values["manifest"]))
@@ -163,4 +163,6 @@ def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
     if not sizes:
         return UNKNOWN, "the job gives no patient or slide to map"
     names = shard(sizes, *parse_shard(values["shard"])) if values["shard"] else list(sizes)
+    if pack is not None:
+        names = map_names(pack, names)
     return _count((map_path(out, name).exists() for name in names), "maps exist")

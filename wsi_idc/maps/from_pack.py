@@ -17,7 +17,7 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.disk_array import StoredPrediction
 from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
-from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_patients
+from wsi_idc.maps.plan import PlannedMap, map_names, shard, sizes_of_patients
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ class PackSource:
     @property
     def names(self) -> list[str]:
         """Name of each map, without repetition: PATIENT, or PATIENT/SLIDE for several slides."""
-        names: list[str] = []
-        for patient in dict.fromkeys(self.patients):
-            slides = [slide.name for slide in self.pack.slides_of(patient)]
-            names += [f"{patient}/{slide}" for slide in slides] if len(slides) > 1 else [patient]
-        return names
+        return map_names(self.pack, self.patients)
 
     def _rows(self, name: str) -> NDArray[np.int64]:
         """Return the rows of a map's patches in the pack."""

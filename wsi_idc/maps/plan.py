@@ -2,7 +2,7 @@
 
 import heapq
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,20 @@ def map_state(
 def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
     """Return a dict from patient id to number of patches."""
     return {patient: len(pack.rows_of(patient)) for patient in patients}
+
+
+def map_names(pack: Pack, patients: Iterable[str]) -> list[str]:
+    """Return the names of the maps of patients: PATIENT, or PATIENT/SLIDE for several slides.
+
+    Raises:
+        DataError: The pack has no such patient.
+    """
+    names: list[str] = []
+    for patient in dict.fromkeys(patients):
+        pack.rows_of(patient)
+        slides = [slide.name for slide in pack.slides_of(patient)]
+        names += [f"{patient}/{slide}" for slide in slides] if len(slides) > 1 else [patient]
+    return names
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
