@@ -130,7 +130,7 @@ def _set_aside(row: ManifestRow, error: Exception, set_aside: dict[Path, str]) -
     if isinstance(error, DiskFullError):
         raise error
     set_aside[row.slide] = str(error)
-    logger.warning("left out: %s", error)
+    logger.info("%s is left out", row.slide)  # the command lists the reasons at the end
 
 
 def _choose_unannotated(
