@@ -33,7 +33,8 @@ _LABELS = {NON_IDC: 0, IDC: 1, IGNORE: LEFT_OUT, "unknown": UNKNOWN, "skip": LEF
 _PRECEDENCE = (IGNORE, IDC, NON_IDC)
 # Shares that are equal in exact arithmetic differ by rounding errors below this value.
 _TOLERANCE = 1e-9
-_LEAF_POINTS = 64  # fewer points are intersected with each box
+# Points times boxes up to which the outlines are intersected with each box.
+_LEAF_WORK = 50_000
 # Part of a side that is added to an area before outlines are clipped to this area. The number is
 # odd, because ``clip_by_rect`` can be wrong where a point of an outline is on a side of the area.
 _MARGIN = 0.0123456789
@@ -158,7 +159,7 @@ def _measure(
     num_points = sum(shapely.get_num_coordinates(one).sum() for one in clipped.values())
     if num_points == 0:
         return
-    if num_points <= _LEAF_POINTS or len(index) == 1:
+    if num_points * len(index) <= _LEAF_WORK or len(index) == 1:
         share_of[index] = _shares_of_boxes(clipped, chosen)
         return
     axis = int(right - left < bottom - top)
