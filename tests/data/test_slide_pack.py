@@ -130,10 +130,10 @@ def test_a_slide_without_annotations_needs_a_choice(folder):
 
 
 def test_no_slide_is_left(folder):
-    labels = LabelSettings(classes=class_table("Vessel=IDC, Nerve=non-IDC"), unannotated="skip")
-    reason = "none of 3 slides could be packed; the first: .*one.geojson: no target"
-    with pytest.raises(DataError, match=reason):
+    labels = LabelSettings(classes=class_table("Vessel=IDC, Nerve=non-IDC"))
+    with pytest.raises(DataError, match="none of 3 slides could be packed; the first: .*no target"):
         pack_slides(folder, labels=labels)
+    assert names(folder / "out") == []
 
 
 def test_a_stopped_call_keeps_the_complete_slides(folder, monkeypatch):

@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,19 +102,16 @@ def prepare_slides(
     pictures = out.with_name(f"{out.stem}_slides")
     ordered = sorted(rows, key=lambda row: (row.patient, row.slide_name))
     set_aside: dict[Path, str] = {}
-    with locked(cache / "lock", what=out):
+    with locked(cache / "lock", what=out), _removed_unless_stopped(cache):
         cutter = SlideCutter(cache, pictures, settings, labels, patch_px, mpp)
         unannotated = _choose_unannotated(cutter, ordered, set_aside)
         cutter = replace(cutter, labels=replace(labels, unannotated=unannotated))
         cuts = list(_cut_all(cutter, ordered, set_aside))
-        if not cuts:
-            first = next(iter(set_aside.values()))
-            raise DataError(f"none of {len(rows)} slides could be packed; the first: {first}")
+        _check_any_left(ordered, set_aside)
         table = _table(ordered, cuts, set_aside)
         csv = out.with_name(f"{out.stem}_slides.csv")
         write_text(csv, csv_text(table, float_format="%.6g"))
         info = _write(cutter, cuts, out)
-        shutil.rmtree(cache)
     return SlidePackReport(
         pack=out,
         slides=table,
@@ -123,6 +121,26 @@ def prepare_slides(
         info=info,
         set_aside={str(path): reason for path, reason in set_aside.items()},
     )
+
+
+@contextmanager
+def _removed_unless_stopped(cache: Path) -> Iterator[None]:
+    """Context manager: remove the cache folder after the block, unless a stop (Ctrl-C) ended the block."""
+    keep = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        keep = True
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(cache)
+
+
+def _check_any_left(rows: Sequence[ManifestRow], set_aside: dict[Path, str]) -> None:
+    if len(set_aside) == len(rows):
+        first = next(iter(set_aside.values()))
+        raise DataError(f"none of {len(rows)} slides could be packed; the first: {first}")
 
 
 def _set_aside(row: ManifestRow, error: Exception, set_aside: dict[Path, str]) -> None:
@@ -156,6 +174,7 @@ def _choose_unannotated(
         of_class |= {annotation.name: annotation for annotation in annotations}
         if error is not None:
             _set_aside(row, error, set_aside)
+    _check_any_left(rows, set_aside)
     labels = cutter.labels
     return choose_unannotated(list(of_class.values()), labels.classes, labels.unannotated)
 
