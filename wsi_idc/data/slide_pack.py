@@ -125,7 +125,7 @@ def prepare_slides(
 
 @contextmanager
 def _removed_unless_stopped(cache: Path) -> Iterator[None]:
-    """Context manager: remove the cache folder after the block, unless a stop (Ctrl-C) ended the block."""
+    """Context manager: remove the cache folder at the end, but not after Ctrl-C."""
     keep = False
     try:
         yield
