@@ -264,3 +264,24 @@ def test_mpp_of_imagej_is_read(tmp_path, tile, unit: str, per_unit: int, mpp: fl
     else:
         with open_slide(path) as slide:
             assert (slide.mpp, slide.mpp_source) == (pytest.approx(mpp), "file")
+
+
+def test_damaged_tiles_are_errors_where_they_are_read(tmp_path: Path):
+    options = RGB | {"compression": "zlib", "extratags": [(274, 3, 1, 3, True)]}
+    path = write(tmp_path / "S1.tif", (turned(3), options), tile=(64, 64))
+    with tifffile.TiffFile(path) as file:
+        first = file.pages[0].dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    content[first : first + 20] = bytes(20)
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        assert np.array_equal(slide.read(0, 0, 0, width=60, height=20), PICTURE[:20, :60])
+        with pytest.raises(SlideError, match="tile 0 of level 0 cannot be read; damaged or cut"):
+            slide.read(0, 100, 60, width=30, height=30)
+
+
+def test_page_without_size_is_refused(tmp_path: Path, tile: Any):
+    path = write(tmp_path / "S1.tif", (PICTURE, RGB), tile=tile)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageWidth"].overwrite(0)
+    assert problem_of(path).startswith("the pages of the TIFF cannot be checked (a page has no")

@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 
+# Errors that tifffile and imagecodecs raise on a damaged TIFF, besides TiffFileError.
+DAMAGED_TIFF = (*DAMAGED_IMAGE, ArithmeticError, RuntimeError)
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _UPRIGHT = 274, 1  # TIFF 6.0, section 8
 _TRANSPOSED = (5, 6, 7, 8)  # orientations in which rows are columns
@@ -66,7 +68,7 @@ def inspect_tiff(path: Path) -> TiffSlide:
     try:
         with tifffile.TiffFile(path) as file:
             return find_slide(path, file)
-    except (*DAMAGED_IMAGE, tifffile.TiffFileError) as error:
+    except (*DAMAGED_TIFF, tifffile.TiffFileError) as error:
         raise SlideError(_unreadable(path, error)) from None
 
 
@@ -84,7 +86,7 @@ def find_slide(path: Path, file: Any) -> TiffSlide:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         return _find_slide(path, file)
-    except (*DAMAGED_IMAGE, tifffile.TiffFileError) as error:
+    except (*DAMAGED_TIFF, tifffile.TiffFileError) as error:
         raise SlideError(_unreadable(path, error)) from None
 
 
@@ -97,6 +99,8 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _find_slide(path: Path, file: Any) -> TiffSlide:
     pages = list(file.pages)
+    for page in pages:
+        _check_sides(page)
     full = [page for page in pages if not (page.is_reduced or page.is_mask)] or pages[:1]
     size = max(map(_size, full), key=math.prod)
     same = [page for page in full if _size(page) == size]
@@ -136,6 +140,13 @@ def _size(page: Any) -> tuple[int, int]:
     return page.imagewidth, page.imagelength
 
 
+def _check_sides(page: Any) -> None:
+    """Raise ValueError if the size of a page or of its tiles is not two positive integers."""
+    sides = [*_size(page), *((page.tilewidth, page.tilelength) if page.is_tiled else ())]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError("a page has no valid size")
+
+
 def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
     """Return the pages of red, green and blue; an empty list if a page has all colors.
 
@@ -170,6 +181,8 @@ def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[An
         candidates = [[page] for page in pages[pages.index(first[0]) + 1 :] if page.is_reduced]
     width, height = _size(first[0])
     for level in candidates:
+        for page in level:
+            _check_sides(page)
         cols, rows = _size(level[0])
         is_smaller = 0 < cols < _size(levels[-1][0])[0]
         fits = abs(cols * height / (rows * width) - 1) <= _MAX_STRETCH + 1 / min(cols, rows)

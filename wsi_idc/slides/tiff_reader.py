@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
+from wsi_idc.core.errors import SlideError, first_line
 from wsi_idc.slides.reader import MAX_PX, SlideReader, composite_on_white
-from wsi_idc.slides.tiff_pages import find_slide, is_decodable
+from wsi_idc.slides.tiff_pages import DAMAGED_TIFF, find_slide, is_decodable
 
 _CACHE_BYTES = 128 * 2**20
 _MAX_TILE_PX = 2**26
@@ -23,7 +23,6 @@ _JPEG = 7
 # Orientations in which the first column is at the right, the first row is at the bottom, and rows
 # are columns.
 _FLIPPED_X, _FLIPPED_Y, _TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
-_DAMAGE = (*DAMAGED_IMAGE, RuntimeError)  # errors of imagecodecs are a RuntimeError
 
 
 class TiffReader(SlideReader):
@@ -43,7 +42,7 @@ class TiffReader(SlideReader):
         self._lock = threading.Lock()  # all threads share the position in the file
         try:
             self._file = tifffile.TiffFile(path)
-        except (*DAMAGED_IMAGE, tifffile.TiffFileError) as error:
+        except (*DAMAGED_TIFF, tifffile.TiffFileError) as error:
             raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
         try:
             slide = find_slide(path, self._file)
@@ -108,14 +107,16 @@ class TiffReader(SlideReader):
 
     def _decode_tile(self, level: int, index: int) -> NDArray[np.uint8]:
         """Return the colors of a tile, or of a page without tiles, shape (h, w, 3)."""
+        import tifffile
+
         try:
             tiles = [_to_rgb(page, self._decode(page, index)) for page in self._levels[level]]
-        except _DAMAGE as error:
+            return tiles[0] if len(tiles) == 1 else np.dstack([tile[..., 0] for tile in tiles])
+        except (*DAMAGED_TIFF, tifffile.TiffFileError) as error:
             raise SlideError(
                 f"{self._path}: tile {index} of level {level} cannot be read; damaged or cut short "
                 f"({first_line(error)})"
             ) from None
-        return tiles[0] if len(tiles) == 1 else np.dstack([tile[..., 0] for tile in tiles])
 
     def _decode(self, page: Any, index: int) -> NDArray:
         """Return the samples of a tile, or of a page without tiles, shape (h, w, samples)."""
