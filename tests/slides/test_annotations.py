@@ -268,6 +268,15 @@ def test_outlines_that_cross_themselves_are_repaired_and_named(tmp_path, caplog)
     ]
 
 
+def test_repaired_outlines_are_valid_despite_rounding_errors(tmp_path):
+    ring = [(3, 4), (4, 3), (1, 0), (2, 1), (3, 1), (3, 3), (5, 6), (3, 0)]
+    repaired = shapely.make_valid(shapely.Polygon(ring), method="structure", keep_collapsed=False)
+    assert not repaired.is_valid  # the case that this test is for
+    (item,) = read(write_geojson(tmp_path / "a.geojson", [Shape("Tumor", ring)]))
+    assert item.geometry.is_valid
+    assert item.geometry.area == pytest.approx(3.7, abs=0.01)
+
+
 def test_overlapping_parts_of_a_multipolygon_are_joined(tmp_path):
     parts = [rectangle(0, 0, 100, 100), rectangle(50, 0, 150, 100)]
     geometry = {"type": "MultiPolygon", "coordinates": [[[*part, part[0]]] for part in parts]}
@@ -388,6 +397,11 @@ def asap(points: str) -> str:
             "annotation 1 has coordinates in 'inches', not nanometers; export",
         ),
         (
+            f'[{{"type": "Feature", "geometry": {json.dumps(feature(SQUARE)["geometry"])}, '
+            '"properties": [1]}, {"type": "GeometryCollection", "geometries": [{}]}]',
+            "feature 2 is not a geometry of GeoJSON; export",
+        ),
+        (
             "<annotations><ndpviewstate><title>x</title></ndpviewstate></annotations>",
             "NDPA annotations need the position and the mpp that only NDPI slides state; give",
         ),
@@ -431,6 +445,15 @@ def test_too_many_points_or_values_are_refused(tmp_path, monkeypatch):
         read(write_ndpa(tmp_path / "a", [Shape("Tumor", ring)], size=SIZE), properties=NDPI)
     with pytest.raises(SlideError, match="has more than 100 points"):
         read(save(tmp_path / "a", list(range(500))))
+
+
+def test_too_many_elements_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsi_idc.slides.outlines_xml._MAX_ELEMENTS", 100)
+    # The elements of points do not count.
+    shapes = [Shape("Tumor", star(500, 500, 100, seed=1, num=101))]
+    assert read(write_ndpa(tmp_path / "a", shapes, size=SIZE), properties=NDPI)
+    with pytest.raises(SlideError, match="a: has more than 100 elements; give QuPath GeoJSON, "):
+        read(save(tmp_path / "a", f"<annotations>{'<a/>' * 101}</annotations>"))
 
 
 def test_too_many_bytes_are_refused(tmp_path, monkeypatch):
