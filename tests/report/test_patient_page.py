@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report.browser import ask, needs_chromium, requests_in
-from tests.small_maps import EVIL, big_map, edge_map, hand_map
+from tests.small_maps import EVIL, big_map, edge_map, hand_map, small_map
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.patient_map import PatientMap, SlideView
@@ -139,7 +139,27 @@ _LAYERS = {
     **dict.fromkeys(("probability", "regions"), ("all", "bare", "slide")),
     **dict.fromkeys(("truth", "labels", "errors", "cam", "tissue"), ("all", "slide")),
     **dict.fromkeys(("uncertainty", "smoothed"), ("all",)),
+    "mask": ("slide",),
 }
+
+
+def test_outline_of_the_tissue_mask_is_on_the_slide():
+    tissue = np.zeros((8, 16), bool)
+    tissue[2:4, 4:8] = True
+    slide = SlideView("a.svs", 0.5, 3200, 1600, np.zeros((8, 16, 3), np.uint8), tissue)
+    coords = np.array([[400, 800]], np.int32)
+    patient_map = small_map([(1, 1)], patch_px=50, slide=slide, coords=coords, patches=None)
+    lines = build_sources(patient_map, [], threshold=0.5)["mask"].data
+    # The page begins at x 0.2, y 0.4 mm of the slide; a px of the mask is 0.1 mm wide.
+    ends = sorted(
+        zip(*(np.round(lines[name], 6) for name in ("x0", "y0", "x1", "y1")), strict=True)
+    )
+    assert ends == [
+        (0.2, -0.2, 0.2, 0.0),
+        (0.2, -0.2, 0.6, -0.2),
+        (0.2, 0.0, 0.6, 0.0),
+        (0.6, -0.2, 0.6, 0.0),
+    ]
 
 
 def test_provenance_rounds_smoothing_and_omits_unknown_values():

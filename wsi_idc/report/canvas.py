@@ -16,6 +16,7 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.report.layers import (
     CALLED_COLOR,
+    MASK_COLOR,
     OUTCOME_COLORS,
     TRUTH_COLOR,
     PageLayer,
@@ -23,6 +24,7 @@ from wsi_idc.report.layers import (
     histogram,
     outcomes,
     patch_columns,
+    slide_corner_mm,
 )
 
 _CLEAR = "#00000000"
@@ -33,7 +35,7 @@ _CODE_PALETTES = {
     "labels": [_CLEAR, *(LABEL_COLORS[label] for label in (-1, 0, 1))],
     "errors": [_CLEAR, *OUTCOME_COLORS.values()],
 }
-_LINES = ("regions", "truth")
+_LINES = ("regions", "truth", "mask")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
 _TOOLBAR = 48  # px at the right edge; the toolbar has 30 px, also if the canvas is only 600 px wide
@@ -75,6 +77,7 @@ def build_sources(
         "errors": {"errors": [errors]},
         "regions": _outline(called, cropped),
         "truth": _outline(patient_map.label == 1, cropped),
+        "mask": _mask_outline(patient_map),
         "tissue": {
             name: [getattr(picture, name) for picture in pictures] for name in TissuePicture._fields
         },
@@ -85,8 +88,22 @@ def build_sources(
 def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
     """Return the outline of the patches in ``members``, as end points of lines in mm."""
     mask = scatter_to_grid(members, cropped.row_col, shape=cropped.shape, fill=False)
-    ends = region_boundary(mask).reshape(-1, 4).T * (cropped.cell_px * cropped.mpp / 1000)
-    return dict(zip(("x0", "y0", "x1", "y1"), ends, strict=True))
+    return _lines(region_boundary(mask) * (cropped.cell_px * cropped.mpp / 1000))
+
+
+def _mask_outline(patient_map: PatientMap) -> Mapping[str, NDArray]:
+    """Return the outline of the tissue mask of the slide; no lines without a slide."""
+    slide = patient_map.slide
+    if slide is None:
+        return _lines(np.empty((0, 2, 2)))
+    height, width = slide.tissue.shape
+    px_mm = np.array([slide.width / width, slide.height / height]) * slide.mpp / 1000
+    return _lines(region_boundary(slide.tissue) * px_mm + slide_corner_mm(patient_map))
+
+
+def _lines(ends: NDArray) -> Mapping[str, NDArray]:
+    """Return lines, shape (N, 2, 2), as columns of end points in mm."""
+    return dict(zip(("x0", "y0", "x1", "y1"), ends.reshape(-1, 4).T, strict=True))
 
 
 def build_canvas(
@@ -121,6 +138,7 @@ def build_canvas(
         mapper = _color_mapper(layer)
         image = canvas.image(layer.name, 0, 0, width, height, color_mapper=mapper, source=source)
         renderers[layer.name] = [image]
+    renderers["mask"] = _draw_lines(canvas, sources["mask"], MASK_COLOR, dash="solid")
     renderers["truth"] = _draw_lines(canvas, sources["truth"], TRUTH_COLOR, dash="5 4")
     renderers["regions"] = _draw_lines(canvas, sources["regions"], CALLED_COLOR, dash="solid")
     _add_cell_tools(canvas, sources["patches"], cell_mm)

@@ -24,6 +24,7 @@ from wsi_idc.plotting.raster import color_table
 
 CALLED_COLOR = "#19c8b9"
 TRUTH_COLOR = "#ffffff"
+MASK_COLOR = "#9be564"
 PALETTES = {
     name: ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in color_table(colormap).tolist()]
     for name, colormap in COLORMAPS.items()
@@ -75,6 +76,8 @@ def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]
             PageLayer("truth", "Labelled IDC", opacity=None, keys=((TRUTH_COLOR, ""),)),
             PageLayer("errors", "Errors", keys=outcome_keys),
         ]
+    if patient_map.slide is not None:
+        lines.append(PageLayer("mask", "Tissue mask", opacity=None, keys=((MASK_COLOR, ""),)))
     layers = layers_of(patient_map, has_tissue=has_tissue)[::-1]
     layers.sort(key=lambda layer: layer.name != "labels")  # labels first, next to the errors
     return [*lines, *map(_page_layer, layers)]
@@ -97,6 +100,18 @@ def _page_layer(layer: Layer) -> PageLayer:
         vmax=layer.vmax,
         palette=tuple(PALETTES[layer.name]),
     )
+
+
+def slide_corner_mm(patient_map: PatientMap) -> tuple[float, float]:
+    """Return x and y of the top left corner of the slide in mm; they are 0 or negative.
+
+    The first cell does not always begin at the corner of the slide.
+    """
+    cropped = crop_to_patches(patient_map)
+    corners = cropped.coords - cropped.row_col[:, ::-1] * cropped.cell_size_level0
+    margin = cropped.origin_px * cropped.mpp / cropped.level0_mpp
+    left, top = -(np.median(corners, axis=0) + margin) * cropped.level0_mpp / 1000
+    return float(left), float(top)
 
 
 def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:

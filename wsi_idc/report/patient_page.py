@@ -26,7 +26,14 @@ from wsi_idc.report.canvas import (
     reset_button,
     threshold_slider,
 )
-from wsi_idc.report.layers import OUTCOME_COLORS, PALETTES, PageLayer, crop_image, page_layers
+from wsi_idc.report.layers import (
+    OUTCOME_COLORS,
+    PALETTES,
+    PageLayer,
+    crop_image,
+    page_layers,
+    slide_corner_mm,
+)
 
 # Settings that ``provenance_of`` shows on separate lines, not in the line "settings".
 _OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
@@ -74,13 +81,10 @@ def tissue_pictures(
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)
     if (slide := patient_map.slide) is not None:
-        # The first cell does not always begin at the corner of the slide.
-        corners = cropped.coords - cropped.row_col[:, ::-1] * cropped.cell_size_level0
-        margin = cropped.origin_px * cropped.mpp / slide.mpp
-        left, top = -(np.median(corners, axis=0) + margin) * slide.mpp / 1000
+        left, top = slide_corner_mm(patient_map)
         width, height = (side * slide.mpp / 1000 for side in (slide.width, slide.height))
         uri, _ = tissue_uri(slide.thumbnail)
-        pictures.append(TissuePicture(uri, float(left), float(top), width, height))
+        pictures.append(TissuePicture(uri, left, top, width, height))
     if image is not None:
         uri, scale = tissue_uri(crop_image(image, patient_map))
         scale *= len(image) / (patient_map.shape[0] * patient_map.cell_px)
