@@ -29,7 +29,7 @@ def test_no_spoilt_file_is_our_bug(tmp_path: Path):
     reasons = "".join(path.read_text() for path in tmp_path.rglob("why.txt"))
     assert found.returncode == 0, found.stdout + reasons + found.stderr
     rows = [line.strip("| ").split(" | ") for line in found.stdout.splitlines()[2:]]
-    assert len(rows) == 17
+    assert len(rows) == 18
     for name, total, valid, refused, *bad in rows:
         assert int(total) == int(valid) + int(refused) == MUTATIONS, name
         assert set(bad) == {"0"}, name

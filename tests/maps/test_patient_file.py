@@ -79,6 +79,13 @@ def test_patient_file_is_no_map(tmp_path: Path):
         read_map(tmp_path / "P1.h5")
     with pytest.raises(MapError, match=r"not a usable file of several slides .*wsi-idc map$"):
         read_patient_file(tmp_path / "P1" / "a.h5")
+    for name, value in (("auc", "text"), ("slides", [1, 2]), ("auc", float("inf"))):
+        write_patient_file(tmp_path / "P1.h5")
+        with h5py.File(tmp_path / "P1.h5", "r+") as file:
+            file.attrs[name] = value
+        with pytest.raises(MapError, match="an attribute is damaged"):
+            read_patient_file(tmp_path / "P1.h5")
+    write_patient_file(tmp_path / "P1.h5")
     with h5py.File(tmp_path / "P1.h5", "r+") as file:
         del file["table/patches"]
     with pytest.raises(MapError, match="not a usable file of several slides"):

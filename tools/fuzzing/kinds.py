@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,7 +33,9 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.cohort import read_cohort, read_cohort_h5
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSource
-from wsi_idc.maps.map_reader import read_map, read_provenance
+from wsi_idc.maps.map_reader import map_paths, read_map, read_provenance
+from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.patient_file import read_patient_file, write_patient_file
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.render.render import figure_of
 from wsi_idc.report.report import build_report
@@ -77,6 +79,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
     return {
         "pack": one("a.h5", world.pack.path, formats.spoil_hdf5, world.read_pack),
         "map": one("P.h5", world.map, formats.spoil_hdf5, _read_map),
+        "patient file": world.patient_file(),
         "cohort file": one("cohort.h5", world.cohort, formats.spoil_hdf5, _read_cohort),
         "checkpoint": one("a.pt", world.run.best, formats.spoil_pt, world.read_checkpoint),
         "job file": one("job.toml", _text(folder, _JOB), plain.spoil_toml, _read_job),
@@ -188,6 +191,20 @@ class _World:
         self.map = self.maps / f"{self.pack.patients[0]}.h5"
         read_cohort(self.maps).write(self.maps)
         self.cohort = self.maps / "cohort.h5"
+
+    def patient_file(self) -> Kind:
+        folder = self.folder / "patient"
+        write_map(folder / "P" / "s.h5", replace(read_map(self.map), patient="P", slide_name="s"))
+        write_patient_file(folder / "P.h5")
+        files = {name: (folder / name).read_bytes() for name in ("P.h5", "P/s.h5")}
+
+        def read(folder: Path) -> None:
+            read_patient_file(folder / "P.h5")
+            _say(info, folder / "P.h5")
+            map_paths(folder)
+            write_patient_file(folder / "P.h5")
+
+        return Kind(files, {"P.h5": formats.spoil_hdf5}, read)
 
     def one(self, name: str, good: Path, spoil: Spoil, read: Callable[[Path], object]) -> Kind:
         return Kind({name: good.read_bytes()}, {name: spoil}, lambda folder: read(folder / name))

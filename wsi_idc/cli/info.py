@@ -185,7 +185,8 @@ def _describe_patient(file: Path) -> dict[str, Any]:
         raise MapError(
             f"{file}: the columns of the slides are missing; make it again with wsi-idc map"
         ) from None
-    return {**nan_to_none(row), "called_idc_of": fractions}
+    known = {name: value for name, value in nan_to_none(row).items() if value != ""}
+    return {**known, "called_idc_of": fractions}
 
 
 def _describe_cohort(file: Path) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def map_(
     and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
     the size and the microns per pixel of the model. With --all or --manifest, the command also
     writes a table of all maps (cohort.csv and cohort.h5) beside the maps. Without them, it updates
-    an existing table.
+    an existing table. If the manifest or the data have several slides of a patient, each slide has
+    a map PATIENT/SLIDE.h5, and PATIENT.h5 links and sums these maps.
 
     An existing map of the same checkpoint, settings and data is kept; any other existing map is
     replaced only with --overwrite, and its patient is listed as not done otherwise. After a stop

@@ -47,10 +47,10 @@ _TYPES: dict[str, Any] = {
 }
 COLUMNS = tuple(_TYPES)
 # Names and types of the columns of the table of patients.
-_PATIENT_TYPES = {"patient": str, "slides": np.int64} | {
+PATIENT_TYPES: dict[str, Any] = {"patient": str, "slides": np.int64} | {
     name: _TYPES[name] for name in COLUMNS if name not in ("patient", "map", "source", "slide")
 }
-PATIENT_COLUMNS = tuple(_PATIENT_TYPES)
+PATIENT_COLUMNS = tuple(PATIENT_TYPES)
 # Label and probability of the patches of a map with a known label.
 Labelled = tuple[NDArray[np.int8], NDArray[np.float32]]
 
@@ -102,7 +102,7 @@ class Cohort:
     def patients(self) -> pd.DataFrame:
         """Return the table of patients: one row per patient, with ``PATIENT_COLUMNS``."""
         rows = [self.patient_row(patient) for patient, names in self._names.items() if names]
-        return pd.DataFrame(rows, columns=list(PATIENT_COLUMNS)).astype(_PATIENT_TYPES)
+        return pd.DataFrame(rows, columns=list(PATIENT_COLUMNS)).astype(PATIENT_TYPES)
 
     def patient_row(self, patient: str) -> dict[str, Any]:
         """Return a patient's row of the table of patients: the sums over the patient's slides."""

@@ -1,15 +1,15 @@
 """Patient files: the sums, the table and the links of the maps of a patient with several slides."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from wsi_idc.core.errors import MapError, WsiIdcError
+from wsi_idc.core.errors import MapError, WsiIdcError, first_line
 from wsi_idc.core.files import atomic_write
-from wsi_idc.maps.cohort import PATIENT_COLUMNS, Cohort
+from wsi_idc.maps.cohort import PATIENT_TYPES, Cohort
 from wsi_idc.maps.map_reader import PATIENT_FORMAT, map_path, read_map_without_cams, slide_paths
 from wsi_idc.maps.table_file import read_table_file, table_file_bytes
 
@@ -62,5 +62,18 @@ def read_patient_file(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     attributes, table = read_table_file(
         path, PATIENT_FORMAT, kind="file of several slides", remedy="wsi-idc map"
     )
-    row = {name: attributes[name] for name in PATIENT_COLUMNS if name in attributes}
-    return {name: np.asarray(value).tolist() for name, value in row.items()}, table
+    kinds = {name: kind for name, kind in PATIENT_TYPES.items() if name in attributes}
+    try:
+        return {name: _value(attributes[name], kind) for name, kind in kinds.items()}, table
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = f"an attribute is damaged ({first_line(error)})"
+        raise MapError(f"{path}: {reason}; make it again with wsi-idc map") from None
+
+
+def _value(value: Any, kind: Any) -> str | int | float:
+    if kind is str:
+        return str(value)
+    number: int | float = kind(value).item()
+    if math.isinf(number):
+        raise ValueError("an infinite number")
+    return number
