@@ -1,7 +1,6 @@
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -9,7 +8,7 @@ from tests.report.test_patient_page import assert_closed
 from tests.small_maps import EVIL, write_hand_map, write_two_slides
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.maps.map_reader import map_paths, read_image, read_map
-from wsi_idc.report import report as report_module
+from wsi_idc.maps.small_image import read_small_image
 from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.report.report import build_report
 
@@ -143,18 +142,10 @@ def test_a_map_with_odd_notes_has_a_page(tmp_path: Path, notes: dict):
     assert (list(report.pages), report.failed) == (["a", "b"], {})
 
 
-def test_large_tissue_is_shrunk_while_it_is_read(tmp_path: Path, monkeypatch):
+def test_shrunk_tissue_is_at_the_same_place(tmp_path: Path):
     path = write_hand_map(tmp_path)  # 4 x 4 cells of 50 px
-    image = read_image(path)
-    np.testing.assert_array_equal(report_module._read_tissue(path, read_map(path)), image)
-    monkeypatch.setattr(report_module, "MAX_SIDE_PX", 43)
-    small = report_module._read_tissue(path, read_map(path))
-    assert small.shape == (40, 40, 3)
-    np.testing.assert_allclose(small[0, 10], image[:5, 50:55].mean(axis=(0, 1)), atol=0.51)
-    pictures, scale = tissue_pictures(read_map(path), small)
+    pictures, scale = tissue_pictures(read_map(path), read_small_image(path, 43))
     assert scale == 0.2
-    expected, full = tissue_pictures(read_map(path), image)
+    expected, full = tissue_pictures(read_map(path), read_image(path))
     assert full == 1
     assert pictures[0][1:] == expected[0][1:]
-    path = write_hand_map(tmp_path, patches=None)
-    assert report_module._read_tissue(path, read_map(path)) is None

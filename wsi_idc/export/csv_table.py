@@ -7,7 +7,7 @@ import pandas as pd
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import write_bytes
-from wsi_idc.export.coordinates import grid_transform
+from wsi_idc.maps.coordinates import grid_transform
 from wsi_idc.maps.patient_map import PatientMap
 
 

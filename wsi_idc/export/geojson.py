@@ -18,10 +18,10 @@ import numpy as np
 import shapely
 
 from wsi_idc.core.files import atomic_write
-from wsi_idc.export.coordinates import GridTransform, grid_transform, stable_id
 from wsi_idc.export.csv_table import patch_table
 from wsi_idc.export.layers import LABEL_RGB
 from wsi_idc.geometry.regions import extract_regions
+from wsi_idc.maps.coordinates import GridTransform, grid_transform, stable_id
 from wsi_idc.maps.patient_map import PatientMap
 
 _IDC = 1  # label of IDC, and index of the class name

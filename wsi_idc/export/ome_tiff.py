@@ -12,8 +12,8 @@ import tifffile
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import atomic_write
-from wsi_idc.export.coordinates import stable_id
 from wsi_idc.export.layers import LayerPicture
+from wsi_idc.maps.coordinates import stable_id
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.runtime.prefetch import rebatch

@@ -9,8 +9,8 @@ from PIL import Image
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import atomic_write, write_json
-from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.export.layers import LayerPicture
+from wsi_idc.maps.coordinates import grid_transform
 from wsi_idc.maps.patient_map import PatientMap
 
 # Pillow warns about a decompression bomb if a picture has more than about 89 million px.

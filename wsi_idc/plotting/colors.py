@@ -10,3 +10,8 @@ COLORMAPS = {
     "uncertainty": "cividis",
 }
 INK = "#333333"
+# Outlines of the regions called IDC.
+CALLED_COLOR = "#19c8b9"
+# Color of each outcome code of a patch. Code 0 is an unknown label, or a cell without a patch.
+OUTCOME_COLORS = {1: "#0b6fb8", 2: "#f0a202", 3: "#d6246e", 4: "#c9d1da"}
+OUTCOME_NAMES = ("true pos.", "false pos.", "false neg.", "true neg.")

@@ -19,19 +19,21 @@ from wsi_idc.maps.layers import (
     robust_max,
 )
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS, LABEL_COLORS
+from wsi_idc.plotting.colors import (
+    CALLED_COLOR,
+    COLORMAPS,
+    LABEL_COLORS,
+    OUTCOME_COLORS,
+    OUTCOME_NAMES,
+)
 from wsi_idc.plotting.raster import color_table
 
-CALLED_COLOR = "#19c8b9"
 TRUTH_COLOR = "#ffffff"
 MASK_COLOR = "#9be564"
 PALETTES = {
     name: ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in color_table(colormap).tolist()]
     for name, colormap in COLORMAPS.items()
 }
-# Color of each outcome code of a patch. Code 0 is an unknown label, or a cell without a patch.
-OUTCOME_COLORS = {1: "#0b6fb8", 2: "#f0a202", 3: "#d6246e", 4: "#c9d1da"}
-_OUTCOME_NAMES = ("true pos.", "false pos.", "false neg.", "true neg.")
 _MAX_CAM_SIDE = 16
 _MAX_LEVEL = 255
 _NUM_BINS = 40
@@ -71,7 +73,7 @@ def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]
     keys = ((CALLED_COLOR, ""),)
     lines = [PageLayer("regions", "Called IDC", is_shown=True, opacity=None, keys=keys)]
     if has_labels(patient_map):
-        outcome_keys = tuple(zip(OUTCOME_COLORS.values(), _OUTCOME_NAMES, strict=True))
+        outcome_keys = tuple(zip(OUTCOME_COLORS.values(), OUTCOME_NAMES, strict=True))
         lines += [
             PageLayer("truth", "Labelled IDC", opacity=None, keys=((TRUTH_COLOR, ""),)),
             PageLayer("errors", "Errors", keys=outcome_keys),

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.core.files import ensure_writable, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.maps.cohort import Cohort, check_tables
-from wsi_idc.maps.map_reader import read_image_rows, read_map
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.map_reader import read_map
+from wsi_idc.maps.small_image import read_small_image
 from wsi_idc.plotting.html import MAX_SIDE_PX
-from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.report.cohort_page import (
     PATIENT_TITLE,
     TITLE,
@@ -93,21 +90,9 @@ def build_report(
     return report
 
 
-def _read_tissue(path: Path, patient_map: PatientMap) -> Pixels | None:
-    """Read the picture of the tissue, at most ``MAX_SIDE_PX`` wide; None without a picture."""
-    rows, cols = patient_map.shape
-    cell_px = min(patient_map.cell_px, max(1, MAX_SIDE_PX // max(rows, cols)))
-    picture = None
-    for row, strip in enumerate(read_image_rows(path)):
-        if picture is None:
-            picture = np.empty((rows, cell_px, cols * cell_px, 3), np.uint8)
-        picture[row] = downscale(strip, height=cell_px, width=cols * cell_px)
-    return None if picture is None else picture.reshape(rows * cell_px, cols * cell_px, 3)
-
-
 def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float | None) -> Card:
     patient_map = read_map(path)
-    image = _read_tissue(path, patient_map)
+    image = read_small_image(path, MAX_SIDE_PX)
     patient, name = patient_map.patient, patient_map.map_name
     page, patient_page_path = out / f"{name}.html", out / f"{patient}.html"
     if patient_page_path.name.lower() == INDEX_HTML:

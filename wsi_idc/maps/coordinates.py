@@ -1,4 +1,4 @@
-"""Coordinates of patches in exported files."""
+"""Coordinates of patches on a slide or on stitched tissue."""
 
 import math
 import uuid

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 
 from tests.export.maps import full_grid, on_slide, small_map
-from wsi_idc.export.coordinates import grid_transform
 from wsi_idc.geometry.bounds import Bounds
+from wsi_idc.maps.coordinates import grid_transform
 
 
 def test_grid_may_begin_off_the_corner_of_the_slide():
