@@ -269,7 +269,7 @@ def test_a_split_without_test_patients_is_allowed_and_logged(pack, tmp_path, cap
         (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patients are not in the data, such as 'xé'"),
         (b"patient,split\n", "is left for train"),
         (b"patient,split\np000,train\np001,test\n", "is left for val; give more"),
-        (b"patient,split\np000,train,1\n", "line 2: 3 cells under 2 columns; quote a cell that"),
+        (b"patient,split\np000,train,1\n", "line 2: 3 cells, but 2 column names; put quotation"),
         (b'patient,split\n"p000,train\n', "line 2: split '' is not one of"),
         (b"patient,split,split\np000,train,val\n", "has the column 'split' twice"),
         (b"patient,split\np000,train\np001\n", "split '' is not one of"),

@@ -76,7 +76,7 @@ def test_csv_of_spreadsheets_is_read(tmp_path):
         ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' also has a slide 'S1' on line 2"),
         ("slide,patient\na.svs,P\nb/../a.svs,Q\n", "b/../a.svs is also on line 2; list each"),
         ("slide,patient\na.svs,P\n.b.svs,P\n", "line 3: '.b' cannot be a slide name"),
-        ("slide,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; quote a cell"),
+        ("slide,mpp\na,b.svs,0.5\n", "line 2: 3 cells, but 2 column names; put quotation marks"),
     ],
 )
 def test_invalid_rows_and_columns_are_refused(tmp_path, text, message):

@@ -1,8 +1,8 @@
-"""Plain script: simple code that maps and trains, as a reference for the commands.
+"""Plain script: simple code for maps and training; benchmarks compare the commands with this code.
 
 Pillow opens PNG files, torchvision transforms the images, a DataLoader makes batches, torchcam
 computes one CAM at a time, and h5py writes one file per patient. The plain script computes in fp32.
-It does not fuse batch norms. Only the workers of the DataLoader read in advance.
+It does not fuse batch norms. Only the workers of the DataLoader prefetch batches.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
 def _png_loader(
     classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Return a DataLoader; for training it shuffles and augments, and drops a partial batch."""
+    """Return a DataLoader; ``train`` adds shuffling and augmentation, and drops a partial batch."""
     steps: list[Any] = [transforms.ToTensor()]
     if train:
         flips = (transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip())

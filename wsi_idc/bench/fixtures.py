@@ -55,7 +55,8 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> B
 
     Args:
         data: Path from ``--data``; None for the default data.
-        synthetic: Number of patches to draw; 0 means 4000 patches, but only if there are no data.
+        synthetic: Number of patches to draw; 0 opens the data. If there are no default data, 4000
+            patches are drawn.
         folder: Existing folder for the files of the benchmark.
 
     Raises:
@@ -82,7 +83,8 @@ def drawn_pack(
 ) -> Pack:
     """Write and open a pack of synthetic patches.
 
-    The patches are cut from one drawn slide, put in random order, and repeated as needed.
+    The patches are cut from one synthetic slide and shuffled. If the slide has fewer than
+    ``num_patches`` patches, patches are repeated.
 
     Args:
         path: Pack file to write.
@@ -145,7 +147,7 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     """Return the checkpoint that a benchmark uses, and a text that describes this checkpoint.
 
     A network that is not bundled has random weights. The statistics of its batch norms are computed
-    from patches of the pack, so that the outputs are as large as those of a trained network.
+    from patches of the pack. Therefore the logits have a magnitude as in a trained network.
 
     Args:
         model: Name of an architecture, or "bundled" for the bundled model.

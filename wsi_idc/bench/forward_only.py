@@ -21,7 +21,7 @@ class BareForward:
     """Benchmark variant that runs forward passes over one preprocessed batch, without CAMs.
 
     Args:
-        checkpoint: Checkpoint with the network; its batch norms are fused as in ``wsi-idc map``.
+        checkpoint: Checkpoint with the network, whose batch norms are fused as in ``wsi-idc map``.
         patches: Patches of the batch, shape (n, H, W, 3), uint8.
         device_config: Device and precision.
 

@@ -27,10 +27,10 @@ class BenchmarkResult:
         what: Name of the benchmark, such as "map" or "train".
         settings: Network, machine, data, batch size and other settings, by name.
         rates: Median patches per second of each variant: "command", "bare" and "plain".
-        ratios: Median over the rounds of each ratio of two rates, such as "command / bare".
+        ratios: Median ratios of rates from ``command_ratios``, such as "command / bare".
         parts: Time of each stage in ms per patch; each stage is measured separately.
         differences: Largest differences between the results of the command and the plain script.
-        peak_memory_mb: Peak memory in MB of the process and of a GPU, before the rounds start.
+        peak_memory_mb: Result of ``peak_memory`` before the first round.
         hints: Recommended settings for this machine.
     """
 
@@ -91,7 +91,7 @@ def interleave(
     Args:
         variants: Functions to measure, by name.
         num_rounds: Number of rounds after the warm-up.
-        device_config: Device of the variants; each measurement waits until a GPU is idle.
+        device_config: Device of the variants. A GPU is synchronized before and after each variant.
         label: Text in front of the progress bar.
     """
     rates = {name: np.zeros(num_rounds + 1) for name in variants}
@@ -104,7 +104,7 @@ def interleave(
 
 
 def medians(values: Rates) -> dict[str, float]:
-    """Return a dictionary with the median over the rounds for each name."""
+    """Return, for each name, the median of the values of all rounds."""
     return {name: float(np.median(of_rounds)) for name, of_rounds in values.items()}
 
 

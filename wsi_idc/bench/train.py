@@ -41,8 +41,8 @@ def bench_train(
         config: Configuration of the training.
         data: Pack with the training patches, and folder for the PNG files of the plain script.
         device_config: Device and precision.
-        num_steps: Number of training steps in all rounds, and also number of bare steps.
-        plain_steps: Number of steps of the plain script in all rounds; 0 omits the plain script.
+        num_steps: Total number of training steps. The total number of bare steps is the same.
+        plain_steps: Total number of steps of the plain script; 0 omits the plain script.
     """
     config = replace(resolve(config), epochs=10**6)
     pack, run = data.pack, Run(data.folder / "unused")
@@ -88,7 +88,7 @@ def bench_train(
 
 
 def _stages(training: Training) -> dict[str, timing.Variant]:
-    """Return three functions to be timed, by name: read, augment and resize one batch."""
+    """Return one function per stage, by name: read, augment or resize one batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)

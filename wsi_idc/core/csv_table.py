@@ -1,4 +1,4 @@
-"""CSV tables: reading of those that users write (manifests, splits), and text of all others."""
+"""Read the CSV tables that users write (manifests, splits), and format tables as CSV text."""
 
 import csv
 import re
@@ -22,16 +22,17 @@ def read_csv_table(
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a CSV table; all cells stay text, such as the patient ids "NA" and "007".
 
-    The cells are separated by commas, semicolons or tabs. Column names may have capitals and spaces
-    around them. Blank rows are skipped. Missing cells at the end of a row count as empty.
+    The cells are separated by commas, semicolons or tabs. Column names are converted to lower case.
+    Spaces around a name or a cell are removed. Blank rows are skipped. A row may have fewer cells
+    than there are columns.
 
     Args:
         path: File to read, in UTF-8 with or without a byte-order mark.
-        needs: Columns that the table must have, separated by commas, for the error messages.
-        aliases: Further names of columns; each name is replaced by its value.
+        needs: Names of the required columns, separated by commas.
+        aliases: Alternative column names; each key is replaced by its value.
 
     Returns:
-        The column names in lower case, and for each row its line number and its cells by column.
+        The column names, and for each row the line number and a dictionary of cells by column.
 
     Raises:
         DataError: The file cannot be read, a column is missing or is there twice, or a row has more
@@ -62,8 +63,8 @@ def read_csv_table(
     for line, cells in rows:
         if len(cells) > len(header):
             raise DataError(
-                f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; quote a "
-                f"cell that has a {delimiter!r}"
+                f"{path}, line {line}: {len(cells)} cells, but {len(header)} column names; put "
+                f"quotation marks around a cell that contains {delimiter!r}"
             )
     stripped = [
         (line, dict(zip(header, map(plain_cell, map(str.strip, cells)), strict=False)))
@@ -73,15 +74,15 @@ def read_csv_table(
 
 
 def plain_cell(text: str) -> str:
-    """Return the text of a cell without the apostrophe of ``csv_text``."""
+    """Return the text of a cell without the apostrophe that ``csv_text`` adds."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def csv_text(table: "pd.DataFrame", **options: Any) -> str:
-    """Return a table as CSV; ``options`` are those of ``DataFrame.to_csv``.
+    """Return a table as CSV; ``options`` are passed to ``DataFrame.to_csv``.
 
-    A spreadsheet program runs a cell that begins with =, +, - or @ as a formula. Such a text gets
-    an apostrophe before it, which ``plain_cell`` removes.
+    A spreadsheet program runs a cell that begins with =, +, - or @ as a formula. Therefore this
+    function adds an apostrophe at the start of such a text. ``plain_cell`` removes the apostrophe.
     """
     texts = table.select_dtypes(exclude=["number", "bool"])
     escaped = {str(name): values.map(_safe_cell) for name, values in texts.items()}

@@ -58,11 +58,11 @@ class BusyError(WsiIdcError):
 
 
 class DiskFullError(WsiIdcError):
-    """A file does not fit on the disk. The incomplete file is removed; a new run can resume."""
+    """A file does not fit on the disk. The partial file is removed; the command can be resumed."""
 
 
 class WorkerError(WsiIdcError):
-    """A worker process was killed, or its input vanished; the command can be resumed."""
+    """A worker process was killed, or input files disappeared; the command can be resumed."""
 
 
 class StoppedError(WsiIdcError):

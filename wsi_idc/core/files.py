@@ -26,10 +26,11 @@ _NAME = re.compile(r"[^./\\][^/\\]*")
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; after the block sync this file to disk and rename it to ``path``.
+    """Yield a temporary path; when the block ends, fsync the file and rename the file to ``path``.
 
-    The temporary file ``.NAME.partial`` in the folder of ``path`` is locked during the block, and
-    removed if the block raises. A temporary file that a killed process left is overwritten.
+    The temporary file is ``.NAME.partial`` in the folder of ``path``. During the block, the file is
+    locked. If the block raises an error, the file is removed. If a killed process left a temporary
+    file, this file is overwritten.
 
     Raises:
         BusyError: Another process is writing the same file.
@@ -53,12 +54,12 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """Yield the locked temporary path ``.NAME.partial`` beside ``path``; remove it after the block.
+    """Yield the path of a locked temporary file; remove this file when the block ends.
 
     Args:
-        path: Final file; the temporary name is made from its name.
+        path: Final file; the temporary file is ``.NAME.partial`` in the same folder.
         resumable: Whether the temporary file is kept if the block is stopped (Ctrl-C, a stop
-            signal, a killed worker process). The next block starts with the content of a kept file.
+            signal, a killed worker process). The next call yields the kept file with its content.
     """
     partial = _partial(path)
     with locked(partial, what=path) as fd:
@@ -88,7 +89,7 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove the temporary file of ``path``, which a stopped process left, unless it is in use."""
+    """Remove the temporary file of ``path`` if no process uses this temporary file."""
     if _partial(path).exists():
         with contextlib.suppress(WsiIdcError, OSError), temporary_path(path):
             pass
@@ -106,7 +107,7 @@ def _partial(path: Path) -> Path:
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
-    """Raise an error if a command cannot write its files into ``folder``; call this at the start.
+    """Check, at the start of a command, that the command can write its files into ``folder``.
 
     Args:
         folder: Output folder; it need not exist yet.
@@ -136,7 +137,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text to ``path`` as UTF-8 in one atomic step; lone surrogates become JSON escapes."""
+    """Write text to ``path`` in one atomic step; escape the characters that UTF-8 cannot encode."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
@@ -171,7 +172,7 @@ def regular_file(path: Path, max_bytes: float = math.inf) -> Path:
     """Return ``path`` if it is a regular file of at most ``max_bytes`` bytes.
 
     Raises:
-        OSError: The file is missing or too large, or is a pipe or device (a read may never end).
+        OSError: The file is missing, too large, or not a regular file: reading a pipe could block.
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -192,11 +193,11 @@ def starts_with(path: Path, *starts: bytes) -> bool:
 
 
 def safe_filename(name: str, *, kind: str = "patient id") -> str:
-    """Return a name (a patient id, or another ``kind``) unchanged if it can be a file name.
+    """Return ``name`` if it can be a file name; error messages describe the name as a ``kind``.
 
     Raises:
-        DataError: The name is empty, too long, begins with a dot, or has a separator or control
-            character, or a letter that the locale of this process cannot encode.
+        DataError: The name is empty or too long, begins with a dot, contains a separator or a
+            control character, or cannot be encoded in the locale of this process.
     """
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES

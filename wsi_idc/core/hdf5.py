@@ -1,8 +1,9 @@
 """Safe reading of HDF5 files: packs, maps and cohort files may be damaged or forged.
 
 ``open_hdf5`` opens a file. Each dataset is compared with a ``DatasetSpec`` before its values are
-read. Therefore a bad file cannot make libhdf5 hang, allocate more memory than the file holds, or
-read another file. A failed check raises ``ValueError``; ``UNREADABLE`` lists all possible errors.
+read. Therefore a damaged file cannot make libhdf5 hang, allocate memory for data that the file does
+not contain, or read another file. A failed check raises ``ValueError``. ``UNREADABLE`` lists all
+possible errors.
 """
 
 import math
@@ -46,8 +47,8 @@ class DatasetSpec:
         shape: Length of each axis: a number, a tuple (smallest, largest), or None for any length.
         values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
-        rows_at_once: Number of rows that the caller reads at a time, if the file may leave out
-            parts, which then have the fill value; None if the file has all parts.
+        rows_at_once: Number of rows that the caller reads at a time, for a dataset with missing
+            chunks (HDF5 reads a missing chunk as the fill value); None for a complete dataset.
     """
 
     dtype: str | tuple[str, ...]
@@ -90,7 +91,7 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
     """
     ids = {name: item.attrs.get_id(name) for name in item.attrs}
     if any(math.prod(own.shape) * own.dtype.itemsize > _SMALL_BYTES for own in ids.values()):
-        raise ValueError("it claims an attribute that is too large")
+        raise ValueError("an attribute is too large")
     dtypes = {name: own.dtype for name, own in ids.items()}
     return {
         name: item.attrs[name]
@@ -116,7 +117,7 @@ def has_link(group: h5py.File | h5py.Group, name: str) -> bool:
 
 
 def own_item(group: h5py.File | h5py.Group, name: str) -> Any:
-    """Return a group or dataset of this file; None if it is missing or a link leads to it."""
+    """Return an item of this file, or None if it is missing or is a soft or external link."""
     item: Any = group
     for part in name.split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
@@ -158,7 +159,7 @@ def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -
     else:
         is_possible = item.nbytes <= max(_SMALL_BYTES, _MAX_COMPRESSION * stored)
     if not is_possible:
-        raise ValueError(f"{item.name} claims {item.nbytes} bytes, more than the file holds")
+        raise ValueError(f"{item.name} claims {item.nbytes} bytes, but the file has fewer")
     return item
 
 
@@ -172,11 +173,12 @@ def _is_dtype(dtype: np.dtype[Any], permitted: str) -> bool:
 
 
 def _check_heaps(path: Path) -> None:
-    """Raise ValueError if HDF5 would read a heap near the start of a file in an endless loop.
+    """Raise ValueError if libhdf5 would never finish reading a damaged heap of the file.
 
     HDF5 stores texts of variable length in *global heaps* (HDF5 File Format Specification 3.0,
-    section III.E). A heap is a sequence of objects, and the head of each object has its size. If a
-    size is 0, for example in a lost disk block, libhdf5 2.0 reads the same object without end.
+    section III.E). A heap is a sequence of objects, and the head of each object contains the size
+    of the object. If a size is 0 because of a disk error, libhdf5 2.0 reads the same object without
+    end. This function checks the heaps in the first ``_SEARCHED_BYTES`` bytes of the file.
     """
     with regular_file(path).open("rb") as file:
         data = file.read(_SEARCHED_BYTES)
@@ -186,7 +188,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def _end_of_heap(data: bytes, start: int) -> int:
-    """Return the offset after a heap; if its head is incomplete, the offset after its signature."""
+    """Return the end of the heap, or the end of its signature if the head is incomplete."""
     if start + _HEAP_HEAD.size > len(data):
         return start + len(_HEAP_SIGNATURE)
     _, size = _HEAP_HEAD.unpack_from(data, start)

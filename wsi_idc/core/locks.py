@@ -106,7 +106,7 @@ def retry_while_busy(
 
 
 def is_held(lock: Path) -> bool:
-    """Return whether another process holds a lock file."""
+    """Return whether another process holds a lock on the file ``lock``."""
     if not lock.exists():
         return False
     with contextlib.suppress(BusyError), locked(lock, what=lock):

@@ -1,6 +1,6 @@
 """Read TOML job files, and check each key.
 
-Each function raises ``JobError`` if the file, a key or a value is not permitted.
+Each function raises ``JobError`` if the file cannot be read or a key or value is not permitted.
 """
 
 import difflib
@@ -48,7 +48,7 @@ def command_and_name(
 
 
 def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return the table ``key`` of a job file, or {}; its keys must be in ``known``."""
+    """Return the table ``key`` of a job file, by default {}; ``known`` lists the permitted keys."""
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise JobError(f"{key} must be a table: write [{key}]")

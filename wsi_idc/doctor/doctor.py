@@ -49,8 +49,8 @@ class CheckResult:
     Attributes:
         name: Name of the checked part of the machine or of the installation.
         value: Result of the check.
-        state: "ok", "note" (worth knowing) or "problem" (needs a repair).
-        advice: Remedy for the note or problem; empty without a remedy.
+        state: "ok", "note" (useful information) or "problem" (needs a repair).
+        advice: Remedy for the note or problem; empty if there is no remedy.
     """
 
     name: str
@@ -65,7 +65,7 @@ def make_result(name: str, value: str, is_bad: bool, advice: str, state: str = N
 
 
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-    """Run all checks and yield the results; replace the home folder and the user name in them.
+    """Run all checks and yield the results, without the home folder and the user name.
 
     Args:
         data: Value of ``--data``.

@@ -18,7 +18,7 @@ _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def data(data_path: Path | None) -> Iterator[CheckResult]:
-    """Report the data of the project; this check does not pack a patch tree or zip."""
+    """Report the data of the project; this check makes no pack from a patch tree or a zip file."""
     path = data_path or default_data()
     if data_path is None and not path.exists():
         # A wrong path in WSI_IDC_DATA is a problem. Without this variable, the project may be new

@@ -1,4 +1,4 @@
-"""Figures of an evaluation. Some show all patches together, some show each patient."""
+"""Figures of an evaluation. Some figures show all patches together, others show each patient."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
@@ -39,14 +39,14 @@ _RESAMPLES_OF_BINS = 500
 
 
 def draw_row_grid(ax: Axes) -> None:
-    """Draw vertical grid lines behind rows of marks, and hide the ticks of the rows."""
+    """Draw vertical grid lines behind the marks, and hide the tick marks of the y axis."""
     ax.grid(axis="x", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
 
 
 def probability_name(evaluation: Evaluation) -> str:
-    """Return the name that figures use for the final probabilities."""
+    """Return "smoothed probability" if the final probabilities are smoothed, else "probability"."""
     return evaluation.final.column.replace("probability_smoothed", "smoothed probability")
 
 
@@ -210,7 +210,7 @@ def probabilities(evaluation: Evaluation) -> Figure:
 
 
 def border(evaluation: Evaluation) -> Figure:
-    """Draw the metrics of the patches at each distance from the label border."""
+    """Draw metrics for each distance from the border between patches of different labels."""
     figure = Figure(figsize=(5.6, 5.6), layout="constrained")
     ax = figure.subplots()
     place = np.arange(len(_COMPARABLE_METRICS))
@@ -239,7 +239,7 @@ def marker_areas(patches: NDArray) -> NDArray[np.float64]:
 
 
 def patients(evaluation: Evaluation) -> Figure:
-    """Draw AUC and Dice of each patient, sorted by value; show the ids of the weakest patients."""
+    """Draw AUC and Dice of each patient, lowest value first; show the ids of the first patients."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     axes = figure.subplots(2, 1)
     for ax, name in zip(axes, ("auc", "dice"), strict=True):
@@ -289,7 +289,7 @@ def _draw_sorted(
 
 
 def area_fraction(evaluation: Evaluation) -> Figure:
-    """Draw each patient's fractions of patches called and labelled IDC, and their difference."""
+    """Draw the predicted and the labelled IDC fraction of each patient, and their difference."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     against, difference = figure.subplots(1, 2)
     table, statistics = evaluation.patients, evaluation.patient_summary.get("area_bias", {})

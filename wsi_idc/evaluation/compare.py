@@ -48,7 +48,7 @@ class Predictions:
 
     Attributes:
         folder: Folder of the evaluation.
-        threshold: Lowest probability of a patch called IDC.
+        threshold: A patch is called IDC if its probability is at least the threshold.
         table: One row per patch, sorted by patient, x and y. Columns: patient, x, y, label,
             probability (smoothed if the predictor smooths).
         notes: Sentences about the metrics.
@@ -76,10 +76,10 @@ class Comparison:
         num_patches: Number of compared patches.
         notes: Sentences about evaluation A, evaluation B or both.
         metrics: One row per metric. Columns: metric, a, b, difference (b - a), low, high (95 %
-            interval of the difference), better ("a" or "b"). better is "" if the interval contains
-            0 or if there are fewer than ``MIN_PATIENTS`` patients.
-        patients: One row per patient. Columns: patient, number of patches, AUC and Dice with a,
-            AUC and Dice with b, and the differences b - a.
+            interval of the difference), better ("a", "b" or ""). The column better is "" if the
+            interval contains 0 or if there are fewer than ``MIN_PATIENTS`` patients.
+        patients: One row per patient. Columns: patient, number of patches, AUC and Dice of
+            evaluation A, AUC and Dice of evaluation B, and the differences B - A.
     """
 
     num_patients: int
@@ -239,7 +239,8 @@ def leaderboard(
     """Build a table of the evaluations (best first), followed by the published results.
 
     Each item of ``evaluations`` is a name and an evaluation. The evaluations are grouped by their
-    patches, and only the largest group is ranked: its rows come first. ``rank_by`` sorts the rows.
+    patches. Only the largest group is ranked, and its rows come first. The rows of a group are
+    sorted by the metric ``rank_by``.
 
     Returns:
         Table with the columns rank, name, source ("measured", "measured on other patches" or
@@ -273,7 +274,7 @@ def leaderboard(
 
 
 def published_results() -> pd.DataFrame:
-    """Read the published results with a split by patient. Columns: work, test, metrics, note."""
+    """Read results of publications that split by patient. Columns: work, test, metrics, note."""
     with (resources.files("wsi_idc.evaluation") / "published.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 

@@ -52,9 +52,9 @@ def choose_patients(
         predictor: Predictor to evaluate; each of its checkpoints contains a split.
         pack: Pack with the available patients.
         split: Group of patients. "test", "val" or "train" selects the patients with this role in
-            the splits of all checkpoints; "test" selects every patient of the pack if none is in a
-            checkpoint's split. "unseen" selects the patients that no checkpoint has in train or
-            val. "all" selects every patient.
+            the splits of all checkpoints. If no checkpoint's split contains a patient of the pack,
+            "test" selects every patient. "unseen" selects the patients that no checkpoint has in
+            train or val. "all" selects every patient.
         allow_seen: Accept patients that a checkpoint was trained on.
 
     Raises:
@@ -84,7 +84,7 @@ def choose_patients(
 
 
 def _is_new_data(predictor: Predictor, pack: Pack) -> bool:
-    """Return whether no patient of the pack is in the split of a checkpoint."""
+    """Return True if no checkpoint's split contains a patient of the pack."""
     return predictor.patients(*ROLES).isdisjoint(pack.patients)
 
 
@@ -238,9 +238,9 @@ def compute_metrics(
 ) -> MetricSet:
     """Compute the metrics of a column of probabilities.
 
-    The table ``predictions`` has the columns label (0 or 1) and ``column``. ``code`` has, for each
-    patch, the index of its patient's column in ``weights``; ``weights`` has the weight of each
-    patient in each resample, shape (R, P). With only one patient, all intervals are NaN.
+    The table ``predictions`` has the columns label (0 or 1) and ``column``. ``weights`` has the
+    shape (R, P): the weight of each of P patients in each of R resamples. ``code`` has one number
+    per patch: the patient's column in ``weights``. With one patient, all intervals are NaN.
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     resampled = bootstrap.resampled_metrics(

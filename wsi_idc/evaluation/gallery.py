@@ -30,7 +30,7 @@ _CAPTION_HEIGHT = 0.38  # fraction of an image's side
 def surest_wrong(
     predictions: pd.DataFrame, column: str, *, threshold: float, label: int
 ) -> pd.DataFrame:
-    """Select the wrongly called patches of a label, the most confident call first.
+    """Select the wrongly classified patches of one label, the most confident prediction first.
 
     Columns of ``predictions``: patient, label, and ``column``, which has the probability of IDC.
     Label 0 selects false positives, and label 1 selects false negatives. The result has at most
@@ -95,7 +95,7 @@ def _row_in_pack(pack: Pack, prediction: Mapping[Hashable, Any]) -> int:
 
 
 def _draw_image(ax: Axes, image: Pixels, left: float, top: float, *, has_neighbors: bool) -> None:
-    """Draw a patch; if ``has_neighbors``, draw its neighbors around it, and a frame."""
+    """Draw the patch; if ``has_neighbors``, add the neighbors and a frame around the patch."""
     side, third = 0.92, 0.92 / 3
     if not has_neighbors:
         px = len(image) // 3

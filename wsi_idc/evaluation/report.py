@@ -54,8 +54,8 @@ def evaluate_into(
 
     Raises:
         CheckpointError: A checkpoint does not fit the data.
-        DataError: There is no patient or no known label to evaluate, or a checkpoint was trained
-            on one of the patients.
+        DataError: The group has no patient, no patch has a known label, or a checkpoint was trained
+            on one of the patients and ``allow_seen`` is False.
     """
     patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(predictor, pack, patients, split=split, **settings)

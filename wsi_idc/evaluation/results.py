@@ -33,10 +33,11 @@ class MetricSet:
 
     Attributes:
         column: Name of the column: "probability" or "probability_smoothed".
-        threshold: Lowest probability of a patch called IDC. It was chosen on val patients.
+        threshold: A patch is called IDC if its probability is at least the threshold. The threshold
+            was chosen on val patients.
         metrics: Value of each metric over all patches; NaN for an undefined metric.
         intervals: 95 % interval of each metric, from a bootstrap over patients.
-        confusion: Number of patches for each pair of label and call.
+        confusion: Number of patches for each pair of label and predicted class.
     """
 
     column: str
@@ -74,15 +75,15 @@ class Evaluation:
         num_patches: Number of evaluated patches. The label of each of them is known.
         num_unknown: Number of patches that are left out because their label is unknown.
         final: Metrics of the final probabilities. These are smoothed if the predictor smooths.
-        raw: Metrics of the probabilities before smoothing; None without smoothing.
-        ece_uncalibrated: ECE of the probabilities without temperature and without smoothing.
+        raw: Metrics of the probabilities before smoothing; None if the predictor does not smooth.
+        ece_uncalibrated: ECE of the probabilities before temperature scaling and smoothing.
         by_border: For each distance from the label border, metrics of the patches at this distance.
         patient_summary: Statistics of the AUC, Dice and area bias of the patients, as
             ``metrics.patients.summary`` returns them.
         predictions: One row per patch. Columns: patient, slide (if the pack has slides), x, y,
             label, probability, further outputs of the predictor, border_distance.
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
-        slides: One row per slide, with the columns patient, slide and the others of ``patients``;
+        slides: One row per slide. Columns: patient, slide, and the other columns of ``patients``.
             None if the pack has no slides.
         bands: ROC and PR curve with 95 % confidence bands; None if all labels are of one class.
         notes: Sentences about the results.
@@ -128,12 +129,12 @@ class Evaluation:
 
 
 def evaluation_name(split: str, *, tta: bool, smooth: bool) -> str:
-    """Return the last part of the name of an evaluation's folder, such as "test-tta"."""
+    """Return the end of the folder name of an evaluation: "test-tta" for "eval-test-tta"."""
     return split + "-tta" * tta + "-smooth" * smooth
 
 
 def folder_in_run(run: Path, name: str) -> Path:
-    """Return the default folder of the evaluation ``name``; ``run`` is a run or a .pt file."""
+    """Return the default folder of the evaluation ``name``; ``run`` is a folder or a .pt file."""
     if run.suffix != ".pt":
         return run / f"eval-{name}"
     # Two checkpoints in one folder need two evaluation folders.
@@ -142,7 +143,7 @@ def folder_in_run(run: Path, name: str) -> Path:
 
 
 def numbered_folders(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Return the evaluation folder of each run: a subfolder of ``out``, or ``out`` for one run."""
+    """Return one folder per run: numbered subfolders of ``out``, or ``out`` itself for one run."""
     if len(runs) < 2:
         return [out]
     names = enumerate((run.name.removesuffix(".pt") for run in runs), start=1)

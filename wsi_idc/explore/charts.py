@@ -114,7 +114,7 @@ def sizes(description: Description, pack: Pack) -> Figure:
 
 
 def channels_by_class(description: Description, pack: Pack) -> Figure:
-    """Draw a histogram for each channel and class: the mean of the channel in each patch."""
+    """Draw, for each channel and class, a histogram of the channel means of the patches."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, len(CHANNELS), sharex=True, sharey=True)
     table, labels = description.pixels.table, pack.index["label"].to_numpy()

@@ -43,8 +43,8 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
     Args:
         pack: Pack with the patches.
         hashes: Perceptual hash of each patch of the pack, shape (N,).
-        candidates: Positions of the patches to compare. Patches without tissue are left out,
-            because they all look alike.
+        candidates: Positions of the patches to compare. The caller leaves out patches without
+            tissue, because patches without tissue all look alike.
 
     Returns:
         One row per patch of a group. Columns: ``group`` (number from 1), ``row`` (position of the
@@ -109,7 +109,7 @@ def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield pairs of positions with equal keys, nearest pairs first; ``keys`` is sorted."""
+    """Yield pairs of positions with equal values in sorted ``keys``, adjacent positions first."""
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]

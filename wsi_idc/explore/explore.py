@@ -36,7 +36,7 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         DataError: The pack is truncated while it is read.
-        WsiIdcError: ``out`` is not writable, or contains other files with these names.
+        WsiIdcError: ``out`` is not writable, or another program wrote files of these names.
     """
     ensure_writable(out, writes=_WRITES, marks=(HINTS_CSV,))
     description = describe(pack)

@@ -76,7 +76,7 @@ def augmented_samples(
 
 
 def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
-    """Choose up to ``num`` of ``rows`` at random; each label has its own random numbers."""
+    """Choose at most ``num`` of ``rows`` at random; ``seed`` and ``label`` are the random seed."""
     rng = np.random.default_rng([seed, label + 1])
     return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
 
@@ -130,7 +130,7 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
 def patient(description: Description, pack: Pack) -> Figure:
     """Draw the patient with the most patches. Patients with both classes are preferred.
 
-    Of several slides, the slide with the most patches is drawn.
+    If the patient has several slides, only the slide with the most patches is drawn.
     """
     table = description.patients
     both = table[(table["idc"] > 0) & (table["non_idc"] > 0)]
@@ -175,7 +175,7 @@ def patient(description: Description, pack: Pack) -> Figure:
 
 
 def hints(description: Description, pack: Pack) -> Figure:
-    """Draw some patches for each kind of hint."""
+    """Draw some patches for each kind of hint at a possible error of the data set."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(len(quality.PATCH_KINDS), 1)
     for ax, kind in zip(axes, quality.PATCH_KINDS, strict=True):
