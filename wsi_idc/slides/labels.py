@@ -157,8 +157,6 @@ def _measure(
             share_of[index, column] = 1
             return
     num_points = sum(shapely.get_num_coordinates(one).sum() for one in clipped.values())
-    if num_points == 0:
-        return
     if num_points * len(index) <= _LEAF_WORK or len(index) == 1:
         share_of[index] = _shares_of_boxes(clipped, chosen)
         return
