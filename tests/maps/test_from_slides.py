@@ -30,7 +30,7 @@ from wsi_idc.report.layers import cam_levels
 from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
-from wsi_idc.slides.slide import Slide
+from wsi_idc.slides.slide import Slide, open_slide
 from wsi_idc.slides.tiling import SlideSettings
 
 ALL = SlideSettings(min_tissue=0)
@@ -133,6 +133,25 @@ def test_geojson_in_qupaths_frame_marks_the_square_on_the_tissue(build, tmp_path
     is_square = (area == (200, 110, 170)).all(axis=2)
     assert is_square[y:bottom, x:right].all()
     assert is_square.sum() == (right - x) * (bottom - y)
+
+
+def test_slides_on_a_slow_disk_are_read_from_copies(build, row, tmp_path: Path, monkeypatch):
+    build(tmp_path / "a", row)
+    opened = []
+
+    def spy(path: Path, **options: object) -> Slide:
+        opened.append(options.get("copy"))
+        return open_slide(path, **options)
+
+    monkeypatch.setenv("WSI_IDC_SCRATCH", str(tmp_path / "fast"))
+    monkeypatch.setattr("wsi_idc.maps.from_slides.open_slide", spy)
+    build(tmp_path / "b", row)
+    assert [copy and copy.name for copy in opened] == [None, "s.tif"]
+    plain, copied = (read_map(tmp_path / folder / "s.h5") for folder in "ab")
+    assert plain.provenance["identity"] == copied.provenance["identity"]
+    np.testing.assert_array_equal(plain.probability, copied.probability)
+    assert list(build(tmp_path / "b", row).kept) == ["s"]
+    assert opened[2:] == [None, None]  # a map that is kept needs no copy
 
 
 def test_cells_of_overlapping_patches_are_their_centers(build, row, stitched, tmp_path: Path):

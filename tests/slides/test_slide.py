@@ -12,7 +12,7 @@ from tests.slides.tiffs import damage, halved, noise, spy_on, write_scn, write_t
 from wsi_idc.core.errors import SlideError
 from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.slides.reader import composite_on_white
-from wsi_idc.slides.slide import _companion_files, open_slide
+from wsi_idc.slides.slide import companion_files, open_slide
 
 PICTURE = noise(90, 130)
 IMPOSSIBLE = "um/px is impossible; give 0.001 to 100$"
@@ -314,10 +314,10 @@ def test_too_large_tiles_are_refused(tmp_path: Path):
         ("a.tif", []),
     ],
 )
-def test_companion_files_are_parts_of_the_slide_only(tmp_path: Path, name: str, parts: list):
+def testcompanion_files_are_parts_of_the_slide_only(tmp_path: Path, name: str, parts: list):
     for file in (name, "b.DCM", "c.dcm", "d.jpg", "e.opt", "f", "n.csv", "n.TXT", "n.h5", "n.json"):
         (tmp_path / file).touch()
-    assert [file.name for file in _companion_files(tmp_path / name)] == parts
+    assert [file.name for file in companion_files(tmp_path / name)] == parts
 
 
 def test_fingerprint_changes_with_the_file_only(tmp_path: Path):

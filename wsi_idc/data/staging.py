@@ -1,6 +1,5 @@
 """Copies of packs on a fast local disk."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -11,12 +10,10 @@ from pathlib import Path
 from wsi_idc.core.errors import BusyError, DataError, WsiIdcError
 from wsi_idc.core.files import atomic_write
 from wsi_idc.core.locks import retry_while_busy
+from wsi_idc.core.scratch import check_space, own_folder, scratch_disk, warn_not_copied
 from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
-SCRATCH_ENV = "WSI_IDC_SCRATCH"
-# Number of free bytes that remain on the disk after a copy, for the other users of the node.
-_LEFT_FREE = 256 * 10**6
 
 
 def stage_to_scratch(pack: Pack) -> Pack:
@@ -25,34 +22,21 @@ def stage_to_scratch(pack: Pack) -> Pack:
     Return ``pack`` itself if no scratch folder is set, if the pack is in that folder already, or if
     the copying fails.
     """
-    scratch = os.environ.get(SCRATCH_ENV)
-    if not scratch or pack.path.resolve().is_relative_to(Path(scratch).resolve()):
+    scratch = scratch_disk(pack.path)
+    if scratch is None:
         return pack
     try:
         # The name of the copy depends on the data of the pack, not on its path.
         text = json.dumps([vars(pack.info), len(pack), pack.path.stat().st_size], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        copy = _own_folder(Path(scratch)) / f"{key}.h5"
+        copy = own_folder(scratch) / f"{key}.h5"
         other = f"another process that copies {pack.path} to {copy}"
         staged = retry_while_busy(lambda: _open_copy(pack, copy) or _copy(pack, copy), log_as=other)
     except (WsiIdcError, OSError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        logger.warning("%s is not copied to %s: %s", pack.path, SCRATCH_ENV, reason)
+        warn_not_copied(pack.path, error)
         return pack
     logger.info("%s is read from the copy %s", pack.path, copy)
     return staged
-
-
-def _own_folder(scratch: Path) -> Path:
-    """Create this user's scratch folder; raise WsiIdcError if another user owns the folder."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = scratch / f"wsi-idc-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-        raise WsiIdcError(f"{folder} is not a folder of this user; remove it")
-    folder.chmod(0o700)
-    return folder
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:
@@ -79,12 +63,7 @@ def _copy(pack: Pack, copy: Path) -> Pack:
         copy.unlink(missing_ok=True)
         partial.write_bytes(b"")
         source = pack.path.stat()
-        free, needed = shutil.disk_usage(copy.parent).free, source.st_size + _LEFT_FREE
-        if free < needed:
-            raise WsiIdcError(
-                f"not enough space: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free;"
-                f" free some space, or unset {SCRATCH_ENV}"
-            )
+        check_space(copy.parent, source.st_size)
         logger.info("copying %s (%.0f MB) to %s", pack.path, source.st_size / 1e6, copy)
         shutil.copyfile(pack.path, partial)
         os.utime(partial, ns=(source.st_atime_ns, source.st_mtime_ns))

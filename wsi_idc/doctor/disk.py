@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from wsi_idc.core.locks import supports_locks
+from wsi_idc.core.scratch import SCRATCH_ENV
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
-from wsi_idc.data.staging import SCRATCH_ENV
 from wsi_idc.doctor.doctor import PROBLEM, CheckResult, make_result
 
 _MB, _GB = 10**6, 10**9

@@ -26,6 +26,7 @@ from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
 from wsi_idc.slides.masks import mask_fingerprint
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
+from wsi_idc.slides.staging import staged_slides
 from wsi_idc.slides.tiling import SlideSettings, tile_slide
 
 logger = logging.getLogger(__name__)
@@ -88,15 +89,25 @@ class SlideSource:
         self, builder: MapBuilder, report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
         """Run the network on one slide after the other; see ``MapSource.predict``."""
-        with builder.predictor.batch_predictor(
-            device_config=builder.device_config, batch_size=builder.batch_size, cam=builder.cam
-        ) as predict_batches:
-            for number, row in enumerate(self.slides, start=1):
+        slides = staged_slides(
+            self.slides,
+            is_needed=lambda row: self._needs_map(row, builder),
+            is_stopped=lambda: bool(builder.stop),
+        )
+        with (
+            builder.predictor.batch_predictor(
+                device_config=builder.device_config, batch_size=builder.batch_size, cam=builder.cam
+            ) as predict_batches,
+            closing(slides),
+        ):
+            for number, (row, copy) in enumerate(slides, start=1):
                 if builder.stop:
                     return
                 title = f"mapping {row.map_name} ({number} of {len(self.slides)})"
                 try:
-                    make = self._predict_slide(row, builder, report, predict_batches, title=title)
+                    make = self._predict_slide(
+                        row, builder, report, predict_batches, copy=copy, title=title
+                    )
                 except (WsiIdcError, OSError) as error:
                     report.record_failure(row.map_name, error)
                     continue
@@ -110,13 +121,14 @@ class SlideSource:
         report: MapReport,
         predict_batches: BatchPredictor,
         *,
+        copy: Path | None,
         title: str,
     ) -> Callable[[], PatientMap] | None:
         """Predict the patches of a slide; return a function that builds the map, or None.
 
         None means that no new map is needed, or that a stop was requested.
         """
-        with self._open(row) as slide:
+        with self._open(row, copy) as slide:
             key = self._cache_key(builder, row, slide)
             if not builder.select(row.map_name, key, report, data=row.slide):
                 return None
@@ -163,8 +175,16 @@ class SlideSource:
         )
         return patches, reader
 
-    def _open(self, row: ManifestRow) -> Slide:
-        return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp)
+    def _needs_map(self, row: ManifestRow, builder: MapBuilder) -> bool:
+        try:
+            with self._open(row) as slide:
+                key = self._cache_key(builder, row, slide)
+            return builder.select(row.map_name, key, MapReport(), data=row.slide)
+        except (WsiIdcError, OSError):
+            return False  # ``predict`` reports the reason
+
+    def _open(self, row: ManifestRow, copy: Path | None = None) -> Slide:
+        return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp, copy=copy)
 
     def _cache_key(self, builder: MapBuilder, row: ManifestRow, slide: Slide) -> dict[str, Any]:
         spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)

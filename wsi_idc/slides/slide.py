@@ -92,7 +92,7 @@ class Slide(AbstractContextManager["Slide"]):
         several files, the size and modification time of every file are included.
         """
         digest = hashlib.sha256()
-        for file in (self.path, *_companion_files(self.path)):
+        for file in (self.path, *companion_files(self.path)):
             state = file.stat()
             digest.update(repr((file.name, state.st_size, state.st_mtime_ns)).encode())
         size = self.path.stat().st_size
@@ -143,7 +143,7 @@ class Slide(AbstractContextManager["Slide"]):
         return thumbnail
 
 
-def _companion_files(path: Path) -> list[Path]:
+def companion_files(path: Path) -> list[Path]:
     """Return the other files of a slide. The list is empty if the slide has only one file."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
@@ -160,18 +160,25 @@ def _companion_files(path: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file() and file != path)
 
 
-def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
+def open_slide(path: Path, *, mpp: float | None = None, copy: Path | None = None) -> Slide:
     """Open a slide that OpenSlide supports, or a plain TIFF, PNG or JPEG.
 
     Args:
         path: Slide file.
         mpp: Microns per level-0 px; None means the value that the slide file states.
+        copy: Copy of the slide file on a faster disk, from which the pixels are read.
 
     Raises:
         SlideError: The file cannot be read, none of its pages is the complete slide in color, or
             its mpp is missing or not plausible.
     """
     path = Path(path)
+    reader, mpp, mpp_source = _open_reader(path if copy is None else copy, mpp)
+    return Slide(path, reader, mpp=mpp, mpp_source=mpp_source)
+
+
+def _open_reader(path: Path, mpp: float | None) -> tuple[SlideReader, float, str]:
+    """Return the reader of a slide file, the microns per level-0 px, and their origin."""
     if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
         raise SlideError(f"{path}: {mpp:g} um/px is impossible; give {_MIN_MPP:g} to {_MAX_MPP:g}")
     head = _read_head(path)
@@ -194,7 +201,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
     except SlideError:
         reader.close()
         raise
-    return Slide(path, reader, mpp=mpp, mpp_source=mpp_source)
+    return reader, mpp, mpp_source
 
 
 def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:

@@ -1,0 +1,105 @@
+"""Copies of slides on a fast local disk: the next slide is copied while a slide is computed."""
+
+import contextlib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from wsi_idc.core.errors import BusyError, WsiIdcError
+from wsi_idc.core.locks import locked, supports_locks
+from wsi_idc.core.scratch import check_space, own_folder, scratch_disk, warn_not_copied
+from wsi_idc.runtime.prefetch import prefetch
+from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.slide import companion_files
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 2**24
+_PREFIX = "slides-"
+
+
+def staged_slides(
+    rows: Sequence[ManifestRow],
+    *,
+    is_needed: Callable[[ManifestRow], bool],
+    is_stopped: Callable[[], bool],
+) -> Generator[tuple[ManifestRow, Path | None], None, None]:
+    """Yield each slide with its copy in the folder ``WSI_IDC_SCRATCH``.
+
+    A thread copies the next slide while the caller uses a slide. The copy is removed when the
+    caller asks for the next slide, so at most two slides are on the disk.
+
+    Args:
+        rows: Rows of a manifest.
+        is_needed: Function that returns whether a slide will be read completely; only such a slide
+            is copied. The thread calls the function.
+        is_stopped: Function that returns whether copying must end.
+
+    Yields:
+        Row, and the copy of its slide. Instead of a copy, None is yielded if the variable is not
+        set, if the slide is not needed, or if it cannot be copied; the reason is logged.
+    """
+    with ExitStack() as stack:
+        folder: Path | None = None
+        if rows and (scratch := scratch_disk(rows[0].slide)) is not None:
+            try:
+                folder = stack.enter_context(_temporary_folder(own_folder(scratch)))
+            except (WsiIdcError, OSError) as error:
+                warn_not_copied(rows[0].slide, error)
+        if folder is None:
+            yield from ((row, None) for row in rows)
+            return
+
+        def copy(number: int) -> Path | None:
+            row = rows[number]
+            if is_stopped() or not is_needed(row):
+                return None
+            try:
+                return _copy(row.slide, folder / str(number), is_stopped=is_stopped)
+            except (WsiIdcError, OSError) as error:
+                shutil.rmtree(folder / str(number), ignore_errors=True)
+                warn_not_copied(row.slide, error)
+                return None
+
+        for number, path in enumerate(prefetch(copy, range(len(rows)))):
+            yield rows[number], path
+            shutil.rmtree(folder / str(number), ignore_errors=True)
+
+
+def _copy(slide: Path, folder: Path, *, is_stopped: Callable[[], bool]) -> Path | None:
+    """Copy all files of a slide into a folder; return the slide file there, None after a stop."""
+    files = [slide, *companion_files(slide)]
+    num_bytes = sum(file.stat().st_size for file in files)
+    check_space(folder.parent, num_bytes)
+    logger.info("copying %s (%.0f MB) to %s", slide, num_bytes / 1e6, folder)
+    for file in files:
+        target = folder / file.relative_to(slide.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as source, target.open("wb") as copy:
+            while block := source.read(_BLOCK_BYTES):
+                if is_stopped():
+                    return None
+                copy.write(block)
+    return folder / slide.name
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Create a folder for copies and remove it at the end; remove folders of killed processes."""
+    if supports_locks(parent):
+        for lock in parent.glob(f"{_PREFIX}*.lock"):
+            with contextlib.suppress(BusyError), locked(lock, what=lock):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    folder = parent / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    with locked(folder.with_suffix(".lock"), what=folder):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_suffix(".lock").unlink(missing_ok=True)
