@@ -84,7 +84,7 @@ def test_gpus_of_slurm_that_torch_does_not_see_are_warned_of_once(
     assert caplog.messages == [
         "SLURM assigned GPUs to this job (SLURM_JOB_GPUS=0,1), but torch finds no GPU and uses the "
         "CPU: this torch is built for CPUs; install a torch that is built for CUDA; run "
-        "wsi-idc doctor for details, or give --device cpu to compute without a GPU"
+        "wsi-idc doctor for details, or give --device cpu if the job needs no GPU"
     ]
 
     # No warning without GPUs of SLURM, or with GPUs of torch.

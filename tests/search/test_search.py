@@ -130,13 +130,13 @@ def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("thesis.tex", "years of work", "is not empty and contains no search; give another name"),
+        ("thesis.tex", "years of work", "is not empty and no search; give the search another name"),
         ("search.json", "{", "not readable .*; give the search another name"),
-        ("search.json", "[]", "this is not a record of a search; give another name"),
+        ("search.json", "[]", "this is not a record of a search; give the search another name"),
         (
             "search.json",
             '{"format": "other"}',
-            "this is not a record of a search; give another name",
+            "this is not a record of a search; give the search another name",
         ),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_folder_of_other_files_does_not_change(
     (tmp_path / name).write_text(content)
     with pytest.raises(errors.JobError, match=message):
         search(GRID, small, folder=tmp_path)
-    with pytest.raises(errors.JobError, match="is a file; give another name"):
+    with pytest.raises(errors.JobError, match="is a file; give the search another name"):
         search(GRID, small, folder=tmp_path / name)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
 

@@ -61,7 +61,7 @@ def test_a_frozen_random_network_and_another_device_are_worth_a_warning(
         torch.save(content | {"compute": "cuda (a GPU), bf16"}, training.run.last)
         resume(training)
     assert "--freeze 1 without initial weights" in caplog.text
-    assert "started on cuda (a GPU), bf16, resumed on cpu" in caplog.text
+    assert "started on cuda (a GPU), bf16 and resumes on cpu" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Make pictures from arrays of values, and draw pictures on a page without interpolation.
 
 A picture is a uint8 array [row, col, channel]. A grid covers a picture completely: the first cell
-begins at the first pixel, and the last cell ends at the last pixel. Rounding errors of the cell
-sides do not add up.
+begins at the first pixel, and the last cell ends at the last pixel. The sides of cells may
+differ by one pixel.
 """
 
 from typing import Any
@@ -85,14 +85,14 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
 
 
 def to_gray(picture: Pixels) -> Pixels:
-    """Convert a picture to gray, shape (h, w, 3). A color blended with gray keeps its hue."""
+    """Convert a picture to gray, shape (h, w, 3). Colors drawn over gray keep their hue."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
     """Shrink a picture or grid to at most ``height`` x ``width``.
 
-    Each pixel becomes the mean over an equal area.
+    Each pixel of the result is the mean of an area of ``picture``. All these areas have equal size.
     """
     height, width = min(height, picture.shape[0]), min(width, picture.shape[1])
     if (height, width) == picture.shape[:2]:
@@ -101,7 +101,7 @@ def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Resize a picture or grid to ``height`` x ``width``: average or repeat its pixels."""
+    """Resize to ``height`` x ``width``: average pixels to shrink, repeat pixels to enlarge."""
     picture = downscale(picture, height=height, width=width)
     rows = _cells_of_pixels(height, picture.shape[0])
     cols = _cells_of_pixels(width, picture.shape[1])
@@ -109,15 +109,16 @@ def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
-    """Return for each pixel in a row the index of the cell under its center, shape (pixels,)."""
+    """Return along one side the index of the cell at the center of each pixel, shape (pixels,)."""
     return (2 * np.arange(pixels) + 1) * cells // (2 * pixels)
 
 
 class Raster(Artist):
-    """A picture (h, w, 3). It fills its axes and is resized to the pixels of the page.
+    """A picture, shape (h, w, 3), that fills its axes and is resized to the pixels of the page.
 
-    ``imshow`` cannot be used: it needs about a hundred bytes per pixel to resize a picture, which
-    is gigabytes for a slide. ``Figure.figimage`` needs the resolution before the figure is saved.
+    ``imshow`` cannot be used: to resize a picture, it needs about a hundred bytes per pixel,
+    so gigabytes for a slide. ``Figure.figimage`` cannot be used: it needs the resolution before the
+    figure is saved, but only the call that saves the figure sets the resolution.
     """
 
     def __init__(self, picture: Pixels) -> None:

@@ -38,7 +38,7 @@ _PAGE_STYLE = {"axes.linewidth": 0.4, "axes.titlesize": 7, "font.size": 6.5}
 def house_style() -> AbstractContextManager[None]:
     """Context manager: figures drawn or saved in the ``with`` block have the project's style.
 
-    The style begins with the defaults of matplotlib: a matplotlibrc of the user has no effect.
+    All other settings are the defaults of matplotlib: a matplotlibrc of the user has no effect.
     """
     return style.context(_STYLE, after_reset=True)
 
@@ -56,7 +56,7 @@ class Page:
         self.figure = Figure(figsize=(width / _MM_PER_INCH, height / _MM_PER_INCH))
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes; position of the top left corner and size are in mm."""
+        """Add axes with the top left corner at (``left``, ``top``); all lengths are in mm."""
         bottom = self.height - top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
@@ -79,7 +79,7 @@ def printable(text: object, *, longest: int = 16) -> str:
 
 
 def say_none(ax: Axes, reason: str) -> None:
-    """Write the reason why axes are empty into the middle of the axes."""
+    """Write ``reason`` into the middle of axes that have no data."""
     ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=INK)
 
 

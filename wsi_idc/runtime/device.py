@@ -22,7 +22,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
-    """The device has too little memory; a handler of torch.OutOfMemoryError catches this too."""
+    """The device has too little memory; ``except torch.OutOfMemoryError`` catches this error."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _warn_unused_gpus(gpus: str) -> None:
         reason = f"torch needs a driver for CUDA {torch.version.cuda} and access to the devices"
     logger.warning(
         "SLURM assigned GPUs to this job (%s), but torch finds no GPU and uses the CPU: %s; "
-        "run wsi-idc doctor for details, or give --device cpu to compute without a GPU",
+        "run wsi-idc doctor for details, or give --device cpu if the job needs no GPU",
         gpus,
         reason,
     )
@@ -123,7 +123,7 @@ def _warn_unused_gpus(gpus: str) -> None:
 
 @contextlib.contextmanager
 def oom_as_error(workload: int | str, device: torch.device) -> Iterator[None]:
-    """Convert torch.OutOfMemoryError inside the block into a one-line TooLittleMemoryError.
+    """Context manager: turn torch.OutOfMemoryError into TooLittleMemoryError with a short message.
 
     Args:
         workload: Number of patches in the batch, or a text that names the work.

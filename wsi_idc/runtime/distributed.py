@@ -104,7 +104,7 @@ def init_distributed(device: str) -> Iterator[World]:
         device: Name of the device: "auto", "cuda" or "cpu".
 
     Raises:
-        PeerLostError: Another process has ended.
+        PeerLostError: Another process has ended or hangs.
         RunError: The processes cannot connect, or there are fewer GPUs than processes.
     """
     rank, size, local_rank = _read_ranks()
@@ -179,8 +179,8 @@ def _read_ranks() -> tuple[int, int, int]:
     if not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         raise RunError(
             f"srun started {size} processes, but they cannot connect; set MASTER_ADDR to the "
-            'first of `scontrol show hostnames "$SLURM_JOB_NODELIST"` and MASTER_PORT to a free '
-            "port, or start one process with srun --ntasks=1"
+            'first line of `scontrol show hostnames "$SLURM_JOB_NODELIST"` and MASTER_PORT to a '
+            "free port, or start one process with srun --ntasks=1"
         )
     return int(env["SLURM_PROCID"]), int(size), int(env.get("SLURM_LOCALID", "0"))
 

@@ -1,4 +1,4 @@
-"""Streams: read the next items in threads, and cut a stream of arrays into batches."""
+"""Read items in advance in threads, and cut a stream of arrays into batches."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator

@@ -15,7 +15,7 @@ _MB = 2**20
 
 
 def available_cores() -> int:
-    """Return the number of cores that SLURM assigned, else the number in the CPU affinity.
+    """Return the number of cores of this process: from SLURM, else from the CPU affinity.
 
     ``os.cpu_count`` counts all cores of the machine, but on a cluster many jobs share a machine.
     """
@@ -38,7 +38,7 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return the variable that states a SLURM job's GPUs, as ``NAME=value``; None if no GPUs."""
+    """Return the SLURM variable of the job's GPUs, as ``NAME=value``; None if there is no GPU."""
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
@@ -49,10 +49,10 @@ def slurm_gpus() -> str | None:
 def limit_spinning() -> None:
     """Shorten the busy waiting of torch's threads; call this function before torch is imported.
 
-    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. On two cores that
-    another program also used, maps took three times as long. This function sets GOMP_SPINCOUNT to
-    1000. GNU OpenMP itself uses 1000 if there are more threads than cores. If the user has set
-    GOMP_SPINCOUNT or OMP_WAIT_POLICY, this function changes nothing.
+    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. When two
+    programs used the same two cores, this waiting made maps three times as slow. This function sets
+    GOMP_SPINCOUNT to 1000. GNU OpenMP itself uses 1000 if there are more threads than cores. If the
+    user has set GOMP_SPINCOUNT or OMP_WAIT_POLICY, this function changes nothing.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -62,8 +62,9 @@ def keep_freed_memory() -> None:
     """Keep freed memory in the process for reuse; without glibc, do nothing.
 
     By default glibc returns a large block to the system when the block is freed. A network on a CPU
-    allocates and frees hundreds of MB per batch. The system then provides new, zeroed pages, which
-    takes up to a third of the time of a forward pass. The peak of the memory use does not change.
+    allocates and frees hundreds of MB per batch. For each batch, the system provides new,
+    zeroed pages. This takes up to a third of the time of a forward pass. The peak of the memory use
+    does not change.
     """
     _call_libc("mallopt", _MMAP_MAX, 0)
     _call_libc("mallopt", _TRIM_THRESHOLD, _NEVER)
@@ -71,9 +72,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """While this context is open, return freed memory to the system; then keep freed memory.
+    """Context manager: until the ``with`` block ends, freed memory is returned to the system.
 
-    ``mallopt`` gets the thresholds that glibc itself sets after large allocations are freed.
+    The thresholds are the values that glibc itself sets after a program frees large allocations.
     """
     _call_libc("mallopt", _MMAP_MAX, 65536)
     _call_libc("mallopt", _MMAP_THRESHOLD, 32 * _MB)

@@ -32,7 +32,7 @@ class StopRequest:
         return self.signal_name is not None
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal; a second Ctrl-C aborts at once, without a save."""
+        """Handle a signal; a Ctrl-C after a stop signal aborts at once, without a save."""
         if self and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if signum == signal.SIGHUP:
@@ -57,7 +57,7 @@ def stopped_error(reason: str, state: str = "") -> StoppedError:
 
 
 def leave_terminal() -> None:
-    """Send further output to /dev/null instead of a terminal: a closed terminal raises errors."""
+    """Send output to /dev/null, not to the terminal: writing to a closed terminal is an error."""
     for stream in (sys.stdout, sys.stderr):
         # A closed terminal is still a character device; ``isatty`` denies it.
         if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
@@ -65,9 +65,9 @@ def leave_terminal() -> None:
 
 
 def handle_signals(numbers: Iterable[int], handler: Handler) -> dict[int, Any]:
-    """Install a signal handler; return the old handlers by number.
+    """Install a handler for several signals; return the old handler of each signal number.
 
-    SIGHUP stays ignored where the program was started with ``nohup``.
+    If the program was started with ``nohup``, SIGHUP stays ignored.
     """
     return {
         number: signal.signal(number, handler)

@@ -22,7 +22,7 @@ class ThroughputStats:
     Attributes:
         num_patches: Number of patches computed.
         rate: Patches per second.
-        shares: Fractions of the time, and on CUDA the GPU memory in GiB. The keys are names.
+        shares: Fractions of the time, such as "data_wait_share"; on CUDA also GPU memory in GiB.
     """
 
     num_patches: int

@@ -54,7 +54,7 @@ class DeviceTransfer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, array: NDArray) -> DeviceTensor:
-        """Start to copy an array to the device, from any thread.
+        """Start to copy an array to the device; any thread may call this.
 
         Do not change the array later: on a CPU, the tensor uses the memory of the array.
         """

@@ -28,8 +28,8 @@ class Range:
     Attributes:
         low: Smallest value.
         high: Largest value.
-        log: Whether values are drawn evenly on a logarithmic scale.
-        step: Distance between two possible values; None if all numbers are possible.
+        log: Whether the sampler draws values evenly on a logarithmic scale.
+        step: Distance from one possible value to the next; None if all numbers are possible.
     """
 
     low: float

@@ -35,15 +35,15 @@ class Trial:
         number: Number of the trial, counted from 0.
         state: State of the trial, one of ``STATES``.
         point: Value of the trial on each axis; may be empty for a waiting trial.
-        value: Value of the search's metric after the best epoch, or after the last epoch so far if
-            the trial is incomplete; None before the end of the first epoch.
+        value: Value of the search's metric, after the best epoch of a complete trial, or after the
+            last epoch of an incomplete trial. None if no epoch is finished.
         metrics: All metrics on the val patients; None for an incomplete trial.
         config: All settings of the training; None for an incomplete trial.
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
         seconds: Time in s that was spent on the trial so far.
         reason: Reason why the trial failed; None for other trials.
-        same_as: Number of the earlier trial with the same point, whose result and run this trial
-            has; None if the trial has its own.
+        same_as: Number of an earlier trial with the same point. This trial has the result and the
+            run of the earlier trial. None if this trial has its own run.
     """
 
     number: int
@@ -115,7 +115,7 @@ def run_folder(folder: Path, number: int) -> Path:
 
 
 def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials sorted by state as in ``STATES``, then by value, then by number.
+    """Return the trials sorted by state (order of ``STATES``), then by value, then by number.
 
     Only complete and pruned trials are sorted by value; the largest value comes first.
     """
@@ -159,7 +159,7 @@ def best_job(result: SearchResult) -> str:
 
 
 def draw_search(result: SearchResult) -> Figure:
-    """Draw one chart for each axis: x is the value on the axis, and y the metric of a trial."""
+    """Draw one chart per varied setting: x is the value of the setting, y the metric of a trial."""
     assert result.best is not None
     axes = result.spec.axes
     num_columns = min(len(axes), _MAX_COLUMNS)
@@ -189,7 +189,7 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
         values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
-        """Draw a mark for each trial; x is the value, or the index of the value in a list."""
+        """Draw a mark per trial; x is the setting's value, or the index of the value in a list."""
         known = [(trial.point[name], trial.value) for trial in trials if trial.value is not None]
         x = [values.index(value) if values else value for value, _ in known]
         if known:

@@ -89,23 +89,23 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
     file = folder / "search.json"
     if not file.exists():
         if folder.exists() and not folder.is_dir():
-            raise JobError(f"{folder} is a file; give another name")
+            raise JobError(f"{folder} is a file; give the search another name")
         if any(not path.name.startswith(".") for path in folder.glob("*")):
-            raise JobError(f"{folder} is not empty and contains no search; give another name")
+            raise JobError(f"{folder} is not empty and no search; give the search another name")
         return False
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{file}: not readable ({error}); give the search another name") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise JobError(f"{file}: this is not a record of a search; give another name")
+        raise JobError(f"{file}: this is not a record of a search; give the search another name")
     if changes := describe_changes(record.get("asked"), settings, max_length=120):
         raise JobError(f"{folder} holds another search ({changes}); give this search another name")
     return True
 
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
-    """Raise an error if the device, or a trial's model, weights or split, is not usable."""
+    """Raise an error if the device cannot be used, or the model, weights or split of a trial."""
     for config in map(spec.config, spec.points("precision")):
         select_device(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
@@ -116,7 +116,8 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
         if config.weights == "imagenet" and arch.imagenet and not weights_file(arch).exists():
             raise CheckpointError(
                 f"ImageNet weights of {arch.name} are not on this machine; run `wsi-idc "
-                f"fetch-weights {arch.name}` where there is internet, or search with weights none"
+                f"fetch-weights {arch.name}` on a machine with internet access, or set "
+                "weights = 'none'"
             )
     if {"seed", "split"} & spec.axes.keys():
         logger.warning("trials with different seeds or splits may have different val patients")
@@ -127,7 +128,7 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
 def _train_trial(
     study: Study, lease: TrialLease, pack: Pack, *, device: str, stop: StopRequest | None
 ) -> None:
-    """Train a trial and record its result; if its settings cause an error, only this trial ends."""
+    """Train a trial and record its result; if the settings cause an error, the search continues."""
     spec, number = study.spec, lease.number
     trials = study.trials()
     num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in trials)
@@ -158,7 +159,7 @@ def _train_trial(
         )
         value = checkpoint.metrics["val"][spec.metric]
         if not math.isfinite(value):
-            raise RunError(f"its {spec.metric} is not a number")
+            raise RunError(f"{spec.metric} on val is not a number")
     except StoppedError:
         lease.pause()
         raise

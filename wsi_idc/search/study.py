@@ -146,7 +146,7 @@ class Study:
         return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
-        """Lock a trial; seed the sampler by ``number``, so that a restart draws the same values."""
+        """Lock a trial; seed the sampler by ``number``: a resumed trial draws the same values."""
         lock = self.folder / f".trial-{number:04d}.lock"
         try:
             stack.enter_context(locked(lock, what=self.folder))
@@ -174,7 +174,9 @@ def _open(journal: Path) -> "optuna.Study":
         pruner = optuna.pruners.MedianPruner(PRUNE_AFTER_TRIALS, PRUNE_AFTER_EPOCHS)
         return optuna.load_study(storage=storage, study_name=_NAME, pruner=pruner)
     except (ValueError, KeyError) as error:
-        raise JobError(f"{journal}: damaged ({type(error).__name__}); give another name") from None
+        raise JobError(
+            f"{journal}: damaged ({type(error).__name__}); give the search another name"
+        ) from None
 
 
 def _to_trial(trial: "optuna.trial.FrozenTrial") -> Trial:

@@ -1,4 +1,4 @@
-"""Read the batches of an epoch in the background: order of the patches, augmentation, mixup.
+"""Read the batches of an epoch in the background; draw their order, augmentation and mixup.
 
 The random numbers of a batch depend only on the seed, the epoch and the step. They stay the same if
 a training is stopped and resumed, or if the number of processes changes.

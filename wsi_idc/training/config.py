@@ -166,7 +166,7 @@ class TrainConfig:
         if self.imbalance not in IMBALANCES:
             # Users often combine class-weights and oversample, so the message explains the error.
             combined = {"class-weights", "oversample"} <= set(re.split(r"[+, ]+", self.imbalance))
-            reason = "each of them corrects the imbalance completely; " if combined else ""
+            reason = "class-weights and oversample cannot be combined; " if combined else ""
             raise RunError(
                 f"imbalance {self.imbalance!r}: {reason}choose one of {', '.join(IMBALANCES)}"
             )
@@ -242,7 +242,7 @@ def is_weights_file(weights: str) -> bool:
 
 
 def weights_fingerprint(config: TrainConfig) -> str | None:
-    """Return the SHA-256 of the file of initial weights; None if there is no such file."""
+    """Return the SHA-256 of the initial weights; None if the setting ``weights`` is not a path."""
     if not is_weights_file(config.weights):
         return None
     try:
@@ -257,5 +257,5 @@ def weights_fingerprint(config: TrainConfig) -> str | None:
 
 @functools.cache
 def _sha256(path: Path, *_version: int) -> str:
-    """Return the SHA-256 of a version of a file; a large file is read only once."""
+    """Return the SHA-256 of a file; a file is read again only if it has changed."""
     return sha256(path)

@@ -73,7 +73,7 @@ class RunLogger(AbstractContextManager["RunLogger"]):
 
 
 def draw_curves(history: Sequence[dict[str, Any]], *, best_epoch: int | None = None) -> Figure:
-    """Draw three charts by epoch: the losses, the scores on val, and the learning rate.
+    """Draw three charts over the epochs: the losses, the scores on val, and the learning rate.
 
     Args:
         history: One record per epoch, as in ``metrics.jsonl``. Missing values are not drawn.

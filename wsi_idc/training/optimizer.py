@@ -13,7 +13,7 @@ LAST_LR_FACTOR = 0.01
 
 
 def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer with a learning rate for each stage; biases and norms have no decay."""
+    """Build the optimizer with a learning rate per stage; no weight decay for biases and norms."""
     groups = []
     for depth, parameters in enumerate(reversed(_stages(classifier))):
         rate = config.learning_rate * config.layer_decay**depth

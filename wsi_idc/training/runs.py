@@ -1,8 +1,8 @@
 """Run directory: files of one training; importing this module does not import torch.
 
 ``run.json`` contains the settings and the status. ``metrics.jsonl`` has one line per epoch.
-``best.pt`` is the checkpoint. ``last.pt`` is the state from which the training resumes.
-``replaced.pt`` is the checkpoint of a finished run until the training that replaces it is finished.
+``best.pt`` is the checkpoint of the best epoch. ``last.pt`` is the state from which the training
+resumes. While a new training replaces a finished run, ``replaced.pt`` is the old checkpoint.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def replaced(self) -> Path:
-        """Path of the checkpoint of a finished run while a new training replaces this run."""
+        """Path of the old checkpoint while a new training replaces a finished run."""
         return self.folder / "replaced.pt"
 
     def exists(self) -> bool:
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def finished_checkpoint(self) -> Path:
-        """Path of the checkpoint of the last finished training; raise RunError as ``read``."""
+        """Path of the checkpoint of the last finished training; RunError if run.json is damaged."""
         is_replaced = self.replaced.exists() and not self.is_finished()
         return self.replaced if is_replaced else self.best
 
@@ -77,7 +77,7 @@ class Run:
         return record
 
     def validate_dir(self) -> None:
-        """Raise RunError if the folder contains other files than those of a run."""
+        """Raise RunError if the folder is not a run and is not empty."""
         if self.exists():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
@@ -122,7 +122,7 @@ class Run:
             self.replaced.unlink(missing_ok=True)
 
     def update_best_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Replace the metrics of the best checkpoint in run.json; "updated" stays the same."""
+        """Replace the value of "best" in run.json by ``metrics``; "updated" does not change."""
         write_json(self.folder / "run.json", {**self.read(), "best": dict(metrics)})
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
@@ -185,19 +185,21 @@ def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
 
 
 def check_default(runs: Path, run: Path | None = None) -> None:
-    """Raise RunError if the file ``default`` in ``runs`` cannot name ``run``."""
+    """Raise RunError if ``runs / DEFAULT`` is a folder, or if ``run`` is this file."""
     file = runs / DEFAULT
     if file.is_dir():
         raise RunError(f"{file} is a folder, so no default can be set; rename the folder")
     if run is not None and run.absolute() == file.absolute():
-        raise RunError(f"{file} is the file that names the default; give the path of another run")
+        raise RunError(f"{file} is the file that names the default; give the path of a run")
 
 
 def set_default(runs: Path, run: Path | None) -> None:
-    """Write the path of a run or a .pt file into the file ``default`` in ``runs``; None removes it.
+    """Write the path of a run or a .pt file into the file ``default`` in ``runs``.
+
+    None deletes the file ``default``.
 
     Raises:
-        RunError: A folder has the name of this file, or ``run`` is this file.
+        RunError: ``default`` is a folder, or ``run`` is the path of the file ``default``.
     """
     check_default(runs, run)
     file = runs / DEFAULT
@@ -212,7 +214,7 @@ def set_default(runs: Path, run: Path | None) -> None:
 def default_checkpoint(runs: Path) -> Path | None:
     """Return the checkpoint that the file ``default`` in ``runs`` names; None without this file.
 
-    While a new training replaces the named run, this is the checkpoint that will be replaced.
+    While a new training replaces the named run, return the old checkpoint of the run.
 
     Raises:
         RunError: The file cannot be read, or it names no checkpoint.

@@ -115,7 +115,7 @@ def labeled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
 
 
 def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
-    """Return the patients that the initial weights were trained on; warn if any is val or test."""
+    """Return the train patients of the initial weights; warn if one is now in val or test."""
     if not is_weights_file(config.weights):
         return ()
     patients = pretrained.pretraining_patients(Path(config.weights))
@@ -123,7 +123,7 @@ def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
     if seen := sorted(held_out.intersection(patients)):
         logger.warning(
             "%s was trained on %d patients of val and test (first: %s): the metrics of these "
-            "patients will be too good; use the split of that training",
+            "patients will be too good; use the split of these weights",
             config.weights,
             len(seen),
             seen[0],

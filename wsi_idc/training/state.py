@@ -172,4 +172,6 @@ def resume(training: Training) -> None:
             "to train from the start"
         ) from None
     if before != now:
-        logger.warning("started on %s, resumed on %s: results may differ slightly", before, now)
+        logger.warning(
+            "the training started on %s and resumes on %s: results may differ slightly", before, now
+        )

@@ -79,7 +79,8 @@ def train(
         device_config: Device and precision.
         world: Group of processes that train together.
         overwrite: Whether to replace a finished run or a run with other settings. An unfinished
-            run with the same settings is resumed: a cluster restarts a job with the same flags.
+            run with the same settings is always resumed, because a cluster restarts a job with the
+            same flags.
         micro_batch: Number of patches that a process computes at once; 0: its complete
             part of a batch. The number of patches per step does not change.
         save_minutes: Minutes between two saves within an epoch.
@@ -228,7 +229,7 @@ def _mean_loss(training: Training) -> float:
 
 
 def _finish_epoch(training: Training) -> None:
-    """Validate the model, save a checkpoint if it is the best so far, and save the state."""
+    """Validate the model; save a checkpoint if this epoch is the best so far; save the state."""
     state, config = training.state, training.config
     loss = _mean_loss(training)
     # Usage of the device by this process since it started or resumed the epoch.
