@@ -136,7 +136,7 @@ def test_an_unusable_predictor_is_refused(trained: Checkpoint, other: Checkpoint
         (lambda: Predictor((trained, other, trained)), "given twice"),
         (
             lambda: Predictor((trained, unseen)),
-            "have different classes, benign, IDC and non-IDC, IDC",
+            "has the classes benign, IDC, but .* has non-IDC, IDC",
         ),
         (
             lambda: Predictor((replace(trained, smoothing=None),), smooth=True),

@@ -90,9 +90,9 @@ def test_undefined_metrics_are_nan():
 @pytest.mark.parametrize(
     ("label", "probability", "message"),
     [
-        *(([0, 1], [0.5, bad], "not all within 0 and 1") for bad in (math.nan, -0.1, 1.1)),
-        ([0, -1], [0.5, 0.5], "not all 0 or 1"),
-        ([0, 1], [0.5], "2 labels for 1 probabilities"),
+        *(([0, 1], [0.5, bad], "probability is not within 0..1") for bad in (math.nan, -0.1, 1.1)),
+        ([0, -1], [0.5, 0.5], "a label is not 0 or 1"),
+        ([0, 1], [0.5], "2 labels, but 1 probabilities"),
     ],
 )
 def test_invalid_input_is_refused(label: list[int], probability: list[float], message: str):

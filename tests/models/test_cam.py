@@ -250,12 +250,12 @@ def test_the_default_layer_is_fine_enough():
     [
         (
             *("resnet18", 64, 50, "gradcam"),
-            r"^CAM of 2x2 cells at layer layer4 of resnet18 at 64 px: too coarse to show anything; "
-            r"give --input-size 128 when training, or --cam-layer layer3 \(4x4\), layer2 \(8x8\) "
-            r"or layer1 \(16x16\)$",
+            r"^CAM of 2x2 cells \(layer layer4 of resnet18, images of 64 px\) is too coarse to "
+            r"show anything; give --input-size 128 when training, or --cam-layer layer3 \(4x4\), "
+            r"layer2 \(8x8\) or layer1 \(16x16\)$",
         ),
         # Patches smaller than usual, which only the first batch shows.
-        ("cnn-bn", None, 24, "gradcam", "CAM of 3x3 cells at layer features of cnn-bn"),
+        ("cnn-bn", None, 24, "gradcam", r"CAM of 3x3 cells \(layer features of cnn-bn"),
         ("cnn", None, 50, "scorecam", "scorecam"),
     ],
 )

@@ -239,7 +239,7 @@ def neighborhood(pack: Pack, row: int) -> tuple[Pixels, int]:
 
 
 def _framed(image: Pixels) -> Pixels:
-    """Draw a black frame into the patch in the middle of ``image``."""
+    """Draw a black frame along the edge of the middle patch of ``image`` (3 x 3 patches)."""
     side = len(image) // 3
     middle = image[side:-side, side:-side]
     middle[[0, 1, -2, -1]] = 0

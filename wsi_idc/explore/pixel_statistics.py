@@ -47,8 +47,8 @@ class PixelStatistics:
             without padding; ``sum_*`` and ``squares_*``, sum of the values (0 to 255) of a channel
             and sum of the squared values; ``tissue_px``, number of pixels of stained tissue;
             ``od_*``, sum of the optical density of the stained tissue in a channel, in thousandths;
-            ``dim_lines``, number of rows or columns of pixels that are gray from side to side;
-            ``hash``, 63 bits as uint64.
+            ``dim_lines``, number of pixel rows or of pixel columns (the larger number) in which
+            almost all pixels are gray; ``hash``, result of ``perceptual_hash``.
         mean_patches: For each label, the mean of the patches of full size, shape (h, w, 3), values
             from 0 to 1. Labels without a patch of full size are left out.
     """
@@ -91,9 +91,9 @@ def pixel_statistics(pack: Pack) -> PixelStatistics:
 def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Compute a hash of each image. Near-identical images have equal or similar hashes.
 
-    The bits are the signs of the lowest 8 x 8 coefficients of the discrete cosine transform,
-    except the mean. A change of brightness or contrast does not change the hash. A shift, a
-    rotation or a flip of the image changes the hash.
+    The bits are the signs of the 8 x 8 coefficients with the lowest frequencies in the discrete
+    cosine transform. The coefficient of the mean has no bit. A change of brightness or contrast
+    does not change the hash. A shift, a rotation or a flip of the image changes the hash.
 
     ``gray`` has the shape (N, side, side). The result has the shape (N,) and the type uint64, with
     63 bits per hash. The hash of an image of only one color is 0.
@@ -111,10 +111,10 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _blocks(pack: Pack) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield blocks of patches: the position of the first patch, and a copy of the pixels.
+    """For each block of patches, yield the position of its first patch and a copy of its pixels.
 
-    The pixels are read from the file, not from the memory map: mapped pages count as memory of the
-    process, so a job with a memory limit would need memory for the complete pack.
+    The pixels are read from the file, not from the memory map. The pages of a memory map count as
+    memory of the process, so a job with a memory limit would need memory for the complete pack.
     """
     assert isinstance(pack.patches, np.memmap)
     shape = pack.patches.shape[1:]
@@ -153,6 +153,6 @@ def _block_table(
 
 
 def _totals(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Sum the integers of each image. The sum of a px row is below 2**24, so float32 is exact."""
+    """Sum the integers of each image. The sum of a row is below 2**24, so float32 is exact."""
     rows = values @ np.ones(values.shape[-1], np.float32)
     return rows.sum(axis=-1, dtype=np.float64).astype(np.int64)

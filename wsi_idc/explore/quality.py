@@ -54,19 +54,20 @@ def neighbor_index(pack: Pack) -> Ints:
 
 
 def is_blank(pixel_table: pd.DataFrame) -> NDArray[np.bool_]:
-    """Find the patches with almost no stained tissue."""
+    """Return whether each patch has almost no stained tissue, shape (N,)."""
     return (pixel_table["tissue_px"] < MIN_TISSUE_SHARE * pixel_table["num_px"]).to_numpy()
 
 
 def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.DataFrame:
-    """Find unusual patches ("hints"): an isolated label, almost no tissue, or a dark band.
+    """Find unusual patches. A hint is one reason why one patch is unusual; see ``RULES``.
 
     ``pixel_table`` is ``PixelStatistics.table``; ``neighbors`` is from ``neighbor_index``.
 
     Returns:
         One row per hint, sorted by kind, then by row. Columns: ``kind``, ``row`` (position of the
-        patch in the pack), ``patient``, ``x``, ``y``, ``label``, ``value`` (number of neighbors
-        with the other label, share of tissue, or number of gray lines) and ``path``.
+        patch in the pack), ``patient``, ``x``, ``y``, ``label``, ``value`` and ``path``. ``value``
+        depends on the kind: the number of neighbors with the other label, the share of stained
+        tissue, or ``dim_lines``.
     """
     labels, dim_lines = pack.index["label"].to_numpy(), pixel_table["dim_lines"].to_numpy()
     tissue_share = (pixel_table["tissue_px"] / pixel_table["num_px"]).to_numpy()
@@ -86,9 +87,10 @@ def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.
 
 
 def with_locations(pack: Pack, table: pd.DataFrame) -> pd.DataFrame:
-    """Add patient, x, y, label and path to ``table``; ``row`` is the position in the pack.
+    """Add the columns patient, x, y, label and path to ``table``, which has one row per patch.
 
-    If the patches are from slides, ``path`` is the slide file.
+    The column ``row`` of ``table`` is the position of the patch in the pack. If the patches are
+    from slides, ``path`` is the path of the slide.
     """
     rows = table["row"].to_numpy(np.int64)
     paths = pack.paths() if len(rows) else []
@@ -106,8 +108,8 @@ def stain_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
         ``stain_strength``, mean of the three densities; ``red_share`` and ``blue_share``, density
         of a channel divided by the sum of the three densities (hematoxylin absorbs more red than
         eosin does); ``stain_strength_z``, ``red_share_z`` and ``blue_share_z``, modified z-scores
-        (NaN for a patient with few patches of tissue); ``stain_outlier``, whether a z-score is
-        beyond ``MAX_ABS_Z``.
+        (NaN for a patient with few patches of tissue); ``stain_outlier``, whether the absolute
+        value of a z-score is above ``MAX_ABS_Z``.
     """
     columns = ["tissue_px", *(f"od_{name}" for name in CHANNELS)]
     patient = pack.index["patient"].to_numpy()
@@ -132,9 +134,9 @@ def stain_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
 def modified_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute the modified z-score of each value.
 
-    The score is the distance from the median in robust standard deviations. The score of NaN is
-    NaN, and NaN does not change the other scores. If more than half of the other values are equal,
-    all other scores are 0.
+    The score is the distance from the median, divided by a robust estimate of the standard
+    deviation. The score of NaN is NaN, and NaN does not change the scores of numbers. If more than
+    half of the numbers are equal, the score of every number is 0.
     """
     known = values[~np.isnan(values)]
     if not len(known):

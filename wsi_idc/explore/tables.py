@@ -28,8 +28,8 @@ _STATISTICS = [f"{statistic}_{name}" for statistic in ("mean", "std") for name i
 class Description:
     """Tables and statistics of a pack.
 
-    Channel statistics are the mean and the standard deviation over all pixels except padding, in
-    numbers from 0 to 1.
+    Channel statistics are the mean and the standard deviation of the values of a channel. The
+    values are from 0 to 1; padding is left out.
 
     Attributes:
         patients: One row per patient: number of patches by label, IDC fraction of the known labels
@@ -90,7 +90,7 @@ def label_names(pack: Pack) -> dict[int, str]:
 def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     """Compute mean and standard deviation (0 to 1) of each channel for each group of patches.
 
-    ``keys`` gives the group of each patch; it is passed to ``DataFrame.groupby``.
+    ``keys`` gives the group of each patch, as in ``DataFrame.groupby``.
     """
     names = [f"{statistic}_{name}" for statistic in ("sum", "squares") for name in CHANNELS]
     groups = pixel_table[["num_px", *names]].groupby(keys)
@@ -229,7 +229,7 @@ def _quantiles(values: pd.Series) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> float | int:
-    """Return a Python number: an exact integer, or a float with the digits of the tables."""
+    """Return a Python number: an exact integer, or a float with ``SIGNIFICANT_DIGITS``."""
     if isinstance(value, int | np.integer):
         return int(value)
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bounds:
-    """Rectangle of a slide that was scanned; the rest of the glass has no pixels.
+    """The scanned rectangle of a slide; the rest of the glass has no pixels.
 
-    QuPath shows only this rectangle, and counts pixels from its top left corner.
+    QuPath shows only this rectangle. Its top left corner is (0, 0) in QuPath.
 
     Attributes:
-        x, y: Top left corner in level-0 px of the complete glass.
-        width, height: Size in level-0 px.
+        x, y: Top left corner of the rectangle, in level-0 px of the complete glass.
+        width, height: Size of the rectangle in level-0 px.
     """
 
     x: int

@@ -29,7 +29,7 @@ def cells_of(xy: NDArray[np.int32], *, patch_px: int) -> NDArray[np.int32]:
 
 
 def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
-    """Return (rows, cols) of the smallest grid that starts at (0, 0) and has all cells.
+    """Return (rows, cols) of the smallest grid that starts at (0, 0) and contains all cells.
 
     Raises:
         ValueError: There is no cell, an index is negative, or the grid is larger than any slide.
@@ -83,18 +83,18 @@ def mosaic(
 
 
 def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> NDArray[np.float64]:
-    """Return the centers of ``count`` cells along an axis in um. A cell is ``step_um`` wide."""
+    """Return the positions in um of the centers of ``count`` cells; a cell is ``step_um`` wide."""
     return origin_um + (np.arange(count, dtype=np.float64) + 0.5) * step_um
 
 
 def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
     """Crop each block around its center. A side of the crop is ``fraction`` of the block's side.
 
-    A cell of a crop is the mean of the block cells that it overlaps, weighted by overlap area.
+    The value of a crop cell is a mean of block cells, weighted by their overlap with the crop cell.
 
     Args:
         blocks: Blocks of cells, shape (N, h, w).
-        fraction: Part of each side, above 0 and at most 1; 1 returns ``blocks`` itself.
+        fraction: Above 0 and at most 1; if it is 1, the function returns ``blocks`` itself.
 
     Returns:
         Crops, shape (N, h', w'), with the dtype of ``blocks``. h' is ``fraction`` times h, rounded
@@ -107,7 +107,7 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
 
 def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
-    """Return the weight of each block cell in each of n crop cells on one axis, shape (n, side)."""
+    """For one axis, return the weight of each block cell in each crop cell, shape (num, side)."""
     num = max(1, round(side * fraction))
     edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)
@@ -117,18 +117,18 @@ def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
 
 
 def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:
-    """Count the patches between each patch and the nearest patch of the other label.
+    """Count the cells between each patch and the nearest patch of the other label.
 
-    The count is a Chebyshev distance (a diagonal step counts 1). It is 0 at the label border and at
-    most ``INTERIOR``. If all patches have the same label, the count is ``INTERIOR``. Cells without
-    a patch have no label.
+    A diagonal step counts 1, as in the Chebyshev distance. The count is 0 if the two patches touch,
+    and at most ``INTERIOR``. If all patches have the same label, each count is ``INTERIOR``. Cells
+    without a patch are counted too.
 
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
         row_col: Row and column of each patch of one patient, shape (N, 2).
 
     Returns:
-        Distance of each patch, shape (N,), int8.
+        Count of each patch, shape (N,), int8.
     """
     grid = scatter_to_grid(label.astype(np.int8), row_col, shape=shape_of(row_col), fill=-1)
     distance = np.full(len(label), INTERIOR, np.int8)

@@ -17,9 +17,9 @@ def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         mask: Whether each cell is inside, shape (rows, cols).
 
     Returns:
-        Lines of maximal length, shape (N, 2, 2): two ends of each line, and x, y of each end, in
-        cells from the top left corner of the grid. Horizontal lines from top to bottom come first,
-        then vertical lines from left to right.
+        Lines, as long as possible, shape (N, 2, 2): two ends of each line, and x, y of each end.
+        The unit is a cell; the top left corner of the grid is (0, 0). Horizontal lines come first,
+        sorted from top to bottom; then vertical lines, sorted from left to right.
     """
     inside = np.pad(mask, 1)
     y, left, right = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1]).T
@@ -39,7 +39,7 @@ def _runs(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Region:
-    """Region of a grid: cells that are connected by edges.
+    """Region of a grid: cells that are connected through common edges.
 
     Attributes:
         polygon: Outline and holes of the region, in columns (x) and rows (y) of the grid.
@@ -51,10 +51,11 @@ class Region:
 
 
 def label_regions(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Return the number of each cell's region, from 1, shape (rows, cols). Other cells are 0.
+    """Number the regions of a mask from 1; return the number at each cell, shape (rows, cols).
 
-    Cells that share an edge are in one region. Cells that touch only at a corner are in separate
-    regions, because their common outline would touch itself and be an invalid polygon.
+    Cells outside the mask have the number 0. Cells that share an edge are in one region. Cells that
+    touch only at a corner are in separate regions, because an outline that touches itself is an
+    invalid polygon.
     """
     return ndimage.label(mask)[0]
 
@@ -86,7 +87,7 @@ def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
 def largest_region(
     called: NDArray[np.bool_], row_col: NDArray[np.int32], area: NDArray[np.float32]
 ) -> float:
-    """Return the area of the largest region of called cells; 0 without such cells.
+    """Return the area of the largest region of called patches; 0 if no patch is called IDC.
 
     Args:
         called: Whether each patch is called IDC, shape (N,).

@@ -53,8 +53,8 @@ def calibrate(
         row_col: Row and column of each patch on the grid of its patient, shape (N, 2).
         patch_um: Side of a patch in um.
         threshold_by: Criterion for the threshold, "f1" or "youden".
-        target_sensitivity: Sensitivity that the threshold must reach. If this is not 0, choose the
-            largest such threshold, and ignore ``threshold_by``.
+        target_sensitivity: If this is not 0, ``threshold_by`` is ignored: the threshold is the
+            largest threshold whose sensitivity is at least ``target_sensitivity``.
     """
     temperature = fit_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
@@ -91,8 +91,8 @@ def smoothed_probability(
 ) -> NDArray[np.float32]:
     """Smooth the probability of each patch over its neighbors on the grid; return shape (N,).
 
-    The log odds of the neighbors are averaged and divided by a temperature. The weight of a
-    neighbor is a Gaussian function of its distance.
+    The log odds of the patch and its neighbors are averaged; the mean is divided by a temperature.
+    The weight of a neighbor is a Gaussian function of its distance.
 
     Args:
         probability: Probability of IDC of each patch, shape (N,).
@@ -163,7 +163,7 @@ def sensitivity_threshold(
 
 
 def _below(ascending: NDArray[np.floating], index: int) -> float:
-    """Return a threshold: the mean of ``ascending[index]`` and the probability before it."""
+    """Return the mean of ``ascending[index]`` and the next lower probability, as a threshold."""
     # A threshold equal to a probability would depend on the rounding of this probability.
     upper, lower = float(ascending[index]), float(ascending[index - 1]) if index > 0 else 0.0
     middle = (upper + lower) / 2

@@ -1,4 +1,4 @@
-"""Run classifiers on batches of patches; the next batch is read at the same time."""
+"""Run classifiers on batches of patches; meanwhile, the next batch is read."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -106,7 +106,7 @@ def batch_predictor(
 ) -> Iterator[BatchPredictor]:
     """Context manager that yields a function; the function predicts batches of patches.
 
-    The function may be called for several slides. At its first call, the classifiers are built.
+    The function can be called for several slides. Its first call builds the classifiers.
 
     Args:
         build: Function that builds the classifiers; each of them predicts every patch.
@@ -168,8 +168,8 @@ def _build_forward(
         return compile_predictor(fused, cam)
     if device_config.compiled:
         logger.info(
-            "%s is not compiled: --compile needs a network that ends with average pooling and one "
-            "linear layer, and supports only Grad-CAM at the default layer",
+            "%s is not compiled: --compile supports only networks that end with average pooling "
+            "and one linear layer, and only Grad-CAM at the last feature map",
             fused.arch.name,
         )
     if cam is None:
@@ -233,7 +233,7 @@ def _forward(
 
 
 def _apply_view(images: Tensor, view: int) -> Tensor:
-    """Return one of the 8 views (flips and quarter turns) of images (n, C, H, H)."""
+    """Flip or turn images (n, C, H, H); ``view`` is the number of one of the 8 views."""
     if view == 0:
         return images
     turned = dihedral(images, torch.full((len(images),), view))
@@ -264,7 +264,7 @@ def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
 def _pad_batch(
     patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
 ) -> tuple[DeviceTensor, int]:
-    """Pad patches (n, H, W, 3) and copy them to the device; return the padded patches and n."""
+    """Pad a batch with copies of its first patch; return padded batch (on device), old size."""
     # For a compiled network, all batches must have the same size.
     num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padding = -num % (full if config.compiled else _BATCH_MULTIPLE)

@@ -74,14 +74,14 @@ class Predictor:
                 )
             if checkpoint.class_names != first.class_names:
                 raise CheckpointError(
-                    f"{checkpoint.source} and {first.source} have different classes, "
-                    f"{', '.join(checkpoint.class_names)} and {', '.join(first.class_names)}; an "
-                    "ensemble needs the same classes"
+                    f"{checkpoint.source} has the classes {', '.join(checkpoint.class_names)}, but "
+                    f"{first.source} has {', '.join(first.class_names)}; an ensemble needs the "
+                    "same classes"
                 )
             if self.smooth and checkpoint.smoothing is None:
                 raise CheckpointError(
                     f"{checkpoint.source}: the checkpoint has no smoothing; run the same wsi-idc "
-                    "train again to fit the smoothing, without a new training"
+                    "train again; this fits only the smoothing, not the weights"
                 )
 
     @property
@@ -96,7 +96,7 @@ class Predictor:
 
     @property
     def threshold(self) -> float:
-        """Mean threshold of the checkpoints; from this probability on, a patch is called IDC."""
+        """Mean of ``Checkpoint.threshold`` over the checkpoints."""
         return float(np.mean([checkpoint.threshold for checkpoint in self.checkpoints]))
 
     @property
@@ -112,14 +112,15 @@ class Predictor:
         return set().union(*(checkpoint.patients(*roles) for checkpoint in self.checkpoints))
 
     def validate_input(self, pack: Pack) -> None:
-        """Raise CheckpointError if a model needs patches of a size or mpp that the pack lacks."""
+        """Raise CheckpointError if the pack and a checkpoint differ in patch size or mpp."""
         info = pack.info
         for checkpoint in self.checkpoints:
             spec = checkpoint.input
             if spec.patch_px != info.patch_px:
                 raise CheckpointError(
                     f"{checkpoint.source} needs patches of {spec.patch_px} px, but {pack.path} has "
-                    f"patches of {info.patch_px} px; prepare the data with the size of the model"
+                    f"patches of {info.patch_px} px; prepare the data with the patch size of the "
+                    "model"
                 )
             if abs(spec.mpp / info.mpp - 1) > MPP_TOLERANCE:
                 raise CheckpointError(
@@ -128,7 +129,7 @@ class Predictor:
                 )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Raise CheckpointError if a network cannot compute ``cam``, or computes too few cells."""
+        """Raise CheckpointError if a network cannot compute ``cam``, or ``cam`` is too coarse."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
             layer = cam.layer or default_cam_layer(arch, input_px)
@@ -171,7 +172,7 @@ class Predictor:
         return replace(self, checkpoints=members)
 
     def cache_key(self) -> dict[str, Any]:
-        """Return all values that the probabilities depend on, for a JSON file."""
+        """Return all values on which the probabilities depend, for a JSON file."""
         fingerprints = [checkpoint.fingerprint for checkpoint in self.checkpoints]
         checkpoint = fingerprints[0] if len(fingerprints) == 1 else fingerprints
         return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smooth}

@@ -1,8 +1,8 @@
 """Read job files. A job file is a TOML file with a computation that can run on any machine.
 
 The key ``command`` is the name of a command. ``name`` is the name of the job; the default is the
-name of the file without its suffix. ``[config]`` sets options of the command; underscores replace
-the hyphens in their names. ``[axes]`` has a list of values for each option in it; each combination
+name of the file without its suffix. ``[config]`` sets options of the command; a key has underscores
+instead of the hyphens of the option. ``[axes]`` sets options to lists of values; each combination
 of values is one task. ``tasks`` is a number of tasks; the patients of a ``map`` or the trials of a
 ``search`` are divided among these tasks. The settings of a task become a command line. The command
 itself parses and checks this command line.
@@ -57,7 +57,7 @@ class Task:
     Attributes:
         command: Name of the command.
         spec: Options and parser of the command.
-        settings: Value of each key that is set; a flag of the user replaces the job file's value.
+        settings: Values by key, from the job file and the user; those of the user have priority.
         passthrough_args: Arguments that are passed to the command unchanged.
         values: Value of each key after the command line is parsed; defaults are included.
     """
@@ -152,7 +152,7 @@ def read_job(
     Args:
         path: Path of the job file.
         commands: All commands that a job can run; the keys are their names.
-        overrides: Settings that replace the job file's; they also appear in the name of a run.
+        overrides: Settings that replace those of the job file, and are part of a run's name.
         passthrough_args: Arguments that are passed to every task unchanged, such as the device.
 
     Raises:
@@ -172,7 +172,7 @@ def read_job(
             return Job(path, command, name, [single] * num_parts, single)
         toml_file.check_keys("the file", content, ["command", "name", "tasks", "config", "axes"])
         if num_parts > 1 and command != MAP:
-            raise JobError("the key tasks is only for a search or a map; remove tasks")
+            raise JobError("the key tasks is only for a search or a map; remove this key")
         fixed, points = _read_settings(content, command, spec, overrides)
         if command == TRAIN:
             return Job(path, command, name, _train_tasks(name, make_task, fixed, points, overrides))
@@ -239,7 +239,7 @@ def _train_tasks(
     if any("out" in task.settings for task in tasks):
         if len(tasks) > 1:
             raise JobError(
-                "out gives one folder to all tasks; without out, each task gets a folder of its own"
+                "out gives one folder to all tasks; remove this key for one folder per task"
             )
         return tasks
     if len(set(slugs)) < len(slugs):
@@ -252,13 +252,13 @@ def _train_tasks(
 
 
 def _finished(paths: list[str]) -> list[str]:
-    """Return the paths without unfinished runs; if every path is an unfinished run, all paths."""
+    """Return the paths except unfinished runs; if no path remains, return all paths."""
     finished = [path for path in paths if not Path(path).is_dir() or Run(Path(path)).is_finished()]
     return finished if len(paths) > 1 and finished else paths
 
 
 def _expand(value: Any) -> list[list[str]]:
-    """Return a list for each value: the files that match the value as a pattern, else the value."""
+    """Return a list for each value: the files that match the pattern, or the value itself."""
     lists = []
     for text in map(str, value if isinstance(value, list) else [value]):
         is_pattern = "*" in text or "?" in text

@@ -49,12 +49,12 @@ def sbatch_text(
         cpus: Cores per process.
         memory: Memory per node in the format of sbatch, such as "6G".
         time: Time limit; a job that reaches the limit is queued again.
-        partition: Partition of the cluster; if empty, the site's default is used.
-        account: Account that pays for the job; if empty, the site's default is used.
+        partition: Partition of the cluster; "" means the default of ``SITE`` or SLURM.
+        account: Account that pays for the job; "" means the default of ``SITE`` or SLURM.
         more: Further flags of sbatch, such as "--qos=long".
 
     Raises:
-        JobError: A command other than train has several nodes or GPUs, or a flag is not printable.
+        JobError: A command other than train has several nodes or GPUs, or a text is not printable.
     """
     gpus = int(job.command in _NEEDS_GPU) if gpus is None else gpus
     if max(nodes, gpus) > 1 and job.command != TRAIN:
@@ -100,11 +100,11 @@ def sbatch_text(
 
 
 def submit(script: Path, flags: Sequence[str] = ()) -> str:
-    """Submit a script to SLURM with the settings of the site, and return the id of the SLURM job.
+    """Submit a script to SLURM with the settings in ``SITE``; return the id of the SLURM job.
 
     Args:
         script: Path of a file with the text of ``sbatch_text``.
-        flags: Flags of sbatch. They override the site's settings, which override the script.
+        flags: Flags of sbatch. They override ``SITE``, and ``SITE`` overrides the script.
 
     Raises:
         JobError: sbatch refuses the script or does not answer.
@@ -130,7 +130,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
 
 def queue_of(job: Job) -> list[str]:
-    """Return a line for each entry of a job in SLURM's queue; the list is empty without SLURM.
+    """Return a line for each entry of a job in SLURM's queue; an empty list without SLURM.
 
     A running entry is found by its comment, which contains the path of the job file. A pending
     entry is found by its name.

@@ -1,4 +1,4 @@
-"""Report the progress of a job's tasks; it is read from the files that the tasks write."""
+"""Read the progress of a job's tasks from the files that the tasks write."""
 
 import contextlib
 import csv
@@ -79,7 +79,7 @@ def _task_status(number: int, task: Task) -> TaskStatus:
 
 
 def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
-    """Return the state and the detail of a task from whether each of its outputs exists."""
+    """Return the state and the detail of a task; ``results`` is True for each existing output."""
     done = list(results)
     state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
     return state, f"{sum(done)} of {len(done)} {what}"

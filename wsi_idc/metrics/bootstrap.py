@@ -99,9 +99,9 @@ def _ranking_metrics(
     """Compute AUC and average precision in each resample, as scikit-learn does with sample weights.
 
     For each positive patch, both metrics need the number of patches that rank above this patch.
-    Each patient's higher patches are counted once for all resamples. The matrix product of
-    ``weights`` and these counts is the number of higher patches in each resample. The arguments
-    are those of ``resampled_metrics``.
+    This number is first counted among the patches of each patient. The matrix product of
+    ``weights`` and these counts is the number in each resample. The arguments are those of
+    ``resampled_metrics``.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24
@@ -130,7 +130,7 @@ def _ranking_metrics(
 def _sort_by_patient(
     label: _Ints, probability: _Floats, code: _Ints, num_patients: int
 ) -> list[list[_Floats]]:
-    """Sort the probabilities of each patient. Return a list for IDC patches and one for others."""
+    """Return each patient's sorted probabilities: one list for label 1 and one for label 0."""
     return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)
@@ -140,9 +140,9 @@ def _sort_by_patient(
 def _count_from(
     ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """Count the values of P patients that are >= each of K thresholds, shape (P, K).
+    """For each of P patients, count the values >= each of K thresholds; return shape (P, K).
 
-    With ``side`` "right", values that are equal to the threshold are not counted.
+    If ``side`` is "right", values that are equal to the threshold are not counted.
     """
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
@@ -195,7 +195,7 @@ def roc_and_pr_bands(
 def _curve_counts(
     label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield the numbers of true and false positives of each resample at all thresholds (K,)."""
+    """For each resample, yield the true and false positives at each threshold, shape (K,) each."""
     thresholds = np.unique(probability)[::-1]  # the largest first
     counts = [
         _count_from(ranked, thresholds)  # (P, K)

@@ -130,13 +130,13 @@ def all_metrics(
 
 
 def check_predictions(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
-    """Raise ValueError for a label not 0 or 1, a probability not in 0..1, or unequal lengths."""
+    """Raise ValueError if a label is not 0 or 1, a probability not in 0..1, or lengths differ."""
     if len(label) != len(probability):
-        raise ValueError(f"{len(label)} labels for {len(probability)} probabilities")
+        raise ValueError(f"{len(label)} labels, but {len(probability)} probabilities")
     if not np.isin(label, (0, 1)).all():
-        raise ValueError("labels are not all 0 or 1")
+        raise ValueError("a label is not 0 or 1")
     if not ((probability >= 0) & (probability <= 1)).all():  # a NaN is refused too
-        raise ValueError("probabilities are not all within 0 and 1")
+        raise ValueError("a probability is not within 0..1")
 
 
 def nan_to_none(values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -34,14 +34,14 @@ def patient_table(
 ) -> pd.DataFrame:
     """Compute one row of metrics for each patient; an undefined metric is NaN.
 
-    With the keys patient and slide, there is one row for each slide.
+    If ``keys`` is ("patient", "slide"), there is one row for each slide of a patient.
 
-    The columns are the keys, patches, area_true, area_predicted, area_bias (fractions of the
-    patient's patches), auc, dice, sensitivity, specificity, ppv. The columns from patches to dice
-    are repeated for the patches at each border distance, for example as ``border0_dice``.
+    The columns are ``keys``, patches, area_true, area_predicted, area_bias (fractions of the
+    patches of the row), auc, dice, sensitivity, specificity, ppv. For each border distance, there
+    are further columns from patches to dice, for example ``border0_dice`` for distance 0.
 
     ``predictions`` has one row per patch and the columns patient, label (0 or 1), border_distance.
-    Its column with the name ``column`` has the probability of IDC. A patch is called IDC if this
+    ``column`` is the name of the column with the probability of IDC. A patch is called IDC if this
     probability is at least ``threshold``.
     """
     rows = []

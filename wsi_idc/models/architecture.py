@@ -1,4 +1,4 @@
-"""Architecture: a kind of network. It can be built with or without values of its weights."""
+"""Architecture: a kind of network. ``build_on_meta`` builds a network without weight values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Architecture:
 
     Attributes:
         name: Name of the architecture, such as "efficientnet-b0" or "convnext_tiny".
-        build: Function that builds a network with random weights for a number of classes.
+        build: Function of the number of classes; it builds a network with random weights.
         cam_layer: Name of the module whose output is the last convolutional feature map.
         head: Name of the last layer, which computes the logits.
         closed_form: Whether only average pooling and a linear layer follow the last feature map.

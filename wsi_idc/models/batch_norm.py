@@ -1,4 +1,4 @@
-"""Fuse batch norms into convolutions; undo the fusion in weights from which a training starts."""
+"""Fuse batch norms into convolutions; undo the fusion before weights are trained further."""
 
 import copy
 import logging
@@ -23,14 +23,14 @@ _NEAR_ONE = 1e-3
 
 
 def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> PatchClassifier:
-    """Return a copy of a classifier in eval mode, with batch norms fused into their convolutions.
+    """Copy a classifier, set the copy to eval mode, and fuse its batch norms into convolutions.
 
     All modules keep their names and their outputs, with one exception: the output of a fused
     convolution is the output of its batch norm. The copy cannot be trained.
 
     Args:
         classifier: Classifier to copy. If its network cannot be traced, no batch norm is fused.
-        keep: Name of a module whose output must not change; this module is not fused.
+        keep: Name of a module whose output must not change; no batch norm is fused into it.
     """
     fused = copy.deepcopy(classifier).eval()
     network = fused.network
@@ -43,7 +43,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 
 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the names of each convolution and batch norm that can be fused."""
+    """For each pair that can be fused, yield the names of the convolution and the batch norm."""
     try:
         graph = LeafModuleAwareTracer(leaf_modules=[nn.Conv2d]).trace(network)
     except _UNTRACEABLE as error:

@@ -1,14 +1,15 @@
 """Class activation maps (CAMs) of a classifier: the evidence for a class in each cell of a patch.
 
-A CAM is raw: it is not scaled by its smallest and largest value. This module computes Grad-CAM
-itself. If only average pooling and a linear layer follow the last feature map, Grad-CAM of this map
-needs no gradient. In all other cases, gradients are computed only for the layers after the feature
-map. The library torchcam computes the other methods. This module runs torchcam on batches: the CAM
-of a patch does not depend on the other patches.
+A raw CAM is not normalized to the range from 0 to 1. This module returns raw CAMs and computes
+Grad-CAM itself. If only average pooling and a linear layer follow the last feature map, Grad-CAM of
+this map needs no gradient. In all other cases, gradients are computed only for the layers after the
+feature map. The library torchcam computes the other methods. This module changes torchcam so that
+the CAM of a patch does not depend on the other patches of the batch.
 
 The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
-the alphas, so each weight is the sum of the cubes of the positive gradients. smoothgradcam++
-multiplies the feature map of the last noisy image by weights from the gradients of this image.
+the coefficients alpha, so each weight is the sum of the cubes of the positive gradients. The method
+smoothgradcam++ multiplies the feature map of the last noisy image by weights from the gradients of
+this image.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,9 +45,9 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Without a ``layer``, return a copy with the layer from ``default_cam_layer``.
+        """If ``layer is None``, return a copy with the layer from ``default_cam_layer``.
 
-        ``layer`` stays None if the default is the layer of the last feature map.
+        If this default is the layer of the last feature map, ``layer`` stays None.
         """
         if self.layer is not None:
             return self
@@ -156,7 +157,7 @@ def _cam_by_gradient(
 def _cam_by_torchcam(
     classifier: PatchClassifier, patches: Tensor, method: str, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute logits and, with torchcam, a CAM; record gradients only after ``layer``."""
+    """Compute logits and a CAM of torchcam; gradients are recorded only after ``layer``."""
     from torchcam import methods
 
     extractor_class = {

@@ -47,7 +47,7 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
     """Check that the network computes a feature map of images with ``input_px`` rows and columns.
 
     Raises:
-        CheckpointError: The network does not accept this size, or its last map has only one cell.
+        CheckpointError: The size is not accepted, or the last feature map has only one cell.
     """
     rows, cols = _grids(arch, input_px).get(arch.cam_layer, (0, 0))
     if rows * cols < 2:
@@ -59,7 +59,7 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
 
 
 def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
-    """Return the number of rows and columns of a CAM of an image.
+    """Return the numbers of rows and columns of the CAM of an image.
 
     The network runs on the meta device, without memory and without weights.
 
@@ -124,14 +124,14 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
     if finer := _finer_layers(_grids(arch, input_px), last=layer):
         remedies.append(f"--cam-layer {_either(finer.values())}")
     raise CheckpointError(
-        f"CAM of {rows}x{cols} cells at layer {layer} of {arch.name} at {input_px} px: too coarse "
-        f"to show anything; give {', or '.join(remedies) or 'larger patches'}"
+        f"CAM of {rows}x{cols} cells (layer {layer} of {arch.name}, images of {input_px} px) is "
+        f"too coarse to show anything; give {', or '.join(remedies) or 'larger patches'}"
     )
 
 
 @functools.cache
 def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
-    """Return the rows and columns of each module's feature map, in the order of computation."""
+    """Return numbers of rows and columns of each module's feature map, in forward order."""
     # An output of 4 dimensions is not always a feature map (N, C, h, w): transformers have outputs
     # (N, h, w, C) or (N, windows, cells, C). In a feature map, dimension 1 stays the same if the
     # image is twice as large. If the network does not accept this size, the check is skipped.
@@ -166,10 +166,10 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
 
 
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
-    """Return at most 3 layers whose feature map is large enough for a CAM, as {name: label}.
+    """Return at most 3 layers with enough cells for a CAM, as {name: name with grid size}.
 
-    The layer with the smallest feature map is first. Layers behind ``last`` in the network are not
-    returned; ``last`` itself may be.
+    The layer with the smallest feature map is first. Candidates are ``last`` and the layers before
+    ``last`` in the network.
     """
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}

@@ -58,7 +58,7 @@ class InputSpec:
     def __post_init__(self) -> None:
         has_std = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
         if len(self.mean) != 3 or not has_std:
-            raise ValueError("mean and std need three numbers each; those of std must be positive")
+            raise ValueError("mean and std need three numbers each; every std must be positive")
         if not all(0 <= value <= 1 for value in self.mean):
             raise ValueError("the mean of a channel is not within 0..1")
         finest, coarsest = POSSIBLE_MPP
@@ -73,7 +73,7 @@ class Smoothing:
     """Parameters that smooth the probability of each patch over its neighbors on the grid.
 
     Attributes:
-        sigma_um: Standard deviation in um of the Gaussian weights of the neighbors.
+        sigma_um: Standard deviation of the Gaussian that weights the neighbors, in um.
         temperature: Divisor of the smoothed log odds.
         threshold: A patch is called IDC if its smoothed probability is at least this value.
     """
@@ -84,7 +84,7 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         if not (0 <= self.sigma_um < math.inf and _is_calibration(self)):
-            raise ValueError(f"{self} is out of range")
+            raise ValueError(f"a value of {self} is out of range")
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ class Checkpoint:
         if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
             raise ValueError(f"a smoothing of {self.smoothing.sigma_um:g} um is too wide")
         if len(self.class_names) != NUM_CLASSES:
-            raise ValueError(f"{len(self.class_names)} classes, not {NUM_CLASSES}")
+            raise ValueError(f"{len(self.class_names)} classes instead of {NUM_CLASSES}")
         if self.cam_layer != arch.cam_layer:
-            raise ValueError(f"cam_layer is {self.cam_layer!r}, not {arch.cam_layer!r}")
+            raise ValueError(f"cam_layer is {self.cam_layer!r} instead of {arch.cam_layer!r}")
         if unknown := set(self.split.values()).difference(ROLES):
             raise ValueError(f"a patient has the unknown role {unknown.pop()!r}")
         # A map stores these three fields as JSON. JSON has no tensors and no NaN.
@@ -276,7 +276,7 @@ def write_state(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read a file of ``write_state`` in the format ``kind``; return its content and its SHA-256."""
+    """Read a file that ``write_state`` wrote, of format ``kind``; return content and SHA-256."""
     check_checkpoint_file(path)
     content, data = load_tensors(path, remedy=REMEDY)
     if not isinstance(content, dict) or content.get("format") != kind:

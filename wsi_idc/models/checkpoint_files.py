@@ -22,7 +22,7 @@ def check_checkpoint_file(path: Path) -> None:
     """Check that a file can be opened and is a ZIP archive, the file format of ``torch.save``.
 
     Raises:
-        CheckpointError: The file is missing, is no regular file, or is no complete ZIP archive.
+        CheckpointError: The file is missing, not a regular file, or not a complete ZIP archive.
     """
     try:
         with regular_file(path, MAX_BYTES).open("rb") as file:

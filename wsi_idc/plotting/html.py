@@ -36,7 +36,7 @@ _POLICY = (
 
 
 def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
-    """Return the policy with which a browser refuses every request and every foreign script.
+    """Return a content security policy that blocks all requests and foreign scripts.
 
     Args:
         script: Text of the script of the page.
@@ -80,7 +80,7 @@ def page_template(name: str) -> Template:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write an HTML page in one atomic step; the template escapes and shows the ``values``."""
+    """Write an HTML page atomically; the template escapes every value of ``values``."""
     write_text(path, page_template(template).render(**values))
 
 
@@ -109,18 +109,18 @@ def remove_figures(names: Iterable[str], out: Path) -> None:
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Return the bytes of a picture as a data URI, which contains the complete picture."""
+    """Return a data URI that contains the bytes ``data`` of a picture."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def tissue_uri(image: Pixels) -> tuple[str, float]:
-    """Return a JPEG data URI of ``image`` (h, w, 3), and the scale from its px to JPEG px."""
+    """Return ``image`` (h, w, 3) as a JPEG data URI, and the scale in JPEG px per px."""
     small, scale = _fit(image, MAX_SIDE_PX)
     return _picture_uri(small, "JPEG", quality=90, subsampling=0), scale
 
 
 def thumbnail_uri(image: Pixels, side_px: int) -> str:
-    """Return tissue as a JPEG data URI. No side is longer than ``side_px``."""
+    """Return an image of tissue as a JPEG data URI. No side is longer than ``side_px``."""
     return _picture_uri(_fit(image, side_px)[0], "JPEG", quality=82)
 
 
@@ -129,7 +129,7 @@ def grid_uri(grid: NDArray[np.float32], table: Pixels) -> str:
 
     Args:
         grid: Values from 0 to 1, shape (rows, cols).
-        table: RGBA of the values from 0 to 1, from ``color_table``, shape (256, 4).
+        table: RGBA colors, shape (256, 4), from the value 0 to the value 1; see ``color_table``.
     """
     return _picture_uri(colorize(grid, table), "PNG", optimize=True)
 
