@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,9 @@ def test_several_slides_of_a_patient_have_a_map_each(build, stitched, tmp_path: 
     data = (out / "P.h5").read_bytes()
     assert list(build(out, *rows).kept) == ["P/a", "P/b", "Q"]
     assert (out / "P.h5").read_bytes() == data
+    shutil.rmtree(out / "P")  # the patient file has no maps now
+    assert map_paths(out) == [out / "P.h5", out / "Q.h5"]
+    assert list(build(out, *rows).made) == ["P/a", "P/b"]
     (out / "P.h5").unlink()  # as after a kill
     build(out, *rows)
     assert (out / "P.h5").read_bytes() == data
@@ -327,7 +331,7 @@ def test_a_map_and_a_file_of_several_slides_replace_each_other_only_with_overwri
     build(out, alone)
     data = (out / "P.h5").read_bytes()
     report = build(out, *rows)
-    reason = f"{out / 'P.h5'} is not a file of several slides; --overwrite replaces it"
+    reason = f"{out / 'P.h5'} does not link several slides; --overwrite replaces it"
     assert all(reason in report.failed[name] for name in ("P/a", "P/b"))
     planned = SlideSource(rows, ALL).plan(replace(builder, out=out))
     assert [plan.map_name for plan in planned if reason in plan.state] == ["P/a", "P/b"]
@@ -335,7 +339,10 @@ def test_a_map_and_a_file_of_several_slides_replace_each_other_only_with_overwri
     assert (out / "P.h5").read_bytes() == data
     assert list(build(out, *rows, overwrite=True).made) == ["P/a", "P/b", "Q"]
     assert is_patient_file(out / "P.h5")
-    assert "P.h5 links several slides; --overwrite replaces it" in build(out, alone).failed["P"]
+    assert (
+        "P.h5 links several slides, not one; --overwrite replaces it"
+        in build(out, alone).failed["P"]
+    )
     assert list(build(out, alone, overwrite=True).made) == ["P"]
     assert map_paths(out) == [out / "P.h5", out / "Q.h5"]
 

@@ -19,8 +19,8 @@ from wsi_idc.core.files import starts_with, write_bytes, write_text
 from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.map_reader import (
     COHORT_H5,
+    has_patient_format,
     is_map,
-    is_patient_file,
     map_paths,
     read_map_without_cams,
 )
@@ -134,7 +134,7 @@ def num_models(table: pd.DataFrame) -> int:
 def check_tables(folder: Path) -> None:
     """Raise MapError if a cohort table in ``folder`` would replace a file of another kind."""
     csv, h5, patients = folder / COHORT_CSV, folder / COHORT_H5, folder / PATIENTS_CSV
-    if is_map(h5) or is_patient_file(h5):
+    if is_map(h5) or has_patient_format(h5):
         raise MapError(
             f"{h5} is the map of a patient; a table would replace this map; move the map to "
             "another folder"

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.data.pack import Pack
-from wsi_idc.maps.map_reader import is_patient_file, map_path, read_provenance
+from wsi_idc.maps.map_reader import has_patient_format, map_path, read_provenance
 from wsi_idc.slides.manifest import ManifestRow
 
 TO_DO, DONE = "to do", "done"
@@ -67,9 +67,12 @@ def map_state(
         "to do", "done", or the reason why the map cannot be built.
     """
     path, patient_path = map_path(folder, name), map_path(folder, name.partition("/")[0])
-    if not overwrite and patient_path.exists() and is_patient_file(patient_path) != ("/" in name):
-        kind = "is not a file of several slides" if "/" in name else "links several slides"
-        return f"{patient_path} {kind}; --overwrite replaces it, another --out keeps both"
+    is_of_slides = has_patient_format(patient_path)
+    if not overwrite and patient_path.exists() and is_of_slides != ("/" in name):
+        keep = "--overwrite replaces it, another --out keeps both"
+        if "/" in name:
+            return f"{patient_path} does not link several slides; {keep}"
+        return f"{patient_path} links several slides, not one; {keep}"
     try:
         record = read_provenance(path)
     except MapError as error:
