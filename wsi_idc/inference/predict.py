@@ -264,7 +264,7 @@ def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
 def _pad_batch(
     patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
 ) -> tuple[DeviceTensor, int]:
-    """Pad a batch with copies of its first patch; return padded batch (on device), old size."""
+    """Pad a batch with copies of its first patch; upload it; return it and the old size."""
     # For a compiled network, all batches must have the same size.
     num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padding = -num % (full if config.compiled else _BATCH_MULTIPLE)
