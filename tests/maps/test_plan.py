@@ -12,10 +12,11 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.plan import parse_shard, shard
+from wsi_idc.maps.plan import parse_shard, shard, sizes_of_slides
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
+from wsi_idc.slides.manifest import rows_from_files
 from wsi_idc.slides.tiling import SlideSettings
 
 
@@ -74,3 +75,12 @@ def test_plan_counts_a_patient_once_and_refuses_an_unknown_layer(
     slides = SlideSource.from_files([tmp_path / "a.svs"], None, SlideSettings())
     with pytest.raises(CheckpointError, match="has no layer 'nix'"):
         slides.plan(lost)
+
+
+def test_size_of_a_slide_is_that_of_all_its_files(tmp_path: Path):
+    for name, size in (("m.mrxs", 10), ("m/Data0.dat", 500), ("a.svs", 30)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    names = ("m.mrxs", "a.svs", "none.svs")
+    rows = rows_from_files([tmp_path / name for name in names])
+    assert sizes_of_slides(rows) == {"m": 510, "a": 30, "none": 0}

@@ -52,7 +52,7 @@ def test_truncated_file_is_refused(tmp_path, fraction):
     data = SVS.read_bytes()
     path = tmp_path / "cut.svs"
     path.write_bytes(data[: int(len(data) * fraction)])
-    with pytest.raises(SlideError, match=r"cut.svs: a TIFF that is cut short, damaged or of"):
+    with pytest.raises(SlideError, match=r"cut.svs: a TIFF that is cut short"):
         open_slide(path)
 
 

@@ -4,6 +4,9 @@ import pytest
 
 from tests.slides.tiffs import write_tiff
 from wsi_idc.core.errors import SlideError
+from wsi_idc.data.pack import Pack
+from wsi_idc.geometry.grid import mosaic, shape_of
+from wsi_idc.slides.patches import tissue_fraction
 from wsi_idc.slides.slide import open_slide
 from wsi_idc.slides.tissue import find_tissue, remove_small, tissue_mask
 from wsi_idc.synthetic.tissue import draw_slide
@@ -174,3 +177,24 @@ def test_dark_slide_is_refused(tmp_path):
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=4.0)
     with open_slide(path) as slide, pytest.raises(SlideError, match="is dark, as fluorescence is"):
         find_tissue(slide)
+
+
+@pytest.mark.real
+def test_real_tissue_is_found(real_pack: Pack):
+    """Six whole patients: all patches of IDC have tissue, and all others but those of ink."""
+    is_found: dict[int, list[np.ndarray]] = {0: [], 1: []}
+    for patient in ("8864", "8865", "8867", "8957", "14082", "14306"):
+        rows = real_pack.rows_of(patient)
+        cells = real_pack.cells()[rows]
+        shape = shape_of(cells)
+        image = mosaic(real_pack.patches[rows], cells, shape=shape, fill=245)
+        size = (image.shape[1] // 8, image.shape[0] // 8)
+        mask = tissue_mask(cv2.resize(image, size, interpolation=cv2.INTER_AREA), mpp=32)
+        corners = cells[:, ::-1]
+        boxes = np.hstack([corners, corners + 1]) / np.tile(shape[::-1], 2)
+        fraction = tissue_fraction(mask, boxes)
+        label = real_pack.index["label"].to_numpy()[rows]
+        for key, found in is_found.items():
+            found.append(fraction[label == key] >= 0.1)
+    assert np.concatenate(is_found[1]).all()
+    assert np.concatenate(is_found[0]).mean() == pytest.approx(0.976, abs=0.002)

@@ -111,8 +111,16 @@ def map_names(pack: Pack, patients: Iterable[str]) -> list[str]:
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return a dict from map name to size of the slide file in bytes; a missing file has 0."""
-    return {row.map_name: row.slide.stat().st_size if row.slide.is_file() else 0 for row in rows}
+    """Return a dict from map name to size of the slide in bytes; a missing slide has 0."""
+    return {row.map_name: _num_bytes(row.slide) for row in rows}
+
+
+def _num_bytes(slide: Path) -> int:
+    """Return the size of all files of a slide; the file of an MRXS slide is small."""
+    from wsi_idc.slides.slide import companion_files
+
+    files = (slide, *companion_files(slide))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:

@@ -99,6 +99,8 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _find_slide(path: Path, file: Any) -> TiffSlide:
     pages = list(file.pages)
+    if not pages:
+        raise SlideError(f"{path}: a TIFF that is cut short or damaged; copy the slide again")
     for page in pages:
         _check_sides(page)
     full = [page for page in pages if not (page.is_reduced or page.is_mask)] or pages[:1]
