@@ -109,7 +109,8 @@ def _anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_files_of_the_project_that_are_named_are_there(document: Path):
     # Not the end of a longer path, such as one on a user's disk.
-    pattern = r"(?<![\w/.])(?:jobs|slurm|tools|tests|docs|\.ci)/[\w./-]+\.(?:toml|sh|py|md|csv)\b"
+    folders, suffixes = r"examples|jobs|slurm|tools|tests|docs|\.ci", "toml|sh|py|md|csv"
+    pattern = rf"(?<![\w/.])(?:{folders})/[\w./-]+\.(?:{suffixes})\b"
     for name in re.findall(pattern, document.read_text()):
         assert (REPOSITORY / name).exists(), name
 

@@ -14,7 +14,14 @@ PACKAGE = sorted((REPOSITORY / "wsi_idc").rglob("*.py"))
 SOURCES = [*PACKAGE, *sorted((REPOSITORY / "tools").rglob("*.py"))]
 TEXTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "jobs/*.toml", "slurm/*", "wsi_idc/**/*.html")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "jobs/*.toml",
+        "slurm/*",
+        "examples/*",
+        "wsi_idc/**/*.html",
+    )
     for path in REPOSITORY.glob(pattern)
     if path.name != "CHANGELOG.md"
 )

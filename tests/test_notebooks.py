@@ -25,6 +25,7 @@ PICTURES = {
     "04_view_maps": 4,
     "05_gradcam": 4,
     "06_slide": 4,
+    "07_own_slides": 2,
 }
 
 
@@ -46,7 +47,7 @@ def fonts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("matplotlib")
 
 
-def test_there_are_six():
+def test_there_are_seven():
     assert list(PICTURES) == NAMES
 
 

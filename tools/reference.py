@@ -47,6 +47,7 @@ _WORDS = {
     19: "height",
     23: "width",
     5: "patients",
+    6: "slides",
 }
 
 
@@ -142,6 +143,8 @@ def files() -> str:
 
 def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.data.pack import PackInfo
+    from wsi_idc.data.packed_slides import PackedSlide
+    from wsi_idc.data.slide_cutter import COLUMNS
     from wsi_idc.maps.cohort import Cohort
     from wsi_idc.maps.map_reader import read_map
     from wsi_idc.maps.map_writer import write_map
@@ -154,6 +157,15 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["pack_head"]
     _write_pack(folder / "p.h5")
     yield from _hdf5(folder / "p.h5", {**_fields(PackInfo), **text["pack"]})
+    yield text["slide_pack_head"]
+    _write_pack(folder / "s.h5", of_slides=True)
+    of_tree = _walk(folder / "p.h5")
+    found = {name: cells for name, cells in _walk(folder / "s.h5").items() if name not in of_tree}
+    yield "| data set | type | shape | |\n|---|---|---|---|\n"
+    yield from _rows(found, {**_fields(PackedSlide, "/slides/"), **text["slide_pack"]})
+    yield text["slide_table_head"]
+    yield "| column | |\n|---|---|\n"
+    yield from _rows(dict.fromkeys(COLUMNS, ()), text["slide_table"])
     full, bare = _map(), {"cam": None, "uncertainty": None, "smoothed": None, "smoothing": None}
     write_map(folder / "full.h5", replace(full, slide_name="s"))
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
@@ -192,15 +204,21 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["run"]
 
 
-def _write_pack(path: Path) -> None:
+def _write_pack(path: Path, *, of_slides: bool = False) -> None:
     from wsi_idc.data.pack import PackInfo, write_pack
+    from wsi_idc.data.packed_slides import Overview, PackedSlide
+    from wsi_idc.geometry.bounds import Bounds
 
     info = PackInfo((0.5,) * 3, (0.2,) * 3, _SIDE, 4.0, "assumed", "ab")  # type: ignore[arg-type]
     rows = {"x": np.arange(_NUM) * _SIDE, "y": 0, "label": 0, "height": _SIDE, "width": _SIDE}
     patients = ["A", "A", "A", "B", "C", "D", "E"]
-    index = pd.DataFrame({"path": "", "patient": patients, **rows})
+    index = pd.DataFrame({"path": "", "patient": patients, "slide": [0, 0, 1, 2, 3, 4, 5], **rows})
     pixels = [np.zeros((_NUM, _SIDE, _SIDE, 3), np.uint8)]
-    write_pack(path, index, pixels, info=info, provenance="{}")
+    view = Overview(np.zeros((19, 23, 3), np.uint8), np.ones((19, 23), bool))
+    slide = PackedSlide("s", "s.svs", 1.0, "file", 900, 900, Bounds(1, 1, 700, 700), "ab")
+    slides = [slide] * 6 if of_slides else []
+    options: dict[str, Any] = {"slides": slides, "overviews": [view]}
+    write_pack(path, index, pixels, info=info, provenance="{}", **options)
 
 
 def _map() -> Any:
@@ -323,7 +341,7 @@ def _rows(
         if name not in meanings:
             raise SystemExit(f"{name} has no explanation; add one to tools/reference.toml")
         note = "*Optional.* " if optional and name in optional else ""
-        yield f"| `{name}` | {' | '.join(cells)} | {note}{_plain(meanings[name])} |\n"
+        yield f"| {' | '.join((f'`{name}`', *cells, note + _plain(meanings[name])))} |\n"
     if used is not None:
         used |= set(found)
     elif left := set(meanings) - set(found) - set(spare):

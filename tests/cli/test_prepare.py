@@ -3,10 +3,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import make_tree
+from tests.small_slides import make_slides
 from wsi_idc.data.pack import Pack
 
 
@@ -72,3 +75,88 @@ def test_the_default_tree_must_have_patches(
         assert message in command("prepare").error
     else:
         assert command("prepare").error == NO_PATCHES
+
+
+@pytest.fixture
+def slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a working folder with three slides of two patients, and change into it."""
+    monkeypatch.chdir(tmp_path)
+    return make_slides(tmp_path)
+
+
+OF_SLIDES = ("prepare", "--slides", "slides/slides.csv", "--annotations", "outlines")
+
+
+def test_slides_are_packed(slides: Path, command: RunCommand):
+    result = command(*OF_SLIDES, "--out", "data/a.h5")
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        "pack         data/a.h5",
+        "slides       3 of 2 patients",
+        "patches      6",
+        "labels       1 non-IDC, 3 IDC, 2 unknown",
+        "unannotated  tissue without outline: unknown",
+        "resolution   4 um/px, 50 px a side",
+        "table        data/a_slides.csv",
+        "pictures     data/a_slides/ (look at them before training)",
+        "  P/one: 1 IDC, 0 non-IDC, 2 unknown",
+        "  P/two: 0 IDC, 1 non-IDC, 0 unknown",
+        "  Q/three: 2 IDC, 0 non-IDC, 0 unknown",
+    ]
+    assert Pack(Path("data/a.h5")).patients == ["P", "Q"]
+
+
+def test_options_of_slides_are_used(slides: Path, command: RunCommand):
+    options = ("--classes", "Tumor=IDC, Stroma=ignore", "--min-share", "0.6", "--patch-px", 25)
+    result = command(*OF_SLIDES, "--out", "a.h5", "--unannotated", "skip", *options, "--json")
+    found = json.loads(result.out)
+    # The class "Ignore*" of the slide "two" has no row in the table.
+    assert result.code == 1
+    assert list(found["set_aside"]) == ["slides/two.tif"]
+    assert "no target for the class 'Ignore*'" in found["set_aside"]["slides/two.tif"]
+    assert found["unannotated"] == "skip"
+    assert (found["info"]["patch_px"], found["info"]["mpp"]) == (25, 4.0)
+    # A patch has 100 um. Of "three", the outline covers 3 of the 4 columns.
+    assert [row["idc"] for row in found["slides"]] == [4, None, 6]
+
+
+def test_slides_that_are_set_aside_are_listed(slides: Path, command: RunCommand):
+    (slides / "slides" / "two.tif").write_bytes(b"II*\0 no slide")
+    result = command(*OF_SLIDES, "--out", "a.h5")
+    assert result.code == 1
+    assert "slides       2 of 2 patients" in result.out
+    assert "left out: slides/two.tif: " in result.out
+    assert result.error == "Error: 1 of 3 slides could not be packed; the reasons are above"
+    table = pd.read_csv("a_slides.csv", index_col="slide")
+    assert table["reason"].notna().to_dict() == {"one": False, "two": True, "three": False}
+
+
+def test_saved_patches_pack_to_the_same_patches(slides: Path, command: RunCommand):
+    result = command(*OF_SLIDES, "--out", "a.h5", "--save-patches", "tree")
+    assert result.code == 0
+    assert "4 labelled patches in tree" in result.err
+    assert command("prepare", "tree", "--out", "b.h5").code == 0
+    of_slides, of_tree = Pack(Path("a.h5")), Pack(Path("b.h5"))
+    rows = np.flatnonzero(of_slides.index["label"] >= 0)
+    assert of_tree.index["label"].tolist() == of_slides.index["label"].iloc[rows].tolist()
+    assert of_tree.patient_of.tolist() == of_slides.patient_of[rows].tolist()
+    np.testing.assert_array_equal(of_tree.patches[:], of_slides.patches[rows])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("tree", "--slides", "a.csv"), "give a patch tree or --slides, not both"),
+        (("--slides", "a.csv", "--strict"), "--strict is for a patch tree, not for --slides"),
+        (("--slides", "a.csv", "--num-workers", 2), "--num-workers is for a patch tree"),
+        (("tree", "--annotations", "a"), "--annotations needs --slides"),
+        (("tree", "--save-patches", "a"), "--save-patches needs --slides"),
+        (("tree", "--unannotated", "skip"), "--unannotated needs --slides"),
+        (("tree", "--min-tissue", 0.5), "--min-tissue needs --slides"),
+        (("tree", "--tissue-threshold", 9), "--tissue-threshold needs --slides"),
+    ],
+)
+def test_options_of_the_other_kind_are_usage_errors(command: RunCommand, options, reason):
+    result = command("prepare", *options)
+    assert result.code == 2
+    assert reason in result.err

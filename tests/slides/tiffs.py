@@ -9,6 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_idc.slides.slide import Slide
+from wsi_idc.synthetic.slide_formats import write_scn as write_scn
 
 Pixels = NDArray[np.uint8]
 
@@ -42,56 +43,6 @@ def write_tiff(
                 **extra,
             )
     return path
-
-
-def write_scn(
-    path: Path, area: Pixels, *, x: int, y: int, glass: tuple[int, int], mpp: float = 0.5
-) -> Path:
-    """Write a slide in Leica's layout: a scanned area at ``x, y`` of a glass of width x height px.
-
-    OpenSlide states the area as ``openslide.bounds-*``, as it does for MRXS and BIF.
-    """
-    height, width = area.shape[:2]
-    whole = {"sizeX": glass[0], "sizeY": glass[1]}
-    macro = np.full((glass[1] // 20, glass[0] // 20, 3), 230, np.uint8)
-    images = "".join(
-        _scn_image(at, pixels.shape, objective=objective, mpp=mpp, **view)
-        for at, pixels, objective, view in (
-            (0, macro, 0.6, {**whole, "offsetX": 0, "offsetY": 0}),
-            (1, area, 20, {"sizeX": width, "sizeY": height, "offsetX": x, "offsetY": y}),
-        )
-    )
-    sides = " ".join(f'{name}="{round(side * mpp * 1000)}"' for name, side in whole.items())
-    description = (
-        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
-        f'<collection name="c" uuid="urn:uuid:1" {sides}>{images}</collection></scn>'
-    )
-    options = {"photometric": "rgb", "tile": (256, 256), "metadata": None, "compression": "zlib"}
-    options["resolutionunit"] = "CENTIMETER"
-    with tifffile.TiffWriter(path, bigtiff=True) as writer:
-        resolution = 10_000 / mpp
-        writer.write(macro, description=description, resolution=(500, 500), **options)
-        writer.write(area, resolution=(resolution, resolution), **options)
-    return path
-
-
-def _scn_image(
-    at: int, shape: Sequence[int], *, objective: float, mpp: float, **view: float
-) -> str:
-    """Return the XML of a picture; ``view`` is its place on the glass in level-0 px."""
-    sides = f'sizeX="{shape[1]}" sizeY="{shape[0]}"'
-    place = " ".join(f'{name}="{round(px * mpp * 1000)}"' for name, px in view.items())
-    return (
-        f'<image name="{at}" uuid="urn:uuid:{at + 2}">'
-        "<creationDate>2020-01-01T00:00:00Z</creationDate>"
-        '<device model="x" version="1"/>'
-        f'<pixels {sides}><dimension {sides} r="0" ifd="{at}"/></pixels>'
-        f'<view {place} spacingZ="0"/><scanSettings><objectiveSettings>'
-        f"<objective>{objective}</objective></objectiveSettings><illuminationSettings>"
-        "<numericalAperture>0.4</numericalAperture>"
-        "<illuminationSource>brightfield</illuminationSource>"
-        "</illuminationSettings></scanSettings></image>"
-    )
 
 
 def noise(height: int, width: int, *, seed: int = 0, channels: int = 3) -> Pixels:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, logging_options, seed_option, with_default
+from wsi_idc.cli.options import PATH, changed, logging_options, seed_option, with_default
 from wsi_idc.cli.output import echo
 
 
@@ -18,32 +18,68 @@ from wsi_idc.cli.output import echo
     default=150,
     help="Approximate number of patches.",
 )
+@click.option(
+    "--num-slides",
+    type=click.IntRange(1, 9999),
+    help="Draw a cohort of slides with outlines, not of patches: number of slides.",
+)
 @seed_option
 @logging_options
-def synth(folder: Path | None, slide: Path | None, seed: int, **sizes: int) -> None:
+def synth(
+    folder: Path | None,
+    slide: Path | None,
+    num_patients: int,
+    patches_per_patient: int,
+    num_slides: int | None,
+    seed: int,
+) -> None:
     """Draw a synthetic cohort into FOLDER, or draw a synthetic slide.
 
-    The cohort has the folders and file names of the Kaggle data set. The slide is a pyramidal TIFF
-    that contains its resolution. NAME.mask.png has the true labels of the slide at 4 um/px: 0 is
-    background or fat, 1 is tissue, 2 is IDC. The same seed gives the same files.
+    The cohort has the folders and file names of the Kaggle data set. With --num-slides, it has
+    slides in several formats, their manifest slides.csv, and a folder annotations/ with outlines of
+    tumor and normal tissue as QuPath exports them.
+
+    The slide is a pyramidal TIFF that contains its resolution. NAME.mask.png has the true labels of
+    the slide at 4 um/px: 0 is background or fat, 1 is tissue, 2 is IDC. The same seed gives the
+    same files.
 
     \b
     Examples:
       wsi-idc synth cohort && wsi-idc prepare cohort
+      wsi-idc synth scans --num-slides 20
       wsi-idc synth --slide slide.tif
     """
     if (folder is None) == (slide is None):
         raise click.UsageError("give FOLDER for a cohort or --slide FILE for a slide")
+    is_patches = folder is not None and num_slides is None
+    if unused := () if is_patches else changed("patches_per_patient"):
+        raise click.UsageError(f"{unused[0]} is for a cohort of patches")
     if slide is not None:
+        if unused := changed("num_slides", "num_patients"):
+            raise click.UsageError(f"{unused[0]} is for a cohort, not for --slide")
         from wsi_idc.synthetic.slide import write_slide
 
         drawn = write_slide(slide, seed=seed)
         echo(f"{drawn.slide}: {drawn.width_px}x{drawn.height_px} px at {drawn.mpp:g} um/px")
         echo(f"{drawn.mask}: the true labels; {drawn.idc_fraction:.1%} of the tissue is IDC")
+    elif folder is not None and num_slides is not None:
+        if num_slides < num_patients:
+            raise click.UsageError(
+                f"--num-slides {num_slides} is less than --num-patients {num_patients}"
+            )
+        from wsi_idc.synthetic.slide_cohort import write_slide_cohort
+
+        slides = write_slide_cohort(
+            folder, num_slides=num_slides, num_patients=num_patients, seed=seed
+        )
+        echo(f"{slides.manifest}: {len(slides.slides)} slides of {num_patients} patients")
+        echo(f"{slides.annotations}: outlines of tumor and normal tissue")
     elif folder is not None:
         from wsi_idc.synthetic.cohort import write_cohort
 
-        summary = write_cohort(folder, **sizes, seed=seed)
+        summary = write_cohort(
+            folder, num_patients=num_patients, patches_per_patient=patches_per_patient, seed=seed
+        )
         echo(
             f"{folder}: {summary.patches} patches of {summary.patients} synthetic patients, "
             f"{summary.idc_patches} of them IDC, {summary.edge_patches} edge patches"

@@ -107,14 +107,17 @@ def find_annotation_file(folder: Path, slide: Path) -> Path | None:
     """Return the file in ``folder`` with the name of a slide, or None without such a file.
 
     The name is that of the slide file with or without its suffix, before a suffix of annotations:
-    the file of scan.svs is scan.geojson or scan.svs.geojson, for example.
+    the file of scan.svs is scan.geojson or scan.svs.geojson, for example. As in QuPath,
+    ``.ome.tif`` is one suffix.
 
     Raises:
         SlideError: The folder is missing, or has several such files.
     """
     if not folder.is_dir():
         raise SlideError(f"{folder}: no such folder; give the folder of the annotations")
-    stems = dict.fromkeys((slide_stem(slide), slide.stem, slide.name))
+    stems = dict.fromkeys(
+        (slide_stem(slide), slide.stem, slide.name, slide.stem.removesuffix(".ome"))
+    )
     paths = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
     found = [path for path in paths if path.is_file()]
     if len(found) > 1:

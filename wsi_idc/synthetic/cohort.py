@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,28 +52,45 @@ def write_cohort(
     """
     if num_patients < 1 or patches_per_patient < MIN_PATCHES:
         raise ValueError(f"needs at least 1 patient, and {MIN_PATCHES} patches per patient")
+    counts = []
+    with (
+        new_folder(root) as folder,
+        progress(num_patients, what="drawing", unit="patient") as bar,
+    ):
+        for index in range(1, num_patients + 1):
+            patient = f"S{index:04d}"
+            height, width = _slide_size(np.random.default_rng([seed, index]), patches_per_patient)
+            slide = draw_slide(patient, seed=seed, height_px=height, width_px=width)
+            counts.append(_write_patches(folder, slide))
+            bar.update(1)
+    patches, idc_patches, edge_patches = (sum(column) for column in zip(*counts, strict=True))
+    return CohortSummary(num_patients, patches, idc_patches, edge_patches)
+
+
+@contextlib.contextmanager
+def new_folder(root: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to ``root`` after the block.
+
+    ``root`` is therefore complete if it exists. If the block raises, the temporary folder is
+    removed.
+
+    Raises:
+        WsiIdcError: ``root`` is a file or a folder that is not empty.
+        BusyError: Another process is writing ``root``.
+    """
     root = root.resolve()  # the path "." has no name
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise WsiIdcError(
             f"{root}: not an empty folder; a synthetic cohort must not be mixed with other files, "
             "so give another folder"
         )
-    # The cohort is written under a temporary name, so that ``root`` is complete if it exists.
     partial = root.with_name(f".{root.name}.partial")
-    counts = []
     with temporary_path(root.with_name(f"{root.name}.lock")), contextlib.ExitStack() as stack:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         stack.callback(shutil.rmtree, partial, ignore_errors=True)
-        bar = stack.enter_context(progress(num_patients, what="drawing", unit="patient"))
-        for index in range(1, num_patients + 1):
-            patient = f"S{index:04d}"
-            height, width = _slide_size(np.random.default_rng([seed, index]), patches_per_patient)
-            slide = draw_slide(patient, seed=seed, height_px=height, width_px=width)
-            counts.append(_write_patches(partial, slide))
-            bar.update(1)
+        partial.mkdir(parents=True)
+        yield partial
         partial.replace(root)
-    patches, idc_patches, edge_patches = (sum(column) for column in zip(*counts, strict=True))
-    return CohortSummary(num_patients, patches, idc_patches, edge_patches)
 
 
 def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:

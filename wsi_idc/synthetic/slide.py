@@ -5,17 +5,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import atomic_write, write_bytes
-from wsi_idc.synthetic.tissue import draw_slide
+from wsi_idc.synthetic.slide_formats import write_pyramid
+from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
 # The tissue is drawn at 4 um/px and enlarged to 1 um/px, the resolution of a low-power scan.
 DRAWN_MPP = 4.0
 MPP = 1.0
-NUM_LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -62,32 +61,43 @@ def write_slide(
     for file in (path, mask_path):
         if file.exists():
             raise WsiIdcError(f"{file}: exists already; give another file")
-    scale = round(DRAWN_MPP / MPP)
-    if width_px % scale or height_px % scale:
-        raise ValueError(f"{width_px}x{height_px} px are not multiples of {scale}")
-    height, width = height_px // scale, width_px // scale
-    drawn = draw_slide(path.stem, seed=seed, height_px=height, width_px=width)
+    drawn, rgb = draw_enlarged(path.stem, seed=seed, width_px=width_px, height_px=height_px)
     mask = (drawn.tissue.astype(np.uint8) + (drawn.tissue & drawn.idc)).astype(np.uint8)
-    rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
     _, png = cv2.imencode(".png", mask)
     write_bytes(mask_path, png.tobytes())
     with atomic_write(path) as partial:
-        _write_pyramid(partial, np.asarray(rgb, np.uint8))
+        write_pyramid(partial, rgb, mpp=MPP)
     idc_fraction = float((mask == 2).sum() / (mask > 0).sum())
     return SlideSummary(path, mask_path, width_px, height_px, MPP, idc_fraction)
 
 
-def _write_pyramid(path: Path, rgb: NDArray[np.uint8]) -> None:
-    options = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib", "predictor": True}
-    options |= {"resolutionunit": "CENTIMETER", "software": False, "metadata": None}
-    # Each level is a page of the TIFF. OpenSlide reads such a file as a generic tiled TIFF.
-    with tifffile.TiffWriter(path) as writer:
-        for level in range(NUM_LEVELS):
-            per_cm = 10_000 / (MPP * 2**level)
-            text = f"synthetic tissue, {MPP:g} um/px" if level == 0 else None
-            kind = 1 if level else 0  # bit 0 marks a smaller version of another page
-            writer.write(
-                rgb, subfiletype=kind, resolution=(per_cm, per_cm), description=text, **options
-            )
-            size = (rgb.shape[1] // 2, rgb.shape[0] // 2)
-            rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+def draw_enlarged(
+    name: str, *, seed: int, width_px: int, height_px: int, one_stain: bool = False
+) -> tuple[SynthSlide, NDArray[np.uint8]]:
+    """Draw a slide at ``DRAWN_MPP``, and enlarge its pixels to ``MPP``.
+
+    Args:
+        name: Name of the slide; each name has its own anatomy and stain.
+        seed: Seed of tissue and stain.
+        width_px: Width of the enlarged slide, a multiple of 4, at least 1000 px.
+        height_px: Height of the enlarged slide, a multiple of 4, at least 1000 px.
+        one_stain: Whether all slides of a seed have the same stain.
+
+    Returns:
+        The slide as drawn, and the enlarged pixels, shape (height_px, width_px, 3), uint8.
+
+    Raises:
+        ValueError: A side is too small or not a multiple of 4.
+    """
+    scale = round(DRAWN_MPP / MPP)
+    if width_px % scale or height_px % scale:
+        raise ValueError(f"{width_px}x{height_px} px are not multiples of {scale}")
+    drawn = draw_slide(
+        name,
+        seed=seed,
+        height_px=height_px // scale,
+        width_px=width_px // scale,
+        one_stain=one_stain,
+    )
+    rgb = cv2.resize(drawn.rgb, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
+    return drawn, np.asarray(rgb, np.uint8)

@@ -45,7 +45,9 @@ class SynthSlide:
     tissue: Bools
 
 
-def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> SynthSlide:
+def draw_slide(
+    patient: str, *, seed: int, height_px: int, width_px: int, one_stain: bool = False
+) -> SynthSlide:
     """Draw the slide of one patient; the same arguments always give the same pixels.
 
     Args:
@@ -53,6 +55,7 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
         seed: Seed of the cohort.
         height_px: Height of the slide, at least 250 px.
         width_px: Width of the slide, at least 250 px.
+        one_stain: Whether all slides of a seed have the same stain, as those of one laboratory.
 
     Returns:
         The slide; about 0.1 to 0.6 of its tissue is invasive carcinoma.
@@ -77,7 +80,8 @@ def draw_slide(patient: str, *, seed: int, height_px: int, width_px: int) -> Syn
     haematoxylin += edge * (tumor[0] - haematoxylin)
     eosin += edge * (tumor[1] - eosin)
     stained = cv2.GaussianBlur(specimen.astype(np.float32), (0, 0), 1) * (1 - fat) * (1 - lumen)
-    rgb = _expose(rng, haematoxylin * stained, eosin * stained)
+    rng_of_stain = np.random.default_rng(seed) if one_stain else rng
+    rgb = _expose(rng_of_stain, haematoxylin * stained, eosin * stained)
     return SynthSlide(patient=patient, rgb=rgb, idc=idc, tissue=specimen & ~fat_cell)
 
 
