@@ -4,6 +4,7 @@ import pytest
 from tests.small_maps import hand_map
 from wsi_idc.maps.layers import robust_max
 from wsi_idc.report.layers import (
+    PALETTES,
     cam_levels,
     crop_image,
     downscale_cams,
@@ -81,3 +82,11 @@ def test_histogram_stacks_labels():
         assert bars["left"][place] - 1e-6 <= np.float32(value) < bars["right"][place] + 1e-6
     unlabelled = histogram(hand_map().probability, np.full(5, -1, np.int8))
     assert unlabelled.keys() == {"left", "right", "bottom_-1", "top_-1"}
+
+
+def test_low_values_are_transparent():
+    for name in ("probability", "smoothed", "cam"):
+        alpha = [int(color[7:], 16) for color in PALETTES[name]]
+        assert (alpha[0], alpha[64], alpha[128], alpha[255]) == (0, 128, 255, 255)
+    assert {color[7:] for color in PALETTES["uncertainty"]} == {"ff"}
+    assert PALETTES["probability"][255] == "#fde725ff"

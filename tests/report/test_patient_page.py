@@ -93,7 +93,7 @@ def test_page_has_patient_origin_and_notice():
     seen = hand_map(model={"role_of_patient": "train"})
     assert "The model was trained on this patient" in page_of(seen)
     unknown = page_of(hand_map(model={"role_of_patient": "in no split"}))
-    assert "· in no split of its model" in unknown
+    assert "· a new patient for the model" in unknown
     assert "patient of its split" not in unknown
 
 

@@ -14,15 +14,22 @@ from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 @click.argument("maps", nargs=-1, type=PATH)
 @with_default("--out", type=PATH, default=DEFAULT_REPORT, help="Folder of the pages.")
 @threshold_option
+@click.option(
+    "--single-file",
+    is_flag=True,
+    help="Make pages that can be sent one by one: each contains the code that all pages share.",
+)
 @output_options
-def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: bool) -> None:
+def report(
+    maps: tuple[Path, ...], out: Path, threshold: float | None, single_file: bool, as_json: bool
+) -> None:
     """Make a report of MAPS, with one page per patient or slide.
 
-    Each page is one HTML file. A browser shows the page without a server or a network. A page shows
-    the tissue and layers over the tissue, and a slider changes the threshold. index.html shows all
-    patients. If a patient has several slides, PATIENT.html lists them, and PATIENT/SLIDE.html shows
-    a slide. The command also writes a table of the maps as cohort.csv and as cohort.h5, and a table
-    of the patients as patients.csv. cohort.h5 has a link to each map.
+    A browser shows the pages without a server or a network. A page shows the tissue and layers over
+    the tissue, and a slider changes the threshold. A page whose map has not changed is kept.
+    index.html shows all patients. If a patient has several slides, PATIENT.html lists them, and
+    PATIENT/SLIDE.html shows a slide. The command also writes a table of the maps as cohort.csv and
+    as cohort.h5, and a table of the patients as patients.csv. cohort.h5 has a link to each map.
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
     and the table is written into maps/. With MAPS or --threshold, the table is written into the
@@ -38,7 +45,7 @@ def report(maps: tuple[Path, ...], out: Path, threshold: float | None, as_json: 
 
     # Replace the table in maps/ only if the report has all maps, at their own thresholds.
     tables = DEFAULT_MAPS if not maps and threshold is None else out
-    result = build_report(paths, out, tables=tables, threshold=threshold)
+    result = build_report(paths, out, tables=tables, threshold=threshold, single_file=single_file)
     failed = {str(path): reason for path, reason in result.failed.items()}
     num_patients = len({name.partition("/")[0] for name in result.pages})
     lines = [

@@ -35,15 +35,20 @@ _POLICY = (
 )
 
 
-def content_security_policy(script: str, *, is_bokeh: bool = False) -> str:
+def content_security_policy(
+    script: str, *, is_bokeh: bool = False, has_script_file: bool = False
+) -> str:
     """Return a content security policy that blocks all requests and foreign scripts.
 
     Args:
         script: Text of the script of the page.
         is_bokeh: Whether the page has a bokeh document. Bokeh needs inline scripts and eval.
+        has_script_file: Whether a file beside the page has the code of bokeh.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = "'unsafe-inline' 'unsafe-eval'" if is_bokeh else f"'sha256-{digest}'"
+    # Browsers differ in whether 'self' includes the files of a folder.
+    scripts += " 'self' file:" if has_script_file else ""
     return _POLICY.format(scripts=scripts)
 
 
@@ -114,9 +119,9 @@ def data_uri(data: bytes, media_type: str) -> str:
 
 
 def tissue_uri(image: Pixels) -> tuple[str, float]:
-    """Return ``image`` (h, w, 3) as a JPEG data URI, and the scale in JPEG px per px."""
+    """Return ``image`` (h, w, 3) as a data URI, and the scale in px of the picture per px."""
     small, scale = _fit(image, MAX_SIDE_PX)
-    return _picture_uri(small, "JPEG", quality=90, subsampling=0), scale
+    return _picture_uri(small, "WEBP", quality=75, method=2), scale
 
 
 def thumbnail_uri(image: Pixels, side_px: int) -> str:

@@ -272,7 +272,9 @@ def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[mod
     opacity.update(sizing_mode="stretch_width", bar_color="#9fb3c8")
     for renderer in renderers:
         renderer.glyph.global_alpha = layer.opacity
-        code = "renderer.glyph.global_alpha = {value: slider.value}"
+        code = "renderer.glyph.global_alpha = {value: slider.value}; "
+        code += f"const colors = document.getElementById('colors-{layer.name}'); "
+        code += "if (colors) colors.style.opacity = slider.value"  # colors as on the canvas
         arguments = {"renderer": renderer, "slider": opacity}
         opacity.js_on_change("value", CustomJS(args=arguments, code=code))
     return [checkbox, opacity]

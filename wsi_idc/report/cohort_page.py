@@ -17,9 +17,11 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.html import grid_uri, page_template, thumbnail_uri
 from wsi_idc.plotting.raster import color_table
-from wsi_idc.report.layers import PALETTES, PageLayer, crop_image
+from wsi_idc.report.layers import PageLayer, crop_image, hex_colors
 
 _THUMBNAIL_PX = 260
+# On a card, the grid is beside the tissue and not over it, so the colors are opaque.
+_OPAQUE_PALETTE = hex_colors(color_table(COLORMAPS["probability"]))
 # Titles that identify the pages of a report. The title is in the first ``_HEAD_CHARS`` characters.
 TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
 PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
@@ -124,7 +126,7 @@ def _cards_page(
         sorts=sorts,
         totals=totals,
         mixed=MIXED % num if num > 1 else "",
-        scale=PageLayer("probability", "Probability", palette=tuple(PALETTES["probability"])),
+        scale=PageLayer("probability", "Probability", palette=_OPAQUE_PALETTE),
     )
 
 

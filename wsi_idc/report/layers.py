@@ -28,14 +28,30 @@ from wsi_idc.plotting.colors import (
 )
 from wsi_idc.plotting.raster import color_table
 
+_MAX_LEVEL = 255
 TRUTH_COLOR = "#ffffff"
 MASK_COLOR = "#9be564"
-PALETTES = {
-    name: ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in color_table(colormap).tolist()]
-    for name, colormap in COLORMAPS.items()
-}
+# With these layers, tissue of low probability is visible: the opacity follows the value. From this
+# fraction of the color scale on, a color has its full opacity.
+_SEE_THROUGH, _OPAQUE_FROM = ("probability", "smoothed", "cam"), 0.5
+
+
+def hex_colors(table: NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return colors (N, 4) as texts #rrggbbaa."""
+    return tuple("#{:02x}{:02x}{:02x}{:02x}".format(*color) for color in table.tolist())
+
+
+def _palette(name: str, colormap: str) -> tuple[str, ...]:
+    """Return the 256 colors of a layer."""
+    table = color_table(colormap).copy()
+    if name in _SEE_THROUGH:
+        value = np.linspace(0, 1, len(table))
+        table[:, 3] = np.rint(_MAX_LEVEL * np.minimum(value / _OPAQUE_FROM, 1))
+    return hex_colors(table)
+
+
+PALETTES = {name: _palette(name, colormap) for name, colormap in COLORMAPS.items()}
 _MAX_CAM_SIDE = 16
-_MAX_LEVEL = 255
 _NUM_BINS = 40
 
 
@@ -99,8 +115,9 @@ def _page_layer(layer: Layer) -> PageLayer:
         layer.name,
         layer.title if layer.name == "cam" else layer.name.capitalize(),
         is_shown=layer.name == "probability",
+        opacity=0.7 if layer.name in _SEE_THROUGH else 0.5,
         vmax=layer.vmax,
-        palette=tuple(PALETTES[layer.name]),
+        palette=PALETTES[layer.name],
     )
 
 
@@ -132,9 +149,9 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
         "col": patient_map.row_col[:, 1],
         "x": patient_map.coords[:, 0],
         "y": patient_map.coords[:, 1],
-        "x_mm": (col + 0.5) * cell_mm,
-        "y_mm": (row + 0.5) * cell_mm,
-        "cell": row * cropped.shape[1] + col,
+        "x_mm": ((col + 0.5) * cell_mm).astype(np.float32),
+        "y_mm": ((row + 0.5) * cell_mm).astype(np.float32),
+        "cell": (row * cropped.shape[1] + col).astype(np.int32),
         "on_slide": patient_map.fraction_on_slide,
         "probability": patient_map.probability,
         "label": patient_map.label,

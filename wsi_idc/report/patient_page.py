@@ -1,6 +1,7 @@
 """Make the page of a map: one HTML file with a bokeh document and all data."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -35,12 +36,35 @@ from wsi_idc.report.layers import (
     slide_corner_mm,
 )
 
+DIGEST_NAME, CARD_ID = "wsi-idc-digest", "card"
 # Settings that ``provenance_of`` shows on separate lines, not in the line "settings".
 _OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
 
 
+@dataclass(frozen=True)
+class PageContext:
+    """Values for the page of a map that are not in the map.
+
+    Attributes:
+        previous, next: Names of the maps whose pages come before and after; empty without one.
+        script_file: File with the code of bokeh in the folder of the report; with an empty name,
+            the code is in the page.
+        digest: Text that changes if the page must be made again.
+        card: JSON of the card of the map on the page of the cohort.
+    """
+
+    previous: str = ""
+    next: str = ""
+    script_file: str = ""
+    digest: str = ""
+    card: str = "null"
+
+
 def patient_page(
-    patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
+    patient_map: PatientMap,
+    image: NDArray[np.uint8] | None,
+    row: Mapping[str, Any],
+    context: PageContext | None = None,
 ) -> str:
     """Return the HTML of the page of a patient, or of a slide of a patient with several slides.
 
@@ -49,7 +73,11 @@ def patient_page(
         image: Stitched tissue, shape (rows * n, cols * n, 3), where n is at most ``cell_px``; None
             without an image.
         row: Row of the map in the cohort table. The slider starts at the threshold of the row.
+        context: Neighbors of the page; None for a page without links to neighbors.
     """
+    context = context or PageContext()
+    up = "../" if patient_map.slide_name else ""
+    neighbors = [("previous", context.previous), ("next", context.next)]
     pictures, scale = tissue_pictures(patient_map, image)
     layers = page_layers(patient_map, has_tissue=bool(pictures))
     document = _build_document(
@@ -67,6 +95,14 @@ def patient_page(
         "has_image": scale > 0,
         "cam_title": cam_title(patient_map),
         "provenance": provenance_of(patient_map),
+        "neighbors": [
+            (title, f"{up}{quote(name)}.html", name) for title, name in neighbors if name
+        ],
+        "script_file": context.script_file and up + context.script_file,
+        "digest_name": DIGEST_NAME,
+        "digest": context.digest,
+        "card_id": CARD_ID,
+        "card": context.card.replace("<", "\\u003c"),
     }
     return file_html(document, INLINE, title, template=template, template_variables=variables)
 

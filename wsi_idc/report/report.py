@@ -1,14 +1,23 @@
 """Write a page for each map, and the page and the table of the cohort."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import bokeh
+from bokeh.resources import Resources
+
+import wsi_idc
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.core.files import ensure_writable, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.maps.cohort import Cohort, check_tables
-from wsi_idc.maps.map_reader import read_map
+from wsi_idc.maps.map_reader import read_map, read_map_without_cams
+from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.small_image import read_small_image
 from wsi_idc.plotting.html import MAX_SIDE_PX
 from wsi_idc.report.cohort_page import (
@@ -21,9 +30,10 @@ from wsi_idc.report.cohort_page import (
     patient_card,
     slides_page,
 )
-from wsi_idc.report.patient_page import patient_page
+from wsi_idc.report.patient_page import CARD_ID, DIGEST_NAME, PageContext, patient_page
 
 INDEX_HTML = "index.html"
+_CARD_FIELDS = ("tissue", "probability", "rows", "cols")
 
 
 @dataclass
@@ -49,17 +59,25 @@ class Report:
 
 
 def build_report(
-    maps: Sequence[Path], out: Path, *, tables: Path, threshold: float | None = None
+    maps: Sequence[Path],
+    out: Path,
+    *,
+    tables: Path,
+    threshold: float | None = None,
+    single_file: bool = False,
 ) -> Report:
     """Write the pages of maps into the folder ``out``, and the cohort table into ``tables``.
 
-    A map that fails does not stop the report: the page of the cohort shows the reason.
+    The page of a map that has not changed is kept. A map that fails does not stop the report: the
+    page of the cohort shows the reason.
 
     Args:
         maps: Map files.
         out: Folder of ``PATIENT.html``, ``PATIENT/SLIDE.html`` and ``index.html``.
         tables: Folder of ``cohort.csv``, ``cohort.h5`` and ``patients.csv``.
         threshold: Lowest probability of a patch called IDC; None means each map's threshold.
+        single_file: Whether each page contains the code of bokeh. If not, all pages need a common
+            file in ``out``.
 
     Raises:
         MapError: No map can be used.
@@ -70,19 +88,29 @@ def build_report(
     ensure_writable(out, writes=(INDEX_HTML,), marks=marks)
     check_tables(tables)
     report, cohort = Report(), Cohort()
+    for path in maps:
+        try:
+            _check_page(path, read_map_without_cams(path), out, cohort, threshold)
+        except (WsiIdcError, OSError) as error:
+            report.failed[path] = str(error)
+    script_file = "" if single_file or not cohort.rows else _write_script(out)
     cards: dict[str, list[Card]] = {}  # for each patient, the cards of the maps
-    with progress(len(maps), what="reporting", unit="map") as bar:
-        for path in maps:
+    names = list(cohort.rows)
+    with progress(len(names), what="reporting", unit="map") as bar:
+        for previous, name, following in zip(["", *names], names, [*names[1:], ""], strict=False):
+            context = PageContext(previous, following, script_file)
+            path, row = cohort.paths[name], cohort.rows[name]
             try:
-                card = _add(path, out, cohort, report, threshold)
-                cards.setdefault(card.row["patient"], []).append(card)
+                cards.setdefault(row["patient"], []).append(_make_page(path, out, row, context))
+                report.pages[name] = out / f"{name}.html"
             except (WsiIdcError, OSError) as error:
                 report.failed[path] = str(error)
+                cohort.drop(name)
             bar.update(1)
-    if not cards:
+    if not report.pages:
         first = next(iter(report.failed.values()), "no map given")
         raise MapError(f"none of {len(maps)} maps can be used: {first}")
-    patients = [_add_patient(group, out, cohort, report) for group in cards.values()]
+    patients = [_add_patient(group, out, cohort, report) for group in cards.values() if group]
     failed = {str(path): reason for path, reason in report.failed.items()}
     report.csv, report.hdf5, report.patients = cohort.write(tables)
     report.index = index
@@ -90,11 +118,22 @@ def build_report(
     return report
 
 
-def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float | None) -> Card:
-    patient_map = read_map(path)
-    image = read_small_image(path, MAX_SIDE_PX)
-    patient, name = patient_map.patient, patient_map.map_name
-    page, patient_page_path = out / f"{name}.html", out / f"{patient}.html"
+def _write_script(out: Path) -> str:
+    """Write the code of bokeh into ``out`` unless it is there; return the name of the file."""
+    resources = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
+    code = "\n".join(resources.js_raw)
+    name = f"bokeh-{bokeh.__version__}-{hashlib.sha256(code.encode()).hexdigest()[:8]}.js"
+    if not (out / name).exists():
+        write_text(out / name, code)
+    return name
+
+
+def _check_page(
+    path: Path, patient_map: PatientMap, out: Path, cohort: Cohort, threshold: float | None
+) -> None:
+    """Add a map to the cohort; raise MapError if its page would replace another file."""
+    patient = patient_map.patient
+    page, patient_page_path = out / f"{patient_map.map_name}.html", out / f"{patient}.html"
     if patient_page_path.name.lower() == INDEX_HTML:
         raise MapError(
             f"{path}: the page of patient {patient} would replace the cohort page; change the id"
@@ -103,15 +142,52 @@ def _add(path: Path, out: Path, cohort: Cohort, report: Report, threshold: float
         if file.exists() and not has_title(file, PATIENT_TITLE):
             raise MapError(f"{file} exists and was not written by this command; give another --out")
     cohort.add(path, patient_map, threshold=threshold)
-    row = cohort.rows[name]
-    try:
-        write_text(page, patient_page(patient_map, image, row))
-        card = card_of(patient_map, image, row)
-    except BaseException:
-        cohort.drop(name)
-        raise
-    report.pages[name] = page
+
+
+def _make_page(path: Path, out: Path, row: Mapping[str, Any], context: PageContext) -> Card:
+    """Write the page of a map unless it is up to date; return the card of the map."""
+    name = f"{row['patient']}/{row['slide']}" if row["slide"] else row["patient"]
+    page, digest = out / f"{name}.html", _digest(path, row, context)
+    if card := _read_card(page, digest, row):
+        return card
+    patient_map = read_map(path)
+    image = read_small_image(path, MAX_SIDE_PX)
+    card = card_of(patient_map, image, row)
+    pictures = {field: getattr(card, field) for field in _CARD_FIELDS}
+    context = replace(context, digest=digest, card=json.dumps(pictures))
+    write_text(page, patient_page(patient_map, image, row, context))
     return card
+
+
+def _digest(path: Path, row: Mapping[str, Any], context: PageContext) -> str:
+    """Return a text that changes if the map, its row, the neighbors or this package change."""
+    state = path.stat()
+    parts = [state.st_size, state.st_mtime_ns, str(dict(row)), str(context), _code_digest()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Return a hash of the code and the templates of the pages."""
+    digest = hashlib.sha256(bokeh.__version__.encode())
+    package = Path(wsi_idc.__file__).parent
+    for folder in ("report", "plotting", "maps"):
+        for file in sorted((package / folder).rglob("*.*")):
+            if file.suffix in (".py", ".html", ".css", ".js"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_card(page: Path, digest: str, row: Mapping[str, Any]) -> Card | None:
+    """Return the card in a page with this digest; None if the page is missing or another one."""
+    try:
+        text = page.read_text(encoding="utf-8")
+        if f'<meta name="{DIGEST_NAME}" content="{digest}">' not in text:
+            return None
+        start = f'<script type="application/json" id="{CARD_ID}">'
+        return Card(row, **json.loads(text.partition(start)[2].partition("</script>")[0]))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _add_patient(cards: Sequence[Card], out: Path, cohort: Cohort, report: Report) -> Card:

@@ -43,12 +43,14 @@ if (cam_canvas && "cam" in grids.data) {
   const levels = grids.data.cam[0], columns = levels.shape[1];
   const cam_rows = levels.shape[0] / grid.rows, cam_cols = columns / grid.cols;
   const context = cam_canvas.getContext("2d");
+  context.fillStyle = "white"; // as below the color bar
+  context.fillRect(0, 0, cam_canvas.width, cam_canvas.height);
   const width = cam_canvas.width / cam_cols, height = cam_canvas.height / cam_rows;
   for (let r = 0; r < cam_rows; r++) {
     for (let c = 0; c < cam_cols; c++) {
       const level = levels[(row * cam_rows + r) * columns + col * cam_cols + c];
       context.fillStyle = cam_palette[level];
-      context.fillRect(Math.floor(c * width), Math.floor(r * height), Math.ceil(width) + 1, Math.ceil(height) + 1);
+      context.fillRect(Math.floor(c * width), Math.floor(r * height), Math.ceil(width), Math.ceil(height));
     }
   }
   cam_canvas.dataset.shown = index;
