@@ -105,6 +105,16 @@ def test_kinds_of_pixels_are_converted(tmp_path, tile, pixels, options, expected
 
 
 @pytest.mark.parametrize(
+    ("compression", "tolerance"),
+    [*((name, 0) for name in ("lzw", "zstd", "lzma", "packbits", "jpeg2000")), ("webp", 9)],
+)
+def test_compressions_are_decoded(tmp_path: Path, tile: Any, compression: str, tolerance: int):
+    options = RGB | {"compression": compression}
+    found = pixels_of(write(tmp_path / "S1.tif", (PICTURE, options), tile=tile))
+    assert np.abs(found.astype(int) - PICTURE).max() <= tolerance
+
+
+@pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
         (PICTURE.astype(np.uint16) * 16, RGB, "its samples are uint16; save it with 8 bits"),

@@ -26,6 +26,8 @@ _SAMPLE_TYPES = ("bool", "uint8")
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
 _PHOTOMETRICS = (*_GREY, _RGB, _PALETTE, _CMYK, _YCBCR)
 _JPEG = 7
+# Compressions that OpenSlide and Pillow decode: none, fax, LZW, JPEG, deflate, PackBits, Zstandard.
+_COMMON_COMPRESSIONS = (1, 2, 3, 4, 5, 6, _JPEG, 8, 32773, 32946, 50000)
 _MAX_TILED_CHANNELS, _UNSPECIFIED = 4, 0
 _NUM_COLORS = 3
 _MAX_STRETCH = 0.02  # between the levels of a slide
@@ -124,7 +126,9 @@ def _find_slide(path: Path, file: Any) -> TiffSlide:
     levels = _find_levels(channels or [first], pages)
     is_plain = not channels and number == 1 and (orientation == _UPRIGHT or not first.is_tiled)
     # OpenSlide does not read sub-images, the levels of OME-TIFF.
-    is_plain &= not (first.is_tiled and first.pages and len(levels) > 1 and is_decodable(first))
+    has_sub_images = first.is_tiled and first.pages and len(levels) > 1
+    is_rare = first.compression not in _COMMON_COMPRESSIONS
+    is_plain &= not ((has_sub_images or is_rare) and is_decodable(first))
     if not is_plain:
         mpp = mpp or _tag_mpp(first)
     if mpp and orientation in _TRANSPOSED:
