@@ -122,7 +122,7 @@ def _features(drawn: SynthSlide) -> Iterator[dict[str, Any]]:
             if len(region.cells) < _MIN_AREA:
                 continue
             # Smooth outlines: an outline of cells is a staircase.
-            polygon = region.polygon.simplify(1.5)
+            polygon = region.polygon.simplify(1.0)
             holes = [ring for ring in polygon.interiors if Polygon(ring).area >= _MIN_AREA]
             rings = [
                 np.multiply(ring.coords, scale).tolist() for ring in (polygon.exterior, *holes)
