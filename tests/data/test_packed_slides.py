@@ -12,6 +12,7 @@ from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack, write_pack
 from wsi_idc.data.packed_slides import Overview, PackedSlide
 from wsi_idc.geometry.bounds import Bounds
+from wsi_idc.geometry.grid import corners_of
 
 # Patient, name of the slide, its mpp, and cell and label of each patch.
 SLIDES = [
@@ -34,7 +35,8 @@ def write_slide_pack(path: Path) -> Path:
     slides, rows = [], []
     for patient, name, mpp, cells in SLIDES:
         slides.append(slide(name, mpp))
-        corners = slides[-1].corners(np.array(cells, np.int32)[:, :2], cell_um=200.0)
+        sides = {"stride_px": PATCH_PX, "mpp": INFO.mpp, "slide_mpp": mpp}
+        corners = corners_of(np.array(cells, np.int32)[:, :2], **sides)
         for (x, y), (*_, label) in zip(corners, cells, strict=True):
             size = {"height": PATCH_PX, "width": PATCH_PX}
             row = {"patient": patient, "slide": len(slides) - 1, "x": x, "y": y, "label": label}

@@ -199,3 +199,20 @@ def test_the_picture_shows_labels_and_outlines(folder):
     red, _, blue = pixels[100, 100]  # a patch of IDC
     assert red > blue + 40
     assert pixels[0, 100].tolist() == [194, 65, 12]  # the outline of IDC
+
+
+def test_corners_at_half_a_px_are_on_the_grid(folder):
+    # A patch has 62.5 px; the position of column 5 depends on the order of multiplications.
+    manifest = folder / "slides" / "slides.csv"
+    manifest.write_text("slide,mpp\nthree.tif,0.44\n")
+    report = prepare_slides(
+        read_manifest(manifest),
+        folder / "a.h5",
+        settings=SlideSettings(),
+        labels=LabelSettings(unannotated="non-IDC"),
+        patch_px=50,
+        mpp=0.55,
+    )
+    pack = Pack(report.pack)
+    assert set(pack.cells()[:, 1]) == set(range(7))
+    assert sorted(set(pack.index["x"])) == [0, 63, 125, 188, 250, 312, 375]

@@ -33,7 +33,7 @@ from wsi_idc.data.packed_slides import (
     rows_of_slides,
     write_slides,
 )
-from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, cells_of, corners_of
 
 FORMAT = "wsi-idc-pack"
 FORMAT_VERSION = 1  # of a pack that was made from a patch tree
@@ -119,7 +119,9 @@ def _check_positions(index: pd.DataFrame, slides: list[PackedSlide], info: PackI
     row_col = _cells(index, slides, info)
     expected = row_col[:, ::-1] * info.patch_px
     for code, rows in rows_of_slides(index, slides):
-        expected[rows] = slides[code].corners(row_col[rows], cell_um=info.patch_px * info.mpp)
+        expected[rows] = corners_of(
+            row_col[rows], stride_px=info.patch_px, mpp=info.mpp, slide_mpp=slides[code].mpp
+        )
     if (expected != xy).any():
         raise ValueError("/x and /y are not on a grid of patches")
     if row_col.max() >= MAX_CELLS_PER_SIDE:

@@ -47,10 +47,6 @@ class PackedSlide:
     bounds: Bounds | None
     fingerprint: str
 
-    def corners(self, row_col: NDArray[np.int32], *, cell_um: float) -> NDArray[np.int32]:
-        """Return x, y in level-0 px of the top left corner of each cell, shape (N, 2), int32."""
-        return np.rint(row_col[:, ::-1].astype(np.float64) * cell_um / self.mpp).astype(np.int32)
-
 
 class Overview(NamedTuple):
     """Overview of a slide.

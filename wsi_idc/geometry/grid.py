@@ -28,6 +28,26 @@ def cells_of(xy: NDArray[np.int32], *, patch_px: int) -> NDArray[np.int32]:
     return (xy[:, ::-1] // patch_px).astype(np.int32)
 
 
+def corners_of(
+    row_col: NDArray[np.int32], *, stride_px: int, mpp: float, slide_mpp: float
+) -> NDArray[np.int32]:
+    """Return the top left corner of each cell of a grid on a slide.
+
+    All code computes corners here, because a corner at half a px depends on the rounding errors.
+
+    Args:
+        row_col: Row and column of each cell, shape (N, 2).
+        stride_px: Side of a cell in px of a patch.
+        mpp: Microns per px of a patch.
+        slide_mpp: Microns per level-0 px.
+
+    Returns:
+        x, y of each corner in level-0 px, shape (N, 2), int32.
+    """
+    corners = row_col[:, ::-1].astype(np.int64) * stride_px * mpp / slide_mpp
+    return np.rint(corners).astype(np.int32)
+
+
 def shape_of(row_col: NDArray[np.int32]) -> tuple[int, int]:
     """Return (rows, cols) of the smallest grid that starts at (0, 0) and contains all cells.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsi_idc.core.errors import SlideError
-from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
+from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE, corners_of
 from wsi_idc.runtime.prefetch import prefetch, rebatch
 from wsi_idc.slides.slide import Slide
 from wsi_idc.slides.tissue import find_tissue
@@ -62,9 +62,8 @@ class Grid:
 
     def coords(self, row_col: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return x, y of the top left corner of each cell in level-0 px, shape (N, 2), int32."""
-        return np.rint(
-            row_col[:, ::-1].astype(np.int64) * self.stride_px * self.mpp / self.slide_mpp
-        ).astype(np.int32)
+        sides = {"stride_px": self.stride_px, "mpp": self.mpp, "slide_mpp": self.slide_mpp}
+        return corners_of(row_col, **sides)
 
     def edges(self, cells: NDArray[np.int32], *, mpp: float) -> NDArray[np.int64]:
         """Return the start and end of each cell's patch along one axis, in px of a level.
