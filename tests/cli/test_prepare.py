@@ -141,6 +141,12 @@ def test_saved_patches_pack_to_the_same_patches(slides: Path, command: RunComman
     assert of_tree.index["label"].tolist() == of_slides.index["label"].iloc[rows].tolist()
     assert of_tree.patient_of.tolist() == of_slides.patient_of[rows].tolist()
     np.testing.assert_array_equal(of_tree.patches[:], of_slides.patches[rows])
+    assert command(*OF_SLIDES, "--out", "a.h5", "--save-patches", "tree").code == 0
+    # With other labels, a patch would be in two classes.
+    others = ("--unannotated", "non-IDC", "--min-share", 0.9)
+    result = command(*OF_SLIDES, "--out", "a.h5", "--save-patches", "tree", *others)
+    assert result.code == 1
+    assert result.error.startswith("Error: tree has other files, such as tree/")
 
 
 @pytest.mark.parametrize(

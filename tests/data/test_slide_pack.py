@@ -216,3 +216,48 @@ def test_corners_at_half_a_px_are_on_the_grid(folder):
     pack = Pack(report.pack)
     assert set(pack.cells()[:, 1]) == set(range(7))
     assert sorted(set(pack.index["x"])) == [0, 63, 125, 188, 250, 312, 375]
+
+
+def test_a_slide_without_an_annotation_file_is_named(folder, caplog):
+    (folder / "outlines" / "three.geojson").rename(folder / "outlines" / "thre.geojson")
+    pack_slides(folder, labels=LabelSettings(unannotated="non-IDC"))
+    expected = "1 of 3 slides have no annotation file, so all their tissue is non-IDC: three"
+    assert expected in caplog.messages
+
+
+def test_a_wrong_option_keeps_the_slides_of_a_stopped_call(folder, monkeypatch):
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("wsi_idc.data.slide_pack._write", stop)
+        pack_slides(folder)
+    cache = folder / "out" / ".a.h5.slides.partial"
+    kept = names(cache)
+    assert len(kept) == 7  # pixels and details of three slides, and the lock
+    with pytest.raises(DataError, match="no target"):
+        pack_slides(folder, labels=LabelSettings(classes=class_table("Vessel=IDC")))
+    assert names(cache) == kept
+    pack_slides(folder)
+    assert not cache.exists()
+
+
+def test_another_mask_with_the_same_patches_is_in_the_pack(folder, monkeypatch):
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    manifest, mask = folder / "slides" / "slides.csv", folder / "slides" / "mask.png"
+    manifest.write_text("slide,mask\nthree.tif,mask.png\n")
+    for width in (40, 36):
+        image = np.zeros((20, 40), np.uint8)
+        image[:, :width] = 255
+        Image.fromarray(image).save(mask)
+        with monkeypatch.context() as patch:
+            if width == 40:
+                patch.setattr("wsi_idc.data.slide_pack._write", stop)
+                with pytest.raises(KeyboardInterrupt):
+                    pack_slides(folder, labels=SKIP)
+            else:
+                pack_slides(folder, labels=SKIP)
+    tissue = Pack(folder / "out" / "a.h5").overview(0).tissue
+    assert tissue.mean() == pytest.approx(0.9, abs=0.02)

@@ -43,7 +43,7 @@ _MODEL = "wsinfer"
     help="Coordinates in GeoJSON: pixels of the slide at full resolution, counted from the corner "
     "of the area that QuPath shows (qupath) or of the complete slide (level0), or pixels of the "
     "OME-TIFF (image). Most slides, such as SVS and NDPI, are shown completely: then qupath and "
-    "level0 are the same. For a pack, all are the same.",
+    "level0 are the same. For a pack of a patch tree, all are the same.",
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
 @checkpoint_option

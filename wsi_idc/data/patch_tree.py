@@ -1,9 +1,11 @@
 """Write the patches of a pack as a patch tree of PNG files, in the layout of the Kaggle set."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import full_disk_as_error
@@ -17,40 +19,48 @@ def write_patch_tree(pack: Pack, folder: Path) -> int:
     """Write each labelled patch as PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
 
     X and Y are px of the patches. The layout has no slides: the slides of a patient are placed one
-    below the other. Patches of unknown label have no place in this layout and are left out.
+    below the other. Patches of unknown label have no place in this layout and are left out. Files
+    of the same patches and labels, from an earlier call, are written again.
 
     Returns:
         Number of files.
 
     Raises:
-        DataError: The folder has a file that does not belong to a patch tree.
+        DataError: The folder has other files, such as patches with other labels.
         DiskFullError: The disk is full.
     """
-    if folder.is_dir() and any(path.is_file() for path in folder.iterdir()):
-        raise DataError(f"{folder} has files of other kinds; give an empty folder")
-    index, cells, side = pack.index, pack.cells(), pack.info.patch_px
-    num = 0
+    row_of = dict(_names_and_rows(pack))
+    for path in folder.rglob("*"):
+        is_hidden = path.name.startswith(".")  # such as a temporary file of a killed process
+        if not is_hidden and path.is_file() and path.relative_to(folder).as_posix() not in row_of:
+            raise DataError(f"{folder} has other files, such as {path}; give an empty folder")
+    sizes = pack.index[["height", "width"]].to_numpy()
     with full_disk_as_error(folder):
-        for patient in pack.patients:
-            rows, first_row = pack.rows_of(patient), 0
-            slides = index["slide"].to_numpy()[rows]
-            for code in np.unique(slides):
-                members = rows[slides == code]
-                for row in members[index["label"].to_numpy()[members] >= 0]:
-                    patch, label = index.iloc[row], int(index["label"].iloc[row])
-                    y, x = (cells[row] + (first_row, 0)) * side + _FIRST_PX
-                    name = f"{patient}_idx5_x{x}_y{y}_class{label}.png"
-                    pixels = pack.patches[row][: patch["height"], : patch["width"], ::-1]
-                    _write_png(folder / patient / str(label) / name, pixels)
-                    num += 1
-                first_row += int(cells[members, 0].max()) + 1 + _GAP_ROWS
-    return num
+        for name, row in row_of.items():
+            height, width = sizes[row]
+            _write_png(folder / name, pack.patches[row][:height, :width])
+    return len(row_of)
 
 
-def _write_png(path: Path, bgr: np.ndarray) -> None:
+def _names_and_rows(pack: Pack) -> Iterator[tuple[str, int]]:
+    """Yield path in the tree and row in the pack of each labelled patch."""
+    slides, labels = (pack.index[name].to_numpy() for name in ("slide", "label"))
+    cells, side = pack.cells(), pack.info.patch_px
+    for patient in pack.patients:
+        rows, first_row = pack.rows_of(patient), 0
+        for code in np.unique(slides[rows]):
+            members = rows[slides[rows] == code]
+            for row in members[labels[members] >= 0]:
+                y, x = (cells[row] + (first_row, 0)) * side + _FIRST_PX
+                name = f"{patient}_idx5_x{x}_y{y}_class{labels[row]}.png"
+                yield f"{patient}/{labels[row]}/{name}", int(row)
+            first_row += int(cells[members, 0].max()) + 1 + _GAP_ROWS
+
+
+def _write_png(path: Path, rgb: NDArray[np.uint8]) -> None:
     """Write a PNG through a temporary name; a file of a tree can be written again at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _, png = cv2.imencode(".png", bgr)
+    _, png = cv2.imencode(".png", rgb[..., ::-1])
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(png.tobytes())
     partial.replace(path)

@@ -34,7 +34,7 @@ from wsi_idc.slides.labels import LEFT_OUT, SHARES, UNKNOWN, label_patches
 from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import Slide, open_slide
-from wsi_idc.slides.tiling import SlideSettings, tile_slide
+from wsi_idc.slides.tiling import SlideSettings, TiledSlide, tile_slide
 
 _FORMAT = 1
 _BATCH_SIZE = 256
@@ -196,7 +196,7 @@ class SlideCutter:
                     "are ignored or skipped"
                 )
             patches.select(is_kept)
-            key = self._key(slide, patches)
+            key = self._key(slide, tiled)
             cut = CutSlide(
                 patient=row.patient,
                 slide=PackedSlide(
@@ -250,11 +250,12 @@ class SlideCutter:
         with atomic_write(cut.details_path) as partial, partial.open("wb") as details:
             np.savez(details, **overview._asdict(), histogram=histogram, crc=crc)
 
-    def _key(self, slide: Slide, patches: SlidePatches) -> str:
-        """Return the name of the cache files; it changes if the pixels may change."""
+    def _key(self, slide: Slide, tiled: TiledSlide) -> str:
+        """Return the name of the cache files; it changes if the pixels or the mask may change."""
         parts = (_FORMAT, cv2.__version__, slide.fingerprint(), slide.mpp, self.patch_px, self.mpp)
         digest = hashlib.sha256(repr(parts).encode())
-        digest.update(np.ascontiguousarray(patches.row_col).data)
+        digest.update(np.ascontiguousarray(tiled.patches.row_col).data)
+        digest.update(np.packbits(tiled.tissue).data)
         return digest.hexdigest()[:32]
 
     def _index(self, slide: Slide, patches: SlidePatches, label: NDArray[np.int8]) -> pd.DataFrame:

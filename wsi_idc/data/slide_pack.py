@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 RESAMPLED = "resampled"  # origin of the mpp of patches that were cut from slides
 _BLOCK_PATCHES = 4096
 _CORES_PER_SLIDE = 4
+_MAX_NAMED = 5  # slides named in a message
 _MIN_SLIDES_AT_ONCE = 2  # while one slide is read, the tissue of the next slide is found
 
 
@@ -125,12 +126,18 @@ def prepare_slides(
 
 @contextmanager
 def _removed_unless_stopped(cache: Path) -> Iterator[None]:
-    """Context manager: remove the cache folder at the end, but not after Ctrl-C."""
-    keep = False
+    """Context manager: remove the cache folder at the end, but not after Ctrl-C.
+
+    A wrong option also keeps the slides of an earlier call that was stopped.
+    """
+    had_slides, keep = any(cache.glob("*.npz")), False
     try:
         yield
     except KeyboardInterrupt:
         keep = True
+        raise
+    except WsiIdcError:
+        keep = had_slides
         raise
     finally:
         if not keep:
@@ -176,7 +183,20 @@ def _choose_unannotated(
             _set_aside(row, error, set_aside)
     _check_any_left(rows, set_aside)
     labels = cutter.labels
-    return choose_unannotated(list(of_class.values()), labels.classes, labels.unannotated)
+    chosen = choose_unannotated(list(of_class.values()), labels.classes, labels.unannotated)
+    _warn_without_file(cutter, [row for row in rows if row.slide not in set_aside], chosen)
+    return chosen
+
+
+def _warn_without_file(cutter: SlideCutter, rows: Sequence[ManifestRow], chosen: str) -> None:
+    """Log the slides without an annotation file: the name of a file may be misspelled."""
+    missing = [row.slide_name for row in rows if cutter.annotation_file(row) is None]
+    if missing and len(missing) < len(rows):
+        logger.warning(
+            "%d of %d slides have no annotation file, so all their tissue is %s: %s%s",
+            *(len(missing), len(rows), "left out" if chosen == "skip" else chosen),
+            *(", ".join(missing[:_MAX_NAMED]), ", ..." if len(missing) > _MAX_NAMED else ""),
+        )
 
 
 def _cut_all(

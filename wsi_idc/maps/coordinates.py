@@ -73,7 +73,7 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> Grid
         coordinates: "level0" for full-resolution px of the complete slide, "qupath" for the same
             px counted from the corner of the scanned area, to which QuPath crops the slide, or
             "image" for px of the stitched tissue. "level0" and "qupath" are the same for a slide
-            without bounds; all are the same for the map of a pack.
+            without bounds; all are the same for a map without a slide.
 
     Raises:
         MapError: The corners of the patches are not on a grid.

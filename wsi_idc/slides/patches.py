@@ -62,8 +62,7 @@ class Grid:
 
     def coords(self, row_col: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return x, y of the top left corner of each cell in level-0 px, shape (N, 2), int32."""
-        sides = {"stride_px": self.stride_px, "mpp": self.mpp, "slide_mpp": self.slide_mpp}
-        return corners_of(row_col, **sides)
+        return corners_of(row_col, stride_px=self.stride_px, mpp=self.mpp, slide_mpp=self.slide_mpp)
 
     def edges(self, cells: NDArray[np.int32], *, mpp: float) -> NDArray[np.int64]:
         """Return the start and end of each cell's patch along one axis, in px of a level.
