@@ -76,6 +76,8 @@ CASES = [
     ("compare runs/a runs/b", 1, "runs/a: no such file"),
     ("export --format wsinfer --checkpoint none.pt", 1, "none.pt: no such file"),
     ("report empty", 1, "no maps in empty"),
+    ("view none", 1, "none: no such file, and no patient of this name in maps/"),
+    ("view empty", 1, "empty: no slides in this folder"),
     ("render empty", 1, "no maps in empty"),
     ("export empty", 1, "no maps in empty"),
     ("train --epochs 0", 1, "epochs is 0"),

@@ -35,6 +35,7 @@ from wsi_idc.cli.search import search
 from wsi_idc.cli.synth import synth
 from wsi_idc.cli.train import train
 from wsi_idc.cli.use import use
+from wsi_idc.cli.view import view
 from wsi_idc.core.errors import StoppedError, WsiIdcError, first_line
 from wsi_idc.runtime.resources import limit_spinning
 from wsi_idc.runtime.signals import STOP_SIGNALS, handle_signals, leave_terminal
@@ -83,7 +84,7 @@ def group() -> None:
 
 for _command in (
     *(demo, synth, download, prepare, explore, train, search, job, submit, status, eval_, compare),
-    *(use, map_, render, export, report, info, fetch_weights, doctor, bench),
+    *(use, map_, view, render, export, report, info, fetch_weights, doctor, bench),
 ):
     group.add_command(_command)
 

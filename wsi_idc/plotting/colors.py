@@ -9,9 +9,12 @@ COLORMAPS = {
     "cam": "inferno",
     "uncertainty": "cividis",
 }
+# Layers in which the opacity follows the value, so that tissue of low probability is visible.
+SEE_THROUGH = ("probability", "smoothed", "cam")
 INK = "#333333"
-# Outlines of the regions called IDC.
+# Outlines of the regions called IDC, and of the tissue mask.
 CALLED_COLOR = "#19c8b9"
+MASK_COLOR = "#9be564"
 # Color of each outcome code of a patch. Code 0 is an unknown label, or a cell without a patch.
 OUTCOME_COLORS = {1: "#0b6fb8", 2: "#f0a202", 3: "#d6246e", 4: "#c9d1da"}
 OUTCOME_NAMES = ("true pos.", "false pos.", "false neg.", "true neg.")

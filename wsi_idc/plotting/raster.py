@@ -13,12 +13,15 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist, allow_rasterization
 from numpy.typing import NDArray
 
+from wsi_idc.plotting.colors import COLORMAPS, SEE_THROUGH
+
 Pixels = NDArray[np.uint8]
 
 NUM_COLORS = 256
 # Transparent white: programs that ignore transparency show white.
 CLEAR = (255, 255, 255, 0)
 _OPAQUE = 255
+_OPAQUE_FROM = 0.5  # fraction of the color scale from which a color has its full opacity
 _STRIP_PX = 256  # pictures are painted in strips of this height, to limit the memory
 
 
@@ -35,6 +38,17 @@ def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pix
     colors = colormaps[name].resampled(NUM_COLORS)(np.arange(NUM_COLORS))
     colors[:, 3] = opacity
     return np.rint(colors * 255).astype(np.uint8)
+
+
+def layer_table(name: str) -> Pixels:
+    """Return the color table of a layer over tissue, as RGBA, shape (256, 4).
+
+    With some layers the tissue is visible where the value is low: the opacity follows the value, up
+    to a fraction of the color scale.
+    """
+    is_see_through = name in SEE_THROUGH
+    opacity = np.minimum(np.linspace(0, 1, NUM_COLORS) / _OPAQUE_FROM, 1) if is_see_through else 1.0
+    return color_table(COLORMAPS[name], opacity=opacity)
 
 
 def colorize(values: NDArray[np.float32], table: Pixels) -> Pixels:

@@ -23,17 +23,15 @@ from wsi_idc.plotting.colors import (
     CALLED_COLOR,
     COLORMAPS,
     LABEL_COLORS,
+    MASK_COLOR,
     OUTCOME_COLORS,
     OUTCOME_NAMES,
+    SEE_THROUGH,
 )
-from wsi_idc.plotting.raster import color_table
+from wsi_idc.plotting.raster import layer_table
 
 _MAX_LEVEL = 255
 TRUTH_COLOR = "#ffffff"
-MASK_COLOR = "#9be564"
-# With these layers, tissue of low probability is visible: the opacity follows the value. From this
-# fraction of the color scale on, a color has its full opacity.
-_SEE_THROUGH, _OPAQUE_FROM = ("probability", "smoothed", "cam"), 0.5
 
 
 def hex_colors(table: NDArray[np.uint8]) -> tuple[str, ...]:
@@ -41,16 +39,7 @@ def hex_colors(table: NDArray[np.uint8]) -> tuple[str, ...]:
     return tuple("#{:02x}{:02x}{:02x}{:02x}".format(*color) for color in table.tolist())
 
 
-def _palette(name: str, colormap: str) -> tuple[str, ...]:
-    """Return the 256 colors of a layer."""
-    table = color_table(colormap).copy()
-    if name in _SEE_THROUGH:
-        value = np.linspace(0, 1, len(table))
-        table[:, 3] = np.rint(_MAX_LEVEL * np.minimum(value / _OPAQUE_FROM, 1))
-    return hex_colors(table)
-
-
-PALETTES = {name: _palette(name, colormap) for name, colormap in COLORMAPS.items()}
+PALETTES = {name: hex_colors(layer_table(name)) for name in COLORMAPS}
 _MAX_CAM_SIDE = 16
 _NUM_BINS = 40
 
@@ -115,7 +104,7 @@ def _page_layer(layer: Layer) -> PageLayer:
         layer.name,
         layer.title if layer.name == "cam" else layer.name.capitalize(),
         is_shown=layer.name == "probability",
-        opacity=0.7 if layer.name in _SEE_THROUGH else 0.5,
+        opacity=0.7 if layer.name in SEE_THROUGH else 0.5,
         vmax=layer.vmax,
         palette=PALETTES[layer.name],
     )
