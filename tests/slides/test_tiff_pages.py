@@ -295,3 +295,24 @@ def test_page_without_size_is_refused(tmp_path: Path, tile: Any):
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["ImageWidth"].overwrite(0)
     assert problem_of(path).startswith("the pages of the TIFF cannot be checked (a page has no")
+
+
+RGBA = np.dstack([PICTURE, np.full_like(GREY, 255)])
+RGBA[:20, :, 3] = 0
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (PLANES, RGB | {"planarconfig": "separate"}),
+        (INDEX, {"photometric": "palette", "colormap": COLORMAP}),
+        (255 - GREY, {"photometric": "miniswhite"}),
+        (RGBA, RGB | {"extrasamples": ["unassalpha"]}),
+    ],
+    ids=["planar", "palette", "inverted grey", "alpha"],
+)
+def test_kinds_of_pixels_may_be_turned(tmp_path: Path, tile: Any, pixels, options):
+    upright = pixels_of(write(tmp_path / "a.tif", (pixels, options), tile=tile))
+    axes = (1, 2) if "planarconfig" in options else (0, 1)
+    page = (np.flip(pixels, axes), options | {"extratags": [(274, 3, 1, 3, True)]})
+    assert np.array_equal(pixels_of(write(tmp_path / "b.tif", page, tile=tile)), upright)
