@@ -261,3 +261,19 @@ def test_another_mask_with_the_same_patches_is_in_the_pack(folder, monkeypatch):
                 pack_slides(folder, labels=SKIP)
     tissue = Pack(folder / "out" / "a.h5").overview(0).tissue
     assert tissue.mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_manifest_with_the_name_of_the_table_is_not_replaced(folder):
+    manifest = folder / "slides" / "slides.csv"
+    content = manifest.read_bytes()
+    manifest.rename(folder / "a_slides.csv")
+    with pytest.raises(DataError, match="would be lost; give another --out"):
+        prepare_slides(
+            read_manifest(folder / "a_slides.csv"),
+            folder / "a.h5",
+            settings=SlideSettings(),
+            labels=SKIP,
+            patch_px=50,
+            mpp=4.0,
+        )
+    assert (folder / "a_slides.csv").read_bytes() == content

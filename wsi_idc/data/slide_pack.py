@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import DataError, DiskFullError, WsiIdcError
-from wsi_idc.core.files import write_text
+from wsi_idc.core.files import starts_with, write_text
 from wsi_idc.core.locks import locked
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
@@ -93,12 +93,15 @@ def prepare_slides(
         mpp: Microns per px of the patches.
 
     Raises:
-        DataError: No slide could be packed, or the user must choose the label of unannotated
-            tissue.
+        DataError: No slide could be packed, the user must choose the label of unannotated tissue,
+            or a file of another program would be replaced.
         BusyError: Another process is writing the pack.
         DiskFullError: The disk is full.
     """
     check_arguments(out, patch_px=patch_px, mpp=mpp)
+    csv = out.with_name(f"{out.stem}_slides.csv")
+    if csv.exists() and not starts_with(csv, ",".join(COLUMNS[:4]).encode()):
+        raise DataError(f"{csv} was not written by prepare and would be lost; give another --out")
     cache = out.with_name(f".{out.name}.slides.partial")
     pictures = out.with_name(f"{out.stem}_slides")
     ordered = sorted(rows, key=lambda row: (row.patient, row.slide_name))
@@ -110,7 +113,6 @@ def prepare_slides(
         cuts = list(_cut_all(cutter, ordered, set_aside))
         _check_any_left(ordered, set_aside)
         table = _table(ordered, cuts, set_aside)
-        csv = out.with_name(f"{out.stem}_slides.csv")
         write_text(csv, csv_text(table, float_format="%.6g"))
         info = _write(cutter, cuts, out)
     return SlidePackReport(
