@@ -155,7 +155,8 @@ def test_a_file_may_have_no_outline(tmp_path, content):
 
 
 def test_asap(tmp_path):
-    shapes = [SQUARE, STAR, NO_CLASS, Shape("_0", rectangle(0, 0, 50.5, 60.25))]
+    triangle = Shape("_1", [(0, 0), (90, 0), (0, 90)])
+    shapes = [SQUARE, STAR, NO_CLASS, Shape("_0", rectangle(0, 0, 50.5, 60.25)), triangle]
     assert_is(read(write_asap(tmp_path / "a.xml", shapes)), shapes)
 
 
