@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.slides.tiffs import noise, write_tiff
-from tests.small_maps import hand_map, slide_view, write_hand_map, write_two_slides
+from tests.slides.tiffs import noise, write_scn, write_tiff
+from tests.small_maps import hand_map, slide_view, small_map, write_hand_map, write_two_slides
 from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.maps.map_reader import read_map_without_cams
 from wsi_idc.maps.map_writer import write_map
+from wsi_idc.slides.slide import open_slide
 from wsi_idc.view.catalog import find_slide, read_catalog
 from wsi_idc.view.tissue import OpenTissues, open_tissue
 
@@ -141,3 +142,38 @@ def test_few_tissues_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert again is used
     opened.close()
     assert closed == ["s1.tif", "s2.tif", "s3.tif", "s4.tif"]
+
+
+def test_the_grid_is_on_the_complete_glass_of_a_slide_with_bounds(tmp_path: Path):
+    # The scanned area begins at x 1000, y 500 of the glass; the first cell at its corner.
+    area = np.full((600, 800, 3), 200, np.uint8)
+    area[400:, 400:] = (60, 20, 90)
+    slide = write_scn(tmp_path / "s.scn", area, x=1000, y=500, glass=(3000, 2000), mpp=0.5)
+    with open_slide(slide) as opened:
+        size, bounds = (opened.width, opened.height), opened.bounds
+    assert bounds is not None
+    corner = np.array([bounds.x, bounds.y], np.int32)
+    row_col = np.array([(0, 0), (0, 1), (1, 0), (1, 1)], np.int32)
+    path = tmp_path / "P1.h5"
+    view = replace(slide_view(), name="s.scn", width=size[0], height=size[1], bounds=bounds)
+    patient_map = small_map(
+        list(map(tuple, row_col)),
+        patch_px=50,
+        source="slide",
+        mpp_source="model",
+        patches=None,
+        coords=row_col[:, ::-1] * 400 + corner,
+        slide=view,
+        provenance={"data": str(slide)},
+    )
+    write_map(path, patient_map)
+    catalog = read_catalog([path])
+    with OpenTissues(catalog).use(0) as tissue:
+        assert (tissue.x, tissue.y, tissue.side) == (*corner, 400)
+        tiles, (x, y) = tissue.tiles, corner + 400  # corner of the last cell
+        found = [
+            tiles._read(1, int(x) + dx, int(y) + dy, 1, 1)[0, 0].mean()
+            for dx, dy in ((-1, -1), (0, -1), (-1, 0), (0, 0))
+        ]
+        assert [value < 100 for value in found] == [False, False, False, True]
+        tiles.slide.close()

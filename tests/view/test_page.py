@@ -200,6 +200,10 @@ def test_two_maps_side_by_side_move_together(tmp_path: Path):
         browser.wait_for_tiles()
         place = browser.ask("return view.panes[0].position")
         assert place == pytest.approx({"x": 400, "y": 400, "z": 1}, abs=0.01)
+        browser.ask("view.panes[1].select(42)")  # the other map has the patch at the same place
+        assert browser.ask("return view.panes.map((pane) => pane.selected)") == [42, 42]
+        text = browser.ask("return document.getElementById('patch').textContent")
+        assert (text.count("probability0.4242"), text.count("callIDC")) == (2, 1)
         values = browser.ask(
             "return [...document.querySelectorAll('.threshold-range')].map((one) => one.value)"
         )

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
@@ -110,8 +110,9 @@ def _tile(path: Path, picture: np.ndarray, *, mpp: float) -> TiledSlide:
 
 @dataclass
 class _Opened:
-    tissue: Tissue
+    tissue: Tissue | None = None
     num_users: int = 0
+    lock: Lock = field(default_factory=Lock)
 
 
 class OpenTissues:
@@ -134,13 +135,14 @@ class OpenTissues:
             WsiIdcError: The tissue cannot be opened.
         """
         with self._lock:
-            opened = self._opened.pop(index, None)
-            if opened is None:
-                opened = _Opened(open_tissue(self._catalog.items[index], self._catalog))
+            opened = self._opened.pop(index, None) or _Opened()
             self._opened[index] = opened
             opened.num_users += 1
             self._close_old(_MAX_OPEN)
         try:
+            with opened.lock:  # opening may take long; other tissues can be used meanwhile
+                if opened.tissue is None:
+                    opened.tissue = open_tissue(self._catalog.items[index], self._catalog)
             yield opened.tissue
         finally:
             with self._lock:
@@ -154,4 +156,5 @@ class OpenTissues:
     def _close_old(self, max_open: int) -> None:
         idle = [index for index, opened in self._opened.items() if opened.num_users == 0]
         for index in idle[: max(0, len(self._opened) - max_open)]:
-            self._opened.pop(index).tissue.tiles.slide.close()
+            if (tissue := self._opened.pop(index).tissue) is not None:
+                tissue.tiles.slide.close()

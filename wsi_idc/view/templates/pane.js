@@ -35,6 +35,7 @@ class Pane {
       showNavigator: true,
       navigatorPosition: "TOP_RIGHT",
       navigatorSizeRatio: 0.16,
+      navigatorAutoFade: false,
       imageSmoothingEnabled: false,
       maxZoomPixelRatio: 8,
       minZoomImageRatio: 0.7,
@@ -173,18 +174,19 @@ class Pane {
 
   // Return the border of the cells whose patch is inside, as a path in cells.
   boundary(inside) {
-    const { rows, cols } = this.map, path = new Path2D();
-    const at = (r, c) => {
-      if (r < 0 || c < 0 || r >= rows || c >= cols) return false;
-      const i = this.cells[r * cols + c];
+    const { rows, cols } = this.map, { row, col } = this.columns, path = new Path2D();
+    const isInside = (r, c) => {
+      const i = r < 0 || c < 0 || r >= rows || c >= cols ? -1 : this.cells[r * cols + c];
       return i >= 0 && inside(i);
     };
-    for (let r = 0; r <= rows; r++) {
-      for (let c = 0; c <= cols; c++) {
-        const here = at(r, c);
-        if (here !== at(r - 1, c)) { path.moveTo(c, r); path.lineTo(c + 1, r); }
-        if (here !== at(r, c - 1)) { path.moveTo(c, r); path.lineTo(c, r + 1); }
-      }
+    const edge = (x, y, endX, endY) => { path.moveTo(x, y); path.lineTo(endX, endY); };
+    for (let i = 0; i < this.num; i++) {
+      if (!inside(i)) continue;
+      const r = row[i], c = col[i];
+      if (!isInside(r - 1, c)) edge(c, r, c + 1, r);
+      if (!isInside(r + 1, c)) edge(c, r + 1, c + 1, r + 1);
+      if (!isInside(r, c - 1)) edge(c, r, c, r + 1);
+      if (!isInside(r, c + 1)) edge(c + 1, r, c + 1, r + 1);
     }
     return path;
   }
@@ -234,15 +236,38 @@ class Pane {
     return { x: corner.x, y: corner.y, zoom: (end.x - corner.x) / width };
   }
 
+  // Return the patch at a point of the screen, or -1.
   patchAt(point) {
     const screen = this.screen;
-    if (!screen || !this.num) return -1;
+    if (!screen) return -1;
+    return this.patchOnTissue(
+      (point.x - screen.x) / screen.zoom, (point.y - screen.y) / screen.zoom);
+  }
+
+  patchOnTissue(px, py) {
+    if (!this.num) return -1;
     const { x, y, side, width, height } = this.map.tissue, { rows, cols } = this.map;
-    const px = (point.x - screen.x) / screen.zoom, py = (point.y - screen.y) / screen.zoom;
     const col = Math.floor((px - x) / side), row = Math.floor((py - y) / side);
     const isOutside = px < 0 || py < 0 || px >= width || py >= height;
     if (isOutside || row < 0 || col < 0 || row >= rows || col >= cols) return -1;
     return this.cells[row * cols + col];
+  }
+
+  // Center of the selected patch in level-0 px of the slide.
+  get selectedOnSlide() {
+    const { x, y, side, scale, left, top } = this.map.tissue, i = this.selected;
+    if (i < 0) return null;
+    return {
+      x: (x + (this.columns.col[i] + 0.5) * side) / scale + left,
+      y: (y + (this.columns.row[i] + 0.5) * side) / scale + top,
+    };
+  }
+
+  // Select the patch at a position of the slide that was selected in the other pane.
+  selectOnSlide(at) {
+    const { scale, left, top } = this.map.tissue;
+    this.selected = at ? this.patchOnTissue((at.x - left) * scale, (at.y - top) * scale) : -1;
+    this.draw();
   }
 
   select(patch) {

@@ -40,8 +40,13 @@ function layerState(name) {
 function changed(what, pane) {
   if (what === "view") linkViews(pane);
   if (what === "map") { buildLayers(); buildThresholds(); showPatch(); showFacts(); }
-  if (what === "threshold") showThreshold(pane);
-  if (what === "patch") showPatch(pane);
+  if (what === "threshold") { showThreshold(pane); showPatch(); }
+  if (what === "patch") {
+    for (const other of view.panes) {
+      if (other !== pane && other.map) other.selectOnSlide(pane.selectedOnSlide);
+    }
+    showPatch();
+  }
   if (what === "outlines") buildLayers();
   saveSoon();
 }
@@ -294,36 +299,44 @@ function showThreshold(pane) {
 
 // Facts of a patch and of the map.
 
-function showPatch(pane = view.panes[0]) {
-  const list = $("patch"), i = pane.selected;
+function showPatch() {
+  const list = $("patch");
   list.replaceChildren();
-  if (!pane.num || i < 0) {
-    add(list, "dd", "hint", "Click a patch of the map.");
-    return;
+  const panes = view.panes.filter((pane) => pane.map && pane.num && pane.selected >= 0);
+  if (!panes.length) add(list, "dd", "hint", "Click a patch of the map.");
+  for (const pane of panes) {
+    if (view.panes.length > 1) add(list, "dd", "hint", pane.item.name);
+    for (const [name, value] of patchFacts(pane)) {
+      add(list, "dt", "", name);
+      add(list, "dd", "", value);
+    }
   }
-  const { map, columns } = pane;
+}
+
+function patchFacts({ map, columns, selected: i, threshold }) {
   const names = [...map.classNames, "unknown"], label = columns.labels[i];
-  const rows = [
+  const facts = [
     ["row, column", `${columns.row[i]}, ${columns.col[i]}`],
     ["x, y", `${columns.x[i]}, ${columns.y[i]} px`],
     ["probability", columns.probability[i].toFixed(4)],
-    ["call", map.classNames[columns.probability[i] >= pane.threshold ? 1 : 0]],
+    ["call", map.classNames[columns.probability[i] >= threshold ? 1 : 0]],
     ["label", names[label < 0 ? 2 : label]],
   ];
-  if (columns.smoothed) rows.splice(3, 0, ["smoothed", columns.smoothed[i].toFixed(4)]);
-  if (columns.uncertainty) rows.push(["uncertainty", columns.uncertainty[i].toFixed(4)]);
-  for (const [name, value] of rows) {
-    add(list, "dt", "", name);
-    add(list, "dd", "", value);
-  }
+  if (columns.smoothed) facts.splice(3, 0, ["smoothed", columns.smoothed[i].toFixed(4)]);
+  if (columns.uncertainty) facts.push(["uncertainty", columns.uncertainty[i].toFixed(4)]);
+  return facts;
 }
 
 function showFacts() {
   const { item, map } = view.panes[0];
   document.title = `${item.name}: wsi-idc view`;
   $("title").textContent = item.name;
-  $("role").textContent = map && map.role ? `${map.role} patient of the model` : "";
-  $("role").hidden = !$("role").textContent;
+  const role = map ? map.role : "";
+  const isKnown = ["train", "val", "test"].includes(role);
+  $("role").textContent = isKnown ? `${role} patient of the model` : role && "new for the model";
+  $("role").hidden = !role;
+  $("train-note").hidden = role !== "train";
+  for (const pane of view.panes) pane.caption.hidden = view.panes.length < 2;
   const notes = view.panes.filter((pane) => pane.map && pane.map.tissue.note).map((pane) => {
     const { kind, note } = pane.map.tissue;
     const shown = {
