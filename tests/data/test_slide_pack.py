@@ -277,3 +277,14 @@ def test_a_manifest_with_the_name_of_the_table_is_not_replaced(folder):
             mpp=4.0,
         )
     assert (folder / "a_slides.csv").read_bytes() == content
+
+
+def test_slides_of_the_same_name_do_not_share_an_annotation_file(folder):
+    (folder / "slides" / "other").mkdir()
+    (folder / "slides" / "two.tif").rename(folder / "slides" / "other" / "one.tif")
+    lines = ["slide,patient", "one.tif,P", "other/one.tif,Q", "three.tif,R"]
+    (folder / "slides" / "slides.csv").write_text("\n".join(lines) + "\n")
+    report = pack_slides(folder, labels=SKIP)
+    assert Pack(report.pack).patients == ["R"]
+    assert all("is also the file of another slide" in why for why in report.set_aside.values())
+    assert len(report.set_aside) == 2

@@ -5,8 +5,9 @@ import json
 import logging
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core.csv_table import csv_text
-from wsi_idc.core.errors import DataError, DiskFullError, WsiIdcError
+from wsi_idc.core.errors import DataError, DiskFullError, SlideError, WsiIdcError
 from wsi_idc.core.files import starts_with, write_text
 from wsi_idc.core.locks import locked
 from wsi_idc.core.progress import progress
@@ -170,13 +171,20 @@ def _choose_unannotated(
 
     def read(row: ManifestRow) -> tuple[list[Annotation], Exception | None]:
         try:
+            file = cutter.annotation_file(row)
+            if file is not None and slides_of[file.resolve()] > 1:
+                raise SlideError(
+                    f"{row.slide}: {file} is also the file of another slide; give each slide its "
+                    "own file in the column annotations of the manifest"
+                )
             with cutter.open(row) as slide:
                 annotations = cutter.annotations(row, slide)
-            check_classes(annotations, cutter.labels.classes, cutter.annotation_file(row))
+            check_classes(annotations, cutter.labels.classes, file)
         except (WsiIdcError, OSError) as error:
             return [], error
         return annotations, None
 
+    slides_of = _count_slides(cutter, rows)
     of_class: dict[str, Annotation] = {}
     results = prefetch(read, rows, num=available_cores())
     for row, (annotations, error) in zip(rows, results, strict=True):
@@ -188,6 +196,16 @@ def _choose_unannotated(
     chosen = choose_unannotated(list(of_class.values()), labels.classes, labels.unannotated)
     _warn_without_file(cutter, [row for row in rows if row.slide not in set_aside], chosen)
     return chosen
+
+
+def _count_slides(cutter: SlideCutter, rows: Sequence[ManifestRow]) -> Counter[Path]:
+    """Count the slides of each annotation file: slides in two folders may have the same name."""
+    counts: Counter[Path] = Counter()
+    for row in rows:
+        with suppress(WsiIdcError, OSError):  # the error is raised again when the file is read
+            if (file := cutter.annotation_file(row)) is not None:
+                counts[file.resolve()] += 1
+    return counts
 
 
 def _warn_without_file(cutter: SlideCutter, rows: Sequence[ManifestRow], chosen: str) -> None:
