@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.slides.tiffs import noise, write_tiff
 from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
 from wsi_idc.bench.forward_only import BareForward
 from wsi_idc.bench.timing import BenchmarkResult
@@ -22,7 +23,7 @@ SMALL = {"num_patches": 80, "num_rounds": 1}
 @pytest.fixture(autouse=True)
 def _scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    for name in ("prepare", "loader", "map_stages", "all", "options"):
+    for name in ("prepare", "loader", "map_stages", "all", "options", "tiles"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -78,3 +79,12 @@ def test_a_result_is_a_row_of_the_table():
     assert all_module.markdown_row(result) == (
         "| map | cnn | 1,163 | 0.88 | 3.7 | probability 2e-07 |"
     )
+
+
+def test_tiles_measures_a_server(tmp_path: Path):
+    import tiles
+
+    slide = write_tiff(tmp_path / "s.tif", noise(600, 900), mpp=1)
+    times = tiles.bench_tiles(slide, num_tiles=12, num_clients=3)
+    assert 0 < times.median_ms <= times.percentile_95_ms
+    assert times.peak_mb is None or times.peak_mb > 20

@@ -40,6 +40,9 @@ def test_folders_files_and_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("maps/P2", "P2"),
         ("other/P2", "P2"),
     ]
+    write_hand_map(Path("x/maps"), patient="P2")
+    same = read_catalog([Path("maps/P2.h5"), Path("x/maps")])
+    assert [item.name for item in same.items] == ["maps/P2", "x/maps/P2"]
     (tmp_path / "scans").mkdir()
     write_tiff(tmp_path / "scans" / "scan.tif", noise(90, 90), mpp=1)
     (item,) = read_catalog([Path("scans")]).items

@@ -181,7 +181,7 @@ def test_two_maps_side_by_side_move_together(tmp_path: Path):
     patches = np.full((100, 50, 50, 3), 90, np.uint8)
     changes = {"provenance": {}, "patches": patches, "threshold": 0.25}
     write_slide_map(tmp_path / "b" / "P1.h5", slide, (10, 10), **changes)
-    a, b = (f"{tmp_path}/{name}/P1" for name in "ab")
+    a, b = "a/P1", "b/P1"
     with (
         running(read_catalog([tmp_path / "a", tmp_path / "b"])) as server,
         Browser(tmp_path) as browser,

@@ -92,8 +92,9 @@ def read_catalog(
             for file in files
             if file.suffix != ".h5"
         ]
+    prefixes = _prefixes(list(groups))
     items = [
-        replace(item, name=f"{folder}/{item.name}") if len(groups) > 1 else item
+        replace(item, name=prefixes[folder] + item.name)
         for folder, group in groups.items()
         for item in group
     ]
@@ -119,6 +120,18 @@ def _group(paths: Sequence[Path]) -> dict[str, list[Path]]:
             folder = file.parent.parent if folder_of_slide(file) else file.parent
             groups.setdefault(str(folder), {})[file] = None
     return {folder: list(files) for folder, files in groups.items()}
+
+
+def _prefixes(folders: Sequence[str]) -> dict[str, str]:
+    """Return what is before the name of an item, for each folder; empty for only one folder.
+
+    It is the name of the folder, or its path if two folders have the same name.
+    """
+    if len(folders) == 1:
+        return {folders[0]: ""}
+    names = {folder: Path(folder).resolve().name for folder in folders}
+    are_different = len(set(names.values())) == len(folders)
+    return {folder: f"{name if are_different else folder}/" for folder, name in names.items()}
 
 
 def find_slide(patient_map: PatientMap, catalog: Catalog) -> Path:

@@ -251,7 +251,7 @@ function colorBar(layer) {
 function buildThresholds() {
   $("thresholds").replaceChildren();
   const panes = view.panes.filter((pane) => pane.map && pane.num);
-  $("threshold-section").hidden = $("patch-section").hidden = !panes.length;
+  for (const part of ["threshold", "patch", "read"]) $(`${part}-section`).hidden = !panes.length;
   for (const pane of panes) {
     const element = add($("thresholds"), "div", "threshold");
     if (view.panes.length > 1) add(element, "div", "hint", pane.item.name);
