@@ -132,7 +132,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (
             ["train", "--imbalance", "class-weights+oversample"],
             1,
-            "corrects the imbalance completely",
+            "class-weights and oversample cannot be combined",
         ),
         (["train", "--focal-gamma", 3], 1, "focal_gamma 3 has no effect"),
         (["train", "--weights", "none.pt"], 1, "none.pt: No such file"),
