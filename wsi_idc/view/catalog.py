@@ -123,9 +123,9 @@ def _group(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _prefixes(folders: Sequence[str]) -> dict[str, str]:
-    """Return what is before the name of an item, for each folder; empty for only one folder.
+    """Return the start of the names of the items of each folder; empty for only one folder.
 
-    It is the name of the folder, or its path if two folders have the same name.
+    A name starts with that of the folder, or with its path if two folders have the same name.
     """
     if len(folders) == 1:
         return {folders[0]: ""}
