@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FRAMES = ("auto", "level0", "qupath")
 SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz", ".xml", ".ndpa")
 IDC, NON_IDC, IGNORE, UNANNOTATED = "IDC", "non-IDC", "ignore", "unannotated"
 UNCLASSIFIED = "Unclassified"  # QuPath's name for objects without a class

@@ -28,7 +28,6 @@ from wsi_idc.slides.annotations import (
 
 UNKNOWN, LEFT_OUT = -1, -2
 SHARES = (NON_IDC, IDC, IGNORE, UNANNOTATED)  # columns of the shares; the first two are labels
-UNANNOTATED_CHOICES = (NON_IDC, "unknown", "skip")
 _LABELS = {NON_IDC: 0, IDC: 1, IGNORE: LEFT_OUT, "unknown": UNKNOWN, "skip": LEFT_OUT}
 _PRECEDENCE = (IGNORE, IDC, NON_IDC)
 # Shares that are equal in exact arithmetic differ by rounding errors below this value.
