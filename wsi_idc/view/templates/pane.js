@@ -127,51 +127,61 @@ class Pane {
     for (let i = 0; i < this.num; i++) this.cells[row[i] * map.cols + col[i]] = i;
     this.hasLabels = this.num > 0 && this.columns.labels.some((label) => label >= 0);
     this.grids = {};
-    for (const layer of map.layers) if (layer.colors && this.columns[layer.name]) this.paint(layer);
-    if (this.num) this.paintClasses();
+    this.called = null;
   }
 
   layer(name) { return this.map && this.map.layers.find((layer) => layer.name === name); }
 
-  // Paint a layer as a picture with one px per cell; color(i) is red, green, blue, alpha.
+  // Paint a layer as a picture with one px per cell; color(i) is a color of ``packed``.
   paintGrid(name, color) {
     const { rows, cols } = this.map;
     const canvas = document.createElement("canvas");
     canvas.width = cols;
     canvas.height = rows;
     const context = canvas.getContext("2d");
-    const image = context.createImageData(cols, rows);
-    this.cells.forEach((i, cell) => { if (i >= 0) image.data.set(color(i), 4 * cell); });
+    const image = context.createImageData(cols, rows), { row, col } = this.columns;
+    const px = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < this.num; i++) px[row[i] * cols + col[i]] = color(i);
     context.putImageData(image, 0, 0);
     this.grids[name] = canvas;
   }
 
   paint(layer) {
-    const values = this.columns[layer.name], last = layer.colors.length / 4 - 1;
+    const values = this.columns[layer.name], colors = packed(layer.colors);
     this.paintGrid(layer.name, (i) => {
       const value = values[i];
-      if (Number.isNaN(value)) return [0, 0, 0, 0];
-      const index = Math.round(Math.min(1, Math.max(0, value / layer.vmax)) * last);
-      return layer.colors.slice(4 * index, 4 * index + 4);
+      if (Number.isNaN(value)) return 0;
+      const fraction = Math.min(1, Math.max(0, value / layer.vmax));
+      return colors[Math.round(fraction * (colors.length - 1))];
     });
   }
 
-  // Paint what depends on the threshold or the labels: labels, errors, outline of the calls.
-  paintClasses() {
+  paintLabels() {
+    const { labels } = this.columns;
+    const colors = packed(this.layer("labels").keys.flatMap((key) => rgba(key[0]))); // 0, 1, -1
+    this.paintGrid("labels", (i) => colors[labels[i] < 0 ? 2 : labels[i]]);
+  }
+
+  // The colors of true and false positives, false and true negatives depend on the threshold.
+  paintErrors() {
     const { labels, probability } = this.columns;
-    if (this.layer("labels") && !this.grids.labels) {
-      const colors = this.layer("labels").keys.map((key) => rgba(key[0])); // labels 0, 1, -1
-      this.paintGrid("labels", (i) => colors[labels[i] < 0 ? 2 : labels[i]]);
+    const colors = packed(this.layer("errors").keys.flatMap((key) => rgba(key[0])));
+    this.paintGrid("errors", (i) => {
+      if (labels[i] < 0) return 0;
+      const called = probability[i] >= this.threshold;
+      return colors[labels[i] ? (called ? 0 : 2) : called ? 1 : 3];
+    });
+  }
+
+  // Return the picture of a layer; paint it when it is first shown.
+  grid(name) {
+    if (name === "cam") return this.picture("cam");
+    if (!this.grids[name]) {
+      if (name === "labels") this.paintLabels();
+      else if (name === "errors") this.paintErrors();
+      else if (this.columns[name]) this.paint(this.layer(name));
     }
-    if (this.layer("errors")) {
-      const colors = this.layer("errors").keys.map((key) => rgba(key[0])); // TP, FP, FN, TN
-      this.paintGrid("errors", (i) => {
-        if (labels[i] < 0) return [0, 0, 0, 0];
-        const called = probability[i] >= this.threshold;
-        return colors[labels[i] ? (called ? 0 : 2) : called ? 1 : 3];
-      });
-    }
-    this.called = this.boundary((i) => probability[i] >= this.threshold);
+    return this.grids[name];
   }
 
   // Return the border of the cells whose patch is inside, as a path in cells.
@@ -196,7 +206,7 @@ class Pane {
   setThreshold(value) {
     if (!this.num) return;
     this.threshold = value;
-    this.paintClasses();
+    this.called = this.grids.errors = null; // painted again when they are drawn
     this.draw();
     this.changed("threshold", this);
   }
@@ -408,7 +418,7 @@ class Pane {
     if (w > 0 && h > 0) {
       for (const { name } of this.map.layers) {
         if (!this.settings.isShown(name)) continue;
-        const grid = name === "cam" ? this.picture("cam") : this.grids[name];
+        const grid = this.grid(name);
         if (!grid) continue;
         const sx = grid.width / cols, sy = grid.height / rows;
         context.globalAlpha = this.settings.opacity(name);
@@ -416,7 +426,9 @@ class Pane {
       }
     }
     const perCell = zoom * tissue.side;
-    if (this.settings.isShown("called") && this.called) {
+    if (this.settings.isShown("called")) {
+      const { probability } = this.columns;
+      this.called ||= this.boundary((i) => probability[i] >= this.threshold);
       context.globalAlpha = this.settings.opacity("called");
       stroke(context, this.called, this.layer("called").keys[0][0], perCell);
     }
@@ -452,6 +464,9 @@ function stroke(context, path, color, zoom) {
     context.stroke(path);
   }
 }
+
+// Return a color of 32 bits, in the order of ImageData, for each four numbers.
+function packed(colors) { return new Uint32Array(new Uint8ClampedArray(colors).buffer); }
 
 function rgba(hex) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).concat(255);
