@@ -162,7 +162,7 @@ def test_an_unfinished_training_is_not_used(work: Path, trained: Checkpoint, com
     save_checkpoint(work / "runs" / "u" / "best.pt", replace(trained, metrics={}))
     result = command("map", "--patient", "S0001", "--checkpoint", "runs/u")
     assert result.code == 1
-    assert "its training is not finished" in result.error
+    assert "the training is not finished" in result.error
     assert not (work / "maps").exists()
 
 

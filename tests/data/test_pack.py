@@ -18,7 +18,7 @@ from wsi_idc.explore.pixel_statistics import pixel_statistics
 from wsi_idc.geometry.grid import MAX_CELLS_PER_SIDE
 
 PATCHES = np.zeros((7, 50, 50, 3), np.uint8)
-CHANGED = "the pack was replaced or changed while open; run again"
+CHANGED = "the pack was changed while open; run the command again"
 INFO = PackInfo((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 50, 4.0, "assumed", "ab" * 32)
 
 
@@ -94,7 +94,7 @@ def test_rows_and_pixels_must_be_as_many(tmp_path):
     table = pd.DataFrame({"patient": ["a", "a"], "path": ["1", "2"], "x": [0, 50], "y": 0})
     table = table.assign(label=0, height=50, width=50)
     blocks = [np.zeros((1, 50, 50, 3), np.uint8)]
-    with pytest.raises(ValueError, match="1 patches for 2 rows"):
+    with pytest.raises(ValueError, match="1 patches for an index of 2 rows"):
         write_pack(tmp_path / "a.h5", table, blocks, info=INFO, provenance="{}")
     assert list(tmp_path.iterdir()) == []
 
@@ -160,7 +160,7 @@ DAMAGE = {
     "tiny mpp": (lambda f: f.attrs.update(mpp=1e-320), "patches of 50 px at 1e-320 um/px are"),
     "mpp": (lambda f: f.attrs.update(mpp=0.0), "patches of 50 px at 0.0 um/px are"),
     "patch_px": (lambda f: f.attrs.update(patch_px=49), "/patches is of shape"),
-    "classes": (lambda f: f.attrs.update(class_names=["a"]), "1 class names"),
+    "classes": (lambda f: f.attrs.update(class_names=["a"]), "1 class names, not 2"),
     "absent": (lambda f: f.__delitem__("x"), "/x is not a dataset of this file"),
     "group": (lambda f: (f.__delitem__("x"), f.create_group("x")), "/x is not a dataset"),
     "scalar": (lambda f: replace(f, "patches", np.uint8(1)), "/patches is of shape"),

@@ -23,9 +23,10 @@ from wsi_idc.training.config import TrainConfig
 def bench() -> None:
     """Measure how fast this machine maps and trains.
 
-    Three variants process patches in turn: the bare network, the command, and a plain script
-    (Pillow, torchvision, a DataLoader of PNG files, torchcam image by image). The result has the
-    patches per second of each variant, and their ratios. All files are temporary.
+    Three variants are measured in turn: the bare network, wsi-idc map or wsi-idc train, and a plain
+    script. The plain script uses Pillow, torchvision, a DataLoader of PNG files and, for maps,
+    torchcam image by image. The result has the patches per second of each variant, and the ratios
+    of these speeds. All files are temporary.
 
     \b
     Example:
@@ -46,7 +47,7 @@ _compile_option = click.option(
 
 
 @bench.command("map")
-@with_default("--model", default="cnn-bn", help="A model of wsi-idc train, or bundled.")
+@with_default("--model", default="cnn-bn", help="Name of a model of wsi-idc train, or 'bundled'.")
 @click.option(
     "--input-size",
     type=click.IntRange(0, 1024),
@@ -74,7 +75,7 @@ _compile_option = click.option(
     type=click.IntRange(min=-1),
     default=0,
     help="Number of patches per round of the plain script; -1 omits this script.  "
-    "[default: a quarter of the patches per round of wsi-idc map]",
+    "[default: a quarter of --patches]",
 )
 @_compile_option
 @compute_options
@@ -91,7 +92,7 @@ def bench_map(
     """Measure the speed of making maps; the time includes CAMs and the writing of files.
 
     The table also shows the largest differences between the maps and the results of the plain
-    script, which wsi-idc bench --help describes.
+    script. wsi-idc bench --help describes the plain script.
 
     \b
     Examples:
@@ -122,7 +123,7 @@ def bench_map(
     "num_steps",
     type=click.IntRange(min=8),
     default=80,
-    help="Number of training steps to measure, and also number of bare steps.",
+    help="Number of measured training steps; as many bare steps are measured.",
 )
 @with_default(
     "--plain-steps",
@@ -142,7 +143,7 @@ def bench_train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the speed of training, of bare steps and of a plain script.
+    """Measure the speed of training steps, of bare steps and of steps of a plain script.
 
     A bare step is a forward pass, the loss, a backward pass and an optimizer step. All bare steps
     use the same batch, which is in the memory of the device. The command writes no run.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @data_option
 @click.option(
-    "--out", type=PATH, default=".", help="Folder to test.  [default: the working folder]"
+    "--out", type=PATH, default=".", help="Folder (disk) to test.  [default: the working folder]"
 )
 @output_options
 def doctor(data: Path | None, out: Path, as_json: bool) -> None:

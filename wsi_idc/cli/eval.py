@@ -41,10 +41,11 @@ Result = TypeVar("Result")
 @click.option(
     "--out",
     type=PATH,
-    help="Folder of the results.  [default: eval-SPLIT in the run, or a folder in eval/]",
+    help="Folder of the results.  [default: eval-SPLIT in the run; for an ensemble or the bundled "
+    "model, a folder in eval/]",
 )
 @click.option("--allow-seen", is_flag=True, help="Allow patients that the model was trained on.")
-@with_default("--rank-by", default="auc", help="Metric that sorts the table of RUNS.")
+@with_default("--rank-by", default="auc", help="Metric by which RUNS are ranked.")
 @click.option("--no-report", is_flag=True, help="Write tables only: no figures, no HTML page.")
 @resample_options
 @compute_options
@@ -67,9 +68,9 @@ def eval_(
     slides.csv for a pack of slides. Each metric has a 95 % interval by bootstrap over patients.
 
     RUNS are run directories or .pt files. Several RUNS are evaluated one by one.
-    leaderboard.html ranks the RUNS that have the same test patients, and lists published results
-    below. Several --checkpoint options make one ensemble: the mean of their probabilities is
-    evaluated.
+    leaderboard.html ranks the RUNS that have the same test patients. Below these RUNS it lists
+    published results. Several --checkpoint options make one ensemble: the mean of the probabilities
+    of all these checkpoints is evaluated.
 
     \b
     Examples:
@@ -134,7 +135,7 @@ def _evaluate_several(
 ) -> None:
     """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated.
 
-    ``paths_of`` has the checkpoints of each run, and ``failed`` the errors of the other runs.
+    ``paths_of`` has the checkpoints of runs; ``failed`` has the errors of runs without checkpoints.
     """
     from wsi_idc.evaluation import compare
     from wsi_idc.evaluation.pages import write_leaderboard_page
@@ -180,7 +181,7 @@ def _raise_if_any(failed: Mapping[Path, WsiIdcError], runs: Sequence[Path]) -> N
 def _for_each(
     runs: Iterable[Path], function: Callable[[Path], Result], failed: dict[Path, WsiIdcError]
 ) -> dict[Path, Result]:
-    """Return the result of ``function`` for each run; write errors of runs into ``failed``."""
+    """Return the result of ``function`` for each run; add the errors of runs to ``failed``."""
     results = {}
     for run in runs:
         try:
@@ -193,7 +194,7 @@ def _for_each(
 def _checked_folder(
     predictor: "Predictor", pack: "Pack", out: Path | None, split: str, allow_seen: bool, **_: Any
 ) -> Path:
-    """Check the patients of an evaluation and its folder; return the folder."""
+    """Check the patients and the folder of an evaluation; return the folder."""
     from wsi_idc.evaluation.evaluate import choose_patients, evaluation_folder
     from wsi_idc.evaluation.results import EVALUATION_FILES
 

@@ -34,16 +34,16 @@ _MODEL = "wsinfer"
 @click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Lowest probability of a patch called IDC in GeoJSON.  [default: the map's threshold]",
+    help="Lowest probability at which GeoJSON calls a patch IDC.  [default: the map's threshold]",
 )
 @with_default(
     "--coordinates",
     type=click.Choice(["qupath", "level0", "image"]),
     default="qupath",
-    help="Coordinates in GeoJSON: pixels of the slide at full resolution, counted from the corner "
-    "of the area that QuPath shows (qupath) or of the complete slide (level0), or pixels of the "
-    "OME-TIFF (image). Most slides, such as SVS and NDPI, are shown completely: then qupath and "
-    "level0 are the same. For a pack of a patch tree, all are the same.",
+    help="Coordinates in GeoJSON. qupath: level-0 px from the corner of the area that QuPath "
+    "shows. level0: level-0 px from the corner of the complete slide. image: px of the OME-TIFF. "
+    "If QuPath shows the complete slide, such as SVS and NDPI, qupath and level0 are the same. "
+    "For a pack of a patch tree, all three are the same.",
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
 @checkpoint_option
@@ -64,7 +64,7 @@ def export(
     geojson   tiles with measurements, and outlines of regions, for QuPath
     ome-tiff  tissue, probability and CAM as aligned images, for QuPath
     csv       one line for each patch; the first columns are those of WSInfer
-    png       transparent layers of the same size, and a legend of their colors
+    png       each layer as a transparent image, and a legend of the colors
     wsinfer   the model as a folder for WSInfer and its QuPath extension
 
     MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is exported.

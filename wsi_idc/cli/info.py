@@ -33,10 +33,10 @@ _OPENED_BY = {
 def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
-    FILE is a pack, a checkpoint (.pt), a run directory, a map, a file of a patient with several
-    slides, a cohort file (cohort.h5), a folder with a cohort file, or a slide. If FILE is
+    FILE is a pack, a checkpoint (.pt), a run directory, a map, a patient file (PATIENT.h5 for
+    several slides), a cohort file (cohort.h5), a folder with a cohort file, or a slide. If FILE is
     'bundled', the command describes the bundled model. Unknown values are left out, and long values
-    are shortened; --json prints all of them.
+    are shortened. --json prints every value in full.
 
     \b
     Example:
@@ -156,7 +156,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
 
 
 def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a map's record with counts as "9 of 90 patches (10.0%)" and the patient's role."""
+    """Return a map's record for a person, with texts such as "9 of 90 patches (10.0%)"."""
     num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
     words = {
         **record,
@@ -183,7 +183,7 @@ def _describe_patient(file: Path) -> dict[str, Any]:
         fractions = dict(zip(table["slide"], table["idc_fraction"].astype(float), strict=True))
     except (KeyError, ValueError):
         raise MapError(
-            f"{file}: the columns of the slides are missing; make it again with wsi-idc map"
+            f"{file}: the columns of the slides are missing; make the file again with wsi-idc map"
         ) from None
     known = {name: value for name, value in nan_to_none(row).items() if value != ""}
     return {**known, "called_idc_of": fractions}

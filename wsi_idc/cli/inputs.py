@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
-    """Read the checkpoints that ``find_checkpoints`` returned; return their predictor."""
+    """Read the checkpoints in ``paths``; return one predictor that uses all of them."""
     from wsi_idc.inference.predictor import Predictor
 
     return Predictor(tuple(map(read_checkpoint, paths)), tta=tta, smooth=smooth)
@@ -29,16 +29,16 @@ def read_checkpoint(path: Path) -> "Checkpoint":
     checkpoint = load_checkpoint(path)
     if not checkpoint.metrics:
         raise CheckpointError(
-            f"{path}: its training is not finished, so it is not calibrated; run the same "
+            f"{path}: the training is not finished, so the model is not calibrated; run the same "
             "wsi-idc train again"
         )
     return checkpoint
 
 
 def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
-    """Find and check the files of ``--checkpoint``, and print their paths; do not import torch.
+    """Find and check the files of ``--checkpoint``, print their paths, and return the paths.
 
-    If ``checkpoints`` is empty, the default checkpoint is used.
+    If ``checkpoints`` is empty, the default checkpoint is used. This function imports no torch.
     """
     found = [_find(path) for path in checkpoints or (None,)]
     for path, reason in found:
@@ -73,8 +73,8 @@ def _find(path: Path | None) -> tuple[Path, str]:
 def find_maps(paths: Sequence[Path]) -> list[Path]:
     """Find the map files in ``paths`` (files and folders), or in maps/ if ``paths`` is empty.
 
-    A patient file is replaced by the maps of its slides. Cohort files are left out, since
-    ``maps/*.h5`` also matches cohort.h5.
+    For a patient file, the result has the maps of the patient's slides. Cohort files are left out,
+    since ``maps/*.h5`` also matches cohort.h5.
     """
     from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths, maps_of

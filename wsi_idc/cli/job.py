@@ -195,13 +195,15 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print the script or the commands; submit nothing.")
 @click.option(
-    "--gpus", type=click.IntRange(min=0), help="GPUs per node.  [default: 1 if needed, else 0]"
+    "--gpus",
+    type=click.IntRange(min=0),
+    help="GPUs per node.  [default: 1 if the command runs a network, else 0]",
 )
 @with_default("--nodes", type=click.IntRange(min=1), default=1)
 @with_default("--cpus", type=click.IntRange(min=1), default=4, help="Cores per process.")
 @with_default("--memory", default="6G", help="Memory per node.")
 @with_default(
-    "--time", default="04:00:00", help="Time limit; SLURM then requeues an unfinished job."
+    "--time", default="04:00:00", help="Time limit; SLURM requeues a job that reaches this limit."
 )
 @click.option("--partition", default="", help="Partition.  [default: the site's partition]")
 @click.option(
@@ -222,7 +224,7 @@ def submit(
 
     On SLURM the tasks of the job are one array job. SLURM sends each task a signal two minutes
     before the time limit: the task saves its work, is requeued and continues later. With several
-    --gpus or --nodes, one training runs on all GPUs. FLAGS are added to the command of each task.
+    --gpus or --nodes, each training runs on all GPUs. FLAGS are added to the command of each task.
     The SLURM script reads slurm/site.env first, if this file exists.
 
     \b

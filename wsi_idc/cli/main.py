@@ -77,7 +77,7 @@ def group() -> None:
     Examples:
       wsi-idc demo                      every step on synthetic tissue
       wsi-idc prepare TREE              pack the patches of a data set
-      wsi-idc train --model resnet50    train on them
+      wsi-idc train --model resnet50    train on the pack
       wsi-idc map --patient 10253       map a patient
     """
 
@@ -172,7 +172,7 @@ def _echo_error(message: object) -> None:
 def _open_streams() -> None:
     """Open /dev/null for each standard stream that the caller of the program has closed.
 
-    Otherwise the next file that the program opens would take the place of the closed stream.
+    Otherwise the next file that the program opens would get the descriptor of the closed stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

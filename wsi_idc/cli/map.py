@@ -89,13 +89,13 @@ def map_(
     The command writes one HDF5 file for each patient or slide, with the probability of every patch
     and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
     the size and the microns per pixel of the model. With --all or --manifest, the command also
-    writes a table of all maps (cohort.csv and cohort.h5) beside the maps. Without them, it updates
-    an existing table. If the manifest or the data have several slides of a patient, each slide has
-    a map PATIENT/SLIDE.h5, and PATIENT.h5 links and sums these maps.
+    writes a table of all maps (cohort.csv and cohort.h5) beside the maps. Without these options,
+    the command only updates an existing table. If the manifest or the data have several slides of a
+    patient, each slide has a map PATIENT/SLIDE.h5; PATIENT.h5 has links to these maps, and totals.
 
-    An existing map of the same checkpoint, settings and data is kept; any other existing map is
-    replaced only with --overwrite, and its patient is listed as not done otherwise. After a stop
-    (exit code 75) the same command continues with the remaining patients.
+    An existing map of the same checkpoint, settings and data is kept. With --overwrite, any other
+    existing map is replaced. Without --overwrite, the patient of such a map is listed as not done.
+    After a stop (exit code 75) the same command continues with the remaining patients.
 
     \b
     Examples:
@@ -185,7 +185,7 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
 
 
 def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool:
-    """Return whether to update an older table in ``folder``; print a note otherwise."""
+    """Return whether to update the table in ``folder``; if it stays old, print a note."""
     from wsi_idc.maps.cohort import COHORT_CSV, is_older_table
     from wsi_idc.maps.map_reader import map_paths
 
@@ -199,7 +199,7 @@ def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool
 
 
 def _echo_report(report: "MapReport", folder: Path, *, has_table: bool, as_json: bool) -> None:
-    """Print the report; with ``has_table``, write the table of the maps in ``folder`` before."""
+    """If ``has_table``, write the table of the maps in ``folder``; then print the report."""
     from wsi_idc.maps.cohort import write_cohort
     from wsi_idc.maps.map_reader import map_path
 

@@ -66,14 +66,14 @@ device_option = with_default("--device", default="auto", help="auto, cpu, cuda, 
 threshold_option = click.option(
     "--threshold",
     type=Number(0, 1),
-    help="Lowest probability of a patch called IDC.  [default: the map's threshold]",
+    help="Lowest probability at which a patch is called IDC.  [default: the map's threshold]",
 )
 # ``inputs.find_checkpoints`` takes the value of ``--checkpoint``.
 checkpoint_option = click.option(
     "--checkpoint",
     type=PATH,
-    help="A .pt file, a run directory, or 'bundled'.  [default: what runs/default names, else the "
-    "bundled model]",
+    help="A .pt file, a run directory, or 'bundled'.  [default: the one named in "
+    "runs/default, else the bundled model]",
 )
 # ``inputs.find_checkpoints`` and ``inputs.open_predictor`` take the values of these options.
 predictor_options = _block(
@@ -83,12 +83,12 @@ predictor_options = _block(
         type=PATH,
         multiple=True,
         help="A .pt file, a run directory, or 'bundled'. Repeat the option to average several "
-        "checkpoints.  [default: what runs/default names, else the bundled model]",
+        "checkpoints.  [default: the one named in runs/default, else the bundled model]",
     ),
     click.option(
         "--tta",
         is_flag=True,
-        help="Average over 8 flips and quarter turns of each patch; this takes 8 times as long.",
+        help="Average over the 8 flips and rotations of each patch; this takes 8 times as long.",
     ),
     click.option(
         "--smooth",
@@ -103,8 +103,8 @@ tissue_options = _block(
         type=click.Choice(["auto", "level0", "qupath"]),
         default="auto",
         help="Part of the slide that a mask shows: the complete slide (level0), or the scanned "
-        "area that QuPath shows (qupath). auto compares the proportions, or finds out where "
-        "outlines fit.",
+        "area that QuPath shows (qupath). auto chooses the part that has the same proportions as "
+        "the mask or, for outlines, the part to which the outlines fit.",
     ),
     with_default(
         "--min-tissue",
@@ -117,8 +117,8 @@ tissue_options = _block(
         "--tissue-threshold",
         type=Number(0, 255),
         default=5.0,
-        help="Gray levels by which green is darker than red and blue in tissue. A smaller value "
-        "finds paler tissue.",
+        help="A pixel is tissue if green is darker than red and blue by at least this number of "
+        "gray levels. A smaller value also finds paler tissue.",
     ),
     with_default(
         "--min-piece-mm2",
@@ -146,8 +146,8 @@ slide_options = _block(
     click.option(
         "--mask",
         type=PATH,
-        help="PNG of one slide, in which pixels above 0 are tissue, or outlines of tissue as "
-        "GeoJSON. In a --manifest, the column mask has a file for each slide.",
+        help="Tissue of one slide: a PNG in which pixels above 0 are tissue, or a GeoJSON file "
+        "with outlines of tissue. In a --manifest, the column mask has a file for each slide.",
     ),
     tissue_options,
     click.option(
@@ -162,12 +162,13 @@ cam_options = _block(
         "--cam-method",
         type=click.Choice(["gradcam", "gradcam++", "smoothgradcam++", "xgradcam", "layercam"]),
         default="gradcam",
-        help="gradcam needs no extra pass if only pooling and one linear layer follow the CAM "
-        "layer. The other methods use torchcam.",
+        help="Method of the CAMs. gradcam needs no backward pass if only pooling and one linear "
+        "layer follow the CAM layer. The other methods use torchcam.",
     ),
     click.option(
         "--cam-layer",
-        help="Module whose output gives the CAMs.  [default: the last with 4 x 4 values or more]",
+        help="Module from whose output the CAMs are computed.  [default: the last module with an "
+        "output of at least 4 rows and 4 columns]",
     ),
     with_default(
         "--cam-class",
@@ -254,9 +255,9 @@ def is_given(ctx: click.Context, name: str) -> bool:
 
 
 def changed(*names: str) -> list[str]:
-    """Return the named options that the user has set to a value other than the default.
+    """Return those of the given options that the user has set to a value other than the default.
 
-    The names are parameter names of the running command. An option that is given with its default
+    ``names`` are parameter names of the running command. An option that is given with its default
     value is not returned, since job files contain all options with their defaults.
     """
     context = click.get_current_context()

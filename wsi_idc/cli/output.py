@@ -46,14 +46,14 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
     """Raise WsiIdcError if ``failed`` is not empty; the caller has printed the reasons before.
 
-    The message begins with "1 of 5" and then ``what``, for example "maps were not exported".
+    The message begins with two numbers and ``what``, as in "1 of 5 maps were not exported".
     """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")
 
 
 def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield the lines of a table with a row for each pair of a name and a value, in 80 columns."""
+    """Yield the lines of a table of names and values; a line has at most 80 characters."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
@@ -61,9 +61,9 @@ def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
 
 
 def hanging_lines(start: str, text: object) -> Iterator[str]:
-    """Yield ``start`` and ``text`` in lines of 80 columns; the lines of the text are aligned.
+    """Yield ``start`` and ``text`` in lines of 80 characters; the lines of the text are aligned.
 
-    A word is never broken, so that paths can be copied; a long word may exceed the 80 columns.
+    A word is never broken, so that paths can be copied; a long word may make a line longer.
     """
     width = _WIDTH - len(start)
     words = {"break_long_words": False, "break_on_hyphens": False}
@@ -73,5 +73,5 @@ def hanging_lines(start: str, text: object) -> Iterator[str]:
 
 
 def echo_table(rows: Iterable[tuple[str, object]]) -> None:
-    """Write one line per pair of a name and a value to standard output; align the values."""
+    """Write a table of names and values to standard output; align the values."""
     echo_result(None, table_lines(rows), as_json=False)

@@ -39,7 +39,7 @@ _SLIDE_OPTIONS = (
 @click.option(
     "--mpp",
     type=Number(min=0, min_open=True),
-    help="Microns per pixel of the patches.  [default: 4; recorded as an assumption for a tree]",
+    help="Microns per pixel of the patches.  [default: 4; for a tree, recorded as assumed]",
 )
 @with_default("--patch-px", type=click.IntRange(8, 255), default=50)
 @click.option("--num-workers", type=click.IntRange(min=1), help="[default: all available cores]")
@@ -47,37 +47,38 @@ _SLIDE_OPTIONS = (
 @click.option(
     "--slides",
     type=PATH,
-    help="Cut patches from slides: a CSV file with the columns slide, patient, mpp, mask, "
-    "annotations (all but the first optional), or one slide.",
+    help="Cut patches from slides. Give one slide, or a CSV file with the column slide and the "
+    "optional columns patient, mpp, mask and annotations.",
 )
 @click.option(
     "--annotations",
     type=PATH,
-    help="Folder of annotation files with the names of the slides: QuPath GeoJSON, ASAP or "
-    "ImageScope XML, NDPA.",
+    help="Folder of annotation files: QuPath GeoJSON, ASAP XML, ImageScope XML or NDPA. The file "
+    "of scan.svs is scan.geojson, for example.",
 )
 @click.option(
     "--classes",
     help='Meaning of the classes of the outlines: "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore". '
-    " [default: Tumor and other clear names]",
+    " [default: IDC, Tumor, Stroma and other common names]",
 )
 @with_default(
     "--min-share",
     type=Number(min=0, min_open=True, max=1),
     default=0.5,
-    help="Smallest share of a patch under a class that labels the patch.",
+    help="Share of a patch that a class must cover to become the label of the patch.",
 )
 @click.option(
     "--unannotated",
     type=click.Choice(["non-IDC", "unknown", "skip"]),
-    help="Label of tissue without outline; skip packs no patches there.  [default: unknown, if "
-    "there are outlines of non-IDC]",
+    help="Label of tissue without outline; skip leaves out patches without outline.  [default: "
+    "unknown; required if no outline is of non-IDC]",
 )
 @with_default(
     "--annotation-frame",
     type=click.Choice(["auto", "level0", "qupath"]),
     default="auto",
-    help="Origin of the coordinates: corner of the glass (level0) or of QuPath's cropped slide.",
+    help="Origin of the coordinates in annotation files: corner of the glass (level0), or corner "
+    "of the area that QuPath shows (qupath).",
 )
 @tissue_options
 @click.option(

@@ -21,7 +21,7 @@ from wsi_idc.cli.output import echo
 @click.option(
     "--num-slides",
     type=click.IntRange(1, 9999),
-    help="Draw a cohort of slides with outlines, not of patches: number of slides.",
+    help="Number of slides; the cohort then has slides with outlines instead of patches.",
 )
 @seed_option
 @logging_options
@@ -39,9 +39,9 @@ def synth(
     slides in several formats, their manifest slides.csv, and a folder annotations/ with outlines of
     tumor and normal tissue as QuPath exports them.
 
-    The slide is a pyramidal TIFF that contains its resolution. NAME.mask.png has the true labels of
-    the slide at 4 um/px: 0 is background or fat, 1 is tissue, 2 is IDC. The same seed gives the
-    same files.
+    With --slide, the command draws one pyramidal TIFF that contains its resolution. NAME.mask.png
+    has the true labels of this slide at 4 um/px: 0 is background or fat, 1 is tissue, 2 is IDC. The
+    same seed gives the same files.
 
     \b
     Examples:

@@ -18,9 +18,9 @@ from wsi_idc.training.runs import DEFAULT, Run, set_default
 def use(run: Path) -> None:
     """Choose the checkpoint that commands use without --checkpoint.
 
-    RUN is a run directory or a .pt file; the file runs/default then names it. "bundled" removes
-    this file, so that commands use the bundled model. A finished wsi-idc train also writes this
-    file; wsi-idc job, search and demo do not.
+    RUN is a run directory or a .pt file. The command writes the path of RUN into the file
+    runs/default. "bundled" removes this file, so that commands use the bundled model. wsi-idc train
+    also writes this file when a training is finished; wsi-idc job, search and demo do not write it.
 
     \b
     Examples:
@@ -28,7 +28,7 @@ def use(run: Path) -> None:
       wsi-idc use bundled
     """
     if Run(run).exists() and not Run(run).is_finished():
-        raise RunError(f"{run}: its training is not finished; run the same wsi-idc train again")
+        raise RunError(f"{run}: the training is not finished; run the same wsi-idc train again")
     (path,) = find_checkpoints([run])
     set_default(DEFAULT_RUNS, None if str(run) == BUNDLED else run)
     named = "no longer exists" if str(run) == BUNDLED else f"names {run}"

@@ -21,18 +21,16 @@ from wsi_idc.core.errors import MapError
 @click.option(
     "--slides",
     type=PATH,
-    help="Folder of the slides, if they are no longer where the maps were made.",
+    help="Folder of the slides, if the slides were moved after the maps were made.",
 )
-@click.option(
-    "--annotations", type=PATH, help="Folder of annotation files with the names of the slides."
-)
+@click.option("--annotations", type=PATH, help="Folder of annotation files, named like the slides.")
 @click.option(
     "--mpp",
     type=Number(min=0, min_open=True),
     help="Microns per px of slides without a map.  [default: the value in the file]",
 )
 @with_default(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the server; 0 is a free port."
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the server; 0: a free port."
 )
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @logging_options
@@ -47,15 +45,15 @@ def view(
     """Show slides at full resolution, with their maps over the tissue.
 
     The command starts a web server on this machine, prints its address and opens a browser. Only
-    this machine can reach the server, and only with the token in the address. Ctrl-C ends it. On a
-    cluster, the printed line "ssh -N -L ..." makes the address work on your own computer.
+    this machine can reach the server, and only with the token in the address. Ctrl-C ends the
+    server. On a cluster, the printed line "ssh -N -L ..." makes the address work on your computer.
 
     PATHS are maps, slides, folders of maps or slides, or patient ids of maps in maps/. Without
     PATHS, all maps in maps/ are shown. If two folders have maps of the same slide, the page shows
     them side by side.
 
-    The slide of a map is found where it was when the map was made, or by its name in --slides. If
-    it is not found, the page shows the picture of the tissue in the map.
+    The command searches the slide of a map by its name in --slides, then at the path that the map
+    records. If there is no such slide, the page shows the picture of the tissue in the map.
 
     \b
     Examples:
@@ -92,7 +90,7 @@ def view(
 
 
 def _find(path: Path) -> Path:
-    """Return the file or folder that an argument names; it may be a patient id of maps/."""
+    """Return the file or folder of an argument: a path, or the id of a patient in maps/."""
     from wsi_idc.maps.map_reader import map_path
 
     if path.exists():
@@ -108,7 +106,7 @@ def _find(path: Path) -> Path:
 
 
 def _open_browser(address: str, folder: Path) -> None:
-    """Open the address by a file that only this user can read.
+    """Open a page that leads to the address; only this user can read the file of the page.
 
     An address on the command line of a browser would show the token to all users of the machine.
     """

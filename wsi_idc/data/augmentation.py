@@ -78,7 +78,7 @@ class AugmentParams:
 
     Attributes:
         dihedral_index: Element of the dihedral group, 0 to 7, shape (N,), int64.
-        angle: Rotation after the dihedral element, counter-clockwise, in radians, shape (N,).
+        angle: Angle of a second rotation, counter-clockwise, in radians, shape (N,).
         stain_scale: Factor of the optical density of each stain, shape (N, 3).
         stain_shift: Optical density (natural logarithm) added to each stain, shape (N, 3).
         brightness, contrast, saturation: Factors as in torchvision's adjust_*, shape (N,).
@@ -177,7 +177,7 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return the source index of each pixel of the 8 flips and turns, shape (8, side * side)."""
+    """Return the index in the image of each pixel of the 8 views, shape (8, side * side)."""
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)

@@ -57,7 +57,7 @@ class DecodedTree:
         sizes: Height, then width, of each decoded file, in px.
         crcs: CRC-32 of the bytes of each decoded file.
         issues: Files that could not be decoded.
-        num_no_access: Number of files without a copy to which the system gives no access.
+        num_no_access: Number of files that cannot be read and have no readable copy.
         histogram: Counts of the pixel values of each channel, shape (3, 256).
     """
 
@@ -82,7 +82,7 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def table(self, index: TreeIndex) -> pd.DataFrame:
-        """Return the decoded files with height, width, crc; raise DataError without any."""
+        """Return the decoded files with height, width, crc; raise DataError for an empty table."""
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
             first = f"{self.issues[0].path}: {self.issues[0].detail}"

@@ -47,7 +47,7 @@ class Chunk:
     """Results of decoding the files of one chunk, without the pixels.
 
     Attributes:
-        state: Digest of the names and states of the files, and of the decoder's version.
+        state: Digest of the paths and ``stat_key`` of the files, and of the decoder's version.
         reasons: Reason why each file was skipped; empty for a decoded file.
         sizes: Height, then width, of each decoded file, in px, before padding.
         crcs: CRC-32 of the bytes of each decoded file.
@@ -105,8 +105,8 @@ class DecodeCache:
     def read(self, store: PatchStore, number: int, paths: list[str]) -> Chunk | None:
         """Return chunk ``number`` if it is complete and its source files are unchanged, else None.
 
-        A skipped file can become readable (permissions, disk errors) with an equal ``stat_key``.
-        Therefore the result is also None if a skipped file of the chunk can now be decoded.
+        A skipped file can become readable without a change of ``stat_key``: permissions change, or
+        a disk error ends. Therefore the result is also None if a skipped file can now be decoded.
         """
         with self.path.open("rb") as file:
             file.seek(self._offset(number))
@@ -158,8 +158,8 @@ def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
 def kill_workers() -> None:
     """Kill all processes of worker pools.
 
-    A pool with a killed process ends its other processes. It then waits forever for a process that
-    was starting at this moment.
+    If one process is killed, the pool ends its other processes. Without this function, the pool
+    would then wait forever for a process that was just starting.
     """
     for process in multiprocessing.active_children():
         if isinstance(process, _WorkerProcess):
@@ -195,7 +195,7 @@ class _WorkerContext(SpawnContext):
 
 
 def _exit_with_parent() -> None:
-    """Start a thread that ends this process when its parent ends, even after SIGKILL."""
+    """Start a thread that ends this process when the parent process ends or is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -26,7 +26,7 @@ SOURCE_FILE = "source.json"
 
 
 def download(folder: Path) -> Path:
-    """Download the data set if kagglehub's cache lacks it; record its path in ``folder``.
+    """Download the data set if kagglehub's cache lacks it; write its path to a file in ``folder``.
 
     Raises:
         WsiIdcError: Kaggle refuses or cannot be reached, the disk is full, or the zip is damaged.

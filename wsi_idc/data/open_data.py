@@ -118,7 +118,7 @@ def _open_tree(tree: Path) -> Pack:
         def pack_once() -> None:
             # This check is fast. ``prepare`` would first read all names of a large tree again.
             if is_being_written(cache_path(path)):
-                raise BusyError(f"{path}: another process is making it")
+                raise BusyError(f"{path}: another process is making this pack")
             # After a change of permissions, a file can be readable with the same name, size, time.
             issues = read_issues(path.with_name(REJECTED_CSV))
             reasons = (UNREADABLE, NO_ACCESS)

@@ -1,8 +1,8 @@
 """The pack: one HDF5 file with the decoded pixels of every patch of a data set.
 
 Patches are sorted by patient, then slide, row and column, so that the patches of a patient are one
-contiguous slice. A pack of version 2 has the slides from which the patches were cut; a pack of
-version 1 was made from a patch tree. The pixels are contiguous and uncompressed, and are
+contiguous slice. A pack of version 1 was made from a patch tree. A pack of version 2 was made from
+slides, and has a record of each slide. The pixels are contiguous and uncompressed, and are
 memory-mapped. Therefore no HDF5 handle stays open or is shared with a worker process, and the disk
 need not support file locks.
 """
@@ -157,7 +157,7 @@ def _read_info(attrs: dict[str, Any]) -> PackInfo:
     if not (1 <= info.patch_px <= MAX_PATCH_PX and finest <= info.mpp <= coarsest):
         raise ValueError(f"patches of {info.patch_px} px at {info.mpp} um/px are impossible")
     if len(info.class_names) != len(CLASS_NAMES):
-        raise ValueError(f"{len(info.class_names)} class names")
+        raise ValueError(f"{len(info.class_names)} class names, not {len(CLASS_NAMES)}")
     return info
 
 
@@ -169,8 +169,8 @@ class Pack:
         copy: Copy of the pack file on a faster disk; the copy is read instead of ``path``.
 
     Attributes:
-        path: Pack file that messages and records name.
-        file: Pack file that is read: ``path`` or its copy.
+        path: Pack file as the user gave it, for messages and records.
+        file: File that is read: ``path``, or the copy of the pack.
         info: Attributes of the pack.
         patients: Sorted patient ids.
         slides: Slides of the patches, sorted by patient and name; empty for a pack of a tree.
@@ -227,8 +227,8 @@ class Pack:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return ``patches[rows]``; release the file's memory pages after every 32 MB.
 
-        Each page that was read belongs to the memory of this process until its release.
-        Released pages stay in the cache of the system.
+        Pages that were read count as memory of this process until they are released. Released pages
+        stay in the cache of the system.
         """
         pixels = np.asarray(self.patches[rows])
         self._mapped_bytes += pixels.nbytes
@@ -244,7 +244,7 @@ class Pack:
     def check_same(self) -> None:
         """Raise DataError if the pack file was replaced or changed after this process opened it."""
         if _state_of(self.file) != self._state:
-            raise DataError(f"{self.file}: the pack was replaced or changed while open; run again")
+            raise DataError(f"{self.file}: the pack was changed while open; run the command again")
 
     def rows_of(self, patient: str, slide: str | None = None) -> NDArray[np.int64]:
         """Return the consecutive rows of a patient, or of one slide of the patient.
@@ -281,7 +281,7 @@ class Pack:
         return [self.slides[code] for code in codes]
 
     def overview(self, code: int) -> Overview:
-        """Read the thumbnail and the tissue mask of slide ``code``; raise DataError if damaged."""
+        """Read the thumbnail and tissue mask of slide ``code``; DataError if they are damaged."""
         with self._open() as file:
             return read_overview(file, code)
 
@@ -301,7 +301,7 @@ class Pack:
         return _cells(self.index, self.slides, self.info)
 
     def paths(self) -> list[str]:
-        """Return the path of each patch in its patch tree, or of its slide.
+        """Return the path of each patch in the patch tree, or the path of the slide of each patch.
 
         Raises:
             DataError: The paths of a tree cannot be read.
@@ -333,12 +333,12 @@ def write_pack(
 
     Args:
         path: File to write.
-        index: Sorted table of the patches: patient (id), x, y, label, height, width, and path or,
-            with ``slides``, slide (index in ``slides``).
+        index: Sorted table of the patches: patient (id), x, y, label, height, width. The table of a
+            tree also has path. The table of a pack of slides also has slide (index in ``slides``).
         pixels: Blocks of patches in the order of ``index``, shape (n, patch_px, patch_px, 3) each.
         info: Attributes of the pack.
         provenance: JSON text with the source and the program version.
-        slides: Slides of the patches; each slide has patches.
+        slides: Slides of the patches. Each slide must have at least one patch.
         overviews: Thumbnail and tissue mask of each slide.
     """
     check_num_patches(len(index))
@@ -376,7 +376,7 @@ def write_pack(
                 file.write(np.ascontiguousarray(block).data)
                 num += len(block)
         if num != len(index):
-            raise ValueError(f"{num} patches for {len(index)} rows")
+            raise ValueError(f"pixels of {num} patches for an index of {len(index)} rows")
 
 
 def is_pack(path: Path) -> bool:

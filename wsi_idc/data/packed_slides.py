@@ -30,7 +30,7 @@ class PackedSlide:
 
     Attributes:
         name: Name of the slide; the slides of a patient have different names.
-        path: Slide file at the time of packing.
+        path: Path of the slide file when the pack was made.
         mpp: Microns per level-0 px.
         mpp_source: Origin of ``mpp``: "file", or "given" by the user.
         width, height: Size of level 0 in px.
@@ -124,7 +124,7 @@ def write_slides(
 
 
 def rows_of_slides(index: pd.DataFrame, slides: list[PackedSlide]) -> Iterator[tuple[int, slice]]:
-    """Yield the number of each slide and the slice of its rows; nothing without slides."""
+    """Yield number and rows (a slice) of each slide; yield nothing if ``slides`` is empty."""
     ends = np.searchsorted(index["slide"], np.arange(len(slides) + 1))
     for code in range(len(slides)):
         yield code, slice(int(ends[code]), int(ends[code + 1]))

@@ -128,7 +128,7 @@ def lost_patients(
 
 
 def _is_at_patients(store: PatchStore, path: str, patients: Collection[str]) -> bool:
-    """Return whether a folder is beside the folder of a patient, and no folder of a system."""
+    """Return whether a folder is beside a patient's folder and was not made by the system."""
     parent, _, name = path.rpartition("/")
     return bool(name and not _SYSTEM_FOLDER.match(name)) and any(
         os.path.isdir(store.path / parent / patient / label)  # noqa: PTH112 - no PermissionError
@@ -240,7 +240,8 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
 
     The Kaggle data set counts x and y from 1. In other data sets the grid of each patient may start
     anywhere. On each axis, the origin of a patient is the most frequent remainder of the coordinate
-    modulo ``patch_px``. Of two equally frequent remainders, take the more frequent in the tree.
+    modulo ``patch_px``. If two remainders are equally frequent, the remainder that is more frequent
+    in all patients is the origin.
     """
     if table.empty:
         return table, []
