@@ -159,7 +159,7 @@ BOMB = "refused as a possible decompression bomb: "
     ("change", "arguments", "reason"),
     [
         *(
-            (add, (name, b"x"), f"refused, because the file name {name!r} in it is no plain")
+            (add, (name, b"x"), f"refused, because {name!r} is not a relative path")
             for name in OUTSIDE
         ),
         (add, (OTHER, bytes(10**7), DEFLATED), f"{BOMB}'{OTHER}' claims 10000000 bytes"),
@@ -200,7 +200,7 @@ def test_a_directory_that_claims_very_many_bytes_is_refused_before_it_is_read(ar
         file.truncate(2**32 - 1000)
         file.seek(0, 2)
         file.write(end)
-    with pytest.raises(DataError, match="its directory claims 2147483648 bytes"):
+    with pytest.raises(DataError, match="its directory has an impossible size of 2147483648"):
         ZipStore(archive)
 
 
@@ -259,10 +259,10 @@ def test_a_directory_that_lists_only_its_last_files_is_refused(archive, tmp_path
     assert start < middle < end
     struct.pack_into("<HHII", data, end + 8, 5, 5, end - middle, middle)
     archive.write_bytes(data)
-    with pytest.raises(DataError, match="its end record does not count all files"):
+    with pytest.raises(DataError, match="it has more files than its end record counts"):
         prepare(archive, tmp_path / "a.h5")
     (tmp_path / "two.zip").write_bytes(new_zip(tmp_path / "b.zip", 1, GOOD).read_bytes() * 2)
-    with pytest.raises(DataError, match="its end record does not count all files"):
+    with pytest.raises(DataError, match="it has more files than its end record counts"):
         prepare(tmp_path / "two.zip", tmp_path / "a.h5")
 
 

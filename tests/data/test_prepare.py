@@ -77,7 +77,7 @@ def test_a_list_of_another_program_is_not_replaced(tree, tmp_path, name, mine, m
     path, out = tmp_path / name, tmp_path / "idc.h5"
     path.mkdir() if mine is None else path.write_text(mine)
     monkeypatch.setattr("wsi_idc.data.prepare.decode_tree", None)  # refused before decoding
-    with pytest.raises(DataError, match=f"{name} was not written by prepare and would be lost"):
+    with pytest.raises(DataError, match=f"{name} was not written by prepare and would be replaced"):
         prepare(tree, out)
     assert mine is None or path.read_text() == mine
     assert not out.exists()
@@ -183,7 +183,7 @@ def write_notes(out: Path) -> Path:
         (Path, {"patch_px": 256}, "a patch of 256 px cannot be packed"),
         (Path, {"mpp": 0.0}, "0.0 microns per pixel are impossible; give 0.001 to 100"),
         (Path, {"mpp": float("nan")}, "nan microns per pixel are impossible"),
-        (lambda out: out.parent, {}, "is a folder; give the pack as --out"),
+        (lambda out: out.parent, {}, "is a folder; give a file as --out"),
         (write_notes, {}, "a.h5 exists and is not a pack"),
         (lambda out: write_notes(out) / "b.h5", {}, "choose another folder"),
     ],

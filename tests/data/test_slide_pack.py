@@ -131,7 +131,7 @@ def test_a_slide_without_annotations_needs_a_choice(folder):
 
 def test_no_slide_is_left(folder):
     labels = LabelSettings(classes=class_table("Vessel=IDC, Nerve=non-IDC"))
-    with pytest.raises(DataError, match=r"none of 3 .*the first: .*no target"):
+    with pytest.raises(DataError, match=r"none of 3 .*the first error: .*no target"):
         pack_slides(folder, labels=labels)
     assert names(folder / "out") == []
 

@@ -207,7 +207,7 @@ def test_auto_chooses_the_published_lists_or_a_ratio(tmp_path, pack, caplog):
         ("ratio:1/0/0", "split ratio:1/0/0: no patient with labels is left for val"),
         ("kfold:2/0", "must be 3 to 40"),
         ("kfold:41/0", "must be 3 to 40"),
-        ("kfold:5/5", "folds count from 0"),
+        ("kfold:5/5", "folds are counted from 0"),
         ("canonical", "split canonical: no patient with labels is left for train"),
     ],
 )

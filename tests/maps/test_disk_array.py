@@ -64,5 +64,5 @@ def test_a_temporary_file_that_was_cut_short_is_one_line(
     array._file.flush()
     os.ftruncate(array._file.fileno(), 40)
     np.testing.assert_array_equal(array[:2], np.ones((2, 2)))
-    with pytest.raises(WsiIdcError, match="a temporary file was cut short; run again"):
+    with pytest.raises(WsiIdcError, match="a temporary file is too short; run again"):
         array[:]

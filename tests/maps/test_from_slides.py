@@ -366,7 +366,7 @@ def test_image_beyond_the_limit_is_left_out(
 
 def test_ensemble_of_different_patch_sizes_is_refused(trained: Checkpoint):
     other = replace(trained, input=replace(trained.input, mpp=2.0), fingerprint="other")
-    with pytest.raises(CheckpointError, match="take patches of different sizes: 50 px of 2 um"):
+    with pytest.raises(CheckpointError, match="take patches of different sizes: 50 px at 2 um/px"):
         input_spec(Predictor((trained, other)))
 
 

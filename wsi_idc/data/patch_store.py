@@ -263,7 +263,7 @@ class ZipStore(PatchStore):
         return tuple(column[row] for column in self._columns)
 
     def _read_directory(self) -> list[zipfile.ZipInfo]:
-        """Return the zip entries of patches, sorted by name; record other entries in ``_files``."""
+        """Return the zip entries of patches, sorted by name; ``_files`` records all others."""
         num_entries = self._count_entries()
         if num_entries > MAX_ENTRIES:
             raise ValueError(f"it has {num_entries} entries, more than {MAX_ENTRIES}")
@@ -287,7 +287,7 @@ class ZipStore(PatchStore):
                 self._files.unreadable.append(FileIssue(name, UNREADABLE, reason))
             else:
                 if not 0 <= entry.header_offset <= archive_size - entry.compress_size:
-                    raise ValueError(f"{name!r} is outside the zip")
+                    raise ValueError(f"the position of {name!r} is outside the zip")
                 if entry.file_size > max(MAX_FILE_BYTES, MAX_RATIO * entry.compress_size):
                     self._refuse_bomb(f"{name!r} claims {entry.file_size} bytes")
                 members.append(entry)
@@ -310,27 +310,27 @@ class ZipStore(PatchStore):
             if record := zipfile._EndRecData(file):  # type: ignore[attr-defined]
                 size, end = record[5], record[9]  # of the directory; ZIP64 adds up to 76 bytes
                 if size > _MAX_DIRECTORY_BYTES:
-                    raise ValueError(f"its directory claims {size} bytes")
+                    raise ValueError(f"its directory has an impossible size of {size} bytes")
                 start = max(end - size - 76, 0)
                 file.seek(start)
                 return file.read(end - start).count(b"PK\1\2")
         return 0
 
     def _refuse_unlisted(self, start: int, end: int) -> None:
-        """Raise ValueError if bytes before ``end`` have a directory entry unknown to zipfile."""
+        """Raise ValueError if zipfile missed a directory entry between ``start`` and ``end``."""
         with self.path.open("rb") as file:
             file.seek(max(start, end - _MAX_TAIL_BYTES, 0))
             if b"PK\1\2" in file.read(max(0, end - file.tell())):
-                raise ValueError("its end record does not count all files")
+                raise ValueError("it has more files than its end record counts")
 
     def _plain_name(self, name: str) -> str:
-        """Return a name with / instead of \\ and without "./"; some programs write \\ or "./"."""
+        """Return a name with / as separator and without "./". Some programs write \\ or "./"."""
         parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
         inner = parts[:-1] if parts[-1:] == [""] else parts
         if not {"", ".."}.isdisjoint(inner) or "\0" in name or (inner and inner[0][1:2] == ":"):
             raise DataError(
-                f"{self.path}: refused, because the file name {name!r} in it is no plain relative "
-                "path; get the archive from a source that you trust, or zip the files again"
+                f"{self.path}: refused, because {name!r} is not a relative path in the archive; "
+                "get the archive from a source that you trust, or zip the files again"
             )
         return "/".join(parts)
 

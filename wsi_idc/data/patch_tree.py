@@ -18,9 +18,9 @@ _GAP_ROWS = 1  # empty rows between two slides of a patient
 def write_patch_tree(pack: Pack, folder: Path) -> int:
     """Write each labelled patch as PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
 
-    X and Y are px of the patches. The layout has no slides: the slides of a patient are placed one
-    below the other. Patches of unknown label have no place in this layout and are left out. Files
-    of the same patches and labels, from an earlier call, are written again.
+    X and Y are in px of the patches. The layout has no slides, so the slides of a patient are
+    placed one below the other. Patches of unknown label are not written. Files that an earlier call
+    wrote for the same patches and labels are replaced.
 
     Returns:
         Number of files.
@@ -43,7 +43,7 @@ def write_patch_tree(pack: Pack, folder: Path) -> int:
 
 
 def _names_and_rows(pack: Pack) -> Iterator[tuple[str, int]]:
-    """Yield path in the tree and row in the pack of each labelled patch."""
+    """Yield, for each labelled patch, its path in the tree and its row in the pack."""
     slides, labels = (pack.index[name].to_numpy() for name in ("slide", "label"))
     cells, side = pack.cells(), pack.info.patch_px
     for patient in pack.patients:
@@ -58,7 +58,7 @@ def _names_and_rows(pack: Pack) -> Iterator[tuple[str, int]]:
 
 
 def _write_png(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write a PNG through a temporary name; a file of a tree can be written again at any time."""
+    """Write a PNG under a temporary name, then rename the file: no PNG is ever incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _, png = cv2.imencode(".png", rgb[..., ::-1])
     partial = path.with_name(f".{path.name}.partial")

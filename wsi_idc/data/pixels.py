@@ -74,7 +74,7 @@ def channel_histogram(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def channel_statistics(histogram: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and standard deviation, 0..1, of each channel of a histogram (3, 256)."""
+    """Compute mean and standard deviation of each channel, in 0..1, from a histogram (3, 256)."""
     values = np.arange(256) / 255
     frequency = histogram / histogram.sum(axis=1, keepdims=True)
     mean = frequency @ values

@@ -134,14 +134,14 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the path from which ``temporary_path`` makes the name of the pixel cache file."""
+    """Return the argument of ``temporary_path`` that gives the path of the pixel cache file."""
     return out.with_name(f"{out.name}.pixels")
 
 
 def check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
-    """Raise DataError if ``out`` cannot be a pack, or patches of this size are impossible."""
+    """Raise DataError if ``out`` cannot be a pack, or ``patch_px`` or ``mpp`` is impossible."""
     if out.is_dir():
-        raise DataError(f"{out} is a folder; give the pack as --out, such as {out / 'idc.h5'}")
+        raise DataError(f"{out} is a folder; give a file as --out, such as {out / 'idc.h5'}")
     if out.exists() and not is_pack(out):
         raise DataError(f"{out} exists and is not a pack; give another --out, or remove it")
     if not 1 <= patch_px <= MAX_PATCH_PX:
@@ -156,8 +156,8 @@ def _check_tables(out: Path) -> None:
     for file in (out.with_name(REJECTED_CSV), out.with_name(FLAGGED_CSV)):
         if file.exists() and not is_issue_table(file):
             raise DataError(
-                f"{file} was not written by prepare and would be lost; rename it, or give an --out "
-                "in another folder"
+                f"{file} was not written by prepare and would be replaced; rename it, or give "
+                "an --out in another folder"
             )
 
 

@@ -60,9 +60,9 @@ class LabelSettings:
         folder: Folder of the annotation files; the file of a slide has the name of the slide. A
             manifest can name other files.
         classes: Target of each class, from ``class_table``.
-        min_share: Minimum share of a patch's area under a class that labels the patch.
-        unannotated: Label of tissue without outline: "non-IDC", "unknown" or "skip"; None means
-            that the user made no choice.
+        min_share: Share of a patch's area that outlines of a class must cover to label the patch.
+        unannotated: Label of tissue outside all outlines: "non-IDC", "unknown" or "skip". None
+            means that the user made no choice.
         frame: Origin of the coordinates: "auto", "level0" or "qupath".
     """
 
@@ -83,7 +83,7 @@ class CutSlide:
         index: One row per patch with columns x, y, label, height, width.
         counts: Row of the table of slides, with the columns ``COLUMNS``.
         pixels_path: File in the cache folder: NumPy array (N, patch_px, patch_px, 3), uint8.
-        details_path: File in the cache folder with overview, histogram and checksum of the pixels.
+        details_path: File in the cache folder: overview of the slide, pixel histogram and checksum.
     """
 
     patient: str
@@ -99,7 +99,7 @@ class CutSlide:
         return pixels
 
     def details(self) -> tuple[Overview, NDArray[np.int64], int]:
-        """Read the overview, the histogram (3, 256) and the CRC-32 of the pixels."""
+        """Read the overview of the slide, the pixel histogram (3, 256) and the pixel CRC-32."""
         with np.load(self.details_path) as file:
             overview = Overview(file["thumbnail"], file["tissue"])
             return overview, file["histogram"], int(file["crc"])
@@ -130,7 +130,7 @@ class SlideCutter:
         return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp)
 
     def annotation_file(self, row: ManifestRow) -> Path | None:
-        """Return the annotation file that the manifest names, else the one in the folder."""
+        """Return the annotation file in the manifest, else the annotation file in the folder."""
         if row.annotations is not None or self.labels.folder is None:
             return row.annotations
         return find_annotation_file(self.labels.folder, row.slide)
@@ -251,7 +251,7 @@ class SlideCutter:
             np.savez(details, **overview._asdict(), histogram=histogram, crc=crc)
 
     def _key(self, slide: Slide, tiled: TiledSlide) -> str:
-        """Return the name of the cache files; it changes if the pixels or the mask may change."""
+        """Return the name of the cache files: a hash of all that determines the pixels and mask."""
         parts = (_FORMAT, cv2.__version__, slide.fingerprint(), slide.mpp, self.patch_px, self.mpp)
         digest = hashlib.sha256(repr(parts).encode())
         digest.update(np.ascontiguousarray(tiled.patches.row_col).data)

@@ -51,7 +51,7 @@ class SlidePackReport:
         slides: One row per slide, with the columns ``COLUMNS``.
         table: CSV file of ``slides``.
         pictures: Folder with a picture of each slide: outlines, tissue and labelled patches.
-        unannotated: Label of tissue without outline.
+        unannotated: Label of tissue outside all outlines.
         info: Attributes of the pack.
         set_aside: For each slide file that is not in the pack, the reason.
     """
@@ -131,7 +131,7 @@ def prepare_slides(
 def _removed_unless_stopped(cache: Path) -> Iterator[None]:
     """Context manager: remove the cache folder at the end, but not after Ctrl-C.
 
-    A wrong option also keeps the slides of an earlier call that was stopped.
+    After a ``WsiIdcError``, the folder is kept if it had complete slides of an earlier call.
     """
     had_slides, keep = any(cache.glob("*.npz")), False
     try:
@@ -150,7 +150,7 @@ def _removed_unless_stopped(cache: Path) -> Iterator[None]:
 def _check_any_left(rows: Sequence[ManifestRow], set_aside: dict[Path, str]) -> None:
     if len(set_aside) == len(rows):
         first = next(iter(set_aside.values()))
-        raise DataError(f"none of {len(rows)} slides could be packed; the first: {first}")
+        raise DataError(f"none of {len(rows)} slides could be packed; the first error: {first}")
 
 
 def _set_aside(row: ManifestRow, error: Exception, set_aside: dict[Path, str]) -> None:
@@ -166,7 +166,7 @@ def _choose_unannotated(
 ) -> str:
     """Read all annotations, and choose the label of unannotated tissue.
 
-    Therefore a wrong file or class is found before the long work begins.
+    All annotations are read before the first slide is cut, so wrong files are found early.
     """
 
     def read(row: ManifestRow) -> tuple[list[Annotation], Exception | None]:
@@ -267,7 +267,7 @@ def _table(
 
 
 def _write(cutter: SlideCutter, cuts: Sequence[CutSlide], out: Path) -> PackInfo:
-    """Write the pack from the cut slides, which are sorted; return its attributes."""
+    """Write the pack with the patches of all slides; return the attributes of the pack."""
     histogram = np.zeros((3, 256), np.int64)
     digest = hashlib.sha256(f"{cutter.patch_px}\n".encode())
     parts = []

@@ -36,7 +36,7 @@ class Split:
     """Role of each patient of a run.
 
     Attributes:
-        spec: Text from which the split was made; for "auto", the text that "auto" chose.
+        spec: Text of the split, never "auto": "auto" is replaced by the text of the chosen split.
         roles: Role (train, val or test) of each patient id.
     """
 
@@ -52,8 +52,8 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     """Split the patients of a pack.
 
     Raises:
-        DataError: ``spec`` is not a split, or a role would have no patient or only one class. Only
-            a CSV file or a ratio of 0 may give no patient the role test.
+        DataError: ``spec`` is not a split, or a role would have no patient or only one class. But
+            with a CSV file, or with a ratio whose last number is 0, the role test may be empty.
     """
     table = patient_table(pack)
     if spec == "auto":
@@ -106,7 +106,7 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Return patients, patches, IDC fraction by role; patients without a role are "left out"."""
+    """Return patients, patches and IDC fraction of each role; "left out" means without role."""
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)
@@ -124,7 +124,7 @@ def canonical_roles() -> dict[str, str]:
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Return the name of the published split if it lists most of the patients, else a ratio."""
+    """Return the published split if its lists have most patients, else the default ratio."""
     roles = canonical_roles()
     listed = [roles[patient] for patient in table.index if patient in roles]
     fraction, spec = len(listed) / len(table), DEFAULT_RATIO
@@ -170,7 +170,7 @@ def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict
     if not (3 <= num_folds <= len(table) and fold < num_folds):
         raise DataError(
             f"kfold:{num_folds}/{fold}: the number of folds must be 3 to {len(table)} (the number "
-            "of patients), and folds count from 0"
+            "of patients), and folds are counted from 0"
         )
     patients = _by_fraction(table, seed=seed)
     rng = np.random.default_rng(seed)
@@ -191,7 +191,7 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
     if unknown := sorted(set(roles).difference(table.index)):
         raise DataError(
             f"{path}: {len(unknown)} patients are not in the data, such as {unknown[0]!r}; "
-            "correct or remove them"
+            "correct or remove these ids"
         )
     return roles
 

@@ -40,13 +40,13 @@ def stage_to_scratch(pack: Pack) -> Pack:
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:
-    """Open the copy; return None if it is missing, damaged, or unlike the pack in size or mtime."""
+    """Open the copy; return None if the copy is missing, damaged, or has another size or mtime."""
     if not copy.exists() or _size_and_time(copy) != _size_and_time(pack.path):
         return None
     try:
         return Pack(pack.path, copy)
     except DataError as error:
-        logger.warning("%s; copying it again", error)
+        logger.warning("%s; copying the pack again", error)
         return None
 
 
@@ -58,7 +58,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 def _copy(pack: Pack, copy: Path) -> Pack:
     with atomic_write(copy) as partial:
         if _open_copy(pack, copy) is not None:
-            raise BusyError(f"{copy}: another process has just made it")
+            raise BusyError(f"{copy}: another process has just made this copy")
         # Free the disk space of a damaged copy, and of a partial copy that a killed process left.
         copy.unlink(missing_ok=True)
         partial.write_bytes(b"")

@@ -70,7 +70,7 @@ def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> Exp
                 if other != path:
                     raise MapError(
                         f"{path}: has the same patient {patient_map.map_name} as {other}; "
-                        "export it into another folder"
+                        "export this map into another folder"
                     )
                 report.written[path] = _export(path, patient_map, out, options)
             except (WsiIdcError, OSError) as error:

@@ -39,8 +39,8 @@ def write_geojson(
 ) -> None:
     """Write a tile for each patch and an annotation for each region of patches called IDC.
 
-    Cells at the right and the bottom edge of a slide are cut at the edge. If a cell is completely
-    beyond the edge, its tile and its region are not cut, since nothing would be left.
+    Tiles and regions are cut at the right and the bottom edge of a slide. But a tile that is
+    completely beyond the edge is not cut, and the region of this tile is not cut either.
 
     Args:
         patient_map: The map.

@@ -49,8 +49,8 @@ class _Calibrated(nn.Module):
 def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
     """Write the model folder ``out``, and return the paths of the written files.
 
-    An old ``config.json`` is removed first, and the new one is written last: otherwise a killed
-    export would leave a new network beside the settings of an old one.
+    An old ``config.json`` is removed first, and the new file is written last. Therefore a killed
+    export never leaves a new network beside old settings.
 
     Raises:
         CheckpointError: Both classes have the same name, or TorchScript changes the logits.
@@ -74,7 +74,7 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the contents of ``config.json``.
 
     WSInfer reads a patch from level 0 and applies every transform in order. The first ``Resize``
-    reduces the patch to ``patch_size_pixels`` by the mean of its px, as ``wsi-idc map`` does.
+    reduces the patch to ``patch_size_pixels`` by averaging px, as ``wsi-idc map`` does.
     QuPath reads a patch at ``spacing_um_px``. QuPath resizes each patch only once, to the size of
     the last ``Resize``.
     """
@@ -118,7 +118,7 @@ def torchscript(checkpoint: Checkpoint) -> bytes:
             if not torch.allclose(read(images), model(images), atol=_TOLERANCE, rtol=_TOLERANCE):
                 raise CheckpointError(
                     f"{checkpoint.source}: TorchScript changes the logits of "
-                    f"{checkpoint.architecture} for {size} patches; export another architecture"
+                    f"{checkpoint.architecture} for a batch of {size}; export another architecture"
                 )
     return data
 
@@ -139,7 +139,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Remove the paths of source files. Paths differ between machines; only errors use them."""
+    """Remove the paths of source files: only errors show paths, and paths differ by machine."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():

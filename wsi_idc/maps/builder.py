@@ -70,7 +70,7 @@ class MapBuilder:
         cam: Settings of the CAMs; None means maps without CAMs.
         with_image: Whether a map includes the picture of the tissue, stitched from the patches.
         batch_size: Number of patches in a batch.
-        overwrite: Whether to replace existing maps, and unusable files.
+        overwrite: Whether all maps are built again and existing files are replaced.
         stop: Request to stop early. Maps with complete predictions are written before the stop.
     """
 
@@ -84,7 +84,7 @@ class MapBuilder:
     stop: StopRequest | None = None
 
     def build(self, source: MapSource) -> MapReport:
-        """Write all maps of a source into the folder ``out``, and the files that link slides.
+        """Write all maps of a source, and a patient file for each patient with several slides.
 
         An existing map is kept if it was made with the same model, settings and data. Any other
         map is replaced only with ``overwrite``. If a map fails, the reason is recorded in the
@@ -105,7 +105,9 @@ class MapBuilder:
         if seen:
             num_seen = f"{len(seen)} of these patients (the first is {seen[0]})"
             logger.warning(
-                "the model was trained on %s: maps of training patients look too good", num_seen
+                "the model was trained on %s: maps of training patients show fewer errors than "
+                "maps of other patients",
+                num_seen,
             )
         else:
             logger.info("the model was trained on none of these patients")
@@ -126,7 +128,7 @@ class MapBuilder:
         return report
 
     def _write_patient_files(self, report: MapReport) -> None:
-        """Write the file of each patient with several slides; ``report`` has their maps."""
+        """Write a patient file for each patient of ``report`` with several slides."""
         names = [name for name in (*report.made, *report.kept) if "/" in name]
         for patient in dict.fromkeys(name.partition("/")[0] for name in names):
             write = partial(write_patient_file, map_path(self.out, patient))
@@ -171,7 +173,7 @@ class MapBuilder:
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
-        """Return a dict for JSON: all values that determine the content of a map, and ``data``."""
+        """Return ``data`` and all other values that determine the content of a map, for JSON."""
         return {
             **self.predictor.cache_key(),
             **data,
@@ -258,7 +260,7 @@ class MapBuilder:
 
 
 def _role(predictor: Predictor, patient: str) -> str:
-    """Return a patient's role. If the checkpoints differ: "train" before "val" before "test"."""
+    """Return a patient's role; if checkpoints differ, the first of "train", "val", "test"."""
     if patient in predictor.patients("train"):  # also patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}

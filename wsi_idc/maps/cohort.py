@@ -62,7 +62,7 @@ class Cohort:
     Attributes:
         rows: For each map name, the row of the table.
         paths: For each map name, the map file.
-        labelled: For each map name, label and probability of the patches with a known label.
+        labelled: For each map name, labels and probabilities of all patches with a known label.
         failed: For each map file that is not in the table, the reason.
     """
 
@@ -105,7 +105,7 @@ class Cohort:
         return pd.DataFrame(rows, columns=list(PATIENT_COLUMNS)).astype(PATIENT_TYPES)
 
     def patient_row(self, patient: str) -> dict[str, Any]:
-        """Return a patient's row of the table of patients: the sums over the patient's slides."""
+        """Return a patient's row of the table of patients; see the function ``patient_row``."""
         names = self._names[patient]
         return patient_row([self.rows[n] for n in names], [self.labelled[n] for n in names])
 
@@ -127,7 +127,7 @@ def _file_name(path: Path, row: Mapping[str, Any]) -> str:
 
 
 def num_models(table: pd.DataFrame) -> int:
-    """Count the models that made the maps of a table, with their views and thresholds."""
+    """Count the different combinations of model, views and threshold in a table of maps."""
     return len(table[list(_MODEL_COLUMNS)].drop_duplicates())
 
 
@@ -167,7 +167,7 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
 
 
 def write_cohort(maps: Path) -> tuple[Path, Path, Path] | None:
-    """Write the cohort tables of a folder of maps; return the paths as ``Cohort.write`` does.
+    """Write the cohort tables of a folder of maps; return the paths of the tables.
 
     Return None if the folder has no usable map, or if another process is writing the table.
     """
@@ -189,11 +189,11 @@ def is_older_table(folder: Path, maps: Iterable[Path]) -> bool:
 
 
 def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
-    """Return the row of a map for the cohort table. The row has no file name.
+    """Return the row of a map for the cohort table, without the column ``map``.
 
-    An area is that of the different grid cells, so that overlapping patches are not counted twice.
-    The part of a cell beyond the edge of the slide does not count. Agreement with the labels is
-    computed from the patches with a known label. Undefined values are NaN.
+    An area is the sum of the areas of grid cells. Each cell is counted once, also if patches
+    overlap. The part of a cell beyond the edge of the slide is not counted. Agreement with the
+    labels is computed from the patches with a known label. Undefined values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
@@ -226,9 +226,10 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
 def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled]) -> dict[str, Any]:
     """Return a patient's row of the table of patients from the rows of the patient's slides.
 
-    Numbers of patches and areas are summed. Fractions and means are those of all patches, and the
-    agreement is that of all labelled patches together. The largest region is the largest of all
-    slides. If slides have different thresholds, the threshold is NaN; other texts are joined.
+    Numbers of patches are summed, and areas are summed. Fractions and means are computed over all
+    patches of the patient. Agreement is computed over all labelled patches of the patient. The
+    largest region is the maximum over the slides. If slides have different thresholds, the
+    threshold is NaN. Different texts of the slides are joined by a space.
     """
     thresholds = [row["threshold"] for row in rows]
     sums = {
@@ -263,7 +264,7 @@ def labelled_patches(patient_map: PatientMap) -> Labelled:
 
 
 def _agreement(labelled: Sequence[Labelled], thresholds: Sequence[float]) -> dict[str, float]:
-    """Return the agreement of the labels with the calls; each map has its own threshold."""
+    """Compare labels with probabilities; ``thresholds`` has the threshold of each map."""
     counts = np.zeros(4)
     for (label, probability), threshold in zip(labelled, thresholds, strict=True):
         counts += list(vars(confusion(label, probability, threshold=threshold)).values())
@@ -279,13 +280,13 @@ def _agreement(labelled: Sequence[Labelled], thresholds: Sequence[float]) -> dic
 
 
 def _num_cells(row_col: NDArray[np.int32], on_slide: NDArray[np.float32]) -> float:
-    """Return the number of different cells; a cell counts by its fraction on the slide."""
+    """Count the different cells; a cell at the edge counts as its fraction on the slide."""
     _, first = np.unique(row_col, axis=0, return_index=True)
     return float(on_slide[first].sum(dtype=np.float64))
 
 
 def format_note(value: Any) -> str:
-    """Return a value of a model's summary as text: for an ensemble, its short SHA-256 hashes."""
+    """Return a value as text; the text of an ensemble has a short SHA-256 per checkpoint."""
     is_ensemble = isinstance(value, list) and all(
         isinstance(member, Mapping) and member.get("sha256") for member in value
     )

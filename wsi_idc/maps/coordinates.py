@@ -70,10 +70,10 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> Grid
 
     Args:
         patient_map: The map.
-        coordinates: "level0" for full-resolution px of the complete slide, "qupath" for the same
-            px counted from the corner of the scanned area, to which QuPath crops the slide, or
-            "image" for px of the stitched tissue. "level0" and "qupath" are the same for a slide
-            without bounds; all are the same for a map without a slide.
+        coordinates: "level0", "qupath" or "image". "level0" counts full-resolution px from the
+            corner of the slide. "qupath" counts these px from the corner of the scanned area,
+            because QuPath shows only this area. "image" counts px of the stitched tissue. For a
+            slide without bounds, "qupath" equals "level0". Without a slide, all three are equal.
 
     Raises:
         MapError: The corners of the patches are not on a grid.

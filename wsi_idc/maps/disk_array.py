@@ -60,7 +60,7 @@ class DiskArray:
                     self._file.seek(int(run[0]) * row_bytes)
                     num_bytes = self._file.readinto(view)
                 if num_bytes != len(view):
-                    raise WsiIdcError(f"{self._folder}: a temporary file was cut short; run again")
+                    raise WsiIdcError(f"{self._folder}: a temporary file is too short; run again")
                 start += len(run)
         return values
 
@@ -73,8 +73,8 @@ def _close(file: Any) -> None:
 class StoredPrediction:
     """Logits and CAMs of a patient, collected batch by batch.
 
-    The values of each batch are copied. If the small arrays of all batches stayed in memory, they
-    would fragment the memory, and the network could not use its freed memory again.
+    The values of each batch are copied. Otherwise the small arrays of all batches would stay in
+    memory and fragment the memory. Then the network could not reuse freed memory.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -38,7 +38,7 @@ class PackSource:
         return map_names(self.pack, self.patients)
 
     def _rows(self, name: str) -> NDArray[np.int64]:
-        """Return the rows of a map's patches in the pack."""
+        """Return the indices of a map's patches in the pack."""
         patient, _, slide = name.partition("/")
         return self.pack.rows_of(patient, slide or None)
 
@@ -140,7 +140,7 @@ class PackSource:
 
 @dataclass(frozen=True)
 class PatchReader:
-    """Pixels of the patches ``rows`` of a pack; ``reader[indices]`` reads some of them."""
+    """Pixels of the patches ``rows`` of a pack; ``reader[i]`` reads the patches ``rows[i]``."""
 
     pack: Pack
     rows: NDArray[np.int64]

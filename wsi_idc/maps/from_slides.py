@@ -60,7 +60,7 @@ class SlideSource:
         return [row.map_name for row in self.slides]
 
     def shard(self, index: int, count: int) -> "SlideSource":
-        """Divide the slides into ``count`` shards of similar file size; return number ``index``."""
+        """Divide the slides into ``count`` shards of similar file size; return shard ``index``."""
         chosen = set(shard(sizes_of_slides(self.slides), index, count))
         return replace(self, slides=[row for row in self.slides if row.map_name in chosen])
 
@@ -206,7 +206,7 @@ class SlideSource:
 
 
 def _slide_name(row: ManifestRow) -> str:
-    """Return the name of a slide in the name of its map; empty for the only slide of a patient."""
+    """Return SLIDE of the map name PATIENT/SLIDE; empty for the only slide of a patient."""
     return "" if row.is_only else row.slide_name
 
 
@@ -231,7 +231,7 @@ def _collect_pixels(
 
 
 def input_spec(predictor: Predictor) -> InputSpec:
-    """Return the input settings of all networks; raise CheckpointError if patch sizes differ."""
+    """Return the common input settings of all networks; raise CheckpointError if sizes differ."""
     first, *others = predictor.checkpoints
     for checkpoint in others:
         spec, expected = checkpoint.input, first.input
@@ -239,7 +239,7 @@ def input_spec(predictor: Predictor) -> InputSpec:
         if expected.patch_px != spec.patch_px or not is_same_scale:
             raise CheckpointError(
                 f"{checkpoint.source} and {first.source} take patches of different sizes: "
-                f"{spec.patch_px} px of {spec.mpp:g} um, and {expected.patch_px} px of "
-                f"{expected.mpp:g} um; an ensemble needs the same size"
+                f"{spec.patch_px} px at {spec.mpp:g} um/px, and {expected.patch_px} px at "
+                f"{expected.mpp:g} um/px; all models of an ensemble must take the same size"
             )
     return first.input

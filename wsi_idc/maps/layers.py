@@ -48,7 +48,7 @@ def layers_of(
     Args:
         patient_map: Map of a patient.
         has_tissue: Whether a picture of the tissue is available.
-        uncertainty_max: Uncertainty at the end of the color scale; None: ``robust_max`` of the map.
+        uncertainty_max: Uncertainty with the last color; None means ``robust_max`` of the map.
     """
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []

@@ -36,7 +36,7 @@ ReadRows = Callable[[int, int | None], NDArray[np.uint8]]
 
 
 def map_path(folder: Path, name: str) -> Path:
-    """Return the path of a map file; raise DataError if the name has no safe file name.
+    """Return the path of a map file; raise DataError if the name cannot be a file name.
 
     Args:
         folder: Folder of the maps.
@@ -51,14 +51,14 @@ def map_path(folder: Path, name: str) -> Path:
 def map_paths(folder: Path) -> list[Path]:
     """Return the map files of a folder, sorted by name; damaged files are included.
 
-    A patient file is replaced by the maps of its slides.
+    Instead of a patient file, the list has the maps that the patient file links.
     """
     paths = [path for file in sorted(folder.glob("*.h5")) for path in maps_of(file)]
     return [path for path in paths if path.name != COHORT_H5 or is_map(path)]
 
 
 def maps_of(path: Path) -> list[Path]:
-    """Return the maps of the slides of a patient file; for any other file, the file itself."""
+    """Return the map files that a patient file links. For other files, return the file itself."""
     return slide_paths(path) if is_patient_file(path) else [path]
 
 
@@ -68,13 +68,13 @@ def slide_paths(path: Path) -> list[Path]:
 
 
 def folder_of_slide(path: Path) -> str:
-    """Return PATIENT for the map PATIENT/SLIDE.h5 beside a patient file; "" for any other map."""
+    """Return PATIENT for PATIENT/SLIDE.h5 if PATIENT.h5 is a patient file; else return ""."""
     folder = path.absolute().parent
     return folder.name if is_patient_file(folder.with_name(f"{folder.name}.h5")) else ""
 
 
 def is_patient_file(path: Path) -> bool:
-    """Return whether a file links maps of several slides that are in the folder of its name."""
+    """Return whether a file PATIENT.h5 links maps of slides that are in the folder PATIENT."""
     # The test for a folder is fast: most patients have one map.
     return path.with_suffix("").is_dir() and has_patient_format(path)
 
@@ -111,8 +111,8 @@ def read_map_without_cams(path: Path) -> PatientMap:
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Check a map file and return its provenance. The values of CAMs are not checked.
 
-    Return None if the file is missing. Raise MapError if the file is not a usable map. Another
-    program may have written such a file, so only ``--overwrite`` replaces the file.
+    Return None if the file is missing. Raise MapError if the file is not a usable map. Only
+    ``--overwrite`` replaces such a file, because the file may be of another program.
     """
     if not path.exists():
         return None
@@ -184,7 +184,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
     _check_attributes(attrs)
     columns = _read_columns(file)
     if shape_of(columns["row_col"]) != (int(attrs["rows"]), int(attrs["cols"])):
-        raise ValueError("rows and cols do not fit /row_col")
+        raise ValueError("the attributes rows and cols do not fit /row_col")
     patch_px = int(attrs["patch_px"])
     stride_px = int(attrs.get("stride_px", patch_px))
     if not 0 < stride_px <= patch_px:

@@ -194,7 +194,7 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
 
 
 def _write_axes(group: h5py.Group, patient_map: PatientMap, *, points: tuple[int, ...]) -> None:
-    """Write the axes x and y in um, with ``points`` = (h, w) points in each grid cell."""
+    """Write the axes x and y in um; each grid cell has ``points`` = (h, w) points."""
     cell_um = patient_map.cell_px * patient_map.mpp
     origin_um = patient_map.origin_px * patient_map.mpp
     for name, count, parts in zip("yx", patient_map.shape, points, strict=True):
@@ -203,7 +203,7 @@ def _write_axes(group: h5py.Group, patient_map: PatientMap, *, points: tuple[int
 
 
 def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
-    """Write the picture of the tissue, one grid row at a time. Empty chunks are not stored."""
+    """Write the picture of the tissue, one grid row at a time; omit chunks without a patch."""
     assert patient_map.patches is not None
     rows, cols = patient_map.shape
     side, margin = patient_map.cell_px, (patient_map.patch_px - patient_map.cell_px) // 2
@@ -241,7 +241,7 @@ class MapReport:
         failed: For the name of each map that was not built, the reason.
         patches: For each name in ``made``, the number of patches.
         idc_fraction: For each name in ``made``, the fraction of patches called IDC.
-        smoothed_idc_fraction: The same after smoothing; None without smoothing.
+        smoothed_idc_fraction: This fraction after smoothing; None without smoothing.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -254,7 +254,7 @@ class MapReport:
     def record_failure(self, name: str, error: Exception) -> None:
         """Record the reason why a map was not built; raise ``error`` again if the disk is full.
 
-        The log has no reason, because the report has it.
+        The reason is written to the report only, not to the log.
         """
         if isinstance(error, DiskFullError):
             raise error

@@ -1,4 +1,4 @@
-"""Patient files: the sums, the table and the links of the maps of a patient with several slides."""
+"""Patient files: each file describes and links the maps of a patient with several slides."""
 
 import logging
 import math
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 def write_patient_file(path: Path) -> None:
     """Write the file of a patient with several slides in one atomic step.
 
-    The file ``PATIENT.h5`` has the maps that are in the folder ``PATIENT``. Its attributes are the
-    patient's row in the table of patients, and its table has the rows of the maps in the table of
-    the cohort. ``/maps/SLIDE`` is an external link to the map of a slide.
+    The file ``PATIENT.h5`` describes the maps that are in the folder ``PATIENT``. The attributes
+    are the patient's row in the table of patients. The table has the rows of the maps in the cohort
+    table. ``/maps/SLIDE`` is an external link to the map of a slide.
 
     Raises:
         BusyError: Another process is writing the file.
@@ -40,13 +40,15 @@ def write_patient_file(path: Path) -> None:
 
 
 def _read_slides(path: Path) -> Cohort:
-    """Read the maps of a patient's slides; log and leave out files that are no such maps."""
+    """Read the maps of a patient's slides; leave out other files and log their names."""
     cohort = Cohort()
     for file in slide_paths(path):
         try:
             patient_map = read_map_without_cams(file)
             if map_path(path.parent, patient_map.map_name) != file:
-                raise MapError(f"{file}: is the map of {patient_map.map_name}")
+                raise MapError(
+                    f"{file}: is the map of {patient_map.map_name}, so the file name is wrong"
+                )
             cohort.add(file, patient_map)
         except (WsiIdcError, OSError) as error:
             logger.warning("not in %s: %s", path, error)
@@ -57,7 +59,7 @@ def read_patient_file(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """Read a patient file: the patient's row in the table of patients, and the rows of the maps.
 
     Raises:
-        MapError: The file is missing, damaged, or no patient file.
+        MapError: The file is missing, damaged, or not a patient file.
     """
     attributes, table = read_table_file(
         path, PATIENT_FORMAT, kind="file of several slides", remedy="wsi-idc map"

@@ -95,7 +95,7 @@ class PatientPatches:
 
     @property
     def resolution(self) -> str:
-        """Microns per px and their origin; for a slide, of level 0 and of the patches."""
+        """Text of microns per px and their origin; for a slide, also the mpp of the patches."""
         if self.slide is None:
             return f"{self.mpp:g} µm/px ({self.mpp_source})"
         slide = f"{self.slide.mpp:g} µm/px ({self.slide.mpp_source})"
@@ -103,7 +103,7 @@ class PatientPatches:
 
     @property
     def fraction_on_slide(self) -> NDArray[np.float32]:
-        """Fraction of each patch's cell that is not beyond the edge of the slide, shape (N,)."""
+        """For the cell of each patch, the fraction of its area that is on the slide, shape (N,)."""
         if self.slide is None:
             return np.ones(len(self.row_col), np.float32)
         side, margin = self.cell_size_level0, self.origin_px * self.mpp / self.level0_mpp
@@ -141,7 +141,8 @@ class PatientMap(PatientPatches):
         logit: Logits of each patch, shape (N, 2), float32.
         probability: Calibrated probability of IDC for each patch, shape (N,), float32.
         cam: CAM of each patch, not normalized, shape (N, h, w), float32; None without CAMs. While
-            a map is built, ``cam`` and ``patches`` are on disk, and ``cam[indices]`` reads them.
+            a map is built, ``cam`` and ``patches`` are on disk, and an index such as ``cam[2:5]``
+            reads from the disk.
         cam_layer: Name of the network layer from which the CAMs were taken.
         cam_method: Name of the CAM method.
         cam_class: Name of the class whose logit the CAM explains.

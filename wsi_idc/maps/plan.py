@@ -54,7 +54,7 @@ def map_state(
     """Decide whether an existing map is kept or built again.
 
     A map of another checkpoint, other settings or other data is replaced only with ``overwrite``.
-    The same is true for the map of a patient that would become the file of several slides.
+    Only with ``overwrite``, a patient file replaces a map, or a map replaces a patient file.
 
     Args:
         folder: Folder of the maps.
@@ -111,12 +111,12 @@ def map_names(pack: Pack, patients: Iterable[str]) -> list[str]:
 
 
 def sizes_of_slides(rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return a dict from map name to size of the slide in bytes; a missing slide has 0."""
+    """Return a dict from map name to size of the slide in bytes; a missing slide has size 0."""
     return {row.map_name: _num_bytes(row.slide) for row in rows}
 
 
 def _num_bytes(slide: Path) -> int:
-    """Return the size of all files of a slide; the file of an MRXS slide is small."""
+    """Return the total size of all files of a slide; MRXS slides have several files."""
     from wsi_idc.slides.slide import companion_files
 
     files = (slide, *companion_files(slide))
@@ -126,7 +126,7 @@ def _num_bytes(slide: Path) -> int:
 def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
     """Divide names into ``count`` shards of similar size; return shard ``index``, counted from 1.
 
-    The names are in the order of ``sizes``. The result is the same on every machine.
+    The names of a shard are in the order of ``sizes``. The result is the same on every machine.
     """
     shard_of = assign_shards(sizes, count)
     return [name for name in sizes if shard_of[name] == index - 1]

@@ -64,8 +64,8 @@ def read_table_file(
     Args:
         path: File with a table of maps.
         file_format: Expected value of the attribute ``format``.
-        kind: Name of this kind of file in the error.
-        remedy: Command in the error that makes the file.
+        kind: Name of this kind of file, for the error message.
+        remedy: Command that makes the file, for the error message.
 
     Raises:
         MapError: The file is missing, damaged, or of another format.

@@ -115,7 +115,7 @@ def _draw_lines(ax: Axes, ends: NDArray, color: str, width_pt: float) -> None:
 
 
 def _draw_color_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> None:
-    """Draw a color bar. Numbers and caption are below the bar, the threshold is above the bar."""
+    """Draw a color bar. Numbers and caption are below the bar; the threshold is above the bar."""
     bottom = BAR_TOP_MM + _BAR_MM
     extent = (left, right, bottom, BAR_TOP_MM)
     foot.imshow(bar.colors[None], extent=extent, aspect="auto", zorder=1)

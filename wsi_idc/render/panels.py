@@ -118,7 +118,7 @@ class Panel:
 
 
 def nice_length(span: float) -> float:
-    """Return the largest number 1, 2 or 5 x 10^n that is at most a third of ``span``."""
+    """Return the largest length up to ``span / 3`` that is 1, 2 or 5 times a power of 10."""
     power = 10.0 ** np.floor(np.log10(span / 3))
     return float(max(step * power for step in (1, 2, 5) if step * power <= span / 3))
 
@@ -200,7 +200,7 @@ def labels_panel(panel_input: PanelInput) -> Panel:
 
 
 def outlines_panel(panel_input: PanelInput) -> Panel:
-    """Return the panel of the tissue, with outlines of the regions called IDC and labeled IDC."""
+    """Return the tissue panel with outlines of regions called IDC and of regions labelled IDC."""
     patient_map, idc = panel_input.patient_map, _class_name(panel_input.patient_map, 1)
     name = f"called {idc} (probability \N{GREATER-THAN OR EQUAL TO} {panel_input.threshold:.2f})"
     called = region_boundary(patient_map.probability_grid() >= panel_input.threshold)
@@ -239,7 +239,7 @@ def _color_bar(panel_input: PanelInput, layer: Layer, colors: Pixels) -> ColorBa
 
 
 def _colors_on_tissue(panel_input: PanelInput, table: Pixels) -> Pixels:
-    """Blend the colors of a table with the mean gray of the tissue; return shape (256, 3)."""
+    """Blend the colors of a color table with the mean gray of tissue; return shape (256, 3)."""
     rows, cols = panel_input.patient_map.shape
     cells = raster.downscale(panel_input.tissue, height=rows, width=cols)
     mean = cells[tuple(panel_input.patient_map.row_col.T)].mean(axis=0)
