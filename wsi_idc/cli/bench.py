@@ -123,7 +123,7 @@ def bench_map(
     "num_steps",
     type=click.IntRange(min=8),
     default=80,
-    help="Number of measured training steps; as many bare steps are measured.",
+    help="Number of measured training steps, equal to the number of bare steps.",
 )
 @with_default(
     "--plain-steps",

@@ -65,7 +65,7 @@ def _describe(file: Path) -> dict[str, Any]:
         if file.name.lower().endswith(suffix):
             table = file.with_suffix(".h5")
             has_table = suffix == ".csv" and table.is_file()
-            remedy = f"give {table} for its totals" if has_table else _KNOWN
+            remedy = f"for totals, give {table}" if has_table else _KNOWN
             raise WsiIdcError(f"{file} is {opened_by}; {remedy}")
     if file.is_file():
         from wsi_idc.core.hdf5 import read_format

@@ -42,7 +42,7 @@ _SLIDE_OPTIONS = (
     help="Microns per pixel of the patches.  [default: 4; for a tree, recorded as assumed]",
 )
 @with_default("--patch-px", type=click.IntRange(8, 255), default=50)
-@click.option("--num-workers", type=click.IntRange(min=1), help="[default: all available cores]")
+@click.option("--num-workers", type=click.IntRange(min=1), help="[default: all cores, at most 16]")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if any file is left out.")
 @click.option(
     "--slides",

@@ -52,8 +52,8 @@ def view(
     PATHS, all maps in maps/ are shown. If two folders have maps of the same slide, the page shows
     them side by side.
 
-    The command searches the slide of a map by its name in --slides, then at the path that the map
-    records. If there is no such slide, the page shows the picture of the tissue in the map.
+    The command searches for the slide of a map in --slides, then at the path that the map records.
+    If there is no such slide, the page shows the picture of the tissue in the map.
 
     \b
     Examples:

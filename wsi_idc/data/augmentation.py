@@ -177,7 +177,7 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return the index in the image of each pixel of the 8 views, shape (8, side * side)."""
+    """Return for each flip and turn the source index of each pixel, shape (8, side * side)."""
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)

@@ -66,7 +66,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
     Attributes:
         path: The folder or zip file.
         parent_names: Last two folder names in ``path``, such as ("10253", "1"); empty for a zip.
-            They give the patient and the class if ``path`` is the folder of a patient or class.
+            These names give patient and class if ``path`` is the folder of a patient or class.
     """
 
     path: Path
