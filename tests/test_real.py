@@ -10,12 +10,15 @@ import h5py
 import numpy as np
 import openslide
 import pytest
+import shapely
 import torch
 from PIL import Image
 from torchvision import transforms
 
 from tests.slides.tiffs import halved, write_tiff
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.slide_cutter import LabelSettings
+from wsi_idc.data.slide_pack import prepare_slides
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.export.export import ExportOptions, export_maps
 from wsi_idc.export.wsinfer import write_wsinfer
@@ -26,10 +29,13 @@ from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.models.checkpoint import load_checkpoint
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import select_device
+from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.patches import SlidePatches
 from wsi_idc.slides.slide import open_slide
+from wsi_idc.slides.tiling import SlideSettings
 
 pytestmark = pytest.mark.real
+WHOLE = {"14082", "14306", "8864", "8865", "8867", "8957"}  # patients with all their patches
 NAME = re.compile(r"_x(\d+)_y(\d+)_class([01])\.png$")
 
 
@@ -91,6 +97,42 @@ def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(real_pack: Pa
     known, found = (set(map(tuple, found.tolist())) for found in (cells, with_tissue.row_col))
     assert len(found & known) > 1000
     assert len(found - known) < 10
+
+
+def outlines_of(cells: np.ndarray, label: np.ndarray) -> str:
+    """Return the regions of each label as QuPath GeoJSON."""
+    features = []
+    for value, name in enumerate(("Stroma", "Tumor: IDC")):
+        left, top = 50 * cells[label == value, ::-1].T
+        union = shapely.union_all(shapely.box(left, top, left + 50, top + 50))
+        geometry = json.loads(shapely.to_geojson(union))
+        classification = {"classification": {"name": name}}
+        features.append({"type": "Feature", "geometry": geometry, "properties": classification})
+    return json.dumps(features)
+
+
+def test_slides_and_outlines_of_whole_patients_give_the_same_pack(real_pack: Pack, tmp_path: Path):
+    rows, members = [], []
+    for patient in sorted(WHOLE.intersection(real_pack.patients)):
+        members.append(real_pack.rows_of(patient))
+        cells = real_pack.cells()[members[-1]]
+        stitched = mosaic(real_pack.patches[members[-1]], cells, shape=shape_of(cells), fill=255)
+        slide = write_tiff(tmp_path / f"{patient}.tif", stitched, mpp=4.0)
+        mask = np.zeros(shape_of(cells), np.uint8)
+        mask[tuple(cells.T)] = 255
+        Image.fromarray(mask).save(tmp_path / f"{patient}.png")
+        label = real_pack.index["label"].to_numpy()[members[-1]]
+        (tmp_path / f"{patient}.geojson").write_text(outlines_of(cells, label))
+        rows.append(ManifestRow(slide, patient, None, mask=tmp_path / f"{patient}.png"))
+    assert len(rows) >= 2
+    settings, labels = SlideSettings(), LabelSettings(tmp_path)
+    options = {"settings": settings, "labels": labels, "patch_px": 50, "mpp": 4.0}
+    found = Pack(prepare_slides(rows, tmp_path / "a.h5", **options).pack)
+    expected = np.concatenate(members)
+    assert found.patient_of.tolist() == real_pack.patient_of[expected].tolist()
+    np.testing.assert_array_equal(found.cells(), real_pack.cells()[expected])
+    assert found.index["label"].tolist() == real_pack.index["label"].iloc[expected].tolist()
+    np.testing.assert_array_equal(found.patches, real_pack.patches[expected])
 
 
 def test_wsinfer_would_say_the_same_of_real_patches(real_pack: Pack, tmp_path: Path):
