@@ -145,7 +145,7 @@ def test_points_lines_and_detections_are_skipped_with_one_warning(tmp_path, capl
     assert_is(read(path), [SQUARE])
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: skipped 3 points and lines, 2 detections, 2 outlines without an area; only "
-        "outlines of areas are used"
+        "outlines with an area are used"
     ]
 
 
@@ -310,7 +310,7 @@ def test_an_unclear_frame_must_be_given(tmp_path):
     with pytest.raises(SlideError) as error:
         read(path, bounds=BOUNDS)
     assert str(error.value) == (
-        f"{path}: the outlines fit the complete glass and QuPath's cropped slide; give "
+        f"{path}: the outlines fit both the complete glass and QuPath's cropped slide; give "
         "--annotation-frame qupath if QuPath made the file, else level0"
     )
     for frame, corner in [("level0", (820, 320)), ("qupath", (1620, 620))]:
@@ -383,7 +383,7 @@ def asap(points: str) -> str:
             "2000x1000 px; give the annotations of this slide",
         ),
         ("<ASAP_Annotations><Annotations>", "damaged or cut short ("),
-        ("<html></html>", "the XML is of 'html' and not of annotations; export"),
+        ("<html></html>", "the element 'html' is not one of annotations; export"),
         (BILLION, "the XML has a document type declaration, which no annotation file has; export"),
         (BILLION.encode("utf-16"), "the XML has a document type declaration"),
         (asap('<Coordinate Order="0" X="1"/>'), "a point has no attribute Y; export"),
@@ -525,6 +525,6 @@ def test_classes_without_a_target_are_listed_with_their_numbers():
         check_classes(found, class_table(), Path("a.xml"))
     assert str(error.value) == (
         "a.xml: no target for the class 'Fat', 'Unclassified'; found Tumor (2), Fat (1), "
-        'Unclassified (1); give all of --classes, for example "Tumor=IDC, Stroma=non-IDC, '
+        'Unclassified (1); name all classes in --classes, for example "Tumor=IDC, Stroma=non-IDC, '
         'Necrosis=ignore"'
     )

@@ -72,7 +72,7 @@ def test_csv_of_spreadsheets_is_read(tmp_path):
         ("slide,mpp\nS1.svs,500\n", "line 2: mpp '500' is impossible"),
         ("slide,patient\nS1.svs,../x\n", "line 2: '../x' cannot be a patient id"),
         ("slide\na/.svs\n", "line 2: '.svs' cannot be a patient id"),
-        ("slide,patient\n,P1\n", "line 2: the column slide names no file"),
+        ("slide,patient\n,P1\n", "line 2: the column slide has no file name"),
         ("slide\na/S1.svs\n\nb/S1.tif\n", "line 4: patient 'S1' also has a slide 'S1' on line 2"),
         ("slide,patient\na.svs,P\nb/../a.svs,Q\n", "b/../a.svs is also on line 2; list each"),
         ("slide,patient\na.svs,P\n.b.svs,P\n", "line 3: '.b' cannot be a slide name"),

@@ -107,7 +107,7 @@ def test_given_mpp_replaces_the_mpp_of_the_file(tmp_path, caplog):
     assert caplog.messages == []
     with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.25) as slide:
         assert slide.mpp == 0.25
-    assert caplog.messages == [f"{path}: 0.25 um/px is given; the file states 0.5"]
+    assert caplog.messages == [f"{path}: 0.25 um/px is given, but the file states 0.5"]
     # Nearly square pixels have the mean mpp.
     with open_slide(write_tiff(tmp_path / "S2.tif", PICTURE, mpp=(0.5, 0.51))) as slide:
         assert slide.mpp == pytest.approx(0.505, rel=1e-6)
@@ -213,7 +213,7 @@ def test_unreadable_files_are_refused(tmp_path):
         "folder.svs": (None, "is a folder; give a slide file"),
         "pipe.svs": (None, "is not a regular file"),
         "missing.svs": (None, "no such file"),
-        "deep.png": (None, "a slide has 8 bits per channel"),
+        "deep.png": (None, "save 8 bits per channel"),
         "bomb.png": (None, "more than 178956970 px are too many for a picture without tiles"),
         "large.png": (None, "10000x10000 px are too many for a picture without tiles"),
     }

@@ -117,10 +117,10 @@ def test_compressions_are_decoded(tmp_path: Path, tile: Any, compression: str, t
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
-        (PICTURE.astype(np.uint16) * 16, RGB, "its samples are uint16; save it with 8 bits"),
-        (GREY.astype(np.uint16), {"photometric": "minisblack"}, "its samples are uint16"),
-        (PICTURE.astype(np.float32), RGB, "its samples are float32"),
-        (PICTURE.astype(np.int8), RGB, "its samples are int8"),
+        (PICTURE.astype(np.uint16) * 16, RGB, "the samples are uint16; save the slide with 8 bits"),
+        (GREY.astype(np.uint16), {"photometric": "minisblack"}, "the samples are uint16"),
+        (PICTURE.astype(np.float32), RGB, "the samples are float32"),
+        (PICTURE.astype(np.int8), RGB, "the samples are int8"),
         (PICTURE, {"photometric": "cielab"}, "3 channels of type CIELAB are not supported"),
         (PICTURE, {"photometric": "minisblack", "planarconfig": "contig"}, "3 channels of type"),
         (PLANES, {"photometric": "minisblack", "planarconfig": "separate"}, "3 channels of type"),
@@ -136,7 +136,7 @@ def test_tiles_with_channels_that_are_no_color_are_refused(tmp_path: Path, num: 
     options = RGB | {"extrasamples": ["unspecified"] * num}
     assert np.array_equal(pixels_of(write(tmp_path / "a.tif", (pixels, options))), PICTURE)
     tiled = write(tmp_path / "b.tif", (pixels, options), tile=(64, 64))
-    assert problem_of(tiled).startswith(f"has {3 + num} channels, some are neither")
+    assert problem_of(tiled).startswith(f"has {3 + num} channels, of which some are neither")
 
 
 def test_largest_page_is_the_slide(tmp_path: Path, tile: Any, caplog: pytest.LogCaptureFixture):
@@ -149,7 +149,9 @@ def test_largest_page_is_the_slide(tmp_path: Path, tile: Any, caplog: pytest.Log
     reduced = (PICTURE[::2, ::2], RGB | {"subfiletype": 1})
     path = write(tmp_path / "a.tif", label, small, slide, reduced, tile=tile)
     assert np.array_equal(pixels_of(path), PICTURE)
-    assert caplog.messages == [f"{path}: page 3 is the slide, the largest page"]
+    assert caplog.messages == [
+        f"{path}: page 3 is read as the slide, because this page is the largest"
+    ]
     with open_slide(path) as opened:
         assert opened.mpp == pytest.approx(1.0)
         sizes = [(level.width, level.height) for level in opened.levels]

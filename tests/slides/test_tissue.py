@@ -175,7 +175,10 @@ def test_dark_slide_is_refused(tmp_path):
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[20:70, 20:70] = (20, 40, 200)
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=4.0)
-    with open_slide(path) as slide, pytest.raises(SlideError, match="is dark, as fluorescence is"):
+    with (
+        open_slide(path) as slide,
+        pytest.raises(SlideError, match="the slide is dark like a"),
+    ):
         find_tissue(slide)
 
 

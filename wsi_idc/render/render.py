@@ -1,6 +1,6 @@
 """Draw views of a map as PNG for the screen and as PDF for print.
 
-Positions and sizes of panels are in mm, and text has the size for print.
+Positions and sizes of panels are in mm. Font sizes are those for print.
 """
 
 from dataclasses import replace
@@ -98,7 +98,7 @@ def read_panel_input(
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
 ) -> PanelInput:
-    """Read the input of the panels. Tissue is shrunk to the resolution of the page.
+    """Read the input of the panels. The picture of the tissue is shrunk to the size on the page.
 
     Args:
         path: Map file.

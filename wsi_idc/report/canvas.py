@@ -59,7 +59,7 @@ class TissuePicture(NamedTuple):
 def build_sources(
     patient_map: PatientMap, pictures: Sequence[TissuePicture], *, threshold: float
 ) -> dict[str, ColumnDataSource]:
-    """Return the data sources of the canvas. Patches from ``threshold`` on are called IDC."""
+    """Return the data sources of the canvas; ``threshold`` is the lowest value called IDC."""
     cropped = crop_to_patches(patient_map)
     rows_cols, shape = cropped.row_col, cropped.shape
     called = patient_map.probability >= threshold
@@ -86,13 +86,13 @@ def build_sources(
 
 
 def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of the patches in ``members``, as end points of lines in mm."""
+    """Return the outline of the patches with ``members`` True, as end points of lines in mm."""
     mask = scatter_to_grid(members, cropped.row_col, shape=cropped.shape, fill=False)
     return _lines(region_boundary(mask) * (cropped.cell_px * cropped.mpp / 1000))
 
 
 def _mask_outline(patient_map: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of the tissue mask of the slide; no lines without a slide."""
+    """Return the outline of the tissue mask of the slide; it is empty if the map has no slide."""
     slide = patient_map.slide
     if slide is None:
         return _lines(np.empty((0, 2, 2)))
@@ -102,7 +102,7 @@ def _mask_outline(patient_map: PatientMap) -> Mapping[str, NDArray]:
 
 
 def _lines(ends: NDArray) -> Mapping[str, NDArray]:
-    """Return lines, shape (N, 2, 2), as columns of end points in mm."""
+    """Convert lines, shape (N, 2, 2), to columns of end points in mm."""
     return dict(zip(("x0", "y0", "x1", "y1"), ends.reshape(-1, 4).T, strict=True))
 
 
@@ -170,7 +170,7 @@ def _draw_lines(
 
 
 def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> None:
-    """Add hover and tap tools, and invisible cells. A selected cell gets an outline."""
+    """Add invisible cells with hover and tap tools. A selected cell gets an outline."""
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
     cells.nonselection_glyph = None
     cells.selection_glyph = models.Rect(x="x_mm", y="y_mm", width=side, height=side, fill_alpha=0)
@@ -201,7 +201,7 @@ def threshold_slider(threshold: float) -> Slider:
 
 
 def probability_toggle() -> RadioButtonGroup:
-    """Return the buttons that choose the raw or the smoothed probability for calling patches."""
+    """Return the buttons that choose which probability is used: raw or smoothed."""
     toggle = RadioButtonGroup(labels=["probability", "smoothed probability"], active=0, name="by")
     toggle.update(stylesheets=[_SMALL], margin=(0, 0, 8, 0))
     return toggle

@@ -1,4 +1,4 @@
-"""Make the HTML page of a cohort with a card per patient, or of a patient with a card per slide."""
+"""Make HTML pages: a cohort page with a card per patient, a patient page with a card per slide."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ class Card:
     """Card of a patient on the page of a cohort, or of a slide on the page of its patient.
 
     Attributes:
-        row: Row of the map in the table of the cohort; for a patient with several slides, row of
-            the patient in the table of patients.
+        row: Row of the map in the table of the cohort. For a patient with several slides, this is
+            the row of the patient in the table of patients.
         tissue: Thumbnail of the tissue as a data URI; None if the map has no image and no slide.
         probability: Picture of the probabilities as a data URI, one px per cell.
         rows, cols: Number of rows and columns of the grid.
@@ -71,7 +71,7 @@ class Card:
 def card_of(
     patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> Card:
-    """Return the card of a patient. The arguments are the same as in ``patient_page``."""
+    """Return the card of a patient or slide. ``patient_page`` has the same arguments."""
     tissue = None
     if image is not None:
         tissue = thumbnail_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
@@ -83,7 +83,7 @@ def card_of(
 
 
 def patient_card(row: Mapping[str, Any], slides: Sequence[Card]) -> Card:
-    """Return the card of a patient with several slides; it shows the slide with most IDC.
+    """Return the card of a patient with several slides. The pictures show the slide with most IDC.
 
     Args:
         row: Row of the patient in the table of patients.
@@ -131,7 +131,7 @@ def _cards_page(
 
 
 def has_title(path: Path, title: str) -> bool:
-    """Return whether the start of an HTML file contains the regular expression ``title``."""
+    """Return whether the regular expression ``title`` matches in the start of an HTML file."""
     try:
         with path.open(encoding="utf-8") as file:
             return re.search(title, file.read(_HEAD_CHARS)) is not None

@@ -1,7 +1,7 @@
 """Layers of a patient's page, and the arrays that the page draws.
 
-Coordinates are in mm, and y increases downwards. The origin is the upper left corner of the first
-row and column that have a patch.
+Coordinates are in mm, and y increases downwards. The origin is the upper left corner of the grid
+after ``crop_to_patches``.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ def _page_layer(layer: Layer) -> PageLayer:
 def slide_corner_mm(patient_map: PatientMap) -> tuple[float, float]:
     """Return x and y of the top left corner of the slide in mm; they are 0 or negative.
 
-    The first cell does not always begin at the corner of the slide.
+    Cell (0, 0) of the grid does not always begin at this corner.
     """
     cropped = crop_to_patches(patient_map)
     corners = cropped.coords - cropped.row_col[:, ::-1] * cropped.cell_size_level0
@@ -123,7 +123,7 @@ def slide_corner_mm(patient_map: PatientMap) -> tuple[float, float]:
 
 
 def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Remove the stitched tissue that is above or left of all patches; return (h, w, 3)."""
+    """Remove the rows of px above all patches, and the columns left of all patches."""
     top, left = patient_map.row_col.min(axis=0) * (len(image) // patient_map.shape[0])
     return image[top:, left:]
 
@@ -176,7 +176,7 @@ def cam_levels(patient_map: PatientMap) -> NDArray[np.uint8]:
 
     Returns:
         Levels, shape (rows * h, cols * w), on the grid cropped to its patches. Level 0 is a cell
-        without a patch, level 1 is a CAM of 0, level 255 is a CAM of ``robust_max`` or more.
+        without a patch, 1 is a CAM value of 0, and 255 is a value of ``robust_max`` or more.
     """
     cropped, cams = crop_to_patches(patient_map), patient_map.cell_cams()
     scaled = np.clip(np.nan_to_num(downscale_cams(cams)) / robust_max(cams), 0, 1)

@@ -46,9 +46,9 @@ class PageContext:
     """Values for the page of a map that are not in the map.
 
     Attributes:
-        previous, next: Names of the maps whose pages come before and after; empty without one.
-        script_file: File with the code of bokeh in the folder of the report; with an empty name,
-            the code is in the page.
+        previous, next: Name of the map before and after this map in the report; may be empty.
+        script_file: Name of the file with the code of bokeh, in the folder of the report. If the
+            name is empty, the page contains the code.
         digest: Text that changes if the page must be made again.
         card: JSON of the card of the map on the page of the cohort.
     """
@@ -73,7 +73,7 @@ def patient_page(
         image: Stitched tissue, shape (rows * n, cols * n, 3), where n is at most ``cell_px``; None
             without an image.
         row: Row of the map in the cohort table. The slider starts at the threshold of the row.
-        context: Neighbors of the page; None for a page without links to neighbors.
+        context: Values that are not in the map; None for a page without links to other pages.
     """
     context = context or PageContext()
     up = "../" if patient_map.slide_name else ""
@@ -137,7 +137,7 @@ def _build_document(
     threshold: float,
     patch_scale: float,
 ) -> Document:
-    """Build the bokeh document of a page. Each part of the page is a root with a name."""
+    """Build the bokeh document of a page. Each part of the page is a named root."""
     sources = build_sources(patient_map, pictures, threshold=threshold)
     slider, toggle = threshold_slider(threshold), probability_toggle()
     canvas, renderers = build_canvas(patient_map, layers, sources)

@@ -41,13 +41,13 @@ class Report:
     """Files that ``build_report`` wrote.
 
     Attributes:
-        pages: For each map name, PATIENT or PATIENT/SLIDE, the page. A patient with several slides
-            also has a page that lists the slides.
+        pages: Page of each map, by the name of the map: PATIENT or PATIENT/SLIDE. If a patient has
+            several slides, PATIENT is the page that lists the slides.
         index: Page of the cohort.
         csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
         patients: Table of the patients.
-        failed: For each map file without a page, and each patient without a list of slides, the
-            reason.
+        failed: Reason for each map file that has no page, and for each page with a list of slides
+            that cannot be written.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -68,8 +68,8 @@ def build_report(
 ) -> Report:
     """Write the pages of maps into the folder ``out``, and the cohort table into ``tables``.
 
-    The page of a map that has not changed is kept. A map that fails does not stop the report: the
-    page of the cohort shows the reason.
+    If a map has not changed, the old page is kept. If the page of a map cannot be made, the report
+    continues, and the page of the cohort shows the reason.
 
     Args:
         maps: Map files.
@@ -81,7 +81,7 @@ def build_report(
 
     Raises:
         MapError: No map can be used.
-        WsiIdcError: ``out`` is not writable, or another program wrote files of these names.
+        WsiIdcError: ``out`` is not writable, or has files of these names from another program.
     """
     index = out / INDEX_HTML
     marks = (INDEX_HTML,) if has_title(index, TITLE) else ()
@@ -119,7 +119,7 @@ def build_report(
 
 
 def _write_script(out: Path) -> str:
-    """Write the code of bokeh into ``out`` unless it is there; return the name of the file."""
+    """Return the name of the file with the code of bokeh in ``out``; write a missing file."""
     resources = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     code = "\n".join(resources.js_raw)
     name = f"bokeh-{bokeh.__version__}-{hashlib.sha256(code.encode()).hexdigest()[:8]}.js"
@@ -131,12 +131,12 @@ def _write_script(out: Path) -> str:
 def _check_page(
     path: Path, patient_map: PatientMap, out: Path, cohort: Cohort, threshold: float | None
 ) -> None:
-    """Add a map to the cohort; raise MapError if its page would replace another file."""
+    """Add a map to the cohort; raise MapError if its page would replace another kind of file."""
     patient = patient_map.patient
     page, patient_page_path = out / f"{patient_map.map_name}.html", out / f"{patient}.html"
     if patient_page_path.name.lower() == INDEX_HTML:
         raise MapError(
-            f"{path}: the page of patient {patient} would replace the cohort page; change the id"
+            f"{path}: the page of patient {patient} would replace the cohort page; change this id"
         )
     for file in (page, patient_page_path):
         if file.exists() and not has_title(file, PATIENT_TITLE):
@@ -145,7 +145,7 @@ def _check_page(
 
 
 def _make_page(path: Path, out: Path, row: Mapping[str, Any], context: PageContext) -> Card:
-    """Write the page of a map unless it is up to date; return the card of the map."""
+    """Write the page of a map unless the page is up to date; return the card of the map."""
     name = f"{row['patient']}/{row['slide']}" if row["slide"] else row["patient"]
     page, digest = out / f"{name}.html", _digest(path, row, context)
     if card := _read_card(page, digest, row):
@@ -160,7 +160,7 @@ def _make_page(path: Path, out: Path, row: Mapping[str, Any], context: PageConte
 
 
 def _digest(path: Path, row: Mapping[str, Any], context: PageContext) -> str:
-    """Return a text that changes if the map, its row, the neighbors or this package change."""
+    """Return a text that changes if the map, its row, ``context`` or this package changes."""
     state = path.stat()
     parts = [state.st_size, state.st_mtime_ns, str(dict(row)), str(context), _code_digest()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -179,7 +179,7 @@ def _code_digest() -> str:
 
 
 def _read_card(page: Path, digest: str, row: Mapping[str, Any]) -> Card | None:
-    """Return the card in a page with this digest; None if the page is missing or another one."""
+    """Return the card in a page; None if the page is missing or has another digest."""
     try:
         text = page.read_text(encoding="utf-8")
         if f'<meta name="{DIGEST_NAME}" content="{digest}">' not in text:

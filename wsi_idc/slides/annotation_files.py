@@ -1,4 +1,4 @@
-"""Read annotation files; the content of a file decides about its format, not its name."""
+"""Read annotation files. The format is found from the content of a file, not from the name."""
 
 import gzip
 import json

@@ -44,7 +44,7 @@ class Annotation:
 
     Attributes:
         name: Class as written, such as "Tumor: IDC"; "" without a class.
-        geometry: Valid polygon in level-0 px of the complete glass, x right and y down.
+        geometry: Valid polygon in level-0 px of the complete glass; y increases downwards.
     """
 
     name: str
@@ -62,24 +62,24 @@ def read_annotations(
 ) -> list[Annotation]:
     """Read the annotations of a slide: QuPath GeoJSON, ASAP XML, ImageScope XML or NDPA.
 
-    Points, lines and outlines without an area are skipped, with one warning. An outline that
-    crosses itself is repaired, with a message: all that the outline encloses is inside, also where
-    two of its parts overlap.
+    Points, lines and outlines without an area are skipped, and one warning is logged. An outline
+    that crosses itself is repaired, and a message is logged. The repaired outline contains all
+    area that the outline encloses, also the area where two parts of the outline overlap.
 
     Args:
         path: Annotation file.
         size: Width and height of the slide in level-0 px.
         bounds: Scanned area of the slide, to which QuPath crops the slide.
-        mpp: Microns per level-0 px; NDPA files need it if ``properties`` state no value.
+        mpp: Microns per level-0 px; used for NDPA files if ``properties`` state no value.
         frame: Origin of the coordinates: "level0" is the corner of the glass, and "qupath" the
-            corner of the bounds. With "auto", the outlines must fit only one of the two. ASAP and
-            ImageScope show the complete glass, so their files are in "level0" with "auto". NDPA
-            files state physical positions; this argument does not affect them.
-        properties: Texts in the slide file; NDPA files need the position of the slide.
+            corner of the bounds. With "auto", GeoJSON outlines must fit exactly one of the two.
+            With "auto", files of ASAP and ImageScope have the origin "level0", because these
+            programs show the complete glass. NDPA files state physical positions and no origin.
+        properties: Texts in the slide file. For NDPA, they must state the position of the slide.
 
     Raises:
-        SlideError: The file cannot be used, the outlines are not on the slide, or the frame is not
-            clear.
+        SlideError: The file cannot be used, the outlines are not on the slide, or they fit both
+            origins or none.
     """
     import shapely
 
@@ -103,14 +103,14 @@ def read_annotations(
 
 
 def find_annotation_file(folder: Path, slide: Path) -> Path | None:
-    """Return the file in ``folder`` with the name of a slide, or None without such a file.
+    """Return the annotation file of a slide in ``folder``; None if there is no such file.
 
-    The name is that of the slide file with or without its suffix, before a suffix of annotations:
-    the file of scan.svs is scan.geojson or scan.svs.geojson, for example. As in QuPath,
-    ``.ome.tif`` is one suffix.
+    The annotation file has the name of the slide file, with or without the suffix of the slide
+    file, and one of ``SUFFIXES``. For example, the slide scan.svs has the annotation file
+    scan.geojson or scan.svs.geojson. As in QuPath, ``.ome.tif`` is one suffix.
 
     Raises:
-        SlideError: The folder is missing, or has several such files.
+        SlideError: The folder is missing, or has several annotation files of the slide.
     """
     if not folder.is_dir():
         raise SlideError(f"{folder}: no such folder; give the folder of the annotations")
@@ -133,7 +133,7 @@ def _scale_ndpa(
     mpp: float | None,
     properties: Mapping[str, str],
 ) -> None:
-    """Convert nanometers from the center of the glass to level-0 px, in place."""
+    """Convert outlines from nanometers (origin: center of the glass) to level-0 px, in place."""
     try:
         center = [
             float(properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in ("X", "Y")
@@ -154,7 +154,7 @@ def _scale_ndpa(
 
 
 def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.Geometry"]]:
-    """Return the valid geometry of each outline with an area."""
+    """Return each outline that has an area, together with a valid geometry."""
     import shapely
 
     repaired: list[str] = []
@@ -185,7 +185,7 @@ def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.G
 
 
 def _repair(geometry: "shapely.Geometry") -> "shapely.Geometry":
-    """Return a valid polygon with all that the rings of a polygon enclose, without its holes."""
+    """Return a valid polygon: the area inside the outer rings of a polygon, without the holes."""
     import shapely
 
     geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
@@ -196,7 +196,7 @@ def _repair(geometry: "shapely.Geometry") -> "shapely.Geometry":
 
 
 def _polygon(rings: list[Ring]) -> list["shapely.Polygon"]:
-    """Return a list of the polygon; the list is empty if the outer ring has no area."""
+    """Return a list of one polygon; the list is empty if the outer ring has under 3 points."""
     import shapely
 
     rings = [ring for i, ring in enumerate(rings) if len(ring) >= 3 or i == 0]
@@ -215,11 +215,11 @@ def _shorten(texts: Sequence[str]) -> str:
 def _warn_skipped(path: Path, skipped: Counter[str]) -> None:
     if skipped:
         counts = ", ".join(f"{num} {kind}" for kind, num in skipped.items())
-        logger.warning("%s: skipped %s; only outlines of areas are used", path, counts)
+        logger.warning("%s: skipped %s; only outlines with an area are used", path, counts)
 
 
 def _share_inside(shapes: NDArray[np.object_], box: tuple[float, float, float, float]) -> float:
-    """Return the share of the area of all shapes that is in a box (left, top, right, bottom)."""
+    """Return the part (0..1) of the total area of shapes in a box (left, top, right, bottom)."""
     import shapely
 
     total = shapely.area(shapes).sum()
@@ -232,7 +232,7 @@ def _share_inside(shapes: NDArray[np.object_], box: tuple[float, float, float, f
 def _find_frame(
     path: Path, shapes: NDArray[np.object_], *, size: tuple[int, int], bounds: Bounds
 ) -> str:
-    """Return the only frame to which the outlines fit."""
+    """Return the only frame that the outlines fit; raise SlideError if they fit both or none."""
     right, bottom = bounds.x + bounds.width, bounds.y + bounds.height
     level0 = _share_inside(shapes, (bounds.x, bounds.y, right, bottom)) >= _FITS
     qupath = _share_inside(shapes, (0, 0, bounds.width, bounds.height)) >= _FITS
@@ -247,7 +247,7 @@ def _find_frame(
             )
     if level0 and qupath:
         raise SlideError(
-            f"{path}: the outlines fit the complete glass and QuPath's cropped slide; give "
+            f"{path}: the outlines fit both the complete glass and QuPath's cropped slide; give "
             "--annotation-frame qupath if QuPath made the file, else level0"
         )
     return "level0" if level0 else "qupath"
@@ -274,7 +274,7 @@ def class_table(text: str | None = None) -> dict[str, str]:
             "Unclassified" means outlines without a class. None means ``DEFAULT_CLASSES``.
 
     Returns:
-        Target of each class in lower case, for ``target_of``.
+        Dict from class, in lower case, to target; ``target_of`` reads this dict.
 
     Raises:
         DataError: A row is invalid.
@@ -302,8 +302,8 @@ def _normalize(name: str) -> str:
 def target_of(name: str, table: Mapping[str, str]) -> str | None:
     """Return the target of a class; None if the table has neither the class nor its parents.
 
-    A sub-class such as "Tumor: IDC" has its own row, or else the row of its parent "Tumor".
-    Capital letters and spaces do not matter.
+    If a sub-class such as "Tumor: IDC" has no row, the row of the parent "Tumor" is used. Upper and
+    lower case are equal, and additional spaces are ignored.
     """
     key = _normalize(name) or _normalize(UNCLASSIFIED)
     while key not in table:
@@ -321,10 +321,10 @@ def check_classes(
     Args:
         annotations: Annotations.
         table: Result of ``class_table``.
-        path: Annotation file, for the message.
+        path: Annotation file, for the error message.
 
     Raises:
-        DataError: Some classes have no row; the message lists all classes with their numbers.
+        DataError: Some classes have no row; the message lists all classes with counts of outlines.
     """
     counts = Counter(annotation.name or UNCLASSIFIED for annotation in annotations)
     missing = [name for name in counts if target_of(name, table) is None]
@@ -332,6 +332,6 @@ def check_classes(
         found = ", ".join(f"{name} ({num})" for name, num in counts.most_common())
         place = "" if path is None else f"{path}: "
         raise DataError(
-            f"{place}no target for the class {', '.join(map(repr, missing))}; found {found}; give "
-            'all of --classes, for example "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore"'
+            f"{place}no target for the class {', '.join(map(repr, missing))}; found {found}; name "
+            'all classes in --classes, for example "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore"'
         )

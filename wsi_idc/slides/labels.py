@@ -1,12 +1,13 @@
 """Labels of patches from the outlines of a slide.
 
-The share of a class is the area of the union of its outlines in a patch over the area of the
-patch. Each point counts once: where outlines of different classes overlap, "ignore" has
-precedence, then IDC, then non-IDC. The area of a patch without outlines is unannotated.
+The share of a class in a patch is the area of the patch that is inside outlines of this class,
+divided by the area of the patch. Each point counts once: where outlines of different classes
+overlap, "ignore" has precedence, then IDC, then non-IDC. The area of a patch without outlines is
+unannotated.
 
-The class with the largest share decides about the label if this share is at least ``min_share``;
-the label of all other patches is unknown. If two shares are equal (for example 0.5 and 0.5), the
-order of precedence decides: ignore, IDC, non-IDC, unannotated.
+The class with the largest share gives the label of a patch if this share is at least ``min_share``.
+If this share is smaller, the label is unknown. If two shares are equal (for example 0.5 and 0.5),
+the order of precedence decides: ignore, IDC, non-IDC, unannotated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,22 +41,22 @@ _MARGIN = 0.0123456789
 
 
 def needs_choice(annotations: Sequence[Annotation], table: Mapping[str, str]) -> bool:
-    """Return whether no outline is of non-IDC, so that only the user can define non-IDC."""
+    """Return whether no outline has the target non-IDC, so that the user must define non-IDC."""
     return not any(target_of(annotation.name, table) == NON_IDC for annotation in annotations)
 
 
 def choose_unannotated(
     annotations: Sequence[Annotation], table: Mapping[str, str], chosen: str | None
 ) -> str:
-    """Choose the label of unannotated tissue: the label that the user chose, else "unknown".
+    """Return the label of unannotated tissue: the label that the user chose, else "unknown".
 
     Args:
         annotations: Annotations of all slides.
         table: Result of ``class_table``.
-        chosen: Value of ``--unannotated``; None if the user gave none.
+        chosen: Value of ``--unannotated``; None if the user gave no value.
 
     Raises:
-        DataError: The user made no choice, and no outline is of non-IDC.
+        DataError: The user made no choice, and no outline has the target non-IDC.
     """
     if chosen is None and needs_choice(annotations, table):
         raise DataError(
@@ -73,15 +74,15 @@ def label_patches(
     min_share: float = 0.5,
     unannotated: str = "unknown",
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Label patches by the share of their area under each class; see the text of this module.
+    """Label patches by the share of their area under each class; see the module's docstring.
 
     Args:
         annotations: Annotations of the slide.
         table: Result of ``class_table``.
         boxes: Left, top, right and bottom of each patch in level-0 px, shape (N, 4).
         min_share: Minimum share of the class that labels a patch, above 0 and up to 1.
-        unannotated: Label of unannotated area: "non-IDC" adds it to the share of non-IDC, with
-            "unknown" and "skip" it is a class whose patches are unknown or left out.
+        unannotated: "non-IDC" adds the unannotated area to the share of non-IDC. Otherwise,
+            unannotated area is a class: its patches are unknown ("unknown") or left out ("skip").
 
     Returns:
         Labels, shape (N,): 1 IDC, 0 non-IDC, -1 unknown (``UNKNOWN``), -2 left out (``LEFT_OUT``:
@@ -135,10 +136,11 @@ def _measure(
     index: NDArray[np.intp],
     share_of: NDArray[np.float64],
 ) -> None:
-    """Write the shares of the boxes at ``index``, by halving the boxes until few points are left.
+    """Write the shares of the boxes ``index`` into ``share_of``.
 
-    Each step clips the outlines to the area of its boxes, so that the time depends on the number of
-    points and not on the number of points times the number of patches.
+    The boxes are halved into two groups, recursively, until few outline points are left. Each step
+    clips the outlines to the area of the group. So the time depends on the number of points, and
+    not on the number of points times the number of patches.
     """
     import shapely
 
@@ -166,7 +168,7 @@ def _measure(
 
 
 def _clip(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
-    """Return the parts of geometries in an area, without those that are outside."""
+    """Return the parts of geometries that are inside ``area``."""
     import shapely
 
     if not len(geometries):
@@ -183,7 +185,7 @@ def _clip(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
 
 
 def _intersection(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
-    """Return intersections with a rectangle; ``clip_by_rect`` is fast but can be invalid."""
+    """Return intersections with a rectangle; results of ``clip_by_rect`` can be invalid."""
     import shapely
 
     try:
@@ -237,10 +239,10 @@ def annotation_mask(
 
 
 def _fill(mask: NDArray[np.bool_], rings: Sequence[NDArray[np.float64]]) -> None:
-    """Set the px whose centers are in an odd number of closed rings.
+    """Set the px whose centers are inside an odd number of closed rings.
 
-    Each row is crossed by edges. A px is inside if an odd number of edges cross its row on the left
-    of its center.
+    A center is inside if an odd number of edges of the rings cross the row of px on the left of the
+    center.
     """
     rows, cols = mask.shape
     x0, y0 = np.concatenate([ring[:-1] for ring in rings]).T

@@ -31,7 +31,7 @@ class ManifestRow:
         slide: Slide file.
         patient: Patient id of the slide.
         mpp: Microns per level-0 px; None means the value that the slide file states.
-        mask: Mask file of the slide; None means that the slide is segmented.
+        mask: Mask file of the slide; None means that the tissue is found by segmentation.
         annotations: File with the annotations of the slide, if there is one.
         is_only: Whether the manifest has no other slide of the patient.
     """
@@ -45,7 +45,7 @@ class ManifestRow:
 
     @property
     def slide_name(self) -> str:
-        """Name of the slide file without its suffix; a DataError if it is no safe file name."""
+        """Name of the slide file without its suffix; an unsafe file name raises DataError."""
         return safe_filename(slide_stem(self.slide), kind="slide name")
 
     @property
@@ -57,11 +57,12 @@ class ManifestRow:
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Read a manifest, one row per slide.
 
-    The column ``slide`` (or ``wsi``) has paths relative to the folder of the manifest, as have
-    ``mask`` and ``annotations``. All columns but ``slide`` may be missing, and their cells may be
+    The columns ``slide`` (or ``wsi``), ``mask`` and ``annotations`` have paths relative to the
+    folder of the manifest. Only the column ``slide`` is required; cells of other columns may be
     empty. The default patient is the name of the slide file without its suffix. The default mpp is
-    the value that the slide file states. A slide may be a folder with one slide, such as one of
-    DICOM files. Other columns are ignored. A patient may have several slides of different names.
+    the value that the slide file states. The column ``slide`` may name a folder with one slide,
+    such as a folder of DICOM files. Columns with other names are ignored. A patient may have
+    several slides with different names.
 
     Raises:
         DataError: A row or column is invalid; the error message names the row or column.
@@ -139,7 +140,7 @@ def slide_stem(path: Path) -> str:
 
 
 def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
-    """Return a manifest row for each slide; ``slide_stem`` is the patient.
+    """Return a manifest row for each slide; the patient id is the ``slide_stem`` of the file.
 
     Args:
         slides: Slide files, and folders as in ``find_slides``.
@@ -149,7 +150,7 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
         try:
             patient = safe_filename(slide_stem(path))
         except DataError as error:
-            raise DataError(f"{error}, or name it in a --manifest") from None
+            raise DataError(f"{error}, or give another id in a --manifest") from None
         if patient in rows:
             raise DataError(
                 f"the maps of {rows[patient].slide} and {path} would both be {patient}.h5; give "
@@ -160,13 +161,13 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
 
 
 def slide_rows(path: Path) -> list[ManifestRow]:
-    """Return the slides that ``path`` names: a manifest (.csv), a folder, or one slide file."""
+    """Return the slides of ``path``: a manifest (.csv, .tsv, .txt), a folder, or a slide file."""
     is_manifest = path.suffix.lower() in (".csv", ".tsv", ".txt")
     return read_manifest(path) if is_manifest else rows_from_files([path])
 
 
 def _check_columns(path: Path, header: list[str]) -> None:
-    """Raise DataError if an unknown column is probably a missing column with a wrong spelling."""
+    """Raise DataError if an unknown column is probably a misspelled missing column."""
     for column in set(header).difference(_COLUMNS):
         missing = set(_COLUMNS).difference(header)
         if similar := difflib.get_close_matches(column, missing, n=1):
@@ -177,7 +178,7 @@ def _parse(cells: dict[str, str], *, folder: Path, where: str) -> ManifestRow:
     slide, patient, mpp, mask, annotations = (cells.get(column, "") for column in _COLUMNS)
     for column, name in (("slide", slide or "\0"), ("mask", mask), ("annotations", annotations)):
         if "\0" in name:
-            raise DataError(f"{where}: the column {column} names no file")
+            raise DataError(f"{where}: the column {column} has no file name")
     try:
         path = folder / slide
         if _is_folder(path):

@@ -23,14 +23,14 @@ _MIN_PLACED_PX = 4096
 
 
 def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bool_]:
-    """Read a mask file: an image of a slide with a black background, of any size, or outlines.
+    """Read a mask file: a picture of any size whose background is black, or outlines of tissue.
 
     Args:
         path: PNG or TIFF, or a file of annotations; the areas of all its outlines are tissue.
         slide: The slide.
         frame: Part of the slide that the mask shows: "level0" for the complete slide, "qupath" for
-            its bounds, or "auto" for the one with the proportions of the mask. For outlines, see
-            ``read_annotations``.
+            its bounds. With "auto", it is the part with the aspect ratio of the mask. For outlines,
+            see ``read_annotations``.
 
     Returns:
         Tissue mask of the complete slide, shape (h, w), bool, in any resolution.
@@ -63,13 +63,13 @@ def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bo
 
 
 def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest px."""
+    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest old px."""
     size = (shape[1], shape[0])
     return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -> str:
-    """Return "level0" or "qupath"; raise SlideError if the proportions of a mask do not fit."""
+    """Return the frame with the aspect ratio of a mask; raise SlideError if both or none fit."""
     sides = {"level0": (slide.width, slide.height)}
     shown = f"a slide of {slide.width}x{slide.height} px"
     if slide.bounds is None:
@@ -85,20 +85,20 @@ def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -
         )
     if len(fits) > 1:
         raise SlideError(
-            f"{path}: a mask of {size[0]}x{size[1]} px fits {shown}; give --mask-frame level0 if "
-            "it shows the complete slide, or --mask-frame qupath if it was drawn in QuPath"
+            f"{path}: a mask of {size[0]}x{size[1]} px can show {shown}; give --mask-frame level0 "
+            "if it shows the complete slide, or --mask-frame qupath if it was drawn in QuPath"
         )
     return fits[0]
 
 
 def _fits(mask: tuple[int, int], part: tuple[int, int]) -> bool:
-    """Return whether a mask has the proportions of a part of a slide; both are (width, height)."""
+    """Return whether two sizes (width, height) of a mask and a slide have equal aspect ratios."""
     difference_px = abs(mask[0] * part[1] / part[0] - mask[1])
     return difference_px <= max(1.0, _MAX_STRETCH * mask[1])
 
 
 def _draw_outlines(path: Path, slide: Slide, frame: str) -> NDArray[np.bool_]:
-    """Return the areas of the outlines in a file of annotations as a mask of the slide."""
+    """Draw the outlines of an annotation file as a mask of the complete slide."""
     size = (slide.width, slide.height)
     options: dict[str, Any] = {"bounds": slide.bounds, "mpp": slide.mpp, "frame": frame}
     try:
@@ -115,7 +115,7 @@ def _draw_outlines(path: Path, slide: Slide, frame: str) -> NDArray[np.bool_]:
 
 
 def _place_on_slide(mask: NDArray[np.bool_], slide: Slide) -> NDArray[np.bool_]:
-    """Return the mask of the complete slide for a mask of its bounds."""
+    """Place a mask of the scanned area in a mask of the complete slide."""
     bounds = slide.bounds
     assert bounds is not None
     # The borders of the bounds are rounded to px of the result, so its px are small.
@@ -144,7 +144,7 @@ def _is_foreground(image: Image.Image) -> NDArray[np.bool_]:
 
 
 def mask_fingerprint(mask: Path | None) -> str | None:
-    """Return the SHA-256 of a mask file; None without a mask. Raise SlideError without a file."""
+    """Return the SHA-256 of a mask file; None without a mask. A missing file raises SlideError."""
     if mask is None:
         return None
     if not mask.is_file():  # not a pipe, which would block open()

@@ -53,7 +53,7 @@ class OpenSlideReader(SlideReader):
         """Read a region; see ``SlideReader.read``.
 
         OpenSlide needs the top left corner of the region in integer level-0 px. Real slides have
-        downsamples such as 4.0003: then the corner is rounded by at most half a level-0 px.
+        downsamples such as 4.0003. The corner is rounded, by at most half a level-0 px.
         """
         scale = self.downsamples[level]
         corner = (round(x * scale), round(y * scale))
@@ -99,7 +99,7 @@ def library_version() -> str:
 
 
 def detect_format(path: Path) -> str | None:
-    """Return OpenSlide's name of the format of a file; None if OpenSlide does not support it."""
+    """Return OpenSlide's name for the format of a file; None if OpenSlide cannot read the file."""
     import openslide
 
     try:
@@ -131,7 +131,7 @@ def _read_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 def _read_bounds(properties: Mapping[str, str], width: int, height: int) -> Bounds | None:
-    """Return the scanned area; None if the file states none, or states the complete slide."""
+    """Return the scanned area; None if the file states no area or the complete slide."""
     try:
         sides = (properties[f"openslide.bounds-{side}"] for side in ("x", "y", "width", "height"))
         bounds = Bounds(*map(int, sides))

@@ -1,4 +1,4 @@
-"""Outlines as annotation files have them, before they are checked and moved to the slide."""
+"""Outlines with the coordinates of an annotation file, not yet checked or converted to px."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ Ring = NDArray[np.float64]  # shape (N, 2), x and y
 
 @dataclass(frozen=True)
 class Outline:
-    """One outline with its coordinates as the file has them.
+    """One outline with the coordinates of the annotation file.
 
     Attributes:
         place: Place in the file, such as "feature 3".
         name: Class as written; "" without a class.
-        polygons: Polygons; each is a list of rings, first the outer ring, then the holes.
+        polygons: Polygons. A polygon is a list of rings: the outer ring, then the holes.
         holes: Rings whose areas are subtracted from all polygons.
     """
 
@@ -38,7 +38,7 @@ class AnnotationFile:
     Attributes:
         format: "geojson", "asap", "imagescope" or "ndpa".
         outlines: Outlines that have an area.
-        skipped: Number of other objects of each kind, such as points.
+        skipped: For each kind of other objects, such as points, the number of objects.
     """
 
     format: str
@@ -47,7 +47,7 @@ class AnnotationFile:
 
 
 def check_num_points(num: int) -> None:
-    """Raise SlideError if a file has too many points; the message needs the name of the file."""
+    """Raise SlideError if ``num`` points are too many; the caller adds the file to the message."""
     if num > MAX_POINTS:
         raise SlideError(
             f"has more than {MAX_POINTS:,} points; simplify the outlines and export them again"

@@ -76,7 +76,7 @@ def _ring(points: list[list[float]]) -> Ring:
 
 
 def _features(node: Any) -> Iterator[Any]:
-    """Yield features and geometries in the order of the file, with the children of features."""
+    """Yield features and geometries in the order of the file, also features inside features."""
     if isinstance(node, list):
         for child in node:
             yield from _features(child)
@@ -103,7 +103,7 @@ def _geometries(node: Any, place: str) -> Iterator[dict[str, Any]]:
 
 
 def _class_name(properties: dict[str, Any]) -> str:
-    """Return the class of a feature; QuPath writes sub-classes as names, or as a parent class."""
+    """Return the class of a feature; QuPath writes a list of names, or parent classes."""
     names: list[str] = []
     node = properties.get("classification")
     while isinstance(node, dict):

@@ -1,9 +1,9 @@
 """Outlines in XML: ASAP, Aperio ImageScope and Hamamatsu NDPA.
 
 - ASAP: see the class ``XmlRepository`` in ASAP's source code. The Camelyon data sets use it.
-- ImageScope: regions of type 0 are freehand, 1 rectangles, 2 ellipses in the box of their vertices.
-  A region with ``NegativeROA="1"`` is a hole in the other regions of its layer.
-- NDPA: nanometers from the center of the glass; see the class ``NDPARepository`` of ASAP.
+- ImageScope: regions have type 0 (freehand), 1 (rectangle) or 2 (ellipse in the box of the points).
+  A region with ``NegativeROA="1"`` is a hole in the other regions of the layer.
+- NDPA: coordinates are nanometers from the center of the glass; see ``NDPARepository`` in ASAP.
 """
 
 from array import array
@@ -27,13 +27,13 @@ _ELLIPSE_POINTS = 256  # the polygon has 99.99 % of the area of the ellipse
 
 @dataclass
 class _Node:
-    """Element of an XML file; its elements of points are stored as numbers.
+    """Element of an XML file. Points in the element are stored as numbers, not as elements.
 
     Attributes:
         tag: Name of the element.
         attributes: Attributes of the element.
-        children: Elements in this element, without points.
-        points: Numbers x, y and order of each point.
+        children: Elements in this element, except points.
+        points: For each point the numbers x, y and order, one after the other.
         text: Text of the element.
     """
 
@@ -44,7 +44,7 @@ class _Node:
     text: str = ""
 
     def all(self, *tags: str) -> list["_Node"]:
-        """Return the elements at a path of tags."""
+        """Return all elements below this element that a path of tags reaches."""
         nodes = [self]
         for tag in tags:
             nodes = [child for node in nodes for child in node.children if child.tag == tag]
@@ -55,13 +55,13 @@ class _Node:
         return next((child.text.strip() for child in self.all(tag)), default)
 
     def ring(self) -> Ring:
-        """Return the points in their order, which ASAP numbers; shape (N, 2)."""
+        """Return the points, shape (N, 2), sorted by the number "Order" that ASAP writes."""
         points = np.asarray(self.points, np.float64).reshape(-1, 3)
         return points[np.argsort(points[:, 2], kind="stable"), :2]
 
 
 class _Builder:
-    """Target of an XML parser; it refuses declarations, with which entities could be expanded."""
+    """Target of an XML parser; it refuses document types, because they can define entities."""
 
     def __init__(self) -> None:
         self._stack = [_Node("", {})]
@@ -115,7 +115,7 @@ def _number(text: str) -> float:
 
 
 def parse_xml(data: bytes) -> AnnotationFile:
-    """Parse an ASAP, ImageScope or NDPA file; the name of the root element decides.
+    """Parse an ASAP, ImageScope or NDPA file; the root element gives the format.
 
     Raises:
         ValueError: An element is not valid.
@@ -135,7 +135,7 @@ def parse_xml(data: bytes) -> AnnotationFile:
         "annotations": _parse_ndpa,
     }.get(root.tag)
     if parse is None:
-        raise ValueError(f"the XML is of {root.tag!r} and not of annotations")
+        raise ValueError(f"the element {root.tag!r} is not one of annotations")
     return parse(root)
 
 
@@ -186,7 +186,7 @@ def _parse_imagescope(root: _Node) -> AnnotationFile:
 
 
 def _layer_name(layer: _Node) -> str:
-    """Return the name of a layer; its attribute "Description" has the name in some files."""
+    """Return the name of a layer; in some files, it is in the attribute "Description"."""
     names = [layer.attributes.get("Name", "")]
     for attribute in layer.all("Attributes", "Attribute"):
         names.append(attribute.attributes.get("Value", ""))

@@ -72,8 +72,8 @@ class Grid:
             mpp: Microns per px of the level.
 
         Returns:
-            Starts and ends, shape (N, 2), int64. Without overlap, a patch starts where the patch
-            before it ends. On a level that needs no resampling, a patch has ``patch_px`` px.
+            Starts and ends, shape (N, 2), int64. If patches do not overlap, a patch starts where
+            the previous patch ends. On a level without resampling, a patch has ``patch_px`` px.
         """
         starts = cells.astype(np.int64) * self.stride_px
         first = np.rint(starts * self.mpp / mpp).astype(np.int64)
@@ -92,7 +92,7 @@ def make_grid(
     The last patches may extend beyond the right and the bottom edge of the slide.
 
     Raises:
-        ValueError: The stride leaves gaps, or the grid is larger than is possible for a slide.
+        ValueError: The stride is below 1 or leaves gaps, or the grid is too large for any slide.
     """
     if not 1 <= stride_px <= patch_px:
         raise ValueError(
@@ -112,12 +112,12 @@ def make_grid(
 
 
 def is_native(level_mpp: float, mpp: float) -> bool:
-    """Return whether a level has the resolution ``mpp``, so that it needs no resampling."""
+    """Return whether a level has the resolution ``mpp``, so that patches are not resampled."""
     return abs(level_mpp / mpp - 1) <= _NATIVE_TOLERANCE
 
 
 def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
-    """Return the index of the coarsest level that is at least as fine as ``mpp``.
+    """Return the index of the level with the largest microns per px that are at most ``mpp``.
 
     If all levels are coarser than ``mpp``, return the index of the finest level.
     """
@@ -137,7 +137,7 @@ def group_reads(
         max_gap: Maximum gap in px between neighboring patches of a group.
 
     Returns:
-        A slice of the patches for each group; a group is within one grid row.
+        A slice of the patches for each group. All patches of a group are in one grid row.
     """
     groups = []
     start = 0
@@ -185,8 +185,8 @@ class SlidePatches:
         mpp: Microns per px of a patch.
         stride_px: Distance between patches in px of a patch; None means ``patch_px``.
         tissue: Tissue mask of the complete slide, shape (h, w), bool; if None, it is computed.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
-            ``tissue`` is given too, only patches that touch tissue are taken.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0 and no ``tissue``, all
+            patches are taken. With 0 and ``tissue``, all patches that touch tissue are taken.
 
     Attributes:
         coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
@@ -211,7 +211,7 @@ class SlidePatches:
         check_size(slide, patch_px=patch_px, mpp=mpp)
         if slide.mpp > mpp * (1 + _MPP_TOLERANCE):
             scale = f"{slide.mpp:g} um/px is coarser than the model's {mpp:g}"
-            logger.warning("%s: %s; its patches are enlarged and blurred", slide.path, scale)
+            logger.warning("%s: %s; the patches are enlarged and blurred", slide.path, scale)
         sides: dict[str, Any] = {"patch_px": patch_px, "stride_px": stride_px or patch_px}
         try:
             grid = make_grid(slide.width, slide.height, slide_mpp=slide.mpp, mpp=mpp, **sides)
@@ -301,7 +301,8 @@ def check_size(slide: Slide, *, patch_px: int, mpp: float) -> None:
     if slide.mpp > mpp * _MAX_UPSAMPLING:
         raise SlideError(
             f"{slide.path}: {slide.mpp:g} um/px ({slide.mpp_source}) is too coarse for a model of "
-            f"{mpp:g} um/px; scan it at a finer resolution, or give --mpp if this value is wrong"
+            f"{mpp:g} um/px; scan the slide at a finer resolution, or give --mpp if this value is "
+            "wrong"
         )
     width, height = slide.width * slide.mpp, slide.height * slide.mpp
     if max(width, height) < patch_px * mpp * (1 - _MPP_TOLERANCE):

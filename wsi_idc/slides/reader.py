@@ -32,9 +32,9 @@ class SlideReader(ABC):
     Attributes:
         sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Width of a px of each level, in level-0 px.
-        file_mpp: Unchecked microns per level-0 px along x and y; None if the file states no value.
+        file_mpp: Microns per level-0 px along x and y in the file, not checked; None without them.
         bounds: Scanned area; None if it is the complete slide.
-        properties: Unchecked texts in the file, with the names that OpenSlide gives them.
+        properties: Texts in the file, not checked, by the names that OpenSlide gives the texts.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -59,7 +59,7 @@ class SlideReader(ABC):
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend RGBA pixels (h, w, 4) with a white background. The colors are not premultiplied."""
+    """Blend RGBA pixels (h, w, 4) with a white background. Colors are not multiplied by alpha."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
         # All px are opaque: cvtColor is several times faster than copying the color channels.
@@ -118,7 +118,7 @@ def _load(path: Path) -> Image.Image:
                 raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
             if image.mode not in (*_OPAQUE_MODES, *_ALPHA_MODES):
                 raise SlideError(
-                    f"{path}: pixels of mode {image.mode}; a slide has 8 bits per channel"
+                    f"{path}: the pixels have mode {image.mode}; save 8 bits per channel"
                 )
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # viewers show the picture upright too

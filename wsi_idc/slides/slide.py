@@ -49,7 +49,7 @@ class Level:
 
 
 class Slide(AbstractContextManager["Slide"]):
-    """An open slide. As a context manager, it is closed at the end of the ``with`` block.
+    """An open slide; the end of a ``with`` block closes the slide.
 
     Attributes:
         path: Slide file.
@@ -112,10 +112,10 @@ class Slide(AbstractContextManager["Slide"]):
         return self._reader.read(level, x, y, width=width, height=height)
 
     def thumbnail(self, max_side: int = 1024) -> NDArray[np.uint8]:
-        """Return a small picture of the complete slide. Its longer side has ``max_side`` px.
+        """Return a small picture of the complete slide. The longer side has ``max_side`` px.
 
         Returns:
-            Shape (h, w, 3), uint8. A thumbnail is never larger than level 0.
+            Shape (h, w, 3), uint8. A slide that is smaller than ``max_side`` is not enlarged.
         """
         scale = min(1.0, max_side / max(self.width, self.height))
         width, height = (max(1, round(side * scale)) for side in (self.width, self.height))
@@ -144,7 +144,7 @@ class Slide(AbstractContextManager["Slide"]):
 
 
 def companion_files(path: Path) -> list[Path]:
-    """Return the other files of a slide. The list is empty if the slide has only one file."""
+    """Return all files of a slide except ``path``; an empty list if the slide is one file."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         files = path.with_suffix("").rglob("*")
@@ -188,7 +188,11 @@ def _open_reader(path: Path, mpp: float | None) -> tuple[SlideReader, float, str
     if tiff is not None and not tiff.is_plain:
         reader: SlideReader = TiffReader(path)
         if tiff.number > 1:
-            logger.warning("%s: page %d is the slide, the largest page", path, tiff.number)
+            logger.warning(
+                "%s: page %d is read as the slide, because this page is the largest",
+                path,
+                tiff.number,
+            )
     elif vendor is not None:
         reader = OpenSlideReader(path)
     elif path.suffix.lower() in SUFFIXES:
@@ -218,7 +222,7 @@ def _check_levels(path: Path, sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def _read_head(path: Path) -> bytes:
-    """Return the first 16 bytes of a slide file; check that it is regular and not empty."""
+    """Return the first 16 bytes of a slide file; check that the file is regular and not empty."""
     try:
         if path.is_dir():
             raise SlideError(f"{path}: is a folder; give a slide file")
@@ -236,7 +240,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _describe_unsupported(path: Path, head: bytes) -> str:
-    """Describe an unsupported file: OpenSlide does not read it, and it has no image suffix."""
+    """Describe a file without an image suffix that OpenSlide does not read."""
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
             return f"is a plain {kind} picture; rename it to {path.stem}{suffix} and give --mpp"
@@ -250,7 +254,9 @@ def _choose_mpp(
 ) -> tuple[float, str]:
     if given is not None:
         if file_mpp is not None and abs(file_mpp[0] / given - 1) > _MAX_CONTRADICTION:
-            logger.warning("%s: %g um/px is given; the file states %g", path, given, file_mpp[0])
+            logger.warning(
+                "%s: %g um/px is given, but the file states %g", path, given, file_mpp[0]
+            )
         return given, "given"
     if file_mpp is None:
         raise SlideError(f"{path}: the file does not state its microns per pixel; give --mpp")

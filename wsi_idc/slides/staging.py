@@ -1,4 +1,4 @@
-"""Copies of slides on a fast local disk: the next slide is copied while a slide is computed."""
+"""Copies of slides on a fast local disk: while a slide is used, the next slide is copied."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ def staged_slides(
     is_needed: Callable[[ManifestRow], bool],
     is_stopped: Callable[[], bool],
 ) -> Generator[tuple[ManifestRow, Path | None], None, None]:
-    """Yield each slide with its copy in the folder ``WSI_IDC_SCRATCH``.
+    """Yield each slide with a copy in the folder that the variable ``WSI_IDC_SCRATCH`` names.
 
     A thread copies the next slide while the caller uses a slide. The copy is removed when the
     caller asks for the next slide, so at most two slides are on the disk.
@@ -40,8 +40,8 @@ def staged_slides(
         is_stopped: Function that returns whether copying must end.
 
     Yields:
-        Row, and the copy of its slide. Instead of a copy, None is yielded if the variable is not
-        set, if the slide is not needed, or if it cannot be copied; the reason is logged.
+        Row, and the copy of the slide. There is no copy if the variable is not set, if the
+        slide is not needed, or if copying fails. The reason of a failure is logged.
     """
     with ExitStack() as stack:
         folder: Path | None = None
@@ -71,7 +71,7 @@ def staged_slides(
 
 
 def _copy(slide: Path, folder: Path, *, is_stopped: Callable[[], bool]) -> Path | None:
-    """Copy all files of a slide into a folder; return the slide file there, None after a stop."""
+    """Copy all files of a slide into a folder; return the copy of ``slide``, None after a stop."""
     files = [slide, *companion_files(slide)]
     num_bytes = sum(file.stat().st_size for file in files)
     check_space(folder.parent, num_bytes)
@@ -89,7 +89,7 @@ def _copy(slide: Path, folder: Path, *, is_stopped: Callable[[], bool]) -> Path 
 
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """Create a folder for copies and remove it at the end; remove folders of killed processes."""
+    """Yield a new folder for copies, and remove it later; remove folders of killed processes."""
     if supports_locks(parent):
         for lock in parent.glob(f"{_PREFIX}*.lock"):
             with contextlib.suppress(BusyError), locked(lock, what=lock):

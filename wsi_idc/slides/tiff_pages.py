@@ -1,8 +1,8 @@
-"""Choose the pages of a TIFF without a vendor's format that show the slide, and read its mpp.
+"""Find the slide and the mpp in the pages of a TIFF that is not in the format of a scanner vendor.
 
-OpenSlide and Pillow read the first page of such a TIFF as the slide, also if the page has only one
-channel or shows the label. Both decode samples of other types as if they were 8-bit RGB, and
-OpenSlide turns each tile by itself if the page has an orientation.
+OpenSlide and Pillow read the first page of such a TIFF as the slide, even if the page has only one
+channel or shows the label. Both decode samples of any type as if the samples were 8-bit RGB. If the
+orientation of the page is not upright, OpenSlide turns each tile but does not move the tiles.
 """
 
 import contextlib
@@ -43,12 +43,12 @@ class TiffSlide:
     """Pages of a TIFF that show the slide.
 
     Attributes:
-        levels: Pages of each level, level 0 first: one page in color, or red, green and blue.
+        levels: Pages of each level, level 0 first. A level is a page in color, or 3 pages: R, G, B.
         mpp: Microns per level-0 px along x and y of the upright slide, not checked; None if the
             file does not state them.
         orientation: Orientation of the pages as in TIFF 6.0; 1 is upright.
         number: Number of the first page of the slide, counted from 1.
-        is_plain: True if OpenSlide and Pillow read the slide too: one upright first page.
+        is_plain: Whether OpenSlide or Pillow reads the slide correctly, without ``TiffReader``.
     """
 
     levels: Sequence[Sequence[Any]]
@@ -154,7 +154,7 @@ def _check_sides(page: Any) -> None:
 
 
 def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
-    """Return the pages of red, green and blue; an empty list if a page has all colors.
+    """Return the pages of red, green and blue; an empty list if each page has all colors.
 
     Raises:
         SlideError: The channels are not red, green and blue.
@@ -179,7 +179,7 @@ def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
 
 
 def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[Any]]:
-    """Return the pages of each level: sub-images of the first pages, or reduced pages after it."""
+    """Return the pages of each level: ``first``, then sub-images or later reduced pages."""
     levels: list[Sequence[Any]] = [first]
     sub_images = [list(page.pages or ()) for page in first]
     candidates: list[Sequence[Any]] = list(zip(*sub_images, strict=False))
@@ -208,7 +208,7 @@ def _is_alike(page: Any, other: Any) -> bool:
 def _check_samples(path: Path, page: Any) -> None:
     """Raise SlideError if the samples of a page are not 8-bit colors."""
     if str(page.dtype) not in _SAMPLE_TYPES:
-        raise SlideError(f"{path}: its samples are {page.dtype}; save it with 8 bits a channel")
+        raise SlideError(f"{path}: the samples are {page.dtype}; save the slide with 8 bits")
     channels = page.samplesperpixel
     if page.photometric not in _PHOTOMETRICS or (page.photometric in _GREY and channels > 2):
         kind = getattr(page.photometric, "name", page.photometric)
@@ -217,12 +217,13 @@ def _check_samples(path: Path, page: Any) -> None:
         )
     if page.is_tiled and (channels > _MAX_TILED_CHANNELS or _UNSPECIFIED in page.extrasamples):
         raise SlideError(
-            f"{path}: has {channels} channels, some are neither color nor alpha; save it as RGB"
+            f"{path}: has {channels} channels, of which some are neither color nor alpha; save "
+            "the slide as RGB"
         )
 
 
 def _ome_image(ome: str | None, size: tuple[int, int]) -> Any:
-    """Return the element ``Pixels`` of OME-XML with a size, else the first; None without one."""
+    """Return the element ``Pixels`` of OME-XML with this size, else the first one, else None."""
     with contextlib.suppress(ElementTree.ParseError):
         images = [] if ome is None else ElementTree.fromstring(ome).findall(".//{*}Pixels")
         sides = tuple(map(str, size))
@@ -263,7 +264,7 @@ def _tag_mpp(first: Any) -> tuple[float, float] | None:
 
 
 def _per_px(page: Any, um: float) -> tuple[float, float]:
-    """Return microns per px along x and y for a page whose resolution is in px per ``um``."""
+    """Return microns per px along x and y; the page states px per unit of ``um`` microns."""
     x, y = (
         um * denominator / numerator
         for numerator, denominator in (

@@ -1,4 +1,4 @@
-"""Read TIFF slides that OpenSlide and Pillow do not read: turned, behind a label, or by channel."""
+"""Read TIFF slides that OpenSlide and Pillow read wrongly, such as a turned page."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ _FLIPPED_X, _FLIPPED_Y, _TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 
 
 class TiffReader(SlideReader):
-    """Reader of a TIFF slide; tifffile decodes the tiles, or a complete page without tiles.
+    """Reader of a TIFF slide; tifffile decodes each tile, or the complete page if it has no tiles.
 
     Args:
         path: TIFF file.
@@ -169,7 +169,7 @@ def _to_rgb(page: Any, samples: NDArray) -> NDArray[np.uint8]:
 
 
 def _check_page(path: Path, page: Any) -> None:
-    """Raise SlideError if a page is too large for the memory, or has colors of another kind."""
+    """Raise SlideError if a page is too large for the memory, or the colors are not supported."""
     width, height = _tile_size(page)
     if page.is_tiled and width * height > _MAX_TILE_PX:
         raise SlideError(f"{path}: damaged or cut short (its tiles are too large)")
@@ -180,4 +180,4 @@ def _check_page(path: Path, page: Any) -> None:
         )
     if not is_decodable(page):
         kind = getattr(page.photometric, "name", page.photometric)
-        raise SlideError(f"{path}: a turned page of type {kind} is not supported; save it as RGB")
+        raise SlideError(f"{path}: a page of type {kind} is not supported; save the slide as RGB")

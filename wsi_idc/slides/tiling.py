@@ -19,10 +19,10 @@ class SlideSettings:
 
     Attributes:
         mpp: Microns per level-0 px. If None, the slide file states the value.
-        mask: Mask file; None means that slides are segmented.
+        mask: Mask file; None means that the tissue is found by segmentation.
         mask_frame: Part of a slide that a mask shows; see ``read_mask``.
-        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0, all patches are taken; if
-            ``mask`` is given too, only patches that touch tissue are taken.
+        min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0 and no ``mask``, all
+            patches are taken. With 0 and ``mask``, all patches that touch tissue are taken.
         tissue_threshold, min_piece_mm2, min_hole_mm2: Settings of ``tissue_mask``.
         stride_px: Distance between patches in px of a patch; None means the side of a patch.
     """
@@ -37,7 +37,7 @@ class SlideSettings:
     stride_px: int | None = None
 
     def for_slide(self, row: ManifestRow) -> "SlideSettings":
-        """Return the settings of one slide; values of the manifest replace missing values."""
+        """Return the settings of one slide; a missing ``mpp`` or ``mask`` is taken from ``row``."""
         return replace(self, mpp=self.mpp or row.mpp, mask=self.mask or row.mask)
 
 

@@ -2,8 +2,8 @@
 
 Hematoxylin and eosin absorb green more than red and blue. A px is tissue if its green channel is
 darker than red and blue by at least a threshold. Pale tissue such as fat is above the threshold.
-Glass, its edges, black, blue, green and brown ink, and dust are below: they are grey, or absorb red
-or blue at least as much as green.
+Below the threshold are glass and edges of glass, dust, and black, blue, green and brown ink: they
+are grey, or absorb red or blue at least as much as green.
 """
 
 import math
@@ -54,7 +54,7 @@ def tissue_mask(
         threshold: Minimum number of gray levels, 0..255, by which green is darker than red and
             blue in tissue.
         min_piece_mm2: Minimum area of a piece of tissue; smaller pieces are dust.
-        min_hole_mm2: Minimum area of a hole; smaller holes are lumina, and part of the tissue.
+        min_hole_mm2: Minimum area of a hole; smaller holes are lumina and count as tissue.
 
     Returns:
         Tissue mask, shape (h, w), bool. First, gaps narrower than about 100 um are closed. Then
@@ -133,8 +133,8 @@ def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDA
         )
     if np.percentile(thumbnail.min(axis=2), _BRIGHT_PERCENTILE) < _MIN_BRIGHTNESS:
         raise SlideError(
-            f"{slide.path}: is dark, as fluorescence is; the models need a slide in bright field "
-            "and in the colors of H&E"
+            f"{slide.path}: the slide is dark like a fluorescence image; the models need a slide "
+            "in bright field and in the colors of H&E"
         )
     mpp = side_um / max(thumbnail.shape)
     return thumbnail, tissue_mask(thumbnail, mpp=mpp, **settings)
