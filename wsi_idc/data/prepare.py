@@ -50,8 +50,8 @@ class PrepareReport:
         info: Attributes of the pack.
         rejected: Files that are left out of the pack.
         flagged: Unusual files that are in the pack, and folders that are left out.
-        num_other_files: Number of files that are ignored: not PNG, or hidden.
-        lost_patients: Sorted ids of the patients of which no file is in the pack.
+        num_other_files: Number of ignored files. These are hidden files and files that are not PNG.
+        lost_patients: Sorted ids of the patients that have files in the tree but none in the pack.
     """
 
     pack: Path
@@ -85,7 +85,7 @@ def prepare(
 
     Args:
         tree: Folder or zip with files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
-        out: Pack to write; ``rejected.csv`` and ``flagged.csv`` go into its folder.
+        out: Pack to write; ``rejected.csv`` and ``flagged.csv`` are written to the same folder.
         patch_px: Side in px, at most 255. Smaller patches are padded; larger patches are rejected.
         mpp: Microns per pixel; None assumes 4.
         num_workers: Number of decoding threads or processes; None means all cores, at most 16.

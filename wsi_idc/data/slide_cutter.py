@@ -163,7 +163,7 @@ class SlideCutter:
         """Cut a slide into labelled patches, and draw the picture of the slide.
 
         Args:
-            row: Slide with its patient.
+            row: Manifest row of the slide.
             is_stopped: Function that returns True when the cutting must end.
 
         Raises:

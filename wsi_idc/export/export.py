@@ -57,7 +57,7 @@ class ExportReport:
 def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> ExportReport:
     """Write maps into the folder ``out``; files of PATIENT/SLIDE are in the subfolder PATIENT.
 
-    A map that fails does not stop the export: the report has the reason. Existing files of the
+    A map that fails does not stop the export: the report records the reason. Existing files of the
     same names are replaced, each in one atomic step.
     """
     report = ExportReport()

@@ -164,7 +164,7 @@ def _until_stop(
 def _by_map(
     batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]], folder: Path
 ) -> Iterator[tuple[str, RawPrediction]]:
-    """Split and join batches, so that each map has one prediction with all its patches.
+    """Split and join predictions of batches; yield one prediction per map, with all its patches.
 
     CAMs are stored in temporary files in ``folder`` if they are large.
     """

@@ -215,15 +215,15 @@ def _image_fits(patches: PatientPatches) -> bool:
     num_bytes = 3 * math.prod(patches.shape) * patches.cell_px**2
     if num_bytes <= MAX_IMAGE_BYTES:
         return True
-    reason = f"its picture would have {num_bytes / 1e9:.1f} GB"
-    logger.warning("%s: %s, so the tissue is left out of the map", patches.map_name, reason)
+    reason = f"the picture of the tissue would have {num_bytes / 1e9:.1f} GB"
+    logger.warning("%s: %s, so the map has no picture", patches.map_name, reason)
     return False
 
 
 def _collect_pixels(
     batches: Iterator[NDArray[np.uint8]], pixels: DiskArray | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the batches; append each batch to ``pixels`` if pixels are kept."""
+    """Yield the batches; append each batch to ``pixels`` if the map gets a picture."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)

@@ -22,7 +22,7 @@ class SlideView:
         thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
         tissue: Mask of the tissue in the thumbnail, shape (h, w), bool.
         mpp_source: Origin of ``mpp``: "file", or "given" by the user.
-        bounds: Scanned area, to which QuPath crops the slide; None if it is the complete slide.
+        bounds: Scanned area; None means the complete slide. QuPath crops a slide to this area.
     """
 
     name: str

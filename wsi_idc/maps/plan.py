@@ -100,7 +100,7 @@ def map_names(pack: Pack, patients: Iterable[str]) -> list[str]:
     """Return the names of the maps of patients: PATIENT, or PATIENT/SLIDE for several slides.
 
     Raises:
-        DataError: The pack has no such patient.
+        DataError: A patient is not in the pack.
     """
     names: list[str] = []
     for patient in dict.fromkeys(patients):

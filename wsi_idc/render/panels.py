@@ -79,7 +79,7 @@ class ColorBar:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """An entry of a legend. It explains the color of areas, or of lines over the picture.
+    """An entry of a legend: the meaning of the color of areas, or of lines over the picture.
 
     Attributes:
         name: Meaning of the color.
