@@ -8,7 +8,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from tests.slides.tiffs import noise, write_tiff
+from tests.slides.tiffs import noise, write_scn, write_tiff
 from tests.small_maps import EVIL, write_hand_map
 from tests.small_slides import box, write_outlines
 from tests.view.servers import ask, running
@@ -156,6 +156,19 @@ def test_annotations_are_in_px_of_the_slide(tmp_path: Path):
         (outlines / "s.geojson").write_text("{")
         status, body, _ = ask(server, "/items/0/outlines")
         assert (status, b"damaged or cut short" in body) == (500, True)
+
+
+@pytest.mark.parametrize(("frame", "left"), [("level0", 200), ("qupath", 1200)])
+def test_annotations_of_a_slide_with_bounds(tmp_path: Path, frame: str, left: int):
+    area = np.full((600, 800, 3), 200, np.uint8)
+    write_scn(tmp_path / "s.scn", area, x=1000, y=500, glass=(3000, 2000), mpp=0.5)
+    write_outlines(tmp_path / "s.geojson", ("Tumor", box(1, 1, 2, 2)))
+    catalog = read_catalog(
+        [tmp_path / "s.scn"], annotations=tmp_path, annotation_frame=frame, mpp=0.5
+    )
+    with running(catalog) as server:
+        (outline,) = json.loads(ask(server, "/items/0/outlines")[1])
+        assert min(x for x, _ in outline["rings"][0]) == left
 
 
 def test_a_map_that_is_made_again_is_read_again(catalog: Catalog):

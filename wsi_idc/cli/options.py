@@ -96,6 +96,14 @@ predictor_options = _block(
         help="Also smooth each patient's probabilities over neighboring patches.",
     ),
 )
+# ``prepare --slides`` and ``view`` read annotations.
+annotation_frame_option = with_default(
+    "--annotation-frame",
+    type=click.Choice(["auto", "level0", "qupath"]),
+    default="auto",
+    help="Origin of the coordinates in annotation files: corner of the glass (level0), or corner "
+    "of the area that QuPath shows (qupath).",
+)
 # ``map`` and ``prepare --slides`` cut patches with the same settings of the tissue.
 tissue_options = _block(
     with_default(

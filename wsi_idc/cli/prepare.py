@@ -11,6 +11,7 @@ from wsi_idc.cli.options import (
     PATH,
     TISSUE_PARAMETERS,
     Number,
+    annotation_frame_option,
     changed,
     output_options,
     tissue_options,
@@ -73,13 +74,7 @@ _SLIDE_OPTIONS = (
     help="Label of tissue without outline; skip leaves out patches without outline.  [default: "
     "unknown; required if no outline is of non-IDC]",
 )
-@with_default(
-    "--annotation-frame",
-    type=click.Choice(["auto", "level0", "qupath"]),
-    default="auto",
-    help="Origin of the coordinates in annotation files: corner of the glass (level0), or corner "
-    "of the area that QuPath shows (qupath).",
-)
+@annotation_frame_option
 @tissue_options
 @click.option(
     "--save-patches",

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.options import PATH, Number, logging_options, with_default
+from wsi_idc.cli.options import (
+    PATH,
+    Number,
+    annotation_frame_option,
+    logging_options,
+    with_default,
+)
 from wsi_idc.cli.output import echo, echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import MapError
@@ -24,6 +30,7 @@ from wsi_idc.core.errors import MapError
     help="Folder of the slides, if the slides were moved after the maps were made.",
 )
 @click.option("--annotations", type=PATH, help="Folder of annotation files, named like the slides.")
+@annotation_frame_option
 @click.option(
     "--mpp",
     type=Number(min=0, min_open=True),
@@ -38,6 +45,7 @@ def view(
     paths: tuple[Path, ...],
     slides: Path | None,
     annotations: Path | None,
+    annotation_frame: str,
     mpp: float | None,
     port: int,
     no_browser: bool,
@@ -65,7 +73,9 @@ def view(
     found = [_find(path) for path in paths or (DEFAULT_MAPS,)]
     from wsi_idc.view.catalog import read_catalog
 
-    catalog = read_catalog(found, slides=slides, annotations=annotations, mpp=mpp)
+    catalog = read_catalog(
+        found, slides=slides, annotations=annotations, annotation_frame=annotation_frame, mpp=mpp
+    )
     import asyncio
 
     from wsi_idc.runtime.signals import stop_requests

@@ -46,6 +46,7 @@ class Catalog:
         failed: For each map file that cannot be used, the reason.
         slides: For each file name in the folder of slides, the file.
         annotations: Folder of annotation files; None without annotations.
+        annotation_frame: Frame of the annotations, as in ``read_annotations``.
         mpp: Microns per level-0 px of slides without a map; None means the value in the file.
     """
 
@@ -53,6 +54,7 @@ class Catalog:
     failed: Mapping[Path, str] = field(default_factory=dict)
     slides: Mapping[str, Path] = field(default_factory=dict)
     annotations: Path | None = None
+    annotation_frame: str = "auto"
     mpp: float | None = None
 
 
@@ -61,6 +63,7 @@ def read_catalog(
     *,
     slides: Path | None = None,
     annotations: Path | None = None,
+    annotation_frame: str = "auto",
     mpp: float | None = None,
 ) -> Catalog:
     """Find the maps and slides in ``paths``, and read the tables of the maps.
@@ -69,6 +72,7 @@ def read_catalog(
         paths: Map files, slide files, and folders of maps or of slides.
         slides: Folder with the slides of the maps.
         annotations: Folder with annotation files.
+        annotation_frame: Frame of the annotations, as in ``read_annotations``.
         mpp: Microns per level-0 px of slides without a map.
 
     Raises:
@@ -105,7 +109,7 @@ def read_catalog(
     if twice := [name for name, count in counts.items() if count > 1]:
         raise MapError(f"two files would both be shown as {twice[0]}; give only one of them")
     by_name = {path.name: path for path in find_slides([slides])} if slides else {}
-    return Catalog(items, failed, by_name, annotations, mpp)
+    return Catalog(items, failed, by_name, annotations, annotation_frame, mpp)
 
 
 def _group(paths: Sequence[Path]) -> dict[str, list[Path]]:

@@ -380,6 +380,7 @@ def _outlines_json(server: ViewServer, index: int) -> bytes:
             size=(slide.width, slide.height),
             bounds=slide.bounds,
             mpp=slide.mpp,
+            frame=server.catalog.annotation_frame,
             properties=slide.properties,
         )
     import shapely
