@@ -45,7 +45,7 @@ def write_geojson(
     Args:
         patient_map: The map.
         out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
-        threshold: Lowest probability of a patch called IDC; None means the map's threshold.
+        threshold: Lowest probability that is called IDC; None means the map's threshold.
         coordinates: "qupath", "level0" or "image", as in ``grid_transform``.
 
     Raises:

@@ -154,7 +154,7 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
 
     Args:
         maps: Folder of maps, or map files.
-        threshold: Lowest probability of a patch called IDC; None means each map's threshold.
+        threshold: Lowest probability that is called IDC; None means each map's threshold.
     """
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:

@@ -49,7 +49,7 @@ def render_map(
         outs: Picture files, .png or .pdf; each file is replaced in one atomic step.
         view: Name of a view, from ``VIEWS``.
         dpi: Resolution of a PNG file, and of the pictures in a PDF file.
-        threshold: Lowest probability of a patch called IDC; None means the map's threshold.
+        threshold: Lowest probability that is called IDC; None means the map's threshold.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
@@ -105,7 +105,7 @@ def read_panel_input(
         patient_map: Map in this file, as ``read_map`` returns it.
         num_panels: Number of panels on the page.
         dpi: Resolution of the page.
-        threshold: Lowest probability of a patch called IDC; None means the map's threshold.
+        threshold: Lowest probability that is called IDC; None means the map's threshold.
     """
     first_row, first_col = patient_map.row_col.min(axis=0)
     cropped = crop_to_patches(patient_map)

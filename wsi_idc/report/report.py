@@ -75,7 +75,7 @@ def build_report(
         maps: Map files.
         out: Folder of ``PATIENT.html``, ``PATIENT/SLIDE.html`` and ``index.html``.
         tables: Folder of ``cohort.csv``, ``cohort.h5`` and ``patients.csv``.
-        threshold: Lowest probability of a patch called IDC; None means each map's threshold.
+        threshold: Lowest probability that is called IDC; None means each map's threshold.
         single_file: Whether each page contains the code of bokeh. If not, all pages need a common
             file in ``out``.
 

@@ -1,4 +1,4 @@
-"""Write a synthetic cohort as a patch tree."""
+"""Write a synthetic cohort as a patch tree: folders of patches as in the Kaggle data set."""
 
 import contextlib
 import shutil
@@ -69,10 +69,10 @@ def write_cohort(
 
 @contextlib.contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to ``root`` after the block.
+    """Yield a temporary folder that is renamed to ``root`` after the ``with`` block.
 
-    ``root`` is therefore complete if it exists. If the block raises, the temporary folder is
-    removed.
+    Therefore, ``root`` never has only a part of the files. If the block raises an error, the
+    temporary folder is removed.
 
     Raises:
         WsiIdcError: ``root`` is a file or a folder that is not empty.
@@ -93,9 +93,9 @@ def new_folder(root: Path) -> Iterator[Path]:
         partial.replace(root)
 
 
-def _slide_size(rng: np.random.Generator, patches: int) -> tuple[int, int]:
-    """Choose the height and width in px of a slide that gives about ``patches`` patches."""
-    area = patches / KEPT_FRACTION
+def _slide_size(rng: np.random.Generator, num_patches: int) -> tuple[int, int]:
+    """Choose the height and width in px of a slide with about ``num_patches`` tissue patches."""
+    area = num_patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
     spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)  # half of the sides have an edge

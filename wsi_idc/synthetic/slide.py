@@ -39,7 +39,7 @@ class SlideSummary:
 def write_slide(
     path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
 ) -> SlideSummary:
-    """Draw a slide and write it as a tiled TIFF; each level halves the size of the previous level.
+    """Draw a slide and write it as a tiled TIFF with levels; see ``write_pyramid``.
 
     The mask ``NAME.mask.png`` in the same folder has a quarter of the width and height. Its values
     are 0 (background, fat), 1 (other tissue) and 2 (carcinoma). The same arguments give the same
@@ -81,7 +81,7 @@ def draw_enlarged(
         seed: Seed of tissue and stain.
         width_px: Width of the enlarged slide, a multiple of 4, at least 1000 px.
         height_px: Height of the enlarged slide, a multiple of 4, at least 1000 px.
-        one_stain: Whether all slides of a seed have the same stain.
+        one_stain: Whether all slides with the same seed have the same stain.
 
     Returns:
         The slide as drawn, and the enlarged pixels, shape (height_px, width_px, 3), uint8.

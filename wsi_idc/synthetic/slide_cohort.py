@@ -1,4 +1,4 @@
-"""Write a synthetic cohort of slides with outlines, as a laboratory has them for ``prepare``."""
+"""Write a synthetic cohort of slides with outlines, as input of the command ``prepare``."""
 
 import contextlib
 import json
@@ -60,16 +60,16 @@ def write_slide_cohort(
 ) -> SlideCohortSummary:
     """Draw slides of patients S0001, S0002, ... with outlines of carcinoma and of normal tissue.
 
-    The slides are pyramidal TIFF files of 1 um/px, but the second slide is an SCN file whose
-    scanned area does not begin at the corner of the glass, and the third is an OME-TIFF file with a
-    page for each channel. ``annotations/NAME.geojson`` has the outlines in the coordinates that
+    The slides have 1 um/px. Most are pyramidal TIFF files. The second slide is an SCN file whose
+    scanned area does not begin at the corner of the glass. The third slide is an OME-TIFF file with
+    a page for each channel. ``annotations/NAME.geojson`` has the outlines in the coordinates that
     QuPath shows. All slides have the same stain. The same arguments give the same bytes.
 
     Args:
         root: Folder of slides, manifest and annotations; it is created if it does not exist.
         num_slides: Number of slides, at least ``num_patients``.
-        num_patients: Number of patients, at least 1. Patients at the start have one slide more if
-            the slides cannot be divided equally.
+        num_patients: Number of patients, at least 1. If the slides cannot be
+            divided equally, the first patients have one slide more than the others.
         seed: Seed of tissue and stain.
         width_px: Width of a slide, a multiple of 4, at least 1000 px.
         height_px: Height of a slide, a multiple of 4, at least 1000 px.

@@ -1,4 +1,4 @@
-"""Write pixels as small slides: pyramidal TIFF, SCN with a scanned area, OME-TIFF by channels."""
+"""Write pixels as small slides: pyramidal TIFF, SCN with a scanned area, or channel OME-TIFF."""
 
 import uuid
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def write_pyramid(path: Path, rgb: Pixels, *, mpp: float, num_levels: int = 3) -> None:
-    """Write a tiled TIFF; each level halves the size of the previous level.
+    """Write a tiled TIFF; each level has half the width and height of the previous level.
 
     Args:
         path: File to write.
@@ -74,7 +74,7 @@ def write_scn(
 ) -> Path:
     """Write a slide in Leica's layout: a scanned area at ``x, y`` of a glass of width x height px.
 
-    OpenSlide states the area as ``openslide.bounds-*``, as it does for MRXS and BIF.
+    OpenSlide states the area in properties ``openslide.bounds-*``, as for MRXS and BIF files.
 
     Args:
         path: File to write, ``.scn``.
@@ -113,7 +113,7 @@ def write_scn(
 def _scn_image(
     at: int, shape: Sequence[int], *, objective: float, mpp: float, **view: float
 ) -> str:
-    """Return the XML of a picture; ``view`` is its place on the glass in level-0 px."""
+    """Return the XML of a picture; ``view`` is the position and size in level-0 px."""
     sides = f'sizeX="{shape[1]}" sizeY="{shape[0]}"'
     place = " ".join(f'{name}="{round(px * mpp * 1000)}"' for name, px in view.items())
     return (

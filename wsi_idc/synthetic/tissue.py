@@ -55,7 +55,7 @@ def draw_slide(
         seed: Seed of the cohort.
         height_px: Height of the slide, at least 250 px.
         width_px: Width of the slide, at least 250 px.
-        one_stain: Whether all slides of a seed have the same stain, as those of one laboratory.
+        one_stain: Whether all slides with the same seed have the same stain, as in one laboratory.
 
     Returns:
         The slide; about 0.1 to 0.6 of its tissue is invasive carcinoma.
@@ -99,7 +99,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> 
 
 
 def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, Bools]:
-    """Draw masks of the specimen and of the carcinoma, with ragged outlines: two bool arrays."""
+    """Draw two bool masks with ragged outlines: of the specimen, and of the carcinoma."""
     step = 3  # outlines are smooth, so they are drawn at 1/3 of the size
     small = (-(-shape[0] // step), -(-shape[1] // step))
     rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: small[0], : small[1]])
@@ -124,7 +124,7 @@ def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, 
 
 
 def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
-    """Draw fibers and cell nests that follow a common flow, and noise of the size of nuclei."""
+    """Draw fibers and cell nests with a common direction, and noise with the size of nuclei."""
     size = rng.uniform(1.5, 2.6)
     # Sigma of the blur in px, along and across the flow. The axis along the flow is stretched by 4
     # below.
@@ -226,7 +226,7 @@ def _nuclei(speckle: Floats, density: Floats) -> Floats:
 def _normal_tissue(
     rng: np.random.Generator, fiber: Floats, speckle: Floats, epithelium: Floats, sheath: Floats
 ) -> tuple[Floats, Floats]:
-    """Compute haematoxylin and eosin of stroma, glands and lymphocytes."""
+    """Compute the amounts of haematoxylin and eosin in stroma, glands and lymphocytes."""
     shape = (fiber.shape[0], fiber.shape[1])
     lymph = _noise(rng, shape, 28) + 0.8 * _noise(rng, shape, 90) - rng.uniform(1.8, 2.6)
     lymph = np.clip(lymph * 2, 0, 1)
@@ -242,7 +242,7 @@ def _normal_tissue(
 def _tumor(
     rng: np.random.Generator, fiber: Floats, nest: Floats, speckle: Floats
 ) -> tuple[Floats, Floats]:
-    """Compute haematoxylin and eosin of carcinoma: nests and cords in reactive stroma."""
+    """Compute the amounts of haematoxylin and eosin in carcinoma: nests and cords in stroma."""
     shape = (fiber.shape[0], fiber.shape[1])
     rarity = rng.uniform(-0.5, 0.5) + 0.5 * _noise(rng, shape, 90) + 0.2 * _noise(rng, shape, 30)
     cells = np.clip((nest - rarity) * 2.5, 0, 1)
@@ -255,7 +255,7 @@ def _tumor(
 
 
 def _expose(rng: np.random.Generator, haematoxylin: Floats, eosin: Floats) -> Bytes:
-    """Render RGB with the stain and scanner of this patient: uint8 (height, width, 3)."""
+    """Convert amounts of both stains to RGB, shape (height, width, 3), uint8; colors are random."""
     vectors = np.array([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.035, (2, 3))
     vectors *= rng.uniform((0.75, 0.65), (1.3, 1.25))[:, None]
     light = np.array(LIGHT) + rng.normal(0, 1.2, 3)

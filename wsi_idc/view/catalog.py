@@ -22,8 +22,8 @@ class CatalogItem:
     """A map, or a slide without a map.
 
     Attributes:
-        name: Name that is different for each item: the name of the map or the slide, after the
-            folder if maps of several folders are shown.
+        name: Unique name: the name of the map or the slide. If several folders are shown, the
+            folder is the first part of this name.
         map_name: Name of the map or the slide. Maps of the same slide have the same name.
         map_path: Map file; None for a slide without a map.
         slide_path: Slide file; None for a map.
@@ -39,12 +39,12 @@ class CatalogItem:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Items that the viewer shows, and the folders in which it looks for their files.
+    """Items that the viewer shows, and the files and folders that belong to the items.
 
     Attributes:
-        items: The items; the index of an item is its number in addresses.
-        failed: For each map file that cannot be used, the reason.
-        slides: For each file name in the folder of slides, the file.
+        items: The items; URLs of the viewer contain the index of an item.
+        failed: Reason for each map file that cannot be used.
+        slides: Files in the folder of slides, by file name.
         annotations: Folder of annotation files; None without annotations.
         annotation_frame: Frame of the annotations, as in ``read_annotations``.
         mpp: Microns per level-0 px of slides without a map; None means the value in the file.
@@ -66,7 +66,7 @@ def read_catalog(
     annotation_frame: str = "auto",
     mpp: float | None = None,
 ) -> Catalog:
-    """Find the maps and slides in ``paths``, and read the tables of the maps.
+    """Find the maps and slides in ``paths``, and read a table row from each map.
 
     Args:
         paths: Map files, slide files, and folders of maps or of slides.
@@ -107,7 +107,7 @@ def read_catalog(
         raise MapError(f"nothing to view: {first}")
     counts = Counter(item.name for item in items)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise MapError(f"two files would both be shown as {twice[0]}; give only one of them")
+        raise MapError(f"two files would both be shown as {twice[0]}; give only one of the files")
     by_name = {path.name: path for path in find_slides([slides])} if slides else {}
     return Catalog(items, failed, by_name, annotations, annotation_frame, mpp)
 
@@ -127,9 +127,9 @@ def _group(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _prefixes(folders: Sequence[str]) -> dict[str, str]:
-    """Return the start of the names of the items of each folder; empty for only one folder.
+    """Return, for each folder, the text before the names of items; empty for only one folder.
 
-    A name starts with that of the folder, or with its path if two folders have the same name.
+    The text is the name of the folder, or the path if two folders have the same name.
     """
     if len(folders) == 1:
         return {folders[0]: ""}
@@ -139,10 +139,10 @@ def _prefixes(folders: Sequence[str]) -> dict[str, str]:
 
 
 def find_slide(patient_map: PatientMap, catalog: Catalog) -> Path:
-    """Return the slide file of a map: in the folder of slides, else where it was for the map.
+    """Return the slide file of a map: in the folder of slides, else at the path in the map.
 
     Raises:
-        MapError: The file is not found; the message names it.
+        MapError: The file is not found; the message has the file name.
     """
     assert patient_map.slide is not None
     name = patient_map.slide.name
@@ -154,8 +154,8 @@ def find_slide(patient_map: PatientMap, catalog: Catalog) -> Path:
             return recorded
     except (OSError, ValueError):  # such as a name that is too long, or has a zero byte
         logger.debug("the path of slide %s in the map is not valid", name)
-    place = f", which was {recorded}" if recorded else ""
-    raise MapError(f"the slide {name}{place} is not there; give its folder as --slides")
+    place = f" (when the map was made: {recorded})" if recorded else ""
+    raise MapError(f"the slide {name}{place} is not found; give its folder as --slides")
 
 
 def _recorded_path(patient_map: PatientMap) -> Path | None:

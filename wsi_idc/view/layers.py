@@ -1,4 +1,4 @@
-"""Layers of a map in the form that the page draws: a record, the values of patches, pictures."""
+"""Layers of a map for the page of the viewer: a JSON record, values of patches, and pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ class MapLayers:
     """Layers of a map.
 
     Attributes:
-        record: Facts, layers and names of the columns, as values for JSON.
-        values: A float32 value per column and patch, shape (columns, N), little-endian.
+        record: Facts about the map, its layers, and the names of the columns, for JSON.
+        values: Bytes of an array, shape (columns, N), float32, little-endian.
         pictures: PNG of each layer that has a picture: "cam" and "tissue".
     """
 
@@ -113,7 +113,7 @@ def _keys(name: str, title: str, keys: Any) -> dict[str, Any]:
 
 
 def _paint_cams(patient_map: PatientMap, layer: Layer) -> Pixels:
-    """Paint the CAMs on the grid, shape (rows * h, cols * w, 4), with as many px as allowed."""
+    """Paint the CAMs on the grid, shape (rows * h, cols * w, 4), with sides up to 8192 px."""
     rows, cols = patient_map.shape
     table, strips = layer_table(layer.name), []
     for strip in patient_map.cam_strips():  # one row of the grid at a time, to limit the memory
@@ -125,7 +125,7 @@ def _paint_cams(patient_map: PatientMap, layer: Layer) -> Pixels:
 
 
 def _paint_mask(mask: NDArray[np.bool_]) -> Pixels:
-    """Paint the tissue mask, shape (h, w, 4): transparent, but for the edge of the tissue."""
+    """Paint the tissue mask, shape (h, w, 4): transparent except at the edge of the tissue."""
     inside = mask.astype(np.uint8)
     edge = inside - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0)
     picture = np.zeros((*mask.shape, 4), np.uint8)

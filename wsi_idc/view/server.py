@@ -1,9 +1,9 @@
-"""Local web server of the viewer: who may ask, the addresses, and the start and end.
+"""Local web server of the viewer: checks of requests, URLs, start and stop.
 
 The server listens on 127.0.0.1 only. A browser that opens the address with the token gets a cookie,
-and every other request needs this cookie. A request with a foreign ``Host`` is refused, so that no
-other web site can reach the server by a name that it points to 127.0.0.1. The addresses contain
-numbers of the catalog's items and names of a fixed list, never a path of a file.
+and every other request needs this cookie. A request with another ``Host`` is refused: a web site
+could direct its own domain name to 127.0.0.1 and so reach the server. URLs contain numbers of
+catalog items and names of a fixed list, never a file path.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ _FILES = {
 
 
 class ViewServer(Application):
-    """The web server of a catalog; ``start`` and ``stop`` run in the same event loop.
+    """The web server of a catalog; ``start`` and ``stop`` must run in the same event loop.
 
     Args:
         catalog: Items that the server shows.
@@ -109,7 +109,7 @@ class ViewServer(Application):
         )
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Find the handler of a request; every request passes this check, also for unknown pages.
+        """Check a request and find its handler; requests for unknown pages are checked too.
 
         A refused request gets a page with status 403.
         """
@@ -119,7 +119,7 @@ class ViewServer(Application):
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie; browsers send cookies to all ports of a machine."""
+        """Name of the cookie; it has the port, because browsers send a cookie to all ports."""
         return f"wsi_idc_view_{self.port}"
 
     @property
@@ -128,7 +128,7 @@ class ViewServer(Application):
         return f"http://{HOST}:{self.port}/?token={self.token}"
 
     def _refusal(self, request: HTTPServerRequest) -> str:
-        """Return the reason why a request is refused; empty if it is allowed."""
+        """Return the reason why a request is refused; empty if the request is allowed."""
         if request.headers.get("Host") not in (f"{HOST}:{self.port}", f"localhost:{self.port}"):
             return f"open the address that wsi-idc view printed; it begins with http://{HOST}"
         given = [request.cookies[self.cookie].value] if self.cookie in request.cookies else []
@@ -193,7 +193,7 @@ def _log_request(handler: RequestHandler) -> None:
 
 
 class _Handler(RequestHandler):
-    """Handler that adds the headers of every answer; errors are one line of text."""
+    """Handler that adds the common headers to each answer; the answer to an error is plain text."""
 
     application: ViewServer
 
@@ -265,14 +265,14 @@ class _ListHandler(_Handler):
 
 
 def _json_value(value: Any) -> Any:
-    """Return a value of a table for JSON, which has no NaN."""
+    """Return a value of a table for JSON; NaN and infinity become null."""
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
 
 
 def _make_handler(answer: Callable[..., bytes], media_type: str) -> type[_Handler]:
-    """Return a handler that answers with ``answer(server, index, *parts)`` from a thread."""
+    """Return a handler that sends ``answer(server, index, *parts)``, computed in a thread."""
 
     class Handler(_Handler):
         async def get(self, index: str, *parts: str) -> None:
@@ -366,7 +366,7 @@ def _map_part(server: ViewServer, item: CatalogItem, part: str) -> bytes:
 
 
 def _outlines_json(server: ViewServer, index: int) -> bytes:
-    """Return the annotations of a slide as JSON: class and rings in px of the tissue."""
+    """Return the annotations of a slide as JSON: for each, the class, and the rings in px."""
     folder = server.catalog.annotations
     with server.tissues.use(index) as tissue:
         slide = tissue.tiles.slide

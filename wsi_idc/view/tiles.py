@@ -1,7 +1,7 @@
 """Tiles of a slide in the layout of Deep Zoom, and a cache of bounded size.
 
-Level ``max_level`` of the tiles has the size of the slide's level 0. Each level before it has half
-the width and height, rounded up, and level 0 has one px.
+Levels of tiles are numbered from the smallest: level 0 has one px. Each next level has about twice
+the width and height. The last level, ``max_level``, has the size of the slide's level 0.
 """
 
 import math
@@ -62,7 +62,7 @@ class TiledSlide:
 
     Attributes:
         slide: The slide.
-        max_level: Number of the level that has the size of the slide.
+        max_level: Number of the level of tiles that has the size of the slide.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -116,7 +116,7 @@ class TiledSlide:
 
 
 def _span(number: int, length: int) -> tuple[int, int]:
-    """Return the first px of a tile and the px after its last; ``length`` is that of the level."""
+    """Return the start and end of a tile along one axis; ``length`` is the side of the level."""
     if not 0 <= number * TILE_PX < length:
         raise LookupError(f"tile {number}")
     start, end = number * TILE_PX - OVERLAP_PX, (number + 1) * TILE_PX + OVERLAP_PX
@@ -124,7 +124,7 @@ def _span(number: int, length: int) -> tuple[int, int]:
 
 
 class ByteCache:
-    """Cache of bytes; the items that were not used for the longest time are dropped.
+    """Cache of bytes; if the cache is full, the least recently used items are removed.
 
     Args:
         max_bytes: Largest sum of the sizes of the items.
@@ -137,7 +137,7 @@ class ByteCache:
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
-        """Return the item of ``key``; without such an item, make it and keep it."""
+        """Return the item of ``key``; if there is no such item, store the result of ``make``."""
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)

@@ -32,10 +32,10 @@ class Tissue:
 
     Attributes:
         kind: "slide", "picture" (stitched patches), "thumbnail" or "blank" (white).
-        tiles: The tissue. Its px are the px of the attributes below.
+        tiles: Tiles of the tissue. Below, px of the tissue are px of the largest level.
         x, y: Position of the top left corner of grid cell (0, 0) in px of the tissue.
         side: Side of a grid cell in px of the tissue.
-        scale: Number of px of the tissue per level-0 px; for a pack, per px of the grid.
+        scale: Number of px of the tissue per level-0 px; for a map of a pack, per px of a patch.
         left, top: Position of the tissue on the slide in level-0 px.
         note: Reason why the slide is not shown; may be empty.
     """
@@ -79,7 +79,7 @@ def _slide_tissue(patient_map: PatientMap, path: Path) -> Tissue:
         slide.close()
         raise MapError(
             f"{path} has {slide.width} x {slide.height} px, but the slide of the map has "
-            f"{size[0]} x {size[1]}; give the folder of the right slide as --slides"
+            f"{size[0]} x {size[1]}; give the folder with the slide of the map as --slides"
         )
     return Tissue("slide", TiledSlide(slide), grid.x, grid.y, grid.side)
 
@@ -116,7 +116,7 @@ class _Opened:
 
 
 class OpenTissues:
-    """Open tissues of a catalog; those that were not used for the longest time are closed.
+    """Cache of open tissues of a catalog; the least recently used tissues are closed.
 
     Args:
         catalog: The catalog.
