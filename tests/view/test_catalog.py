@@ -4,13 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.test_slide_pack import pack_slides
 from tests.slides.tiffs import noise, write_scn, write_tiff
 from tests.small_maps import hand_map, slide_view, small_map, write_hand_map, write_two_slides
+from tests.small_slides import make_slides
 from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.maps.map_reader import read_map_without_cams
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.slides.slide import open_slide
-from wsi_idc.view.catalog import find_slide, read_catalog
+from wsi_idc.view.catalog import _recorded_path, find_slide, read_catalog
 from wsi_idc.view.tissue import OpenTissues, open_tissue
 
 
@@ -180,3 +182,15 @@ def test_the_grid_is_on_the_complete_glass_of_a_slide_with_bounds(tmp_path: Path
         ]
         assert [value < 100 for value in found] == [False, False, False, True]
         tiles.slide.close()
+
+
+def test_the_slides_of_a_pack_are_found_by_the_pack(tmp_path: Path):
+    report = pack_slides(make_slides(tmp_path))
+    for slide_name, patient in (("one", "P"), ("two", "P"), ("", "Q")):
+        fields = {"patient": patient, "slide_name": slide_name, "source": "pack"}
+        found = _recorded_path(slide_map(provenance={"data": str(report.pack)}, **fields))
+        assert found == tmp_path / "slides" / f"{slide_name or 'three'}.tif"
+    missing = slide_map(provenance={"data": str(tmp_path / "none.h5")}, source="pack")
+    assert _recorded_path(missing) is None
+    other = slide_map(provenance={"data": str(report.pack)}, source="pack", patient="R")
+    assert _recorded_path(other) is None

@@ -263,3 +263,21 @@ def test_overlay_and_tissue_agree_at_the_last_cell_of_a_large_grid(tmp_path: Pat
         assert covered > 0
         assert abs(white - covered) <= 4  # quarters of a px of level 0
         assert browser.problems == []
+
+
+def test_an_item_that_cannot_be_shown_does_not_end_the_page(tmp_path: Path):
+    write_tiff(tmp_path / "a.tif", np.full((300, 400, 3), 120, np.uint8))  # states no mpp
+    write_tiff(tmp_path / "b.tif", np.full((300, 400, 3), 120, np.uint8), mpp=1)
+    with running(read_catalog([tmp_path])) as server, Browser(tmp_path) as browser:
+        browser.call("Page.navigate", url=server.address)
+        browser.wait_until("globalThis.view && view.panes.length && view.panes[0].item")
+        text = "document.querySelector('.message').textContent"
+        browser.wait_until(f"{text}.includes('does not state its microns per pixel')")
+        browser.press("f")
+        browser.press("n")
+        browser.wait_until("view.panes[0].map && view.panes[0].item.name === 'b'")
+        browser.wait_for_tiles()
+        assert browser.ask("return document.querySelector('.message').hidden")
+        assert browser.ask("return document.getElementById('threshold-section').hidden")
+        (problem,) = browser.problems
+        assert "500" in problem

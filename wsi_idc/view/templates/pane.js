@@ -53,6 +53,11 @@ class Pane {
     for (const name of ["update-viewport", "resize", "open"]) {
       this.viewer.addHandler(name, () => this.draw());
     }
+    this.viewer.addHandler("tile-load-failed", () => {
+      this.message.hidden = false;
+      this.message.textContent =
+        "A part of the slide cannot be shown: it is damaged, or wsi-idc view has ended.";
+    });
     this.viewer.addHandler("viewport-change", () => this.changed("view", this));
     this.viewer.addHandler("canvas-click", (event) => {
       if (event.quick) this.select(this.patchAt(event.position));

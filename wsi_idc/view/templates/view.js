@@ -419,7 +419,8 @@ document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input[type=search], select");
   const isControl = event.target.matches("button, input[type=checkbox]") && event.key === " ";
   if (isTyping || isControl || event.ctrlKey || event.metaKey || event.altKey) return;
-  if ($("help").open || !view.panes.length || !view.panes[0].map) return;
+  if ($("help").open || !view.panes.length) return;
+  if (!view.panes[0].map && !"np?".includes(event.key)) return; // the item cannot be shown
   if (/^[1-9]$/.test(event.key)) {
     const box = $(`layer-${view.layers[Number(event.key) - 1]}`);
     if (box) box.click();
