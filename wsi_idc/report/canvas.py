@@ -92,7 +92,7 @@ def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, ND
 
 
 def _mask_outline(patient_map: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of the tissue mask of the slide; it is empty if the map has no slide."""
+    """Return the outline of the tissue mask; there are no lines if the map has no slide."""
     slide = patient_map.slide
     if slide is None:
         return _lines(np.empty((0, 2, 2)))

@@ -63,7 +63,7 @@ def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bo
 
 
 def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest old px."""
+    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest px of ``mask``."""
     size = (shape[1], shape[0])
     return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
 

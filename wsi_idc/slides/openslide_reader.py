@@ -53,7 +53,7 @@ class OpenSlideReader(SlideReader):
         """Read a region; see ``SlideReader.read``.
 
         OpenSlide needs the top left corner of the region in integer level-0 px. Real slides have
-        downsamples such as 4.0003. The corner is rounded, by at most half a level-0 px.
+        downsamples such as 4.0003. For these, the corner is rounded by at most half a level-0 px.
         """
         scale = self.downsamples[level]
         corner = (round(x * scale), round(y * scale))

@@ -47,7 +47,7 @@ class AnnotationFile:
 
 
 def check_num_points(num: int) -> None:
-    """Raise SlideError if ``num`` points are too many; the caller adds the file to the message."""
+    """Raise SlideError if ``num`` points are too many; the caller adds the file name."""
     if num > MAX_POINTS:
         raise SlideError(
             f"has more than {MAX_POINTS:,} points; simplify the outlines and export them again"

@@ -186,7 +186,7 @@ def _parse_imagescope(root: _Node) -> AnnotationFile:
 
 
 def _layer_name(layer: _Node) -> str:
-    """Return the name of a layer; in some files, it is in the attribute "Description"."""
+    """Return the name of a layer; in some files, the attribute "Description" has this name."""
     names = [layer.attributes.get("Name", "")]
     for attribute in layer.all("Attributes", "Attribute"):
         names.append(attribute.attributes.get("Value", ""))

@@ -117,7 +117,7 @@ def is_native(level_mpp: float, mpp: float) -> bool:
 
 
 def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
-    """Return the index of the level with the largest microns per px that are at most ``mpp``.
+    """Return the index of the level with the largest microns per px up to ``mpp``.
 
     If all levels are coarser than ``mpp``, return the index of the finest level.
     """
@@ -309,5 +309,5 @@ def check_size(slide: Slide, *, patch_px: int, mpp: float) -> None:
         raise SlideError(
             f"{slide.path}: {width:.3g} x {height:.3g} um at {slide.mpp:g} um/px "
             f"({slide.mpp_source}) are less than a patch of {patch_px * mpp:g} um; give --mpp if "
-            "this value is wrong"
+            "the um/px are wrong"
         )

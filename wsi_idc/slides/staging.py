@@ -40,8 +40,8 @@ def staged_slides(
         is_stopped: Function that returns whether copying must end.
 
     Yields:
-        Row, and the copy of the slide. There is no copy if the variable is not set, if the
-        slide is not needed, or if copying fails. The reason of a failure is logged.
+        Row, and the copy of the slide or None. There is no copy if the variable is not set, if
+        the slide is not needed, or if copying fails. The reason of a failure is logged.
     """
     with ExitStack() as stack:
         folder: Path | None = None
