@@ -34,7 +34,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 def assert_complete(summary: dict[str, Any], files: dict[str, bytes]) -> None:
     """Assert that the summary names all files and is JSON."""
-    assert set(files) == {"summary.json", *summary["tables"], *summary["figures"]}
+    assert set(files) == {"summary.json", "index.html", *summary["tables"], *summary["figures"]}
     assert json.loads(files["summary.json"]) == summary
     json.dumps(summary, allow_nan=False)
 
@@ -57,7 +57,7 @@ def test_a_cohort_gives_the_same_bytes_again(cohort: Pack, tmp_path: Path):
     with_seed_1 = read_files(tmp_path)
     changed = {name for name in files if files[name] != with_seed_1[name]}
     seeded = {f"figures/{name}.{kind}" for name in SEEDED for kind in ("png", "svg")}
-    assert changed == {*seeded, "summary.json"}
+    assert changed == {*seeded, "index.html", "summary.json"}
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -81,3 +81,14 @@ def test_other_files_are_not_replaced(file: str, message: str, cohort: Pack, tmp
         explore(cohort, tmp_path / "out")
     assert path.read_text() == "other"
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 1
+
+
+def test_the_page_has_all_figures_and_shows_names_as_text(tmp_path: Path):
+    name = "similar patches of patients with odd names"
+    summary = explore(make_pack(tmp_path / "a.h5", WORLDS[name]), tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == len(summary["figures"]) / 2
+    assert page.count("data:image/svg+xml;base64,") == len(summary["figures"]) / 2
+    assert "<b>&患者" not in page
+    assert "&lt;b&gt;&amp;患者" in page
+    assert "default-src 'none'" in page.replace("&#39;", "'")

@@ -1,34 +1,49 @@
-"""Write tables, figures and a summary of a data set."""
+"""Write tables, figures, a page and a summary of a data set."""
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import ensure_writable, write_json, write_text
-from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.charts import CHARTS
 from wsi_idc.explore.patch_figures import PATCH_FIGURES, augmentation, samples
 from wsi_idc.explore.tables import SIGNIFICANT_DIGITS, describe
-from wsi_idc.plotting.style import house_style, save_png_and_svg
+from wsi_idc.plotting.html import FIGURES, write_figures, write_page
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_JSON = "summary.json"
-FIGURES = "figures"
+INDEX_HTML = "index.html"
 HINTS_CSV = "hints.csv"
-_WRITES = ("patients.csv", "classes.csv", "channels.csv", "sizes.csv", SUMMARY_JSON, FIGURES)
+_TABLES = ("patients.csv", "classes.csv", "channels.csv", "sizes.csv")
+_WRITES = (*_TABLES, SUMMARY_JSON, INDEX_HTML, FIGURES)
+_MAX_ROWS = 100
+# Tables on the page, and their columns.
+_SHOWN = {
+    "classes": ("Classes", ("class", "patches", "patients")),
+    "hints": ("Hints at errors", ("kind", "patient", "x", "y", "label", "value", "path")),
+    "duplicates": ("Near duplicates", ("group", "patient", "x", "y", "label", "path")),
+    "patients": (
+        "Patients",
+        ("patient", "patches", "non_idc", "idc", "unknown", "idc_fraction", "stain_outlier"),
+    ),
+}
 
 
 def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Describe ``pack`` and write tables, figures and a summary into the folder ``out``.
+    """Describe ``pack``; write tables, figures, a page and a summary into the folder ``out``.
 
     Args:
         pack: Pack of the data set. The pixels of the pack are read once.
-        out: Folder for the CSV files, ``figures/`` and ``summary.json``. An old ``summary.json`` is
-            removed first, and the new one is written last: a folder with this file is complete.
+        out: Folder for the CSV files, ``figures/``, ``index.html`` and ``summary.json``. An old
+            ``summary.json`` is removed first, and the new one is written last: a folder with this
+            file is complete.
         seed: Seed that selects the sample patches and their augmentation.
 
     Returns:
@@ -49,14 +64,40 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
         write_text(out / f"{name}.csv", text)
     seeded = {draw.__name__: partial(draw, seed=seed) for draw in (samples, augmentation)}
     drawings = CHARTS | seeded | PATCH_FIGURES
-    with progress(len(drawings), what="drawing", unit="figure") as bar, house_style():
-        for name, draw in drawings.items():
-            save_png_and_svg(draw(description, pack), out / FIGURES / name)
-            bar.update(1)
+    uris = write_figures(
+        {name: partial(draw, description, pack) for name, draw in drawings.items()}, out
+    )
     summary = description.summary | {
         "seed": seed,
         "tables": [f"{name}.csv" for name in tables],
         "figures": [f"{FIGURES}/{name}.{kind}" for name in drawings for kind in ("png", "svg")],
     }
+    _write_page(out / INDEX_HTML, summary, tables, uris)
     write_json(out / SUMMARY_JSON, summary)
     return summary
+
+
+def _write_page(
+    path: Path, summary: dict[str, Any], tables: dict[str, pd.DataFrame], uris: dict[str, str]
+) -> None:
+    """Write the page with all figures and the first rows of the tables."""
+    shown = []
+    for name, (title, columns) in _SHOWN.items():
+        part = tables[name][list(columns)].head(_MAX_ROWS)
+        rows = json.loads(part.to_json(orient="records"))
+        shown.append((title, f"{name}.csv", rows, len(tables[name])))
+    hints = summary["hints"]
+    counts, stains = hints["patches"], hints["stain_outliers"]
+    totals = [
+        ("patients with one class", summary["patients_with_one_class"]),
+        ("patches with 8 neighbors", summary["complete_3x3"]),
+        ("small patches", f"{summary['small_patches']} (inside: {summary['small_inside_slide']})"),
+        *((f"{kind} hints", f"{n}: {hints['rules'][kind]}") for kind, n in counts.items()),
+        ("stain outliers", ", ".join(stains) or "none"),
+        ("near duplicates", f"{summary['near_duplicates']['patches']} patches"),
+    ]
+    facts = f"{summary['patches']:,} patches of {summary['patients']:,} patients, "
+    facts += f"{summary['patch_px']} px at {summary['mpp']:g} µm/px ({summary['mpp_source']})"
+    write_page(
+        path, "explore/templates/index.html", facts=facts, totals=totals, uris=uris, tables=shown
+    )
