@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.packs import names
+from tests.packs import make_tree, names
 from tests.slides.tiffs import write_tiff
 from tests.small_slides import CELL_PX, box, make_slides, tissue_of, write_outlines
 from wsi_idc.core.errors import DataError, DiskFullError
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.prepare import prepare
 from wsi_idc.data.slide_cutter import LabelSettings, SlideCutter
 from wsi_idc.data.slide_pack import SlidePackReport, prepare_slides
 from wsi_idc.slides.annotations import class_table
@@ -288,3 +289,15 @@ def test_slides_of_the_same_name_do_not_share_an_annotation_file(folder):
     assert Pack(report.pack).patients == ["R"]
     assert all("is also the file of another slide" in why for why in report.set_aside.values())
     assert len(report.set_aside) == 2
+
+
+def test_a_pack_of_a_tree_is_not_replaced(folder, pack):
+    rows = read_manifest(folder / "slides" / "slides.csv")
+    options = {"settings": SlideSettings(), "labels": SKIP, "patch_px": 50, "mpp": 4.0}
+    before = pack.path.read_bytes()
+    with pytest.raises(DataError, match="is a pack of a patch tree; give another --out"):
+        prepare_slides(rows, pack.path, **options)
+    assert pack.path.read_bytes() == before
+    report = pack_slides(folder)
+    with pytest.raises(DataError, match="is a pack of slides; give another --out"):
+        prepare(make_tree(folder / "tree"), report.pack)

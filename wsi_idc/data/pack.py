@@ -384,6 +384,15 @@ def is_pack(path: Path) -> bool:
     return hdf5.has_format(path, FORMAT)
 
 
+def has_slide_records(path: Path) -> bool:
+    """Return whether a pack was made from slides; False for a damaged file."""
+    try:
+        with hdf5.open_hdf5(path) as file:
+            return int(hdf5.read_attributes(file).get("format_version", 0)) == SLIDES_VERSION
+    except hdf5.UNREADABLE:
+        return False
+
+
 def _state_of(path: Path) -> tuple[int, ...] | None:
     """Return numbers that change when a file is replaced or changed; None without a file."""
     try:

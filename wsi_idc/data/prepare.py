@@ -18,7 +18,14 @@ from wsi_idc.core.files import temporary_path, write_text
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.decode import decode_tree
 from wsi_idc.data.decode_cache import DecodeCache
-from wsi_idc.data.pack import MAX_PATCH_PX, PackInfo, check_num_patches, is_pack, write_pack
+from wsi_idc.data.pack import (
+    MAX_PATCH_PX,
+    PackInfo,
+    check_num_patches,
+    has_slide_records,
+    is_pack,
+    write_pack,
+)
 from wsi_idc.data.patch_index import (
     index_tree,
     is_issue_table,
@@ -138,12 +145,20 @@ def cache_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.pixels")
 
 
-def check_arguments(out: Path, *, patch_px: int, mpp: float | None) -> None:
-    """Raise DataError if ``out`` cannot be a pack, or ``patch_px`` or ``mpp`` is impossible."""
+def check_arguments(
+    out: Path, *, patch_px: int, mpp: float | None, has_slides: bool = False
+) -> None:
+    """Raise DataError if ``out`` cannot be a pack, or ``patch_px`` or ``mpp`` is impossible.
+
+    A pack of slides does not replace a pack of a patch tree, and the reverse.
+    """
     if out.is_dir():
         raise DataError(f"{out} is a folder; give a file as --out, such as {out / 'idc.h5'}")
     if out.exists() and not is_pack(out):
         raise DataError(f"{out} exists and is not a pack; give another --out, or remove it")
+    if out.exists() and has_slide_records(out) != has_slides:
+        kind = "a patch tree" if has_slides else "slides"
+        raise DataError(f"{out} is a pack of {kind}; give another --out, or remove the pack")
     if not 1 <= patch_px <= MAX_PATCH_PX:
         raise DataError(f"a patch of {patch_px} px cannot be packed; choose 1 to {MAX_PATCH_PX} px")
     finest, coarsest = POSSIBLE_MPP

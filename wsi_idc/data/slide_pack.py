@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 RESAMPLED = "resampled"  # origin of the mpp of patches that were cut from slides
 _BLOCK_PATCHES = 4096
 _CORES_PER_SLIDE = 4
+_MAX_ANNOTATION_FILES = 4  # read at once; a file of 5 million points takes about 1 GB
 _MAX_NAMED = 5  # slides named in a message
 _MIN_SLIDES_AT_ONCE = 2  # while one slide is read, the tissue of the next slide is found
 
@@ -99,7 +100,7 @@ def prepare_slides(
         BusyError: Another process is writing the pack.
         DiskFullError: The disk is full.
     """
-    check_arguments(out, patch_px=patch_px, mpp=mpp)
+    check_arguments(out, patch_px=patch_px, mpp=mpp, has_slides=True)
     csv = out.with_name(f"{out.stem}_slides.csv")
     if csv.exists() and not starts_with(csv, ",".join(COLUMNS[:4]).encode()):
         raise DataError(f"{csv} was not written by prepare and would be lost; give another --out")
@@ -186,7 +187,7 @@ def _choose_unannotated(
 
     slides_of = _count_slides(cutter, rows)
     of_class: dict[str, Annotation] = {}
-    results = prefetch(read, rows, num=available_cores())
+    results = prefetch(read, rows, num=min(available_cores(), _MAX_ANNOTATION_FILES))
     for row, (annotations, error) in zip(rows, results, strict=True):
         of_class |= {annotation.name: annotation for annotation in annotations}
         if error is not None:
