@@ -254,9 +254,7 @@ def _choose_mpp(
 ) -> tuple[float, str]:
     if given is not None:
         if file_mpp is not None and abs(file_mpp[0] / given - 1) > _MAX_CONTRADICTION:
-            logger.warning(
-                "%s: %g um/px is given, but the file states %g", path, given, file_mpp[0]
-            )
+            logger.warning("%s: %g um/px is given; the file states %g", path, given, file_mpp[0])
         return given, "given"
     if file_mpp is None:
         raise SlideError(f"{path}: the file does not state its microns per pixel; give --mpp")
