@@ -86,6 +86,8 @@ def read_catalog(
     failed: dict[Path, str] = {}
     for folder_name, files in _group(paths).items():
         maps = [file for file in files if file.suffix == ".h5" and not is_cohort(file)]
+        if len(maps) > 1:
+            logger.info("reading %d maps", len(maps))
         cohort = read_cohort(maps)
         failed |= cohort.failed
         groups[folder_name] = [
