@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from tests.export.maps import full_grid, measured_map, on_slide, small_map
 from wsi_idc.export.csv_table import write_csv
+from wsi_idc.geometry.bounds import Bounds
 
 
 def test_csv_begins_with_the_columns_of_wsinfer(tmp_path: Path):
@@ -34,3 +36,11 @@ def test_csv_patches_are_integers_without_gaps(tmp_path: Path):
     right = (table["minx"] + table["width"]).to_numpy().reshape(300, 300)
     np.testing.assert_array_equal(right[:, :-1], table["minx"].to_numpy().reshape(300, 300)[:, 1:])
     assert right[0, -1] == pytest.approx(300 * 200 / 0.2527, abs=0.5)
+
+
+def test_csv_counts_from_the_corner_of_the_glass(tmp_path: Path):
+    patient_map = on_slide(small_map(full_grid(2, 3), np.zeros(6)), 0.5)
+    slide = replace(patient_map.slide, bounds=Bounds(350, 120, 500, 400))
+    write_csv(replace(patient_map, slide=slide), tmp_path / "P1.csv")
+    table = pd.read_csv(tmp_path / "P1.csv")
+    assert table[["minx", "miny"]].to_numpy().tolist()[:2] == [[0, 0], [400, 0]]

@@ -28,6 +28,7 @@ from wsi_idc.maps.cohort import (
     read_cohort_h5,
 )
 from wsi_idc.maps.map_reader import map_paths, read_map
+from wsi_idc.maps.patient_map import SlideView
 
 
 def test_row_has_the_values_of_the_map():
@@ -290,3 +291,17 @@ def link_to_pipe(file: h5py.File, name: str) -> None:
 def replaced(file: h5py.File, name: str, **dataset: object) -> None:
     del file[name]
     file.create_dataset(name, **dataset)
+
+
+def test_a_slide_with_two_maps_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    thumbnail, tissue = np.zeros((4, 5, 3), np.uint8), np.ones((4, 5), bool)
+    slide = SlideView("s.svs", 1.0, 1000, 800, thumbnail, tissue)
+    write_hand_map(tmp_path, patient="A", slide=slide)
+    write_hand_map(tmp_path, patient="B", slide=replace(slide, thumbnail=thumbnail + 1))
+    read_cohort(tmp_path)
+    assert caplog.messages == []
+    write_hand_map(tmp_path, patient="C", slide=slide)
+    read_cohort(tmp_path)
+    assert caplog.messages == [
+        "slide s.svs has two maps, A and C: sums count it twice; remove one map"
+    ]

@@ -204,6 +204,7 @@ def test_unreadable_files_are_refused(tmp_path):
     cases: dict[str, tuple[bytes | None, str]] = {
         "renamed.svs": (jpeg.read_bytes(), "is a plain JPEG picture; rename it to renamed.jpg"),
         "text.svs": (b"hello", "not a slide that OpenSlide reads"),
+        "list.csv": (b"slide\\na.svs\\n", "is a table; give it as --manifest to map"),
         "text.tif": (b"hello", "OpenSlide does not support this file, and it is not a TIFF"),
         "empty.svs": (b"", "is empty; copy the slide again"),
         "cut.svs": (tiff.read_bytes()[:20], "pages of the TIFF cannot be checked (corrupted IFD"),

@@ -29,7 +29,9 @@ _MODEL = "wsinfer"
     help="Format to write; may be repeated.  [default: all except wsinfer]",
 )
 @click.option(
-    "--out", type=PATH, help="Folder of the files.  [default: export, or wsinfer for a model]"
+    "--out",
+    type=PATH,
+    help="Folder of the files.  [default: export; for --format wsinfer: wsinfer]",
 )
 @click.option(
     "--threshold",

@@ -59,8 +59,8 @@ _SLIDE_OPTIONS = (
 )
 @click.option(
     "--classes",
-    help='Meaning of the classes of the outlines: "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore". '
-    " [default: IDC, Tumor, Stroma and other common names]",
+    help='Meaning of each class, such as "Tumor=IDC, Stroma=non-IDC, Necrosis=ignore".  '
+    "[default: the usual meaning of Tumor, Stroma and other common classes]",
 )
 @with_default(
     "--min-share",

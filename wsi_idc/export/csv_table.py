@@ -41,7 +41,7 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
     The columns of WSInfer are ``minx``, ``miny``, ``width``, ``height`` and ``prob_CLASS``. The
     first four are integers in level-0 px, rounded so that neighboring patches share an edge.
     """
-    transform = grid_transform(patient_map)
+    transform = grid_transform(patient_map, "level0")
     cells = patient_map.row_col[:, ::-1]
     first, last = (transform.points(n).round().astype(np.int64) for n in (cells, cells + 1))
     numbers = patch_table(patient_map)

@@ -48,7 +48,7 @@ def write_legend(patient_map: PatientMap, layers: Mapping[Path, LayerPicture], o
         out: JSON file to write.
     """
     rows, cols = patient_map.shape
-    cell_px, transform = cell_px_of(patient_map), grid_transform(patient_map)
+    cell_px, transform = cell_px_of(patient_map), grid_transform(patient_map, "level0")
     legend: dict[str, Any] = {
         "patient": patient_map.patient,
         "slide_name": patient_map.slide_name,

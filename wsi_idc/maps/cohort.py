@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ class Cohort:
     labelled: dict[str, Labelled] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
     _names: dict[str, list[str]] = field(default_factory=dict)  # map names of each patient
+    _slides: dict[tuple[Any, ...], str] = field(default_factory=dict)  # map name of each slide
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
         """Add the map of file ``path``; raise MapError if the table already has this map.
@@ -82,6 +84,11 @@ class Cohort:
         if name in names or (names and patient in (name, names[0])):
             other = self.paths[name if name in names else names[0]]
             raise MapError(f"{path}: patient {name} is also in {other}; give only one map")
+        if (slide := patient_map.slide) is not None:
+            key = (slide.name, slide.width, slide.height, zlib.crc32(slide.thumbnail.tobytes()))
+            if (first := self._slides.setdefault(key, name)) != name:
+                message = "slide %s has two maps, %s and %s: sums count it twice; remove one map"
+                logger.warning(message, slide.name, first, name)
         self.rows[name] = cohort_row(
             patient_map, threshold=patient_map.threshold if threshold is None else threshold
         )

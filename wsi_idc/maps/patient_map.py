@@ -52,7 +52,7 @@ class PatientPatches:
         label: Label of each patch: class 0 or 1, or -1 if unknown, shape (N,), int8.
         stride_px: Distance between neighboring patches in px; None if patches do not overlap.
         slide: Overview of the slide; None for a pack.
-        slide_name: Name of the slide; empty if the source of the maps has one slide of the patient.
+        slide_name: Name of the slide; empty if the patient has only one slide.
     """
 
     patient: str

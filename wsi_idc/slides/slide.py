@@ -31,6 +31,7 @@ _MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # some slides pad levels to full 
 _BLOCK_PX = 1024
 _MAX_READERS = 4
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 2**16
+_TABLE_SUFFIXES = (".csv", ".tsv")
 _FOREIGN_SUFFIXES = (".csv", ".h5", ".json", ".txt")
 
 
@@ -246,6 +247,8 @@ def _describe_unsupported(path: Path, head: bytes) -> str:
             return f"is a plain {kind} picture; rename it to {path.stem}{suffix} and give --mpp"
     if is_tiff(head):
         return "a TIFF that is cut short, damaged or of a kind that OpenSlide does not read"
+    if path.suffix.lower() in _TABLE_SUFFIXES:
+        return "is a table; give it as --manifest to map, or as --slides to prepare"
     return "not a slide that OpenSlide reads"
 
 
