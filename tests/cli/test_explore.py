@@ -18,7 +18,8 @@ def test_explore_prints_a_summary(cohort: Pack, tmp_path: Path, command: RunComm
     idc = (labels == 1).sum()
     assert lines["classes"].strip() == f"{len(labels) - idc} non-IDC, {idc} IDC"
     assert lines["IDC fraction"].strip() == f"{labels.mean():.1%}"
-    assert result.out.splitlines()[-1].startswith(f"{out}/summary.json")
+    assert result.out.splitlines()[-2].startswith(f"{out}/summary.json")
+    assert result.out.splitlines()[-1] == f"open {out}/index.html"
     again = command("explore", "--data", cohort.path, "--out", out, "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out) == json.loads((out / "summary.json").read_text())

@@ -139,7 +139,7 @@ HEADER = "patient,x,y,label,probability\n"
         ("metrics.json", '{"judged": "label"}', "not a readable evaluation"),
         ("predictions.csv", f"{HEADER},0,0,1,0.5\na\n", "not a readable evaluation"),
         ("predictions.csv", f"{HEADER}a,{10**30},0,1,0.5\n", "not a readable evaluation"),
-        ("predictions.csv", f"{HEADER}a,0,0,1,nan\n", "within 0 and 1"),
+        ("predictions.csv", f"{HEADER}a,0,0,1,nan\n", "not within 0..1"),
         ("predictions.csv", f"{HEADER}a,0,0,2,0.5\n", "0 or 1"),
         ("predictions.csv", f"{HEADER}a,0,z,1,0.5\n", "not a readable evaluation"),
         ("predictions.csv", "patient,x\na,0\n", "not a readable evaluation"),
