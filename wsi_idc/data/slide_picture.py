@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from wsi_idc.slides.annotations import IDC, IGNORE, NON_IDC, Annotation, target_of
+from wsi_idc.slides.labels import LEFT_OUT
 from wsi_idc.slides.slide import Slide
 
 _SIDE_PX = 1400
@@ -49,13 +50,18 @@ def slide_picture(
     height, width = thumbnail.shape[:2]
     scale = np.array([width / slide.width, height / slide.height])
     colored = thumbnail.copy()
-    for corner, value in zip(coords, label, strict=True):
-        if value in _PATCH_COLORS:
-            (left, top), (right, bottom) = np.rint(
-                [corner * scale, (corner + side) * scale]
-            ).astype(int)
-            cell = np.s_[top : max(bottom, top + 1), left : max(right, left + 1)]
-            colored[cell] = ImageColor.getrgb(_PATCH_COLORS[value])
+    # The label of each px is that of the cell at the center of the px.
+    rows, cols = (
+        ((np.arange(n) + 0.5) / (side * s)).astype(int)
+        for n, s in ((height, scale[1]), (width, scale[0]))
+    )
+    grid = np.full((rows[-1] + 1, cols[-1] + 1), LEFT_OUT, np.int8)
+    cell = np.rint(coords[:, ::-1] / side).astype(int)
+    is_drawn = (cell < grid.shape).all(axis=1)
+    grid[tuple(cell[is_drawn].T)] = label[is_drawn]
+    codes = grid[np.ix_(rows, cols)]
+    for value, patch_color in _PATCH_COLORS.items():
+        colored[codes == value] = ImageColor.getrgb(patch_color)
     picture = cv2.addWeighted(colored, _FILL, thumbnail, 1 - _FILL, 0)
     mask = cv2.resize(tissue.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

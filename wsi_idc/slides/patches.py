@@ -237,7 +237,6 @@ class SlidePatches:
         self._slide = slide
         self._patch_px = patch_px
         level = slide.levels[self.level]
-        self._is_native = is_native(level.mpp, mpp)
         self._x = grid.edges(self.row_col[:, 1], mpp=level.mpp)
         self._y = grid.edges(self.row_col[:, 0], mpp=level.mpp)
 
@@ -274,20 +273,27 @@ class SlidePatches:
         left, right = int(xs[0, 0]), int(xs[:, 1].max())
         top, bottom = (int(edge) for edge in self._y[group.start])
         strip = self._slide.read(self.level, left, top, width=right - left, height=bottom - top)
-        side = self._patch_px
+        side, edges = self._patch_px, xs - left
         patches = np.empty((len(xs), side, side, 3), np.uint8)
-        for patch, (first, end) in zip(patches, xs - left, strict=True):
-            patch[:] = self._resize(strip[:, first:end])
+        factor, rest = divmod(bottom - top, side)
+        sides = np.diff(edges)
+        if factor > 1 and not (rest or (edges % factor).any() or (sides != bottom - top).any()):
+            # Each px of a patch is the mean of factor x factor px. Resizing the strip in one call
+            # gives the same px and is faster than one call for each patch.
+            strip = self._resize(strip, width=strip.shape[1] // factor)
+            edges = edges // factor
+        for patch, (first, end) in zip(patches, edges, strict=True):
+            box = strip[:, first:end]
+            patch[:] = box if box.shape == patch.shape else self._resize(box, width=side)
         return patches
 
-    def _resize(self, box: NDArray[np.uint8]) -> NDArray:
-        if self._is_native:
-            return box
+    def _resize(self, box: NDArray[np.uint8], *, width: int) -> NDArray:
+        """Resize a picture to the height of a patch and to ``width`` px."""
         side = self._patch_px
         # INTER_AREA averages px to shrink a picture, but only repeats px to enlarge a picture.
-        is_enlarged = min(box.shape[:2]) < side
+        is_enlarged = box.shape[0] < side or box.shape[1] < width
         interpolation = cv2.INTER_LINEAR if is_enlarged else cv2.INTER_AREA
-        return cv2.resize(box, (side, side), interpolation=interpolation)
+        return cv2.resize(box, (width, side), interpolation=interpolation)
 
 
 def check_size(slide: Slide, *, patch_px: int, mpp: float) -> None:
