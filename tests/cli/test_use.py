@@ -89,7 +89,7 @@ def test_a_run_cannot_have_the_name_of_the_default_file(
     monkeypatch.chdir(tmp_path)
     train = [*WORDS.split(), "--data", cohort.path]
     result = command(*train, "--out", "runs/default")  # before the training
-    assert (result.code, "is the file that names the default" in result.error) == (1, True)
+    assert (result.code, "names the default run" in result.error) == (1, True)
     assert not Path("runs").exists()
     shutil.copytree(trained.source.parent, "runs/mine")
     command("use", "runs/mine")

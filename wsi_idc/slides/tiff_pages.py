@@ -179,7 +179,11 @@ def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
 
 
 def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[Any]]:
-    """Return the pages of each level: ``first``, then sub-images or later reduced pages."""
+    """Return the pages of each level.
+
+    Level 0 is ``first``. The other levels are the sub-images of ``first``. Without sub-images, they
+    are the pages behind ``first`` that the file marks as reduced.
+    """
     levels: list[Sequence[Any]] = [first]
     sub_images = [list(page.pages or ()) for page in first]
     candidates: list[Sequence[Any]] = list(zip(*sub_images, strict=False))

@@ -190,7 +190,7 @@ def check_default(runs: Path, run: Path | None = None) -> None:
     if file.is_dir():
         raise RunError(f"{file} is a folder, so no default can be set; rename the folder")
     if run is not None and run.absolute() == file.absolute():
-        raise RunError(f"{file} is the file that names the default; give the path of a run")
+        raise RunError(f"{file} names the default run; give the path of a run")
 
 
 def set_default(runs: Path, run: Path | None) -> None:

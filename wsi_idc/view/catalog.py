@@ -129,9 +129,10 @@ def _group(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _prefixes(folders: Sequence[str]) -> dict[str, str]:
-    """Return, for each folder, the text before the names of items; empty for only one folder.
+    """Return, for each folder, the text that is put before the names of its items.
 
-    The text is the name of the folder, or the path if two folders have the same name.
+    The text is the name of the folder, or its path if two folders have the same name. If there is
+    only one folder, the text is empty.
     """
     if len(folders) == 1:
         return {folders[0]: ""}
