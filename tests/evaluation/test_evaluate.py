@@ -217,7 +217,17 @@ def test_a_pack_of_slides_has_a_table_of_slides(trained: Checkpoint, tmp_path: P
         patch_px=50,
         mpp=4.0,
     )
-    evaluation = run(trained, Pack(report.pack), ["P", "Q"])
+    pack = Pack(report.pack)
+    moved = "a slide of the training may be evaluated here"
+    known = {"data_fingerprint": pack.info.source_fingerprint}
+    for changes, is_noted in (
+        ({}, False),
+        ({"split": {"P": "test"}}, True),
+        ({"split": {"P": "test"}, "provenance": known}, False),
+    ):
+        notes = run(replace(trained, **changes), pack, ["P", "Q"]).notes
+        assert any(moved in note for note in notes) == is_noted
+    evaluation = run(trained, pack, ["P", "Q"])
     assert evaluation.patients["patches"].tolist() == [4, 2]
     slides = evaluation.slides
     assert slides[["patient", "slide"]].to_numpy().tolist() == [

@@ -139,6 +139,11 @@ def evaluate(
     ece_uncalibrated = classification.ece(label, uncalibrated)
     num_unknown = int((~is_known).sum())
     notes = _notes(predictor, predictions, table, num_unknown)
+    if pack.slides and _is_of_other_training(predictor, pack):
+        notes.append(
+            "the model was trained on another pack: if a slide was moved to another patient since "
+            "then, a slide of the training may be evaluated here"
+        )
     if split == "test" and _is_new_data(predictor, pack):
         notes.insert(0, "no patient is in the split of a checkpoint, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
@@ -256,6 +261,15 @@ def compute_metrics(
             for name, values in resampled.items()
         },
         confusion=classification.confusion(label, probability, threshold=threshold),
+    )
+
+
+def _is_of_other_training(predictor: Predictor, pack: Pack) -> bool:
+    """Return whether a split names patients of a pack that is not the pack of the training."""
+    return any(
+        checkpoint.provenance.get("data_fingerprint") != pack.info.source_fingerprint
+        and not set(pack.patients).isdisjoint(checkpoint.split)
+        for checkpoint in predictor.checkpoints
     )
 
 
