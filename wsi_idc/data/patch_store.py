@@ -26,9 +26,9 @@ MAX_RATIO = 100
 MAX_ENTRIES = 5_000_000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _COLUMNS = ("CRC", "compress_size", "file_size", "header_offset", "compress_type")
-# Errors that zipfile raises if the directory of a zip is damaged.
 _MAX_DIRECTORY_BYTES = 2**30
 _MAX_TAIL_BYTES = 2**16
+# Errors that zipfile raises if the directory of a zip is damaged.
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
 
 

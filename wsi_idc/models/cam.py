@@ -45,9 +45,9 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """If ``layer is None``, return a copy with the layer from ``default_cam_layer``.
+        """Return a copy in which ``default_cam_layer`` replaces a missing ``layer``.
 
-        If this default is the layer of the last feature map, ``layer`` stays None.
+        A ``layer`` of None stays None if the default is the layer of the last feature map.
         """
         if self.layer is not None:
             return self
