@@ -166,7 +166,8 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["slide_table_head"]
     yield "| column | |\n|---|---|\n"
     yield from _rows(dict.fromkeys(COLUMNS, ()), text["slide_table"])
-    full, bare = _map(), {"cam": None, "uncertainty": None, "smoothed": None, "smoothing": None}
+    optional = ("cam", "uncertainty", "smoothed", "smoothing", "novelty", "novelty_limit")
+    full, bare = _map(), dict.fromkeys(optional)
     write_map(folder / "full.h5", replace(full, slide_name="s"))
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
     always = set(_walk(folder / "bare.h5"))
@@ -256,6 +257,8 @@ def _map() -> Any:
         cam=np.zeros((_NUM, *_CAM), np.float32),
         cam_layer="features",
         uncertainty=one,
+        novelty=one,
+        novelty_limit=0.8,
         smoothed=one,
         smoothing={"sigma_um": 1.0, "temperature": 1.0, "threshold": 0.5},
         slide=view,

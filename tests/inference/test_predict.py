@@ -22,6 +22,7 @@ from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.novelty import NoveltyModel, recorded_statistics
 from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.transfer import DeviceTransfer
 
@@ -65,7 +66,7 @@ def test_a_small_batch_is_padded(
             seen.append(len(images))
             return self.network(images)
 
-    classifier.network = Spy(classifier.network)
+    classifier.network, classifier.novelty = Spy(classifier.network), None
     parts = run(classifier, cohort, np.arange(3), batch_size=batch_size)
     assert seen == sizes
     assert sum(len(part.logit) for part in parts) == 3
@@ -195,7 +196,13 @@ def test_a_traced_or_compiled_network_gives_the_same_results(
         trace_without_compiling(monkeypatch)
     classifier = make_classifier("cnn-bn").requires_grad_(False)
     patches = random_patches(16)
-    logits, maps = compile_predictor(classifier, cam)(patches)
+    layer = "features.4"
+    model = NoveltyModel(layer, torch.ones(96), torch.eye(96), torch.arange(2.0), 0.5, 0.1)
+    classifier.novelty = model
+    logits, maps, distance = compile_predictor(classifier, cam)(patches)
+    with recorded_statistics(classifier.network, layer) as recorded, torch.no_grad():
+        classifier(patches)
+    torch.testing.assert_close(distance, (recorded[0] - 1).norm(dim=1), atol=1e-4, rtol=1e-4)
     expected = logits_and_cam(classifier, patches, class_index=cam.class_index if cam else 1)
     torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=1e-4)
     if cam is None:

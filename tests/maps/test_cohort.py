@@ -33,7 +33,9 @@ from wsi_idc.maps.patient_map import SlideView
 
 def test_row_has_the_values_of_the_map():
     uncertainty = np.array([0.1, 0.2, 0.3, 0.2, 0.2], np.float32)
-    row = cohort_row(hand_map(uncertainty=uncertainty), threshold=0.5)
+    novelty = np.array([1, 1, 0.9, 0.8, 0.8], np.float32)
+    patient_map = hand_map(uncertainty=uncertainty, novelty=novelty, novelty_limit=0.75)
+    row = cohort_row(patient_map, threshold=0.5)
     assert row == {
         "patient": "P1",
         "source": "pack",
@@ -57,6 +59,9 @@ def test_row_has_the_values_of_the_map():
         "tta": "",
         "ensemble": "",
         "slide": "",
+        "mean_novelty": pytest.approx(0.9),
+        "novel_fraction": 0.4,
+        "caution": "unlike the training data (novelty 0.90 > 0.75)",
     }
 
 
@@ -172,7 +177,8 @@ def test_row_of_a_patient_has_the_sums_of_the_slides(tmp_path: Path):
         "sensitivity": 0.5,
         "specificity": pytest.approx(2 / 3),
         **{name: row[name] for name in ("role", "architecture", "checkpoint_sha256")},
-        **{"tta": "", "ensemble": ""},
+        **{"tta": "", "ensemble": "", "caution": ""},
+        **dict.fromkeys(("mean_novelty", "novel_fraction"), pytest.approx(np.nan, nan_ok=True)),
     }
     cohort.drop("P2/a")
     assert cohort.patient_row("P2")["patches"] == 3

@@ -15,6 +15,8 @@ from wsi_idc.models.cam_layers import (
     check_cam_layer,
     check_input_px,
     default_cam_layer,
+    novelty_layer,
+    num_channels,
 )
 from wsi_idc.models.registry import ARCHITECTURES, architecture
 
@@ -197,3 +199,22 @@ def test_the_suggested_layers_exist_and_are_fine_enough(name: str):
 )
 def test_the_default_layer_is_the_last_that_is_fine_enough(name, input_px, expected):
     assert default_cam_layer(architecture(name), input_px) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "input_px", "layer", "channels"),
+    [
+        ("cnn", 50, "features.11", 96),
+        ("resnet18", 224, "layer2", 128),
+        ("mobilenet_v2", 96, "features.6", 32),
+        ("convnext_tiny", 224, "features.3", 192),
+        ("resnet18", 1, "layer4", 512),  # no map is large enough
+    ],
+)
+def test_novelty_uses_the_last_map_with_an_eighth_of_the_rows(
+    name: str, input_px: int, layer: str, channels: int
+):
+    arch = architecture(name)
+    assert novelty_layer(arch, input_px) == layer
+    assert num_channels(arch, input_px, layer) == channels
+    assert num_channels(arch, input_px, "no layer") == 0

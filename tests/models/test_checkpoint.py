@@ -31,9 +31,31 @@ def test_a_saved_checkpoint_is_read_unchanged_also_without_the_later_fields(
         assert torch.equal(copy.state[name], value)
     assert replace(copy, state={}) == replace(trained, state={})
     content = torch.load(path, weights_only=True)
-    torch.save({k: v for k, v in content.items() if k not in ("inherited", "smoothing")}, path)
+    later = ("inherited", "smoothing", "novelty")
+    torch.save({k: v for k, v in content.items() if k not in later}, path)
     old = load_checkpoint(path)
-    assert (old.inherited, old.smoothing) == ((), None)
+    assert (old.inherited, old.smoothing, old.novelty) == ((), None, None)
+
+
+def test_a_saved_novelty_model_is_read_unchanged_and_checked(trained: Checkpoint, tmp_path: Path):
+    path = tmp_path / "copy.pt"
+    save_checkpoint(path, trained)
+    before, after = trained.novelty, load_checkpoint(path).novelty
+    assert before is not None and after is not None
+    for name in ("mean", "whitening", "quantiles"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    numbers = [(n.layer, n.patient_mean, n.patient_std) for n in (before, after)]
+    assert numbers[0] == numbers[1]
+    for change in (
+        {"layer": "classifier"},
+        {"mean": torch.zeros(3)},
+        {"quantiles": torch.tensor([1.0, 0.0])},
+        {"quantiles": torch.tensor([0.0, float("nan")])},
+        {"patient_std": 2.0},
+    ):
+        save_checkpoint(path, replace(trained, novelty=replace(before, **change)))
+        with pytest.raises(CheckpointError, match="damaged checkpoint"):
+            load_checkpoint(path)
 
 
 def test_a_checkpoint_rebuilds_the_classifier(trained: Checkpoint):
@@ -55,6 +77,7 @@ def test_a_network_of_torchvision_is_rebuilt(trained: Checkpoint, tmp_path: Path
         state=network.state_dict(),
         input=replace(trained.input, input_px=64),
         cam_layer=arch.cam_layer,
+        novelty=None,
     )
     save_checkpoint(tmp_path / "other.pt", checkpoint)
     before = torch.get_rng_state()

@@ -145,6 +145,8 @@ def _describe_map(file: Path) -> dict[str, Any]:
         **_attributes(shown, "threshold temperature"),
         "smoothing": shown.smoothing and dict(shown.smoothing),
         "mean_uncertainty": None if shown.uncertainty is None else float(shown.uncertainty.mean()),
+        "mean_novelty": None if shown.novelty is None else float(shown.novelty.mean()),
+        "caution": shown.caution or None,
         "stride_px": shown.cell_px,
         "slide": size,
         "slide_mpp_source": slide and slide.mpp_source,

@@ -228,6 +228,10 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
         called = f"{report.idc_fraction[patient]:.1%} called IDC"
         called += "" if smoothed is None else f", {smoothed:.1%} after smoothing"
         yield f"{path}  {report.patches[patient]} patches, {called}"
+    if cautions := [f"  {name}: {text}" for name, text in report.caution.items() if text]:
+        yield from ("", *cautions)
+        yield "such maps can be wrong everywhere: compare stain, scanner, focus and resolution"
+        yield "with the training data, or train on such tissue"
     if report.kept:
         names = ", ".join(list(report.kept)[:_NUM_SHOWN])
         names += ", ..." if len(report.kept) > _NUM_SHOWN else ""

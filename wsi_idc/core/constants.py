@@ -16,6 +16,7 @@ DEFAULT_MAPS = Path("maps")
 DEFAULT_REPORT = Path("report")
 PREDICT_BATCH_SIZE = 64
 NUM_RESAMPLES = 2000  # number of resamples of a bootstrap over patients
+NOVEL_PERCENTILE = 0.99  # a patch with a higher novelty is called novel
 # A value outside these limits is damaged or forged, and a division by it could overflow.
 POSSIBLE_MPP = (1e-3, 100.0)
 POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training chooses a temperature between 0.05 and 20

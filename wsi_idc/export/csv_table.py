@@ -8,6 +8,7 @@ import pandas as pd
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import write_bytes
 from wsi_idc.maps.coordinates import grid_transform
+from wsi_idc.maps.layers import OPTIONAL_VALUES
 from wsi_idc.maps.patient_map import PatientMap
 
 
@@ -15,8 +16,8 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
     """Return a table of the numbers of a map, one row per patch.
 
     The columns are ``prob_CLASS`` and ``logit_CLASS`` of both classes, and ``label`` (-1 if the
-    label is unknown). The columns ``uncertainty``, ``smoothed``, ``cam_mean`` and ``cam_max`` are
-    present if the map has these values.
+    label is unknown). The columns of ``OPTIONAL_VALUES``, ``cam_mean`` and ``cam_max`` are present
+    if the map has these values.
     """
     other, idc = patient_map.class_names
     columns = {
@@ -26,7 +27,7 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
         f"logit_{idc}": patient_map.logit[:, 1],
         "label": patient_map.label,
     }
-    for name in ("uncertainty", "smoothed"):
+    for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
     if patient_map.cam is not None:

@@ -21,14 +21,16 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.models.batch_norm import fuse_batch_norm
 from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
 from wsi_idc.models.classifier import PatchClassifier, to_images
+from wsi_idc.models.novelty import map_statistics, recorded_statistics
 from wsi_idc.runtime.device import DeviceConfig, oom_as_error
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
 
-# Function that takes patches on the device. It returns logits (n, num_classes), and CAM or None.
-ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+# Function that takes patches on the device. It returns logits (n, num_classes), and CAM and
+# distance (n,), or None.
+ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
 
 # A batch is padded to a multiple of this size. Otherwise, the device would compute small batches
 # in a different way, and the last digits of the logits would depend on the size of the batch.
@@ -47,22 +49,28 @@ class RawPrediction:
             the number of classifiers times the number of views; the views of the first classifier
             come first.
         cam: Mean raw CAM of all views and classifiers, shape (n, h, w), float32; None: no CAM.
+        distance: Distance of each patch from the train patches of each classifier that has a
+            novelty model, shape (n, m), float32; None if m is 0.
     """
 
     logit: NDArray[np.float32]
     cam: NDArray[np.float32] | None
+    distance: NDArray[np.float32] | None = None
 
     def part(self, start: int, end: int) -> "RawPrediction":
         """Return the prediction of the patches ``start`` to ``end - 1``."""
-        cam = None if self.cam is None else self.cam[start:end]
-        return RawPrediction(self.logit[start:end], cam)
+        parts: list[Any] = [x if x is None else x[start:end] for x in self._arrays()]
+        return RawPrediction(*parts)
 
     @staticmethod
     def concatenate(parts: Sequence["RawPrediction"]) -> "RawPrediction":
         """Join predictions of consecutive patches into one prediction."""
-        logits = np.concatenate([part.logit for part in parts])
-        cams = [part.cam for part in parts if part.cam is not None]
-        return RawPrediction(logits, np.concatenate(cams) if cams else None)
+        columns = zip(*(part._arrays() for part in parts), strict=True)
+        joined: list[Any] = [None if c[0] is None else np.concatenate(c) for c in columns]
+        return RawPrediction(*joined)
+
+    def _arrays(self) -> tuple[Any, ...]:
+        return self.logit, self.cam, self.distance
 
 
 ReadFn = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -131,15 +139,17 @@ def batch_predictor(
 
         batches = map(load, items) if read is None else prefetch(load, items)
         # The device computes a batch while the caller uses the results of the previous batch.
-        pending: list[tuple[PendingResult, int]] = []
+        pending: list[tuple[list[bool], PendingResult, int]] = []
         for padded, num in meter.time_data_wait(batches):
             with meter.time_compute(num), oom_as_error(num, device_config.device):
-                logit, cams = _forward(networks, padded.get(), device_config, views=views)
-            pending.append((transfer.download([logit] if cams is None else [logit, cams]), num))
+                outputs = _forward(networks, padded.get(), device_config, views=views)
+            present = [output is not None for output in outputs]
+            result = transfer.download([output for output in outputs if output is not None])
+            pending.append((present, result, num))
             if len(pending) > 1:
                 yield _to_numpy(*pending.pop(0))
-        for result in pending:
-            yield _to_numpy(*result)
+        for entry in pending:
+            yield _to_numpy(*entry)
 
     with ExitStack() as stack:
         yield predict_batches
@@ -173,8 +183,21 @@ def _build_forward(
             fused.arch.name,
         )
     if cam is None:
-        return lambda patches: (fused(patches).float(), None)
-    return stack.enter_context(cam_extractor(fused, **vars(cam)))
+        forward: Any = lambda patches: (fused(patches).float(), None)  # noqa: E731
+    else:
+        forward = stack.enter_context(cam_extractor(fused, **vars(cam)))
+    if fused.novelty is None:
+        return lambda patches: (*forward(patches), None)
+    novelty = fused.novelty.to(device_config.device)
+    recorded = stack.enter_context(recorded_statistics(fused.network, novelty.layer))
+
+    def forward_with_distance(patches: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        recorded.clear()
+        logits, cams = forward(patches)
+        # smoothgradcam++ also runs the network on noisy images, but after the patches themselves.
+        return logits, cams, novelty.distance(recorded[0])
+
+    return forward_with_distance
 
 
 def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
@@ -185,7 +208,7 @@ def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
 
 
 def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
-    """Return a function that computes logits and CAM; it is compiled at its first batch.
+    """Return a function that computes logits, CAM and distance; its first batch compiles it.
 
     The function is compiled again for each new batch size, so all batches should have one size.
 
@@ -193,20 +216,25 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
         classifier: Classifier in eval mode, on the device that will run it.
         cam: CAM for which ``can_compile`` returns True; None: no CAM.
     """
-    arch = classifier.arch
-    # This extractor returns the feature map without a hook: a hook would split the compiled graph.
+    arch, novelty = classifier.arch, classifier.novelty
+    if novelty is not None:
+        novelty = novelty.to(classifier.mean.device)
+    # This extractor returns the feature maps without a hook: a hook would split the compiled graph.
+    nodes = [arch.cam_layer, arch.head, *([novelty.layer] if novelty else [])]
     network = create_feature_extractor(
         classifier.network,
-        {arch.cam_layer: "features", arch.head: "logits"},
+        {name: name for name in nodes},
         tracer_kwargs={"leaf_modules": [nn.Conv2d]},
     ).eval()
 
-    def forward(patches: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(patches: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         outputs = network(classifier.preprocess(patches))
-        logits = outputs["logits"].flatten(1).float()
-        if cam is None:
-            return logits, None
-        return logits, cam_of_head(outputs["features"], classifier.head.weight[cam.class_index])
+        logits, cams, distance = outputs[arch.head].flatten(1).float(), None, None
+        if cam is not None:
+            cams = cam_of_head(outputs[arch.cam_layer], classifier.head.weight[cam.class_index])
+        if novelty is not None:
+            distance = novelty.distance(map_statistics(outputs[novelty.layer]))
+        return logits, cams, distance
 
     # torch compiles the same code object at most eight times, and an ensemble may have more
     # networks. So each network gets its own copy of the code object.
@@ -218,18 +246,21 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
 @torch.inference_mode()
 def _forward(
     networks: Sequence[ForwardFn], patches: Tensor, device_config: DeviceConfig, *, views: range
-) -> tuple[Tensor, Tensor | None]:
-    """Return logits (n, networks * views, num_classes) and mean CAM (n, h, w) of n patches."""
-    logits, cams = [], []
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return logits, mean CAM and distances of n patches, as in ``RawPrediction``."""
+    logits, cams, distances = [], [], []
     for network in networks:
         for view in views:
             seen = patches if view == 0 else _apply_view(to_images(patches), view)
             with device_config.autocast():
-                logit, cam = network(seen)
+                logit, cam, distance = network(seen)
             logits.append(logit)
             if cam is not None:
                 cams.append(_apply_view(cam[:, None], _INVERSE_VIEW[view])[:, 0])
-    return torch.stack(logits, dim=1), _mean_cam(cams) if cams else None
+            if distance is not None and view == 0:
+                distances.append(distance)
+    mean_cam = _mean_cam(cams) if cams else None
+    return torch.stack(logits, 1), mean_cam, torch.stack(distances, 1) if distances else None
 
 
 def _apply_view(images: Tensor, view: int) -> Tensor:
@@ -251,14 +282,16 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
     return torch.stack(resized).mean(dim=0)
 
 
-def _to_numpy(result: PendingResult, num: int) -> RawPrediction:
-    logit, *cam = (array[:num] for array in result.arrays())
+def _to_numpy(present: Sequence[bool], result: PendingResult, num: int) -> RawPrediction:
+    """Convert the outputs of ``_forward``; ``present`` has False for each missing output."""
+    arrays = iter(result.arrays())
+    outputs: list[Any] = [next(arrays)[:num] if here else None for here in present]
     # NaN is not accepted, because in a map NaN marks a cell without a patch.
-    if not np.isfinite(logit).all():
+    if not np.isfinite(outputs[0]).all():
         raise CheckpointError(
             "the model gives logits that are not finite; use --precision fp32, or train it again"
         )
-    return RawPrediction(logit, cam[0] if cam else None)
+    return RawPrediction(*outputs)
 
 
 def _pad_batch(

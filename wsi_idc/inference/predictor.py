@@ -22,6 +22,7 @@ from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint, Smoothing
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.novelty import NoveltyModel
 from wsi_idc.models.registry import architecture
 
 # Largest accepted relative difference of mpp. Networks tolerate it; many files have a rounded mpp.
@@ -165,6 +166,28 @@ class Predictor:
         pooled = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
         parts = (pooled, mean[:, IDC], each[:, :, IDC].std(axis=1))
         return Prediction(*(part.astype(np.float32) for part in parts))
+
+    @property
+    def _novelty_models(self) -> list[NoveltyModel]:
+        return [c.novelty for c in self.checkpoints if c.novelty is not None]
+
+    def novelty(self, distance: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """Return the novelty of each patch, shape (N,), float32, 0..1, as in ``models.novelty``.
+
+        The result is the mean over the checkpoints that have a novelty model; None if none has one.
+
+        Args:
+            distance: Distances (N, m), as in ``RawPrediction``.
+        """
+        if distance is None:
+            return None
+        columns = zip(self._novelty_models, distance.T, strict=True)
+        return np.mean([model.novelty(column) for model, column in columns], axis=0)
+
+    def novelty_limit(self, num_patches: int) -> float | None:
+        """Return the largest usual mean novelty of a patient; None without a novelty model."""
+        limits = [model.patient_limit(num_patches) for model in self._novelty_models]
+        return float(np.mean(limits)) if limits else None
 
     def uncalibrated(self) -> "Predictor":
         """Return this predictor with all temperatures set to 1."""

@@ -111,6 +111,11 @@ class MapBuilder:
             )
         else:
             logger.info("the model was trained on none of these patients")
+        if self.predictor.novelty_limit(1) is None:
+            logger.info(
+                "the checkpoint has no novelty model, so maps do not show whether tissue is unlike "
+                "the training data; wsi-idc train adds one"
+            )
         report = MapReport()
         self.device_config.throughput.start()
         with (
@@ -249,6 +254,8 @@ class MapBuilder:
             threshold=predictor.threshold,
             temperature=predictor.temperature,
             model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
+            novelty=predictor.novelty(prediction.distance),
+            novelty_limit=predictor.novelty_limit(len(patches.row_col)),
             smoothed=smoothed,
             smoothing=None if smoothing is None else asdict(smoothing),
             cam=prediction.cam,

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core import hdf5
-from wsi_idc.core.constants import NO_ROLE
+from wsi_idc.core.constants import NO_ROLE, NOVEL_PERCENTILE
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
 from wsi_idc.core.files import starts_with, write_bytes, write_text
@@ -37,6 +37,7 @@ _FORMAT = "wsi-idc-cohort"
 _MODEL_NOTES = ("tta", "ensemble")
 _MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
 MIXED = "the maps are of %d different models, thresholds or settings; compare only equal ones"
+_OPTIONAL_MEANS = ("mean_uncertainty", "mean_novelty", "novel_fraction")
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("patient", "map", "source"), str),
@@ -45,6 +46,8 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("largest_region_mm2", "mean_probability", "mean_uncertainty"), np.float64),
     **dict.fromkeys(("true_fraction", "dice", "auc", "sensitivity", "specificity"), np.float64),
     **dict.fromkeys(("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "slide"), str),
+    **dict.fromkeys(("mean_novelty", "novel_fraction"), np.float64),
+    "caution": str,
 }
 COLUMNS = tuple(_TYPES)
 # Names and types of the columns of the table of patients.
@@ -207,7 +210,7 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     on_slide = patient_map.fraction_on_slide
     is_called = patient_map.probability >= threshold
     labelled = labelled_patches(patient_map)
-    uncertainty = patient_map.uncertainty
+    uncertainty, novelty = patient_map.uncertainty, patient_map.novelty
     role = str(model.get("role_of_patient") or "")
     return {
         "patient": patient_map.patient,
@@ -227,6 +230,9 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "checkpoint_sha256": str(model.get("sha256") or "")[:SHORT_SHA],
         **{name: format_note(model[name]) if model.get(name) else "" for name in _MODEL_NOTES},
         "slide": patient_map.slide_name,
+        "mean_novelty": np.nan if novelty is None else float(novelty.mean()),
+        "novel_fraction": np.nan if novelty is None else float((novelty > NOVEL_PERCENTILE).mean()),
+        "caution": patient_map.caution,
     }
 
 
@@ -245,11 +251,11 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
     }
     means = {
         name: float(sum(row[name] * row["patches"] for row in rows) / sums["patches"])
-        for name in ("idc_fraction", "mean_probability", "mean_uncertainty")
+        for name in ("idc_fraction", "mean_probability", *_OPTIONAL_MEANS)
     }
     texts = {
         name: " ".join(dict.fromkeys(row[name] for row in rows if row[name]))
-        for name in ("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES)
+        for name in ("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "caution")
     }
     values = {
         "patient": rows[0]["patient"],

@@ -10,6 +10,8 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 
 TOP_PERCENTILE = 99.5
+# Fields of ``PatientMap`` that a map may lack, with one value per patch.
+OPTIONAL_VALUES = ("uncertainty", "smoothed", "novelty")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ def layers_of(
     if (values := patient_map.uncertainty) is not None:
         vmax = robust_max(values) if uncertainty_max is None else uncertainty_max
         layers.append(Layer("uncertainty", "Uncertainty", values, vmax, True, "standard deviation"))
+    if patient_map.novelty is not None:
+        note = "percentile among the val patches"
+        layers.append(Layer("novelty", "Novelty", patient_map.novelty, note=note))
     return layers
 
 

@@ -208,6 +208,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         smoothed=columns.pop("probability_smoothed", None),
         **columns,
         smoothing=_read_smoothing(attrs),
+        novelty_limit=_read_novelty_limit(attrs),
         slide=_read_slide(file, attrs) if hdf5.has_link(file, "slide") else None,
         **_read_cam_attributes(file, len(columns["coords"])),
     )
@@ -249,6 +250,7 @@ def _read_columns(file: h5py.File) -> dict[str, Any]:
         "label": DatasetSpec("integer", (num,), (-1, 1)),
         "uncertainty": optional,
         "probability_smoothed": optional,
+        "novelty": optional,
     }
     types = {"coords": np.int32, "row_col": np.int32, "label": np.int8}
     columns = hdf5.read_datasets(file, specs)
@@ -263,6 +265,15 @@ def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:
     if not 0 <= smoothing["threshold"] <= 1:
         raise ValueError("the threshold of the smoothed probabilities is out of range")
     return smoothing
+
+
+def _read_novelty_limit(attrs: dict[str, Any]) -> float | None:
+    if "novelty_limit" not in attrs:
+        return None
+    limit = float(attrs["novelty_limit"])
+    if not 0 <= limit <= 1:
+        raise ValueError("the limit of the mean novelty is out of range")
+    return limit
 
 
 def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:

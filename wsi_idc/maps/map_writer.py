@@ -107,6 +107,8 @@ def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
         attrs["slide_name"] = patient_map.slide_name
     if patient_map.smoothing is not None:
         attrs["smoothing"] = json.dumps(dict(patient_map.smoothing))
+    if patient_map.novelty_limit is not None:
+        attrs["novelty_limit"] = patient_map.novelty_limit
     file.attrs.update(attrs)
 
 
@@ -135,8 +137,11 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
 
 def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]:
     """Return the optional values that the map has, as a dict from dataset name to values."""
-    smoothed = patient_map.smoothed
-    columns = {"uncertainty": patient_map.uncertainty, "probability_smoothed": smoothed}
+    columns = {
+        "uncertainty": patient_map.uncertainty,
+        "probability_smoothed": patient_map.smoothed,
+        "novelty": patient_map.novelty,
+    }
     return {name: values for name, values in columns.items() if values is not None}
 
 
@@ -242,6 +247,7 @@ class MapReport:
         patches: For each name in ``made``, the number of patches.
         idc_fraction: For each name in ``made``, the fraction of patches called IDC.
         smoothed_idc_fraction: This fraction after smoothing; None without smoothing.
+        caution: For each name in ``made``, the reason not to trust the map; may be empty.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -250,6 +256,7 @@ class MapReport:
     patches: dict[str, int] = field(default_factory=dict)
     idc_fraction: dict[str, float] = field(default_factory=dict)
     smoothed_idc_fraction: dict[str, float | None] = field(default_factory=dict)
+    caution: dict[str, str] = field(default_factory=dict)
 
     def record_failure(self, name: str, error: Exception) -> None:
         """Record the reason why a map was not built; raise ``error`` again if the disk is full.
@@ -287,6 +294,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         report.patches[name] = len(patient_map.probability)
         report.idc_fraction[name] = patient_map.idc_fraction()
         report.smoothed_idc_fraction[name] = patient_map.smoothed_idc_fraction()
+        report.caution[name] = patient_map.caution
 
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
 

@@ -151,6 +151,9 @@ class PatientMap(PatientPatches):
         smoothed: Probability of each patch, smoothed over neighboring patches, shape (N,), float32;
             None without smoothing.
         smoothing: Parameters and threshold of the smoothing; None without smoothing.
+        novelty: How unlike the train patches each patch is, 0..1, shape (N,), float32, as in
+            ``models.novelty``; None if the checkpoint has no novelty model.
+        novelty_limit: Largest mean novelty that is usual for a patient; None without ``novelty``.
         patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None if the map
             has no picture of the tissue, or was read from a file.
     """
@@ -168,6 +171,8 @@ class PatientMap(PatientPatches):
     uncertainty: NDArray[np.float32] | None = None
     smoothed: NDArray[np.float32] | None = None
     smoothing: Mapping[str, float] | None = None
+    novelty: NDArray[np.float32] | None = None
+    novelty_limit: float | None = None
     patches: NDArray[np.uint8] | None = None
 
     def idc_fraction(self) -> float:
@@ -179,6 +184,16 @@ class PatientMap(PatientPatches):
         if self.smoothed is None or self.smoothing is None:
             return None
         return float((self.smoothed >= self.smoothing["threshold"]).mean())
+
+    @property
+    def caution(self) -> str:
+        """Reason not to trust the map: its patches are unlike the train patches; else empty."""
+        if self.novelty is None or self.novelty_limit is None:
+            return ""
+        mean, limit = float(self.novelty.mean()), self.novelty_limit
+        return (
+            f"unlike the training data (novelty {mean:.2f} > {limit:.2f})" if mean > limit else ""
+        )
 
     def cell_cams(self, indices: Any = slice(None)) -> NDArray[np.float32]:
         """Crop the CAM of each patch to its grid cell, (N, h, w); ``indices`` selects patches."""

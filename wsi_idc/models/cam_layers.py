@@ -1,4 +1,4 @@
-"""Find the layers of a network from which CAMs can be computed, and the sizes of these CAMs."""
+"""Find the layers of a network for CAMs and novelty, and the sizes of their feature maps."""
 
 import difflib
 import functools
@@ -41,6 +41,7 @@ _NUM_NAMED = 3
 # Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
+_NOVELTY_STRIDE = 8  # largest distance, in px of the image, between cells of the map for novelty
 
 
 def check_input_px(arch: Architecture, input_px: int) -> None:
@@ -110,6 +111,31 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
     if min(grids.get(arch.cam_layer, (MIN_SIDE,))) >= MIN_SIDE:
         return arch.cam_layer
     return next(iter(_finer_layers(grids, last=arch.cam_layer)), arch.cam_layer)
+
+
+@functools.cache
+def novelty_layer(arch: Architecture, input_px: int) -> str:
+    """Return the name of the last layer with at least an eighth of the image's rows and columns.
+
+    If there is no such layer, return the name of the layer of the last feature map.
+    """
+    grids = _grids(arch, input_px)
+    names = list(grids)[: list(grids).index(arch.cam_layer) + 1] if arch.cam_layer in grids else []
+    fine = [name for name in names if _NOVELTY_STRIDE * min(grids[name]) >= input_px]
+    if not fine:
+        return arch.cam_layer
+    # The least nested module with the smallest grid is a stage of the network.
+    smallest = min(grids[name] for name in fine)
+    nesting = min(name.count(".") for name in fine if grids[name] == smallest)
+    return [n for n in fine if grids[n] == smallest and n.count(".") == nesting][-1]
+
+
+@functools.cache
+def num_channels(arch: Architecture, input_px: int, layer: str) -> int:
+    """Return the number of channels of a layer's feature map; 0 if there is no such map."""
+    if layer not in _grids(arch, input_px):
+        return 0
+    return _output_shapes(arch, input_px)[layer][1]
 
 
 @functools.cache

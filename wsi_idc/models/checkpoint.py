@@ -19,6 +19,7 @@ from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATU
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import regular_file, starts_with, write_bytes
 from wsi_idc.models.architecture import build_on_meta
+from wsi_idc.models.cam_layers import num_channels
 from wsi_idc.models.checkpoint_files import (
     MAX_BYTES,
     REMEDY,
@@ -26,6 +27,7 @@ from wsi_idc.models.checkpoint_files import (
     unreadable_error,
 )
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.novelty import NoveltyModel
 from wsi_idc.models.registry import architecture
 
 FORMAT = "wsi-idc-checkpoint"
@@ -107,6 +109,7 @@ class Checkpoint:
         config: Settings of the training.
         inherited: Patients on which the initial weights were trained.
         smoothing: Smoothing that was fitted on the val patients; None in older checkpoints.
+        novelty: Novelty model of the train patches; None in older checkpoints.
         source: Path of the checkpoint file; None if the checkpoint was not read from a file.
         fingerprint: SHA-256 of the checkpoint file; None if there is no file.
     """
@@ -125,6 +128,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     inherited: tuple[str, ...] = ()
     smoothing: Smoothing | None = None
+    novelty: NoveltyModel | None = field(default=None, compare=False)
     source: Path | None = field(default=None, compare=False)
     fingerprint: str | None = field(default=None, compare=False)
 
@@ -135,7 +139,11 @@ class Checkpoint:
         load_state(network, self.state)
         spec = self.input
         classifier = PatchClassifier(
-            arch, network, input_px=spec.input_px, mean=spec.mean, std=spec.std
+            *(arch, network),
+            input_px=spec.input_px,
+            mean=spec.mean,
+            std=spec.std,
+            novelty=self.novelty,
         )
         return classifier.eval()
 
@@ -191,6 +199,9 @@ class Checkpoint:
             )
         if not all(torch.isfinite(value).all() for value in self.state.values()):
             raise ValueError("a weight is not a finite number")
+        if self.novelty is not None:
+            layer = self.novelty.layer
+            self.novelty.validate(num_channels(arch, spec.input_px or spec.patch_px, layer))
 
 
 def _is_calibration(values: Checkpoint | Smoothing) -> bool:
@@ -210,6 +221,16 @@ def _read_smoothing(content: Any) -> Smoothing | None:
     return None if content is None else Smoothing(*(float(content[name]) for name in names))
 
 
+def _read_novelty(content: Any) -> NoveltyModel | None:
+    if content is None:
+        return None
+    tensors = [content[name] for name in ("mean", "whitening", "quantiles")]
+    if not all(map(is_dense, tensors)):
+        raise ValueError("the novelty model is not made of plain numbers")
+    numbers = [float(content[name]) for name in ("patient_mean", "patient_std")]
+    return NoveltyModel(str(content["layer"]), *tensors, *numbers)
+
+
 # For each field, the function that converts its stored value.
 _STORED: dict[str, Callable[[Any], Any]] = {
     "architecture": str,
@@ -226,6 +247,7 @@ _STORED: dict[str, Callable[[Any], Any]] = {
     "config": dict,
     "inherited": lambda content: tuple(map(str, content)),
     "smoothing": _read_smoothing,
+    "novelty": _read_novelty,
 }
 
 
@@ -254,7 +276,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: checkpoint version {version}, but this program reads version "
             f"{SCHEMA_VERSION}; train the model again"
         )
-    content = {"inherited": (), "smoothing": None, **content}  # missing in old files
+    # Old files do not have these fields.
+    content = {"inherited": (), "smoothing": None, "novelty": None, **content}
     try:
         values = {name: read(content[name]) for name, read in _STORED.items()}
         checkpoint = Checkpoint(**values, source=path, fingerprint=fingerprint)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_idc.models.architecture import Architecture
+from wsi_idc.models.novelty import NoveltyModel
 
 
 class Head(Protocol):
@@ -34,6 +35,7 @@ class PatchClassifier(nn.Module):
         network: Network that computes logits (N, num_classes) of normalized images (N, 3, H, W).
         input_px: Side in px to which patches are resized; None: patches are not resized.
         mean, std: Mean and standard deviation of each channel, 0..1, shape (1, 3, 1, 1).
+        novelty: Novelty model of the train patches, or None.
     """
 
     mean: Tensor
@@ -47,9 +49,11 @@ class PatchClassifier(nn.Module):
         input_px: int | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        novelty: NoveltyModel | None = None,
     ) -> None:
         super().__init__()
         self.arch, self.network, self.input_px = arch, network, input_px
+        self.novelty = novelty
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

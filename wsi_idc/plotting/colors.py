@@ -8,6 +8,7 @@ COLORMAPS = {
     "smoothed": "viridis",
     "cam": "inferno",
     "uncertainty": "cividis",
+    "novelty": "magma",
 }
 # Layers in which the opacity follows the value, so that tissue of low probability is visible.
 SEE_THROUGH = ("probability", "smoothed", "cam")

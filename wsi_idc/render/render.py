@@ -87,7 +87,10 @@ def figure_of(
     if len(panels) == 1:
         panels = [replace(panels[0], has_scale=True)]
     name = f"Patient {printable(patient_map.map_name, longest=_LONGEST)}"
-    return layout_page(panels, name=name, details=[_details(panel_input), NOTICE])
+    details = [_details(panel_input), NOTICE]
+    if patient_map.caution:
+        details.insert(0, f"CAUTION: this tissue is {patient_map.caution}.")
+    return layout_page(panels, name=name, details=details)
 
 
 def read_panel_input(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary
-from wsi_idc.maps.layers import crop_to_patches
+from wsi_idc.maps.layers import OPTIONAL_VALUES, crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import LABEL_COLORS
 from wsi_idc.report.layers import (
@@ -67,7 +67,7 @@ def build_sources(
     grids = {"labels": [scatter_to_grid(codes, rows_cols, shape=shape, fill=0)]}
     if patient_map.cam is not None:
         grids["cam"] = [cam_levels(patient_map)]
-    for name in ("probability", "uncertainty", "smoothed"):
+    for name in ("probability", *OPTIONAL_VALUES):
         if (values := getattr(patient_map, name)) is not None:
             grids[name] = [cropped.grid(values)]
     errors = scatter_to_grid(outcomes(patient_map.label, called), rows_cols, shape=shape, fill=0)
@@ -179,12 +179,13 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
         "probability": "@probability{0.000}",
         "smoothed": "@smoothed{0.000}",
         "uncertainty": "@uncertainty{0.000}",
+        "novelty": "@novelty{0.000}",
         "label": "@label_name",
         "CAM, largest": "@cam_max{0.0000}",
         "row, col": "@row, @col",
         "x, y": "@x, @y px",
     }
-    optional = {"smoothed": "smoothed", "uncertainty": "uncertainty", "CAM, largest": "cam_max"}
+    optional = {name: name for name in OPTIONAL_VALUES} | {"CAM, largest": "cam_max"}
     tooltips = [tip for tip in tips.items() if optional.get(tip[0], "row") in patches.data]
     canvas.add_tools(
         models.HoverTool(renderers=[cells], tooltips=tooltips, point_policy="follow_mouse"),

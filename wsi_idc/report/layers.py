@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import mosaic
 from wsi_idc.maps.layers import (
+    OPTIONAL_VALUES,
     Layer,
     crop_to_patches,
     has_labels,
@@ -148,7 +149,7 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
     }
     if patient_map.cam is not None:
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
-    for name in ("uncertainty", "smoothed"):
+    for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
     return columns

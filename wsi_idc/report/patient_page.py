@@ -187,6 +187,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("patient in its split", model.get("role_of_patient")),
         ("threshold, temperature", f"{patient_map.threshold:.4g}, {patient_map.temperature:.4g}"),
         ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
+        ("novelty", _novelty(patient_map)),
         ("CAM", None if patient_map.cam is None else cam),
         ("settings", _pairs({k: v for k, v in identity.items() if k not in _OWN_LINES})),
         ("8 views", "yes" if model.get("tta") else None),
@@ -202,6 +203,13 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("classes", ", ".join(patient_map.class_names)),
     ]
     return [(name, format_note(value)) for name, value in pairs if value not in (None, "", {}, [])]
+
+
+def _novelty(patient_map: PatientMap) -> str | None:
+    if patient_map.novelty is None:
+        return None
+    limit = f", usual up to {patient_map.novelty_limit:.2f}" if patient_map.novelty_limit else ""
+    return f"{patient_map.novelty.mean():.2f}{limit}"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

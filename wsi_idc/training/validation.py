@@ -11,6 +11,7 @@ from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError, RunError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.calibration import calibrate, idc_probability
+from wsi_idc.inference.novelty import fit_novelty
 from wsi_idc.inference.predict import predict_logits
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
@@ -66,7 +67,9 @@ def calibrate_and_save(training: Training) -> Checkpoint:
     logit, _ = predict_val(training)
     if world.is_main:
         checkpoint = replace(to_checkpoint(training), metrics={"epoch": training.state.best_epoch})
-        save_checkpoint(run.best, _calibrate(checkpoint, logit, training.pack))
+        checkpoint = _calibrate(checkpoint, logit, training.pack)
+        checkpoint = _with_novelty(checkpoint, training.pack, training.device_config)
+        save_checkpoint(run.best, checkpoint)
     world.barrier()
     return load_checkpoint(run.best)
 
@@ -88,6 +91,7 @@ def load_or_recalibrate(
             logit = predict_logits(model, pack, rows, device_config=device_config)
             checkpoint = replace(checkpoint, config={**checkpoint.config, **settings})
             checkpoint = _calibrate(checkpoint, logit, pack)
+            checkpoint = _with_novelty(checkpoint, pack, device_config)
             save_checkpoint(run.best, checkpoint)
             run.update_best_metrics(checkpoint.metrics)
     world.barrier()
@@ -116,3 +120,12 @@ def _calibrate(checkpoint: Checkpoint, logit: NDArray[np.float32], pack: Pack) -
         **vars(calibration),
         metrics={**checkpoint.metrics, "val": metrics.nan_to_none(val)},
     )
+
+
+def _with_novelty(checkpoint: Checkpoint, pack: Pack, device_config: DeviceConfig) -> Checkpoint:
+    """Return the checkpoint with a novelty model; a missing model is fitted."""
+    if checkpoint.novelty is not None:
+        return checkpoint
+    train, val = (labeled_rows(pack, checkpoint.patients(role)) for role in ("train", "val"))
+    model = fit_novelty(checkpoint.build(), pack, train, val, device_config=device_config)
+    return replace(checkpoint, novelty=model)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from wsi_idc.maps.layers import Layer, layers_of
+from wsi_idc.maps.layers import OPTIONAL_VALUES, Layer, layers_of
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import (
@@ -70,6 +70,7 @@ def map_layers(path: Path) -> MapLayers:
         "architecture": str(patient_map.model.get("architecture") or ""),
         "checkpoint": str(patient_map.model.get("checkpoint") or ""),
         "resolution": patient_map.resolution,
+        "caution": patient_map.caution,
         "classNames": list(patient_map.class_names),
         "columns": list(columns),
         "layers": layers,
@@ -88,7 +89,7 @@ def _columns(patient_map: PatientMap) -> dict[str, NDArray]:
         "onSlide": patient_map.fraction_on_slide,
         "probability": patient_map.probability,
     }
-    for name in ("smoothed", "uncertainty"):
+    for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
     return columns

@@ -45,7 +45,7 @@ _MAX_REQUEST_BYTES = 2**16
 # Columns of the table of the cohort that the list of patients shows.
 _ROW = (
     *("patient", "patches", "area_mm2", "idc_area_mm2", "idc_fraction", "auc", "dice"),
-    *("mean_uncertainty", "role"),
+    *("mean_uncertainty", "mean_novelty", "role"),
 )
 # OpenSeadragon adds one style, for the focus on touch screens.
 _OSD_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"

@@ -11,6 +11,7 @@ const SORTS = [
   ["auc", "AUC, lowest first", false, (value) => value.toFixed(3)],
   ["dice", "Dice, lowest first", false, (value) => value.toFixed(3)],
   ["mean_uncertainty", "uncertainty", true, (value) => value.toFixed(3)],
+  ["mean_novelty", "novelty", true, (value) => value.toFixed(2)],
 ];
 const SHOWN = { probability: 0.6, called: 1 }; // layers at the start
 const OPACITY = { probability: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5 };
@@ -324,6 +325,7 @@ function patchFacts({ map, columns, selected: i, threshold }) {
   ];
   if (columns.smoothed) facts.splice(3, 0, ["smoothed", columns.smoothed[i].toFixed(4)]);
   if (columns.uncertainty) facts.push(["uncertainty", columns.uncertainty[i].toFixed(4)]);
+  if (columns.novelty) facts.push(["novelty", columns.novelty[i].toFixed(3)]);
   return facts;
 }
 
@@ -336,6 +338,9 @@ function showFacts() {
   $("role").textContent = isKnown ? `${role} patient of the model` : role && "new for the model";
   $("role").hidden = !role;
   $("train-note").hidden = role !== "train";
+  $("caution").hidden = !(map && map.caution);
+  $("caution").textContent = map && map.caution
+    ? `This tissue is ${map.caution}. The map can be wrong everywhere.` : "";
   for (const pane of view.panes) pane.caption.hidden = view.panes.length < 2;
   const notes = view.panes.filter((pane) => pane.map && pane.map.tissue.note).map((pane) => {
     const { kind, note } = pane.map.tissue;

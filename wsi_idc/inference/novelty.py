@@ -1,0 +1,90 @@
+"""Fit the novelty model of a classifier to train and val patches."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.covariance import ledoit_wolf
+
+from wsi_idc.core.constants import PATCH_PX
+from wsi_idc.data.pack import Pack
+from wsi_idc.inference.predict import predict
+from wsi_idc.models.cam_layers import novelty_layer
+from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.novelty import NoveltyModel, recorded_statistics
+from wsi_idc.runtime.device import DeviceConfig
+
+# More patches change the figures little, and take time at the end of a training.
+MAX_PATCHES = 10_000
+_NUM_QUANTILES = 1001
+# A channel that hardly varies on train must not dominate the distance. The first number is a
+# fraction of the largest standard deviation; the second is added to variances of 1.
+_MIN_STD = 1e-3
+_RIDGE = 1e-4
+
+
+def fit_novelty(
+    classifier: PatchClassifier,
+    pack: Pack,
+    train: NDArray[np.int64],
+    val: NDArray[np.int64],
+    *,
+    device_config: DeviceConfig,
+) -> NoveltyModel:
+    """Fit the novelty model of a classifier; at most ``MAX_PATCHES`` patches of a role are used.
+
+    The covariance of the train patches is shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)
+    00096-4), because a network can have almost as many channels as there are patches.
+
+    Args:
+        classifier: Trained classifier.
+        pack: Pack that contains the patches.
+        train: Indices of the train patches in the pack, shape (n,).
+        val: Indices of the val patches in the pack, shape (m,).
+        device_config: Device and precision.
+    """
+    layer = novelty_layer(classifier.arch, classifier.input_px or PATCH_PX)
+    train, val = _sample(train), _sample(val)
+    statistics = _statistics(classifier, layer, pack, train, device_config)
+    mean, std = statistics.mean(axis=0), statistics.std(axis=0)
+    std = np.maximum(std, _MIN_STD * std.max() or 1.0)
+    covariance, _ = ledoit_wolf((statistics - mean) / std, assume_centered=True)
+    precision = np.linalg.inv(covariance + _RIDGE * np.eye(len(mean)))
+    whitening = np.linalg.cholesky(precision) / std[:, None]
+    model = NoveltyModel(layer, _tensor(mean), _tensor(whitening), torch.zeros(2), 0.0, 0.0)
+    values = _tensor(_statistics(classifier, layer, pack, val, device_config))
+    distance = model.distance(values).numpy()
+    quantiles = _tensor(np.quantile(distance, np.linspace(0, 1, _NUM_QUANTILES)))
+    model = replace(model, quantiles=quantiles)
+    novelty, patient = model.novelty(distance), pack.patient_of[val]
+    means = [novelty[patient == each].mean() for each in np.unique(patient)]
+    return replace(model, patient_mean=float(np.mean(means)), patient_std=float(np.std(means)))
+
+
+def _sample(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    if len(rows) <= MAX_PATCHES:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, MAX_PATCHES, replace=False))
+
+
+def _statistics(
+    classifier: PatchClassifier,
+    layer: str,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    device_config: DeviceConfig,
+) -> NDArray[np.float64]:
+    """Return the statistics of the feature map of each patch, shape (n, d)."""
+    parts = []
+    # A compiled network does not call the hook that records the statistics.
+    device_config = replace(device_config, compiled=False)
+    with recorded_statistics(classifier.network, layer) as recorded:
+        for prediction in predict([classifier], pack, rows, device_config=device_config):
+            # A batch may be padded, and the next batch may be recorded already.
+            parts.append(recorded.pop(0)[: len(prediction.logit)].cpu().numpy())
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _tensor(values: NDArray[np.float64]) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))

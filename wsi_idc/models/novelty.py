@@ -1,0 +1,103 @@
+"""Novelty: how unlike the train patches of a classifier a patch is.
+
+A feature map of the network is described by the mean and the standard deviation of each channel
+over the cells of the patch. A Gaussian is fitted to these values of the train patches. The distance
+of a patch is its Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888), and its novelty is the
+percentile of this distance among the val patches.
+
+The feature map is the last one with at least an eighth of the rows and columns of the image. Later
+maps ignore what does not help to separate the classes. They therefore miss changes of stain,
+focus and resolution at which the classifier fails (see docs/concepts.md for the figures).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+# A patient is unlike the training data if its mean novelty is this many standard deviations above
+# the mean of the val patients. Of 41 unseen patients, one is then unlike the training data.
+_NUM_STD = 2.5
+_UNIFORM_STD = math.sqrt(1 / 12)  # standard deviation of a percentile
+
+
+@dataclass(frozen=True, eq=False)
+class NoveltyModel:
+    """Gaussian model of the train patches, and the distances of the val patches.
+
+    Attributes:
+        layer: Name of the module whose output is the feature map.
+        mean: Mean of the statistics of the train patches, shape (d,), float32.
+        whitening: Matrix that makes the covariance of the statistics the unit matrix, shape (d, d),
+            float32.
+        quantiles: Quantiles of the distances on val, evenly spaced from 0 to 1, ascending, shape
+            (q,), float32.
+        patient_mean, patient_std: Mean and standard deviation of the mean novelty of a val patient.
+    """
+
+    layer: str
+    mean: Tensor
+    whitening: Tensor
+    quantiles: Tensor
+    patient_mean: float
+    patient_std: float
+
+    def to(self, device: torch.device) -> "NoveltyModel":
+        """Return a copy whose method ``distance`` takes tensors on ``device``."""
+        mean, whitening = (x.to(device) for x in (self.mean, self.whitening))
+        return replace(self, mean=mean, whitening=whitening)
+
+    def distance(self, statistics: Tensor) -> Tensor:
+        """Return the Mahalanobis distance (n,) of ``map_statistics`` (n, d)."""
+        with torch.autocast(statistics.device.type, enabled=False):
+            return ((statistics - self.mean) @ self.whitening).norm(dim=1)
+
+    def novelty(self, distance: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the percentile, 0..1, of each distance (n,) among the distances on val."""
+        quantiles = self.quantiles.numpy()
+        levels = np.linspace(0, 1, len(quantiles))
+        return np.interp(distance, quantiles, levels).astype(np.float32)
+
+    def patient_limit(self, num_patches: int) -> float:
+        """Return the largest mean novelty that is usual for a patient with ``num_patches``."""
+        # The mean of a few patches varies more than the mean of the many patches of a val patient.
+        std = math.hypot(self.patient_std, _UNIFORM_STD / math.sqrt(num_patches))
+        return min(self.patient_mean + _NUM_STD * std, 1.0)
+
+    def validate(self, num_channels: int) -> None:
+        """Raise ValueError if a value cannot be the result of a fit with ``num_channels``."""
+        size = 2 * num_channels
+        shapes = [tuple(x.shape) for x in (self.mean, self.whitening, self.quantiles)]
+        if shapes[:2] != [(size,), (size, size)] or len(shapes[2]) != 1 or shapes[2][0] < 2:
+            raise ValueError("the novelty model does not fit the network")
+        tensors = (self.mean, self.whitening, self.quantiles)
+        if not all(x.dtype == torch.float32 and torch.isfinite(x).all() for x in tensors):
+            raise ValueError("a value of the novelty model is not a finite number")
+        is_ascending = bool((self.quantiles.diff() >= 0).all())
+        if not (is_ascending and 0 <= self.patient_mean <= 1 and 0 <= self.patient_std <= 1):
+            raise ValueError("a value of the novelty model is out of range")
+
+
+def map_statistics(feature_map: Tensor) -> Tensor:
+    """Return mean and standard deviation of each channel (N, 2 C), float32, of (N, C, h, w)."""
+    values = feature_map.detach().flatten(2).float()
+    return torch.cat([values.mean(dim=2), values.std(dim=2, correction=0)], dim=1)
+
+
+@contextmanager
+def recorded_statistics(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Context manager that yields a list; each forward pass appends ``map_statistics`` to it."""
+    recorded: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if isinstance(output, Tensor):  # torch.fx calls hooks with placeholders
+            recorded.append(map_statistics(output))
+
+    with network.get_submodule(layer).register_forward_hook(record):
+        yield recorded
