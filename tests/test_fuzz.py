@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-MUTATIONS = 10
+MUTATIONS = 5
 
 
 @pytest.mark.slow
