@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from wsi_idc.data.prepare import prepare
+from wsi_idc.synthetic.cohort import write_cohort
+
 REPOSITORY = Path(__file__).parents[2]
 _NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "unshare")
 
@@ -129,30 +132,17 @@ def binding_slurm() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def tree(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a patch tree of twelve patients."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a patch tree of eight patients."""
     folder = tmp_path_factory.mktemp("cohort") / "tree"
-    words = [
-        "wsi-idc",
-        "synth",
-        str(folder),
-        "--num-patients",
-        "12",
-        "--patches-per-patient",
-        "40",
-        "-q",
-    ]
-    subprocess.run(words, env=slurm, check=True, capture_output=True, timeout=120)
+    write_cohort(folder, num_patients=8, patches_per_patient=40, seed=0)
     return folder
 
 
 @pytest.fixture(scope="session")
-def pack(slurm: dict[str, str], tree: Path) -> Path:
-    """Return the pack of it."""
-    path = tree.with_name("idc.h5")
-    words = ["wsi-idc", "prepare", str(tree), "--out", str(path), "-q"]
-    subprocess.run(words, env=slurm, check=True, capture_output=True, timeout=120)
-    return path
+def pack(tree: Path) -> Path:
+    """Return the pack of the tree."""
+    return prepare(tree, tree.with_name("idc.h5")).pack
 
 
 @pytest.fixture
