@@ -54,6 +54,25 @@ def test_eval_and_map_agree(
     assert set(table["patient"]) == trained.patients("test")
 
 
+def test_changed_patches_are_a_table_that_the_next_evaluation_removes(
+    work: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+):
+    changes = {"white": lambda patches: np.full_like(patches, 255)}
+    monkeypatch.setattr("wsi_idc.evaluation.robustness.PERTURBATIONS", changes)
+    result = command("eval", "--checkpoint", "runs/a", *QUICK, "--robustness", "--json")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["robustness"]
+    table = pd.read_csv("runs/a/eval-test/robustness.csv")
+    assert [row["change"] for row in rows] == table["change"].tolist() == ["unchanged", "white"]
+    assert rows[1]["cautions"] == 1
+    result = command("eval", "--checkpoint", "runs/a", *QUICK, "--robustness")
+    assert "white               0.500" in result.out
+    changed = result.out.partition("changed patches")[2].partition("note:")[0]
+    assert max(map(len, f"changed patches{changed}".splitlines())) <= 80
+    assert command("eval", "--checkpoint", "runs/a", *QUICK).code == 0
+    assert not Path("runs/a/eval-test/robustness.csv").exists()
+
+
 def test_several_runs_make_a_leaderboard(work: Path, command: RunCommand):
     result = command("eval", "runs/a", "runs/b", "--rank-by", "brier", *QUICK)
     assert result.code == 0, result.err

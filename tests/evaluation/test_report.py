@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.evaluations import (
@@ -38,14 +39,16 @@ WORLDS = {
     "all equal": patches(("a", "01", [0.5, 0.5]), ("b", "10", [0.5, 0.5])),
     "all correct and certain": patches(("a", "0011", [0, 0, 1, 1])),
 }
+CHANGES = pd.DataFrame({"change": ["a"], "auc": 0.9, "sensitivity": 0.8, "mean_novelty": 0.5})
 HISTORY = [{"epoch": 1, "val_auc": 0.7, "train_loss": 0.6}, {"epoch": 2, "val_auc": 0.8}]
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_report_has_its_page_and_all_figures(world: str, tmp_path: Path):
-    table = WORLDS[world]
+    table = WORLDS[world].assign(novelty=0.5)
     pack = pack_of(tmp_path / "a.h5", table)
-    write_report(evaluation_of(table), tmp_path / "out", pack=pack, history=HISTORY)
+    evaluation = replace(evaluation_of(table), robustness=CHANGES)
+    write_report(evaluation, tmp_path / "out", pack=pack, history=HISTORY)
     page = check_page(tmp_path / "out" / "report.html")
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert figures == {f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("png", "svg")}

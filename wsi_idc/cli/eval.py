@@ -47,6 +47,12 @@ Result = TypeVar("Result")
 @click.option("--allow-seen", is_flag=True, help="Allow patients that the model was trained on.")
 @with_default("--rank-by", default="auc", help="Metric by which RUNS are ranked.")
 @click.option("--no-report", is_flag=True, help="Write tables only: no figures, no HTML page.")
+@click.option(
+    "--robustness",
+    is_flag=True,
+    help="Also evaluate patches with another stain, light, focus, compression and resolution; "
+    "takes 17 times as long.",
+)
 @resample_options
 @compute_options
 @output_options
@@ -59,6 +65,7 @@ def eval_(
     out: Path | None,
     rank_by: str,
     no_report: bool,
+    robustness: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -98,7 +105,7 @@ def eval_(
     from wsi_idc.data.open_data import open_data
 
     pack = open_data(data)  # raises an error for missing data, before torch is imported
-    options["with_report"] = not no_report
+    options |= {"with_report": not no_report, "with_robustness": robustness}
     load = partial(open_predictor, tta=tta, smooth=smooth)
     if len(runs) > 1:
         several = (runs, paths_of, failed, load, pack, out)
@@ -227,9 +234,26 @@ def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
     yield "confusion     called non-IDC  called IDC"
     yield f"  non-IDC     {counts.true_negative:14d}  {counts.false_positive:10d}"
     yield f"  IDC         {counts.false_negative:14d}  {counts.true_positive:10d}"
+    yield from _robustness_lines(evaluation)
     for note in evaluation.notes:
         yield f"note: {note}"
     yield f"written to {folder}"
+
+
+def _robustness_lines(evaluation: "Evaluation") -> Iterator[str]:
+    if evaluation.robustness is None:
+        return
+    yield "changed patches         AUC  sensitivity  called IDC  novelty  cautions"
+    for row in evaluation.robustness.to_dict("records"):
+        novelty = (
+            ("", "")
+            if row["cautions"] != row["cautions"]
+            else (f"{row['mean_novelty']:.2f}", f"{row['cautions']:.0%}")
+        )
+        yield (
+            f"  {row['change']:<19} {row['auc']:5.3f}        {row['sensitivity']:5.3f}       "
+            f"{row['called_idc']:5.1%}  {novelty[0]:>7}  {novelty[1]:>8}"
+        )
 
 
 def _interval(low: float, high: float, *, digits: int = 3, space: str = " ") -> str:

@@ -15,6 +15,7 @@ from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.results import Evaluation, MetricSet, evaluation_name, folder_in_run
 from wsi_idc.inference.calibration import smoothed_probability
+from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
@@ -113,11 +114,13 @@ def evaluate(
     if not (members & known).any():
         raise DataError(f"{pack.path}: no patch of these patients has a known label")
     rows = np.flatnonzero(members)
-    logit = _predict_logits(
+    raw_prediction = _predict(
         predictor, pack, rows, device_config=device_config, batch_size=batch_size
     )
+    logit = raw_prediction.logit
     is_known = known[rows]
-    predictions = _predictions_table(predictor, pack, rows, logit)[is_known].reset_index(drop=True)
+    predictions = _predictions_table(predictor, pack, rows, raw_prediction)
+    predictions = predictions[is_known].reset_index(drop=True)
     label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
     known_rows = rows[is_known]
     predictions["border_distance"] = border_distances(
@@ -186,35 +189,34 @@ def _slide_table(pack: Pack, predictions: pd.DataFrame, final: MetricSet) -> pd.
     return patient_table(predictions, final.column, threshold=final.threshold, keys=keys)
 
 
-def _predict_logits(
+def _predict(
     predictor: Predictor,
     pack: Pack,
     rows: NDArray[np.int64],
     *,
     device_config: DeviceConfig,
     batch_size: int,
-) -> NDArray[np.float32]:
+) -> RawPrediction:
     batches = []
     device_config.throughput.start()
     with progress(len(rows), what="predicting") as bar:
         for batch in predictor.predict(
             pack, rows, device_config=device_config, batch_size=batch_size
         ):
-            batches.append(batch.logit)
+            batches.append(batch)
             bar.update(len(batch.logit))
     device_config.throughput.log("predicted")
-    return np.concatenate(batches)
+    return RawPrediction.concatenate(batches)
 
 
 def _predictions_table(
-    predictor: Predictor, pack: Pack, rows: NDArray[np.int64], logit: NDArray[np.float32]
+    predictor: Predictor, pack: Pack, rows: NDArray[np.int64], raw_prediction: RawPrediction
 ) -> pd.DataFrame:
     """Build a table with one row per patch: patient, x, y, label, outputs of the predictor.
 
-    ``rows`` has all patches of each patient, because smoothing uses neighbors. ``logit`` has the
-    shape (N, k, num_classes); k is explained in ``RawPrediction``.
+    ``rows`` has all patches of each patient, because smoothing uses neighbors.
     """
-    prediction = predictor.aggregate(logit)
+    prediction = predictor.aggregate(raw_prediction.logit)
     index = pack.index.iloc[rows]
     table = index[["x", "y", "label"]].reset_index(drop=True)
     table.insert(0, "patient", pack.patient_of[rows])
@@ -223,6 +225,8 @@ def _predictions_table(
     table["probability"] = prediction.probability
     if prediction.uncertainty is not None:
         table["uncertainty"] = prediction.uncertainty
+    if (novelty := predictor.novelty(raw_prediction.distance)) is not None:
+        table["novelty"] = novelty
     if smoothing := predictor.smoothing:
         table["probability_smoothed"] = smoothed_probability(
             prediction.probability,

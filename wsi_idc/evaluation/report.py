@@ -4,6 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.evaluation.gallery import GALLERIES
+from wsi_idc.evaluation.novelty import novelty_chart
 from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
+from wsi_idc.evaluation.robustness import robustness, robustness_chart
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import remove_figures, write_figures, write_page
@@ -26,7 +29,8 @@ from wsi_idc.training.runs import Run
 logger = logging.getLogger(__name__)
 
 LEARNING_CURVES = "learning_curves"
-FIGURE_NAMES = (*CHARTS, *GALLERIES, LEARNING_CURVES)
+_NOVELTY, _ROBUSTNESS = "novelty", "robustness"
+FIGURE_NAMES = (*CHARTS, *GALLERIES, LEARNING_CURVES, _NOVELTY, _ROBUSTNESS)
 _HEADLINE = ("auc", "average_precision", "f1", "balanced_accuracy", *HEADLINE_METRICS[4:])
 _BY_BORDER = ("auc", "balanced_accuracy", "f1", "sensitivity", "specificity", "ppv", "prevalence")
 
@@ -39,6 +43,7 @@ def evaluate_into(
     split: str,
     allow_seen: bool = False,
     with_report: bool = True,
+    with_robustness: bool = False,
     **settings: Any,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a predictor, and write its results; return the evaluation and ``folder``.
@@ -50,6 +55,7 @@ def evaluate_into(
         split: Group of patients, as in ``choose_patients``.
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
+        with_robustness: Evaluate changed patches too, as ``robustness`` does.
         settings: Further keyword arguments of ``evaluate``.
 
     Raises:
@@ -59,6 +65,10 @@ def evaluate_into(
     """
     patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(predictor, pack, patients, split=split, **settings)
+    if with_robustness:
+        options = {name: settings[name] for name in ("device_config", "batch_size")}
+        table = robustness(predictor, pack, patients, **options)
+        evaluation = replace(evaluation, robustness=table)
     # Remove the page and the figures of an earlier evaluation: they show other numbers.
     (folder / PAGE).unlink(missing_ok=True)
     remove_figures(FIGURE_NAMES, folder)
@@ -93,6 +103,10 @@ def write_report(
         name: partial(draw, evaluation) for name, draw in CHARTS.items()
     }
     drawings |= {name: partial(draw, evaluation, pack) for name, draw in GALLERIES.items()}
+    if "novelty" in evaluation.predictions:
+        drawings[_NOVELTY] = partial(novelty_chart, evaluation)
+    if evaluation.robustness is not None:
+        drawings[_ROBUSTNESS] = partial(robustness_chart, evaluation.robustness)
     if history:
         best_epoch = evaluation.record["method"]["metrics"].get("epoch")
         drawings[LEARNING_CURVES] = partial(draw_curves, history, best_epoch=best_epoch)

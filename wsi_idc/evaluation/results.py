@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import parse_json, write_json, write_text
-from wsi_idc.metrics.classification import Confusion, nan_to_none
+from wsi_idc.metrics.classification import Confusion, nan_to_none, records
 
 if TYPE_CHECKING:  # torch and pandas take seconds to import
     import pandas as pd
@@ -19,10 +19,13 @@ if TYPE_CHECKING:  # torch and pandas take seconds to import
 
 PAGE = "report.html"
 METRICS_JSON, PREDICTIONS_CSV = "metrics.json", "predictions.csv"
-_PATIENTS_CSV, _SLIDES_CSV = "patients.csv", "slides.csv"
+_PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV = "patients.csv", "slides.csv", "robustness.csv"
 # Arguments of ``core.files.ensure_writable`` for the folder of an evaluation.
 EVALUATION_FILES = {
-    "writes": (METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, PREDICTIONS_CSV, PAGE, "figures"),
+    "writes": (
+        *(METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV, PREDICTIONS_CSV, PAGE),
+        "figures",
+    ),
     "marks": (PREDICTIONS_CSV,),
 }
 
@@ -88,6 +91,8 @@ class Evaluation:
         bands: ROC and PR curve with 95 % confidence bands; None if all labels are of one class.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
+        robustness: One row per change of the patches, as ``robustness.robustness`` returns it;
+            None if only unchanged patches were evaluated.
     """
 
     split: str
@@ -105,9 +110,14 @@ class Evaluation:
     notes: tuple[str, ...]
     record: dict[str, Any]
     slides: "pd.DataFrame | None" = None
+    robustness: "pd.DataFrame | None" = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON with all results except tables and curves; None replaces NaN."""
+        """Return a dict for JSON; it has no curves and no tables but that of the robustness.
+
+        None replaces NaN.
+        """
+        changes = None if self.robustness is None else records(self.robustness)
         return {
             "split": self.split,
             "num_patients": self.num_patients,
@@ -123,6 +133,7 @@ class Evaluation:
                 str(distance): {"patches": metric_set.num_patches, **metric_set.as_dict()}
                 for distance, metric_set in self.by_border.items()
             },
+            **({} if changes is None else {"robustness": changes}),
             "notes": list(self.notes),
             "provenance": self.record,
         }
@@ -175,8 +186,11 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     metrics.json is written last: a folder with this file is complete.
     """
     (out / METRICS_JSON).unlink(missing_ok=True)
+    (out / _ROBUSTNESS_CSV).unlink(missing_ok=True)
     write_text(out / PREDICTIONS_CSV, csv_text(evaluation.predictions))
     write_text(out / _PATIENTS_CSV, csv_text(evaluation.patients))
     if evaluation.slides is not None:
         write_text(out / _SLIDES_CSV, csv_text(evaluation.slides))
+    if evaluation.robustness is not None:
+        write_text(out / _ROBUSTNESS_CSV, csv_text(evaluation.robustness))
     write_json(out / METRICS_JSON, evaluation.as_dict())

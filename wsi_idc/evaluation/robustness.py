@@ -1,0 +1,102 @@
+"""Evaluate a predictor on changed patches: which change of stain, light or focus breaks it."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from wsi_idc.core.constants import PREDICT_BATCH_SIZE
+from wsi_idc.core.progress import progress
+from wsi_idc.data.pack import Pack
+from wsi_idc.data.perturbations import PERTURBATIONS
+from wsi_idc.inference.predict import RawPrediction
+from wsi_idc.inference.predictor import Predictor
+from wsi_idc.metrics.classification import all_metrics, auc
+from wsi_idc.runtime.device import DeviceConfig
+
+UNCHANGED = "unchanged"
+_METRICS = ("auc", "average_precision", "sensitivity", "specificity")
+# Column, title and color of each panel of the figure.
+_PANELS = (("auc", "AUC"), ("sensitivity", "Sensitivity"), ("mean_novelty", "Mean novelty"))
+_HEIGHT_PER_ROW = 0.24
+
+
+def robustness(
+    predictor: Predictor,
+    pack: Pack,
+    patients: list[str],
+    *,
+    device_config: DeviceConfig,
+    batch_size: int = PREDICT_BATCH_SIZE,
+) -> pd.DataFrame:
+    """Evaluate the labeled patches of ``patients``, unchanged and under each perturbation.
+
+    Returns:
+        Table with a row per change: metrics at the predictor's threshold, and ``called_idc``, the
+        fraction of patches called IDC. With a novelty model: ``mean_novelty`` of all patches,
+        ``novelty_auroc`` of the patients' mean novelty (changed patients against the same patients
+        without the change), and ``cautions``, the fraction of patients above their limit.
+    """
+    known = pack.index["label"].to_numpy() >= 0
+    rows = np.flatnonzero(np.isin(pack.patient_of, patients) & known)
+    label, patient = pack.index["label"].to_numpy()[rows], pack.patient_of[rows]
+    changes = {UNCHANGED: lambda patches: patches} | PERTURBATIONS
+    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    records, first = [], None
+    with (
+        progress(len(rows) * len(changes), what="predicting changed patches") as bar,
+        predictor.batch_predictor(device_config=device_config, batch_size=batch_size) as predict,
+    ):
+        for name, change in changes.items():
+            parts = []
+            for part in predict(chunks, read=lambda chunk, change=change: change(pack.read(chunk))):
+                parts.append(part)
+                bar.update(len(part.logit))
+            prediction = RawPrediction.concatenate(parts)
+            probability = predictor.aggregate(prediction.logit).probability
+            metrics = all_metrics(label, probability, threshold=predictor.threshold)
+            called = float((probability >= predictor.threshold).mean())
+            record = {"change": name, **{key: metrics[key] for key in _METRICS}}
+            novelty = predictor.novelty(prediction.distance)
+            first = novelty if first is None else first
+            columns = _novelty_columns(predictor, novelty, first, patient)
+            records.append({**record, "called_idc": called, **columns})
+    return pd.DataFrame(records)
+
+
+def _novelty_columns(
+    predictor: Predictor,
+    novelty: NDArray[np.float32] | None,
+    unchanged: NDArray[np.float32] | None,
+    patient: NDArray,
+) -> dict[str, float]:
+    if novelty is None or unchanged is None:
+        return dict.fromkeys(("mean_novelty", "novelty_auroc", "cautions"), np.nan)
+    _, code, counts = np.unique(patient, return_inverse=True, return_counts=True)
+    before, after = (np.bincount(code, values) / counts for values in (unchanged, novelty))
+    limits = np.array([predictor.novelty_limit(int(count)) for count in counts])
+    is_changed = np.repeat([0, 1], len(counts))
+    return {
+        "mean_novelty": float(novelty.mean()),
+        "novelty_auroc": auc(is_changed, np.concatenate([before, after])),
+        "cautions": float((after > limits).mean()),
+    }
+
+
+def robustness_chart(table: pd.DataFrame) -> Figure:
+    """Draw AUC, sensitivity and novelty of each change; a line marks the unchanged patches."""
+    panels = [panel for panel in _PANELS if table[panel[0]].notna().any()]
+    size = (1.6 + 2.8 * len(panels), 1.2 + _HEIGHT_PER_ROW * len(table))
+    figure = Figure(figsize=size, layout="constrained")
+    places = np.arange(len(table))[::-1]
+    for ax, (name, title) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        values = table[name].to_numpy(float)
+        worse = np.abs(values - values[0])
+        ax.axvline(values[0], color="0.6", linestyle="--", linewidth=1)
+        ax.hlines(places, values[0], values, color="0.8", linewidth=3)
+        ax.scatter(values, places, c=worse, cmap="cividis_r", edgecolor="0.3", s=30, zorder=3)
+        ax.set(title=title, xlim=(-0.02, 1.02), yticks=places, yticklabels=table["change"])
+    figure.suptitle("Changed patches (dashed line: unchanged)")
+    return figure
