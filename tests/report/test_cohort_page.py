@@ -33,7 +33,7 @@ def test_page_shows_every_patient_most_idc_first():
     links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
     assert links == ["P9.html", "P100.html", "P10.html"]
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-    assert [source[:15] for source in sources[:2]] == ["data:image/jpeg", "data:image/png;"]
+    assert [source[:15] for source in sources[:2]] == ["data:image/avif", "data:image/png;"]
     text = " ".join(page.texts)
     assert "it is no map" in text
     assert "Research use only" in text

@@ -31,7 +31,6 @@ def test_patch_columns_have_one_entry_a_patch():
         "cell": [0, 4, 5, 6, 11],
         "probability": pytest.approx([0.9, 0.8, 0.2, 0.1, 0.7]),
         "label": [1, 0, 1, 0, -1],
-        "label_name": ["<b>", "no", "<b>", "no", "unknown"],
         "cam_max": [5, 11, 17, 23, 29],
         "on_slide": [1, 1, 1, 1, 1],
     }

@@ -118,15 +118,17 @@ def data_uri(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-def tissue_uri(image: Pixels) -> tuple[str, float]:
-    """Return ``image`` (h, w, 3) as a data URI, and the scale in px of the picture per px."""
-    small, scale = _fit(image, MAX_SIDE_PX)
-    return _picture_uri(small, "WEBP", quality=75, method=2), scale
+def tissue_uri(image: Pixels, side_px: int = MAX_SIDE_PX) -> tuple[str, float]:
+    """Return tissue as a data URI, and the scale in px of the picture per px of ``image``.
 
-
-def thumbnail_uri(image: Pixels, side_px: int) -> str:
-    """Return an image of tissue as a JPEG data URI. No side is longer than ``side_px``."""
-    return _picture_uri(_fit(image, side_px)[0], "JPEG", quality=82)
+    Args:
+        image: Picture of the tissue, shape (h, w, 3).
+        side_px: Largest side of the picture.
+    """
+    small, scale = _fit(image, side_px)
+    # AVIF needs half the bytes of WebP. Colors at full resolution cost 2 % and keep small nuclei.
+    options = {"quality": 38, "speed": 9, "subsampling": "4:4:4", "advanced": {"tune": "ssim"}}
+    return _picture_uri(small, "AVIF", **options), scale
 
 
 def grid_uri(grid: NDArray[np.float32], table: Pixels) -> str:

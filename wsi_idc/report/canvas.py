@@ -146,7 +146,14 @@ def build_canvas(
     scale_bar.update(bar_line_width=3, label_text_font_size="13px", border_line_color=None)
     scale_bar.update(background_fill_color="white", background_fill_alpha=0.85)
     canvas.add_layout(scale_bar)
+    _remove_unused_glyphs(canvas)
     return canvas, renderers
+
+
+def _remove_unused_glyphs(canvas: figure) -> None:
+    """Remove glyphs of states that no renderer has; they are a third of the models of a page."""
+    for renderer in canvas.renderers:
+        renderer.update(nonselection_glyph=None, muted_glyph=None)
 
 
 def _color_mapper(layer: PageLayer) -> models.LinearColorMapper:
@@ -172,7 +179,6 @@ def _draw_lines(
 def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> None:
     """Add invisible cells with hover and tap tools. A selected cell gets an outline."""
     cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
-    cells.nonselection_glyph = None
     cells.selection_glyph = models.Rect(x="x_mm", y="y_mm", width=side, height=side, fill_alpha=0)
     cells.selection_glyph.update(line_color=_SELECTED_COLOR, line_width=3)
     tips = {
@@ -243,6 +249,7 @@ def _draw_bars(
         if (top := f"top_{code}") in source.data:
             style = {"line_color": "white", "line_width": 0.5, "fill_color": LABEL_COLORS[code]}
             bars.append(chart.quad("left", "right", top, f"bottom_{code}", source=source, **style))
+    _remove_unused_glyphs(chart)
     return bars
 
 

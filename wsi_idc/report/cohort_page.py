@@ -15,7 +15,7 @@ from wsi_idc.maps.cohort import MIXED, num_models
 from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
-from wsi_idc.plotting.html import grid_uri, page_template, thumbnail_uri
+from wsi_idc.plotting.html import grid_uri, page_template, tissue_uri
 from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import PageLayer, crop_image, hex_colors
 
@@ -74,9 +74,9 @@ def card_of(
     """Return the card of a patient or slide. ``patient_page`` has the same arguments."""
     tissue = None
     if image is not None:
-        tissue = thumbnail_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
+        tissue, _ = tissue_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
     elif patient_map.slide is not None:
-        tissue = thumbnail_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX)
+        tissue, _ = tissue_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX)
     cropped = crop_to_patches(patient_map)
     probability = grid_uri(cropped.probability_grid(), color_table(COLORMAPS["probability"]))
     return Card(row, tissue, probability, *cropped.shape)

@@ -15,7 +15,6 @@ from wsi_idc.maps.layers import (
     Layer,
     crop_to_patches,
     has_labels,
-    label_names,
     layers_of,
     robust_max,
 )
@@ -131,7 +130,7 @@ def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.
 
 def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
     """Return the columns of the table of patches. Each column has one value per patch."""
-    cropped, names = crop_to_patches(patient_map), label_names(patient_map)
+    cropped = crop_to_patches(patient_map)
     row, col = cropped.row_col.T
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     columns: dict[str, NDArray] = {
@@ -145,7 +144,6 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
         "on_slide": patient_map.fraction_on_slide,
         "probability": patient_map.probability,
         "label": patient_map.label,
-        "label_name": np.array([names[int(label)] for label in patient_map.label], object),
     }
     if patient_map.cam is not None:
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))

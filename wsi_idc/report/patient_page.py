@@ -10,11 +10,11 @@ from bokeh.document import Document
 from bokeh.embed import file_html
 from bokeh.events import DocumentReady
 from bokeh.models import CustomJS
-from bokeh.resources import INLINE
+from bokeh.resources import CDN, INLINE
 from numpy.typing import NDArray
 
 from wsi_idc.maps.cohort import format_note
-from wsi_idc.maps.layers import cam_title, crop_to_patches
+from wsi_idc.maps.layers import cam_title, crop_to_patches, label_names
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
 from wsi_idc.report.canvas import (
@@ -104,7 +104,14 @@ def patient_page(
         "card_id": CARD_ID,
         "card": context.card.replace("<", "\\u003c"),
     }
-    return file_html(document, INLINE, title, template=template, template_variables=variables)
+    return file_html(
+        document,
+        CDN if context.script_file else INLINE,  # the template uses only the code of INLINE
+        title,
+        template=template,
+        template_variables=variables,
+        suppress_callback_warning=True,  # no callback is in Python; the check takes long
+    )
 
 
 def tissue_pictures(
@@ -156,6 +163,9 @@ def _build_document(
     arguments = {name: sources[name] for name in ("patches", "grids", "tissue")}
     arguments |= {"grid": {"rows": rows, "cols": cols}, "cam_palette": PALETTES["cam"]}
     arguments["side_px"] = patient_map.cell_px * patch_scale
+    arguments["label_names"] = {
+        str(label): name for label, name in label_names(patient_map).items()
+    }
     show = CustomJS(args=arguments, code=read_text("report/templates/show.js"))
     slider.js_on_change("value", redraw)
     toggle.js_on_change("active", redraw)

@@ -1,10 +1,11 @@
 // After a click: show the patch enlarged beside its CAM, and its numbers.
-// Arguments: patches, grids, tissue, grid, cam_palette, side_px.
+// Arguments: patches, grids, tissue, grid, cam_palette, side_px, label_names.
+const {data} = patches;
+data.label_name ??= Array.from(data.label, (label) => label_names[label]);  // for the tooltips
 const index = patches.selected.indices[0];
 const panel = document.getElementById("patch");
 panel.classList.toggle("empty", index === undefined);
 if (index === undefined) return;
-const {data} = patches;
 const cell = data.cell[index], row = Math.floor(cell / grid.cols), col = cell % grid.cols;
 
 const number = (name, digits) => name in data ? data[name][index].toFixed(digits) : "";
