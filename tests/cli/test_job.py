@@ -20,6 +20,13 @@ TRAIN = 'command = "train"\n[config]\nepochs = 1\nmodel = "cnn"\nsplit = "ratio:
 SMALL = ["--epochs", "1", "--weights", "none", "--input-size", "64", "--freeze", "1"]
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the figures of a training, which take longer than the training."""
+    for name in ("draw_curves", "save_png", "augmented_samples"):
+        monkeypatch.setattr(f"wsi_idc.training.logger.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture
 def work(work: Path) -> Path:
     """Add the project's jobs to the working folder."""
@@ -94,7 +101,7 @@ def test_tasks_run_in_turn_and_failed_ones_are_listed(work: Path, command: RunCo
 def test_a_stopped_task_ends_the_job_and_the_same_command_resumes_it(
     work: Path, command: RunCommand
 ):
-    (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 3") + "[axes]\nseed=[0,1]")
+    (work / "two.toml").write_text(TRAIN.replace("epochs = 1", "epochs = 2") + "[axes]\nseed=[0,1]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wsi_idc.training.train._finish_epoch", _stop_after(1))
         result = command("job", "two.toml", "--device", "cpu")
@@ -102,7 +109,7 @@ def test_a_stopped_task_ends_the_job_and_the_same_command_resumes_it(
     result = command("status", "two.toml", "--json")
     tasks = json.loads(result.out)["tasks"]
     assert [task["state"] for task in tasks] == ["stopped", "not begun"]
-    assert tasks[0]["detail"].startswith("1 of 3 epochs, val AP ")
+    assert tasks[0]["detail"].startswith("1 of 2 epochs, val AP ")
     assert command("job", "two.toml", "--device", "cpu").code == 0
     assert "2 of 2 finished" in command("status", "two.toml").out
 
@@ -162,9 +169,6 @@ def test_every_job_of_the_project_runs_at_a_small_size(
     make_small_cohort(tmp_path / "data/idc.h5", num_patients=6)
     shutil.copytree(JOBS, tmp_path / "jobs")
     monkeypatch.chdir(tmp_path)
-    # Most of the time of such short trainings; the tests of training draw them.
-    monkeypatch.setattr("wsi_idc.training.logger.save_png", lambda *_: None)
-    monkeypatch.setattr("wsi_idc.training.logger.augmented_samples", lambda *_, **__: None)
     done = set()
 
     def job(name: str, *flags: str) -> None:

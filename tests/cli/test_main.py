@@ -222,9 +222,8 @@ def test_messages_are_one_printable_line(command: RunCommand):
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_a_training_and_the_same_command_resumes_it(
-    work: Path, trained: Checkpoint, number: signal.Signals, command: RunCommand
+    work: Path, trained: Checkpoint, command: RunCommand
 ):
     train = ["train", "--epochs", 2, "--batch-size", 16, "--split", "ratio:50/25/25"]
     for _ in range(5):
@@ -232,12 +231,12 @@ def test_a_signal_saves_a_training_and_the_same_command_resumes_it(
         deadline = time.monotonic() + 120
         while not (work / "runs/r/best.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         if process.wait() != 0:
             break
         shutil.rmtree(work / "runs/r")  # the training ended before the signal
     assert process.wait() == 75, process.text()
-    assert f"Stopped by {number.name}" in process.text()
+    assert "Stopped by SIGINT" in process.text()
     assert "Error" not in process.text()
     assert json.loads((work / "runs/r/run.json").read_text())["status"] == "running"
     assert command(*train, "--out", "runs/r").code == 0
