@@ -23,7 +23,7 @@ SMALL = {"num_patches": 80, "num_rounds": 1}
 @pytest.fixture(autouse=True)
 def _scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    for name in ("prepare", "loader", "map_stages", "all", "options", "tiles"):
+    for name in ("prepare", "loader", "map_stages", "all", "options", "tiles", "novelty"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -88,3 +88,16 @@ def test_tiles_measures_a_server(tmp_path: Path):
     times = tiles.bench_tiles(slide, num_tiles=12, num_clients=3)
     assert 0 < times.median_ms <= times.percentile_95_ms
     assert times.peak_mb is None or times.peak_mb > 20
+
+
+def test_regions_of_a_slide_of_noise_are_novel(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    import novelty
+
+    predictor, device_config = Predictor((trained,)), select_device("cpu")
+    means, limits = novelty.novelty_of_pack(predictor, cohort, device_config)
+    assert len(means) == len(limits) == len(trained.patients("test"))
+    write_tiff(tmp_path / "s.tif", noise(200, 150), mpp=4)
+    means, limits = novelty.novelty_of_slide(
+        predictor, tmp_path / "s.tif", device_config, region_cells=2
+    )
+    assert (means > limits).all()
