@@ -30,9 +30,12 @@ from wsi_idc.runtime.distributed import (
 LAUNCHER = """
 import json, os, sys
 import wsi_idc.models.cnn
+import wsi_idc.training.logger
 import wsi_idc.training.train
 from wsi_idc.cli.main import main
 wsi_idc.models.cnn.DROPOUT = 0.0
+for name in ("draw_curves", "save_png", "augmented_samples"):  # longer than the training
+    setattr(wsi_idc.training.logger, name, lambda *_, **__: None)
 
 def start(rank, num, port, log, words):
     if pid := os.fork():
@@ -54,8 +57,8 @@ for line in sys.stdin:
 
 
 class Launcher:
-    def __init__(self, process: subprocess.Popen, cohort: Pack, folder: Path) -> None:
-        self._process, self._cohort, self._log = process, cohort, folder / "log"
+    def __init__(self, process: subprocess.Popen, pack: Pack, folder: Path) -> None:
+        self._process, self._pack, self._log = process, pack, folder / "log"
 
     def start(self, out: Path, *words: str, num: int) -> list[int]:
         """Start a training in ``num`` processes and return their ids."""
@@ -63,7 +66,7 @@ class Launcher:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         command = ["train", "--model", "cnn", "--split", "ratio:50/25/25", "--batch-size", "16"]
-        command += ["--optimizer", "sgd", "--device", "cpu", "--data", str(self._cohort.path)]
+        command += ["--optimizer", "sgd", "--device", "cpu", "--data", str(self._pack.path)]
         command += ["--out", str(out), *words]
         self._process.stdin.write(json.dumps([num, port, str(self._log), command]) + "\n")
         self._process.stdin.flush()
@@ -79,7 +82,7 @@ class Launcher:
 
 
 @pytest.fixture
-def launcher(cohort: Pack, tmp_path: Path) -> Iterator[Launcher]:
+def launcher(small: Pack, tmp_path: Path) -> Iterator[Launcher]:
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCHER],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -89,7 +92,7 @@ def launcher(cohort: Pack, tmp_path: Path) -> Iterator[Launcher]:
         start_new_session=True,
     ) as process:
         try:
-            yield Launcher(process, cohort, tmp_path)
+            yield Launcher(process, small, tmp_path)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -1,9 +1,7 @@
 import importlib
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +12,7 @@ import pandas as pd
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from tests.cli.commands import Command
 from tests.one_trial import ONE_TRIAL
 from tests.stops import StopAfter
 from wsi_idc.cli.job import open_job
@@ -239,30 +238,31 @@ def test_without_optuna_the_error_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_nothing_and_two_others_share_the_rest(small: Pack, tmp_path: Path):
+def test_a_killed_process_loses_nothing_and_two_others_share_the_rest(
+    small: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     shutil.copy(small.path, tmp_path / "data")
     (tmp_path / "job.toml").write_text(FOUR_TRIALS.replace("batch_size = 32", "batch_size = 8"))
     folder = tmp_path / "runs" / "one"
 
-    def launch() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "wsi_idc", "search", "job.toml", "--device", "cpu"]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+    def launch() -> Command:
+        return Command("search", "job.toml", "--device", "cpu")
 
     process, deadline = launch(), time.monotonic() + 120
     while not (folder / "trial-0001" / "run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert [trial.state.name for trial in read_study(folder)][:2] == ["COMPLETE", "RUNNING"]
     # A killed process may hold this lock; optuna waits 30 s before it removes the lock.
     (folder / "study.journal.lock").unlink(missing_ok=True)
     numbers = []
     for process in [launch(), launch()]:
-        log = process.communicate(timeout=200)[1]
-        assert process.returncode == 0, log
-        numbers += [int(line.split()[2]) for line in log.splitlines() if " done): " in line]
+        assert process.wait(200) == 0, process.text()
+        lines = process.text().splitlines()
+        numbers += [int(line.split()[2]) for line in lines if " done): " in line]
     assert sorted(numbers) == [1, 2, 3]
     trials = read_study(folder)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
