@@ -285,7 +285,8 @@ def _draw_sorted(
     mean = _with_interval(*(statistics[key] for key in ("mean", "low", "high")))
     median, num_undefined = number(statistics["median"]), len(table) - len(ordered)
     undefined = f"; {num_undefined} without a value" if num_undefined else ""
-    ax.set_title(f"{title} of {len(ordered)} patients: mean {mean}, median {median}{undefined}")
+    of_patients = count(len(ordered), "patient", "patients")
+    ax.set_title(f"{title} of {of_patients}: mean {mean}, median {median}{undefined}")
 
 
 def area_fraction(evaluation: Evaluation) -> Figure:
@@ -296,18 +297,18 @@ def area_fraction(evaluation: Evaluation) -> Figure:
     labelled, called = table["area_true"].to_numpy(), table["area_predicted"].to_numpy()
     areas = marker_areas(table["patches"].to_numpy())
     options = {"alpha": 0.75, "edgecolors": "white", "linewidths": 0.5}
-    against.plot([0, 1], [0, 1], ":", color=GRAY)
+    against.plot([0, 1], [0, 1], ":", color=GRAY, label="called = labelled")
     against.scatter(labelled, called, areas, ACCENT, **options)
     against.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     against.set(title="IDC fraction of each patient", xlabel="labelled", ylabel="called")
     bias = table["area_bias"].to_numpy()
-    difference.axhline(0, ls=":", color=GRAY)
+    difference.axhline(0, ls=":", color=GRAY)  # the same line style as on the left
     difference.scatter((labelled + called) / 2, bias, areas, ACCENT, **options)
     limits = [value for name, value in statistics.items() if name.startswith("agreement_")]
     if "mean" in statistics:
-        difference.axhline(statistics["mean"], color=INK, lw=1.2)
-    for limit in limits:
-        difference.axhline(limit, color=OTHER, ls="--", lw=1)
+        difference.axhline(statistics["mean"], color=INK, lw=1.2, label="bias: mean difference")
+    for limit, label in zip(limits, ("limits of agreement", None), strict=False):
+        difference.axhline(limit, color=OTHER, ls="--", lw=1, label=label)
     title = "Bland-Altman: too few patients for limits of agreement"
     if limits:
         texts = ", ".join(map(signed, limits))
@@ -322,6 +323,8 @@ def area_fraction(evaluation: Evaluation) -> Figure:
     reach = max(0.125, 1.25 * np.abs(bias).max(initial=0), *(1.1 * abs(x) for x in limits))
     difference.set(xlim=(-0.03, 1.03), ylim=(-reach, reach), title=title)
     difference.set(xlabel="mean of labelled and called", ylabel="called - labelled")
+    title = "Area of a mark: number of patches"
+    figure.legend(loc="outside lower center", ncols=3, title=title, frameon=False)
     return figure
 
 

@@ -14,11 +14,13 @@ from wsi_idc.explore.pixel_statistics import CHANNELS
 from wsi_idc.explore.quality import MAX_ABS_Z, MIN_PATCHES_FOR_STAIN
 from wsi_idc.explore.tables import LABEL_COLUMNS, Description, label_names
 from wsi_idc.plotting.colors import INK, LABEL_COLORS
-from wsi_idc.plotting.style import say_none
+from wsi_idc.plotting.number_format import count as counted
+from wsi_idc.plotting.style import printable, say_none
 
 _CHANNEL_COLORS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
 _NUM_BINS = 20
 _MAX_NAMED = 12
+_MAX_LABELLED = 50  # the ids of at most this number of patients fit on an axis
 
 
 def class_balance(description: Description, pack: Pack) -> Figure:
@@ -44,7 +46,7 @@ def class_balance(description: Description, pack: Pack) -> Figure:
     overall.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     each.set(title="Each patient", xlabel="patients, by IDC fraction", ylabel="share of patches")
     each.set(xlim=(-0.5, len(ordered) - 0.5), ylim=(0, 1))
-    _count_from_one(each, len(ordered))
+    _label_patients(each, ordered["patient"])
     return figure
 
 
@@ -59,7 +61,7 @@ def idc_fraction(description: Description, pack: Pack) -> Figure:
         _mark_median(ax, float(np.median(values)), "{:.2f}")
     else:
         say_none(ax, "no patient has a known label")
-    ax.set(title=f"IDC fraction of {len(values)} patients", xlim=(0, 1))
+    ax.set(title=f"IDC fraction of {counted(len(values), 'patient', 'patients')}", xlim=(0, 1))
     ax.set(xlabel="share of the patient's labelled patches that are IDC", ylabel="patients")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -76,7 +78,8 @@ def patches_per_patient(description: Description, pack: Pack) -> Figure:
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.xaxis.set_minor_formatter("" if bins[-1] > 10 * bins[0] else StrMethodFormatter("{x:,.0f}"))
     _mark_median(ax, float(np.median(values)), "{:,.0f}")
-    ax.set(title=f"{values.sum():,} patches of {len(values)} patients")
+    patches = counted(int(values.sum()), "patch", "patches")
+    ax.set(title=f"{patches} of {counted(len(values), 'patient', 'patients')}")
     ax.set(xlabel="patches of a patient (logarithmic)", ylabel="patients")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -87,6 +90,8 @@ def sizes(description: Description, pack: Pack) -> Figure:
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     ax = figure.subplots()
     side, table = pack.info.patch_px, description.sizes
+    limits = (0, side * 1.06)
+    ax.set(xlabel="width, px", ylabel="height, px", xlim=limits, ylim=limits)
     small = table[(table["height"] < side) | (table["width"] < side)]
     if small.empty:
         say_none(ax, f"every patch is {side} x {side} px")
@@ -102,13 +107,13 @@ def sizes(description: Description, pack: Pack) -> Figure:
                 marks = ax.scatter(x, y, area[rows], color, alpha=0.8, label=name)
                 marks.set(edgecolor=INK, linewidth=0.5)
         most = small.iloc[int(small["patches"].argmax())]
-        text = f"{most['patches']:,} of {most['width']} x {most['height']} px"
-        point = (most["width"], most["height"])
-        ax.annotate(text, point, (-14, 0), textcoords="offset points", ha="right", va="center")
-        ax.legend(loc="lower left", title="area: number of patches")
+        patches = counted(int(most["patches"]), "patch", "patches")
+        ax.set_xlabel(f"width, px\n(most often {most['width']} x {most['height']} px: {patches})")
+        # The legend is outside: inside the axes the legend could cover a mark or its label.
+        title = "Area of a mark: number of patches"
+        figure.legend(loc="outside lower center", ncols=2, title=title, frameon=False)
     num, num_idc = small["patches"].sum(), small["idc"].sum()
     ax.set(title=f"{num:,} patches smaller than {side} x {side} px, {num_idc:,} of them IDC")
-    ax.set(xlabel="width, px", ylabel="height, px", xlim=(0, side * 1.06), ylim=(0, side * 1.06))
     ax.set_aspect("equal")
     return figure
 
@@ -153,7 +158,7 @@ def channels_by_patient(description: Description, pack: Pack) -> Figure:
         ax.errorbar(place, mean, std, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
         ax.plot(place, mean, "o", color=color, markersize=2.5)
         ax.set(ylabel=channel, xlim=(-0.5, len(ordered) - 0.5), ylim=(0, 1.05))
-    _count_from_one(axes[-1], len(ordered))
+    _label_patients(axes[-1], ordered["patient"])
     axes[-1].set_xlabel("patients, dark to bright")
     title = "Channels of each patient: mean (mark) ± standard deviation (line); 0 black, 1 full"
     figure.suptitle(title, fontsize=11)
@@ -168,21 +173,23 @@ def stain(description: Description, pack: Pack) -> Figure:
     table = table[table["stain_strength"].notna()]
     has_score, is_outlier = table["stain_strength_z"].notna(), table["stain_outlier"]
     no_score = f"fewer than {MIN_PATCHES_FOR_STAIN} patches of tissue, no score"
-    outlier = f"outlier: beyond a modified z of ±{MAX_ABS_Z}, dashed"
+    limits = f"limits: modified z of ±{MAX_ABS_Z}"
     features = (("red_share", "red (more: bluer tissue)"), ("blue_share", "blue"))
     for ax, (feature, name) in zip(axes, features, strict=True):
         for rows, color, marker, text in (
             (~has_score, LABEL_COLORS[-1], "x", no_score),
             (has_score & ~is_outlier, LABEL_COLORS[0], "o", "patient"),
-            (is_outlier, LABEL_COLORS[1], "D", outlier),
+            (is_outlier, LABEL_COLORS[1], "D", "outlier"),
         ):
             if num := int(rows.sum()):
                 x, y, label = table["stain_strength"][rows], table[feature][rows], f"{text} ({num})"
                 ax.scatter(x, y, 24, color, marker=marker, label=label)
         for row in table[is_outlier].head(_MAX_NAMED).to_dict("records"):
             point = (row["stain_strength"], row[feature])
-            ax.annotate(str(row["patient"]), point, (6, 4), textcoords="offset points", fontsize=8)
-        _draw_limits(ax, table, "stain_strength", vertical=True)
+            ax.annotate(
+                printable(row["patient"]), point, (6, 4), textcoords="offset points", fontsize=8
+            )
+        _draw_limits(ax, table, "stain_strength", vertical=True, label=limits)
         _draw_limits(ax, table, feature, vertical=False)
         ax.set(xlabel="stain strength: mean optical density of the tissue")
         ax.set(title=f"Share of optical density in {name}", ylabel="share of the sum")
@@ -194,7 +201,9 @@ def stain(description: Description, pack: Pack) -> Figure:
     return figure
 
 
-def _draw_limits(ax: Axes, table: pd.DataFrame, feature: str, *, vertical: bool) -> None:
+def _draw_limits(
+    ax: Axes, table: pd.DataFrame, feature: str, *, vertical: bool, label: str | None = None
+) -> None:
     """Draw dashed lines at the limits of the modified z-score of a feature."""
     values: NDArray[np.float64] = table[feature].to_numpy(float)
     z = table[f"{feature}_z"].to_numpy(float)
@@ -203,9 +212,10 @@ def _draw_limits(ax: Axes, table: pd.DataFrame, feature: str, *, vertical: bool)
         return
     low, high = np.argmin(np.where(known, z, np.inf)), np.argmax(np.where(known, z, -np.inf))
     slope = (values[high] - values[low]) / (z[high] - z[low])
-    for limit in (-MAX_ABS_Z, MAX_ABS_Z):
-        draw = ax.axvline if vertical else ax.axhline
-        draw(values[low] + (limit - z[low]) * slope, color=INK, linestyle="--", linewidth=0.8)
+    draw = ax.axvline if vertical else ax.axhline
+    for limit, name in ((-MAX_ABS_Z, label), (MAX_ABS_Z, None)):
+        place = values[low] + (limit - z[low]) * slope
+        draw(place, color=INK, linestyle="--", linewidth=0.8, label=name)
 
 
 def _mark_median(ax: Axes, median: float, text: str) -> None:
@@ -213,10 +223,15 @@ def _mark_median(ax: Axes, median: float, text: str) -> None:
     ax.legend()
 
 
-def _count_from_one(ax: Axes, count: int) -> None:
-    """Label the x axis with numbers from 1 to ``count``; the number 1 is at x = 0."""
-    ticks = [tick for tick in MaxNLocator(8, integer=True).tick_values(1, count) if tick <= count]
-    ticks = [max(int(tick), 1) for tick in ticks if tick >= 0]
+def _label_patients(ax: Axes, patients: pd.Series) -> None:
+    """Label the x axis with the patient ids, or with numbers from 1 if the ids do not fit."""
+    num = len(patients)
+    if num <= _MAX_LABELLED:
+        ax.set_xticks(range(num), [printable(name) for name in patients])
+        ax.tick_params(axis="x", rotation=90, labelsize=8)
+        return
+    ticks = [max(int(tick), 1) for tick in MaxNLocator(8, integer=True).tick_values(1, num)]
+    ticks = [tick for tick in dict.fromkeys(ticks) if tick <= num]
     ax.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
 
 
