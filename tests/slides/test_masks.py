@@ -6,8 +6,9 @@ from PIL import Image
 
 from tests.slides.tiffs import write_scn, write_tiff
 from wsi_idc.core.errors import SlideError
-from wsi_idc.slides.masks import read_mask, resize_mask
+from wsi_idc.slides.masks import read_mask
 from wsi_idc.slides.slide import Slide, open_slide
+from wsi_idc.slides.tissue import resize_mask
 
 WHITE = np.full((800, 1200, 3), 255, np.uint8)
 MASK = np.zeros((8, 12), np.uint8)

@@ -28,12 +28,12 @@ def test_aperio_slide_states_size_and_mpp():
 def test_tissue_is_where_a_person_sees_it():
     with open_slide(SVS) as slide:
         thumbnail, mask = find_tissue(slide)
-        assert mask.shape == thumbnail.shape[:2] == (64, 48)
+        assert mask.shape == thumbnail.shape[:2] == (1024, 766)
         assert mask.mean() == pytest.approx(0.40, abs=0.03)
         # A stalk from the lower left to the top, glass to both sides of it.
-        assert mask[40, 20:36].all()
-        assert not mask[:, :1].any()
-        assert not mask[:18, 40:].any()
+        assert mask[640, 320:576].all()
+        assert not mask[:, :8].any()
+        assert not mask[:288, 640:].any()
 
 
 def test_patches_are_the_means_of_their_boxes():

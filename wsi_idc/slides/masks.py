@@ -16,6 +16,7 @@ from wsi_idc.slides.annotations import read_annotations
 from wsi_idc.slides.labels import annotation_mask
 from wsi_idc.slides.reader import MAX_PX, has_alpha
 from wsi_idc.slides.slide import Slide
+from wsi_idc.slides.tissue import resize_mask
 
 _OUTLINES = (".geojson", ".json", ".gz", ".xml", ".annotations", ".ndpa")  # suffixes
 _MAX_STRETCH = 0.01
@@ -60,12 +61,6 @@ def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bo
     if not mask.any():
         raise SlideError(f"{path}: the mask is empty; give a mask in which tissue is not black")
     return _place_on_slide(mask, slide) if frame == "qupath" else mask
-
-
-def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask to ``shape`` (h, w); each px takes the value of the nearest px of ``mask``."""
-    size = (shape[1], shape[0])
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.slides.manifest import ManifestRow
-from wsi_idc.slides.masks import read_mask, resize_mask
+from wsi_idc.slides.masks import read_mask
 from wsi_idc.slides.patches import MIN_TISSUE, SlidePatches, check_size
 from wsi_idc.slides.slide import Slide
-from wsi_idc.slides.tissue import MIN_AREA_MM2, TISSUE_THRESHOLD, find_tissue
+from wsi_idc.slides.tissue import MIN_AREA_MM2, TISSUE_THRESHOLD, find_tissue, resize_mask
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from wsi_idc.slides.slide import Slide
 TISSUE_THRESHOLD = 5.0
 # Default minimum area of a piece or a hole: a tenth of a patch of 200 um.
 MIN_AREA_MM2 = 0.004
-MASK_MPP = 32.0  # microns per px of the thumbnail that is segmented
+# Microns per px of the picture that is segmented. A px counts as tissue even if only a part of it is
+# tissue: at 32 um, patches of 200 um beside the tissue would have more than 10 % tissue.
+MASK_MPP = 16.0
 # Strongly colored px have at least this ratio of the difference that the threshold is for to the
 # difference of the brightest and the darkest channel. Red ink has a smaller ratio: it absorbs blue
 # as much as green.
@@ -32,9 +34,9 @@ _GLASS_BRIGHTNESS, _GLASS_CHROMA = 0.9, 12
 # A slide in bright field has px whose channels are all above this value.
 _MIN_BRIGHTNESS, _BRIGHT_PERCENTILE = 30, 99
 _CLOSE_UM = 50.0
-# Maximum side of the thumbnail. The thumbnail of a slide over 131 mm (4096 px of 32 um) is coarser.
-_MAX_SIDE_PX = 4096
-_MIN_SIDE_PX = 64
+_MIN_MASK_PX = 64  # minimum longer side of the picture that is segmented
+# Longer side of a thumbnail. The thumbnail of a slide over 65 mm (4096 px of 16 um) is coarser.
+_MIN_SIDE_PX, _MAX_SIDE_PX = 1024, 4096
 _MAX_SIDE_UM = 400_000
 
 
@@ -104,8 +106,17 @@ def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]
     return closed[radius_px:-radius_px, radius_px:-radius_px].astype(bool)
 
 
+def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Resize a mask to ``shape`` (h, w); a px takes the value at its center."""
+    size = (shape[1], shape[0])
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+
+
 def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a thumbnail of a slide at about 32 um/px, and the mask of the tissue in it.
+    """Return a thumbnail of a slide, and the mask of the tissue in it.
+
+    A px of the thumbnail has about 16 um, or less if the slide is small: the longer side of the
+    thumbnail has at least 1024 px if the slide has as many. The mask is found at about 16 um/px.
 
     Args:
         slide: The slide.
@@ -124,17 +135,22 @@ def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDA
             f"{slide.path}: {longest} px of {slide.mpp:g} um are {side_um / 1e6:.1f} m, longer "
             "than any slide; give --mpp if the file's value is wrong, else copy the slide again"
         )
-    side = math.ceil(side_um / MASK_MPP)
-    thumbnail = slide.thumbnail(min(max(side, _MIN_SIDE_PX), _MAX_SIDE_PX))
-    if _chroma(thumbnail).max() < _MIN_CHROMA:
+    # Rounded down: a px more than the level of 16 um has would need a level that is far larger.
+    side = min(max(int(side_um / MASK_MPP), _MIN_MASK_PX), _MAX_SIDE_PX)
+    thumbnail = slide.thumbnail(max(side, _MIN_SIDE_PX))
+    height, width = thumbnail.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA)
+    if _chroma(picture).max() < _MIN_CHROMA:
         raise SlideError(
             f"{slide.path}: no tissue found, because nothing in the slide has color: it is grey, a "
             "single channel or empty; map a scan in color"
         )
-    if np.percentile(thumbnail.min(axis=2), _BRIGHT_PERCENTILE) < _MIN_BRIGHTNESS:
+    if np.percentile(picture.min(axis=2), _BRIGHT_PERCENTILE) < _MIN_BRIGHTNESS:
         raise SlideError(
             f"{slide.path}: the slide is dark like a fluorescence image; the models need a slide "
             "in bright field and in the colors of H&E"
         )
-    mpp = side_um / max(thumbnail.shape)
-    return thumbnail, tissue_mask(thumbnail, mpp=mpp, **settings)
+    mask = tissue_mask(picture, mpp=side_um / max(picture.shape), **settings)
+    return thumbnail, resize_mask(mask, (height, width))
