@@ -96,8 +96,8 @@ def test_a_slide_stitched_from_patient_8864_gives_back_every_patch(real_pack: Pa
     # Those without tissue are fat, dust, and the grey band at the edge of the glass.
     known, found = (set(map(tuple, found.tolist())) for found in (cells, with_tissue.row_col))
     assert len(found & known) > 1000
-    # A px of the mask counts as tissue even if only a part of it is tissue. A few cells beside the
-    # tissue are therefore found too.
+    # Px of the mask at the edge of the tissue count as tissue. A few cells beside the tissue are
+    # therefore found too.
     assert len(found - known) < 30
 
 

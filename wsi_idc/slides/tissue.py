@@ -20,8 +20,8 @@ from wsi_idc.slides.slide import Slide
 TISSUE_THRESHOLD = 5.0
 # Default minimum area of a piece or a hole: a tenth of a patch of 200 um.
 MIN_AREA_MM2 = 0.004
-# Microns per px of the picture that is segmented. A px counts as tissue even if only a part of it is
-# tissue: at 32 um, patches of 200 um beside the tissue would have more than 10 % tissue.
+# Microns per px of the picture that is segmented. Px at the edge of the tissue count as tissue: with
+# px of 32 um, many patches of 200 um beside the tissue would have more than 10 % tissue.
 MASK_MPP = 16.0
 # Strongly colored px have at least this ratio of the difference that the threshold is for to the
 # difference of the brightest and the darkest channel. Red ink has a smaller ratio: it absorbs blue
