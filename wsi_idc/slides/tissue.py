@@ -6,8 +6,6 @@ Below the threshold are glass and edges of glass, dust, and black, blue, green a
 are grey, or absorb red or blue at least as much as green.
 """
 
-import math
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +18,8 @@ from wsi_idc.slides.slide import Slide
 TISSUE_THRESHOLD = 5.0
 # Default minimum area of a piece or a hole: a tenth of a patch of 200 um.
 MIN_AREA_MM2 = 0.004
-# Microns per px of the picture that is segmented. Px at the edge of the tissue count as tissue: with
-# px of 32 um, many patches of 200 um beside the tissue would have more than 10 % tissue.
+# Microns per px of the picture that is segmented. Px at the edge of the tissue count as tissue: at
+# 32 um per px, many patches of 200 um beside the tissue would have more than 10 % tissue.
 MASK_MPP = 16.0
 # Strongly colored px have at least this ratio of the difference that the threshold is for to the
 # difference of the brightest and the darkest channel. Red ink has a smaller ratio: it absorbs blue
@@ -108,8 +106,8 @@ def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]
 
 def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Resize a mask to ``shape`` (h, w); a px takes the value at its center."""
-    size = (shape[1], shape[0])
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    px, size = mask.astype(np.uint8), (shape[1], shape[0])
+    return cv2.resize(px, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
 def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
