@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -118,8 +119,10 @@ def test_a_new_map_has_the_same_content(expected: dict[str, Any]):
         for key, values in before.items():
             if values is None:
                 assert now[key] is None, key
-            elif key == "tissue":  # found by another method since 0.1.0
-                assert (now[key] == values).mean() > 0.99
+            elif key in ("tissue", "thumbnail"):  # larger and found otherwise since 0.1.0
+                shown = np.asarray(now[key], np.uint8)
+                small = cv2.resize(shown, values.shape[1::-1], interpolation=cv2.INTER_AREA)
+                assert np.abs(small.astype(float) - values).mean() < 0.05 * values.max(), key
             elif values.dtype.kind == "f":
                 np.testing.assert_allclose(now[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
             else:
