@@ -1,18 +1,24 @@
+import base64
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.report.browser import ask, needs_chromium, requests_in
-from tests.small_maps import EVIL, big_map, edge_map, hand_map, small_map
-from wsi_idc.geometry.grid import mosaic
+from tests.small_maps import EVIL, big_map, edge_map, hand_map, slide_view, small_map
+from wsi_idc.geometry.bounds import Bounds
+from wsi_idc.geometry.grid import corners_of, mosaic
 from wsi_idc.maps.cohort import cohort_row
+from wsi_idc.maps.coordinates import grid_transform
+from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap, SlideView
 from wsi_idc.report.canvas import build_canvas, build_sources
 from wsi_idc.report.layers import page_layers
-from wsi_idc.report.patient_page import patient_page, provenance_of
+from wsi_idc.report.patient_page import patient_page, provenance_of, tissue_pictures
 
 FIGURES = """
     const texts = {};
@@ -160,6 +166,40 @@ def test_outline_of_the_tissue_mask_is_on_the_slide():
         (0.2, 0.0, 0.6, 0.0),
         (0.6, -0.2, 0.6, 0.0),
     ]
+
+
+@pytest.mark.parametrize("bounds", [None, Bounds(3001, 1999, 700_000, 200_000)])
+@pytest.mark.parametrize("stride_px", [50, 30])
+def test_last_cell_of_a_large_grid_is_where_its_patch_is_on_the_slide(bounds, stride_px: int):
+    cells, slide_mpp = np.array([(0, 0), (299, 0), (0, 299), (299, 299)], np.int32), 0.2485
+    sides = {"stride_px": stride_px, "mpp": 4.0}
+    coords = corners_of(cells, slide_mpp=slide_mpp, **sides)
+    side = int(coords.max() + 1000)
+    thumbnail, tissue = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool)
+    slide = SlideView("a.scn", slide_mpp, side, side, thumbnail, tissue, bounds=bounds)
+    found = small_map(cells, patch_px=50, slide=slide, coords=coords, patches=None, **sides)
+    (picture,), _ = tissue_pictures(found, None)
+    assert picture.w == picture.h == side * slide_mpp / 1000
+    # A cell is the middle of its patch.
+    expected = coords + (50 - stride_px) / 2 * 4.0 / slide_mpp
+    on_page = cells[:, ::-1] * stride_px * 4.0 / 1000 - (picture.x, picture.y)
+    assert np.abs(on_page * 1000 / slide_mpp - expected).max() <= 1
+    in_viewer = grid_transform(found, "level0").points(cells[:, ::-1])
+    assert np.abs(in_viewer - expected).max() <= 1
+
+
+def test_slide_is_visible_where_the_mosaic_has_no_patch():
+    found = small_map(slide=slide_view())
+    image = mosaic(found.patches, found.row_col, shape=found.shape, fill=255)
+    (_, stitched), _ = tissue_pictures(found, image)
+    with Image.open(io.BytesIO(base64.b64decode(stitched.url.partition(",")[2]))) as picture:
+        opacity = np.asarray(picture.convert("RGBA"))[..., 3]
+    has_patch = ~np.isnan(crop_to_patches(found).probability_grid())
+    expected = np.kron(has_patch, np.full((10, 10), 255))
+    np.testing.assert_allclose(opacity, expected, atol=40)  # AVIF is lossy
+    (stitched,), _ = tissue_pictures(small_map(), image)  # a pack has no slide below
+    with Image.open(io.BytesIO(base64.b64decode(stitched.url.partition(",")[2]))) as picture:
+        assert picture.mode == "RGB"
 
 
 def test_provenance_rounds_smoothing_and_omits_unknown_values():

@@ -122,7 +122,7 @@ def tissue_uri(image: Pixels, side_px: int = MAX_SIDE_PX) -> tuple[str, float]:
     """Return tissue as a data URI, and the scale in px of the picture per px of ``image``.
 
     Args:
-        image: Picture of the tissue, shape (h, w, 3).
+        image: Picture of the tissue, shape (h, w, 3), or (h, w, 4) with opacity.
         side_px: Largest side of the picture.
     """
     small, scale = _fit(image, side_px)

@@ -17,6 +17,7 @@ from wsi_idc.maps.cohort import format_note
 from wsi_idc.maps.layers import cam_title, crop_to_patches, label_names
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
+from wsi_idc.plotting.raster import resize
 from wsi_idc.report.canvas import (
     TissuePicture,
     build_canvas,
@@ -129,11 +130,22 @@ def tissue_pictures(
         uri, _ = tissue_uri(slide.thumbnail)
         pictures.append(TissuePicture(uri, left, top, width, height))
     if image is not None:
-        uri, scale = tissue_uri(crop_image(image, patient_map))
+        stitched = crop_image(image, patient_map)
+        if slide is not None:
+            stitched = _clear_empty_cells(stitched, cropped)
+        uri, scale = tissue_uri(stitched)
         scale *= len(image) / (patient_map.shape[0] * patient_map.cell_px)
         height, width = (side * cropped.cell_px * cropped.mpp / 1000 for side in cropped.shape)
         pictures.append(TissuePicture(uri, 0, 0, width, height))
     return pictures, scale
+
+
+def _clear_empty_cells(image: NDArray[np.uint8], cropped: PatientMap) -> NDArray[np.uint8]:
+    """Make cells without a patch transparent, (h, w, 4), so that the slide below is visible."""
+    has_patch = np.zeros(cropped.shape, np.uint8)
+    has_patch[tuple(cropped.row_col.T)] = 255
+    height, width = image.shape[:2]
+    return np.dstack([image, resize(has_patch, height=height, width=width)])
 
 
 def _build_document(

@@ -32,6 +32,7 @@ if (tissue_canvas && side_px > 0) {
     // Ignore the picture if another patch was clicked in the meantime.
     if (patches.selected.indices[0] !== index) return;
     context.imageSmoothingQuality = "high";
+    context.clearRect(0, 0, tissue_canvas.width, tissue_canvas.height);
     context.drawImage(image, col * side_px, row * side_px, side_px, side_px,
       0, 0, tissue_canvas.width, tissue_canvas.height);
     tissue_canvas.dataset.shown = index;
