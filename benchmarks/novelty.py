@@ -46,17 +46,19 @@ def novelty_of_slide(
             prediction = RawPrediction.concatenate(list(predict(reader.batches(64))))
     region = reader.row_col // (region_cells * spec.patch_px // stride_px)
     _, code = np.unique(region, axis=0, return_inverse=True)
-    return _means(predictor, prediction, code.ravel())
+    return _means(predictor, prediction, code.ravel(), overlap=(spec.patch_px / stride_px) ** 2)
 
 
 def _means(
-    predictor: Predictor, prediction: RawPrediction, group: NDArray
+    predictor: Predictor, prediction: RawPrediction, group: NDArray, *, overlap: float = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     novelty = predictor.novelty(prediction.distance)
     if novelty is None:
         raise SystemExit("the checkpoint has no novelty model")
     _, code, counts = np.unique(group, return_inverse=True, return_counts=True)
-    limits = np.array([predictor.novelty_limit(int(count)) for count in counts])
+    # Overlapping patches count as the patches that cover their area without overlap.
+    nums = np.maximum(1, np.round(counts / overlap)).astype(int)
+    limits = np.array([predictor.novelty_limit(num) for num in nums.tolist()])
     return np.bincount(code, novelty) / counts, limits
 
 

