@@ -121,14 +121,16 @@ def test_outlines_follow_the_cells():
     panel_input = input_of(threshold=0.25, label=np.array([1, 0, 0, 1], np.int8))
     panel = panels.outlines_panel(panel_input)
     labelled, called = panel.legend
-    mask = np.array([[False, False, False], [True, True, True]])
-    assert (called.ends == region_boundary(mask)).all()
+    called_cells = np.array([[False, False, False], [True, True, True]])
+    assert (called.ends == region_boundary(called_cells)).all()
     mask = np.array([[False, True, False], [False, False, True]])
     assert (labelled.ends == region_boundary(mask)).all()
     assert [entry.name for entry in panel.legend] == [
         "labelled IDC",
-        "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.25)",
+        "called IDC, shaded (\N{GREATER-THAN OR EQUAL TO} 0.25)",
     ]
+    is_shaded = (panel.picture != panel_input.tissue).any(axis=2)
+    assert (is_shaded == np.kron(called_cells, np.ones((2, 2), bool))).all()
     assert labelled.width_pt > called.width_pt + 1  # both are seen where they coincide
     panel = panels.outlines_panel(input_of(label=np.full(4, -1, np.int8)))
     assert len(panel.legend) == 1

@@ -177,7 +177,7 @@ def test_threshold_changes_calls_and_outlines(tmp_path: Path):
     called = figure.axes[0].collections[-1]
     assert len(called.get_segments()) == 4
     texts = [text.get_text() for text in figure.axes[1].texts]
-    assert "called IDC (probability \N{GREATER-THAN OR EQUAL TO} 0.75)" in texts
+    assert "called IDC, shaded (\N{GREATER-THAN OR EQUAL TO} 0.75)" in texts
 
 
 # A PDF embeds its fonts, which takes seconds; this view has most of the texts.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ _WHITE = 255
 # If both outlines share an edge, the narrow outline is drawn over the wide outline.
 _LABELED, _LABELED_PT = "#ffd400", 3.0
 _CALLED, _CALLED_PT = "#0b1f66", 1.0
+_SHADE = 0.25  # opacity of the shade over regions called IDC
 _MASK, _MASK_PT = "#0b1f66", 0.5
 _LONGEST_NAME, _LONGEST_TITLE = 16, 28
 # Top of the scale bar and the color bar below a panel, and size of their texts.
@@ -200,15 +201,21 @@ def labels_panel(panel_input: PanelInput) -> Panel:
 
 
 def outlines_panel(panel_input: PanelInput) -> Panel:
-    """Return the tissue panel with outlines of regions called IDC and of regions labelled IDC."""
+    """Return the tissue panel with outlines of regions called IDC and of regions labelled IDC.
+
+    Regions called IDC are shaded, so that a hole in a region differs from a small region.
+    """
     patient_map, idc = panel_input.patient_map, _class_name(panel_input.patient_map, 1)
-    name = f"called {idc} (probability \N{GREATER-THAN OR EQUAL TO} {panel_input.threshold:.2f})"
-    called = region_boundary(patient_map.probability_grid() >= panel_input.threshold)
-    legend = [LegendEntry(name, _CALLED, called, _CALLED_PT)]
+    name = f"called {idc}, shaded (\N{GREATER-THAN OR EQUAL TO} {panel_input.threshold:.2f})"
+    called = patient_map.probability_grid() >= panel_input.threshold
+    shade = np.full((NUM_COLORS, 4), np.rint(np.multiply(to_rgba(_CALLED, _SHADE), 255)), np.uint8)
+    values = np.where(called, np.float32(1), np.float32(np.nan))
+    picture = raster.overlay_colormap(panel_input.tissue, values, shade)
+    legend = [LegendEntry(name, _CALLED, region_boundary(called), _CALLED_PT)]
     if has_labels(patient_map):
         labeled = region_boundary(patient_map.label_grid() == 1)
         legend.insert(0, LegendEntry(f"labelled {idc}", _LABELED, labeled, _LABELED_PT))
-    return panel_input.make_panel("Tissue and outlines", panel_input.tissue, legend=tuple(legend))
+    return panel_input.make_panel("Tissue and outlines", picture, legend=tuple(legend))
 
 
 PANELS: dict[str, Callable[[PanelInput], Panel]] = {
