@@ -98,7 +98,9 @@ def test_info_of_a_patient_with_several_slides(tmp_path: Path, command: RunComma
     assert shown == ["patient", "P1", 2, 8]
     assert found["mean_uncertainty"] is None
     assert found["called_idc_of"] == pytest.approx({"a": 0.6, "b": 1 / 3})
-    assert "called idc of" in command("info", path).out
+    out = command("info", path).out
+    assert "called idc of" in out
+    assert "(fraction of all patches) a 60.0%, b 33.3%" in " ".join(out.split())
     assert json.loads(command("info", tmp_path / "P1/b.h5", "--json").out)["slide_name"] == "b"
     write_cohort(tmp_path)
     found = json.loads(command("info", tmp_path, "--json").out)

@@ -97,7 +97,7 @@ def test_the_page_shows_the_metrics(tmp_path: Path):
     headline = page.words[page.words.index("F1") + 1 :]
     assert next(word for word in headline if word.strip()) == "0.667"
     assert "at 55.6 % IDC" in page.text
-    rows = re.findall(r'<bdi>(\w)</bdi></td><td data-value="(\d+)"', page.text)
+    rows = re.findall(r'>(\w)</a></bdi></td><td data-value="(\d+)"', page.text)
     assert rows == [("a", "5"), ("b", "4")]
 
 

@@ -16,11 +16,11 @@ from tests.small_maps import (
     write_hand_map,
     write_two_slides,
 )
+from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.cohort import (
     COLUMNS,
     PATIENT_COLUMNS,
-    SHORT_SHA,
     Cohort,
     cohort_row,
     patient_row,

@@ -23,7 +23,7 @@ def cards() -> list[Card]:
     nan = math.nan
     return [
         card("P10", idc_fraction=0.2, auc=nan, patches=7),
-        card("P9", idc_fraction=0.7, auc=0.6, patches=3),
+        card("P9", idc_fraction=0.7, auc=0.6, patches=3, role=""),
         card("P100", idc_fraction=0.4, auc=0.9, patches=5),
     ]
 
@@ -31,7 +31,7 @@ def cards() -> list[Card]:
 def test_page_shows_every_patient_most_idc_first():
     page = assert_closed(cohort_page(cards(), {"bad.h5": "it is no map"}))
     links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
-    assert links == ["P9.html", "P100.html", "P10.html"]
+    assert links == 2 * ["P9.html", "P100.html", "P10.html"]  # cards and rows of the table
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert [source[:15] for source in sources[:2]] == ["data:image/avif", "data:image/png;"]
     text = " ".join(page.texts)
@@ -39,7 +39,9 @@ def test_page_shows_every_patient_most_idc_first():
     assert "Research use only" in text
     # No map has an uncertainty, so there is nothing to sort by.
     by = [value for _, name, value in page.attributes if name == "data-by"]
-    assert by == ["idc_fraction", "auc", "patches", "patient"]
+    columns = ["patient", "patches", "area_mm2", "idc_area_mm2", "idc_fraction", "auc", "dice"]
+    assert by == 2 * columns
+    assert "at least 0.500" in text
     bare = card_of(hand_map(), None, cohort_row(hand_map(), threshold=0.5))
     assert bare.tissue is None
     assert "no image" in cohort_page([bare], {})
@@ -52,7 +54,7 @@ def test_card_of_a_patient_shows_the_slide_with_most_idc():
     assert shown.probability is slides[1].probability
     page = assert_closed(slides_page(shown))
     links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
-    assert links == ["index.html", "P/a.html", "P/b.html"]
+    assert links == ["index.html", *2 * ["P/a.html", "P/b.html"]]
     text = " ".join(page.texts)
     assert "2 slides · 10 patches" in " ".join(text.split())
     assert "Patient P: wsi-idc" in text
@@ -64,8 +66,9 @@ def test_card_of_a_patient_shows_the_slide_with_most_idc():
 
 def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
     page = cohort_page([card("a", area_mm2=0.44, idc_area_mm2=0.16)], {})
-    assert "<b>0.4</b> mm² of tissue · <b>0.2</b> mm² called IDC" in page
-    assert "<dd>0.2</dd><dt>mm² of 0.4</dt>" in page
+    assert "<b>0.44</b> mm² of tissue · <b>0.16</b> mm² called IDC" in page
+    assert "<dd>0.16 mm²</dd><dt>of 0.44 called IDC</dt>" in page
+    assert "<b>1</b> patient · <b>5</b> patches" in page
 
 
 def test_medians_exclude_train_patients():
@@ -93,12 +96,12 @@ def test_names_are_escaped_and_links_encoded():
     assert links == {"%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E.html", "x%22y%3F%23%25.html"}
     sources = {value[:5] for tag, name, value in page.attributes if (tag, name) == ("img", "src")}
     assert sources == {"data:"}
-    assert page.texts.count(EVIL) == 3  # heading, role, file
+    assert page.texts.count(EVIL) == 5  # names and roles of card and row, file
     assert card("javascript:alert(1)").link == "javascript%3Aalert%281%29.html"
 
 
 @needs_chromium
-def test_buttons_sort_and_search_filters_the_cards(tmp_path: Path):
+def test_cards_and_table_are_sorted_and_filtered(tmp_path: Path):
     page, log = tmp_path / "index.html", tmp_path / "net.json"
     page.write_text(cohort_page(cards(), {}))
     steps = [
@@ -110,16 +113,25 @@ def test_buttons_sort_and_search_filters_the_cards(tmp_path: Path):
         ("idc_fraction", ["P9", "P100", "P10"]),
     ]
     script = (
-        "const links = () => [...document.querySelectorAll('#cards > a')]"
-        ".filter((a) => a.offsetParent !== null).map((a) => a.dataset.patient);"
+        "const links = () => [...document.querySelectorAll('#cards > a, tbody > tr')]"
+        ".filter((item) => item.offsetParent !== null).map((item) => item.dataset.patient);"
         f"const orders = {[name for name, _ in steps]}.map((name) => {{"
         "document.querySelector(`[data-by=${name}]`).click(); return links(); });"
         "const find = document.getElementById('find'); find.value = 'p10';"
-        "find.dispatchEvent(new Event('input')); return [orders, links()]"
+        "find.dispatchEvent(new Event('input')); const found = links(); find.value = '';"
+        "const role = document.getElementById('role'); role.value = 'in no split';"
+        "role.dispatchEvent(new Event('change')); const shown = text('shown');"
+        "document.querySelector('[data-view=table]').click(); await pause(50);"
+        "const rows = [...links(), shown, document.getElementById('cards').hidden];"
+        "role.value = ''; role.dispatchEvent(new Event('change'));"
+        "document.querySelector('th [data-by=patches]').click();"
+        "return [orders, found, rows, links()]"
     )
-    orders, matches = ask(page, script, net_log=log)
+    orders, matches, rows, table = ask(page, script, net_log=log)
     assert orders == [order for _, order in steps]
     assert matches == ["P100", "P10"]
+    assert rows == ["P9", "1", True]
+    assert table == ["P10", "P100", "P9"]
     assert requests_in(log) == []
 
 

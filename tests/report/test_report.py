@@ -1,3 +1,7 @@
+import json
+import re
+import shutil
+from html import escape
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -10,6 +14,7 @@ from tests.small_maps import EVIL, write_hand_map, write_two_slides
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.maps.map_reader import map_paths, read_image, read_map
 from wsi_idc.maps.small_image import read_small_image
+from wsi_idc.plotting.page_links import link_patients, model_key
 from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.report.report import build_report
 
@@ -174,6 +179,50 @@ def test_only_pages_of_changed_maps_are_made_again(tmp_path: Path):
     (out / "P1.html").write_text((out / "P1.html").read_text().replace('"rows"', '"odd"'))
     build_report(map_paths(maps), out, tables=maps, threshold=0.2)  # a damaged card
     assert '"odd"' not in (out / "P1.html").read_text()
+
+
+def test_evaluations_and_pages_of_patients_are_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_two_slides(Path("maps"), "a")
+    write_hand_map(Path("maps"), patient=EVIL)
+    write_hand_map(Path("maps"), patient="other", model={"sha256": "ab" * 32})
+    folder = tmp_path / "runs" / "r" / "eval-test"
+    (tmp_path / "eval" / "damaged").mkdir(parents=True)
+    (tmp_path / "eval" / "damaged" / "metrics.json").write_text("[]")
+    folder.mkdir(parents=True)
+    method = {"sha256": "0123456789abcdef" * 4}
+    (folder / "metrics.json").write_text(json.dumps({"provenance": {"method": method}}))
+    build_report(map_paths(Path("maps")), Path("report"), tables=Path("maps"))
+    assert "evaluation" not in (tmp_path / "report" / "a" / "a.html").read_text()  # it has no page
+    page = folder / "report.html"
+    names = ["a", "a/b", escape(EVIL), "other", "none", "../x"]
+    page.write_text("".join(f'<a data-patient="{name}">' for name in names))
+    for out in ("report", "second"):
+        build_report(map_paths(Path("maps")), Path(out), tables=Path("maps"))
+        links = re.findall(r'href="([^"]*)"', page.read_text())
+        assert links == [f"../../../{out}/{quote(name)}.html" for name in ("a", "a/b", EVIL)]
+        assert all((folder / unquote(link)).is_file() for link in links)
+    assert "../../runs/r/eval-test/report.html" in links_of(tmp_path / "second" / "a" / "b.html")
+    assert "runs/" not in (tmp_path / "report" / "other.html").read_text()
+    build_report([Path("maps", "other.h5")], Path("third"), tables=Path("third"))
+    assert re.findall(r'href="([^"]*)"', page.read_text()) == links
+    shutil.rmtree("second")
+    link_patients(page, Path("third"), model_key(method))
+    assert "href" not in page.read_text()
+
+
+def test_pages_of_other_maps_are_named_and_kept(tmp_path: Path):
+    maps, out = tmp_path / "maps", tmp_path / "report"
+    for patient in ("P1", "P2", EVIL):
+        write_hand_map(maps, patient=patient)
+    slides = write_two_slides(maps, "a")
+    assert build_report(map_paths(maps), out, tables=maps).stale == []
+    (out / "mine.html").write_text("<title>Patient P1: wsi-idc</title>")
+    report = build_report([maps / "P1.h5", slides[0]], out, tables=out)
+    assert report.stale == sorted([out / "P2.html", out / f"{EVIL}.html", out / "a" / "b.html"])
+    assert all(page.is_file() for page in report.stale)
 
 
 def test_the_code_of_all_pages_is_in_one_file(tmp_path: Path):

@@ -19,6 +19,7 @@ from wsi_idc.cli.options import (
     with_default,
 )
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
+from wsi_idc.core.constants import DEFAULT_EVALUATIONS
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import ensure_writable
 
@@ -150,7 +151,7 @@ def _evaluate_several(
     from wsi_idc.evaluation.results import numbered_folders
     from wsi_idc.metrics.classification import records
 
-    board = out or Path("eval", f"leaderboard-{options['split']}")
+    board = out or DEFAULT_EVALUATIONS / f"leaderboard-{options['split']}"
     ensure_writable(board, **compare.LEADERBOARD_FILES)
     _select_device(options)
     predictors = _for_each(paths_of, lambda run: load(paths_of[run]), failed)

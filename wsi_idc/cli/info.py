@@ -8,12 +8,12 @@ import click
 
 from wsi_idc.cli.options import PATH, output_options
 from wsi_idc.cli.output import echo_result, table_lines
+from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 _MAX_TEXT = 400
 _SHA256 = re.compile("[0-9a-f]{64}")
-_SHORT_SHA = 12
 _KNOWN = "wsi-idc info describes packs, checkpoints, runs, maps, cohort files and slides"
 _OPENED_BY = {
     ".csv": "a table; a spreadsheet opens it",
@@ -43,7 +43,10 @@ def info(file: Path, as_json: bool) -> None:
       wsi-idc info maps/10253.h5
     """
     record = _describe(file)
-    shown = _map_in_words(record) if record["kind"] == "map" else record
+    shown = _map_in_words(record) if record["kind"] == "map" else {**record}
+    if fractions := shown.get("called_idc_of"):
+        names = (f"{name} {value:.1%}" for name, value in fractions.items())
+        shown["called_idc_of"] = f"(fraction of all patches) {', '.join(names)}"
     known = {name: value for name, value in shown.items() if value is not None}
     rows = ((name.replace("_", " "), _short(value)) for name, value in known.items())
     echo_result(record, table_lines(rows), as_json=as_json)
@@ -259,5 +262,5 @@ def _short(value: Any) -> str:
         value = f"{value:.4g}"
     text = str(value)
     if _SHA256.fullmatch(text):
-        return text[:_SHORT_SHA]
+        return text[:SHORT_SHA]
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."

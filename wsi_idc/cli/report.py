@@ -8,6 +8,9 @@ from wsi_idc.cli.inputs import find_maps
 from wsi_idc.cli.options import PATH, output_options, threshold_option, with_default
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
+from wsi_idc.plotting.number_format import count
+
+_NUM_NAMED = 5  # number of pages in the note
 
 
 @click.command()
@@ -27,13 +30,14 @@ def report(
 
     A browser shows the pages without a server or a network. A page shows the tissue and layers over
     the tissue, and a slider changes the threshold. A page whose map has not changed is kept.
-    index.html shows all patients. If a patient has several slides, PATIENT.html lists them, and
+    A page has a link to the evaluation of its model in runs/ or eval/, and the evaluation has links
+    to the pages. index.html shows all patients as cards or as a table. If a patient has several slides, PATIENT.html lists them, and
     PATIENT/SLIDE.html shows a slide. The command also writes a table of the maps as cohort.csv and
     as cohort.h5, and a table of the patients as patients.csv. cohort.h5 has a link to each map.
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
     and the table is written into maps/. With MAPS or --threshold, the table is written into the
-    folder of the report.
+    folder of the report. Pages of other maps in the folder of the report are named and kept.
 
     \b
     Examples:
@@ -56,4 +60,9 @@ def report(
     echo_result({**vars(result), "failed": failed}, lines, as_json=as_json)
     for reason in failed.values() if not as_json else ():
         echo_note(f"not in the report: {reason}")
+    if result.stale:
+        names = ", ".join(map(str, result.stale[:_NUM_NAMED]))
+        more = ", ..." if len(result.stale) > _NUM_NAMED else ""
+        pages = count(len(result.stale), "page of a map that is", "pages of maps that are")
+        echo_note(f"kept {pages} not in this report; remove what is out of date: {names}{more}")
     raise_if_any(failed, len(paths), "maps are not in the report")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wsi_idc.core.constants import NUM_RESAMPLES
+from wsi_idc.core.constants import METRICS_JSON, NUM_RESAMPLES
 from wsi_idc.core.csv_table import csv_text, plain_cell
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import parse_json, regular_file, write_json, write_text
 from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
-from wsi_idc.evaluation.results import METRICS_JSON, PREDICTIONS_CSV, Evaluation
+from wsi_idc.evaluation.results import PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.bootstrap import MIN_PATIENTS
 

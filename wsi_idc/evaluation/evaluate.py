@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import NUM_RESAMPLES, ROLES
+from wsi_idc.core.constants import DEFAULT_EVALUATIONS, NUM_RESAMPLES, ROLES
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
@@ -38,9 +38,9 @@ def evaluation_folder(predictor: Predictor, split: str) -> Path:
     if len(predictor.checkpoints) > 1:
         fingerprints = json.dumps([member.fingerprint for member in predictor.checkpoints])
         digest = hashlib.sha256(fingerprints.encode()).hexdigest()[:8]
-        return Path("eval", f"ensemble-{digest}-{name}")
+        return DEFAULT_EVALUATIONS / f"ensemble-{digest}-{name}"
     if first == bundled_checkpoint():
-        return Path("eval", f"bundled-{name}")
+        return DEFAULT_EVALUATIONS / f"bundled-{name}"
     return folder_in_run(first, name)
 
 

@@ -11,18 +11,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from wsi_idc.core.constants import DEFAULT_REPORT, EVALUATION_PAGE
 from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.evaluation.gallery import GALLERIES
 from wsi_idc.evaluation.novelty import novelty_chart
-from wsi_idc.evaluation.results import PAGE, Evaluation, write_evaluation
+from wsi_idc.evaluation.results import Evaluation, write_evaluation
 from wsi_idc.evaluation.robustness import robustness, robustness_chart
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import remove_figures, write_figures, write_page
 from wsi_idc.plotting.number_format import count
+from wsi_idc.plotting.page_links import link_patients, model_key
 from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
 
@@ -70,7 +72,7 @@ def evaluate_into(
         table = robustness(predictor, pack, patients, **options)
         evaluation = replace(evaluation, robustness=table)
     # Remove the page and the figures of an earlier evaluation: they show other numbers.
-    (folder / PAGE).unlink(missing_ok=True)
+    (folder / EVALUATION_PAGE).unlink(missing_ok=True)
     remove_figures(FIGURE_NAMES, folder)
     write_evaluation(evaluation, folder)
     if with_report:
@@ -110,10 +112,11 @@ def write_report(
     if history:
         best_epoch = evaluation.record["method"]["metrics"].get("epoch")
         drawings[LEARNING_CURVES] = partial(draw_curves, history, best_epoch=best_epoch)
-    uris = write_figures(drawings, out)
-    write_evaluation_page(evaluation, out / PAGE, uris)
+    uris, page = write_figures(drawings, out), out / EVALUATION_PAGE
+    write_evaluation_page(evaluation, page, uris)
+    link_patients(page, DEFAULT_REPORT, model_key(evaluation.record["method"]))
     seconds = time.monotonic() - start
-    logger.info("report: wrote %d figures and %s in %.1f s", len(uris), out / PAGE, seconds)
+    logger.info("report: wrote %d figures and %s in %.1f s", len(uris), page, seconds)
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str, str]) -> None:

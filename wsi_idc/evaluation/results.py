@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_idc.core.constants import EVALUATION_PAGE, METRICS_JSON
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import parse_json, write_json, write_text
 from wsi_idc.metrics.classification import Confusion, nan_to_none, records
@@ -17,14 +18,13 @@ if TYPE_CHECKING:  # torch and pandas take seconds to import
     from wsi_idc.inference.predictor import Predictor
     from wsi_idc.metrics.bootstrap import Band
 
-PAGE = "report.html"
-METRICS_JSON, PREDICTIONS_CSV = "metrics.json", "predictions.csv"
+PREDICTIONS_CSV = "predictions.csv"
 _PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV = "patients.csv", "slides.csv", "robustness.csv"
 # Arguments of ``core.files.ensure_writable`` for the folder of an evaluation.
 EVALUATION_FILES = {
     "writes": (
-        *(METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV, PREDICTIONS_CSV, PAGE),
-        "figures",
+        *(METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV, PREDICTIONS_CSV),
+        *(EVALUATION_PAGE, "figures"),
     ),
     "marks": (PREDICTIONS_CSV,),
 }

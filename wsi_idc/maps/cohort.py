@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core import hdf5
-from wsi_idc.core.constants import NO_ROLE, NOVEL_PERCENTILE
+from wsi_idc.core.constants import NO_ROLE, NOVEL_PERCENTILE, SHORT_SHA
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
 from wsi_idc.core.files import starts_with, write_bytes, write_text
@@ -32,7 +32,6 @@ from wsi_idc.metrics.classification import auc, confusion, threshold_metrics
 logger = logging.getLogger(__name__)
 COHORT_CSV = "cohort.csv"
 PATIENTS_CSV = "patients.csv"
-SHORT_SHA = 12
 _FORMAT = "wsi-idc-cohort"
 _MODEL_NOTES = ("tta", "ensemble")
 _MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)

@@ -22,6 +22,11 @@ def percent(value: float | None) -> str:
     return NONE if _is_none(value) else f"{100 * value:.1f} %"  # type: ignore[operator]
 
 
+def area(value: float) -> str:
+    """Format an area in mm² with the same digits on all pages; a patch has about 0.04 mm²."""
+    return f"{value:,.2f}"
+
+
 def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
     """Format an interval. The text is empty if an end of the interval has no value."""
     if _is_none(low) or _is_none(high):

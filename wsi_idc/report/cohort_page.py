@@ -1,21 +1,25 @@
 """Make HTML pages: a cohort page with a card per patient, a patient page with a card per slide."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.maps.cohort import MIXED, num_models
 from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.html import grid_uri, page_template, tissue_uri
+from wsi_idc.plotting.number_format import area, count, number, percent
+from wsi_idc.plotting.page_links import model_tag
 from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import PageLayer, crop_image, hex_colors
 
@@ -25,15 +29,37 @@ _OPAQUE_PALETTE = hex_colors(color_table(COLORMAPS["probability"]))
 # Titles that identify the pages of a report. The title is in the first ``_HEAD_CHARS`` characters.
 TITLE, _HEAD_CHARS = "<title>Patients: wsi-idc</title>", 2000
 PATIENT_TITLE = "<title>Patient [^<]*: wsi-idc</title>"
-# Sort keys of the cards: column, name on the page, whether the largest value comes first. The page
-# initially uses the first key.
-SORTS = (
-    ("idc_fraction", "IDC fraction", True),
-    ("auc", "AUC", False),
-    ("mean_uncertainty", "uncertainty", True),
-    ("patches", "patches", True),
-    ("patient", "id", False),
+
+
+class Column(NamedTuple):
+    """Column of the table of cards; the cards can be sorted by each column.
+
+    Attributes:
+        name: Column of the cohort table.
+        title: Title of the column on the page.
+        format: Function from a value to its text on the page.
+        descends: Whether the largest value comes first.
+    """
+
+    name: str
+    title: str
+    format: Callable[[Any], str] = number
+    descends: bool = True
+
+
+# Columns without any value are left out.
+COLUMNS = (
+    Column("patient", "id", str, descends=False),
+    Column("patches", "patches", "{:,}".format),
+    Column("area_mm2", "tissue, mm²", area),
+    Column("idc_area_mm2", "called IDC, mm²", area),
+    Column("idc_fraction", "called IDC, % of patches", percent),
+    Column("auc", "AUC", descends=False),
+    Column("dice", "Dice", descends=False),
+    Column("mean_uncertainty", "uncertainty"),
+    Column("mean_novelty", "novelty"),
 )
+SORTED_BY = "idc_fraction"  # the page initially uses this column
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,11 @@ class Card:
         return str(self.row.get("slide") or self.row["patient"])
 
     @property
+    def role(self) -> str:
+        """Role of the patient in the training of the model, such as "test"."""
+        return str(self.row["role"]) or NO_ROLE
+
+    @property
     def link(self) -> str:
         """Address of the page of the patient or slide, relative to the page of the cohort."""
         name = quote(f"{self.name}.html", safe="")
@@ -74,9 +105,9 @@ def card_of(
     """Return the card of a patient or slide. ``patient_page`` has the same arguments."""
     tissue = None
     if image is not None:
-        tissue, _ = tissue_uri(crop_image(image, patient_map), _THUMBNAIL_PX)
+        tissue, _ = tissue_uri(crop_image(image, patient_map), _THUMBNAIL_PX, quality=55)
     elif patient_map.slide is not None:
-        tissue, _ = tissue_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX)
+        tissue, _ = tissue_uri(patient_map.slide.thumbnail, _THUMBNAIL_PX, quality=55)
     cropped = crop_to_patches(patient_map)
     probability = grid_uri(cropped.probability_grid(), color_table(COLORMAPS["probability"]))
     return Card(row, tissue, probability, *cropped.shape)
@@ -95,12 +126,12 @@ def patient_card(row: Mapping[str, Any], slides: Sequence[Card]) -> Card:
 
 def cohort_page(cards: Sequence[Card], failed: Mapping[str, str]) -> str:
     """Return the HTML of a cohort's page; ``failed`` has a reason for each map without a card."""
-    return _cards_page("index", cards, cards, kind="patients", id_name="patient id", failed=failed)
+    return _cards_page("index", cards, cards, noun="patient", id_name="patient id", failed=failed)
 
 
 def slides_page(card: Card) -> str:
     """Return the HTML of the page of a patient with several slides."""
-    return _cards_page("slides", card.slides, [card], kind="slides", id_name="slide name")
+    return _cards_page("slides", card.slides, [card], noun="slide", id_name="slide name")
 
 
 def _cards_page(
@@ -108,26 +139,35 @@ def _cards_page(
     cards: Sequence[Card],
     patients: Sequence[Card],
     *,
-    kind: str,
+    noun: str,
     id_name: str,
     failed: Mapping[str, str] | None = None,
 ) -> str:
-    ordered = sorted(cards, key=lambda card: -card.row["idc_fraction"])
-    maps = [slide.row for card in cards for slide in card.slides or (card,)]
-    num = num_models(pd.DataFrame(maps))
-    sorts = [sort for sort in SORTS if any(pd.notna(card.row[sort[0]]) for card in cards)]
-    totals = {kind: f"{len(cards):,}"}
-    totals |= _totals([card.row for card in patients], has_medians=num == 1 and kind == "patients")
+    ordered = sorted(cards, key=lambda card: -card.row[SORTED_BY])
+    maps = pd.DataFrame([slide.row for card in cards for slide in card.slides or (card,)])
+    num, thresholds = num_models(maps), maps["threshold"].unique()
+    roles = Counter(card.role for card in cards)
+    totals = [count(len(cards), noun, f"{noun}s")]
+    totals += _totals([card.row for card in patients], has_medians=num == 1 and noun == "patient")
     return page_template(f"report/templates/{template}.html").render(
         patient=patients[0].row["patient"],
+        model_tag=model_tag(row_key(patients[0].row)),
         id_name=id_name,
         cards=ordered,
         failed=failed or {},
-        sorts=sorts,
-        totals=totals,
+        columns=[c for c in COLUMNS if any(pd.notna(card.row[c.name]) for card in cards)],
+        sorted_by=SORTED_BY,
+        roles=sorted(roles.items()),
+        totals=[total.partition(" ")[::2] for total in totals],
+        threshold=f"{thresholds[0]:.3f}" if len(thresholds) == 1 else "",
         mixed=MIXED % num if num > 1 else "",
         scale=PageLayer("probability", "Probability", palette=_OPAQUE_PALETTE),
     )
+
+
+def row_key(row: Mapping[str, Any]) -> str:
+    """Return the ``model_key`` of the model that made the map of a row of the cohort table."""
+    return str(row["ensemble"] or row["checkpoint_sha256"])
 
 
 def has_title(path: Path, title: str) -> bool:
@@ -139,17 +179,18 @@ def has_title(path: Path, title: str) -> bool:
         return False
 
 
-def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> dict[str, str]:
-    totals = {
-        "patches": f"{sum(row['patches'] for row in rows):,}",
-        "mm² of tissue": f"{sum(row['area_mm2'] for row in rows):,.1f}",
-        "mm² called IDC": f"{sum(row['idc_area_mm2'] for row in rows):,.1f}",
-    }
+def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> list[str]:
+    """Return texts of a number and its name, such as "5 patches"."""
+    totals = [
+        count(sum(row["patches"] for row in rows), "patch", "patches"),
+        f"{area(sum(row['area_mm2'] for row in rows))} mm² of tissue",
+        f"{area(sum(row['idc_area_mm2'] for row in rows))} mm² called IDC",
+    ]
     # Patients on which the model was trained are left out: their metrics are too good.
     unseen = [row for row in rows if row["role"] != "train"]
     note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):
         known = [row[column] for row in unseen if pd.notna(row[column])]
         if known and has_medians:  # there is no common median of different models
-            totals[name + note] = f"{float(np.median(known)):.3f}"
+            totals.append(f"{float(np.median(known)):.3f} {name}{note}")
     return totals

@@ -17,6 +17,7 @@ from wsi_idc.maps.cohort import format_note
 from wsi_idc.maps.layers import cam_title, crop_to_patches, label_names
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
+from wsi_idc.plotting.page_links import model_tag
 from wsi_idc.plotting.raster import resize
 from wsi_idc.report.canvas import (
     TissuePicture,
@@ -28,6 +29,7 @@ from wsi_idc.report.canvas import (
     reset_button,
     threshold_slider,
 )
+from wsi_idc.report.cohort_page import row_key
 from wsi_idc.report.layers import (
     OUTCOME_COLORS,
     PALETTES,
@@ -39,7 +41,7 @@ from wsi_idc.report.layers import (
 
 DIGEST_NAME, CARD_ID = "wsi-idc-digest", "card"
 # Settings that ``provenance_of`` shows on separate lines, not in the line "settings".
-_OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam_method", "cam_layer"}
+_OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam", "cam_method", "cam_layer"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class PageContext:
         previous, next: Name of the map before and after this map in the report; may be empty.
         script_file: Name of the file with the code of bokeh, in the folder of the report. If the
             name is empty, the page contains the code.
+        evaluations: Names and addresses of the evaluations of the model. The addresses are relative
+            to the folder of the report.
         digest: Text that changes if the page must be made again.
         card: JSON of the card of the map on the page of the cohort.
     """
@@ -57,6 +61,7 @@ class PageContext:
     previous: str = ""
     next: str = ""
     script_file: str = ""
+    evaluations: tuple[tuple[str, str], ...] = ()
     digest: str = ""
     card: str = "null"
 
@@ -99,6 +104,8 @@ def patient_page(
         "neighbors": [
             (title, f"{up}{quote(name)}.html", name) for title, name in neighbors if name
         ],
+        "evaluations": [(name, up + link) for name, link in context.evaluations],
+        "model_tag": model_tag(row_key(row)),
         "script_file": context.script_file and up + context.script_file,
         "digest_name": DIGEST_NAME,
         "digest": context.digest,
@@ -244,4 +251,9 @@ def _join(value: Any) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    words = {True: "yes", False: "no"}
+    return ", ".join(
+        f"{name} {words[value] if isinstance(value, bool) else value}"
+        for name, value in values.items()
+        if value is not None
+    )

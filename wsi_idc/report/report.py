@@ -3,13 +3,15 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import bokeh
 from bokeh.resources import Resources
+from markupsafe import escape
 
 import wsi_idc
 from wsi_idc.core.errors import MapError, WsiIdcError
@@ -20,6 +22,7 @@ from wsi_idc.maps.map_reader import read_map, read_map_without_cams
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.small_image import read_small_image
 from wsi_idc.plotting.html import MAX_SIDE_PX
+from wsi_idc.plotting.page_links import link_patients, relative_link
 from wsi_idc.report.cohort_page import (
     PATIENT_TITLE,
     TITLE,
@@ -28,8 +31,10 @@ from wsi_idc.report.cohort_page import (
     cohort_page,
     has_title,
     patient_card,
+    row_key,
     slides_page,
 )
+from wsi_idc.report.evaluations import find_evaluations
 from wsi_idc.report.patient_page import CARD_ID, DIGEST_NAME, PageContext, patient_page
 
 INDEX_HTML = "index.html"
@@ -47,7 +52,9 @@ class Report:
         csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
         patients: Table of the patients.
         failed: Reason for each map file that has no page, and for each page with a list of slides
-            that cannot be written.
+            and each page of an evaluation that cannot be written.
+        stale: Pages in the folder of earlier reports, of maps that are not in this report. They are
+            kept: this report may be of only some maps.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -56,6 +63,7 @@ class Report:
     hdf5: Path | None = None
     patients: Path | None = None
     failed: dict[Path, str] = field(default_factory=dict)
+    stale: list[Path] = field(default_factory=list)
 
 
 def build_report(
@@ -95,11 +103,16 @@ def build_report(
             report.failed[path] = str(error)
     script_file = "" if single_file or not cohort.rows else _write_script(out)
     cards: dict[str, list[Card]] = {}  # for each patient, the cards of the maps
-    names = list(cohort.rows)
+    names, evaluations = list(cohort.rows), list(find_evaluations())
     with progress(len(names), what="reporting", unit="map") as bar:
         for previous, name, following in zip(["", *names], names, [*names[1:], ""], strict=False):
-            context = PageContext(previous, following, script_file)
             path, row = cohort.paths[name], cohort.rows[name]
+            links = [
+                (e.path.parent.name, relative_link(e.path, index))
+                for e in evaluations
+                if e.model == row_key(row)
+            ]
+            context = PageContext(previous, following, script_file, tuple(links))
             try:
                 cards.setdefault(row["patient"], []).append(_make_page(path, out, row, context))
                 report.pages[name] = out / f"{name}.html"
@@ -111,6 +124,13 @@ def build_report(
         first = next(iter(report.failed.values()), "no map given")
         raise MapError(f"none of {len(maps)} maps can be used: {first}")
     patients = [_add_patient(group, out, cohort, report) for group in cards.values() if group]
+    for page, model in evaluations:
+        if any(row_key(row) == model for row in cohort.rows.values()):
+            try:
+                link_patients(page, out, model)
+            except (OSError, ValueError) as error:
+                report.failed[page] = str(error)
+    report.stale = _find_stale(out, report.pages.values())
     failed = {str(path): reason for path, reason in report.failed.items()}
     report.csv, report.hdf5, report.patients = cohort.write(tables)
     report.index = index
@@ -188,6 +208,16 @@ def _read_card(page: Path, digest: str, row: Mapping[str, Any]) -> Card | None:
         return Card(row, **json.loads(text.partition(start)[2].partition("</script>")[0]))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _find_stale(out: Path, pages: Iterable[Path]) -> list[Path]:
+    """Return the pages of patients and slides in the folder ``out`` that are not in ``pages``."""
+    others = {*out.glob("*.html"), *out.glob("*/*.html")} - set(pages)
+    names = {page: page.relative_to(out).as_posix().removesuffix(".html") for page in others}
+    titles = {
+        page: f"<title>Patient {escape(name)}: wsi-idc</title>" for page, name in names.items()
+    }
+    return sorted(page for page, title in titles.items() if has_title(page, re.escape(title)))
 
 
 def _add_patient(cards: Sequence[Card], out: Path, cohort: Cohort, report: Report) -> Card:

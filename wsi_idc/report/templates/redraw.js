@@ -78,6 +78,7 @@ for (let i = 0; i < mask.length; i++) {
 
 const cell_mm2 = cell_mm * cell_mm;
 const mm2 = (cells) => `${(cells * cell_mm2).toFixed(2)} mm²`;
+const whole = (number) => number.toLocaleString("en");
 const ratio = (part, total) => total > 0 ? (part / total).toFixed(3) : "–";
 const {tp, fp, fn, tn} = count;
 const texts = {
@@ -85,11 +86,11 @@ const texts = {
   "idc-fraction": `${(100 * count.called / values.length).toFixed(1)} %`,
   "idc-area": mm2(area),
   "largest-region": mm2(largest),
-  "called-patches": `${count.called.toLocaleString("en")} of ${values.length.toLocaleString("en")}`,
+  "called-patches": `${whole(count.called)} of ${whole(values.length)}`,
   "sensitivity": ratio(tp, tp + fn),
   "specificity": ratio(tn, tn + fp),
   "dice": ratio(2 * tp, 2 * tp + fp + fn),
-  "tp": tp, "fp": fp, "fn": fn, "tn": tn,
+  ...Object.fromEntries(["tp", "fp", "fn", "tn"].map((id) => [id, whole(count[id])])),
 };
 for (const [id, text] of Object.entries(texts)) {
   const element = document.getElementById(id);

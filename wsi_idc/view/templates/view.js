@@ -5,7 +5,7 @@
 const SORTS = [
   // column, name, whether the largest value comes first, text of a value
   ["name", "id", false, () => ""],
-  ["idc_fraction", "IDC fraction", true, (value) => `${(100 * value).toFixed(1)} %`],
+  ["idc_fraction", "patches called IDC", true, (value) => `${(100 * value).toFixed(1)} %`],
   ["idc_area_mm2", "IDC area", true, (value) => `${value.toFixed(1)} mm²`],
   ["area_mm2", "tissue area", true, (value) => `${value.toFixed(1)} mm²`],
   ["auc", "AUC, lowest first", false, (value) => value.toFixed(3)],
