@@ -31,9 +31,10 @@ def report(
     A browser shows the pages without a server or a network. A page shows the tissue and layers over
     the tissue, and a slider changes the threshold. A page whose map has not changed is kept.
     A page has a link to the evaluation of its model in runs/ or eval/, and the evaluation has links
-    to the pages. index.html shows all patients as cards or as a table. If a patient has several slides, PATIENT.html lists them, and
-    PATIENT/SLIDE.html shows a slide. The command also writes a table of the maps as cohort.csv and
-    as cohort.h5, and a table of the patients as patients.csv. cohort.h5 has a link to each map.
+    to the pages. index.html shows all patients as cards or as a table. If a patient has several
+    slides, PATIENT.html lists them, and PATIENT/SLIDE.html shows a slide. The command also writes a
+    table of the maps as cohort.csv and as cohort.h5, and a table of the patients as patients.csv.
+    cohort.h5 has a link to each map.
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
     and the table is written into maps/. With MAPS or --threshold, the table is written into the
