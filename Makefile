@@ -29,7 +29,7 @@ check: .venv/dev.stamp
 # A test for each core, each with one thread. The tests of SLURM run by themselves, because its jobs use the cores;
 # each of the two processes has its own SLURM, since a job waits as long as it computes.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal --ignore=tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --ignore=tests/slurm
 	$(BIN)/pytest --numprocesses 2 tests/slurm
 
 # Takes a third longer than the tests alone.

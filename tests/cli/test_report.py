@@ -40,6 +40,7 @@ def test_named_maps_are_a_report_of_their_own(hand_maps: Path, command: RunComma
         "hdf5": "one/cohort.h5",
         "patients": "one/patients.csv",
         "failed": {},
+        "stale": [],
     }
     assert not (hand_maps / "maps" / "cohort.csv").exists()
     assert ",0.85," in (hand_maps / "one" / "cohort.csv").read_text()

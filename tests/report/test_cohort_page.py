@@ -131,7 +131,7 @@ def test_cards_and_table_are_sorted_and_filtered(tmp_path: Path):
     assert orders == [order for _, order in steps]
     assert matches == ["P100", "P10"]
     assert rows == ["P9", "1", True]
-    assert table == ["P10", "P100", "P9"]
+    assert table == ["P9", "P100", "P10"]  # in the last direction of the column
     assert requests_in(log) == []
 
 
