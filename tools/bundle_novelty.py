@@ -2,7 +2,8 @@
 
     python tools/bundle_novelty.py data/idc.h5
 
-The script changes wsi_idc/models/bundled/idc.pt. Fit the model to the pack of the training.
+The script changes wsi_idc/models/bundled/idc.pt. The pack has the train and val patients of the
+model; it may have more of their patches than the pack of the training.
 """
 
 import argparse

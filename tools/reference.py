@@ -267,6 +267,8 @@ def _map() -> Any:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
     from wsi_idc.models.checkpoint import (
         FORMAT,
         Checkpoint,
@@ -275,6 +277,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         read_state,
         save_checkpoint,
     )
+    from wsi_idc.models.novelty import NoveltyModel
 
     spec = InputSpec(_SIDE, 4.0, None, (0.5,) * 3, (0.2,) * 3)
     names, smoothing = ("non-IDC", "IDC"), Smoothing(1.0, 1.0, 0.5)
@@ -286,6 +289,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             **plain,
             split_spec="auto",
             smoothing=smoothing,
+            novelty=NoveltyModel("features", *(torch.zeros(2),) * 3, 0.5, 0.1),
         ),
     )
     return read_state(path, kind=FORMAT)[0]

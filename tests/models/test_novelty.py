@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,8 @@ def test_limit_of_a_patient_is_wider_for_few_patches():
     std = math.hypot(0.1, math.sqrt(1 / 12 / 25))
     assert model.patient_limit(25) == pytest.approx(0.5 + 2.5 * std)
     assert model.patient_limit(1) == 1.0
+    alike = replace(model, patient_std=0.0)  # as with one val patient
+    assert alike.patient_limit(10**9) == pytest.approx(0.75)
 
 
 def test_each_forward_pass_is_recorded():

@@ -2,6 +2,7 @@ import base64
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from wsi_idc.plotting.html import grid_uri, tissue_uri
@@ -37,3 +38,9 @@ def test_grid_uri_is_transparent_where_nan():
         [[shade] * 3 + [255] if shade is not None else [255, 255, 255, 0] for shade in row]
         for row in shades
     ]
+
+
+def test_tissue_is_webp_where_pillow_has_no_avif(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wsi_idc.plotting.html.features.check", lambda name: False)
+    image = np.full((4, 5, 3), 99, np.uint8)
+    assert _pixels(tissue_uri(image, 100)[0], "webp").shape == (4, 5, 3)

@@ -25,6 +25,9 @@ from torch import Tensor, nn
 # the mean of the val patients. Of 41 unseen patients, one is then unlike the training data.
 _NUM_STD = 2.5
 _UNIFORM_STD = math.sqrt(1 / 12)  # standard deviation of a percentile
+# The bundled model's 25 val patients have 0.11. A few val patients can be alike by chance; then the
+# limit would be too low for every new patient.
+_MIN_PATIENT_STD = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ class NoveltyModel:
     def patient_limit(self, num_patches: int) -> float:
         """Return the largest mean novelty that is usual for a patient with ``num_patches``."""
         # The mean of a few patches varies more than the mean of the many patches of a val patient.
-        std = math.hypot(self.patient_std, _UNIFORM_STD / math.sqrt(num_patches))
+        patient_std = max(self.patient_std, _MIN_PATIENT_STD)
+        std = math.hypot(patient_std, _UNIFORM_STD / math.sqrt(num_patches))
         return min(self.patient_mean + _NUM_STD * std, 1.0)
 
     def validate(self, num_channels: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import write_text
@@ -29,6 +29,7 @@ FIGURES = "figures"
 # Largest side of a picture. Browsers draw at most 16,384 px per side, or 8192 px on some graphics
 # cards.
 MAX_SIDE_PX = 8192
+_WEBP_QUALITY = 75
 _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:; base-uri 'none'; form-action 'none'"
@@ -130,6 +131,8 @@ def tissue_uri(
             about 300 bytes.
     """
     small, scale = _fit(image, side_px)
+    if not features.check("avif"):  # a pillow that was built without libavif
+        return _picture_uri(small, "WEBP", quality=_WEBP_QUALITY), scale
     # AVIF needs half the bytes of WebP. Colors at full resolution cost 2 % and keep small nuclei;
     # sharpness keeps the texture of the tissue.
     options = {"speed": 9, "subsampling": "4:4:4", "advanced": {"tune": "ssim", "sharpness": "3"}}
