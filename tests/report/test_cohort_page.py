@@ -71,6 +71,12 @@ def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
     assert "<b>1</b> patient · <b>5</b> patches" in page
 
 
+def test_a_card_shows_the_caution_of_its_map():
+    page = cohort_page([card("a"), card("b", caution="unlike <the training data>")], {})
+    assert page.count('class="caution"') == 1
+    assert '<p class="caution">unlike &lt;the training data&gt;</p>' in page
+
+
 def test_medians_exclude_train_patients():
     three = [card("a", auc=0.7), card("b", auc=0.9), card("c", auc=1.0, role="train")]
     assert "<b>0.800</b> median AUC without train patients" in cohort_page(three, {})
