@@ -171,7 +171,7 @@ def test_nested_copy_of_the_tree(nested):
     result = index(nested)
     assert rows(result) == EXPECTED
     assert not result.table["path"].str.contains(NESTED).any()
-    detail = f"{NUM_PATCHES} copies of patches elsewhere; used only if these are damaged"
+    detail = f"{NUM_PATCHES} copies of patches in other folders; used if the first file is damaged"
     assert result.flagged == (FileIssue(f"{NESTED}/", "nested copy", detail),)
     assert result.rejected == ()
 

@@ -61,7 +61,7 @@ def test_card_of_a_patient_shows_the_slide_with_most_idc():
     slides[1] = card("P", slide="b", checkpoint_sha256="ab")
     shown = patient_card(shown.row, slides)
     for html in (slides_page(shown), cohort_page([shown], {})):
-        assert "the maps are of 2 different models" in html
+        assert "the maps have 2 combinations" in html
 
 
 def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
@@ -89,7 +89,7 @@ def test_medians_exclude_train_patients():
 )
 def test_maps_of_different_models_have_no_median(change: dict[str, Any]):
     page = cohort_page([card("a", auc=0.7), card("b", auc=0.9, **change)], {})
-    assert "the maps are of 2 different models, thresholds or settings" in page
+    assert "the maps have 2 combinations of model, threshold and settings" in page
     assert "median" not in page
     assert "different models" not in cohort_page([card("a", auc=0.7), card("b", auc=0.9)], {})
 

@@ -383,7 +383,7 @@ def asap(points: str) -> str:
             "2000x1000 px; give the annotations of this slide",
         ),
         ("<ASAP_Annotations><Annotations>", "damaged or cut short ("),
-        ("<html></html>", "the element 'html' is not one of annotations; export"),
+        ("<html></html>", "the element 'html' is not the root of an annotation file; export"),
         (BILLION, "the XML has a document type declaration, which no annotation file has; export"),
         (BILLION.encode("utf-16"), "the XML has a document type declaration"),
         (asap('<Coordinate Order="0" X="1"/>'), "a point has no attribute Y; export"),

@@ -60,8 +60,8 @@ def test_too_little_memory_reduces_the_parts(
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
     assert (training.micro_batch, training.micro_batch_reduced) == (2, True)
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory on cpu: from now on 4 patches are computed at once, still 8 per step",
-        "out of memory on cpu: from now on 2 patches are computed at once, still 8 per step",
+        "out of memory on cpu: computing 4 patches at once from now on, still 8 per step",
+        "out of memory on cpu: computing 2 patches at once from now on, still 8 per step",
     ]
 
 

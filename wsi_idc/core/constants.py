@@ -21,8 +21,8 @@ SHORT_SHA = 12  # number of digits
 PREDICT_BATCH_SIZE = 64
 NUM_RESAMPLES = 2000  # number of resamples of a bootstrap over patients
 NOVEL_PERCENTILE = 0.99  # a patch with a higher novelty is called novel
-# A value outside these limits is damaged or forged, and a division by it could overflow.
+# Limits of numbers in files. A number outside its limits comes from a damaged or forged file.
 POSSIBLE_MPP = (1e-3, 100.0)
 POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training chooses a temperature between 0.05 and 20
-# Titles of the metrics that only patients have.
+# Titles of the metrics that are computed only per patient.
 TITLES |= {"dice": "Dice", "area_bias": "Area bias"}

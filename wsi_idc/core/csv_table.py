@@ -20,7 +20,7 @@ _MAX_BYTES = 100 * 10**6
 def read_csv_table(
     path: Path, *, needs: str, aliases: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read a CSV table; all cells stay text, such as the patient ids "NA" and "007".
+    """Read a CSV table as text: the patient ids "NA" and "007" are not converted.
 
     The cells are separated by commas, semicolons or tabs. Column names are converted to lower case.
     Spaces around a name or a cell are removed. Blank rows are skipped. A row may have fewer cells
@@ -35,7 +35,7 @@ def read_csv_table(
         The column names, and for each row the line number and a dictionary of cells by column.
 
     Raises:
-        DataError: The file cannot be read, a column is missing or is there twice, or a row has more
+        DataError: The file cannot be read, a column is missing or occurs twice, or a row has more
             cells than there are columns.
     """
     try:

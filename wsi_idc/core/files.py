@@ -1,6 +1,6 @@
 """Atomic writes, locked temporary files, strict JSON, and safe file names.
 
-A lock is exclusive. The system releases a lock when the process that holds the lock ends.
+Only one process can hold a lock. When this process ends, the operating system releases the lock.
 """
 
 import contextlib
@@ -101,19 +101,19 @@ def is_being_written(path: Path) -> bool:
 
 
 def _partial(path: Path) -> Path:
-    # Without file locks, each process needs its own file name: with machine name and process id.
+    # Without file locks, machine name and process id give each process its own temporary file.
     own = "" if can_lock(path.parent) else f".{platform.node()}-{os.getpid()}"
     return path.with_name(f".{path.name}{own}.partial")
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
-    """Check, at the start of a command, that the command can write its files into ``folder``.
+    """Check, before a command starts its work, that it can write its files into ``folder``.
 
     Args:
         folder: Output folder; it need not exist yet.
         writes: Names of the files that the command writes.
-        marks: Names in ``writes`` that no other program uses. If the folder has one of these
-            files, the folder holds an earlier output of the command, and all files may be replaced.
+        marks: Names in ``writes`` that only this command uses. If one of these files exists, the
+            folder holds an earlier output of the command, and all files may be replaced.
 
     Raises:
         WsiIdcError: The folder is not writable, or another program wrote files of these names.
@@ -172,7 +172,7 @@ def regular_file(path: Path, max_bytes: float = math.inf) -> Path:
     """Return ``path`` if it is a regular file of at most ``max_bytes`` bytes.
 
     Raises:
-        OSError: The file is missing, too large, or not a regular file: reading a pipe could block.
+        OSError: The file is missing, too large, or not a regular file (a pipe could block).
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -193,7 +193,7 @@ def starts_with(path: Path, *starts: bytes) -> bool:
 
 
 def safe_filename(name: str, *, kind: str = "patient id") -> str:
-    """Return ``name`` if it can be a file name; error messages describe the name as a ``kind``.
+    """Return ``name`` if it can be a file name; ``kind`` describes the name in error messages.
 
     Raises:
         DataError: The name is empty or too long, begins with a dot, contains a separator or a
@@ -202,12 +202,12 @@ def safe_filename(name: str, *, kind: str = "patient id") -> str:
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES
     if not is_plain or is_long:
-        reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "is no valid file name"
+        reason = f"has over {_MAX_NAME_BYTES} bytes" if is_long else "is not a valid file name"
         thing = kind.partition(" ")[0]
         raise DataError(f"{name!r} cannot be a {kind}, because it {reason}; rename the {thing}")
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        reason = f"the locale has no letters for the file name {name!r}"
+        reason = f"the locale cannot encode the file name {name!r}"
         raise DataError(f"{reason}; set LC_ALL=C.UTF-8") from None
     return name

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import regular_file
 
-# Errors that h5py, NumPy and this module raise on a damaged or forged file. MemoryError is not one
-# of them: all sizes are checked before memory is allocated, so the machine has too little memory.
+# Errors that h5py, NumPy and this module raise on a damaged or forged file. MemoryError is not in
+# the list: sizes are checked first, so a MemoryError means that the machine has too little memory.
 UNREADABLE = (
     *(OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
     *(RuntimeError, OverflowError),
@@ -30,7 +30,7 @@ _KINDS = {"number": "biuf", "integer": "iu"}
 _MAX_ITEM_BYTES = 8
 _SMALL_BYTES = 2**24
 _MAX_COMPRESSION = 1100  # deflate reaches 1032 to 1
-_MAX_SPARSE_BYTES, _MAX_SPARSENESS = 2**28, 16  # for rows of a sparse dataset
+_MAX_SPARSE_BYTES, _MAX_SPARSENESS = 2**28, 16  # for a dataset with missing chunks
 _HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
 _HEAP_HEAD = struct.Struct("<8sQ")
 _HEAP_OBJECT = struct.Struct("<H6xQ")
@@ -47,8 +47,8 @@ class DatasetSpec:
         shape: Length of each axis: a number, a tuple (smallest, largest), or None for any length.
         values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
-        rows_at_once: Number of rows that the caller reads at a time, for a dataset with missing
-            chunks (HDF5 reads a missing chunk as the fill value); None for a complete dataset.
+        rows_at_once: Number of rows that the caller reads at a time from a dataset with missing
+            chunks; None for a complete dataset. HDF5 fills missing chunks with a constant.
     """
 
     dtype: str | tuple[str, ...]
@@ -188,7 +188,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def _end_of_heap(data: bytes, start: int) -> int:
-    """Return the end of the heap, or the end of its signature if the head is incomplete."""
+    """Return the position after the heap, or after its signature if the head is incomplete."""
     if start + _HEAP_HEAD.size > len(data):
         return start + len(_HEAP_SIGNATURE)
     _, size = _HEAP_HEAD.unpack_from(data, start)

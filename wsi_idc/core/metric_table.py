@@ -20,7 +20,7 @@ class MetricInfo(NamedTuple):
     depends_on_prevalence: bool = False
 
 
-# The metrics in the order of table rows. Prevalence is last: it describes only the patches.
+# Metrics in the order of the table rows. Prevalence is last: it describes the data, not the model.
 METRIC_TABLE = {
     "auc": MetricInfo("AUC", is_headline=True),
     "average_precision": MetricInfo(
@@ -43,5 +43,5 @@ HEADLINE_METRICS = tuple(name for name in METRICS if METRIC_TABLE[name].is_headl
 SMALLER_IS_BETTER = tuple(name for name in METRICS if METRIC_TABLE[name].smaller_is_better)
 # Title of each metric. ``core.constants`` adds the metrics that only patients have.
 TITLES = {name: info.title for name, info in METRIC_TABLE.items()}
-# A training can choose its best epoch by these metrics, and a search can choose its best trial.
+# Metrics that can choose the best epoch of a training and the best trial of a search.
 MONITOR_METRICS = ("average_precision", "auc", "f1", "balanced_accuracy")

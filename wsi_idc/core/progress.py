@@ -10,7 +10,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
-# With the time before it, the line of an epoch of a large data set has at most 80 columns.
+# With the time of day in front, a line has at most 80 columns.
 _LINE = "{desc}: {percentage:3.0f}% [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 

@@ -17,7 +17,7 @@ _library_version = functools.cache(metadata.version)
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Build a record of this process that JSON can store; add the entries of ``more``."""
+    """Return a record of this process as a JSON-compatible dictionary, with ``more`` added."""
     return {
         "program": "wsi-idc",
         "version": __version__,

@@ -1,4 +1,4 @@
-"""Fast local disk of a machine, for copies of packs and slides that are on a slow disk."""
+"""Copies of packs and slides on the fast local disk of a machine (scratch disk)."""
 
 import contextlib
 import logging
@@ -11,12 +11,12 @@ from wsi_idc.core.errors import WsiIdcError
 logger = logging.getLogger(__name__)
 
 SCRATCH_ENV = "WSI_IDC_SCRATCH"
-# Number of free bytes that remain on the disk after a copy, for the other users of the node.
+# Number of bytes that a copy must leave free on the disk for other users of the machine.
 _LEFT_FREE = 256 * 10**6
 
 
 def scratch_disk(path: Path) -> Path | None:
-    """Return the folder for copies; None if none is set, or if ``path`` is in that folder."""
+    """Return the folder for copies; None if no folder is set or ``path`` is already in it."""
     scratch = os.environ.get(SCRATCH_ENV)
     if not scratch or path.resolve().is_relative_to(Path(scratch).resolve()):
         return None
@@ -46,6 +46,6 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 
 def warn_not_copied(path: Path, error: Exception) -> None:
-    """Log the reason why a file is read from the slow disk."""
+    """Log the reason why a file is not copied to the scratch disk."""
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     logger.warning("%s is not copied to %s: %s", path, SCRATCH_ENV, reason)

@@ -15,7 +15,7 @@ from wsi_idc.core.files import regular_file
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 _MAX_BYTES = 1_000_000
-_MAX_DOTS = 500  # in a line: the time of tomllib grows with the square of the parts of a key
+_MAX_DOTS = 500  # per line: tomllib takes quadratic time for a key with many dots
 _MAX_NUMBER = 2**63 - 1  # largest integer that every TOML reader supports
 _TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 

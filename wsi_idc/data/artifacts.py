@@ -1,20 +1,20 @@
-"""Flag patches with artifacts: blur, pen, dark folds, and glass or air. Classical measures only.
+"""Flag patches with artifacts (blur, pen, dark folds, glass) by classical image measures.
 
-Each measure is a share of px or a ratio, so the contrast of a patch changes it little. Limits are
-set on 26,965 real patches of the Kaggle data at 4 um per px: each flag is on under 2 % of them.
-``benchmarks/artifacts.py`` measures flags on real patches and on drawn artifacts.
+Each measure is a share of px or a ratio, so it depends little on contrast. The limits were chosen
+on 26,965 Kaggle patches of 4 um per px: each flag is set for fewer than 2 % of these patches.
+``benchmarks/artifacts.py`` tests the flags on real patches and on drawn artifacts.
 
-- Blur: variance of the finest octave of green (differences from a Gaussian of 1 px) divided by the
-  variance of the next octave (Gaussians of 1 and 2 px). The ratio of two bands is a measure of
-  focus that is independent of contrast (Pertuz 2013, doi:10.1016/j.patcog.2012.11.011, reviews
-  measures). In sharp tissue the ratio is 2 to 4, also in smooth stroma, because noise and edges of
-  fibers are fine. A Gaussian blur of 1.5 px lowers it to 0.3.
-- Pen: px in colors that hematoxylin and eosin cannot mix. Both stains absorb green most (Ruifrok &
-  Johnston 2001). Green and blue ink has green brighter than red. Red ink absorbs blue as much as
-  green but lets red pass. Black ink is dark without color.
-- Fold: dark px, as of several layers of tissue or of debris, in a patch without ink. Dense nuclei
-  and keratin are as dark, and a fold of pale tissue is not darker than other tissue.
-- Glass: px that are near-white and without color.
+- Blur: the finest octave of the green channel is its difference from a Gaussian blur of 1 px. The
+  next octave is the difference between Gaussian blurs of 1 and 2 px. The ratio of their variances
+  measures focus and does not depend on contrast (Pertuz 2013, doi:10.1016/j.patcog.2012.11.011,
+  compares such measures). The ratio is 2 to 4 in sharp tissue. It is 0.3 after a Gaussian blur of
+  1.5 px.
+- Pen: px with a color that no mixture of hematoxylin and eosin has. Both stains absorb mostly green
+  (Ruifrok & Johnston 2001). In green and blue ink, green is brighter than red. Red ink absorbs blue
+  as much as green, but not red. Black ink is dark and has no color.
+- Fold: dark px (several layers of tissue, or debris) in a patch without ink. Dense nuclei and
+  keratin get this flag too, and folds of pale tissue do not get it.
+- Glass: px that are nearly white.
 """
 
 import cv2
@@ -25,7 +25,7 @@ BLUR, PEN, FOLD, GLASS = 1, 2, 4, 8
 # Name of each bit of a flag.
 FLAGS = {"blur": BLUR, "pen": PEN, "fold": FOLD, "glass": GLASS}
 _MIN_RATIO = 0.9
-_MIN_VARIANCE = 0.02  # gray levels squared; a patch with less in the second octave is blank
+_MIN_VARIANCE = 0.02  # gray levels squared; if the second octave has less, the patch is blank
 # Variance that rounding to integers (1/12) adds to the finest octave.
 _ROUNDING = 0.063
 _MARGIN = 6  # px at the edges of a patch that a filter mixes with the next patch of the batch
@@ -36,7 +36,7 @@ _BLOCK = 500  # patches at a time, so that intermediate results fit in the cache
 def artifact_flags(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the bits of ``FLAGS`` of each patch, shape (N,), uint8.
 
-    A patch has no flag "blur" if it is glass. 5,000 patches of 50 px take about 0.12 s of a core.
+    Glass never has the flag "blur". 5,000 patches of 50 px take about 0.12 s on one core.
 
     Args:
         patches: RGB patches, shape (N, h, w, 3), uint8, of about 4 um per px and at least 16 px.
@@ -54,7 +54,6 @@ def _flags(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     darkest = cv2.min(cv2.min(red, green), blue)
     chroma = cv2.subtract(brightest, darkest)
     cool_ink = (green > cv2.add(red, 5)) | ((green > red) & (blue > cv2.add(red, 40)))
-    # Optical densities: blue over 0.75 of green, green over 0.7, red under 0.4 of green.
     density = cv2.LUT(half, _DENSITY).reshape(-1, width // 2, 3)
     od_red, od_green, od_blue = cv2.split(density)
     red_ink = (od_blue > 0.75 * od_green) & (od_green > 0.7) & (od_red < 0.4 * od_green)
@@ -75,7 +74,7 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 def _is_blurred(green: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Compare the two finest octaves of patches (N, h, w)."""
+    """Return whether each patch is blurred, from its green channel, shape (N, h, w)."""
     num, _, width = green.shape
     tall = green.reshape(-1, width).astype(np.float32)
     fine, coarse = (cv2.GaussianBlur(tall, (0, 0), sigma) for sigma in (1.0, 2.0))

@@ -33,35 +33,35 @@ class _Strength:
 
 # Tissue has no orientation, so all 8 flips and rotations are valid. Color jitter makes a network
 # robust to slides of other laboratories (Tellez et al. 2019, arXiv:1902.06543). The strengths were
-# chosen by eye on the figure of wsi-idc explore: a patch with "light" looks like a patch of another
-# slide, and a patch with "strong" still looks like H&E.
+# chosen by eye on the figure of wsi-idc explore: after "light", a patch looks like a patch of
+# another slide; after "strong", it still looks like H&E.
 _STRENGTHS = {
     "none": _Strength(dihedral=False),
     "light": _Strength(brightness=0.1, contrast=0.1, saturation=0.1),
     "strong": _Strength(
-        # A random angle blurs a patch. Patches are sharp at inference, so half of them stay sharp.
+        # Rotation blurs a patch. Half of the patches stay sharp, because inference has sharp ones.
         rotated=0.5,
-        brightness=0.2,  # with a larger value, glass is not white
+        brightness=0.2,  # a larger value would make glass gray
         contrast=0.25,
         saturation=0.25,
         hue=0.02,  # at 0.05 eosin becomes as brown as DAB, another stain
-        # Both values are 0.05 in the "HED-light" of Tellez et al. 2019. With a larger scale glass
-        # stays white; with a larger shift glass does not stay white.
+        # "HED-light" of Tellez et al. 2019 uses 0.05 for both. Here the scale is larger, because it
+        # keeps glass white, and the shift is smaller, because it colors glass.
         stain_scale=0.15,
         stain_shift=0.03,
     ),
 }
 AUGMENTATIONS = tuple(_STRENGTHS)
 
-# Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001,
-# as rgb_from_hed of scikit-image).
+# Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001;
+# equal to scikit-image's rgb_from_hed).
 _STAINS = torch.tensor(
     [[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=torch.float64
 )
 _DARKEST = 1e-6  # black has an infinite optical density; scikit-image has the same minimum
 # Rec. 601 luma, rounded as in torchvision's rgb_to_grayscale.
 _LUMA = torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)
-# RGB to luma and two color axes (NTSC 1953, as scikit-image's yiq_from_rgb).
+# Matrix from RGB to luma and two color axes (NTSC 1953; equal to scikit-image's yiq_from_rgb).
 _YIQ = torch.tensor(
     [
         [0.299, 0.587, 0.114],
@@ -211,9 +211,9 @@ def _stain_jitter(images: Tensor, params: AugmentParams) -> Tensor:
 
 def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     """Change brightness, contrast, saturation and hue, in this order."""
-    # Brightness, contrast and saturation are torchvision's blends with black, with the mean gray
-    # and with the gray of the pixel, but values are clamped only at the end. Hue is a rotation in
-    # the I-Q plane of YIQ. YIQ is linear, while HSV has jumps among colors that are nearly gray.
+    # As in torchvision, these changes blend the image with black, with its mean gray, and with the
+    # gray of each pixel. But values are clamped only at the end. The hue is rotated in the I-Q
+    # plane of YIQ, because HSV is not continuous near gray.
     brightness, contrast = params.brightness.double(), params.contrast.double()
     saturation = params.saturation.double()[:, None, None]
     color = saturation * torch.eye(3, dtype=torch.float64) + (1 - saturation) * _LUMA
@@ -225,7 +225,7 @@ def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     rotation[:, 2, 1] = -angle.sin()
     color = torch.linalg.inv(_YIQ) @ rotation @ _YIQ @ color  # (N, 3, 3)
     pixel_matrix = (brightness * contrast)[:, None, None] * color
-    # This matrix converts the mean color of an image to the mean gray, multiplied by its weight.
+    # This matrix converts the mean color of an image to its weighted mean gray.
     mean_matrix = (brightness * (1 - contrast))[:, None, None] * color.sum(2, keepdim=True) * _LUMA
     mean = images.mean(dim=(2, 3))[:, :, None]  # (N, 3, 1)
     return _linear(images, pixel_matrix, mean_matrix.to(mean) @ mean)

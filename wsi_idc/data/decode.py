@@ -41,7 +41,7 @@ _MAX_WORKERS = 16
 _MIN_FILES_FOR_PROCESSES = 20_000
 # The log names at most this many skipped files; rejected.csv names all skipped files.
 _MAX_LOGGED = 20
-# If the system gives no access to more files than these, the disk has failed.
+# If the system denies access to more files than both limits, the disk has probably failed.
 _MAX_NO_ACCESS = 10
 _MAX_NO_ACCESS_FRACTION = 0.01
 Task = tuple[int, list[str]]  # number and files of a chunk
@@ -150,7 +150,7 @@ def _decode_chunks(
     """Decode chunks in a pool; yield number, files and results of each chunk, in order."""
     num_workers = num_workers or min(available_cores(), _MAX_WORKERS)
     is_large = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
-    # The directory of a zip is too large to send to processes.
+    # The file list of a zip is too large to send to processes.
     use_processes = is_large and num_workers > 1 and isinstance(store, FolderStore)
     # Threads decode in parallel, because OpenCV releases the interpreter lock.
     pool = create_worker_pool(num_workers) if use_processes else ThreadPoolExecutor(num_workers)

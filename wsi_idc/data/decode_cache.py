@@ -37,7 +37,8 @@ FILES_PER_CHUNK = 128
 _FORMAT = 2
 _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"WSIchunk"
-# If each reason has 100 characters, a chunk's text fits into _TEXT_BYTES. The file is sparse.
+# A chunk's text fits into _TEXT_BYTES, even if all reasons are long. Unused bytes of the file take
+# no disk space, because the file is sparse.
 _MAX_REASON = 100
 _TEXT_BYTES = 2**18
 
@@ -79,7 +80,7 @@ class DecodeCache:
                 try:
                     data, stat_keys[i] = store.read(path)
                 except UnreadablePatchError:
-                    # Read the state, then try to read the file again: it may be readable now.
+                    # Get the key, then try to read the file again: it may be readable now.
                     stat_keys[i] = store.stat_key(path)
                     data, _ = store.read(path)
                 pixels = decode_png(data, patch_px=self.patch_px)
@@ -158,8 +159,8 @@ def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
 def kill_workers() -> None:
     """Kill all processes of worker pools.
 
-    If one process is killed, the pool ends its other processes. Without this function, the pool
-    would then wait forever for a process that was just starting.
+    If one process dies, the pool ends the others. But it would wait forever for a process that is
+    just starting.
     """
     for process in multiprocessing.active_children():
         if isinstance(process, _WorkerProcess):

@@ -31,7 +31,7 @@ def download(folder: Path) -> Path:
     Raises:
         WsiIdcError: Kaggle refuses or cannot be reached, the disk is full, or the zip is damaged.
     """
-    # At its import, kagglehub binds its messages to the current standard output.
+    # kagglehub writes all its messages to the stream that is standard output at its import.
     with contextlib.redirect_stdout(sys.stderr):
         path = _download_with_kagglehub()
     write_json(folder / SOURCE_FILE, {"handle": HANDLE, "path": str(path.resolve())})

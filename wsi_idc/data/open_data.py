@@ -116,10 +116,10 @@ def _open_tree(tree: Path) -> Pack:
         path = cache_folder() / "packs" / key / f"pack-v{FORMAT_VERSION}.h5"
 
         def pack_once() -> None:
-            # This check is fast. ``prepare`` would first read all names of a large tree again.
+            # This check is fast. ``prepare`` would read all names of a large tree before its check.
             if is_being_written(cache_path(path)):
                 raise BusyError(f"{path}: another process is making this pack")
-            # After a change of permissions, a file can be readable with the same name, size, time.
+            # A change of permissions can make a file readable, but does not change ``key``.
             issues = read_issues(path.with_name(REJECTED_CSV))
             reasons = (UNREADABLE, NO_ACCESS)
             unreadable = {issue.path for issue in issues if issue.reason in reasons}
@@ -138,7 +138,7 @@ def _open_tree(tree: Path) -> Pack:
         # The tasks of a job array start together: one task makes the pack, the other tasks wait.
         what = f"another process that packs {tree} into {path}"
         retry_while_busy(pack_once, log_as=what)
-        remove_partial(cache_path(path))  # a killed process may have left it
+        remove_partial(cache_path(path))  # may remain from a killed process
         try:
             pack = Pack(path)
         except DataError as error:

@@ -1,4 +1,4 @@
-"""Slides of a pack: the records of the slides from which the patches of a pack were cut."""
+"""Records of the slides from which the patches of a pack were cut."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass

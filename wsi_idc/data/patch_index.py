@@ -29,7 +29,7 @@ FILE_NAME = re.compile(
     r"_class(?P<label>[01])\.(?i:png)"
 )
 _CLASS_FOLDERS = ("0", "1")
-# Folders that systems make on a disk or share: of Linux, Windows, macOS and network storage.
+# Folders that Linux, Windows, macOS and network storage create on a disk.
 _SYSTEM_FOLDER = re.compile(r"[.$@#~]|lost\+found$|System Volume Information$|__MACOSX$")
 _ISSUE_COLUMNS = ["path", "reason", "detail"]
 
@@ -89,7 +89,7 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
             "PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png"
         )
     folders = copies["path"].str.rsplit("/", n=3).str[0].value_counts().sort_index()
-    detail = "copies of patches elsewhere; used only if these are damaged"
+    detail = "copies of patches in other folders; used if the first file is damaged"
     nested = [FileIssue(f"{name}/", "nested copy", f"{n} {detail}") for name, n in folders.items()]
     columns = ["path", "patient", "x", "y", "label"]
     return TreeIndex(
@@ -205,8 +205,8 @@ def _drop_duplicate_files(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep one file for each file name: the file whose path has the fewest folders.
 
-    A copy with the size of the kept file is not read. A copy of another size becomes an issue. But
-    if only that copy can be decoded, the copy is kept, and the other file becomes the issue.
+    A copy of the same size is not read. If a copy has another size, one of the two files is left
+    out as an issue. This is the copy, unless only the copy can be decoded.
     """
     kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]
@@ -226,7 +226,7 @@ def _drop_duplicate_files(
 def readable_duplicates(
     damaged: Collection[str], copies: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> dict[str, str]:
-    """Return for each damaged file the path of its first copy that can be decoded, if any."""
+    """Return the path of the first decodable copy of each damaged file that has such a copy."""
     result: dict[str, str] = {}
     if damaged:
         for path, path_kept in _rows(copies[copies["path_kept"].isin(damaged)]):

@@ -17,11 +17,10 @@ from wsi_idc.core.files import starts_with
 
 # Files above this size are not read as patches. A 50x50 RGB patch has at most about 10 kB.
 MAX_FILE_BYTES = 4_000_000
-# Reasons of a ``FileIssue``: the content is damaged; the system does not give access to a file.
-UNREADABLE = "unreadable"
-NO_ACCESS = "no access"
-CANNOT_READ = "cannot be read: "  # start of the message of an ``UnreadablePatchError`` of NO_ACCESS
-# Largest permitted ratio of unpacked to packed bytes. PNG files are compressed: their ratio is 1.
+UNREADABLE = "unreadable"  # reason of a ``FileIssue``: the content is damaged
+NO_ACCESS = "no access"  # reason of a ``FileIssue``: the system denies access
+CANNOT_READ = "cannot be read: "  # start of an ``UnreadablePatchError`` if access is denied
+# Largest permitted ratio of unpacked to packed bytes. For PNG, which is compressed, it is about 1.
 MAX_RATIO = 100
 MAX_ENTRIES = 5_000_000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -237,7 +236,7 @@ class ZipStore(PatchStore):
         crc, compressed_size, size, offset, method = self._entry(path)
         try:
             header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
-            if not header:  # the file had this many bytes when it was opened
+            if not header:  # the zip was longer when it was opened
                 raise UnreadablePatchError(f"{CANNOT_READ}the zip was truncated")
             if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
                 raise UnreadablePatchError("damaged archive: no file at the recorded position")

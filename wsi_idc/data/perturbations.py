@@ -82,7 +82,7 @@ def compress(patches: Patches, *, quality: int) -> Patches:
 
 
 def change_resolution(patches: Patches, *, factor: float) -> Patches:
-    """Show a field that is ``factor`` times as wide, as if the stated mpp were wrong.
+    """Multiply the width of the field of view by ``factor``, as a wrong mpp does.
 
     The tissue around a patch is not known. If the field is wider than the patch, mirrored tissue
     fills the rest.

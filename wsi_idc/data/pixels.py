@@ -26,8 +26,8 @@ _unpack_crc = struct.Struct(">I").unpack_from
 def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
     """Decode a PNG and verify every checksum.
 
-    OpenCV decodes plain RGB about twice as fast as Pillow. For a truncated file OpenCV returns a
-    partial image, so the chunks are checked first. Pillow decodes all images except plain RGB.
+    OpenCV decodes plain RGB about twice as fast as Pillow; Pillow decodes all other images. OpenCV
+    returns a partial image for a truncated file, so the chunks are checked first.
 
     Args:
         data: Bytes of the file.

@@ -141,7 +141,7 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the argument of ``temporary_path`` that gives the path of the pixel cache file."""
+    """Return the final path for which ``temporary_path`` yields the pixel cache file."""
     return out.with_name(f"{out.name}.pixels")
 
 
@@ -150,7 +150,7 @@ def check_arguments(
 ) -> None:
     """Raise DataError if ``out`` cannot be a pack, or ``patch_px`` or ``mpp`` is impossible.
 
-    A pack of slides does not replace a pack of a patch tree, and the reverse.
+    A pack of slides and a pack of a patch tree cannot replace each other.
     """
     if out.is_dir():
         raise DataError(f"{out} is a folder; give a file as --out, such as {out / 'idc.h5'}")
@@ -180,7 +180,7 @@ def _pack_info(
     table: pd.DataFrame, histogram: NDArray[np.int64], *, patch_px: int, mpp: float | None
 ) -> PackInfo:
     mean, std = channel_statistics(histogram)
-    # Paths are not in the fingerprint, which is therefore the same for these patches in any folder.
+    # The fingerprint has no paths, so it does not change if the tree is moved.
     columns = (table[name] for name in ("patient", "x", "y", "label", "crc"))
     digest = hashlib.sha256(f"{patch_px}\n".encode())
     for patient, x, y, label, crc in zip(*columns, strict=True):

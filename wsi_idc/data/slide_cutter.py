@@ -44,8 +44,8 @@ _AREAS = {
     IGNORE: "ignored_mm2",
     UNANNOTATED: "unannotated_mm2",
 }
-# Columns of the table of slides. An area is that of all patches with tissue, and each point counts
-# for one class.
+# Columns of the table of slides. Areas are sums over all patches with tissue. Each point belongs to
+# one class.
 COLUMNS = (
     *("patient", "slide", "file", "annotations", "mpp"),
     *("patches", "idc", "non_idc", "unknown", "left_out", *_AREAS.values(), "reason"),

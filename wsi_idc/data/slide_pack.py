@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 RESAMPLED = "resampled"  # origin of the mpp of patches that were cut from slides
 _BLOCK_PATCHES = 4096
 _CORES_PER_SLIDE = 4
-_MAX_ANNOTATION_FILES = 4  # read at once; a file of 5 million points takes about 1 GB
-_MAX_NAMED = 5  # slides named in a message
+_MAX_ANNOTATION_FILES = 4  # files read at once; a file of 5 million points takes about 1 GB
+_MAX_NAMED = 5  # maximum number of slides that a message names
 _MIN_SLIDES_AT_ONCE = 2  # while one slide is read, the tissue of the next slide is found
 
 
@@ -83,7 +83,7 @@ def prepare_slides(
 ) -> SlidePackReport:
     """Cut patches from slides, label the patches, and write a pack of version 2.
 
-    A slide that cannot be used is set aside, and the other slides are packed. After a stopped or
+    A slide that cannot be used is left out, and the other slides are packed. After a stopped or
     killed call, a call with the same arguments keeps the slides that are complete.
 
     Args:
@@ -223,7 +223,7 @@ def _warn_without_file(cutter: SlideCutter, rows: Sequence[ManifestRow], chosen:
 def _cut_all(
     cutter: SlideCutter, rows: Sequence[ManifestRow], set_aside: dict[Path, str]
 ) -> Iterator[CutSlide]:
-    """Cut all slides that are not set aside, several at a time."""
+    """Cut all slides that are not in ``set_aside``, several at a time."""
     todo = [row for row in rows if row.slide not in set_aside]
     stop = threading.Event()
 
@@ -255,7 +255,7 @@ def _cut_all(
 def _table(
     rows: Sequence[ManifestRow], cuts: Sequence[CutSlide], set_aside: dict[Path, str]
 ) -> pd.DataFrame:
-    """Return the table of slides; a slide that is set aside has only its names and the reason."""
+    """Return the table of slides; a slide that is left out has only its names and the reason."""
     counts_of = {(cut.patient, cut.slide.name): cut.counts for cut in cuts}
     records = []
     for row in rows:
@@ -276,7 +276,7 @@ def _write(cutter: SlideCutter, cuts: Sequence[CutSlide], out: Path) -> PackInfo
         _, slide_histogram, crc = cut.details()
         histogram += slide_histogram
         parts.append(cut.index.assign(patient=cut.patient, slide=code))
-        # Paths are not in the fingerprint, which is therefore the same in any folder.
+        # The fingerprint has no paths, so it does not change if the slides are moved.
         digest.update(f"{cut.patient}\t{cut.slide.name}\t{crc:08x}\n".encode())
         digest.update(cut.index[["x", "y", "label"]].to_numpy(np.int32).tobytes())
     mean, std = channel_statistics(histogram)

@@ -22,10 +22,8 @@ from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
 DEFAULT_RATIO = "ratio:70/15/15"
-# "auto" uses the published lists if they have at least this fraction of the patients, and leaves
-# out the patients that are not listed if they are few.
-_MIN_LISTED_FRACTION = 0.5
-_MIN_LISTED_WITHOUT_OTHERS = 0.8
+_MIN_LISTED_FRACTION = 0.5  # "auto" uses the published lists if they have this fraction of patients
+_MIN_LISTED_WITHOUT_OTHERS = 0.8  # with this fraction, "auto" leaves out patients without a list
 _MAX_LIST_BYTES = 10**7
 _RATIO = re.compile(r"ratio:([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
 _KFOLD = re.compile(r"kfold:([0-9]{1,9})/([0-9]{1,9})")
@@ -106,7 +104,7 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Return patients, patches and IDC fraction of each role; "left out" means without role."""
+    """Count patients and patches of each role; the row "left out" has patients without a role."""
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# A grid of this side is larger than any glass slide (75 mm are 375 cells of 200 um). Without a
-# limit, a forged coordinate could allocate terabytes.
+# Larger than any glass slide: 75 mm are 375 cells of 200 um. Without this limit, a forged
+# coordinate could allocate terabytes.
 MAX_CELLS_PER_SIDE = 2_000
 # A patch is interior if its distance from the label border is at least this many patches.
 INTERIOR = 2
@@ -33,7 +33,7 @@ def corners_of(
 ) -> NDArray[np.int32]:
     """Return the top left corner of each cell of a grid on a slide.
 
-    All code computes corners here, because a corner at half a px depends on the rounding errors.
+    Always use this function: another order of the operations can round a corner to another pixel.
 
     Args:
         row_col: Row and column of each cell, shape (N, 2).
@@ -110,7 +110,7 @@ def cell_centers_um(count: int, *, step_um: float, origin_um: float = 0.0) -> ND
 def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
     """Crop each block around its center. A side of the crop is ``fraction`` of the block's side.
 
-    The value of a crop cell is a mean of block cells, weighted by their overlap with the crop cell.
+    Each value of a crop is the mean of the block values that it covers, weighted by the overlap.
 
     Args:
         blocks: Blocks of cells, shape (N, h, w).
@@ -127,7 +127,7 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
 
 def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
-    """For one axis, return the weight of each block cell in each crop cell, shape (num, side)."""
+    """Return the weight of each block cell in each crop cell on one axis, shape (num, side)."""
     num = max(1, round(side * fraction))
     edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)

@@ -87,7 +87,7 @@ def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
 def largest_region(
     called: NDArray[np.bool_], row_col: NDArray[np.int32], area: NDArray[np.float32]
 ) -> float:
-    """Return the area of the largest region of called patches; 0 if no patch is called IDC.
+    """Return the area of the largest region of patches that are called IDC; 0 without a region.
 
     Args:
         called: Whether each patch is called IDC, shape (N,).

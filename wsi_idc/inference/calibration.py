@@ -16,7 +16,7 @@ from wsi_idc.models.checkpoint import Smoothing
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 _MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would average over too much of the slide
-_MIN_PROBABILITY = 1e-6  # infinite log odds of 0 or 1 would hide all neighbors
+_MIN_PROBABILITY = 1e-6  # the log odds of 0 and 1 are infinite, and would hide all neighbors
 
 
 @dataclass(frozen=True)

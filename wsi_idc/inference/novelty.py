@@ -15,13 +15,12 @@ from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.novelty import NoveltyModel, recorded_statistics
 from wsi_idc.runtime.device import DeviceConfig
 
-# More patches change the figures little, and take time at the end of a training.
+# Maximum number of patches of a role. More patches change the model little, and take time.
 MAX_PATCHES = 10_000
 _NUM_QUANTILES = 1001
-# A channel that hardly varies on train must not dominate the distance. The first number is a
-# fraction of the largest standard deviation; the second is added to variances of 1.
-_MIN_STD = 1e-3
-_RIDGE = 1e-4
+# Limits for channels that hardly vary on train, so that they do not dominate the distance.
+_MIN_STD = 1e-3  # minimum standard deviation, as a fraction of the largest standard deviation
+_RIDGE = 1e-4  # added to each variance after the statistics are scaled to variance 1
 
 
 def fit_novelty(

@@ -28,8 +28,8 @@ from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
 
 logger = logging.getLogger(__name__)
 
-# Function that takes patches on the device. It returns logits (n, num_classes), and CAM and
-# distance (n,), or None.
+# Function that takes patches on the device. It returns logits (n, num_classes), the CAM (n, h, w)
+# or None, and the distance (n,) or None.
 ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
 
 # A batch is padded to a multiple of this size. Otherwise, the device would compute small batches

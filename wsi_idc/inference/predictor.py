@@ -82,7 +82,7 @@ class Predictor:
             if self.smooth and checkpoint.smoothing is None:
                 raise CheckpointError(
                     f"{checkpoint.source}: the checkpoint has no smoothing; run the same wsi-idc "
-                    "train again; this fits only the smoothing, not the weights"
+                    "train command again to fit the smoothing; the weights do not change"
                 )
 
     @property

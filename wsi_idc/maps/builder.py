@@ -32,7 +32,7 @@ from wsi_idc.runtime.signals import StopRequest, stopped_error
 
 logger = logging.getLogger(__name__)
 
-# Parts of the CAMs and the picture that are in memory while a map is written.
+# Memory for parts of the CAMs and the picture while a map is written.
 _BUFFER_BYTES = 2**26
 
 
@@ -255,7 +255,7 @@ class MapBuilder:
             temperature=predictor.temperature,
             model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
             novelty=predictor.novelty(prediction.distance),
-            # Overlapping patches count as the patches that cover their area without overlap.
+            # The argument is the number of patches that would cover the area without overlap.
             novelty_limit=predictor.novelty_limit(
                 max(1, round(len(patches.row_col) * (patches.cell_px / patches.patch_px) ** 2))
             ),

@@ -35,7 +35,10 @@ PATIENTS_CSV = "patients.csv"
 _FORMAT = "wsi-idc-cohort"
 _MODEL_NOTES = ("tta", "ensemble")
 _MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
-MIXED = "the maps are of %d different models, thresholds or settings; compare only equal ones"
+MIXED = (
+    "the maps have %d combinations of model, threshold and settings; compare only maps of the "
+    "same combination"
+)
 _OPTIONAL_MEANS = ("mean_uncertainty", "mean_novelty", "novel_fraction")
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
@@ -292,7 +295,7 @@ def _agreement(labelled: Sequence[Labelled], thresholds: Sequence[float]) -> dic
 
 
 def _num_cells(row_col: NDArray[np.int32], on_slide: NDArray[np.float32]) -> float:
-    """Count the different cells; a cell at the edge counts as its fraction on the slide."""
+    """Count the different cells; a cell at the edge adds only its fraction on the slide."""
     _, first = np.unique(row_col, axis=0, return_index=True)
     return float(on_slide[first].sum(dtype=np.float64))
 

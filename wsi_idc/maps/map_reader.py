@@ -75,7 +75,7 @@ def folder_of_slide(path: Path) -> str:
 
 def is_patient_file(path: Path) -> bool:
     """Return whether a file PATIENT.h5 links maps of slides that are in the folder PATIENT."""
-    # The test for a folder is fast: most patients have one map.
+    # The test for a folder is first, because it is fast and most patients have no folder.
     return path.with_suffix("").is_dir() and has_patient_format(path)
 
 

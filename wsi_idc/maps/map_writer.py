@@ -70,7 +70,7 @@ def write_map(path: Path, patient_map: PatientMap) -> None:
                     _write_cam_group(file, patient_map)
                 if patient_map.slide is not None:
                     _write_slide(file, patient_map.slide)
-                # Large data are last: readers check the texts near the start of the file.
+                # Large data are last, because readers check the texts only near the start.
                 if patient_map.cam is not None:
                     _write_cams(file["cam"], patient_map)
                 if patient_map.patches is not None:
@@ -238,16 +238,16 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
 
 @dataclass
 class MapReport:
-    """Result of ``MapBuilder.build`` for each map; names are PATIENT or PATIENT/SLIDE.
+    """Result of ``MapBuilder.build``; keys are map names (PATIENT or PATIENT/SLIDE).
 
     Attributes:
-        made: For the name of each new map, the map file.
-        kept: For the name of each existing map that is up to date, the map file.
-        failed: For the name of each map that was not built, the reason.
-        patches: For each name in ``made``, the number of patches.
-        idc_fraction: For each name in ``made``, the fraction of patches called IDC.
-        smoothed_idc_fraction: This fraction after smoothing; None without smoothing.
-        caution: For each name in ``made``, the reason not to trust the map; may be empty.
+        made: Files of new maps.
+        kept: Files of existing maps that are up to date.
+        failed: Reasons why maps were not built.
+        patches: Number of patches of each new map.
+        idc_fraction: Fraction of the patches of each new map that are called IDC.
+        smoothed_idc_fraction: ``idc_fraction`` after smoothing; None without smoothing.
+        caution: Reason not to trust each new map; may be empty.
     """
 
     made: dict[str, Path] = field(default_factory=dict)

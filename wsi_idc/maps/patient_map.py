@@ -151,8 +151,8 @@ class PatientMap(PatientPatches):
         smoothed: Probability of each patch, smoothed over neighboring patches, shape (N,), float32;
             None without smoothing.
         smoothing: Parameters and threshold of the smoothing; None without smoothing.
-        novelty: How unlike the train patches each patch is, 0..1, shape (N,), float32, as in
-            ``models.novelty``; None if the checkpoint has no novelty model.
+        novelty: How much each patch differs from the train patches, 0..1, shape (N,), float32, as
+            in ``models.novelty``; None if the checkpoint has no novelty model.
         novelty_limit: Largest mean novelty that is usual for a patient; None without ``novelty``.
         patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None if the map
             has no picture of the tissue, or was read from a file.

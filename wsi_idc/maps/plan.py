@@ -54,7 +54,7 @@ def map_state(
     """Decide whether an existing map is kept or built again.
 
     A map of another checkpoint, other settings or other data is replaced only with ``overwrite``.
-    Only with ``overwrite``, a patient file replaces a map, or a map replaces a patient file.
+    A patient file and a map also replace each other only with ``overwrite``.
 
     Args:
         folder: Folder of the maps.

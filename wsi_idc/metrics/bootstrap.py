@@ -23,8 +23,9 @@ _PERCENTILES = (2.5, 97.5)
 # Number of values that are computed in one block, so that a block fits into a processor's cache.
 _BLOCK_VALUES = 2_000_000
 _GRID = np.linspace(0, 1, 101)
-# With fewer patients, a percentile interval is too narrow. For two equally good predictors, the
-# interval excludes 0 in 15 % of the comparisons with 5 patients, and in 10 % with 10 patients.
+# With fewer patients, a percentile interval is too narrow. If two predictors are equally good, the
+# interval of their difference should exclude 0 in 5 % of the comparisons. It does so in 15 % with
+# 5 patients, and in 10 % with 10 patients.
 MIN_PATIENTS = 10
 FEW_PATIENTS = f"with fewer than {MIN_PATIENTS} patients, the 95 % intervals are too narrow"
 
@@ -65,7 +66,7 @@ def resampled_metrics(
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
         probability: Probability of IDC of each patch, shape (N,).
-        code: For each patch, the index of its patient's column in ``weights``, shape (N,).
+        code: Number of each patch's patient, which is a column of ``weights``, shape (N,).
         threshold: A patch is called IDC if its probability is at least this value.
         weights: Weight of each patient in each resample, shape (R, P).
     """
@@ -99,9 +100,8 @@ def _ranking_metrics(
     """Compute AUC and average precision in each resample, as scikit-learn does with sample weights.
 
     For each positive patch, both metrics need the number of patches that rank above this patch.
-    This number is first counted among the patches of each patient. The matrix product of
-    ``weights`` and these counts is the number in each resample. The arguments are those of
-    ``resampled_metrics``.
+    The patches above are counted for each patient once. The matrix product of ``weights`` and
+    these counts is the number in each resample. ``resampled_metrics`` describes the arguments.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24

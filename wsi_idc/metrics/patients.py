@@ -36,9 +36,9 @@ def patient_table(
 
     If ``keys`` is ("patient", "slide"), there is one row for each slide of a patient.
 
-    The columns are ``keys``, patches, area_true, area_predicted, area_bias (fractions of the
-    patches of the row), auc, dice, sensitivity, specificity, ppv. For each border distance, there
-    are further columns from patches to dice, for example ``border0_dice`` for distance 0.
+    The columns are ``keys``, patches, area_true, area_predicted, area_bias, auc, dice, sensitivity,
+    specificity, ppv. Areas are fractions of the patches. The columns from patches to dice exist
+    also for each border distance, for example ``border0_dice`` for distance 0.
 
     ``predictions`` has one row per patch and the columns patient, label (0 or 1), border_distance.
     ``column`` is the name of the column with the probability of IDC. A patch is called IDC if this

@@ -16,7 +16,7 @@ class Architecture:
 
     Attributes:
         name: Name of the architecture, such as "efficientnet-b0" or "convnext_tiny".
-        build: Function of the number of classes; it builds a network with random weights.
+        build: Function that builds a network with random weights for a number of classes.
         cam_layer: Name of the module whose output is the last convolutional feature map.
         head: Name of the last layer, which computes the logits.
         closed_form: Whether only average pooling and a linear layer follow the last feature map.
@@ -37,7 +37,7 @@ class Architecture:
 class _MetaInit(TorchFunctionMode):
     """Mode that creates parameters on the meta device: they have no memory and no values."""
 
-    # torch.device("meta") also moves other tensors: RegNet's constructor needs their values.
+    # torch.device("meta") would also remove the values of tensors that RegNet's constructor reads.
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

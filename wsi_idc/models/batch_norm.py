@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # Errors that torch.fx raises for a network that it cannot trace.
 _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, NotImplementedError)
 _BATCH_SIZE = 32
-# The variance and weight of a fused batch norm are 1; eps can change one of them by up to this.
+# The variance and weight of a fused batch norm are 1, but ``eps`` can change one by this value.
 _NEAR_ONE = 1e-3
 
 
@@ -92,7 +92,7 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
     mode, the outputs change if the statistics of a batch differ from those of ``patches``.
 
     Args:
-        classifier: Classifier to change. Its mode (train or eval) is afterwards the same as before.
+        classifier: Classifier to change. Its mode (train or eval) is restored afterwards.
         patches: A few hundred train patches, shape (N, H, W, 3), uint8.
     """
     # For each batch norm, an array (3, C): count, sum and sum of squares of the cells by channel.
@@ -115,7 +115,7 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
         var = (squares / count - mean.square()).clamp(min=0)
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
-        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # eps: not 0 if the variance is 0
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # not 0 if the variance is 0
         norm.bias.copy_(shift + scale * mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)

@@ -47,7 +47,7 @@ class CamSpec:
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
         """Return a copy in which ``default_cam_layer`` replaces a missing ``layer``.
 
-        A ``layer`` of None stays None if the default is the layer of the last feature map.
+        If the default is the layer of the last feature map, ``layer`` stays None.
         """
         if self.layer is not None:
             return self

@@ -36,7 +36,7 @@ CAM_LAYERS = {
     **dict.fromkeys(("resnet", "resnext", "wide_resnet"), ("layer4", "fc", True)),
     **{f"vgg{kind}": (f"features.{last}", "classifier.6", False) for kind, last in _VGG.items()},
 }
-MIN_SIDE = 4  # in cells; a smaller CAM does not show which part of a patch has the evidence
+MIN_SIDE = 4  # cells; a smaller CAM does not show where in a patch the evidence is
 _NUM_NAMED = 3
 # Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32

@@ -35,7 +35,7 @@ SCHEMA_VERSION = 1
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
-_STARTS = (b"PK", b"\x80")  # of a zip, and of a pickle, which old versions of torch wrote
+_STARTS = (b"PK", b"\x80")  # first bytes of a zip, and of a pickle by an old version of torch
 # Errors that reading a damaged or manipulated file can raise. RecursionError is a RuntimeError.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 

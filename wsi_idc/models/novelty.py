@@ -1,4 +1,4 @@
-"""Novelty: how unlike the train patches of a classifier a patch is.
+"""Novelty: how much a patch differs from the train patches of a classifier.
 
 A feature map of the network is described by the mean and the standard deviation of each channel
 over the cells of the patch. A Gaussian is fitted to these values of the train patches. The distance
@@ -6,8 +6,8 @@ of a patch is its Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888), and 
 percentile of this distance among the val patches.
 
 The feature map is the last one with at least an eighth of the rows and columns of the image. Later
-maps ignore what does not help to separate the classes. They therefore miss changes of stain,
-focus and resolution at which the classifier fails (see docs/concepts.md for the figures).
+maps contain mostly what separates the classes. They miss changes of stain, focus and resolution
+that make the classifier fail (see docs/concepts.md for the figures).
 """
 
 import math
@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# A patient is unlike the training data if its mean novelty is this many standard deviations above
-# the mean of the val patients. Of 41 unseen patients, one is then unlike the training data.
+# A patient is unlike the training data if its mean novelty is more than this many standard
+# deviations above the mean of the val patients. This is true for 1 of 41 unseen patients.
 _NUM_STD = 2.5
 _UNIFORM_STD = math.sqrt(1 / 12)  # standard deviation of a percentile
 # The bundled model's 25 val patients have 0.11. A few val patients can be alike by chance; then the
@@ -41,7 +41,7 @@ class NoveltyModel:
             float32.
         quantiles: Quantiles of the distances on val, evenly spaced from 0 to 1, ascending, shape
             (q,), float32.
-        patient_mean, patient_std: Mean and standard deviation of the mean novelty of a val patient.
+        patient_mean, patient_std: Mean and standard deviation of the val patients' mean novelties.
     """
 
     layer: str

@@ -41,7 +41,7 @@ class DeviceConfig:
 
     @functools.cached_property
     def throughput(self) -> "ThroughputMeter":
-        """Object that measures the throughput of the device."""
+        """Meter of the device's throughput."""
         return ThroughputMeter(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:

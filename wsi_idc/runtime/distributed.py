@@ -186,6 +186,6 @@ def _read_ranks() -> tuple[int, int, int]:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    # gloo raises only RuntimeError, so the words of the message show whether an error is of gloo.
+    # gloo raises plain RuntimeErrors, which only the words of their messages identify.
     words = ("gloo", "Connection closed", "Connection reset", "monitoredBarrier", "Broken pipe")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

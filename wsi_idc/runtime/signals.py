@@ -57,9 +57,9 @@ def stopped_error(reason: str, state: str = "") -> StoppedError:
 
 
 def leave_terminal() -> None:
-    """Send output to /dev/null, not to the terminal: writing to a closed terminal is an error."""
+    """Redirect terminal output to /dev/null, because writing to a closed terminal is an error."""
     for stream in (sys.stdout, sys.stderr):
-        # A closed terminal is still a character device; ``isatty`` denies it.
+        # A closed terminal is still a character device, but ``isatty`` returns False.
         if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -88,5 +88,5 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in old_handlers.items():
-            # None: Python did not install the old handler, and cannot restore that handler.
+            # None means that C code installed the old handler, and Python cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""Read annotation files. The format is found from the content of a file, not from the name."""
+"""Read annotation files; the content of a file determines its format, the name does not."""
 
 import gzip
 import json

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz", ".xml", ".ndpa")
 IDC, NON_IDC, IGNORE, UNANNOTATED = "IDC", "non-IDC", "ignore", "unannotated"
 UNCLASSIFIED = "Unclassified"  # QuPath's name for objects without a class
-# Classes whose meaning does not depend on the laboratory. Necrosis and Other, for example, are
-# inside the outlines of the tumor for some laboratories and not for others.
+# Only classes that mean the same in all laboratories. Necrosis, for example, belongs to the tumor
+# in some laboratories but not in others.
 DEFAULT_CLASSES = (
     "IDC=IDC, Invasive ductal carcinoma=IDC, Tumor=IDC, Tumour=IDC, "
     "non-IDC=non-IDC, Stroma=non-IDC, Immune cells=non-IDC, Normal=non-IDC, "
@@ -33,9 +33,9 @@ DEFAULT_CLASSES = (
 )
 _MAX_COORDINATE = 1e9
 _MIN_ON_SLIDE = 0.5
-_FITS = 0.99  # share of the area of all outlines in a frame to which these outlines fit
-_GRID_PX = 1e-3  # corners are rounded to this grid if they cannot be used as they are
-_MAX_NAMED = 5  # outlines named in a message
+_FITS = 0.99  # outlines fit a frame if at least this share of their area is inside the frame
+_GRID_PX = 1e-3  # corners are rounded to this grid if rounding errors make an outline invalid
+_MAX_NAMED = 5  # maximum number of outlines that a message names
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ def read_annotations(
         bounds: Scanned area of the slide, to which QuPath crops the slide.
         mpp: Microns per level-0 px; used for NDPA files if ``properties`` state no value.
         frame: Origin of the coordinates: "level0" is the corner of the glass, and "qupath" the
-            corner of the bounds. With "auto", GeoJSON outlines must fit exactly one of the two.
-            With "auto", files of ASAP and ImageScope have the origin "level0", because these
-            programs show the complete glass. NDPA files state physical positions and no origin.
-        properties: Texts in the slide file. For NDPA, they must state the position of the slide.
+            corner of the bounds. With "auto", GeoJSON outlines must fit exactly one of the two,
+            and ASAP and ImageScope files have the origin "level0", because these programs show
+            the complete glass. NDPA files state physical positions and ignore ``frame``.
+        properties: Metadata of the slide file; NDPA files need the slide position in the metadata.
 
     Raises:
-        SlideError: The file cannot be used, the outlines are not on the slide, or they fit both
-            origins or none.
+        SlideError: The file cannot be used, the outlines are not on the slide, or ``frame`` is
+            "auto" and the origin is not clear.
     """
     import shapely
 
@@ -219,7 +219,7 @@ def _warn_skipped(path: Path, skipped: Counter[str]) -> None:
 
 
 def _share_inside(shapes: NDArray[np.object_], box: tuple[float, float, float, float]) -> float:
-    """Return the part (0..1) of the total area of shapes in a box (left, top, right, bottom)."""
+    """Return the share (0..1) of the shapes' area inside a box (left, top, right, bottom)."""
     import shapely
 
     total = shapely.area(shapes).sum()
@@ -237,7 +237,7 @@ def _find_frame(
     level0 = _share_inside(shapes, (bounds.x, bounds.y, right, bottom)) >= _FITS
     qupath = _share_inside(shapes, (0, 0, bounds.width, bounds.height)) >= _FITS
     if not level0 and not qupath:
-        # Outlines on glass without pixels are possible only in the frame of the complete glass.
+        # In the frame of the complete glass, outlines can also be outside the scanned area.
         level0 = _share_inside(shapes, (0, 0, *size)) >= _FITS
         if not level0:
             raise SlideError(

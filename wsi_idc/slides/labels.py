@@ -33,10 +33,10 @@ _LABELS = {NON_IDC: 0, IDC: 1, IGNORE: LEFT_OUT, "unknown": UNKNOWN, "skip": LEF
 _PRECEDENCE = (IGNORE, IDC, NON_IDC)
 # Shares that are equal in exact arithmetic differ by rounding errors below this value.
 _TOLERANCE = 1e-9
-# Points times boxes up to which the outlines are intersected with each box.
+# Maximum of (outline points * boxes) for which ``_measure`` does not divide the boxes further.
 _LEAF_WORK = 50_000
-# Part of a side that is added to an area before outlines are clipped to this area. The number is
-# odd, because ``clip_by_rect`` can be wrong where a point of an outline is on a side of the area.
+# Outlines are clipped to an area plus a margin, which is this fraction of the area's side. It has
+# many digits, because ``clip_by_rect`` can be wrong if a point is exactly on an edge of the area.
 _MARGIN = 0.0123456789
 
 
@@ -85,9 +85,8 @@ def label_patches(
             unannotated area is a class: its patches are unknown ("unknown") or left out ("skip").
 
     Returns:
-        Labels, shape (N,): 1 IDC, 0 non-IDC, -1 unknown (``UNKNOWN``), -2 left out (``LEFT_OUT``:
-        mostly under outlines to ignore, or skipped). Shares, shape (N, 4), with the columns
-        ``SHARES``; the sum of a row is 1.
+        Labels, shape (N,): 1 IDC, 0 non-IDC, -1 unknown (``UNKNOWN``), -2 left out (``LEFT_OUT``).
+        Shares, shape (N, 4), with the columns ``SHARES``; the sum of a row is 1.
 
     Raises:
         DataError: The table has no row for a class.
@@ -234,7 +233,7 @@ def annotation_mask(
     mask = np.zeros(shape, bool)
     for polygon in shapely.get_parts([item.geometry for item in annotations]):
         rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygon)]
-        _fill(mask, [ring * scale - 0.5 for ring in rings])  # centers of px have integer numbers
+        _fill(mask, [ring * scale - 0.5 for ring in rings])  # the centers of px become integers
     return mask
 
 

@@ -29,8 +29,8 @@ def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bo
         path: PNG or TIFF, or a file of annotations; the areas of all its outlines are tissue.
         slide: The slide.
         frame: Part of the slide that the mask shows: "level0" for the complete slide, "qupath" for
-            its bounds. With "auto", it is the part with the aspect ratio of the mask. For outlines,
-            see ``read_annotations``.
+            its bounds. With "auto", the aspect ratio of the mask decides. For outlines, see
+            ``read_annotations``.
 
     Returns:
         Tissue mask of the complete slide, shape (h, w), bool, in any resolution.
@@ -86,7 +86,7 @@ def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -
 
 
 def _fits(mask: tuple[int, int], part: tuple[int, int]) -> bool:
-    """Return whether two sizes (width, height) of a mask and a slide have equal aspect ratios."""
+    """Return whether a mask and a part of a slide, each (width, height), have the same shape."""
     difference_px = abs(mask[0] * part[1] / part[0] - mask[1])
     return difference_px <= max(1.0, _MAX_STRETCH * mask[1])
 
@@ -112,7 +112,7 @@ def _place_on_slide(mask: NDArray[np.bool_], slide: Slide) -> NDArray[np.bool_]:
     """Place a mask of the scanned area in a mask of the complete slide."""
     bounds = slide.bounds
     assert bounds is not None
-    # The borders of the bounds are rounded to px of the result, so its px are small.
+    # The bounds are rounded to px of the result; small px keep the rounding errors small.
     scale = max(mask.shape[1] / bounds.width, _MIN_PLACED_PX / max(slide.width, slide.height))
     scale = min(1.0, scale, math.sqrt(MAX_PX / (slide.width * slide.height)))
     width, height = (math.ceil(side * scale) for side in (slide.width, slide.height))

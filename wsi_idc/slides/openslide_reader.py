@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Size of OpenSlide's cache of decoded tiles: neighboring rows of patches need the same tiles. The
 # cache has room for one row of 256 px tiles of a slide that is 130,000 px wide.
 _CACHE_BYTES = 128 * 2**20
-GENERIC_TIFF = "generic-tiff"  # the format of a tiled TIFF that has no vendor's format
+GENERIC_TIFF = "generic-tiff"  # OpenSlide's name for a tiled TIFF without a vendor format
 # Maximum size of a tile: OpenSlide aborts the process if a tile does not fit into memory.
 _MAX_TILE_PX = 2**26
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from wsi_idc.slides.outlines import AnnotationFile, Outline, Ring, check_num_points
 
-_MAX_VALUES = 4  # values for each point that a file may have
+_MAX_VALUES = 4  # maximum number of values per point in a file
 _POLYGONS = ("Polygon", "MultiPolygon")
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
-# Objects that QuPath's algorithms made: "id" in version 0.2, "objectType" in later versions.
+# Kinds of objects that QuPath's algorithms make. QuPath 0.2 writes the kind as the "id".
 _DETECTIONS = (
     *("detection", "cell", "tile", "tmaCore", "tma_core", "root"),
     *("PathDetectionObject", "PathCellObject", "PathTileObject", "PathRootObject"),
@@ -103,7 +103,7 @@ def _geometries(node: Any, place: str) -> Iterator[dict[str, Any]]:
 
 
 def _class_name(properties: dict[str, Any]) -> str:
-    """Return the class of a feature; QuPath writes a list of names, or parent classes."""
+    """Return the class of a feature; QuPath writes it as a list of names or nested classes."""
     names: list[str] = []
     node = properties.get("classification")
     while isinstance(node, dict):

@@ -44,7 +44,7 @@ class _Node:
     text: str = ""
 
     def all(self, *tags: str) -> list["_Node"]:
-        """Return all elements below this element that a path of tags reaches."""
+        """Return the elements at a path of tags below this element."""
         nodes = [self]
         for tag in tags:
             nodes = [child for node in nodes for child in node.children if child.tag == tag]
@@ -135,7 +135,7 @@ def parse_xml(data: bytes) -> AnnotationFile:
         "annotations": _parse_ndpa,
     }.get(root.tag)
     if parse is None:
-        raise ValueError(f"the element {root.tag!r} is not one of annotations")
+        raise ValueError(f"the element {root.tag!r} is not the root of an annotation file")
     return parse(root)
 
 

@@ -29,7 +29,8 @@ MIN_TISSUE = 0.1  # default for the minimum fraction of tissue in a patch
 # Maximum ratio of slide mpp to model mpp: a coarser slide lacks structures that the model needs.
 _MAX_UPSAMPLING = 1.5
 _MAX_READ_PX = 2**21  # maximum size of one read; a read takes up to 8 bytes of memory per px
-# Maximum gap between two patches of one read. If a gap has two storage tiles, two reads are faster.
+# Maximum gap between two patches of one read. Across two storage tiles (256 px each) or more, two
+# reads are faster.
 _MAX_GAP_PX = 512
 # Slide files state rounded mpp: the mpp of a level may be too large by this fraction.
 _MPP_TOLERANCE = 0.01
@@ -117,10 +118,7 @@ def is_native(level_mpp: float, mpp: float) -> bool:
 
 
 def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
-    """Return the index of the level with the largest microns per px up to ``mpp``.
-
-    If all levels are coarser than ``mpp``, return the index of the finest level.
-    """
+    """Return the index of the coarsest level that is not coarser than ``mpp``, else the finest."""
     fine = [i for i, level in enumerate(level_mpps) if level <= mpp * (1 + _MPP_TOLERANCE)]
     return max(fine, key=lambda i: level_mpps[i]) if fine else int(np.argmin(level_mpps))
 
@@ -162,13 +160,12 @@ def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDAr
         boxes: Left, top, right, bottom as fractions of the mask's width and height, shape (N, 4).
 
     Returns:
-        Fractions 0..1, shape (N,), float64. A mask px that is partly inside a box counts with the
-        part that is inside.
+        Fractions 0..1, shape (N,), float64. Of a px on the edge of a box, only the part inside the
+        box counts.
     """
     height, width = mask.shape
     left, top, right, bottom = (boxes * [width, height, width, height]).T
-    # The sum over [0, y) x [0, x) is linear in x and in y within a px, because the mask is constant
-    # within a px.
+    # Linear interpolation of the sums is exact, because the mask is constant within a px.
     sums = cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F)
     y = np.clip([bottom, top, bottom, top], 0, height)
     x = np.clip([right, right, left, left], 0, width)

@@ -32,9 +32,9 @@ class SlideReader(ABC):
     Attributes:
         sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Width of a px of each level, in level-0 px.
-        file_mpp: Microns per level-0 px along x and y in the file, not checked; None without them.
+        file_mpp: Microns per level-0 px along x and y that the file states, not checked, or None.
         bounds: Scanned area; None if it is the complete slide.
-        properties: Texts in the file, not checked, by the names that OpenSlide gives the texts.
+        properties: Metadata of the file with OpenSlide's names, not checked.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -59,7 +59,7 @@ class SlideReader(ABC):
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend RGBA pixels (h, w, 4) with a white background. Colors are not multiplied by alpha."""
+    """Blend RGBA pixels (h, w, 4), whose alpha is not premultiplied, with a white background."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
         # All px are opaque: cvtColor is several times faster than copying the color channels.
@@ -121,7 +121,7 @@ def _load(path: Path) -> Image.Image:
                     f"{path}: the pixels have mode {image.mode}; save 8 bits per channel"
                 )
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # viewers show the picture upright too
+            ImageOps.exif_transpose(image, in_place=True)  # turns the picture as viewers do
             return image
     except Image.DecompressionBombError:
         raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None

@@ -23,7 +23,7 @@ from wsi_idc.slides.tiff_reader import TiffReader
 logger = logging.getLogger(__name__)
 
 _MIN_MPP, _MAX_MPP = POSSIBLE_MPP
-# Maximum relative difference between width and height of a px. A larger one distorts the tissue.
+# Maximum relative difference between the width and the height of a px.
 _MAX_STRETCH = 0.03
 # A warning is logged if --mpp differs from the file's mpp by more than this fraction.
 _MAX_CONTRADICTION = 0.1
@@ -60,7 +60,7 @@ class Slide(AbstractContextManager["Slide"]):
         levels: All levels of the slide, level 0 first.
         num_readers: Number of threads that should read concurrently.
         bounds: Scanned area, to which QuPath crops the slide; None if it is the complete slide.
-        properties: Texts in the slide file with OpenSlide's names, such as
+        properties: Metadata of the file with OpenSlide's names, such as
             "hamamatsu.XOffsetFromSlideCentre"; empty if OpenSlide does not read the file.
     """
 

@@ -1,8 +1,8 @@
 """Find the slide and the mpp in the pages of a TIFF that is not in the format of a scanner vendor.
 
-OpenSlide and Pillow read the first page of such a TIFF as the slide, even if the page has only one
-channel or shows the label. Both decode samples of any type as if the samples were 8-bit RGB. If the
-orientation of the page is not upright, OpenSlide turns each tile but does not move the tiles.
+OpenSlide and Pillow read the first page of such a TIFF as the slide, even if this page has only one
+channel or shows the label. They decode samples of any type as 8-bit RGB. If a page is not upright,
+OpenSlide turns each tile but does not move the tiles.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _JPEG = 7
 _COMMON_COMPRESSIONS = (1, 2, 3, 4, 5, 6, _JPEG, 8, 32773, 32946, 50000)
 _MAX_TILED_CHANNELS, _UNSPECIFIED = 4, 0
 _NUM_COLORS = 3
-_MAX_STRETCH = 0.02  # between the levels of a slide
+_MAX_STRETCH = 0.02  # maximum relative difference between the aspect ratios of two levels
 _UM = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25_400.0}
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0: inch, centimeter
 # Attributes of a channel in OME-XML that only fluorescence has.
@@ -125,7 +125,7 @@ def _find_slide(path: Path, file: Any) -> TiffSlide:
     mpp = _ome_mpp(image) or _imagej_mpp(imagej, first)
     levels = _find_levels(channels or [first], pages)
     is_plain = not channels and number == 1 and (orientation == _UPRIGHT or not first.is_tiled)
-    # OpenSlide does not read sub-images, the levels of OME-TIFF.
+    # OME-TIFF stores the levels as sub-images, which OpenSlide does not read.
     has_sub_images = first.is_tiled and first.pages and len(levels) > 1
     is_rare = first.compression not in _COMMON_COMPRESSIONS
     is_plain &= not ((has_sub_images or is_rare) and is_decodable(first))
@@ -137,7 +137,7 @@ def _find_slide(path: Path, file: Any) -> TiffSlide:
 
 
 def is_decodable(page: Any) -> bool:
-    """Return whether ``TiffReader`` converts the colors of a page."""
+    """Return whether ``TiffReader`` can convert the colors of a page to RGB."""
     is_jpeg = page.photometric == _YCBCR and page.compression == _JPEG
     return is_jpeg or page.photometric in (*_GREY, _RGB, _PALETTE)
 
@@ -181,8 +181,8 @@ def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
 def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[Any]]:
     """Return the pages of each level.
 
-    Level 0 is ``first``. The other levels are the sub-images of ``first``. Without sub-images, they
-    are the pages behind ``first`` that the file marks as reduced.
+    Level 0 is ``first``. The other levels are the sub-images of ``first``. If it has none, the
+    other levels are the later pages that the file marks as reduced.
     """
     levels: list[Sequence[Any]] = [first]
     sub_images = [list(page.pages or ()) for page in first]

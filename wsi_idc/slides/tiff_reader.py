@@ -20,8 +20,8 @@ _WHITE = 255
 _WHITE_IS_ZERO, _PALETTE = 0, 3
 _PLANAR, _PREMULTIPLIED = 2, 1
 _JPEG = 7
-# Orientations in which the first column is at the right, the first row is at the bottom, and rows
-# are columns.
+# Orientations with the first column at the right, with the first row at the bottom, and with rows
+# and columns exchanged.
 _FLIPPED_X, _FLIPPED_Y, _TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 
 

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import SlideError
 from wsi_idc.slides.slide import Slide
 
-# Default threshold: at least 10 % tissue is found in all patches with IDC and in 97.5 % of the
-# patches without IDC (a sample of the Kaggle data). Most of the others show ink and edges of glass.
+# Default threshold. In a sample of the Kaggle data, all patches with IDC and 97.5 % of the patches
+# without IDC have at least 10 % tissue. Most of the remaining patches show ink or edges of glass.
 TISSUE_THRESHOLD = 5.0
 # Default minimum area of a piece or a hole: a tenth of a patch of 200 um.
 MIN_AREA_MM2 = 0.004
 # Microns per px of the picture that is segmented. Px at the edge of the tissue count as tissue: at
 # 32 um per px, many patches of 200 um beside the tissue would have more than 10 % tissue.
 MASK_MPP = 16.0
-# Strongly colored px have at least this ratio of the difference that the threshold is for to the
-# difference of the brightest and the darkest channel. Red ink has a smaller ratio: it absorbs blue
-# as much as green.
+# The chroma of a px is its brightest minus its darkest channel. If tissue is strongly colored,
+# (min(red, blue) - green) / chroma is at least ``_MIN_RATIO``. Red ink has a smaller ratio: it
+# absorbs blue as much as green.
 _MIN_RATIO = 0.15
 _STRONG_CHROMA = 60
 _MIN_CHROMA = 10  # a slide whose px all have less chroma is grey
@@ -33,7 +33,7 @@ _GLASS_BRIGHTNESS, _GLASS_CHROMA = 0.9, 12
 _MIN_BRIGHTNESS, _BRIGHT_PERCENTILE = 30, 99
 _CLOSE_UM = 50.0
 _MIN_MASK_PX = 64  # minimum longer side of the picture that is segmented
-# Longer side of a thumbnail. The thumbnail of a slide over 65 mm (4096 px of 16 um) is coarser.
+# Limits of the longer side of a thumbnail. 4096 px of 16 um are 65 mm.
 _MIN_SIDE_PX, _MAX_SIDE_PX = 1024, 4096
 _MAX_SIDE_UM = 400_000
 
@@ -113,8 +113,8 @@ def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.b
 def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return a thumbnail of a slide, and the mask of the tissue in it.
 
-    A px of the thumbnail has about 16 um, or less if the slide is small: the longer side of the
-    thumbnail has at least 1024 px if the slide has as many. The mask is found at about 16 um/px.
+    The thumbnail has about 16 um per px. A small slide has a finer thumbnail, whose longer side has
+    up to 1024 px. The mask is segmented at about 16 um per px.
 
     Args:
         slide: The slide.
@@ -124,7 +124,7 @@ def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDA
         Thumbnail, shape (h, w, 3), uint8, and tissue mask, shape (h, w), bool.
 
     Raises:
-        SlideError: The slide is too large or damaged, or is no slide in bright field and color.
+        SlideError: The slide is too large, damaged, grey, or not in bright field.
     """
     longest = max(slide.width, slide.height)
     side_um = longest * slide.mpp
@@ -133,7 +133,7 @@ def find_tissue(slide: Slide, **settings: float) -> tuple[NDArray[np.uint8], NDA
             f"{slide.path}: {longest} px of {slide.mpp:g} um are {side_um / 1e6:.1f} m, longer "
             "than any slide; give --mpp if the file's value is wrong, else copy the slide again"
         )
-    # Rounded down: a px more than the level of 16 um has would need a level that is far larger.
+    # Rounded down: one px more could need the next finer level, which is far larger.
     side = min(max(int(side_um / MASK_MPP), _MIN_MASK_PX), _MAX_SIDE_PX)
     thumbnail = slide.thumbnail(max(side, _MIN_SIDE_PX))
     height, width = thumbnail.shape[:2]

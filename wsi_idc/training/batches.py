@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 # Largest fraction of the device's free memory that patches may use; the network needs the rest.
 _MEMORY_FRACTION = 0.4
 _PATCHES_PER_COPY = 4096
-# First number of two kinds of seeds: for the order and for a step. Without this number, two seeds
-# of different length may be equal: numpy pads seeds with zeros, so [1, 2] equals [1, 2, 0].
+# First number of the seeds for the order and for a step. Without this number, two seeds of
+# different length may be equal, because numpy pads seeds with zeros: [1, 2] equals [1, 2, 0].
 _ORDER, _STEP = 0, 1
 
 
@@ -81,7 +81,7 @@ class Batch:
     Attributes:
         patches: Patches of this part, shape (n, H, W, 3), uint8.
         params: Augmentation of each patch.
-        mixed_in: Second patch for each patch, and its augmentation; None without mixup.
+        mixed_in: Patches that mixup adds to ``patches``, with augmentation; None without mixup.
         targets: Targets of the n patches.
         all_targets: Targets of the complete batch, including the parts of other processes.
         seed: Seed of random numbers inside the network, such as dropout.

@@ -76,9 +76,9 @@ class TrainConfig:
     freeze: int = _option(0, "Number of epochs at the start that train only the head.")
     split: str = _option(
         "auto",
-        "canonical, canonical+unlisted, ratio:70/15/15, kfold:5/0, a CSV (patient,split), or auto: "
-        "canonical if its lists have 80 % of the patients, canonical+unlisted if they have half, "
-        "else ratio:70/15/15.",
+        "Split: canonical, canonical+unlisted, ratio:70/15/15, kfold:5/0, a CSV (patient,split) or "
+        "auto. auto: canonical if its lists have 80 % of the patients, canonical+unlisted if they "
+        "have half of them, else ratio:70/15/15.",
     )
     seed: int = _option(0, "Seed of the split, the weights, the order and the augmentation.")
     epochs: int = _option(30, "Largest number of passes over the train patches.")
@@ -109,7 +109,7 @@ class TrainConfig:
         choices=("cosine", "plateau", "constant"),
     )
     warm_up: float = _option(
-        0.05, "Fraction of all steps that form the warm-up, in which the learning rate rises."
+        0.05, "Fraction of all steps, at the start, in which the learning rate rises."
     )
     clip_norm: float = _option(5.0, "Largest norm of the gradient; 0: no limit.")
     imbalance: str = _option(
@@ -124,12 +124,13 @@ class TrainConfig:
     )
     augment: str = _option(
         "light",
-        "light: flips, quarter turns and small changes of brightness, contrast and saturation; "
-        "strong: also rotations by any angle and changes of hue and stain.",
+        "Random changes of train patches. light: flips, quarter turns and small changes of "
+        "brightness, contrast and saturation; strong: also rotations by any angle and changes of "
+        "hue and stain.",
         choices=("none", "light", "strong"),
     )
     mixup: float = _option(
-        0.0, "Number a: pairs of patches are mixed with weights from Beta(a, a); 0: no mixing."
+        0.0, "Mixup: pairs of patches are mixed with weights from Beta(MIXUP, MIXUP); 0: no mixup."
     )
     ema: float = _option(
         0.99,
@@ -205,7 +206,7 @@ def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[s
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Replace "auto" and 0, which select a default, by the default values of the model."""
+    """Replace the values "auto" and 0 by the defaults of the model."""
     name = config.model.replace("_", "-")
     if name in KNOWN_MODELS:
         input_px, has_imagenet = KNOWN_MODELS[name]
@@ -231,7 +232,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 def monitored_value(record: dict[str, Any], metric: str) -> float:
     """Return the value of a metric in an epoch's record; a larger value is better."""
-    # A record of 0.1.0 has only the value at a threshold of 0.5.
+    # Records of version 0.1.0 have only the value at a threshold of 0.5.
     value = float(record.get(f"val_largest_{metric}", record[f"val_{metric}"]))
     return -value if metric == "loss" else value
 

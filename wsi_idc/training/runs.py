@@ -224,7 +224,7 @@ def default_checkpoint(runs: Path) -> Path | None:
         return None
     try:
         text = regular_file(file, _MAX_NAME_BYTES).read_text(encoding="utf-8").strip()
-        path = Path(os.path.normpath(runs / text))  # "runs" may be a link to another disk
+        path = Path(os.path.normpath(runs / text))  # does not follow a link "runs" to another disk
         path = Run(path).finished_checkpoint if path.is_dir() else path
         if path.is_file() and path != file:
             return path

@@ -74,7 +74,7 @@ def build_training(
     class_weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", device_config, class_weight.round(3))
     max_micro_batch = -(-config.batch_size // world.size)
-    # In float64, a stop does not change the sum of the loss. The device MPS has no float64.
+    # In float64, a stopped and resumed training has the same loss sum. MPS has no float64.
     loss_dtype = torch.float32 if device.type == "mps" else torch.float64
     return Training(
         config=config,

@@ -32,7 +32,7 @@ def prepare_model(training: Training) -> None:
     if training.device_config.compiled:
         model = cast(nn.Module, torch.compile(model))
     if training.world.size > 1:
-        # DDP checks only here which weights are frozen. If they change, the model is wrapped again.
+        # DDP checks only here which weights are frozen, so the model is wrapped after each change.
         model = DistributedDataParallel(model)
     training.model = model
 
@@ -73,7 +73,7 @@ def _halve_micro_batch(training: Training) -> None:
             f"--micro-batch {max(1, smaller)}, or a smaller --input-size or --model"
         )
     training.micro_batch, training.micro_batch_reduced = smaller, True
-    message = "out of memory on %s: from now on %d patches are computed at once, still %d per step"
+    message = "out of memory on %s: computing %d patches at once from now on, still %d per step"
     logger.warning(message, device, smaller, training.config.batch_size)
 
 

@@ -239,7 +239,7 @@ def _finish_epoch(training: Training) -> None:
     probability = idc_probability(logit, temperature=1.0)
     val = metrics.all_metrics(label, probability, threshold=0.5)
     del val["prevalence"]
-    # The checkpoint is used without the shift, and with a threshold that is chosen on val.
+    # The final checkpoint has no ``log_odds_shift``, and its threshold is chosen on val.
     logit[:, IDC] -= training.log_odds_shift
     largest = {}
     for name, choose in (("f1", best_f1_threshold), ("balanced_accuracy", best_youden_threshold)):
