@@ -1,1 +1,1 @@
-"""Patches of a data set: download, check, pack, read, split and augment them."""
+"""Patches of a data set; a pack is an HDF5 file with all patches, and a split is by patient."""

@@ -39,7 +39,7 @@ _STRENGTHS = {
     "none": _Strength(dihedral=False),
     "light": _Strength(brightness=0.1, contrast=0.1, saturation=0.1),
     "strong": _Strength(
-        # Rotation blurs a patch. Half of the patches stay sharp, because inference has sharp ones.
+        # Rotation blurs a patch. Half of the patches stay sharp, like the patches at inference.
         rotated=0.5,
         brightness=0.2,  # a larger value would make glass gray
         contrast=0.25,
@@ -177,7 +177,7 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return for each flip and turn the source index of each pixel, shape (8, side * side)."""
+    """Return the source index of each pixel for each flip and turn, shape (8, side * side)."""
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)

@@ -159,8 +159,8 @@ def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
 def kill_workers() -> None:
     """Kill all processes of worker pools.
 
-    If one process dies, the pool ends the others. But it would wait forever for a process that is
-    just starting.
+    If one process dies, the pool ends the others. But the pool would wait forever for a process
+    that is just starting.
     """
     for process in multiprocessing.active_children():
         if isinstance(process, _WorkerProcess):

@@ -281,7 +281,7 @@ class Pack:
         return [self.slides[code] for code in codes]
 
     def overview(self, code: int) -> Overview:
-        """Read the thumbnail and tissue mask of slide ``code``; DataError if they are damaged."""
+        """Read the thumbnail and tissue mask of slide ``code``; damaged data raise DataError."""
         with self._open() as file:
             return read_overview(file, code)
 

@@ -226,7 +226,7 @@ def _drop_duplicate_files(
 def readable_duplicates(
     damaged: Collection[str], copies: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> dict[str, str]:
-    """Return the path of the first decodable copy of each damaged file that has such a copy."""
+    """Return a dict from damaged file to its first decodable copy, if there is one."""
     result: dict[str, str] = {}
     if damaged:
         for path, path_kept in _rows(copies[copies["path_kept"].isin(damaged)]):
@@ -236,7 +236,7 @@ def readable_duplicates(
 
 
 def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Shift x and y to multiples of ``patch_px``; drop the patches off this grid or too far out.
+    """Shift x and y to multiples of ``patch_px``; drop patches that are off this grid.
 
     The Kaggle data set counts x and y from 1. In other data sets the grid of each patient may start
     anywhere. On each axis, the origin of a patient is the most frequent remainder of the coordinate
@@ -313,7 +313,7 @@ def is_issue_table(path: Path) -> bool:
 
 
 def read_issues(path: Path) -> list[FileIssue]:
-    """Read the issues in a CSV file; return an empty list if the file is no issue table."""
+    """Read the issues in a CSV file; return an empty list if the file is not an issue table."""
     try:
         table = pd.read_csv(regular_file(path), dtype=str, keep_default_na=False)
         return [FileIssue(*map(plain_cell, row)) for row in _rows(table[_ISSUE_COLUMNS])]

@@ -307,7 +307,7 @@ class ZipStore(PatchStore):
         """Count the entries of the zip, before zipfile allocates memory for each entry."""
         with self.path.open("rb") as file, contextlib.suppress(OSError):
             if record := zipfile._EndRecData(file):  # type: ignore[attr-defined]
-                size, end = record[5], record[9]  # of the directory; ZIP64 adds up to 76 bytes
+                size, end = record[5], record[9]  # directory, without up to 76 bytes of ZIP64
                 if size > _MAX_DIRECTORY_BYTES:
                     raise ValueError(f"its directory has an impossible size of {size} bytes")
                 start = max(end - size - 76, 0)

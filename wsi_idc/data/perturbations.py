@@ -15,7 +15,8 @@ Patches = NDArray[np.uint8]
 
 # Optical density of haematoxylin, eosin and a third stain in red, green and blue.
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])  # Ruifrok 2001
-# Reference vectors of Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250, and their normal.
+# Reference vectors of Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250, and a vector normal to
+# both.
 _MACENKO = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 _MACENKO = np.vstack([_MACENKO, np.cross(*_MACENKO)])
 
@@ -43,7 +44,7 @@ def change_stain(
     Args:
         patches: Shape (N, H, W, 3), uint8.
         before: Optical density of each stain, shape (3, 3); rows are normalized here.
-        after: The same for the result.
+        after: Optical density of each stain in the result, in the form of ``before``.
         amount: Factor of the amount of haematoxylin, eosin and the third stain.
     """
     unit = [matrix / np.linalg.norm(matrix, axis=1, keepdims=True) for matrix in (before, after)]

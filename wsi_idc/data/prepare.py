@@ -141,7 +141,7 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the final path for which ``temporary_path`` yields the pixel cache file."""
+    """Return the path whose temporary file (see ``temporary_path``) is the pixel cache file."""
     return out.with_name(f"{out.name}.pixels")
 
 

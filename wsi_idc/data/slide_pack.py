@@ -54,7 +54,7 @@ class SlidePackReport:
         pictures: Folder with a picture of each slide: outlines, tissue and labelled patches.
         unannotated: Label of tissue outside all outlines.
         info: Attributes of the pack.
-        set_aside: For each slide file that is not in the pack, the reason.
+        set_aside: Reason of each slide file that is not in the pack.
     """
 
     pack: Path

@@ -22,8 +22,10 @@ from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
 DEFAULT_RATIO = "ratio:70/15/15"
-_MIN_LISTED_FRACTION = 0.5  # "auto" uses the published lists if they have this fraction of patients
-_MIN_LISTED_WITHOUT_OTHERS = 0.8  # with this fraction, "auto" leaves out patients without a list
+# Minimum fractions of the patients that the published lists contain: for "auto" to use the lists,
+# and for "auto" to leave out all other patients.
+_MIN_LISTED_FRACTION = 0.5
+_MIN_LISTED_WITHOUT_OTHERS = 0.8
 _MAX_LIST_BYTES = 10**7
 _RATIO = re.compile(r"ratio:([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9})")
 _KFOLD = re.compile(r"kfold:([0-9]{1,9})/([0-9]{1,9})")

@@ -156,7 +156,8 @@ def sensitivity_threshold(
 ) -> float:
     """Return the largest threshold whose sensitivity is at least ``target``."""
     ascending = np.sort(probability[label == IDC])
-    num_missed = int((1 - target) * len(ascending) + 1e-9)  # 1e-9: (1 - 0.9) * 10 must give 1
+    # With 1e-9, (1 - 0.9) * 10 gives 1, not 0.
+    num_missed = int((1 - target) * len(ascending) + 1e-9)
     lowest = ascending[min(num_missed, len(ascending) - 1)]
     values = np.unique(probability)
     return _below(values, int(np.searchsorted(values, lowest)))
@@ -167,5 +168,5 @@ def _below(ascending: NDArray[np.floating], index: int) -> float:
     # A threshold equal to a probability would depend on the rounding of this probability.
     upper, lower = float(ascending[index]), float(ascending[index - 1]) if index > 0 else 0.0
     middle = (upper + lower) / 2
-    # Probabilities are float32. Between neighboring numbers, the mean may round to the lower one.
+    # The mean of two neighboring float32 numbers may round to the lower number.
     return middle if np.float32(middle) > np.float32(lower) else upper

@@ -80,7 +80,7 @@ def _statistics(
     device_config = replace(device_config, compiled=False)
     with recorded_statistics(classifier.network, layer) as recorded:
         for prediction in predict([classifier], pack, rows, device_config=device_config):
-            # A batch may be padded, and the next batch may be recorded already.
+            # Remove the padding of the batch. Element 1 may be the next batch.
             parts.append(recorded.pop(0)[: len(prediction.logit)].cpu().numpy())
     return np.concatenate(parts).astype(np.float64)
 

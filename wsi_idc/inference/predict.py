@@ -74,8 +74,8 @@ class RawPrediction:
 
 
 ReadFn = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-# Function that takes batches of patches (n, H, W, 3), uint8, and yields their predictions. It also
-# takes batches of rows with a ``ReadFn``, which reads the patches of the rows in the background.
+# Function that takes batches of patches (n, H, W, 3), uint8, and yields their predictions. With a
+# ``ReadFn``, it takes batches of row numbers, and reads their patches in the background.
 BatchPredictor = Callable[..., Generator[RawPrediction, None, None]]
 
 
@@ -194,7 +194,7 @@ def _build_forward(
     def forward_with_distance(patches: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         recorded.clear()
         logits, cams = forward(patches)
-        # smoothgradcam++ also runs the network on noisy images, but after the patches themselves.
+        # Element 0 belongs to the patches; smoothgradcam++ also records noisy images, but later.
         return logits, cams, novelty.distance(recorded[0])
 
     return forward_with_distance
@@ -283,7 +283,7 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
 
 
 def _to_numpy(present: Sequence[bool], result: PendingResult, num: int) -> RawPrediction:
-    """Convert the outputs of ``_forward``; ``present`` has False for each missing output."""
+    """Convert the outputs of ``_forward`` to arrays; ``present`` is False if one is missing."""
     arrays = iter(result.arrays())
     outputs: list[Any] = [next(arrays)[:num] if here else None for here in present]
     # NaN is not accepted, because in a map NaN marks a cell without a patch.
@@ -297,7 +297,7 @@ def _to_numpy(present: Sequence[bool], result: PendingResult, num: int) -> RawPr
 def _pad_batch(
     patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
 ) -> tuple[DeviceTensor, int]:
-    """Pad a batch with copies of its first patch; upload it; return it and the old size."""
+    """Pad a batch with copies of its first patch and upload it; return it with its old size."""
     # For a compiled network, all batches must have the same size.
     num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padding = -num % (full if config.compiled else _BATCH_MULTIPLE)

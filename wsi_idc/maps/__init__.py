@@ -1,1 +1,1 @@
-"""Maps of patients and slides: build, write and read map files; the table of a cohort."""
+"""Maps: files with the probability and the CAM of each patch of a patient or slide."""

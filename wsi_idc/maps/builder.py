@@ -41,7 +41,7 @@ class MapSource(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Names of all maps of the source, PATIENT or PATIENT/SLIDE, without repetition."""
+        """Unique names of all maps of the source: PATIENT or PATIENT/SLIDE."""
 
     def validate(self, builder: "MapBuilder") -> None:
         """Raise an error if the settings of ``builder`` do not fit the source."""
@@ -243,7 +243,7 @@ class MapBuilder:
         if smoothing is not None:
             smoothed = smoothed_probability(
                 combined.probability,
-                np.zeros(len(patches.row_col), np.int64),  # index of the patient
+                np.zeros(len(patches.row_col), np.int64),  # all patches have the same patient
                 patches.row_col,
                 smoothing=smoothing,
                 patch_um=patches.cell_px * patches.mpp,
@@ -271,7 +271,7 @@ class MapBuilder:
 
 def _role(predictor: Predictor, patient: str) -> str:
     """Return a patient's role; if checkpoints differ, the first of "train", "val", "test"."""
-    if patient in predictor.patients("train"):  # also patients of the pretraining
+    if patient in predictor.patients("train"):  # includes patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}
     return next(role for role in (*ROLES, NO_ROLE) if role in roles)

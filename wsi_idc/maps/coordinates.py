@@ -1,4 +1,4 @@
-"""Coordinates of patches on a slide or on stitched tissue."""
+"""Coordinates of patches on a slide, or in the picture that is stitched from the patches."""
 
 import math
 import uuid
@@ -18,11 +18,11 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "wsi-idc")
 
 @dataclass(frozen=True)
 class GridTransform:
-    """Position of a grid and side of the cells, in px of a slide or of stitched tissue.
+    """Position of a grid and side of the cells, in px of a slide or of the stitched picture.
 
     Attributes:
         x, y: Position of the top left corner of cell (0, 0).
-        side: Side of a cell. It is not always an integer: slide and map differ in resolution.
+        side: Side of a cell; not always an integer, because slide and map differ in resolution.
         mpp: Microns per px.
         right, bottom: Position of the edges of the slide; infinite without a slide.
     """
@@ -72,7 +72,7 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> Grid
         patient_map: The map.
         coordinates: "level0", "qupath" or "image". "level0" counts full-resolution px from the
             corner of the slide. "qupath" counts these px from the corner of the scanned area,
-            because QuPath shows only this area. "image" counts px of the stitched tissue. For a
+            because QuPath shows only this area. "image" counts px of the stitched picture. For a
             slide without bounds, "qupath" equals "level0". Without a slide, all three are equal.
 
     Raises:

@@ -66,7 +66,7 @@ class DiskArray:
 
 
 def _close(file: Any) -> None:
-    with suppress(OSError):  # on a full disk; the content is no longer needed
+    with suppress(OSError):  # closing fails on a full disk, but the content is not needed
         file.close()
 
 

@@ -34,7 +34,7 @@ class PackSource:
 
     @property
     def names(self) -> list[str]:
-        """Name of each map, without repetition: PATIENT, or PATIENT/SLIDE for several slides."""
+        """Unique names of the maps: PATIENT, or PATIENT/SLIDE for several slides."""
         return map_names(self.pack, self.patients)
 
     def _rows(self, name: str) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 
 TOP_PERCENTILE = 99.5
-# Fields of ``PatientMap`` that a map may lack, with one value per patch.
+# Optional fields of ``PatientMap`` with one value per patch.
 OPTIONAL_VALUES = ("uncertainty", "smoothed", "novelty")
 
 

@@ -293,7 +293,7 @@ def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:
         height=int(attrs["height"]),
         thumbnail=thumbnail,
         tissue=tissue.astype(bool),
-        # Maps of version 0.1.0 have the origin of the slide's mpp in the root.
+        # Maps of version 0.1.0 have this attribute of the slide in the root.
         mpp_source=str(attrs.get("mpp_source", root["mpp_source"])),
         bounds=bounds,
     )

@@ -32,7 +32,7 @@ LOCK_TIMEOUT_SECONDS = 60.0
 # Other tools use a magnification instead of mpp: magnification = 10 / mpp.
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
-_BLOCK_BYTES = 2**24  # CAMs that are copied at a time
+_BLOCK_BYTES = 2**24  # bytes of CAMs that are copied at a time
 _CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
@@ -181,7 +181,7 @@ def _write_cams(group: h5py.Group, patient_map: PatientMap) -> None:
     step = max(1, _BLOCK_BYTES * len(raw) // raw.nbytes)
     for first in range(0, len(raw), step):
         raw[first : first + step] = cam[first : first + step]
-    # HDF5 compresses a chunk at each write into the chunk, so each block has only full chunks.
+    # HDF5 compresses a chunk again at each write to it, so each block has only full chunks.
     for block in rebatch(patient_map.cam_strips(), batch_size=mosaic_of_cams.chunks[0]):
         mosaic_of_cams[top : top + len(block)] = block
         top += len(block)

@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 def write_patient_file(path: Path) -> None:
     """Write the file of a patient with several slides in one atomic step.
 
-    The file ``PATIENT.h5`` describes the maps that are in the folder ``PATIENT``. The attributes
-    are the patient's row in the table of patients. The table has the rows of the maps in the cohort
-    table. ``/maps/SLIDE`` is an external link to the map of a slide.
+    The file ``PATIENT.h5`` describes the maps in the folder ``PATIENT``. Its attributes are the
+    patient's row in the table of patients. Its table is the part of the cohort table for these
+    maps. ``/maps/SLIDE`` is an external link to the map of a slide.
 
     Raises:
         BusyError: Another process is writing the file.

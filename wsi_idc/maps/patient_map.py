@@ -95,7 +95,7 @@ class PatientPatches:
 
     @property
     def resolution(self) -> str:
-        """Text of microns per px and their origin; for a slide, also the mpp of the patches."""
+        """Resolution as a text, such as "0.25 µm/px (file), patches at 4 µm/px"."""
         if self.slide is None:
             return f"{self.mpp:g} µm/px ({self.mpp_source})"
         slide = f"{self.slide.mpp:g} µm/px ({self.slide.mpp_source})"

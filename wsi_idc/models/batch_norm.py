@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # Errors that torch.fx raises for a network that it cannot trace.
 _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, NotImplementedError)
 _BATCH_SIZE = 32
-# The variance and weight of a fused batch norm are 1, but ``eps`` can change one by this value.
+# Because of ``eps``, the variance or weight of a fused batch norm differs from 1 by up to this.
 _NEAR_ONE = 1e-3
 
 
@@ -96,7 +96,7 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
         patches: A few hundred train patches, shape (N, H, W, 3), uint8.
     """
     # For each batch norm, an array (3, C): count, sum and sum of squares of the cells by channel.
-    # It is float64, because a channel with a small variance has a small scale and a large shift.
+    # In float64, the difference of two large sums still gives an exact small variance.
     sums: dict[Any, Any] = defaultdict(float)
 
     def record(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Class activation maps (CAMs) of a classifier: the evidence for a class in each cell of a patch.
+"""Class activation maps (CAMs) of a classifier: the evidence for a class in each part of a patch.
 
 A raw CAM is not normalized to the range from 0 to 1. This module returns raw CAMs and computes
 Grad-CAM itself. If only average pooling and a linear layer follow the last feature map, Grad-CAM of
@@ -146,7 +146,7 @@ def _cam_by_gradient(
         logits = classifier(patches)
         features = kept[-1]  # (N, C, h, w)
         cells = features.shape[-2] * features.shape[-1]
-        # The factor ``cells`` is needed: the gradient of one cell can be too small for fp16.
+        # The score is multiplied by ``cells``: the gradient of one cell can be too small for fp16.
         score = logits[:, class_index].float().sum() * cells
         (gradient,) = torch.autograd.grad(score, features)
         weights = gradient.float().mean(dim=(2, 3))  # (N, C)
@@ -171,14 +171,14 @@ def _cam_by_torchcam(
         # This hook must be the first: the hooks of torchcam need the tensor that it returns.
         _gradients_behind(network, layer, patches.device.type) as kept,
         # Each batch needs a new extractor, because an extractor keeps maps and gradients. Maps are
-        # float32: fp16 is too small for the cube of a gradient, bf16 too inexact for a long sum.
+        # float32, because fp16 cannot store the cube of a gradient, and bf16 sums are too inexact.
         extractor_class(network, layer, reshape_transform=Tensor.float) as extractor,
     ):
         if method == "smoothgradcam++":
             extractor._distrib = _same_noise(extractor._distrib)
 
         def keep_final_map(*_: object) -> None:
-            # This runs after the complete network, when in-place layers have changed the map.
+            # In-place layers may have changed the map, so it is kept after the complete network.
             extractor.hook_a = [kept[-1].detach().float()]
 
         with network.register_forward_hook(keep_final_map):

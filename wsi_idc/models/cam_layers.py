@@ -36,12 +36,12 @@ CAM_LAYERS = {
     **dict.fromkeys(("resnet", "resnext", "wide_resnet"), ("layer4", "fc", True)),
     **{f"vgg{kind}": (f"features.{last}", "classifier.6", False) for kind, last in _VGG.items()},
 }
-MIN_SIDE = 4  # cells; a smaller CAM does not show where in a patch the evidence is
+MIN_SIDE = 4  # in cells; a smaller CAM does not show where in a patch the evidence is
 _NUM_NAMED = 3
 # Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
-_NOVELTY_STRIDE = 8  # largest distance, in px of the image, between cells of the map for novelty
+_NOVELTY_STRIDE = 8  # the novelty map has at least one cell per 8 px of the image
 
 
 def check_input_px(arch: Architecture, input_px: int) -> None:
@@ -115,9 +115,9 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
 
 @functools.cache
 def novelty_layer(arch: Architecture, input_px: int) -> str:
-    """Return the name of the last layer with at least an eighth of the image's rows and columns.
+    """Return the last layer whose map has at least an eighth of the image's rows and columns.
 
-    If there is no such layer, return the name of the layer of the last feature map.
+    If there is no such layer, return the layer of the last feature map.
     """
     grids = _grids(arch, input_px)
     names = list(grids)[: list(grids).index(arch.cam_layer) + 1] if arch.cam_layer in grids else []

@@ -326,7 +326,7 @@ def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
         data = path.read_bytes()  # only once: a training may replace the file meanwhile
         if data.startswith(_STARTS[0]):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                # torch.save does not compress, so a larger sum would be a decompression bomb.
+                # torch.save does not compress, so larger members are a decompression bomb.
                 if sum(member.file_size for member in archive.infolist()) > len(data):
                     raise OSError(errno.EINVAL, "its members claim more bytes than the file has")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), data

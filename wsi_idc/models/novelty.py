@@ -24,9 +24,9 @@ from torch import Tensor, nn
 # A patient is unlike the training data if its mean novelty is more than this many standard
 # deviations above the mean of the val patients. This is true for 1 of 41 unseen patients.
 _NUM_STD = 2.5
-_UNIFORM_STD = math.sqrt(1 / 12)  # standard deviation of a percentile
-# The bundled model's 25 val patients have 0.11. A few val patients can be alike by chance; then the
-# limit would be too low for every new patient.
+_UNIFORM_STD = math.sqrt(1 / 12)  # of a percentile, which has a uniform distribution in 0..1
+# Minimum standard deviation between patients. A few val patients can be similar by chance, and the
+# limit would be too low for new patients. The 25 val patients of the bundled model have 0.11.
 _MIN_PATIENT_STD = 0.1
 
 
@@ -100,7 +100,7 @@ def recorded_statistics(network: nn.Module, layer: str) -> Iterator[list[Tensor]
     recorded: list[Tensor] = []
 
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if isinstance(output, Tensor):  # torch.fx calls hooks with placeholders
+        if isinstance(output, Tensor):  # not for the placeholders of torch.fx
             recorded.append(map_statistics(output))
 
     with network.get_submodule(layer).register_forward_hook(record):

@@ -18,7 +18,7 @@ from wsi_idc.models.registry import ARCHITECTURES, architecture
 _MAX_NAMED = 3
 # Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# In torchvision's DenseNet files, these names have a dot; in its code, they no longer have it.
+# Names in torchvision's DenseNet files have a dot that the names in its code do not have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
@@ -80,7 +80,7 @@ def fetch_imagenet(arch: Architecture) -> Path:
 
 
 def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
-    """Load weights from torchvision's cache folder into ``network``, except into its head.
+    """Load the weights of all layers except the head from torchvision's cache folder.
 
     Weights are not downloaded here, because compute nodes have no internet.
     """
@@ -95,8 +95,8 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
     content = load_tensors(file, remedy=remedy)[0]
     _set_weights(network, arch, content, path=file, remedy=remedy)
     if arch.name in ("googlenet", "inception_v3"):
-        # These weights need this normalization. In torchvision, the network itself converts images
-        # from the usual normalization to this one; the networks here do not.
+        # These weights need this normalization. torchvision's own networks convert images from the
+        # usual normalization to this one, but the networks here do not.
         return Normalization((0.5,) * 3, (0.5,) * 3)
     transforms = _imagenet(arch).transforms()
     return Normalization(tuple(transforms.mean), tuple(transforms.std))
@@ -137,7 +137,7 @@ def _is_checkpoint(content: Any) -> bool:
 def _set_weights(
     network: nn.Module, arch: Architecture, content: Any, *, path: Path, remedy: str
 ) -> None:
-    """Load the values of a state dict into ``network``, except into its head."""
+    """Load the values of a state dict into all layers of ``network`` except the head."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     is_state_dict = isinstance(content, dict) and all(

@@ -26,7 +26,7 @@ def _of_torchvision(name: str) -> Architecture:
         )
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
-        # Auxiliary heads help networks without batch norm. These networks have batch norm.
+        # Auxiliary heads help only networks without batch norm, and these networks have it.
         options |= {"aux_logits": False, "init_weights": True}
 
     def build(num_classes: int) -> nn.Module:

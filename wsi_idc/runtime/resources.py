@@ -71,7 +71,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Context manager: until the ``with`` block ends, freed memory is returned to the system.
+    """Context manager: inside the block, freed memory is returned to the system.
 
     The thresholds are the values that glibc itself sets after a program frees large allocations.
     """

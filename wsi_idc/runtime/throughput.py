@@ -70,7 +70,7 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Context manager: add the block's time to the network's time, unless the block fails."""
+        """Context manager: add the time of the block to the network's time if it succeeds."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
@@ -110,7 +110,7 @@ class ThroughputMeter:
         return f"{self._data_seconds / seconds:.0%} waiting"
 
     def log(self, action: str) -> None:
-        """Log the statistics since ``start``, unless no patch was computed."""
+        """Log the statistics since ``start`` if a patch was computed."""
         stats = self.stats()
         if stats.num_patches:
             logger.info(

@@ -191,12 +191,12 @@ def _repair(geometry: "shapely.Geometry") -> "shapely.Geometry":
     geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
     if not geometry.is_valid:  # because of rounding errors
         geometry = shapely.union_all(shapely.get_parts(geometry), grid_size=_GRID_PX)
-    parts = shapely.get_parts(geometry)  # some are lines
+    parts = shapely.get_parts(geometry)  # some parts may be lines without an area
     return shapely.MultiPolygon(parts[shapely.area(parts) > 0].tolist())
 
 
 def _polygon(rings: list[Ring]) -> list["shapely.Polygon"]:
-    """Return a list of one polygon; the list is empty if the outer ring has under 3 points."""
+    """Return a list of one polygon, or an empty list if the outer ring has too few points."""
     import shapely
 
     rings = [ring for i, ring in enumerate(rings) if len(ring) >= 3 or i == 0]

@@ -28,7 +28,7 @@ from wsi_idc.slides.annotations import (
 )
 
 UNKNOWN, LEFT_OUT = -1, -2
-SHARES = (NON_IDC, IDC, IGNORE, UNANNOTATED)  # columns of the shares; the first two are labels
+SHARES = (NON_IDC, IDC, IGNORE, UNANNOTATED)  # columns of the shares; columns 0 and 1 are labels
 _LABELS = {NON_IDC: 0, IDC: 1, IGNORE: LEFT_OUT, "unknown": UNKNOWN, "skip": LEFT_OUT}
 _PRECEDENCE = (IGNORE, IDC, NON_IDC)
 # Shares that are equal in exact arithmetic differ by rounding errors below this value.
@@ -41,7 +41,7 @@ _MARGIN = 0.0123456789
 
 
 def needs_choice(annotations: Sequence[Annotation], table: Mapping[str, str]) -> bool:
-    """Return whether no outline has the target non-IDC, so that the user must define non-IDC."""
+    """Return whether the user must define non-IDC, because no outline has this target."""
     return not any(target_of(annotation.name, table) == NON_IDC for annotation in annotations)
 
 
@@ -184,7 +184,7 @@ def _clip(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
 
 
 def _intersection(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
-    """Return intersections with a rectangle; results of ``clip_by_rect`` can be invalid."""
+    """Return intersections with a rectangle; replace invalid results of ``clip_by_rect``."""
     import shapely
 
     try:

@@ -16,7 +16,7 @@ from wsi_idc.core.files import safe_filename
 _COLUMNS = ("slide", "patient", "mpp", "mask", "annotations")
 _ALIASES = {"wsi": "slide"}
 _DICOM = ".dcm"
-# Suffixes of the slides that are found in folders: those of OpenSlide.
+# Suffixes of the slides that are searched for in folders: the suffixes that OpenSlide supports.
 FOLDER_SUFFIXES = (
     *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", _DICOM),
     *(".tif", ".tiff"),
@@ -116,7 +116,7 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
                 f"{', '.join(FOLDER_SUFFIXES)}"
             )
         files += found
-    # A key for each slide: the folder of a DICOM file, else the file.
+    # The key of a slide is the folder of a DICOM file, else the file.
     slides: dict[Path, Path] = {}
     for file in files:
         slides.setdefault(file.parent if file.suffix.lower() == _DICOM else file, file)
@@ -167,7 +167,7 @@ def slide_rows(path: Path) -> list[ManifestRow]:
 
 
 def _check_columns(path: Path, header: list[str]) -> None:
-    """Raise DataError if an unknown column is probably a misspelled missing column."""
+    """Raise DataError if an unknown column is probably a misspelling of a missing column."""
     for column in set(header).difference(_COLUMNS):
         missing = set(_COLUMNS).difference(header)
         if similar := difflib.get_close_matches(column, missing, n=1):

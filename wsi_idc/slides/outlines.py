@@ -38,7 +38,7 @@ class AnnotationFile:
     Attributes:
         format: "geojson", "asap", "imagescope" or "ndpa".
         outlines: Outlines that have an area.
-        skipped: For each kind of other objects, such as points, the number of objects.
+        skipped: Number of other objects of each kind, such as points.
     """
 
     format: str

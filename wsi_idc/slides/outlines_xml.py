@@ -61,7 +61,7 @@ class _Node:
 
 
 class _Builder:
-    """Target of an XML parser; it refuses document types, because they can define entities."""
+    """Target of an XML parser; it refuses document types, whose entities could fill the memory."""
 
     def __init__(self) -> None:
         self._stack = [_Node("", {})]
@@ -186,7 +186,7 @@ def _parse_imagescope(root: _Node) -> AnnotationFile:
 
 
 def _layer_name(layer: _Node) -> str:
-    """Return the name of a layer; in some files, the attribute "Description" has this name."""
+    """Return the name of a layer; some files have this name in the attribute "Description"."""
     names = [layer.attributes.get("Name", "")]
     for attribute in layer.all("Attributes", "Attribute"):
         names.append(attribute.attributes.get("Value", ""))

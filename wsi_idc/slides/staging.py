@@ -28,7 +28,7 @@ def staged_slides(
     is_needed: Callable[[ManifestRow], bool],
     is_stopped: Callable[[], bool],
 ) -> Generator[tuple[ManifestRow, Path | None], None, None]:
-    """Yield each slide with a copy in the folder that the variable ``WSI_IDC_SCRATCH`` names.
+    """Yield each slide and its copy in the folder that the variable ``WSI_IDC_SCRATCH`` names.
 
     A thread copies the next slide while the caller uses a slide. The copy is removed when the
     caller asks for the next slide, so at most two slides are on the disk.

@@ -20,7 +20,7 @@ from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
 DAMAGED_TIFF = (*DAMAGED_IMAGE, ArithmeticError, RuntimeError)
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _UPRIGHT = 274, 1  # TIFF 6.0, section 8
-_TRANSPOSED = (5, 6, 7, 8)  # orientations in which rows are columns
+_TRANSPOSED = (5, 6, 7, 8)  # orientations with rows and columns exchanged
 _SAMPLE_TYPES = ("bool", "uint8")
 # Photometric interpretations of TIFF 6.0.
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
@@ -181,7 +181,7 @@ def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
 def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[Any]]:
     """Return the pages of each level.
 
-    Level 0 is ``first``. The other levels are the sub-images of ``first``. If it has none, the
+    Level 0 is ``first``. The other levels are the sub-images of ``first``. Without sub-images, the
     other levels are the later pages that the file marks as reduced.
     """
     levels: list[Sequence[Any]] = [first]

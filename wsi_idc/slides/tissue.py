@@ -18,8 +18,8 @@ from wsi_idc.slides.slide import Slide
 TISSUE_THRESHOLD = 5.0
 # Default minimum area of a piece or a hole: a tenth of a patch of 200 um.
 MIN_AREA_MM2 = 0.004
-# Microns per px of the picture that is segmented. Px at the edge of the tissue count as tissue: at
-# 32 um per px, many patches of 200 um beside the tissue would have more than 10 % tissue.
+# Microns per px of the picture that is segmented. A px at the edge of the tissue counts as tissue.
+# Therefore, with px of 32 um, many patches beside the tissue would have more than 10 % tissue.
 MASK_MPP = 16.0
 # The chroma of a px is its brightest minus its darkest channel. If tissue is strongly colored,
 # (min(red, blue) - green) / chroma is at least ``_MIN_RATIO``. Red ink has a smaller ratio: it

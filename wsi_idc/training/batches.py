@@ -1,4 +1,4 @@
-"""Read the batches of an epoch in the background; draw their order, augmentation and mixup.
+"""Read the batches of an epoch in the background; sample their order, augmentation and mixup.
 
 The random numbers of a batch depend only on the seed, the epoch and the step. They stay the same if
 a training is stopped and resumed, or if the number of processes changes.
@@ -81,7 +81,7 @@ class Batch:
     Attributes:
         patches: Patches of this part, shape (n, H, W, 3), uint8.
         params: Augmentation of each patch.
-        mixed_in: Patches that mixup adds to ``patches``, with augmentation; None without mixup.
+        mixed_in: Partner patches for mixup, and their augmentation; None without mixup.
         targets: Targets of the n patches.
         all_targets: Targets of the complete batch, including the parts of other processes.
         seed: Seed of random numbers inside the network, such as dropout.

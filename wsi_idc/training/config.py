@@ -69,8 +69,8 @@ class TrainConfig:
     )
     normalize: str = _option(
         "auto",
-        "Mean and deviation that normalize the input. dataset: those of the train patients; "
-        "symmetric: input from -1 to 1; auto: those of the initial weights, else dataset.",
+        "Source of the mean and deviation that normalize the input. dataset: train patients; "
+        "symmetric: 0.5, so the input is from -1 to 1; auto: initial weights, else dataset.",
         choices=("auto", "imagenet", "dataset", "symmetric"),
     )
     freeze: int = _option(0, "Number of epochs at the start that train only the head.")
@@ -84,11 +84,11 @@ class TrainConfig:
     epochs: int = _option(30, "Largest number of passes over the train patches.")
     monitor: str = _option(
         "average_precision",
-        "Val metric that selects the best epoch and stops the training early; f1 and "
-        "balanced_accuracy: the largest over all thresholds.",
+        "Metric on val that selects the best epoch and stops the training early. f1 and "
+        "balanced_accuracy have their largest value over all thresholds.",
         choices=(*MONITOR_METRICS, "loss"),
     )
-    patience: int = _option(8, "Number of epochs without a better value that stops the training.")
+    patience: int = _option(8, "The training stops after this many epochs without a better value.")
     batch_size: int = _option(64, "Number of patches in a step, on all devices together.")
     optimizer: str = _option("adamw", "Optimizer.", choices=("adamw", "adam", "sgd"))
     learning_rate: float = _option(
@@ -98,8 +98,8 @@ class TrainConfig:
     )
     layer_decay: float = _option(
         1.0,
-        "Learning rate of each stage as a fraction of the rate of the next stage; the head has the "
-        "largest rate. 1: equal rates.",
+        "Learning rate of a stage, divided by the rate of the next stage; the head is the last "
+        "stage. 1: equal rates.",
     )
     weight_decay: float = _option(0.02, "Weight decay of all weights, except biases and norms.")
     schedule: str = _option(

@@ -27,7 +27,7 @@ SAMPLES = "augment.png"
 EVENTS = "tensorboard"
 _MAX_NAME_BYTES = 10_000
 _SECONDS_OF_WRITING = 30.0
-DEFAULT = "default"  # file that names the default checkpoint, relative to its folder
+DEFAULT = "default"  # file with the path of the default run, relative to the folder of the file
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def default_checkpoint(runs: Path) -> Path | None:
         return None
     try:
         text = regular_file(file, _MAX_NAME_BYTES).read_text(encoding="utf-8").strip()
-        path = Path(os.path.normpath(runs / text))  # does not follow a link "runs" to another disk
+        path = Path(os.path.normpath(runs / text))  # ".." does not follow a link at ``runs``
         path = Run(path).finished_checkpoint if path.is_dir() else path
         if path.is_file() and path != file:
             return path

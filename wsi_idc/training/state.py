@@ -137,7 +137,7 @@ def save_state(training: Training) -> None:
         "average": None if average is None else average.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
-        # None: the size was not reduced, and a resumed training may have another size.
+        # If the size was not reduced, a resumed training may choose another size.
         "micro_batch": training.micro_batch if training.micro_batch_reduced else None,
         "compute": str(training.device_config),
         "place": asdict(training.state),

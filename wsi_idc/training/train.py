@@ -203,7 +203,7 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         for num_patches in run_steps(training):
             bar.update(num_patches)
             now = time.monotonic()
-            # 1: save; 2: save and stop. The largest order of all processes applies to each.
+            # Order 1 is to save, 2 to save and stop. All processes follow the largest order.
             order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
