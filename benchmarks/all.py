@@ -14,7 +14,7 @@ from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.training.config import TrainConfig
 
 _MAPPED = ("cnn-bn", "resnet18", "resnet50", "efficientnet-b0", "bundled")
-# Model to batch size, steps, and steps of the plain script: a large one's take seconds on a CPU.
+# Batch size, steps, and steps of the plain script for each model; large models get fewer steps.
 _TRAINED = {"cnn-bn": (64, 80, 16), "resnet18": (32, 16, 8)}
 _HEAD = (
     "| command | model | patches/s | of bare | times plain | largest difference |\n"
@@ -25,10 +25,10 @@ _HEAD = (
 def bench_all(
     data: BenchmarkData, *, num_rounds: int, device_config: DeviceConfig
 ) -> Iterator[BenchmarkResult]:
-    """Run every benchmark and yield each result at once.
+    """Run every benchmark; yield each result as soon as it is known.
 
     Args:
-        data: The data, and folder for files.
+        data: Pack of the patches, and folder for files.
         num_rounds: Number of measurements of each variant.
         device_config: Device and precision.
     """
@@ -59,7 +59,7 @@ def _with_folder(data: BenchmarkData, name: str) -> BenchmarkData:
 
 
 def markdown_row(result: BenchmarkResult) -> str:
-    """Return a result as a row of the table."""
+    """Return a result as a row of the Markdown table."""
     of_bare = result.ratios.get(f"{COMMAND} / {BARE}")
     of_plain = result.ratios.get(f"{COMMAND} / {PLAIN}")
     cells = (

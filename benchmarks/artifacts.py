@@ -1,7 +1,8 @@
-"""Draw artifacts on the patches of a pack, and count the patches that get their flag.
+"""Draw artifacts on the patches of a pack, and measure how many of them get the right flag.
 
-The artifacts are drawn on mosaics of the patients with the most patches. A patch is affected if
-half of it is covered. A fold has three layers of tissue, whose optical densities add up.
+The artifacts (blur, pen, fold, air bubble) are drawn on mosaics of the patients with the most
+patches. A patch is affected if an artifact covers at least half of it. A fold has three layers of
+tissue: the optical density is the sum of the layers.
 """
 
 import time
@@ -26,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 
 def stroke(rng: np.random.Generator, shape: tuple[int, ...], width: int) -> Pixels:
-    """Draw a curved line, 255 on 0, shape (h, w)."""
+    """Draw a curved line with value 255 on a background of 0, shape (h, w)."""
     height, long = shape[:2]
     points, t = rng.uniform(0.1, 0.9, (3, 2)) * (long, height), np.linspace(0, 1, 60)[:, None]
     curve = (1 - t) ** 2 * points[0] + 2 * t * (1 - t) * points[1] + t**2 * points[2]
@@ -40,7 +41,7 @@ def mix(picture: Pixels, artifact: NDArray, mask: Pixels, softness: float) -> Pi
 
 
 def draw(rng: np.random.Generator, picture: Pixels) -> dict[str, tuple[int, Pixels, Pixels]]:
-    """Return, for each artifact, the flags that count as found, the picture and the mask."""
+    """Draw each artifact; return its right flags, the picture and the mask of the artifact."""
     drawn, everywhere = {}, np.full(picture.shape[:2], 255, np.uint8)
     for sigma in (1.0, 1.5, 2.0, 3.0):
         blurred = cv2.GaussianBlur(picture, (0, 0), sigma)
@@ -60,7 +61,7 @@ def draw(rng: np.random.Generator, picture: Pixels) -> dict[str, tuple[int, Pixe
 
 
 def measure(pack: Pack, num_patients: int, rounds: int) -> list[tuple[str, int, float, float]]:
-    """Return name, number of affected patches, and shares with its flag and with any flag."""
+    """Measure each artifact: number of affected patches, fractions with right flag and any flag."""
     rng, found = np.random.default_rng(0), {}
     counts = pack.index["patient"].value_counts()
     for patient in counts.index[:num_patients]:
@@ -83,14 +84,14 @@ def measure(pack: Pack, num_patients: int, rounds: int) -> list[tuple[str, int, 
 
 
 def main() -> None:
-    """Print the share of drawn artifacts that is found, and of real patches that is flagged."""
+    """Print the fraction of affected patches with a flag, and of unchanged patches with a flag."""
     parser = make_parser(__doc__)
-    parser.add_argument("--patients", type=int, default=8, help="Patients to draw on.")
+    parser.add_argument("--patients", type=int, default=8, help="Number of patients to draw on.")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with benchmark_data(arguments) as data:
         pack = data.pack
-        print("| drawn artifact | patches | its flag | any flag |\n|---|---|---|---|")
+        print("| drawn artifact | patches | right flag | any flag |\n|---|---|---|---|")
         for name, num, own, any_flag in measure(pack, arguments.patients, arguments.rounds):
             print(f"| {name} | {num:,} | {own:.1%} | {any_flag:.1%} |")
         patches = pack.read(np.arange(len(pack.index)))
@@ -102,7 +103,7 @@ def main() -> None:
             members = (label >= -1, label == 0, label == 1)
             shares = " | ".join(f"{((flags[m] & bit) > 0).mean():.1%}" for m in members)
             print(f"| {name} | {shares} |")
-        print(f"\n5,000 patches take {seconds:.2f} s of a core")
+        print(f"\n5,000 patches take {seconds:.2f} s of CPU time")
 
 
 if __name__ == "__main__":

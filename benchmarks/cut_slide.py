@@ -21,7 +21,7 @@ from wsi_idc.slides.manifest import ManifestRow
 from wsi_idc.slides.patches import choose_level
 from wsi_idc.slides.tiling import SlideSettings
 
-_MAX_THREADS = 4  # as many as read one slide
+_MAX_THREADS = 4  # wsi-idc also reads a slide with 4 threads
 
 
 def cut(slide: Path, out: Path, *, patch_px: int, mpp: float) -> float:
@@ -56,7 +56,7 @@ def _read_one(handle: openslide.OpenSlide, xy: list[int], level: int, side: int)
 
 
 def main() -> None:
-    """Print the time of both, by turns, and the ratio of the times."""
+    """Measure cutting and reading alternately; print both times and their ratio."""
     parser = argparse.ArgumentParser(description="Measure the speed of cutting a slide.")
     parser.add_argument("slide", type=Path)
     parser.add_argument("--patch-px", type=int, default=50)

@@ -1,4 +1,4 @@
-"""Measure loading batches to the device, from a pack and from PNG files through a DataLoader."""
+"""Measure how fast batches are copied to the device, from a pack or from PNG files."""
 
 from functools import partial
 
@@ -36,14 +36,14 @@ def bench_loader(
     num_rounds: int,
     device_config: DeviceConfig,
 ) -> BenchmarkResult:
-    """Measure how fast batches reach the device; nothing is computed.
+    """Measure how fast batches are copied to the device, without a network.
 
     Args:
         data: Pack of the patches, and folder for PNG files.
         batch_size: Patches per batch.
         num_patches: Approximate number of patches per round.
         num_rounds: Number of measurements of each variant.
-        device_config: Device to load to.
+        device_config: Device to which the batches are copied.
     """
     pack = data.pack
     rows = choose_rows(pack, num_patches)
@@ -85,7 +85,7 @@ def bench_loader(
         ratios=medians({f"{COMMAND} / plain": rates[COMMAND] / rates[best]}),
         peak_memory_mb=peak_memory(device_config),
         hints=(
-            f"a DataLoader of PNG files is fastest with {workers[best]} workers; a pack needs none",
+            f"PNG files: a DataLoader is fastest with {workers[best]} workers; a pack needs none",
         ),
     )
 

@@ -27,13 +27,13 @@ _NUM_PATIENTS = 10
 def measure_stages(
     bare: BareForward, pack: Pack, builder: MapBuilder, patients: Sequence[str], *, num_rounds: int
 ) -> dict[str, float]:
-    """Measure reading, copying, resizing, forward pass, CAM and writing, ms per patch.
+    """Measure reading, copying, resizing, forward pass, CAM and writing in ms per patch.
 
     Args:
-        bare: The network and its batch.
-        pack: The data.
-        builder: Output folder, predictor, device and CAM.
-        patients: The first ten are predicted once and then written.
+        bare: Network, and a batch of patches.
+        pack: Pack of the patches.
+        builder: Folder of the maps, predictor, device and CAM.
+        patients: Patients; maps of the first ten are predicted before, and then written repeatedly.
         num_rounds: Number of measurements of each stage.
     """
     device_config, classifier = builder.device_config, bare.classifier
@@ -73,7 +73,7 @@ def measure_stages(
     }
     rates = interleave(variants, num_rounds=num_rounds, device_config=device_config, label="stages")
     times = medians({name: 1000 / rate for name, rate in rates.items()})
-    # The forward pass was measured with resizing, the CAM with both.
+    # Subtract earlier stages: "forward" includes resizing, and "CAM" includes the forward pass.
     times["CAM"] = max(0.0, times["CAM"] - times["forward"])
     times["forward"] = max(0.0, times["forward"] - times["resize"])
     return times

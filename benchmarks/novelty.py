@@ -33,9 +33,10 @@ def novelty_of_pack(
 def novelty_of_slide(
     predictor: Predictor, path: Path, device_config: DeviceConfig, *, region_cells: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean novelty and the limit of each region of ``region_cells`` squared patches.
+    """Return the mean novelty and the limit of each region of a slide.
 
-    The patches overlap by four fifths, because a small slide has few patches.
+    A region has ``region_cells`` x ``region_cells`` patches. More patches are cut with an overlap
+    of four fifths, because a small slide has few patches.
     """
     spec = predictor.checkpoints[0].input
     stride_px = spec.patch_px // 5
@@ -56,14 +57,14 @@ def _means(
     if novelty is None:
         raise SystemExit("the checkpoint has no novelty model")
     _, code, counts = np.unique(group, return_inverse=True, return_counts=True)
-    # Overlapping patches count as the patches that cover their area without overlap.
+    # Number of patches that would cover the same area without overlap.
     nums = np.maximum(1, np.round(counts / overlap)).astype(int)
     limits = np.array([predictor.novelty_limit(num) for num in nums.tolist()])
     return np.bincount(code, novelty) / counts, limits
 
 
 def main() -> None:
-    """Print the number of regions, their novelty, the AUROC and the share with a caution."""
+    """Print a row per slide: regions, mean novelty, AUROC, fraction of regions with a caution."""
     parser = argparse.ArgumentParser(description="Novelty of other slides.")
     parser.add_argument("data", type=Path, help="pack with test patients of the checkpoint")
     parser.add_argument("slides", type=Path, nargs="+", help="slides of other tissue")

@@ -25,10 +25,10 @@ def make_parser(description: str | None, *, patches: int = 0) -> argparse.Argume
         patches: Default of --patches; 0 leaves the option out.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, help="A pack, a patch tree or a zip of one.")
-    parser.add_argument("--synthetic", type=int, default=0, help="Draw this many patches instead.")
+    parser.add_argument("--data", type=Path, help="Pack, or folder or zip file of patches.")
+    parser.add_argument("--synthetic", type=int, default=0, help="Number of patches to draw.")
     parser.add_argument("--rounds", type=int, default=5, help="Measurements of each variant.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
     if patches:
         parser.add_argument("--patches", type=int, default=patches, help="Patches per round.")
     return parser
@@ -36,7 +36,7 @@ def make_parser(description: str | None, *, patches: int = 0) -> argparse.Argume
 
 @contextmanager
 def benchmark_data(arguments: argparse.Namespace) -> Iterator[BenchmarkData]:
-    """Yield the data that the arguments choose, with a temporary folder."""
+    """Context manager that yields the data of the arguments, with a temporary folder."""
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
         try:

@@ -1,4 +1,4 @@
-"""Measure packing a patch tree, by number of workers, against Pillow in a loop."""
+"""Compare wsi-idc prepare, with different numbers of workers, with a plain script."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,10 +28,10 @@ _WHITE = 255
 
 
 def bench_prepare(data: BenchmarkData, *, num_patches: int, num_rounds: int) -> BenchmarkResult:
-    """Measure packing with every number of workers up to the available cores.
+    """Measure packing with 1, 2, 4, ... workers, up to the number of available cores.
 
     Args:
-        data: Its patches are written as PNG files first.
+        data: Pack of the patches, and folder for PNG files.
         num_patches: Approximate number of patches per round.
         num_rounds: Number of measurements of each variant.
     """
@@ -78,7 +78,7 @@ def bench_prepare(data: BenchmarkData, *, num_patches: int, num_rounds: int) -> 
 
 
 def baseline_prepare(files: Sequence[Path], *, patch_px: int, out: Path) -> int:
-    """Pack files as a plain script, one patient at a time; return their number."""
+    """Pack PNG files with a plain script, one patient at a time; return the number of files."""
     by_patient: dict[str, list[Path]] = {}
     for path in files:
         by_patient.setdefault(path.parents[1].name, []).append(path)

@@ -1,4 +1,4 @@
-"""Measure the tiles of wsi-idc view: random tiles of a slide, asked for by several clients.
+"""Measure how fast wsi-idc view sends random tiles of a slide to several clients.
 
 python benchmarks/tiles.py slide.svs
 """
@@ -34,7 +34,7 @@ class TileTimes(NamedTuple):
 
 
 def bench_tiles(slide: Path, *, num_tiles: int, num_clients: int, seed: int = 0) -> TileTimes:
-    """Start a viewer of a slide, ask for random tiles of all levels, and stop the viewer."""
+    """Start wsi-idc view for a slide, request random tiles of all levels, and stop the server."""
     command = [sys.executable, "-m", "wsi_idc", "view", str(slide), "--no-browser"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as server:
@@ -68,7 +68,7 @@ def _random_tiles(tissue: dict[str, Any], num: int, rng: random.Random) -> list[
 
 
 def _ask(port: int, headers: dict[str, str], path: str) -> tuple[bytes, float]:
-    """Return the body of an answer, and the seconds until the answer is complete."""
+    """Request a path; return the body of the answer, and the time of the request in seconds."""
     start = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", path, headers=headers)

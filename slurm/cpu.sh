@@ -4,7 +4,7 @@
 #   sbatch slurm/cpu.sh                                       jobs/prepare.toml
 #   sbatch slurm/cpu.sh jobs/report.toml                      another job
 #
-# Submit from the project's folder. The job requests 4 cores, 6 GB and 2 hours; after a requeue it resumes.
+# Submit from the project's folder. The job requests 4 cores, 6 GB and 2 hours. It resumes after a requeue.
 # slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-prepare
 #SBATCH --cpus-per-task=4

@@ -2,11 +2,12 @@
 # Five-fold cross-validation by patient, one fold per task.
 #
 #   sbatch slurm/cv.sh                                        jobs/cv5.toml
-#   sbatch slurm/cv.sh --model resnet18                       other settings than the job's
+#   sbatch slurm/cv.sh --model resnet18                       a setting that replaces the job's
 #   sbatch --array=2 slurm/cv.sh                              the second fold again
 #
-# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 4 hours; it saves and is requeued
-# at the time limit. Then run `wsi-idc eval runs/cv5-*`. slurm/site.env.example has account, partition and modules of your site.
+# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 4 hours. At the time limit, it
+# saves its work and is requeued. After all tasks, run `wsi-idc eval runs/cv5-*`.
+# slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-cv5
 #SBATCH --array=1-5
 #SBATCH --gres=gpu:1

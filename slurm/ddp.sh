@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Train one model on several GPUs of several nodes together.
+# Train one model on several GPUs, also on several nodes.
 #
 #   sbatch slurm/ddp.sh                                       jobs/train.toml on 2 nodes of 2 GPUs
 #   sbatch --nodes=1 --ntasks-per-node=4 --gres=gpu:4 slurm/ddp.sh    4 GPUs of one node
 #   sbatch slurm/ddp.sh jobs/train_resnet50.toml              another job
 #
-# Submit from the project's folder. One process per GPU: --ntasks-per-node and --gres go together. The job saves and
-# is requeued at the time limit. slurm/site.env.example has account, partition and modules of your site.
+# Submit from the project's folder. Each GPU has one process: give --ntasks-per-node and --gres the same number. At
+# the time limit, the job saves its work and is requeued.
+# slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-ddp
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2

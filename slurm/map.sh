@@ -2,12 +2,12 @@
 # Map every patient, or slides, in four parallel parts.
 #
 #   sbatch slurm/map.sh                                       jobs/map_all.toml
-#   sbatch slurm/map.sh jobs/slides.toml                      slides of a list
+#   sbatch slurm/map.sh jobs/slides.toml                      the slides in a CSV file
 #   sbatch slurm/map.sh jobs/map_all.toml --checkpoint runs/mine
 #   sbatch --array=3 slurm/map.sh                             the third part again; existing maps are kept
 #
-# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 2 hours; it saves and is requeued
-# at the time limit. slurm/site.env.example has account, partition and modules of your site.
+# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 2 hours. At the time limit, it
+# saves its work and is requeued. slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-map_all
 #SBATCH --array=1-4
 #SBATCH --gres=gpu:1

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Run one search on three GPUs: each task of the array runs trials until all are done.
+# Run one search on three GPUs. Each task of the array runs trials until all trials are done.
 #
 #   sbatch slurm/search.sh                                    jobs/search.toml
 #   sbatch slurm/search.sh jobs/imbalance.toml                another search
-#   sbatch --array=1-8%4 slurm/search.sh                      more tasks; the job's `tasks` must be as many
+#   sbatch --array=1-8%4 slurm/search.sh                      8 tasks; set tasks = 8 in the job file
 #
-# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 4 hours; it saves and is requeued
-# at the time limit. slurm/site.env.example has account, partition and modules of your site.
+# Submit from the project's folder. Each task requests one GPU, 4 cores, 6 GB and 4 hours. At the time limit, it
+# saves its work and is requeued. slurm/site.env.example has account, partition and modules of your site.
 #SBATCH --job-name=wsi-idc-search
 #SBATCH --array=1-3
 #SBATCH --gres=gpu:1

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train on one GPU: at the time limit the job saves, is requeued and resumes.
+# Train on one GPU. At the time limit, the job saves its work, is requeued and resumes.
 #
 #   sbatch slurm/train.sh                                     jobs/train.toml, data in data/
-#   sbatch slurm/train.sh jobs/train_resnet50.toml            another job; several tasks one after the other
-#   sbatch --array=1-5 slurm/train.sh jobs/train_all_models.toml      its tasks side by side
-#   sbatch slurm/train.sh --model resnet18 --weights none     other settings than the job's
-#   sbatch --time=12:00:00 slurm/train.sh                     sbatch's own flags win over those below
+#   sbatch slurm/train.sh jobs/train_resnet50.toml            another job; its tasks run one after the other
+#   sbatch --array=1-5 slurm/train.sh jobs/train_all_models.toml      five tasks in parallel
+#   sbatch slurm/train.sh --model resnet18 --weights none     settings that replace the job's
+#   sbatch --time=12:00:00 slurm/train.sh                     a flag of sbatch overrides the lines below
 #
 # Submit from the project's folder. The job requests one GPU, 4 cores, 6 GB and 4 hours.
 # slurm/site.env.example has account, partition and modules of your site.

@@ -1,4 +1,4 @@
-"""No spoilt file brings a traceback, a hang, a crash or a flood: a few of tools/fuzz.py's."""
+"""Damaged files cause no traceback, hang, crash or lack of memory; mutations of tools/fuzz.py."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ MUTATIONS = 5
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to look into")
-def test_no_spoilt_file_is_our_bug(tmp_path: Path):
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
+def test_no_damaged_file_causes_a_bug(tmp_path: Path):
     found = subprocess.run(
         [
             *(sys.executable, REPOSITORY / "tools/fuzz.py", "--mutations", str(MUTATIONS)),

@@ -1,6 +1,6 @@
-"""Make the bundled model, its card and the README's picture from the runs of jobs/bundled.toml.
+"""Write the bundled model, its model card and the picture in the README.
 
-    wsi-idc job jobs/bundled.toml --data data/idc.h5
+    wsi-idc job jobs/bundled.toml --data data/idc.h5     # train the models
     python tools/bundle.py data/idc.h5 [--runs runs]
 
 The script evaluates the model on the val and test patients of the published lists, and the model
@@ -36,10 +36,10 @@ from wsi_idc.runtime.device import DeviceConfig, select_device
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_FOLDS = 4
-# Threshold for the predictions of all folds; the folds have different thresholds.
+# Common threshold for the predictions of all folds: each fold has another threshold.
 POOLED_THRESHOLD = 0.5
 FOLD_METRICS = ("auc", "average_precision", "f1", "sensitivity", "specificity", "ece")
-PICTURED = "8864"  # a test patient with all patches of the slide
+PICTURED = "8864"  # test patient whose slide has no missing patches
 
 
 def main(data: Path, runs: Path) -> None:
@@ -81,7 +81,7 @@ def evaluated(
 
 
 def pooled(predictions: pd.DataFrame) -> MetricSet:
-    """Compute the metrics of all folds; no model predicts patients that it was trained on."""
+    """Compute the metrics over all folds; each patient is a test patient of one fold."""
     ids, code = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
     weights = resample_patients(len(ids), seed=0, num_resamples=NUM_RESAMPLES)
     return compute_metrics(predictions, "probability", POOLED_THRESHOLD, code, weights)
@@ -133,7 +133,7 @@ def card(
 
 
 def metric_rows(names: Iterable[str], columns: Sequence[MetricSet]) -> str:
-    """Return a row for each metric."""
+    """Return a row of a Markdown table for each metric."""
     return "\n".join(
         f"| {name} | " + " | ".join(with_interval(column, name) for column in columns) + " |"
         for name in names
@@ -141,7 +141,7 @@ def metric_rows(names: Iterable[str], columns: Sequence[MetricSet]) -> str:
 
 
 def fold_rows(folds: Sequence[Evaluation]) -> str:
-    """Return a row for each fold, at the threshold chosen on the val patients of the fold."""
+    """Return a row of a Markdown table for each fold, with the threshold of the fold."""
     return "\n".join(
         f"| {number} | {fold.num_patients} | {fold.num_patches} | "
         + " | ".join(with_interval(fold.final, name) for name in FOLD_METRICS)
@@ -151,7 +151,7 @@ def fold_rows(folds: Sequence[Evaluation]) -> str:
 
 
 def spread(folds: Sequence[Evaluation]) -> str:
-    """Return mean and standard deviation over the folds."""
+    """Return a row of a Markdown table with the mean and standard deviation over the folds."""
     values = {name: [fold.final.metrics[name] for fold in folds] for name in FOLD_METRICS}
     cells = [f"{np.mean(each):.3f} +- {np.std(each, ddof=1):.3f}" for each in values.values()]
     return "| mean +- SD | | | " + " | ".join(cells) + " |"

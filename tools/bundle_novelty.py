@@ -2,8 +2,8 @@
 
     python tools/bundle_novelty.py data/idc.h5
 
-The script changes wsi_idc/models/bundled/idc.pt. The pack has the train and val patients of the
-model; it may have more of their patches than the pack of the training.
+The script changes wsi_idc/models/bundled/idc.pt. The pack must have the train and val patients of
+the model. It may have patches of these patients that were not used in the training.
 """
 
 import argparse

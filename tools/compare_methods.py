@@ -2,9 +2,9 @@
 
     python tools/compare_methods.py data/idc.h5 runs/a runs/b runs/c
 
-The runs must have the same test patients. The baseline is the checkpoint of the first run with one
-view of each patch; differences from it are paired by patient. The cost is processor time, because
-other work on the machine does not change it.
+The runs must have the same test patients. The baseline is the checkpoint of the first run, with one
+view of each patch. Differences from the baseline are paired by patient. The cost is CPU time,
+because other programs on the machine do not change it.
 """
 
 import argparse
@@ -26,14 +26,14 @@ _METRICS = ("auc", "average_precision", "f1", "brier", "ece")
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method, its evaluation, and the processor seconds that it took."""
+    """Name of a method, its evaluation, and the CPU time in seconds."""
 
     name: str
     evaluation: Evaluation
     seconds: float
 
     def predictions(self) -> Predictions:
-        """Return the predictions in the format that ``compare`` takes."""
+        """Return the predictions as an argument of ``compare``."""
         final, table = self.evaluation.final, self.evaluation.predictions
         table = table.drop(columns="probability") if final.column != "probability" else table
         table = table.rename(columns={final.column: "probability"})
@@ -48,7 +48,7 @@ def main(data: Path, runs: list[Path]) -> None:
     results = [
         measure(pack, "one checkpoint", Predictor(first)),
         *(
-            measure(pack, f"another one ({run.name})", Predictor((checkpoint,)))
+            measure(pack, f"other checkpoint ({run.name})", Predictor((checkpoint,)))
             for run, checkpoint in zip(runs[1:], checkpoints[1:], strict=True)
         ),
         measure(pack, "8 views", Predictor(first, tta=True)),
@@ -74,7 +74,7 @@ def measure(pack: Pack, name: str, predictor: Predictor) -> MethodResult:
 
 
 def table_of_metrics(results: list[MethodResult]) -> str:
-    """Return the metrics of each method with their intervals, and its cost."""
+    """Return a Markdown table of metrics with intervals, and cost, for each method."""
     rows = [
         f"| | {' | '.join(_METRICS)} | Dice of a patient, mean | cost |",
         "|---|" + "---|" * (len(_METRICS) + 2),
@@ -93,7 +93,7 @@ def table_of_metrics(results: list[MethodResult]) -> str:
 
 
 def table_of_differences(results: list[MethodResult]) -> str:
-    """Return the difference of each method from the first, paired by patient."""
+    """Return a Markdown table of the differences of each method from the first method."""
     rows = [
         "| against one checkpoint | " + " | ".join(_METRICS) + " |",
         "|---|" + "---|" * len(_METRICS),
@@ -113,7 +113,7 @@ def table_of_differences(results: list[MethodResult]) -> str:
 
 
 def table_of_patients(results: list[MethodResult]) -> str:
-    """Return the AUC and Dice of each patient by each method."""
+    """Return a Markdown table of AUC and Dice, with a row per method and a column per patient."""
     patients = results[0].evaluation.patients["patient"].tolist()
     rows = ["| AUC / Dice | " + " | ".join(patients) + " |", "|---|" + "---|" * len(patients)]
     for result in results:

@@ -2,9 +2,9 @@
 
     python tools/compare_trials.py runs/imbalance
 
-Sensitivity, specificity and F1 at 0.5 are those of the best epoch before calibration, which would
-hide the effect of the imbalance options. The first table has a row for each trial; the others have
-the means over each value of each setting.
+Sensitivity, specificity and F1 at 0.5 are from the best epoch, before calibration. After
+calibration, the options for imbalanced classes would have no visible effect. The first table has a
+row for each trial. Each other table has the means for each value of one setting.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Make the golden files of this version: small files of every format, and the numbers in them.
+"""Write the golden files of this version: small files of every format, and the numbers in them.
 
     python tools/golden.py
 
-Run once for each released version, at its commit. The files go to tests/golden/VERSION/. Later
-versions must read them: tests/golden/test_golden.py compares. Golden files of a released version
-are never rewritten. A format that changes gets files of its own, beside the old ones.
+Run this script once for each released version, at its commit. It writes tests/golden/VERSION/. The
+test tests/golden/test_golden.py checks that later versions read the same numbers from these files.
+The golden files of a released version are never changed.
 
-Networks go into an archive. The convolutions of the first one are rounded to a few values, and the
-second one keeps them, so that both together take 200 kB.
+Both networks are in one archive. The convolutions of the first network are rounded to a few values,
+and the second network has the same convolutions. Therefore the archive has only 200 kB.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ EXPECTED = "expected.json"
 NUM_PATIENTS = 5
 PATCHES_PER_CLASS = 4
 ROUND_TO = 1.5  # standard deviations of a convolution's weights
-SLIDE_TIME = 1_700_000_000  # of its last change, which belongs to its identity, in s
-SLIDE_BOX = (350, 275, 650, 525)  # of the synthetic slide at 4 um/px, in px
+SLIDE_TIME = 1_700_000_000  # time of change of the slide file in s; its fingerprint depends on it
+SLIDE_BOX = (350, 275, 650, 525)  # part of the synthetic slide, in px of 4 um
 SETTINGS = {
     "model": "cnn-bn",
     "weights": "start.pt",
@@ -75,7 +75,7 @@ def map_patient(patient: str) -> tuple[str, ...]:
 
 def command(*words: str) -> str:
     """Run a command of the program and return its standard output."""
-    before, sys.argv = sys.argv, ["wsi-idc", *words]  # provenance records it
+    before, sys.argv = sys.argv, ["wsi-idc", *words]  # the provenance of files records sys.argv
     try:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             group.main(list(words), prog_name="wsi-idc", standalone_mode=False)
@@ -108,12 +108,12 @@ def _make_pack() -> None:
     for patient in sorted(Path("tree").iterdir()):
         first: dict[str, str] = {}
         for label in ("0", "1"):
-            # The top rows: a map is as large as its grid.
+            # Keep only patches of the top rows: a map with a small grid is a small file.
             paths = sorted((patient / label).iterdir(), key=lambda path: _corner(path.name)[::-1])
             for path in paths[PATCHES_PER_CLASS:]:
                 path.unlink()
             first[label] = paths[0].name
-        # A wrong label in each patient: without it every probability is near 0 or 1.
+        # Change one label per patient, so that not all probabilities are near 0 or 1.
         name = first["1"].replace("class1", "class0")
         (patient / "1" / first["1"]).rename(patient / "0" / name)
     command("prepare", "tree", "--out", "pack.h5")
@@ -149,7 +149,7 @@ def _make_slide() -> None:
 
 
 def describe_files() -> dict[str, Any]:
-    """Read the golden files in the working folder with this version; return a JSON-ready record."""
+    """Read the golden files in the working folder with this version; return values for JSON."""
     patient = answer("info", "run")["patients_of"]["test"][0]
     infos = ("pack.h5", "run", "run/best.pt", "slide.jpg", *_map_files(), "maps/cohort.h5")
     return {
@@ -260,9 +260,9 @@ def predictions() -> list[dict[str, Any]]:
 
 
 def unpack(golden: Path, work: Path) -> None:
-    """Copy golden files into a new working folder, networks included.
+    """Copy golden files into a new working folder, and unpack the networks.
 
-    Git keeps no times of files, so the slide gets its own back.
+    Git does not store the time of change of a file, so this function sets the time of the slide.
     """
     shutil.copytree(golden, work)
     with tarfile.open(work / NETWORKS) as archive:
@@ -286,11 +286,11 @@ def _keep(out: Path) -> None:
 
 
 def main() -> None:
-    """Make the golden files of this version, unless they exist."""
+    """Write the golden files of this version; exit with an error if they exist."""
     out = GOLDEN / __version__
     if out.exists():
         sys.exit(f"{out} exists; golden files of a released version are never rewritten")
-    # A pack records the folder of its patches, so the working folder has a neutral name.
+    # A pack records the path of its patches, so the working folder must not name a user.
     work = Path(tempfile.gettempdir(), "golden")
     work.mkdir()
     try:

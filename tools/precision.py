@@ -2,8 +2,8 @@
 
     python tools/precision.py data/idc.h5 [--patches 2000] [--model cnn-bn]
 
-The script prints a row of the table in docs/performance.md. A CPU without bf16 computes the same
-numbers, but slowly.
+The script prints a row of the table in docs/performance.md. On a CPU without bf16, the script
+computes the same numbers, but needs more time.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Write docs/reference/ from the program itself: its commands, its files, its functions.
+"""Write docs/reference/: the commands, the file formats and the functions of the program.
 
     python tools/reference.py            # write the three documents
-    python tools/reference.py --check    # exit with 1 if one of them is out of date
+    python tools/reference.py --check    # exit with 1 if a document is out of date
 
-The script reads commands from click, writes and reads small files, and reads functions from the
-source. tools/reference.toml or the docstring of a class explains each data set and key; a name
-without an explanation, and an explanation without a name, is an error.
+The script reads the commands from click, and the functions from the source code. It writes small
+files and lists their contents. tools/reference.toml or the docstring of a class must explain each
+data set and each key. A name without an explanation is an error, and so is an explanation without a
+name.
 """
 
 import ast
@@ -31,7 +32,7 @@ TEXT: dict[str, Any] = tomllib.loads(
 _NOTE = (
     "<!-- Made by `python tools/reference.py`: change the program or tools/reference.toml. -->\n\n"
 )
-# Each length occurs once, so that words can replace the numbers of a shape.
+# Each length is unique, so that words can replace the numbers in a shape.
 _NUM, _ROWS, _COLS, _SIDE, _CAM = 7, 29, 31, 11, (13, 17)
 _WORDS = {
     _NUM: "N",
@@ -296,7 +297,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _walk(path: Path) -> dict[str, tuple[str, str]]:
-    """Return type and shape of the data sets of an HDF5 file, then of its attributes as @name."""
+    """Return type and shape of the data sets (/name) and attributes (@name) of an HDF5 file."""
     found: dict[str, tuple[str, str]] = {}
 
     def visit(name: str, node: Any) -> None:
@@ -408,13 +409,13 @@ def _fields_of(node: ast.FunctionDef | ast.ClassDef) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape text for Markdown, also within a table."""
+    """Escape text for Markdown and for Markdown tables."""
     text = text.replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
     return re.sub(r"(?<=\w)\*(?=\w)| \* ", lambda found: found[0].replace("*", "\\*"), text)
 
 
 def main(arguments: list[str]) -> int:
-    """Write the documents, or list those that are out of date."""
+    """Write the documents; with ``--check``, only list the documents that are out of date."""
     stale = [
         path
         for path, text in documents().items()
@@ -422,7 +423,7 @@ def main(arguments: list[str]) -> int:
     ]
     if "--check" in arguments:
         for path in stale:
-            sys.stderr.write(f"{path} is not current; run python tools/reference.py\n")
+            sys.stderr.write(f"{path} is out of date; run python tools/reference.py\n")
         return 1 if stale else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path, text in documents().items():

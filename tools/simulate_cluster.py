@@ -2,9 +2,9 @@
 
     python tools/simulate_cluster.py
 
-The sizes of the slides are random. ``assign_shards`` splits them into shards; each shard is a task
-on one GPU or two cores. The time of a slide is the longer of two: the time to compute its patches,
-or the time to read its bytes and write its map. All tasks share one disk.
+The sizes of the slides are random. ``assign_shards`` divides the slides into shards. Each shard is
+a task on one GPU or two cores. The time of a slide is the time to compute its patches, or the time
+to read its bytes and write its map, whichever is longer. All tasks share one disk.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import numpy as np
 
 from wsi_idc.maps.plan import assign_shards
 
-# Bytes per patch of a pack (50 x 50 x 3 and its index), and of a map with CAM and image, including
-# the empty cells (patient 8864 of the data set: 18 MB for 1,133 patches).
+# Bytes per patch in a pack (50 x 50 x 3 and a row of the index), and in a map with CAM and image.
+# Empty cells are included in a map: patient 8864 has 18 MB for 1,133 patches.
 PACK_BYTES, MAP_BYTES = 7_540, 16_150
-# Bytes per patch of a slide: 200 x 200 px of JPEG, read from the level reduced by 4.
+# Bytes per patch of a slide: JPEG of 200 x 200 px at level 0, read from a level with downsample 4.
 SLIDE_BYTES = 25_000
 
 
@@ -41,28 +41,28 @@ class Cluster:
     start: float
 
 
-# Two CPU cores: cnn-bn at 50 px by `wsi-idc bench map`, the disk by `wsi-idc doctor`, the start by
-# `wsi-idc map` for an existing map. All tasks share this disk.
+# Measured on two CPU cores: the rate by `wsi-idc bench map` with cnn-bn at 50 px, the disk by
+# `wsi-idc doctor`, and the start by `wsi-idc map` for an existing map.
 MEASURED = Cluster(1, rate=1163, disk=225, node=225, start=11)
 
 
 @dataclass(frozen=True)
 class Slides:
-    """Patches and MB to read of each slide."""
+    """Number of patches and MB to read, for each slide."""
 
     patches: np.ndarray
     megabytes: np.ndarray
 
     @staticmethod
     def drawn(num: int, *, median: int, spread: float, bytes_a_patch: float, seed: int) -> "Slides":
-        """Draw sizes from a log-normal distribution around a median number of patches."""
+        """Draw the numbers of patches from a log-normal distribution with the given median."""
         rng = np.random.default_rng(seed)
         patches = np.maximum(1, rng.lognormal(np.log(median), spread, num)).astype(np.int64)
         return Slides(patches, patches * bytes_a_patch / 1e6)
 
 
 def simulate(slides: Slides, cluster: Cluster) -> dict[str, float | str]:
-    """Return the hours, the share of them that the GPUs compute, and the bottleneck."""
+    """Return the time in hours, the fraction in which the GPUs compute, and the bottleneck."""
     sizes = {str(number): int(size) for number, size in enumerate(slides.patches)}
     disk = min(cluster.disk / cluster.gpus, cluster.node)
     part_of = np.array(list(assign_shards(sizes, cluster.gpus).items()), dtype=np.int64)

@@ -83,7 +83,7 @@ def test_info_of_other_files_and_folders_names_a_file_to_give(
     empty = f"Error: . is a folder without best.pt and without maps{known}"
     assert command("info", ".").error == empty
     written(tmp_path)
-    assert command("info", ".").error == "Error: . is a folder of 1 maps; give one, such as P1.h5"
+    assert command("info", ".").error == "Error: . is a folder of maps; give one map, such as P1.h5"
     assert write_cohort(tmp_path)
     assert values_of(command("info", ".").out)["kind"] == "cohort"
     hint = "Error: cohort.csv is a table; a spreadsheet opens it; for totals, give cohort.h5"

@@ -74,7 +74,7 @@ def test_wrong_usage_is_one_line(work: Path, command: RunCommand, monkeypatch: p
         ("job jobs/cv5.toml --epoch 3", 2, "No such option"),
         ("job jobs/cv5.toml --json", 2, "--json needs one task"),
         ("job --device cpu jobs/cv5.toml", 2, "give JOB first"),
-        ("submit jobs/cv5.toml --on slurm", 1, "no sbatch on this machine"),
+        ("submit jobs/cv5.toml --on slurm", 1, "sbatch is not installed"),
     ):
         result = command(*words.split())
         assert result.code == code

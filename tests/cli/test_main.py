@@ -69,7 +69,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
 
     result = command("eval", "--json")
     assert result.code == 0, result.err
-    assert "the default, which runs/default names" in result.err
+    assert "the default, set in runs/default" in result.err
     assert re.search(r"predicted \d+ patches, " + used, result.err)
     record = json.loads(result.out)
     written = json.loads((folder / "eval-test" / "metrics.json").read_text())
@@ -80,7 +80,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     assert re.search(r"maps/S0001\.h5  \d+ patches, [\d.]+% called IDC", result.out)
     result = command("map", "--all")
-    assert "2 kept, made before with the same checkpoint, settings and data" in result.out
+    assert "2 kept, because checkpoint, settings and data are the same" in result.out
     assert re.search(r"mapped \d+ patches, " + used, result.err)
     assert len(list((work / "maps").glob("S*.h5"))) == 6
     result = command("map", "--all")

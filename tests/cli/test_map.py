@@ -186,8 +186,12 @@ def test_a_table_error_is_printed_after_the_maps(work: Path, cohort: Pack, comma
     assert result.code == 1
     assert [line for line in result.out.splitlines() if line.startswith("maps/S0002.h5  ")]
     assert "1 kept" in result.out
-    assert "no table of the maps: maps/cohort.h5 is the map of a patient" in result.err
-    assert result.error == "Error: the maps are made, but their table is not; the reason is above"
+    assert (
+        "the table of the maps is not written: maps/cohort.h5 is the map of a patient" in result.err
+    )
+    assert (
+        result.error == "Error: the maps are written, but their table is not; the reason is above"
+    )
     assert read_map(maps / "cohort.h5").patient == "cohort"
 
 

@@ -18,5 +18,5 @@ def test_a_temperature_that_makes_the_ece_worse_is_stated(
     lines = _result_lines(Run(Path("runs/a")), checkpoint, was_finished=False)
     text = re.sub(" +", " ", " ".join(lines))
     assert f"(ECE on val 0.030 -> {ece:.3f}" in text
-    assert (", worse: its cross-entropy is the smallest" in text) == is_stated
+    assert (", worse: a temperature minimizes the cross-entropy" in text) == is_stated
     assert " at the threshold " in text

@@ -69,7 +69,7 @@ def test_a_run_that_a_new_training_replaces_is_used_until_then(
     one = ("map", "--patient", cohort.patients[0], "--data", cohort.path, "--device", "cpu")
     result = command(*one)
     assert result.code == 0, result.err
-    assert "checkpoint: runs/a/replaced.pt (the default, which runs/default names; the new" in (
+    assert "checkpoint: runs/a/replaced.pt (the default, set in runs/default; the new" in (
         result.err
     )
     result = command(*one, "--checkpoint", "runs/a")

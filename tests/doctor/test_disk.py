@@ -66,7 +66,7 @@ def test_locks_and_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     refuse = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr("fcntl.flock", refuse)
     (row,) = disk.locks(tmp_path.parent)  # not the same folder: its answer is cached
-    assert (row.value, row.state) == ("do not work there", PROBLEM)
+    assert (row.value, row.state) == ("do not work in this folder", PROBLEM)
     assert list(disk.hdf5(tmp_path)) == [CheckResult("HDF5 files", "can be written and read")]
     assert list(tmp_path.iterdir()) == []
 

@@ -112,7 +112,7 @@ def test_one_class_is_noted(trained: Checkpoint, cohort: Pack):
     assert np.isnan(evaluation.final.metrics["auc"])
     (few, note, *others) = evaluation.notes
     assert few == FEW_PATIENTS
-    assert note == "every label is non-IDC: AUC and other metrics of both classes are empty"
+    assert note == "every label is non-IDC: metrics that need both classes are undefined"
     assert all("temperature" in other for other in others)
 
 
@@ -218,7 +218,7 @@ def test_a_pack_of_slides_has_a_table_of_slides(trained: Checkpoint, tmp_path: P
         mpp=4.0,
     )
     pack = Pack(report.pack)
-    moved = "a slide of the training may be evaluated here"
+    moved = "slides of the training may be evaluated here"
     known = {"data_fingerprint": pack.info.source_fingerprint}
     for changes, is_noted in (
         ({}, False),

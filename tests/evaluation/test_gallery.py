@@ -41,8 +41,12 @@ def test_a_gallery_is_limited():
 @pytest.mark.parametrize(
     ("name", "caption", "title"),
     [
-        ("false_positives", "a\nx 100, y 0\np 0.950", "False positives: the 4 surest of 5,"),
-        ("false_negatives", "b\nx 50, y 0\np 0.100", "False negatives: the 3 surest of 3,"),
+        (
+            "false_positives",
+            "a\nx 100, y 0\np 0.950",
+            "False positives: the 4 most confident of 5,",
+        ),
+        ("false_negatives", "b\nx 50, y 0\np 0.100", "False negatives: the 3 most confident of 3,"),
     ],
 )
 def test_captions_name_patient_and_place(name: str, caption: str, title: str, tmp_path: Path):

@@ -141,7 +141,7 @@ def test_an_error_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
             "",
         ),
         ("command =", [], "not a readable TOML file"),
-        ('command = "search"\n[axes]\nseed = [1, 2]', [], "is no training"),
+        ('command = "search"\n[axes]\nseed = [1, 2]', [], "trains no model"),
     ],
 )
 def test_the_pipeline_evaluates_the_runs_of_a_training(

@@ -51,7 +51,7 @@ def test_signals_and_preemption_end_in_the_weights_of_an_undisturbed_run(cluster
     cluster.wait_for_end(job)
     log = cluster.log(job)
     assert log.count("Stopped by SIGUSR1") == 2
-    assert log.count("saved; back into the queue") == 2
+    assert log.count("saved; requeued") == 2
     assert epochs(run) == 6
 
     cluster.run("wsi-idc", "job", "jobs/train.toml", *LONG, "--out", "runs/alone")
@@ -118,9 +118,7 @@ def test_a_task_is_requeued_a_limited_number_of_times_and_not_after_its_cancella
     cluster.wait(lambda: cluster.hurry(tasks[1]) or epochs(runs / "two-1") > before, job=array)
     cluster.run("scancel", "--signal=USR1", tasks[1])
     cluster.wait_for_end(tasks[1], "FAILED")
-    assert "not put back into the queue after 1 restarts" in cluster.log(
-        cluster.field(tasks[1], "JobId")
-    )
+    assert "not requeued after 1 restarts" in cluster.log(cluster.field(tasks[1], "JobId"))
     assert cluster.field(tasks[1], "ExitCode") == "75:0"
 
 

@@ -1,1 +1,1 @@
-"""Parts of tools/fuzz.py: mutations of files, and the readers of each kind of file."""
+"""Kinds of files for tools/fuzz.py: valid files, their mutations, and functions that read them."""

@@ -12,32 +12,32 @@ import h5py
 import numpy as np
 import torch
 
-from fuzzing.plain import NUMBERS, TEXTS, spoil_bytes, spoil_tree, weird
+from fuzzing.plain import NUMBERS, TEXTS, mutate_bytes, mutate_tree, weird
 
 _DTYPES = ("f8", "f4", "f2", "i8", "u1", "i1", "u4", "S5", "?", "c8", "O")
 _HUGE = (2**24, 2**31, 2**40, 2**62)
 
 
-def spoil_hdf5(data: bytes, rng: Random) -> bytes:
-    """Mutate an HDF5 file in its bytes, its data sets or its attributes."""
+def mutate_hdf5(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes, the data sets or the attributes of an HDF5 file."""
     if rng.random() < 0.4:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     memory = io.BytesIO(data)
     try:
         with warnings.catch_warnings(), h5py.File(memory, "r+") as file:
             warnings.simplefilter("ignore")
             for _ in range(rng.choice((1, 1, 2))):
-                _spoil_object(file, rng)
+                _mutate_object(file, rng)
     except (TypeError, ValueError, OSError, RuntimeError, OverflowError, KeyError):
-        return spoil_bytes(data, rng)  # HDF5 cannot store the value
+        return mutate_bytes(data, rng)  # HDF5 cannot store the mutated value
     return memory.getvalue()
 
 
-def _spoil_object(file: Any, rng: Random) -> None:
+def _mutate_object(file: Any, rng: Random) -> None:
     names: list[str] = []
     file.visit(names.append)
     if rng.random() < 0.4:
-        _spoil_attribute(rng.choice([file, *(file[name] for name in names)]), rng)
+        _mutate_attribute(rng.choice([file, *(file[name] for name in names)]), rng)
         return
     name = rng.choice(names)
     found = file[name]
@@ -49,21 +49,22 @@ def _spoil_object(file: Any, rng: Random) -> None:
         values = found[:]
         at = tuple(rng.randrange(max(1, side)) for side in found.shape)
         values[at] = rng.choice(TEXTS) if values.dtype == object else rng.choice(NUMBERS)
-        _again(file, name, data=values, dtype=found.dtype)
+        _rewrite(file, name, data=values, dtype=found.dtype)
     elif how == 1:
-        _again(file, name, data=found[()].astype(rng.choice(_DTYPES)))
+        _rewrite(file, name, data=found[()].astype(rng.choice(_DTYPES)))
     elif how == 2:
         values = found[()]
         changed = [values[:0], values[:-1], np.concatenate([values, values]), values[..., None]]
-        _again(file, name, data=rng.choice([*changed, values.ravel()]), dtype=found.dtype)
-    else:  # declared space without data
+        _rewrite(file, name, data=rng.choice([*changed, values.ravel()]), dtype=found.dtype)
+    else:  # a huge data set without data
         shape = list(found.shape) or [1]
         shape[rng.randrange(len(shape))] = rng.choice(_HUGE)
         chunks = tuple(min(side, 64) for side in shape)
-        _again(file, name, shape=tuple(shape), dtype=found.dtype, chunks=chunks)
+        _rewrite(file, name, shape=tuple(shape), dtype=found.dtype, chunks=chunks)
 
 
-def _again(file: Any, name: str, **options: Any) -> None:
+def _rewrite(file: Any, name: str, **options: Any) -> None:
+    """Replace a data set, but keep its attributes."""
     kept = dict(file[name].attrs)
     del file[name]
     file.create_dataset(name, **options).attrs.update(kept)
@@ -82,7 +83,7 @@ def _replace(file: Any, name: str, rng: Random) -> None:
         file[name] = np.float64(rng.choice(NUMBERS))
 
 
-def _spoil_attribute(found: Any, rng: Random) -> None:
+def _mutate_attribute(found: Any, rng: Random) -> None:
     names = list(found.attrs)
     if not names:
         return
@@ -102,38 +103,38 @@ def _spoil_attribute(found: Any, rng: Random) -> None:
         found.attrs[name] = [rng.choice(NUMBERS) for _ in range(rng.choice((1, 2, 3, 4)))]
 
 
-def spoil_pt(data: bytes, rng: Random) -> bytes:
-    """Mutate a file of ``torch.save`` in its bytes, its pickle or its values."""
+def mutate_pt(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes, the pickle or the values of a file that ``torch.save`` wrote."""
     how = rng.random()
     if how < 0.15:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     if how < 0.45:
-        return _spoil_member(data, rng)
+        return _mutate_member(data, rng)
     content = torch.load(io.BytesIO(data), weights_only=True)
     if rng.random() < 0.05 and "architecture" in content:
         content["architecture"] = rng.choice(("regnet_y_128gf", "vgg19", "resnet50", "mnasnet0_5"))
     elif rng.random() < 0.3:
-        _spoil_tensor(content, rng)
+        _mutate_tensor(content, rng)
     else:
-        content = spoil_tree(content, rng)
+        content = mutate_tree(content, rng)
     memory = io.BytesIO()
     torch.save(content, memory)
     return memory.getvalue()
 
 
-def _spoil_member(data: bytes, rng: Random) -> bytes:
+def _mutate_member(data: bytes, rng: Random) -> bytes:
     memory = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(memory, "w") as new:
         for name in old.namelist():
             member = old.read(name)
             is_pickle = name.endswith("data.pkl")
             if is_pickle or rng.random() < 0.02:
-                member = spoil_bytes(member, rng)
+                member = mutate_bytes(member, rng)
             new.writestr(name, member)
     return memory.getvalue()
 
 
-def _spoil_tensor(content: Any, rng: Random) -> None:
+def _mutate_tensor(content: Any, rng: Random) -> None:
     holders, waiting = [], [content]
     while waiting:
         one = waiting.pop()
@@ -165,10 +166,10 @@ def _spoil_tensor(content: Any, rng: Random) -> None:
     )()
 
 
-def spoil_png(data: bytes, rng: Random) -> bytes:
-    """Mutate a PNG chunk by chunk, mostly with valid checksums."""
+def mutate_png(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes or the chunks of a PNG file; the checksums of chunks stay valid."""
     if rng.random() < 0.2:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     chunks, at = [], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -179,7 +180,7 @@ def spoil_png(data: bytes, rng: Random) -> bytes:
         kind, body = chunks[where]
         how = rng.randrange(7)
         if how == 0:
-            chunks[where] = kind, spoil_bytes(body, rng)
+            chunks[where] = kind, mutate_bytes(body, rng)
         elif how == 1:
             value = rng.choice((0, 1, 49, 51, 255, 2**16, 2**31 - 1, 2**32 - 1))
             header = bytearray(chunks[0][1].ljust(13, b"\0"))
@@ -210,10 +211,10 @@ def spoil_png(data: bytes, rng: Random) -> bytes:
     return data[:8] + b"".join(parts)
 
 
-def spoil_tiff(data: bytes, rng: Random) -> bytes:
-    """Mutate a little-endian classic TIFF in its bytes or its tags."""
+def mutate_tiff(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes or the tags of a classic TIFF file in little-endian order."""
     if rng.random() < 0.35:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     found = bytearray(data)
     places = []
     (at,) = struct.unpack_from("<I", found, 4)
@@ -222,21 +223,8 @@ def spoil_tiff(data: bytes, rng: Random) -> bytes:
         places += [at + 2 + 12 * number for number in range(count)]
         (at,) = struct.unpack_from("<I", found, at + 2 + 12 * count)
     values = (
-        0,
-        1,
-        2,
-        3,
-        7,
-        8,
-        16,
-        255,
-        2**15,
-        2**16,
-        2**24,
-        2**31,
-        2**32 - 1,
-        len(data),
-        len(data) - 4,
+        *(0, 1, 2, 3, 7, 8, 16, 255, 2**15, 2**16, 2**24, 2**31, 2**32 - 1),
+        *(len(data), len(data) - 4),
     )
     for _ in range(rng.choice((1, 1, 2, 3))):
         entry, how = rng.choice(places), rng.randrange(6)
@@ -257,25 +245,25 @@ def spoil_tiff(data: bytes, rng: Random) -> bytes:
     return bytes(found)
 
 
-def spoil_zip(data: bytes, rng: Random) -> bytes:
-    """Mutate a zip of a patch tree in its bytes, its names or its members."""
+def mutate_zip(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes, the file names or the members of a zip file of a patch tree."""
     if rng.random() < 0.6:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     memory = io.BytesIO()
     old, new = zipfile.ZipFile(io.BytesIO(data)), zipfile.ZipFile(memory, "w")
     with old, new, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # duplicate names
+        warnings.simplefilter("ignore")  # zipfile warns about duplicate names
         for name in old.namelist():
             member = old.read(name)
             if rng.random() < 0.1:
-                member = spoil_png(member, rng)
-            entry = zipfile.ZipInfo(_spoil_name(name, rng) if rng.random() < 0.1 else name)
+                member = mutate_png(member, rng)
+            entry = zipfile.ZipInfo(_mutate_name(name, rng) if rng.random() < 0.1 else name)
             entry.external_attr = rng.choice((0, 0, 0, 0o120777, 0o010644, 0o040755)) << 16
             new.writestr(entry, member, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
     return memory.getvalue()
 
 
-def _spoil_name(name: str, rng: Random) -> str:
+def _mutate_name(name: str, rng: Random) -> str:
     how = rng.randrange(5)
     if how == 0:
         return f"../{name}"

@@ -1,4 +1,4 @@
-"""Every kind of file that the program reads: a valid file, its mutations, and its readers."""
+"""Kinds of files that the program reads: valid files, their mutations, functions that read them."""
 
 import io
 import json
@@ -53,8 +53,8 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 from wsi_idc.training.train import train
 
-_PICTURES_OF_ONE_IN = 8  # they take long
-Spoil = Callable[[bytes, Random], bytes]
+_PICTURES_EVERY = 8  # only one of so many maps is drawn, because this takes long
+Mutate = Callable[[bytes, Random], bytes]
 
 
 @dataclass(frozen=True)
@@ -62,37 +62,39 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        files: Name to bytes of the good ones, all that one reading needs.
-        spoil: For each name that may be spoilt, how.
-        read: Reads them in a folder, as far as a command would go with them.
+        files: Bytes of valid files, by name.
+        mutate: For the name of each file that can be mutated, the function that mutates it.
+        read: Function that reads the files in a folder, as the commands of the program do.
     """
 
     files: Mapping[str, bytes]
-    spoil: Mapping[str, Spoil]
+    mutate: Mapping[str, Mutate]
     read: Callable[[Path], object]
 
 
 def make_kinds(folder: Path) -> dict[str, Kind]:
-    """Make the valid files in ``folder`` and return every kind by name."""
+    """Write valid files into ``folder``; return all kinds of files by name."""
     world = _World(folder)
     one = world.one
     return {
-        "pack": one("a.h5", world.pack.path, formats.spoil_hdf5, world.read_pack),
-        "map": one("P.h5", world.map, formats.spoil_hdf5, _read_map),
+        "pack": one("a.h5", world.pack.path, formats.mutate_hdf5, world.read_pack),
+        "map": one("P.h5", world.map, formats.mutate_hdf5, _read_map),
         "patient file": world.patient_file(),
-        "cohort file": one("cohort.h5", world.cohort, formats.spoil_hdf5, _read_cohort),
-        "checkpoint": one("a.pt", world.run.best, formats.spoil_pt, world.read_checkpoint),
-        "job file": one("job.toml", _text(folder, _JOB), plain.spoil_toml, _read_job),
-        "search file": one("s.toml", _text(folder, _SEARCH), plain.spoil_toml, _read_search),
-        "split CSV": one("s.csv", world.split_csv(), plain.spoil_csv, world.read_split),
-        "slide list": one("l.csv", _text(folder, _SLIDES), plain.spoil_csv, _read_manifest),
-        "patient list": one("p.txt", _text(folder, "1\n# 2\n3\n"), plain.spoil_csv, _read_patients),
+        "cohort file": one("cohort.h5", world.cohort, formats.mutate_hdf5, _read_cohort),
+        "checkpoint": one("a.pt", world.run.best, formats.mutate_pt, world.read_checkpoint),
+        "job file": one("job.toml", _text(folder, _JOB), plain.mutate_toml, _read_job),
+        "search file": one("s.toml", _text(folder, _SEARCH), plain.mutate_toml, _read_search),
+        "split CSV": one("s.csv", world.split_csv(), plain.mutate_csv, world.read_split),
+        "slide list": one("l.csv", _text(folder, _SLIDES), plain.mutate_csv, _read_manifest),
+        "patient list": one(
+            "p.txt", _text(folder, "1\n# 2\n3\n"), plain.mutate_csv, _read_patients
+        ),
         "PNG patch": world.patch(),
-        "TIFF slide": one("s.tif", world.tiff(), formats.spoil_tiff, world.read_slide),
+        "TIFF slide": one("s.tif", world.tiff(), formats.mutate_tiff, world.read_slide),
         "mask PNG": world.mask(),
-        "GeoJSON": one("a.json", _text(folder, _GEOJSON), plain.spoil_json, _read_annotations),
-        "annotation XML": one("a.xml", _text(folder, _XML), plain.spoil_bytes, _read_annotations),
-        "zip": one("t.zip", world.zip(), formats.spoil_zip, world.read_tree("t.zip")),
+        "GeoJSON": one("a.json", _text(folder, _GEOJSON), plain.mutate_json, _read_annotations),
+        "annotation XML": one("a.xml", _text(folder, _XML), plain.mutate_bytes, _read_annotations),
+        "zip": one("t.zip", world.zip(), formats.mutate_zip, _read_tree),
         "run": world.a_run(),
         "evaluation": world.an_evaluation(),
     }
@@ -173,7 +175,7 @@ class _StopHereError(Exception):
 
 
 class _World:
-    """A small cohort and all files that the program makes from it."""
+    """Synthetic cohort, and the files that the program makes from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -200,14 +202,14 @@ class _World:
 
         def read(folder: Path) -> None:
             read_patient_file(folder / "P.h5")
-            _say(info, folder / "P.h5")
+            _check_json(info, folder / "P.h5")
             map_paths(folder)
             write_patient_file(folder / "P.h5")
 
-        return Kind(files, {"P.h5": formats.spoil_hdf5}, read)
+        return Kind(files, {"P.h5": formats.mutate_hdf5}, read)
 
-    def one(self, name: str, good: Path, spoil: Spoil, read: Callable[[Path], object]) -> Kind:
-        return Kind({name: good.read_bytes()}, {name: spoil}, lambda folder: read(folder / name))
+    def one(self, name: str, good: Path, mutate: Mutate, read: Callable[[Path], object]) -> Kind:
+        return Kind({name: good.read_bytes()}, {name: mutate}, lambda folder: read(folder / name))
 
     def _train(self, run: Run, **how: Any) -> Any:
         return train(self.config, self.pack, self.split, run=run, device_config=self.compute, **how)
@@ -216,7 +218,7 @@ class _World:
         return MapBuilder(method, self.compute, out)
 
     def read_pack(self, path: Path) -> None:
-        _say(info, path)
+        _check_json(info, path)
         pack = open_data(path)
         pack.paths(), pack.cells(), pack.patient_of, [pack.rows_of(one) for one in pack.patients]
         builder = self._builder(self.method, path.parent / "maps")
@@ -225,7 +227,7 @@ class _World:
         _strict_json(split_table(make_split(pack, "ratio:50/25/25"), pack).to_dict())
 
     def read_checkpoint(self, path: Path) -> None:
-        _say(info, path)
+        _check_json(info, path)
         checkpoint = load_checkpoint(path)
         _strict_json(checkpoint.summary(), checkpoint.provenance, checkpoint.config)
         method = Predictor((checkpoint,), smooth=checkpoint.smoothing is not None)
@@ -248,7 +250,7 @@ class _World:
         paths = sorted(self.tree.rglob("*.png"))[:3]
         names = [str(path.relative_to(self.folder)) for path in paths]
         files = {name: (self.folder / name).read_bytes() for name in names}
-        return Kind(files, {names[0]: formats.spoil_png}, self.read_tree("tree"))
+        return Kind(files, {names[0]: formats.mutate_png}, _read_tree)
 
     def zip(self) -> Path:
         import zipfile
@@ -259,25 +261,12 @@ class _World:
                 file.write(path, path.relative_to(self.folder))
         return out
 
-    def read_tree(self, name: str) -> Callable[[Path], object]:
-        def read(folder: Path) -> None:
-            path = folder if (folder / name).is_dir() else folder / name if name != "" else folder
-            path = path if path.exists() else folder
-            with open_patch_store(path) as origin:
-                index_tree(origin, patch_px=50)
-            out = folder / "out" / "a.h5"
-            report = prepare(path, out, num_workers=1)
-            json.dumps(report.as_dict(), default=str)
-            Pack(out).paths()
-
-        return read if name == "tree" else lambda path: read(path.parent)
-
     def tiff(self) -> Path:
         write_slide(self.folder / "s.tif", seed=1, width_px=1000, height_px=1000)
         return self.folder / "s.tif"
 
     def read_slide(self, path: Path) -> None:
-        _say(info, path)
+        _check_json(info, path)
         builder = self._builder(self.method, path.parent / "maps")
         report = builder.build(SlideSource([ManifestRow(path, "P", None)], SlideSettings()))
         _raise_bad(report.failed)
@@ -294,7 +283,7 @@ class _World:
                 read_mask(folder / "m.png", slide=opened)
 
         files = {"m.png": memory.getvalue(), "s.tif": slide.read_bytes()}
-        return Kind(files, {"m.png": formats.spoil_png}, read)
+        return Kind(files, {"m.png": formats.mutate_png}, read)
 
     def a_run(self) -> Kind:
         stopped = Run(self.folder / "stopped")
@@ -306,12 +295,12 @@ class _World:
             self._train(stopped, on_epoch=stop)
         names = ("run.json", "last.pt", "best.pt", "metrics.jsonl")
         files = {f"runs/a/{name}": (stopped.folder / name).read_bytes() for name in names}
-        spoil: dict[str, Spoil] = {
-            "runs/a/run.json": plain.spoil_json,
-            "runs/a/last.pt": plain.spoil_bytes,
-            "runs/a/metrics.jsonl": plain.spoil_json,
+        mutate: dict[str, Mutate] = {
+            "runs/a/run.json": plain.mutate_json,
+            "runs/a/last.pt": plain.mutate_bytes,
+            "runs/a/metrics.jsonl": plain.mutate_json,
         }
-        return Kind(files, spoil, self.read_run)
+        return Kind(files, mutate, self.read_run)
 
     def read_run(self, folder: Path) -> None:
         run = Run(folder / "runs" / "a")
@@ -340,16 +329,15 @@ class _World:
         )
         names = ("metrics.json", "predictions.csv")
         files = {name: (out / name).read_bytes() for name in names}
-        spoil = {"metrics.json": plain.spoil_json, "predictions.csv": plain.spoil_csv}
+        mutate = {"metrics.json": plain.mutate_json, "predictions.csv": plain.mutate_csv}
         self.evaluated = read_predictions(out)
 
         def read(folder: Path) -> None:
-            one = read_predictions(folder)
-            found = compare(one, self.evaluated, num_resamples=100)
-            write_comparison(found, folder / "out")
-            _strict_json(found.as_dict())
+            comparison = compare(read_predictions(folder), self.evaluated, num_resamples=100)
+            write_comparison(comparison, folder / "out")
+            _strict_json(comparison.as_dict())
 
-        return Kind(files, spoil, read)
+        return Kind(files, mutate, read)
 
 
 def _text(folder: Path, text: str) -> Path:
@@ -358,15 +346,15 @@ def _text(folder: Path, text: str) -> Path:
     return path
 
 
-def _say(command: Any, path: Path) -> None:
-    """Run a command as the program does, and return its JSON output."""
-    with redirect_stdout(io.StringIO()) as said:
+def _check_json(command: Any, path: Path) -> None:
+    """Run a command with ``--json``; raise an error if its output is not valid JSON."""
+    with redirect_stdout(io.StringIO()) as output:
         command.main(["--json", "-q", str(path)], standalone_mode=False)
-    json.loads(said.getvalue(), parse_constant=_refuse)
+    json.loads(output.getvalue(), parse_constant=_refuse)
 
 
 def _refuse(name: str) -> None:
-    raise AssertionError(f"{name} is no JSON")
+    raise AssertionError(f"{name} is not valid in JSON")
 
 
 def _strict_json(*values: Any) -> None:
@@ -379,15 +367,24 @@ def _raise_bad(failed: Mapping[Any, str]) -> None:
         raise RunError(reason)
 
 
+def _read_tree(path: Path) -> None:
+    with open_patch_store(path) as store:
+        index_tree(store, patch_px=50)
+    out = (path if path.is_dir() else path.parent) / "out" / "a.h5"
+    report = prepare(path, out, num_workers=1)
+    json.dumps(report.as_dict(), default=str)
+    Pack(out).paths()
+
+
 def _read_map(path: Path) -> None:
     read_provenance(path)
-    _say(info, path)
+    _check_json(info, path)
     out = path.parent / "out"
     _raise_bad(build_report([path], out, tables=out).failed)
     _raise_bad(export_maps([path], out, ExportOptions(formats=("geojson", "csv"))).failed)
     for file in out.glob("*.geojson"):
         json.loads(file.read_text(), parse_constant=_refuse)
-    if zlib.crc32(path.read_bytes()) % _PICTURES_OF_ONE_IN == 0:
+    if zlib.crc32(path.read_bytes()) % _PICTURES_EVERY == 0:
         _raise_bad(export_maps([path], out, ExportOptions(formats=("ome-tiff", "png"))).failed)
         figure_of(path, view="panels", dpi=40, threshold=None)
 

@@ -7,26 +7,16 @@ from random import Random
 from typing import Any
 
 _EXTREME = (0, 1, -1, 2**15, 2**31 - 1, -(2**31), 2**32 - 1, 2**40, 2**62, 2**63 - 1)
-_HOT_BYTES = 4096
-_MAX_BLOCK = 2048
-_DEEP = 400
+_HEADER_BYTES = 4096
+_MAX_BLOCK = 2048  # bytes
+_MAX_DEPTH = 400
 NUMBERS = (
     *(0, -1, 1, 2, 2**31, 2**63, 10**30, -0.0, 0.5, 1e-320, 1e-30, 1e13, 1e30, 1e308, -1e308),
     *(math.nan, math.inf, -math.inf),
 )
 TEXTS = (
-    *(
-        "",
-        "x",
-        "x" * 20_000,
-        "NaN",
-        "1e400",
-        "../../etc/passwd",
-        "a\nb",
-        "\x1b[2J",
-        "\0",
-        "é" * 300,
-    ),
+    *("", "x", "x" * 20_000, "NaN", "1e400", "../../etc/passwd", "a\nb", "\x1b[2J", "\0"),
+    "é" * 300,
     *("<script>alert(1)</script>", ".", "..", "-rf", "%s{0}", "\ud800", "true", "=1+1", "9" * 5000),
 )
 
@@ -43,13 +33,13 @@ def weird(rng: Random) -> Any:
     if kind == 4:
         return [rng.choice(NUMBERS)] * rng.choice((1, 2, 3, 2000))
     found: Any = rng.choice(NUMBERS)
-    for _ in range(rng.choice((2, _DEEP))):
+    for _ in range(rng.choice((2, _MAX_DEPTH))):
         found = [found] if rng.random() < 0.5 else {"a": found}
     return found
 
 
-def spoil_bytes(data: bytes, rng: Random) -> bytes:
-    """Apply one to four random changes to the bytes."""
+def mutate_bytes(data: bytes, rng: Random) -> bytes:
+    """Apply up to four random changes to the bytes."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         if not found:
@@ -84,18 +74,18 @@ def spoil_bytes(data: bytes, rng: Random) -> bytes:
 
 
 def _place(size: int, rng: Random) -> int:
-    """Return a position; half of them are near the ends, where formats store their headers."""
+    """Return a random position; half of them are near the start or the end, as headers are."""
     if rng.random() < 0.5:
         return rng.randrange(size)
-    at = rng.randrange(min(size, _HOT_BYTES))
+    at = rng.randrange(min(size, _HEADER_BYTES))
     return at if rng.random() < 0.7 else size - 1 - at
 
 
-def spoil_tree(value: Any, rng: Random) -> Any:
-    """Mutate one to three entries of nested dictionaries and lists."""
+def mutate_tree(value: Any, rng: Random) -> Any:
+    """Mutate up to three values in nested dictionaries and lists."""
     root = {"": _copied(value)}
     for _ in range(rng.choice((1, 1, 2, 3))):
-        places = [(holder, key) for holder, key in _entries(root)]
+        places = _entries(root)
         holder, key = rng.choice(places)
         how = rng.randrange(8)
         if how == 0 and key != "":
@@ -126,80 +116,50 @@ def _copied(value: Any) -> Any:
 
 
 def _entries(holder: Any) -> list[tuple[Any, Any]]:
+    """Return a pair of container and key for each value in nested dictionaries and lists."""
     found, waiting = [], [(holder, 0)]
     while waiting:
         one, depth = waiting.pop()
         for key in list(one) if isinstance(one, dict) else range(len(one)):
             found.append((one, key))
-            if isinstance(one[key], dict | list) and depth < _DEEP:
+            if isinstance(one[key], dict | list) and depth < _MAX_DEPTH:
                 waiting.append((one[key], depth + 1))
     return found
 
 
-def spoil_json(data: bytes, rng: Random) -> bytes:
-    """Mutate JSON, or a line of JSON Lines, in its bytes or its values."""
+def mutate_json(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes or the values of JSON, or of one line of JSON Lines."""
     if rng.random() < 0.25:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     if rng.random() < 0.03:
         return b"[" * 200_000 if rng.random() < 0.5 else b'{"a":' * 100_000
     if rng.random() < 0.03:
         return data.replace(b"0", b"1" + b"0" * rng.choice((400, 5000)), 1)
     try:
-        return json.dumps(spoil_tree(json.loads(data), rng)).encode()
+        return json.dumps(mutate_tree(json.loads(data), rng)).encode()
     except ValueError:
         lines = data.splitlines()
         at = rng.randrange(len(lines))
-        lines[at] = json.dumps(spoil_tree(json.loads(lines[at]), rng)).encode()
+        lines[at] = json.dumps(mutate_tree(json.loads(lines[at]), rng)).encode()
         return b"\n".join(lines) + b"\n"
 
 
+# Unexpected values for the keys of TOML files.
 _TOML = (
-    *(
-        "nan",
-        "inf",
-        "-inf",
-        "0",
-        "-1",
-        "1e400",
-        "1e-320",
-        "1e13",
-        "9223372036854775808",
-        "1" * 4000,
-    ),
-    *(
-        '""',
-        "'x'",
-        "true",
-        "[]",
-        "{}",
-        "[[[]]]",
-        "[1, 'a', []]",
-        "1979-05-27T07:32:00Z",
-        "07:32:00",
-    ),
-    *(
-        "1979-05-27",
-        '"../../x"',
-        '"\\u0000"',
-        '"\\u001b[2J"',
-        "[nan]",
-        "[nan, nan]",
-        "[1, 1.0, true]",
-    ),
+    *("nan", "inf", "-inf", "0", "-1", "1e400", "1e-320", "1e13", "9223372036854775808"),
+    *("1" * 4000, '""', "'x'", "true", "[]", "{}", "[[[]]]", "[1, 'a', []]"),
+    *("1979-05-27T07:32:00Z", "07:32:00", "1979-05-27", '"../../x"', '"\\u0000"', '"\\u001b[2J"'),
+    *("[nan]", "[nan, nan]", "[1, 1.0, true]", "0x7fffffff"),
     *("{low = 1, high = 0}", "{low = nan, high = 1.0}", "{low = 1e-320, high = 1e308, log = true}"),
-    *(
-        "{low = 0.0, high = 1.0, step = 1e-320}",
-        "{low = 1, high = 9223372036854775807}",
-        "0x7fffffff",
-    ),
+    *("{low = 0.0, high = 1.0, step = 1e-320}", "{low = 1, high = 9223372036854775807}"),
     *('"*"', '"**/**"', '["*", "?"]', '"--help"', '"-rf"', "{a = {a = {a = {}}}}", "0.1", "1", "2"),
 )
 
 
-def spoil_toml(data: bytes, rng: Random) -> bytes:
-    """Mutate TOML in its bytes or line by line."""
+def mutate_toml(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes or the lines of TOML."""
     if rng.random() < 0.2:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     lines = data.decode().splitlines()
     for _ in range(rng.choice((1, 1, 2, 3))):
         at = rng.randrange(len(lines))
@@ -227,10 +187,10 @@ def _long(rng: Random) -> str:
     return rng.choice(("[" * depth + "]" * depth, deep, f'"{"x" * 100_000}"', many))
 
 
-def spoil_csv(data: bytes, rng: Random) -> bytes:
-    """Mutate CSV in its bytes or cell by cell."""
+def mutate_csv(data: bytes, rng: Random) -> bytes:
+    """Mutate the bytes or the cells of CSV."""
     if rng.random() < 0.25:
-        return spoil_bytes(data, rng)
+        return mutate_bytes(data, rng)
     rows = [line.split(",") for line in data.decode().splitlines()]
     for _ in range(rng.choice((1, 1, 2, 4))):
         row = rng.choice(rows[:1] if rng.random() < 0.2 else rows)

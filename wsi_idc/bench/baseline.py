@@ -1,4 +1,4 @@
-"""Plain script: simple code for maps and training; benchmarks compare the commands with this code.
+"""Plain script: simple code for maps and training. Benchmarks compare the commands with it.
 
 Pillow opens PNG files, torchvision transforms the images, a DataLoader makes batches, torchcam
 computes one CAM at a time, and h5py writes one file per patient. The plain script computes in fp32.
@@ -48,7 +48,7 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
 def _png_loader(
     classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Return a DataLoader; ``train`` adds shuffling and augmentation, and drops a partial batch."""
+    """Return a DataLoader; ``train`` adds shuffling, augmentation, and only full batches."""
     steps: list[Any] = [transforms.ToTensor()]
     if train:
         flips = (transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip())

@@ -147,7 +147,7 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     """Return the checkpoint that a benchmark uses, and a text that describes this checkpoint.
 
     A network that is not bundled has random weights. The statistics of its batch norms are computed
-    from patches of the pack. Therefore the logits have a magnitude as in a trained network.
+    from patches of the pack, so that the logits are about as large as those of a trained network.
 
     Args:
         model: Name of an architecture, or "bundled" for the bundled model.

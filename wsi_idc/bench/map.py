@@ -19,8 +19,8 @@ from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path, read_map
 from wsi_idc.runtime.device import DeviceConfig
 
-# Each call first builds the network and fuses its batch norms. A long round makes the share of this
-# time small.
+# Each call first builds the network and fuses its batch norms. In a long round, the fraction of
+# this time is small.
 SECONDS_PER_ROUND = 15.0
 
 
@@ -45,7 +45,7 @@ def bench_map(
         batch_size: Patches per batch.
         num_patches: Patches per round; 0 means the number that the bare network processes in 15 s.
         plain_patches: Patches per round of the plain script; 0 means a quarter of the patches
-            that one round maps, and -1 omits the plain script.
+            that one round maps, and -1 leaves out the plain script.
         num_rounds: Number of measurements of each variant.
     """
     pack, folder = data.pack, data.folder

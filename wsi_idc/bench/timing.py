@@ -1,4 +1,4 @@
-"""Measure variants of the same work in turn, so that other programs slow all variants equally."""
+"""Measure variants of the same work alternately: other programs then slow all variants equally."""
 
 import resource
 import sys

@@ -42,7 +42,7 @@ def bench_train(
         data: Pack with the training patches, and folder for the PNG files of the plain script.
         device_config: Device and precision.
         num_steps: Total number of training steps. The total number of bare steps is the same.
-        plain_steps: Total number of steps of the plain script; 0 omits the plain script.
+        plain_steps: Total number of steps of the plain script; 0 leaves it out.
     """
     config = replace(resolve(config), epochs=10**6)
     pack, run = data.pack, Run(data.folder / "unused")

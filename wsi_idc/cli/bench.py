@@ -23,10 +23,10 @@ from wsi_idc.training.config import TrainConfig
 def bench() -> None:
     """Measure how fast this machine maps and trains.
 
-    Three variants are measured in turn: the bare network, wsi-idc map or wsi-idc train, and a plain
-    script. The plain script uses Pillow, torchvision, a DataLoader of PNG files and, for maps,
-    torchcam image by image. The result has the patches per second of each variant, and the ratios
-    of these speeds. All files are temporary.
+    The command measures three variants: the bare network on data in memory, wsi-idc map or train,
+    and a plain script. The plain script reads PNG files with Pillow in a DataLoader, and for maps
+    it computes one CAM at a time with torchcam. The result is the speed of each variant in patches
+    per second, and the ratios of the speeds. All files are temporary.
 
     \b
     Example:
@@ -74,7 +74,7 @@ _compile_option = click.option(
     "--plain-patches",
     type=click.IntRange(min=-1),
     default=0,
-    help="Number of patches per round of the plain script; -1 omits this script.  "
+    help="Number of patches per round of the plain script; -1 leaves it out.  "
     "[default: a quarter of --patches]",
 )
 @_compile_option
@@ -89,10 +89,10 @@ def bench_map(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the speed of making maps; the time includes CAMs and the writing of files.
+    """Measure the speed of wsi-idc map.
 
-    The table also shows the largest differences between the maps and the results of the plain
-    script. wsi-idc bench --help describes the plain script.
+    The time includes CAMs and the writing of files. The table also shows the largest differences
+    between the maps and the results of the plain script, which wsi-idc bench --help describes.
 
     \b
     Examples:
@@ -123,13 +123,13 @@ def bench_map(
     "num_steps",
     type=click.IntRange(min=8),
     default=80,
-    help="Number of measured training steps, equal to the number of bare steps.",
+    help="Number of training steps to measure, and also of bare steps.",
 )
 @with_default(
     "--plain-steps",
     type=click.IntRange(min=0),
     default=16,
-    help="Number of steps of the plain script; 0 omits this script.",
+    help="Number of steps of the plain script; 0 leaves it out.",
 )
 @_compile_option
 @output_options
@@ -143,10 +143,11 @@ def bench_train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the speed of training steps, of bare steps and of steps of a plain script.
+    """Measure the speed of wsi-idc train.
 
-    A bare step is a forward pass, the loss, a backward pass and an optimizer step. All bare steps
-    use the same batch, which is in the memory of the device. The command writes no run.
+    The command compares training steps with bare steps and with steps of a plain script. A bare
+    step is a forward pass, the loss, a backward pass and an optimizer step. All bare steps use the
+    same batch in the memory of the device. The command writes no run.
 
     \b
     Examples:

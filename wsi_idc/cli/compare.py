@@ -40,7 +40,7 @@ def compare(
 ) -> None:
     """Compare two runs on the same patients.
 
-    A and B are runs, .pt files or folders that wsi-idc eval has written. If a run has no
+    A and B are runs, .pt files, or folders of evaluations by wsi-idc eval. If a run has no
     evaluation yet, the command evaluates the run first. The 95 % interval of each difference B - A
     is computed by bootstrap over the patients.
 
@@ -96,11 +96,11 @@ def _comparison_lines(
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
     for note in comparison.notes:
-        if note != FEW_PATIENTS:  # the last line
+        if note != FEW_PATIENTS:  # printed below
             yield f"note: {note}"
     if comparison.num_patients < MIN_PATIENTS:
         yield f"{FEW_PATIENTS} for a decision"
     elif not comparison.metrics["better"].any():
-        yield "no interval excludes 0: each difference may be chance"
+        yield "every interval contains 0, so every difference may be random"
     if out is not None:
         yield f"written to {out}"

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 @click.command()
 @data_option
 @click.option(
-    "--out", type=PATH, default=".", help="Folder (disk) to test.  [default: the working folder]"
+    "--out", type=PATH, default=".", help="Folder whose disk is tested.  [default: the current one]"
 )
 @output_options
 def doctor(data: Path | None, out: Path, as_json: bool) -> None:
     """Describe this machine and the installation, for a bug report.
 
     The command checks versions, cores, memory, GPUs, SLURM, disks, weights and data. The result of
-    each check is "ok", "note" or "problem". For a problem, there is advice. To test the disk, the
-    command writes a file of 64 MB into the folder of --out and removes the file. The command
-    downloads nothing, packs nothing and always exits with 0.
+    each check is "ok", "note" or "problem". Each problem has advice. To test the disk, the command
+    writes a 64 MB file into the folder of --out and removes it. The command downloads nothing,
+    packs nothing and always exits with 0.
 
     \b
     Examples:

@@ -15,8 +15,8 @@ def download(as_json: bool) -> None:
 
     The download is about 3 GB, and the unpacked files need another 3 GB. Existing files are not
     downloaded again, and an interrupted download resumes. The files are in the cache of kagglehub;
-    the variable KAGGLEHUB_CACHE sets the folder of this cache. wsi-idc prepare reads the path of
-    the data set from data/source.json.
+    the environment variable KAGGLEHUB_CACHE sets the folder of this cache. The command writes the
+    path of the data set into data/source.json for wsi-idc prepare.
 
     \b
     Example:
@@ -37,8 +37,8 @@ def fetch_weights(models: tuple[str, ...]) -> None:
     """Download the ImageNet weights of one or more models.
 
     A MODEL is resnet50 or another classifier of torchvision. The weights are stored in the cache of
-    torchvision; the variable TORCH_HOME sets the folder of this cache. Run this command on a
-    machine with internet access, before the training: wsi-idc train downloads nothing.
+    torchvision; the environment variable TORCH_HOME sets the folder of this cache. Run this command
+    before the training, on a machine with internet access: wsi-idc train downloads nothing.
 
     \b
     Example:

@@ -72,13 +72,14 @@ def eval_(
 ) -> None:
     """Evaluate checkpoints on unseen patients.
 
-    The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html, and
-    slides.csv for a pack of slides. Each metric has a 95 % interval by bootstrap over patients.
+    The command writes metrics.json, patients.csv, predictions.csv, figures/ and report.html. For a
+    pack of slides, it also writes slides.csv. Each metric has a 95 % interval by bootstrap over
+    patients.
 
-    RUNS are run directories or .pt files. Several RUNS are evaluated one by one.
-    leaderboard.html ranks the RUNS that have the same test patients. Below these RUNS it lists
-    published results. Several --checkpoint options make one ensemble: the mean of the probabilities
-    of all these checkpoints is evaluated.
+    RUNS are run directories or .pt files. Several RUNS are evaluated one by one. The page
+    leaderboard.html ranks the RUNS that have the same test patients, and then lists published
+    results. Several --checkpoint options make one ensemble: the mean of the probabilities of all
+    these checkpoints is evaluated.
 
     \b
     Examples:
@@ -89,7 +90,7 @@ def eval_(
     if runs and checkpoints:
         raise click.UsageError("give either RUNS or --checkpoint, not both.")
     runs = tuple(dict.fromkeys(runs))
-    # Wrong names are errors before a patch tree is packed, and before torch is imported.
+    # Check the names before the slow steps: packing a patch tree and importing torch.
     failed: dict[Path, WsiIdcError] = {}
     if len(runs) > 1:
         paths_of = _for_each(runs, lambda run: find_checkpoints([run]), failed)
@@ -143,7 +144,8 @@ def _evaluate_several(
 ) -> None:
     """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated.
 
-    ``paths_of`` has the checkpoints of runs; ``failed`` has the errors of runs without checkpoints.
+    ``paths_of`` maps a run to its checkpoints, and ``failed`` a run without checkpoints to its
+    error. This function adds the errors of other runs to ``failed``.
     """
     from wsi_idc.evaluation import compare
     from wsi_idc.evaluation.pages import write_leaderboard_page

@@ -24,12 +24,12 @@ from wsi_idc.core.constants import MAX_SEED
 def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
     """Describe a data set before training on it.
 
-    The command writes tables (CSV), figures (PNG and SVG), summary.json, and index.html, a page
-    with all figures and the first rows of the tables. The figures show the class balance, the color
+    The command writes tables (CSV), figures (PNG and SVG), summary.json and index.html. This page
+    has all figures and the first rows of the tables. The figures show the class balance, the color
     channels, the sizes, sample patches and their augmentations, and all patches of one patient as
-    one image. The tables list possible errors in the data: a label that differs from all 8
-    neighbors, near-identical patches of different patients, patches without tissue, patches at the
-    edge of the glass, and unusual stains.
+    one image. The tables list possible errors in the data: labels that differ from all 8 neighbors,
+    near-identical patches of different patients, patches without tissue, patches at the edge of the
+    glass, and unusual stains.
 
     \b
     Example:

@@ -44,7 +44,7 @@ _MODEL = "wsinfer"
     default="qupath",
     help="Coordinates in GeoJSON. qupath: level-0 px from the corner of the area that QuPath "
     "shows. level0: level-0 px from the corner of the complete slide. image: px of the OME-TIFF. "
-    "If QuPath shows the complete slide, such as SVS and NDPI, qupath and level0 are the same. "
+    "For a slide that QuPath shows completely (SVS, NDPI), qupath and level0 are the same. "
     "For a pack of a patch tree, all three are the same.",
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")

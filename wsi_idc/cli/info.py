@@ -96,7 +96,7 @@ def _cohort_file(folder: Path) -> Path:
     if is_cohort(folder / COHORT_H5):
         return folder / COHORT_H5
     if maps := map_paths(folder):
-        raise WsiIdcError(f"{folder} is a folder of {len(maps)} maps; give one, such as {maps[0]}")
+        raise WsiIdcError(f"{folder} is a folder of maps; give one map, such as {maps[0]}")
     raise WsiIdcError(f"{folder} is a folder without best.pt and without maps; {_KNOWN}")
 
 
@@ -161,7 +161,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
 
 
 def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a map's record for a person, with texts such as "9 of 90 patches (10.0%)"."""
+    """Replace numbers in the record of a map by text, such as "9 of 90 patches (10.0%)"."""
     num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
     words = {
         **record,
@@ -200,7 +200,7 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
     table = read_cohort_h5(file)
     try:
         totals = table[["patches", "area_mm2", "idc_area_mm2"]].astype(float).sum(skipna=False)
-        slides = table.get("slide", [""] * len(table))  # version 0.1.0 has no slides
+        slides = table.get("slide", [""] * len(table))  # missing in tables of version 0.1.0
         rows = zip(table["patient"], slides, strict=True)
         names = [f"{patient}/{slide}".removesuffix("/") for patient, slide in rows]
         fractions = dict(zip(names, table["idc_fraction"].astype(float), strict=True))
@@ -218,7 +218,7 @@ def _describe_slide(file: Path) -> dict[str, Any]:
     try:
         slide, mpp_error = open_slide(file), None
     except SlideError as error:
-        # Retry with a resolution of 1: if only the resolution is missing, this succeeds.
+        # Retry with 1 um/px: this succeeds if only the resolution is missing.
         slide = open_slide(file, mpp=1.0)
         mpp_error = str(error).removeprefix(f"{file}: ").removesuffix("; give --mpp")
     with slide:
@@ -252,7 +252,7 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
 def _short(value: Any) -> str:
     """Return a value as text of at most 400 characters; ``--json`` prints the full value.
 
-    Of a SHA-256 hash, the text has the first 12 digits, as in a cohort table.
+    A SHA-256 hash is shortened to its first 12 digits, as in a cohort table.
     """
     if isinstance(value, dict):
         value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())

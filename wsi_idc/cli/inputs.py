@@ -51,7 +51,7 @@ def _find(path: Path | None) -> tuple[Path, str]:
     default_file = DEFAULT_RUNS / DEFAULT
     if path is None or (path == default_file and not path.is_dir()):
         if default := default_checkpoint(DEFAULT_RUNS):
-            reason = f"the default, which {default_file} names"
+            reason = f"the default, set in {default_file}"
             if default.name == Run(default.parent).replaced.name:
                 reason += "; the new training of this run is not finished"
             return default, reason
@@ -73,8 +73,8 @@ def _find(path: Path | None) -> tuple[Path, str]:
 def find_maps(paths: Sequence[Path]) -> list[Path]:
     """Find the map files in ``paths`` (files and folders), or in maps/ if ``paths`` is empty.
 
-    For a patient file, the result has the maps of the patient's slides. Cohort files are left out,
-    since ``maps/*.h5`` also matches cohort.h5.
+    A patient file is replaced by the maps of the patient's slides. Cohort files are left out,
+    because ``maps/*.h5`` also matches cohort.h5.
     """
     from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths, maps_of

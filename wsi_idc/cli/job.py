@@ -126,7 +126,7 @@ def _parse_flags(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """Parse ``flags``; return the settings as a dict, and all other flags as a list of words."""
-    # The job file has the required arguments. Click gets the path of the job file instead.
+    # The job file sets the required arguments. Click needs any value for them: give ``path``.
     required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
     words = [*flags, *[str(path)] * len(required)]
     ctx = command.make_context(f"wsi-idc job JOB (its {command.name})", words)
@@ -191,7 +191,7 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     "--on",
     "where",
     type=click.Choice(["slurm", "local"]),
-    help="Run on SLURM or here.  [default: slurm if there is sbatch, else local]",
+    help="Run on SLURM or on this machine.  [default: slurm if sbatch is installed, else local]",
 )
 @click.option("--dry-run", is_flag=True, help="Print the script or the commands; submit nothing.")
 @click.option(
@@ -205,9 +205,9 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
 @with_default(
     "--time", default="04:00:00", help="Time limit; SLURM requeues a job that reaches this limit."
 )
-@click.option("--partition", default="", help="Partition.  [default: the site's partition]")
+@click.option("--partition", default="", help="Partition.  [default: as in slurm/site.env]")
 @click.option(
-    "--account", default="", help="Account that pays for the job.  [default: the site's account]"
+    "--account", default="", help="Account that pays for the job.  [default: as in slurm/site.env]"
 )
 @click.option("--sbatch", "more", multiple=True, help="Another flag of sbatch, such as --qos=long.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
@@ -220,12 +220,12 @@ def submit(
     flags: tuple[str, ...],
     **resources: Any,
 ) -> None:
-    """Submit a job to SLURM, or run it here in the background.
+    """Submit a job to SLURM, or run it in the background on this machine.
 
     On SLURM the tasks of the job are one array job. SLURM sends each task a signal two minutes
-    before the time limit: the task saves its work, is requeued and continues later. With several
-    --gpus or --nodes, each training runs on all GPUs. FLAGS are added to the command of each task.
-    The SLURM script reads slurm/site.env first, if this file exists.
+    before the time limit: the task saves its work, is requeued and continues later. If --gpus or
+    --nodes asks for several GPUs, each training uses all of them. FLAGS are added to the command of
+    each task. The SLURM script reads slurm/site.env first, if this file exists.
 
     \b
     Examples:
@@ -248,7 +248,7 @@ def submit(
         rows = [
             ("started", f"{opened.name} in the background, process {process}"),
             ("log", log),
-            ("stop", f"kill {process}  (the job saves; the same command continues it)"),
+            ("stop", f"kill {process}  (work is saved; the same command continues it)"),
         ]
     else:
         text = slurm.sbatch_text(opened, flags, **resources)
@@ -256,10 +256,10 @@ def submit(
             click.echo(text, nl=False)
             return
         if not shutil.which("sbatch"):
-            raise JobError("no sbatch on this machine; submit where SLURM runs, or give --on local")
+            raise JobError("sbatch is not installed; submit where SLURM runs, or give --on local")
         script = slurm.LOGS / f"{opened.name}.sbatch"
         write_text(script, text)
-        # Priority in sbatch: its command line, then the settings of the site, then the script.
+        # The command line of sbatch overrides site.env, and site.env overrides the script.
         sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
         words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
         number = slurm.submit(script, [*words, *resources["more"]])
@@ -273,7 +273,7 @@ def submit(
 
 
 def _start_here(arguments: list[str], log: Path) -> int:
-    """Start a command in the background and return its process id; ``log`` gets the output."""
+    """Start a command in the background with its output in ``log``; return its process id."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # A process in its own session continues when the terminal is closed.
     return os.posix_spawn(

@@ -96,8 +96,8 @@ def main() -> None:
     75 stopped, and all finished work is saved; 141 the reader of the output has closed the pipe.
     """
     _open_streams()
-    # A notebook exports the name of its own backend, which may not be installed here. Variables of
-    # tqdm and Bokeh change the output, or let the import fail.
+    # A notebook sets MPLBACKEND to its own backend, which may not be installed here. Variables of
+    # tqdm and Bokeh can change the output, or cause an error at import.
     os.environ["MPLBACKEND"] = "agg"
     for name in list(os.environ):
         if name.startswith(("TQDM_", "BOKEH_")):
@@ -132,12 +132,12 @@ def run(command: Callable[[], object]) -> int:
         return StoppedError.exit_code
     except (ImportError, MemoryError) as error:
         reason = first_line(error) if isinstance(error, ImportError) else "out of memory"
-        is_missing = isinstance(error, ModuleNotFoundError)  # not an effect of too little memory
+        is_missing = isinstance(error, ModuleNotFoundError)  # never for lack of memory
         memory = "" if is_missing else "allow more memory (ulimit -v, --mem of SLURM), or "
         _echo_error(f"{reason}; {memory}check the installation with wsi-idc doctor")
         return 1
     except Exception as error:  # noqa: BLE001
-        # The system sets strerror, such as for a full disk. An OSError without strerror is a bug.
+        # The system sets strerror, for example for a full disk. Without strerror, this is a bug.
         if isinstance(error, OSError) and error.strerror is not None:
             where = error.filename or "the system"
             _echo_error(f"{where}: {error.strerror}; nothing is half-written")
@@ -150,8 +150,8 @@ def run(command: Callable[[], object]) -> int:
 def _similar_options(error: click.NoSuchOption) -> list[str]:
     """Return the options that the user may have meant.
 
-    The first rule that finds an option counts: the option has the given initials (--lr finds
-    --learning-rate), it contains the given text, or it has a similar name.
+    Three rules are tried until one finds an option: the option has the given initials (--lr finds
+    --learning-rate), contains the given text, or has a similar name.
     """
     given = error.option_name.lstrip("-")
     params = error.ctx.command.params if error.ctx else []
@@ -165,7 +165,7 @@ def _similar_options(error: click.NoSuchOption) -> list[str]:
 
 def _echo_error(message: object) -> None:
     line = one_line(message)
-    # Limit the length: a message may quote a file, and a file may have any content.
+    # Limit the length: a message may quote a long text from a file.
     echo_note(f"Error: {line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}...'}")
 
 
@@ -177,7 +177,7 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
-            os.set_inheritable(null, True)  # for child processes
+            os.set_inheritable(null, True)  # child processes use the stream too
             setattr(sys, name, os.fdopen(null, mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _NUM_SHOWN = 5
-_MAX_UPDATED = 1000  # maps of a folder; reading so many for the table takes half a minute
+_MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 
 
 @click.command("map")
@@ -46,11 +46,11 @@ _MAX_UPDATED = 1000  # maps of a folder; reading so many for the table takes hal
     "slides",
     multiple=True,
     type=PATH,
-    help="Slide file, or folder of slides; FILES are further slides and folders.",
+    help="Slide, or folder of slides. FILES after the options are more slides or folders.",
 )
 @click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask.")
 @click.option(
-    "--shard", metavar="I/N", help="Map only part I of N; the parts have about equal work."
+    "--shard", metavar="I/N", help="Divide the work into N equal parts, and do only part I."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan, memory and disk space; map nothing.")
 @predictor_options
@@ -64,7 +64,7 @@ _MAX_UPDATED = 1000  # maps of a folder; reading so many for the table takes hal
     "--compile",
     "compiled",
     is_flag=True,
-    help="Compile the network with torch.compile: this takes half a minute; then maps are faster.",
+    help="Compile the network with torch.compile. This takes half a minute; maps are then faster.",
 )
 @compute_options
 @output_options
@@ -90,8 +90,8 @@ def map_(
     and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
     the size and the microns per pixel of the model. With --all or --manifest, the command also
     writes a table of all maps (cohort.csv and cohort.h5) beside the maps. Without these options,
-    the command only updates an existing table. If the manifest or the data have several slides of a
-    patient, each slide has a map PATIENT/SLIDE.h5; PATIENT.h5 has links to these maps, and totals.
+    the command only updates an existing table. If a patient has several slides in the manifest or
+    the data, each slide has a map PATIENT/SLIDE.h5; PATIENT.h5 has totals and links to the maps.
 
     An existing map of the same checkpoint, settings and data is kept. With --overwrite, any other
     existing map is replaced. Without --overwrite, the patient of such a map is listed as not done.
@@ -138,10 +138,10 @@ def map_(
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
-    # A signal before this line aborts at once. In this block, predicted maps are saved first.
+    # A signal before this line stops the command at once; in this block, it first saves its maps.
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
-    # A shard has no table: it is a part of the cohort. wsi-idc report writes the complete table.
+    # A shard is only a part of the cohort: it writes no table. wsi-idc report writes the table.
     has_table = bool(everyone or manifest) and shard is None
     has_table = has_table or _updates_table(report, builder.out, is_shard=shard is not None)
     _echo_report(report, builder.out, has_table=has_table, as_json=as_json)
@@ -185,7 +185,7 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
 
 
 def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool:
-    """Return whether to update the table in ``folder``; if it stays old, print a note."""
+    """Return whether to update an old table in ``folder``; if it is not updated, print a note."""
     from wsi_idc.maps.cohort import COHORT_CSV, is_older_table
     from wsi_idc.maps.map_reader import map_paths
 
@@ -208,18 +208,18 @@ def _echo_report(report: "MapReport", folder: Path, *, has_table: bool, as_json:
         try:
             table = write_cohort(folder)
         except (WsiIdcError, OSError) as error:
-            table_error = error  # printed after the maps
+            table_error = error  # printed below, after the maps
     lines = [*_report_lines(report), *([f"{table[0]}  one row for each map"] if table else [])]
     echo_result({**vars(report), "table": table}, lines, as_json=as_json)
     for name, reason in report.failed.items() if not as_json else ():
         has_map = map_path(folder, name).exists()
         echo_note(f"{'not replaced' if has_map else 'no map'}, {name}: {reason}")
     if table_error:
-        echo_note(f"no table of the maps: {table_error}")
+        echo_note(f"the table of the maps is not written: {table_error}")
     num_all = len(report.failed) + len(report.made) + len(report.kept)
     raise_if_any(report.failed, num_all, f"maps were not made: {', '.join(report.failed)}")
     if table_error:
-        raise WsiIdcError("the maps are made, but their table is not; the reason is above")
+        raise WsiIdcError("the maps are written, but their table is not; the reason is above")
 
 
 def _report_lines(report: "MapReport") -> Iterator[str]:
@@ -235,7 +235,7 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
     if report.kept:
         names = ", ".join(list(report.kept)[:_NUM_SHOWN])
         names += ", ..." if len(report.kept) > _NUM_SHOWN else ""
-        settings = "made before with the same checkpoint, settings and data"
+        settings = "because checkpoint, settings and data are the same"
         yield f"{len(report.kept)} kept, {settings}: {names}"
     if not (report.made or report.failed):
         yield "nothing to compute"

@@ -1,4 +1,4 @@
-"""Decorators that add the options that several commands have in common."""
+"""Decorators for options that several commands share."""
 
 import functools
 import math
@@ -14,8 +14,8 @@ from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
 from wsi_idc.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
-CAM_CLASSES = ("non-idc", "idc")  # the index of a name is the class
-# Decorator of an option: the help text shows the default value.
+CAM_CLASSES = ("non-idc", "idc")  # the index of a name is its label
+# Like ``click.option``, but the help text shows the default value.
 with_default = functools.partial(click.option, show_default=True)
 
 
@@ -55,7 +55,7 @@ def _block(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-# Last decorator of each command that prints a result.
+# Each command that prints a result has this decorator in the last place.
 output_options = _block(json_option, logging_options)
 data_option = click.option(
     "--data",
@@ -68,14 +68,14 @@ threshold_option = click.option(
     type=Number(0, 1),
     help="Lowest probability at which a patch is called IDC.  [default: the map's threshold]",
 )
-# ``inputs.find_checkpoints`` takes the value of ``--checkpoint``.
+# ``inputs.find_checkpoints`` converts the value of this option to paths.
 checkpoint_option = click.option(
     "--checkpoint",
     type=PATH,
-    help="A .pt file, a run directory, or 'bundled'.  [default: the one named in "
+    help="A .pt file, a run directory, or 'bundled'.  [default: the run named in "
     "runs/default, else the bundled model]",
 )
-# ``inputs.find_checkpoints`` and ``inputs.open_predictor`` take the values of these options.
+# ``inputs.find_checkpoints`` and ``inputs.open_predictor`` use the values of these options.
 predictor_options = _block(
     click.option(
         "--checkpoint",
@@ -83,7 +83,7 @@ predictor_options = _block(
         type=PATH,
         multiple=True,
         help="A .pt file, a run directory, or 'bundled'. Repeat the option to average several "
-        "checkpoints.  [default: the one named in runs/default, else the bundled model]",
+        "checkpoints.  [default: the run named in runs/default, else the bundled model]",
     ),
     click.option(
         "--tta",
@@ -101,10 +101,10 @@ annotation_frame_option = with_default(
     "--annotation-frame",
     type=click.Choice(["auto", "level0", "qupath"]),
     default="auto",
-    help="Origin of the coordinates in annotation files: corner of the glass (level0), or corner "
-    "of the area that QuPath shows (qupath).",
+    help="Origin of the coordinates in annotation files: corner of the complete slide (level0), or "
+    "corner of the area that QuPath shows (qupath).",
 )
-# ``map`` and ``prepare --slides`` cut patches with the same settings of the tissue.
+# Settings for finding tissue: ``map`` and ``prepare --slides`` share them.
 tissue_options = _block(
     with_default(
         "--mask-frame",
@@ -112,7 +112,7 @@ tissue_options = _block(
         default="auto",
         help="Part of the slide that a mask shows: the complete slide (level0), or the scanned "
         "area that QuPath shows (qupath). auto chooses the part that has the same proportions as "
-        "the mask or, for outlines, the part to which the outlines fit.",
+        "the mask. For outlines, auto chooses the part into which they fit.",
     ),
     with_default(
         "--min-tissue",
@@ -132,7 +132,7 @@ tissue_options = _block(
         "--min-piece-mm2",
         type=Number(min=0),
         default=0.004,
-        help="Area of the smallest piece of tissue; smaller pieces are dust.",
+        help="Area of the smallest piece of tissue; smaller pieces count as dust.",
     ),
     with_default(
         "--min-hole-mm2",
@@ -229,7 +229,7 @@ split_option = with_default(
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
     help="Role of the evaluated patients in the checkpoint's split. 'unseen' selects all patients "
-    "except train and val. 'test' selects all patients if none of them is in the split.",
+    "except train and val. If no patient of the data is in the split, 'test' selects all patients.",
 )
 seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(
@@ -263,10 +263,10 @@ def is_given(ctx: click.Context, name: str) -> bool:
 
 
 def changed(*names: str) -> list[str]:
-    """Return those of the given options that the user has set to a value other than the default.
+    """Return the options that the user has set to values other than their defaults.
 
-    ``names`` are parameter names of the running command. An option that is given with its default
-    value is not returned, since job files contain all options with their defaults.
+    ``names`` are the parameter names of these options. An option that is given with its default
+    value is not returned, because job files contain all options with their defaults.
     """
     context = click.get_current_context()
     options = {option.name: option for option in context.command.params}

@@ -44,9 +44,9 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
-    """Raise WsiIdcError if ``failed`` is not empty; the caller has printed the reasons before.
+    """Raise WsiIdcError if ``failed`` is not empty; the caller must print the reasons before.
 
-    The message begins with two numbers and ``what``, as in "1 of 5 maps were not exported".
+    Example of a message: "1 of 5 maps were not exported", where ``what`` is the text after "5".
     """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")
@@ -61,9 +61,9 @@ def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
 
 
 def hanging_lines(start: str, text: object) -> Iterator[str]:
-    """Yield ``start`` and ``text`` in lines of 80 characters; the lines of the text are aligned.
+    """Yield ``start`` and ``text`` in lines of at most 80 characters; align the lines of the text.
 
-    A word is never broken, so that paths can be copied; a long word may make a line longer.
+    A word is never broken, so that paths can be copied: a long word can make a line longer.
     """
     width = _WIDTH - len(start)
     words = {"break_long_words": False, "break_on_hyphens": False}

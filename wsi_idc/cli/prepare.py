@@ -66,13 +66,13 @@ _SLIDE_OPTIONS = (
     "--min-share",
     type=Number(min=0, min_open=True, max=1),
     default=0.5,
-    help="Share of a patch that a class must cover to become the label of the patch.",
+    help="Smallest fraction of a patch that a class must cover to become its label.",
 )
 @click.option(
     "--unannotated",
     type=click.Choice(["non-IDC", "unknown", "skip"]),
-    help="Label of tissue without outline; skip leaves out patches without outline.  [default: "
-    "unknown; required if no outline is of non-IDC]",
+    help="Label of tissue outside all outlines; skip leaves out its patches.  [default: unknown; "
+    "required if no outline is non-IDC]",
 )
 @annotation_frame_option
 @tissue_options
@@ -105,8 +105,8 @@ def prepare(
     a patch is the label of the patch. A table of the slides (NAME_slides.csv) and a picture of each
     slide with outlines and labels (NAME_slides/) are written beside the pack.
 
-    If no file of a patient or no patch of a slide could be packed, the command names the patient or
-    the slide and exits with 1. After a stop or a kill, the same command resumes.
+    If no patch of a patient or of a slide can be packed, the command names the patient or the slide
+    and exits with 1. After a stop or a kill, the same command resumes.
 
     \b
     Examples:
@@ -223,13 +223,13 @@ def _prepare_lines(report: "PrepareReport") -> Iterator[str]:
             ("classes", f"{report.num_non_idc} non-IDC, {report.num_idc} IDC"),
             ("resolution", f"{info.mpp:g} um/px ({info.mpp_source})"),
             ("mean, std", f"{mean}, {std}"),
-            ("edge patches", f"{report.num_edge}, padded white"),
+            ("edge patches", f"{report.num_edge}, padded with white"),
         ]
     )
     if report.num_other_files:
         yield f"{report.num_other_files} files that are not PNG were ignored"
     yield from _issue_lines("left out", report.rejected, report.pack.with_name("rejected.csv"))
-    yield from _issue_lines("noted", report.flagged, report.pack.with_name("flagged.csv"))
+    yield from _issue_lines("unusual", report.flagged, report.pack.with_name("flagged.csv"))
 
 
 def _issue_lines(label: str, issues: "Sequence[FileIssue]", table: Path) -> Iterator[str]:

@@ -64,7 +64,7 @@ def render(
     side-by-side  tissue, overlay, cam and labels in a row
 
     The file of the view "panels" is PATIENT.png; the file of another view is PATIENT-VIEW.png. In a
-    PDF, text and outlines are vectors. The same map always gives the same bytes of a PDF.
+    PDF, text and outlines are vectors. The PDF of a map always has the same bytes.
 
     MAPS are map files, or folders of map files. Without MAPS, every map in maps/ is drawn.
 

@@ -10,7 +10,7 @@ from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 from wsi_idc.plotting.number_format import count
 
-_NUM_NAMED = 5  # number of pages in the note
+_NUM_NAMED = 5  # largest number of pages that a note names
 
 
 @click.command()
@@ -38,7 +38,7 @@ def report(
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
     and the table is written into maps/. With MAPS or --threshold, the table is written into the
-    folder of the report. Pages of other maps in the folder of the report are named and kept.
+    folder of the report. Pages of other maps in this folder are kept, and the command names them.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def report(
     paths = find_maps(maps)
     from wsi_idc.report.report import build_report
 
-    # Replace the table in maps/ only if the report has all maps, at their own thresholds.
+    # Replace the table in maps/ only if the report has all maps with their own thresholds.
     tables = DEFAULT_MAPS if not maps and threshold is None else out
     result = build_report(paths, out, tables=tables, threshold=threshold, single_file=single_file)
     failed = {str(path): reason for path, reason in result.failed.items()}
@@ -65,5 +65,5 @@ def report(
         names = ", ".join(map(str, result.stale[:_NUM_NAMED]))
         more = ", ..." if len(result.stale) > _NUM_NAMED else ""
         pages = count(len(result.stale), "page of a map that is", "pages of maps that are")
-        echo_note(f"kept {pages} not in this report; remove what is out of date: {names}{more}")
+        echo_note(f"kept {pages} not in this report; remove the outdated ones: {names}{more}")
     raise_if_any(failed, len(paths), "maps are not in the report")

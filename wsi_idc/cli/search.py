@@ -25,7 +25,7 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
     """Train with many settings and rank the results.
 
     JOB is a TOML file, such as jobs/search.toml. It contains the name of the search (NAME), the
-    fixed settings, the axes, and the sampler: grid, random or tpe. Each trial is a separate run.
+    fixed settings, the values to try, and the sampler: grid, random or tpe. Each trial is a run.
     The same command can run several times at once, also on several machines with a common disk; the
     processes divide the trials. After a stop or a kill, the same command resumes the search.
 
@@ -74,8 +74,8 @@ def _search_lines(result: "SearchResult") -> Iterator[str]:
         yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
     if running := len(result.having("running")):
         yield (
-            f"other processes still run {running} of {len(rows)} trials; the last process writes "
-            "the complete table"
+            f"other processes still run {running} of {len(rows)} trials; the last process to end "
+            "writes the complete table"
         )
     if result.best is None:
         yield f"no trial is complete; see the table {result.folder / TABLE}"

@@ -60,7 +60,7 @@ def train(
     from wsi_idc.data.splits import make_split
     from wsi_idc.training.runs import Run, check_default, default_run, set_default
 
-    # A job calls this command without the group of all commands, and sets no default.
+    # Only wsi-idc job runs this command without a parent context; it must not set the default.
     is_default = click.get_current_context().parent is not None
     if is_default:
         check_default(DEFAULT_RUNS, out)
@@ -118,7 +118,7 @@ def _check_files(config: TrainConfig, data: Path | None) -> None:
     if not (data or default_data()).exists():
         open_data(data)
     elif packed := find_pack(data or default_data()):
-        logging.disable()  # the training makes the split again, and logs it
+        logging.disable()  # no log here: the training makes the same split again and logs it
         try:
             make_split(packed, config.split, seed=config.seed)
         finally:
@@ -166,7 +166,7 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
         yield f"{run.folder} is already finished; --overwrite trains again"
     val = checkpoint.metrics["val"]
     is_worse = val["ece"] > val["ece_uncalibrated"]
-    effect = ", worse: its cross-entropy is the smallest, not its ECE" if is_worse else ""
+    effect = ", worse: a temperature minimizes the cross-entropy, not the ECE" if is_worse else ""
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
     yield from table_lines(
         [

@@ -88,7 +88,7 @@ def view(
         echo_note(f"viewing {num} map{'s' if num > 1 else ''} or slide{'s' if num > 1 else ''}")
         echo(server.address)
         tunnel = f"ssh -N -L {server.port}:127.0.0.1:{server.port} {platform.node()}"
-        echo_note(f"from another computer: {tunnel}")
+        echo_note(f"on another computer, run: {tunnel}")
         echo_note("then open the same address there; Ctrl-C ends the server")
         sys.stdout.flush()
         if not no_browser:
@@ -116,9 +116,9 @@ def _find(path: Path) -> Path:
 
 
 def _open_browser(address: str, folder: Path) -> None:
-    """Open a page that leads to the address; only this user can read the file of the page.
+    """Open the address in a browser through a page file that only this user can read.
 
-    An address on the command line of a browser would show the token to all users of the machine.
+    With the address on its command line, the browser would show the token to all users.
     """
     has_screen = (
         sys.platform != "linux" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ

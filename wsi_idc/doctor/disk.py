@@ -47,7 +47,7 @@ def writing(folder: Path) -> Iterator[CheckResult]:
         yield CheckResult("writing", value, PROBLEM, "give another folder as --out")
         return
     speed = _BLOCK * _NUM_BLOCKS / _MB / seconds
-    advice = "maps are written slowly there; try another disk"
+    advice = "writing maps to this disk is slow; try another disk"
     yield make_result(
         "writing", f"{speed:.0f} MB/s with fsync", speed < _SLOW_MB_PER_SECOND, advice
     )
@@ -55,7 +55,7 @@ def writing(folder: Path) -> Iterator[CheckResult]:
 
 def locks(folder: Path) -> Iterator[CheckResult]:
     """Check that the program can lock files in a folder."""
-    value = "work" if supports_locks(_existing(folder)) else "do not work there"
+    value = "work" if supports_locks(_existing(folder)) else "do not work in this folder"
     advice = "run only one training per folder and one process per search, or give another --out"
     yield make_result("file locks", value, value != "work", advice, PROBLEM)
 

@@ -153,7 +153,7 @@ def slurm() -> Iterator[CheckResult]:
             yield CheckResult(name, answer.stdout.strip())
         else:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-            value, advice = f"does not work ({reason})", "perhaps the machine is in no cluster"
+            value, advice = f"does not work ({reason})", "the machine may not belong to a cluster"
             yield CheckResult(name, value, NOTE, advice)
     value = ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ)
     if "SLURM_JOB_ID" not in os.environ:

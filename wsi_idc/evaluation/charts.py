@@ -22,8 +22,8 @@ from wsi_idc.plotting.style import ACCENT, GRAY, GRID, OTHER, printable, say_non
 
 BORDER_TITLES = {
     0: "next to a patch of the other label",
-    1: "1 patch between",
-    2: "2 or more between, or no other label",
+    1: "1 patch between this patch and the other label",
+    2: "2 or more patches between, or no other label",
 }
 # Darker colors are farther from the border, where the label is more certain.
 _BORDER_COLORS = {0: "#9ecae1", 1: "#4a90c4", 2: "#08437e"}
@@ -34,7 +34,7 @@ _COMPARABLE_METRICS = [
     if not (METRIC_TABLE[name].depends_on_prevalence or METRIC_TABLE[name].smaller_is_better)
 ]
 _NUM_HISTOGRAM_BINS = 40
-NUM_NAMED = 5  # show the ids of this number of patients, with the lowest values
+NUM_NAMED = 5  # patients with the lowest values: the figure shows their ids
 _RESAMPLES_OF_BINS = 500
 
 
@@ -123,7 +123,7 @@ def reliability_bins(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compute the mean probability and the fraction of IDC in each of the ``ECE_BINS`` bins.
+    """Compute the mean probability and the fraction of IDC in each of ``ECE_BINS`` bins.
 
     The arguments have shape (N,): labels (0 or 1), probabilities of IDC, and patient ids.
 
@@ -176,7 +176,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     if evaluation.raw is not None:
         steps.insert(0, f"{number(evaluation.raw.metrics['ece'])} before smoothing")
     ax.set_title(f"ECE {number(evaluation.final.metrics['ece'])}; {', '.join(steps)}")
-    ax.set(ylabel="share that is IDC", xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
+    ax.set(ylabel="fraction of IDC", xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
     ax.legend(loc="upper left", frameon=False)
     options = {"align": "edge", "color": LABEL_COLORS[0], "ec": "w"}
     edges = np.linspace(0, 1, ECE_BINS + 1)
@@ -203,7 +203,7 @@ def probabilities(evaluation: Evaluation) -> Figure:
     ax.axvline(threshold, color=INK, ls="--", label=f"threshold {number(threshold)}")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.set(xlim=(0, 1), xlabel=f"{probability_name(evaluation)} of IDC")
-    ax.set(ylabel="share of the label's patches", title="Probabilities by label")
+    ax.set(ylabel="fraction of the label's patches", title="Probabilities by label")
     # The legend is outside: inside the axes the legend could cover the threshold or a bar.
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -244,7 +244,7 @@ def patients(evaluation: Evaluation) -> Figure:
     axes = figure.subplots(2, 1)
     for ax, name in zip(axes, ("auc", "dice"), strict=True):
         _draw_sorted(ax, evaluation.patients, name, evaluation.patient_summary.get(name))
-    axes[1].set_xlabel("patients, weakest first; area of a mark: number of patches")
+    axes[1].set_xlabel("patients, lowest value first; area of a mark: number of patches")
     return figure
 
 

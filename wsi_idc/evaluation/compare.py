@@ -1,8 +1,8 @@
 """Compare two evaluations of the same patches, or rank evaluations and published results.
 
 A paired bootstrap compares two evaluations: each resample draws the same patients for both
-evaluations. A patient that is difficult in both evaluations does not add to the difference.
-Therefore the interval of the difference is much narrower than the interval of each evaluation.
+evaluations. A patient that is difficult for both models does not add to the difference. Therefore
+the interval of the difference is much narrower than the interval of each evaluation.
 """
 
 from collections.abc import Sequence
@@ -133,8 +133,8 @@ def read_predictions(folder: Path) -> Predictions:
         raise DataError(f"{folder}: not a readable evaluation ({reason}); {remedy}") from None
     if table.duplicated(key).any() or table.empty:
         raise DataError(f"{folder}: {PREDICTIONS_CSV} is empty or lists a patch twice; {remedy}")
-    # The evaluation compared float32 numbers with the threshold. In float64, a patch with a
-    # probability near the threshold could get the other call.
+    # The evaluation compared float32 numbers with the threshold. In float64, the result of this
+    # comparison could differ for a probability near the threshold.
     table["probability"] = table["probability"].astype(np.float32)
     table = table.sort_values(key, ignore_index=True)
     return Predictions(folder, threshold, table, notes)

@@ -144,15 +144,15 @@ def evaluate(
     notes = _notes(predictor, predictions, table, num_unknown)
     if pack.slides and _is_of_other_training(predictor, pack):
         notes.append(
-            "the model was trained on another pack: if a slide was moved to another patient since "
-            "then, a slide of the training may be evaluated here"
+            "the model was trained on another pack; if patient ids of slides have changed since "
+            "then, slides of the training may be evaluated here"
         )
     if split == "test" and _is_new_data(predictor, pack):
         notes.insert(0, "no patient is in the split of a checkpoint, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
-            "the temperature, fitted on val patients, does not help here: "
-            f"ECE {raw.metrics['ece']:.4f}, {ece_uncalibrated:.4f} without it"
+            "the temperature, fitted on val patients, does not improve the calibration here: "
+            f"ECE {raw.metrics['ece']:.4f} with it, {ece_uncalibrated:.4f} without it"
         )
     num_drawn = min(num_resamples, _RESAMPLES_OF_BANDS) if len(ids) > 1 else 0
     return Evaluation(
@@ -269,7 +269,7 @@ def compute_metrics(
 
 
 def _is_of_other_training(predictor: Predictor, pack: Pack) -> bool:
-    """Return whether a split names patients of a pack that is not the pack of the training."""
+    """Return whether a split has patients of this pack, but the training used another pack."""
     return any(
         checkpoint.provenance.get("data_fingerprint") != pack.info.source_fingerprint
         and not set(pack.patients).isdisjoint(checkpoint.split)
@@ -294,7 +294,7 @@ def _notes(
     labels = predictions["label"].unique()
     if len(labels) == 1:
         name = "IDC" if labels[0] else "non-IDC"
-        notes.append(f"every label is {name}: AUC and other metrics of both classes are empty")
+        notes.append(f"every label is {name}: metrics that need both classes are undefined")
     elif num_single := int(patients["auc"].isna().sum()):
         subject = "1 patient has" if num_single == 1 else f"{num_single} patients have"
         notes.append(f"{subject} only one class, and therefore no AUC")

@@ -82,7 +82,8 @@ def _gallery(evaluation: Evaluation, pack: Pack, *, label: int, name: str) -> Fi
     ax.set(xlim=(0, NUM_COLS), ylim=(rows, 0))
     ax.set_axis_off()
     ax.set_title(
-        f"{name}: the {len(chosen)} surest of {num_wrong:,}, at most {MAX_PER_PATIENT} per patient"
+        f"{name}: the {len(chosen)} most confident of {num_wrong:,}, "
+        f"at most {MAX_PER_PATIENT} per patient"
         f"; p: {probability_name(evaluation)} of IDC"
     )
     return figure

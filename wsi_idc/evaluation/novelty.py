@@ -1,4 +1,4 @@
-"""Errors of a predictor by novelty: errors may be more frequent on unusual patches."""
+"""Errors of a predictor by novelty. The novelty of unusual patches is near 1."""
 
 import numpy as np
 import pandas as pd
@@ -9,12 +9,12 @@ from wsi_idc.core.constants import IDC
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import auc
 
-# Limits of the bins; val patches are spread evenly from 0 to 1.
+# Limits of the bins. The novelty of val patches is distributed evenly from 0 to 1.
 _EDGES = (0, 0.2, 0.4, 0.6, 0.8, 0.99, 1.0)
 
 
 def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame:
-    """Return a table with a row per bin of novelty that has patches.
+    """Compute the error rate and the AUC in each bin of novelty that has patches.
 
     Args:
         predictions: Table of patches with the columns label, novelty and ``column``.
@@ -22,7 +22,7 @@ def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd
         threshold: Lowest probability that is called IDC.
 
     Returns:
-        Table with the columns low, high (limits of the bin), patches, error_rate and auc.
+        One row per bin. Columns: low, high (limits of the bin), patches, error_rate, auc.
     """
     number = np.digitize(predictions["novelty"], _EDGES[1:-1])
     rows = []

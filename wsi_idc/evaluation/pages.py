@@ -72,7 +72,7 @@ def differences(comparison: Comparison) -> Figure:
     table = comparison.metrics
     figure = Figure(figsize=(9, 1.3 + 0.34 * len(table)), layout="constrained")
     ax = figure.subplots()
-    ax.set_title("B \N{MINUS SIGN} A; line: 95 % over patients")
+    ax.set_title("B \N{MINUS SIGN} A, with 95 % interval over patients")
     place, values = np.arange(len(table)), table["difference"].to_numpy(float)
     if np.isnan(values).all():
         say_none(ax, "no metric has a value")

@@ -88,7 +88,7 @@ class Evaluation:
         patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
         slides: One row per slide. Columns: patient, slide, and the other columns of ``patients``.
             None if the pack has no slides.
-        bands: ROC and PR curve with 95 % confidence bands; None if all labels are of one class.
+        bands: ROC and PR curve with 95 % confidence bands; None if all labels are equal.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
         robustness: One row per change of the patches, as ``robustness.robustness`` returns it;
@@ -113,10 +113,7 @@ class Evaluation:
     robustness: "pd.DataFrame | None" = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON; it has no curves and no tables but that of the robustness.
-
-        None replaces NaN.
-        """
+        """Return the results for JSON, without curves and most tables; None replaces NaN."""
         changes = None if self.robustness is None else records(self.robustness)
         return {
             "split": self.split,

@@ -1,4 +1,4 @@
-"""Evaluate a predictor on changed patches: which change of stain, light or focus breaks it."""
+"""Evaluate a predictor on patches with changed stain, light, focus, compression or resolution."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from wsi_idc.runtime.device import DeviceConfig
 
 UNCHANGED = "unchanged"
 _METRICS = ("auc", "average_precision", "sensitivity", "specificity")
-# Column, title and color of each panel of the figure.
+# Column and title of each panel of the figure.
 _PANELS = (("auc", "AUC"), ("sensitivity", "Sensitivity"), ("mean_novelty", "Mean novelty"))
 _HEIGHT_PER_ROW = 0.24
 
@@ -29,13 +29,13 @@ def robustness(
     device_config: DeviceConfig,
     batch_size: int = PREDICT_BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Evaluate the labeled patches of ``patients``, unchanged and under each perturbation.
+    """Evaluate the labelled patches of ``patients``, unchanged and with each change.
 
     Returns:
-        Table with a row per change: metrics at the predictor's threshold, and ``called_idc``, the
-        fraction of patches called IDC. With a novelty model: ``mean_novelty`` of all patches,
-        ``novelty_auroc`` of the patients' mean novelty (changed patients against the same patients
-        without the change), and ``cautions``, the fraction of patients above their limit.
+        One row per change. Columns: change, metrics at the predictor's threshold, called_idc
+        (fraction of patches called IDC), mean_novelty, novelty_auroc (how well the mean novelty of
+        a patient separates changed patients from unchanged patients), cautions (fraction of
+        patients above the limit of novelty). Without a novelty model, the last three are NaN.
     """
     known = pack.index["label"].to_numpy() >= 0
     rows = np.flatnonzero(np.isin(pack.patient_of, patients) & known)

@@ -20,11 +20,11 @@ from wsi_idc.plotting.style import printable, say_none
 _CHANNEL_COLORS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
 _NUM_BINS = 20
 _MAX_NAMED = 12
-_MAX_LABELLED = 50  # the ids of at most this number of patients fit on an axis
+_MAX_LABELLED = 50  # largest number of patients whose ids fit on an axis
 
 
 def class_balance(description: Description, pack: Pack) -> Figure:
-    """Draw the number of patches of each class, and the share of each class per patient."""
+    """Draw the number of patches of each class, and the fraction of each class per patient."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     overall, each = figure.subplots(1, 2, width_ratios=[1, 2.6])
     patients = description.patients
@@ -44,7 +44,7 @@ def class_balance(description: Description, pack: Pack) -> Figure:
     overall.set(title="All patches", ylabel="patches")
     overall.margins(y=0.15)
     overall.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    each.set(title="Each patient", xlabel="patients, by IDC fraction", ylabel="share of patches")
+    each.set(title="Each patient", xlabel="patients, by IDC fraction", ylabel="fraction of patches")
     each.set(xlim=(-0.5, len(ordered) - 0.5), ylim=(0, 1))
     _label_patients(each, ordered["patient"])
     return figure
@@ -62,7 +62,7 @@ def idc_fraction(description: Description, pack: Pack) -> Figure:
     else:
         say_none(ax, "no patient has a known label")
     ax.set(title=f"IDC fraction of {counted(len(values), 'patient', 'patients')}", xlim=(0, 1))
-    ax.set(xlabel="share of the patient's labelled patches that are IDC", ylabel="patients")
+    ax.set(xlabel="IDC fraction of the patient's labelled patches", ylabel="patients")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -137,7 +137,7 @@ def channels_by_class(description: Description, pack: Pack) -> Figure:
             ax.hist(values, histtype="stepfilled", alpha=0.55, **options)
             name = f"{names[label]}: {mean:.3f} ± {std:.3f}"
             ax.hist(values, histtype="step", linewidth=1.5, label=name, **options)
-        ax.set(title=channel.capitalize(), xlim=(0, 1), xlabel="mean of a patch (0 black, 1 full)")
+        ax.set(title=channel.capitalize(), xlim=(0, 1), xlabel="mean of a patch (0 dark, 1 bright)")
         ax.legend(loc="upper left", fontsize=8, title="all pixels, mean ± std", title_fontsize=8)
     axes[0].set_ylabel("% of the patches of the class")
     axes[0].margins(y=0.35)
@@ -160,7 +160,7 @@ def channels_by_patient(description: Description, pack: Pack) -> Figure:
         ax.set(ylabel=channel, xlim=(-0.5, len(ordered) - 0.5), ylim=(0, 1.05))
     _label_patients(axes[-1], ordered["patient"])
     axes[-1].set_xlabel("patients, dark to bright")
-    title = "Channels of each patient: mean (mark) ± standard deviation (line); 0 black, 1 full"
+    title = "Channels of each patient: mean (mark) ± standard deviation (line); 0 dark, 1 bright"
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -192,7 +192,7 @@ def stain(description: Description, pack: Pack) -> Figure:
         _draw_limits(ax, table, "stain_strength", vertical=True, label=limits)
         _draw_limits(ax, table, feature, vertical=False)
         ax.set(xlabel="stain strength: mean optical density of the tissue")
-        ax.set(title=f"Share of optical density in {name}", ylabel="share of the sum")
+        ax.set(title=f"Optical density in {name}", ylabel="fraction of the sum of the channels")
     if table.empty:
         say_none(axes[0], "no patient has tissue")
     else:

@@ -30,9 +30,10 @@ _NUM_PARTS = 6
 _MAX_COMPARED = 500
 _PAIRS_AT_A_TIME = 4096
 DUPLICATE_METHOD = (
-    f"signs of the 63 lowest DCT coefficients of the grey patch, at most {MAX_BITS_APART} bits "
-    f"apart, confirmed by a correlation of the pixels of at least {MIN_CORRELATION}; patches "
-    "without tissue are not compared; copies that are shifted, turned or flipped are not found"
+    "a hash has the signs of the 63 lowest DCT coefficients of the gray patch; near duplicates "
+    f"differ in at most {MAX_BITS_APART} bits of the hash, and the correlation of their pixels is "
+    f"at least {MIN_CORRELATION}; patches without tissue are not compared; copies that are "
+    "shifted, rotated or flipped are not found"
 )
 Ints = NDArray[np.int64]
 

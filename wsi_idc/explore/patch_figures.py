@@ -76,7 +76,7 @@ def augmented_samples(
 
 
 def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
-    """Choose at most ``num`` of ``rows`` at random; ``seed`` and ``label`` are the random seed."""
+    """Choose at most ``num`` of ``rows`` at random; ``seed`` and ``label`` fix the choice."""
     rng = np.random.default_rng([seed, label + 1])
     return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
 
@@ -112,7 +112,7 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
     means, names = description.pixels.mean_patches, label_names(pack)
     figure = Figure(figsize=(2.6 * max(len(means), 2), 5.4), layout="constrained")
     if not means:
-        figure.text(0.5, 0.5, "no patch is of full size", ha="center")
+        figure.text(0.5, 0.5, "no patch has the full size", ha="center")
         return figure
     axes = figure.subplots(2, len(means), squeeze=False)
     for (label, mean), column in zip(means.items(), axes.T, strict=True):
@@ -168,7 +168,7 @@ def patient(description: Description, pack: Pack) -> Figure:
     if len(ringed := row_col[np.isin(rows, hint_rows)]):
         y, x = (ringed.T + 0.5) * cell_mm
         label_ax.scatter(x, y, 90, facecolors="none", edgecolors="black", linewidths=1.5)
-        label_ax.set_title("Labels; ringed: unlike all 8 neighbours")
+        label_ax.set_title("Labels; ring: differs from all 8 neighbors")
     resolution = f"{pack.info.mpp:g} um/px ({pack.info.mpp_source})"
     figure.suptitle(f"Patient {chosen['patient']}: {len(rows):,} patches, {resolution}")
     return figure

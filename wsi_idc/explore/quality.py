@@ -25,11 +25,11 @@ STAIN_FEATURES = ("stain_strength", "red_share", "blue_share")
 _MAD_TO_STD = 1.4826
 _OFFSETS = tuple((row, col) for row in (-1, 0, 1) for col in (-1, 0, 1) if (row, col) != (0, 0))
 RULES = {
-    LABEL: "all 8 neighbours exist and have the other label",
+    LABEL: "all 8 neighbors exist and have the other label",
     BLANK: f"less than {MIN_TISSUE_SHARE:.0%} of the pixels are stained tissue",
-    DARK_BAND: f"{MIN_DIM_LINES} or more lines of pixels are grey from side to side, as at the "
+    DARK_BAND: f"{MIN_DIM_LINES} or more lines of pixels are gray from side to side, as at the "
     "edge of the glass",
-    STAIN: f"a modified z-score beyond {MAX_ABS_Z} among the patients",
+    STAIN: f"a modified z-score among the patients is above {MAX_ABS_Z} or below -{MAX_ABS_Z}",
 }
 
 

@@ -95,7 +95,7 @@ def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     names = [f"{statistic}_{name}" for statistic in ("sum", "squares") for name in CHANNELS]
     groups = pixel_table[["num_px", *names]].groupby(keys)
     sums = groups.sum()
-    # Python integers do not overflow, and the variance of equal pixels is exactly 0.
+    # Python integers do not overflow, so the variance of equal pixels is exactly 0.
     exact = sums.astype(object)
     table = pd.DataFrame({"patches": groups.size()}, index=sums.index)
     for name in CHANNELS:

@@ -25,7 +25,7 @@ from wsi_idc.maps.coordinates import GridTransform, grid_transform, stable_id
 from wsi_idc.maps.patient_map import PatientMap
 
 _IDC = 1  # label of IDC, and index of the class name
-_SIGNIFICANT = 7  # digits of a float32
+_SIGNIFICANT = 7  # significant digits of a float32
 # Corners of a cell, clockwise on the screen. The first corner is repeated at the end.
 _RING = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
 
@@ -39,8 +39,8 @@ def write_geojson(
 ) -> None:
     """Write a tile for each patch and an annotation for each region of patches called IDC.
 
-    Tiles and regions are cut at the right and the bottom edge of a slide. But a tile that is
-    completely beyond the edge is not cut, and the region of this tile is not cut either.
+    Tiles and regions are cut at the right and the bottom edge of a slide. But a tile outside the
+    slide keeps its full size, and so does the region of this tile.
 
     Args:
         patient_map: The map.
@@ -60,7 +60,7 @@ def write_geojson(
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         file.write(b'{"type": "FeatureCollection", "features": [')
         separator = b"\n"
-        # Features are made one at a time: together they need many times the memory of the map.
+        # Make one feature at a time: all features need many times the memory of the map.
         tiles = _tiles(patient_map, transform, threshold)
         for feature in chain(tiles, _annotations(patient_map, transform, threshold)):
             file.write(separator + json.dumps(feature, allow_nan=False).encode())

@@ -53,7 +53,7 @@ def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> N
                 photometric="rgb",
                 tile=(TILE_PX, TILE_PX),
                 compression="zlib",
-                # Level 1 takes a third of the time of the default level, and gives 3 % more bytes.
+                # Compression level 1 needs a third of the default's time, and 3 % more bytes.
                 compressionargs={"level": 1},
                 predictor=True,
                 resolution=(per_cm, per_cm),

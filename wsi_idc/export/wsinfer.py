@@ -26,7 +26,7 @@ from wsi_idc.models.checkpoint import Checkpoint
 
 SPEC_VERSION = "1.0"
 _FILES = ("torchscript_model.pt", "config.json", "README.md")
-_BOX = 4  # Pillow's number of the filter that computes the mean, as OpenCV's INTER_AREA does
+_BOX = 4  # number of Pillow's box filter: it computes the mean, as OpenCV's INTER_AREA does
 _TRACED_BATCH = 2
 _CHECKED_BATCHES = (1, 7)
 _TOLERANCE = 1e-4
@@ -106,7 +106,7 @@ def torchscript(checkpoint: Checkpoint) -> bytes:
     model = _Calibrated(checkpoint.build().network, checkpoint.temperature).eval()
     side = _input_px(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    # TorchScript is not optimized here: optimization takes longer than the three runs.
+    # Do not optimize TorchScript here: this takes longer than the forward passes below.
     with _quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
         example = torch.randn(_TRACED_BATCH, 3, side, side, generator=generator)
         buffer = io.BytesIO()
@@ -139,7 +139,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Remove the paths of source files: only errors show paths, and paths differ by machine."""
+    """Remove paths of source files, which only errors show: they differ from machine to machine."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():

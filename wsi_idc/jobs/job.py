@@ -57,7 +57,7 @@ class Task:
     Attributes:
         command: Name of the command.
         spec: Options and parser of the command.
-        settings: Values by key, from the job file and the user; those of the user have priority.
+        settings: Values by key, from the job file and from flags; flags have priority.
         passthrough_args: Arguments that are passed to the command unchanged.
         values: Value of each key after the command line is parsed; defaults are included.
     """

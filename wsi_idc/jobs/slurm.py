@@ -114,7 +114,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
     source = """if [[ -f "$1" ]]; then source <(tr -d '\\r' <"$1"); fi"""
     bash = f'{source}; exec sbatch --parsable "${{@:2}}"'
     command = ["bash", "-c", bash, "bash", str(SITE), *flags, str(script)]
-    # If this process runs in a SLURM job, the variables of that job must not apply to the new job.
+    # If this process runs in a SLURM job, the new job must not get the variables of this job.
     names = [name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"]
     environment = {name: os.environ[name] for name in names}
     try:

@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# The part that all SLURM scripts share; they end with `run_job JOB.toml`.
+# Common part of all SLURM scripts. Each script ends with `run_job JOB.toml`.
 
-# Before the time limit, or when a job of a higher partition takes the node, the program gets a signal, saves, and
-# exits with 75. The job is then requeued and continues from there, at most WSI_IDC_MAX_RESTARTS times (50). A job
-# that was cancelled with `scancel` is not requeued.
+# Before the time limit, or if a job with a higher priority needs the node, SLURM sends the program a signal. The
+# program saves its work and exits with 75. Then the job is requeued and continues, at most WSI_IDC_MAX_RESTARTS
+# times (50). A job that was cancelled with `scancel` is not requeued.
 
-# A job that is submitted from inside another job inherits the variables of that job, and srun would obey them. The
-# loop keeps only the variables that SLURM sets for each job.
+# A job that is submitted from inside another job inherits the variables of that job, and srun would use them.
+# Therefore this loop keeps only the variables that SLURM sets for each job.
 for name in "${!SLURM_@}"; do
     case $name in
-        SLURM_JOB_GPUS) unset "$name" ;; # SLURM does not set this one for a job without GPUs
+        SLURM_JOB_GPUS) unset "$name" ;; # SLURM sets this variable only for a job with GPUs
         SLURM_CONF | SLURM_JOB_* | SLURM_SUBMIT_*) ;;
         *) unset "$name" ;;
     esac
@@ -18,7 +18,7 @@ done
 set +u # scripts of the site may use unset variables
 if [[ -f slurm/site.env ]]; then
     # shellcheck source=/dev/null
-    source <(tr -d '\r' <slurm/site.env) # a file from Windows has \r at its line ends
+    source <(tr -d '\r' <slurm/site.env) # the lines of a file from Windows end with \r
 fi
 if [[ -f .venv/bin/activate ]]; then
     # shellcheck source=/dev/null
@@ -26,13 +26,13 @@ if [[ -f .venv/bin/activate ]]; then
 fi
 set -u
 if ! command -v wsi-idc >/dev/null; then
-    echo "Error: no wsi-idc on $(hostname), in .venv/ of $PWD or on PATH; submit from the project's folder," \
-        "or load it in slurm/site.env" >&2
+    echo "Error: wsi-idc is not on $(hostname), in .venv/ of $PWD or on PATH; submit from the project's folder," \
+        "or load wsi-idc in slurm/site.env" >&2
     exit 1
 fi
 export PYTHONUNBUFFERED=1
 
-# SLURM's record of this job has the size of the job.
+# Set variables for the size of this job, from SLURM's record of the job.
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
     for seconds in 1 2 4 8 0; do
         record=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") && break
@@ -49,10 +49,10 @@ if [[ -n ${SLURM_JOB_ID:-} ]]; then
         fi
     done
     [[ ${SLURM_NTASKS_PER_NODE:-} != 0 ]] || unset SLURM_NTASKS_PER_NODE
-    export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take this from sbatch
+    export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not use the value of sbatch
 fi
 
-# Run a job file: the script's own, unless the first argument is another one: run_job OWN.toml "$@"
+# Run a job file: run_job DEFAULT.toml "$@". If the first argument in "$@" is a job file, it replaces DEFAULT.toml.
 run_job() {
     local job=$1
     shift
@@ -68,19 +68,19 @@ run_job() {
 run_and_requeue() {
     local saved=75 killed_at_start=138 max_restarts=${WSI_IDC_MAX_RESTARTS:-50} restarts=${SLURM_RESTART_COUNT:-0}
     local status=0
-    # Only processes of srun get the signal before the limit. With `sbatch --export=...`, srun would start the
-    # program without the variables that are set here.
+    # Only processes of srun get the signal before the time limit. Without --export=ALL, `sbatch --export=...` would
+    # hide the variables of this script from the program.
     srun --export=ALL "$@" || status=$?
     # 138 is 128 + SIGUSR1: the signal came before the program had installed its handler.
     if [[ $status -ne $saved && $status -ne $killed_at_start ]]; then
         exit "$status"
     fi
     if [[ $restarts -ge $max_restarts ]]; then
-        echo "saved, but not put back into the queue after $restarts restarts; submit again to continue"
+        echo "saved, but not requeued after $restarts restarts; submit again to continue"
         exit "$status"
     fi
-    echo "saved; back into the queue (restart $((restarts + 1)) of at most $max_restarts)"
-    # The last task of an array has the array's own id: requeuing that id would requeue all tasks.
+    echo "saved; requeued (restart $((restarts + 1)) of at most $max_restarts)"
+    # The last task of an array has the same id as the array: requeuing this id would requeue all tasks.
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
         scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     else

@@ -48,7 +48,7 @@ def content_security_policy(
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = "'unsafe-inline' 'unsafe-eval'" if is_bokeh else f"'sha256-{digest}'"
-    # Browsers differ in whether 'self' includes the files of a folder.
+    # In some browsers, 'self' does not include files of the same folder.
     scripts += " 'self' file:" if has_script_file else ""
     return _POLICY.format(scripts=scripts)
 

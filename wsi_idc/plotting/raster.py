@@ -43,8 +43,8 @@ def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pix
 def layer_table(name: str) -> Pixels:
     """Return the color table of a layer over tissue, as RGBA, shape (256, 4).
 
-    With some layers the tissue is visible where the value is low: the opacity follows the value, up
-    to a fraction of the color scale.
+    In the layers ``SEE_THROUGH``, the opacity grows with the value, so that the tissue is visible
+    where the value is low.
     """
     is_see_through = name in SEE_THROUGH
     opacity = np.minimum(np.linspace(0, 1, NUM_COLORS) / _OPAQUE_FROM, 1) if is_see_through else 1.0

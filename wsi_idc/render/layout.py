@@ -34,7 +34,7 @@ _NAME_PT = 8.5
 _LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
 _SCALE_SHARE = 0.42  # fraction of the foot width for the scale bar, left of the legend
 _FRAME_COLOR = "#b0b0b0"
-_RIM_PT = 0.8  # width of the white rim of a line, both sides together
+_RIM_PT = 0.8  # added to the width of a line by its white rim
 
 
 def panel_grid(num: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from wsi_idc.report.layers import (
 
 _CLEAR = "#00000000"
 _HALO_COLOR = "#102a43"
-_SELECTED_COLOR = "#ff2bd6"  # neither in viridis nor in inferno
+_SELECTED_COLOR = "#ff2bd6"  # not a color of viridis or inferno
 # Colors by code. Code 0 is a cell without a patch. Codes of labels: 1 unknown, 2 non-IDC, 3 IDC.
 _CODE_PALETTES = {
     "labels": [_CLEAR, *(LABEL_COLORS[label] for label in (-1, 0, 1))],
@@ -38,7 +38,7 @@ _CODE_PALETTES = {
 _LINES = ("regions", "truth", "mask")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
-_TOOLBAR = 48  # px at the right edge; the toolbar has 30 px, also if the canvas is only 600 px wide
+_TOOLBAR = 48  # px, or 32 px on a canvas of only 600 px; the toolbar always needs 30 px
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 _SMALL = (
     ":host { font-size: 13px; } .bk-btn { padding: 1px 8px; font-size: 12px; } "
@@ -86,13 +86,13 @@ def build_sources(
 
 
 def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of the patches with ``members`` True, as end points of lines in mm."""
+    """Return the outline of the patches in the mask ``members``, as end points of lines in mm."""
     mask = scatter_to_grid(members, cropped.row_col, shape=cropped.shape, fill=False)
     return _lines(region_boundary(mask) * (cropped.cell_px * cropped.mpp / 1000))
 
 
 def _mask_outline(patient_map: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of the tissue mask; there are no lines if the map has no slide."""
+    """Return the outline of the tissue mask; it has no lines if the map has no slide."""
     slide = patient_map.slide
     if slide is None:
         return _lines(np.empty((0, 2, 2)))
@@ -116,7 +116,7 @@ def build_canvas(
     # The ranges have the aspect ratio of the figure, so that cells are square.
     mm_per_px = _MARGIN * max(width / (_WIDTH - _TOOLBAR), height / _HEIGHT)
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
-    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # the toolbar covers no cell
+    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # keep the cells left of the toolbar
     x_range = models.Range1d(middle - across, middle + across)
     y_range = models.Range1d(height / 2 + down, height / 2 - down)
     canvas = figure(
@@ -151,7 +151,7 @@ def build_canvas(
 
 
 def _remove_unused_glyphs(canvas: figure) -> None:
-    """Remove glyphs of states that no renderer has; they are a third of the models of a page."""
+    """Remove the glyphs of states that never occur, a third of the models of a page."""
     for renderer in canvas.renderers:
         renderer.update(nonselection_glyph=None, muted_glyph=None)
 
@@ -282,7 +282,7 @@ def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[mod
         renderer.glyph.global_alpha = layer.opacity
         code = "renderer.glyph.global_alpha = {value: slider.value}; "
         code += f"const colors = document.getElementById('colors-{layer.name}'); "
-        code += "if (colors) colors.style.opacity = slider.value"  # colors as on the canvas
+        code += "if (colors) colors.style.opacity = slider.value"  # same colors in the legend
         arguments = {"renderer": renderer, "slider": opacity}
         opacity.js_on_change("value", CustomJS(args=arguments, code=code))
     return [checkbox, opacity]

@@ -35,7 +35,7 @@ class Column(NamedTuple):
     """Column of the table of cards; the cards can be sorted by each column.
 
     Attributes:
-        name: Column of the cohort table.
+        name: Name of the column in the cohort table.
         title: Title of the column on the page.
         format: Function from a value to its text on the page.
         descends: Whether the largest value comes first.
@@ -59,7 +59,7 @@ COLUMNS = (
     Column("mean_uncertainty", "uncertainty"),
     Column("mean_novelty", "novelty"),
 )
-SORTED_BY = "idc_fraction"  # the page initially uses this column
+SORTED_BY = "idc_fraction"  # column by which the cards are sorted at first
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Card:
 def card_of(
     patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> Card:
-    """Return the card of a patient or slide. ``patient_page`` has the same arguments."""
+    """Return the card of a patient or slide. ``patient_page`` describes the arguments."""
     tissue = None
     if image is not None:
         tissue, _ = tissue_uri(crop_image(image, patient_map), _THUMBNAIL_PX, quality=55)
@@ -114,7 +114,7 @@ def card_of(
 
 
 def patient_card(row: Mapping[str, Any], slides: Sequence[Card]) -> Card:
-    """Return the card of a patient with several slides. The pictures show the slide with most IDC.
+    """Return the card of a patient with several slides; it shows the slide with the most IDC.
 
     Args:
         row: Row of the patient in the table of patients.
@@ -166,7 +166,7 @@ def _cards_page(
 
 
 def row_key(row: Mapping[str, Any]) -> str:
-    """Return the ``model_key`` of the model that made the map of a row of the cohort table."""
+    """Return the ``model_key`` of the model that made the map in a row of the cohort table."""
     return str(row["ensemble"] or row["checkpoint_sha256"])
 
 
@@ -191,6 +191,6 @@ def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> list[str
     note = "" if len(unseen) == len(rows) else " without train patients"
     for name, column in (("median AUC", "auc"), ("median Dice", "dice")):
         known = [row[column] for row in unseen if pd.notna(row[column])]
-        if known and has_medians:  # there is no common median of different models
+        if known and has_medians:  # maps of different models have no common median
             totals.append(f"{float(np.median(known)):.3f} {name}{note}")
     return totals

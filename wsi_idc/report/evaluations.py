@@ -9,7 +9,7 @@ from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import parse_json, regular_file
 from wsi_idc.plotting.page_links import model_key
 
-_MAX_BYTES = 1e8  # of a metrics.json
+_MAX_BYTES = 1e8  # largest metrics.json that is read
 
 
 class EvaluationPage(NamedTuple):

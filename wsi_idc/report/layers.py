@@ -86,7 +86,7 @@ def page_layers(patient_map: PatientMap, *, has_tissue: bool) -> list[PageLayer]
     if patient_map.slide is not None:
         lines.append(PageLayer("mask", "Tissue mask", opacity=None, keys=((MASK_COLOR, ""),)))
     layers = layers_of(patient_map, has_tissue=has_tissue)[::-1]
-    layers.sort(key=lambda layer: layer.name != "labels")  # labels first, next to the errors
+    layers.sort(key=lambda layer: layer.name != "labels")  # labels first, after the errors
     return [*lines, *map(_page_layer, layers)]
 
 

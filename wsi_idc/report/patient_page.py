@@ -114,11 +114,11 @@ def patient_page(
     }
     return file_html(
         document,
-        CDN if context.script_file else INLINE,  # the template uses only the code of INLINE
+        CDN if context.script_file else INLINE,  # the template does not load from the CDN
         title,
         template=template,
         template_variables=variables,
-        suppress_callback_warning=True,  # no callback is in Python; the check takes long
+        suppress_callback_warning=True,  # skip a slow check of callbacks in Python
     )
 
 

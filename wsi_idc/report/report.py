@@ -51,10 +51,10 @@ class Report:
         index: Page of the cohort.
         csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
         patients: Table of the patients.
-        failed: Reason for each map file that has no page, and for each page with a list of slides
-            and each page of an evaluation that cannot be written.
-        stale: Pages in the folder of earlier reports, of maps that are not in this report. They are
-            kept: this report may be of only some maps.
+        failed: Reason for each map file without a page, and for each other page that cannot be
+            written: a page with a list of slides, or the page of an evaluation.
+        stale: Pages of earlier reports in the folder, whose maps are not in this report. They are
+            kept, because this report may have only some of the maps.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def build_report(
 
 
 def _write_script(out: Path) -> str:
-    """Return the name of the file with the code of bokeh in ``out``; write a missing file."""
+    """Write the file with the code of bokeh into ``out`` if it is missing; return its name."""
     resources = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     code = "\n".join(resources.js_raw)
     name = f"bokeh-{bokeh.__version__}-{hashlib.sha256(code.encode()).hexdigest()[:8]}.js"

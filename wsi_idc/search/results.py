@@ -35,8 +35,8 @@ class Trial:
         number: Number of the trial, counted from 0.
         state: State of the trial, one of ``STATES``.
         point: Value of the trial on each axis; may be empty for a waiting trial.
-        value: Value of the search's metric, after the best epoch of a complete trial, or after the
-            last epoch of an incomplete trial. None if no epoch is finished.
+        value: Value of the search's metric. For a complete trial, this is the value of the best
+            epoch, else of the last epoch. None if no epoch is finished.
         metrics: All metrics on the val patients; None for an incomplete trial.
         config: All settings of the training; None for an incomplete trial.
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
@@ -151,7 +151,7 @@ def best_job(result: SearchResult) -> str:
     )
     for name, value in best.config.items():
         if value is not None:
-            # TOML accepts numbers from repr(), even inf, and texts and truth values from JSON.
+            # TOML writes numbers as Python does, also inf, and texts and truth values as JSON does.
             is_number = type(value) in (int, float)
             toml = repr(value) if is_number else json.dumps(value, ensure_ascii=False)
             text += f"{name} = {toml}\n"

@@ -15,10 +15,10 @@ from wsi_idc.core.files import temporary_path
 from wsi_idc.core.progress import progress
 from wsi_idc.synthetic.tissue import SynthSlide, draw_slide
 
-MIN_PATCHES = 40  # a slide with fewer patches has no room for both classes
+MIN_PATCHES = 40  # a slide with fewer patches is too small for both classes
 # Smallest fraction of tissue in a kept patch. Nearly blank patches remain, as in the Kaggle set.
 MIN_TISSUE_FRACTION = 0.06
-# Expected fraction of a slide's patches that are kept. The size of a slide is computed from it.
+# Expected fraction of a slide's patches that are kept; it determines the size of a slide.
 KEPT_FRACTION = 0.80
 
 
@@ -98,7 +98,8 @@ def _slide_size(rng: np.random.Generator, num_patches: int) -> tuple[int, int]:
     area = num_patches / KEPT_FRACTION
     rows = round(np.sqrt(area * rng.uniform(0.7, 1.4)))
     cols = round(area / rows)
-    spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)  # half of the sides have an edge
+    # Half of the sides are not a multiple of a patch: they end with smaller patches.
+    spare = rng.integers(5, PATCH_PX, 2) * (rng.random(2) < 0.5)
     return rows * PATCH_PX + int(spare[0]), cols * PATCH_PX + int(spare[1])
 
 

@@ -28,8 +28,8 @@ _SUFFIXES = (".tif", ".scn", ".ome.tif")  # the first three slides; all others a
 _GLASS = (4800, 3800)  # width and height of the glass of the .scn slide in px
 _CORNER = (1200, 900)  # x, y of its scanned area
 _COLORS = {"Tumor": [200, 0, 0], "Normal": [0, 140, 70]}
-_STEP = 2  # outlines are drawn on every second px of the mask, which are 8 um
-_MIN_AREA = 600  # smallest area of an outline or a hole in px of 8 um, about a patch
+_STEP = 2  # outlines use every second px of the mask, so their px are 8 um wide
+_MIN_AREA = 600  # smallest area of an outline or a hole in these px; about the area of a patch
 
 
 @dataclass(frozen=True)

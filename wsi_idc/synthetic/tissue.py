@@ -126,8 +126,8 @@ def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, 
 def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
     """Draw fibers and cell nests with a common direction, and noise with the size of nuclei."""
     size = rng.uniform(1.5, 2.6)
-    # Sigma of the blur in px, along and across the flow. The axis along the flow is stretched by 4
-    # below.
+    # Sigma of the blur in px, along and across the fibers. Below, the axis along the fibers is
+    # stretched by 4.
     sigmas = [(2.2, 0.7), (0.25 * size * rng.uniform(1.0, 1.7), size)]
     tile = np.empty((1024, 256, 2), np.float32)
     for channel, (along, across) in enumerate(sigmas):

@@ -157,7 +157,7 @@ def find_slide(patient_map: PatientMap, catalog: Catalog) -> Path:
             return recorded
     except (OSError, ValueError):  # such as a name that is too long, or has a zero byte
         logger.debug("the path of slide %s in the map is not valid", name)
-    place = f" (when the map was made: {recorded})" if recorded else ""
+    place = f" (path when the map was made: {recorded})" if recorded else ""
     raise MapError(f"the slide {name}{place} is not found; give its folder as --slides")
 
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 _CACHE_BYTES = 256 * 2**20
 _MAX_THREADS = 8
-_POLL_SECONDS = 0.1  # time between two looks at the flag of the stop signals
+_POLL_SECONDS = 0.1  # time between two checks for a stop signal
 _MAX_CACHED_MAP = 64 * 2**20
 _MAX_REQUEST_BYTES = 2**16
 # Columns of the table of the cohort that the list of patients shows.
@@ -47,7 +47,7 @@ _ROW = (
     *("patient", "patches", "area_mm2", "idc_area_mm2", "idc_fraction", "auc", "dice"),
     *("mean_uncertainty", "mean_novelty", "role"),
 )
-# OpenSeadragon adds one style, for the focus on touch screens.
+# Hash of the only style that OpenSeadragon adds to the page.
 _OSD_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 _HEADERS = {
     "Content-Security-Policy": f"default-src 'self'; style-src 'self' {_OSD_STYLE}; "
@@ -60,7 +60,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-# Files of the page, by the name in their addresses: path in this package, and media type.
+# Files of the page. For each name in a URL: path in this package, and media type.
 _FILES = {
     "view.css": ("templates/view.css", "text/css"),
     "view.js": ("templates/view.js", "text/javascript"),
@@ -232,8 +232,8 @@ class _PageHandler(_Handler):
             return
         server = self.application
         self.set_cookie(server.cookie, server.token, httponly=True, samesite="Strict")
-        # This page opens the viewer by a script: after a redirect from another site, or from a
-        # file, a browser would not send the cookie.
+        # This page opens the viewer by a script. After a redirect, a browser would not send the
+        # cookie if the first address was opened from a file or from another site.
         self.finish(page_template("view/templates/enter.html").render())
 
 
@@ -291,7 +291,7 @@ def _make_handler(answer: Callable[..., bytes], media_type: str) -> type[_Handle
             self.finish(data)
 
         def on_connection_close(self) -> None:
-            # A browser drops the tiles that the user has moved away from.
+            # Do not compute a tile that is no longer visible: the browser has closed the request.
             if future := getattr(self, "_future", None):
                 future.cancel()
 
@@ -366,7 +366,7 @@ def _map_part(server: ViewServer, item: CatalogItem, part: str) -> bytes:
 
 
 def _outlines_json(server: ViewServer, index: int) -> bytes:
-    """Return the annotations of a slide as JSON: for each, the class, and the rings in px."""
+    """Return the annotations of a slide as JSON; each has a class, and rings in px."""
     folder = server.catalog.annotations
     with server.tissues.use(index) as tissue:
         slide = tissue.tiles.slide

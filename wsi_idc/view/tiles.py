@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from wsi_idc.slides.reader import SlideReader
 from wsi_idc.slides.slide import Slide
 
-# Each tile has one more px at each inner edge. Without this overlap, OpenSeadragon would draw each
-# tile one px larger to hide the seams, and its px would not be in place.
+# Each tile has one more px at each inner edge. Without this overlap, OpenSeadragon would enlarge
+# each tile by one px to hide the seams between tiles, and the px of the tile would be shifted.
 TILE_PX, OVERLAP_PX = 254, 1
 _JPEG_QUALITY = 85
-# A tile is made from at most 16 x 16 times as many px of the slide (50 MB). Coarser tiles of a
-# slide that has no coarse levels are made from a thumbnail.
+# A tile is made from at most 16 x 16 times as many px of the slide (50 MB). A tile that would need
+# more px, because the slide has no coarse level, is made from a thumbnail.
 _MAX_SHRINK = 16
-# A level is used at its own resolution if the resolution differs by less than this fraction:
-# real slides have downsamples such as 4.0003.
+# A level is used without resizing if its resolution differs by less than this fraction: real slides
+# have downsamples such as 4.0003.
 _TOLERANCE = 0.01
 
 

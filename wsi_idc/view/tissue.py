@@ -32,7 +32,8 @@ class Tissue:
 
     Attributes:
         kind: "slide", "picture" (stitched patches), "thumbnail" or "blank" (white).
-        tiles: Tiles of the tissue. Below, px of the tissue are px of the largest level.
+        tiles: Tiles of the tissue. In all attributes, a px of the tissue is a px of the largest
+            level.
         x, y: Position of the top left corner of grid cell (0, 0) in px of the tissue.
         side: Side of a grid cell in px of the tissue.
         scale: Number of px of the tissue per level-0 px; for a map of a pack, per px of a patch.
@@ -100,7 +101,7 @@ def _stored_tissue(path: Path, patient_map: PatientMap, note: str) -> Tissue:
         return Tissue("thumbnail", tiles, *place, grid.side * scale, scale, note=note)
     height, width = (n * patient_map.cell_px for n in (rows, cols))
     picture = np.broadcast_to(np.uint8(255), (height, width, 3))
-    note = "the map has no picture of the tissue; make it without --no-image"
+    note = "the map has no picture of the tissue; make the map again without --no-image"
     return Tissue("blank", _tile(path, picture, mpp=grid.mpp), 0, 0, grid.side, note=note)
 
 
@@ -124,7 +125,7 @@ class OpenTissues:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._opened: dict[int, _Opened] = {}  # the last one was used last
+        self._opened: dict[int, _Opened] = {}  # in the order of use
         self._lock = Lock()
 
     @contextmanager

@@ -3,7 +3,7 @@
 const {rows, cols, cell_mm} = grid;
 const {data} = patches;
 const values = toggle.active === 1 ? data.smoothed : data.probability;
-// Probabilities are float32; the limit is too, as in Python.
+// Probabilities are float32. Round the threshold to float32 too, as Python does.
 const limit = Math.fround(threshold.value);
 const mask = new Uint8Array(rows * cols);
 const on_slide = new Float32Array(rows * cols);
