@@ -74,6 +74,17 @@ def test_changed_patches_are_a_table_that_the_next_evaluation_removes(
     assert not Path("runs/a/eval-test/robustness.csv").exists()
 
 
+def test_cam_quality_is_in_the_metrics(work: Path, command: RunCommand):
+    result = command("eval", "--checkpoint", "runs/a", *QUICK, "--cam", "--no-report")
+    assert result.code == 0, result.err
+    lines = result.out.partition("CAM (")[2].partition("note:")[0].splitlines()
+    assert lines[0].startswith("gradcam at the last feature map, ")
+    assert [line[:4] for line in lines[1:6]] == ["fall", "area", "brig", "exce", "stab"]
+    assert len("CAM (" + lines[0]) <= 80 and max(map(len, lines)) <= 80
+    cam = json.loads(Path("runs/a/eval-test/metrics.json").read_text())["cam"]
+    assert f"{cam['fall']:.2f}   largest fifth" in lines[1]
+
+
 def test_several_runs_make_a_leaderboard(work: Path, command: RunCommand):
     result = command("eval", "runs/a", "runs/b", "--rank-by", "brier", *QUICK)
     assert result.code == 0, result.err

@@ -17,6 +17,7 @@ from tests.evaluations import (
     patches,
 )
 from wsi_idc.data.pack import Pack
+from wsi_idc.evaluation.cam_quality import CamQuality
 from wsi_idc.evaluation.report import (
     FIGURE_NAMES,
     evaluate_into,
@@ -40,6 +41,8 @@ WORLDS = {
     "all correct and certain": patches(("a", "0011", [0, 0, 1, 1])),
 }
 CHANGES = pd.DataFrame({"change": ["a"], "auc": 0.9, "sensitivity": 0.8, "mean_novelty": 0.5})
+CURVE = pd.DataFrame({"fraction": [0.2], "top": [0.7], "random": [-0.2]})
+CAM = CamQuality("gradcam", (6, 6), 1, 1, 0.9, 0.9, 0.3, 0.0, 0.9, CURVE)
 HISTORY = [{"epoch": 1, "val_auc": 0.7, "train_loss": 0.6}, {"epoch": 2, "val_auc": 0.8}]
 
 
@@ -47,7 +50,7 @@ HISTORY = [{"epoch": 1, "val_auc": 0.7, "train_loss": 0.6}, {"epoch": 2, "val_au
 def test_a_report_has_its_page_and_all_figures(world: str, tmp_path: Path):
     table = WORLDS[world].assign(novelty=0.5)
     pack = pack_of(tmp_path / "a.h5", table)
-    evaluation = replace(evaluation_of(table), robustness=CHANGES)
+    evaluation = replace(evaluation_of(table), robustness=CHANGES, cam=CAM)
     write_report(evaluation, tmp_path / "out", pack=pack, history=HISTORY)
     page = check_page(tmp_path / "out" / "report.html")
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}

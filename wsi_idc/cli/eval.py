@@ -54,6 +54,11 @@ Result = TypeVar("Result")
     help="Also evaluate patches with another stain, light, focus, compression and resolution; "
     "takes 17 times as long.",
 )
+@click.option(
+    "--cam",
+    is_flag=True,
+    help="Also measure CAMs: the log odds fall if the part with the largest CAM is hidden.",
+)
 @resample_options
 @compute_options
 @output_options
@@ -67,6 +72,7 @@ def eval_(
     rank_by: str,
     no_report: bool,
     robustness: bool,
+    cam: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -107,7 +113,7 @@ def eval_(
     from wsi_idc.data.open_data import open_data
 
     pack = open_data(data)  # raises an error for missing data, before torch is imported
-    options |= {"with_report": not no_report, "with_robustness": robustness}
+    options |= {"with_report": not no_report, "with_robustness": robustness, "with_cam": cam}
     load = partial(open_predictor, tta=tta, smooth=smooth)
     if len(runs) > 1:
         several = (runs, paths_of, failed, load, pack, out)
@@ -238,6 +244,7 @@ def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
     yield f"  non-IDC     {counts.true_negative:14d}  {counts.false_positive:10d}"
     yield f"  IDC         {counts.false_negative:14d}  {counts.true_positive:10d}"
     yield from _robustness_lines(evaluation)
+    yield from _cam_lines(evaluation)
     for note in evaluation.notes:
         yield f"note: {note}"
     yield f"written to {folder}"
@@ -257,6 +264,22 @@ def _robustness_lines(evaluation: "Evaluation") -> Iterator[str]:
             f"  {row['change']:<19} {row['auc']:5.3f}        {row['sensitivity']:5.3f}       "
             f"{row['called_idc']:5.1%}  {novelty[0]:>7}  {novelty[1]:>8}"
         )
+
+
+def _cam_lines(evaluation: "Evaluation") -> Iterator[str]:
+    cam = evaluation.cam
+    if cam is None:
+        return
+    yield f"CAM ({cam.method}, {cam.grid[0]}x{cam.grid[1]} cells, {cam.num_idc} IDC patches)"
+    yield from table_lines(
+        [
+            ("fall of the log odds", f"{cam.fall:.2f}   largest fifth hidden, minus random fifth"),
+            ("area", f"{cam.area:.2f}   mean of this fall over hidden parts of 5 to 50 %"),
+            ("brightness of non-IDC", f"{cam.other_brightness:.2f}   of the brightness of IDC"),
+            ("excess at the rim", f"{cam.rim_excess:+.0%}   outer cells against inner cells"),
+            ("stability under flips", f"{cam.flip_stability:.2f}   correlation"),
+        ]
+    )
 
 
 def _interval(low: float, high: float, *, digits: int = 3, space: str = " ") -> str:

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NUM_DIHEDRAL = 8
+# For each element of the dihedral group, the element that undoes it. Elements 1 and 3 are quarter
+# turns: 3 undoes 1, and 1 undoes 3. Every other element undoes itself.
+INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
 @dataclass(frozen=True)

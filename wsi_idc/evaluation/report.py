@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from wsi_idc.core.constants import DEFAULT_REPORT, EVALUATION_PAGE
 from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE
 from wsi_idc.data.pack import Pack
+from wsi_idc.evaluation.cam_quality import cam_quality, cam_quality_chart
 from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
 from wsi_idc.evaluation.evaluate import choose_patients, evaluate
 from wsi_idc.evaluation.gallery import GALLERIES
@@ -31,8 +32,8 @@ from wsi_idc.training.runs import Run
 logger = logging.getLogger(__name__)
 
 LEARNING_CURVES = "learning_curves"
-_NOVELTY, _ROBUSTNESS = "novelty", "robustness"
-FIGURE_NAMES = (*CHARTS, *GALLERIES, LEARNING_CURVES, _NOVELTY, _ROBUSTNESS)
+_NOVELTY, _ROBUSTNESS, _CAM = "novelty", "robustness", "cam_quality"
+FIGURE_NAMES = (*CHARTS, *GALLERIES, LEARNING_CURVES, _NOVELTY, _ROBUSTNESS, _CAM)
 _HEADLINE = ("auc", "average_precision", "f1", "balanced_accuracy", *HEADLINE_METRICS[4:])
 _BY_BORDER = ("auc", "balanced_accuracy", "f1", "sensitivity", "specificity", "ppv", "prevalence")
 
@@ -46,6 +47,7 @@ def evaluate_into(
     allow_seen: bool = False,
     with_report: bool = True,
     with_robustness: bool = False,
+    with_cam: bool = False,
     **settings: Any,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a predictor, and write its results; return the evaluation and ``folder``.
@@ -58,6 +60,7 @@ def evaluate_into(
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
         with_robustness: Evaluate changed patches too, as ``robustness`` does.
+        with_cam: Measure CAMs too, as ``cam_quality`` does.
         settings: Further keyword arguments of ``evaluate``.
 
     Raises:
@@ -67,8 +70,11 @@ def evaluate_into(
     """
     patients = choose_patients(predictor, pack, split, allow_seen=allow_seen)
     evaluation = evaluate(predictor, pack, patients, split=split, **settings)
+    options = {name: settings[name] for name in ("device_config", "batch_size")}
+    if with_cam:
+        measured = cam_quality(predictor, pack, patients, **options)
+        evaluation = replace(evaluation, cam=measured)
     if with_robustness:
-        options = {name: settings[name] for name in ("device_config", "batch_size")}
         table = robustness(predictor, pack, patients, **options)
         evaluation = replace(evaluation, robustness=table)
     # Remove the page and the figures of an earlier evaluation: they show other numbers.
@@ -109,6 +115,8 @@ def write_report(
         drawings[_NOVELTY] = partial(novelty_chart, evaluation)
     if evaluation.robustness is not None:
         drawings[_ROBUSTNESS] = partial(robustness_chart, evaluation.robustness)
+    if evaluation.cam is not None:
+        drawings[_CAM] = partial(cam_quality_chart, evaluation.cam)
     if history:
         best_epoch = evaluation.record["method"]["metrics"].get("epoch")
         drawings[LEARNING_CURVES] = partial(draw_curves, history, best_epoch=best_epoch)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch and pandas take seconds to import
     import pandas as pd
 
     from wsi_idc.data.pack import Pack
+    from wsi_idc.evaluation.cam_quality import CamQuality
     from wsi_idc.inference.predictor import Predictor
     from wsi_idc.metrics.bootstrap import Band
 
@@ -91,6 +92,7 @@ class Evaluation:
         bands: ROC and PR curve with 95 % confidence bands; None if all labels are equal.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
+        cam: Quality of the CAMs; None if it was not measured.
         robustness: One row per change of the patches, as ``robustness.robustness`` returns it;
             None if only unchanged patches were evaluated.
     """
@@ -111,6 +113,7 @@ class Evaluation:
     record: dict[str, Any]
     slides: "pd.DataFrame | None" = None
     robustness: "pd.DataFrame | None" = None
+    cam: "CamQuality | None" = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results for JSON, without curves and most tables; None replaces NaN."""
@@ -131,6 +134,7 @@ class Evaluation:
                 for distance, metric_set in self.by_border.items()
             },
             **({} if changes is None else {"robustness": changes}),
+            **({} if self.cam is None else {"cam": self.cam.as_dict()}),
             "notes": list(self.notes),
             "provenance": self.record,
         }

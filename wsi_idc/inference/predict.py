@@ -16,7 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.data.augmentation import NUM_DIHEDRAL, dihedral
+from wsi_idc.data.augmentation import INVERSE_DIHEDRAL, NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
 from wsi_idc.models.batch_norm import fuse_batch_norm
 from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
@@ -35,9 +35,6 @@ ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
 # A batch is padded to a multiple of this size. Otherwise, the device would compute small batches
 # in a different way, and the last digits of the logits would depend on the size of the batch.
 _BATCH_MULTIPLE = 16
-# For each view, the number of the view that undoes it. Views 1 and 3 are
-# quarter turns: 3 undoes 1, and 1 undoes 3. Every other view undoes itself.
-_INVERSE_VIEW = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -256,7 +253,7 @@ def _forward(
                 logit, cam, distance = network(seen)
             logits.append(logit)
             if cam is not None:
-                cams.append(_apply_view(cam[:, None], _INVERSE_VIEW[view])[:, 0])
+                cams.append(_apply_view(cam[:, None], INVERSE_DIHEDRAL[view])[:, 0])
             if distance is not None and view == 0:
                 distances.append(distance)
     mean_cam = _mean_cam(cams) if cams else None
