@@ -1,7 +1,6 @@
 """Read slide files with OpenSlide; no other module imports OpenSlide."""
 
 import contextlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +10,12 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.errors import SlideError, first_line
 from wsi_idc.geometry.bounds import Bounds
-from wsi_idc.slides.reader import SlideReader, composite_on_white
+from wsi_idc.slides.reader import CACHE_BYTES, SlideReader, check_num_px, composite_on_white
 
 if TYPE_CHECKING:
     import openslide
 
-# Size of OpenSlide's cache of decoded tiles: neighboring rows of patches need the same tiles. The
-# cache has room for one row of 256 px tiles of a slide that is 130,000 px wide.
-_CACHE_BYTES = 128 * 2**20
 GENERIC_TIFF = "generic-tiff"  # OpenSlide's name for a tiled TIFF without a vendor format
-# Maximum size of a tile: OpenSlide aborts the process if a tile does not fit into memory.
-_MAX_TILE_PX = 2**26
 
 
 class OpenSlideReader(SlideReader):
@@ -87,7 +81,7 @@ class OpenSlideReader(SlideReader):
         import openslide
 
         handle = openslide.OpenSlide(self._path)
-        handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+        handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
         return handle
 
 
@@ -110,12 +104,11 @@ def detect_format(path: Path) -> str | None:
 
 def _check_tiles(path: Path, properties: Mapping[str, str]) -> None:
     for level in range(int(properties.get("openslide.level-count", 0))):
-        sides = (
+        width, height = (
             int(properties.get(f"openslide.level[{level}].tile-{side}", 0))
             for side in ("width", "height")
         )
-        if math.prod(sides) > _MAX_TILE_PX:
-            raise SlideError(f"{path}: damaged or cut short (its tiles are too large)")
+        check_num_px(path, width, height, is_tile=True)
 
 
 def _read_pixels(

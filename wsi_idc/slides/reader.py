@@ -21,8 +21,13 @@ _ALPHA_MODES = ("LA", "PA", "RGBA")
 # Maximum size of an image. Pillow needs 4 bytes of memory per px and treats larger images as
 # attacks (decompression bombs).
 MAX_PX = 89_478_485
+# Maximum size of a tile: OpenSlide aborts the process if a tile does not fit into memory.
+_MAX_TILE_PX = 2**26
+# Size of a cache of decoded tiles: neighboring rows of patches need the same tiles. The cache has
+# room for one row of 256 px tiles of a slide that is 130,000 px wide.
+CACHE_BYTES = 128 * 2**20
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # TIFF 6.0, section 8
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimeter
+UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimeter
 _WHITE = 255
 
 
@@ -114,8 +119,7 @@ class ImageReader(SlideReader):
 def _load(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PX:
-                raise SlideError(_too_large(path, f"{image.width}x{image.height}"))
+            check_num_px(path, *image.size, is_tile=False)
             if image.mode not in (*_OPAQUE_MODES, *_ALPHA_MODES):
                 raise SlideError(
                     f"{path}: the pixels have mode {image.mode}; save 8 bits per channel"
@@ -134,6 +138,14 @@ def _load(path: Path) -> Image.Image:
         raise SlideError(f"{path}: damaged or cut short ({first_line(error)})") from None
 
 
+def check_num_px(path: Path, width: int, height: int, *, is_tile: bool) -> None:
+    """Raise SlideError if a tile, or an image without tiles, has too many px."""
+    if is_tile and width * height > _MAX_TILE_PX:
+        raise SlideError(f"{path}: damaged or cut short (its tiles are too large)")
+    if not is_tile and width * height > MAX_PX:
+        raise SlideError(_too_large(path, f"{width}x{height}"))
+
+
 def _too_large(path: Path, size: str) -> str:
     return (
         f"{path}: {size} px are too many for a picture without tiles (at most {MAX_PX}); "
@@ -144,7 +156,7 @@ def _too_large(path: Path, size: str) -> str:
 def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
     """Return the mpp of a TIFF, else None: PNG and JPEG state only a resolution for printing."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    um = _UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
+    um = UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
     try:
         per_unit = [float(tags[tag]) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
         return None if um is None else (um / per_unit[0], um / per_unit[1])

@@ -15,12 +15,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from wsi_idc.core.errors import DAMAGED_IMAGE, SlideError, first_line
+from wsi_idc.slides.reader import UM_PER_UNIT
 
 # Errors that tifffile and imagecodecs raise on a damaged TIFF, besides TiffFileError.
 DAMAGED_TIFF = (*DAMAGED_IMAGE, ArithmeticError, RuntimeError)
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _UPRIGHT = 274, 1  # TIFF 6.0, section 8
-_TRANSPOSED = (5, 6, 7, 8)  # orientations with rows and columns exchanged
+TRANSPOSED = (5, 6, 7, 8)  # orientations with rows and columns exchanged
 _SAMPLE_TYPES = ("bool", "uint8")
 # Photometric interpretations of TIFF 6.0.
 _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
@@ -32,7 +33,6 @@ _MAX_TILED_CHANNELS, _UNSPECIFIED = 4, 0
 _NUM_COLORS = 3
 _MAX_STRETCH = 0.02  # maximum relative difference between the aspect ratios of two levels
 _UM = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25_400.0}
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0: inch, centimeter
 # Attributes of a channel in OME-XML that only fluorescence has.
 _FLUORESCENCE = ("EmissionWavelength", "ExcitationWavelength", "Fluor")
 _COLOR_NAMES = (("red", "r"), ("green", "g"), ("blue", "b"))
@@ -131,7 +131,7 @@ def _find_slide(path: Path, file: Any) -> TiffSlide:
     is_plain &= not ((has_sub_images or is_rare) and is_decodable(first))
     if not is_plain:
         mpp = mpp or _tag_mpp(first)
-    if mpp and orientation in _TRANSPOSED:
+    if mpp and orientation in TRANSPOSED:
         mpp = mpp[::-1]
     return TiffSlide(levels, mpp, orientation, number, is_plain)
 
@@ -263,7 +263,7 @@ def _imagej_mpp(imagej: Mapping[str, Any], first: Any) -> tuple[float, float] | 
 
 def _tag_mpp(first: Any) -> tuple[float, float] | None:
     with contextlib.suppress(KeyError, ValueError, TypeError, ZeroDivisionError, AttributeError):
-        return _per_px(first, _UM_PER_UNIT[int(first.tags.valueof("ResolutionUnit", 2))])
+        return _per_px(first, UM_PER_UNIT[int(first.tags.valueof("ResolutionUnit", 2))])
     return None
 
 

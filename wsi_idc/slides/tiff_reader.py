@@ -10,19 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import SlideError, first_line
-from wsi_idc.slides.reader import MAX_PX, SlideReader, composite_on_white
-from wsi_idc.slides.tiff_pages import DAMAGED_TIFF, find_slide, is_decodable
+from wsi_idc.slides.reader import CACHE_BYTES, SlideReader, check_num_px, composite_on_white
+from wsi_idc.slides.tiff_pages import DAMAGED_TIFF, TRANSPOSED, find_slide, is_decodable
 
-_CACHE_BYTES = 128 * 2**20
-_MAX_TILE_PX = 2**26
 _WHITE = 255
 # Values of TIFF 6.0: photometric interpretations, planes for each color, and associated alpha.
 _WHITE_IS_ZERO, _PALETTE = 0, 3
 _PLANAR, _PREMULTIPLIED = 2, 1
 _JPEG = 7
-# Orientations with the first column at the right, with the first row at the bottom, and with rows
-# and columns exchanged.
-_FLIPPED_X, _FLIPPED_Y, _TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+# Orientations with the first column at the right, and with the first row at the bottom.
+_FLIPPED_X, _FLIPPED_Y = (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 class TiffReader(SlideReader):
@@ -51,12 +48,12 @@ class TiffReader(SlideReader):
             for page in (page for level in self._levels for page in level):
                 _check_page(path, page)
             sizes = [(page.imagewidth, page.imagelength) for page, *_ in self._levels]
-            is_transposed = slide.orientation in _TRANSPOSED
+            is_transposed = slide.orientation in TRANSPOSED
             self.sizes = tuple(size[::-1] if is_transposed else size for size in sizes)
             self.downsamples = tuple(sizes[0][0] / width for width, _ in sizes)
             self.file_mpp = slide.mpp
             num_px = max(math.prod(_tile_size(page)) for page, *_ in self._levels)
-            num_tiles = max(1, _CACHE_BYTES // (3 * num_px))
+            num_tiles = max(1, CACHE_BYTES // (3 * num_px))
             self._tile = functools.lru_cache(maxsize=num_tiles)(self._decode_tile)
             is_tiled = self._levels[0][0].is_tiled
             self._picture = None if is_tiled else self._decode_tile(0, 0)
@@ -69,7 +66,7 @@ class TiffReader(SlideReader):
         flips_x, flips_y = self._orientation in _FLIPPED_X, self._orientation in _FLIPPED_Y
         x = self.sizes[level][0] - x - width if flips_x else x
         y = self.sizes[level][1] - y - height if flips_y else y
-        if self._orientation in _TRANSPOSED:
+        if self._orientation in TRANSPOSED:
             region = self._read_stored(level, y, x, width=height, height=width).swapaxes(0, 1)
         else:
             region = self._read_stored(level, x, y, width=width, height=height)
@@ -170,14 +167,7 @@ def _to_rgb(page: Any, samples: NDArray) -> NDArray[np.uint8]:
 
 def _check_page(path: Path, page: Any) -> None:
     """Raise SlideError if a page is too large for the memory, or the colors are not supported."""
-    width, height = _tile_size(page)
-    if page.is_tiled and width * height > _MAX_TILE_PX:
-        raise SlideError(f"{path}: damaged or cut short (its tiles are too large)")
-    if not page.is_tiled and width * height > MAX_PX:
-        raise SlideError(
-            f"{path}: {width}x{height} px are too many for a picture without tiles (at most "
-            f"{MAX_PX}); save it as a tiled TIFF with levels"
-        )
+    check_num_px(path, *_tile_size(page), is_tile=page.is_tiled)
     if not is_decodable(page):
         kind = getattr(page.photometric, "name", page.photometric)
         raise SlideError(f"{path}: a page of type {kind} is not supported; save the slide as RGB")
