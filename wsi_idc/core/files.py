@@ -196,8 +196,8 @@ def safe_filename(name: str, *, kind: str = "patient id") -> str:
     """Return ``name`` if it can be a file name; ``kind`` describes the name in error messages.
 
     Raises:
-        DataError: The name is empty or too long, begins with a dot, contains a separator or a
-            control character, or cannot be encoded in the locale of this process.
+        DataError: The name is empty, too long or not printable, begins with a dot, contains a
+            separator, or cannot be encoded in the locale of this process.
     """
     is_plain = _NAME.fullmatch(name) and name.isprintable()
     is_long = is_plain and len(name.encode()) > _MAX_NAME_BYTES

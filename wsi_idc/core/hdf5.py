@@ -1,9 +1,8 @@
 """Safe reading of HDF5 files: packs, maps and cohort files may be damaged or forged.
 
 ``open_hdf5`` opens a file. Each dataset is compared with a ``DatasetSpec`` before its values are
-read. Therefore a damaged file cannot make libhdf5 hang, allocate memory for data that the file does
-not contain, or read another file. A failed check raises ``ValueError``. ``UNREADABLE`` lists all
-possible errors.
+read. Therefore a damaged file cannot make libhdf5 hang, allocate too much memory, or read another
+file. A failed check raises ``ValueError``. ``UNREADABLE`` lists all possible errors.
 """
 
 import math

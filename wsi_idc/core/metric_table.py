@@ -10,8 +10,8 @@ class MetricInfo(NamedTuple):
         title: Name of the metric in figures and on HTML pages.
         smaller_is_better: Whether a smaller value of the metric is better.
         is_headline: Whether overviews show the metric.
-        depends_on_prevalence: Whether the metric depends on the fraction of IDC patches. Values of
-            two data sets can then be compared only if both have the same fraction.
+        depends_on_prevalence: Whether the metric depends on the fraction of IDC patches. If so,
+            compare values of two data sets only if both have the same fraction.
     """
 
     title: str

@@ -169,8 +169,8 @@ def kill_workers() -> None:
 
 class _WorkerProcess(SpawnProcess):
     def start(self) -> None:
-        # A terminal and a scheduler send their signals to child processes too, but only the parent
-        # process handles signals. Signals that are blocked here stay blocked in the child process.
+        # Terminals and schedulers also send signals to child processes, but only the parent process
+        # handles signals. Signals that are blocked here stay blocked in the child process.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         # A spawned process would import the main module of its parent, so hide this module.
         main_module = sys.modules["__main__"]

@@ -1,10 +1,9 @@
 """The pack: one HDF5 file with the decoded pixels of every patch of a data set.
 
-Patches are sorted by patient, then slide, row and column, so that the patches of a patient are one
-contiguous slice. A pack of version 1 was made from a patch tree. A pack of version 2 was made from
-slides, and has a record of each slide. The pixels are contiguous and uncompressed, and are
-memory-mapped. Therefore no HDF5 handle stays open or is shared with a worker process, and the disk
-need not support file locks.
+Patches are sorted by patient, then slide, row and column. Therefore the patches of a patient are
+one contiguous slice. A pack of version 1 was made from a patch tree. A pack of version 2 was made
+from slides, and has a record of each slide. The pixels are contiguous, uncompressed and
+memory-mapped. Therefore no HDF5 handle stays open, and the disk need not support file locks.
 """
 
 import errno

@@ -37,7 +37,7 @@ class UnreadablePatchError(Exception):
 
 @dataclass(frozen=True)
 class FileIssue:
-    """A file or folder that is left out of the pack, or that is packed but unusual."""
+    """A problem of a file or folder; the file is left out of the pack, or packed and flagged."""
 
     path: str
     reason: str
@@ -118,8 +118,8 @@ class FolderStore(PatchStore):
         """List the files below the folder; follow links, and list each folder once."""
         files = FileList()
         seen: set[str] = set()
-        # List one level of folders at a time, and its links last. Therefore a folder that several
-        # paths reach is listed under its own name, and a link to a parent folder is not followed.
+        # List one level of folders at a time, and its links last. Therefore a folder is listed with
+        # its own name, not with the name of a link. A link to a parent folder is not followed.
         level = [""]
         while level:
             subfolders: list[tuple[bool, str]] = []
@@ -203,8 +203,8 @@ class ZipStore(PatchStore):
     and some numbers. Threads cannot share a ``ZipFile``, so files are read by their byte position.
 
     Raises:
-        DataError: The zip is damaged or unsafe. It is unsafe if a file name points outside the
-            folder of the zip, or if files overlap, are too many, or claim an impossible size.
+        DataError: The zip is damaged or unsafe. Unsafe are file names that point outside the
+            folder of the zip, files that overlap, too many files, and impossible file sizes.
     """
 
     def __init__(self, path: Path) -> None:

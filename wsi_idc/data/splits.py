@@ -52,8 +52,8 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     """Split the patients of a pack.
 
     Raises:
-        DataError: ``spec`` is not a split, or a role would have no patient or only one class. But
-            with a CSV file, or with a ratio whose last number is 0, the role test may be empty.
+        DataError: ``spec`` is not a split, or a role would have no patient or only one class. The
+            role test may be empty in a CSV file, or in a ratio whose last number is 0.
     """
     table = patient_table(pack)
     if spec == "auto":

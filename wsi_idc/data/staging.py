@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 def stage_to_scratch(pack: Pack) -> Pack:
     """Copy a pack to the scratch folder and return a ``Pack`` that reads the copy.
 
-    Return ``pack`` itself if no scratch folder is set, if the pack is in that folder already, or if
-    the copying fails.
+    Return ``pack`` itself if no scratch folder is set, if the pack is in this folder, or if the
+    copying fails.
     """
     scratch = scratch_disk(pack.path)
     if scratch is None:

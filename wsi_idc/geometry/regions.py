@@ -54,7 +54,7 @@ def label_regions(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the regions of a mask from 1; return the number at each cell, shape (rows, cols).
 
     Cells outside the mask have the number 0. Cells that share an edge are in one region. Cells that
-    touch only at a corner are in separate regions, because an outline that touches itself is an
+    touch only at a corner are in two regions: an outline around both would touch itself and be an
     invalid polygon.
     """
     return ndimage.label(mask)[0]

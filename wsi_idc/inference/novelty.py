@@ -33,8 +33,8 @@ def fit_novelty(
 ) -> NoveltyModel:
     """Fit the novelty model of a classifier; at most ``MAX_PATCHES`` patches of a role are used.
 
-    The covariance of the train patches is shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)
-    00096-4), because a network can have almost as many channels as there are patches.
+    A network can have almost as many channels as there are patches. Therefore the covariance of the
+    train patches is shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4).
 
     Args:
         classifier: Trained classifier.

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 # or None, and the distance (n,) or None.
 ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
 
-# A batch is padded to a multiple of this size. Otherwise, the device would compute small batches
-# in a different way, and the last digits of the logits would depend on the size of the batch.
+# A batch is padded to a multiple of this size. Otherwise, the last digits of the logits would
+# depend on the size of the batch, because devices compute small batches in another way.
 _BATCH_MULTIPLE = 16
 
 
@@ -46,8 +46,8 @@ class RawPrediction:
             the number of classifiers times the number of views; the views of the first classifier
             come first.
         cam: Mean raw CAM of all views and classifiers, shape (n, h, w), float32; None: no CAM.
-        distance: Distance of each patch from the train patches of each classifier that has a
-            novelty model, shape (n, m), float32; None if m is 0.
+        distance: Distance of each patch from the train patches, shape (n, m), float32, for the m
+            classifiers that have a novelty model; None if m is 0.
     """
 
     logit: NDArray[np.float32]

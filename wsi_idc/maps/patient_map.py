@@ -103,7 +103,7 @@ class PatientPatches:
 
     @property
     def fraction_on_slide(self) -> NDArray[np.float32]:
-        """For the cell of each patch, the fraction of its area that is on the slide, shape (N,)."""
+        """Fraction of the area of each patch's cell that is on the slide, shape (N,)."""
         if self.slide is None:
             return np.ones(len(self.row_col), np.float32)
         side, margin = self.cell_size_level0, self.origin_px * self.mpp / self.level0_mpp

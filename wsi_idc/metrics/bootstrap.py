@@ -20,7 +20,7 @@ from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide, thres
 _Ints = NDArray[np.integer]
 _Floats = NDArray[np.floating]
 _PERCENTILES = (2.5, 97.5)
-# Number of values that are computed in one block, so that a block fits into a processor's cache.
+# Number of values in a block; a block should fit into the cache of a processor.
 _BLOCK_VALUES = 2_000_000
 _GRID = np.linspace(0, 1, 101)
 # With fewer patients, a percentile interval is too narrow. If two predictors are equally good, the
@@ -116,8 +116,8 @@ def _ranking_metrics(
         num_above = drawn @ _count_from(negative, thresholds)
         num_equal = num_above - drawn @ _count_from(negative, thresholds, side="right")
         num_true = drawn @ _count_from(positive, thresholds)
-        # A pair of a positive and a negative patch counts 1 if the positive patch ranks above the
-        # negative patch, and 1/2 if both have the same probability.
+        # A pair of a positive and a negative patch counts 1 if the positive patch has the larger
+        # probability, and 1/2 if both probabilities are equal.
         below = num_negative[:, None] - num_above + num_equal / 2
         pairs += (own * below).sum(axis=1)
         precision = num_true / np.maximum(num_true + num_above, 1)

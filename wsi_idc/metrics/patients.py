@@ -76,9 +76,9 @@ def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, d
     the weight of each patient in each resample, shape (R, P).
 
     Returns:
-        For each metric, the number of patients for whom the metric is defined, and the mean,
-        median, minimum ("least"), maximum ("largest") and 95 % interval of the mean. area_bias also
-        has the limits of agreement (Bland & Altman 1986) and the mean absolute bias.
+        For each metric: number of patients with a defined value ("patients"), mean, median, minimum
+        ("least"), maximum ("largest"), and 95 % interval of the mean ("low", "high"). area_bias
+        also has the limits of agreement (Bland & Altman 1986) and the mean absolute bias.
     """
     result = {}
     for name in ("auc", "dice", "area_bias"):

@@ -53,7 +53,7 @@ class PatchCnn(nn.Module):
 class _Convolution(nn.Conv2d):
     """A 3x3 convolution that pads by repeating the edge of the feature map.
 
-    With zeros as padding, the values of a CAM would be smaller at the edges of each patch, and the
+    With zeros as padding, the values of a CAM would be smaller at the edges of each patch. Then the
     CAM of a slide would show the grid of the patches.
     """
 

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# A patient is unlike the training data if its mean novelty is more than this many standard
-# deviations above the mean of the val patients. This is true for 1 of 41 unseen patients.
+# A patient is unlike the training data if its mean novelty exceeds the mean of the val patients by
+# more than this number of standard deviations. This is true for 1 of 41 unseen patients.
 _NUM_STD = 2.5
 _UNIFORM_STD = math.sqrt(1 / 12)  # of a percentile, which has a uniform distribution in 0..1
 # Minimum standard deviation between patients. A few val patients can be similar by chance, and the

@@ -105,9 +105,9 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
     """Load weights from a file into ``network``; return the normalization, or None.
 
-    If the file is a checkpoint of this program, the head is set too, because the classes are the
-    same. If the file is a state dict of torchvision's network, the head is not set, because the
-    number of classes may differ. A state dict has no normalization.
+    A checkpoint of this program also sets the head, because its classes are the same. A state dict
+    of torchvision's network does not set the head, because its number of classes may differ. A
+    state dict has no normalization.
 
     Raises:
         CheckpointError: The file is missing or damaged, or has weights of another architecture.

@@ -20,9 +20,9 @@ from wsi_idc.core.errors import PeerLostError, RunError, first_line
 
 logger = logging.getLogger(__name__)
 
-# A process that does not answer for this time counts as lost, even if its connection is intact.
+# A process counts as lost if it does not answer for this time.
 TIMEOUT = timedelta(minutes=10)
-# Longest time that processes wait for the work of another process, such as packing a large tree.
+# Longest time of waiting for the work of another process, such as packing a large tree.
 LONG_TIMEOUT = timedelta(hours=4)
 
 

@@ -64,7 +64,7 @@ def read_annotations(
 
     Points, lines and outlines without an area are skipped, and one warning is logged. An outline
     that crosses itself is repaired, and a message is logged. The repaired outline contains all
-    area that the outline encloses, also the area where two parts of the outline overlap.
+    enclosed area, including area that is enclosed twice.
 
     Args:
         path: Annotation file.
@@ -105,9 +105,9 @@ def read_annotations(
 def find_annotation_file(folder: Path, slide: Path) -> Path | None:
     """Return the annotation file of a slide in ``folder``; None if there is no such file.
 
-    The annotation file has the name of the slide file, with or without the suffix of the slide
-    file, and one of ``SUFFIXES``. For example, the slide scan.svs has the annotation file
-    scan.geojson or scan.svs.geojson. As in QuPath, ``.ome.tif`` is one suffix.
+    The annotation file has the name of the slide file, with or without its suffix, and one of
+    ``SUFFIXES``. For example, the slide scan.svs has the annotation file scan.geojson or
+    scan.svs.geojson. As in QuPath, ``.ome.tif`` is one suffix.
 
     Raises:
         SlideError: The folder is missing, or has several annotation files of the slide.

@@ -1,13 +1,12 @@
 """Labels of patches from the outlines of a slide.
 
-The share of a class in a patch is the area of the patch that is inside outlines of this class,
-divided by the area of the patch. Each point counts once: where outlines of different classes
-overlap, "ignore" has precedence, then IDC, then non-IDC. The area of a patch without outlines is
-unannotated.
+The share of a class is the fraction of a patch's area that is inside outlines of this class. In an
+overlap of several classes, each point belongs to the first of "ignore", IDC and non-IDC. Area
+outside all outlines is unannotated.
 
-The class with the largest share gives the label of a patch if this share is at least ``min_share``.
-If this share is smaller, the label is unknown. If two shares are equal (for example 0.5 and 0.5),
-the order of precedence decides: ignore, IDC, non-IDC, unannotated.
+A patch gets the label of the class with the largest share if this share is at least ``min_share``.
+If the share is smaller, the label is unknown. If two shares are equal (for example 0.5 and 0.5),
+the patch gets the first of ignore, IDC, non-IDC and unannotated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -138,8 +137,8 @@ def _measure(
     """Write the shares of the boxes ``index`` into ``share_of``.
 
     The boxes are halved into two groups, recursively, until few outline points are left. Each step
-    clips the outlines to the area of the group. So the time depends on the number of points, and
-    not on the number of points times the number of patches.
+    clips the outlines to the area of the group. Therefore the time grows with the number of points,
+    and not with the number of points times the number of patches.
     """
     import shapely
 
@@ -240,8 +239,7 @@ def annotation_mask(
 def _fill(mask: NDArray[np.bool_], rings: Sequence[NDArray[np.float64]]) -> None:
     """Set the px whose centers are inside an odd number of closed rings.
 
-    A center is inside if an odd number of edges of the rings cross the row of px on the left of the
-    center.
+    A center is inside if an odd number of edges cross the part of its px row on its left side.
     """
     rows, cols = mask.shape
     x0, y0 = np.concatenate([ring[:-1] for ring in rings]).T

@@ -127,7 +127,7 @@ def _place_on_slide(mask: NDArray[np.bool_], slide: Slide) -> NDArray[np.bool_]:
 
 
 def _is_foreground(image: Image.Image) -> NDArray[np.bool_]:
-    """Return a mask, shape (h, w), that is True where px are neither black nor transparent."""
+    """Return whether each px is neither black nor transparent, shape (h, w)."""
     if has_alpha(image):
         rgba = np.asarray(image.convert("RGBA"))
         return rgba[..., :3].any(axis=2) & (rgba[..., 3] > 0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wsi_idc.data.splits import Split
 
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
-# Settings that may change after the end of a training, because the weights do not depend on them.
+# Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "patience", "batch_size"), (1, math.inf)),

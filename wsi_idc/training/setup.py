@@ -67,8 +67,8 @@ def build_training(
         logger.warning(
             "--freeze %d without initial weights: the head trains on random features", config.freeze
         )
-    # Class weights and oversampling both give each class the same total weight, so they shift the
-    # log odds by the same amount.
+    # Class weights and oversampling both give the two classes the same total weight. Therefore both
+    # shift the log odds by the same amount.
     is_balanced = config.imbalance in ("class-weights", "oversample")
     balance = inverse_frequency(labels) if is_balanced else np.ones(2)
     class_weight = balance if config.imbalance == "class-weights" else np.ones(2)

@@ -32,7 +32,7 @@ def prepare_model(training: Training) -> None:
     if training.device_config.compiled:
         model = cast(nn.Module, torch.compile(model))
     if training.world.size > 1:
-        # DDP checks only here which weights are frozen, so the model is wrapped after each change.
+        # DDP does not notice later changes of frozen weights, so each change needs a new wrapper.
         model = DistributedDataParallel(model)
     training.model = model
 

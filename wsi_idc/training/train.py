@@ -1,6 +1,6 @@
 """Train a classifier on the train patients of a pack, and validate it on the val patients.
 
-A training that was stopped and resumed ends with the same weights as a training without a stop.
+Stopping and resuming a training does not change its final weights.
 """
 
 import logging
