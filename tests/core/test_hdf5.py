@@ -129,7 +129,7 @@ def test_zeroed_block_in_a_heap_is_found(tmp_path: Path, heap: int):
         file.attrs["one"] = "more"
     _check_heaps(path)
     zero_heap(path, heap)
-    with pytest.raises(ValueError, match="its texts are damaged"):
+    with pytest.raises(ValueError, match="texts in the file are damaged"):
         _check_heaps(path)
 
 
@@ -142,5 +142,5 @@ def test_incomplete_heap_is_left_to_hdf5(tmp_path: Path):
 
 def test_pack_with_a_zeroed_heap_is_a_one_line_error(pack: Pack):
     zero_heap(pack.path, 0)
-    with pytest.raises(DataError, match=r"not a usable pack \(its texts are damaged\)"):
+    with pytest.raises(DataError, match=r"not a usable pack \(texts in the file are damaged\)"):
         Pack(pack.path)

@@ -81,7 +81,7 @@ def test_off_the_grid_and_too_far_out(tree):
     assert {issue.path: issue.reason for issue in result.rejected} == {
         f"9/0/9_idx5_x{x}_y{y}_class0.png": reason for (x, y), reason in reasons.items()
     }
-    detail = "x = 1 and y = 1 modulo 50 in most patches of the patient"
+    detail = "most patches of the patient have x = 1 and y = 1 modulo 50"
     assert {i.detail for i in result.rejected if i.reason == "off the grid"} == {detail}
 
 
@@ -100,7 +100,7 @@ def test_each_patient_has_its_own_origin(tmp_path):
     assert [(issue.path, issue.detail) for issue in result.rejected] == [
         (
             f"{patient}/0/{patient}_idx5_x{x}_y{y}_class0.png",
-            f"x = {first} and y = {first} modulo 50 in most patches of the patient",
+            f"most patches of the patient have x = {first} and y = {first} modulo 50",
         )
         for patient, x, y, first in (("c", 35, 85, 34), ("d", 1, 1, 17))
     ]

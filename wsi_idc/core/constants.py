@@ -16,11 +16,11 @@ DEFAULT_MAPS = Path("maps")
 DEFAULT_REPORT = Path("report")
 DEFAULT_EVALUATIONS = Path("eval")  # evaluations that are not in the folder of a run
 EVALUATION_PAGE = "report.html"
-METRICS_JSON = "metrics.json"  # numbers of an evaluation
-SHORT_SHA = 12  # number of digits
+METRICS_JSON = "metrics.json"  # file with the results of an evaluation
+SHORT_SHA = 12  # number of digits of a shortened SHA-256
 PREDICT_BATCH_SIZE = 64
 NUM_RESAMPLES = 2000  # number of resamples of a bootstrap over patients
-NOVEL_PERCENTILE = 0.99  # a patch with a higher novelty is called novel
+NOVEL_PERCENTILE = 0.99  # a patch is called novel if its novelty (0..1) is larger
 # Limits of numbers in files. A number outside its limits comes from a damaged or forged file.
 POSSIBLE_MPP = (1e-3, 100.0)
 POSSIBLE_TEMPERATURE = (1e-3, 1e3)  # training chooses a temperature between 0.05 and 20

@@ -198,6 +198,6 @@ def _end_of_heap(data: bytes, start: int) -> int:
         # Object 0 is the free space of the heap. Its size includes its own head.
         step = _HEAP_OBJECT.size + -(-length // 8) * 8 if index else length
         if step < _HEAP_OBJECT.size:
-            raise ValueError("its texts are damaged")
+            raise ValueError("texts in the file are damaged")
         position += step
     return int(end)

@@ -28,7 +28,7 @@ _MIN_RATIO = 0.9
 _MIN_VARIANCE = 0.02  # gray levels squared; if the second octave has less, the patch is blank
 # Variance that rounding to integers (1/12) adds to the finest octave.
 _ROUNDING = 0.063
-_MARGIN = 6  # px at the edges of a patch that a filter mixes with the next patch of the batch
+_MARGIN = 6  # px at each edge of a patch, where a filter also reads the next patch of the batch
 _MIN_PEN, _MIN_DARK, _MIN_GLASS = 0.2, 0.09, 0.9  # minimum shares of a patch for a flag
 _BLOCK = 500  # patches at a time, so that intermediate results fit in the cache
 

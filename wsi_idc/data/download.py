@@ -31,7 +31,7 @@ def download(folder: Path) -> Path:
     Raises:
         WsiIdcError: Kaggle refuses or cannot be reached, the disk is full, or the zip is damaged.
     """
-    # kagglehub writes all its messages to the stream that is standard output at its import.
+    # When kagglehub is imported, it keeps the current ``sys.stdout`` for all its messages.
     with contextlib.redirect_stdout(sys.stderr):
         path = _download_with_kagglehub()
     write_json(folder / SOURCE_FILE, {"handle": HANDLE, "path": str(path.resolve())})

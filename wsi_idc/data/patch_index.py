@@ -252,7 +252,7 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
     is_aligned = (table["x"] % patch_px == 0) & (table["y"] % patch_px == 0)
     end_px = MAX_CELLS_PER_SIDE * patch_px
     is_near = (table["x"] < end_px) & (table["y"] < end_px)
-    rule = f"x = %d and y = %d modulo {patch_px} in most patches of the patient"
+    rule = f"most patches of the patient have x = %d and y = %d modulo {patch_px}"
     off_grid = pd.DataFrame({"path": table["path"], **origin})[~is_aligned]
     issues = [FileIssue(path, "off the grid", rule % (x, y)) for path, x, y in _rows(off_grid)]
     issues += [

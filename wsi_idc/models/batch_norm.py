@@ -115,7 +115,7 @@ def unfold_batch_norm(classifier: PatchClassifier, patches: Tensor) -> None:
         var = (squares / count - mean.square()).clamp(min=0)
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - scale * norm.running_mean.double()
-        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # not 0 if the variance is 0
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())  # eps: the weight must not become 0
         norm.bias.copy_(shift + scale * mean)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)

@@ -7,9 +7,8 @@ feature map. The library torchcam computes the other methods. This module change
 the CAM of a patch does not depend on the other patches of the batch.
 
 The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
-the coefficients alpha, so each weight is the sum of the cubes of the positive gradients. The method
-smoothgradcam++ multiplies the feature map of the last noisy image by weights from the gradients of
-this image.
+the coefficients alpha, so each weight is the sum of the cubes of the positive gradients.
+smoothgradcam++ uses the feature map and the gradients of the last noisy image, not their means.
 """
 
 from collections.abc import Callable, Iterator

@@ -36,7 +36,7 @@ _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
 _STARTS = (b"PK", b"\x80")  # first bytes of a zip, and of a pickle by an old version of torch
-# Errors that reading a damaged or manipulated file can raise. RecursionError is a RuntimeError.
+# Errors of reading a damaged or manipulated file; RuntimeError includes RecursionError.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 
 

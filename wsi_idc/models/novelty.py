@@ -52,7 +52,7 @@ class NoveltyModel:
     patient_std: float
 
     def to(self, device: torch.device) -> "NoveltyModel":
-        """Return a copy whose method ``distance`` takes tensors on ``device``."""
+        """Return a copy that computes distances on ``device``."""
         mean, whitening = (x.to(device) for x in (self.mean, self.whitening))
         return replace(self, mean=mean, whitening=whitening)
 
@@ -75,7 +75,7 @@ class NoveltyModel:
         return min(self.patient_mean + _NUM_STD * std, 1.0)
 
     def validate(self, num_channels: int) -> None:
-        """Raise ValueError if a value cannot be the result of a fit with ``num_channels``."""
+        """Raise ValueError if a value is impossible for feature maps with ``num_channels``."""
         size = 2 * num_channels
         shapes = [tuple(x.shape) for x in (self.mean, self.whitening, self.quantiles)]
         if shapes[:2] != [(size,), (size, size)] or len(shapes[2]) != 1 or shapes[2][0] < 2:

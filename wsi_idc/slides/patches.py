@@ -248,7 +248,7 @@ class SlidePatches:
     def batches(self, batch_size: int) -> Generator[NDArray[np.uint8], None, None]:
         """Read all patches in order; threads read the next batches while the caller uses a batch.
 
-        A larger slide does not need more memory. Close the generator to end the threads.
+        The memory does not depend on the size of the slide. Close the generator to end the threads.
 
         Args:
             batch_size: Number of patches in a batch; the last batch may have fewer.

@@ -27,7 +27,7 @@ _MIN_MPP, _MAX_MPP = POSSIBLE_MPP
 _MAX_STRETCH = 0.03
 # A warning is logged if --mpp differs from the file's mpp by more than this fraction.
 _MAX_CONTRADICTION = 0.1
-_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # some slides pad levels to full tiles
+_MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # tolerant: some slides pad levels to full tiles
 _BLOCK_PX = 1024
 _MAX_READERS = 4
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 2**16

@@ -268,7 +268,7 @@ def _tag_mpp(first: Any) -> tuple[float, float] | None:
 
 
 def _per_px(page: Any, um: float) -> tuple[float, float]:
-    """Return microns per px along x and y; the page states px per unit of ``um`` microns."""
+    """Return microns per px along x and y; ``um`` is the page's unit of length in microns."""
     x, y = (
         um * denominator / numerator
         for numerator, denominator in (

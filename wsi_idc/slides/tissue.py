@@ -105,7 +105,7 @@ def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]
 
 
 def resize_mask(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask to ``shape`` (h, w); a px takes the value at its center."""
+    """Resize a mask to ``shape`` (h, w); each new px has the value of the mask at its center."""
     px, size = mask.astype(np.uint8), (shape[1], shape[0])
     return cv2.resize(px, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 

@@ -70,7 +70,7 @@ class TrainConfig:
     normalize: str = _option(
         "auto",
         "Source of the mean and deviation that normalize the input. dataset: train patients; "
-        "symmetric: 0.5, so the input is from -1 to 1; auto: initial weights, else dataset.",
+        "symmetric: both are 0.5, for an input from -1 to 1; auto: initial weights, else dataset.",
         choices=("auto", "imagenet", "dataset", "symmetric"),
     )
     freeze: int = _option(0, "Number of epochs at the start that train only the head.")
@@ -109,7 +109,7 @@ class TrainConfig:
         choices=("cosine", "plateau", "constant"),
     )
     warm_up: float = _option(
-        0.05, "Fraction of all steps, at the start, in which the learning rate rises."
+        0.05, "Length of the warm-up, in which the learning rate rises, as a fraction of all steps."
     )
     clip_norm: float = _option(5.0, "Largest norm of the gradient; 0: no limit.")
     imbalance: str = _option(
