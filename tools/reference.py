@@ -143,6 +143,7 @@ def files() -> str:
 
 
 def _files(folder: Path) -> Iterator[str]:
+    from wsi_idc.data.artifacts import FLAGS
     from wsi_idc.data.pack import PackInfo
     from wsi_idc.data.packed_slides import PackedSlide
     from wsi_idc.data.slide_cutter import COLUMNS
@@ -167,8 +168,8 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["slide_table_head"]
     yield "| column | |\n|---|---|\n"
     yield from _rows(dict.fromkeys(COLUMNS, ()), text["slide_table"])
-    optional = ("cam", "uncertainty", "smoothed", "smoothing", "novelty", "novelty_limit")
-    full, bare = _map(), dict.fromkeys(optional)
+    optional = ("cam", "uncertainty", "smoothed", "smoothing", "novelty", "novelty_limit", "flags")
+    full, bare = _map(), {**dict.fromkeys(optional), "exclude_flagged": False}
     write_map(folder / "full.h5", replace(full, slide_name="s"))
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
     always = set(_walk(folder / "bare.h5"))
@@ -186,7 +187,9 @@ def _files(folder: Path) -> Iterator[str]:
     yield from _rows(kinds, text["patient_file"])
     yield text["cohort_head"]
     yield "| column | type | |\n|---|---|---|\n"
-    yield from _rows({str(k): (_kind(v),) for k, v in table.dtypes.items()}, text["cohort"])
+    meanings = {f"flagged_{name}": f"Number of patches with the flag {name}." for name in FLAGS}
+    meanings |= text["cohort"]
+    yield from _rows({str(k): (_kind(v),) for k, v in table.dtypes.items()}, meanings)
     yield "\n" + text["cohort_h5"]
     with h5py.File(hdf5) as file:
         assert set(file["table"]) == set(table.columns), "cohort.h5 has other columns"
@@ -225,6 +228,7 @@ def _write_pack(path: Path, *, of_slides: bool = False) -> None:
 
 def _map() -> Any:
     """Build a map with every optional part."""
+    from wsi_idc.data.artifacts import FLAGS
     from wsi_idc.geometry.bounds import Bounds
     from wsi_idc.maps.patient_map import PatientMap, SlideView
 
@@ -260,6 +264,9 @@ def _map() -> Any:
         uncertainty=one,
         novelty=one,
         novelty_limit=0.8,
+        flags=np.zeros(_NUM, np.uint8),
+        flag_bits=dict(FLAGS),
+        exclude_flagged=True,
         smoothed=one,
         smoothing={"sigma_um": 1.0, "temperature": 1.0, "threshold": 0.5},
         slide=view,

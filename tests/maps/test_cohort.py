@@ -18,6 +18,7 @@ from tests.small_maps import (
 )
 from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import MapError
+from wsi_idc.data.artifacts import FLAGS
 from wsi_idc.maps.cohort import (
     COLUMNS,
     PATIENT_COLUMNS,
@@ -34,7 +35,14 @@ from wsi_idc.maps.patient_map import SlideView
 def test_row_has_the_values_of_the_map():
     uncertainty = np.array([0.1, 0.2, 0.3, 0.2, 0.2], np.float32)
     novelty = np.array([1, 1, 0.9, 0.8, 0.8], np.float32)
-    patient_map = hand_map(uncertainty=uncertainty, novelty=novelty, novelty_limit=0.75)
+    flags = np.array([0, FLAGS["blur"], FLAGS["blur"] | FLAGS["pen"], 0, 0], np.uint8)
+    patient_map = hand_map(
+        uncertainty=uncertainty,
+        novelty=novelty,
+        novelty_limit=0.75,
+        flags=flags,
+        flag_bits=FLAGS,
+    )
     row = cohort_row(patient_map, threshold=0.5)
     assert row == {
         "patient": "P1",
@@ -62,7 +70,15 @@ def test_row_has_the_values_of_the_map():
         "mean_novelty": pytest.approx(0.9),
         "novel_fraction": 0.4,
         "caution": "unlike the training data (novelty 0.90 > 0.75)",
+        "flagged": 2,
+        **{f"flagged_{name}": {"blur": 2, "pen": 1}.get(name, 0) for name in FLAGS},
+        "excluded_flags": "",
     }
+    row = cohort_row(replace(patient_map, exclude_flagged=True), threshold=0.5)
+    assert row["excluded_flags"] == " ".join(FLAGS)
+    areas = [row[name] for name in ("area_mm2", "idc_area_mm2", "largest_region_mm2")]
+    assert areas == pytest.approx([0.12, 0.08, 0.04])
+    assert (row["patches"], row["idc_fraction"]) == (5, 0.6)
 
 
 def test_threshold_is_the_lowest_probability_called():
@@ -177,8 +193,11 @@ def test_row_of_a_patient_has_the_sums_of_the_slides(tmp_path: Path):
         "sensitivity": 0.5,
         "specificity": pytest.approx(2 / 3),
         **{name: row[name] for name in ("role", "architecture", "checkpoint_sha256")},
-        **{"tta": "", "ensemble": "", "caution": ""},
-        **dict.fromkeys(("mean_novelty", "novel_fraction"), pytest.approx(np.nan, nan_ok=True)),
+        **{"tta": "", "ensemble": "", "caution": "", "excluded_flags": ""},
+        **dict.fromkeys(
+            ("mean_novelty", "novel_fraction", "flagged", *(f"flagged_{name}" for name in FLAGS)),
+            pytest.approx(np.nan, nan_ok=True),
+        ),
     }
     cohort.drop("P2/a")
     assert cohort.patient_row("P2")["patches"] == 3
@@ -187,6 +206,8 @@ def test_row_of_a_patient_has_the_sums_of_the_slides(tmp_path: Path):
     )
     assert np.isnan(mixed["threshold"])
     assert mixed["architecture"] == "cnn resnet18"
+    mixed = patient_row([row, row | {"excluded_flags": "blur"}], [cohort.labelled["P1"]] * 2)
+    assert mixed["excluded_flags"] == "mixed"
 
 
 def test_cohort_file_links_the_maps_of_slides(tmp_path: Path):

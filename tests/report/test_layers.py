@@ -33,6 +33,7 @@ def test_patch_columns_have_one_entry_a_patch():
         "label": [1, 0, 1, 0, -1],
         "cam_max": [5, 11, 17, 23, 29],
         "on_slide": [1, 1, 1, 1, 1],
+        "is_counted": [1, 1, 1, 1, 1],
     }
     values = np.full(5, 0.25, np.float32)
     more = patch_columns(hand_map(cam=None, uncertainty=values, smoothed=values))

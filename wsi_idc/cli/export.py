@@ -10,6 +10,7 @@ from wsi_idc.cli.options import (
     Number,
     changed,
     checkpoint_option,
+    exclude_flagged_option,
     output_options,
     with_default,
 )
@@ -38,6 +39,7 @@ _MODEL = "wsinfer"
     type=Number(0, 1),
     help="Lowest probability at which GeoJSON calls a patch IDC.  [default: the map's threshold]",
 )
+@exclude_flagged_option
 @with_default(
     "--coordinates",
     type=click.Choice(["qupath", "level0", "image"]),
@@ -55,6 +57,7 @@ def export(
     formats: tuple[str, ...],
     out: Path | None,
     threshold: float | None,
+    exclude_flagged: bool,
     coordinates: str,
     compress: bool,
     checkpoint: Path | None,
@@ -78,7 +81,7 @@ def export(
       wsi-idc export maps/10253.h5 --format geojson --format ome-tiff
       wsi-idc export --format wsinfer --checkpoint runs/mine --out my-model
     """
-    unused = changed("threshold", "coordinates", "compress")
+    unused = changed("threshold", "exclude_flagged", "coordinates", "compress")
     if unused and formats and "geojson" not in formats:
         raise click.UsageError(f"{', '.join(unused)} needs GeoJSON; add --format geojson.")
     if _MODEL in formats:
@@ -97,7 +100,7 @@ def export(
     paths = find_maps(maps)
     from wsi_idc.export.export import ExportOptions, export_maps
 
-    options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress)
+    options = ExportOptions(formats or _FORMATS, threshold, coordinates, compress, exclude_flagged)
     result = export_maps(paths, out or Path("export"), options)
     written = {str(path): files for path, files in result.written.items()}
     failed = {str(path): reason for path, reason in result.failed.items()}

@@ -150,6 +150,8 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "mean_uncertainty": None if shown.uncertainty is None else float(shown.uncertainty.mean()),
         "mean_novelty": None if shown.novelty is None else float(shown.novelty.mean()),
         "caution": shown.caution or None,
+        "flagged": shown.flag_counts() or None,
+        "exclude_flagged": shown.exclude_flagged or None,
         "stride_px": shown.cell_px,
         "slide": size,
         "slide_mpp_source": slide and slide.mpp_source,
@@ -162,6 +164,8 @@ def _describe_map(file: Path) -> dict[str, Any]:
 
 def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
     """Replace numbers in the record of a map by text, such as "9 of 90 patches (10.0%)"."""
+    from wsi_idc.maps.layers import flags_in_words
+
     num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
     words = {
         **record,
@@ -170,6 +174,8 @@ def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
     for name in ("called_idc", "called_idc_smoothed"):
         if (value := record[name]) is not None:
             words[name] = f"{round(value * num)} of {num} patches ({value:.1%})"
+    is_excluded = bool(words.pop("exclude_flagged"))
+    words["flagged"] = flags_in_words(record["flagged"] or {}, are_excluded=is_excluded)
     count, num = record["labelled_idc"], words.pop("labelled_patches")
     words["labelled_idc"] = "no labels"
     if num:

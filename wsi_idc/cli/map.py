@@ -17,6 +17,7 @@ from wsi_idc.cli.options import (
     changed,
     compute_options,
     data_option,
+    exclude_flagged_option,
     output_options,
     predictor_options,
     slide_options,
@@ -58,6 +59,7 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 @with_default("--out", type=PATH, default=DEFAULT_MAPS, help="Folder of the maps.")
 @slide_options
 @cam_options
+@exclude_flagged_option
 @click.option("--no-image", is_flag=True, help="Write no picture of the tissue.")
 @click.option("--overwrite", is_flag=True, help="Replace existing maps.")
 @click.option(
@@ -86,12 +88,13 @@ def map_(
 ) -> None:
     """Make maps of patients or slides, with probability and CAM.
 
-    The command writes one HDF5 file for each patient or slide, with the probability of every patch
-    and the mosaic of all CAMs. A slide is cut into patches where it has tissue; the patches have
-    the size and the microns per pixel of the model. With --all or --manifest, the command also
-    writes a table of all maps (cohort.csv and cohort.h5) beside the maps. Without these options,
-    the command only updates an existing table. If a patient has several slides in the manifest or
-    the data, each slide has a map PATIENT/SLIDE.h5; PATIENT.h5 has totals and links to the maps.
+    The command writes one HDF5 file for each patient or slide, with the probability of every patch,
+    its quality flags (blur, pen, fold, glass) and the mosaic of all CAMs. A slide is cut into
+    patches where it has tissue; the patches have the size and the microns per pixel of the model.
+    With --all or --manifest, the command also writes a table of all maps (cohort.csv and cohort.h5)
+    beside the maps. Without these options, the command only updates an existing table. If a patient
+    has several slides in the manifest or the data, each slide has a map PATIENT/SLIDE.h5;
+    PATIENT.h5 has totals and links to the maps.
 
     An existing map of the same checkpoint, settings and data is kept. With --overwrite, any other
     existing map is replaced. Without --overwrite, the patient of such a map is listed as not done.
@@ -180,7 +183,7 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
     logger.info("device: %s", device_config)
     cam_class = CAM_CLASSES.index(given["cam_class"])
     cam = None if given["no_cam"] else CamSpec(given["cam_method"], given["cam_layer"], cam_class)
-    same = {name: given[name] for name in ("out", "batch_size", "overwrite")}
+    same = {name: given[name] for name in ("out", "batch_size", "overwrite", "exclude_flagged")}
     return MapBuilder(predictor, device_config, cam=cam, with_image=not given["no_image"], **same)
 
 

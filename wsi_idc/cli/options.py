@@ -68,6 +68,13 @@ threshold_option = click.option(
     type=Number(0, 1),
     help="Lowest probability at which a patch is called IDC.  [default: the map's threshold]",
 )
+# Commands that make maps, or compute areas and regions from maps.
+exclude_flagged_option = click.option(
+    "--exclude-flagged",
+    is_flag=True,
+    help="Leave patches with a quality flag (such as blur or pen) out of areas and regions; every "
+    "patch stays in the map.",
+)
 # ``inputs.find_checkpoints`` converts the value of this option to paths.
 checkpoint_option = click.option(
     "--checkpoint",

@@ -6,7 +6,13 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.inputs import find_maps
-from wsi_idc.cli.options import PATH, logging_options, threshold_option, with_default
+from wsi_idc.cli.options import (
+    PATH,
+    exclude_flagged_option,
+    logging_options,
+    threshold_option,
+    with_default,
+)
 from wsi_idc.cli.output import echo, echo_note, raise_if_any
 from wsi_idc.core.errors import MapError, WsiIdcError
 
@@ -44,6 +50,7 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
     "[default: each map's folder]",
 )
 @threshold_option
+@exclude_flagged_option
 @logging_options
 def render(
     maps: tuple[Path, ...],
@@ -52,12 +59,13 @@ def render(
     dpi: int,
     out: Path | None,
     threshold: float | None,
+    exclude_flagged: bool,
 ) -> None:
     """Draw MAPS as pictures, at most 180 mm wide.
 
     \b
     panels        tissue, probability, CAM mosaic and labels; if the map has them,
-                  also smoothed probability, uncertainty and the complete slide
+                  also smoothed probability, uncertainty, flags and slide
     overlay       probability in color over the tissue in gray
     contours      tissue with the outlines of called and labelled IDC
     cam           CAM in color over the tissue in gray; each map has its own scale
@@ -92,7 +100,14 @@ def render(
     failed = []
     for (path, view), files in pictures.items():
         try:
-            render_map(path, *files, view=view, dpi=dpi, threshold=threshold)
+            render_map(
+                path,
+                *files,
+                view=view,
+                dpi=dpi,
+                threshold=threshold,
+                exclude_flagged=exclude_flagged,
+            )
         except (WsiIdcError, OSError) as error:
             failed.append(error)
             echo_note(f"not drawn: {error}")

@@ -5,7 +5,13 @@ from pathlib import Path
 import click
 
 from wsi_idc.cli.inputs import find_maps
-from wsi_idc.cli.options import PATH, output_options, threshold_option, with_default
+from wsi_idc.cli.options import (
+    PATH,
+    exclude_flagged_option,
+    output_options,
+    threshold_option,
+    with_default,
+)
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
 from wsi_idc.plotting.number_format import count
@@ -17,6 +23,7 @@ _NUM_NAMED = 5  # largest number of pages that a note names
 @click.argument("maps", nargs=-1, type=PATH)
 @with_default("--out", type=PATH, default=DEFAULT_REPORT, help="Folder of the pages.")
 @threshold_option
+@exclude_flagged_option
 @click.option(
     "--single-file",
     is_flag=True,
@@ -24,7 +31,12 @@ _NUM_NAMED = 5  # largest number of pages that a note names
 )
 @output_options
 def report(
-    maps: tuple[Path, ...], out: Path, threshold: float | None, single_file: bool, as_json: bool
+    maps: tuple[Path, ...],
+    out: Path,
+    threshold: float | None,
+    exclude_flagged: bool,
+    single_file: bool,
+    as_json: bool,
 ) -> None:
     """Make a report of MAPS, with one page per patient or slide.
 
@@ -37,8 +49,9 @@ def report(
     cohort.h5 has a link to each map.
 
     MAPS are map files, or folders of map files. Without MAPS, the report has every map in maps/,
-    and the table is written into maps/. With MAPS or --threshold, the table is written into the
-    folder of the report. Pages of other maps in this folder are kept, and the command names them.
+    and the table is written into maps/. With MAPS, --threshold or --exclude-flagged, the table is
+    written into the folder of the report. Pages of other maps in this folder are kept, and the
+    command names them.
 
     \b
     Examples:
@@ -48,9 +61,16 @@ def report(
     paths = find_maps(maps)
     from wsi_idc.report.report import build_report
 
-    # Replace the table in maps/ only if the report has all maps with their own thresholds.
-    tables = DEFAULT_MAPS if not maps and threshold is None else out
-    result = build_report(paths, out, tables=tables, threshold=threshold, single_file=single_file)
+    # Replace the table in maps/ only if the report has all maps, with their own settings.
+    is_own = not maps and threshold is None and not exclude_flagged
+    result = build_report(
+        paths,
+        out,
+        tables=DEFAULT_MAPS if is_own else out,
+        threshold=threshold,
+        exclude_flagged=exclude_flagged,
+        single_file=single_file,
+    )
     failed = {str(path): reason for path, reason in result.failed.items()}
     num_patients = len({name.partition("/")[0] for name in result.pages})
     lines = [

@@ -17,7 +17,7 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
 
     The columns are ``prob_CLASS`` and ``logit_CLASS`` of both classes, and ``label`` (-1 if the
     label is unknown). The columns of ``OPTIONAL_VALUES``, ``cam_mean`` and ``cam_max`` are present
-    if the map has these values.
+    if the map has these values, and ``flag_NAME`` (0 or 1) if it has quality flags.
     """
     other, idc = patient_map.class_names
     columns = {
@@ -30,6 +30,9 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
     for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
+    if (flags := patient_map.flags) is not None:
+        for name, bit in patient_map.flag_bits.items():
+            columns[f"flag_{name}"] = np.where(flags & bit, 1, 0)
     if patient_map.cam is not None:
         columns["cam_mean"] = patient_map.cam.mean(axis=(1, 2))
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))

@@ -12,7 +12,7 @@ from wsi_idc.export.geojson import write_geojson
 from wsi_idc.export.layers import layer_pictures
 from wsi_idc.export.ome_tiff import write_ome_tiff
 from wsi_idc.export.png import write_legend, write_png
-from wsi_idc.maps.map_reader import open_image, read_map
+from wsi_idc.maps.map_reader import exclude_flagged, open_image, read_map
 from wsi_idc.maps.patient_map import PatientMap
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,15 @@ class ExportOptions:
         coordinates: Coordinates in GeoJSON: "qupath", "level0" or "image", as in
             ``grid_transform``.
         compress: Whether GeoJSON is written as ``.geojson.gz``.
+        exclude_flagged: Whether regions in GeoJSON leave out flagged patches; if False, this is as
+            in the map.
     """
 
     formats: Sequence[str] = FORMATS
     threshold: float | None = None
     coordinates: str = "qupath"
     compress: bool = False
+    exclude_flagged: bool = False
 
 
 @dataclass
@@ -66,6 +69,8 @@ def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> Exp
         for path in paths:
             try:
                 patient_map = read_map(path)
+                if options.exclude_flagged:
+                    patient_map = exclude_flagged(path, patient_map)
                 other = path_of_map.setdefault(patient_map.map_name, path)
                 if other != path:
                     raise MapError(

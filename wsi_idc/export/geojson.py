@@ -92,7 +92,8 @@ def _annotations(
 ) -> Iterator[dict[str, Any]]:
     probability, idc = patient_map.probability_grid(), patient_map.class_names[_IDC]
     on_slide = patient_map.grid(patient_map.fraction_on_slide)
-    for number, region in enumerate(extract_regions(probability >= threshold), start=1):
+    regions = extract_regions(patient_map.called_grid(threshold))
+    for number, region in enumerate(regions, start=1):
         row, col = region.cells[0].tolist()
         polygon = shapely.orient_polygons(region.polygon)
         rings = (polygon.exterior, *polygon.interiors)

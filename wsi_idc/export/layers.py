@@ -18,7 +18,7 @@ from wsi_idc.plotting.raster import CLEAR, Pixels, colorize, downscale
 MAX_DEVIATION = 0.5
 # Colors in the order of the labels 0, 1, -1: LABEL_RGB[-1] is the color of an unknown label.
 LABEL_RGB = tuple(ImageColor.getrgb(LABEL_COLORS[label])[:3] for label in (0, 1, -1))
-_OPAQUE = 255
+_OPAQUE, _NUM_VALUES = 255, 256
 
 
 class LayerPicture:
@@ -44,8 +44,8 @@ class LayerPicture:
             return {"kind": "rgb"}
         if layer.classes:
             classes = [
-                {"label": label, "name": name, "colour": list(LABEL_RGB[label])}
-                for label, name in layer.classes.items()
+                {"label": value, "name": name, "colour": list(self._rgb(value))}
+                for value, name in layer.classes.items()
             ]
             return {"kind": "classes", "classes": classes}
         colormap = f"matplotlib {layer.colormap}"
@@ -82,9 +82,15 @@ class LayerPicture:
         blocks = blocks[:, down][:, :, across]  # (cols, cell_px, cell_px, 4)
         return blocks.transpose(1, 0, 2, 3).reshape(cell_px, -1, 4)
 
+    def _rgb(self, value: int) -> tuple[int, ...]:
+        return ImageColor.getrgb(self._layer.colors[value])[:3]
+
     def _colors(self, values: Any) -> Pixels:
         if self._layer.classes:
-            return np.array([(*color, _OPAQUE) for color in LABEL_RGB], np.uint8)[values]
+            colors = np.tile(np.array(CLEAR, np.uint8), (_NUM_VALUES, 1))
+            for value in self._layer.classes:
+                colors[value] = (*self._rgb(value), _OPAQUE)  # -1 is the last color
+            return colors[values]
         table = mpl.colormaps[self._layer.colormap](np.linspace(0, 1, 256), bytes=True)
         return colorize(values / self._layer.vmax, table)
 

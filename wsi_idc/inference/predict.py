@@ -18,6 +18,7 @@ from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import INVERSE_DIHEDRAL, NUM_DIHEDRAL, dihedral
 from wsi_idc.data.pack import Pack
+from wsi_idc.data.patch_flags import patch_flags
 from wsi_idc.models.batch_norm import fuse_batch_norm
 from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
 from wsi_idc.models.classifier import PatchClassifier, to_images
@@ -48,11 +49,13 @@ class RawPrediction:
         cam: Mean raw CAM of all views and classifiers, shape (n, h, w), float32; None: no CAM.
         distance: Distance of each patch from the train patches, shape (n, m), float32, for the m
             classifiers that have a novelty model; None if m is 0.
+        flags: Quality flags of each patch, as in ``patch_flags``; None: not computed.
     """
 
     logit: NDArray[np.float32]
     cam: NDArray[np.float32] | None
     distance: NDArray[np.float32] | None = None
+    flags: NDArray[np.uint8] | None = None
 
     def part(self, start: int, end: int) -> "RawPrediction":
         """Return the prediction of the patches ``start`` to ``end - 1``."""
@@ -67,7 +70,7 @@ class RawPrediction:
         return RawPrediction(*joined)
 
     def _arrays(self) -> tuple[Any, ...]:
-        return self.logit, self.cam, self.distance
+        return self.logit, self.cam, self.distance, self.flags
 
 
 ReadFn = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -93,7 +96,7 @@ def predict(
         pack: Pack that contains the patches.
         rows: Indices of the patches in the pack, shape (N,).
         batch_size: Number of patches in a batch.
-        options: ``device_config``, ``cam`` and ``tta``, as in ``batch_predictor``.
+        options: ``device_config``, ``cam``, ``tta`` and ``flag_mpp``, as in ``batch_predictor``.
     """
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     with batch_predictor(lambda: classifiers, batch_size=batch_size, **options) as predict_batches:
@@ -108,6 +111,7 @@ def batch_predictor(
     batch_size: int = PREDICT_BATCH_SIZE,
     cam: CamSpec | None = None,
     tta: bool = False,
+    flag_mpp: float | None = None,
 ) -> Iterator[BatchPredictor]:
     """Context manager that yields a function; the function predicts batches of patches.
 
@@ -119,6 +123,7 @@ def batch_predictor(
         batch_size: Largest number of patches in a batch.
         cam: CAM to compute; None: no CAM.
         tta: Whether to predict all 8 views of each patch (its flips and quarter turns).
+        flag_mpp: Microns per px of the patches, to compute their quality flags; None: no flags.
     """
     networks: list[ForwardFn] = []
     views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
@@ -130,19 +135,22 @@ def batch_predictor(
             networks.extend(_build_forward(m, device_config, cam, stack) for m in build())
         transfer = DeviceTransfer(device_config.device)
 
-        def load(item: NDArray) -> tuple[DeviceTensor, int]:
+        def load(item: NDArray) -> tuple[DeviceTensor, int, NDArray[np.uint8] | None]:
             patches = item if read is None else read(item)
-            return _pad_batch(patches, transfer, device_config, batch_size)
+            flags = None if flag_mpp is None else patch_flags(patches, mpp=flag_mpp)
+            return *_pad_batch(patches, transfer, device_config, batch_size), flags
 
-        batches = map(load, items) if read is None else prefetch(load, items)
+        # A thread reads the next batch and computes its flags while the device computes.
+        in_thread = read is not None or flag_mpp is not None
+        batches = prefetch(load, items) if in_thread else map(load, items)
         # The device computes a batch while the caller uses the results of the previous batch.
-        pending: list[tuple[list[bool], PendingResult, int]] = []
-        for padded, num in meter.time_data_wait(batches):
+        pending: list[tuple[list[bool], PendingResult, int, NDArray[np.uint8] | None]] = []
+        for padded, num, flags in meter.time_data_wait(batches):
             with meter.time_compute(num), oom_as_error(num, device_config.device):
                 outputs = _forward(networks, padded.get(), device_config, views=views)
             present = [output is not None for output in outputs]
             result = transfer.download([output for output in outputs if output is not None])
-            pending.append((present, result, num))
+            pending.append((present, result, num, flags))
             if len(pending) > 1:
                 yield _to_numpy(*pending.pop(0))
         for entry in pending:
@@ -279,7 +287,9 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
     return torch.stack(resized).mean(dim=0)
 
 
-def _to_numpy(present: Sequence[bool], result: PendingResult, num: int) -> RawPrediction:
+def _to_numpy(
+    present: Sequence[bool], result: PendingResult, num: int, flags: NDArray[np.uint8] | None
+) -> RawPrediction:
     """Convert the outputs of ``_forward`` to arrays; ``present`` is False if one is missing."""
     arrays = iter(result.arrays())
     outputs: list[Any] = [next(arrays)[:num] if here else None for here in present]
@@ -288,7 +298,8 @@ def _to_numpy(present: Sequence[bool], result: PendingResult, num: int) -> RawPr
         raise CheckpointError(
             "the model gives logits that are not finite; use --precision fp32, or train it again"
         )
-    return RawPrediction(*outputs)
+    logits, cams, distances = outputs
+    return RawPrediction(logits, cams, distances, flags)
 
 
 def _pad_batch(

@@ -16,6 +16,8 @@ from wsi_idc.core.constants import NO_ROLE, PREDICT_BATCH_SIZE, ROLES
 from wsi_idc.core.errors import CheckpointError, MapError, WsiIdcError
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.core.provenance import provenance
+from wsi_idc.data.artifacts import FLAGS
+from wsi_idc.data.patch_flags import can_flag
 from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
@@ -71,6 +73,7 @@ class MapBuilder:
         with_image: Whether a map includes the picture of the tissue, stitched from the patches.
         batch_size: Number of patches in a batch.
         overwrite: Whether all maps are built again and existing files are replaced.
+        exclude_flagged: Whether areas and regions leave out the patches that have a flag.
         stop: Request to stop early. Maps with complete predictions are written before the stop.
     """
 
@@ -81,6 +84,7 @@ class MapBuilder:
     with_image: bool = True
     batch_size: int = PREDICT_BATCH_SIZE
     overwrite: bool = False
+    exclude_flagged: bool = False
     stop: StopRequest | None = None
 
     def build(self, source: MapSource) -> MapReport:
@@ -179,6 +183,8 @@ class MapBuilder:
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
         """Return ``data`` and all other values that determine the content of a map, for JSON."""
+        # Without this setting, the key is the same as in maps of version 0.1.0.
+        excluded = {"exclude_flagged": True} if self.exclude_flagged else {}
         return {
             **self.predictor.cache_key(),
             **data,
@@ -186,7 +192,19 @@ class MapBuilder:
             "image": self.with_image,
             "cam": None if self.cam is None else {**vars(self.cam), "layer": self._cam_layer},
             "format_version": FORMAT_VERSION,
+            **excluded,
         }
+
+    def flag_mpp(self, patch_px: int, mpp: float) -> float | None:
+        """Return the microns per px for ``batch_predictor``; None: patches too small for flags."""
+        if can_flag(patch_px, mpp=mpp):
+            return mpp
+        if self.exclude_flagged:
+            raise MapError(
+                f"patches of {patch_px} px at {mpp:g} um/px are too small for quality flags; "
+                "leave out --exclude-flagged"
+            )
+        return None
 
     @property
     def _cam_layer(self) -> str:
@@ -259,6 +277,9 @@ class MapBuilder:
             novelty_limit=predictor.novelty_limit(
                 max(1, round(len(patches.row_col) * (patches.cell_px / patches.patch_px) ** 2))
             ),
+            flags=prediction.flags,
+            flag_bits={} if prediction.flags is None else dict(FLAGS),
+            exclude_flagged=self.exclude_flagged,
             smoothed=smoothed,
             smoothing=None if smoothing is None else asdict(smoothing),
             cam=prediction.cam,

@@ -17,6 +17,7 @@ from wsi_idc.core.constants import NO_ROLE, NOVEL_PERCENTILE, SHORT_SHA
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
 from wsi_idc.core.files import starts_with, write_bytes, write_text
+from wsi_idc.data.artifacts import FLAGS
 from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.map_reader import (
     COHORT_H5,
@@ -34,11 +35,14 @@ COHORT_CSV = "cohort.csv"
 PATIENTS_CSV = "patients.csv"
 _FORMAT = "wsi-idc-cohort"
 _MODEL_NOTES = ("tta", "ensemble")
-_MODEL_COLUMNS = ("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES)
+_MODEL_COLUMNS = (
+    *("checkpoint_sha256", "architecture", "threshold", *_MODEL_NOTES, "excluded_flags"),
+)
 MIXED = (
     "the maps have %d combinations of model, threshold and settings; compare only maps of the "
     "same combination"
 )
+_FLAG_COLUMNS = tuple(f"flagged_{name}" for name in FLAGS)
 _OPTIONAL_MEANS = ("mean_uncertainty", "mean_novelty", "novel_fraction")
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
@@ -50,6 +54,8 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "slide"), str),
     **dict.fromkeys(("mean_novelty", "novel_fraction"), np.float64),
     "caution": str,
+    **dict.fromkeys(("flagged", *_FLAG_COLUMNS), np.float64),
+    "excluded_flags": str,
 }
 COLUMNS = tuple(_TYPES)
 # Names and types of the columns of the table of patients.
@@ -204,13 +210,17 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     """Return the row of a map for the cohort table, without the column ``map``.
 
     An area is the sum of the areas of grid cells. Each cell is counted once, also if patches
-    overlap. The part of a cell beyond the edge of the slide is not counted. Agreement with the
-    labels is computed from the patches with a known label. Undefined values are NaN.
+    overlap. The part of a cell beyond the edge of the slide is not counted. With
+    ``exclude_flagged``, areas and the largest region leave out flagged patches; fractions and means
+    do not. Agreement with the labels is computed from the patches with a known label. Undefined
+    values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
     on_slide = patient_map.fraction_on_slide
     is_called = patient_map.probability >= threshold
+    is_counted = patient_map.is_counted
+    in_region = is_called & is_counted
     labelled = labelled_patches(patient_map)
     uncertainty, novelty = patient_map.uncertainty, patient_map.novelty
     role = str(model.get("role_of_patient") or "")
@@ -220,10 +230,10 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "patches": len(is_called),
         "labelled_patches": len(labelled[0]),
         "threshold": threshold,
-        "area_mm2": _num_cells(row_col, on_slide) * cell_mm2,
-        "idc_area_mm2": _num_cells(row_col[is_called], on_slide[is_called]) * cell_mm2,
+        "area_mm2": _num_cells(row_col[is_counted], on_slide[is_counted]) * cell_mm2,
+        "idc_area_mm2": _num_cells(row_col[in_region], on_slide[in_region]) * cell_mm2,
         "idc_fraction": float(is_called.mean()),
-        "largest_region_mm2": largest_region(is_called, row_col, on_slide) * cell_mm2,
+        "largest_region_mm2": largest_region(in_region, row_col, on_slide) * cell_mm2,
         "mean_probability": float(patient_map.probability.mean()),
         "mean_uncertainty": np.nan if uncertainty is None else float(uncertainty.mean()),
         **_agreement([labelled], [threshold]),
@@ -235,7 +245,16 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "mean_novelty": np.nan if novelty is None else float(novelty.mean()),
         "novel_fraction": np.nan if novelty is None else float((novelty > NOVEL_PERCENTILE).mean()),
         "caution": patient_map.caution,
+        **_flag_counts(patient_map),
+        "excluded_flags": " ".join(patient_map.flag_bits) if patient_map.exclude_flagged else "",
     }
+
+
+def _flag_counts(patient_map: PatientMap) -> dict[str, float]:
+    """Return the number of flagged patches, and of the patches with each flag; NaN if unknown."""
+    counts, flags = patient_map.flag_counts(), patient_map.flags
+    flagged = {"flagged": np.nan if flags is None else float((flags > 0).sum())}
+    return flagged | {f"flagged_{name}": float(counts.get(name, np.nan)) for name in FLAGS}
 
 
 def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled]) -> dict[str, Any]:
@@ -244,12 +263,15 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
     Numbers of patches are summed, and areas are summed. Fractions and means are computed over all
     patches of the patient. Agreement is computed over all labelled patches of the patient. The
     largest region is the maximum over the slides. If slides have different thresholds, the
-    threshold is NaN. Different texts of the slides are joined by a space.
+    threshold is NaN. Different texts of the slides are joined by a space. If only some slides leave
+    out flagged patches, ``excluded_flags`` is "mixed".
     """
     thresholds = [row["threshold"] for row in rows]
     sums = {
         name: sum(row[name] for row in rows)
-        for name in ("patches", "labelled_patches", "area_mm2", "idc_area_mm2")
+        for name in (
+            *("patches", "labelled_patches", "area_mm2", "idc_area_mm2", "flagged", *_FLAG_COLUMNS),
+        )
     }
     means = {
         name: float(sum(row[name] * row["patches"] for row in rows) / sums["patches"])
@@ -259,6 +281,7 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
         name: " ".join(dict.fromkeys(row[name] for row in rows if row[name]))
         for name in ("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "caution")
     }
+    excluded = {row["excluded_flags"] for row in rows}
     values = {
         "patient": rows[0]["patient"],
         "slides": len(rows),
@@ -268,6 +291,7 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
         "largest_region_mm2": max(row["largest_region_mm2"] for row in rows),
         **_agreement(labelled, thresholds),
         **texts,
+        "excluded_flags": excluded.pop() if len(excluded) == 1 else "mixed",
     }
     return {name: values[name] for name in PATIENT_COLUMNS}
 

@@ -71,14 +71,14 @@ def _close(file: Any) -> None:
 
 
 class StoredPrediction:
-    """Logits, CAMs and distances of a patient, collected batch by batch.
+    """Logits, CAMs, distances and flags of a patient, collected batch by batch.
 
     The values of each batch are copied. Otherwise the small arrays of all batches would stay in
     memory and fragment the memory. Then the network could not reuse freed memory.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._logit, self._cam, self._distance = (DiskArray(folder) for _ in range(3))
+        self._logit, self._cam, self._distance, self._flags = (DiskArray(folder) for _ in range(4))
 
     def __len__(self) -> int:
         return len(self._logit)
@@ -90,9 +90,12 @@ class StoredPrediction:
             self._cam.append(part.cam)
         if part.distance is not None:
             self._distance.append(part.distance)
+        if part.flags is not None:
+            self._flags.append(part.flags)
 
     def prediction(self) -> RawPrediction:
         """Return the prediction of all patches; its CAM is a ``DiskArray``, or None."""
         cam: Any = self._cam if len(self._cam) else None
         distance = self._distance[:] if len(self._distance) else None
-        return RawPrediction(self._logit[:], cam, distance)
+        flags = self._flags[:] if len(self._flags) else None
+        return RawPrediction(self._logit[:], cam, distance, flags)

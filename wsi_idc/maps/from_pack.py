@@ -55,6 +55,7 @@ class PackSource:
         patch_px = self.pack.info.patch_px
         builder.predictor.validate_input(self.pack)
         builder.validate_cam_layer(patch_px=patch_px)
+        builder.flag_mpp(patch_px, self.pack.info.mpp)
         for name in self.names:
             builder.validate_cam_size(len(self._rows(name)), patch_px=patch_px)
 
@@ -86,6 +87,7 @@ class PackSource:
             device_config=builder.device_config,
             batch_size=builder.batch_size,
             cam=builder.cam,
+            flag_mpp=builder.flag_mpp(self.pack.info.patch_px, self.pack.info.mpp),
         )
         # The generator is closed to end its reader threads, also after an error.
         with closing(predictions), progress(len(all_rows), what="mapping") as bar:

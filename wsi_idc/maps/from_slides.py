@@ -66,7 +66,9 @@ class SlideSource:
 
     def validate(self, builder: MapBuilder) -> None:
         """Raise CheckpointError if checkpoints need different patches, or cannot compute CAMs."""
-        builder.validate_cam_layer(patch_px=input_spec(builder.predictor).patch_px)
+        spec = input_spec(builder.predictor)
+        builder.validate_cam_layer(patch_px=spec.patch_px)
+        builder.flag_mpp(spec.patch_px, spec.mpp)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
         """Return the state and the size of each map; raise the errors of ``validate``.
@@ -94,9 +96,13 @@ class SlideSource:
             is_needed=lambda row: self._needs_map(row, builder),
             is_stopped=lambda: bool(builder.stop),
         )
+        spec = input_spec(builder.predictor)
         with (
             builder.predictor.batch_predictor(
-                device_config=builder.device_config, batch_size=builder.batch_size, cam=builder.cam
+                device_config=builder.device_config,
+                batch_size=builder.batch_size,
+                cam=builder.cam,
+                flag_mpp=builder.flag_mpp(spec.patch_px, spec.mpp),
             ) as predict_batches,
             closing(slides),
         ):

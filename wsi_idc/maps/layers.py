@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import COLORMAPS
+from wsi_idc.plotting.colors import COLORMAPS, FLAG_COLORS, LABEL_COLORS
 
 TOP_PERCENTILE = 99.5
 # Optional fields of ``PatientMap`` with one value per patch.
@@ -25,7 +25,10 @@ class Layer:
         vmax: Value that has the last color of the colormap; 0 has the first color.
         is_open: Whether values may be larger than ``vmax``.
         note: Remark about the values; may be empty.
-        classes: For each label, the name of the class. Only the layer of the labels has classes.
+        classes: For each value, the name of the class; only labels and flags have classes. Patches
+            with another value have no color.
+        colors: For each value in ``classes``, the color.
+        counts: For each value in ``classes``, the number of patches for legends; may be empty.
     """
 
     name: str
@@ -35,11 +38,18 @@ class Layer:
     is_open: bool = False
     note: str = ""
     classes: Mapping[int, str] = field(default_factory=dict)
+    colors: Mapping[int, str] = field(default_factory=dict)
+    counts: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def colormap(self) -> str:
-        """Name of the matplotlib colormap; empty for tissue and labels."""
+        """Name of the matplotlib colormap; empty for tissue, labels and flags."""
         return COLORMAPS.get(self.name, "")
+
+    def legend_texts(self) -> dict[int, str]:
+        """Return the text of each class in a legend, with the number of patches if it is known."""
+        counted = {value: f"{self.classes[value]} ({num:,})" for value, num in self.counts.items()}
+        return {**self.classes, **counted}
 
 
 def layers_of(
@@ -62,14 +72,48 @@ def layers_of(
         layers.append(Layer("cam", cam_title(patient_map), cams, robust_max(cams), True, note))
     if has_labels(patient_map):
         classes = label_names(patient_map)
-        layers.append(Layer("labels", "Labels", patient_map.label, classes=classes))
+        layers.append(
+            Layer("labels", "Labels", patient_map.label, classes=classes, colors=LABEL_COLORS)
+        )
     if (values := patient_map.uncertainty) is not None:
         vmax = robust_max(values) if uncertainty_max is None else uncertainty_max
         layers.append(Layer("uncertainty", "Uncertainty", values, vmax, True, "standard deviation"))
     if patient_map.novelty is not None:
         note = "percentile among the val patches"
         layers.append(Layer("novelty", "Novelty", patient_map.novelty, note=note))
+    if patient_map.flags is not None:
+        numbers = dict(enumerate(patient_map.flag_counts().items(), start=1))
+        layers.append(
+            Layer(
+                "flags",
+                "Flags",
+                flag_numbers(patient_map),
+                classes={number: name for number, (name, _) in numbers.items()},
+                colors=dict(enumerate(FLAG_COLORS, start=1)),
+                counts={number: count for number, (_, count) in numbers.items()},
+            )
+        )
     return layers
+
+
+def flag_numbers(patient_map: PatientMap) -> NDArray[np.uint8]:
+    """Return the number of the flag of each patch, shape (N,): 0 no flag, 1 the first flag.
+
+    A patch with several flags has the number of the last of its flags.
+    """
+    assert patient_map.flags is not None
+    numbers = np.zeros_like(patient_map.flags)
+    for number, bit in enumerate(patient_map.flag_bits.values(), start=1):
+        numbers[(patient_map.flags & bit) > 0] = number
+    return numbers
+
+
+def flags_in_words(counts: Mapping[str, int], *, are_excluded: bool) -> str:
+    """Return ``PatientMap.flag_counts`` as text, such as "12 blur, 3 pen"."""
+    if not counts:
+        return "unknown: the map is of an older version, or its patches are too small"
+    words = ", ".join(f"{num:,} {name}" for name, num in counts.items() if num) or "no patch"
+    return words + (", left out of areas and regions" if are_excluded else "")
 
 
 def crop_to_patches(patient_map: PatientMap) -> PatientMap:

@@ -1,5 +1,6 @@
 """Read map files; every value is checked, because a file may be damaged or manipulated."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -108,6 +109,20 @@ def read_map_without_cams(path: Path) -> PatientMap:
         return _read_without_cams(file)
 
 
+def exclude_flagged(path: Path, patient_map: PatientMap) -> PatientMap:
+    """Return the map of a file with areas and regions that leave out flagged patches.
+
+    Raises:
+        MapError: The map has no flags.
+    """
+    if patient_map.flags is None:
+        raise MapError(
+            f"{path}: has no quality flags; make it again with wsi-idc map --overwrite, or leave "
+            "out --exclude-flagged"
+        )
+    return replace(patient_map, exclude_flagged=True)
+
+
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Check a map file and return its provenance. The values of CAMs are not checked.
 
@@ -209,6 +224,8 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         **columns,
         smoothing=_read_smoothing(attrs),
         novelty_limit=_read_novelty_limit(attrs),
+        flag_bits=_read_flag_bits(file),
+        exclude_flagged=bool(attrs.get("exclude_flagged", 0)),
         slide=_read_slide(file, attrs) if hdf5.has_link(file, "slide") else None,
         **_read_cam_attributes(file, len(columns["coords"])),
     )
@@ -251,8 +268,9 @@ def _read_columns(file: h5py.File) -> dict[str, Any]:
         "uncertainty": optional,
         "probability_smoothed": optional,
         "novelty": optional,
+        "flags": DatasetSpec("integer", (num,), (0, 255), True),
     }
-    types = {"coords": np.int32, "row_col": np.int32, "label": np.int8}
+    types = {"coords": np.int32, "row_col": np.int32, "label": np.int8, "flags": np.uint8}
     columns = hdf5.read_datasets(file, specs)
     return {name: column.astype(types.get(name, np.float32)) for name, column in columns.items()}
 
@@ -274,6 +292,18 @@ def _read_novelty_limit(attrs: dict[str, Any]) -> float | None:
     if not 0 <= limit <= 1:
         raise ValueError("the limit of the mean novelty is out of range")
     return limit
+
+
+def _read_flag_bits(file: h5py.File) -> dict[str, int]:
+    """Read the name and bit of each flag; the bits differ, and each of them is one bit."""
+    if not hdf5.has_link(file, "flags"):
+        return {}
+    attrs = read_attributes(file["flags"])
+    names, bits = str(attrs["flag_meanings"]).split(), [int(bit) for bit in attrs["flag_masks"]]
+    is_named = all(re.fullmatch("[a-z_]{1,20}", name) for name in names)
+    if not is_named or set(bits) - {1 << n for n in range(8)} or len({*bits}) != len({*names}):
+        raise ValueError("the names or bits of the flags are damaged")
+    return dict(zip(names, bits, strict=True))
 
 
 def _read_slide(file: h5py.File, root: dict[str, Any]) -> SlideView:

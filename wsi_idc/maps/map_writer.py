@@ -109,6 +109,8 @@ def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
         attrs["smoothing"] = json.dumps(dict(patient_map.smoothing))
     if patient_map.novelty_limit is not None:
         attrs["novelty_limit"] = patient_map.novelty_limit
+    if patient_map.exclude_flagged:
+        attrs["exclude_flagged"] = 1
     file.attrs.update(attrs)
 
 
@@ -133,6 +135,15 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
         file[name] = getattr(patient_map, name)
     for name, values in _optional_columns(patient_map).items():
         file[name] = values
+    if patient_map.flags is not None:
+        file["flags"] = patient_map.flags
+        file["flags"].attrs.update(_flag_attributes(patient_map))
+
+
+def _flag_attributes(patient_map: PatientMap) -> dict[str, Any]:
+    """Return the bits and names of the flags, as the CF conventions for NetCDF define them."""
+    masks = np.array(list(patient_map.flag_bits.values()), np.uint8)
+    return {"flag_masks": masks, "flag_meanings": " ".join(patient_map.flag_bits)}
 
 
 def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]:
@@ -149,12 +160,18 @@ def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
     group, optional = file.create_group("map"), _optional_columns(patient_map)
     title = f"Probability of IDC, patient {patient_map.map_name}"
     attrs = {"NX_class": "NXdata", "signal": "probability", "axes": ["y", "x"]}
-    attrs |= {"auxiliary_signals": ["label", "index", *optional], "title": title}
+    flags = [] if patient_map.flags is None else ["flags"]
+    attrs |= {"auxiliary_signals": ["label", "index", *optional, *flags], "title": title}
     group.attrs.update(attrs)
     group["probability"] = patient_map.probability_grid()
     group["label"] = patient_map.label_grid()
     for name, values in optional.items():
         group[name] = patient_map.grid(values)
+    if patient_map.flags is not None:
+        group["flags"] = scatter_to_grid(
+            patient_map.flags, patient_map.row_col, shape=patient_map.shape, fill=0
+        )
+        group["flags"].attrs.update(_flag_attributes(patient_map))
     index = np.arange(len(patient_map.row_col), dtype=np.int32)
     group["index"] = scatter_to_grid(index, patient_map.row_col, shape=patient_map.shape, fill=-1)
     _write_axes(group, patient_map, points=(1, 1))

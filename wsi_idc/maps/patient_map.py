@@ -1,7 +1,7 @@
 """Data classes for the map of a patient: values of the patches, and grids of these values."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,10 @@ class PatientMap(PatientPatches):
         novelty: How much each patch differs from the train patches, 0..1, shape (N,), float32, as
             in ``models.novelty``; None if the checkpoint has no novelty model.
         novelty_limit: Largest mean novelty that is usual for a patient; None without ``novelty``.
+        flags: Bits of the quality flags of each patch, shape (N,), uint8; None in older maps, and
+            if patches are too small for flags.
+        flag_bits: For the name of each flag, such as "blur", its bit in ``flags``.
+        exclude_flagged: Whether areas and regions leave out the patches that have a flag.
         patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None if the map
             has no picture of the tissue, or was read from a file.
     """
@@ -173,6 +177,9 @@ class PatientMap(PatientPatches):
     smoothing: Mapping[str, float] | None = None
     novelty: NDArray[np.float32] | None = None
     novelty_limit: float | None = None
+    flags: NDArray[np.uint8] | None = None
+    flag_bits: Mapping[str, int] = field(default_factory=dict)
+    exclude_flagged: bool = False
     patches: NDArray[np.uint8] | None = None
 
     def idc_fraction(self) -> float:
@@ -194,6 +201,24 @@ class PatientMap(PatientPatches):
         return (
             f"unlike the training data (novelty {mean:.2f} > {limit:.2f})" if mean > limit else ""
         )
+
+    def flag_counts(self) -> dict[str, int]:
+        """Return the number of patches with each flag, by name; empty without flags."""
+        if self.flags is None:
+            return {}
+        return {name: int(((self.flags & bit) > 0).sum()) for name, bit in self.flag_bits.items()}
+
+    @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """For each patch, whether it belongs to areas and regions, shape (N,), bool."""
+        if self.flags is None or not self.exclude_flagged:
+            return np.ones(len(self.row_col), bool)
+        return self.flags == 0
+
+    def called_grid(self, threshold: float) -> NDArray[np.bool_]:
+        """Return the cells of regions called IDC, shape (rows, cols)."""
+        called = (self.probability >= threshold) & self.is_counted
+        return scatter_to_grid(called, self.row_col, shape=self.shape, fill=False)
 
     def cell_cams(self, indices: Any = slice(None)) -> NDArray[np.float32]:
         """Crop the CAM of each patch to its grid cell, (N, h, w); ``indices`` selects patches."""

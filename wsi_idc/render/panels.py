@@ -16,7 +16,7 @@ from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import Layer, has_labels, layers_of
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting import raster
-from wsi_idc.plotting.colors import COLORMAPS, INK, LABEL_COLORS
+from wsi_idc.plotting.colors import COLORMAPS, INK, LABEL_COLORS, UNFLAGGED_COLOR
 from wsi_idc.plotting.raster import NUM_COLORS, Pixels
 from wsi_idc.plotting.style import printable
 
@@ -200,6 +200,21 @@ def labels_panel(panel_input: PanelInput) -> Panel:
     return panel_input.make_panel("Labels", picture, legend=tuple(entries))
 
 
+def flags_panel(panel_input: PanelInput) -> Panel:
+    """Return the panel of the quality flags. The legend has the number of patches of each flag."""
+    patient_map, layer = panel_input.patient_map, panel_input.layers["flags"]
+    assert patient_map.flags is not None and layer.values is not None
+    numbers = patient_map.grid(layer.values.astype(np.float32))  # NaN where there is no patch
+    picture = np.full((*numbers.shape, 3), _WHITE, np.uint8)
+    num_unflagged = int((patient_map.flags == 0).sum())
+    colors = {0: (UNFLAGGED_COLOR, f"no flag ({num_unflagged:,})")}
+    colors |= {n: (layer.colors[n], text) for n, text in layer.legend_texts().items()}
+    for number, (color, _) in colors.items():
+        picture[numbers == number] = np.rint(np.multiply(to_rgb(color), 255))
+    entries = [LegendEntry(text, c) for n, (c, text) in colors.items() if n == 0 or layer.counts[n]]
+    return panel_input.make_panel("Flags", picture, legend=tuple(entries))
+
+
 def outlines_panel(panel_input: PanelInput) -> Panel:
     """Return the tissue panel with outlines of regions called IDC and of regions labelled IDC.
 
@@ -207,7 +222,7 @@ def outlines_panel(panel_input: PanelInput) -> Panel:
     """
     patient_map, idc = panel_input.patient_map, _class_name(panel_input.patient_map, 1)
     name = f"called {idc}, shaded (\N{GREATER-THAN OR EQUAL TO} {panel_input.threshold:.2f})"
-    called = patient_map.probability_grid() >= panel_input.threshold
+    called = patient_map.called_grid(panel_input.threshold)
     shade = np.full((NUM_COLORS, 4), np.rint(np.multiply(to_rgba(_CALLED, _SHADE), 255)), np.uint8)
     values = np.where(called, np.float32(1), np.float32(np.nan))
     picture = raster.overlay_colormap(panel_input.tissue, values, shade)
@@ -222,6 +237,7 @@ PANELS: dict[str, Callable[[PanelInput], Panel]] = {
     "slide": slide_panel,
     "tissue": tissue_panel,
     "labels": labels_panel,
+    "flags": flags_panel,
     "outlines": outlines_panel,
     **{name: partial(layer_panel, name=name) for name in COLORMAPS},
     **{f"{name} over tissue": partial(overlay_panel, name=name) for name in _OPACITY},

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
+from wsi_idc.maps import map_reader
 from wsi_idc.maps.layers import crop_to_patches, has_labels
 from wsi_idc.maps.map_reader import read_image_rows, read_map
 from wsi_idc.maps.patient_map import PatientMap
@@ -25,7 +26,9 @@ DEFAULT_VIEW = "panels"
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
 VIEWS = {
-    DEFAULT_VIEW: ("slide", "tissue", "probability", "smoothed", "uncertainty", "cam", "labels"),
+    DEFAULT_VIEW: (
+        *("slide", "tissue", "probability", "smoothed", "uncertainty", "cam", "labels", "flags"),
+    ),
     "overlay": ("probability over tissue",),
     "contours": ("outlines",),
     "cam": ("cam over tissue",),
@@ -41,6 +44,7 @@ def render_map(
     view: str = DEFAULT_VIEW,
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
+    exclude_flagged: bool = False,
 ) -> None:
     """Draw a view of a map file, and save the view in each of the files ``outs``.
 
@@ -50,12 +54,15 @@ def render_map(
         view: Name of a view, from ``VIEWS``.
         dpi: Resolution of a PNG file, and of the pictures in a PDF file.
         threshold: Lowest probability that is called IDC; None means the map's threshold.
+        exclude_flagged: Whether regions leave out flagged patches; if False, this is as in the map.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
     """
     with page_style():
-        figure = figure_of(path, view=view, dpi=dpi, threshold=threshold)
+        figure = figure_of(
+            path, view=view, dpi=dpi, threshold=threshold, exclude_flagged=exclude_flagged
+        )
         for out in outs:
             _SAVE[out.suffix](figure, out, dpi=dpi)
 
@@ -67,7 +74,12 @@ def picture_name(path: Path, *, view: str, suffix: str) -> str:
 
 
 def figure_of(
-    path: Path, *, view: str = DEFAULT_VIEW, dpi: int = DEFAULT_DPI, threshold: float | None = None
+    path: Path,
+    *,
+    view: str = DEFAULT_VIEW,
+    dpi: int = DEFAULT_DPI,
+    threshold: float | None = None,
+    exclude_flagged: bool = False,
 ) -> Figure:
     """Return the figure that ``render_map`` writes. Call this function inside ``page_style``.
 
@@ -75,6 +87,8 @@ def figure_of(
         MapError: The map cannot be read, or has no data for this view.
     """
     patient_map = read_map(path)
+    if exclude_flagged:
+        patient_map = map_reader.exclude_flagged(path, patient_map)
     if view == "cam" and patient_map.cam is None:
         raise MapError(
             f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
@@ -132,6 +146,8 @@ def read_panel_input(
 def _has_panel(patient_map: PatientMap, name: str) -> bool:
     if name == "labels":
         return has_labels(patient_map)
+    if name == "flags":
+        return patient_map.flags is not None and bool(patient_map.flags.any())
     needed = {"cam over tissue": "cam"}.get(name, name)
     return getattr(patient_map, needed, True) is not None
 
@@ -149,8 +165,9 @@ def _details(panel_input: PanelInput) -> str:
     architecture = printable(model.get("architecture"), longest=_LONGEST)
     role = printable(model.get("role_of_patient"), longest=_LONGEST)
     resolution = printable(patient_map.resolution, longest=2 * _LONGEST)
+    excluded = "; regions leave out flagged patches" if patient_map.exclude_flagged else ""
     return (
         f"{num:,} {'patch' if num == 1 else 'patches'}, {called:.0%} called IDC at threshold "
         f"{panel_input.threshold:.2f}; {resolution}; "
-        f"model {architecture}, patient in its split: {role}"
+        f"model {architecture}, patient in its split: {role}{excluded}"
     )

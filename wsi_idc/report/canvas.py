@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary
-from wsi_idc.maps.layers import OPTIONAL_VALUES, crop_to_patches
+from wsi_idc.maps.layers import OPTIONAL_VALUES, crop_to_patches, flag_numbers
 from wsi_idc.maps.patient_map import PatientMap
-from wsi_idc.plotting.colors import LABEL_COLORS
+from wsi_idc.plotting.colors import FLAG_COLORS, LABEL_COLORS
 from wsi_idc.report.layers import (
     CALLED_COLOR,
     MASK_COLOR,
@@ -34,6 +34,7 @@ _SELECTED_COLOR = "#ff2bd6"  # not a color of viridis or inferno
 _CODE_PALETTES = {
     "labels": [_CLEAR, *(LABEL_COLORS[label] for label in (-1, 0, 1))],
     "errors": [_CLEAR, *OUTCOME_COLORS.values()],
+    "flags": [_CLEAR, *FLAG_COLORS],
 }
 _LINES = ("regions", "truth", "mask")
 _WIDTH, _HEIGHT = 880, 760
@@ -70,12 +71,15 @@ def build_sources(
     for name in ("probability", *OPTIONAL_VALUES):
         if (values := getattr(patient_map, name)) is not None:
             grids[name] = [cropped.grid(values)]
+    if patient_map.flags is not None:
+        numbers = flag_numbers(patient_map)
+        grids["flags"] = [scatter_to_grid(numbers, rows_cols, shape=shape, fill=0)]
     errors = scatter_to_grid(outcomes(patient_map.label, called), rows_cols, shape=shape, fill=0)
     columns: dict[str, Mapping[str, Any]] = {
         "patches": patch_columns(patient_map),
         "grids": grids,
         "errors": {"errors": [errors]},
-        "regions": _outline(called, cropped),
+        "regions": _outline(called & patient_map.is_counted, cropped),
         "truth": _outline(patient_map.label == 1, cropped),
         "mask": _mask_outline(patient_map),
         "tissue": {
@@ -187,11 +191,12 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
         "uncertainty": "@uncertainty{0.000}",
         "novelty": "@novelty{0.000}",
         "label": "@label_name",
+        "flags": "@flag_names",
         "CAM, largest": "@cam_max{0.0000}",
         "row, col": "@row, @col",
         "x, y": "@x, @y px",
     }
-    optional = {name: name for name in OPTIONAL_VALUES} | {"CAM, largest": "cam_max"}
+    optional = {name: name for name in (*OPTIONAL_VALUES, "flags")} | {"CAM, largest": "cam_max"}
     tooltips = [tip for tip in tips.items() if optional.get(tip[0], "row") in patches.data]
     canvas.add_tools(
         models.HoverTool(renderers=[cells], tooltips=tooltips, point_policy="follow_mouse"),

@@ -22,7 +22,6 @@ from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import (
     CALLED_COLOR,
     COLORMAPS,
-    LABEL_COLORS,
     MASK_COLOR,
     OUTCOME_COLORS,
     OUTCOME_NAMES,
@@ -95,9 +94,9 @@ def _page_layer(layer: Layer) -> PageLayer:
         return PageLayer(layer.name, layer.title, is_shown=True, opacity=1.0)
     if layer.classes:
         keys = tuple(
-            (LABEL_COLORS[label], name)
-            for label, name in layer.classes.items()
-            if (layer.values == label).any()
+            (layer.colors[value], text)
+            for value, text in layer.legend_texts().items()
+            if layer.counts.get(value, (layer.values == value).any())
         )
         return PageLayer(layer.name, layer.title, keys=keys)
     return PageLayer(
@@ -144,12 +143,15 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
         "on_slide": patient_map.fraction_on_slide,
         "probability": patient_map.probability,
         "label": patient_map.label,
+        "is_counted": patient_map.is_counted.astype(np.uint8),
     }
     if patient_map.cam is not None:
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
     for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
+    if patient_map.flags is not None:
+        columns["flags"] = patient_map.flags
     return columns
 
 

@@ -14,7 +14,7 @@ from bokeh.resources import CDN, INLINE
 from numpy.typing import NDArray
 
 from wsi_idc.maps.cohort import format_note
-from wsi_idc.maps.layers import cam_title, crop_to_patches, label_names
+from wsi_idc.maps.layers import cam_title, crop_to_patches, flags_in_words, label_names
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
 from wsi_idc.plotting.page_links import model_tag
@@ -94,6 +94,7 @@ def patient_page(
     variables = {
         "patient_map": patient_map,
         "patient_link": quote(f"{patient_map.patient}.html", safe=""),
+        "flagged": _flagged(patient_map),
         "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
         "layers": layers,
         "names": [root.name for root in document.roots],
@@ -185,6 +186,7 @@ def _build_document(
     arguments["label_names"] = {
         str(label): name for label, name in label_names(patient_map).items()
     }
+    arguments["flag_bits"] = [list(flag) for flag in patient_map.flag_bits.items()]
     show = CustomJS(args=arguments, code=read_text("report/templates/show.js"))
     slider.js_on_change("value", redraw)
     toggle.js_on_change("active", redraw)
@@ -217,6 +219,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("threshold, temperature", f"{patient_map.threshold:.4g}, {patient_map.temperature:.4g}"),
         ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
         ("novelty", _novelty(patient_map)),
+        ("flagged", None if patient_map.flags is None else _flagged(patient_map)),
         ("CAM", None if patient_map.cam is None else cam),
         ("settings", _pairs({k: v for k, v in identity.items() if k not in _OWN_LINES})),
         ("8 views", "yes" if model.get("tta") else None),
@@ -239,6 +242,10 @@ def _novelty(patient_map: PatientMap) -> str | None:
         return None
     limit = f", usual up to {patient_map.novelty_limit:.2f}" if patient_map.novelty_limit else ""
     return f"{patient_map.novelty.mean():.2f}{limit}"
+
+
+def _flagged(patient_map: PatientMap) -> str:
+    return flags_in_words(patient_map.flag_counts(), are_excluded=patient_map.exclude_flagged)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ import wsi_idc
 from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.core.files import ensure_writable, write_text
 from wsi_idc.core.progress import progress
+from wsi_idc.maps import map_reader
 from wsi_idc.maps.cohort import Cohort, check_tables
 from wsi_idc.maps.map_reader import read_map, read_map_without_cams
 from wsi_idc.maps.patient_map import PatientMap
@@ -72,6 +73,7 @@ def build_report(
     *,
     tables: Path,
     threshold: float | None = None,
+    exclude_flagged: bool = False,
     single_file: bool = False,
 ) -> Report:
     """Write the pages of maps into the folder ``out``, and the cohort table into ``tables``.
@@ -84,6 +86,8 @@ def build_report(
         out: Folder of ``PATIENT.html``, ``PATIENT/SLIDE.html`` and ``index.html``.
         tables: Folder of ``cohort.csv``, ``cohort.h5`` and ``patients.csv``.
         threshold: Lowest probability that is called IDC; None means each map's threshold.
+        exclude_flagged: Whether areas and regions leave out flagged patches; if False, this is as
+            in each map.
         single_file: Whether each page contains the code of bokeh. If not, all pages need a common
             file in ``out``.
 
@@ -98,7 +102,10 @@ def build_report(
     report, cohort = Report(), Cohort()
     for path in maps:
         try:
-            _check_page(path, read_map_without_cams(path), out, cohort, threshold)
+            patient_map = read_map_without_cams(path)
+            if exclude_flagged:
+                patient_map = map_reader.exclude_flagged(path, patient_map)
+            _check_page(path, patient_map, out, cohort, threshold)
         except (WsiIdcError, OSError) as error:
             report.failed[path] = str(error)
     script_file = "" if single_file or not cohort.rows else _write_script(out)
@@ -170,7 +177,7 @@ def _make_page(path: Path, out: Path, row: Mapping[str, Any], context: PageConte
     page, digest = out / f"{name}.html", _digest(path, row, context)
     if card := _read_card(page, digest, row):
         return card
-    patient_map = read_map(path)
+    patient_map = replace(read_map(path), exclude_flagged=bool(row["excluded_flags"]))
     image = read_small_image(path, MAX_SIDE_PX)
     card = card_of(patient_map, image, row)
     pictures = {field: getattr(card, field) for field in _CARD_FIELDS}

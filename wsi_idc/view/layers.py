@@ -14,7 +14,6 @@ from wsi_idc.maps.map_reader import read_map
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import (
     CALLED_COLOR,
-    LABEL_COLORS,
     MASK_COLOR,
     OUTCOME_COLORS,
     OUTCOME_NAMES,
@@ -71,6 +70,8 @@ def map_layers(path: Path) -> MapLayers:
         "checkpoint": str(patient_map.model.get("checkpoint") or ""),
         "resolution": patient_map.resolution,
         "caution": patient_map.caution,
+        "flagBits": dict(patient_map.flag_bits),
+        "excludesFlagged": patient_map.exclude_flagged,
         "classNames": list(patient_map.class_names),
         "columns": list(columns),
         "layers": layers,
@@ -92,13 +93,15 @@ def _columns(patient_map: PatientMap) -> dict[str, NDArray]:
     for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
+    if patient_map.flags is not None:
+        columns["flags"] = patient_map.flags
     return columns
 
 
 def _layer_record(layer: Layer) -> dict[str, Any]:
     if layer.classes:
-        keys = [(LABEL_COLORS[label], name) for label, name in layer.classes.items()]
-        return _keys(layer.name, layer.title, keys)
+        texts = layer.legend_texts()
+        return _keys(layer.name, layer.title, [(layer.colors[v], t) for v, t in texts.items()])
     return {
         "name": layer.name,
         "title": layer.title,

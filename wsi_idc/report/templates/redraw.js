@@ -16,7 +16,7 @@ for (let i = 0; i < values.length; i++) {
   on_slide[data.cell[i]] = data.on_slide[i];
   if (called) {
     count.called += 1;
-    mask[data.cell[i]] = 1;
+    if (data.is_counted[i]) mask[data.cell[i]] = 1;
   }
   if (data.label[i] >= 0) {
     const outcome = data.label[i] === 1 ? (called ? 1 : 3) : (called ? 2 : 4);

@@ -1,7 +1,9 @@
 // After a click: show the patch enlarged beside its CAM, and its numbers.
-// Arguments: patches, grids, tissue, grid, cam_palette, side_px, label_names.
+// Arguments: patches, grids, tissue, grid, cam_palette, side_px, label_names, flag_bits.
 const {data} = patches;
 data.label_name ??= Array.from(data.label, (label) => label_names[label]);  // for the tooltips
+data.flag_names ??= Array.from(data.flags ?? [], (bits) =>
+  flag_bits.filter(([, bit]) => bits & bit).map(([name]) => name).join(", ") || "none");
 const index = patches.selected.indices[0];
 const panel = document.getElementById("patch");
 panel.classList.toggle("empty", index === undefined);
@@ -17,6 +19,7 @@ const texts = {
   "patch-uncertainty": number("uncertainty", 3),
   "patch-cam": number("cam_max", 4),
   "patch-label": data.label_name[index],
+  "patch-flags": data.flag_names[index],
 };
 for (const [id, text] of Object.entries(texts)) {
   const element = document.getElementById(id);

@@ -131,6 +131,8 @@ class Pane {
     const { row, col } = this.columns;
     for (let i = 0; i < this.num; i++) this.cells[row[i] * map.cols + col[i]] = i;
     this.hasLabels = this.num > 0 && this.columns.labels.some((label) => label >= 0);
+    this.hasFlags = Boolean(this.columns.flags) && this.columns.flags.some((bits) => bits);
+    this.excludesFlagged = map.excludesFlagged;
     this.grids = {};
     this.called = null;
   }
@@ -167,6 +169,28 @@ class Pane {
     this.paintGrid("labels", (i) => colors[labels[i] < 0 ? 2 : labels[i]]);
   }
 
+  // A patch with several flags has the color of the last of them.
+  paintFlags() {
+    const { flags } = this.columns, bits = Object.values(this.map.flagBits);
+    const colors = packed(this.layer("flags").keys.flatMap((key) => rgba(key[0])));
+    this.paintGrid("flags", (i) => {
+      const last = bits.findLastIndex((bit) => flags[i] & bit);
+      return last < 0 ? 0 : colors[last];
+    });
+  }
+
+  // Return whether a patch belongs to areas and to the outline of the patches called IDC.
+  isCounted(patch) {
+    return !(this.excludesFlagged && this.columns.flags && this.columns.flags[patch]);
+  }
+
+  setExcludesFlagged(value) {
+    this.excludesFlagged = value;
+    this.called = null;
+    this.draw();
+    this.changed("threshold", this);
+  }
+
   // The colors of true and false positives, false and true negatives depend on the threshold.
   paintErrors() {
     const { labels, probability } = this.columns;
@@ -184,6 +208,7 @@ class Pane {
     if (!this.grids[name]) {
       if (name === "labels") this.paintLabels();
       else if (name === "errors") this.paintErrors();
+      else if (name === "flags") this.paintFlags();
       else if (this.columns[name]) this.paint(this.layer(name));
     }
     return this.grids[name];
@@ -433,7 +458,8 @@ class Pane {
     const perCell = zoom * tissue.side;
     if (this.settings.isShown("called")) {
       const { probability } = this.columns;
-      this.called ||= this.boundary((i) => probability[i] >= this.threshold);
+      this.called ||= this.boundary(
+        (i) => probability[i] >= this.threshold && this.isCounted(i));
       context.globalAlpha = this.settings.opacity("called");
       stroke(context, this.called, this.layer("called").keys[0][0], perCell);
     }

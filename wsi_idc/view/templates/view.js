@@ -265,6 +265,7 @@ function buildThresholds() {
     range.className = "threshold-range";
     range.addEventListener("input", () => pane.setThreshold(Number(range.value)));
     const facts = add(element, "div", "hint facts");
+    if (pane.hasFlags) addFlagBox(element, pane);
     const mistakes = add(element, "div", "mistakes");
     const count = add(mistakes, "span", "hint");
     const button = add(mistakes, "button", "", "next (m)");
@@ -277,6 +278,15 @@ function buildThresholds() {
   }
 }
 
+function addFlagBox(element, pane) {
+  const label = add(element, "label", "hint");
+  const box = add(label, "input");
+  box.type = "checkbox";
+  box.checked = pane.excludesFlagged;
+  box.addEventListener("change", () => pane.setExcludesFlagged(box.checked));
+  label.append(" leave flagged patches out of area and outline");
+}
+
 function showThreshold(pane) {
   if (!pane.controls) return;
   const { range, output, facts, count } = pane.controls;
@@ -285,7 +295,7 @@ function showThreshold(pane) {
   for (let i = 0; i < pane.num; i++) {
     const called = probability[i] >= pane.threshold;
     num += called;
-    cells += called * onSlide[i];
+    cells += called && pane.isCounted(i) ? onSlide[i] : 0;
     fp += called && labels[i] === 0;
     fn += !called && labels[i] === 1;
   }
@@ -325,6 +335,10 @@ function patchFacts({ map, columns, selected: i, threshold }) {
   ];
   if (columns.smoothed) facts.splice(3, 0, ["smoothed", columns.smoothed[i].toFixed(4)]);
   if (columns.uncertainty) facts.push(["uncertainty", columns.uncertainty[i].toFixed(4)]);
+  if (columns.flags) {
+    const names = Object.entries(map.flagBits).filter(([, bit]) => columns.flags[i] & bit);
+    facts.push(["flags", names.map(([name]) => name).join(", ") || "none"]);
+  }
   if (columns.novelty) facts.push(["novelty", columns.novelty[i].toFixed(3)]);
   return facts;
 }
