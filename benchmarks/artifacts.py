@@ -35,13 +35,13 @@ def stroke(rng: np.random.Generator, shape: tuple[int, ...], width: int) -> Pixe
 
 
 def mix(picture: Pixels, artifact: NDArray, mask: Pixels, softness: float) -> Pixels:
-    """Show ``artifact`` where ``mask`` is 255."""
+    """Replace ``picture`` by ``artifact`` where ``mask`` is 255; ``softness`` blurs the edge."""
     weight = cv2.GaussianBlur(mask, (0, 0), softness)[..., None] / 255
     return (picture * (1 - weight) + artifact * weight).clip(0, 255).astype(np.uint8)
 
 
 def draw(rng: np.random.Generator, picture: Pixels) -> dict[str, tuple[int, Pixels, Pixels]]:
-    """Draw each artifact; return its right flags, the picture and the mask of the artifact."""
+    """Draw each artifact; return the flags that are right for it, the picture, and its mask."""
     drawn, everywhere = {}, np.full(picture.shape[:2], 255, np.uint8)
     for sigma in (1.0, 1.5, 2.0, 3.0):
         blurred = cv2.GaussianBlur(picture, (0, 0), sigma)

@@ -35,8 +35,8 @@ def novelty_of_slide(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean novelty and the limit of each region of a slide.
 
-    A region has ``region_cells`` x ``region_cells`` patches. More patches are cut with an overlap
-    of four fifths, because a small slide has few patches.
+    A region has the area of ``region_cells`` x ``region_cells`` patches. The patches overlap by
+    four fifths, so that a small slide gives enough patches.
     """
     spec = predictor.checkpoints[0].input
     stride_px = spec.patch_px // 5

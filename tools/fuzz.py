@@ -96,7 +96,7 @@ def _fuzz(name: str, kind: "Kind", numbers: list[int], seed: int, failures: Path
 
 
 def _outcome_of_end(name: str, kind: "Kind", number: int, seed: int, failures: Path) -> str:
-    """Read the mutation that ended a child in a separate child; return "hang" or "crash"."""
+    """Read a mutation again that has ended its child process; return "hang" or "crash"."""
     again, is_late = _read_batch(name, kind, [number], seed, failures)
     if again:  # an earlier mutation of the batch may be the cause
         sys.stderr.write(f"{name} {number}: ended its batch; in a separate child: {again[0]}\n")
@@ -123,7 +123,7 @@ def _read_batch(
             os._exit(0)
     os.close(writing)
     output, is_late = b"", False
-    start, cpu_start = time.monotonic(), 0.0  # of the current file
+    start, cpu_start = time.monotonic(), 0.0  # when the child began to read the current file
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         while output.count(b"\n") < len(batch) and not is_late:
             if select.select([pipe], [], [], _POLL_SECONDS)[0]:

@@ -42,8 +42,8 @@ NETWORKS = "networks.tar.xz"
 EXPECTED = "expected.json"
 NUM_PATIENTS = 5
 PATCHES_PER_CLASS = 4
-ROUND_TO = 1.5  # standard deviations of a convolution's weights
-SLIDE_TIME = 1_700_000_000  # time of change of the slide file in s; its fingerprint depends on it
+ROUND_TO = 1.5  # step between rounded weights, in standard deviations of a convolution's weights
+SLIDE_TIME = 1_700_000_000  # time of change of the slide file in s, a part of its fingerprint
 SLIDE_BOX = (350, 275, 650, 525)  # part of the synthetic slide, in px of 4 um
 SETTINGS = {
     "model": "cnn-bn",

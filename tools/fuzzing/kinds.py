@@ -53,7 +53,7 @@ from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
 from wsi_idc.training.train import train
 
-_PICTURES_EVERY = 8  # only one of so many maps is drawn, because this takes long
+_PICTURES_EVERY = 8  # only every eighth map is drawn, because drawing takes long
 Mutate = Callable[[bytes, Random], bytes]
 
 

@@ -74,7 +74,7 @@ def mutate_bytes(data: bytes, rng: Random) -> bytes:
 
 
 def _place(size: int, rng: Random) -> int:
-    """Return a random position; half of them are near the start or the end, as headers are."""
+    """Return a random position, often near the start or the end, where headers are."""
     if rng.random() < 0.5:
         return rng.randrange(size)
     at = rng.randrange(min(size, _HEADER_BYTES))

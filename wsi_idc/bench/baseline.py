@@ -48,7 +48,7 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
 def _png_loader(
     classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Return a DataLoader; ``train`` adds shuffling, augmentation, and only full batches."""
+    """Return a DataLoader; with ``train``, it shuffles, augments, and yields only full batches."""
     steps: list[Any] = [transforms.ToTensor()]
     if train:
         flips = (transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip())

@@ -27,7 +27,7 @@ class BenchmarkResult:
         what: Name of the benchmark, such as "map" or "train".
         settings: Network, machine, data, batch size and other settings, by name.
         rates: Median patches per second of each variant: "command", "bare" and "plain".
-        ratios: Median ratios of rates from ``command_ratios``, such as "command / bare".
+        ratios: Result of ``command_ratios``: median ratios of rates, such as "command / bare".
         parts: Time of each stage in ms per patch; each stage is measured separately.
         differences: Largest differences between the results of the command and the plain script.
         peak_memory_mb: Result of ``peak_memory`` before the first round.

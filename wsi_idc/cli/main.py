@@ -132,7 +132,7 @@ def run(command: Callable[[], object]) -> int:
         return StoppedError.exit_code
     except (ImportError, MemoryError) as error:
         reason = first_line(error) if isinstance(error, ImportError) else "out of memory"
-        is_missing = isinstance(error, ModuleNotFoundError)  # never for lack of memory
+        is_missing = isinstance(error, ModuleNotFoundError)  # a lack of memory never raises this
         memory = "" if is_missing else "allow more memory (ulimit -v, --mem of SLURM), or "
         _echo_error(f"{reason}; {memory}check the installation with wsi-idc doctor")
         return 1

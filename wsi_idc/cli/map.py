@@ -141,7 +141,7 @@ def map_(
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
-    # A signal before this line stops the command at once; in this block, it first saves its maps.
+    # A signal before this line stops the command at once. In this block, maps are saved first.
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
     # A shard is only a part of the cohort: it writes no table. wsi-idc report writes the table.

@@ -55,7 +55,7 @@ def _block(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-# Each command that prints a result has this decorator in the last place.
+# Last decorator of each command that prints a result.
 output_options = _block(json_option, logging_options)
 data_option = click.option(
     "--data",

@@ -34,7 +34,7 @@ _COMPARABLE_METRICS = [
     if not (METRIC_TABLE[name].depends_on_prevalence or METRIC_TABLE[name].smaller_is_better)
 ]
 _NUM_HISTOGRAM_BINS = 40
-NUM_NAMED = 5  # patients with the lowest values: the figure shows their ids
+NUM_NAMED = 5  # number of patients whose ids a figure shows, from the lowest value
 _RESAMPLES_OF_BINS = 500
 
 
@@ -302,7 +302,7 @@ def area_fraction(evaluation: Evaluation) -> Figure:
     against.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     against.set(title="IDC fraction of each patient", xlabel="labelled", ylabel="called")
     bias = table["area_bias"].to_numpy()
-    difference.axhline(0, ls=":", color=GRAY)  # the same line style as on the left
+    difference.axhline(0, ls=":", color=GRAY)  # the line "called = labelled" of the left chart
     difference.scatter((labelled + called) / 2, bias, areas, ACCENT, **options)
     limits = [value for name, value in statistics.items() if name.startswith("agreement_")]
     if "mean" in statistics:

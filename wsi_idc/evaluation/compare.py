@@ -274,7 +274,7 @@ def leaderboard(
 
 
 def published_results() -> pd.DataFrame:
-    """Read results of publications that split by patient. Columns: work, test, metrics, note."""
+    """Read published results, measured on unseen patients. Columns: work, test, metrics, note."""
     with (resources.files("wsi_idc.evaluation") / "published.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 

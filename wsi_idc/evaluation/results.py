@@ -76,7 +76,7 @@ class Evaluation:
     Attributes:
         split: Name of the group of patients: test, val, train, unseen or all.
         num_patients: Number of evaluated patients.
-        num_patches: Number of evaluated patches. The label of each of them is known.
+        num_patches: Number of evaluated patches, all with a known label.
         num_unknown: Number of patches that are left out because their label is unknown.
         final: Metrics of the final probabilities. These are smoothed if the predictor smooths.
         raw: Metrics of the probabilities before smoothing; None if the predictor does not smooth.

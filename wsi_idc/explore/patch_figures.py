@@ -213,7 +213,7 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     for ax in axes.flat:
         _hide_axes(ax)
     for column, group in zip(axes.T, groups, strict=False):
-        # One patch of each patient comes before the other patches.
+        # Show one patch of each patient first, then the other patches.
         ordered = group.iloc[np.argsort(group["patient"].duplicated(), kind="stable")]
         for ax, row, name in zip(column, ordered["row"], ordered["patient"], strict=False):
             ax.imshow(pack.patches[row], interpolation="nearest")

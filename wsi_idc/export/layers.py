@@ -98,7 +98,7 @@ class LayerPicture:
 def layer_pictures(patient_map: PatientMap, read_rows: ReadRows | None) -> list[LayerPicture]:
     """Return the layers of a map as pictures; ``read_rows`` reads rows of the stitched tissue.
 
-    A color means the same value in all maps. Only the CAM has another color scale in each map.
+    A color means the same value in all maps, except in a CAM: its color scale depends on the map.
     """
     layers = layers_of(patient_map, has_tissue=read_rows is not None, uncertainty_max=MAX_DEVIATION)
     return [LayerPicture(layer, patient_map, read_rows) for layer in layers]

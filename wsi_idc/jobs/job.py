@@ -262,6 +262,6 @@ def _expand(value: Any) -> list[list[str]]:
     lists = []
     for text in map(str, value if isinstance(value, list) else [value]):
         is_pattern = "*" in text or "?" in text
-        files = glob.glob(text) if is_pattern else []  # noqa: PTH207 - also expands absolute paths
+        files = glob.glob(text) if is_pattern else []  # noqa: PTH207 - for absolute paths
         lists.append(sorted(files) or [text])
     return lists

@@ -37,7 +37,7 @@ def relative_link(target: Path, page: Path) -> str:
 def link_patients(page: Path, report: Path, model: str) -> None:
     """Link each patient of an evaluation page to the patient's page in the folder ``report``.
 
-    A patient without a page there keeps an older link, if the file of that link still exists.
+    For a patient without a page in ``report``, an existing link is kept if its file exists.
 
     Args:
         page: Page whose patients are elements ``<a data-patient="ID">``.

@@ -34,7 +34,7 @@ _NAME_PT = 8.5
 _LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
 _SCALE_SHARE = 0.42  # fraction of the foot width for the scale bar, left of the legend
 _FRAME_COLOR = "#b0b0b0"
-_RIM_PT = 0.8  # added to the width of a line by its white rim
+_RIM_PT = 0.8  # width that the white rim adds to a line
 
 
 def panel_grid(num: int) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def _draw_lines(ax: Axes, ends: NDArray, color: str, width_pt: float) -> None:
     """Draw lines with a white rim. The rim makes the lines visible on any stain."""
     for line_color, line_pt in (("white", width_pt + _RIM_PT), (color, width_pt)):
         lines = LineCollection(list(ends), colors=line_color, linewidths=line_pt, zorder=3)
-        lines.set_capstyle("projecting")  # closes the corners
+        lines.set_capstyle("projecting")  # no gap at the corners of an outline
         lines.set_clip_on(False)  # keeps the full width of lines along the frame
         ax.add_collection(lines, autolim=False)
 

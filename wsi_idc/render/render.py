@@ -1,6 +1,6 @@
 """Draw views of a map as PNG for the screen and as PDF for print.
 
-Positions and sizes of panels are in mm. Font sizes are those for print.
+Positions and sizes of panels are in mm. Font sizes are for print.
 """
 
 from dataclasses import replace

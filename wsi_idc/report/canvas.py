@@ -39,7 +39,7 @@ _CODE_PALETTES = {
 _LINES = ("regions", "truth", "mask")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
-_TOOLBAR = 48  # px, or 32 px on a canvas of only 600 px; the toolbar always needs 30 px
+_TOOLBAR = 48  # px for the toolbar; a browser may scale this down to 32 px, but never the toolbar
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 _SMALL = (
     ":host { font-size: 13px; } .bk-btn { padding: 1px 8px; font-size: 12px; } "
@@ -120,7 +120,7 @@ def build_canvas(
     # The ranges have the aspect ratio of the figure, so that cells are square.
     mm_per_px = _MARGIN * max(width / (_WIDTH - _TOOLBAR), height / _HEIGHT)
     across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
-    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # keep the cells left of the toolbar
+    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # shifted, so that the toolbar covers no cell
     x_range = models.Range1d(middle - across, middle + across)
     y_range = models.Range1d(height / 2 + down, height / 2 - down)
     canvas = figure(
@@ -155,7 +155,7 @@ def build_canvas(
 
 
 def _remove_unused_glyphs(canvas: figure) -> None:
-    """Remove the glyphs of states that never occur, a third of the models of a page."""
+    """Remove the glyphs of muted and unselected marks, which a page never has, to save space."""
     for renderer in canvas.renderers:
         renderer.update(nonselection_glyph=None, muted_glyph=None)
 
@@ -287,7 +287,7 @@ def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[mod
         renderer.glyph.global_alpha = layer.opacity
         code = "renderer.glyph.global_alpha = {value: slider.value}; "
         code += f"const colors = document.getElementById('colors-{layer.name}'); "
-        code += "if (colors) colors.style.opacity = slider.value"  # same colors in the legend
+        code += "if (colors) colors.style.opacity = slider.value"  # the legend on the page
         arguments = {"renderer": renderer, "slider": opacity}
         opacity.js_on_change("value", CustomJS(args=arguments, code=code))
     return [checkbox, opacity]

@@ -34,7 +34,7 @@ TRUTH_COLOR = "#ffffff"
 
 
 def hex_colors(table: NDArray[np.uint8]) -> tuple[str, ...]:
-    """Return colors (N, 4) as texts #rrggbbaa."""
+    """Convert colors, shape (N, 4), to texts such as "#ff0000ff"."""
     return tuple("#{:02x}{:02x}{:02x}{:02x}".format(*color) for color in table.tolist())
 
 

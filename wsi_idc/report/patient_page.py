@@ -115,7 +115,7 @@ def patient_page(
     }
     return file_html(
         document,
-        CDN if context.script_file else INLINE,  # the template does not load from the CDN
+        CDN if context.script_file else INLINE,  # the template ignores the links of the CDN
         title,
         template=template,
         template_variables=variables,

@@ -54,8 +54,8 @@ class Report:
         patients: Table of the patients.
         failed: Reason for each map file without a page, and for each other page that cannot be
             written: a page with a list of slides, or the page of an evaluation.
-        stale: Pages of earlier reports in the folder, whose maps are not in this report. They are
-            kept, because this report may have only some of the maps.
+        stale: Pages in the folder that an earlier report wrote for maps that this report does not
+            have. They are kept, because this report may have only some of the maps.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def _write_script(out: Path) -> str:
 def _check_page(
     path: Path, patient_map: PatientMap, out: Path, cohort: Cohort, threshold: float | None
 ) -> None:
-    """Add a map to the cohort; raise MapError if its page would replace another kind of file."""
+    """Add a map to the cohort; raise MapError if its page would replace an unrelated file."""
     patient = patient_map.patient
     page, patient_page_path = out / f"{patient_map.map_name}.html", out / f"{patient}.html"
     if patient_page_path.name.lower() == INDEX_HTML:

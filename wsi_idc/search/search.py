@@ -105,7 +105,7 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
-    """Raise an error if the device cannot be used, or the model, weights or split of a trial."""
+    """Raise an error if the device, or the model, weights or split of a trial, cannot be used."""
     for config in map(spec.config, spec.points("precision")):
         select_device(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):

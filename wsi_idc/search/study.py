@@ -115,7 +115,7 @@ class Study:
         with wait_for_search_lock(folder, stop):
             self._study = _open(folder / JOURNAL)
             if spec.sampler == "grid":
-                # An earlier process may have added the first points; add only the others.
+                # An earlier process may have added the first points; add only the missing points.
                 num_known = len(self._study.get_trials(deepcopy=False))
                 for point in list(spec.points())[num_known:]:
                     self._study.enqueue_trial(point)
@@ -146,7 +146,7 @@ class Study:
         return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
-        """Lock a trial; seed the sampler by ``number``: a resumed trial draws the same values."""
+        """Lock a trial; seed the sampler by its number, so that a resumed trial gets its values."""
         lock = self.folder / f".trial-{number:04d}.lock"
         try:
             stack.enter_context(locked(lock, what=self.folder))
@@ -203,7 +203,7 @@ def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
 
 @contextlib.contextmanager
 def wait_for_search_lock(folder: Path, stop: StopRequest | None) -> Iterator[None]:
-    """Context manager that holds the lock of a search: no other process can claim a trial."""
+    """Context manager that holds the lock of a search, so that no process can claim a trial."""
     lock, on_wait = folder / ".lock", partial(raise_if_stopped, stop)
     log_as = f"another process of this search ({lock})"
     with wait_for_lock(lock, what=folder, log_as=log_as, log_after=10.0, on_wait=on_wait):

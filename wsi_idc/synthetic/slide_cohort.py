@@ -113,7 +113,7 @@ def _write_slide(path: Path, rgb: NDArray[np.uint8]) -> None:
 
 
 def _features(drawn: SynthSlide) -> Iterator[dict[str, Any]]:
-    """Yield the outlines as QuPath writes them: px of the scanned area at full resolution."""
+    """Yield the outlines in the format of QuPath, in px of the scanned area at full resolution."""
     scale = _STEP * DRAWN_MPP / MPP
     masks = {"Tumor": drawn.idc, "Normal": drawn.tissue & ~drawn.idc}
     for name, mask in masks.items():
@@ -121,7 +121,7 @@ def _features(drawn: SynthSlide) -> Iterator[dict[str, Any]]:
         for number, region in enumerate(extract_regions(small)):
             if len(region.cells) < _MIN_AREA:
                 continue
-            # Smooth outlines: an outline of cells is a staircase.
+            # Smooth the outline: without this, it has a step at each cell.
             polygon = region.polygon.simplify(1.0)
             holes = [ring for ring in polygon.interiors if Polygon(ring).area >= _MIN_AREA]
             rings = [

@@ -46,7 +46,7 @@ class Catalog:
         failed: Reason for each map file that cannot be used.
         slides: Files in the folder of slides, by file name.
         annotations: Folder of annotation files; None without annotations.
-        annotation_frame: Frame of the annotations, as in ``read_annotations``.
+        annotation_frame: Origin of the coordinates of annotations, as in ``read_annotations``.
         mpp: Microns per level-0 px of slides without a map; None means the value in the file.
     """
 
@@ -72,7 +72,7 @@ def read_catalog(
         paths: Map files, slide files, and folders of maps or of slides.
         slides: Folder with the slides of the maps.
         annotations: Folder with annotation files.
-        annotation_frame: Frame of the annotations, as in ``read_annotations``.
+        annotation_frame: Origin of the coordinates of annotations, as in ``read_annotations``.
         mpp: Microns per level-0 px of slides without a map.
 
     Raises:

@@ -119,7 +119,7 @@ class ViewServer(Application):
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie, with the port, because browsers send a cookie to all ports."""
+        """Name of the cookie; it has the port, because a browser sends a cookie to all ports."""
         return f"wsi_idc_view_{self.port}"
 
     @property

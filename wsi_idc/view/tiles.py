@@ -89,7 +89,7 @@ class TiledSlide:
         return data.tobytes()
 
     def _read(self, shrink: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region, (height, width, 3); its px are ``shrink`` times as wide as level-0 px."""
+        """Read a region, shape (height, width, 3); each px is as wide as ``shrink`` level-0 px."""
         levels = self.slide.levels
         downsamples = [level.mpp / levels[0].mpp for level in levels]
         fits = [i for i, d in enumerate(downsamples) if d <= shrink * (1 + _TOLERANCE)]
@@ -142,7 +142,7 @@ class ByteCache:
             if key in self._items:
                 self._items.move_to_end(key)
                 return self._items[key]
-        data = make()  # without the lock: other threads read other items at the same time
+        data = make()  # without the lock, so that other threads can use the cache meanwhile
         with self._lock:
             if key not in self._items:
                 self._items[key] = data

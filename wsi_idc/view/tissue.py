@@ -21,8 +21,8 @@ from wsi_idc.view.tiles import PictureReader, TiledSlide
 logger = logging.getLogger(__name__)
 
 _MAX_PICTURE_SIDE_PX = 8192
-# Number of slides and pictures that stay open. Each needs at most about 200 MB: the cache of a
-# slide, or a picture with the largest size.
+# Number of slides and pictures that stay open. A slide with its cache, or a picture of the largest
+# size, needs about 200 MB.
 _MAX_OPEN = 3
 
 
@@ -141,7 +141,7 @@ class OpenTissues:
             opened.num_users += 1
             self._close_old(_MAX_OPEN)
         try:
-            with opened.lock:  # opening may take long; other tissues can be used meanwhile
+            with opened.lock:  # opening may take long, so only this tissue is locked
                 if opened.tissue is None:
                     opened.tissue = open_tissue(self._catalog.items[index], self._catalog)
             yield opened.tissue
