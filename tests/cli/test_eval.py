@@ -33,7 +33,8 @@ def test_every_metric_has_an_interval(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     for name in ("auc", "mcc", "ece", "npv", "brier"):
         assert any(line.startswith(name) and "[" in line for line in result.out.splitlines()), name
-    assert "auc of a patient: mean" in result.out
+    assert "of a patient        mean  95 % interval     median  smallest  largest" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
     assert "written to runs/a/eval-test" in result.out
 
 

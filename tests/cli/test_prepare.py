@@ -26,7 +26,7 @@ def test_a_tree_is_packed_without_damaged_files(tmp_path: Path, command: RunComm
     assert damaged.name in (tmp_path / "data" / "rejected.csv").read_text()
     strict = command("prepare", tree, "--out", out, "--strict", "--json")
     assert strict.code == 1
-    assert "1 files were left out (--strict)" in strict.error
+    assert "1 file was left out (--strict)" in strict.error
     assert json.loads(strict.out)["rejected"][0]["path"] == name
 
 
@@ -36,7 +36,7 @@ def test_patients_without_a_packed_file_are_named(tmp_path: Path, command: RunCo
         file.write_text("no image")
     result = command("prepare", tree, "--out", tmp_path / "idc.h5")
     assert result.code == 1
-    assert result.error.startswith("Error: no file of 1 patients could be packed: 9; the pack has")
+    assert result.error.startswith("Error: no file of 1 patient could be packed: 9; the pack has")
     assert Pack(tmp_path / "idc.h5").patients == ["10253", "10254"]
 
 

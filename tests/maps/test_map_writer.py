@@ -2,11 +2,12 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from tests.small_maps import big_map
+from tests.small_maps import big_map, small_map
 from wsi_idc.maps.disk_array import DiskArray
-from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.map_writer import image_bytes, write_map
 
 
 def on_disk(values: np.ndarray, folder: Path) -> DiskArray:
@@ -29,3 +30,13 @@ def test_cams_and_pixels_on_disk_give_the_same_map_in_little_memory(tmp_path: Pa
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert (tmp_path / "b.h5").stat().st_size > 45e6
     assert peak < 8e6
+
+
+def test_planned_size_of_the_picture_is_that_of_the_file(tmp_path: Path):
+    # Two patches far apart: the chunks between them are not in the file.
+    cells = np.array([[0, 0], [9, 30]])
+    patient_map = small_map(cells)
+    write_map(tmp_path / "m.h5", patient_map)
+    with h5py.File(tmp_path / "m.h5") as file:
+        size = file["image/rgb"].id.get_storage_size()
+    assert image_bytes(patient_map) == size == 2 * (10 * 10 * 8 * 3)

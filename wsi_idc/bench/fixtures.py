@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError, DataError
+from wsi_idc.core.text import count
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack, PackInfo, write_pack
 from wsi_idc.models.cam_layers import check_input_px
@@ -74,7 +75,7 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> B
     # Draw at least 10 patients if possible: a split needs several patients.
     per_patient = min(_PATCHES_PER_PATIENT, max(1, num_patches // _MIN_PATIENTS))
     pack = drawn_pack(folder / "synthetic.h5", num_patches, a_patient=per_patient)
-    about = f"{len(pack):,} synthetic patches of {len(pack.patients)} patients"
+    about = f"{len(pack):,} synthetic patches of {count(len(pack.patients), 'patient')}"
     return BenchmarkData(pack, about, folder)
 
 

@@ -17,8 +17,9 @@ from wsi_idc.cli.options import (
     resample_options,
     split_option,
 )
-from wsi_idc.cli.output import echo_result
+from wsi_idc.cli.output import echo_result, hanging_lines
 from wsi_idc.core.files import ensure_writable
+from wsi_idc.core.text import count_patches
 
 if TYPE_CHECKING:
     from wsi_idc.evaluation.compare import Comparison
@@ -87,7 +88,7 @@ def _comparison_lines(
 
     yield f"A: {folders[0]}"
     yield f"B: {folders[1]}"
-    yield f"{comparison.num_patches} patches of {comparison.num_patients} patients"
+    yield count_patches(comparison.num_patches, comparison.num_patients)
     yield f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval"
     for row in comparison.metrics.to_dict("records"):
         better = {"a": "  A is better", "b": "  B is better"}.get(row["better"], "")
@@ -97,7 +98,7 @@ def _comparison_lines(
         )
     for note in comparison.notes:
         if note != FEW_PATIENTS:  # printed below
-            yield f"note: {note}"
+            yield from hanging_lines("note: ", note)
     if comparison.num_patients < MIN_PATIENTS:
         yield f"{FEW_PATIENTS} for a decision"
     elif not comparison.metrics["better"].any():

@@ -6,6 +6,7 @@ import click
 
 from wsi_idc.cli.options import PATH, logging_options, seed_option, with_default
 from wsi_idc.cli.output import echo
+from wsi_idc.core.text import count_patches
 
 
 @click.command()
@@ -29,11 +30,11 @@ def demo(out: Path, seed: int) -> None:
         result = run_demo(out, seed=seed, stop=stop)
     evaluation = result.evaluation
     metrics, (low, high) = evaluation.final.metrics, evaluation.final.intervals["auc"]
+    unseen = count_patches(evaluation.num_patches, evaluation.num_patients)
     text = f"""
-Done. On {evaluation.num_patches} patches of {evaluation.num_patients} synthetic patients that the \
-model had
-not seen: AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.
-These numbers are not valid for real tissue.
+Done. On {unseen} that the model had not seen:
+AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.
+The tissue is synthetic, so these numbers are not valid for real tissue.
 
   pack        {result.pack}
   model       {result.checkpoint}
@@ -44,7 +45,7 @@ These numbers are not valid for real tissue.
 
 With patches of your own (PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png):
   wsi-idc prepare TREE
-  wsi-idc train --model cnn-bn      optional: without it, map uses the bundled model
+  wsi-idc train    (optional: without it, map uses the bundled model)
   wsi-idc map --all
   wsi-idc report
 Research use only: no output of this program is a diagnosis."""

@@ -18,10 +18,11 @@ from wsi_idc.cli.options import (
     split_option,
     with_default,
 )
-from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
+from wsi_idc.cli.output import echo_note, echo_result, hanging_lines, raise_if_any, table_lines
 from wsi_idc.core.constants import DEFAULT_EVALUATIONS
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import ensure_writable
+from wsi_idc.core.text import count, count_patches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,19 +224,21 @@ def _checked_folder(
 def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
     final, counts = evaluation.final, evaluation.final.confusion
     yield (
-        f"{evaluation.split}: {evaluation.num_patches} patches of {evaluation.num_patients} "
-        f"patients, {final.column.replace('_', ' ')}, threshold {final.threshold:.3f}"
+        f"{evaluation.split}: {count_patches(evaluation.num_patches, evaluation.num_patients)}, "
+        f"{final.column.replace('_', ' ')}, threshold {final.threshold:.3f}"
     )
     intervals = final.intervals
     yield from table_lines(
         (name, f"{value:.4f}{_interval(*intervals[name], digits=4, space='  ')}")
         for name, value in final.metrics.items()
     )
-    for name, region in evaluation.patient_summary.items():
+    if evaluation.patient_summary:
+        yield f"{'of a patient':17}   mean  {'95 % interval':<16}  median  smallest  largest"
+    for name, row in evaluation.patient_summary.items():
+        interval = _interval(row["low"], row["high"], space="")
         yield (
-            f"{name.replace('_', ' ')} of a patient: mean {region['mean']:.3f}"
-            f"{_interval(region['low'], region['high'])}, median {region['median']:.3f}, "
-            f"from {region['least']:.3f} to {region['largest']:.3f}"
+            f"  {name:15} {row['mean']:6.3f}  {interval:<16}  {row['median']:6.3f}  "
+            f"{row['least']:8.3f}  {row['largest']:7.3f}"
         )
     if evaluation.raw is not None:
         raw = evaluation.raw.metrics
@@ -246,7 +249,7 @@ def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
     yield from _robustness_lines(evaluation)
     yield from _cam_lines(evaluation)
     for note in evaluation.notes:
-        yield f"note: {note}"
+        yield from hanging_lines("note: ", note)
     yield f"written to {folder}"
 
 
@@ -304,7 +307,7 @@ def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> 
         values = "  ".join(" " * 17 if x != x else f"{x:17.3f}" for x in numbers)
         rank = f"{row['rank']:4.0f}" if row["source"] == MEASURED else "    "
         is_own = row["source"] != PUBLISHED
-        test = f"{row['test']}, {row['patients']:.0f} patients" if is_own else row["test"]
+        test = f"{row['test']}, {count(int(row['patients']), 'patient')}" if is_own else row["test"]
         yield f"{rank}  {row['name']:{width}}  {values}  {test}"
     yield f"written to {folder}"
 

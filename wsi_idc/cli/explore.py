@@ -9,6 +9,7 @@ import click
 from wsi_idc.cli.options import PATH, data_option, output_options, with_default
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import MAX_SEED
+from wsi_idc.core.text import count, count_patches
 
 
 @click.command()
@@ -51,30 +52,30 @@ def _explore_lines(summary: dict[str, Any], out: Path) -> Iterator[str]:
     classes = {name: row for name, row in summary["classes"].items() if name != "all"}
     yield from table_lines(
         [
-            ("patches", f"{summary['patches']} of {summary['patients']} patients"),
-            ("classes", ", ".join(f"{row['patches']} {name}" for name, row in classes.items())),
+            ("patches", f"{summary['patches']:,} of {count(summary['patients'], 'patient')}"),
+            ("classes", ", ".join(f"{row['patches']:,} {name}" for name, row in classes.items())),
             ("IDC fraction", _percent(summary["idc_fraction"])),
             ("  of a patient", _range(summary["idc_fraction_of_patients"], _percent)),
             ("patches of a patient", _range(summary["patches_of_patients"], "{:g}".format)),
             ("patients with one class", summary["patients_with_one_class"]),
-            ("complete 3x3", f"{summary['complete_3x3']} patches have all 8 neighbors"),
+            ("complete 3x3", f"{summary['complete_3x3']:,} patches have all 8 neighbors"),
             (
                 "small patches",
-                f"{summary['small_patches']}, {summary['small_inside_slide']} of them inside the "
-                "slide",
+                f"{summary['small_patches']:,}, "
+                f"{summary['small_inside_slide']:,} of them inside the slide",
             ),
-            *((f"{kind} hints", f"{n} ({rules[kind]})") for kind, n in hints["patches"].items()),
+            *((f"{kind} hints", f"{n:,} ({rules[kind]})") for kind, n in hints["patches"].items()),
             ("stain hints", f"{len(stains)} ({rules['stain']})"),
             (
                 "near duplicates",
-                f"{duplicates['groups']} groups across patients, {duplicates['patches']} patches "
-                f"of {duplicates['patients']} patients",
+                f"{count(duplicates['groups'], 'group')} across patients, "
+                f"{count_patches(duplicates['patches'], duplicates['patients'])}",
             ),
         ]
     )
     if stains:
         yield f"patients with unusual stains: {', '.join(stains)}"
-    yield f"{out}/summary.json, {len(summary['tables'])} tables, figures in {out}/figures"
+    yield f"{out}/summary.json, {count(len(summary['tables']), 'table')}, figures in {out}/figures"
     yield f"open {out}/index.html"
 
 

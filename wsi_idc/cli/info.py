@@ -106,7 +106,6 @@ def _attributes(thing: object, names: str) -> dict[str, Any]:
 
 def _describe_pack(file: Path) -> dict[str, Any]:
     from wsi_idc.data.pack import Pack
-    from wsi_idc.data.splits import patient_table
 
     pack = Pack(file)
     label = pack.index["label"]
@@ -120,7 +119,7 @@ def _describe_pack(file: Path) -> dict[str, Any]:
         "unknown_label": int((label < 0).sum()),
         "edge_patches": int(edge.sum()),
         **vars(pack.info),
-        "patches_of": patient_table(pack)["patches"].to_dict(),
+        "patches_of": {patient: len(pack.rows_of(patient)) for patient in pack.patients},
     }
 
 
@@ -258,10 +257,12 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
 def _short(value: Any) -> str:
     """Return a value as text of at most 400 characters; ``--json`` prints the full value.
 
-    A SHA-256 hash is shortened to its first 12 digits, as in a cohort table.
+    A SHA-256 hash is shortened to its first 12 digits, as in a cohort table. Parts without a value
+    are left out.
     """
     if isinstance(value, dict):
-        value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+        parts = {key: part for key, part in value.items() if part is not None}
+        value = ", ".join(f"{key} {_short(part)}" for key, part in parts.items())
     elif isinstance(value, list | tuple):
         value = " ".join(_short(part) for part in value)
     elif isinstance(value, float):
@@ -269,4 +270,6 @@ def _short(value: Any) -> str:
     text = str(value)
     if _SHA256.fullmatch(text):
         return text[:SHORT_SHA]
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
+    if len(text) <= _MAX_TEXT:
+        return text
+    return f"{text[:_MAX_TEXT].rpartition(' ')[0]} ... (all with --json)"

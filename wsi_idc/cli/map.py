@@ -26,6 +26,7 @@ from wsi_idc.cli.options import (
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.core.text import count
 
 if TYPE_CHECKING:
     from wsi_idc.maps.builder import MapBuilder
@@ -230,7 +231,7 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
         smoothed = report.smoothed_idc_fraction[patient]
         called = f"{report.idc_fraction[patient]:.1%} called IDC"
         called += "" if smoothed is None else f", {smoothed:.1%} after smoothing"
-        yield f"{path}  {report.patches[patient]} patches, {called}"
+        yield f"{path}  {count(report.patches[patient], 'patch', 'patches')}, {called}"
     if cautions := [f"  {name}: {text}" for name, text in report.caution.items() if text]:
         yield from ("", *cautions)
         yield "such maps can be wrong everywhere: compare stain, scanner, focus and resolution"
@@ -252,13 +253,13 @@ def _echo_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
 
 def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:
     for planned in plan:
-        size = f", {planned.num_patches} patches, {planned.disk_mb:.1f} MB"
+        size = f", {count(planned.num_patches, 'patch', 'patches')}, {planned.disk_mb:.1f} MB"
         yield f"{planned.map_name}: {planned.state}{size if planned.is_mappable else ''}"
     todo = [planned for planned in plan if planned.state == "to do"]
     yield (
         f"{len(todo)} of {len(plan)} to do: "
-        f"{sum(planned.num_patches for planned in todo)} patches, "
-        f"{sum(planned.disk_mb for planned in todo):.0f} MB on disk, about "
-        f"{max((planned.memory_mb for planned in todo), default=0):.0f} MB of memory without the "
-        "model"
+        f"{count(sum(planned.num_patches for planned in todo), 'patch', 'patches')}, "
+        f"{sum(planned.disk_mb for planned in todo):,.0f} MB on disk, "
+        f"{max((planned.memory_mb for planned in todo), default=0):,.0f} MB of memory "
+        "besides the model"
     )

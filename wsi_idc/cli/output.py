@@ -1,6 +1,7 @@
 """Print the output of commands: results on standard output, notes on standard error."""
 
 import json
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import click
 
 from wsi_idc.core.errors import WsiIdcError
+from wsi_idc.core.text import wrap_for_terminal
 
 _WIDTH = 80
 
@@ -25,7 +27,7 @@ def echo(text: object) -> None:
 
 def echo_note(text: object) -> None:
     """Write one line, such as a warning, to standard error."""
-    click.echo(one_line(text), err=True)
+    click.echo(wrap_for_terminal(one_line(text), sys.stderr), err=True)
 
 
 def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:

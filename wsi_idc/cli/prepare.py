@@ -19,6 +19,7 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
 from wsi_idc.core.errors import DataError
+from wsi_idc.core.text import count
 
 if TYPE_CHECKING:
     from wsi_idc.data.patch_index import FileIssue
@@ -132,12 +133,12 @@ def prepare(
     echo_result(report.as_dict(), _prepare_lines(report), as_json=as_json)
     if lost := report.lost_patients:
         raise DataError(
-            f"no file of {len(lost)} patients could be packed: {', '.join(lost)}; the pack has the "
-            f"other patients, and {out.with_name('rejected.csv')} has the reasons"
+            f"no file of {count(len(lost), 'patient')} could be packed: {', '.join(lost)}; "
+            f"the pack has the other patients, and {out.with_name('rejected.csv')} has the reasons"
         )
     if strict and report.rejected:
         raise DataError(
-            f"{len(report.rejected)} files were left out (--strict); see "
+            f"{count(len(report.rejected), 'file was', 'files were')} left out (--strict); see "
             f"{out.with_name('rejected.csv')}"
         )
 
@@ -180,7 +181,7 @@ def _prepare_slides(
     echo_result(report.as_dict(), _slides_lines(report), as_json=as_json)
     if save_patches is not None:
         num = write_patch_tree(Pack(out), save_patches)
-        echo_note(f"{num} labelled patches in {save_patches}")
+        echo_note(f"{count(num, 'labelled patch', 'labelled patches')} in {save_patches}")
     raise_if_any(
         list(report.set_aside),
         len(report.slides),
@@ -191,13 +192,16 @@ def _prepare_slides(
 def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
     info, slides = report.info, report.slides
     packed = slides[slides["reason"] == ""]
-    num = {name: int(packed[name].sum()) for name in ("patches", "idc", "non_idc", "unknown")}
+    patches, idc, non_idc, unknown = packed[["patches", "idc", "non_idc", "unknown"]].sum()
     yield from table_lines(
         [
             ("pack", report.pack),
-            ("slides", f"{len(packed)} of {packed['patient'].nunique()} patients"),
-            ("patches", num["patches"]),
-            ("labels", f"{num['non_idc']} non-IDC, {num['idc']} IDC, {num['unknown']} unknown"),
+            ("slides", f"{len(packed):,} of {count(packed['patient'].nunique(), 'patient')}"),
+            ("patches", f"{patches:,}"),
+            (
+                "labels",
+                f"{non_idc:,} non-IDC, {idc:,} IDC, {unknown:,} unknown",
+            ),
             ("unannotated", f"tissue without outline: {report.unannotated}"),
             ("resolution", f"{info.mpp:g} um/px, {info.patch_px} px a side"),
             ("table", report.table),
@@ -208,7 +212,7 @@ def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
         counts = f"{row.idc} IDC, {row.non_idc} non-IDC, {row.unknown} unknown"
         yield f"  {row.patient}/{row.slide}: {counts}"
     if len(packed) > _NUM_SHOWN:
-        yield f"  and {len(packed) - _NUM_SHOWN} more, in {report.table}"
+        yield f"  and {len(packed) - _NUM_SHOWN:,} more, in {report.table}"
     for reason in report.set_aside.values():
         yield f"left out: {reason}"
 
@@ -219,24 +223,24 @@ def _prepare_lines(report: "PrepareReport") -> Iterator[str]:
     yield from table_lines(
         [
             ("pack", report.pack),
-            ("patches", f"{report.num_patches} of {report.num_patients} patients"),
-            ("classes", f"{report.num_non_idc} non-IDC, {report.num_idc} IDC"),
+            ("patches", f"{report.num_patches:,} of {count(report.num_patients, 'patient')}"),
+            ("classes", f"{report.num_non_idc:,} non-IDC, {report.num_idc:,} IDC"),
             ("resolution", f"{info.mpp:g} um/px ({info.mpp_source})"),
             ("mean, std", f"{mean}, {std}"),
-            ("edge patches", f"{report.num_edge}, padded with white"),
+            ("edge patches", f"{report.num_edge:,}, padded with white"),
         ]
     )
     if report.num_other_files:
-        yield f"{report.num_other_files} files that are not PNG were ignored"
+        yield f"{count(report.num_other_files, 'file that is', 'files that are')} not PNG: ignored"
     yield from _issue_lines("left out", report.rejected, report.pack.with_name("rejected.csv"))
     yield from _issue_lines("unusual", report.flagged, report.pack.with_name("flagged.csv"))
 
 
 def _issue_lines(label: str, issues: "Sequence[FileIssue]", table: Path) -> Iterator[str]:
-    for reason, count in sorted(Counter(issue.reason for issue in issues).items()):
-        yield f"{label}: {count} x {reason}"
+    for reason, num in sorted(Counter(issue.reason for issue in issues).items()):
+        yield f"{label}: {num:,} x {reason}"
         of_reason = [issue for issue in issues if issue.reason == reason]
         for issue in of_reason[:_NUM_SHOWN]:
             yield f"  {issue.path}: {issue.detail}"
-        if count > _NUM_SHOWN:
-            yield f"  and {count - _NUM_SHOWN} more, in {table}"
+        if num > _NUM_SHOWN:
+            yield f"  and {num - _NUM_SHOWN:,} more, in {table}"

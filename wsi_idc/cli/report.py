@@ -14,7 +14,7 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
-from wsi_idc.plotting.number_format import count
+from wsi_idc.core.text import count
 
 _NUM_NAMED = 5  # largest number of pages that a note names
 
@@ -75,7 +75,7 @@ def report(
     num_patients = len({name.partition("/")[0] for name in result.pages})
     lines = [
         *map(str, result.pages.values()),
-        f"{result.csv}, {result.hdf5}, {result.patients}: {num_patients} patients",
+        f"{result.csv}, {result.hdf5}, {result.patients}: {count(num_patients, 'patient')}",
         f"open {result.index}",
     ]
     echo_result({**vars(result), "failed": failed}, lines, as_json=as_json)

@@ -6,6 +6,7 @@ import click
 
 from wsi_idc.cli.options import PATH, changed, logging_options, seed_option, with_default
 from wsi_idc.cli.output import echo
+from wsi_idc.core.text import count
 
 
 @click.command()
@@ -72,7 +73,8 @@ def synth(
         slides = write_slide_cohort(
             folder, num_slides=num_slides, num_patients=num_patients, seed=seed
         )
-        echo(f"{slides.manifest}: {len(slides.slides)} slides of {num_patients} patients")
+        num_slides_text = count(len(slides.slides), "slide")
+        echo(f"{slides.manifest}: {num_slides_text} of {count(num_patients, 'patient')}")
         echo(f"{slides.annotations}: outlines of tumor and normal tissue")
     elif folder is not None:
         from wsi_idc.synthetic.cohort import write_cohort
@@ -81,6 +83,7 @@ def synth(
             folder, num_patients=num_patients, patches_per_patient=patches_per_patient, seed=seed
         )
         echo(
-            f"{folder}: {summary.patches} patches of {summary.patients} synthetic patients, "
-            f"{summary.idc_patches} of them IDC, {summary.edge_patches} edge patches"
+            f"{folder}: {count(summary.patches, 'patch', 'patches')} of "
+            f"{count(summary.patients, 'synthetic patient')}, "
+            f"{summary.idc_patches:,} of them IDC, {summary.edge_patches:,} at an edge"
         )

@@ -10,6 +10,7 @@ import click
 from wsi_idc.cli.options import PATH, config_options, output_options, run_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
+from wsi_idc.core.text import count
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import DEFAULT
 
@@ -139,10 +140,9 @@ def _log_inputs(config: TrainConfig, pack: "Pack", split: "Split", run: "Run") -
 def _split_lines(spec: str, table: Any) -> Iterator[str]:
     yield f"split: {spec}"
     for role, row in table.iterrows():
-        yield (
-            f"  {role:<8} {row.patients:5.0f} patients {row.patches:7.0f} patches, "
-            f"{row.idc_fraction:.1%} IDC"
-        )
+        patients = count(int(row.patients), "patient")
+        patches = count(int(row.patches), "patch", "patches")
+        yield f"  {role:<8} {patients:>14} {patches:>15}, {row.idc_fraction:.1%} IDC"
     if "left out" in table.index and spec == "canonical":
         yield "  (left out: not in the published lists; --split canonical+unlisted trains on them)"
 

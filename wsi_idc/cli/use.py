@@ -32,4 +32,5 @@ def use(run: Path) -> None:
     (path,) = find_checkpoints([run])
     set_default(DEFAULT_RUNS, None if str(run) == BUNDLED else run)
     named = "no longer exists" if str(run) == BUNDLED else f"names {run}"
-    echo(f"default checkpoint: {path}; {DEFAULT_RUNS / DEFAULT} {named}")
+    echo(f"default checkpoint: {path}")
+    echo(f"{DEFAULT_RUNS / DEFAULT} {named}")

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from wsi_idc.core.text import wrap_for_terminal
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -27,7 +29,7 @@ class _AboveBar(logging.Handler):
     """Log handler that writes lines to standard error, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(wrap_for_terminal(self.format(record), sys.stderr), file=sys.stderr)
 
 
 def set_up_logging(verbosity: int) -> None:

@@ -24,6 +24,7 @@ from wsi_idc.core.constants import CLASS_NAMES, POSSIBLE_MPP
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import atomic_write, safe_filename
 from wsi_idc.core.hdf5 import DatasetSpec
+from wsi_idc.core.text import count
 from wsi_idc.data.packed_slides import (
     Overview,
     PackedSlide,
@@ -254,8 +255,9 @@ class Pack:
         if patient not in self.patients:
             sample = ", ".join(self.patients[:5])
             raise DataError(
-                f"no patient {patient!r} in {self.path}; it has {len(self.patients)} patients, "
-                f"such as {sample}; wsi-idc info --json {self.path} lists all patients"
+                f"no patient {patient!r} in {self.path}; it has "
+                f"{count(len(self.patients), 'patient')}, such as {sample}; "
+                f"wsi-idc info --json {self.path} lists all patients"
             )
         rows = np.flatnonzero(self.index["patient"] == self.patients.index(patient))
         if slide is None:

@@ -18,6 +18,7 @@ from wsi_idc.core.constants import ROLES
 from wsi_idc.core.csv_table import read_csv_table
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import regular_file
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def _default(table: pd.DataFrame) -> str:
     if fraction >= _MIN_LISTED_FRACTION and set(listed) == set(ROLES):
         has_few_others = fraction >= _MIN_LISTED_WITHOUT_OTHERS
         spec = "canonical" if has_few_others else "canonical+unlisted"
-    reason = f"{len(listed)} of {len(table)} patients are in the published lists"
+    reason = f"{len(listed)} of {count(len(table), 'patient')} are in the published lists"
     logger.info("split auto: %s, because %s", spec, reason)
     return spec
 
@@ -190,8 +191,8 @@ def _from_csv(path: Path, table: pd.DataFrame) -> dict[str, str]:
             raise DataError(f"{path}: patient {patient!r} has more than one split; keep one row")
     if unknown := sorted(set(roles).difference(table.index)):
         raise DataError(
-            f"{path}: {len(unknown)} patients are not in the data, such as {unknown[0]!r}; "
-            "correct or remove these ids"
+            f"{path}: {count(len(unknown), 'patient is', 'patients are')} not in the data, "
+            f"such as {unknown[0]!r}; correct or remove these ids"
         )
     return roles
 

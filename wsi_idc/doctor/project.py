@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsi_idc.core.constants import DEFAULT_RUNS
+from wsi_idc.core.constants import DEFAULT_RUNS, SHORT_SHA
 from wsi_idc.core.errors import DataError, RunError
+from wsi_idc.core.text import count_patches
 from wsi_idc.data.open_data import default_data, find_pack, find_patch_tree
 from wsi_idc.data.patch_index import has_patches
 from wsi_idc.data.patch_store import FolderStore
@@ -33,10 +34,10 @@ def data(data_path: Path | None) -> Iterator[CheckResult]:
         yield CheckResult("data", "cannot be used", PROBLEM, str(error))
         return
     if pack is not None:
-        num_patients, info = len(pack.patients), pack.info
-        size = f"{len(pack)} patches of {num_patients} patients, {info.patch_px} px"
-        yield CheckResult("data", f"{pack.path}, {size} at {info.mpp:g} um/px")
-        yield CheckResult("data fingerprint", info.source_fingerprint)
+        size, info = count_patches(len(pack), len(pack.patients)), pack.info
+        text = f"{pack.path}, {size}, {info.patch_px} px at {info.mpp:g} um/px"
+        yield CheckResult("data", text)
+        yield CheckResult("data fingerprint", info.source_fingerprint[:SHORT_SHA])
     elif tree.is_dir() and not has_patches(FolderStore(tree)):
         yield CheckResult("data", f"{tree} holds neither a pack nor patches", PROBLEM, _HOW)
     else:

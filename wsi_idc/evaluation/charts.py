@@ -13,11 +13,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE, TITLES
+from wsi_idc.core.text import count
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics import bootstrap
 from wsi_idc.metrics.classification import ECE_BINS, ece_bin, safe_divide
 from wsi_idc.plotting.colors import INK, LABEL_COLORS
-from wsi_idc.plotting.number_format import count, interval, number, percent, signed
+from wsi_idc.plotting.number_format import interval, number, percent, signed
 from wsi_idc.plotting.style import ACCENT, GRAY, GRID, OTHER, printable, say_none
 
 BORDER_TITLES = {
@@ -285,7 +286,7 @@ def _draw_sorted(
     mean = _with_interval(*(statistics[key] for key in ("mean", "low", "high")))
     median, num_undefined = number(statistics["median"]), len(table) - len(ordered)
     undefined = f"; {num_undefined} without a value" if num_undefined else ""
-    of_patients = count(len(ordered), "patient", "patients")
+    of_patients = count(len(ordered), "patient")
     ax.set_title(f"{title} of {of_patients}: mean {mean}, median {median}{undefined}")
 
 

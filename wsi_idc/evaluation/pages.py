@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsi_idc.core.metric_table import HEADLINE_METRICS, SMALLER_IS_BETTER, TITLES
+from wsi_idc.core.text import count
 from wsi_idc.evaluation.charts import draw_row_grid, marker_areas
 from wsi_idc.evaluation.compare import MEASURED, PUBLISHED, UNRANKED, Comparison
 from wsi_idc.metrics.bootstrap import MIN_PATIENTS
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import write_figures, write_page
-from wsi_idc.plotting.number_format import count, number, signed
+from wsi_idc.plotting.number_format import number, signed
 from wsi_idc.plotting.style import ACCENT, GRAY, OTHER, printable, say_none
 
 _NUM_NAMED = 3
@@ -35,7 +36,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
     """
     drawings = {draw.__name__: partial(draw, comparison) for draw in (differences, paired_patients)}
     metrics = records(comparison.metrics)
-    patients = count(comparison.num_patients, "patient", "patients")
+    patients = count(comparison.num_patients, "patient")
     patches = count(comparison.num_patches, "patch", "patches")
     write_page(
         out / "comparison.html",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from wsi_idc.core.constants import DEFAULT_REPORT, EVALUATION_PAGE
 from wsi_idc.core.metric_table import HEADLINE_METRICS, METRIC_TABLE
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.cam_quality import cam_quality, cam_quality_chart
 from wsi_idc.evaluation.charts import BORDER_TITLES, CHARTS
@@ -24,7 +25,6 @@ from wsi_idc.evaluation.robustness import robustness, robustness_chart
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import records
 from wsi_idc.plotting.html import remove_figures, write_figures, write_page
-from wsi_idc.plotting.number_format import count
 from wsi_idc.plotting.page_links import link_patients, model_key
 from wsi_idc.training.logger import draw_curves
 from wsi_idc.training.runs import Run
@@ -138,7 +138,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
     name = f"{members[0]['architecture']} ({members[0]['checkpoint'] or 'not in a file'})"
     facts = [
         f"{evaluation.split} patients",
-        count(evaluation.num_patients, "patient", "patients"),
+        count(evaluation.num_patients, "patient"),
         count(evaluation.num_patches, "patch", "patches"),
         *["8 views per patch"] * method["tta"],
         *["smoothed"] * method["smooth"],

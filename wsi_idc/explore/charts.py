@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.pixel_statistics import CHANNELS
 from wsi_idc.explore.quality import MAX_ABS_Z, MIN_PATCHES_FOR_STAIN
 from wsi_idc.explore.tables import LABEL_COLUMNS, Description, label_names
 from wsi_idc.plotting.colors import INK, LABEL_COLORS
-from wsi_idc.plotting.number_format import count as counted
 from wsi_idc.plotting.style import printable, say_none
 
 _CHANNEL_COLORS = {"red": "#c2410c", "green": "#2a9d6f", "blue": "#2f6db3"}
@@ -61,7 +61,7 @@ def idc_fraction(description: Description, pack: Pack) -> Figure:
         _mark_median(ax, float(np.median(values)), "{:.2f}")
     else:
         say_none(ax, "no patient has a known label")
-    ax.set(title=f"IDC fraction of {counted(len(values), 'patient', 'patients')}", xlim=(0, 1))
+    ax.set(title=f"IDC fraction of {count(len(values), 'patient')}", xlim=(0, 1))
     ax.set(xlabel="IDC fraction of the patient's labelled patches", ylabel="patients")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -78,8 +78,8 @@ def patches_per_patient(description: Description, pack: Pack) -> Figure:
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.xaxis.set_minor_formatter("" if bins[-1] > 10 * bins[0] else StrMethodFormatter("{x:,.0f}"))
     _mark_median(ax, float(np.median(values)), "{:,.0f}")
-    patches = counted(int(values.sum()), "patch", "patches")
-    ax.set(title=f"{patches} of {counted(len(values), 'patient', 'patients')}")
+    patches = count(int(values.sum()), "patch", "patches")
+    ax.set(title=f"{patches} of {count(len(values), 'patient')}")
     ax.set(xlabel="patches of a patient (logarithmic)", ylabel="patients")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -107,7 +107,7 @@ def sizes(description: Description, pack: Pack) -> Figure:
                 marks = ax.scatter(x, y, area[rows], color, alpha=0.8, label=name)
                 marks.set(edgecolor=INK, linewidth=0.5)
         most = small.iloc[int(small["patches"].argmax())]
-        patches = counted(int(most["patches"]), "patch", "patches")
+        patches = count(int(most["patches"]), "patch", "patches")
         ax.set_xlabel(f"width, px\n(most often {most['width']} x {most['height']} px: {patches})")
         # The legend is outside: inside the axes the legend could cover a mark or its label.
         title = "Area of a mark: number of patches"

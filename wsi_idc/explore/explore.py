@@ -10,6 +10,7 @@ import pandas as pd
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import ensure_writable, write_json, write_text
+from wsi_idc.core.text import count_patches
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.charts import CHARTS
 from wsi_idc.explore.patch_figures import PATCH_FIGURES, augmentation, samples
@@ -96,7 +97,7 @@ def _write_page(
         ("stain outliers", ", ".join(stains) or "none"),
         ("near duplicates", f"{summary['near_duplicates']['patches']} patches"),
     ]
-    facts = f"{summary['patches']:,} patches of {summary['patients']:,} patients, "
+    facts = f"{count_patches(summary['patches'], summary['patients'])}, "
     facts += f"{summary['patch_px']} px at {summary['mpp']:g} µm/px ({summary['mpp_source']})"
     write_page(
         path, "explore/templates/index.html", facts=facts, totals=totals, uris=uris, tables=shown

@@ -22,7 +22,7 @@ from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.map_reader import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE, map_path
-from wsi_idc.maps.map_writer import LOCK_TIMEOUT_SECONDS, MapReport, map_writers
+from wsi_idc.maps.map_writer import LOCK_TIMEOUT_SECONDS, MapReport, image_bytes, map_writers
 from wsi_idc.maps.patient_file import write_patient_file
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
 from wsi_idc.maps.plan import DONE, TO_DO, PlannedMap, map_state
@@ -169,9 +169,9 @@ class MapBuilder:
         memory_bytes = 2 * num_bytes + _BUFFER_BYTES
         if self.cam is not None:
             cam_cells = math.prod(self._cam_shape(patch_px=patches.patch_px))
-            num_bytes += 4 * cam_cells * (num_patches + num_cells)
+            num_bytes += 4 * cam_cells * 2 * num_patches  # the mosaic is compressed: no empty cells
         if with_image:
-            num_bytes += 3 * patches.cell_px**2 * num_cells
+            num_bytes += image_bytes(patches)
         return PlannedMap(
             patient=patches.patient,
             state=map_state(self.out, name, key, data=data, overwrite=self.overwrite),

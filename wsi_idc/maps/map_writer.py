@@ -20,7 +20,7 @@ from wsi_idc.core.files import atomic_write
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
 from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
-from wsi_idc.maps.patient_map import PatientMap, SlideView
+from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.runtime.prefetch import rebatch
 
 logger = logging.getLogger(__name__)
@@ -251,6 +251,13 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
         # Writing complete chunks takes 40 % less time than image[...] = strip.
         for index, strip in zip(used, strips.reshape(len(used), -1), strict=True):
             image.id.write_direct_chunk((int(row) * side, int(index) * wide * side, 0), strip)
+
+
+def image_bytes(patches: PatientPatches) -> int:
+    """Return the size of the picture in a map file; the file has only chunks with a patch."""
+    wide = min(patches.shape[1], _CELLS_PER_CHUNK)
+    num_chunks = len(np.unique(patches.row_col // (1, wide), axis=0))
+    return 3 * patches.cell_px**2 * wide * num_chunks
 
 
 @dataclass

@@ -43,10 +43,5 @@ def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -
     return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
 
 
-def count(value: int, singular: str, plural: str) -> str:
-    """Format a count with its noun, such as "1 patch" or "2 patches"."""
-    return f"{value:,} {singular if value == 1 else plural}"
-
-
 def _is_none(value: float | None) -> bool:
     return value is None or math.isnan(value)

@@ -13,12 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NO_ROLE
+from wsi_idc.core.text import count
 from wsi_idc.maps.cohort import MIXED, num_models
 from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.html import grid_uri, page_template, tissue_uri
-from wsi_idc.plotting.number_format import area, count, number, percent
+from wsi_idc.plotting.number_format import area, number, percent
 from wsi_idc.plotting.page_links import model_tag
 from wsi_idc.plotting.raster import color_table
 from wsi_idc.report.layers import PageLayer, crop_image, hex_colors
@@ -147,7 +148,7 @@ def _cards_page(
     maps = pd.DataFrame([slide.row for card in cards for slide in card.slides or (card,)])
     num, thresholds = num_models(maps), maps["threshold"].unique()
     roles = Counter(card.role for card in cards)
-    totals = [count(len(cards), noun, f"{noun}s")]
+    totals = [count(len(cards), noun)]
     totals += _totals([card.row for card in patients], has_medians=num == 1 and noun == "patient")
     return page_template(f"report/templates/{template}.html").render(
         patient=patients[0].row["patient"],

@@ -1,0 +1,34 @@
+"""Tests of counts with nouns, and of lines that fit a terminal."""
+
+import io
+
+import pytest
+
+from wsi_idc.core.text import count, count_patches, wrap_for_terminal
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_noun_of_one_thing_is_singular() -> None:
+    assert count(1, "patient") == "1 patient"
+    assert count(0, "patient") == "0 patients"
+    assert count(1234, "patch", "patches") == "1,234 patches"
+    assert count_patches(1, 1) == "1 patch of 1 patient"
+
+
+def test_a_terminal_gets_a_long_line_in_parts_and_a_log_in_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/a/path/of/more/than/eighty/characters" * 3
+    line = f"checkpoint: {path} (as given, because the option --checkpoint names this file)"
+    assert wrap_for_terminal(line, io.StringIO()) == line
+    assert wrap_for_terminal("a line of 80 columns".ljust(80), _Terminal()) == (
+        "a line of 80 columns".ljust(80)
+    )
+    parts = wrap_for_terminal(line, _Terminal()).split("\n")
+    assert " ".join(part.strip() for part in parts) == line
+    assert [part for part in parts if len(part) > 80] == [f"  {path}"]

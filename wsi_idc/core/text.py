@@ -1,0 +1,34 @@
+"""Text of messages: a count with its noun, and lines that fit a terminal."""
+
+import shutil
+import textwrap
+from typing import TextIO
+
+
+def count(value: int, singular: str, plural: str = "") -> str:
+    """Format a count with its noun, such as "1 patch" or "2 patches".
+
+    Args:
+        value: Number of things; the text has a comma after the thousands.
+        singular: Noun of one thing.
+        plural: Noun of several things; if it is empty, ``singular`` gets an "s".
+    """
+    return f"{value:,} {singular if value == 1 else plural or f'{singular}s'}"
+
+
+def count_patches(num_patches: int, num_patients: int) -> str:
+    """Format the size of a data set, such as "2 patches of 1 patient"."""
+    return f"{count(num_patches, 'patch', 'patches')} of {count(num_patients, 'patient')}"
+
+
+def wrap_for_terminal(line: str, stream: TextIO) -> str:
+    """Break a message between words where a terminal would break it inside a word.
+
+    A path or another long word stays in one piece. If ``stream`` is not a terminal, the line stays
+    in one piece, so that a log has one line for each message.
+    """
+    width = shutil.get_terminal_size().columns if stream.isatty() else 0
+    if not 0 < width < len(line):
+        return line
+    words = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, width, subsequent_indent="  ", **words)  # type: ignore[arg-type]
