@@ -58,7 +58,7 @@ Result = TypeVar("Result")
 @click.option(
     "--cam",
     is_flag=True,
-    help="Also measure CAMs: the log odds fall if the part with the largest CAM is hidden.",
+    help="Also measure CAMs: how far the log odds of IDC fall if the marked part is hidden.",
 )
 @resample_options
 @compute_options

@@ -1,4 +1,4 @@
-"""Measure CAMs: is the part that a CAM marks the part that the classifier uses?"""
+"""Measure whether a CAM marks the part of a patch that the classifier uses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +23,8 @@ from wsi_idc.models.cam import CamSpec
 from wsi_idc.runtime.device import DeviceConfig
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5)
-NUM_PATCHES = 500  # of each class
-_REPORTED = 0.2  # fraction of the patch that the summary uses
+NUM_PATCHES = 500  # per class
+_REPORTED = 0.2  # hidden fraction of the patch for the value ``fall``
 Patches = NDArray[np.uint8]
 PredictFn = Callable[[Patches], RawPrediction]
 
@@ -37,16 +37,16 @@ class CamQuality:
         method: Method and layer of the CAM.
         grid: Rows and columns of a CAM.
         num_idc, num_other: Number of measured patches of each class.
-        fall: Mean fall of the log odds of IDC patches when the fifth of the patch with the largest
-            CAM is hidden, minus the fall when a random fifth is hidden.
+        fall: Fall of the log odds of IDC if the fifth of a patch with the largest CAM is hidden,
+            minus the fall if a random fifth is hidden; mean over the IDC patches.
         area: Mean of this difference over all fractions of ``curve``.
-        other_brightness: Mean CAM of the other patches divided by the mean CAM of IDC patches.
+        other_brightness: Mean CAM of non-IDC patches divided by the mean CAM of IDC patches.
         rim_excess: Mean CAM of the outer cells of IDC patches divided by the mean of the inner
             cells, minus 1; NaN if there are no inner cells.
         flip_stability: Mean correlation between the CAM of an IDC patch and the CAMs of its 7
-            flipped and turned copies, after these CAMs are flipped and turned back.
-        curve: Table with a row per hidden fraction: ``fraction``, and the mean falls of the log
-            odds ``top`` and ``random``.
+            flipped or rotated copies. These CAMs are flipped or rotated back first.
+        curve: One row per hidden fraction. Columns: ``fraction``; ``top`` and ``random``, mean fall
+            of the log odds if the part with the largest CAM or a random part is hidden.
     """
 
     method: str
@@ -61,7 +61,7 @@ class CamQuality:
     curve: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON."""
+        """Return the values as a dict for JSON."""
         values = asdict(self) | {"grid": list(self.grid), "curve": None}
         return {**nan_to_none(values), "curve": records(self.curve)}
 
@@ -79,15 +79,15 @@ def cam_quality(
 ) -> CamQuality:
     """Measure the CAMs of at most ``num_patches`` random patches of each class.
 
-    Hidden px get the mean color of their patch. Random parts are the px with the largest values of
-    random numbers on the grid of the CAM, enlarged like the CAM (Samek et al. 2017,
-    doi:10.1109/TNNLS.2016.2599820, compare a heat map with random parts in the same way).
+    Hidden px get the mean color of their patch. A random part has the largest of random numbers on
+    the grid of the CAM, enlarged as the CAM is. Samek et al. (2017,
+    doi:10.1109/TNNLS.2016.2599820) also compare a heat map with random parts.
 
     Args:
-        predictor: Predictor to measure, without its test-time augmentation. With several
-            checkpoints, the CAM is their mean.
+        predictor: Predictor to measure; its test-time augmentation is not used. With several
+            checkpoints, their mean CAM is measured.
         pack: Pack with the patches.
-        patients: Patients whose labeled patches are drawn.
+        patients: Patients from whose labelled patches the random patches are drawn.
         device_config: Device and precision.
         batch_size: Largest number of patches in a batch.
         cam: Method, layer and class of the CAM; None: the default CAM of ``map``.
@@ -139,7 +139,7 @@ def cam_quality(
 def _drawn_patches(
     pack: Pack, patients: list[str], num_patches: int, rng: np.random.Generator
 ) -> tuple[Patches, Patches]:
-    """Return random patches of IDC and of the other class, each shape (n, H, W, 3)."""
+    """Return random patches of IDC and of non-IDC, two arrays of shape (n, H, W, 3)."""
     label, members = pack.index["label"].to_numpy(), np.isin(pack.patient_of, patients)
     drawn = []
     for is_class in (label == IDC, (label >= 0) & (label != IDC)):
@@ -185,14 +185,14 @@ def _falls(
 
 
 def _flip_stability(predict: PredictFn, patches: Patches, maps: NDArray[np.float32]) -> float:
-    """Return the mean correlation between CAMs and the CAMs of flipped and turned patches."""
+    """Return the mean correlation between CAMs and the CAMs of flipped and rotated patches."""
     images = torch.from_numpy(patches).permute(0, 3, 1, 2)
     correlations = []
     for view in range(1, NUM_DIHEDRAL):
         turned = _turn(images, view).permute(0, 2, 3, 1).contiguous().numpy()
         back = _turn(torch.from_numpy(_cams(predict(turned)))[:, None], INVERSE_DIHEDRAL[view])
         correlations.append(_correlation(maps, back[:, 0].numpy()))
-    # A CAM without variation has no correlation.
+    # The correlation of a constant CAM is NaN.
     return float(np.nanmean(correlations)) if np.isfinite(correlations).any() else np.nan
 
 

@@ -60,7 +60,7 @@ def evaluate_into(
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
         with_robustness: Evaluate changed patches too, as ``robustness`` does.
-        with_cam: Measure CAMs too, as ``cam_quality`` does.
+        with_cam: Measure the CAMs too, as ``cam_quality`` does.
         settings: Further keyword arguments of ``evaluate``.
 
     Raises:

@@ -92,7 +92,7 @@ class Evaluation:
         bands: ROC and PR curve with 95 % confidence bands; None if all labels are equal.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
-        cam: Quality of the CAMs; None if it was not measured.
+        cam: Quality of the CAMs; None if the CAMs were not measured.
         robustness: One row per change of the patches, as ``robustness.robustness`` returns it;
             None if only unchanged patches were evaluated.
     """
