@@ -1,10 +1,10 @@
-"""Tests of counts with nouns, and of lines that fit a terminal."""
+"""Tests of counts with nouns, lists of names, and lines that fit a terminal."""
 
 import io
 
 import pytest
 
-from wsi_idc.core.text import count, count_patches, wrap_for_terminal
+from wsi_idc.core.text import count, count_patches, shorten_list, wrap_for_terminal
 
 
 class _Terminal(io.StringIO):
@@ -17,6 +17,11 @@ def test_the_noun_of_one_thing_is_singular() -> None:
     assert count(0, "patient") == "0 patients"
     assert count(1234, "patch", "patches") == "1,234 patches"
     assert count_patches(1, 1) == "1 patch of 1 patient"
+
+
+def test_a_long_list_of_names_is_shortened() -> None:
+    assert shorten_list(["a", "b"]) == "a, b"
+    assert shorten_list([1, 2, 3], max_num=2) == "1, 2 and 1 more"
 
 
 def test_a_terminal_gets_a_long_line_in_parts_and_a_log_in_one(

@@ -26,7 +26,7 @@ from wsi_idc.cli.options import (
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.core.text import count
+from wsi_idc.core.text import count, shorten_list
 
 if TYPE_CHECKING:
     from wsi_idc.maps.builder import MapBuilder
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from wsi_idc.maps.plan import PlannedMap
 
 logger = logging.getLogger(__name__)
-_NUM_SHOWN = 5
 _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 
 
@@ -237,10 +236,8 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
         yield "such maps can be wrong everywhere: compare stain, scanner, focus and resolution"
         yield "with the training data, or train on such tissue"
     if report.kept:
-        names = ", ".join(list(report.kept)[:_NUM_SHOWN])
-        names += ", ..." if len(report.kept) > _NUM_SHOWN else ""
         settings = "because checkpoint, settings and data are the same"
-        yield f"{len(report.kept)} kept, {settings}: {names}"
+        yield f"{len(report.kept)} kept, {settings}: {shorten_list(report.kept)}"
     if not (report.made or report.failed):
         yield "nothing to compute"
 

@@ -14,9 +14,7 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_REPORT
-from wsi_idc.core.text import count
-
-_NUM_NAMED = 5  # largest number of pages that a note names
+from wsi_idc.core.text import count, shorten_list
 
 
 @click.command()
@@ -82,8 +80,7 @@ def report(
     for reason in failed.values() if not as_json else ():
         echo_note(f"not in the report: {reason}")
     if result.stale:
-        names = ", ".join(map(str, result.stale[:_NUM_NAMED]))
-        more = ", ..." if len(result.stale) > _NUM_NAMED else ""
         pages = count(len(result.stale), "page of a map that is", "pages of maps that are")
-        echo_note(f"kept {pages} not in this report; remove the outdated ones: {names}{more}")
+        names = shorten_list(result.stale)
+        echo_note(f"kept {pages} not in this report; remove the outdated ones: {names}")
     raise_if_any(failed, len(paths), "maps are not in the report")

@@ -1,7 +1,8 @@
-"""Text of messages: a count with its noun, and lines that fit a terminal."""
+"""Text of messages: a count with its noun, a list of names, and lines that fit a terminal."""
 
 import shutil
 import textwrap
+from collections.abc import Iterable
 from typing import TextIO
 
 
@@ -32,3 +33,10 @@ def wrap_for_terminal(line: str, stream: TextIO) -> str:
         return line
     words = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.fill(line, width, subsequent_indent="  ", **words)  # type: ignore[arg-type]
+
+
+def shorten_list(names: Iterable[object], *, max_num: int = 5) -> str:
+    """Join the first names for a message; for the other names, add a text such as "and 7 more"."""
+    texts = [str(name) for name in names]
+    num_more = len(texts) - max_num
+    return ", ".join(texts[:max_num]) + (f" and {num_more} more" if num_more > 0 else "")

@@ -22,6 +22,7 @@ from wsi_idc.core.files import starts_with, write_text
 from wsi_idc.core.locks import locked
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
+from wsi_idc.core.text import shorten_list
 from wsi_idc.data.pack import MAX_PATCHES, PackInfo, write_pack
 from wsi_idc.data.pixels import channel_statistics
 from wsi_idc.data.prepare import check_arguments
@@ -39,7 +40,6 @@ RESAMPLED = "resampled"  # origin of the mpp of patches that were cut from slide
 _BLOCK_PATCHES = 4096
 _CORES_PER_SLIDE = 4
 _MAX_ANNOTATION_FILES = 4  # files read at once; a file of 5 million points takes about 1 GB
-_MAX_NAMED = 5  # maximum number of slides that a message names
 _MIN_SLIDES_AT_ONCE = 2  # while one slide is read, the tissue of the next slide is found
 
 
@@ -214,9 +214,9 @@ def _warn_without_file(cutter: SlideCutter, rows: Sequence[ManifestRow], chosen:
     missing = [row.slide_name for row in rows if cutter.annotation_file(row) is None]
     if missing and len(missing) < len(rows):
         logger.warning(
-            "%d of %d slides have no annotation file, so all their tissue is %s: %s%s",
+            "%d of %d slides have no annotation file, so all their tissue is %s: %s",
             *(len(missing), len(rows), "left out" if chosen == "skip" else chosen),
-            *(", ".join(missing[:_MAX_NAMED]), ", ..." if len(missing) > _MAX_NAMED else ""),
+            shorten_list(missing),
         )
 
 

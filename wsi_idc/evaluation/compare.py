@@ -19,6 +19,7 @@ from wsi_idc.core.csv_table import csv_text, plain_cell
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import parse_json, regular_file, write_json, write_text
 from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
+from wsi_idc.core.text import shorten_list
 from wsi_idc.evaluation.results import PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.bootstrap import MIN_PATIENTS
@@ -26,7 +27,6 @@ from wsi_idc.metrics.bootstrap import MIN_PATIENTS
 _KEY = ["patient", "slide", "x", "y"]  # without slides, the tables have no column slide
 _COLUMNS = ("probability", "probability_smoothed")
 _TABLES = ("metrics", "patients")
-_MAX_NAMED = 5
 _COMPARISON_JSON = "comparison.json"
 # Arguments of ``core.files.ensure_writable`` for the folder of a comparison.
 COMPARISON_FILES = {
@@ -198,7 +198,7 @@ def _check_same(a: Predictions, b: Predictions) -> None:
     patients_a, patients_b = set(a.table["patient"]), set(b.table["patient"])
     if patients_a != patients_b:
         unmatched = [
-            f"{len(only)} are only in {predictions.folder} ({_first_names(only)})"
+            f"{len(only)} are only in {predictions.folder} ({shorten_list(sorted(only))})"
             for predictions, only in ((a, patients_a - patients_b), (b, patients_b - patients_a))
             if only
         ]
@@ -212,15 +212,11 @@ def _check_same(a: Predictions, b: Predictions) -> None:
             "evaluate both on the same data"
         )
     if (differs := a.table["label"] != b.table["label"]).any():
+        names = shorten_list(sorted(set(a.table["patient"][differs])))
         raise DataError(
             f"{a.folder} and {b.folder} have {int(differs.sum())} patches with different labels "
-            f"({_first_names(set(a.table['patient'][differs]))}); evaluate both on the same data"
+            f"({names}); evaluate both on the same data"
         )
-
-
-def _first_names(names: set[str]) -> str:
-    more = ", ..." if len(names) > _MAX_NAMED else ""
-    return ", ".join(sorted(names)[:_MAX_NAMED]) + more
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
+from wsi_idc.core.text import shorten_list
 from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
 from wsi_idc.models.registry import ARCHITECTURES, architecture
 
-_MAX_NAMED = 3
 # Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # Names in torchvision's DenseNet files have a dot that the names in its code do not have.
@@ -164,8 +164,7 @@ def _set_weights(
         if name in own and value.shape != own[name].shape
     ]
     if mismatches:
-        num_more = len(mismatches) - _MAX_NAMED
-        listed = ", ".join(mismatches[:_MAX_NAMED]) + f" and {num_more} more" * (num_more > 0)
+        listed = shorten_list(mismatches, max_num=3)
         raise CheckpointError(f"{path}: not weights of {arch.name}: {listed}; {remedy}")
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise CheckpointError(f"{path}: a weight is not a finite number; {remedy}")

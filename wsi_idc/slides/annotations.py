@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DataError, SlideError
+from wsi_idc.core.text import shorten_list
 from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.slides.annotation_files import parse_file
 from wsi_idc.slides.manifest import slide_stem
@@ -35,7 +36,6 @@ _MAX_COORDINATE = 1e9
 _MIN_ON_SLIDE = 0.5
 _FITS = 0.99  # outlines fit a frame if at least this share of their area is inside the frame
 _GRID_PX = 1e-3  # corners are rounded to this grid if rounding errors make an outline invalid
-_MAX_NAMED = 5  # maximum number of outlines that a message names
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.G
         else:
             parsed.skipped["outlines without an area"] += 1
     if repaired:
-        logger.info("%s: repaired outlines that cross themselves: %s", path, _shorten(repaired))
+        logger.info("%s: repaired outlines that cross themselves: %s", path, shorten_list(repaired))
     return built
 
 
@@ -205,11 +205,6 @@ def _polygon(rings: list[Ring]) -> list["shapely.Polygon"]:
 
 def _describe(outline: Outline) -> str:
     return f"{outline.place} ({outline.name or UNCLASSIFIED})"
-
-
-def _shorten(texts: Sequence[str]) -> str:
-    more = len(texts) - _MAX_NAMED
-    return ", ".join(texts[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _warn_skipped(path: Path, skipped: Counter[str]) -> None:
