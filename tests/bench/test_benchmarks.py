@@ -23,7 +23,16 @@ SMALL = {"num_patches": 80, "num_rounds": 1}
 @pytest.fixture(autouse=True)
 def _scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    for name in ("prepare", "loader", "map_stages", "all", "options", "tiles", "novelty"):
+    for name in (
+        "prepare",
+        "loader",
+        "map_stages",
+        "all",
+        "options",
+        "tiles",
+        "novelty",
+        "artifacts",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -102,3 +111,32 @@ def test_regions_of_a_slide_of_noise_are_novel(trained: Checkpoint, cohort: Pack
     )
     assert means.min() > 0.99
     assert len(means) == len(limits)
+
+
+def test_artifacts_are_drawn_on_a_pack(cohort: Pack, capsys, monkeypatch: pytest.MonkeyPatch):
+    import artifacts
+
+    arguments = ["--data", str(cohort.path), "--rounds", "1", "--patients", "1"]
+    monkeypatch.setattr(sys, "argv", ["artifacts.py", *arguments])
+    artifacts.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "%" in line]
+    found = {row[0].removeprefix("| "): row[2:] for row in rows if len(row) == 4 and "," in row[0]}
+    assert set(found) >= {f"{ink} pen, opaque" for ink in artifacts.INKS}
+    flags = [row[0].removeprefix("| ") for row in rows]
+    assert flags[-5:] == ["blur", "pen", "fold", "glass", "any"]
+
+
+def test_layers_of_a_fold_need_a_patch_each():
+    import artifacts
+
+    picture = np.full((500, 500, 3), 150, np.uint8)
+    has_patch = np.zeros((500, 500), np.uint8)
+    has_patch[:, :250] = 255
+    drawn = artifacts.draw(np.random.default_rng(1), picture, has_patch)
+    masks = {name: (image, mask) for name, _, image, mask in drawn}
+    image, mask = masks["fold of 3 layers"]
+    assert mask.any()
+    assert not mask[:, 250:].any()
+    # Optical densities of three layers add up.
+    assert np.median(image[mask > 0]) == int(256 * (151 / 256) ** 3 - 1)
+    assert (masks["fold of 2 layers"][1] >= mask).all()
